@@ -1,0 +1,26 @@
+//! The vocabulary and the rules of Portkeep, without any I/O.
+//!
+//! A **reservation** is a block of ports of one transport (or, with `both`, of
+//! TCP and UDP) in one network namespace, for IPv4 and IPv6 and all local
+//! addresses together, named by a [`Token`]. This crate holds what every other
+//! part must agree on: the types with those names, the structures that travel
+//! through `setsockopt` ([`wire`]), the token cipher ([`cipher`]) and a pure
+//! [`model`] of the whole facility that the kernel part is tested against.
+//!
+//! Every port in this crate is in host byte order.
+#![forbid(unsafe_code)]
+
+pub mod cipher;
+mod errno;
+pub mod model;
+mod ports;
+mod scope;
+mod token;
+mod transport;
+pub mod wire;
+
+pub use errno::Errno;
+pub use ports::{ParsePortsError, PortRange, PortRangeError};
+pub use scope::Scope;
+pub use token::Token;
+pub use transport::{Transport, Transports};

@@ -1,0 +1,1 @@
+//! The reference model: the whole facility as plain data and pure functions.

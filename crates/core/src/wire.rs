@@ -1,0 +1,203 @@
+//! The control codes and their structures, as `setsockopt(2)` and
+//! `getsockopt(2)` carry them at the level [`SOL_PORTKEEP`].
+//!
+//! The layouts are those of `crates/kernel/bpf/portkeep.h`, which has worked
+//! examples; a test of `portkeep-kernel` holds the two against each other.
+//! Every port is in host byte order.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The private level of `setsockopt` and `getsockopt`: "PK".
+pub const SOL_PORTKEEP: i32 = 0x504b;
+/// The version of these structures and of the maps.
+pub const ABI: u32 = 1;
+
+/// `setsockopt`: acquire a reservation, [`AcquireRequest`].
+pub const ACQUIRE: i32 = 100;
+/// `setsockopt`: release one, the token as a `u64`.
+pub const RELEASE: i32 = 101;
+/// `setsockopt`: associate this socket with one, the token as a `u64`.
+pub const ASSOCIATE: i32 = 102;
+/// `setsockopt`: choose what [`STATE`] shall tell, [`SelectRequest`].
+pub const SELECT: i32 = 103;
+/// `setsockopt`: mark a socket of the agent, [`AgentMark`].
+pub const AGENT: i32 = 104;
+/// `getsockopt`: which Portkeep this is, [`Version`].
+pub const VERSION: i32 = 200;
+/// `getsockopt`: what this socket's last [`ACQUIRE`] gave, [`Grant`].
+pub const GRANTED: i32 = 201;
+/// `getsockopt`: the reservation chosen with [`SELECT`], [`State`].
+pub const STATE: i32 = 202;
+
+/// Flag of a request: the same numbers for TCP and UDP, one token.
+pub const BOTH: u32 = 1;
+/// Flag of a request: consumed by association only (rule A7).
+pub const STRICT: u32 = 2;
+
+/// [`AcquireRequest::scope`]: the owner process.
+pub const SCOPE_PROCESS: u16 = 0;
+/// [`AcquireRequest::scope`]: the owner's real uid.
+pub const SCOPE_USER: u16 = 1;
+/// [`AcquireRequest::scope`]: a cgroup and all below it.
+pub const SCOPE_CGROUP: u16 = 2;
+
+/// State of a reservation: claimed, the agent is looking.
+pub const PENDING: u8 = 1;
+/// State of a reservation: in force.
+pub const ACTIVE: u8 = 2;
+/// State of a reservation: taken back by the agent.
+pub const REFUSED: u8 = 3;
+
+/// Most reservations one socket can own.
+pub const OWNED: usize = 128;
+
+/// What [`ACQUIRE`] asks for. A request may be cut to its first 8, 16 or 24
+/// bytes; what is missing counts as 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AcquireRequest {
+    /// First port, 0 for "the system chooses".
+    pub start: u16,
+    /// Number of ports, not 0.
+    pub count: u16,
+    /// [`BOTH`] and [`STRICT`].
+    pub flags: u32,
+    /// One of the `SCOPE_` constants.
+    pub scope: u16,
+    /// `start` shall be a multiple of this power of two; 0 and 1 are "any".
+    pub align: u16,
+    /// Must be 0.
+    pub zero: u32,
+    /// With [`SCOPE_CGROUP`]: id of the caller's cgroup or one above it, 0 for the caller's.
+    pub cgroup: u64,
+    /// Shown in listings; padded with zeros.
+    pub label: [u8; 24],
+}
+
+/// What [`GRANTED`] answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Grant {
+    /// The token.
+    pub token: u64,
+    /// First port.
+    pub start: u16,
+    /// Number of ports.
+    pub count: u16,
+    /// Bits of [`crate::Transports`].
+    pub transports: u8,
+    /// [`PENDING`], [`ACTIVE`] or [`REFUSED`].
+    pub state: u8,
+    /// Why it was refused, an error number.
+    pub error: u16,
+}
+
+/// [`SelectRequest::by`]: the reservation with this token.
+pub const BY_TOKEN: u16 = 1;
+/// [`SelectRequest::by`]: the one a port belongs to.
+pub const BY_PORT: u16 = 2;
+/// [`SelectRequest::by`]: the first one that starts at or after a port.
+pub const BY_NEXT: u16 = 3;
+/// [`SelectRequest::by`]: the n-th one this socket owns.
+pub const BY_INDEX: u16 = 4;
+/// [`SelectRequest::by`]: the one this socket is associated with.
+pub const BY_ASSOCIATED: u16 = 5;
+
+/// Which reservation [`STATE`] shall tell about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SelectRequest {
+    /// One of the `BY_` constants.
+    pub by: u16,
+    /// A port, or with [`BY_INDEX`] the index.
+    pub port: u16,
+    /// With [`BY_PORT`] and [`BY_NEXT`]: bit of [`crate::Transport`].
+    pub transport: u8,
+    /// Must be 0.
+    pub zero: [u8; 3],
+    /// With [`BY_TOKEN`].
+    pub token: u64,
+}
+
+/// What [`STATE`] answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct State {
+    /// The token, 0 unless the caller may consume the reservation.
+    pub token: u64,
+    /// Network namespace cookie (`SO_NETNS_COOKIE`).
+    pub netns: u64,
+    /// Id of the scope's cgroup, or of the owner's.
+    pub cgroup: u64,
+    /// When it was acquired, nanoseconds of `CLOCK_MONOTONIC`.
+    pub since: u64,
+    /// The owner process, as the first pid namespace numbers it.
+    pub pid: u32,
+    /// Its real uid when it acquired.
+    pub uid: u32,
+    /// First port.
+    pub start: u16,
+    /// Number of ports.
+    pub count: u16,
+    /// Bits of [`crate::Transports`].
+    pub transports: u8,
+    /// [`PENDING`], [`ACTIVE`] or [`REFUSED`].
+    pub state: u8,
+    /// One of the `SCOPE_` constants.
+    pub scope: u8,
+    /// [`STRICT`].
+    pub flags: u8,
+    /// Ports with at least one bound socket; TCP and UDP count apart.
+    pub bound: u32,
+    /// Why it was refused.
+    pub error: u16,
+    /// 0.
+    pub zero: u16,
+    /// Command name of the owner process, padded with zeros.
+    pub comm: [u8; 16],
+    /// The label, padded with zeros.
+    pub label: [u8; 24],
+}
+
+/// What [`VERSION`] answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Version {
+    /// [`ABI`] of the loaded kernel part.
+    pub abi: u32,
+    /// 1 while an agent runs.
+    pub agent: u32,
+    /// First port of the pool.
+    pub pool_first: u16,
+    /// Last port of the pool, 0 if there is none.
+    pub pool_last: u16,
+    /// Reservations on the whole machine.
+    pub reservations: u32,
+    /// Ports in them.
+    pub ports: u64,
+    /// When the kernel part was brought up, nanoseconds of `CLOCK_MONOTONIC`.
+    pub since: u64,
+}
+
+/// [`AgentMark::role`]: while this socket is open the agent counts as running.
+pub const AGENT_BEACON: u32 = 1;
+/// [`AgentMark::role`]: this socket may try reserved ports.
+pub const AGENT_PROBE: u32 = 2;
+
+/// What [`AGENT`] wants to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AgentMark {
+    /// The secret in the pinned `config` map.
+    pub secret: [u64; 2],
+    /// [`AGENT_BEACON`] or [`AGENT_PROBE`].
+    pub role: u32,
+    /// Must be 0.
+    pub zero: u32,
+}
+
+/// The text in a zero-padded field.
+pub fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}

@@ -1,0 +1,655 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The control codes: ACQUIRE, RELEASE and ASSOCIATE, and what getsockopt tells
+ * afterwards. The kernel holds the socket's lock while these programs run, so
+ * what a socket knows about itself has one writer.
+ */
+#ifndef PORTKEEP_CONTROL_H
+#define PORTKEEP_CONTROL_H
+
+#include "reservation.h"
+
+#define WILDCARD_TRIES 64
+
+/* TCP, UDP, or 0: every other kind of socket is refused. */
+__inline __u32 socket_transport(struct bpf_sock *sk)
+{
+	if (sk->family != AF_INET && sk->family != AF_INET6)
+		return 0;
+	if (sk->protocol == IPPROTO_TCP && sk->type == SOCK_STREAM)
+		return PORTKEEP_TCP;
+	if (sk->protocol == IPPROTO_UDP && sk->type == SOCK_DGRAM)
+		return PORTKEEP_UDP;
+	return 0;
+}
+
+/* The whole ACQUIRE, passed from step to step: the stack of a program and all it calls is 512 bytes. */
+struct acquisition {
+	struct portkeep_acquire ask;
+	struct span span;
+	__u64 token;
+	__u64 cgroup;
+	__u32 level;
+	__u32 pending;
+};
+
+__inline int all_zero_beyond(struct bpf_sockopt *ctx)
+{
+	__u8 *p = ctx->optval;
+
+	for (int i = sizeof(struct portkeep_acquire); i < 256; i++) {
+		if ((void *)(p + i + 1) > ctx->optval_end)
+			return 1;
+		if (p[i])
+			return 0;
+	}
+	return (void *)(p + 256) >= ctx->optval_end;
+}
+
+__inline int read_request(struct bpf_sockopt *ctx, struct portkeep_acquire *ask)
+{
+	void *in = ctx->optval, *end = ctx->optval_end;
+
+	if (in + 48 <= end) {
+		__builtin_memcpy(ask, in, 48);
+		return ctx->optlen == 48 || all_zero_beyond(ctx);
+	}
+	if (in + 24 <= end)
+		__builtin_memcpy(ask, in, 24);
+	else if (in + 16 <= end)
+		__builtin_memcpy(ask, in, 16);
+	else if (in + 8 <= end)
+		__builtin_memcpy(ask, in, 8);
+	else
+		return 0;
+	return ctx->optlen == 8 || ctx->optlen == 16 || ctx->optlen == 24;
+}
+
+__inline int request_valid(const struct portkeep_acquire *ask)
+{
+	if (!ask->count || (__u32)ask->start + ask->count > 65536)
+		return 0;
+	if (ask->flags & ~(PORTKEEP_BOTH | PORTKEEP_STRICT))
+		return 0;
+	if (ask->scope > PORTKEEP_SCOPE_CGROUP || ask->zero)
+		return 0;
+	if (ask->cgroup && ask->scope != PORTKEEP_SCOPE_CGROUP)
+		return 0;
+	if (ask->align & (ask->align - 1))
+		return 0;
+	return !ask->align || !(ask->start & (ask->align - 1));
+}
+
+/* The scope's cgroup must be the caller's own or one above it: nobody hands ports to strangers. */
+__noinline int find_cgroup(struct acquisition *a)
+{
+	__u64 own = bpf_get_current_cgroup_id();
+
+	if (!a)
+		return EINVAL;
+	a->cgroup = own;
+	a->level = 0;
+	if (a->ask.scope != PORTKEEP_SCOPE_CGROUP)
+		return 0;
+	if (a->ask.cgroup)
+		a->cgroup = a->ask.cgroup;
+	for (int level = 0; level < 64; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!id)
+			break;
+		if (id == a->cgroup) {
+			a->level = level;
+			return 0;
+		}
+	}
+	return EINVAL;
+}
+
+struct wildcard {
+	struct search search;
+	struct acquisition *a;
+	struct config *config;
+	struct space *space;
+	__u32 error;
+};
+
+static long wildcard_step(__u32 i, void *ctx)
+{
+	struct wildcard *w = ctx;
+	struct span *span = &w->a->span;
+	__u32 which = w->search.transports - 1, start;
+
+	w->error = ENOSPC;
+	if (which > 2)
+		return 1;
+	start = search_run(&w->search, w->config->pool_first, w->config->pool_last, w->space->cursor[which]);
+	if (!start)
+		return 1;
+	w->space->cursor[which] = start + w->search.count;
+	span->first = start;
+	span->last = start + w->search.count - 1;
+	w->error = span_claim(span);
+	/* Lost the block to another CPU between the search and the claim: once more. */
+	return w->error != EADDRINUSE;
+}
+
+/* Choose and claim a block of the pool. */
+__noinline int claim_wildcard(struct acquisition *a)
+{
+	struct wildcard w = { .a = a, .config = the_config(), .error = ENOSPC };
+
+	if (!a || !w.config)
+		return ENOMEM;
+	w.space = bpf_map_lookup_elem(&spaces, &a->span.netns);
+	if (!w.space)
+		return ENOMEM;
+	if (!w.config->pool_last)
+		return ENOSPC;
+	w.search.netns = a->span.netns;
+	w.search.transports = a->span.transports;
+	w.search.count = a->ask.count;
+	w.search.align = a->ask.align ? a->ask.align : 1;
+	search_prepare(&w.search);
+	bpf_loop(WILDCARD_TRIES, wildcard_step, &w, 0);
+	return w.error == EADDRINUSE ? ENOSPC : w.error;
+}
+
+__noinline int claim_specific(struct acquisition *a)
+{
+	struct config *c = the_config();
+	struct counters *k = the_counters();
+	__u32 first, last;
+
+	if (!a || !c || !k)
+		return ENOMEM;
+	first = a->ask.start;
+	last = first + a->ask.count - 1;
+	/* Pool ports are vacant unless claimed. Elsewhere the agent has to look, and without it nobody can. */
+	if (!c->pool_last || first < c->pool_first || last > c->pool_last) {
+		if (!k->agents)
+			return ENETDOWN;
+		a->pending = 1;
+	}
+	a->span.first = first;
+	a->span.last = last;
+	return span_claim(&a->span);
+}
+
+struct slot_search {
+	struct owner_state *owner;
+	struct config *config;
+	__u32 slot;
+};
+
+static long slot_step(__u32 i, void *ctx)
+{
+	struct slot_search *s = ctx;
+	struct owner_state *o = s->owner;
+	struct config *c = s->config;
+	__u32 slot = (o->hint + i) & (PORTKEEP_OWNED - 1);
+	__u64 token = o->token[slot];
+
+	if (token) {
+		__u32 id = token_id(c, token);
+		struct reservation *r = bpf_map_lookup_elem(&reservations, &id);
+
+		if (r && r->token == token && (r->gate || token == o->last))
+			return 0;
+		if (r && r->token == token)
+			reservation_end(id, token, 0);
+	}
+	s->slot = slot;
+	return 1;
+}
+
+/* A place in the socket's list, PORTKEEP_OWNED if it is full. */
+__noinline __u32 find_slot(struct owner_state *o)
+{
+	struct slot_search s = { .owner = o, .slot = PORTKEEP_OWNED };
+
+	if (!o)
+		return PORTKEEP_OWNED;
+	s.config = the_config();
+	if (!s.config)
+		return PORTKEEP_OWNED;
+	if (!o->token[o->hint & (PORTKEEP_OWNED - 1)])
+		return o->hint & (PORTKEEP_OWNED - 1);
+	bpf_loop(PORTKEEP_OWNED, slot_step, &s, 0);
+	return s.slot;
+}
+
+__noinline int enter_reservation(struct acquisition *a, __u32 slot)
+{
+	struct reservation r = {};
+
+	if (!a)
+		return ENOMEM;
+	r.token = a->token;
+	r.gate = a->pending ? ~a->token : a->token;
+	r.netns = a->span.netns;
+	r.cgroup = a->cgroup;
+	r.since = bpf_ktime_get_ns();
+	r.pid = bpf_get_current_pid_tgid() >> 32;
+	r.uid = (__u32)bpf_get_current_uid_gid();
+	r.start = a->span.first;
+	r.count = a->ask.count;
+	r.transports = a->span.transports;
+	r.scope = a->ask.scope;
+	r.flags = a->ask.flags;
+	r.level = a->level;
+	r.slot = slot;
+	bpf_get_current_comm(r.comm, sizeof(r.comm));
+	__builtin_memcpy(r.label, a->ask.label, sizeof(r.label));
+	if (bpf_map_update_elem(&reservations, &a->span.id, &r, BPF_NOEXIST))
+		return ENOMEM;
+	return 0;
+}
+
+__noinline int announce(struct acquisition *a)
+{
+	struct reservation *r;
+	__u32 id;
+
+	if (!a)
+		return 0;
+	id = a->span.id;
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (r)
+		reservation_event(a->pending ? PORTKEEP_EVENT_PENDING : PORTKEEP_EVENT_GRANTED, id, r);
+	return 0;
+}
+
+__inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transport)
+{
+	struct config *c = the_config();
+	struct counters *k = the_counters();
+	struct acquisition a = {};
+	struct owner_state *o;
+	struct space *sp;
+	__u32 uid, ports, slot;
+	int error;
+
+	if (!c || !k)
+		return ENOMEM;
+	if (!read_request(ctx, &a.ask) || !request_valid(&a.ask))
+		return EINVAL;
+	error = find_cgroup(&a);
+	if (error)
+		return error;
+	a.span.netns = bpf_get_netns_cookie(ctx);
+	a.span.transports = a.ask.flags & PORTKEEP_BOTH ? PORTKEEP_TCP | PORTKEEP_UDP : transport;
+
+	o = bpf_sk_storage_get(&owners, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	sp = space_of(a.span.netns);
+	if (!o || !sp)
+		return ENOMEM;
+	slot = find_slot(o);
+	if (slot >= PORTKEEP_OWNED)
+		return EDQUOT;
+	uid = (__u32)bpf_get_current_uid_gid();
+	ports = transports_of(a.span.transports, a.ask.count);
+	error = quota_charge(uid, ports);
+	if (error)
+		return error;
+
+	/* From here on whatever fails gives back what was taken. */
+	sp->last = bpf_ktime_get_ns();
+	a.token = token_encrypt(c, __sync_fetch_and_add(&k->sequence, 1) + 1);
+	a.span.id = token_id(c, a.token);
+	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a);
+	if (!error) {
+		__sync_fetch_and_add(&sp->live, 1);
+		__sync_fetch_and_add(&k->ports, ports);
+		__sync_fetch_and_add(&k->reservations, 1);
+		error = a.token && a.token != ~0ULL ? enter_reservation(&a, slot) : ENOMEM;
+		if (error) {
+			__sync_fetch_and_sub(&sp->live, 1);
+			__sync_fetch_and_sub(&k->ports, ports);
+			__sync_fetch_and_sub(&k->reservations, 1);
+			bpf_loop(1024, span_free_step, &a.span, 0);
+		}
+	}
+	if (error) {
+		quota_return(uid, ports);
+		return error;
+	}
+	o->token[slot & (PORTKEEP_OWNED - 1)] = a.token;
+	o->hint = (slot + 1) & (PORTKEEP_OWNED - 1);
+	o->last = a.token;
+	if (k->listeners || a.pending)
+		announce(&a);
+	return a.pending ? EINPROGRESS : 0;
+}
+
+__inline __u64 read_token(struct bpf_sockopt *ctx)
+{
+	void *in = ctx->optval;
+
+	if (in + sizeof(__u64) > ctx->optval_end || ctx->optlen != sizeof(__u64))
+		return 0;
+	return *(__u64 *)in;
+}
+
+__inline int release(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transport)
+{
+	struct config *c = the_config();
+	struct owner_state *o;
+	struct reservation *r;
+	__u64 token;
+	__u32 id, slot;
+	int error;
+
+	if (ctx->optlen != sizeof(__u64))
+		return EINVAL;
+	token = read_token(ctx);
+	if (!token || !c)
+		return ENOENT;
+	id = token_id(c, token);
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!r || r->token != token || !r->gate)
+		return ENOENT;
+	if (!(r->transports & transport) || r->netns != bpf_get_netns_cookie(ctx))
+		return EINVAL;
+	if (bpf_get_current_pid_tgid() >> 32 != r->pid)
+		return EPERM;
+	slot = r->slot & (PORTKEEP_OWNED - 1);
+	error = reservation_end(id, token, 0);
+	o = bpf_sk_storage_get(&owners, sk, NULL, 0);
+	if (o && o->token[slot] == token) {
+		o->token[slot] = 0;
+		o->hint = slot;
+	}
+	return error;
+}
+
+__inline int associate(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transport)
+{
+	struct config *c = the_config();
+	struct socket_state *st;
+	struct reservation *r;
+	__u64 token;
+	__u32 id;
+
+	if (ctx->optlen != sizeof(__u64))
+		return EINVAL;
+	token = read_token(ctx);
+	if (sk->src_port)
+		return EINVAL;
+	if (!token || !c)
+		return ENOENT;
+	id = token_id(c, token);
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!r || !reservation_alive(r, token))
+		return ENOENT;
+	if (!(r->transports & transport) || r->netns != bpf_get_netns_cookie(ctx))
+		return EINVAL;
+	if (!in_scope(r))
+		return EPERM;
+	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!st)
+		return ENOMEM;
+	st->token = token;
+	st->id = id;
+	return 0;
+}
+
+__inline int select(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	struct portkeep_select *in = ctx->optval;
+	struct socket_state *st;
+
+	if ((void *)(in + 1) > ctx->optval_end || ctx->optlen != sizeof(*in))
+		return EINVAL;
+	if (in->by < PORTKEEP_BY_TOKEN || in->by > PORTKEEP_BY_ASSOCIATED)
+		return EINVAL;
+	if (in->zero[0] | in->zero[1] | in->zero[2])
+		return EINVAL;
+	if ((in->by == PORTKEEP_BY_PORT || in->by == PORTKEEP_BY_NEXT) &&
+	    in->transport != PORTKEEP_TCP && in->transport != PORTKEEP_UDP)
+		return EINVAL;
+	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!st)
+		return ENOMEM;
+	st->select = *in;
+	return 0;
+}
+
+__inline int agent_mark(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	struct portkeep_agent *in = ctx->optval;
+	struct config *c = the_config();
+	struct counters *k = the_counters();
+	struct socket_state *st;
+
+	if ((void *)(in + 1) > ctx->optval_end || ctx->optlen != sizeof(*in))
+		return EINVAL;
+	if (!c || !k)
+		return ENOMEM;
+	if (in->secret[0] != c->secret[0] || in->secret[1] != c->secret[1])
+		return EPERM;
+	if (in->zero || in->role < PORTKEEP_AGENT_BEACON || in->role > PORTKEEP_AGENT_PROBE)
+		return EINVAL;
+	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!st)
+		return ENOMEM;
+	if (st->role)
+		return EINVAL;
+	st->role = in->role;
+	if (st->role == PORTKEEP_AGENT_BEACON)
+		__sync_fetch_and_add(&k->agents, 1);
+	return 0;
+}
+
+/* ---- what getsockopt tells ------------------------------------------------ */
+
+/* Stores to neighbouring context fields must stay two 32-bit stores: the verifier refuses one of 64. */
+#define ANSWER(ctx, size)                                 \
+	do {                                              \
+		*(volatile __s32 *)&(ctx)->optlen = size; \
+		*(volatile __s32 *)&(ctx)->retval = 0;    \
+	} while (0)
+
+__inline int tell_version(struct bpf_sockopt *ctx)
+{
+	struct portkeep_version *out = ctx->optval;
+	struct config *c = the_config();
+	struct counters *k = the_counters();
+
+	if (!c || !k)
+		return ENOPROTOOPT;
+	if ((void *)(out + 1) > ctx->optval_end)
+		return EINVAL;
+	out->abi = c->abi;
+	out->agent = k->agents != 0;
+	out->pool_first = c->pool_first;
+	out->pool_last = c->pool_last;
+	out->reservations = k->reservations;
+	out->ports = k->ports;
+	out->since = c->since;
+	ANSWER(ctx, sizeof(*out));
+	return 0;
+}
+
+__inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	struct portkeep_grant *out = ctx->optval;
+	struct owner_state *o = bpf_sk_storage_get(&owners, sk, NULL, 0);
+	struct config *c = the_config();
+	struct reservation *r;
+	__u64 gate;
+	__u32 id;
+
+	if ((void *)(out + 1) > ctx->optval_end)
+		return EINVAL;
+	if (!o || !o->last || !c)
+		return ENOENT;
+	id = token_id(c, o->last);
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!r || r->token != o->last)
+		return ENOENT;
+	gate = *(volatile __u64 *)&r->gate;
+	out->token = r->token;
+	out->start = r->start;
+	out->count = r->count;
+	out->transports = r->transports;
+	out->state = gate == r->token ? PORTKEEP_ACTIVE : gate ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
+	out->error = r->error;
+	/* The bad news is told once; with it goes the last trace of the request. */
+	if (!gate && r->error) {
+		reservation_end(id, o->last, 0);
+		o->last = 0;
+	}
+	ANSWER(ctx, sizeof(*out));
+	return 0;
+}
+
+struct next_search {
+	__u64 netns;
+	__u32 transport;
+	__u32 from;
+	__u32 id;
+};
+
+static long next_step(__u32 i, void *ctx)
+{
+	struct next_search *s = ctx;
+	__u32 base = ((s->from >> 6) + i) << 6;
+	struct word *w;
+	__u64 heads;
+
+	if (base > 65535)
+		return 1;
+	w = word_of(s->netns, s->transport, base);
+	if (!w)
+		return 0;
+	heads = w->heads;
+	if (base < s->from)
+		heads &= bits(s->from & 63, 63);
+	if (!heads)
+		return 0;
+	s->id = w->owner[lowest(heads)];
+	return 1;
+}
+
+/* The id of the reservation a SELECT means, 0 if there is none. */
+__noinline __u32 selected(struct socket_state *st, struct owner_state *o, __u64 netns)
+{
+	struct config *c = the_config();
+	struct next_search s = { .netns = netns };
+	struct reservation *r;
+	struct word *w;
+
+	if (!st || !c)
+		return 0;
+	switch (st->select.by) {
+	case PORTKEEP_BY_TOKEN:
+		s.id = token_id(c, st->select.token);
+		r = bpf_map_lookup_elem(&reservations, &s.id);
+		return r && r->token == st->select.token ? s.id : 0;
+	case PORTKEEP_BY_PORT:
+		w = word_of(netns, st->select.transport, st->select.port);
+		if (!w || !(w->reserved & BIT(st->select.port)))
+			return 0;
+		s.id = word_owner(w, st->select.port);
+		r = bpf_map_lookup_elem(&reservations, &s.id);
+		return r && reservation_contains(r, st->select.port) ? s.id : 0;
+	case PORTKEEP_BY_NEXT:
+		s.transport = st->select.transport;
+		s.from = st->select.port;
+		bpf_loop(1024, next_step, &s, 0);
+		return s.id;
+	case PORTKEEP_BY_INDEX:
+		if (!o)
+			return 0;
+		__u32 left = st->select.port;
+		for (int i = 0; i < PORTKEEP_OWNED; i++) {
+			if (!o->token[i])
+				continue;
+			if (!left) {
+				s.id = token_id(c, o->token[i]);
+				r = bpf_map_lookup_elem(&reservations, &s.id);
+				return r && r->token == o->token[i] ? s.id : 0;
+			}
+			left--;
+		}
+		return 0;
+	case PORTKEEP_BY_ASSOCIATED:
+		r = bpf_map_lookup_elem(&reservations, &st->id);
+		return r && st->token && r->token == st->token ? st->id : 0;
+	}
+	return 0;
+}
+
+static long bound_step(__u32 i, void *ctx)
+{
+	struct span *s = ctx;
+	__u32 base = ((s->first >> 6) + i) << 6;
+	struct word *w;
+
+	if (base > s->last)
+		return 1;
+	w = s->transports & PORTKEEP_TCP ? word_of(s->netns, PORTKEEP_TCP, base) : NULL;
+	if (w)
+		s->stop += __builtin_popcountll(word_in_use(w) & span_mask(s, base));
+	w = s->transports & PORTKEEP_UDP ? word_of(s->netns, PORTKEEP_UDP, base) : NULL;
+	if (w)
+		s->stop += __builtin_popcountll(word_in_use(w) & span_mask(s, base));
+	return 0;
+}
+
+__noinline __u32 bound_ports(struct reservation *r)
+{
+	struct span s = {};
+
+	if (!r)
+		return 0;
+	s.netns = r->netns;
+	s.transports = r->transports;
+	s.first = r->start;
+	s.last = (__u32)r->start + r->count - 1;
+	bpf_loop(1024, bound_step, &s, 0);
+	return s.stop;
+}
+
+__inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	struct portkeep_state *out = ctx->optval;
+	struct socket_state *st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	struct owner_state *o = bpf_sk_storage_get(&owners, sk, NULL, 0);
+	struct reservation *r;
+	__u64 netns, gate;
+	__u32 id;
+
+	if ((void *)(out + 1) > ctx->optval_end)
+		return EINVAL;
+	if (!st || !st->select.by)
+		return EINVAL;
+	netns = bpf_get_netns_cookie(ctx);
+	id = selected(st, o, netns);
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!r || r->netns != netns)
+		return ENOENT;
+	gate = *(volatile __u64 *)&r->gate;
+	out->token = in_scope(r) ? r->token : 0;
+	out->netns = r->netns;
+	out->cgroup = r->cgroup;
+	out->since = r->since;
+	out->pid = r->pid;
+	out->uid = r->uid;
+	out->start = r->start;
+	out->count = r->count;
+	out->transports = r->transports;
+	out->state = gate == r->token ? PORTKEEP_ACTIVE : gate ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
+	out->scope = r->scope;
+	out->flags = r->flags;
+	out->bound = bound_ports(r);
+	out->error = r->error;
+	out->zero = 0;
+	__builtin_memcpy(out->comm, r->comm, sizeof(out->comm));
+	__builtin_memcpy(out->label, r->label, sizeof(out->label));
+	ANSWER(ctx, sizeof(*out));
+	return 0;
+}
+
+#endif

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * What Portkeep's kernel part and user space agree on: the control codes with
+ * their request and answer structures, and the values of the maps. The Rust
+ * mirrors are in portkeep-core (wire) and portkeep-kernel (maps); a test holds
+ * them against the BTF of the object built from this file.
+ *
+ * Every port in this file is in HOST byte order. (The Winsock layer turns the
+ * network order of INET_PORT_RANGE.StartPort round before it comes here.)
+ */
+#ifndef PORTKEEP_H
+#define PORTKEEP_H
+
+/* The private level of setsockopt(2) and getsockopt(2): "PK". */
+#define SOL_PORTKEEP 0x504b
+#define PORTKEEP_ABI 1
+
+/* setsockopt */
+#define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
+#define PORTKEEP_RELEASE 101   /* __u64 token */
+#define PORTKEEP_ASSOCIATE 102 /* __u64 token */
+#define PORTKEEP_SELECT 103    /* struct portkeep_select: what PORTKEEP_STATE shall tell */
+#define PORTKEEP_AGENT 104     /* struct portkeep_agent: the agent's own sockets */
+
+/* getsockopt */
+#define PORTKEEP_VERSION 200 /* struct portkeep_version */
+#define PORTKEEP_GRANTED 201 /* struct portkeep_grant: what this socket's last ACQUIRE gave */
+#define PORTKEEP_STATE 202   /* struct portkeep_state of what was SELECTed */
+
+/* Transports, as a set: a reservation with `both` has the two bits. */
+#define PORTKEEP_TCP 1
+#define PORTKEEP_UDP 2
+
+/* Flags of a request and of a reservation. */
+#define PORTKEEP_BOTH 1   /* the same numbers for TCP and UDP, one token */
+#define PORTKEEP_STRICT 2 /* consumed by association only */
+
+/* Who may consume a reservation. */
+#define PORTKEEP_SCOPE_PROCESS 0 /* the owner process: the Windows rule */
+#define PORTKEEP_SCOPE_USER 1    /* processes of the owner's real uid */
+#define PORTKEEP_SCOPE_CGROUP 2  /* a cgroup and all below it */
+
+#define PORTKEEP_LABEL 24
+#define PORTKEEP_COMM 16
+
+/*
+ * A request. Its size is its version, as with openat2(2): 8, 16, 24 or 48
+ * bytes; what a shorter form leaves out is 0, and bytes beyond the 48 must be
+ * zero. Worked examples (8-byte form):
+ *
+ *   { .start = 0,    .count = 4 }                  any four ports in a row
+ *   { .start = 5000, .count = 20 }                 5000..5019 and no others
+ *   { .start = 0, .count = 2, .flags = BOTH }      a pair for TCP and UDP
+ */
+struct portkeep_acquire {
+	__u16 start; /* first port, 0 = the system chooses (wildcard) */
+	__u16 count; /* how many ports, not 0 */
+	__u32 flags; /* PORTKEEP_BOTH | PORTKEEP_STRICT */
+	/* 8 */
+	__u16 scope; /* PORTKEEP_SCOPE_* */
+	__u16 align; /* start is a multiple of this power of two; 0 and 1: any */
+	__u32 zero;
+	/* 16 */
+	__u64 cgroup; /* SCOPE_CGROUP: id of the caller's cgroup or one above it; 0 = the caller's */
+	/* 24 */
+	char label[PORTKEEP_LABEL]; /* shown in listings, padded with zeros */
+	/* 48 */
+};
+
+/* States of a reservation. */
+#define PORTKEEP_PENDING 1 /* claimed, waits for the agent */
+#define PORTKEEP_ACTIVE 2  /* in force */
+#define PORTKEEP_REFUSED 3 /* taken back by the agent, `error` says why */
+
+struct portkeep_grant {
+	__u64 token;
+	__u16 start;
+	__u16 count;
+	__u8 transports;
+	__u8 state;
+	__u16 error; /* errno of a refused request */
+};
+
+/* What PORTKEEP_STATE is to tell about. */
+#define PORTKEEP_BY_TOKEN 1      /* the reservation with this token */
+#define PORTKEEP_BY_PORT 2       /* the one that `port` of `transport` belongs to */
+#define PORTKEEP_BY_NEXT 3       /* the first one whose start is at or after `port` */
+#define PORTKEEP_BY_INDEX 4      /* the `port`-th this socket owns, from 0 */
+#define PORTKEEP_BY_ASSOCIATED 5 /* the one this socket is associated with */
+
+struct portkeep_select {
+	__u16 by;
+	__u16 port; /* or an index */
+	__u8 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
+	__u8 zero[3];
+	__u64 token;
+};
+
+struct portkeep_state {
+	__u64 token; /* 0 unless the caller may consume it */
+	__u64 netns; /* cookie, as SO_NETNS_COOKIE gives it */
+	__u64 cgroup; /* id of the scope's cgroup, or of the owner's */
+	__u64 since; /* CLOCK_MONOTONIC, ns */
+	__u32 pid; /* of the owner process, in the first pid namespace */
+	__u32 uid; /* of the owner */
+	__u16 start;
+	__u16 count;
+	__u8 transports;
+	__u8 state;
+	__u8 scope;
+	__u8 flags;
+	__u32 bound; /* ports of the block with at least one bound socket; of TCP and of UDP */
+	__u16 error;
+	__u16 zero;
+	char comm[PORTKEEP_COMM];
+	char label[PORTKEEP_LABEL];
+};
+
+struct portkeep_version {
+	__u32 abi;
+	__u32 agent; /* 1: specific requests outside the pool can be confirmed */
+	__u16 pool_first;
+	__u16 pool_last; /* inclusive */
+	__u32 reservations; /* in force on the whole machine */
+	__u64 ports; /* in them */
+	__u64 since; /* CLOCK_MONOTONIC of `up`, ns */
+};
+
+/* The agent marks its own sockets with the secret of the config map. */
+#define PORTKEEP_AGENT_BEACON 1 /* while it is open the agent counts as running */
+#define PORTKEEP_AGENT_PROBE 2  /* may try reserved ports: a bind probe for vacancy */
+
+struct portkeep_agent {
+	__u64 secret[2];
+	__u32 role;
+	__u32 zero;
+};
+
+/* ---- maps ---------------------------------------------------------------- */
+
+/* The one element of `config`: written by `up`, only read here. */
+struct config {
+	__u32 abi;
+	__u32 round_keys[27]; /* of the token cipher */
+	__u64 secret[2];
+	__u64 since;
+	__u32 deny_errno; /* what an outsider's bind gets */
+	__u32 quota; /* ports a uid may hold, unless `quotas` says otherwise; root: no limit */
+	__u16 pool_first;
+	__u16 pool_last; /* inclusive; 0 = no pool */
+	__u32 zero;
+};
+
+/* The one element of `counters`: changes all the time, so on lines of its own. */
+struct counters {
+	__u64 sequence; /* of tokens */
+	__u64 ports;
+	__u32 reservations;
+	__u32 agents; /* open beacons */
+	__u32 listeners; /* who reads the event ring */
+	__u32 lost; /* events that found the ring full */
+};
+
+/*
+ * The port table: 64 ports of one transport in one network namespace.
+ *
+ * Example: a reservation with id 7 of ports 130..259 covers bits 2..63 of word
+ * 2, all of word 3 and bits 0..3 of word 4. `reserved` has all those bits;
+ * word 2 has bit 2 of `heads` and owner[2] = 7; words 3 and 4 have lead = 7.
+ */
+struct word_key {
+	__u64 netns;
+	__u16 word; /* port / 64 */
+	__u16 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
+	__u32 zero;
+};
+
+struct word {
+	__u64 reserved; /* claimed; also lingering and set-aside ports */
+	__u64 heads; /* first port of a block: owner[] is valid here */
+	__u64 lingering; /* block ended, sockets still bound: freed by the last one */
+	__u64 drawn; /* chosen by a bind that is under way; a hint */
+	__u64 aside; /* pool ports in use since before `up` */
+	__u32 lead; /* id of the block that reaches in from the word before */
+	__u32 zero;
+	__u32 owner[64];
+	__u32 uses[32]; /* bound sockets per port, 16 bits each: even port low, odd port high */
+};
+
+struct reservation {
+	__u64 gate; /* token: ACTIVE; ~token: PENDING; 0: ended */
+	__u64 token;
+	__u64 netns;
+	__u64 cgroup;
+	__u64 since;
+	__u32 pid;
+	__u32 uid;
+	__u16 start;
+	__u16 count;
+	__u8 transports;
+	__u8 scope;
+	__u8 flags;
+	__u8 level; /* of `cgroup` below the root, for SCOPE_CGROUP */
+	__u32 next; /* where the next draw begins, as an offset into the block */
+	__u16 slot; /* in the owner socket's list */
+	__u16 error;
+	char comm[PORTKEEP_COMM];
+	char label[PORTKEEP_LABEL];
+};
+
+/* Where wildcard searches in a namespace begin, and whether it is in use at all. */
+struct space {
+	__u32 cursor[3]; /* TCP, UDP, both */
+	__u32 live; /* reservations */
+	__u64 last; /* CLOCK_MONOTONIC of the last ACQUIRE, ns */
+};
+
+struct quota {
+	__u32 used; /* ports */
+	__u32 limit; /* 0 = the default, UNLIMITED = none */
+};
+#define PORTKEEP_UNLIMITED 0xffffffffu
+
+/* What a socket knows about itself, kept by the kernel as long as the socket lives. */
+struct socket_state {
+	struct portkeep_select select;
+	__u64 token; /* associated with */
+	__u64 claim_token; /* the bind under way consumes this one ... */
+	__u32 id; /* of `token` */
+	__u32 claim_id; /* of `claim_token` */
+	__u16 claim_port; /* ... at this port */
+	__u16 drawn_port; /* its bit is set in `drawn` */
+	__u16 bound_port; /* counted in `uses` */
+	__u8 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
+	__u8 role; /* PORTKEEP_AGENT_* */
+};
+
+/*
+ * The reservations a socket owns, so that its last close can end them. What
+ * ended otherwise (released through another socket, or by the administrator)
+ * leaves its token over until the slot is wanted again.
+ */
+#define PORTKEEP_OWNED 128
+struct owner_state {
+	__u64 last; /* token of the latest, for PORTKEEP_GRANTED */
+	__u32 hint; /* slot to try first */
+	__u32 zero;
+	__u64 token[PORTKEEP_OWNED];
+};
+
+/* Events, through the ring buffer. */
+#define PORTKEEP_EVENT_GRANTED 1
+#define PORTKEEP_EVENT_ENDED 2
+#define PORTKEEP_EVENT_REFUSED 3 /* a bind of an outsider */
+#define PORTKEEP_EVENT_PENDING 4 /* to be confirmed by the agent */
+
+struct event {
+	__u32 kind;
+	__u32 id; /* reservation, 0 if there is none */
+	__u64 when; /* CLOCK_MONOTONIC, ns */
+	__u64 netns;
+	__u64 cgroup; /* of the process */
+	__u32 pid; /* the process that did it */
+	__u32 tid;
+	__u32 uid;
+	__u16 start; /* block, or the port refused */
+	__u16 count;
+	__u8 transports;
+	__u8 zero[3];
+	__u32 owner; /* pid */
+	char comm[PORTKEEP_COMM];
+};
+
+/*
+ * The administrator's door: user space runs the program `admin` with one of
+ * these as its input packet, behind 16 bytes of padding where a frame would have its header.
+ */
+#define PORTKEEP_ADMIN_CONFIRM 1  /* PENDING -> ACTIVE */
+#define PORTKEEP_ADMIN_REFUSE 2   /* PENDING -> REFUSED with `error` */
+#define PORTKEEP_ADMIN_END 3      /* end anybody's reservation */
+#define PORTKEEP_ADMIN_ASIDE 4    /* `start` was in use before `up` */
+#define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
+
+struct admin_request {
+	__u8 padding[16];
+	__u32 op;
+	__u32 id;
+	__u64 token;
+	__u64 netns;
+	__u16 start;
+	__u8 transport;
+	__u8 zero;
+	__u32 error;
+};
+
+#endif

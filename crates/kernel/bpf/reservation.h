@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The life of a reservation: claimed word by word, entered, ended.
+ *
+ * `gate` decides. It holds the token while the reservation is ACTIVE and the
+ * token's complement while it is PENDING; whoever ends it swaps that for 0,
+ * and only the one whose swap succeeds frees the ports. Because tokens never
+ * repeat, a swap through a pointer whose element was meanwhile reused for
+ * another reservation fails, as it must.
+ */
+#ifndef PORTKEEP_RESERVATION_H
+#define PORTKEEP_RESERVATION_H
+
+#include "search.h"
+#include "token.h"
+
+/* A block of ports being claimed or freed. */
+struct span {
+	__u64 netns;
+	__u32 transports;
+	__u32 first, last; /* inclusive */
+	__u32 id;
+	__u32 stop; /* words from here on are not claimed: base << 1, plus 1 for UDP */
+	__u32 error;
+};
+
+__inline int reservation_alive(struct reservation *r, __u64 token)
+{
+	return token && *(volatile __u64 *)&r->gate == token;
+}
+
+__inline int reservation_contains(struct reservation *r, __u32 port)
+{
+	return port >= r->start && port < (__u32)r->start + r->count;
+}
+
+__inline __u64 span_mask(struct span *s, __u32 base)
+{
+	__u32 a = s->first > base ? s->first - base : 0;
+	__u32 b = s->last < base + 63 ? s->last - base : 63;
+
+	return bits(a, b);
+}
+
+#define AT(base, udp) ((base) << 1 | (udp))
+
+__inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
+{
+	struct word *w = word_create(s->netns, transport, base);
+
+	s->stop = AT(base, transport == PORTKEEP_UDP);
+	if (!w) {
+		s->error = ENOMEM;
+		return 0;
+	}
+	if (!word_claim(w, span_mask(s, base))) {
+		s->error = EADDRINUSE;
+		return 0;
+	}
+	if (base <= s->first) {
+		w->owner[index64(s->first)] = s->id;
+		__sync_fetch_and_or(&w->heads, BIT(s->first));
+	} else {
+		w->lead = s->id;
+	}
+	return 1;
+}
+
+static long span_claim_step(__u32 i, void *ctx)
+{
+	struct span *s = ctx;
+	__u32 base = ((s->first >> 6) + i) << 6;
+
+	if (base > s->last)
+		return 1;
+	if (s->transports & PORTKEEP_TCP && !span_claim_word(s, PORTKEEP_TCP, base))
+		return 1;
+	if (s->transports & PORTKEEP_UDP && !span_claim_word(s, PORTKEEP_UDP, base))
+		return 1;
+	return 0;
+}
+
+__inline void span_free_word(struct span *s, __u32 transport, __u32 base)
+{
+	struct word *w = word_of(s->netns, transport, base);
+
+	if (!w)
+		return;
+	/* Before the ports can be claimed anew, so that a successor's marks are not the ones removed. */
+	if (base <= s->first)
+		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
+	else
+		__sync_val_compare_and_swap(&w->lead, s->id, 0);
+	word_free(w, span_mask(s, base));
+}
+
+static long span_free_step(__u32 i, void *ctx)
+{
+	struct span *s = ctx;
+	__u32 base = ((s->first >> 6) + i) << 6;
+
+	if (base > s->last || AT(base, 0) >= s->stop)
+		return 1;
+	if (s->transports & PORTKEEP_TCP)
+		span_free_word(s, PORTKEEP_TCP, base);
+	if (s->transports & PORTKEEP_UDP && AT(base, 1) < s->stop)
+		span_free_word(s, PORTKEEP_UDP, base);
+	return 0;
+}
+
+/* Words are taken in ascending order, so of two overlapping claims at least one gets on. */
+__noinline int span_claim(struct span *s)
+{
+	if (!s)
+		return ENOMEM;
+	s->error = 0;
+	bpf_loop(1024, span_claim_step, s, 0);
+	if (s->error)
+		bpf_loop(1024, span_free_step, s, 0);
+	else
+		s->stop = ~0;
+	return s->error;
+}
+
+/* Ports a uid holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
+__noinline int quota_charge(__u32 uid, __u32 ports)
+{
+	struct config *c = the_config();
+	struct quota *q = bpf_map_lookup_elem(&quotas, &uid);
+	__u32 limit;
+
+	if (!c)
+		return ENOMEM;
+	if (!q) {
+		struct quota fresh = {};
+
+		bpf_map_update_elem(&quotas, &uid, &fresh, BPF_NOEXIST);
+		q = bpf_map_lookup_elem(&quotas, &uid);
+		if (!q)
+			return ENOMEM;
+	}
+	limit = q->limit ? q->limit : uid ? c->quota : PORTKEEP_UNLIMITED;
+	if (__sync_fetch_and_add(&q->used, ports) + (__u64)ports > limit) {
+		__sync_fetch_and_sub(&q->used, ports);
+		return EDQUOT;
+	}
+	return 0;
+}
+
+__inline void quota_return(__u32 uid, __u32 ports)
+{
+	struct quota *q = bpf_map_lookup_elem(&quotas, &uid);
+
+	if (q)
+		__sync_fetch_and_sub(&q->used, ports);
+}
+
+__inline __u32 transports_of(__u32 transports, __u32 count)
+{
+	return transports == (PORTKEEP_TCP | PORTKEEP_UDP) ? 2 * count : count;
+}
+
+__inline struct space *space_of(__u64 netns)
+{
+	struct space *sp = bpf_map_lookup_elem(&spaces, &netns);
+
+	if (!sp) {
+		struct space fresh = {};
+
+		bpf_map_update_elem(&spaces, &netns, &fresh, BPF_NOEXIST);
+		sp = bpf_map_lookup_elem(&spaces, &netns);
+	}
+	return sp;
+}
+
+__noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r)
+{
+	struct event e = { .kind = kind, .id = id };
+
+	if (!r)
+		return 0;
+	e.netns = r->netns;
+	e.start = r->start;
+	e.count = r->count;
+	e.transports = r->transports;
+	e.owner = r->pid;
+	return publish(&e);
+}
+
+/*
+ * End the reservation, if `token` is still in force. With an `error` (the
+ * agent took a PENDING one back) the entry stays, without ports, until the
+ * owner socket has heard of it. 0, or ENOENT if somebody else was first.
+ */
+__noinline int reservation_end(__u32 id, __u64 token, __u32 error)
+{
+	struct reservation *r = bpf_map_lookup_elem(&reservations, &id);
+	struct counters *k = the_counters();
+	struct span s = { .id = id };
+	struct space *sp;
+	__u32 ports;
+
+	if (!r || !k || !token)
+		return ENOENT;
+	if (__sync_val_compare_and_swap(&r->gate, ~token, 0) != ~token &&
+	    (error || __sync_val_compare_and_swap(&r->gate, token, 0) != token)) {
+		/* Taken back earlier, and now nobody asks for it any more. */
+		if (!error && r->token == token && r->error && !r->gate)
+			bpf_map_delete_elem(&reservations, &id);
+		return ENOENT;
+	}
+	s.netns = r->netns;
+	s.transports = r->transports;
+	s.first = r->start;
+	s.last = (__u32)r->start + r->count - 1;
+	s.stop = ~0;
+	bpf_loop(1024, span_free_step, &s, 0);
+
+	ports = transports_of(r->transports, r->count);
+	quota_return(r->uid, ports);
+	sp = bpf_map_lookup_elem(&spaces, &s.netns);
+	if (sp)
+		__sync_fetch_and_sub(&sp->live, 1);
+	__sync_fetch_and_sub(&k->ports, ports);
+	__sync_fetch_and_sub(&k->reservations, 1);
+	if (k->listeners)
+		reservation_event(PORTKEEP_EVENT_ENDED, id, r);
+	if (error)
+		r->error = error;
+	else
+		bpf_map_delete_elem(&reservations, &id);
+	return 0;
+}
+
+/* Whether the process at hand may consume the reservation. */
+__inline int in_scope(struct reservation *r)
+{
+	switch (r->scope) {
+	case PORTKEEP_SCOPE_PROCESS:
+		return bpf_get_current_pid_tgid() >> 32 == r->pid;
+	case PORTKEEP_SCOPE_USER:
+		return (__u32)bpf_get_current_uid_gid() == r->uid;
+	case PORTKEEP_SCOPE_CGROUP:
+		return bpf_get_current_ancestor_cgroup_id(r->level) == r->cgroup;
+	}
+	return 0;
+}
+
+#endif

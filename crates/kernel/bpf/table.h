@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The port table: claiming and freeing ports, whom a port belongs to, and how
+ * many sockets are bound to it. Several CPUs work on a word at once, without a
+ * lock; the order of the steps is what keeps it right, and is argued where it matters.
+ */
+#ifndef PORTKEEP_TABLE_H
+#define PORTKEEP_TABLE_H
+
+#include "maps.h"
+
+#define BIT(n) (1ULL << ((n) & 63))
+
+/* The verifier must see the `& 63` that the compiler knows to be superfluous. */
+__inline __u32 index64(__u32 n)
+{
+	asm volatile("" : "+r"(n));
+	return n & 63;
+}
+
+__inline __u32 lowest(__u64 mask)
+{
+	return index64(__builtin_ctzll(mask));
+}
+
+__inline __u32 highest(__u64 mask)
+{
+	return index64(63 - __builtin_clzll(mask));
+}
+
+/* Bits a..b of a word, both inclusive, 0 <= a <= b <= 63. */
+__inline __u64 bits(__u32 a, __u32 b)
+{
+	return (~0ULL << (a & 63)) & (~0ULL >> (63 - (b & 63)));
+}
+
+__inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
+{
+	struct word_key key = {
+		.netns = netns, .word = port >> 6, .transport = transport
+	};
+	return bpf_map_lookup_elem(&words, &key);
+}
+
+__inline struct word *word_create(__u64 netns, __u32 transport, __u32 port)
+{
+	struct word_key key = {
+		.netns = netns, .word = port >> 6, .transport = transport
+	};
+	__u32 zero = 0;
+	struct word *w = bpf_map_lookup_elem(&words, &key);
+
+	if (w)
+		return w;
+	w = bpf_map_lookup_elem(&blank, &zero);
+	if (!w)
+		return NULL;
+	bpf_map_update_elem(&words, &key, w, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&words, &key);
+}
+
+/*
+ * All of `mask` or nothing: of two overlapping blocks one gets the word. The
+ * swap is lost only to another CPU's change of the same word within a few
+ * nanoseconds, so eight in a row mean "taken" for all practical purposes.
+ */
+__inline int word_claim(struct word *w, __u64 mask)
+{
+	for (int i = 0; i < 8; i++) {
+		__u64 old = *(volatile __u64 *)&w->reserved;
+
+		if (old & mask)
+			return 0;
+		if (__sync_val_compare_and_swap(&w->reserved, old, old | mask) == old)
+			return 1;
+	}
+	return 0;
+}
+
+/* Sockets bound to a port, and their coming and going. */
+
+__inline __u32 uses(struct word *w, __u32 port)
+{
+	__u32 pair = *(volatile __u32 *)&w->uses[(port & 63) >> 1];
+
+	return port & 1 ? pair >> 16 : pair & 0xffff;
+}
+
+__inline void use_begin(struct word *w, __u32 port)
+{
+	__sync_fetch_and_add(&w->uses[(port & 63) >> 1], port & 1 ? 1 << 16 : 1);
+}
+
+/*
+ * The last socket of a port whose block has ended frees the port. `lingering`
+ * is handed over with an atomic and: of the closing socket and the ending
+ * reservation exactly one sees the bit fall and clears `reserved`.
+ */
+__inline void use_end(struct word *w, __u32 port)
+{
+	__u32 one = port & 1 ? 1 << 16 : 1;
+	__u32 old = __sync_fetch_and_sub(&w->uses[(port & 63) >> 1], one);
+
+	if ((port & 1 ? old >> 16 : old & 0xffff) != 1)
+		return;
+	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+		__sync_fetch_and_and(&w->reserved, ~BIT(port));
+}
+
+/*
+ * Which of the 64 ports have bound sockets. Four 16-bit counts at a time and
+ * without a branch: with branches the verifier follows 2^64 ways through.
+ */
+__inline __u64 word_in_use(struct word *w)
+{
+	const __u64 low15 = 0x7fff7fff7fff7fffULL, ones = 0x0001000100010001ULL;
+	__u64 mask = 0;
+
+	for (int i = 0; i < 16; i++) {
+		__u64 four = ((volatile __u64 *)w->uses)[i];
+		/* One bit at 0, 16, 32, 48 for each count that is not 0 ... */
+		__u64 used = ((((four & low15) + low15) | four) >> 15) & ones;
+
+		/* ... brought together in bits 48..51. */
+		mask |= ((used * 0x0001000200040008ULL) >> 48 & 15) << (4 * i);
+	}
+	return mask;
+}
+
+/*
+ * The part of an ended block that lies in this word. Ports with bound sockets
+ * stay claimed until those are gone (R7). First every port is marked
+ * lingering, then the counts are read: a socket that closes in between finds
+ * the mark and frees its port itself.
+ */
+__inline void word_free(struct word *w, __u64 mask)
+{
+	__u64 mine;
+
+	__sync_fetch_and_or(&w->lingering, mask);
+	mine = mask & ~word_in_use(w);
+	mine &= __sync_fetch_and_and(&w->lingering, ~mine);
+	__sync_fetch_and_and(&w->reserved, ~mine);
+}
+
+/*
+ * The id of the reservation a port may belong to: that of the nearest head at
+ * or below it. After a block ends its lingering ports have no head and find a
+ * neighbour's, so the caller must look whether the block found contains the port.
+ */
+__inline __u32 word_owner(struct word *w, __u32 port)
+{
+	__u64 below = w->heads & bits(0, port & 63);
+
+	if (!below)
+		return w->lead;
+	return w->owner[highest(below)];
+}
+
+#endif

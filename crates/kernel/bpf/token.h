@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Tokens. The n-th reservation since `up` gets the token E(n), where E is the
+ * block cipher Speck64/128 under a key drawn at `up`. A cipher is a
+ * permutation, so tokens never repeat; without the key they cannot be told
+ * from random numbers, so they cannot be guessed (bpf_get_prandom_u32 would
+ * not do: a few outputs give away its state). D(token) gives back n, whose
+ * low 32 bits are the reservation's id: no second index is needed.
+ *
+ * Beaulieu et al., "The SIMON and SPECK Families of Lightweight Block
+ * Ciphers", 2013, https://eprint.iacr.org/2013/404. User space expands the key.
+ */
+#ifndef PORTKEEP_TOKEN_H
+#define PORTKEEP_TOKEN_H
+
+#include "maps.h"
+
+#define ROL(x, r) (((x) << (r)) | ((x) >> (32 - (r))))
+#define ROR(x, r) (((x) >> (r)) | ((x) << (32 - (r))))
+
+__inline __u64 token_encrypt(const struct config *c, __u64 n)
+{
+	__u32 x = n >> 32, y = (__u32)n;
+
+	for (int i = 0; i < 27; i++) {
+		x = (ROR(x, 8) + y) ^ c->round_keys[i];
+		y = ROL(y, 3) ^ x;
+	}
+	return (__u64)x << 32 | y;
+}
+
+__inline __u64 token_decrypt(const struct config *c, __u64 token)
+{
+	__u32 x = token >> 32, y = (__u32)token;
+
+	for (int i = 26; i >= 0; i--) {
+		y = ROR(y ^ x, 3);
+		x = ROL((x ^ c->round_keys[i]) - y, 8);
+	}
+	return (__u64)x << 32 | y;
+}
+
+__inline __u32 token_id(const struct config *c, __u64 token)
+{
+	return (__u32)token_decrypt(c, token);
+}
+
+#endif
