@@ -183,6 +183,8 @@ pub struct Version {
 pub const AGENT_BEACON: u32 = 1;
 /// [`AgentMark::role`]: this socket may try reserved ports.
 pub const AGENT_PROBE: u32 = 2;
+/// [`AgentMark::role`]: while this socket is open events are written to the ring.
+pub const AGENT_READER: u32 = 3;
 
 /// What [`AGENT`] wants to see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -190,7 +192,7 @@ pub const AGENT_PROBE: u32 = 2;
 pub struct AgentMark {
     /// The secret in the pinned `config` map.
     pub secret: [u64; 2],
-    /// [`AGENT_BEACON`] or [`AGENT_PROBE`].
+    /// One of the `AGENT_` constants.
     pub role: u32,
     /// Must be 0.
     pub zero: u32,

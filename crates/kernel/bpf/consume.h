@@ -384,6 +384,8 @@ __inline int on_release(struct bpf_sock *ctx)
 		}
 		if (st->role == PORTKEEP_AGENT_BEACON && k)
 			__sync_fetch_and_sub(&k->agents, 1);
+		if (st->role == PORTKEEP_AGENT_READER && k)
+			__sync_fetch_and_sub(&k->listeners, 1);
 	}
 	if (o) {
 		struct slot_search s = { .owner = o, .config = the_config() };

@@ -428,7 +428,7 @@ __inline int agent_mark(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 		return ENOMEM;
 	if (in->secret[0] != c->secret[0] || in->secret[1] != c->secret[1])
 		return EPERM;
-	if (in->zero || in->role < PORTKEEP_AGENT_BEACON || in->role > PORTKEEP_AGENT_PROBE)
+	if (in->zero || in->role < PORTKEEP_AGENT_BEACON || in->role > PORTKEEP_AGENT_READER)
 		return EINVAL;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st)
@@ -438,6 +438,8 @@ __inline int agent_mark(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	st->role = in->role;
 	if (st->role == PORTKEEP_AGENT_BEACON)
 		__sync_fetch_and_add(&k->agents, 1);
+	if (st->role == PORTKEEP_AGENT_READER)
+		__sync_fetch_and_add(&k->listeners, 1);
 	return 0;
 }
 

@@ -129,6 +129,7 @@ struct portkeep_version {
 /* The agent marks its own sockets with the secret of the config map. */
 #define PORTKEEP_AGENT_BEACON 1 /* while it is open the agent counts as running */
 #define PORTKEEP_AGENT_PROBE 2  /* may try reserved ports: a bind probe for vacancy */
+#define PORTKEEP_AGENT_READER 3 /* while it is open events are written to the ring */
 
 struct portkeep_agent {
 	__u64 secret[2];
@@ -144,11 +145,14 @@ struct config {
 	__u32 round_keys[27]; /* of the token cipher */
 	__u64 secret[2];
 	__u64 since;
+	__u64 build; /* of the object these programs came from */
+	__u64 enforce; /* id of the cgroup whose sockets are held to the reservations */
+	__u64 serve; /* id of the cgroup whose sockets may use the control codes */
 	__u32 deny_errno; /* what an outsider's bind gets */
 	__u32 quota; /* ports a uid may hold, unless `quotas` says otherwise; root: no limit */
 	__u16 pool_first;
 	__u16 pool_last; /* inclusive; 0 = no pool */
-	__u32 zero;
+	__u32 transient; /* goes when the last `run` that needs it ends */
 };
 
 /* The one element of `counters`: changes all the time, so on lines of its own. */

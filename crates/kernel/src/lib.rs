@@ -1,1 +1,32 @@
+//! Portkeep's kernel part and everything that touches it: the one crate that
+//! knows BPF.
+//!
+//! * [`Loaded`]: the programs, loaded and attached for as long as the value
+//!   lives. Tests and benchmarks use it below a cgroup of their own.
+//! * [`Instance`]: the same, pinned in a BPF file system, so that it outlives
+//!   every process; what `portkeep up`, `down`, `upgrade` and `status` handle.
+//! * [`Maps`]: the state, read from outside.
+//! * [`Admin`]: the few changes an administrator makes, done by a program in
+//!   the kernel because only that can do them atomically.
+//! * [`Events`]: what happens, as it happens.
+//!
+//! The C source is in `bpf/`, its object beside it, checked in: building this
+//! crate takes neither clang nor any system library.
 
+mod admin;
+pub mod bpffs;
+pub mod cgroup;
+mod events;
+mod instance;
+mod load;
+mod maps;
+pub mod netns;
+mod settings;
+mod sys;
+
+pub use admin::{Admin, AdminError};
+pub use events::{Event, EventKind, Events};
+pub use instance::{DownReport, Instance, InstanceError, UpOptions};
+pub use load::{Link, LoadError, Loaded};
+pub use maps::{Config, Counters, MapAccessError, Maps, Quota, Reservation, Space, Word, WordKey};
+pub use settings::{BUILD, DEFAULT_POOL, Settings};

@@ -1,0 +1,144 @@
+//! What happens in the kernel part, as it happens.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
+
+use aya::maps::{Map, MapData, RingBuf};
+use portkeep_core::{PortRange, Transports, wire};
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use crate::maps::MapAccessError;
+
+/// Mirror of `struct event`.
+#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Raw {
+    kind: u32,
+    id: u32,
+    when: u64,
+    netns: u64,
+    cgroup: u64,
+    pid: u32,
+    tid: u32,
+    uid: u32,
+    start: u16,
+    count: u16,
+    transports: u8,
+    zero: [u8; 3],
+    owner: u32,
+    comm: [u8; 16],
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// A reservation came into force.
+    Granted,
+    /// A reservation ended.
+    Ended,
+    /// The bind of an outsider was refused.
+    Refused,
+    /// A reservation waits for the agent.
+    Pending,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Event {
+    /// What.
+    pub kind: EventKind,
+    /// Id of the reservation, 0 if none was hit (a pool port that nobody holds).
+    pub id: u32,
+    /// When, nanoseconds of `CLOCK_MONOTONIC`.
+    pub when: u64,
+    /// Network namespace cookie.
+    pub netns: u64,
+    /// Cgroup id of the process that did it.
+    pub cgroup: u64,
+    /// The process that did it, as the first pid namespace numbers it.
+    pub pid: u32,
+    /// Its thread.
+    pub tid: u32,
+    /// Its real uid.
+    pub uid: u32,
+    /// The block, or the one port refused.
+    pub ports: PortRange,
+    /// Of which transports.
+    pub transports: Transports,
+    /// Owner process of the reservation, 0 if none was hit.
+    pub owner: u32,
+    /// Command name of the process that did it.
+    pub comm: String,
+}
+
+impl Event {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
+        Some(Self {
+            kind: match raw.kind {
+                1 => EventKind::Granted,
+                2 => EventKind::Ended,
+                3 => EventKind::Refused,
+                4 => EventKind::Pending,
+                _ => return None,
+            },
+            id: raw.id,
+            when: raw.when,
+            netns: raw.netns,
+            cgroup: raw.cgroup,
+            pid: raw.pid,
+            tid: raw.tid,
+            uid: raw.uid,
+            ports: PortRange::new(raw.start, raw.count).ok()?,
+            transports: Transports::from_bits(raw.transports)?,
+            owner: raw.owner,
+            comm: wire::text(&raw.comm),
+        })
+    }
+}
+
+/// The event ring. One reader at a time: what one takes out no other sees.
+///
+/// Events are only written while a socket marked [`wire::AGENT_READER`] is
+/// open (those of pending requests also while a beacon is).
+pub struct Events {
+    ring: RingBuf<MapData>,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    pub(crate) fn new(data: MapData) -> Result<Self, MapAccessError> {
+        let ring =
+            RingBuf::try_from(Map::RingBuf(data)).map_err(|source| MapAccessError::Call { name: "events", source })?;
+        Ok(Self { ring })
+    }
+
+    pub(crate) fn from_pin(path: &Path) -> Result<Self, MapAccessError> {
+        Self::new(MapData::from_pin(path).map_err(|source| MapAccessError::Call { name: "events", source })?)
+    }
+
+    /// The next event, `None` if there is none at the moment. To wait, poll the descriptor for input.
+    pub fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let item = self.ring.next()?;
+            if let Some(event) = Event::parse(&item) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}

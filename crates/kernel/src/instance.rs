@@ -1,0 +1,458 @@
+//! The kernel part pinned in a BPF file system: up, down, upgrade, open.
+//!
+//! The folder looks like this, and is renamed into place when complete, so
+//! that nobody ever sees half of it:
+//!
+//! ```text
+//! /sys/fs/bpf/portkeep/maps/{config,words,...}
+//!                      links/{portkeep_bind4,...}
+//!                      programs/portkeep_admin
+//! ```
+//!
+//! Changes are made under an exclusive lock on the parent folder.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use aya::EbpfLoader;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{
+    admin::Admin,
+    bpffs, cgroup,
+    events::Events,
+    load::{ADMIN, ENFORCING, LoadError, Loaded, SERVING},
+    maps::{self, Config, MapAccessError, Maps},
+    settings::{BUILD, Settings},
+    sys,
+};
+
+/// Name of the folder below the BPF file system.
+const NAME: &str = "portkeep";
+/// Unfinished folders begin with this.
+const UNFINISHED: &str = ".portkeep-";
+
+/// Why the pinned kernel part could not be handled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstanceError {
+    /// Nothing is pinned: `portkeep up` has not been run.
+    #[error("the kernel part is not up (nothing is pinned in {0})")]
+    NotUp(PathBuf),
+    /// It is up, but another version of Portkeep brought it up.
+    #[error(
+        "version skew: the kernel part that is up is abi {loaded_abi} build {loaded_build:016x}, this program has abi \
+         {own_abi} build {own_build:016x}; `portkeep upgrade` swaps the programs without a gap"
+    )]
+    Skew {
+        /// ABI of what is up.
+        loaded_abi: u32,
+        /// Build of what is up.
+        loaded_build: u64,
+        /// ABI of this program.
+        own_abi: u32,
+        /// Build of this program.
+        own_build: u64,
+    },
+    /// The layout of the maps changed between the two versions.
+    #[error(
+        "the kernel part that is up keeps its state in the layout of abi {loaded}, this program knows abi {own}: run \
+         `portkeep down` and `portkeep up` when no reservation is held"
+    )]
+    Layout {
+        /// ABI of what is up.
+        loaded: u32,
+        /// ABI of this program.
+        own: u32,
+    },
+    /// It is up, but on other cgroups than asked for.
+    #[error("already up, {what} in {have}, not in {want}; run `portkeep down` first")]
+    Elsewhere {
+        /// "enforced" or "served".
+        what: &'static str,
+        /// Where it is.
+        have: String,
+        /// Where it was to be.
+        want: String,
+    },
+    /// No cgroup v2 hierarchy is mounted.
+    #[error("no cgroup v2 hierarchy is mounted; the kernel part hangs on cgroups")]
+    NoCgroup2,
+    /// Another process holds the lock.
+    #[error("locking {path}")]
+    Lock {
+        /// What was to be locked.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file system call failed.
+    #[error("{what} {path}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A pin could not be made or opened.
+    #[error("pin {path}: {message}")]
+    Pin {
+        /// Which one.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Loading or attaching failed.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map could not be read.
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+}
+
+/// How `up` shall bring the kernel part up.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct UpOptions {
+    /// Where the pins go: a folder in a BPF file system, by default `/sys/fs/bpf/portkeep`.
+    pub folder: Option<PathBuf>,
+    /// Cgroup whose sockets are held to the reservations; the whole host by default.
+    pub enforce: Option<PathBuf>,
+    /// Cgroup whose sockets may use the control codes; `enforce` by default.
+    pub serve: Option<PathBuf>,
+    /// The rest.
+    pub settings: Settings,
+}
+
+/// What `down` found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DownReport {
+    /// Reservations that ended with it.
+    pub reservations: u32,
+    /// Whether the BPF file system was unmounted, being empty.
+    pub unmounted: bool,
+}
+
+/// An exclusive lock on the folder above the pins, gone when dropped.
+#[derive(Debug)]
+struct Lock {
+    _file: File,
+}
+
+/// The kernel part that is pinned in a folder.
+#[derive(Debug)]
+pub struct Instance {
+    folder: PathBuf,
+    config: Config,
+    newly_up: bool,
+}
+
+fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> InstanceError + use<'a> {
+    move |source| InstanceError::Io { what, path: path.to_owned(), source }
+}
+
+fn pin_error<E: std::error::Error>(path: &Path) -> impl FnOnce(E) -> InstanceError + use<'_, E> {
+    move |error| {
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        InstanceError::Pin { path: path.to_owned(), message: format!("{error}{cause}") }
+    }
+}
+
+impl Lock {
+    fn exclusive(folder: &Path) -> Result<Self, InstanceError> {
+        let parent = folder.parent().unwrap_or(folder);
+        let locking = |source: io::Error| InstanceError::Lock { path: parent.to_owned(), source };
+        let file = File::open(parent).map_err(locking)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+impl Instance {
+    /// Where the pins are if nothing else is said.
+    pub fn default_folder() -> PathBuf {
+        Path::new(bpffs::DEFAULT).join(NAME)
+    }
+
+    /// Bring the kernel part up, or adopt the one that is up already.
+    ///
+    /// Idempotent and atomic: of several callers one builds, the others find
+    /// it. Whoever is killed half-way leaves an unfinished folder that enforces
+    /// nothing for long: the next `up` or `down` removes it. Needs CAP_BPF,
+    /// CAP_NET_ADMIN, and the right to write the BPF file system.
+    pub fn up(options: &UpOptions) -> Result<Self, InstanceError> {
+        let folder = options.folder.clone().unwrap_or_else(Self::default_folder);
+        let root = cgroup::root().ok_or(InstanceError::NoCgroup2)?;
+        let enforce = options.enforce.clone().unwrap_or(root);
+        let serve = options.serve.clone().unwrap_or_else(|| enforce.clone());
+
+        let parent = folder.parent().unwrap_or(&folder);
+        bpffs::ensure(bpffs::mount_point_of(parent).as_deref().unwrap_or(parent))
+            .map_err(io_error("mounting a BPF file system at", parent))?;
+        fs::create_dir_all(parent).map_err(io_error("making", parent))?;
+        let _lock = Lock::exclusive(&folder)?;
+        remove_unfinished(parent)?;
+        match Self::open(&folder) {
+            Ok(instance) => {
+                instance.check_cgroup("enforced", instance.config.enforce, options.enforce.as_deref())?;
+                instance.check_cgroup("served", instance.config.serve, options.serve.as_deref())?;
+                return Ok(instance);
+            }
+            Err(InstanceError::NotUp(_)) => {}
+            Err(error) => return Err(error),
+        }
+
+        let unfinished = parent.join(format!("{UNFINISHED}{}", std::process::id()));
+        let built = build(&unfinished, &options.settings, &enforce, &serve)
+            .and_then(|()| fs::rename(&unfinished, &folder).map_err(io_error("renaming into place", &folder)));
+        if let Err(error) = built {
+            let _ = remove_tree(&unfinished);
+            return Err(error);
+        }
+        let mut instance = Self::open(&folder)?;
+        instance.newly_up = true;
+        Ok(instance)
+    }
+
+    /// The kernel part that is up, if this program is of its version.
+    pub fn open(folder: &Path) -> Result<Self, InstanceError> {
+        let instance = Self::open_any(folder)?;
+        let config = &instance.config;
+        if config.abi != portkeep_core::wire::ABI || config.build != BUILD {
+            return Err(InstanceError::Skew {
+                loaded_abi: config.abi,
+                loaded_build: config.build,
+                own_abi: portkeep_core::wire::ABI,
+                own_build: BUILD,
+            });
+        }
+        Ok(instance)
+    }
+
+    /// The kernel part that is up, of whatever version.
+    fn open_any(folder: &Path) -> Result<Self, InstanceError> {
+        if !folder.join("maps").join("config").exists() {
+            return Err(InstanceError::NotUp(folder.to_owned()));
+        }
+        let config = Maps::from_pins(&folder.join("maps"))?.config()?;
+        Ok(Self { folder: folder.to_owned(), config, newly_up: false })
+    }
+
+    fn check_cgroup(&self, what: &'static str, have: u64, want: Option<&Path>) -> Result<(), InstanceError> {
+        let Some(want) = want else { return Ok(()) };
+        let id = cgroup::id(want).map_err(io_error("reading cgroup", want))?;
+        if id == have {
+            return Ok(());
+        }
+        let have = cgroup::path_of(have).map_or_else(|| format!("cgroup {have}"), |path| path.display().to_string());
+        Err(InstanceError::Elsewhere { what, have, want: want.display().to_string() })
+    }
+
+    /// Take the kernel part away, whatever its version. Reservations end; sockets keep what they have bound.
+    pub fn down(folder: &Path) -> Result<DownReport, InstanceError> {
+        let parent = folder.parent().unwrap_or(folder);
+        if !parent.exists() {
+            return Err(InstanceError::NotUp(folder.to_owned()));
+        }
+        let lock = Lock::exclusive(folder)?;
+        remove_unfinished(parent)?;
+        let instance = Self::open_any(folder)?;
+        let report = instance.take_down()?;
+        drop(lock);
+        let unmounted = bpffs::mount_point_of(parent)
+            .filter(|mount| mount == parent)
+            .is_some_and(|mount| bpffs::unmount_if_empty(&mount).unwrap_or(false));
+        Ok(DownReport { unmounted, ..report })
+    }
+
+    fn take_down(&self) -> Result<DownReport, InstanceError> {
+        let reservations = self.maps()?.counters()?.reservations;
+        // The control codes first: from here on nothing new is acquired.
+        for (name, _) in SERVING.iter().chain(&ENFORCING) {
+            let path = self.folder.join("links").join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("removing", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        remove_tree(&self.folder)?;
+        Ok(DownReport { reservations, unmounted: false })
+    }
+
+    /// Put this program's version under the links that are up. Enforcement does not blink.
+    /// True if there was anything to do.
+    pub fn upgrade(folder: &Path) -> Result<bool, InstanceError> {
+        let _lock = Lock::exclusive(folder)?;
+        let instance = Self::open_any(folder)?;
+        if instance.config.abi != portkeep_core::wire::ABI {
+            return Err(InstanceError::Layout { loaded: instance.config.abi, own: portkeep_core::wire::ABI });
+        }
+        if instance.config.build == BUILD {
+            return Ok(false);
+        }
+        let paths: Vec<_> = maps::NAMES.map(|name| (name, folder.join("maps").join(name))).into();
+        let mut loader = EbpfLoader::new();
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path);
+        }
+        let loaded = Loaded::with(&mut loader)?;
+        for (name, _) in ENFORCING.iter().chain(&SERVING) {
+            let path = folder.join("links").join(name);
+            let link = sys::open_pin(&path).map_err(io_error("opening", &path))?;
+            let program = loaded.program_fd(name)?;
+            sys::link_update(link, program).map_err(io_error("swapping the program under", &path))?;
+        }
+        let admin = folder.join("programs").join(ADMIN);
+        fs::remove_file(&admin).map_err(io_error("removing", &admin))?;
+        loaded.pin_admin(&admin)?;
+        let mut maps = instance.maps()?;
+        maps.set_config(&Config { build: BUILD, ..instance.config })?;
+        Ok(true)
+    }
+
+    /// Where the pins are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The configuration it is up with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Whether this very `up` brought it up, as against adopting it.
+    pub fn is_newly_up(&self) -> bool {
+        self.newly_up
+    }
+
+    /// The state.
+    pub fn maps(&self) -> Result<Maps, InstanceError> {
+        Ok(Maps::from_pins(&self.folder.join("maps"))?)
+    }
+
+    /// The administrator's door.
+    pub fn admin(&self) -> Result<Admin, InstanceError> {
+        let path = self.folder.join("programs").join(ADMIN);
+        Admin::from_pin(&path).map_err(pin_error(&path))
+    }
+
+    /// The event ring.
+    pub fn events(&self) -> Result<Events, InstanceError> {
+        Ok(Events::from_pin(&self.folder.join("maps").join("events"))?)
+    }
+
+    /// Say that somebody needs a transient instance: it stays up as long as one such guard is open.
+    pub fn need(&self) -> Result<File, InstanceError> {
+        let locking = |source: io::Error| InstanceError::Lock { path: self.folder.clone(), source };
+        let file = File::open(&self.folder).map_err(locking)?;
+        flock(&file, FlockOperation::LockShared).map_err(|errno| locking(errno.into()))?;
+        Ok(file)
+    }
+
+    /// Bring up or adopt an instance and say that it is needed, in one step, so
+    /// that no other's end can take it away in between.
+    pub fn up_and_need(options: &UpOptions) -> Result<(Self, File), InstanceError> {
+        for _ in 0..16 {
+            let instance = Self::up(options)?;
+            let guard = instance.need()?;
+            // Taken down and perhaps brought up anew between the two steps: the guard would be on a dead folder.
+            if same_folder(&guard, instance.folder()) {
+                return Ok((instance, guard));
+            }
+        }
+        Err(InstanceError::NotUp(options.folder.clone().unwrap_or_else(Self::default_folder)))
+    }
+
+    /// Give a transient instance up: if nobody else needs it, it goes. True if it went.
+    pub fn need_no_more(folder: &Path, guard: File) -> Result<bool, InstanceError> {
+        let parent = folder.parent().unwrap_or(folder).to_owned();
+        let lock = Lock::exclusive(folder)?;
+        let Ok(instance) = Self::open_any(folder) else { return Ok(false) };
+        if instance.config.transient == 0 || !same_folder(&guard, folder) {
+            return Ok(false);
+        }
+        if flock(&guard, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(false);
+        }
+        instance.take_down()?;
+        drop(guard);
+        drop(lock);
+        if bpffs::mount_point_of(&parent).is_some_and(|mount| mount == parent) {
+            let _ = bpffs::unmount_if_empty(&parent);
+        }
+        Ok(true)
+    }
+}
+
+fn same_folder(open: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (open.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+/// Load, pin and attach everything in a folder that is not in its place yet.
+fn build(folder: &Path, settings: &Settings, enforce: &Path, serve: &Path) -> Result<(), InstanceError> {
+    for part in ["maps", "links", "programs"] {
+        let path = folder.join(part);
+        fs::create_dir_all(&path).map_err(io_error("making", &path))?;
+    }
+    for path in [folder.to_owned(), folder.join("maps"), folder.join("links"), folder.join("programs")] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io_error("protecting", &path))?;
+    }
+    let mut loaded = Loaded::load()?;
+    for name in maps::NAMES {
+        let path = folder.join("maps").join(name);
+        loaded.pin_map(name, &path)?;
+    }
+    loaded.pin_admin(&folder.join("programs").join(ADMIN))?;
+    loaded.attach(settings, enforce, serve)?;
+    for link in std::mem::take(&mut loaded.links) {
+        let path = folder.join("links").join(link.name);
+        sys::pin(&link.fd, &path).map_err(io_error("pinning", &path))?;
+    }
+    Ok(())
+}
+
+fn remove_unfinished(parent: &Path) -> Result<(), InstanceError> {
+    let entries = fs::read_dir(parent).map_err(io_error("reading", parent))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// `fs::remove_dir_all` opens files in ways bpffs does not know; these few levels are done by hand.
+fn remove_tree(folder: &Path) -> Result<(), InstanceError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&path)?;
+        } else {
+            fs::remove_file(&path).map_err(io_error("removing", &path))?;
+        }
+    }
+    fs::remove_dir(folder).map_err(io_error("removing", folder))
+}
+
+impl Loaded {
+    fn pin_map(&self, name: &'static str, path: &Path) -> Result<(), InstanceError> {
+        self.ebpf.map(name).ok_or(MapAccessError::Missing(name))?.pin(path).map_err(pin_error(path))
+    }
+
+    fn pin_admin(&self, path: &Path) -> Result<(), InstanceError> {
+        sys::pin(self.program_fd(ADMIN)?, path).map_err(io_error("pinning", path))
+    }
+}

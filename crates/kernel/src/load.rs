@@ -1,0 +1,206 @@
+//! Loading the programs and attaching them to cgroups.
+
+use std::{fs::File, io, os::fd::OwnedFd, path::Path};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::Map,
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier},
+};
+
+use crate::{
+    admin::Admin,
+    cgroup,
+    events::Events,
+    maps::{MapAccessError, Maps},
+    settings::Settings,
+    sys::{self, AttachPoint},
+};
+
+/// The kernel part. 8-byte alignment is what the ELF parser needs.
+pub(crate) static OBJECT: &[u8] = {
+    #[repr(C, align(8))]
+    struct Aligned<Bytes: ?Sized>(Bytes);
+    static ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../bpf/portkeep.bpf.o"));
+    &ALIGNED.0
+};
+
+/// The programs that hold sockets to the reservations, in the order they are
+/// attached: closing comes first, so that nothing is acquired that would not be given back.
+pub(crate) const ENFORCING: [(&str, AttachPoint); 7] = [
+    ("portkeep_close", AttachPoint::SockRelease),
+    ("portkeep_bound4", AttachPoint::PostBind4),
+    ("portkeep_bound6", AttachPoint::PostBind6),
+    ("portkeep_bind4", AttachPoint::Bind4),
+    ("portkeep_bind6", AttachPoint::Bind6),
+    ("portkeep_conn4", AttachPoint::Connect4),
+    ("portkeep_conn6", AttachPoint::Connect6),
+];
+/// The programs that serve the control codes.
+pub(crate) const SERVING: [(&str, AttachPoint); 2] =
+    [("portkeep_get", AttachPoint::GetSockopt), ("portkeep_set", AttachPoint::SetSockopt)];
+/// The administrator's door.
+pub(crate) const ADMIN: &str = "portkeep_admin";
+
+/// Why the kernel part could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The object could not be turned into maps; without CAP_BPF this is where it ends.
+    #[error("loading the kernel part")]
+    Object(#[from] EbpfError),
+    /// The kernel refused a program. Linux 6.1 is the oldest that is supported.
+    #[error("loading program {name}")]
+    Program {
+        /// Which one.
+        name: String,
+        /// What the kernel said, the verifier's log included.
+        source: ProgramError,
+    },
+    /// A program could not be attached to a cgroup.
+    #[error("attaching program {name} to {cgroup}")]
+    Attach {
+        /// Which one.
+        name: String,
+        /// To which cgroup.
+        cgroup: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A cgroup folder could not be opened, or is none.
+    #[error("cgroup {path}")]
+    Cgroup {
+        /// Which folder.
+        path: String,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// `serve` must be `enforce` or below it: otherwise there would be owners whose close nobody sees.
+    #[error("the control codes would be served in {serve}, outside {enforce} where they are enforced")]
+    ServedOutside {
+        /// Where they would be served.
+        serve: String,
+        /// Where they are enforced.
+        enforce: String,
+    },
+    /// A map could not be set up.
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    /// No randomness for the key.
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// An attached program. Dropping it detaches, unless it is pinned.
+#[derive(Debug)]
+pub struct Link {
+    pub(crate) name: &'static str,
+    pub(crate) fd: OwnedFd,
+}
+
+/// The kernel part, loaded into this process.
+///
+/// Everything goes away with the value: links are detached, and once no socket
+/// uses them the maps are freed.
+#[derive(Debug)]
+pub struct Loaded {
+    pub(crate) ebpf: Ebpf,
+    pub(crate) links: Vec<Link>,
+}
+
+fn open_cgroup(path: &Path) -> Result<(File, u64), LoadError> {
+    let wrap = |source| LoadError::Cgroup { path: path.display().to_string(), source };
+    let id = cgroup::id(path).map_err(wrap)?;
+    Ok((File::open(path).map_err(wrap)?, id))
+}
+
+impl Loaded {
+    /// Load all programs. Nothing is enforced yet. Needs CAP_BPF and CAP_NET_ADMIN.
+    pub fn load() -> Result<Self, LoadError> {
+        Self::with(&mut EbpfLoader::new())
+    }
+
+    pub(crate) fn with(loader: &mut EbpfLoader<'_>) -> Result<Self, LoadError> {
+        let mut ebpf = loader.load(OBJECT)?;
+        for (name, program) in ebpf.programs_mut() {
+            let result = match program {
+                Program::CgroupSockopt(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            };
+            result.map_err(|source| LoadError::Program { name: name.to_owned(), source })?;
+        }
+        Ok(Self { ebpf, links: Vec::new() })
+    }
+
+    /// Write the settings and attach: sockets made in `enforce` and below are
+    /// held to the reservations, those made in `serve` and below may use the control codes.
+    pub fn attach(&mut self, settings: &Settings, enforce: &Path, serve: &Path) -> Result<(), LoadError> {
+        let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if !absolute(serve).starts_with(absolute(enforce)) {
+            return Err(LoadError::ServedOutside {
+                serve: serve.display().to_string(),
+                enforce: enforce.display().to_string(),
+            });
+        }
+        let (enforce_fd, enforce_id) = open_cgroup(enforce)?;
+        let (serve_fd, serve_id) = open_cgroup(serve)?;
+        let config = settings.to_config(enforce_id, serve_id).map_err(LoadError::Random)?;
+        self.maps()?.set_config(&config)?;
+        for (name, point) in ENFORCING {
+            self.attach_program(name, point, &enforce_fd, enforce)?;
+        }
+        for (name, point) in SERVING {
+            self.attach_program(name, point, &serve_fd, serve)?;
+        }
+        Ok(())
+    }
+
+    fn attach_program(
+        &mut self,
+        name: &'static str,
+        point: AttachPoint,
+        cgroup: &File,
+        path: &Path,
+    ) -> Result<(), LoadError> {
+        let fd = sys::link_create(self.program_fd(name)?, cgroup, point).map_err(|source| LoadError::Attach {
+            name: name.to_owned(),
+            cgroup: path.display().to_string(),
+            source,
+        })?;
+        self.links.push(Link { name, fd });
+        Ok(())
+    }
+
+    pub(crate) fn program_fd(&self, name: &str) -> Result<&ProgramFd, LoadError> {
+        let program = self.ebpf.program(name).ok_or(ProgramError::NotLoaded);
+        program.and_then(Program::fd).map_err(|source| LoadError::Program { name: name.into(), source })
+    }
+
+    /// The state, read from outside.
+    pub fn maps(&self) -> Result<Maps, MapAccessError> {
+        Maps::from_ebpf(&self.ebpf)
+    }
+
+    /// The administrator's door.
+    pub fn admin(&mut self) -> Result<Admin, LoadError> {
+        let wrap = |source| LoadError::Program { name: ADMIN.to_owned(), source };
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(ADMIN)
+            .ok_or(ProgramError::NotLoaded)
+            .and_then(|program| program.try_into())
+            .map_err(wrap)?;
+        Admin::from_program(program).map_err(wrap)
+    }
+
+    /// The event ring. There is one: who takes it gets the events.
+    pub fn take_events(&mut self) -> Result<Events, MapAccessError> {
+        let Some(Map::RingBuf(ring)) = self.ebpf.take_map("events") else {
+            return Err(MapAccessError::Missing("events"));
+        };
+        Events::new(ring)
+    }
+}

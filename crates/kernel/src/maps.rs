@@ -1,0 +1,407 @@
+//! The maps, read from outside. The layouts mirror `bpf/portkeep.h`.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError},
+};
+use portkeep_core::{PortRange, Scope, Token, Transport, Transports, cipher, wire};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+macro_rules! map_struct {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+
+        // SAFETY: repr(C) without padding (IntoBytes proves it) and valid for every bit pattern (FromBytes proves it).
+        unsafe impl Pod for $name {}
+    };
+}
+
+map_struct! {
+    /// The element of `config`.
+    Config {
+        /// [`wire::ABI`] of the loaded kernel part.
+        abi: u32,
+        /// Round keys of the token cipher.
+        round_keys: [u32; cipher::ROUNDS],
+        /// What the agent's sockets are marked with.
+        secret: [u64; 2],
+        /// When it was brought up, nanoseconds of `CLOCK_MONOTONIC`.
+        since: u64,
+        /// [`crate::BUILD`] of the loaded kernel part.
+        build: u64,
+        /// Id of the cgroup whose sockets are held to the reservations.
+        enforce: u64,
+        /// Id of the cgroup whose sockets may use the control codes.
+        serve: u64,
+        /// What an outsider's bind fails with.
+        deny_errno: u32,
+        /// Ports a uid may hold.
+        quota: u32,
+        /// First port of the pool.
+        pool_first: u16,
+        /// Last port of the pool, 0 = none.
+        pool_last: u16,
+        /// 1: goes with the last `run` that needs it.
+        transient: u32,
+    }
+}
+
+map_struct! {
+    /// The element of `counters`.
+    Counters {
+        /// Tokens made so far.
+        sequence: u64,
+        /// Ports in reservations.
+        ports: u64,
+        /// Reservations.
+        reservations: u32,
+        /// Open beacons.
+        agents: u32,
+        /// Readers of the event ring.
+        listeners: u32,
+        /// Events that found the ring full.
+        lost: u32,
+    }
+}
+
+map_struct! {
+    /// Key of a word of the port table.
+    WordKey {
+        /// Network namespace cookie.
+        netns: u64,
+        /// Port divided by 64.
+        word: u16,
+        /// Bit of [`Transport`].
+        transport: u16,
+        /// 0.
+        zero: u32,
+    }
+}
+
+map_struct! {
+    /// 64 ports of one transport in one network namespace; bit n is port 64 * word + n.
+    Word {
+        /// Claimed, lingering or set aside.
+        reserved: u64,
+        /// First ports of blocks.
+        heads: u64,
+        /// The block has ended, sockets are still bound.
+        lingering: u64,
+        /// Chosen by a bind that is under way.
+        drawn: u64,
+        /// In use since before `up`.
+        aside: u64,
+        /// Id of the block that reaches in from the word before.
+        lead: u32,
+        /// 0.
+        zero: u32,
+        /// Ids of the blocks that begin here, valid where `heads` says so.
+        owner: [u32; 64],
+        /// Bound sockets, 16 bits for each port.
+        uses: [u32; 32],
+    }
+}
+
+impl WordKey {
+    /// The key of the word that `port` is in.
+    pub fn of(netns: u64, transport: Transport, port: u16) -> Self {
+        Self { netns, word: port / 64, transport: transport.bit().into(), zero: 0 }
+    }
+}
+
+impl Word {
+    /// Sockets bound to the port with this bit number (0 to 63).
+    pub fn uses(&self, bit: usize) -> u16 {
+        (self.uses[bit / 2] >> (16 * (bit % 2))) as u16
+    }
+
+    /// Nothing claimed and nothing bound: the word could as well not be there.
+    pub fn is_vacant(&self) -> bool {
+        self.reserved == 0 && self.uses == [0; 32]
+    }
+}
+
+map_struct! {
+    /// A reservation as the kernel keeps it.
+    Reservation {
+        /// The token: in force; its complement: pending; 0: ended.
+        gate: u64,
+        /// The token.
+        token: u64,
+        /// Network namespace cookie.
+        netns: u64,
+        /// Id of the scope's cgroup, or of the owner's.
+        cgroup: u64,
+        /// Nanoseconds of `CLOCK_MONOTONIC`.
+        since: u64,
+        /// Owner process.
+        pid: u32,
+        /// Its real uid.
+        uid: u32,
+        /// First port, host byte order.
+        start: u16,
+        /// Number of ports.
+        count: u16,
+        /// Bits of [`Transports`].
+        transports: u8,
+        /// A `SCOPE_` constant of [`wire`].
+        scope: u8,
+        /// [`wire::STRICT`].
+        flags: u8,
+        /// Depth of `cgroup` below the root.
+        level: u8,
+        /// Offset of the next draw.
+        next: u32,
+        /// Slot in the owner socket's list.
+        slot: u16,
+        /// Why the agent refused it.
+        error: u16,
+        /// Command name of the owner process.
+        comm: [u8; 16],
+        /// The label.
+        label: [u8; 24],
+    }
+}
+
+impl Reservation {
+    /// The token.
+    pub fn token(&self) -> Option<Token> {
+        Token::new(self.token)
+    }
+
+    /// The block. The kernel part never enters an impossible one.
+    pub fn ports(&self) -> Option<PortRange> {
+        PortRange::new(self.start, self.count).ok()
+    }
+
+    /// The transports.
+    pub fn transports(&self) -> Option<Transports> {
+        Transports::from_bits(self.transports)
+    }
+
+    /// Who may consume it.
+    pub fn scope(&self) -> Scope {
+        match self.scope.into() {
+            wire::SCOPE_USER => Scope::User,
+            wire::SCOPE_CGROUP => Scope::Cgroup(self.cgroup),
+            _ => Scope::Process,
+        }
+    }
+
+    /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`].
+    pub fn state(&self) -> u8 {
+        match self.gate {
+            0 => wire::REFUSED,
+            gate if gate == self.token => wire::ACTIVE,
+            _ => wire::PENDING,
+        }
+    }
+}
+
+map_struct! {
+    /// What is known about a network namespace.
+    Space {
+        /// Where wildcard searches begin: TCP, UDP, both.
+        cursor: [u32; 3],
+        /// Reservations.
+        live: u32,
+        /// Last ACQUIRE, nanoseconds of `CLOCK_MONOTONIC`.
+        last: u64,
+    }
+}
+
+map_struct! {
+    /// Ports a uid holds.
+    Quota {
+        /// Ports held.
+        used: u32,
+        /// Own limit, 0 = the default, `u32::MAX` = none.
+        limit: u32,
+    }
+}
+
+/// A map could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapAccessError {
+    /// The object or the pin folder has no map of this name.
+    #[error("there is no map named {0}")]
+    Missing(&'static str),
+    /// The kernel refused.
+    #[error("map {name}")]
+    Call {
+        /// Which map.
+        name: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+}
+
+/// Names of all maps, in the order they are pinned.
+pub(crate) const NAMES: [&str; 10] =
+    ["config", "counters", "blank", "words", "reservations", "spaces", "quotas", "sockets", "owners", "events"];
+
+/// The kernel part's state. Reading is not atomic over several elements: what
+/// changes meanwhile may be seen half.
+pub struct Maps {
+    config: Array<MapData, Config>,
+    counters: Array<MapData, Counters>,
+    words: HashMap<MapData, WordKey, Word>,
+    reservations: HashMap<MapData, u32, Reservation>,
+    spaces: HashMap<MapData, u64, Space>,
+    quotas: HashMap<MapData, u32, Quota>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    fn from_source(
+        mut source: impl FnMut(&'static str) -> Result<MapData, MapAccessError>,
+    ) -> Result<Self, MapAccessError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(name: &'static str, map: Map) -> Result<T, MapAccessError> {
+            T::try_from(map).map_err(|source| MapAccessError::Call { name, source })
+        }
+        Ok(Self {
+            config: typed("config", Map::Array(source("config")?))?,
+            counters: typed("counters", Map::Array(source("counters")?))?,
+            words: typed("words", Map::HashMap(source("words")?))?,
+            reservations: typed("reservations", Map::HashMap(source("reservations")?))?,
+            spaces: typed("spaces", Map::HashMap(source("spaces")?))?,
+            quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
+        })
+    }
+
+    /// The maps of a loaded object, through descriptors of their own.
+    pub(crate) fn from_ebpf(ebpf: &Ebpf) -> Result<Self, MapAccessError> {
+        Self::from_source(|name| {
+            let call = |source| MapAccessError::Call { name, source };
+            let map = ebpf.map(name).ok_or(MapAccessError::Missing(name))?;
+            let (Map::Array(data) | Map::HashMap(data)) = map else { return Err(MapAccessError::Missing(name)) };
+            let id = data.info().map_err(call)?.id();
+            MapData::from_id(id).map_err(call)
+        })
+    }
+
+    /// The maps pinned in a folder.
+    pub(crate) fn from_pins(folder: &Path) -> Result<Self, MapAccessError> {
+        Self::from_source(|name| {
+            MapData::from_pin(folder.join(name)).map_err(|source| MapAccessError::Call { name, source })
+        })
+    }
+
+    /// The configuration, the secret and the cipher key with it.
+    pub fn config(&self) -> Result<Config, MapAccessError> {
+        self.config.get(&0, 0).map_err(|source| MapAccessError::Call { name: "config", source })
+    }
+
+    pub(crate) fn set_config(&mut self, config: &Config) -> Result<(), MapAccessError> {
+        self.config.set(0, config, 0).map_err(|source| MapAccessError::Call { name: "config", source })
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> Result<Counters, MapAccessError> {
+        self.counters.get(&0, 0).map_err(|source| MapAccessError::Call { name: "counters", source })
+    }
+
+    /// All reservations with their ids, in no order.
+    pub fn reservations(&self) -> impl Iterator<Item = Result<(u32, Reservation), MapAccessError>> {
+        self.reservations
+            .iter()
+            .map(|item| item.map_err(|source| MapAccessError::Call { name: "reservations", source }))
+    }
+
+    /// One reservation by its id.
+    pub fn reservation(&self, id: u32) -> Result<Option<Reservation>, MapAccessError> {
+        optional("reservations", self.reservations.get(&id, 0))
+    }
+
+    /// The id in a token.
+    pub fn id_of(&self, token: Token) -> Result<u32, MapAccessError> {
+        Ok(cipher::decrypt(&self.config()?.round_keys, token.get()) as u32)
+    }
+
+    /// All words of the port table, in no order.
+    pub fn words(&self) -> impl Iterator<Item = Result<(WordKey, Word), MapAccessError>> {
+        self.words.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "words", source }))
+    }
+
+    /// One word of the port table.
+    pub fn word(&self, key: &WordKey) -> Result<Option<Word>, MapAccessError> {
+        optional("words", self.words.get(key, 0))
+    }
+
+    /// All namespaces that reservations were made in, by cookie.
+    pub fn spaces(&self) -> impl Iterator<Item = Result<(u64, Space), MapAccessError>> {
+        self.spaces.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "spaces", source }))
+    }
+
+    /// All uids that hold or held ports.
+    pub fn quotas(&self) -> impl Iterator<Item = Result<(u32, Quota), MapAccessError>> {
+        self.quotas.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "quotas", source }))
+    }
+
+    /// Give a uid a limit of its own: 0 = the default, `u32::MAX` = none.
+    ///
+    /// Not atomic against an ACQUIRE of the same uid at the same moment: do it while the uid is idle.
+    pub fn set_quota_limit(&mut self, uid: u32, limit: u32) -> Result<(), MapAccessError> {
+        let used = optional("quotas", self.quotas.get(&uid, 0))?.map_or(0, |quota| quota.used);
+        self.quotas
+            .insert(uid, Quota { used, limit }, 0)
+            .map_err(|source| MapAccessError::Call { name: "quotas", source })
+    }
+
+    /// Forget words that hold nothing, of namespaces without reservations that
+    /// have been quiet for `quiet_ns` nanoseconds. Returns how many went.
+    ///
+    /// Nothing else removes words: a program in the kernel could not, since
+    /// another CPU may just be looking at one. Quiet for a while, without
+    /// reservations and after a grace period, nobody is.
+    pub fn forget_quiet_namespaces(&mut self, quiet_ns: u64) -> Result<usize, MapAccessError> {
+        let now = crate::sys::monotonic_ns();
+        let quiet = |space: &Space| space.live == 0 && now.saturating_sub(space.last) >= quiet_ns;
+        let candidates: Vec<u64> =
+            self.spaces().flatten().filter(|(_, space)| quiet(space)).map(|(netns, _)| netns).collect();
+        if candidates.is_empty() {
+            return Ok(0);
+        }
+        crate::sys::wait_for_running_programs();
+        let mut gone = 0;
+        for netns in candidates {
+            if !optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| quiet(&space)) {
+                continue;
+            }
+            let keys: Vec<WordKey> = self
+                .words()
+                .flatten()
+                .filter(|(key, word)| key.netns == netns && word.is_vacant())
+                .map(|(key, _)| key)
+                .collect();
+            for key in keys {
+                if self.words.remove(&key).is_ok() {
+                    gone += 1;
+                }
+            }
+            if !self.words().flatten().any(|(key, _)| key.netns == netns) {
+                let _ = self.spaces.remove(&netns);
+            }
+        }
+        Ok(gone)
+    }
+}
+
+fn optional<T>(name: &'static str, result: Result<T, MapError>) -> Result<Option<T>, MapAccessError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(source) => Err(MapAccessError::Call { name, source }),
+    }
+}

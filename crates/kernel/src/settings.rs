@@ -1,0 +1,71 @@
+//! What an administrator can set when the kernel part is brought up.
+
+use portkeep_core::{Errno, PortRange, cipher, wire};
+use zerocopy::FromZeros;
+
+use crate::maps::Config;
+
+/// The pool when nothing else is said: above the default ephemeral range
+/// (32768-60999), so that neither is in the other's way.
+pub const DEFAULT_POOL: PortRange = match PortRange::inclusive(61000, 65535) {
+    Ok(range) => range,
+    Err(_) => unreachable!(),
+};
+
+/// The embedded object's fingerprint (FNV-1a). Two builds of Portkeep whose
+/// kernel parts differ have different ones; `upgrade` goes from one to the other.
+pub const BUILD: u64 = {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut i = 0;
+    while i < crate::load::OBJECT.len() {
+        hash = (hash ^ crate::load::OBJECT[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        i += 1;
+    }
+    hash
+};
+
+/// Settings of the kernel part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Where wildcard requests are served from. `None`: no wildcard requests.
+    pub pool: Option<PortRange>,
+    /// Ports one uid may hold at a time, counted once for each transport. Root has no limit.
+    pub quota: u32,
+    /// What the bind of an outsider fails with.
+    pub deny_errno: Errno,
+    /// Goes away with the last `portkeep run` that needs it.
+    pub transient: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { pool: Some(DEFAULT_POOL), quota: 1024, deny_errno: Errno::EADDRINUSE, transient: false }
+    }
+}
+
+impl Settings {
+    /// The value of the `config` map, with a fresh cipher key and secret.
+    pub(crate) fn to_config(&self, enforce: u64, serve: u64) -> Result<Config, getrandom::Error> {
+        let mut random = [0u8; 32];
+        getrandom::fill(&mut random)?;
+        let word = |i: usize| u32::from_ne_bytes([random[i], random[i + 1], random[i + 2], random[i + 3]]);
+        let long = |i: usize| u64::from(word(i)) << 32 | u64::from(word(i + 4));
+        let mut config = Config::new_zeroed();
+        config.abi = wire::ABI;
+        config.round_keys = cipher::expand([word(0), word(4), word(8), word(12)]);
+        config.secret = [long(16), long(24)];
+        config.since = crate::sys::monotonic_ns();
+        config.build = BUILD;
+        config.enforce = enforce;
+        config.serve = serve;
+        config.deny_errno = self.deny_errno.0.unsigned_abs();
+        config.quota = self.quota;
+        if let Some(pool) = self.pool {
+            config.pool_first = pool.start();
+            config.pool_last = pool.last();
+        }
+        config.transient = self.transient.into();
+        Ok(config)
+    }
+}

@@ -1,0 +1,120 @@
+//! The system calls that neither aya nor rustix has.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// One command of bpf(2). `A` is the prefix of `union bpf_attr` that the command uses.
+fn bpf<A>(command: libc::c_long, attr: &A) -> io::Result<libc::c_long> {
+    // SAFETY: the commands in this file only read the attribute, of which the kernel gets the size and takes the
+    // rest for zero. Pointers and descriptors in it are those of borrows that outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<A>()) };
+    if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }
+}
+
+fn owned(fd: libc::c_long) -> OwnedFd {
+    // SAFETY: called only with a descriptor that bpf(2) has just made for us, so nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Where a program hangs on a cgroup (`enum bpf_attach_type`).
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub(crate) enum AttachPoint {
+    Bind4 = 8,
+    Bind6 = 9,
+    Connect4 = 10,
+    Connect6 = 11,
+    PostBind4 = 12,
+    PostBind6 = 13,
+    GetSockopt = 21,
+    SetSockopt = 22,
+    SockRelease = 34,
+}
+
+/// `BPF_LINK_CREATE` for a cgroup. aya 0.14 attaches too, but keeps the links of sockopt programs to itself, where
+/// they cannot be pinned.
+///
+/// Kernel commit af6eea57437a ("bpf: Implement bpf_link-based cgroup BPF program attachment"), Linux 5.7.
+pub(crate) fn link_create(program: impl AsFd, cgroup: impl AsFd, point: AttachPoint) -> io::Result<OwnedFd> {
+    let attr =
+        [program.as_fd().as_raw_fd() as u32, cgroup.as_fd().as_raw_fd() as u32, point as u32, 0 /* flags */];
+    bpf(BPF_LINK_CREATE, &attr).map(owned)
+}
+
+/// `BPF_LINK_UPDATE`: put another program under a link, without a gap.
+///
+/// Kernel commit 0c991ebc8c69 ("bpf: Implement bpf_prog replacement for an active bpf_cgroup_link"), Linux 5.7.
+pub(crate) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let attr = [link.as_fd().as_raw_fd() as u32, program.as_fd().as_raw_fd() as u32, 0 /* flags */, 0];
+    bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+#[repr(C)]
+struct PinAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `BPF_OBJ_PIN`.
+pub(crate) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let attr = PinAttr { path: path.as_ptr() as u64, fd: object.as_fd().as_raw_fd() as u32, flags: 0 };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
+}
+
+/// `BPF_OBJ_GET`.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let attr = PinAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    bpf(BPF_OBJ_GET, &attr).map(owned)
+}
+
+/// Wait until every program that is running now has ended (`MEMBARRIER_CMD_GLOBAL` waits for an RCU grace period).
+pub(crate) fn wait_for_running_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    // SAFETY: membarrier(2) takes three integers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
+/// `SO_NETNS_COOKIE` (Linux 5.14): the number of the network namespace a socket is in.
+pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option writes at most the 8 bytes that `length` announces into `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

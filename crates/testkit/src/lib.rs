@@ -1,0 +1,168 @@
+//! What the tests and benchmarks that need the kernel stand on.
+//!
+//! Everything happens in a cgroup and in network namespaces of the test's own:
+//! programs are attached to that cgroup and nowhere else, so running the tests
+//! as root is safe on anybody's workstation. Nothing stays behind, not even
+//! after SIGKILL: programs hang on descriptors of this process, namespaces on
+//! its threads, and a janitor process removes the cgroup when it is gone.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, OnceLock},
+};
+
+use portkeep_kernel::{Loaded, Settings, cgroup};
+
+/// Set on machines that must run the kernel tests: there, being unable to is a failure.
+pub const REQUIRE: &str = "PORTKEEP_REQUIRE_KERNEL";
+
+/// Why the kernel tests cannot run here, if they cannot.
+pub fn obstacle() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".into());
+    }
+    if cgroup::root().is_none() {
+        return Some("no cgroup v2 hierarchy is mounted".into());
+    }
+    match process_sandbox() {
+        Ok(_) => None,
+        Err(reason) => Some(reason.clone()),
+    }
+}
+
+/// True if the kernel tests can run. If not, says so where nobody overlooks
+/// it, or panics where they are required.
+#[track_caller]
+pub fn kernel_or_skip(test: &str) -> bool {
+    let Some(reason) = obstacle() else { return true };
+    assert!(std::env::var_os(REQUIRE).is_none(), "{REQUIRE} is set, but {test} cannot run: {reason}");
+    // Past the harness, which swallows what a passing test prints.
+    let line = format!("SKIPPED {test}: {reason}\n");
+    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    false
+}
+
+/// A cgroup below the root of the v2 hierarchy, removed when this process ends, however it ends.
+#[derive(Debug)]
+pub struct TestCgroup {
+    path: PathBuf,
+}
+
+impl TestCgroup {
+    /// Make one. `name` only helps to recognise it.
+    pub fn new(name: &str) -> io::Result<Self> {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let root = cgroup::root().ok_or(io::ErrorKind::Unsupported)?;
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = root.join(format!("portkeep-test-{name}-{}-{number}", std::process::id()));
+        fs::create_dir(&path)?;
+        // The janitor stays outside: it is started before anybody moves in, and waits for the end of its input, which
+        // comes when this process is gone. Sub-cgroups go first; what still runs inside is none of its business.
+        let janitor = "cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do \
+                       find \"$0\" -depth -type d -exec rmdir {} + 2>/dev/null; [ -d \"$0\" ] || exit 0; sleep 0.2; done";
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(janitor)
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        // Kept open until the process ends. It is close-on-exec, so no child keeps the janitor waiting.
+        std::mem::forget(child.stdin.take());
+        Ok(Self { path })
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Move a process in: what sockets it makes from now on belong to this cgroup.
+    pub fn enter(&self, pid: u32) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+    }
+
+    /// A cgroup below this one.
+    pub fn child(&self, name: &str) -> io::Result<PathBuf> {
+        let path = self.path.join(name);
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+}
+
+/// The kernel part, attached to a cgroup that this process lives in.
+#[derive(Debug)]
+pub struct Sandbox {
+    cgroup: TestCgroup,
+    loaded: Mutex<Loaded>,
+}
+
+fn process_sandbox() -> &'static Result<Sandbox, String> {
+    static SANDBOX: OnceLock<Result<Sandbox, String>> = OnceLock::new();
+    SANDBOX.get_or_init(|| {
+        let describe = |error: &dyn std::error::Error| {
+            let mut text = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                text.push_str(&format!(": {error}"));
+                cause = error.source();
+            }
+            text
+        };
+        let cgroup = TestCgroup::new("sandbox").map_err(|error| format!("no cgroup of our own: {error}"))?;
+        let mut loaded = Loaded::load().map_err(|error| describe(&error))?;
+        loaded.attach(&Settings::default(), cgroup.path(), cgroup.path()).map_err(|error| describe(&error))?;
+        cgroup.enter(std::process::id()).map_err(|error| format!("moving into {:?}: {error}", cgroup.path()))?;
+        Ok(Sandbox { cgroup, loaded: Mutex::new(loaded) })
+    })
+}
+
+impl Sandbox {
+    /// The sandbox of this process: made, and moved into, at the first call.
+    ///
+    /// # Panics
+    ///
+    /// If there cannot be one; [`kernel_or_skip`] asks first.
+    pub fn get() -> &'static Self {
+        process_sandbox().as_ref().unwrap_or_else(|reason| panic!("no sandbox: {reason}"))
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &TestCgroup {
+        &self.cgroup
+    }
+
+    /// The loaded kernel part.
+    pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Put the calling thread into a new network namespace with loopback up, and
+/// return its cookie. The namespace goes with the thread (and the sockets made in it).
+///
+/// # Panics
+///
+/// Without CAP_SYS_ADMIN.
+pub fn new_namespace() -> u64 {
+    // SAFETY: CLONE_NEWNET changes only which network namespace this thread is in; descriptors and memory stay shared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("a network namespace");
+    loopback_up().expect("loopback up");
+    portkeep_kernel::netns::current_cookie().expect("the namespace's cookie")
+}
+
+/// `ip link set lo up` for the calling thread's namespace, without needing ip.
+pub fn loopback_up() -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, and `request` is one with name and flags filled in.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
