@@ -1,1 +1,180 @@
 //! The reference model: the whole facility as plain data and pure functions.
+//!
+//! It says what the kernel part must answer, as simply as it can be said: sets,
+//! maps and linear scans, no bit tables, no counters, nothing remembered that
+//! can be derived. `portkeep-kernel` runs long random histories through the
+//! kernel and through this and compares every answer. Whatever chance decides
+//! comes in as an argument: tokens, process numbers, and the ports the system's
+//! own automatic choice falls on.
+//!
+//! [`Model`] has three kinds of methods:
+//!
+//! * what a process does, with its number and usually a descriptor first:
+//!   [`socket`](Model::socket), [`acquire`](Model::acquire),
+//!   [`bind`](Model::bind), [`close`](Model::close), [`exit`](Model::exit) ...;
+//!   their answers are those of the system calls;
+//! * what the administrator or the agent does, with a token:
+//!   [`confirm`](Model::confirm), [`refuse`](Model::refuse), [`end`](Model::end),
+//!   [`set_aside`](Model::set_aside) ...;
+//! * getters, which look at the state and change nothing.
+//!
+//! Left out: addresses beyond [`Address`], connections (an accepted socket
+//! shares its listener's port and is not counted), TIME_WAIT (it never matters
+//! to a consumer, rule A9, and this model has no clock), events, and the bind
+//! of sockets that are neither TCP nor UDP.
+
+mod consume;
+mod control;
+mod place;
+mod process;
+mod reservation;
+mod socket;
+
+#[cfg(test)]
+mod invariants;
+#[cfg(test)]
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{Errno, PortRange, Token, Transport, Transports};
+
+pub use control::{Request, Select, Version};
+pub use process::{Descriptor, Pid, Process};
+pub use reservation::{Owner, Reservation, State};
+pub use socket::{Address, Bound, Options, Role, Socket, SocketId};
+
+/// Id of a network namespace: its cookie.
+pub type Namespace = u64;
+
+/// One port of one transport in one network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The transport.
+    pub transport: Transport,
+    /// The port, host byte order.
+    pub port: u16,
+}
+
+/// What an administrator has set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where wildcard requests are served from.
+    pub pool: Option<PortRange>,
+    /// Ports a uid other than 0 may hold, unless [`Model::set_quota`] says otherwise.
+    pub quota: u32,
+    /// What an outsider's bind fails with.
+    pub deny: Errno,
+    /// Ports below this need a privilege, or a reservation (A8).
+    pub unprivileged_start: u16,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pool: PortRange::inclusive(61000, 65535).ok(),
+            quota: 1024,
+            deny: Errno::EADDRINUSE,
+            unprivileged_start: 1024,
+        }
+    }
+}
+
+/// The facility and as much of the system around it as it depends on.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    settings: Settings,
+    quotas: BTreeMap<u32, u32>,
+    processes: BTreeMap<Pid, Process>,
+    sockets: BTreeMap<SocketId, Socket>,
+    reservations: BTreeMap<Token, Reservation>,
+    /// Where the next wildcard search begins.
+    cursors: BTreeMap<(Namespace, Transports), u32>,
+    /// Drawn for a bind that failed afterwards: draws prefer other ports.
+    hints: BTreeSet<Place>,
+    aside: BTreeSet<Place>,
+    next_socket: SocketId,
+}
+
+impl Model {
+    /// Nothing reserved, no processes.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Give a uid a limit of its own; `u32::MAX` is none.
+    pub fn set_quota(&mut self, uid: u32, ports: u32) {
+        self.quotas.insert(uid, ports);
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The processes.
+    pub fn processes(&self) -> &BTreeMap<Pid, Process> {
+        &self.processes
+    }
+
+    /// The sockets that some process still has a descriptor of.
+    pub fn sockets(&self) -> &BTreeMap<SocketId, Socket> {
+        &self.sockets
+    }
+
+    /// The reservations, also those taken back whose owner has not heard of it.
+    pub fn reservations(&self) -> &BTreeMap<Token, Reservation> {
+        &self.reservations
+    }
+
+    /// Ports in use since before the kernel part came up.
+    pub fn aside(&self) -> &BTreeSet<Place> {
+        &self.aside
+    }
+
+    /// The reservation, pending or in force, that a port belongs to.
+    pub fn block_at(&self, at: Place) -> Option<(Token, &Reservation)> {
+        self.reservations
+            .iter()
+            .find(|(_, reservation)| reservation.holds(at))
+            .map(|(token, reservation)| (*token, reservation))
+    }
+
+    /// How many sockets are bound to a port out of a reservation, one that may since have ended.
+    pub fn consumers(&self, at: Place) -> usize {
+        self.sockets.values().filter(|socket| socket.consumes(at)).count()
+    }
+
+    /// A port no reservation has any more but sockets bound from one still do (R7).
+    pub fn lingers(&self, at: Place) -> bool {
+        self.block_at(at).is_none() && self.consumers(at) > 0
+    }
+
+    /// Whether a port may not become part of a new block: it belongs to another one, or is in use as far as the
+    /// kernel part knows by itself. (What else is bound outside the pool, the agent finds out.)
+    pub fn is_taken(&self, at: Place) -> bool {
+        self.block_at(at).is_some() || self.lingers(at) || self.aside.contains(&at)
+    }
+
+    /// Every port that is taken.
+    pub fn taken(&self) -> BTreeSet<Place> {
+        let blocks = self.reservations.values().flat_map(Reservation::places);
+        let bound = self.sockets.values().filter(|socket| socket.is_consumer()).filter_map(Socket::place);
+        blocks.chain(bound).chain(self.aside.iter().copied()).collect()
+    }
+
+    /// Ports a uid holds; each transport counts.
+    pub fn ports_of(&self, uid: u32) -> u32 {
+        self.reservations
+            .values()
+            .filter(|reservation| reservation.owner.uid == uid)
+            .map(|reservation| reservation.places().count() as u32)
+            .sum()
+    }
+
+    fn in_pool(&self, port: u16) -> bool {
+        self.settings.pool.is_some_and(|pool| pool.contains(port))
+    }
+}
