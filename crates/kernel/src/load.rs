@@ -1,6 +1,11 @@
 //! Loading the programs and attaching them to cgroups.
 
-use std::{fs::File, io, os::fd::OwnedFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -182,6 +187,22 @@ impl Loaded {
     /// The state, read from outside.
     pub fn maps(&self) -> Result<Maps, MapAccessError> {
         Maps::from_ebpf(&self.ebpf)
+    }
+
+    /// Bytes the maps take at the moment. Exact since Linux 6.4 (kernel commit 9629363cd056 and its
+    /// neighbours); before, an estimate from the maps' limits.
+    pub fn map_memory(&self) -> io::Result<u64> {
+        let mut total = 0;
+        for (_, map) in self.ebpf.maps() {
+            let (Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) | Map::SkStorage(data)) = map else {
+                continue;
+            };
+            let fd = data.fd().as_fd().as_raw_fd();
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+            let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+            total += bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(total)
     }
 
     /// The administrator's door.

@@ -1,0 +1,206 @@
+//! What Portkeep costs, as ratios of things measured in the same run.
+//!
+//! ```text
+//! cargo bench -p portkeep-kernel           print the table
+//! cargo bench -p portkeep-kernel -- --write   and put it into docs/benchmarks.md
+//! ```
+//!
+//! Must run as root. Like the tests it attaches to a cgroup of its own and
+//! nowhere else; "outside" means sockets made before this process moved in,
+//! which the programs never see.
+
+mod memory;
+mod paired;
+mod sockets;
+mod table;
+mod workers;
+
+use std::{io, time::Instant};
+
+use portkeep::control;
+use portkeep_core::{PortRange, Token, wire::AcquireRequest};
+use portkeep_kernel::{Loaded, Settings};
+use portkeep_testkit::{TestCgroup, new_namespace};
+use socket2::Socket;
+
+use crate::{
+    paired::{median_ns, ratio},
+    sockets::{any, connection, tcp},
+    table::{Row, Table},
+};
+
+const ROUNDS: usize = 31;
+
+fn cycle(socket: &Socket, count: u16) -> io::Result<()> {
+    control::acquire(socket, &AcquireRequest { count, ..Default::default() })?;
+    let grant = control::granted(socket)?;
+    control::release(socket, Token::new(grant.token).ok_or(io::ErrorKind::InvalidData)?)
+}
+
+/// A kernel part of its own, so that a benchmark can have the pool it wants.
+struct Bench {
+    cgroup: TestCgroup,
+    loaded: Loaded,
+}
+
+impl Bench {
+    fn new(pool: PortRange) -> Self {
+        let cgroup = TestCgroup::new("bench").expect("a cgroup");
+        let mut loaded = Loaded::load().expect("loading");
+        let mut settings = Settings::default();
+        settings.pool = Some(pool);
+        loaded.attach(&settings, cgroup.path(), cgroup.path()).expect("attaching");
+        Self { cgroup, loaded }
+    }
+
+    fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.cgroup.enter(std::process::id()).expect("moving in");
+        let result = work();
+        sockets::leave_cgroup();
+        result
+    }
+}
+
+fn main() {
+    if let Some(job) = std::env::args().nth(1).filter(|arg| arg.starts_with("worker")) {
+        return workers::work(&job);
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: the benchmarks need root to load the kernel part");
+        return;
+    }
+    new_namespace();
+    let mut table = Table::default();
+    let wide = PortRange::inclusive(1024, 65535).expect("a range");
+    let bench = Bench::new(portkeep_kernel::DEFAULT_POOL);
+    calls(&bench, &mut table);
+    others(&bench, &mut table);
+    workers::throughput(&bench, &mut table);
+    fragmented(&bench, &mut table);
+    drop(bench);
+    memory::pool_in_use(&Bench::new(portkeep_kernel::DEFAULT_POOL), &mut table);
+    growth(&Bench::new(wide), &mut table);
+    memory::many_cycles(&Bench::new(portkeep_kernel::DEFAULT_POOL), &mut table);
+    print!("{table}");
+    if std::env::args().any(|arg| arg == "--write") {
+        table.write().expect("writing docs/benchmarks.md");
+    }
+}
+
+fn calls(bench: &Bench, table: &mut Table) {
+    let outside = tcp();
+    let inside = bench.inside(tcp);
+    let option = || outside.set_tcp_nodelay(true).unwrap();
+    let twenty = || cycle(&inside, 20).unwrap();
+    let bind_twenty = || {
+        let held: Vec<_> = (0..20)
+            .map(|_| {
+                let socket = tcp();
+                socket.bind(&any(0)).unwrap();
+                socket
+            })
+            .collect();
+        drop(held);
+    };
+    let (cycle_ns, binds_ns) = paired::measure(ROUNDS, 200, twenty, bind_twenty);
+    table.push(Row::at_most(
+        "acquire + query + release of 20 ports / binding and closing 20 sockets",
+        cycle_ns / binds_ns,
+        1.0 / 60.0,
+    ));
+    let (cycle_ns, option_ns) = paired::measure(ROUNDS, 2000, twenty, option);
+    table.push(Row::at_most("acquire + query + release of 20 ports / one bare setsockopt", cycle_ns / option_ns, 7.0));
+    table
+        .note(format!("one bare setsockopt {option_ns:.0} ns; acquire + query + release of 20 ports {cycle_ns:.0} ns"));
+    let before = sockets::voluntary_switches();
+    (0..10_000).for_each(|_| twenty());
+    table.push(Row::at_most(
+        "voluntary context switches in 10,000 such cycles",
+        (sockets::voluntary_switches() - before) as f64,
+        0.0,
+    ));
+    table.push(Row::at_most(
+        "acquire + query + release of 4,096 ports / of 20",
+        ratio(ROUNDS, 500, || cycle(&inside, 4096).unwrap(), twenty),
+        4.0,
+    ));
+}
+
+/// What those pay who have nothing to do with reservations.
+fn others(bench: &Bench, table: &mut Table) {
+    let bind = |port: u16| {
+        let socket = tcp();
+        socket.bind(&any(port)).unwrap();
+    };
+    let in_and_out = |iterations: usize, work: &dyn Fn()| {
+        paired::alternate(
+            ROUNDS,
+            iterations,
+            || bench.cgroup.enter(std::process::id()).expect("moving in"),
+            work,
+            sockets::leave_cgroup,
+            work,
+        )
+    };
+    let (inside, outside) = in_and_out(1000, &|| bind(20_000));
+    table.push(Row::at_most("socket + bind of an unreserved port + close, inside / outside", inside / outside, 1.03));
+    table.note(format!("socket + bind + close outside: {outside:.0} ns"));
+    let (inside, outside) = in_and_out(200, &|| drop(connection()));
+    table.push(Row::info("TCP connect + accept + close, inside / outside", inside / outside));
+    let (mut a, mut b) = bench.inside(connection);
+    let (mut c, mut d) = connection();
+    table.push(Row::info(
+        "sending and receiving 64 KiB, inside / outside",
+        ratio(ROUNDS, 200, || sockets::transfer(&mut a, &mut b), || sockets::transfer(&mut c, &mut d)),
+    ));
+    let inside = bench.inside(tcp);
+    let outside = tcp();
+    let set = |socket: &Socket| socket.set_tcp_nodelay(true).unwrap();
+    let get = |socket: &Socket| assert!(socket.tcp_nodelay().is_ok());
+    let (tax, bare) = paired::measure(ROUNDS, 5000, || set(&inside), || set(&outside));
+    table.push(Row::info("setsockopt(TCP_NODELAY), inside / outside", tax / bare));
+    table.note(format!("setsockopt inside {tax:.0} ns, outside {bare:.0} ns"));
+    let (tax, bare) = paired::measure(ROUNDS, 5000, || get(&inside), || get(&outside));
+    table.push(Row::info("getsockopt(TCP_NODELAY), inside / outside", tax / bare));
+    table.note(format!("getsockopt inside {tax:.0} ns, outside {bare:.0} ns"));
+
+    let owner = bench.inside(tcp);
+    control::acquire(&owner, &AcquireRequest { count: 1, flags: portkeep_core::wire::STRICT, ..Default::default() })
+        .unwrap();
+    let port = control::granted(&owner).unwrap().start;
+    let refused = || {
+        let socket = tcp();
+        assert!(socket.bind(&any(port)).is_err());
+    };
+    let ratio = bench.inside(|| ratio(ROUNDS, 1000, refused, || bind(20_000)));
+    table.push(Row::at_most("socket + refused bind + close / socket + bind + close", ratio, 1.0));
+}
+
+/// Every second port taken: no two in a row.
+fn fragmented(bench: &Bench, table: &mut Table) {
+    let pool = portkeep_kernel::DEFAULT_POOL;
+    let held = bench.inside(|| sockets::acquire_singles(pool.count().into()));
+    for (index, (socket, token)) in held.iter().enumerate() {
+        if index % 2 == 1 {
+            control::release(socket, *token).unwrap();
+        }
+    }
+    let asker = bench.inside(tcp);
+    let request = AcquireRequest { count: 2, ..Default::default() };
+    let ns = median_ns(ROUNDS, 100, || assert!(control::acquire(&asker, &request).is_err()));
+    table.push(Row::at_most("wildcard request that a fragmented pool cannot serve, us", ns / 1000.0, 50.0));
+}
+
+/// The next reservation, with none and with 10,000 others alive.
+fn growth(bench: &Bench, table: &mut Table) {
+    let socket = bench.inside(tcp);
+    let few = median_ns(ROUNDS, 2000, || cycle(&socket, 20).unwrap());
+    let begun = Instant::now();
+    let held = bench.inside(|| sockets::acquire_singles(10_000));
+    table.note(format!("10,000 reservations acquired in {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0));
+    let many = median_ns(ROUNDS, 2000, || cycle(&socket, 20).unwrap());
+    table.push(Row::at_most("acquire + query + release with 10,000 live reservations / with none", many / few, 1.5));
+    drop(held);
+    let left = bench.loaded.maps().unwrap().reservations().count();
+    table.push(Row::at_most("reservations left after closing their sockets", left as f64, 0.0));
+}

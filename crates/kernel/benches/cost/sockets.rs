@@ -1,0 +1,65 @@
+//! Sockets to measure with.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+};
+
+use portkeep::control;
+use portkeep_core::{
+    Token,
+    wire::{AcquireRequest, OWNED},
+};
+use portkeep_kernel::cgroup;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+pub(crate) fn tcp() -> Socket {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
+}
+
+/// The wildcard address with this port (host byte order).
+pub(crate) fn any(port: u16) -> SockAddr {
+    SocketAddr::from(([0, 0, 0, 0], port)).into()
+}
+
+/// Two ends of a connection over loopback.
+pub(crate) fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let (server, _) = listener.accept().expect("its other end");
+    (client, server)
+}
+
+pub(crate) fn transfer(from: &mut TcpStream, to: &mut TcpStream) {
+    let mut buffer = [0u8; 65536];
+    from.write_all(&buffer).expect("sending");
+    to.read_exact(&mut buffer).expect("receiving");
+}
+
+/// Out of the benchmark's cgroup, back to where programs of ours are not.
+pub(crate) fn leave_cgroup() {
+    let root = cgroup::root().expect("a cgroup hierarchy");
+    fs::write(root.join("cgroup.procs"), std::process::id().to_string()).expect("moving out");
+}
+
+/// So many reservations of one port each, on as few sockets as can own them.
+pub(crate) fn acquire_singles(count: usize) -> Vec<(std::rc::Rc<Socket>, Token)> {
+    let mut held = Vec::with_capacity(count);
+    while held.len() < count {
+        let socket = std::rc::Rc::new(tcp());
+        for _ in 0..OWNED.min(count - held.len()) {
+            control::acquire(&*socket, &AcquireRequest { count: 1, ..Default::default() }).expect("a port");
+            let token = Token::new(control::granted(&*socket).expect("the grant").token).expect("a token");
+            held.push((socket.clone(), token));
+        }
+    }
+    held
+}
+
+/// How often this thread has waited for something so far.
+pub(crate) fn voluntary_switches() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").expect("proc");
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("the count");
+    line.trim().parse().expect("a number")
+}

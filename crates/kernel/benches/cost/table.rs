@@ -1,0 +1,76 @@
+//! The table of results.
+
+use std::{fmt, fs, io, path::Path};
+
+pub(crate) struct Row {
+    what: &'static str,
+    value: f64,
+    limit: Option<f64>,
+}
+
+impl Row {
+    pub(crate) fn at_most(what: &'static str, value: f64, limit: f64) -> Self {
+        Self { what, value, limit: Some(limit) }
+    }
+
+    /// Published, without a limit.
+    pub(crate) fn info(what: &'static str, value: f64) -> Self {
+        Self { what, value, limit: None }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<Row>,
+    notes: Vec<String>,
+}
+
+/// Small ratios read better as fractions.
+fn number(value: f64) -> String {
+    if value == 0.0 || value >= 100.0 {
+        format!("{value:.0}")
+    } else if value >= 0.1 {
+        format!("{value:.2}")
+    } else {
+        format!("1/{:.0}", 1.0 / value)
+    }
+}
+
+impl Table {
+    pub(crate) fn push(&mut self, row: Row) {
+        eprintln!("{}: {}", row.what, number(row.value));
+        self.rows.push(row);
+    }
+
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    pub(crate) fn write(&self) -> io::Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        let head = "# What it costs\n\nMade by `cargo bench -p portkeep-kernel -- --write` as root. Read the ratios: both \
+                    sides of each were measured in turns in one run. \"Inside\" are sockets that the programs see, \
+                    \"outside\" those that they do not.\n\n";
+        fs::write(path, format!("{head}{self}"))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        writeln!(f, "Linux {}, {cores} cores.\n", release.trim())?;
+        writeln!(f, "| what | measured | at most | |\n|---|---:|---:|---|")?;
+        for Row { what, value, limit } in &self.rows {
+            let (bound, verdict) = match limit {
+                Some(limit) if value <= limit => (number(*limit), "kept"),
+                Some(limit) => (number(*limit), "MISSED"),
+                None => (String::new(), ""),
+            };
+            writeln!(f, "| {what} | {} | {bound} | {verdict} |", number(*value))?;
+        }
+        writeln!(f)?;
+        self.notes.iter().try_for_each(|note| writeln!(f, "- {note}"))
+    }
+}
