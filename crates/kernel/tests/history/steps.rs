@@ -1,0 +1,168 @@
+//! What can happen, and how often.
+//!
+//! Processes, descriptors and tokens are named by numbers that are taken modulo
+//! what there is, so that a history stays meaningful while it is being shrunk.
+
+use portkeep_core::Transport;
+use proptest::prelude::*;
+
+/// A descriptor: of which process, and which of its descriptors.
+pub type At = (u8, u8);
+
+/// One step.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Spawn { uid: u8, cgroup: u8, privileged: bool },
+    Fork(u8),
+    Exit { process: u8, killed: bool },
+    SetUid { process: u8, uid: u8 },
+    Socket { process: u8, namespace: u8, transport: Transport, v6: bool, reuse_address: bool, reuse_port: bool },
+    Duplicate(At),
+    Pass { from: At, to: u8 },
+    Close(At),
+    Acquire { on: At, ask: Ask },
+    Granted(At),
+    Release { on: At, token: u8, thread: bool },
+    Associate { on: At, token: u8, thread: bool },
+    Query { on: At, select: Query },
+    Bind { on: At, address: u8, port: u16, thread: bool },
+    Connect(At),
+    Listen(At),
+    Agent(bool),
+    Decide { token: u8, confirm: bool },
+    End(u8),
+    Aside { namespace: u8, transport: Transport, port: u16 },
+    GiveBack(u8),
+}
+
+/// An ACQUIRE.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub start: u16,
+    pub count: u16,
+    pub both: bool,
+    pub strict: bool,
+    pub align: u16,
+    pub scope: u8,
+    pub cgroup: u8,
+    pub label: String,
+    pub thread: bool,
+}
+
+/// A query.
+#[derive(Clone, Copy, Debug)]
+pub enum Query {
+    Token(u8),
+    Port(Transport, u16),
+    Next(Transport, u16),
+    Indexes,
+    Associated,
+}
+
+/// Ports around the places where things happen: the pool and its borders, a few elsewhere, a few privileged ones.
+fn port() -> impl Strategy<Value = u16> + Clone {
+    prop_oneof![6 => 61000..61040u16, 2 => 61040..61096u16, 1 => 60996..61000u16, 1 => 61096..61100u16, 2 => 5000..5012u16, 2 => 1016..1032u16]
+}
+
+fn port_or_zero() -> impl Strategy<Value = u16> {
+    prop_oneof![2 => Just(0), 3 => port()]
+}
+
+fn at() -> impl Strategy<Value = At> {
+    (any::<u8>(), any::<u8>())
+}
+
+fn transport() -> impl Strategy<Value = Transport> {
+    prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)]
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let start = prop_oneof![5 => Just(0), 4 => port(), 1 => any::<u16>()];
+    let count = prop_oneof![12 => 1..6u16, 4 => 6..30u16, 1 => 30..100u16, 1 => Just(0), 1 => any::<u16>()];
+    let align = prop_oneof![6 => Just(0u16), 1 => Just(1), 2 => Just(2), 1 => Just(4), 1 => Just(16), 1 => Just(64), 1 => Just(3)];
+    let label = prop_oneof![3 => Just(String::new()), 1 => "[a-z]{1,24}"];
+    let scope = prop_oneof![4 => Just(0u8), 1 => Just(1), 2 => Just(2)];
+    let cgroup = prop_oneof![2 => Just(0u8), 3 => 1..6u8];
+    (start, count, any::<bool>(), prop::bool::weighted(0.2), align, scope, cgroup, label, any::<bool>()).prop_map(
+        |(start, count, both, strict, align, scope, cgroup, label, thread)| Ask {
+            start,
+            count,
+            both: both && count % 2 == 0,
+            strict,
+            align,
+            scope,
+            cgroup,
+            label,
+            thread,
+        },
+    )
+}
+
+fn query() -> impl Strategy<Value = Query> {
+    prop_oneof![
+        any::<u8>().prop_map(Query::Token),
+        (transport(), port()).prop_map(|(transport, port)| Query::Port(transport, port)),
+        (transport(), port_or_zero()).prop_map(|(transport, port)| Query::Next(transport, port)),
+        Just(Query::Indexes),
+        Just(Query::Associated),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let byte = any::<u8>;
+    let thread = || prop::bool::weighted(0.2);
+    let socket = (
+        byte(),
+        prop::bool::weighted(0.25),
+        transport(),
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.3),
+    )
+        .prop_map(|(process, other, transport, v6, reuse_address, reuse_port)| Step::Socket {
+            process,
+            namespace: other.into(),
+            transport,
+            v6,
+            reuse_address,
+            reuse_port,
+        });
+    let processes = prop_oneof![
+        2 => (byte(), byte(), prop::bool::weighted(0.3))
+            .prop_map(|(uid, cgroup, privileged)| Step::Spawn { uid, cgroup, privileged }),
+        2 => byte().prop_map(Step::Fork),
+        2 => (byte(), any::<bool>()).prop_map(|(process, killed)| Step::Exit { process, killed }),
+        1 => (byte(), byte()).prop_map(|(process, uid)| Step::SetUid { process, uid }),
+    ];
+    let descriptors = prop_oneof![
+        1 => at().prop_map(Step::Duplicate),
+        2 => (at(), byte()).prop_map(|(from, to)| Step::Pass { from, to }),
+        4 => at().prop_map(Step::Close),
+    ];
+    let reservations = prop_oneof![
+        8 => (at(), ask()).prop_map(|(on, ask)| Step::Acquire { on, ask }),
+        1 => at().prop_map(Step::Granted),
+        2 => (at(), byte(), thread()).prop_map(|(on, token, thread)| Step::Release { on, token, thread }),
+        6 => (at(), byte(), thread()).prop_map(|(on, token, thread)| Step::Associate { on, token, thread }),
+        3 => (at(), query()).prop_map(|(on, select)| Step::Query { on, select }),
+    ];
+    let binds = prop_oneof![
+        6 => (at(), byte(), port_or_zero(), thread())
+            .prop_map(|(on, address, port, thread)| Step::Bind { on, address, port, thread }),
+        2 => at().prop_map(Step::Connect),
+        1 => at().prop_map(Step::Listen),
+    ];
+    let agent = prop_oneof![
+        2 => prop::bool::weighted(0.8).prop_map(Step::Agent),
+        6 => (byte(), prop::bool::weighted(0.7)).prop_map(|(token, confirm)| Step::Decide { token, confirm }),
+        1 => byte().prop_map(Step::End),
+        1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::Aside { namespace, transport, port }),
+        1 => byte().prop_map(Step::GiveBack),
+    ];
+    prop_oneof![4 => processes, 7 => socket, 5 => descriptors, 14 => reservations, 11 => binds, 4 => agent]
+}
+
+/// Histories.
+pub fn strategy() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 20..160)
+}

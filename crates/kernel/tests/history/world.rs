@@ -1,0 +1,706 @@
+//! A history runs: every step is taken in the kernel and in the model.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use portkeep_core::{
+    Errno, PortRange, Scope, Token, Transport,
+    model::{Address, Descriptor, Model, Options, Pid, Place, Request, Reservation, Role, Select, SocketId, State},
+    wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
+};
+use portkeep_kernel::WordKey;
+use portkeep_testkit::new_namespace;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::steps::{Ask, At, Query, Step};
+use crate::{
+    Lab,
+    common::{Answer, Command, Process},
+};
+
+/// The kernel and the model disagree, or a call went wrong that cannot.
+pub struct Failure {
+    complaint: String,
+    log: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.complaint)?;
+        self.log.iter().try_for_each(|line| writeln!(f, "    {line}"))
+    }
+}
+
+/// Run one history from nothing to nothing.
+pub fn history(lab: &mut Lab, steps: &[Step]) -> Result<(), Failure> {
+    let mut world = World::new(lab);
+    let result = steps.iter().try_for_each(|step| {
+        world.log.push(format!("{step:?}"));
+        world.take(step)
+    });
+    result.and_then(|()| world.finish()).map_err(|complaint| Failure { complaint, log: world.log })
+}
+
+/// A network namespace of this history, with somebody to connect to.
+struct Net {
+    cookie: u64,
+    handle: OwnedFd,
+    listener: TcpListener,
+}
+
+/// Where the listeners are: outside of every range that histories touch.
+const LISTENER: u16 = 20000;
+const UIDS: [u32; 3] = [0, 1000, 1001];
+const MOST_PROCESSES: usize = 7;
+
+fn net() -> Net {
+    thread::spawn(|| {
+        let cookie = new_namespace();
+        let handle = std::fs::File::open("/proc/thread-self/ns/net").expect("the namespace's handle").into();
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, LISTENER)).expect("a listener");
+        Net { cookie, handle, listener }
+    })
+    .join()
+    .expect("a namespace")
+}
+
+struct World<'lab> {
+    lab: &'lab mut Lab,
+    model: Model,
+    processes: BTreeMap<Pid, Process>,
+    nets: [Net; 2],
+    /// Every token ever granted here, in force or not.
+    tokens: Vec<Token>,
+    agent: Option<Process>,
+    connected: BTreeSet<SocketId>,
+    log: Vec<String>,
+}
+
+type Step_ = Result<(), String>;
+
+fn same<T: PartialEq + fmt::Debug>(what: &str, kernel: T, model: T) -> Step_ {
+    if kernel == model { Ok(()) } else { Err(format!("{what}: the kernel says {kernel:?}, the model {model:?}")) }
+}
+
+fn pick<T: Copy>(from: &[T], number: u8) -> Option<T> {
+    (!from.is_empty()).then(|| from[usize::from(number) % from.len()])
+}
+
+impl<'lab> World<'lab> {
+    fn new(lab: &'lab mut Lab) -> Self {
+        let model = Model::new(lab.model.clone());
+        let mut world = Self {
+            lab,
+            model,
+            processes: BTreeMap::new(),
+            nets: [net(), net()],
+            tokens: Vec::new(),
+            agent: None,
+            connected: BTreeSet::new(),
+            log: Vec::new(),
+        };
+        for (uid, cgroup) in [(1, 0), (1, 1), (2, 2)] {
+            world.spawn(uid, cgroup, false);
+        }
+        world
+    }
+
+    fn take(&mut self, step: &Step) -> Step_ {
+        match step {
+            Step::Spawn { uid, cgroup, privileged } => self.spawn(*uid, *cgroup, *privileged),
+            Step::Fork(process) => self.fork(*process),
+            Step::Exit { process, killed } => self.exit(*process, *killed),
+            Step::SetUid { process, uid } => {
+                let Some(pid) = self.pid(*process) else { return Ok(()) };
+                let uid = UIDS[usize::from(*uid) % UIDS.len()];
+                self.must(pid, &Command::SetUid(uid));
+                self.model.set_uid(pid, uid);
+            }
+            Step::Socket { process, namespace, transport, v6, reuse_address, reuse_port } => {
+                let Some(pid) = self.pid(*process) else { return Ok(()) };
+                let options = Options { reuse_address: *reuse_address, reuse_port: *reuse_port };
+                self.socket(pid, *namespace, *transport, *v6, options);
+            }
+            Step::Duplicate(at) => {
+                let Some((pid, on)) = self.at(*at) else { return Ok(()) };
+                let new = self.model.duplicate(pid, on).expect("the descriptor exists");
+                self.must(pid, &Command::Duplicate { from: on, new });
+            }
+            Step::Pass { from, to } => {
+                let (Some((pid, on)), Some(to)) = (self.at(*from), self.pid(*to)) else { return Ok(()) };
+                let new = self.model.pass(pid, on, to).expect("the descriptor exists");
+                self.processes[&pid].pass(on, &self.processes[&to], new);
+            }
+            Step::Close(at) => {
+                let Some((pid, on)) = self.at(*at) else { return Ok(()) };
+                self.must(pid, &Command::Close(on));
+                self.model.close(pid, on).expect("the descriptor exists");
+            }
+            Step::Acquire { on, ask } => return self.acquire(*on, ask),
+            Step::Granted(at) => {
+                let Some((pid, on)) = self.at(*at) else { return Ok(()) };
+                return self.granted(pid, on);
+            }
+            Step::Release { on, token, thread } => {
+                let Some((pid, on)) = self.at(*on) else { return Ok(()) };
+                let token = self.token(*token);
+                let kernel = self.set(pid, on, wire::RELEASE, &token, *thread);
+                return same("RELEASE", kernel, self.model.release(pid, on, token));
+            }
+            Step::Associate { on, token, thread } => {
+                let Some((pid, on)) = self.at(*on) else { return Ok(()) };
+                let token = self.token(*token);
+                let kernel = self.set(pid, on, wire::ASSOCIATE, &token, *thread);
+                return same("ASSOCIATE", kernel, self.model.associate(pid, on, token));
+            }
+            Step::Query { on, select } => return self.query(*on, *select),
+            Step::Bind { on, address, port, thread } => return self.bind(*on, *address, *port, *thread),
+            Step::Connect(at) => return self.connect(*at),
+            Step::Listen(at) => return self.listen(*at),
+            Step::Agent(runs) => self.set_agent(*runs),
+            Step::Decide { token, confirm } => return self.decide(*token, *confirm),
+            Step::End(token) => {
+                let Some(token) = Token::new(self.token(*token)) else { return Ok(()) };
+                let kernel = self.admin(|lab| lab.admin.end(lab.maps.id_of(token).expect("the config map"), token));
+                return same("END", kernel, self.model.end(token));
+            }
+            Step::Aside { namespace, transport, port } => {
+                let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
+                let kernel = self.admin(|lab| lab.admin.set_aside(at.namespace, at.transport, at.port));
+                return same("ASIDE", kernel, self.model.set_aside(at));
+            }
+            Step::GiveBack(number) => {
+                let aside: Vec<Place> = self.model.aside().iter().copied().collect();
+                let Some(at) = pick(&aside, *number) else { return Ok(()) };
+                return self.give_back(at);
+            }
+        }
+        Ok(())
+    }
+
+    // ---- who and what a step means -----------------------------------------
+
+    fn pid(&self, number: u8) -> Option<Pid> {
+        pick(&self.processes.keys().copied().collect::<Vec<_>>(), number)
+    }
+
+    /// Descriptor numbers are asked for in a range in which most exist.
+    fn at(&self, (process, descriptor): At) -> Option<(Pid, Descriptor)> {
+        let pid = self.pid(process)?;
+        let descriptors: Vec<Descriptor> = self.model.processes()[&pid].descriptors.keys().copied().collect();
+        Some((pid, pick(&descriptors, descriptor)?))
+    }
+
+    /// Mostly tokens that were granted at some time; the latest are the most interesting. Else nonsense.
+    fn token(&self, number: u8) -> u64 {
+        match number {
+            0 => 0,
+            1 => 0x1234_5678_9abc_def0,
+            _ => {
+                let recent: Vec<Token> = self.tokens.iter().rev().take(6).copied().collect();
+                pick(&recent, number).map_or(7, Token::get)
+            }
+        }
+    }
+
+    fn net(&self, number: u8) -> &Net {
+        &self.nets[usize::from(number) % 2]
+    }
+
+    fn id(&self, pid: Pid, on: Descriptor) -> SocketId {
+        self.model.processes()[&pid].descriptors[&on]
+    }
+
+    // ---- calls --------------------------------------------------------------
+
+    fn tell(&mut self, pid: Pid, command: &Command) -> Result<Answer, Errno> {
+        let answer = self.processes[&pid].tell(command);
+        let told = answer.as_ref().map(|answer| (answer.number, answer.reuse_address));
+        self.log.push(format!("  {pid}: {command:?} -> {told:?}"));
+        answer
+    }
+
+    fn must(&mut self, pid: Pid, command: &Command) {
+        self.tell(pid, command).unwrap_or_else(|errno| panic!("{command:?} failed: {errno}"));
+    }
+
+    fn set<T: IntoBytes + Immutable>(
+        &mut self,
+        pid: Pid,
+        on: u32,
+        option: i32,
+        value: &T,
+        thread: bool,
+    ) -> Result<(), Errno> {
+        let value = value.as_bytes().to_vec();
+        self.tell(pid, &Command::Set { on, option, value, thread }).map(drop)
+    }
+
+    fn get<T: FromBytes + IntoBytes>(&mut self, pid: Pid, on: u32, option: i32) -> Result<T, Errno> {
+        let answer = self.tell(pid, &Command::Get { on, option, size: size_of::<T>() })?;
+        Ok(T::read_from_bytes(&answer.bytes).unwrap_or_else(|_| panic!("{} bytes", answer.bytes.len())))
+    }
+
+    fn admin(&self, call: impl FnOnce(&Lab) -> Result<(), portkeep_kernel::AdminError>) -> Result<(), Errno> {
+        call(self.lab).map_err(|error| error.errno().unwrap_or_else(|| panic!("{error:?}")))
+    }
+
+    // ---- processes ------------------------------------------------------------
+
+    /// The cgroups of a process in the n-th of the three that processes are put in.
+    fn cgroup_path(&self, number: u8) -> Vec<u64> {
+        let ids: Vec<u64> = self.lab.cgroups.iter().map(|(_, id)| *id).collect();
+        match number % 3 {
+            0 => ids[..2].to_vec(),
+            below => vec![ids[0], ids[1], ids[usize::from(below) + 1]],
+        }
+    }
+
+    fn start(&self, cgroup: u8) -> Process {
+        self.lab.nurseries[usize::from(cgroup % 3)].fork().expect("a process")
+    }
+
+    fn spawn(&mut self, uid: u8, cgroup: u8, privileged: bool) {
+        if self.processes.len() >= MOST_PROCESSES {
+            return;
+        }
+        let process = self.start(cgroup);
+        let (pid, uid) = (process.pid(), UIDS[usize::from(uid) % UIDS.len()]);
+        self.processes.insert(pid, process);
+        self.must(pid, &Command::SetUid(uid));
+        if !privileged {
+            self.must(pid, &Command::DropPrivilege);
+        }
+        self.model.spawn(pid, uid, self.cgroup_path(cgroup), privileged);
+    }
+
+    fn fork(&mut self, number: u8) {
+        let Some(pid) = self.pid(number).filter(|_| self.processes.len() < MOST_PROCESSES) else { return };
+        let child = self.processes[&pid].fork().expect("a child");
+        self.log.push(format!("  {pid}: fork -> {}", child.pid()));
+        self.model.fork(pid, child.pid());
+        self.processes.insert(child.pid(), child);
+    }
+
+    fn exit(&mut self, number: u8, killed: bool) {
+        let Some(pid) = self.pid(number) else { return };
+        let process = self.processes.remove(&pid).expect("it is there");
+        if killed {
+            drop(process)
+        } else {
+            process.exit()
+        }
+        self.log.push(format!("  {pid}: gone"));
+        self.model.exit(pid);
+    }
+
+    fn socket(&mut self, pid: Pid, namespace: u8, transport: Transport, v6: bool, options: Options) -> Descriptor {
+        let net = self.net(namespace);
+        let path = format!("/proc/{}/fd/{}", std::process::id(), net.handle.as_raw_fd());
+        let new = self.model.socket(pid, net.cookie, Some(transport), v6, options);
+        let Options { reuse_address, reuse_port } = options;
+        let tcp = transport == Transport::Tcp;
+        self.must(pid, &Command::Socket { new, namespace: path, tcp, v6, reuse_address, reuse_port });
+        new
+    }
+
+    // ---- reservations -----------------------------------------------------------
+
+    fn request(&self, ask: &Ask) -> AcquireRequest {
+        let mut wire = AcquireRequest {
+            start: ask.start,
+            count: ask.count,
+            flags: u32::from(ask.both) * wire::BOTH + u32::from(ask.strict) * wire::STRICT,
+            scope: ask.scope.into(),
+            align: ask.align,
+            ..AcquireRequest::default()
+        };
+        if ask.scope == 2 {
+            // 0 is the caller's own, 1 to 4 the four there are, and then one that does not exist.
+            let ids: Vec<u64> = self.lab.cgroups.iter().map(|(_, id)| *id).collect();
+            wire.cgroup = match ask.cgroup {
+                0 => 0,
+                number => ids.get(usize::from(number) - 1).copied().unwrap_or(1 << 40),
+            };
+        }
+        wire.label[..ask.label.len()].copy_from_slice(ask.label.as_bytes());
+        wire
+    }
+
+    fn acquire(&mut self, on: At, ask: &Ask) -> Step_ {
+        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+        let wire = self.request(ask);
+        let kernel = self.set(pid, on, wire::ACQUIRE, &wire, ask.thread);
+        let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
+        let token = match granted {
+            true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
+            // Whatever: it is not used unless the two disagree.
+            false => {
+                static UNUSED: AtomicU64 = AtomicU64::new(1 << 60);
+                UNUSED.fetch_add(1, Ordering::Relaxed)
+            }
+        };
+        let token = Token::new(token).ok_or("a token of 0 was granted")?;
+        if granted && self.tokens.contains(&token) {
+            return Err(format!("R8: {token} came twice"));
+        }
+        let model = Request::from_wire(&wire).and_then(|request| self.model.acquire(pid, on, &request, token));
+        same("ACQUIRE", kernel, model)?;
+        if granted {
+            self.tokens.push(token);
+            self.granted(pid, on)?;
+        }
+        Ok(())
+    }
+
+    fn granted(&mut self, pid: Pid, on: Descriptor) -> Step_ {
+        let kernel = self.get::<Grant>(pid, on, wire::GRANTED);
+        let model = self.model.granted(pid, on).map(|(token, reservation)| {
+            let (state, error) = wire_state(reservation.state);
+            let (start, count) = (reservation.block.start(), reservation.block.count());
+            Grant { token: token.get(), start, count, transports: reservation.transports.bits(), state, error }
+        });
+        same("GRANTED", kernel, model)
+    }
+
+    fn query(&mut self, on: At, query: Query) -> Step_ {
+        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+        let select = match query {
+            Query::Token(number) => Select::Token(self.token(number)),
+            Query::Port(transport, port) => Select::Port(transport, port),
+            Query::Next(transport, port) => Select::Next(transport, port),
+            Query::Associated => Select::Associated,
+            Query::Indexes => return self.indexes(pid, on),
+        };
+        let kernel = self.state(pid, on, select)?;
+        self.model.select(pid, on, select).expect("a TCP or UDP socket");
+        let model = self.model.state(pid, on).map(|(token, reservation)| self.told(token, reservation));
+        same(&format!("STATE of {select:?}"), kernel, model)?;
+
+        let version: wire::Version = self.get(pid, on, wire::VERSION).map_err(|errno| format!("VERSION: {errno}"))?;
+        let model = self.model.version();
+        same(
+            "VERSION",
+            (version.agent, version.reservations, version.ports),
+            (model.agent.into(), model.reservations, model.ports),
+        )
+    }
+
+    /// What a socket owns, in whatever order.
+    fn indexes(&mut self, pid: Pid, on: Descriptor) -> Step_ {
+        let (mut kernel, mut model) = (BTreeSet::new(), BTreeSet::new());
+        for index in 0.. {
+            match self.state(pid, on, Select::Index(index))? {
+                Ok(told) => kernel.insert(told),
+                Err(Errno::ENOENT) => break,
+                Err(errno) => return Err(format!("STATE of index {index}: {errno}")),
+            };
+        }
+        for index in 0.. {
+            self.model.select(pid, on, Select::Index(index)).expect("a TCP or UDP socket");
+            let Ok((token, reservation)) = self.model.state(pid, on) else { break };
+            model.insert(self.told(token, reservation));
+        }
+        same("what the socket owns", kernel, model)
+    }
+
+    fn state(&mut self, pid: Pid, on: Descriptor, select: Select) -> Result<Result<Told, Errno>, String> {
+        let select = match select {
+            Select::Token(token) => SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() },
+            Select::Port(transport, port) => {
+                SelectRequest { by: wire::BY_PORT, transport: transport.bit(), port, ..Default::default() }
+            }
+            Select::Next(transport, port) => {
+                SelectRequest { by: wire::BY_NEXT, transport: transport.bit(), port, ..Default::default() }
+            }
+            Select::Index(port) => SelectRequest { by: wire::BY_INDEX, port, ..Default::default() },
+            Select::Associated => SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() },
+        };
+        self.set(pid, on, wire::SELECT, &select, false).map_err(|errno| format!("SELECT: {errno}"))?;
+        Ok(self.get::<wire::State>(pid, on, wire::STATE).map(|state| Told {
+            token: state.token,
+            netns: state.netns,
+            cgroup: if u16::from(state.scope) == wire::SCOPE_CGROUP { state.cgroup } else { 0 },
+            owner: (state.pid, state.uid),
+            block: (state.start, state.count, state.transports),
+            state: (state.state, state.error),
+            scope: state.scope.into(),
+            flags: u32::from(state.flags) & wire::STRICT,
+            // Ports that were taken back are nobody's any more, so what is bound there says nothing.
+            bound: if state.state == wire::REFUSED { 0 } else { state.bound },
+            label: wire::text(&state.label),
+        }))
+    }
+
+    fn told(&self, token: Option<Token>, reservation: &Reservation) -> Told {
+        let (scope, cgroup) = match reservation.scope {
+            Scope::Process => (wire::SCOPE_PROCESS, 0),
+            Scope::User => (wire::SCOPE_USER, 0),
+            Scope::Cgroup(id) => (wire::SCOPE_CGROUP, id),
+            other => panic!("{other:?} is news"),
+        };
+        Told {
+            token: token.map_or(0, Token::get),
+            netns: reservation.namespace,
+            cgroup,
+            owner: (reservation.owner.pid, reservation.owner.uid),
+            block: (reservation.block.start(), reservation.block.count(), reservation.transports.bits()),
+            state: wire_state(reservation.state),
+            scope,
+            flags: if reservation.strict { wire::STRICT } else { 0 },
+            bound: self.model.bound_ports(reservation),
+            label: reservation.label.clone(),
+        }
+    }
+
+    // ---- binds --------------------------------------------------------------------
+
+    fn bind(&mut self, on: At, address: u8, port: u16, thread: bool) -> Step_ {
+        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+        let choices: &[Address] = if self.model.sockets()[&self.id(pid, on)].v6 {
+            &[Address::V6Any, Address::V6Any, Address::V6Loopback, Address::V6Mapped]
+        } else {
+            &[Address::V4Any, Address::V4Any, Address::V4Loopback, Address::V4Loopback, Address::V4Elsewhere]
+        };
+        let address = choices[usize::from(address) % choices.len()];
+        let to = SocketAddr::new(ip(address), port);
+        let kernel = self.tell(pid, &Command::Bind { on, to, thread });
+        let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
+        let model = self.model.bind(pid, on, address, port, automatic);
+        same(&format!("bind to {to}"), kernel.clone().map(|answer| answer.number as u16), model)?;
+        self.compare_reuse(pid, on, &kernel)
+    }
+
+    /// A9 changes an option of the program's socket; nothing else may.
+    fn compare_reuse(&self, pid: Pid, on: Descriptor, kernel: &Result<Answer, Errno>) -> Step_ {
+        let Ok(answer) = kernel else { return Ok(()) };
+        same("SO_REUSEADDR", answer.reuse_address, self.model.sockets()[&self.id(pid, on)].options.reuse_address)
+    }
+
+    fn connect(&mut self, on: At) -> Step_ {
+        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+        let id = self.id(pid, on);
+        let socket = &self.model.sockets()[&id];
+        let tcp = socket.transport == Some(Transport::Tcp);
+        // The kernel has one TCP connection between two ports, and one for each socket.
+        let rival = |other: &SocketId| *other != id && self.model.sockets()[other].place() == socket.place();
+        let shared = socket.place().is_some() && self.model.sockets().keys().any(|other| rival(other));
+        if tcp && (shared || socket.listens || self.connected.contains(&id)) {
+            return Ok(());
+        }
+        let ip = match socket.bound {
+            Some(bound) if bound.address == Address::V6Mapped => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+            _ if socket.v6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+            _ => IpAddr::from(Ipv4Addr::LOCALHOST),
+        };
+        let namespace = socket.namespace;
+        let to = SocketAddr::new(ip, LISTENER);
+        let kernel = self.tell(pid, &Command::Connect { on, to });
+        let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
+        let model = self.model.connect(pid, on, automatic);
+        same("connect", kernel.clone().map(|answer| answer.number as u16), model)?;
+        if tcp && kernel.is_ok() {
+            self.connected.insert(id);
+            // The other end is not wanted; but it must not fill the queue.
+            let net = self.nets.iter().find(|net| net.cookie == namespace).expect("one of the two");
+            drop(net.listener.accept().expect("the connection that was just made"));
+        }
+        self.compare_reuse(pid, on, &kernel)
+    }
+
+    fn listen(&mut self, on: At) -> Step_ {
+        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+        let id = self.id(pid, on);
+        if self.model.sockets()[&id].transport != Some(Transport::Tcp) || self.connected.contains(&id) {
+            return Ok(());
+        }
+        let kernel = self.tell(pid, &Command::Listen(on));
+        let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
+        let model = self.model.listen(pid, on, automatic);
+        same("listen", kernel.map(|answer| answer.number as u16), model)
+    }
+
+    // ---- the agent ------------------------------------------------------------------
+
+    fn set_agent(&mut self, runs: bool) {
+        if runs == self.agent.is_some() {
+            return;
+        }
+        if let Some(process) = self.agent.take() {
+            self.model.exit(process.pid());
+            return;
+        }
+        let process = self.start(0);
+        let pid = process.pid();
+        self.model.spawn(pid, 0, self.cgroup_path(0), true);
+        // For the one call it is a process like the others.
+        self.processes.insert(pid, process);
+        let beacon = self.socket(pid, 0, Transport::Udp, false, Options::default());
+        let mark = AgentMark { secret: self.lab.secret, role: wire::AGENT_BEACON, zero: 0 };
+        self.set(pid, beacon, wire::AGENT, &mark, false).expect("the secret is right");
+        self.model.mark(pid, beacon, Role::Beacon).expect("the beacon is new");
+        self.agent = self.processes.remove(&pid);
+    }
+
+    /// The agent confirms what is vacant. It has seen to that: the model knows the sockets as sock_diag would.
+    fn decide(&mut self, token: u8, confirm: bool) -> Step_ {
+        let Some(token) = Token::new(self.token(token)) else { return Ok(()) };
+        let bound: BTreeSet<Place> = self.model.sockets().values().filter_map(|socket| socket.place()).collect();
+        let vacant = self.model.reservations().get(&token).is_none_or(|r| !r.places().any(|at| bound.contains(&at)));
+        let id = self.lab.maps.id_of(token).expect("the config map");
+        if confirm && vacant {
+            let kernel = self.admin(|lab| lab.admin.confirm(id, token));
+            return same("CONFIRM", kernel, self.model.confirm(token));
+        }
+        let kernel = self.admin(|lab| lab.admin.refuse(id, token, Errno::EADDRINUSE));
+        same("REFUSE", kernel, self.model.refuse(token, Errno::EADDRINUSE))
+    }
+
+    fn give_back(&mut self, at: Place) -> Step_ {
+        let kernel = self.admin(|lab| lab.admin.give_back(at.namespace, at.transport, at.port));
+        same("UNASIDE", kernel, self.model.give_back(at))
+    }
+
+    // ---- the end -----------------------------------------------------------------------
+
+    /// The maps hold what the model holds; and nothing any more when everybody is gone.
+    fn finish(&mut self) -> Step_ {
+        self.log.push("the end".into());
+        self.compare_contents()?;
+        for at in self.model.aside().clone() {
+            self.give_back(at)?;
+        }
+        self.set_agent(false);
+        while !self.processes.is_empty() {
+            self.exit(0, true);
+            self.compare_contents()?;
+        }
+        same("ports left over in the model", self.model.taken().len(), 0)?;
+        same("reservations left over", self.lab.maps.reservations().count(), 0)?;
+        for item in self.lab.maps.words() {
+            let (key, word) = item.expect("the words map");
+            let rest = (word.reserved, word.heads, word.lingering, word.drawn, word.aside, word.lead, word.uses);
+            same(&format!("left over in {key:?}"), rest, (0, 0, 0, 0, 0, 0, [0; 32]))?;
+        }
+        // Words stay until they are swept; that is done once in a while because it waits for all CPUs.
+        self.lab.histories += 1;
+        if self.lab.histories % 16 == 0 {
+            self.lab.maps.forget_quiet_namespaces(0).expect("sweeping");
+            same("words left after sweeping", self.lab.maps.words().count(), 0)?;
+            same("spaces left after sweeping", self.lab.maps.spaces().count(), 0)?;
+        }
+        Ok(())
+    }
+
+    fn compare_contents(&self) -> Step_ {
+        let maps = &self.lab.maps;
+        let counters = maps.counters().expect("the counters map");
+        let version = self.model.version();
+        same("counters", (counters.reservations, counters.ports), (version.reservations, version.ports))?;
+        same("agents", counters.agents != 0, version.agent)?;
+
+        let in_kernel: BTreeMap<u64, (u64, u16, u16, u8, u8)> = maps
+            .reservations()
+            .map(|item| item.expect("the reservations map").1)
+            .map(|r| (r.token, (r.netns, r.start, r.count, r.transports, r.state())))
+            .collect();
+        let in_model: BTreeMap<u64, (u64, u16, u16, u8, u8)> = self
+            .model
+            .reservations()
+            .iter()
+            .map(|(token, r)| {
+                let block: PortRange = r.block;
+                (token.get(), (r.namespace, block.start(), block.count(), r.transports.bits(), wire_state(r.state).0))
+            })
+            .collect();
+        same("reservations", in_kernel, in_model)?;
+
+        for (uid, quota) in maps.quotas().map(|item| item.expect("the quotas map")) {
+            same(&format!("ports of uid {uid}"), quota.used, self.model.ports_of(uid))?;
+        }
+        for net in &self.nets {
+            let live =
+                maps.spaces().flatten().find(|(cookie, _)| *cookie == net.cookie).map_or(0, |(_, space)| space.live);
+            let here =
+                self.model.reservations().values().filter(|r| r.namespace == net.cookie && r.places().next().is_some());
+            same("reservations of the namespace", live, here.count() as u32)?;
+        }
+        self.compare_words()
+    }
+
+    fn compare_words(&self) -> Step_ {
+        let taken = self.model.taken();
+        let mut seen = BTreeSet::new();
+        for (key, word) in self.lab.maps.words().map(|item| item.expect("the words map")) {
+            if !self.nets.iter().any(|net| net.cookie == key.netns) {
+                continue;
+            }
+            let transport = Transport::ALL.into_iter().find(|t| u16::from(t.bit()) == key.transport);
+            let transport = transport.ok_or_else(|| format!("a word of a strange transport: {key:?}"))?;
+            for bit in 0..64u16 {
+                let place = Place { namespace: key.netns, transport, port: key.word * 64 + bit };
+                let is = |bits: u64| bits >> bit & 1 == 1;
+                let kernel =
+                    (is(word.reserved), is(word.lingering), is(word.aside), usize::from(word.uses(bit.into())));
+                let model = (
+                    taken.contains(&place),
+                    self.model.lingers(place),
+                    self.model.aside().contains(&place),
+                    self.model.consumers(place),
+                );
+                same(&format!("{place:?} (reserved, lingering, aside, uses)"), kernel, model)?;
+                let head = self.model.block_at(place).is_some_and(|(_, r)| r.block.start() == place.port);
+                same(&format!("{place:?} is a head"), is(word.heads), head)?;
+                seen.insert(place);
+            }
+        }
+        match taken.difference(&seen).next() {
+            Some(place) => Err(format!(
+                "{place:?} is taken in the model and has no word {:?}",
+                WordKey::of(place.namespace, place.transport, place.port)
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What STATE tells, as far as the model knows it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Told {
+    token: u64,
+    netns: u64,
+    cgroup: u64,
+    owner: (u32, u32),
+    block: (u16, u16, u8),
+    state: (u8, u16),
+    scope: u16,
+    flags: u32,
+    bound: u32,
+    label: String,
+}
+
+fn wire_state(state: State) -> (u8, u16) {
+    match state {
+        State::Pending => (wire::PENDING, 0),
+        State::Active => (wire::ACTIVE, 0),
+        State::Refused(errno) => (wire::REFUSED, errno.0 as u16),
+    }
+}
+
+fn ip(address: Address) -> IpAddr {
+    match address {
+        Address::V4Any => Ipv4Addr::UNSPECIFIED.into(),
+        Address::V4Loopback => Ipv4Addr::LOCALHOST.into(),
+        // TEST-NET-1 of RFC 5737: no interface has it.
+        Address::V4Elsewhere => Ipv4Addr::new(192, 0, 2, 1).into(),
+        Address::V6Any => Ipv6Addr::UNSPECIFIED.into(),
+        Address::V6Loopback => Ipv6Addr::LOCALHOST.into(),
+        Address::V6Mapped => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+    }
+}
