@@ -10,23 +10,24 @@
 
 #include "reservation.h"
 
-__inline int admin_confirm(struct admin_request *q)
+__inline int admin_confirm(struct reservation *r, struct admin_request *q)
 {
-	struct reservation *r;
-	__u32 id = q->id;
 	__u64 token = q->token;
 
-	r = bpf_map_lookup_elem(&reservations, &id);
 	if (!r || __sync_val_compare_and_swap(&r->gate, ~token, token) != ~token)
 		return ENOENT;
-	reservation_event(PORTKEEP_EVENT_GRANTED, id, r);
+	reservation_event(PORTKEEP_EVENT_GRANTED, q->id, r);
 	return 0;
 }
 
 __inline int admin_aside(struct admin_request *q)
 {
-	struct word *w = word_create(q->netns, q->transport, q->start);
+	struct word *w;
 
+	/* A namespace that is not known is never swept. */
+	if (!space_of(q->netns))
+		return ENOMEM;
+	w = word_create(q->netns, q->transport, q->start);
 	if (!w)
 		return ENOMEM;
 	if (__sync_fetch_and_or(&w->reserved, BIT(q->start)) & BIT(q->start))
@@ -50,17 +51,21 @@ __inline int on_admin(struct __sk_buff *ctx)
 {
 	struct admin_request *in = (void *)(long)ctx->data;
 	struct admin_request q;
+	struct reservation *r;
+	__u32 id;
 
 	if ((void *)(in + 1) > (void *)(long)ctx->data_end)
 		return EINVAL;
 	q = *in;
+	id = q.id;
+	r = bpf_map_lookup_elem(&reservations, &id);
 	switch (q.op) {
 	case PORTKEEP_ADMIN_CONFIRM:
-		return admin_confirm(&q);
+		return admin_confirm(r, &q);
 	case PORTKEEP_ADMIN_REFUSE:
-		return reservation_end(q.id, q.token, q.error ? q.error : EADDRINUSE);
+		return reservation_end(r, id, q.token, q.error ? q.error : EADDRINUSE);
 	case PORTKEEP_ADMIN_END:
-		return reservation_end(q.id, q.token, 0);
+		return reservation_end(r, id, q.token, 0);
 	case PORTKEEP_ADMIN_ASIDE:
 		return admin_aside(&q);
 	case PORTKEEP_ADMIN_UNASIDE:

@@ -359,9 +359,12 @@ static long close_step(__u32 i, void *ctx)
 {
 	struct slot_search *s = ctx;
 	__u64 token = s->owner->token[i & (PORTKEEP_OWNED - 1)];
+	__u32 id;
 
-	if (token)
-		reservation_end(token_id(s->config, token), token, 0);
+	if (token) {
+		id = token_id_of(s->config, s->owner, token);
+		reservation_end(bpf_map_lookup_elem(&reservations, &id), id, token, 0);
+	}
 	return 0;
 }
 

@@ -29,6 +29,7 @@ struct acquisition {
 	struct span span;
 	__u64 token;
 	__u64 cgroup;
+	__u64 now;
 	__u32 level;
 	__u32 pending;
 };
@@ -135,14 +136,11 @@ static long wildcard_step(__u32 i, void *ctx)
 }
 
 /* Choose and claim a block of the pool. */
-__noinline int claim_wildcard(struct acquisition *a)
+__noinline int claim_wildcard(struct acquisition *a, struct space *sp)
 {
-	struct wildcard w = { .a = a, .config = the_config(), .error = ENOSPC };
+	struct wildcard w = { .a = a, .space = sp, .config = the_config(), .error = ENOSPC };
 
-	if (!a || !w.config)
-		return ENOMEM;
-	w.space = bpf_map_lookup_elem(&spaces, &a->span.netns);
-	if (!w.space)
+	if (!a || !sp || !w.config)
 		return ENOMEM;
 	if (!w.config->pool_last)
 		return ENOSPC;
@@ -197,7 +195,7 @@ static long slot_step(__u32 i, void *ctx)
 		if (r && r->token == token && (r->gate || token == o->last))
 			return 0;
 		if (r && r->token == token)
-			reservation_end(id, token, 0);
+			reservation_end(r, id, token, 0);
 	}
 	s->slot = slot;
 	return 1;
@@ -229,7 +227,7 @@ __noinline int enter_reservation(struct acquisition *a, __u32 slot)
 	r.gate = a->pending ? ~a->token : a->token;
 	r.netns = a->span.netns;
 	r.cgroup = a->cgroup;
-	r.since = bpf_ktime_get_ns();
+	r.since = a->now;
 	r.pid = bpf_get_current_pid_tgid() >> 32;
 	r.uid = (__u32)bpf_get_current_uid_gid();
 	r.start = a->span.first;
@@ -268,6 +266,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	struct owner_state *o;
 	struct space *sp;
 	__u32 uid, ports, slot;
+	__u64 number;
 	int error;
 
 	if (!c || !k)
@@ -294,10 +293,12 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		return error;
 
 	/* From here on whatever fails gives back what was taken. */
-	sp->last = bpf_ktime_get_ns();
-	a.token = token_encrypt(c, __sync_fetch_and_add(&k->sequence, 1) + 1);
-	a.span.id = token_id(c, a.token);
-	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a);
+	a.now = bpf_ktime_get_ns();
+	sp->last = a.now;
+	number = __sync_fetch_and_add(&k->sequence, 1) + 1;
+	a.token = token_encrypt(c, number);
+	a.span.id = (__u32)number;
+	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a, sp);
 	if (!error) {
 		__sync_fetch_and_add(&sp->live, 1);
 		__sync_fetch_and_add(&k->ports, ports);
@@ -317,6 +318,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	o->token[slot & (PORTKEEP_OWNED - 1)] = a.token;
 	o->hint = (slot + 1) & (PORTKEEP_OWNED - 1);
 	o->last = a.token;
+	o->last_id = a.span.id;
 	if (k->listeners || a.pending)
 		announce(&a);
 	return a.pending ? EINPROGRESS : 0;
@@ -345,7 +347,8 @@ __inline int release(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	token = read_token(ctx);
 	if (!token || !c)
 		return ENOENT;
-	id = token_id(c, token);
+	o = bpf_sk_storage_get(&owners, sk, NULL, 0);
+	id = token_id_of(c, o, token);
 	r = bpf_map_lookup_elem(&reservations, &id);
 	if (!r || r->token != token || !r->gate)
 		return ENOENT;
@@ -354,8 +357,7 @@ __inline int release(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	if (bpf_get_current_pid_tgid() >> 32 != r->pid)
 		return EPERM;
 	slot = r->slot & (PORTKEEP_OWNED - 1);
-	error = reservation_end(id, token, 0);
-	o = bpf_sk_storage_get(&owners, sk, NULL, 0);
+	error = reservation_end(r, id, token, 0);
 	if (o && o->token[slot] == token) {
 		o->token[slot] = 0;
 		o->hint = slot;
@@ -486,7 +488,7 @@ __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 		return EINVAL;
 	if (!o || !o->last || !c)
 		return ENOENT;
-	id = token_id(c, o->last);
+	id = o->last_id;
 	r = bpf_map_lookup_elem(&reservations, &id);
 	if (!r || r->token != o->last)
 		return ENOENT;
@@ -499,7 +501,7 @@ __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->error = r->error;
 	/* The bad news is told once; with it goes the last trace of the request. */
 	if (!gate && r->error) {
-		reservation_end(id, o->last, 0);
+		reservation_end(r, id, o->last, 0);
 		o->last = 0;
 	}
 	ANSWER(ctx, sizeof(*out));

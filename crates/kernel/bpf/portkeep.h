@@ -247,8 +247,8 @@ struct socket_state {
 #define PORTKEEP_OWNED 128
 struct owner_state {
 	__u64 last; /* token of the latest, for PORTKEEP_GRANTED */
+	__u32 last_id; /* and its id */
 	__u32 hint; /* slot to try first */
-	__u32 zero;
 	__u64 token[PORTKEEP_OWNED];
 };
 

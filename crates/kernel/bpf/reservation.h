@@ -188,13 +188,12 @@ __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r)
 }
 
 /*
- * End the reservation, if `token` is still in force. With an `error` (the
+ * End the reservation `r`, found under `id`, if `token` is still in force. With an `error` (the
  * agent took a PENDING one back) the entry stays, without ports, until the
  * owner socket has heard of it. 0, or ENOENT if somebody else was first.
  */
-__noinline int reservation_end(__u32 id, __u64 token, __u32 error)
+__noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u32 error)
 {
-	struct reservation *r = bpf_map_lookup_elem(&reservations, &id);
 	struct counters *k = the_counters();
 	struct span s = { .id = id };
 	struct space *sp;

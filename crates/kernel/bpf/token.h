@@ -45,4 +45,10 @@ __inline __u32 token_id(const struct config *c, __u64 token)
 	return (__u32)token_decrypt(c, token);
 }
 
+/* The same; a socket remembers the id of its latest, which is the one most often asked for. */
+__inline __u32 token_id_of(const struct config *c, const struct owner_state *o, __u64 token)
+{
+	return o && o->last == token ? o->last_id : token_id(c, token);
+}
+
 #endif
