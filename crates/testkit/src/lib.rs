@@ -15,6 +15,13 @@ use std::{
 
 use portkeep_kernel::{Loaded, Settings, cgroup};
 
+pub mod audit;
+pub mod process;
+pub mod sockets;
+mod world;
+
+pub use world::World;
+
 /// Set on machines that must run the kernel tests: there, being unable to is a failure.
 pub const REQUIRE: &str = "PORTKEEP_REQUIRE_KERNEL";
 
@@ -121,6 +128,27 @@ fn process_sandbox() -> &'static Result<Sandbox, String> {
 }
 
 impl Sandbox {
+    /// Another kernel part, with its own maps, attached to a cgroup that nobody lives in yet: whoever shall be under
+    /// it moves in with [`TestCgroup::enter`].
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be brought up.
+    pub fn beside(name: &str, settings: &Settings) -> Self {
+        Self::beside_with(name, settings, Loaded::load().expect("the kernel part loads"))
+    }
+
+    /// The same with what was loaded in a special way.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be attached.
+    pub fn beside_with(name: &str, settings: &Settings, mut loaded: Loaded) -> Self {
+        let cgroup = TestCgroup::new(name).expect("a cgroup of our own");
+        loaded.attach(settings, cgroup.path(), cgroup.path()).expect("the kernel part attaches");
+        Self { cgroup, loaded: Mutex::new(loaded) }
+    }
+
     /// The sandbox of this process: made, and moved into, at the first call.
     ///
     /// # Panics

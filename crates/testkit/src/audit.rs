@@ -1,0 +1,169 @@
+//! Whether the maps are right: everything in them must be explained by
+//! something else in them. Only meaningful while nobody changes them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use portkeep_core::{Transport, wire};
+use portkeep_kernel::{Maps, Reservation, Word, WordKey};
+
+fn live(maps: &Maps) -> Vec<(u32, Reservation)> {
+    let all = maps.reservations().map(|item| item.expect("a reservation"));
+    all.filter(|(_, reservation)| reservation.state() != wire::REFUSED).collect()
+}
+
+/// Bits `first..=last` of a word.
+fn bits(first: u32, last: u32) -> u64 {
+    (u64::MAX << first) & (u64::MAX >> (63 - last))
+}
+
+/// What the reservations say a word must be.
+#[derive(Default)]
+struct Expected {
+    reserved: u64,
+    heads: u64,
+    owner: BTreeMap<u32, u32>,
+    lead: u32,
+}
+
+/// All that is wrong, one line each; nothing if all is well.
+pub fn problems(maps: &Maps) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut expected: HashMap<(u64, u16, u16), Expected> = HashMap::new();
+    let mut quotas: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut spaces: BTreeMap<u64, u32> = BTreeMap::new();
+    let (mut ports, mut count) = (0u64, 0u32);
+    let mut tokens = BTreeSet::new();
+
+    for (id, r) in live(maps) {
+        let (Some(block), Some(transports), Some(token)) = (r.ports(), r.transports(), r.token()) else {
+            wrong.push(format!("impossible reservation {id}: {r:?}"));
+            continue;
+        };
+        if !tokens.insert(token) || maps.id_of(token).ok() != Some(id) {
+            wrong.push(format!("token of {id} is of another, or twice: {r:?}"));
+        }
+        for transport in transports.iter() {
+            ports += u64::from(block.count());
+            *quotas.entry(r.uid).or_default() += u64::from(block.count());
+            for word in block.start() / 64..=block.last() / 64 {
+                let base = u32::from(word) * 64;
+                let first = u32::from(block.start()).saturating_sub(base);
+                let last = (u32::from(block.last()) - base).min(63);
+                let entry = expected.entry((r.netns, word, transport.bit().into())).or_default();
+                if entry.reserved & bits(first, last) != 0 {
+                    wrong.push(format!("{block} of {id} overlaps another reservation"));
+                }
+                entry.reserved |= bits(first, last);
+                if u32::from(block.start()) >= base {
+                    entry.heads |= 1 << first;
+                    entry.owner.insert(first, id);
+                } else {
+                    entry.lead = id;
+                }
+            }
+        }
+        count += 1;
+        *spaces.entry(r.netns).or_default() += 1;
+    }
+
+    let words: HashMap<_, _> = maps.words().map(|item| item.expect("a word")).map(|(k, w)| (key(&k), w)).collect();
+    for (at, word) in &words {
+        let nothing = Expected::default();
+        let want = expected.get(at).unwrap_or(&nothing);
+        let mut complain = |what: &str| wrong.push(format!("word {at:?}: {what}: {word:x?}"));
+        let bound = (0..64).filter(|bit| word.uses(*bit) != 0).fold(0u64, |set, bit| set | 1 << bit);
+        if word.reserved != want.reserved | word.lingering | word.aside {
+            complain("reserved ports that nothing explains, or the reverse");
+        }
+        if (want.reserved & word.lingering) | (want.reserved & word.aside) | (word.lingering & word.aside) != 0 {
+            complain("a port is two things at once");
+        }
+        if word.lingering & !bound != 0 {
+            complain("lingers without a bound socket");
+        }
+        if bound & !word.reserved != 0 {
+            complain("sockets are counted on a free port");
+        }
+        if word.heads != want.heads || want.owner.iter().any(|(bit, id)| word.owner[*bit as usize] != *id) {
+            complain("heads or owners are wrong");
+        }
+        if word.lead != want.lead {
+            complain("the wrong block reaches in");
+        }
+    }
+    for at in expected.keys().filter(|at| !words.contains_key(at)) {
+        wrong.push(format!("there is no word {at:?}"));
+    }
+
+    let counters = maps.counters().expect("the counters");
+    if (counters.ports, counters.reservations) != (ports, count) {
+        wrong.push(format!("counters say {counters:?}, there are {count} reservations of {ports} ports"));
+    }
+    for (uid, quota) in maps.quotas().map(|item| item.expect("a quota")) {
+        let used = quotas.remove(&uid).unwrap_or(0);
+        if u64::from(quota.used) != used {
+            wrong.push(format!("uid {uid} is charged {} ports and holds {used}", quota.used));
+        }
+    }
+    wrong.extend(quotas.iter().map(|(uid, used)| format!("uid {uid} is not charged for {used} ports")));
+    for (netns, space) in maps.spaces().map(|item| item.expect("a space")) {
+        let there = spaces.remove(&netns).unwrap_or(0);
+        if space.live != there {
+            wrong.push(format!("namespace {netns} counts {} reservations and has {there}", space.live));
+        }
+    }
+    wrong.extend(spaces.keys().map(|netns| format!("namespace {netns} has reservations and no entry")));
+    wrong
+}
+
+fn key(key: &WordKey) -> (u64, u16, u16) {
+    (key.netns, key.word, key.transport)
+}
+
+/// # Panics
+///
+/// With all that is wrong, if anything is.
+#[track_caller]
+pub fn assert_consistent(maps: &Maps) {
+    let wrong = problems(maps);
+    assert!(wrong.is_empty(), "the maps are inconsistent:\n{}", wrong.join("\n"));
+}
+
+/// # Panics
+///
+/// If there is a reservation (a refused one that was not asked after included), a claimed port, a bound socket or a
+/// draw under way in a namespace.
+#[track_caller]
+pub fn assert_empty(maps: &Maps, netns: u64) {
+    for (id, reservation) in maps.reservations().map(|item| item.expect("a reservation")) {
+        assert!(reservation.netns != netns, "{id} is left over: {reservation:?}");
+    }
+    for (key, word) in maps.words().map(|item| item.expect("a word")) {
+        assert!(key.netns != netns || word.is_vacant() && word.drawn == 0, "left over: {key:?} {word:x?}");
+    }
+}
+
+/// The whole state of a namespace, to compare before and after: its reservations and its words.
+///
+/// # Panics
+///
+/// If the maps cannot be read.
+pub fn snapshot(maps: &Maps, netns: u64) -> (BTreeMap<u32, Reservation>, BTreeMap<(u16, u16), Word>) {
+    let reservations = maps.reservations().map(|item| item.expect("a reservation")).filter(|(_, r)| r.netns == netns);
+    let words = maps.words().map(|item| item.expect("a word")).filter(|(key, _)| key.netns == netns);
+    let words = words.filter(|(_, word)| !word.is_vacant());
+    (
+        reservations.map(|(id, r)| (id, Reservation { next: 0, ..r })).collect(),
+        words.map(|(key, word)| ((key.word, key.transport), Word { drawn: 0, owner: [0; 64], ..word })).collect(),
+    )
+}
+
+/// Sockets bound to a port.
+///
+/// # Panics
+///
+/// If the maps cannot be read.
+pub fn uses(maps: &Maps, netns: u64, transport: Transport, port: u16) -> u16 {
+    let word = maps.word(&WordKey::of(netns, transport, port)).expect("the port table");
+    word.map_or(0, |word| word.uses(usize::from(port % 64)))
+}

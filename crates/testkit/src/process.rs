@@ -1,0 +1,177 @@
+//! Other processes: forked, so that they start with this thread's descriptors
+//! and namespace, and can run a piece of the test that is written where it belongs.
+//!
+//! A child has copies of ALL descriptors of the test binary, those of other
+//! tests included, and would keep their sockets open. Tests that fork therefore run one at a time
+//! ([`crate::World`] sees to it), and a [`Child`] is never left behind.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use rustix::{
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        recvmsg, sendmsg,
+    },
+    process::{Pid, Signal, WaitOptions, kill_process, waitpid},
+};
+
+/// A conversation between a test and its child: numbers, and descriptors.
+#[derive(Debug)]
+pub struct Talk(UnixStream);
+
+impl Talk {
+    /// Say a number.
+    ///
+    /// # Panics
+    ///
+    /// If the other side is gone; so do the others here.
+    pub fn say(&mut self, number: u64) {
+        self.0.write_all(&number.to_ne_bytes()).expect("the other process listens");
+    }
+
+    /// Wait for a number.
+    pub fn hear(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.read_exact(&mut bytes).expect("the other process speaks");
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// Wait for a number, `None` if the other side is gone.
+    pub fn try_hear(&mut self) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.0.read_exact(&mut bytes).ok()?;
+        Some(u64::from_ne_bytes(bytes))
+    }
+
+    /// Pass a descriptor.
+    pub fn pass(&mut self, descriptor: impl AsFd) {
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(&self.0, &[IoSlice::new(b"d")], &mut control, SendFlags::NOSIGNAL).expect("passing a descriptor");
+    }
+
+    /// Take a descriptor.
+    pub fn take(&mut self) -> OwnedFd {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        recvmsg(&self.0, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            .expect("taking a descriptor");
+        control
+            .drain()
+            .find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+                _ => None,
+            })
+            .expect("a descriptor")
+    }
+}
+
+/// A forked process. Dropping it kills it and waits until nothing of it is left.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    /// To talk with it.
+    pub talk: Talk,
+    waited: bool,
+}
+
+impl Child {
+    /// Fork, and do `work` in the child. It ends when `work` does, and with this thread if that is sooner.
+    ///
+    /// # Panics
+    ///
+    /// If fork fails.
+    pub fn fork(work: impl FnOnce(&mut Talk)) -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let parent = rustix::process::getpid();
+        // SAFETY: the child has one thread, this one's copy. It may allocate (the C library makes its allocator's locks
+        // usable after a fork) and otherwise does system calls; it ends by _exit and returns to no caller.
+        match unsafe { libc::fork() } {
+            -1 => panic!("fork: {}", io::Error::last_os_error()),
+            0 => {
+                drop(ours);
+                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+                if rustix::process::getppid() != Some(parent) {
+                    // SAFETY: ends the process; nothing of it is used again.
+                    unsafe { libc::_exit(1) };
+                }
+                // The harness would keep what is printed here for a test that is not ours.
+                std::panic::set_hook(Box::new(|info| {
+                    let _ = rustix::io::write(rustix::stdio::stderr(), format!("in a child: {info}\n").as_bytes());
+                }));
+                let mut talk = Talk(theirs);
+                let failed = catch_unwind(AssertUnwindSafe(|| work(&mut talk))).is_err();
+                // SAFETY: as above. Destructors of what the parent owns must not run here, so this is not exit().
+                unsafe { libc::_exit(i32::from(failed)) }
+            }
+            pid => Self { pid: Pid::from_raw(pid).expect("a pid"), talk: Talk(ours), waited: false },
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Wait for its end.
+    ///
+    /// # Panics
+    ///
+    /// If it panicked or was killed.
+    #[track_caller]
+    pub fn join(mut self) {
+        let (_, status) = waitpid(Some(self.pid), WaitOptions::empty()).expect("wait").expect("its status");
+        self.waited = true;
+        assert_eq!(status.exit_status(), Some(0), "the child failed, see above");
+    }
+
+    /// SIGKILL, and wait until nothing is left.
+    pub fn kill(self) {}
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.waited {
+            let _ = kill_process(self.pid, Signal::KILL);
+            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+        }
+    }
+}
+
+/// Do `work` in a forked child and wait for its end.
+///
+/// # Panics
+///
+/// If it fails.
+#[track_caller]
+pub fn in_child(work: impl FnOnce()) {
+    Child::fork(|_| work()).join();
+}
+
+/// Become an ordinary user for good, without any capability. Only for children: it is the whole process that changes.
+///
+/// # Panics
+///
+/// If this process is not root.
+pub fn become_user(uid: u32) {
+    // SAFETY: these change credentials only.
+    let done = unsafe {
+        libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setresgid(uid, uid, uid) == 0
+            && libc::setresuid(uid, uid, uid) == 0
+    };
+    assert!(done, "becoming user {uid}: {}", io::Error::last_os_error());
+    // Changing credentials makes the kernel forget this.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+}

@@ -1,0 +1,99 @@
+//! Sockets of every kind a test needs, and what they answer.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use portkeep::control;
+use portkeep_core::{Errno, Token, Transport, wire};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A socket.
+///
+/// # Panics
+///
+/// If the kernel has none of this kind; so do the others here.
+pub fn socket(domain: Domain, transport: Transport) -> Socket {
+    let (kind, protocol) = match transport {
+        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Udp => (Type::DGRAM, Protocol::UDP),
+    };
+    Socket::new(domain, kind, Some(protocol)).expect("a socket")
+}
+
+/// TCP over IPv4.
+pub fn tcp() -> Socket {
+    socket(Domain::IPV4, Transport::Tcp)
+}
+
+/// UDP over IPv4.
+pub fn udp() -> Socket {
+    socket(Domain::IPV4, Transport::Udp)
+}
+
+/// TCP over IPv6, IPv4 included unless said otherwise.
+pub fn tcp6() -> Socket {
+    socket(Domain::IPV6, Transport::Tcp)
+}
+
+/// UDP over IPv6, IPv4 included unless said otherwise.
+pub fn udp6() -> Socket {
+    socket(Domain::IPV6, Transport::Udp)
+}
+
+/// Bind to the wildcard address of the socket's family.
+pub fn bind(socket: &Socket, port: u16) -> io::Result<()> {
+    let any = match socket.domain()? {
+        Domain::IPV6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+    };
+    socket.bind(&SocketAddr::from((any, port)).into())
+}
+
+/// Bind to an address.
+pub fn bind_to(socket: &Socket, address: &str) -> io::Result<()> {
+    socket.bind(&address.parse::<SocketAddr>().expect("an address").into())
+}
+
+/// Connect to an address.
+pub fn connect(socket: &Socket, address: &str) -> io::Result<()> {
+    socket.connect(&address.parse::<SocketAddr>().expect("an address").into())
+}
+
+/// The local port, 0 if there is none.
+pub fn port(socket: &Socket) -> u16 {
+    socket.local_addr().ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port())
+}
+
+/// The error number of what must have failed.
+///
+/// # Panics
+///
+/// If it did not.
+#[track_caller]
+pub fn errno<T: fmt::Debug>(result: io::Result<T>) -> Errno {
+    Errno(result.expect_err("this must fail").raw_os_error().expect("an error number"))
+}
+
+/// ACQUIRE, and what it gave.
+pub fn acquire(socket: &Socket, request: &wire::AcquireRequest) -> io::Result<wire::Grant> {
+    control::acquire(socket, request)?;
+    control::granted(socket)
+}
+
+/// ACQUIRE of `count` ports from `start` (0: the system chooses) for this process.
+///
+/// # Panics
+///
+/// If it is refused.
+#[track_caller]
+pub fn reserve(socket: &Socket, start: u16, count: u16) -> wire::Grant {
+    acquire(socket, &wire::AcquireRequest { start, count, ..Default::default() }).expect("the block is granted")
+}
+
+/// The token of a grant.
+#[track_caller]
+pub fn token(grant: &wire::Grant) -> Token {
+    Token::new(grant.token).expect("a token is never 0")
+}

@@ -1,0 +1,69 @@
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use portkeep_kernel::Maps;
+
+use crate::{Sandbox, audit, kernel_or_skip, new_namespace};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A network namespace to experiment in, and the certainty that no other test of this binary does so meanwhile: a
+/// child forked by one would hold the sockets of the other open.
+#[derive(Debug)]
+pub struct World {
+    netns: u64,
+    sandbox: &'static Sandbox,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl World {
+    /// `None`, with a word to the user, where the kernel tests cannot run.
+    #[track_caller]
+    pub fn enter(test: &str) -> Option<Self> {
+        if !kernel_or_skip(test) {
+            return None;
+        }
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Self { sandbox: Sandbox::get(), netns: new_namespace(), _alone: alone })
+    }
+
+    /// Cookie of the namespace.
+    pub fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// The sandbox this process lives in.
+    pub fn sandbox(&self) -> &'static Sandbox {
+        self.sandbox
+    }
+
+    /// The state.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be read.
+    pub fn maps(&self) -> Maps {
+        self.sandbox.loaded().maps().expect("the maps")
+    }
+
+    /// Everything in the maps explains everything else.
+    ///
+    /// # Panics
+    ///
+    /// If not.
+    #[track_caller]
+    pub fn assert_consistent(&self) {
+        audit::assert_consistent(&self.maps());
+    }
+
+    /// Consistent, and nothing is left of what this test did: no reservation, no claimed port, no bound socket.
+    ///
+    /// # Panics
+    ///
+    /// If not.
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        let maps = self.maps();
+        audit::assert_consistent(&maps);
+        audit::assert_empty(&maps, self.netns);
+    }
+}
