@@ -218,9 +218,12 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	if (st && st->role)
 		return PASS_PRIVILEGED;
+	/* What an earlier bind was allowed and did not get must not open the way for an automatic choice. */
+	if (st)
+		st->claim_port = 0;
 	if (st && st->token)
 		/* Bound already: the kernel answers EINVAL. */
-		return st->bound_port ? PASS : bind_associated(ctx, st, transport, port);
+		return sk->src_port ? PASS : bind_associated(ctx, st, transport, port);
 	if (!port)
 		return PASS;
 	netns = bpf_get_netns_cookie(ctx);
@@ -235,11 +238,11 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	token = r->token;
 	if (!reservation_alive(r, token) || r->flags & PORTKEEP_STRICT || !in_scope(r))
 		return refuse(netns, transport, port, id);
+	if (sk->src_port)
+		return PASS;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st)
 		return refuse(netns, transport, port, id);
-	if (st->bound_port)
-		return PASS;
 	allow_time_wait(ctx, transport, w, port);
 	claim(st, token, id, port, transport);
 	return PASS_PRIVILEGED;
@@ -319,6 +322,8 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 		return REFUSE;
 	}
 	netns = bpf_get_netns_cookie(ctx);
+	/* Whatever fails below, a close must find what was drawn. */
+	st->transport = transport;
 	for (int i = 0; i < 4; i++) {
 		__u32 port;
 		long failed;

@@ -217,30 +217,29 @@ __noinline __u32 find_slot(struct owner_state *o)
 	return s.slot;
 }
 
-__noinline int enter_reservation(struct acquisition *a, __u32 slot)
+/* The entry is ours alone until `gate` is set; with that the reservation is in force. */
+__noinline int enter_reservation(struct acquisition *a, struct reservation *r, __u32 slot)
 {
-	struct reservation r = {};
-
-	if (!a)
+	if (!a || !r)
 		return ENOMEM;
-	r.token = a->token;
-	r.gate = a->pending ? ~a->token : a->token;
-	r.netns = a->span.netns;
-	r.cgroup = a->cgroup;
-	r.since = a->now;
-	r.pid = bpf_get_current_pid_tgid() >> 32;
-	r.uid = (__u32)bpf_get_current_uid_gid();
-	r.start = a->span.first;
-	r.count = a->ask.count;
-	r.transports = a->span.transports;
-	r.scope = a->ask.scope;
-	r.flags = a->ask.flags;
-	r.level = a->level;
-	r.slot = slot;
-	bpf_get_current_comm(r.comm, sizeof(r.comm));
-	__builtin_memcpy(r.label, a->ask.label, sizeof(r.label));
-	if (bpf_map_update_elem(&reservations, &a->span.id, &r, BPF_NOEXIST))
-		return ENOMEM;
+	r->netns = a->span.netns;
+	r->cgroup = a->cgroup;
+	r->since = a->now;
+	r->pid = bpf_get_current_pid_tgid() >> 32;
+	r->uid = (__u32)bpf_get_current_uid_gid();
+	r->start = a->span.first;
+	r->count = a->ask.count;
+	r->transports = a->span.transports;
+	r->scope = a->ask.scope;
+	r->flags = a->ask.flags;
+	r->level = a->level;
+	r->next = 0;
+	r->slot = slot;
+	r->error = 0;
+	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	__builtin_memcpy(r->label, a->ask.label, sizeof(r->label));
+	r->token = a->token;
+	__sync_lock_test_and_set(&r->gate, a->pending ? ~a->token : a->token);
 	return 0;
 }
 
@@ -265,8 +264,8 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	struct acquisition a = {};
 	struct owner_state *o;
 	struct space *sp;
-	__u32 uid, ports, slot;
-	__u64 number;
+	struct reservation *r;
+	__u32 uid, ports, slot, id;
 	int error;
 
 	if (!c || !k)
@@ -293,28 +292,30 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		return error;
 
 	/* From here on whatever fails gives back what was taken. */
+	a.span.id = id = entry_take();
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!id || !r) {
+		quota_return(uid, ports);
+		return ENOMEM;
+	}
 	a.now = bpf_ktime_get_ns();
 	sp->last = a.now;
-	number = __sync_fetch_and_add(&k->sequence, 1) + 1;
-	a.token = token_encrypt(c, number);
-	a.span.id = (__u32)number;
-	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a, sp);
-	if (!error) {
-		__sync_fetch_and_add(&sp->live, 1);
-		__sync_fetch_and_add(&k->ports, ports);
-		__sync_fetch_and_add(&k->reservations, 1);
-		error = a.token && a.token != ~0ULL ? enter_reservation(&a, slot) : ENOMEM;
-		if (error) {
-			__sync_fetch_and_sub(&sp->live, 1);
-			__sync_fetch_and_sub(&k->ports, ports);
-			__sync_fetch_and_sub(&k->reservations, 1);
-			bpf_loop(1024, span_free_step, &a.span, 0);
-		}
+	/* 0 is no token, and its complement would pass for "ended": of 2^64 each comes up once. */
+	for (int i = 0; i < 3; i++) {
+		a.token = token_encrypt(c, ++r->generation << 16 | id);
+		if (a.token + 1 > 1)
+			break;
 	}
+	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a, sp);
 	if (error) {
+		entry_free(id);
 		quota_return(uid, ports);
 		return error;
 	}
+	__sync_fetch_and_add(&sp->live, 1);
+	__sync_fetch_and_add(&k->ports, ports);
+	__sync_fetch_and_add(&k->reservations, 1);
+	enter_reservation(&a, r, slot);
 	o->token[slot & (PORTKEEP_OWNED - 1)] = a.token;
 	o->hint = (slot + 1) & (PORTKEEP_OWNED - 1);
 	o->last = a.token;
@@ -536,6 +537,33 @@ static long next_step(__u32 i, void *ctx)
 	return 1;
 }
 
+struct index_search {
+	struct owner_state *owner;
+	struct config *config;
+	__u32 left;
+	__u32 id;
+};
+
+/* What ended otherwise than through this socket has left its token over, and does not count. */
+static long index_step(__u32 i, void *ctx)
+{
+	struct index_search *s = ctx;
+	struct reservation *r;
+	__u64 token = s->owner->token[i & (PORTKEEP_OWNED - 1)];
+	__u32 id;
+
+	if (!token)
+		return 0;
+	id = token_id(s->config, token);
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!r || r->token != token)
+		return 0;
+	if (s->left--)
+		return 0;
+	s->id = id;
+	return 1;
+}
+
 /* The id of the reservation a SELECT means, 0 if there is none. */
 __noinline __u32 selected(struct socket_state *st, struct owner_state *o, __u64 netns)
 {
@@ -566,18 +594,10 @@ __noinline __u32 selected(struct socket_state *st, struct owner_state *o, __u64 
 	case PORTKEEP_BY_INDEX:
 		if (!o)
 			return 0;
-		__u32 left = st->select.port;
-		for (int i = 0; i < PORTKEEP_OWNED; i++) {
-			if (!o->token[i])
-				continue;
-			if (!left) {
-				s.id = token_id(c, o->token[i]);
-				r = bpf_map_lookup_elem(&reservations, &s.id);
-				return r && r->token == o->token[i] ? s.id : 0;
-			}
-			left--;
-		}
-		return 0;
+		struct index_search n = { .owner = o, .config = c, .left = st->select.port };
+
+		bpf_loop(PORTKEEP_OWNED, index_step, &n, 0);
+		return n.id;
 	case PORTKEEP_BY_ASSOCIATED:
 		r = bpf_map_lookup_elem(&reservations, &st->id);
 		return r && st->token && r->token == st->token ? st->id : 0;
@@ -622,7 +642,7 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	struct socket_state *st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	struct owner_state *o = bpf_sk_storage_get(&owners, sk, NULL, 0);
 	struct reservation *r;
-	__u64 netns, gate;
+	__u64 netns, gate, token;
 	__u32 id;
 
 	if ((void *)(out + 1) > ctx->optval_end)
@@ -632,8 +652,9 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	netns = bpf_get_netns_cookie(ctx);
 	id = selected(st, o, netns);
 	r = bpf_map_lookup_elem(&reservations, &id);
-	if (!r || r->netns != netns)
+	if (!r || !r->token || r->netns != netns)
 		return ENOENT;
+	token = r->token;
 	gate = *(volatile __u64 *)&r->gate;
 	out->token = in_scope(r) ? r->token : 0;
 	out->netns = r->netns;
@@ -652,6 +673,9 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->zero = 0;
 	__builtin_memcpy(out->comm, r->comm, sizeof(out->comm));
 	__builtin_memcpy(out->label, r->label, sizeof(out->label));
+	/* Ended and replaced while we read. */
+	if (*(volatile __u64 *)&r->token != token)
+		return ENOENT;
 	ANSWER(ctx, sizeof(*out));
 	return 0;
 }

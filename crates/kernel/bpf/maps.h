@@ -4,7 +4,7 @@
  * every process; nothing below is a cache of something kept elsewhere.
  *
  * Hashes are not preallocated: what is not in use costs nothing. Their limits
- * only bound what a runaway can take.
+ * only bound what a runaway can take. The array of reservations is: 10 MB.
  */
 #ifndef PORTKEEP_MAPS_H
 #define PORTKEEP_MAPS_H
@@ -42,12 +42,18 @@ struct {
 } words SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PORTKEEP_RESERVATIONS);
 	__type(key, __u32);
 	__type(value, struct reservation);
 } reservations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct entries);
+} entries SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -157,7 +157,6 @@ struct config {
 
 /* The one element of `counters`: changes all the time, so on lines of its own. */
 struct counters {
-	__u64 sequence; /* of tokens */
 	__u64 ports;
 	__u32 reservations;
 	__u32 agents; /* open beacons */
@@ -191,9 +190,23 @@ struct word {
 	__u32 uses[32]; /* bound sockets per port, 16 bits each: even port low, odd port high */
 };
 
+/*
+ * Reservations live in an array, an id is an index into it. (Entering and
+ * removing an element of a hash map took a tenth of a whole acquire + query +
+ * release.) Id 0 is "none".
+ */
+#define PORTKEEP_RESERVATIONS 65536
+
+struct entries {
+	__u32 hint; /* word of `taken` to try first */
+	__u32 zero;
+	__u64 taken[PORTKEEP_RESERVATIONS / 64];
+};
+
 struct reservation {
 	__u64 gate; /* token: ACTIVE; ~token: PENDING; 0: ended */
-	__u64 token;
+	__u64 token; /* 0: the entry is free */
+	__u64 generation; /* how many reservations this entry has had */
 	__u64 netns;
 	__u64 cgroup;
 	__u64 since;

@@ -5,8 +5,8 @@
  * `gate` decides. It holds the token while the reservation is ACTIVE and the
  * token's complement while it is PENDING; whoever ends it swaps that for 0,
  * and only the one whose swap succeeds frees the ports. Because tokens never
- * repeat, a swap through a pointer whose element was meanwhile reused for
- * another reservation fails, as it must.
+ * repeat, the swap fails, as it must, when the entry has meanwhile been freed
+ * and taken for another reservation.
  */
 #ifndef PORTKEEP_RESERVATION_H
 #define PORTKEEP_RESERVATION_H
@@ -122,6 +122,53 @@ __noinline int span_claim(struct span *s)
 	return s->error;
 }
 
+struct entry_search {
+	struct entries *entries;
+	__u32 id;
+};
+
+static long entry_step(__u32 i, void *ctx)
+{
+	struct entry_search *s = ctx;
+	__u32 word = (s->entries->hint + i) & (PORTKEEP_RESERVATIONS / 64 - 1);
+	__u64 free = ~*(volatile __u64 *)&s->entries->taken[word];
+	__u32 n;
+
+	if (!word)
+		free &= ~1ULL;
+	if (!free)
+		return 0;
+	n = lowest(free);
+	/* Lost to another CPU: rather a word of one's own than another round with it. */
+	if (__sync_fetch_and_or(&s->entries->taken[word], BIT(n)) & BIT(n))
+		return 0;
+	s->entries->hint = word;
+	s->id = word * 64 + n;
+	return 1;
+}
+
+/* The id of an entry that is now the caller's, 0 if there is none left. */
+__noinline __u32 entry_take(void)
+{
+	struct entry_search s = {};
+	__u32 zero = 0;
+
+	s.entries = bpf_map_lookup_elem(&entries, &zero);
+	if (!s.entries)
+		return 0;
+	bpf_loop(PORTKEEP_RESERVATIONS / 64 + 1, entry_step, &s, 0);
+	return s.id;
+}
+
+__inline void entry_free(__u32 id)
+{
+	__u32 zero = 0;
+	struct entries *e = bpf_map_lookup_elem(&entries, &zero);
+
+	if (e)
+		__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id));
+}
+
 /* Ports a uid holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
 __noinline int quota_charge(__u32 uid, __u32 ports)
 {
@@ -204,8 +251,8 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	if (__sync_val_compare_and_swap(&r->gate, ~token, 0) != ~token &&
 	    (error || __sync_val_compare_and_swap(&r->gate, token, 0) != token)) {
 		/* Taken back earlier, and now nobody asks for it any more. */
-		if (!error && r->token == token && r->error && !r->gate)
-			bpf_map_delete_elem(&reservations, &id);
+		if (!error && r->error && !r->gate && __sync_val_compare_and_swap(&r->token, token, 0) == token)
+			entry_free(id);
 		return ENOENT;
 	}
 	s.netns = r->netns;
@@ -224,10 +271,12 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)
 		reservation_event(PORTKEEP_EVENT_ENDED, id, r);
-	if (error)
+	if (error) {
 		r->error = error;
-	else
-		bpf_map_delete_elem(&reservations, &id);
+	} else {
+		r->token = 0;
+		entry_free(id);
+	}
 	return 0;
 }
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Tokens. The n-th reservation since `up` gets the token E(n), where E is the
- * block cipher Speck64/128 under a key drawn at `up`. A cipher is a
- * permutation, so tokens never repeat; without the key they cannot be told
- * from random numbers, so they cannot be guessed (bpf_get_prandom_u32 would
- * not do: a few outputs give away its state). D(token) gives back n, whose
- * low 32 bits are the reservation's id: no second index is needed.
+ * Tokens. A token is E(generation << 16 | id): which entry, and the how
+ * manieth reservation in it, encrypted with the block cipher Speck64/128 under
+ * a key drawn at `up`. A cipher is a permutation, so tokens never repeat;
+ * without the key they cannot be told from random numbers, so they cannot be
+ * guessed (bpf_get_prandom_u32 would not do: a few outputs give away its
+ * state). And D(token) gives back the id: no second index is needed.
  *
  * Beaulieu et al., "The SIMON and SPECK Families of Lightweight Block
  * Ciphers", 2013, https://eprint.iacr.org/2013/404. User space expands the key.
@@ -42,7 +42,7 @@ __inline __u64 token_decrypt(const struct config *c, __u64 token)
 
 __inline __u32 token_id(const struct config *c, __u64 token)
 {
-	return (__u32)token_decrypt(c, token);
+	return token_decrypt(c, token) & (PORTKEEP_RESERVATIONS - 1);
 }
 
 /* The same; a socket remembers the id of its latest, which is the one most often asked for. */

@@ -54,8 +54,6 @@ map_struct! {
 map_struct! {
     /// The element of `counters`.
     Counters {
-        /// Tokens made so far.
-        sequence: u64,
         /// Ports in reservations.
         ports: u64,
         /// Reservations.
@@ -131,8 +129,10 @@ map_struct! {
     Reservation {
         /// The token: in force; its complement: pending; 0: ended.
         gate: u64,
-        /// The token.
+        /// The token; 0: the entry is free.
         token: u64,
+        /// How many reservations this entry has had.
+        generation: u64,
         /// Network namespace cookie.
         netns: u64,
         /// Id of the scope's cgroup, or of the owner's.
@@ -204,6 +204,18 @@ impl Reservation {
 }
 
 map_struct! {
+    /// Which entries of the array of reservations are taken.
+    Entries {
+        /// Where to look first.
+        hint: u32,
+        /// 0.
+        zero: u32,
+        /// A bit for each.
+        taken: [u64; 1024],
+    }
+}
+
+map_struct! {
     /// What is known about a network namespace.
     Space {
         /// Where wildcard searches begin: TCP, UDP, both.
@@ -243,8 +255,19 @@ pub enum MapAccessError {
 }
 
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 10] =
-    ["config", "counters", "blank", "words", "reservations", "spaces", "quotas", "sockets", "owners", "events"];
+pub(crate) const NAMES: [&str; 11] = [
+    "config",
+    "counters",
+    "blank",
+    "words",
+    "reservations",
+    "entries",
+    "spaces",
+    "quotas",
+    "sockets",
+    "owners",
+    "events",
+];
 
 /// The kernel part's state. Reading is not atomic over several elements: what
 /// changes meanwhile may be seen half.
@@ -252,7 +275,8 @@ pub struct Maps {
     config: Array<MapData, Config>,
     counters: Array<MapData, Counters>,
     words: HashMap<MapData, WordKey, Word>,
-    reservations: HashMap<MapData, u32, Reservation>,
+    reservations: Array<MapData, Reservation>,
+    entries: Array<MapData, Entries>,
     spaces: HashMap<MapData, u64, Space>,
     quotas: HashMap<MapData, u32, Quota>,
 }
@@ -274,7 +298,8 @@ impl Maps {
             config: typed("config", Map::Array(source("config")?))?,
             counters: typed("counters", Map::Array(source("counters")?))?,
             words: typed("words", Map::HashMap(source("words")?))?,
-            reservations: typed("reservations", Map::HashMap(source("reservations")?))?,
+            reservations: typed("reservations", Map::Array(source("reservations")?))?,
+            entries: typed("entries", Map::Array(source("entries")?))?,
             spaces: typed("spaces", Map::HashMap(source("spaces")?))?,
             quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
         })
@@ -314,19 +339,31 @@ impl Maps {
 
     /// All reservations with their ids, in no order.
     pub fn reservations(&self) -> impl Iterator<Item = Result<(u32, Reservation), MapAccessError>> {
-        self.reservations
-            .iter()
-            .map(|item| item.map_err(|source| MapAccessError::Call { name: "reservations", source }))
+        let entries = self.entries.get(&0, 0).map_err(|source| MapAccessError::Call { name: "entries", source });
+        let (taken, error) = match entries {
+            Ok(entries) => (Some(entries.taken), None),
+            Err(error) => (None, Some(Err(error))),
+        };
+        let ids =
+            taken.into_iter().flatten().zip(0u32..).flat_map(|(word, index)| {
+                (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+            });
+        error.into_iter().chain(
+            ids.filter_map(|id| {
+                Some((id, self.reservation(id).transpose()?)).map(|(id, found)| found.map(|r| (id, r)))
+            }),
+        )
     }
 
     /// One reservation by its id.
     pub fn reservation(&self, id: u32) -> Result<Option<Reservation>, MapAccessError> {
-        optional("reservations", self.reservations.get(&id, 0))
+        let found = optional("reservations", self.reservations.get(&id, 0))?;
+        Ok(found.filter(|reservation| reservation.token != 0))
     }
 
     /// The id in a token.
     pub fn id_of(&self, token: Token) -> Result<u32, MapAccessError> {
-        Ok(cipher::decrypt(&self.config()?.round_keys, token.get()) as u32)
+        Ok(u32::from(cipher::decrypt(&self.config()?.round_keys, token.get()) as u16))
     }
 
     /// All words of the port table, in no order.
