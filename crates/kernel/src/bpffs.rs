@@ -34,8 +34,12 @@ pub fn ensure(path: &Path) -> io::Result<bool> {
 
 /// Unmount the BPF file system at `path` if nothing is left in it.
 pub fn unmount_if_empty(path: &Path) -> io::Result<bool> {
-    if fs::read_dir(path)?.next().is_some() {
-        return Ok(false);
+    for entry in fs::read_dir(path)? {
+        // The kernel's own (CONFIG_BPF_PRELOAD), in every BPF file system from the start.
+        let name = entry?.file_name();
+        if name != "maps.debug" && name != "progs.debug" {
+            return Ok(false);
+        }
     }
     unmount(path, UnmountFlags::empty())?;
     Ok(true)

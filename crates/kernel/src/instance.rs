@@ -33,8 +33,8 @@ use crate::{
 
 /// Name of the folder below the BPF file system.
 const NAME: &str = "portkeep";
-/// Unfinished folders begin with this.
-const UNFINISHED: &str = ".portkeep-";
+/// Unfinished folders begin with this. No dot: bpffs refuses names that have one (`bpf_lookup` in kernel/bpf/inode.c).
+const UNFINISHED: &str = "portkeep-unfinished-";
 
 /// Why the pinned kernel part could not be handled.
 #[derive(Debug, thiserror::Error)]
@@ -199,9 +199,14 @@ impl Instance {
         let _lock = Lock::exclusive(&folder)?;
         remove_unfinished(parent)?;
         match Self::open(&folder) {
-            Ok(instance) => {
+            Ok(mut instance) => {
                 instance.check_cgroup("enforced", instance.config.enforce, options.enforce.as_deref())?;
                 instance.check_cgroup("served", instance.config.serve, options.serve.as_deref())?;
+                if instance.config.transient != 0 && !options.settings.transient {
+                    // Somebody's for the time being; from now on it stays.
+                    instance.config.transient = 0;
+                    instance.maps()?.set_config(&instance.config)?;
+                }
                 return Ok(instance);
             }
             Err(InstanceError::NotUp(_)) => {}
