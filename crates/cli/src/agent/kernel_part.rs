@@ -1,0 +1,107 @@
+//! What the agent needs of the kernel part, whoever holds it.
+
+use std::{io, os::fd::OwnedFd, path::PathBuf};
+
+use anyhow::Context;
+use portkeep::control;
+use portkeep_core::{
+    PortRange,
+    wire::{AGENT_BEACON, AGENT_PROBE, AGENT_READER, AgentMark},
+};
+use portkeep_kernel::{Admin, Config, Events, Instance, InstanceError, Loaded, Maps, cgroup};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::vacancy::Prober;
+
+/// The kernel part with the event ring, which has one reader at a time.
+#[derive(Debug)]
+pub struct KernelPart {
+    pub(super) maps: Maps,
+    pub(super) admin: Admin,
+    pub(super) events: Events,
+    pub(super) config: Config,
+    folder: Option<PathBuf>,
+}
+
+impl KernelPart {
+    /// Of a pinned instance.
+    pub fn of_instance(instance: &Instance) -> anyhow::Result<Self> {
+        Ok(Self {
+            maps: instance.maps()?,
+            admin: instance.admin()?,
+            events: instance.events()?,
+            config: *instance.config(),
+            folder: Some(instance.folder().to_owned()),
+        })
+    }
+
+    /// Of one that lives in this process, after it was attached. Takes the event ring.
+    pub fn of_loaded(loaded: &mut Loaded) -> anyhow::Result<Self> {
+        let maps = loaded.maps()?;
+        let config = maps.config()?;
+        Ok(Self { maps, admin: loaded.admin()?, events: loaded.take_events()?, config, folder: None })
+    }
+
+    /// Whether it is still the one that is up. It is not after `portkeep down`,
+    /// even if another has come up since: maps that are open stay readable, and would mislead.
+    pub(super) fn is_up(&self) -> bool {
+        let Some(folder) = &self.folder else { return true };
+        match Instance::open(folder) {
+            Ok(instance) => instance.config().since == self.config.since,
+            // Upgraded under us; the maps are the same.
+            Err(InstanceError::Skew { .. }) => true,
+            Err(_) => false,
+        }
+    }
+
+    pub(super) fn beacon(&self) -> anyhow::Result<OwnedFd> {
+        self.marked(AGENT_BEACON)
+    }
+
+    pub(super) fn reader(&self) -> anyhow::Result<OwnedFd> {
+        self.marked(AGENT_READER)
+    }
+
+    fn marked(&self, role: u32) -> anyhow::Result<OwnedFd> {
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        control::agent_mark(&socket, &AgentMark { secret: self.config.secret, role, zero: 0 })
+            .map_err(explain(&self.config))?;
+        Ok(socket)
+    }
+}
+
+/// What to say when the kernel part does not know a socket of ours.
+fn explain(config: &Config) -> impl FnOnce(io::Error) -> anyhow::Error {
+    let serve = config.serve;
+    move |error| {
+        let unserved = error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error());
+        if !unserved {
+            return anyhow::Error::from(error).context("marking a socket as the agent's");
+        }
+        let served = cgroup::path_of(serve).map_or_else(|| format!("(id {serve})"), |path| path.display().to_string());
+        let own = cgroup::of_process(std::process::id())
+            .map_or_else(|| "a cgroup that cannot be told".into(), |path| path.display().to_string());
+        anyhow::anyhow!(
+            "the control codes are served in cgroup {served} and below, and this process is outside, in {own}: start \
+             the agent inside, or bring the kernel part up with a `--serve` that includes it"
+        )
+    }
+}
+
+/// The pool, `None` if there is none.
+pub(super) fn pool(config: &Config) -> Option<PortRange> {
+    PortRange::inclusive(config.pool_first, config.pool_last).ok()
+}
+
+/// The best prober this process can have: the control codes may not be served to it.
+pub(super) fn prober(config: &Config) -> anyhow::Result<Prober> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mark = AgentMark { secret: config.secret, role: AGENT_PROBE, zero: 0 };
+    match control::agent_mark(&socket, &mark) {
+        Ok(()) => Ok(Prober::marked(config.secret)),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
+            Ok(Prober::listing_only())
+        }
+        Err(error) => Err(error).context("marking a socket as the agent's"),
+    }
+}

@@ -1,0 +1,172 @@
+//! What the agent remembers across its own death: which entries of which
+//! namespace's `ip_local_reserved_ports` it has put there.
+//!
+//! A small JSON file, replaced by renaming, so that a reader finds the old one
+//! or the new one. It need not survive the machine: sysctls and namespace cookies end with it too.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::port_set::PortSet;
+
+/// Where it is kept if [`RUNTIME_DIR`] says nothing else.
+const DEFAULT: &str = "/run/portkeep";
+/// The variable that names another folder.
+pub const RUNTIME_DIR: &str = "PORTKEEP_RUNTIME_DIR";
+
+const FILE: &str = "reserved-ports.json";
+const LOCK: &str = "reserved-ports.lock";
+const AGENT: &str = "agent.lock";
+
+/// The folder the agent keeps its memory in.
+#[derive(Clone, Debug)]
+pub struct RuntimeDir {
+    folder: PathBuf,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Of the boot the cookies are from.
+    boot: String,
+    /// Our entries, by namespace cookie.
+    pub(super) ours: BTreeMap<u64, PortSet>,
+}
+
+/// The state, while nobody else changes it.
+pub(super) struct Held<'a> {
+    runtime: &'a RuntimeDir,
+    pub(super) state: State,
+    _lock: File,
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+impl Default for RuntimeDir {
+    fn default() -> Self {
+        Self { folder: env::var_os(RUNTIME_DIR).map_or_else(|| DEFAULT.into(), PathBuf::from) }
+    }
+}
+
+impl RuntimeDir {
+    /// This folder, made when it is needed.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    fn locked(&self, name: &str, operation: FlockOperation) -> io::Result<File> {
+        fs::create_dir_all(&self.folder).map_err(named(&self.folder))?;
+        let path = self.folder.join(name);
+        let file = File::create(&path).map_err(named(&path))?;
+        flock(&file, operation).map_err(|errno| named(&path)(errno.into()))?;
+        Ok(file)
+    }
+
+    /// Be the one agent. `None`: another one runs.
+    pub(super) fn become_agent(&self) -> io::Result<Option<File>> {
+        match self.locked(AGENT, FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Read the state and keep others from changing it: the agent's and
+    /// `portkeep down`'s changes come one after the other.
+    pub(super) fn hold(&self) -> io::Result<Held<'_>> {
+        let lock = self.locked(LOCK, FlockOperation::LockExclusive)?;
+        let path = self.folder.join(FILE);
+        let boot = boot_id();
+        let state = match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice::<State>(&text) {
+                Ok(state) if state.boot == boot => state,
+                Ok(_) => State { boot, ..State::default() },
+                // Not by our doing. Without it our entries stay where they are, which is better than no agent.
+                Err(error) => {
+                    tracing::error!(file = %path.display(), %error, "unreadable state, starting anew");
+                    State { boot, ..State::default() }
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => State { boot, ..State::default() },
+            Err(error) => return Err(named(&path)(error)),
+        };
+        Ok(Held { runtime: self, state, _lock: lock })
+    }
+}
+
+impl Held<'_> {
+    pub(super) fn of(&self, netns: u64) -> PortSet {
+        self.state.ours.get(&netns).cloned().unwrap_or_default()
+    }
+
+    /// Remember `ours` for a namespace, on disk before this returns.
+    pub(super) fn remember(&mut self, netns: u64, ours: &PortSet) -> io::Result<()> {
+        if *ours == self.of(netns) {
+            return Ok(());
+        }
+        if ours.is_empty() {
+            self.state.ours.remove(&netns);
+        } else {
+            self.state.ours.insert(netns, ours.clone());
+        }
+        let path = self.runtime.folder.join(FILE);
+        let unfinished = path.with_extension("json.new");
+        let mut text = serde_json::to_vec_pretty(&self.state).map_err(io::Error::other)?;
+        text.push(b'\n');
+        fs::write(&unfinished, text).map_err(named(&unfinished))?;
+        fs::rename(&unfinished, &path).map_err(named(&path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str) -> PortSet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_remembered_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(folder.path().join("made/when/needed"));
+        runtime.hold().unwrap().remember(7, &set("1-5")).unwrap();
+        runtime.hold().unwrap().remember(8, &set("9")).unwrap();
+        assert_eq!(runtime.hold().unwrap().of(7), set("1-5"));
+        runtime.hold().unwrap().remember(7, &set("")).unwrap();
+        assert_eq!(runtime.hold().unwrap().state.ours.keys().collect::<Vec<_>>(), [&8]);
+    }
+
+    #[test]
+    fn another_boots_memory_and_rubbish_count_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(folder.path());
+        fs::write(folder.path().join(FILE), r#"{"boot":"before","ours":{"7":"1-5"}}"#).unwrap();
+        assert_eq!(runtime.hold().unwrap().of(7), set(""));
+        fs::write(folder.path().join(FILE), "{").unwrap();
+        assert_eq!(runtime.hold().unwrap().of(7), set(""));
+    }
+
+    #[test]
+    fn there_is_one_agent_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(folder.path());
+        let first = runtime.become_agent().unwrap();
+        assert!(first.is_some() && runtime.become_agent().unwrap().is_none());
+        drop(first);
+        assert!(runtime.become_agent().unwrap().is_some());
+    }
+}

@@ -1,0 +1,142 @@
+//! The sockets of a network namespace as sock_diag lists them.
+
+use std::{io, sync::OnceLock};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_LISTEN},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, Timer},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use portkeep_core::Transport;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with},
+};
+
+/// `TCPF_BOUND_INACTIVE`: TCP sockets that are bound and nothing else.
+///
+/// Kernel commit 91051f003948 ("tcp: Dump bound-only sockets in inet_diag."),
+/// Linux 6.8; older kernels ignore the bit.
+const BOUND_INACTIVE: u32 = 1 << 13;
+/// Every state before that one.
+const ACTIVE: u32 = BOUND_INACTIVE - 1;
+
+/// What a socket does with its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Bound or listening: in use, whatever its options.
+    Held,
+    /// A connection, also one half-closed or still being made.
+    Connection,
+    /// Only the memory of a connection.
+    TimeWait,
+}
+
+/// The ports in use, one entry for each socket.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) sockets: Vec<(u16, Use)>,
+    /// Sockets that are bound and nothing else are among them.
+    pub(super) complete: bool,
+}
+
+impl Listing {
+    /// What the calling thread's network namespace has. Without sock_diag in the kernel: nothing, and incomplete.
+    pub(super) fn of(transport: Transport) -> io::Result<Self> {
+        let mut listing = Self::default();
+        let result = match transport {
+            // Two steps in this order, so that a socket which starts to listen in between is found in one of them: a
+            // single dump walks the listeners first.
+            Transport::Tcp => {
+                listing.complete = bound_sockets_are_listed()?;
+                listing.add(IPPROTO_TCP, BOUND_INACTIVE).and_then(|()| listing.add(IPPROTO_TCP, ACTIVE))
+            }
+            Transport::Udp => {
+                listing.complete = true;
+                listing.add(IPPROTO_UDP, ACTIVE)
+            }
+        };
+        match result {
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(Self::default()),
+            other => other.map(|()| listing),
+        }
+    }
+
+    /// All uses of one port.
+    pub(super) fn uses(&self, port: u16) -> impl Iterator<Item = Use> {
+        self.sockets.iter().filter(move |(other, _)| *other == port).map(|(_, kind)| *kind)
+    }
+
+    fn add(&mut self, protocol: u8, states: u32) -> io::Result<()> {
+        dump(AF_INET, protocol, states, &mut self.sockets)?;
+        match dump(AF_INET6, protocol, states, &mut self.sockets) {
+            // A kernel without IPv6 has no handler for it.
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Found by trying, once: a version number says little about a distribution's kernel.
+fn bound_sockets_are_listed() -> io::Result<bool> {
+    static LISTED: OnceLock<bool> = OnceLock::new();
+    if let Some(listed) = LISTED.get() {
+        return Ok(*listed);
+    }
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    bind(&socket, &std::net::SocketAddr::from(([0, 0, 0, 0], 0)))?;
+    let address = std::net::SocketAddr::try_from(getsockname(&socket)?)?;
+    let mut sockets = Vec::new();
+    dump(AF_INET, IPPROTO_TCP, BOUND_INACTIVE, &mut sockets)?;
+    Ok(*LISTED.get_or_init(|| sockets.iter().any(|(port, _)| *port == address.port())))
+}
+
+fn dump(family: u8, protocol: u8, states: u32, sockets: &mut Vec<(u16, Use)>) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::from_bits_retain(states),
+        socket_id: SocketId::new_v4(),
+    });
+    let mut message = NetlinkMessage::new(header, request.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(answer)) => {
+                    let header = answer.header;
+                    let kind = if states == BOUND_INACTIVE || protocol == IPPROTO_UDP || header.state == TCP_LISTEN {
+                        Use::Held
+                    } else if header.timer == Some(Timer::TimeWait) {
+                        Use::TimeWait
+                    } else {
+                        Use::Connection
+                    };
+                    sockets.push((header.socket_id.source_port, kind));
+                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            // Messages are aligned to four bytes.
+            let length = (message.header.length as usize).next_multiple_of(4).max(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Is a port vacant? Rule R4: bound and listening sockets count, TIME_WAIT does
+//! not, and neither do the connections that a listener with SO_REUSEADDR has
+//! left behind, since its successor may bind beside them.
+//!
+//! A bind probe is the judge wherever it can be: it sees what the next bind
+//! would see, sockets of the kernel's own included. One bind of `[::]` for both
+//! families, without SO_REUSEADDR, conflicts with every socket on the port,
+//! whatever its address, family or device; if it succeeds the port is vacant.
+//! For UDP that is all. For TCP it also conflicts with connections and with
+//! TIME_WAIT, so when it fails sock_diag has to say what is there:
+//!
+//! | sock_diag lists           | then                                           |
+//! | ------------------------- | ---------------------------------------------- |
+//! | a listener, a bound socket| in use                                         |
+//! | only TIME_WAIT            | vacant                                         |
+//! | connections               | a second probe, with SO_REUSEADDR, decides     |
+//! | nothing                   | the first probe once more: its error decides   |
+//!
+//! The second probe does not listen: bind with SO_REUSEADDR already conflicts
+//! with listeners, and a probe that listened might swallow a stranger's connection.
+//!
+//! What cannot be told: a client that set SO_REUSEADDR, bound and connected
+//! looks like an accepted connection and does not count. Before Linux 6.8
+//! sock_diag does not list TCP sockets that are bound and nothing else; the
+//! probe sees them all the same, except where such a socket shares its port,
+//! by SO_REUSEADDR, with connections or TIME_WAIT.
+
+mod diag;
+
+use std::{cell::OnceCell, io, net::SocketAddr};
+
+use portkeep::control;
+use portkeep_core::{
+    PortRange, Transport,
+    wire::{AGENT_PROBE, AgentMark},
+};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
+};
+
+use diag::{Listing, Use};
+
+/// From how many ports on a listing beforehand is cheaper than a probe for each.
+const MANY: u16 = 64;
+
+/// Looks at ports. All of it happens in the calling thread's network namespace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prober {
+    mark: Option<AgentMark>,
+}
+
+impl Prober {
+    /// One whose probes pass reserved ports, by the secret in the kernel part's configuration.
+    pub(crate) fn marked(secret: [u64; 2]) -> Self {
+        Self { mark: Some(AgentMark { secret, role: AGENT_PROBE, zero: 0 }) }
+    }
+
+    /// One that looks at sock_diag's lists only, for a process that is not served.
+    pub(crate) fn listing_only() -> Self {
+        Self { mark: None }
+    }
+
+    /// Begin to look at the calling thread's network namespace.
+    pub(crate) fn look(&self, transport: Transport) -> Look<'_> {
+        Look { prober: self, transport, listing: OnceCell::new() }
+    }
+
+    /// Which ports of the block are not vacant, lowest first.
+    pub(crate) fn in_use(&self, transport: Transport, ports: PortRange) -> io::Result<Vec<u16>> {
+        let look = self.look(transport);
+        if ports.count() <= MANY && self.mark.is_some() {
+            return look.at(ports.iter());
+        }
+        look.at(look.candidates(ports)?)
+    }
+}
+
+/// One look at a namespace, with one listing of its sockets at most.
+#[derive(Debug)]
+pub(crate) struct Look<'a> {
+    prober: &'a Prober,
+    transport: Transport,
+    listing: OnceCell<Listing>,
+}
+
+impl Look<'_> {
+    fn listing(&self) -> io::Result<&Listing> {
+        if self.listing.get().is_none() {
+            let _ = self.listing.set(Listing::of(self.transport)?);
+        }
+        Ok(self.listing.get().expect("set just now"))
+    }
+
+    /// The ports of the block that have to be looked at one by one: those with
+    /// a socket, or all where not every socket is listed.
+    pub(crate) fn candidates(&self, ports: PortRange) -> io::Result<Vec<u16>> {
+        let listing = self.listing()?;
+        if self.prober.mark.is_some() && !listing.complete {
+            return Ok(ports.iter().collect());
+        }
+        let mut listed: Vec<u16> =
+            listing.sockets.iter().map(|(port, _)| *port).filter(|p| ports.contains(*p)).collect();
+        listed.sort_unstable();
+        listed.dedup();
+        Ok(listed)
+    }
+
+    fn at(&self, ports: impl IntoIterator<Item = u16>) -> io::Result<Vec<u16>> {
+        let mut found = Vec::new();
+        for port in ports {
+            if !self.vacant(port)? {
+                found.push(port);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether one port is vacant.
+    pub(crate) fn vacant(&self, port: u16) -> io::Result<bool> {
+        let Some(mark) = &self.prober.mark else {
+            return Ok(self.listing()?.uses(port).all(|kind| kind == Use::TimeWait));
+        };
+        if probe(mark, self.transport, port, false)? {
+            return Ok(true);
+        }
+        if self.transport == Transport::Udp {
+            return Ok(false);
+        }
+        let mut connections = false;
+        let mut listed = false;
+        for kind in self.listing()?.uses(port) {
+            match kind {
+                Use::Held => return Ok(false),
+                Use::Connection => connections = true,
+                Use::TimeWait => {}
+            }
+            listed = true;
+        }
+        if connections || !listed {
+            return probe(mark, self.transport, port, connections);
+        }
+        Ok(true)
+    }
+}
+
+/// True if the port could be bound, on all addresses of both families.
+fn probe(mark: &AgentMark, transport: Transport, port: u16, reuse: bool) -> io::Result<bool> {
+    let (kind, protocol) = match transport {
+        Transport::Tcp => (SocketType::STREAM, ipproto::TCP),
+        Transport::Udp => (SocketType::DGRAM, ipproto::UDP),
+    };
+    let dual = match socket_with(AddressFamily::INET6, kind, SocketFlags::CLOEXEC, Some(protocol)) {
+        Ok(socket) => {
+            sockopt::set_ipv6_v6only(&socket, false)?;
+            Some(socket)
+        }
+        Err(Errno::AFNOSUPPORT) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let (socket, address) = match dual {
+        Some(socket) => (socket, SocketAddr::from(([0u16; 8], port))),
+        None => {
+            let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, Some(protocol))?;
+            (socket, SocketAddr::from(([0u8; 4], port)))
+        }
+    };
+    control::agent_mark(&socket, mark)?;
+    if reuse {
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    match bind(&socket, &address) {
+        Ok(()) => Ok(true),
+        Err(Errno::ADDRINUSE) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
