@@ -1,0 +1,132 @@
+//! Ready-made std sockets out of a reservation.
+//!
+//! They are ordinary blocking sockets. For tokio and its like:
+//! `set_nonblocking(true)`, then `TcpListener::from_std`.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+};
+
+use portkeep_core::{Errno, Transport};
+use socket2::Socket;
+
+use crate::{
+    BindError, ConnectError, Enforcement, PortkeepSocket, Reservation, held,
+    socket::{Kind, new_socket},
+    sys,
+};
+
+/// As many connections as the system lets wait.
+const BACKLOG: i32 = libc::SOMAXCONN;
+
+impl Reservation {
+    /// Listen on a free port of the block. `Ipv6Addr::UNSPECIFIED` serves IPv4 as well, unless the system says
+    /// otherwise (`net.ipv6.bindv6only`).
+    ///
+    /// Of a held reservation, the socket that held the port is the one handed out if it has the right address, and
+    /// gives way to a new one otherwise.
+    pub fn bind_tcp(&self, ip: impl Into<IpAddr>) -> Result<TcpListener, BindError> {
+        self.listen(ip.into(), 0)
+    }
+
+    /// Listen on that port of the block.
+    pub fn bind_tcp_port(&self, ip: impl Into<IpAddr>, port: u16) -> Result<TcpListener, BindError> {
+        self.listen(ip.into(), self.of_block(port)?)
+    }
+
+    /// A UDP socket on a free port of the block.
+    pub fn bind_udp(&self, ip: impl Into<IpAddr>) -> Result<UdpSocket, BindError> {
+        Ok(self.bound(Transport::Udp, ip.into(), 0)?.into())
+    }
+
+    /// A UDP socket on that port of the block.
+    pub fn bind_udp_port(&self, ip: impl Into<IpAddr>, port: u16) -> Result<UdpSocket, BindError> {
+        Ok(self.bound(Transport::Udp, ip.into(), self.of_block(port)?)?.into())
+    }
+
+    /// Connect to a TCP server, with a free port of the block as the source port.
+    pub fn connect_tcp(&self, peer: SocketAddr) -> Result<TcpStream, ConnectError> {
+        // A source port can be free and yet not good for this peer, when an older connection to it still lingers.
+        // The next draw gives another one.
+        let mut attempts = self.ports().count();
+        loop {
+            match self.connect(Transport::Tcp, peer) {
+                Err(ConnectError::ConnectCall { source, .. })
+                    if source.kind() == io::ErrorKind::AddrNotAvailable && attempts > 1 =>
+                {
+                    attempts -= 1;
+                }
+                outcome => return outcome.map(Into::into),
+            }
+        }
+    }
+
+    /// A UDP socket connected to a peer, on a free port of the block.
+    pub fn connect_udp(&self, peer: SocketAddr) -> Result<UdpSocket, ConnectError> {
+        self.connect(Transport::Udp, peer).map(Into::into)
+    }
+
+    /// The port, if it is one of the block. Port 0 is not; that is what the functions without a port are for.
+    fn of_block(&self, port: u16) -> Result<u16, BindError> {
+        if self.ports().contains(port) { Ok(port) } else { Err(BindError::OutsideBlock { port }) }
+    }
+
+    fn listen(&self, ip: IpAddr, port: u16) -> Result<TcpListener, BindError> {
+        let socket = self.bound(Transport::Tcp, ip, port)?;
+        socket.listen(BACKLOG).map_err(|source| match source.kind() {
+            // Two sockets may share a port until one of them listens.
+            io::ErrorKind::AddrInUse => BindError::InUse { port: crate::socket::local_port(&socket) },
+            _ => BindError::BindCall { source },
+        })?;
+        Ok(socket.into())
+    }
+
+    fn bound(&self, transport: Transport, ip: IpAddr, port: u16) -> Result<Socket, BindError> {
+        self.serves(transport)?;
+        let address = SocketAddr::new(ip, port);
+        if self.enforcement() == Enforcement::Held {
+            return held::hand_out(self.token(), transport, address);
+        }
+        let socket = new_socket(transport, Kind::of(ip)).map_err(|source| BindError::BindCall { source })?;
+        socket.bind_from(self.token(), address)?;
+        Ok(socket)
+    }
+
+    fn serves(&self, transport: Transport) -> Result<(), BindError> {
+        if self.transports().contains(transport) { Ok(()) } else { Err(BindError::OtherTransport { transport }) }
+    }
+
+    fn connect(&self, transport: Transport, peer: SocketAddr) -> Result<Socket, ConnectError> {
+        self.serves(transport)?;
+        let socket = new_socket(transport, Kind::of(peer.ip())).map_err(|source| BindError::BindCall { source })?;
+        if self.enforcement() == Enforcement::Held {
+            let any: IpAddr = match peer.ip() {
+                IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            };
+            held::bind(self.token(), &socket, SocketAddr::new(any, 0))?;
+        } else {
+            socket.associate(self.token()).map_err(BindError::from)?;
+        }
+        let failed = |source| ConnectError::ConnectCall { peer, source };
+        match socket.connect(&peer.into()) {
+            Ok(()) => Ok(socket),
+            // It goes on in the background, and must not be begun anew.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                sys::wait_connected(socket.as_raw_fd()).map_err(failed)?;
+                match socket.take_error().map_err(failed)? {
+                    None => Ok(socket),
+                    Some(error) => Err(failed(error)),
+                }
+            }
+            // The source port is drawn inside connect, so these two are about the reservation.
+            Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE.0) => Err(BindError::Exhausted.into()),
+            Err(error) if error.raw_os_error() == Some(Errno::EACCES.0) && self.state().is_err() => {
+                Err(BindError::Ended.into())
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Who keeps strangers off the ports.
+
+use std::fmt;
+
+/// What stands behind a reservation. Every [`crate::Reservation`] says which one it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Enforcement {
+    /// Portkeep's kernel part refuses every outsider's bind, whoever it is.
+    Kernel,
+    /// There is no kernel part here, so this process holds the ports with sockets of its own.
+    ///
+    /// A port that has not been handed out yet is safe from everybody, root included, since it is bound. Beyond that:
+    ///
+    /// - A port handed out is protected only as far as the socket bound to it protects it. When that socket closes,
+    ///   anybody may take the port; the next draw takes it back if nobody has.
+    /// - Other processes cannot be let in: the scope is always the process, and only this library's functions can give
+    ///   out the ports. An ordinary `bind(2)` to one fails with `EADDRINUSE`, in this process too.
+    /// - Ports already in use are found by trying, and every port costs a descriptor for each transport.
+    /// - The reservation ends with the process or the guard, not with the owner socket.
+    Held,
+}
+
+impl Enforcement {
+    /// `kernel` or `held`, for listings and machines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Held => "held",
+        }
+    }
+}
+
+impl fmt::Display for Enforcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel: no outsider can bind the ports",
+            Self::Held => {
+                "held: this process keeps the ports bound; once handed out, a port is only as safe as its socket, \
+                 and no other process can use the reservation"
+            }
+        })
+    }
+}
+
+/// Which [`Enforcement`] a request accepts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Require {
+    /// The kernel's where there is one, else held. Ask [`crate::Reservation::enforcement`] which one it became.
+    #[default]
+    Any,
+    /// The kernel's or none: [`crate::AcquireError::KernelAbsent`].
+    Kernel,
+    /// Held, even where the kernel part is there (for tests).
+    Held,
+}

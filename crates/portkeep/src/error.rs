@@ -1,0 +1,379 @@
+//! One error type per action, each variant with what to do about it.
+//!
+//! All of them know their error number ([`AcquireError::errno`] and so on) and
+//! turn into an [`io::Error`] of the kind that number has, so a function that
+//! returns `io::Result` can use `?` and its callers can still ask for
+//! `ErrorKind::AddrInUse`.
+
+use std::{fmt, io};
+
+use portkeep_core::{Errno, PortRange, PortRangeError, Transport, Transports};
+
+use crate::info::{Info, Owner};
+
+fn raw(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno)
+}
+
+fn with_kind(errno: Option<Errno>, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    let kind = errno.map_or(io::ErrorKind::Other, |errno| io::Error::from_raw_os_error(errno.0).kind());
+    io::Error::new(kind, error)
+}
+
+macro_rules! into_io {
+    ($($error:ty),*) => {$(
+        impl From<$error> for io::Error {
+            /// Keeps the kind of the error number; the error itself is inside (`get_ref`, `downcast`).
+            fn from(error: $error) -> Self {
+                with_kind(error.errno(), error)
+            }
+        }
+    )*};
+}
+
+into_io!(AcquireError, ReleaseError, AssociateError, BindError, ConnectError, QueryError);
+
+/// What is wrong with a request in itself. Found before the kernel is asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MalformedRequest {
+    /// The number of ports is 0, or the block runs past 65535: ask for less, or lower.
+    #[error(transparent)]
+    Block(#[from] PortRangeError),
+    /// The alignment is not a power of two: use 2, 4, 8 and so on.
+    #[error("an alignment of {0} is not a power of two")]
+    Align(u16),
+    /// The start is not a multiple of the alignment: change one of them.
+    #[error("port {start} is not a multiple of {align}")]
+    Unaligned {
+        /// The start asked for.
+        start: u16,
+        /// The alignment asked for.
+        align: u16,
+    },
+    /// The label has a zero byte or more than 24 bytes: shorten it.
+    #[error("a label has at most 24 bytes and no zero among them, unlike {0:?}")]
+    Label(String),
+}
+
+/// Why there is no reservation. Nothing is left behind in any case.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// `EINVAL`: the request makes no sense. A bug in the program.
+    #[error("the request is malformed")]
+    Malformed(#[from] MalformedRequest),
+    /// `EINVAL`: the cgroup of the scope is neither the caller's own nor one above it. Name one that is.
+    #[error("the cgroup of the scope is not the caller's nor one above it")]
+    ForeignCgroup,
+    /// `EADDRINUSE`: a port of the block asked for is reserved, in use or excluded. Ask for other
+    /// ports, or end what has them.
+    #[error("{}", Conflict(.ports, .transports, .by))]
+    InUse {
+        /// The block asked for.
+        ports: PortRange,
+        /// Its transports.
+        transports: Transports,
+        /// The reservation in the way, if it is one (not a socket without reservation) and still there.
+        by: Option<Box<Info>>,
+    },
+    /// `ENOSPC`: the pool has no free run of that length. Ask for fewer ports, release some, or
+    /// let the administrator enlarge the pool.
+    #[error("no {count} consecutive ports are free in the pool")]
+    NoRoom {
+        /// How many were asked for.
+        count: u16,
+    },
+    /// `EDQUOT`: the user holds as many ports as it may, or the owner socket as many
+    /// reservations (128). Release some.
+    #[error("over the quota of this user, or of the owner socket")]
+    OverQuota,
+    /// `EACCES`: the block has privileged ports. Run as root, or let the administrator allow it.
+    #[error("privileged ports need a right this process does not have")]
+    Privileged,
+    /// `ENETDOWN`: a block outside the pool has to be confirmed by the agent, and none runs. Start
+    /// it (`portkeep agent`), or take ports of the pool.
+    #[error("ports outside the pool need the agent, which is not running")]
+    AgentAbsent,
+    /// `ECANCELED`: the request was cancelled, or an administrator ended it while it was pending.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// `ENOPROTOOPT`: there is no kernel part, and the request requires it. Bring it up (`portkeep
+    /// up`), or accept [`crate::Require::Any`].
+    #[error("Portkeep's kernel part is not in force here")]
+    KernelAbsent,
+    /// `ENOPROTOOPT`: the kernel part is of another version. Upgrade whichever is older.
+    #[error("the kernel part speaks version {found} of the control codes, this library version {expected}")]
+    OtherAbi {
+        /// The kernel part's.
+        found: u32,
+        /// The library's.
+        expected: u32,
+    },
+    /// `EOPNOTSUPP`: without the kernel part this cannot be had. Bring it up, or ask for less.
+    #[error("{what} needs Portkeep's kernel part")]
+    HeldCannot {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// `EOPNOTSUPP`: the owner socket given is neither TCP nor UDP, or not of the request's transport.
+    #[error("the owner socket is not of the transport asked for")]
+    WrongSocket,
+    /// Making or binding a socket failed; `EMFILE` in held mode means the descriptors do not suffice.
+    #[error("making a socket")]
+    SocketCall {
+        /// What the call said.
+        source: io::Error,
+    },
+    /// ACQUIRE failed in a way that has no name above.
+    #[error("acquiring a reservation")]
+    AcquireCall {
+        /// What the call said.
+        source: io::Error,
+    },
+}
+
+impl AcquireError {
+    /// The error number the action fails with; none if a call below failed without one.
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::Malformed(_) | Self::ForeignCgroup => Errno::EINVAL,
+            Self::InUse { .. } => Errno::EADDRINUSE,
+            Self::NoRoom { .. } => Errno::ENOSPC,
+            Self::OverQuota => Errno::EDQUOT,
+            Self::Privileged => Errno::EACCES,
+            Self::AgentAbsent => Errno::ENETDOWN,
+            Self::Cancelled => Errno::ECANCELED,
+            Self::KernelAbsent | Self::OtherAbi { .. } => Errno::ENOPROTOOPT,
+            Self::HeldCannot { .. } | Self::WrongSocket => Errno::EOPNOTSUPP,
+            Self::SocketCall { source } | Self::AcquireCall { source } => return raw(source),
+        })
+    }
+}
+
+struct Conflict<'a>(&'a PortRange, &'a Transports, &'a Option<Box<Info>>);
+
+impl fmt::Display for Conflict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(ports, transports, by) = *self;
+        match by.as_ref().and_then(|info| Some((info, info.overlap(*ports, *transports)?))) {
+            Some((info, (port, transport))) => write!(f, "{port}/{transport} belongs to {}", Owner(info)),
+            None => write!(f, "{ports}/{transports}: a port is in use or excluded"),
+        }
+    }
+}
+
+/// Why a reservation could not be released.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// `ENOENT`: no such reservation; it may have ended already. Usually nothing needs to be done.
+    #[error("no such reservation, or it has already ended")]
+    Unknown,
+    /// `EPERM`: only the owner process releases. A process that inherited the owner socket gives up
+    /// its part by closing it.
+    #[error("the reservation belongs to another process")]
+    NotOwner,
+    /// `EINVAL`: the reservation is in another network namespace. Release it from there.
+    #[error("the reservation is in another network namespace")]
+    OtherNamespace,
+    /// `ENOPROTOOPT`: there is no kernel part, and this process holds nothing under that token.
+    #[error("Portkeep's kernel part is not in force here")]
+    KernelAbsent,
+    /// RELEASE failed in a way that has no name above.
+    #[error("releasing a reservation")]
+    ReleaseCall {
+        /// What the call said.
+        source: io::Error,
+    },
+}
+
+impl ReleaseError {
+    /// The error number the action fails with; none if a call below failed without one.
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::Unknown => Errno::ENOENT,
+            Self::NotOwner => Errno::EPERM,
+            Self::OtherNamespace => Errno::EINVAL,
+            Self::KernelAbsent => Errno::ENOPROTOOPT,
+            Self::ReleaseCall { source } => return raw(source),
+        })
+    }
+}
+
+/// Why a socket could not be associated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AssociateError {
+    /// `ENOENT`: no such reservation. Acquire a new one.
+    #[error("no such reservation, or it has already ended")]
+    Unknown,
+    /// `EPERM`: this process is not in the reservation's scope. Acquire with a wider
+    /// [`crate::Scope`], or associate in the owner process and pass the socket on.
+    #[error("this process is outside the scope of the reservation")]
+    NotInScope,
+    /// `EINVAL`: the socket already has a port. Associate before `bind` and `connect`.
+    #[error("the socket is already bound")]
+    AlreadyBound,
+    /// `EINVAL`: the reservation is of the other transport, or of another network namespace.
+    #[error("the reservation is of another transport or network namespace than the socket")]
+    Mismatch,
+    /// `EOPNOTSUPP`: the socket is neither TCP nor UDP (MPTCP counts as neither).
+    #[error("only TCP and UDP sockets can be associated")]
+    NotTcpOrUdp,
+    /// `EOPNOTSUPP`: the reservation is only held, and a later `bind` of the program's own would
+    /// know nothing of it. Use [`crate::PortkeepSocket::bind_from`], which does both.
+    #[error("a held reservation cannot be associated; bind with bind_from")]
+    Held,
+    /// `ENOPROTOOPT`: there is no kernel part, and this process holds nothing under that token.
+    #[error("Portkeep's kernel part is not in force here")]
+    KernelAbsent,
+    /// ASSOCIATE failed in a way that has no name above.
+    #[error("associating a socket")]
+    AssociateCall {
+        /// What the call said.
+        source: io::Error,
+    },
+}
+
+impl AssociateError {
+    /// The error number the action fails with; none if a call below failed without one.
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::Unknown => Errno::ENOENT,
+            Self::NotInScope => Errno::EPERM,
+            Self::AlreadyBound | Self::Mismatch => Errno::EINVAL,
+            Self::NotTcpOrUdp | Self::Held => Errno::EOPNOTSUPP,
+            Self::KernelAbsent => Errno::ENOPROTOOPT,
+            Self::AssociateCall { source } => return raw(source),
+        })
+    }
+}
+
+/// Why no socket could be bound to a port of the reservation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// `EADDRINUSE`: every port of the block has a socket. Close one, or acquire more.
+    #[error("every port of the reservation is in use")]
+    Exhausted,
+    /// `EADDRINUSE`: that port of the block has a socket. Take another one, or port 0.
+    #[error("port {port} of the reservation is in use")]
+    InUse {
+        /// The port asked for.
+        port: u16,
+    },
+    /// `EACCES`: that port is not of the block. A bug in the program.
+    #[error("port {port} is outside the reservation")]
+    OutsideBlock {
+        /// The port asked for.
+        port: u16,
+    },
+    /// `EACCES`: the reservation ended between the association and the bind. Acquire a new one.
+    #[error("the reservation has ended")]
+    Ended,
+    /// `EINVAL`: the reservation is not for this transport. Acquire with [`crate::Request::both`].
+    #[error("the reservation is not for {transport}")]
+    OtherTransport {
+        /// The transport asked for.
+        transport: Transport,
+    },
+    /// The socket could not be associated.
+    #[error(transparent)]
+    Associate(#[from] AssociateError),
+    /// The system refused for a reason of its own, such as an address that is not local.
+    #[error("binding a socket")]
+    BindCall {
+        /// What the call said.
+        source: io::Error,
+    },
+}
+
+impl BindError {
+    /// The error number the action fails with; none if a call below failed without one.
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::Exhausted | Self::InUse { .. } => Errno::EADDRINUSE,
+            Self::OutsideBlock { .. } | Self::Ended => Errno::EACCES,
+            Self::OtherTransport { .. } => Errno::EINVAL,
+            Self::Associate(error) => return error.errno(),
+            Self::BindCall { source } => return raw(source),
+        })
+    }
+}
+
+/// Why no connection came about from a port of the reservation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No port could be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The peer did not answer or refused, as with any connection.
+    #[error("connecting to {peer}")]
+    ConnectCall {
+        /// Who was called.
+        peer: std::net::SocketAddr,
+        /// What the call said.
+        source: io::Error,
+    },
+}
+
+impl ConnectError {
+    /// The error number the action fails with; none if a call below failed without one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Bind(error) => error.errno(),
+            Self::ConnectCall { source, .. } => raw(source),
+        }
+    }
+}
+
+/// Why a question had no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// `ENOPROTOOPT`: there is no kernel part to ask. Bring it up (`portkeep up`).
+    #[error("Portkeep's kernel part is not in force here")]
+    KernelAbsent,
+    /// `ENOPROTOOPT`: the kernel part is of another version. Upgrade whichever is older.
+    #[error("the kernel part speaks version {found} of the control codes, this library version {expected}")]
+    OtherAbi {
+        /// The kernel part's.
+        found: u32,
+        /// The library's.
+        expected: u32,
+    },
+    /// `EOPNOTSUPP`: the socket is neither TCP nor UDP, so it cannot be asked.
+    #[error("only TCP and UDP sockets can be asked")]
+    NotTcpOrUdp,
+    /// `ENOENT`: the reservation has ended.
+    #[error("the reservation has ended")]
+    Ended,
+    /// The question failed in a way that has no name above.
+    #[error("asking the kernel part")]
+    QueryCall {
+        /// What the call said.
+        source: io::Error,
+    },
+}
+
+impl QueryError {
+    /// The error number the action fails with; none if a call below failed without one.
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::KernelAbsent | Self::OtherAbi { .. } => Errno::ENOPROTOOPT,
+            Self::NotTcpOrUdp => Errno::EOPNOTSUPP,
+            Self::Ended => Errno::ENOENT,
+            Self::QueryCall { source } => return raw(source),
+        })
+    }
+
+    pub(crate) fn from_call(source: io::Error) -> Self {
+        match raw(&source) {
+            Some(Errno::ENOPROTOOPT) => Self::KernelAbsent,
+            Some(Errno::EOPNOTSUPP) => Self::NotTcpOrUdp,
+            _ => Self::QueryCall { source },
+        }
+    }
+}

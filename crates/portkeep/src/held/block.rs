@@ -1,0 +1,173 @@
+//! One held reservation.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use portkeep_core::{PortRange, Scope, Token, Transport, Transports};
+use socket2::Socket;
+
+use super::hold::{self, Sockets};
+use crate::{
+    BindError, Info, Request, State,
+    socket::{Kind, local_port, new_socket},
+    sys,
+};
+
+pub(super) struct Block {
+    ports: PortRange,
+    transports: Transports,
+    strict: bool,
+    label: String,
+    since: Duration,
+    pid: u32,
+    /// Of the ports that are not handed out.
+    sockets: Sockets,
+    /// Where the next draw begins, for each transport.
+    next: [u16; 2],
+}
+
+impl Block {
+    pub(super) fn new(request: &Request, sockets: Sockets) -> Self {
+        let start = sockets.keys().map(|(_, port)| *port).min().unwrap_or(request.start);
+        let ports = PortRange::new(start, request.count).expect("every one of its ports was bound");
+        Self {
+            ports,
+            transports: request.transports(),
+            strict: request.strict,
+            label: request.label.clone(),
+            since: sys::monotonic(),
+            pid: std::process::id(),
+            sockets,
+            next: [start; 2],
+        }
+    }
+
+    pub(super) fn ports(&self) -> PortRange {
+        self.ports
+    }
+
+    /// Not so in a child that inherited the registry.
+    pub(super) fn is_ours(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
+    pub(super) fn info(&self, token: Token) -> Info {
+        let all = usize::from(self.ports.count()) * self.transports.iter().count();
+        Info {
+            token: Some(token),
+            ports: self.ports,
+            transports: self.transports,
+            state: State::Active,
+            scope: Scope::Process,
+            strict: self.strict,
+            pid: self.pid,
+            uid: sys::real_uid(),
+            command: std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned(),
+            label: self.label.clone(),
+            since: self.since,
+            // Handed out; whether they are still bound only their users know.
+            bound: (all - self.sockets.len()) as u32,
+            netns: 0,
+            cgroup: 0,
+            refused: None,
+        }
+    }
+
+    /// A socket for that address: the holder itself if it will do, or a new one in its place.
+    pub(super) fn hand_out(&mut self, transport: Transport, address: SocketAddr) -> Result<Socket, BindError> {
+        let call = |source| BindError::BindCall { source };
+        self.check(transport, address.port())?;
+        for port in self.candidates(transport, address.port()) {
+            let key = (transport, port);
+            if self.sockets.get(&key).is_some_and(|holder| hold::is_bound_to(holder, address.ip()))
+                && let Some(holder) = self.sockets.remove(&key)
+            {
+                hold::wake(&holder).map_err(call)?;
+                self.drawn(transport, port);
+                return Ok(holder);
+            }
+            let socket = new_socket(transport, Kind::of(address.ip())).map_err(call)?;
+            // As std's listeners: a connection in TIME_WAIT does not stand in the way of a new listener.
+            if transport == Transport::Tcp {
+                socket.set_reuse_address(true).map_err(call)?;
+            }
+            match self.replace(transport, port, &socket, address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(source) => return Err(call(source)),
+                Ok(()) => return Ok(socket),
+            }
+        }
+        Err(in_use(address.port()))
+    }
+
+    /// Bind a socket of the program's in place of the holder.
+    pub(super) fn bind(
+        &mut self,
+        transport: Transport,
+        socket: &Socket,
+        address: SocketAddr,
+    ) -> Result<u16, BindError> {
+        self.check(transport, address.port())?;
+        for port in self.candidates(transport, address.port()) {
+            match self.replace(transport, port, socket, address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(source) => return Err(BindError::BindCall { source }),
+                Ok(()) => return Ok(local_port(socket)),
+            }
+        }
+        Err(in_use(address.port()))
+    }
+
+    fn check(&self, transport: Transport, port: u16) -> Result<(), BindError> {
+        if !self.transports.contains(transport) {
+            return Err(BindError::OtherTransport { transport });
+        }
+        if port != 0 && !self.ports.contains(port) {
+            return Err(BindError::OutsideBlock { port });
+        }
+        Ok(())
+    }
+
+    /// Next-fit over what is held, then over what was handed out and may be free again.
+    fn candidates(&self, transport: Transport, port: u16) -> Vec<u16> {
+        if port != 0 {
+            return vec![port];
+        }
+        let next = self.next[transport as usize];
+        let round = || (next..=self.ports.last()).chain(self.ports.start()..next);
+        let held = |port: &u16| self.sockets.contains_key(&(transport, *port));
+        round().filter(held).chain(round().filter(|port| !held(port))).collect()
+    }
+
+    fn drawn(&mut self, transport: Transport, port: u16) {
+        self.next[transport as usize] = if port == self.ports.last() { self.ports.start() } else { port + 1 };
+    }
+
+    /// Bind `socket` before the holder closes, so that there is no moment at which nobody has the port. With
+    /// SO_REUSEADDR on both, and neither listening, the kernel lets them overlap.
+    fn replace(&mut self, transport: Transport, port: u16, socket: &Socket, mut address: SocketAddr) -> io::Result<()> {
+        address.set_port(port);
+        let key = (transport, port);
+        if let Some(holder) = self.sockets.get(&key) {
+            let wanted = socket.reuse_address()?;
+            holder.set_reuse_address(true)?;
+            socket.set_reuse_address(true)?;
+            let outcome = socket.bind(&address.into());
+            // Only for the moment: a stranger with the option must not slip in too.
+            socket.set_reuse_address(wanted)?;
+            if outcome.is_err() {
+                holder.set_reuse_address(false)?;
+            } else {
+                self.sockets.remove(&key);
+            }
+            outcome?;
+        } else {
+            socket.bind(&address.into())?;
+        }
+        self.drawn(transport, port);
+        Ok(())
+    }
+}
+
+fn in_use(port: u16) -> BindError {
+    if port == 0 { BindError::Exhausted } else { BindError::InUse { port } }
+}

@@ -1,0 +1,137 @@
+//! Finding ports by binding them.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use portkeep_core::{PortRange, Transport};
+use socket2::{Domain, SockFilter, Socket};
+
+use crate::{
+    AcquireError, Request, query,
+    socket::{Kind, new_socket},
+};
+
+/// The sockets that hold a block.
+pub(super) type Sockets = HashMap<(Transport, u16), Socket>;
+
+/// Where wildcard requests are served from: the pool as it is by default, then the registered ports below the
+/// ephemeral range, where there is more company.
+const PLACES: [(u16, u16); 2] = [(61000, 65535), (10000, 32767)];
+
+/// Bind a socket to every port of a block that fits.
+pub(super) fn hold(request: &Request) -> Result<Sockets, AcquireError> {
+    let transports = request.transports();
+    let attempt = |start| hold_block(transports.iter(), PortRange::new(start, request.count));
+    if request.start != 0 {
+        return attempt(request.start).map_err(|(_, source)| match source.kind() {
+            io::ErrorKind::PermissionDenied => AcquireError::Privileged,
+            io::ErrorKind::AddrInUse => request.name(source),
+            _ => AcquireError::SocketCall { source },
+        });
+    }
+    // Where the kernel part is in force, a process without a reservation cannot have a port of the pool.
+    let pool = query::version().ok().and_then(|version| version.pool);
+    let places = PLACES.iter().filter(|(first, last)| !pool.is_some_and(|p| p.start() <= *last && *first <= p.last()));
+    for &(first, last) in places {
+        if let Some(sockets) = search(first, last, request, attempt)? {
+            return Ok(sockets);
+        }
+    }
+    Err(AcquireError::NoRoom { count: request.count })
+}
+
+/// Next-fit from where the last search of this process ended, so that a port just given up comes round last.
+fn search(
+    first: u16,
+    last: u16,
+    request: &Request,
+    attempt: impl Fn(u16) -> Result<Sockets, (u16, io::Error)>,
+) -> Result<Option<Sockets>, AcquireError> {
+    static CURSOR: AtomicU32 = AtomicU32::new(0);
+    let align = u32::from(request.align.max(1));
+    let length = u32::from(last - first) + 1;
+    // Processes begin at different places, or each would have to pass by all the others.
+    let _ = CURSOR.compare_exchange(0, std::process::id().wrapping_mul(64) | 1, Ordering::Relaxed, Ordering::Relaxed);
+    let begin = u32::from(first) + CURSOR.load(Ordering::Relaxed) % length;
+    for (mut start, end) in [(begin, u32::from(last)), (u32::from(first), u32::from(last).min(begin + length))] {
+        loop {
+            start = start.next_multiple_of(align);
+            if start + u32::from(request.count) - 1 > end {
+                break;
+            }
+            match attempt(start as u16) {
+                Ok(sockets) => {
+                    CURSOR.store(start - u32::from(first) + u32::from(request.count), Ordering::Relaxed);
+                    return Ok(Some(sockets));
+                }
+                // No block that includes this port will do.
+                Err((port, error)) if error.kind() == io::ErrorKind::AddrInUse => start = u32::from(port) + 1,
+                Err((_, source)) => return Err(AcquireError::SocketCall { source }),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// All ports or none; on failure, the port that could not be had.
+fn hold_block(
+    transports: impl Iterator<Item = Transport>,
+    ports: Result<PortRange, portkeep_core::PortRangeError>,
+) -> Result<Sockets, (u16, io::Error)> {
+    let ports = ports.map_err(|_| (0, io::ErrorKind::InvalidInput.into()))?;
+    let mut sockets = Sockets::new();
+    for transport in transports {
+        for port in ports {
+            sockets.insert((transport, port), hold_port(transport, port).map_err(|error| (port, error))?);
+        }
+    }
+    Ok(sockets)
+}
+
+/// One socket for both families where there is IPv6: with SO_REUSEADDR off, nothing else can then be bound to the
+/// port, on any address.
+pub(super) fn hold_port(transport: Transport, port: u16) -> io::Result<Socket> {
+    let absent = |error: &io::Error| {
+        matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT))
+    };
+    match hold_at(transport, Ipv6Addr::UNSPECIFIED.into(), port) {
+        Err(error) if absent(&error) => hold_at(transport, Ipv4Addr::UNSPECIFIED.into(), port),
+        outcome => outcome,
+    }
+}
+
+fn hold_at(transport: Transport, ip: IpAddr, port: u16) -> io::Result<Socket> {
+    let socket = new_socket(transport, Kind::of(ip))?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    deaf(&socket)?;
+    socket.bind(&SocketAddr::new(ip, port).into())?;
+    Ok(socket)
+}
+
+/// A holder answers nobody and collects nothing: datagrams that came before the port was handed out are not the
+/// program's. (A TCP socket that does not listen refuses connections by itself.)
+fn deaf(socket: &Socket) -> io::Result<()> {
+    // "Return 0": of every packet keep 0 bytes.
+    let drop_all = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    if socket.r#type()? == socket2::Type::DGRAM {
+        socket.attach_filter(&[drop_all])?;
+    }
+    Ok(())
+}
+
+/// The holder becomes an ordinary socket.
+pub(super) fn wake(socket: &Socket) -> io::Result<()> {
+    if socket.r#type()? == socket2::Type::DGRAM { socket.detach_filter() } else { socket.set_reuse_address(true) }
+}
+
+/// Whether a holder can be handed out to somebody who wants this address.
+pub(super) fn is_bound_to(socket: &Socket, ip: IpAddr) -> bool {
+    let family = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    ip.is_unspecified() && socket.domain().is_ok_and(|domain| domain == family)
+}

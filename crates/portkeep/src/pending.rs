@@ -1,0 +1,128 @@
+//! A request that waits for the agent.
+
+use std::{io, task::Poll, thread, time::Duration};
+
+use portkeep_core::{
+    Errno, PortRange, Token,
+    wire::{self, SelectRequest},
+};
+
+use crate::{AcquireError, Request, Reservation, State, control, query};
+
+/// A block that is claimed and perhaps not confirmed yet. Dropping it gives the block back.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the request"]
+pub struct Pending {
+    /// Until it has been handed over.
+    reservation: Option<Reservation>,
+    decided: bool,
+}
+
+impl Pending {
+    pub(crate) fn decided(reservation: Reservation) -> Self {
+        Self { reservation: Some(reservation), decided: true }
+    }
+
+    pub(crate) fn undecided(reservation: Reservation) -> Self {
+        Self { reservation: Some(reservation), decided: false }
+    }
+
+    /// The token the reservation has, or will have.
+    ///
+    /// # Panics
+    ///
+    /// After [`poll`](Self::poll) was ready.
+    pub fn token(&self) -> Token {
+        self.claimed().token()
+    }
+
+    /// The block claimed.
+    ///
+    /// # Panics
+    ///
+    /// After [`poll`](Self::poll) was ready.
+    pub fn ports(&self) -> PortRange {
+        self.claimed().ports()
+    }
+
+    fn claimed(&self) -> &Reservation {
+        self.reservation.as_ref().expect("the outcome has been told already")
+    }
+
+    /// Look whether it is decided. Never blocks.
+    ///
+    /// Nothing wakes the caller: come again after some 50 microseconds, then at growing intervals.
+    ///
+    /// # Panics
+    ///
+    /// After it was ready.
+    pub fn poll(&mut self) -> Poll<Result<Reservation, AcquireError>> {
+        let outcome = if self.decided { Some(Ok(())) } else { outcome(self.claimed()) };
+        let Some(outcome) = outcome else { return Poll::Pending };
+        let reservation = self.reservation.take().expect("claimed() has seen it");
+        // On an error the guard is dropped, which gives back what is left to give back.
+        Poll::Ready(outcome.map(|()| reservation))
+    }
+
+    /// Wait until it is decided. Signals do not interrupt this.
+    pub fn wait(mut self) -> Result<Reservation, AcquireError> {
+        const LONGEST: Duration = Duration::from_millis(2);
+        let mut pause = Duration::from_micros(50);
+        loop {
+            if let Poll::Ready(outcome) = self.poll() {
+                return outcome;
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+
+    /// Give the block back. The same as dropping it, in a word.
+    pub fn cancel(self) {}
+}
+
+/// What became of a claim, `None` while the agent is still looking.
+fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
+    let failed = |source| Some(Err(AcquireError::AcquireCall { source }));
+    let (state, error) = match state_of(claimed) {
+        Ok(state) => state,
+        // No trace of it: an administrator ended it.
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT.0) => return Some(Err(AcquireError::Cancelled)),
+        Err(error) => return failed(error),
+    };
+    match state {
+        State::Active => Some(Ok(())),
+        // Who takes it back enters the reason last; in between there is none.
+        State::Refused if error == 0 => None,
+        State::Refused => {
+            let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
+            let error = match request.name(io::Error::from_raw_os_error(i32::from(error))) {
+                AcquireError::InUse { ports, by, .. } => {
+                    AcquireError::InUse { ports, transports: claimed.transports(), by }
+                }
+                error => error,
+            };
+            Some(Err(error))
+        }
+        State::Pending => match query::version_of(claimed) {
+            Ok(version) if version.agent => None,
+            _ => Some(Err(AcquireError::AgentAbsent)),
+        },
+    }
+}
+
+fn state_of(claimed: &Reservation) -> io::Result<(State, u16)> {
+    let name = |state| match state {
+        wire::PENDING => State::Pending,
+        wire::ACTIVE => State::Active,
+        _ => State::Refused,
+    };
+    let grant = control::granted(claimed)?;
+    if grant.token == claimed.token().get() {
+        return Ok((name(grant.state), grant.error));
+    }
+    // The owner socket has acquired something else meanwhile.
+    let select = SelectRequest { by: wire::BY_TOKEN, token: claimed.token().get(), ..Default::default() };
+    let state = control::state(claimed, &select)?;
+    Ok((name(state.state), state.error))
+}

@@ -1,0 +1,128 @@
+//! Questions to the kernel part. They need no right and change nothing.
+
+use std::{
+    os::fd::AsFd,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use portkeep_core::{
+    Errno, PortRange, Token, Transport, Transports,
+    wire::{self, SelectRequest},
+};
+use socket2::Socket;
+
+use crate::{
+    Enforcement, Info, QueryError, Version, control, held,
+    socket::{Kind, new_socket},
+};
+
+/// Ask about the reservation `select` means; `None`: there is none.
+///
+/// A question is two calls, SELECT and STATE, that belong together. Sockets of
+/// the program's own may be asked from several threads, hence the lock.
+pub(crate) fn ask(socket: impl AsFd, select: &SelectRequest) -> Result<Option<Info>, QueryError> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    match control::state(socket, select) {
+        Ok(state) => Ok(Info::from_wire(&state)),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOENT.0) => Ok(None),
+        Err(error) => Err(QueryError::from_call(error)),
+    }
+}
+
+/// A socket to ask with, and proof that there is somebody to answer.
+pub(crate) fn asker() -> Result<(Socket, Version), QueryError> {
+    let socket = new_socket(Transport::Udp, Kind::Any).map_err(|source| QueryError::QueryCall { source })?;
+    let version = version_of(&socket)?;
+    Ok((socket, version))
+}
+
+pub(crate) fn version_of(socket: impl AsFd) -> Result<Version, QueryError> {
+    let version = control::version(socket).map_err(QueryError::from_call)?;
+    if version.abi != wire::ABI {
+        return Err(QueryError::OtherAbi { found: version.abi, expected: wire::ABI });
+    }
+    Ok(Version::from_wire(&version))
+}
+
+/// The kernel part that serves this process, if there is one.
+pub fn version() -> Result<Version, QueryError> {
+    asker().map(|(_, version)| version)
+}
+
+/// What a request that accepts anything would get here.
+pub fn enforcement() -> Enforcement {
+    if version().is_ok() { Enforcement::Kernel } else { Enforcement::Held }
+}
+
+/// The reservation with this token, `None` if there is none in this network namespace.
+///
+/// Also answers for reservations that this process only holds.
+pub fn lookup(token: Token) -> Result<Option<Info>, QueryError> {
+    if let Some(info) = held::info(token) {
+        return Ok(Some(info));
+    }
+    let (socket, _) = asker()?;
+    ask(&socket, &SelectRequest { by: wire::BY_TOKEN, token: token.get(), ..Default::default() })
+}
+
+/// The reservation that a port belongs to, in the current network namespace.
+///
+/// What processes merely hold is not known to anybody but them, so without the
+/// kernel part this is an error rather than "nobody".
+pub fn who(transport: Transport, port: u16) -> Result<Option<Info>, QueryError> {
+    let (socket, _) = asker()?;
+    ask(&socket, &SelectRequest { by: wire::BY_PORT, port, transport: transport.bit(), ..Default::default() })
+}
+
+/// All reservations of the current network namespace: those with TCP by port, then those with only UDP.
+///
+/// This is no snapshot: what is acquired or ended meanwhile may be in it or not.
+pub fn list() -> Result<Vec<Info>, QueryError> {
+    let (socket, _) = asker()?;
+    let mut found = Vec::new();
+    for transport in Transport::ALL {
+        let mut from = 0;
+        while let Some(info) = next(&socket, transport, from)? {
+            let last = info.ports.last();
+            // Those for both transports came with TCP.
+            if transport == Transport::Tcp || info.transports == Transports::Udp {
+                found.push(info);
+            }
+            match last.checked_add(1) {
+                Some(port) => from = port,
+                None => break,
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The first reservation that starts at or after a port.
+///
+/// The kernel part answers "none" as well when it meets one that is just being
+/// entered or ended, so a single "none" is not believed.
+fn next(socket: &Socket, transport: Transport, from: u16) -> Result<Option<Info>, QueryError> {
+    let select = SelectRequest { by: wire::BY_NEXT, port: from, transport: transport.bit(), ..Default::default() };
+    for _ in 0..3 {
+        if let Some(info) = ask(socket, &select)? {
+            return Ok(Some(info));
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    Ok(None)
+}
+
+/// Which reservation overlaps a block, for the sake of a good error message.
+pub(crate) fn conflict(ports: PortRange, transports: Transports) -> Option<Box<Info>> {
+    let (socket, _) = asker().ok()?;
+    transports.iter().find_map(|transport| {
+        let select = |by| SelectRequest { by, port: ports.start(), transport: transport.bit(), ..Default::default() };
+        [wire::BY_PORT, wire::BY_NEXT]
+            .into_iter()
+            .filter_map(|by| ask(&socket, &select(by)).ok().flatten())
+            .find(|info| info.overlap(ports, transports).is_some())
+            .map(Box::new)
+    })
+}

@@ -1,0 +1,245 @@
+//! Asking for a reservation.
+
+use std::os::fd::OwnedFd;
+
+use portkeep_core::{
+    Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
+    wire::{self, AcquireRequest},
+};
+use socket2::Socket;
+
+use crate::{
+    AcquireError, Enforcement, MalformedRequest, Pending, QueryError, Require, Reservation, control, held, query,
+    reservation::Parts,
+    socket::{Kind, new_socket, transport_of},
+};
+
+/// A request for a reservation, made by [`Reservation::tcp`] or [`Reservation::udp`]. Without further ado: one port,
+/// chosen by the system, for this process.
+///
+/// ```no_run
+/// use portkeep::Reservation;
+///
+/// // An even port and the one behind it, for UDP: what an RTP stream needs.
+/// let pair = Reservation::udp().ports(2).align(2).label("call 17").acquire()?;
+/// # Ok::<(), portkeep::AcquireError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a request does nothing until acquire or start"]
+pub struct Request {
+    pub(crate) transport: Transport,
+    pub(crate) both: bool,
+    pub(crate) start: u16,
+    pub(crate) count: u16,
+    pub(crate) align: u16,
+    pub(crate) scope: Scope,
+    pub(crate) strict: bool,
+    pub(crate) label: String,
+    pub(crate) require: Require,
+}
+
+impl Request {
+    /// One port of this transport.
+    pub fn new(transport: Transport) -> Self {
+        Self {
+            transport,
+            both: false,
+            start: 0,
+            count: 1,
+            align: 1,
+            scope: Scope::Process,
+            strict: false,
+            label: String::new(),
+            require: Require::Any,
+        }
+    }
+
+    /// How many consecutive ports.
+    pub fn ports(mut self, count: u16) -> Self {
+        self.count = count;
+        self
+    }
+
+    /// Exactly the block from this port on (host byte order), or none. 0 is the default: the system chooses.
+    ///
+    /// Blocks outside the pool have to be confirmed by the agent, which takes a moment; see [`Request::start`].
+    pub fn at(mut self, start: u16) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Exactly this block: [`at`](Self::at) and [`ports`](Self::ports) in one.
+    pub fn range(self, ports: PortRange) -> Self {
+        self.at(ports.start()).ports(ports.count())
+    }
+
+    /// Start at a multiple of this power of two: `align(2)` gives an even port first.
+    pub fn align(mut self, align: u16) -> Self {
+        self.align = align;
+        self
+    }
+
+    /// The same numbers for TCP and UDP, with one token for both. The owner socket is of the transport the request
+    /// began with.
+    pub fn both(mut self) -> Self {
+        self.both = true;
+        self
+    }
+
+    /// Who may consume the reservation; by default this process only. For children, use [`Scope::User`] or
+    /// [`Scope::Cgroup`]. Only the kernel part can do this.
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Let only associated sockets have the ports. By default any socket of the scope may bind them by number, so
+    /// that unmodified servers work.
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// What listings and other people's error messages shall call it; at most 24 bytes.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// What has to stand behind the reservation; by default whatever there is.
+    pub fn require(mut self, require: Require) -> Self {
+        self.require = require;
+        self
+    }
+
+    /// The transports asked for.
+    pub fn transports(&self) -> Transports {
+        if self.both { Transports::Both } else { self.transport.into() }
+    }
+
+    /// Acquire the reservation, and wait for the agent where it has to confirm (usually well below a millisecond).
+    ///
+    /// The wait is not interrupted by signals. For time limits, use [`start`](Self::start).
+    pub fn acquire(&self) -> Result<Reservation, AcquireError> {
+        self.start()?.wait()
+    }
+
+    /// Claim the block without waiting for the agent.
+    ///
+    /// Most requests are decided at once, and so is the [`Pending`] they give. For the others, nobody new can bind
+    /// the ports any more, but somebody may have before.
+    pub fn start(&self) -> Result<Pending, AcquireError> {
+        self.check()?;
+        let owner = new_socket(self.transport, Kind::Any).map_err(|source| AcquireError::SocketCall { source })?;
+        self.start_checked(owner)
+    }
+
+    /// As [`start`](Self::start), with a socket that exists already as the owner socket.
+    ///
+    /// The reservation lives as long as this socket, so pass a duplicate to keep your own descriptor. One socket can
+    /// own many reservations, but must not be in two calls of this at the same time.
+    pub fn start_on(&self, owner: OwnedFd) -> Result<Pending, AcquireError> {
+        self.check()?;
+        let owner = Socket::from(owner);
+        match transport_of(&owner) {
+            Ok(Some(transport)) if self.transports().contains(transport) => self.start_checked(owner),
+            Ok(_) => Err(AcquireError::WrongSocket),
+            Err(source) => Err(AcquireError::SocketCall { source }),
+        }
+    }
+
+    fn start_checked(&self, owner: Socket) -> Result<Pending, AcquireError> {
+        let kernel = match self.require {
+            Require::Held => false,
+            _ => match query::version_of(&owner) {
+                Ok(_) => true,
+                Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) if self.require == Require::Any => false,
+                Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) => return Err(AcquireError::KernelAbsent),
+                Err(QueryError::OtherAbi { found, expected }) => {
+                    return Err(AcquireError::OtherAbi { found, expected });
+                }
+                Err(QueryError::QueryCall { source }) => return Err(AcquireError::AcquireCall { source }),
+                Err(QueryError::Ended) => return Err(AcquireError::Cancelled),
+            },
+        };
+        let transports = self.transports();
+        if !kernel {
+            let (token, ports) = held::acquire(self)?;
+            let enforcement = Enforcement::Held;
+            let parts = Parts { token, owner: owner.into(), ports, transports, enforcement };
+            return Ok(Pending::decided(Reservation::from_parts(parts)));
+        }
+        let wait = match control::acquire(&owner, &self.to_wire()) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS.0) => true,
+            Err(error) => return Err(self.name(error)),
+        };
+        let grant = control::granted(&owner).map_err(|source| AcquireError::AcquireCall { source })?;
+        let (Some(token), Ok(ports)) = (Token::new(grant.token), PortRange::new(grant.start, grant.count)) else {
+            return Err(AcquireError::Cancelled);
+        };
+        let enforcement = Enforcement::Kernel;
+        let reservation = Reservation::from_parts(Parts { token, owner: owner.into(), ports, transports, enforcement });
+        Ok(if wait { Pending::undecided(reservation) } else { Pending::decided(reservation) })
+    }
+
+    fn check(&self) -> Result<(), MalformedRequest> {
+        if self.count == 0 {
+            return Err(PortRangeError::Empty.into());
+        }
+        if self.start != 0 {
+            PortRange::new(self.start, self.count)?;
+        }
+        if self.align > 1 && !self.align.is_power_of_two() {
+            return Err(MalformedRequest::Align(self.align));
+        }
+        if self.align > 1 && self.start % self.align != 0 {
+            return Err(MalformedRequest::Unaligned { start: self.start, align: self.align });
+        }
+        if self.label.len() > AcquireRequest::default().label.len() || self.label.contains('\0') {
+            return Err(MalformedRequest::Label(self.label.clone()));
+        }
+        Ok(())
+    }
+
+    fn to_wire(&self) -> AcquireRequest {
+        let (scope, cgroup) = match self.scope {
+            Scope::User => (wire::SCOPE_USER, 0),
+            Scope::Cgroup(id) => (wire::SCOPE_CGROUP, id),
+            _ => (wire::SCOPE_PROCESS, 0),
+        };
+        let mut request = AcquireRequest {
+            start: self.start,
+            count: self.count,
+            flags: if self.both { wire::BOTH } else { 0 } | if self.strict { wire::STRICT } else { 0 },
+            scope,
+            align: self.align,
+            cgroup,
+            ..Default::default()
+        };
+        request.label[..self.label.len()].copy_from_slice(self.label.as_bytes());
+        request
+    }
+
+    /// What the error number of an ACQUIRE of this request means.
+    pub(crate) fn name(&self, source: std::io::Error) -> AcquireError {
+        match source.raw_os_error().map(Errno) {
+            Some(Errno::EADDRINUSE) => match PortRange::new(self.start, self.count) {
+                Ok(ports) => {
+                    let transports = self.transports();
+                    AcquireError::InUse { ports, transports, by: query::conflict(ports, transports) }
+                }
+                Err(_) => AcquireError::NoRoom { count: self.count },
+            },
+            Some(Errno::EINVAL) if matches!(self.scope, Scope::Cgroup(_)) => AcquireError::ForeignCgroup,
+            Some(Errno::ENOSPC) => AcquireError::NoRoom { count: self.count },
+            Some(Errno::EDQUOT) => AcquireError::OverQuota,
+            Some(Errno::EACCES) => AcquireError::Privileged,
+            Some(Errno::ENETDOWN) => AcquireError::AgentAbsent,
+            Some(Errno::ECANCELED) => AcquireError::Cancelled,
+            Some(Errno::EOPNOTSUPP) => AcquireError::WrongSocket,
+            Some(Errno::ENOPROTOOPT) => AcquireError::KernelAbsent,
+            _ => AcquireError::AcquireCall { source },
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The few calls that neither std nor socket2 has.
+
+use std::{io, os::fd::RawFd, time::Duration};
+
+use portkeep_core::Token;
+
+/// A token nobody can guess, for reservations the kernel part knows nothing of.
+pub(crate) fn random_token() -> io::Result<Token> {
+    loop {
+        let mut bytes = [0u8; 8];
+        // SAFETY: `bytes` is writable for the length given, and outlives the call.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if got < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        } else if got as usize == bytes.len()
+            && let Some(token) = Token::new(u64::from_ne_bytes(bytes))
+        {
+            return Ok(token);
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC`, the clock of every `since`. (`Instant` is the same clock, but does not say its number.)
+pub(crate) fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec to write to; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// The real uid, which is what quotas and the scope `user` go by.
+pub(crate) fn real_uid() -> u32 {
+    // SAFETY: getuid takes nothing and cannot fail.
+    unsafe { libc::getuid() }
+}
+
+/// Wait until a connect that a signal interrupted has come to its end.
+pub(crate) fn wait_connected(fd: RawFd) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    loop {
+        // SAFETY: `poll` is one valid pollfd, and outlives the call; a bad descriptor is reported, not undefined.
+        if unsafe { libc::poll(&raw mut poll, 1, -1) } >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
