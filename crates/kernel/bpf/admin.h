@@ -16,7 +16,7 @@ __inline int admin_confirm(struct reservation *r, struct admin_request *q)
 
 	if (!r || __sync_val_compare_and_swap(&r->gate, ~token, token) != ~token)
 		return ENOENT;
-	reservation_event(PORTKEEP_EVENT_GRANTED, q->id, r);
+	reservation_event(PORTKEEP_EVENT_GRANTED, q->id, r, BY_ADMIN);
 	return 0;
 }
 
@@ -30,7 +30,7 @@ __inline int admin_aside(struct admin_request *q)
 	w = word_create(q->netns, q->transport, q->start);
 	if (!w)
 		return ENOMEM;
-	if (__sync_fetch_and_or(&w->reserved, BIT(q->start)) & BIT(q->start))
+	if (!word_claim(w, q->transport, q->start, BIT(q->start)))
 		return EADDRINUSE;
 	__sync_fetch_and_or(&w->aside, BIT(q->start));
 	return 0;
@@ -42,7 +42,7 @@ __inline int admin_unaside(struct admin_request *q)
 
 	if (!w || !(__sync_fetch_and_and(&w->aside, ~BIT(q->start)) & BIT(q->start)))
 		return ENOENT;
-	__sync_fetch_and_and(&w->reserved, ~BIT(q->start));
+	reserved_clear(w, q->transport, q->start, BIT(q->start));
 	return 0;
 }
 
@@ -63,9 +63,9 @@ __inline int on_admin(struct __sk_buff *ctx)
 	case PORTKEEP_ADMIN_CONFIRM:
 		return admin_confirm(r, &q);
 	case PORTKEEP_ADMIN_REFUSE:
-		return reservation_end(r, id, q.token, q.error ? q.error : EADDRINUSE);
+		return reservation_end(r, id, q.token, q.error ? q.error : EADDRINUSE, BY_ADMIN);
 	case PORTKEEP_ADMIN_END:
-		return reservation_end(r, id, q.token, 0);
+		return reservation_end(r, id, q.token, 0, BY_ADMIN);
 	case PORTKEEP_ADMIN_ASIDE:
 		return admin_aside(&q);
 	case PORTKEEP_ADMIN_UNASIDE:

@@ -35,6 +35,17 @@ __inline int in_pool(__u32 port)
 	return c && c->pool_last && port >= c->pool_first && port <= c->pool_last;
 }
 
+/* The word of the port if anybody has reserved it, NULL if not: for most binds this is all there is to do. */
+__inline struct word *reserved_word(void *ctx, __u32 transport, __u32 port)
+{
+	struct word *w;
+
+	if (!maybe_reserved(transport, port))
+		return NULL;
+	w = word_of(bpf_get_netns_cookie(ctx), transport, port);
+	return w && *(volatile __u64 *)&w->reserved & BIT(port) ? w : NULL;
+}
+
 __noinline int refuse(__u64 netns, __u32 transport, __u32 port, __u32 id)
 {
 	struct config *c = the_config();
@@ -49,7 +60,7 @@ __noinline int refuse(__u64 netns, __u32 transport, __u32 port, __u32 id)
 		e.start = port;
 		if (r && reservation_contains(r, port))
 			e.owner = r->pid;
-		publish(&e);
+		publish(&e, BY_PROCESS);
 	}
 	bpf_set_retval(c && c->deny_errno ? -(int)c->deny_errno : -EADDRINUSE);
 	return REFUSE;
@@ -98,7 +109,7 @@ static long draw_step(__u32 i, void *ctx)
  * moment apart; it stays behind when a bind fails later on, so if nothing else
  * is left the third round takes such a port all the same and the kernel has the last word.
  */
-__noinline __u32 draw(struct reservation *r, __u32 transport)
+__alone __u32 draw(struct reservation *r, __u32 transport)
 {
 	struct draw d = {};
 	__u32 last, from;
@@ -215,6 +226,9 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 
 	if (!transport || !sk)
 		return PASS;
+	/* Bound already: the kernel answers EINVAL, whatever port is asked for. */
+	if (sk->src_port)
+		return PASS;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	if (st && st->role)
 		return PASS_PRIVILEGED;
@@ -222,14 +236,15 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	if (st)
 		st->claim_port = 0;
 	if (st && st->token)
-		/* Bound already: the kernel answers EINVAL. */
-		return sk->src_port ? PASS : bind_associated(ctx, st, transport, port);
+		return bind_associated(ctx, st, transport, port);
 	if (!port)
 		return PASS;
+	w = reserved_word(ctx, transport, port);
+	if (!w && !in_pool(port))
+		return PASS;
 	netns = bpf_get_netns_cookie(ctx);
-	w = word_of(netns, transport, port);
-	if (!w || !(*(volatile __u64 *)&w->reserved & BIT(port)))
-		return in_pool(port) ? refuse(netns, transport, port, 0) : PASS;
+	if (!w)
+		return refuse(netns, transport, port, 0);
 
 	id = word_owner(w, port);
 	r = bpf_map_lookup_elem(&reservations, &id);
@@ -238,8 +253,6 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	token = r->token;
 	if (!reservation_alive(r, token) || r->flags & PORTKEEP_STRICT || !in_scope(r))
 		return refuse(netns, transport, port, id);
-	if (sk->src_port)
-		return PASS;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st)
 		return refuse(netns, transport, port, id);
@@ -257,7 +270,7 @@ __inline int settle(struct socket_state *st, struct word *w, __u64 netns, __u32 
 	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
 	r = bpf_map_lookup_elem(&reservations, &st->claim_id);
 	if (!r || !reservation_alive(r, st->claim_token)) {
-		use_end(w, port);
+		use_end(w, st->transport, port);
 		return 0;
 	}
 	if (st->drawn_port == port)
@@ -277,13 +290,15 @@ __inline int on_post_bind(struct bpf_sock *ctx)
 
 	if (!transport || !port)
 		return PASS;
+	w = reserved_word(ctx, transport, port);
+	if (!w && !in_pool(port))
+		return PASS;
 	st = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
 	if (st && st->role)
 		return PASS;
 	netns = bpf_get_netns_cookie(ctx);
-	w = word_of(netns, transport, port);
-	if (!w || !(*(volatile __u64 *)&w->reserved & BIT(port)))
-		return in_pool(port) ? refuse(netns, transport, port, 0) : PASS;
+	if (!w)
+		return refuse(netns, transport, port, 0);
 	if (st && st->claim_port == port && settle(st, w, netns, port))
 		return PASS;
 	return refuse(netns, transport, port, word_owner(w, port));
@@ -368,7 +383,7 @@ static long close_step(__u32 i, void *ctx)
 
 	if (token) {
 		id = token_id_of(s->config, s->owner, token);
-		reservation_end(bpf_map_lookup_elem(&reservations, &id), id, token, 0);
+		reservation_end(bpf_map_lookup_elem(&reservations, &id), id, token, 0, BY_PROCESS);
 	}
 	return 0;
 }
@@ -388,7 +403,7 @@ __inline int on_release(struct bpf_sock *ctx)
 		if (st->bound_port) {
 			w = word_of(netns, st->transport, st->bound_port);
 			if (w)
-				use_end(w, st->bound_port);
+				use_end(w, st->transport, st->bound_port);
 		}
 		if (st->role == PORTKEEP_AGENT_BEACON && k)
 			__sync_fetch_and_sub(&k->agents, 1);

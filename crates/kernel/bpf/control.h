@@ -195,7 +195,7 @@ static long slot_step(__u32 i, void *ctx)
 		if (r && r->token == token && (r->gate || token == o->last))
 			return 0;
 		if (r && r->token == token)
-			reservation_end(r, id, token, 0);
+			reservation_end(r, id, token, 0, BY_PROCESS);
 	}
 	s->slot = slot;
 	return 1;
@@ -253,7 +253,7 @@ __noinline int announce(struct acquisition *a)
 	id = a->span.id;
 	r = bpf_map_lookup_elem(&reservations, &id);
 	if (r)
-		reservation_event(a->pending ? PORTKEEP_EVENT_PENDING : PORTKEEP_EVENT_GRANTED, id, r);
+		reservation_event(a->pending ? PORTKEEP_EVENT_PENDING : PORTKEEP_EVENT_GRANTED, id, r, BY_PROCESS);
 	return 0;
 }
 
@@ -358,7 +358,7 @@ __inline int release(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	if (bpf_get_current_pid_tgid() >> 32 != r->pid)
 		return EPERM;
 	slot = r->slot & (PORTKEEP_OWNED - 1);
-	error = reservation_end(r, id, token, 0);
+	error = reservation_end(r, id, token, 0, BY_PROCESS);
 	if (o && o->token[slot] == token) {
 		o->token[slot] = 0;
 		o->hint = slot;
@@ -502,7 +502,7 @@ __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->error = r->error;
 	/* The bad news is told once; with it goes the last trace of the request. */
 	if (!gate && r->error) {
-		reservation_end(r, id, o->last, 0);
+		reservation_end(r, id, o->last, 0, BY_PROCESS);
 		o->last = 0;
 	}
 	ANSWER(ctx, sizeof(*out));

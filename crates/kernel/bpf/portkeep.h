@@ -203,6 +203,14 @@ struct entries {
 	__u64 taken[PORTKEEP_RESERVATIONS / 64];
 };
 
+/*
+ * How many namespaces have anything reserved in a word: where none has, a bind
+ * needs no look-up in the port table. Row 0 is TCP, row 1 UDP.
+ */
+struct filter {
+	__u32 words[2 * 1024];
+};
+
 struct reservation {
 	__u64 gate; /* token: ACTIVE; ~token: PENDING; 0: ended */
 	__u64 token; /* 0: the entry is free */

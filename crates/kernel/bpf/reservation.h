@@ -53,7 +53,7 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 		s->error = ENOMEM;
 		return 0;
 	}
-	if (!word_claim(w, span_mask(s, base))) {
+	if (!word_claim(w, transport, base, span_mask(s, base))) {
 		s->error = EADDRINUSE;
 		return 0;
 	}
@@ -68,7 +68,7 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 
 static long span_claim_step(__u32 i, void *ctx)
 {
-	struct span *s = ctx;
+	struct span *s = *(struct span **)ctx;
 	__u32 base = ((s->first >> 6) + i) << 6;
 
 	if (base > s->last)
@@ -91,12 +91,12 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		__sync_val_compare_and_swap(&w->lead, s->id, 0);
-	word_free(w, span_mask(s, base));
+	word_free(w, transport, base, span_mask(s, base));
 }
 
 static long span_free_step(__u32 i, void *ctx)
 {
-	struct span *s = ctx;
+	struct span *s = *(struct span **)ctx;
 	__u32 base = ((s->first >> 6) + i) << 6;
 
 	if (base > s->last || AT(base, 0) >= s->stop)
@@ -108,15 +108,22 @@ static long span_free_step(__u32 i, void *ctx)
 	return 0;
 }
 
+__alone int span_free(struct span *s)
+{
+	if (s)
+		bpf_loop(1024, span_free_step, &s, 0);
+	return 0;
+}
+
 /* Words are taken in ascending order, so of two overlapping claims at least one gets on. */
-__noinline int span_claim(struct span *s)
+__alone int span_claim(struct span *s)
 {
 	if (!s)
 		return ENOMEM;
 	s->error = 0;
-	bpf_loop(1024, span_claim_step, s, 0);
+	bpf_loop(1024, span_claim_step, &s, 0);
 	if (s->error)
-		bpf_loop(1024, span_free_step, s, 0);
+		span_free(s);
 	else
 		s->stop = ~0;
 	return s->error;
@@ -220,7 +227,7 @@ __inline struct space *space_of(__u64 netns)
 	return sp;
 }
 
-__noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r)
+__noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r, __u32 by)
 {
 	struct event e = { .kind = kind, .id = id };
 
@@ -231,7 +238,7 @@ __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r)
 	e.count = r->count;
 	e.transports = r->transports;
 	e.owner = r->pid;
-	return publish(&e);
+	return publish(&e, by);
 }
 
 /*
@@ -239,7 +246,7 @@ __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r)
  * agent took a PENDING one back) the entry stays, without ports, until the
  * owner socket has heard of it. 0, or ENOENT if somebody else was first.
  */
-__noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u32 error)
+__noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u32 error, __u32 by)
 {
 	struct counters *k = the_counters();
 	struct span s = { .id = id };
@@ -260,7 +267,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	s.first = r->start;
 	s.last = (__u32)r->start + r->count - 1;
 	s.stop = ~0;
-	bpf_loop(1024, span_free_step, &s, 0);
+	span_free(&s);
 
 	ports = transports_of(r->transports, r->count);
 	quota_return(r->uid, ports);
@@ -270,7 +277,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)
-		reservation_event(PORTKEEP_EVENT_ENDED, id, r);
+		reservation_event(PORTKEEP_EVENT_ENDED, id, r, by);
 	if (error) {
 		r->error = error;
 	} else {

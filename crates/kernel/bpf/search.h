@@ -68,7 +68,7 @@ __inline __u64 word_taken(struct search *s, __u32 base)
 
 static long search_step(__u32 i, void *ctx)
 {
-	struct search *s = ctx;
+	struct search *s = *(struct search **)ctx;
 	__u32 base = ((s->first >> 6) + i) << 6;
 	__u64 free;
 
@@ -106,7 +106,7 @@ static long search_step(__u32 i, void *ctx)
 }
 
 /* First from the cursor up, then from the bottom to where a run would cross the cursor. */
-__noinline int search_run(struct search *s, __u32 first, __u32 last, __u32 cursor)
+__alone int search_run(struct search *s, __u32 first, __u32 last, __u32 cursor)
 {
 	if (!s)
 		return 0;
@@ -116,7 +116,7 @@ __noinline int search_run(struct search *s, __u32 first, __u32 last, __u32 curso
 	s->run = cursor;
 	s->first = cursor;
 	s->last = last;
-	bpf_loop(1024, search_step, s, 0);
+	bpf_loop(1024, search_step, &s, 0);
 	if (s->found || cursor == first)
 		return s->found;
 	s->run = first;
@@ -124,7 +124,7 @@ __noinline int search_run(struct search *s, __u32 first, __u32 last, __u32 curso
 	s->last = cursor + s->count - 2;
 	if (s->last > last)
 		s->last = last;
-	bpf_loop(1024, search_step, s, 0);
+	bpf_loop(1024, search_step, &s, 0);
 	return s->found;
 }
 

@@ -59,19 +59,65 @@ __inline struct word *word_create(__u64 netns, __u32 transport, __u32 port)
 	return bpf_map_lookup_elem(&words, &key);
 }
 
+/* Where the filter counts the word of a port. */
+__inline __u32 *filter_of(__u32 transport, __u32 port)
+{
+	__u32 zero = 0;
+	struct filter *f = bpf_map_lookup_elem(&filter, &zero);
+
+	return f ? &f->words[(transport == PORTKEEP_UDP) << 10 | ((port >> 6) & 1023)] : NULL;
+}
+
+/* False: surely nobody has reserved the port, in any namespace. */
+__inline int maybe_reserved(__u32 transport, __u32 port)
+{
+	__u32 *count = filter_of(transport, port);
+
+	return !count || *(volatile __u32 *)count;
+}
+
+/*
+ * `reserved` changes here and nowhere else. The filter counts the words in
+ * which it is not 0: up before the first bit is set, down after the last has
+ * gone, so that it is never 0 too soon.
+ */
+__inline int reserved_set(struct word *w, __u32 transport, __u32 port, __u64 old, __u64 new)
+{
+	__u32 *count = filter_of(transport, port);
+	int done;
+
+	if (!count)
+		return 0;
+	if (!old)
+		__sync_fetch_and_add(count, 1);
+	done = __sync_val_compare_and_swap(&w->reserved, old, new) == old;
+	if (!old && !done)
+		__sync_fetch_and_sub(count, 1);
+	return done;
+}
+
+__inline void reserved_clear(struct word *w, __u32 transport, __u32 port, __u64 mask)
+{
+	__u64 old = __sync_fetch_and_and(&w->reserved, ~mask);
+	__u32 *count = filter_of(transport, port);
+
+	if (count && old && !(old & ~mask))
+		__sync_fetch_and_sub(count, 1);
+}
+
 /*
  * All of `mask` or nothing: of two overlapping blocks one gets the word. The
  * swap is lost only to another CPU's change of the same word within a few
  * nanoseconds, so eight in a row mean "taken" for all practical purposes.
  */
-__inline int word_claim(struct word *w, __u64 mask)
+__inline int word_claim(struct word *w, __u32 transport, __u32 port, __u64 mask)
 {
 	for (int i = 0; i < 8; i++) {
 		__u64 old = *(volatile __u64 *)&w->reserved;
 
 		if (old & mask)
 			return 0;
-		if (__sync_val_compare_and_swap(&w->reserved, old, old | mask) == old)
+		if (reserved_set(w, transport, port, old, old | mask))
 			return 1;
 	}
 	return 0;
@@ -96,7 +142,7 @@ __inline void use_begin(struct word *w, __u32 port)
  * is handed over with an atomic and: of the closing socket and the ending
  * reservation exactly one sees the bit fall and clears `reserved`.
  */
-__inline void use_end(struct word *w, __u32 port)
+__inline void use_end(struct word *w, __u32 transport, __u32 port)
 {
 	__u32 one = port & 1 ? 1 << 16 : 1;
 	__u32 old = __sync_fetch_and_sub(&w->uses[(port & 63) >> 1], one);
@@ -104,7 +150,7 @@ __inline void use_end(struct word *w, __u32 port)
 	if ((port & 1 ? old >> 16 : old & 0xffff) != 1)
 		return;
 	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
-		__sync_fetch_and_and(&w->reserved, ~BIT(port));
+		reserved_clear(w, transport, port, BIT(port));
 }
 
 /*
@@ -133,14 +179,14 @@ __inline __u64 word_in_use(struct word *w)
  * lingering, then the counts are read: a socket that closes in between finds
  * the mark and frees its port itself.
  */
-__inline void word_free(struct word *w, __u64 mask)
+__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
 {
 	__u64 mine;
 
 	__sync_fetch_and_or(&w->lingering, mask);
 	mine = mask & ~word_in_use(w);
 	mine &= __sync_fetch_and_and(&w->lingering, ~mine);
-	__sync_fetch_and_and(&w->reserved, ~mine);
+	reserved_clear(w, transport, port, mine);
 }
 
 /*

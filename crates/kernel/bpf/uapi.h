@@ -19,6 +19,13 @@ typedef long long __s64;
 #define SEC(name) __attribute__((section(name), used))
 #define __inline static inline __attribute__((always_inline))
 #define __noinline static __attribute__((noinline))
+/*
+ * Not static, so the verifier looks at the function once, whatever its
+ * arguments may hold, and not anew along every path that leads to it. Linux 6.1
+ * gives up without this, and newer kernels load us many times faster.
+ * Pointers may be NULL for all the verifier knows.
+ */
+#define __alone __attribute__((noinline))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 

@@ -125,6 +125,16 @@ impl Loaded {
         Self::with(&mut EbpfLoader::new())
     }
 
+    /// With room for fewer elements in some maps: for tests of what happens when they are full.
+    #[doc(hidden)]
+    pub fn load_cramped(limits: &[(&'static str, u32)]) -> Result<Self, LoadError> {
+        let mut loader = EbpfLoader::new();
+        for (name, limit) in limits {
+            loader.map_max_entries(name, *limit);
+        }
+        Self::with(&mut loader)
+    }
+
     pub(crate) fn with(loader: &mut EbpfLoader<'_>) -> Result<Self, LoadError> {
         let mut ebpf = loader.load(OBJECT)?;
         for (name, program) in ebpf.programs_mut() {

@@ -255,13 +255,14 @@ pub enum MapAccessError {
 }
 
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 12] = [
     "config",
     "counters",
     "blank",
     "words",
     "reservations",
     "entries",
+    "filter",
     "spaces",
     "quotas",
     "sockets",
@@ -353,6 +354,13 @@ impl Maps {
                 Some((id, self.reservation(id).transpose()?)).map(|(id, found)| found.map(|r| (id, r)))
             }),
         )
+    }
+
+    /// How many entries of the array of reservations are taken: as many as there are reservations, when nothing is
+    /// under way.
+    pub fn entries_taken(&self) -> Result<u32, MapAccessError> {
+        let entries = self.entries.get(&0, 0).map_err(|source| MapAccessError::Call { name: "entries", source })?;
+        Ok(entries.taken.iter().map(|word| word.count_ones()).sum())
     }
 
     /// One reservation by its id.
