@@ -70,6 +70,7 @@ fn main() {
         return;
     }
     new_namespace();
+    sockets::leave_cgroup();
     let mut table = Table::default();
     let wide = PortRange::inclusive(1024, 65535).expect("a range");
     let bench = Bench::new(portkeep_kernel::DEFAULT_POOL);

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::OnceLock,
 };
 
 use portkeep::control;
@@ -11,7 +12,7 @@ use portkeep_core::{
     Token,
     wire::{AcquireRequest, OWNED},
 };
-use portkeep_kernel::cgroup;
+use portkeep_testkit::TestCgroup;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub(crate) fn tcp() -> Socket {
@@ -37,10 +38,12 @@ pub(crate) fn transfer(from: &mut TcpStream, to: &mut TcpStream) {
     to.read_exact(&mut buffer).expect("receiving");
 }
 
-/// Out of the benchmark's cgroup, back to where programs of ours are not.
+/// Out of the benchmark's cgroup, to where programs of ours are not: a cgroup beside it, because a socket costs more in
+/// any cgroup than in the root.
 pub(crate) fn leave_cgroup() {
-    let root = cgroup::root().expect("a cgroup hierarchy");
-    fs::write(root.join("cgroup.procs"), std::process::id().to_string()).expect("moving out");
+    static OUTSIDE: OnceLock<TestCgroup> = OnceLock::new();
+    let outside = OUTSIDE.get_or_init(|| TestCgroup::new("outside").expect("a cgroup"));
+    outside.enter(std::process::id()).expect("moving out");
 }
 
 /// So many reservations of one port each, on as few sockets as can own them.
