@@ -64,8 +64,11 @@ __inline __u32 *filter_of(__u32 transport, __u32 port)
 {
 	__u32 zero = 0;
 	struct filter *f = bpf_map_lookup_elem(&filter, &zero);
+	__u32 n = (transport == PORTKEEP_UDP) << 10 | port >> 6;
 
-	return f ? &f->words[(transport == PORTKEEP_UDP) << 10 | ((port >> 6) & 1023)] : NULL;
+	/* As in index64. */
+	asm volatile("" : "+r"(n));
+	return f ? &f->words[n & 2047] : NULL;
 }
 
 /* False: surely nobody has reserved the port, in any namespace. */
