@@ -346,7 +346,7 @@ impl Maps {
             Err(error) => (None, Some(Err(error))),
         };
         let ids =
-            taken.into_iter().flatten().zip(0u32..).flat_map(|(word, index)| {
+            taken.into_iter().flatten().zip(0u32..).filter(|(word, _)| *word != 0).flat_map(|(word, index)| {
                 (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
             });
         error.into_iter().chain(

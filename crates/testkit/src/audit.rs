@@ -95,6 +95,11 @@ pub fn problems(maps: &Maps) -> Vec<String> {
         wrong.push(format!("there is no word {at:?}"));
     }
 
+    let known = maps.reservations().count();
+    let taken = maps.entries_taken().expect("the entries");
+    if taken as usize != known {
+        wrong.push(format!("{taken} entries are taken and {known} are reservations"));
+    }
     let counters = maps.counters().expect("the counters");
     if (counters.ports, counters.reservations) != (ports, count) {
         wrong.push(format!("counters say {counters:?}, there are {count} reservations of {ports} ports"));
