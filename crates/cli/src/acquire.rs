@@ -1,0 +1,113 @@
+//! `acquire`: hold a block for as long as somebody keeps the line open.
+
+use std::{
+    io::{self, Read, Write},
+    sync::mpsc,
+    thread,
+};
+
+use portkeep::{Scope, Transports};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    DONE, Io,
+    ask::Ask,
+    claim::Claim,
+    level::{Level, Place},
+};
+
+const AFTER_HELP: &str = "\
+Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its
+standard input ends or on SIGINT, SIGTERM or SIGHUP. Without the kernel part the last word is `held`.
+
+Examples:
+  portkeep acquire --count 4                      until Ctrl-D
+  coproc P { portkeep acquire --both; }           in a script: until it ends
+  read -r ports transport token <&\"${P[0]}\"
+  portkeep acquire --at 61004 --scope cgroup      for everything in the cgroup of the caller";
+
+/// Reserve ports and keep them until standard input ends
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    ask: Ask,
+    /// Who can use the ports
+    #[arg(long, value_enum, default_value_t = AcquireScope::User)]
+    scope: AcquireScope,
+    /// Only sockets associated with the token can use the ports
+    #[arg(long)]
+    strict: bool,
+    /// One JSON object on one line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum AcquireScope {
+    /// Every process of the same user
+    User,
+    /// Every process in the cgroup of the caller and below it
+    Cgroup,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let level = Level::best(&args.place)?;
+    let claim = match &level {
+        Level::Kernel(_) => {
+            let scope = match args.scope {
+                AcquireScope::User => Scope::User,
+                AcquireScope::Cgroup => Scope::Cgroup(0),
+            };
+            Claim::kernel(&args.ask, "", scope, args.strict)?
+        }
+        Level::Held(reason) => {
+            let claim = Claim::held(&args.ask)?;
+            let udp = match claim.transports {
+                Transports::Tcp => "",
+                _ => "; UDP ports can be bound by nobody at all",
+            };
+            io.note(format_args!(
+                "{reason}: port {} is only held: whoever sets SO_REUSEADDR can bind it, and nobody else{udp}",
+                claim.ports
+            ));
+            claim
+        }
+    };
+    if args.json {
+        io.json(&claim.json())?;
+    } else {
+        let token = claim.token.map_or_else(|| "held".into(), |token| token.to_string());
+        writeln!(io.out, "{} {} {token}", claim.ports, claim.transports)?;
+    }
+    io.out.flush()?;
+    wait_for_the_end(signals);
+    // First the ports, then the kernel part that may have been up only for them.
+    drop(claim);
+    drop(level);
+    Ok(DONE)
+}
+
+fn wait_for_the_end(mut signals: Signals) {
+    let (send, ended) = mpsc::channel();
+    let also = send.clone();
+    // Neither thread is waited for: one of them is stuck in a read until the process ends.
+    thread::spawn(move || {
+        let mut rest = [0; 4096];
+        let mut input = io::stdin().lock();
+        while !matches!(input.read(&mut rest), Ok(0) | Err(_)) {}
+        let _ = send.send(());
+    });
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            let _ = also.send(());
+        }
+    });
+    let _ = ended.recv();
+}

@@ -1,0 +1,64 @@
+//! What `run` and `acquire` can ask for.
+
+use portkeep::{PortRange, Transports};
+
+/// Bytes that a label can have.
+pub(crate) const LABEL: usize = 24;
+
+/// The block that is wanted.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Ask {
+    /// Number of ports, in a row
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) count: u16,
+    /// TCP ports [default]
+    #[arg(long, group = "transport")]
+    tcp: bool,
+    /// UDP ports
+    #[arg(long, group = "transport")]
+    udp: bool,
+    /// The same numbers for TCP and UDP
+    #[arg(long, group = "transport")]
+    both: bool,
+    /// First port; without it the system chooses from the pool
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) at: Option<u16>,
+    /// Make the first port a multiple of N, a power of two (2 for RTP pairs)
+    #[arg(long, value_name = "N", value_parser = power_of_two)]
+    pub(crate) align: Option<u16>,
+    /// Name shown in listings, at most 24 bytes; `run` also sets <LABEL>_PORT
+    #[arg(short = 'l', long, value_parser = label)]
+    pub(crate) label: Option<String>,
+}
+
+impl Ask {
+    pub(crate) const fn transports(&self) -> Transports {
+        match (self.udp, self.both) {
+            (_, true) => Transports::Both,
+            (true, _) => Transports::Udp,
+            _ => Transports::Tcp,
+        }
+    }
+
+    /// The block, if its first port is given. What is wrong with it is said before anybody is asked.
+    pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
+        let Some(at) = self.at else { return Ok(None) };
+        if let Some(align) = self.align.filter(|align| at % align != 0) {
+            anyhow::bail!("port {at} is no multiple of {align}");
+        }
+        Ok(Some(PortRange::new(at, self.count)?))
+    }
+}
+
+fn power_of_two(text: &str) -> Result<u16, String> {
+    text.parse::<u16>().ok().filter(|n| n.is_power_of_two()).ok_or_else(|| "must be 1, 2, 4, 8, ...".into())
+}
+
+fn label(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("a label cannot be empty"),
+        _ if text.len() > LABEL => Err("a label has at most 24 bytes"),
+        _ if text.chars().any(char::is_control) => Err("a label is one line of text"),
+        _ => Ok(text.to_owned()),
+    }
+}

@@ -1,0 +1,91 @@
+//! A reservation made by a command, at either level of enforcement.
+
+use portkeep::{Enforcement, PortRange, Request, Require, Reservation, Scope, Token, Transport, Transports};
+use serde::Serialize;
+
+use crate::{ask::Ask, conflict, held::Held};
+
+/// A block of ports that is ours until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) ports: PortRange,
+    pub(crate) transports: Transports,
+    /// Only the kernel part gives one.
+    pub(crate) token: Option<Token>,
+    keeper: Keeper,
+}
+
+#[derive(Debug)]
+enum Keeper {
+    Kernel(#[expect(dead_code, reason = "its end is the end of the reservation")] Reservation),
+    Held(Held),
+}
+
+/// A claim as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(crate) struct ClaimJson {
+    ports: PortRange,
+    start: u16,
+    count: u16,
+    transports: Transports,
+    token: Option<String>,
+    enforcement: &'static str,
+}
+
+impl Claim {
+    /// Have the kernel part reserve what is asked for. `label` is for a request without one.
+    pub(crate) fn kernel(ask: &Ask, label: &str, scope: Scope, strict: bool) -> anyhow::Result<Self> {
+        let block = ask.block()?;
+        let transports = ask.transports();
+        let first = transports.iter().next().unwrap_or(Transport::Tcp);
+        let mut request = Request::new(first)
+            .ports(ask.count)
+            .align(ask.align.unwrap_or(1))
+            .label(ask.label.as_deref().unwrap_or(label))
+            .scope(scope)
+            .require(Require::Kernel);
+        if let Some(block) = block {
+            request = request.range(block);
+        }
+        if transports == Transports::Both {
+            request = request.both();
+        }
+        if strict {
+            request = request.strict();
+        }
+        let reservation = request.acquire().map_err(|error| conflict::explain(ask, block, error))?;
+        let (ports, token) = (reservation.ports(), Some(reservation.token()));
+        Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })
+    }
+
+    /// Hold the ports bound, there being no kernel part.
+    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
+        let (ports, held) = Held::take(ask)?;
+        Ok(Self { ports, transports: ask.transports(), token: None, keeper: Keeper::Held(held) })
+    }
+
+    pub(crate) const fn enforcement(&self) -> Enforcement {
+        match self.keeper {
+            Keeper::Kernel(_) => Enforcement::Kernel,
+            Keeper::Held(_) => Enforcement::Held,
+        }
+    }
+
+    /// The command is about to start: let go what it could not bind otherwise.
+    pub(crate) fn make_way(&mut self) {
+        if let Keeper::Held(held) = &mut self.keeper {
+            held.let_udp_go();
+        }
+    }
+
+    pub(crate) fn json(&self) -> ClaimJson {
+        ClaimJson {
+            ports: self.ports,
+            start: self.ports.start(),
+            count: self.ports.count(),
+            transports: self.transports,
+            token: self.token.map(|token| token.to_string()),
+            enforcement: self.enforcement().name(),
+        }
+    }
+}

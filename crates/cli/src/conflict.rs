@@ -1,0 +1,52 @@
+//! Why ports were not granted, in words that name who is in the way.
+
+use portkeep::{AcquireError, PortRange, Transports, Version};
+
+use crate::{
+    ask::Ask,
+    process::{self, Binders},
+};
+
+/// What the library says, and what only a program can find out: who has a port
+/// bound that nobody reserved, and what the pool is.
+pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) -> anyhow::Error {
+    let told = match (&error, block) {
+        (AcquireError::InUse { by: None, .. }, Some(block)) => in_use(block, ask.transports()),
+        (AcquireError::NoRoom { .. }, _) => Some(no_room(ask)),
+        (AcquireError::AgentAbsent, Some(block)) => Some(format!(
+            "{block} is outside the pool ({}), so the agent has to look whether it is in use, and none is running; \
+             start `portkeep agent`, or let the system choose",
+            pool()
+        )),
+        (AcquireError::Privileged, Some(block)) => Some(format!("reserving the privileged ports {block} takes root")),
+        _ => None,
+    };
+    match told {
+        Some(text) => anyhow::anyhow!("{text}"),
+        None => error.into(),
+    }
+}
+
+fn no_room(ask: &Ask) -> String {
+    let aligned = ask.align.filter(|n| *n > 1).map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
+    let what = if ask.count == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count) };
+    let reserved = portkeep::version().map_or(0, |version| version.ports);
+    format!("the pool ({}) has no {what} left; {reserved} ports are reserved on this machine", pool())
+}
+
+fn pool() -> String {
+    let pool = portkeep::version().ok().and_then(|Version { pool, .. }| pool);
+    pool.map_or_else(|| "none".into(), |pool| pool.to_string())
+}
+
+/// "61004/tcp is in use by pid 812 (nginx)".
+pub(crate) fn in_use(block: PortRange, transports: Transports) -> Option<String> {
+    transports.iter().find_map(|transport| {
+        let port = process::first_in_use(transport, block)?;
+        let who = match Binders::of(transport, port)?.known.first() {
+            Some(process) => process.to_string(),
+            None => "a process that cannot be seen from here".into(),
+        };
+        Some(format!("{port}/{transport} is in use by {who}"))
+    })
+}

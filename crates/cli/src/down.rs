@@ -1,0 +1,58 @@
+//! `down`: take the kernel part away.
+
+use std::io::Write;
+
+use anyhow::Context;
+use portkeep_kernel::{Instance, InstanceError};
+use serde::Serialize;
+
+use crate::{
+    DONE, Io,
+    pins::{Pins, Seen},
+};
+
+const AFTER_HELP: &str = "\
+All reservations end. Sockets keep what they have bound, and nothing of Portkeep stays behind in the kernel.
+
+Examples:
+  portkeep down";
+
+/// Take the kernel part away, and all reservations with it
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pins: Pins,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    was_up: bool,
+    reservations_ended: u32,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let down = match args.pins.look() {
+        Seen::Hidden(reason) => anyhow::bail!("{reason}"),
+        // Even where it seems not to be up there can be the remains of an `up` that was killed.
+        _ => Instance::down(&args.pins.folder()),
+    };
+    let report = match down {
+        Ok(report) => Report { was_up: true, reservations_ended: report.reservations },
+        // What was wanted is so.
+        Err(InstanceError::NotUp(_)) => Report { was_up: false, reservations_ended: 0 },
+        Err(error) => return Err(error).context("taking the kernel part away"),
+    };
+    if args.json {
+        io.json(&report)?;
+    } else if report.was_up {
+        let s = if report.reservations_ended == 1 { "" } else { "s" };
+        writeln!(io.out, "down; {} reservation{s} ended", report.reservations_ended)?;
+    } else {
+        writeln!(io.out, "was not up")?;
+    }
+    Ok(DONE)
+}

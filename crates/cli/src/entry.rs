@@ -1,0 +1,225 @@
+//! A reservation as listings show it, from the maps or from queries.
+
+use std::{collections::BTreeMap, fs, io};
+
+use portkeep::{Errno, PortRange, Scope, Transport, Transports, control};
+use portkeep_core::wire::{self, SelectRequest, State};
+use portkeep_kernel::{Instance, Maps, Reservation, WordKey, cgroup, netns};
+use serde::Serialize;
+
+use crate::{
+    level,
+    process::{self, Process},
+    when,
+};
+
+/// One reservation.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Entry {
+    pub(crate) ports: PortRange,
+    start: u16,
+    count: u16,
+    pub(crate) transports: Transports,
+    /// Only told to those who may use it.
+    pub(crate) token: Option<String>,
+    state: &'static str,
+    /// Network namespace, by its cookie.
+    pub(crate) netns: u64,
+    /// `this`, or the name in /run/netns.
+    pub(crate) netns_name: Option<String>,
+    pub(crate) pid: u32,
+    pub(crate) comm: String,
+    /// Command line of the owner process, if it still runs and can be seen.
+    pub(crate) command: Option<String>,
+    /// Its systemd unit or cgroup.
+    pub(crate) unit: Option<String>,
+    pub(crate) uid: u32,
+    pub(crate) scope: &'static str,
+    /// With scope cgroup: its path.
+    pub(crate) cgroup: Option<String>,
+    pub(crate) strict: bool,
+    pub(crate) label: Option<String>,
+    pub(crate) since: String,
+    age_seconds: u64,
+    #[serde(skip)]
+    pub(crate) since_ns: u64,
+    /// Ports with a bound socket; TCP and UDP count apart.
+    pub(crate) bound: u32,
+}
+
+impl Entry {
+    fn from_state(state: &State, netns_name: Option<String>) -> Option<Self> {
+        let scope = match state.scope.into() {
+            wire::SCOPE_USER => Scope::User,
+            wire::SCOPE_CGROUP => Scope::Cgroup(state.cgroup),
+            _ => Scope::Process,
+        };
+        let comm = wire::text(&state.comm);
+        let owner = owner(state.pid, &comm);
+        Some(Self {
+            ports: PortRange::new(state.start, state.count).ok()?,
+            start: state.start,
+            count: state.count,
+            transports: Transports::from_bits(state.transports)?,
+            token: (state.token != 0).then(|| format!("{:016x}", state.token)),
+            state: match state.state {
+                wire::PENDING => "pending",
+                wire::ACTIVE => "active",
+                _ => "refused",
+            },
+            netns: state.netns,
+            netns_name,
+            pid: state.pid,
+            comm,
+            command: owner.as_ref().and_then(|owner| owner.command.clone()),
+            unit: owner.and_then(|owner| owner.unit),
+            uid: state.uid,
+            scope: match scope {
+                Scope::User => "user",
+                Scope::Cgroup(_) => "cgroup",
+                _ => "process",
+            },
+            cgroup: match scope {
+                Scope::Cgroup(id) => cgroup::path_of(id).map(|path| path.display().to_string()),
+                _ => None,
+            },
+            strict: u32::from(state.flags) & wire::STRICT != 0,
+            label: Some(wire::text(&state.label)).filter(|label| !label.is_empty()),
+            since: when::rfc3339(state.since),
+            age_seconds: when::age(state.since).as_secs(),
+            since_ns: state.since,
+            bound: state.bound,
+        })
+    }
+
+    /// Whether it has this port.
+    pub(crate) fn has(&self, transport: Transport, port: u16) -> bool {
+        self.transports.contains(transport) && self.ports.contains(port)
+    }
+
+    pub(crate) const fn is_here(&self, own_netns: u64) -> bool {
+        self.netns == own_netns
+    }
+}
+
+/// The owner process, unless its pid means something else here or belongs to somebody else by now.
+fn owner(pid: u32, comm: &str) -> Option<Process> {
+    if !process::in_first_pid_namespace() {
+        return None;
+    }
+    Process::of(pid).filter(|process| process.comm == comm)
+}
+
+/// All reservations of the machine, out of the maps.
+pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Entry>> {
+    let maps = instance.maps()?;
+    let mut names = NamespaceNames::new();
+    let mut entries = Vec::new();
+    for item in maps.reservations() {
+        let (_, reservation) = item?;
+        // Refused ones stay until their socket has heard of it; they hold nothing.
+        if reservation.state() == wire::REFUSED {
+            continue;
+        }
+        let name = names.name(reservation.netns);
+        entries.extend(Entry::from_state(&state_of(&maps, &reservation)?, name));
+    }
+    sort(&mut entries);
+    Ok(entries)
+}
+
+/// Those of this network namespace, through queries that anybody may make.
+pub(crate) fn here() -> anyhow::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for transport in Transport::ALL {
+        let socket = level::socket(transport)?;
+        let mut port = 1;
+        loop {
+            let select = SelectRequest { by: wire::BY_NEXT, port, transport: transport.bit(), ..Default::default() };
+            let state = match control::state(&socket, &select) {
+                Ok(state) => state,
+                Err(error) if error.raw_os_error() == Some(Errno::ENOENT.0) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let of_both = state.transports == Transports::Both.bits();
+            if !(of_both && transport == Transport::Udp) {
+                entries.extend(Entry::from_state(&state, Some("this".into())));
+            }
+            match state.start.checked_add(state.count) {
+                Some(next) => port = next,
+                None => break,
+            }
+        }
+    }
+    sort(&mut entries);
+    Ok(entries)
+}
+
+fn sort(entries: &mut [Entry]) {
+    entries.sort_by_key(|entry| (entry.netns, entry.ports, entry.transports));
+}
+
+fn state_of(maps: &Maps, r: &Reservation) -> anyhow::Result<State> {
+    Ok(State {
+        token: r.token,
+        netns: r.netns,
+        cgroup: r.cgroup,
+        since: r.since,
+        pid: r.pid,
+        uid: r.uid,
+        start: r.start,
+        count: r.count,
+        transports: r.transports,
+        state: r.state(),
+        scope: r.scope,
+        flags: r.flags,
+        bound: bound(maps, r)?,
+        error: r.error,
+        zero: 0,
+        comm: r.comm,
+        label: r.label,
+    })
+}
+
+fn bound(maps: &Maps, r: &Reservation) -> anyhow::Result<u32> {
+    let (Some(ports), Some(transports)) = (r.ports(), r.transports()) else { return Ok(0) };
+    let mut bound = 0;
+    for transport in transports.iter() {
+        for base in ports.start() / 64..=ports.last() / 64 {
+            let Some(word) = maps.word(&WordKey::of(r.netns, transport, base * 64))? else { continue };
+            let in_use = |bit: &u16| ports.contains(base * 64 + bit) && word.uses(usize::from(*bit)) > 0;
+            bound += u32::try_from((0..64).filter(in_use).count()).unwrap_or(0);
+        }
+    }
+    Ok(bound)
+}
+
+/// Names of network namespaces, looked up when one that is not our own turns up.
+struct NamespaceNames {
+    own: io::Result<u64>,
+    others: Option<BTreeMap<u64, String>>,
+}
+
+impl NamespaceNames {
+    fn new() -> Self {
+        Self { own: netns::current_cookie(), others: None }
+    }
+
+    fn name(&mut self, cookie: u64) -> Option<String> {
+        if self.own.as_ref().is_ok_and(|own| *own == cookie) {
+            return Some("this".into());
+        }
+        self.others.get_or_insert_with(named).get(&cookie).cloned()
+    }
+}
+
+/// What `ip netns add` has made.
+fn named() -> BTreeMap<u64, String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let cookie = netns::within(netns::open(entry.path()).ok()?, netns::current_cookie).ok()?.ok()?;
+            Some((cookie, entry.file_name().to_string_lossy().into_owned()))
+        })
+        .collect()
+}

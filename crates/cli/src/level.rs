@@ -1,0 +1,127 @@
+//! Which enforcement a command gets, and what it takes to get the better one.
+
+use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
+
+use portkeep::{QueryError, Transport, Version};
+use portkeep_kernel::{Instance, InstanceError, Settings, UpOptions};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::pins::{Pins, Seen, may_administer};
+
+/// Where the kernel part is, or is to be brought up.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Place {
+    #[command(flatten)]
+    pub(crate) pins: Pins,
+    /// Cgroup folder whose sockets are held to the reservations [default: the whole host]
+    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_ENFORCE", hide_env_values = true, help_heading = "Place")]
+    pub(crate) enforce: Option<PathBuf>,
+    /// Cgroup folder whose sockets may make reservations [default: that of --enforce]
+    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_SERVE", hide_env_values = true, help_heading = "Place")]
+    pub(crate) serve: Option<PathBuf>,
+}
+
+impl Place {
+    pub(crate) fn options(&self, settings: Settings) -> UpOptions {
+        let mut options = UpOptions::default();
+        options.folder = Some(self.pins.folder());
+        options.enforce = self.enforce.clone();
+        options.serve = self.serve.clone();
+        options.settings = settings;
+        options
+    }
+}
+
+/// Who keeps strangers off the ports.
+#[derive(Debug)]
+pub(crate) enum Level {
+    /// The kernel part.
+    Kernel(#[expect(dead_code, reason = "kept until the ports are given up")] Served),
+    /// Nobody but the sockets that hold the ports; with the reason.
+    Held(String),
+}
+
+/// The kernel part that serves this process, kept up if it only lives as long as somebody needs it.
+#[derive(Debug)]
+pub(crate) struct Served {
+    need: Option<(PathBuf, File)>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some((folder, guard)) = self.need.take() {
+            // Should this fail, the next one that ends, or `portkeep down`, takes it away.
+            let _ = Instance::need_no_more(&folder, guard);
+        }
+    }
+}
+
+/// A new socket of the transport, unbound.
+pub(crate) fn socket(transport: Transport) -> io::Result<OwnedFd> {
+    let kind = match transport {
+        Transport::Tcp => SocketType::STREAM,
+        Transport::Udp => SocketType::DGRAM,
+    };
+    Ok(socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The kernel part that serves sockets made here; `None` if none does.
+pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
+    match portkeep::version() {
+        Ok(version) => Ok(Some(version)),
+        // The second is what the system says of an IPv4 socket, where there is no IPv6.
+        Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) => Ok(None),
+        Err(error @ QueryError::OtherAbi { .. }) => Err(anyhow::Error::from(error).context(
+            "version skew; use the portkeep it was brought up with, or bring it down and up again when no reservation \
+             is held",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Level {
+    /// The best level to be had. Whoever may, brings the kernel part up for as long as it is needed.
+    pub(crate) fn best(place: &Place) -> anyhow::Result<Self> {
+        let served = served_here()?;
+        let serve = |need| Ok(Self::Kernel(Served { need }));
+        if served.is_some() {
+            match place.pins.look() {
+                // It may go when the last one who needs it ends, so say that we need it, too.
+                Seen::Up(instance) if instance.config().transient != 0 => {}
+                _ => return serve(None),
+            }
+        } else if !may_administer() {
+            return Ok(Self::Held("the kernel part is not up, and bringing it up takes root".into()));
+        }
+
+        let mut settings = Settings::default();
+        settings.transient = true;
+        let need = match Instance::up_and_need(&place.options(settings)) {
+            Ok((instance, guard)) => {
+                let need = (instance.folder().to_owned(), guard);
+                if instance.is_newly_up() {
+                    crate::up::settle_in(&instance)?;
+                }
+                need
+            }
+            Err(
+                error @ (InstanceError::Elsewhere { .. } | InstanceError::Skew { .. } | InstanceError::Layout { .. }),
+            ) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                return Ok(Self::Held(format!(
+                    "the kernel part cannot be brought up: {:#}",
+                    anyhow::Error::from(error)
+                )));
+            }
+        };
+        match served_here()? {
+            Some(_) => serve(Some(need)),
+            None => {
+                let _ = Instance::need_no_more(&need.0, need.1);
+                Ok(Self::Held("the kernel part is up, but does not serve the cgroup this runs in".into()))
+            }
+        }
+    }
+}

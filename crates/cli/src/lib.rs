@@ -1,0 +1,189 @@
+//! The `portkeep` command, one module for each of its commands.
+//!
+//! Commands that are nouns (`status`, `list`, `who`) only look; those that are
+//! verbs change something. [`run`] takes arguments and streams, so that tests
+//! can call it in-process; [`command`] is the table that help texts, manual
+//! pages and completions are made from.
+#![forbid(unsafe_code)]
+
+mod acquire;
+pub mod agent;
+mod agent_command;
+mod ask;
+mod claim;
+mod conflict;
+mod down;
+mod entry;
+mod held;
+mod level;
+mod list;
+mod pins;
+mod port_arg;
+mod process;
+mod release;
+mod run;
+mod signals;
+mod status;
+mod subgroup;
+mod up;
+mod upgrade;
+mod vacancy;
+mod when;
+mod who;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Exit status: done.
+pub const DONE: u8 = 0;
+/// Exit status: failed; the reason is on standard error.
+pub const FAILED: u8 = 1;
+/// Exit status: the arguments make no sense.
+pub const USAGE: u8 = 2;
+/// Exit status: nothing there (`status` of what is not up, `who` of a port that nobody reserved).
+pub const NOTHING: u8 = 3;
+
+const EXIT_CODES: &str = "\
+Exit status:
+  0  done
+  1  failed, the reason is on standard error
+  2  wrong usage
+  3  nothing there: not up (status), nobody's port (who), no such reservation (release)
+  `run` exits with what the command exits with; see `portkeep help run`";
+
+/// Reserve ports, and have the kernel keep them
+///
+/// A reservation is a block of consecutive ports that only its owner, and whom
+/// the owner let in, can bind. Everybody else is refused by the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "portkeep", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(arg_required_else_help = true, infer_subcommands = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// In the order of the help: first what most people want, then the life of the kernel part, then what looks.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Acquire(acquire::Args),
+    Release(release::Args),
+
+    Up(up::Args),
+    Down(down::Args),
+    Upgrade(upgrade::Args),
+    Agent(agent_command::Args),
+
+    Status(status::Args),
+    List(list::Args),
+    Who(who::Args),
+}
+
+/// Where a command writes. A command started by `run` inherits the real streams.
+pub struct Io<'a> {
+    /// What was asked for.
+    pub out: Box<dyn Write + 'a>,
+    /// Everything else.
+    pub err: Box<dyn Write + 'a>,
+}
+
+impl std::fmt::Debug for Io<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Io").finish_non_exhaustive()
+    }
+}
+
+impl Io<'static> {
+    /// The streams of this process.
+    pub fn standard() -> Self {
+        Self { out: Box::new(io::stdout()), err: Box::new(io::stderr()) }
+    }
+}
+
+impl Io<'_> {
+    /// Something the user should know that is not an error. Not being able to say it is no reason to fail.
+    fn note(&mut self, text: impl std::fmt::Display) {
+        let _ = writeln!(self.err, "portkeep: {text}");
+    }
+
+    /// One JSON value on a line of its own.
+    fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        serde_json::to_writer(&mut self.out, value)?;
+        writeln!(self.out)?;
+        self.out.flush()?;
+        Ok(())
+    }
+}
+
+/// The table of commands: help texts, manual pages and completions are made from it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Run the command that `args` (the program's name first) ask for. Returns the exit status.
+pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = error.render();
+            let (to, code) = if error.use_stderr() { (&mut io.err, USAGE) } else { (&mut io.out, DONE) };
+            let _ = write!(to, "{text}");
+            return code;
+        }
+    };
+    let failed = cli.command.failure();
+    let result = match cli.command {
+        Command::Run(args) => run::run(args, io),
+        Command::Acquire(args) => acquire::run(args, io),
+        Command::Release(args) => release::run(args, io),
+        Command::Up(args) => up::run(args, io),
+        Command::Down(args) => down::run(args, io),
+        Command::Upgrade(args) => upgrade::run(args, io),
+        Command::Agent(args) => agent_command::run(args, io),
+        Command::Status(args) => status::run(args, io),
+        Command::List(args) => list::run(args, io),
+        Command::Who(args) => who::run(args, io),
+    };
+    match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
+        Ok(code) => code,
+        // `portkeep list | head` is no failure.
+        Err(error) if is_broken_pipe(&error) => DONE,
+        Err(error) => {
+            let _ = writeln!(io.err, "portkeep: {error:#}");
+            failed
+        }
+    }
+}
+
+impl Command {
+    /// The exit status of a failure. That of `run` must not look like one of the command it runs.
+    const fn failure(&self) -> u8 {
+        match self {
+            Self::Run(_) => run::FAILED,
+            _ => FAILED,
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref::<io::Error>() {
+        Some(error) => error.kind() == io::ErrorKind::BrokenPipe,
+        None => {
+            cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind)
+                == Some(io::ErrorKind::BrokenPipe)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_of_commands_is_consistent() {
+        super::command().debug_assert();
+    }
+}

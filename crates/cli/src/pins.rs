@@ -1,0 +1,70 @@
+//! Where the kernel part is pinned, and what can be seen of it from here.
+
+use std::{io, path::PathBuf};
+
+use portkeep_kernel::{Instance, InstanceError};
+use rustix::thread::{CapabilitySet, capabilities};
+
+/// Where the kernel part is pinned.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Pins {
+    /// Folder of the pins, in a BPF file system [default: /sys/fs/bpf/portkeep]
+    #[arg(long, value_name = "DIR", env = "PORTKEEP_PIN_DIR", hide_env_values = true, help_heading = "Place")]
+    pin_dir: Option<PathBuf>,
+}
+
+/// What can be seen of the kernel part in a folder.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// It is up and of this version.
+    Up(Instance),
+    /// Nothing is pinned.
+    NotUp,
+    /// Whether it is up cannot be seen from here.
+    Hidden(String),
+    /// It is up, but cannot be used.
+    Unusable(InstanceError),
+}
+
+impl Pins {
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.pin_dir.clone().unwrap_or_else(Instance::default_folder)
+    }
+
+    /// The instance, for commands that cannot do without.
+    pub(crate) fn open(&self) -> anyhow::Result<Instance> {
+        match self.look() {
+            Seen::Up(instance) => Ok(instance),
+            Seen::NotUp => Err(InstanceError::NotUp(self.folder()).into()),
+            Seen::Hidden(reason) => anyhow::bail!("{reason}"),
+            Seen::Unusable(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn look(&self) -> Seen {
+        let folder = self.folder();
+        let hidden = || Seen::Hidden(format!("{} can only be read by root", folder.display()));
+        // Asked first, because a folder that may not be entered looks empty otherwise.
+        match folder.join("maps").try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Seen::NotUp,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return hidden(),
+            Err(_) => return Seen::NotUp,
+        }
+        match Instance::open(&folder) {
+            Ok(instance) => Seen::Up(instance),
+            Err(InstanceError::NotUp(_)) if !may_administer() => hidden(),
+            Err(InstanceError::NotUp(_)) => Seen::NotUp,
+            Err(InstanceError::Map(_)) if !may_administer() => hidden(),
+            Err(error) => Seen::Unusable(error),
+        }
+    }
+}
+
+/// Whether this process has what bringing the kernel part up takes. In a container it may still be refused.
+pub(crate) fn may_administer() -> bool {
+    let needed = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+    capabilities(None).is_ok_and(|sets| {
+        sets.effective.contains(needed) || sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN)
+    })
+}

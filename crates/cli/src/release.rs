@@ -1,0 +1,135 @@
+//! `release`: the administrator ends somebody's reservation.
+
+use std::io::Write;
+
+use anyhow::Context;
+use portkeep::{Errno, Token};
+use portkeep_core::wire;
+use portkeep_kernel::{Admin, Maps, Reservation, netns};
+use serde::Serialize;
+
+use crate::{DONE, Io, NOTHING, pins::Pins, port_arg::PortArg};
+
+const AFTER_HELP: &str = "\
+Ends a reservation, whoever owns it; this takes root. Sockets bound from it keep running, and each of their ports
+becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on.
+
+Examples:
+  portkeep release 61004/tcp           the reservation in this network namespace that has the port
+  portkeep release 6f1d03b2a94c7e58    the one with this token, in whatever namespace
+
+Exit status: 3 if there is no such reservation";
+
+/// End a reservation of any process
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// A token (16 hexadecimal digits), or a port as 61004/tcp
+    #[arg(value_name = "TOKEN|PORT[/TRANSPORT]")]
+    which: Which,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pins: Pins,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Token(Token),
+    Port(PortArg),
+}
+
+impl std::str::FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Tokens are always printed with all their digits, so nothing is both.
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        match digits.parse::<Token>() {
+            Ok(token) if digits.len() == 16 => Ok(Self::Token(token)),
+            _ => text.parse().map(Self::Port),
+        }
+    }
+}
+
+impl Which {
+    fn means(self, reservation: &Reservation, own_netns: u64) -> bool {
+        match self {
+            Self::Token(token) => reservation.token() == Some(token),
+            Self::Port(arg) => {
+                let has = |transport| reservation.transports().is_some_and(|all| all.contains(transport));
+                reservation.netns == own_netns
+                    && reservation.ports().is_some_and(|ports| ports.contains(arg.port))
+                    && arg.transports().any(has)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Released {
+    ports: String,
+    transports: String,
+    token: String,
+    pid: u32,
+    comm: String,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let instance = args.pins.open().context("ending somebody's reservation takes root")?;
+    let released = end(&instance.maps()?, &instance.admin()?, args.which)?;
+    if args.json {
+        io.json(&released)?;
+    } else {
+        for each in &released {
+            writeln!(io.out, "released {}/{} of pid {} ({})", each.ports, each.transports, each.pid, each.comm)?;
+        }
+    }
+    if released.is_empty() {
+        io.note("there is no such reservation");
+        return Ok(NOTHING);
+    }
+    Ok(DONE)
+}
+
+fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>> {
+    let own = netns::current_cookie()?;
+    let mut released = Vec::new();
+    for item in maps.reservations() {
+        let (id, reservation) = item?;
+        if reservation.state() == wire::REFUSED || !which.means(&reservation, own) {
+            continue;
+        }
+        let (Some(token), Some(ports), Some(transports)) =
+            (reservation.token(), reservation.ports(), reservation.transports())
+        else {
+            continue;
+        };
+        match admin.end(id, token) {
+            Ok(()) => released.push(Released {
+                ports: ports.to_string(),
+                transports: transports.to_string(),
+                token: token.to_string(),
+                pid: reservation.pid,
+                comm: wire::text(&reservation.comm),
+            }),
+            // Its owner was faster.
+            Err(error) if error.errno() == Some(Errno::ENOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(released)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_has_all_its_digits_and_everything_else_is_a_port() {
+        assert!(matches!("00000000000000ff".parse(), Ok(Which::Token(_))));
+        assert!(matches!("61004".parse(), Ok(Which::Port(PortArg { port: 61004, transport: None }))));
+        assert!("6f1d03b2".parse::<Which>().is_err());
+    }
+}

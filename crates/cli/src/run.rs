@@ -1,0 +1,259 @@
+//! `run`: a command with ports of its own.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        process::ExitStatusExt,
+    },
+    path::Path,
+    process::Command,
+};
+
+use anyhow::Context;
+use portkeep::{PortRange, Scope};
+
+use crate::{
+    Io,
+    ask::{Ask, LABEL},
+    claim::Claim,
+    level::{Level, Place},
+    signals::Forwarder,
+    subgroup::Subgroup,
+};
+
+/// Exit status: Portkeep itself failed. This and the next two are those of env(1) and timeout(1).
+pub(crate) const FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+const AFTER_HELP: &str = "\
+Examples:
+  portkeep run -- ./server --listen 127.0.0.1:{PORT}
+  portkeep run --count 2 --align 2 --udp -- ./rtp {PORT0} {PORT1}
+  portkeep run --both --label dns -- sh -c 'exec ./resolver --port $DNS_PORT'
+  portkeep run --count 4 -- torchrun --master-port {PORT} train.py
+
+The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated)
+and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`.
+In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
+
+The command and all that it starts can bind exactly these ports, and nobody else can, until it ends. Who
+belongs to it is told by a cgroup (portkeep-run-<pid>); where none can be made, every process of the same user
+counts. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held`
+mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on
+standard error.
+
+SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command.
+
+Exit status:
+  that of the command; 128+N if signal N ended it
+  125  portkeep failed    126  the command cannot be executed    127  there is no such command";
+
+/// Run a command with ports that nobody else can take
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    ask: Ask,
+    /// Who counts as the command
+    #[arg(long, value_enum, default_value_t = RunScope::Auto)]
+    scope: RunScope,
+    /// Say nothing about limits of the enforcement
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    place: Place,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RunScope {
+    /// Its cgroup, or where none can be made the user
+    Auto,
+    /// It and all that it starts, by a cgroup of its own
+    Cgroup,
+    /// Every process of the same user
+    User,
+}
+
+// The fields are given up in this order: the ports first, the kernel part last.
+struct Stage {
+    claim: Claim,
+    _subgroup: Option<Subgroup>,
+    _level: Level,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    // Before anything is made that a signal could leave lying around.
+    let forwarder = Forwarder::new().context("catching signals")?;
+    let mut stage = set_up(&args, io)?;
+
+    let ports = stage.claim.ports;
+    let mut words = args.command.iter();
+    let program = words.next().context("no command")?;
+    let mut command = Command::new(program);
+    for word in words {
+        command.arg(fill_in(word, ports)?);
+    }
+    command.envs(environment(ports, args.ask.label.as_deref()));
+    command.env("PORTKEEP_ENFORCEMENT", stage.claim.enforcement().name());
+    if let Some(token) = stage.claim.token {
+        command.env("PORTKEEP_TOKEN", token.to_string());
+    }
+
+    stage.claim.make_way();
+    match forwarder.run(&mut command) {
+        Ok(status) => Ok(exit_code(status.code(), status.signal())),
+        Err(error) => {
+            io.note(format_args!("{}: {error}", program.display()));
+            Ok(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+        }
+    }
+}
+
+fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+    let mut note = |text: std::fmt::Arguments<'_>| {
+        if !args.quiet {
+            io.note(text);
+        }
+    };
+    let level = Level::best(&args.place)?;
+    if let Level::Held(reason) = &level {
+        let claim = Claim::held(&args.ask)?;
+        let udp = match args.ask.transports() {
+            portkeep::Transports::Tcp => "",
+            _ => "; the UDP ports are let go when the command starts",
+        };
+        note(format_args!(
+            "{reason}: port {} is only held, which keeps off automatic choices but not programs that ask for this very \
+             port with SO_REUSEADDR{udp}",
+            claim.ports
+        ));
+        return Ok(Stage { claim, _subgroup: None, _level: level });
+    }
+
+    let subgroup = match args.scope {
+        RunScope::User => None,
+        RunScope::Cgroup => Some(Subgroup::enter()?),
+        RunScope::Auto => match Subgroup::enter() {
+            Ok(subgroup) => Some(subgroup),
+            Err(reason) => {
+                note(format_args!(
+                    "no cgroup of its own for the command ({reason:#}), so every process of this user can bind its ports"
+                ));
+                None
+            }
+        },
+    };
+    let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
+    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false)?;
+    Ok(Stage { claim, _subgroup: subgroup, _level: level })
+}
+
+/// What listings call the reservation if nobody gave it a label: the owner process is always a portkeep.
+fn program_name(command: &[OsString]) -> String {
+    let name = command.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let mut label: String = name.chars().filter(|c| !c.is_control()).collect();
+    while label.len() > LABEL {
+        label.pop();
+    }
+    label
+}
+
+fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
+    let code = code.or_else(|| signal.map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
+}
+
+/// All ports, comma-separated.
+fn comma_list(ports: PortRange) -> String {
+    ports.iter().map(|port| port.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn environment(ports: PortRange, label: Option<&str>) -> Vec<(String, String)> {
+    let mut variables = vec![("PORT".into(), ports.start().to_string()), ("PORTS".into(), comma_list(ports))];
+    variables.extend(ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
+    if let Some(label) = label {
+        let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let name: String = label.chars().map(upper).collect();
+        // A variable must not begin with a digit, or no shell can read it.
+        let digit = if name.starts_with(|c: char| c.is_ascii_digit()) { "_" } else { "" };
+        variables.push((format!("{digit}{name}_PORT"), ports.start().to_string()));
+    }
+    variables
+}
+
+/// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` stand. Other braces are none of our business.
+fn fill_in(word: &OsStr, ports: PortRange) -> anyhow::Result<OsString> {
+    let mut rest = word.as_bytes();
+    let mut filled = Vec::with_capacity(rest.len());
+    while let Some(at) = rest.windows(5).position(|window| window == b"{PORT") {
+        let (before, from) = rest.split_at(at);
+        filled.extend_from_slice(before);
+        let inner = from[5..].iter().position(|byte| *byte == b'}').map(|end| &from[5..5 + end]);
+        let value = match inner {
+            Some(b"") => Some(ports.start().to_string()),
+            Some(b"S") => Some(comma_list(ports)),
+            Some(digits) if digits.iter().all(u8::is_ascii_digit) => Some(nth(digits, ports)?.to_string()),
+            _ => None,
+        };
+        match (value, inner) {
+            (Some(value), Some(inner)) => {
+                filled.extend_from_slice(value.as_bytes());
+                rest = &from[5 + inner.len() + 1..];
+            }
+            _ => {
+                filled.extend_from_slice(&from[..5]);
+                rest = &from[5..];
+            }
+        }
+    }
+    filled.extend_from_slice(rest);
+    Ok(OsString::from_vec(filled))
+}
+
+fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
+    let digits = String::from_utf8_lossy(digits);
+    let index = digits.parse::<u16>().ok().filter(|index| *index < ports.count());
+    index.map(|index| ports.start() + index).with_context(|| {
+        let last = ports.count() - 1;
+        format!("an argument wants {{PORT{digits}}}, but the last one is {{PORT{last}}}; ask for more with --count")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(word: &str) -> String {
+        fill_in(OsStr::new(word), PortRange::new(61000, 3).unwrap()).unwrap().into_string().unwrap()
+    }
+
+    #[test]
+    fn arguments_get_the_ports() {
+        assert_eq!(filled("127.0.0.1:{PORT}"), "127.0.0.1:61000");
+        assert_eq!(filled("{PORT0},{PORT2};{PORTS}"), "61000,61002;61000,61001,61002");
+        assert_eq!(filled("{PORT"), "{PORT");
+        assert_eq!(filled("${PORTABLE} {} {{PORT1}}"), "${PORTABLE} {} {61001}");
+        assert!(fill_in(OsStr::new("{PORT3}"), PortRange::new(61000, 3).unwrap()).is_err());
+    }
+
+    #[test]
+    fn arguments_need_not_be_text() {
+        let word = OsString::from_vec(b"\xff{PORT}\xfe".to_vec());
+        let filled = fill_in(&word, PortRange::single(80).unwrap()).unwrap();
+        assert_eq!(filled.into_vec(), b"\xff80\xfe");
+    }
+
+    #[test]
+    fn the_label_names_a_variable() {
+        let name = |label| environment(PortRange::single(80).unwrap(), Some(label)).pop().unwrap().0;
+        assert_eq!(name("http"), "HTTP_PORT");
+        assert_eq!(name("my-app.2"), "MY_APP_2_PORT");
+        assert_eq!(name("9p"), "_9P_PORT");
+    }
+}

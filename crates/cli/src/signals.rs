@@ -1,0 +1,74 @@
+//! Waiting for a child while passing on the signals that are meant for it.
+
+use std::{
+    fs, io,
+    process::{Child, Command, ExitStatus},
+    thread,
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, getpgrp, kill_process, waitid},
+    termios::tcgetpgrp,
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
+    iterator::Signals,
+};
+
+const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+
+/// Signals caught from now on, for [`Forwarder::run`] to pass on, those that come before the start included.
+pub(crate) struct Forwarder {
+    signals: Signals,
+}
+
+impl Forwarder {
+    pub(crate) fn new() -> io::Result<Self> {
+        // A caught signal is a default one after exec. What somebody (nohup) had ignored must stay ignored in the child.
+        let ignored = ignored_signals();
+        let caught = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+        Ok(Self { signals: Signals::new(caught)? })
+    }
+
+    /// Start the command and wait for its end.
+    pub(crate) fn run(mut self, command: &mut Command) -> io::Result<ExitStatus> {
+        let mut child = command.spawn()?;
+        let handle = self.signals.handle();
+        thread::scope(|scope| {
+            let pid = Pid::from_child(&child);
+            scope.spawn(move || self.signals.forever().for_each(|signal| pass_on(signal, pid)));
+            wait_without_reaping(&child);
+            handle.close();
+        });
+        // Only now does the pid become free, when nobody sends anything to it any more.
+        child.wait()
+    }
+}
+
+fn pass_on(signal: i32, pid: Pid) {
+    // The terminal sends these to the whole foreground group: the child has it already.
+    if matches!(signal, SIGINT | SIGQUIT) && in_foreground() {
+        return;
+    }
+    if let Some(signal) = Signal::from_named_raw(signal) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn in_foreground() -> bool {
+    let Ok(terminal) = fs::File::open("/dev/tty") else { return false };
+    tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
+}
+
+fn wait_without_reaping(child: &Child) {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while matches!(waitid(WaitId::Pid(Pid::from_child(child)), options), Err(Errno::INTR)) {}
+}
+
+/// The mask of ignored signals, bit n - 1 for signal n.
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

@@ -1,0 +1,194 @@
+//! `status`: what is enforced, where, and for whom.
+
+use std::{io::Write, path::PathBuf};
+
+use portkeep::{Enforcement, Errno, PortRange, Version};
+use portkeep_kernel::{Instance, cgroup};
+use serde::Serialize;
+
+use crate::{
+    DONE, Io, NOTHING,
+    level::served_here,
+    pins::{Pins, Seen, may_administer},
+    when,
+};
+
+const AFTER_HELP: &str = "\
+What can be asked without root is told to everybody; what could not be seen is named.
+
+Examples:
+  portkeep status
+  portkeep status --json | jq .reservations
+
+Exit status: 0 if it is up, 3 if it is not (or if that cannot be seen from here)";
+
+/// Tell what is enforced and where
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pins: Pins,
+}
+
+/// What is known. `None`: could not be seen from here.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Status {
+    up: Option<bool>,
+    /// What a reservation made here is kept by.
+    enforcement_here: &'static str,
+    abi: Option<u32>,
+    build: Option<String>,
+    enforced_in: Option<String>,
+    served_in: Option<String>,
+    since: Option<String>,
+    age_seconds: Option<u64>,
+    reservations: Option<u32>,
+    ports: Option<u64>,
+    pool: Option<PortRange>,
+    quota: Option<u32>,
+    deny_errno: Option<String>,
+    agent: Option<bool>,
+    transient: Option<bool>,
+    /// Why something is missing above.
+    not_seen: Option<String>,
+    #[serde(skip)]
+    since_ns: Option<u64>,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let status = of(&args.pins, io)?;
+    if args.json {
+        io.json(&status)?;
+    } else {
+        status.write(&mut io.out)?;
+    }
+    Ok(if status.up == Some(true) { DONE } else { NOTHING })
+}
+
+pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
+    let mut status = Status { enforcement_here: Enforcement::Held.name(), ..Status::default() };
+    match served_here() {
+        Ok(Some(version)) => {
+            status.enforcement_here = Enforcement::Kernel.name();
+            status.add_version(&version);
+        }
+        Ok(None) => {}
+        // Skew is what `status` is asked about; the rest can still be told.
+        Err(error) => io.note(format_args!("{error:#}")),
+    }
+    match pins.look() {
+        Seen::Up(instance) => status.add_instance(&instance)?,
+        Seen::NotUp => status.up = Some(status.up.unwrap_or(false)),
+        Seen::Hidden(reason) => status.not_seen = Some(reason),
+        Seen::Unusable(error) => {
+            status.up = Some(true);
+            status.not_seen = Some(format!("{:#}", anyhow::Error::from(error)));
+        }
+    }
+    Ok(status)
+}
+
+impl Status {
+    fn add_version(&mut self, version: &Version) {
+        self.up = Some(true);
+        self.abi = Some(version.abi);
+        self.add_since(u64::try_from(version.since.as_nanos()).unwrap_or(0));
+        self.reservations = Some(version.reservations);
+        self.ports = Some(version.ports);
+        self.pool = version.pool;
+        self.agent = Some(version.agent);
+    }
+
+    fn add_since(&mut self, since: u64) {
+        self.since_ns = Some(since);
+        self.since = Some(when::rfc3339(since));
+        self.age_seconds = Some(when::age(since).as_secs());
+    }
+
+    fn add_instance(&mut self, instance: &Instance) -> anyhow::Result<()> {
+        let config = instance.config();
+        let counters = instance.maps()?.counters()?;
+        self.up = Some(true);
+        self.abi = Some(config.abi);
+        self.build = Some(format!("{:016x}", config.build));
+        self.enforced_in = Some(cgroup_name(config.enforce));
+        self.served_in = Some(cgroup_name(config.serve));
+        self.add_since(config.since);
+        self.reservations = Some(counters.reservations);
+        self.ports = Some(counters.ports);
+        self.pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
+        self.quota = Some(config.quota);
+        self.deny_errno = Some(Errno(config.deny_errno.cast_signed()).to_string());
+        self.agent = Some(counters.agents > 0);
+        self.transient = Some(config.transient != 0);
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+        let mut line = |name: &str, value: String| writeln!(out, "{name:<13} {value}");
+        let in_cgroup = |path: &String| if path == "/" { "the whole host".into() } else { format!("cgroup {path}") };
+        line(
+            "kernel part",
+            match (self.up, self.since_ns) {
+                (Some(true), Some(since)) => {
+                    format!("up since {} ({})", self.since.as_deref().unwrap_or_default(), when::ago(since))
+                }
+                (Some(true), None) => "up".into(),
+                (Some(false), _) => "not up".into(),
+                (None, _) => "not serving this cgroup; whether it is up elsewhere could not be seen".into(),
+            },
+        )?;
+        if let Some(path) = &self.enforced_in {
+            line("enforced in", in_cgroup(path))?;
+        }
+        if let Some(path) = &self.served_in {
+            line("served in", in_cgroup(path))?;
+        }
+        if let (Some(reservations), Some(ports)) = (self.reservations, self.ports) {
+            let s = |n: u64| if n == 1 { "" } else { "s" };
+            let reservations = u64::from(reservations);
+            line("reservations", format!("{reservations}, {ports} port{} in them", s(ports)))?;
+            line("pool", self.pool.map_or_else(|| "none".into(), |pool| pool.to_string()))?;
+        }
+        if let Some(quota) = self.quota {
+            line("quota", format!("{quota} ports for each user"))?;
+        }
+        if let Some(errno) = &self.deny_errno {
+            line("strangers get", errno.clone())?;
+        }
+        match self.agent {
+            Some(true) => line("agent", "running".into())?,
+            Some(false) => line("agent", "not running: only ports of the pool can be reserved".into())?,
+            None => {}
+        }
+        if self.transient == Some(true) {
+            line("transient", "goes with the last `portkeep run` that needs it".into())?;
+        }
+        line("enforced here", self.here())?;
+        if let Some(reason) = &self.not_seen {
+            line("not seen", reason.clone())?;
+        }
+        Ok(())
+    }
+
+    /// What a program started here would get.
+    fn here(&self) -> String {
+        if self.enforcement_here == Enforcement::Kernel.name() {
+            return "by the kernel".into();
+        }
+        let root = if self.up != Some(true) && may_administer() {
+            " (`portkeep run` would bring the kernel part up for its own time)"
+        } else {
+            ""
+        };
+        format!("only by holding the ports{root}")
+    }
+}
+
+fn cgroup_name(id: u64) -> String {
+    let path: Option<PathBuf> = cgroup::path_of(id);
+    path.map_or_else(|| format!("(gone, id {id})"), |path| path.display().to_string())
+}

@@ -1,0 +1,103 @@
+//! `up`: bring the kernel part up.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use portkeep::{Errno, PortRange};
+use portkeep_kernel::{Instance, Settings};
+
+use crate::{DONE, Io, agent, level::Place, status};
+
+const AFTER_HELP: &str = "\
+From here on every program can make reservations and the kernel enforces them, until `portkeep down` or a reboot; no
+process has to keep running. If it is up already it is left as it is, reservations and all. Of several at once one
+brings it up and the others find it. Takes root (CAP_BPF, CAP_NET_ADMIN and a cgroup v2 hierarchy).
+
+Examples:
+  portkeep up                              the whole host
+  portkeep up --pool 20000-20999           wildcard requests are served from this range
+  portkeep up --enforce /sys/fs/cgroup/system.slice
+
+Ports of the pool can only be bound by who reserved them; keep it outside net.ipv4.ip_local_port_range.";
+
+/// Bring the kernel part up
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// Ports that requests without a port are served from, FIRST-LAST or `none` [default: 61000-65535]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = pool)]
+    pool: Option<Pool>,
+    /// Ports that one user may hold at a time; root has no limit [default: 1024]
+    #[arg(long, value_name = "N")]
+    quota: Option<u32>,
+    /// What the bind of a stranger fails with [default: EADDRINUSE]
+    #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
+    deny_errno: Option<Errno>,
+    /// One JSON object, as `status --json` prints it
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `none` is an answer, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pool(Option<PortRange>);
+
+fn pool(text: &str) -> Result<Pool, portkeep_core::ParsePortsError> {
+    if text == "none" { Ok(Pool(None)) } else { text.parse().map(|range| Pool(Some(range))) }
+}
+
+fn deny_errno(text: &str) -> Result<Errno, &'static str> {
+    match Errno::from_name(text) {
+        Some(errno @ (Errno::EADDRINUSE | Errno::EACCES)) => Ok(errno),
+        _ => Err("must be EADDRINUSE or EACCES"),
+    }
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let mut settings = Settings::default();
+    settings.pool = args.pool.map_or(settings.pool, |pool| pool.0);
+    settings.quota = args.quota.unwrap_or(settings.quota);
+    settings.deny_errno = args.deny_errno.unwrap_or(settings.deny_errno);
+
+    let instance = Instance::up(&args.place.options(settings)).context("bringing the kernel part up")?;
+    if instance.is_newly_up() {
+        settle_in(&instance)?;
+    } else {
+        adopt(&instance, &args)?;
+    }
+    let status = status::of(&args.place.pins, io)?;
+    if args.json {
+        io.json(&status)?;
+    } else {
+        writeln!(io.out, "{}", if instance.is_newly_up() { "up" } else { "already up" })?;
+        status.write(&mut io.out)?;
+    }
+    Ok(DONE)
+}
+
+/// What is up was set otherwise than asked for: saying "up" would be a lie.
+fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
+    let config = instance.config();
+    let have = PortRange::inclusive(config.pool_first, config.pool_last).ok();
+    let show = |pool: Option<PortRange>| pool.map_or_else(|| "none".into(), |pool| pool.to_string());
+    if let Some(Pool(want)) = args.pool.filter(|want| want.0 != have) {
+        bail!("already up, with pool {}, not {}; run `portkeep down` first", show(have), show(want));
+    }
+    if let Some(want) = args.quota.filter(|want| *want != config.quota) {
+        bail!("already up, with quota {}, not {want}; run `portkeep down` first", config.quota);
+    }
+    if let Some(want) = args.deny_errno.filter(|want| want.0.unsigned_abs() != config.deny_errno) {
+        let have = Errno(config.deny_errno.cast_signed());
+        bail!("already up, refusing with {have}, not {want}; run `portkeep down` first");
+    }
+    Ok(())
+}
+
+/// What has to be done once the programs are in force.
+pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<()> {
+    // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
+    agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! `who`: whose port is this?
+
+use std::io::Write;
+
+use portkeep::Transport;
+use portkeep_kernel::netns;
+use serde::Serialize;
+
+use crate::{
+    DONE, Io, NOTHING,
+    entry::Entry,
+    list,
+    pins::Pins,
+    port_arg::PortArg,
+    process::{Binders, Process},
+    when,
+};
+
+const AFTER_HELP: &str = "\
+Tells which reservation of this network namespace has the port, and which process has it bound at the moment. Which
+process that is can be told of own processes only, unless root asks.
+
+Examples:
+  portkeep who 61004
+  portkeep who 53/udp
+  portkeep who http --json
+
+Exit status: 0 if the port is reserved or bound, 3 if it is nobody's";
+
+/// Tell whose port this is
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// 61004, 61004/tcp, or a name of /etc/services
+    #[arg(value_name = "PORT[/TRANSPORT]")]
+    port: PortArg,
+    /// One JSON array, an element for each transport
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pins: Pins,
+}
+
+#[derive(Debug, Serialize)]
+struct Whose {
+    port: u16,
+    transport: Transport,
+    reservation: Option<Entry>,
+    bound: bool,
+    bound_by: Vec<Process>,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    // Where nothing is up, who has the port bound is still worth telling.
+    let entries = list::entries(&args.pins).unwrap_or_default();
+    let own = netns::current_cookie()?;
+    let whose: Vec<Whose> = args
+        .port
+        .transports()
+        .map(|transport| {
+            let port = args.port.port;
+            let mine = |entry: &&Entry| entry.is_here(own) && entry.has(transport, port);
+            let binders = Binders::of(transport, port);
+            Whose {
+                port,
+                transport,
+                reservation: entries.iter().find(mine).cloned(),
+                bound: binders.is_some(),
+                bound_by: binders.map(|binders| binders.known).unwrap_or_default(),
+            }
+        })
+        .collect();
+    let anybody = whose.iter().any(|whose| whose.reservation.is_some() || whose.bound);
+    if args.json {
+        io.json(&whose)?;
+    } else {
+        for each in whose.iter().filter(|whose| whose.reservation.is_some() || whose.bound) {
+            each.write(&mut io.out)?;
+        }
+        if !anybody {
+            writeln!(io.out, "{} is nobody's", args.port)?;
+        }
+    }
+    Ok(if anybody { DONE } else { NOTHING })
+}
+
+impl Whose {
+    fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+        let name = format!("{}/{}", self.port, self.transport);
+        match &self.reservation {
+            Some(entry) => {
+                let (pid, comm, since) = (entry.pid, &entry.comm, when::ago(entry.since_ns));
+                writeln!(out, "{name} belongs to pid {pid} ({comm}), reserved {since}")?;
+                let mut line = |name: &str, value: &str| writeln!(out, "  {name:<9} {value}");
+                line("block", &format!("{}/{}", entry.ports, entry.transports))?;
+                if let Some(label) = &entry.label {
+                    line("label", label)?;
+                }
+                if let Some(command) = &entry.command {
+                    line("command", command)?;
+                }
+                if let Some(unit) = &entry.unit {
+                    line("unit", unit)?;
+                }
+                line("uid", &entry.uid.to_string())?;
+                let strict = if entry.strict { ", associated sockets only" } else { "" };
+                let cgroup = entry.cgroup.as_deref().unwrap_or_default();
+                line("scope", format!("{} {cgroup}{strict}", entry.scope).trim())?;
+                line("since", &entry.since)?;
+            }
+            None => writeln!(out, "{name} is not reserved")?,
+        }
+        let bound: Vec<String> = self.bound_by.iter().map(Process::to_string).collect();
+        let bound = match (self.bound, bound.is_empty()) {
+            (false, _) => "nobody".into(),
+            (true, true) => "a process that cannot be seen from here".into(),
+            (true, false) => bound.join(", "),
+        };
+        writeln!(out, "  {:<9} {bound}", "bound by")?;
+        Ok(())
+    }
+}
