@@ -193,7 +193,7 @@ impl Request {
         if self.align > 1 && !self.align.is_power_of_two() {
             return Err(MalformedRequest::Align(self.align));
         }
-        if self.align > 1 && self.start % self.align != 0 {
+        if self.align > 1 && !self.start.is_multiple_of(self.align) {
             return Err(MalformedRequest::Unaligned { start: self.start, align: self.align });
         }
         if self.label.len() > AcquireRequest::default().label.len() || self.label.contains('\0') {

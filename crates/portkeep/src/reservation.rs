@@ -84,12 +84,12 @@ impl Reservation {
     }
 
     /// Let an unbound socket take its port out of this reservation; see [`PortkeepSocket::associate`].
-    pub fn associate(&self, socket: impl AsFd) -> Result<(), AssociateError> {
+    pub fn associate(&self, socket: &impl AsFd) -> Result<(), AssociateError> {
         socket.as_fd().associate(self.token)
     }
 
     /// Associate an unbound socket and bind it; see [`PortkeepSocket::bind_from`].
-    pub fn bind(&self, socket: impl AsFd, address: SocketAddr) -> Result<u16, BindError> {
+    pub fn bind(&self, socket: &impl AsFd, address: SocketAddr) -> Result<u16, BindError> {
         socket.as_fd().bind_from(self.token, address)
     }
 

@@ -1,6 +1,6 @@
 //! One held reservation.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{collections::hash_map::Entry, io, net::SocketAddr, time::Duration};
 
 use portkeep_core::{PortRange, Scope, Token, Transport, Transports};
 use socket2::Socket;
@@ -78,6 +78,9 @@ impl Block {
         self.check(transport, address.port())?;
         for port in self.candidates(transport, address.port()) {
             let key = (transport, port);
+            if address.port() == 0 && !self.take_back(transport, port).map_err(call)? {
+                continue;
+            }
             if self.sockets.get(&key).is_some_and(|holder| hold::is_bound_to(holder, address.ip()))
                 && let Some(holder) = self.sockets.remove(&key)
             {
@@ -107,10 +110,14 @@ impl Block {
         address: SocketAddr,
     ) -> Result<u16, BindError> {
         self.check(transport, address.port())?;
+        let call = |source| BindError::BindCall { source };
         for port in self.candidates(transport, address.port()) {
+            if address.port() == 0 && !self.take_back(transport, port).map_err(call)? {
+                continue;
+            }
             match self.replace(transport, port, socket, address) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(source) => return Err(BindError::BindCall { source }),
+                Err(source) => return Err(call(source)),
                 Ok(()) => return Ok(local_port(socket)),
             }
         }
@@ -136,6 +143,19 @@ impl Block {
         let round = || (next..=self.ports.last()).chain(self.ports.start()..next);
         let held = |port: &u16| self.sockets.contains_key(&(transport, *port));
         round().filter(held).chain(round().filter(|port| !held(port))).collect()
+    }
+
+    /// Hold the port again if it was handed out and is free. Only then may it be drawn: the first bind that happens to
+    /// succeed would be too little, since another address of the port may still have its socket.
+    fn take_back(&mut self, transport: Transport, port: u16) -> io::Result<bool> {
+        if let Entry::Vacant(place) = self.sockets.entry((transport, port)) {
+            match hold::hold_again(transport, port) {
+                Ok(holder) => place.insert(holder),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(false),
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(true)
     }
 
     fn drawn(&mut self, transport: Transport, port: u16) {

@@ -94,29 +94,47 @@ fn hold_block(
 
 /// One socket for both families where there is IPv6: with SO_REUSEADDR off, nothing else can then be bound to the
 /// port, on any address.
-pub(super) fn hold_port(transport: Transport, port: u16) -> io::Result<Socket> {
-    let absent = |error: &io::Error| {
-        matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT))
-    };
-    match hold_at(transport, Ipv6Addr::UNSPECIFIED.into(), port) {
-        Err(error) if absent(&error) => hold_at(transport, Ipv4Addr::UNSPECIFIED.into(), port),
+fn hold_port(transport: Transport, port: u16) -> io::Result<Socket> {
+    hold_with(transport, port, false)
+}
+
+/// Hold a port again that was handed out, if it is free. Connections of its last user in TIME_WAIT do not count.
+pub(super) fn hold_again(transport: Transport, port: u16) -> io::Result<Socket> {
+    match hold_with(transport, port, false) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && transport == Transport::Tcp => {
+            let socket = hold_with(transport, port, true)?;
+            socket.set_reuse_address(false)?;
+            Ok(socket)
+        }
         outcome => outcome,
     }
 }
 
-fn hold_at(transport: Transport, ip: IpAddr, port: u16) -> io::Result<Socket> {
-    let socket = new_socket(transport, Kind::of(ip))?;
-    if ip.is_ipv6() {
-        socket.set_only_v6(false)?;
+fn hold_with(transport: Transport, port: u16, reuse: bool) -> io::Result<Socket> {
+    let absent = |error: &io::Error| {
+        matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT))
+    };
+    let at = |ip: IpAddr| {
+        let socket = new_socket(transport, Kind::of(ip))?;
+        if ip.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        if reuse {
+            socket.set_reuse_address(true)?;
+        }
+        deafen(&socket)?;
+        socket.bind(&SocketAddr::new(ip, port).into())?;
+        Ok(socket)
+    };
+    match at(Ipv6Addr::UNSPECIFIED.into()) {
+        Err(error) if absent(&error) => at(Ipv4Addr::UNSPECIFIED.into()),
+        outcome => outcome,
     }
-    deaf(&socket)?;
-    socket.bind(&SocketAddr::new(ip, port).into())?;
-    Ok(socket)
 }
 
 /// A holder answers nobody and collects nothing: datagrams that came before the port was handed out are not the
 /// program's. (A TCP socket that does not listen refuses connections by itself.)
-fn deaf(socket: &Socket) -> io::Result<()> {
+fn deafen(socket: &Socket) -> io::Result<()> {
     // "Return 0": of every packet keep 0 bytes.
     let drop_all = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
     if socket.r#type()? == socket2::Type::DGRAM {

@@ -1,0 +1,220 @@
+//! The library without the kernel part. Needs no right; run as root, each test has a namespace of its own.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use portkeep::{
+    AcquireError, AssociateError, BindError, Enforcement, PortkeepSocket, ReleaseError, Request, Require, Reservation,
+    Scope, Transport, Transports, lookup, release,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+const V4: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const V6: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+
+/// A namespace of its own keeps a test away from the others and from the machine's ports, where that is allowed.
+fn isolate() {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
+    if u64::from_str_radix(effective, 16).unwrap() & 1 << CAP_SYS_ADMIN != 0 {
+        portkeep_testkit::new_namespace();
+    }
+}
+
+fn tcp() -> Request {
+    Reservation::tcp().require(Require::Held)
+}
+
+fn udp() -> Request {
+    Reservation::udp().require(Require::Held)
+}
+
+fn in_use<T: std::fmt::Debug>(result: io::Result<T>) -> bool {
+    result.unwrap_err().kind() == io::ErrorKind::AddrInUse
+}
+
+fn socket(domain: Domain, transport: Transport) -> Socket {
+    match transport {
+        Transport::Tcp => Socket::new(domain, Type::STREAM, Some(Protocol::TCP)),
+        Transport::Udp => Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)),
+    }
+    .unwrap()
+}
+
+/// Nobody can bind the port, on any address and with any option.
+fn is_held(transport: Transport, port: u16) -> bool {
+    let addresses: [IpAddr; 4] = [V4.into(), LOCAL.into(), V6.into(), Ipv6Addr::LOCALHOST.into()];
+    addresses.into_iter().all(|ip| {
+        let stranger = socket(if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, transport);
+        stranger.set_reuse_address(true).unwrap();
+        stranger.set_reuse_port(true).unwrap();
+        in_use(stranger.bind(&SocketAddr::new(ip, port).into()))
+    })
+}
+
+#[test]
+fn held_ports_are_everybody_elses_taboo() {
+    isolate();
+    let reservation = tcp().ports(4).both().align(4).label("x").acquire().unwrap();
+    assert_eq!(reservation.enforcement(), Enforcement::Held);
+    assert_eq!(reservation.transports(), Transports::Both);
+    assert_eq!(reservation.ports().start() % 4, 0);
+    for port in reservation.ports() {
+        assert!(is_held(Transport::Tcp, port) && is_held(Transport::Udp, port));
+    }
+    let info = reservation.state().unwrap();
+    assert_eq!((info.pid, info.bound, info.label.as_str()), (std::process::id(), 0, "x"));
+    assert_eq!(lookup(reservation.token()).unwrap(), Some(info));
+    let ports = reservation.ports();
+    drop(reservation);
+    for port in ports {
+        TcpListener::bind((V4, port)).unwrap();
+    }
+}
+
+#[test]
+fn listeners_in_every_form() {
+    isolate();
+    let reservation = tcp().ports(4).acquire().unwrap();
+    let start = reservation.ports().start();
+    let ips: [IpAddr; 4] = [V6.into(), V4.into(), LOCAL.into(), Ipv6Addr::LOCALHOST.into()];
+    let mut listeners = Vec::new();
+    for (ip, port) in ips.into_iter().zip(start..) {
+        let listener = reservation.bind_tcp(ip).unwrap();
+        assert_eq!(listener.local_addr().unwrap(), SocketAddr::new(ip, port));
+        let peer: SocketAddr = match ip {
+            IpAddr::V6(ip) if ip.is_loopback() => (ip, port).into(),
+            _ => (LOCAL, port).into(),
+        };
+        TcpStream::connect(peer).unwrap();
+        listener.accept().unwrap();
+        listeners.push(listener);
+    }
+    assert!(matches!(reservation.bind_tcp(V4), Err(BindError::Exhausted)));
+    assert!(matches!(reservation.bind_tcp_port(V4, start), Err(BindError::InUse { port }) if port == start));
+    assert!(matches!(reservation.bind_tcp_port(V4, start - 1), Err(BindError::OutsideBlock { .. })));
+    assert!(matches!(reservation.bind_udp(V4), Err(BindError::OtherTransport { .. })));
+    assert_eq!(reservation.state().unwrap().bound, 4);
+    // Given up, and drawn again.
+    drop(listeners.remove(1));
+    assert_eq!(reservation.bind_tcp(V4).unwrap().local_addr().unwrap().port(), start + 1);
+}
+
+#[test]
+fn datagrams_from_before_are_not_delivered() {
+    isolate();
+    for ip in [IpAddr::from(V4), V6.into(), LOCAL.into()] {
+        let reservation = udp().acquire().unwrap();
+        let peer = SocketAddr::from((LOCAL, reservation.ports().start()));
+        let client = UdpSocket::bind((LOCAL, 0)).unwrap();
+        client.send_to(b"too early", peer).unwrap();
+        let server = reservation.bind_udp(ip).unwrap();
+        assert!(is_bound_alone(&server));
+        client.send_to(b"now", peer).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut buffer = [0; 16];
+        let (length, _) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"now");
+    }
+}
+
+/// No option left on from the moment when holder and successor overlapped.
+fn is_bound_alone(server: &UdpSocket) -> bool {
+    let stranger = socket(Domain::IPV4, Transport::Udp);
+    stranger.set_reuse_address(true).unwrap();
+    in_use(stranger.bind(&SocketAddr::from((LOCAL, server.local_addr().unwrap().port())).into()))
+}
+
+#[test]
+fn sockets_of_the_programs_own() {
+    isolate();
+    let reservation = tcp().ports(2).both().acquire().unwrap();
+    let token = reservation.token();
+    let start = reservation.ports().start();
+    let own = socket(Domain::IPV4, Transport::Tcp);
+    assert!(matches!(own.associate(token), Err(AssociateError::Held)));
+    assert_eq!(own.bind_from(token, (V4, start + 1).into()).unwrap(), start + 1);
+    assert!(matches!(own.bind_from(token, (V4, 0).into()), Err(BindError::Associate(AssociateError::AlreadyBound))));
+    assert!(!own.reuse_address().unwrap());
+    own.listen(1).unwrap();
+    TcpStream::connect((LOCAL, start + 1)).unwrap();
+    assert_eq!(reservation.bind(&socket(Domain::IPV6, Transport::Udp), (V6, 0).into()).unwrap(), start);
+    let not_here = SocketAddr::from(([192, 0, 2, 1], start));
+    let error = reservation.bind(&socket(Domain::IPV4, Transport::Tcp), not_here).unwrap_err();
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrNotAvailable);
+    // The failure has not cost the port.
+    assert!(is_held(Transport::Tcp, start));
+    let (unix, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(matches!(unix.bind_from(token, (V4, 0).into()), Err(BindError::Associate(AssociateError::NotTcpOrUdp))));
+}
+
+#[test]
+fn connections_have_their_source_ports_apart() {
+    isolate();
+    let server = TcpListener::bind((LOCAL, 0)).unwrap();
+    let peer = server.local_addr().unwrap();
+    let reservation = tcp().ports(2).both().acquire().unwrap();
+    let clients = [reservation.connect_tcp(peer).unwrap(), reservation.connect_tcp(peer).unwrap()];
+    let ports: HashSet<u16> = clients.iter().map(|client| client.local_addr().unwrap().port()).collect();
+    assert_eq!(ports, reservation.ports().iter().collect());
+    assert_eq!(reservation.connect_tcp(peer).unwrap_err().errno(), Some(portkeep::Errno::EADDRINUSE),);
+    assert!(reservation.ports().contains(reservation.connect_udp(peer).unwrap().local_addr().unwrap().port()));
+}
+
+#[test]
+fn tokens_work_inside_the_process() {
+    isolate();
+    let token = udp().ports(2).acquire().unwrap().leak();
+    let port = lookup(token).unwrap().unwrap().ports.start();
+    let there = thread::spawn(move || is_held(Transport::Udp, port));
+    // A new thread is in the namespace of the one that started it.
+    assert!(there.join().unwrap());
+    release(token).unwrap();
+    // Unknown to the kernel part too, or there is none.
+    assert!(matches!(release(token), Err(ReleaseError::Unknown | ReleaseError::KernelAbsent)));
+    UdpSocket::bind((V4, port)).unwrap();
+}
+
+#[test]
+fn a_specific_block_is_all_or_nothing() {
+    isolate();
+    let free = tcp().ports(4).acquire().unwrap();
+    let ports = free.ports();
+    drop(free);
+    let stranger = TcpListener::bind((V4, ports.last())).unwrap();
+    let error = tcp().range(ports).acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::InUse { .. }), "{error:?}");
+    for port in ports.start()..ports.last() {
+        TcpListener::bind((V4, port)).unwrap();
+    }
+    drop(stranger);
+    assert_eq!(tcp().range(ports).acquire().unwrap().ports(), ports);
+}
+
+#[test]
+fn what_only_the_kernel_part_can_do_is_refused() {
+    isolate();
+    let error = tcp().scope(Scope::User).acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::HeldCannot { .. }));
+    assert_eq!(error.errno(), Some(portkeep::Errno::EOPNOTSUPP));
+}
+
+#[test]
+fn many_at_once_never_share_a_port() {
+    isolate();
+    let all: Vec<Reservation> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| (0..10).map(|_| tcp().ports(3).acquire().unwrap()).collect::<Vec<_>>()))
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    let ports: HashSet<u16> = all.iter().flat_map(|reservation| reservation.ports()).collect();
+    assert_eq!(ports.len(), 120);
+}

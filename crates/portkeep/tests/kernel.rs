@@ -1,0 +1,389 @@
+//! The library over the kernel part, each test in a network namespace of its own.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    thread,
+    time::Duration,
+};
+
+use portkeep::{
+    AcquireError, AssociateError, BindError, Enforcement, Errno, Info, PortkeepSocket, QueryError, ReleaseError,
+    Require, Reservation, Scope, State, Token, Transport, Transports, control, list, lookup, release, version, who,
+};
+use portkeep_core::wire::{self, AgentMark};
+use portkeep_testkit::{Sandbox, kernel_or_skip, new_namespace};
+use socket2::{Domain, Protocol, Socket, Type};
+
+const V4: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+macro_rules! kernel_test {
+    ($(#[$meta:meta])* fn $name:ident() $body:block) => {
+        $(#[$meta])*
+        #[test]
+        fn $name() {
+            if !kernel_or_skip(stringify!($name)) {
+                return;
+            }
+            Sandbox::get();
+            new_namespace();
+            $body
+        }
+    };
+}
+
+fn tcp() -> Socket {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap()
+}
+
+fn udp() -> Socket {
+    Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap()
+}
+
+fn at(port: u16) -> SocketAddr {
+    (V4, port).into()
+}
+
+fn refused<T: std::fmt::Debug>(result: io::Result<T>) -> bool {
+    result.unwrap_err().kind() == io::ErrorKind::AddrInUse
+}
+
+kernel_test! {
+fn four_ports_for_a_server() {
+    let reservation = Reservation::tcp().ports(4).label("four").acquire().unwrap();
+    assert_eq!(reservation.enforcement(), Enforcement::Kernel);
+    assert_eq!(reservation.ports().count(), 4);
+    assert_eq!(reservation.transports(), Transports::Tcp);
+    assert_eq!(reservation.state().unwrap().state, State::Active);
+
+    let listeners: Vec<TcpListener> = (0..4).map(|_| reservation.bind_tcp(V4).unwrap()).collect();
+    let mut ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, reservation.ports().iter().collect::<Vec<_>>());
+    assert!(matches!(reservation.bind_tcp(V4), Err(BindError::Exhausted)));
+    assert!(matches!(reservation.bind_tcp_port(V4, ports[0]), Err(BindError::InUse { port }) if port == ports[0]));
+    assert!(matches!(reservation.bind_tcp_port(V4, 80), Err(BindError::OutsideBlock { port: 80 })));
+    assert!(matches!(
+        reservation.bind_udp(V4),
+        Err(BindError::OtherTransport { transport: Transport::Udp })
+    ));
+    assert_eq!(reservation.state().unwrap().bound, 4);
+
+    let mut client = TcpStream::connect((LOCAL, ports[2])).unwrap();
+    let (mut server, _) = listeners.iter().find(|l| l.local_addr().unwrap().port() == ports[2]).unwrap().accept().unwrap();
+    client.write_all(b"x").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+}
+}
+
+kernel_test! {
+fn dropping_ends_it_and_bound_sockets_stay() {
+    let reservation = Reservation::tcp().ports(2).acquire().unwrap();
+    let token = reservation.token();
+    let listener = reservation.bind_tcp(V4).unwrap();
+    drop(reservation);
+    assert_eq!(lookup(token).unwrap(), None);
+    assert!(matches!(release(token), Err(ReleaseError::Unknown)));
+    TcpStream::connect((LOCAL, listener.local_addr().unwrap().port())).unwrap();
+}
+}
+
+kernel_test! {
+fn one_token_for_both_transports() {
+    let reservation = Reservation::tcp().ports(2).both().align(2).acquire().unwrap();
+    let port = reservation.ports().start();
+    assert_eq!(port % 2, 0);
+    let _listener = reservation.bind_tcp_port(V4, port).unwrap();
+    let socket = reservation.bind_udp_port(V4, port).unwrap();
+    assert_eq!(socket.local_addr().unwrap().port(), port);
+    assert_eq!(reservation.bind_udp(Ipv6Addr::UNSPECIFIED).unwrap().local_addr().unwrap().port(), port + 1);
+    assert_eq!(list().unwrap().len(), 1);
+    assert_eq!(who(Transport::Udp, port).unwrap(), who(Transport::Tcp, port).unwrap());
+}
+}
+
+kernel_test! {
+fn the_source_port_of_a_connection_comes_out_of_the_block() {
+    let server = TcpListener::bind((LOCAL, 0)).unwrap();
+    let peer = server.local_addr().unwrap();
+    let reservation = Reservation::tcp().ports(2).both().acquire().unwrap();
+    for _ in 0..8 {
+        let client = reservation.connect_tcp(peer).unwrap();
+        assert!(reservation.ports().contains(client.local_addr().unwrap().port()));
+        assert_eq!(server.accept().unwrap().1, client.local_addr().unwrap());
+    }
+    let datagrams = reservation.connect_udp(peer).unwrap();
+    assert!(reservation.ports().contains(datagrams.local_addr().unwrap().port()));
+    drop(server);
+    let error = reservation.connect_tcp(peer).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno(111)));
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+}
+}
+
+kernel_test! {
+fn any_socket_can_be_associated() {
+    let reservation = Reservation::udp().ports(2).acquire().unwrap();
+    let socket = udp();
+    assert_eq!(socket.reservation().unwrap(), None);
+    reservation.associate(&socket).unwrap();
+    assert_eq!(socket.reservation().unwrap().unwrap().token, Some(reservation.token()));
+    socket.bind(&at(0).into()).unwrap();
+    assert!(matches!(reservation.associate(&socket), Err(AssociateError::AlreadyBound)));
+
+    assert!(matches!(tcp().associate(reservation.token()), Err(AssociateError::Mismatch)));
+    assert!(matches!(udp().associate(Token::new(77).unwrap()), Err(AssociateError::Unknown)));
+    let (unix, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(matches!(unix.associate(reservation.token()), Err(AssociateError::NotTcpOrUdp)));
+    assert!(matches!(unix.owned(), Err(QueryError::NotTcpOrUdp)));
+
+    let other = udp();
+    assert!(reservation.ports().contains(reservation.bind(&other, at(0)).unwrap()));
+    assert!(matches!(udp().bind_from(reservation.token(), at(0)), Err(BindError::Exhausted)));
+    assert!(matches!(
+        udp().bind_from(reservation.token(), at(9)),
+        Err(BindError::OutsideBlock { port: 9 })
+    ));
+    let late = udp();
+    reservation.associate(&late).unwrap();
+    drop(reservation);
+    assert_eq!(late.bind(&at(0).into()).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+}
+}
+
+kernel_test! {
+fn the_owner_socket_owns_and_can_be_passed_on() {
+    let owner: OwnedFd = tcp().into();
+    let first = Reservation::tcp().start_on(owner.try_clone().unwrap()).unwrap().wait().unwrap();
+    let second = Reservation::tcp().ports(3).both().start_on(owner.try_clone().unwrap()).unwrap().wait().unwrap();
+    let owned: Vec<_> = owner.owned().unwrap().into_iter().map(|info: Info| info.token.unwrap()).collect();
+    assert_eq!(owned, [first.token(), second.token()]);
+    assert!(matches!(Reservation::udp().start_on(owner.try_clone().unwrap()), Err(AcquireError::WrongSocket)));
+
+    let parts = second.into_parts();
+    let token = parts.token;
+    let second = Reservation::from_parts(parts);
+    assert_eq!(second.token(), token);
+    let ports = second.ports();
+    let parts = second.into_parts();
+    assert!(lookup(token).unwrap().is_some());
+    let second = Reservation::adopt(parts.owner, token).unwrap();
+    assert_eq!((second.ports(), second.transports()), (ports, Transports::Both));
+    second.release().unwrap();
+    assert_eq!(owner.owned().unwrap().len(), 1);
+    drop((first, owner));
+    assert_eq!(list().unwrap(), []);
+}
+}
+
+kernel_test! {
+fn a_leaked_reservation_is_released_by_token() {
+    let tcp_token = Reservation::tcp().acquire().unwrap().leak();
+    let udp_token = Reservation::udp().acquire().unwrap().leak();
+    assert_eq!(list().unwrap().len(), 2);
+    release(udp_token).unwrap();
+    release(tcp_token).unwrap();
+    assert!(matches!(release(tcp_token), Err(ReleaseError::Unknown)));
+}
+}
+
+kernel_test! {
+fn a_token_of_another_namespace_is_told_apart() {
+    let token = Reservation::tcp().acquire().unwrap().leak();
+    thread::spawn(move || {
+        new_namespace();
+        assert!(matches!(release(token), Err(ReleaseError::OtherNamespace)));
+        assert_eq!(lookup(token).unwrap(), None);
+        assert_eq!(list().unwrap(), []);
+    })
+    .join()
+    .unwrap();
+    release(token).unwrap();
+}
+}
+
+kernel_test! {
+fn a_conflict_is_named() {
+    let pool = version().unwrap().pool.unwrap();
+    let first = Reservation::tcp().ports(4).at(pool.start() + 100).label("mine").acquire().unwrap();
+    for (start, count, port) in [(98, 4, 100), (102, 1, 102), (103, 9, 103), (90, 30, 100)] {
+        let error = Reservation::udp().both().at(pool.start() + start).ports(count).acquire().unwrap_err();
+        let text = error.to_string();
+        let wanted = format!("{}/tcp belongs to pid ", pool.start() + port);
+        assert!(text.starts_with(&wanted) && text.contains("as \"mine\", reserved 0 s ago"), "{text}");
+        let AcquireError::InUse { by: Some(by), .. } = error else { panic!("{error:?}") };
+        assert_eq!(by.token, Some(first.token()));
+        assert_eq!(by.pid, std::process::id());
+    }
+    // In the way is no reservation but a socket that outlived one.
+    let listener = first.bind_tcp_port(V4, pool.start() + 101).unwrap();
+    drop(first);
+    let error = Reservation::tcp().at(pool.start() + 101).acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::InUse { by: None, .. }), "{error:?}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrInUse);
+    drop(listener);
+    drop(Reservation::tcp().at(pool.start() + 101).acquire().unwrap());
+}
+}
+
+kernel_test! {
+fn what_cannot_be_granted_says_why() {
+    let error = Reservation::tcp().ports(5000).acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::NoRoom { count: 5000 }), "{error:?}");
+    let error = Reservation::tcp().scope(Scope::Cgroup(12)).acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::ForeignCgroup), "{error:?}");
+    let owner: OwnedFd = tcp().into();
+    let all: Vec<_> = (0..wire::OWNED)
+        .map(|_| Reservation::tcp().start_on(owner.try_clone().unwrap()).unwrap().wait().unwrap())
+        .collect();
+    let error = Reservation::tcp().start_on(owner).unwrap_err();
+    assert!(matches!(error, AcquireError::OverQuota), "{error:?}");
+    assert_eq!(list().unwrap().len(), all.len());
+}
+}
+
+kernel_test! {
+fn strict_demands_association() {
+    let reservation = Reservation::tcp().strict().acquire().unwrap();
+    let port = reservation.ports().start();
+    assert!(refused(TcpListener::bind((V4, port))));
+    assert!(reservation.state().unwrap().strict);
+    drop(reservation.bind_tcp_port(V4, port).unwrap());
+}
+}
+
+kernel_test! {
+fn listings_tell_who_and_how() {
+    let reservation = Reservation::udp().ports(3).scope(Scope::User).label("télé").acquire().unwrap();
+    let _socket = reservation.bind_udp(V4).unwrap();
+    let info = who(Transport::Udp, reservation.ports().last()).unwrap().unwrap();
+    assert_eq!(lookup(reservation.token()).unwrap().unwrap(), info);
+    assert_eq!(info.label, "télé");
+    assert_eq!((info.pid, info.uid, info.bound), (std::process::id(), 0, 1));
+    assert_eq!((info.scope, info.strict, info.state), (Scope::User, false, State::Active));
+    assert!(info.age() < Duration::from_secs(60));
+    assert!(info.acquired_at().elapsed().unwrap() < Duration::from_secs(60));
+    assert!(info.to_string().contains("/udp, pid "));
+    assert_eq!(who(Transport::Tcp, reservation.ports().start()).unwrap(), None);
+    assert_eq!(list().unwrap(), [info]);
+}
+}
+
+kernel_test! {
+fn held_is_possible_beside_the_kernel_part() {
+    let reservation = Reservation::tcp().ports(2).require(Require::Held).acquire().unwrap();
+    assert_eq!(reservation.enforcement(), Enforcement::Held);
+    assert!(!version().unwrap().pool.unwrap().overlaps(reservation.ports()));
+    assert!(refused(TcpListener::bind((V4, reservation.ports().start()))));
+}
+}
+
+/// What the agent does, by hand. One test at a time: an agent serves the whole machine.
+struct Agent {
+    beacon: Option<UdpSocket>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Agent {
+    fn turn() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        Self { beacon: None, _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn start(&mut self) {
+        let beacon = UdpSocket::bind((LOCAL, 0)).unwrap();
+        let secret = Sandbox::get().loaded().maps().unwrap().config().unwrap().secret;
+        let mark = AgentMark { secret, role: wire::AGENT_BEACON, zero: 0 };
+        control::agent_mark(&beacon, &mark).unwrap();
+        self.beacon = Some(beacon);
+    }
+
+    fn decide(&self, token: Token, error: Option<Errno>) {
+        let mut loaded = Sandbox::get().loaded();
+        let id = loaded.maps().unwrap().id_of(token).unwrap();
+        let admin = loaded.admin().unwrap();
+        match error {
+            None => admin.confirm(id, token).unwrap(),
+            Some(error) => admin.refuse(id, token, error).unwrap(),
+        }
+    }
+}
+
+kernel_test! {
+fn blocks_outside_the_pool_wait_for_the_agent() {
+    let mut agent = Agent::turn();
+    let request = Reservation::tcp().at(7000).ports(3);
+    assert!(matches!(request.acquire(), Err(AcquireError::AgentAbsent)));
+
+    agent.start();
+    let mut pending = request.start().unwrap();
+    assert!(pending.poll().is_pending());
+    assert_eq!(pending.ports().to_string(), "7000-7002");
+    // Claimed already, though not confirmed.
+    assert!(refused(TcpListener::bind((V4, 7001))));
+    assert_eq!(lookup(pending.token()).unwrap().unwrap().state, State::Pending);
+    agent.decide(pending.token(), None);
+    let Poll::Ready(Ok(reservation)) = pending.poll() else { panic!("confirmed") };
+    drop(reservation.bind_tcp(V4).unwrap());
+    drop(reservation);
+
+    // Cancelled: nothing is left.
+    request.start().unwrap().cancel();
+    assert_eq!(list().unwrap(), []);
+
+    // Refused, and acquired anew.
+    let mut pending = request.start().unwrap();
+    agent.decide(pending.token(), Some(Errno::EADDRINUSE));
+    let Poll::Ready(Err(error)) = pending.poll() else { panic!("refused") };
+    assert!(matches!(error, AcquireError::InUse { by: None, transports: Transports::Tcp, .. }), "{error:?}");
+    drop(pending);
+
+    // Ended by an administrator while it waits.
+    let mut pending = request.start().unwrap();
+    {
+        let mut loaded = Sandbox::get().loaded();
+        let id = loaded.maps().unwrap().id_of(pending.token()).unwrap();
+        loaded.admin().unwrap().end(id, pending.token()).unwrap();
+    }
+    assert!(matches!(pending.poll(), Poll::Ready(Err(AcquireError::Cancelled))));
+
+    // acquire() waits, on this thread, for what happens on another.
+    let waiting = thread::scope(|scope| {
+        let waiting = request.start().unwrap();
+        let token = waiting.token();
+        let agent = &agent;
+        scope.spawn(move || {
+            thread::sleep(Duration::from_millis(5));
+            agent.decide(token, None);
+        });
+        waiting.wait().unwrap()
+    });
+    drop(waiting);
+
+    // The agent dies before it has looked.
+    let pending = request.start().unwrap();
+    agent.beacon = None;
+    assert!(matches!(pending.wait(), Err(AcquireError::AgentAbsent)));
+    assert_eq!(list().unwrap(), []);
+}
+}
+
+kernel_test! {
+fn two_pending_requests_of_one_socket_are_told_apart() {
+    let mut agent = Agent::turn();
+    agent.start();
+    let owner: OwnedFd = udp().into();
+    let begin = |port| Reservation::udp().at(port).start_on(owner.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let (mut first, mut second) = (begin(7100), begin(7200));
+    assert!(first.poll().is_pending() && second.poll().is_pending());
+    agent.decide(first.token(), Some(Errno::EADDRINUSE));
+    agent.decide(second.token(), None);
+    assert!(matches!(first.poll(), Poll::Ready(Err(AcquireError::InUse { .. }))));
+    let Poll::Ready(Ok(second)) = second.poll() else { panic!("confirmed") };
+    assert_eq!(second.ports().start(), 7200);
+}
+}
