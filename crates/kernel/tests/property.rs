@@ -56,7 +56,9 @@ fn every_answer_is_the_models() {
         let mut lab = lab.borrow_mut();
         history(&mut lab, &steps).map_err(|failure| {
             // What it left behind must not be blamed on the next one.
-            *lab = Lab::new().expect("another laboratory");
+            if !lab.is_vacant() {
+                *lab = Lab::new().expect("another laboratory");
+            }
             TestCaseError::fail(failure.to_string())
         })
     });

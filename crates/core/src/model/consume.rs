@@ -28,17 +28,17 @@ impl Model {
     ) -> Result<u16, Errno> {
         let id = self.look_up(pid, descriptor)?;
         let transport = self.sockets[&id].transport.expect("only TCP and UDP have binds here");
-        let already = self.sockets[&id].bound.is_some();
-        let is_agent = self.sockets[&id].role.is_some();
-        let associated = self.sockets[&id].associated.filter(|_| !already && !is_agent);
-
-        let chosen = match associated {
-            Some(token) => Some((self.take(id, token, transport, port)?, token)),
-            None => self.admit(pid, id, transport, port)?.map(|token| (port, token)),
+        let socket = &self.sockets[&id];
+        let namespace = socket.namespace;
+        let chosen = match socket.associated {
+            // Too late for any choice; the ordinary rules answer.
+            _ if socket.bound.is_some() => None,
+            Some(token) if socket.role.is_none() => Some((self.take(id, token, transport, port)?, token)),
+            _ => self.admit(pid, id, transport, port)?.map(|token| (port, token)),
         };
-        let consumes = chosen.map(|(_, token)| token).filter(|_| !already);
+        let consumes = chosen.map(|(_, token)| token);
         let port = chosen.map_or(port, |(port, _)| port);
-        let at = Place { namespace: self.sockets[&id].namespace, transport, port };
+        let at = Place { namespace, transport, port };
         if consumes.is_some() {
             self.allow_time_wait(id, at);
         }

@@ -158,6 +158,11 @@ impl Model {
         self.block_at(at).is_some() || self.lingers(at) || self.aside.contains(&at)
     }
 
+    /// Whether a bind that failed afterwards had drawn this port: draws prefer others as long as its socket is open.
+    pub fn is_hinted(&self, at: Place) -> bool {
+        self.hints.contains(&at)
+    }
+
     /// Every port that is taken.
     pub fn taken(&self) -> BTreeSet<Place> {
         let blocks = self.reservations.values().flat_map(Reservation::places);

@@ -422,6 +422,20 @@ fn a3_a_bind_that_failed_keeps_its_port_out_of_the_way_only_as_long_as_others_ar
 }
 
 #[test]
+fn a_second_bind_is_the_ordinary_error_wherever_it_goes() {
+    let mut w = World::new();
+    let s = w.tcp(OWNER);
+    let (token, _) = w.ask(OWNER, s, Request::new(61000, 2)).unwrap();
+    let t = w.tcp(OWNER);
+    w.bind(OWNER, t, 8080).unwrap();
+    w.model.associate(OWNER, t, token.get()).unwrap_err();
+    for port in [0, 61000, 61001, 61050, 8081] {
+        assert_eq!(w.bind(OWNER, t, port), Err(Errno::EINVAL));
+    }
+    assert!(!w.model.socket_at(OWNER, t).unwrap().options.reuse_address, "and leaves no trace");
+}
+
+#[test]
 fn a4_explicit_ports_inside_the_block_only() {
     let mut w = World::new();
     let s = w.udp(OWNER);

@@ -12,26 +12,87 @@ pub type At = (u8, u8);
 /// One step.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Spawn { uid: u8, cgroup: u8, privileged: bool },
+    Spawn {
+        uid: u8,
+        cgroup: u8,
+        privileged: bool,
+    },
     Fork(u8),
-    Exit { process: u8, killed: bool },
-    SetUid { process: u8, uid: u8 },
-    Socket { process: u8, namespace: u8, transport: Transport, v6: bool, reuse_address: bool, reuse_port: bool },
+    Exit {
+        process: u8,
+        killed: bool,
+    },
+    SetUid {
+        process: u8,
+        uid: u8,
+    },
+    Socket {
+        process: u8,
+        namespace: u8,
+        transport: Transport,
+        v6: bool,
+        reuse_address: bool,
+        reuse_port: bool,
+    },
     Duplicate(At),
-    Pass { from: At, to: u8 },
+    Pass {
+        from: At,
+        to: u8,
+    },
     Close(At),
-    Acquire { on: At, ask: Ask },
+    Acquire {
+        on: At,
+        ask: Ask,
+    },
     Granted(At),
-    Release { on: At, token: u8, thread: bool },
-    Associate { on: At, token: u8, thread: bool },
-    Query { on: At, select: Query },
-    Bind { on: At, address: u8, port: u16, thread: bool },
+    Release {
+        on: At,
+        token: u8,
+        thread: bool,
+    },
+    Associate {
+        on: At,
+        token: u8,
+        thread: bool,
+    },
+    /// A new socket of the right kind, of the owner or of somebody else, takes a port of a reservation.
+    Consume {
+        token: u8,
+        by_owner: bool,
+        associate: bool,
+        how: How,
+        v6: bool,
+        reuse_port: bool,
+        thread: bool,
+    },
+    /// The owner releases, through some socket of its own.
+    GiveUp {
+        token: u8,
+        socket: u8,
+    },
+    Query {
+        on: At,
+        select: Query,
+    },
+    Bind {
+        on: At,
+        address: u8,
+        port: u16,
+        thread: bool,
+    },
     Connect(At),
     Listen(At),
     Agent(bool),
-    Decide { token: u8, confirm: bool },
+    Decide {
+        token: u8,
+        confirm: bool,
+    },
     End(u8),
-    Aside { namespace: u8, transport: Transport, port: u16 },
+    Aside {
+        namespace: u8,
+        transport: Transport,
+        port: u16,
+    },
     GiveBack(u8),
 }
 
@@ -47,6 +108,17 @@ pub struct Ask {
     pub cgroup: u8,
     pub label: String,
     pub thread: bool,
+}
+
+/// How a socket gets its port.
+#[derive(Clone, Copy, Debug)]
+pub enum How {
+    Draw,
+    Connect,
+    /// At an offset into the block; sometimes beyond it.
+    Explicit(u8),
+    /// From an address that no interface has.
+    Fail,
 }
 
 /// A query.
@@ -78,7 +150,7 @@ fn transport() -> impl Strategy<Value = Transport> {
 
 fn ask() -> impl Strategy<Value = Ask> {
     let start = prop_oneof![5 => Just(0), 4 => port(), 1 => any::<u16>()];
-    let count = prop_oneof![12 => 1..6u16, 4 => 6..30u16, 1 => 30..100u16, 1 => Just(0), 1 => any::<u16>()];
+    let count = prop_oneof![14 => 1..5u16, 3 => 5..20u16, 1 => 20..100u16, 1 => Just(0), 1 => any::<u16>()];
     let align = prop_oneof![6 => Just(0u16), 1 => Just(1), 2 => Just(2), 1 => Just(4), 1 => Just(16), 1 => Just(64), 1 => Just(3)];
     let label = prop_oneof![3 => Just(String::new()), 1 => "[a-z]{1,24}"];
     let scope = prop_oneof![4 => Just(0u8), 1 => Just(1), 2 => Just(2)];
@@ -106,6 +178,26 @@ fn query() -> impl Strategy<Value = Query> {
         Just(Query::Indexes),
         Just(Query::Associated),
     ]
+}
+
+fn consume() -> impl Strategy<Value = Step> {
+    let how = prop_oneof![
+        5 => Just(How::Draw),
+        2 => Just(How::Connect),
+        4 => any::<u8>().prop_map(How::Explicit),
+        1 => Just(How::Fail),
+    ];
+    let likely = || prop::bool::weighted(0.8);
+    (any::<u8>(), likely(), likely(), how, any::<bool>(), prop::bool::weighted(0.3), prop::bool::weighted(0.2))
+        .prop_map(|(token, by_owner, associate, how, v6, reuse_port, thread)| Step::Consume {
+            token,
+            by_owner,
+            associate,
+            how,
+            v6,
+            reuse_port,
+            thread,
+        })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -137,13 +229,15 @@ fn step() -> impl Strategy<Value = Step> {
     let descriptors = prop_oneof![
         1 => at().prop_map(Step::Duplicate),
         2 => (at(), byte()).prop_map(|(from, to)| Step::Pass { from, to }),
-        4 => at().prop_map(Step::Close),
+        6 => at().prop_map(Step::Close),
     ];
     let reservations = prop_oneof![
         8 => (at(), ask()).prop_map(|(on, ask)| Step::Acquire { on, ask }),
         1 => at().prop_map(Step::Granted),
         2 => (at(), byte(), thread()).prop_map(|(on, token, thread)| Step::Release { on, token, thread }),
-        6 => (at(), byte(), thread()).prop_map(|(on, token, thread)| Step::Associate { on, token, thread }),
+        3 => (at(), byte(), thread()).prop_map(|(on, token, thread)| Step::Associate { on, token, thread }),
+        10 => consume(),
+        2 => (byte(), byte()).prop_map(|(token, socket)| Step::GiveUp { token, socket }),
         3 => (at(), query()).prop_map(|(on, select)| Step::Query { on, select }),
     ];
     let binds = prop_oneof![
@@ -153,16 +247,16 @@ fn step() -> impl Strategy<Value = Step> {
         1 => at().prop_map(Step::Listen),
     ];
     let agent = prop_oneof![
-        2 => prop::bool::weighted(0.8).prop_map(Step::Agent),
+        1 => any::<bool>().prop_map(Step::Agent),
         6 => (byte(), prop::bool::weighted(0.7)).prop_map(|(token, confirm)| Step::Decide { token, confirm }),
         1 => byte().prop_map(Step::End),
         1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::Aside { namespace, transport, port }),
         1 => byte().prop_map(Step::GiveBack),
     ];
-    prop_oneof![4 => processes, 7 => socket, 5 => descriptors, 14 => reservations, 11 => binds, 4 => agent]
+    prop_oneof![3 => processes, 5 => socket, 5 => descriptors, 16 => reservations, 8 => binds, 5 => agent]
 }
 
 /// Histories.
 pub fn strategy() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 20..160)
+    prop::collection::vec(step(), 20..250)
 }

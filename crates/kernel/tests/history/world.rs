@@ -14,11 +14,11 @@ use portkeep_core::{
     model::{Address, Descriptor, Model, Options, Pid, Place, Request, Reservation, Role, Select, SocketId, State},
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
-use portkeep_kernel::WordKey;
+use portkeep_kernel::{Word, WordKey};
 use portkeep_testkit::new_namespace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::steps::{Ask, At, Query, Step};
+use super::steps::{Ask, At, How, Query, Step};
 use crate::{
     Lab,
     common::{Answer, Command, Process},
@@ -44,7 +44,24 @@ pub fn history(lab: &mut Lab, steps: &[Step]) -> Result<(), Failure> {
         world.log.push(format!("{step:?}"));
         world.take(step)
     });
-    result.and_then(|()| world.finish()).map_err(|complaint| Failure { complaint, log: world.log })
+    let result = result.and_then(|()| world.finish());
+    let log = std::mem::take(&mut world.log);
+    // Whatever happened, the processes end with this.
+    drop(world);
+    result.map_err(|complaint| Failure { complaint, log })
+}
+
+impl Lab {
+    /// Nothing reserved, nothing in use, nobody charged.
+    pub fn is_vacant(&self) -> bool {
+        let vacant =
+            |word: &Word| word.is_vacant() && (word.heads, word.lingering, word.drawn, word.aside) == (0, 0, 0, 0);
+        let counters = self.maps.counters().expect("the counters map");
+        (counters.reservations, counters.ports, counters.agents) == (0, 0, 0)
+            && self.maps.reservations().next().is_none()
+            && self.maps.words().flatten().all(|(_, word)| vacant(&word))
+            && self.maps.quotas().flatten().all(|(_, quota)| quota.used == 0)
+    }
 }
 
 /// A network namespace of this history, with somebody to connect to.
@@ -108,6 +125,7 @@ impl<'lab> World<'lab> {
         for (uid, cgroup) in [(1, 0), (1, 1), (2, 2)] {
             world.spawn(uid, cgroup, false);
         }
+        world.set_agent(true);
         world
     }
 
@@ -160,8 +178,30 @@ impl<'lab> World<'lab> {
                 return same("ASSOCIATE", kernel, self.model.associate(pid, on, token));
             }
             Step::Query { on, select } => return self.query(*on, *select),
-            Step::Bind { on, address, port, thread } => return self.bind(*on, *address, *port, *thread),
-            Step::Connect(at) => return self.connect(*at),
+            Step::Consume { token, by_owner, associate, how, v6, reuse_port, thread } => {
+                let Some(token) = Token::new(self.token(*token)) else { return Ok(()) };
+                let options = Options { reuse_address: false, reuse_port: *reuse_port };
+                return self.consume(token, *by_owner, *associate, *how, *v6, options, *thread);
+            }
+            Step::GiveUp { token, socket } => {
+                let token = self.token(*token);
+                let owner =
+                    Token::new(token).and_then(|token| self.model.reservations().get(&token)).map(|r| r.owner.pid);
+                let Some(pid) = owner.filter(|pid| self.processes.contains_key(pid)) else { return Ok(()) };
+                let descriptors: Vec<Descriptor> = self.model.processes()[&pid].descriptors.keys().copied().collect();
+                let Some(on) = pick(&descriptors, *socket) else { return Ok(()) };
+                let kernel = self.set(pid, on, wire::RELEASE, &token, false);
+                return same("RELEASE by the owner", kernel, self.model.release(pid, on, token));
+            }
+            Step::Bind { on, address, port, thread } => {
+                let Some((pid, on)) = self.unbound(*on) else { return Ok(()) };
+                let address = self.address(pid, on, *address);
+                return self.bind(pid, on, address, *port, *thread);
+            }
+            Step::Connect(at) => {
+                let Some((pid, on)) = self.at(*at) else { return Ok(()) };
+                return self.connect(pid, on);
+            }
             Step::Listen(at) => return self.listen(*at),
             Step::Agent(runs) => self.set_agent(*runs),
             Step::Decide { token, confirm } => return self.decide(*token, *confirm),
@@ -197,15 +237,26 @@ impl<'lab> World<'lab> {
         Some((pid, pick(&descriptors, descriptor)?))
     }
 
-    /// Mostly tokens that were granted at some time; the latest are the most interesting. Else nonsense.
+    /// Mostly one that has no port yet, if there is any: there is more to be done with it.
+    fn unbound(&self, (process, descriptor): At) -> Option<(Pid, Descriptor)> {
+        let pid = self.pid(process)?;
+        let descriptors = &self.model.processes()[&pid].descriptors;
+        let unbound = descriptors.iter().filter(|(_, id)| self.model.sockets()[id].bound.is_none());
+        let unbound: Vec<Descriptor> = unbound.map(|(number, _)| *number).collect();
+        if unbound.is_empty() || descriptor < 50 {
+            return self.at((process, descriptor));
+        }
+        Some((pid, pick(&unbound, descriptor)?))
+    }
+
+    /// Mostly a token in force, else one that was, or nonsense.
     fn token(&self, number: u8) -> u64 {
+        let live: Vec<Token> = self.model.reservations().keys().copied().collect();
         match number {
             0 => 0,
             1 => 0x1234_5678_9abc_def0,
-            _ => {
-                let recent: Vec<Token> = self.tokens.iter().rev().take(6).copied().collect();
-                pick(&recent, number).map_or(7, Token::get)
-            }
+            2..50 => pick(&self.tokens, number).map_or(7, Token::get),
+            _ => pick(&live, number).or(self.tokens.last().copied()).map_or(7, Token::get),
         }
     }
 
@@ -461,14 +512,54 @@ impl<'lab> World<'lab> {
 
     // ---- binds --------------------------------------------------------------------
 
-    fn bind(&mut self, on: At, address: u8, port: u16, thread: bool) -> Step_ {
-        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+    #[allow(clippy::too_many_arguments, reason = "they are the fields of one step")]
+    fn consume(
+        &mut self,
+        token: Token,
+        by_owner: bool,
+        associate: bool,
+        how: How,
+        v6: bool,
+        options: Options,
+        thread: bool,
+    ) -> Step_ {
+        let Some(reservation) = self.model.reservations().get(&token).cloned() else { return Ok(()) };
+        let owner = Some(reservation.owner.pid).filter(|pid| by_owner && self.processes.contains_key(pid));
+        let Some(pid) = owner.or_else(|| self.pid(self.tokens.len() as u8)) else { return Ok(()) };
+        let namespace = u8::from(self.nets[1].cookie == reservation.namespace);
+        // Of `both`, either one.
+        let transports: Vec<Transport> = reservation.transports.iter().collect();
+        let transport = transports[self.tokens.len() % transports.len()];
+        let on = self.socket(pid, namespace, transport, v6, options);
+        if associate {
+            let kernel = self.set(pid, on, wire::ASSOCIATE, &token.get(), thread);
+            same("ASSOCIATE of a new socket", kernel, self.model.associate(pid, on, token.get()))?;
+        }
+        let any = if v6 { Address::V6Any } else { Address::V4Any };
+        match how {
+            How::Draw => self.bind(pid, on, any, 0, thread),
+            How::Connect => self.connect(pid, on),
+            How::Explicit(offset) => {
+                let offset = u16::from(offset) % (reservation.block.count() + 1);
+                let address = self.address(pid, on, offset as u8);
+                self.bind(pid, on, address, reservation.block.start() + offset, thread)
+            }
+            How::Fail if v6 => self.bind(pid, on, Address::V6Loopback, 0, thread),
+            How::Fail => self.bind(pid, on, Address::V4Elsewhere, 0, thread),
+        }
+    }
+
+    /// An address of the socket's family.
+    fn address(&self, pid: Pid, on: Descriptor, number: u8) -> Address {
         let choices: &[Address] = if self.model.sockets()[&self.id(pid, on)].v6 {
             &[Address::V6Any, Address::V6Any, Address::V6Loopback, Address::V6Mapped]
         } else {
             &[Address::V4Any, Address::V4Any, Address::V4Loopback, Address::V4Loopback, Address::V4Elsewhere]
         };
-        let address = choices[usize::from(address) % choices.len()];
+        choices[usize::from(number) % choices.len()]
+    }
+
+    fn bind(&mut self, pid: Pid, on: Descriptor, address: Address, port: u16, thread: bool) -> Step_ {
         let to = SocketAddr::new(ip(address), port);
         let kernel = self.tell(pid, &Command::Bind { on, to, thread });
         let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
@@ -483,8 +574,7 @@ impl<'lab> World<'lab> {
         same("SO_REUSEADDR", answer.reuse_address, self.model.sockets()[&self.id(pid, on)].options.reuse_address)
     }
 
-    fn connect(&mut self, on: At) -> Step_ {
-        let Some((pid, on)) = self.at(on) else { return Ok(()) };
+    fn connect(&mut self, pid: Pid, on: Descriptor) -> Step_ {
         let id = self.id(pid, on);
         let socket = &self.model.sockets()[&id];
         let tcp = socket.transport == Some(Transport::Tcp);
@@ -550,7 +640,9 @@ impl<'lab> World<'lab> {
 
     /// The agent confirms what is vacant. It has seen to that: the model knows the sockets as sock_diag would.
     fn decide(&mut self, token: u8, confirm: bool) -> Step_ {
-        let Some(token) = Token::new(self.token(token)) else { return Ok(()) };
+        let pending = self.model.reservations().iter().filter(|(_, r)| r.state == State::Pending);
+        let pending: Vec<Token> = pending.map(|(token, _)| *token).collect();
+        let Some(token) = pick(&pending, token).or_else(|| Token::new(self.token(token))) else { return Ok(()) };
         let bound: BTreeSet<Place> = self.model.sockets().values().filter_map(|socket| socket.place()).collect();
         let vacant = self.model.reservations().get(&token).is_none_or(|r| !r.places().any(|at| bound.contains(&at)));
         let id = self.lab.maps.id_of(token).expect("the config map");
@@ -579,18 +671,13 @@ impl<'lab> World<'lab> {
         self.set_agent(false);
         while !self.processes.is_empty() {
             self.exit(0, true);
-            self.compare_contents()?;
+            self.compare_counters()?;
         }
         same("ports left over in the model", self.model.taken().len(), 0)?;
-        same("reservations left over", self.lab.maps.reservations().count(), 0)?;
-        for item in self.lab.maps.words() {
-            let (key, word) = item.expect("the words map");
-            let rest = (word.reserved, word.heads, word.lingering, word.drawn, word.aside, word.lead, word.uses);
-            same(&format!("left over in {key:?}"), rest, (0, 0, 0, 0, 0, 0, [0; 32]))?;
-        }
+        self.compare_contents()?;
         // Words stay until they are swept; that is done once in a while because it waits for all CPUs.
         self.lab.histories += 1;
-        if self.lab.histories % 16 == 0 {
+        if self.lab.histories.is_multiple_of(16) {
             self.lab.maps.forget_quiet_namespaces(0).expect("sweeping");
             same("words left after sweeping", self.lab.maps.words().count(), 0)?;
             same("spaces left after sweeping", self.lab.maps.spaces().count(), 0)?;
@@ -598,13 +685,17 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    fn compare_contents(&self) -> Step_ {
-        let maps = &self.lab.maps;
-        let counters = maps.counters().expect("the counters map");
+    fn compare_counters(&self) -> Step_ {
+        let counters = self.lab.maps.counters().expect("the counters map");
         let version = self.model.version();
         same("counters", (counters.reservations, counters.ports), (version.reservations, version.ports))?;
-        same("agents", counters.agents != 0, version.agent)?;
+        same("agents", counters.agents != 0, version.agent)
+    }
 
+    fn compare_contents(&self) -> Step_ {
+        self.compare_counters()?;
+        // Walking through a map takes milliseconds, because its empty buckets are walked through, too.
+        let maps = &self.lab.maps;
         let in_kernel: BTreeMap<u64, (u64, u16, u16, u8, u8)> = maps
             .reservations()
             .map(|item| item.expect("the reservations map").1)
@@ -624,13 +715,17 @@ impl<'lab> World<'lab> {
         for (uid, quota) in maps.quotas().map(|item| item.expect("the quotas map")) {
             same(&format!("ports of uid {uid}"), quota.used, self.model.ports_of(uid))?;
         }
-        for net in &self.nets {
-            let live =
-                maps.spaces().flatten().find(|(cookie, _)| *cookie == net.cookie).map_or(0, |(_, space)| space.live);
-            let here =
-                self.model.reservations().values().filter(|r| r.namespace == net.cookie && r.places().next().is_some());
-            same("reservations of the namespace", live, here.count() as u32)?;
+        let live: BTreeMap<u64, u32> = maps
+            .spaces()
+            .map(|item| item.expect("the spaces map"))
+            .filter(|(_, space)| space.live > 0)
+            .map(|(cookie, space)| (cookie, space.live))
+            .collect();
+        let mut in_model = BTreeMap::new();
+        for reservation in self.model.reservations().values().filter(|r| r.places().next().is_some()) {
+            *in_model.entry(reservation.namespace).or_insert(0) += 1;
         }
+        same("reservations of each namespace", live, in_model)?;
         self.compare_words()
     }
 
@@ -638,11 +733,11 @@ impl<'lab> World<'lab> {
         let taken = self.model.taken();
         let mut seen = BTreeSet::new();
         for (key, word) in self.lab.maps.words().map(|item| item.expect("the words map")) {
-            if !self.nets.iter().any(|net| net.cookie == key.netns) {
-                continue;
-            }
             let transport = Transport::ALL.into_iter().find(|t| u16::from(t.bit()) == key.transport);
             let transport = transport.ok_or_else(|| format!("a word of a strange transport: {key:?}"))?;
+            let first = Place { namespace: key.netns, transport, port: key.word * 64 };
+            let reaches_in = self.model.block_at(first).is_some_and(|(_, r)| r.block.start() < first.port);
+            same(&format!("a block reaches into {key:?}"), word.lead != 0, reaches_in)?;
             for bit in 0..64u16 {
                 let place = Place { namespace: key.netns, transport, port: key.word * 64 + bit };
                 let is = |bits: u64| bits >> bit & 1 == 1;
@@ -657,6 +752,7 @@ impl<'lab> World<'lab> {
                 same(&format!("{place:?} (reserved, lingering, aside, uses)"), kernel, model)?;
                 let head = self.model.block_at(place).is_some_and(|(_, r)| r.block.start() == place.port);
                 same(&format!("{place:?} is a head"), is(word.heads), head)?;
+                same(&format!("{place:?} is drawn"), is(word.drawn), self.model.is_hinted(place))?;
                 seen.insert(place);
             }
         }
