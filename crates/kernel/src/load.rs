@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::Map,
+    maps::{Map, MapData},
     programs::{Program, ProgramError, ProgramFd, SchedClassifier},
 };
 
@@ -227,11 +227,13 @@ impl Loaded {
         Admin::from_program(program).map_err(wrap)
     }
 
-    /// The event ring. There is one: who takes it gets the events.
-    pub fn take_events(&mut self) -> Result<Events, MapAccessError> {
-        let Some(Map::RingBuf(ring)) = self.ebpf.take_map("events") else {
+    /// The event ring, through a descriptor of its own. There is one ring: what one reader takes out no other sees,
+    /// and a reader goes on where the last one was when it opened.
+    pub fn events(&self) -> Result<Events, MapAccessError> {
+        let call = |source| MapAccessError::Call { name: "events", source };
+        let Some(Map::RingBuf(ring)) = self.ebpf.map("events") else {
             return Err(MapAccessError::Missing("events"));
         };
-        Events::new(ring)
+        Events::new(MapData::from_id(ring.info().map_err(call)?.id()).map_err(call)?)
     }
 }

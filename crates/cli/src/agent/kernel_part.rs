@@ -35,11 +35,16 @@ impl KernelPart {
         })
     }
 
-    /// Of one that lives in this process, after it was attached. Takes the event ring.
+    /// Of one that lives in this process, after it was attached.
     pub fn of_loaded(loaded: &mut Loaded) -> anyhow::Result<Self> {
         let maps = loaded.maps()?;
         let config = maps.config()?;
-        Ok(Self { maps, admin: loaded.admin()?, events: loaded.take_events()?, config, folder: None })
+        Ok(Self { maps, admin: loaded.admin()?, events: loaded.events()?, config, folder: None })
+    }
+
+    /// The event ring. What is taken out here no agent sees.
+    pub fn events(&mut self) -> &mut Events {
+        &mut self.events
     }
 
     /// Whether it is still the one that is up. It is not after `portkeep down`,
