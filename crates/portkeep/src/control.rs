@@ -4,7 +4,7 @@
 //! public for those who keep their own books, and for tests.
 //!
 //! Every port here is in host byte order. The errors are those of the kernel
-//! part, unchanged; [`Errno`] names them.
+//! part, unchanged; [`crate::Errno`] names them.
 
 use std::{
     io,

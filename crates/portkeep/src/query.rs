@@ -39,7 +39,12 @@ pub(crate) fn asker() -> Result<(Socket, Version), QueryError> {
 }
 
 pub(crate) fn version_of(socket: impl AsFd) -> Result<Version, QueryError> {
-    let version = control::version(socket).map_err(QueryError::from_call)?;
+    let version = control::version(socket).map_err(|source| match source.raw_os_error().map(Errno) {
+        // The kernel part answers this one on any socket. Without it, what an unknown level gets depends on the family:
+        // EOPNOTSUPP from IPv4 and Unix sockets, ENOPROTOOPT from IPv6.
+        Some(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => QueryError::KernelAbsent,
+        _ => QueryError::QueryCall { source },
+    })?;
     if version.abi != wire::ABI {
         return Err(QueryError::OtherAbi { found: version.abi, expected: wire::ABI });
     }

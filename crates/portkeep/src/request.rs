@@ -153,13 +153,13 @@ impl Request {
             Require::Held => false,
             _ => match query::version_of(&owner) {
                 Ok(_) => true,
-                Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) if self.require == Require::Any => false,
-                Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) => return Err(AcquireError::KernelAbsent),
+                Err(QueryError::KernelAbsent) if self.require == Require::Any => false,
+                Err(QueryError::KernelAbsent) => return Err(AcquireError::KernelAbsent),
                 Err(QueryError::OtherAbi { found, expected }) => {
                     return Err(AcquireError::OtherAbi { found, expected });
                 }
                 Err(QueryError::QueryCall { source }) => return Err(AcquireError::AcquireCall { source }),
-                Err(QueryError::Ended) => return Err(AcquireError::Cancelled),
+                Err(QueryError::NotTcpOrUdp | QueryError::Ended) => return Err(AcquireError::WrongSocket),
             },
         };
         let transports = self.transports();

@@ -9,8 +9,8 @@ use std::{
 };
 
 use portkeep::{
-    AcquireError, AssociateError, BindError, Enforcement, PortkeepSocket, ReleaseError, Request, Require, Reservation,
-    Scope, Transport, Transports, lookup, release,
+    AcquireError, AssociateError, BindError, Enforcement, MalformedRequest, PortRangeError, PortkeepSocket, QueryError,
+    ReleaseError, Request, Require, Reservation, Scope, Token, Transport, Transports, lookup, release, version,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -204,6 +204,42 @@ fn what_only_the_kernel_part_can_do_is_refused() {
     let error = tcp().scope(Scope::User).acquire().unwrap_err();
     assert!(matches!(error, AcquireError::HeldCannot { .. }));
     assert_eq!(error.errno(), Some(portkeep::Errno::EOPNOTSUPP));
+}
+
+#[test]
+fn without_the_kernel_part_nothing_is_pretended() {
+    isolate();
+    if version().is_ok() {
+        // This machine has it; the tests of the other file are about that.
+        return;
+    }
+    assert_eq!(portkeep::enforcement(), Enforcement::Held);
+    let reservation = Reservation::tcp().acquire().unwrap();
+    assert_eq!(reservation.enforcement(), Enforcement::Held);
+    let error = Reservation::tcp().require(Require::Kernel).acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::KernelAbsent));
+    let unknown = Token::new(77).unwrap();
+    let own = socket(Domain::IPV4, Transport::Tcp);
+    assert!(matches!(own.associate(unknown), Err(AssociateError::KernelAbsent)));
+    assert!(matches!(own.reservation(), Err(QueryError::KernelAbsent)));
+    assert!(matches!(release(unknown), Err(ReleaseError::KernelAbsent)));
+    assert!(matches!(lookup(unknown), Err(QueryError::KernelAbsent)));
+    // "Nobody" would be a lie: who holds what is known to nobody but the holders.
+    assert!(matches!(portkeep::who(Transport::Tcp, reservation.ports().start()), Err(QueryError::KernelAbsent)));
+    assert!(matches!(portkeep::list(), Err(QueryError::KernelAbsent)));
+}
+
+#[test]
+fn malformed_requests_are_told_apart() {
+    let reason = |request: Request| match request.acquire().unwrap_err() {
+        AcquireError::Malformed(reason) => reason,
+        error => panic!("{error:?}"),
+    };
+    assert!(matches!(reason(tcp().ports(0)), MalformedRequest::Block(PortRangeError::Empty)));
+    assert!(matches!(reason(tcp().at(65535).ports(2)), MalformedRequest::Block(PortRangeError::PastEnd { .. })));
+    assert!(matches!(reason(tcp().align(6)), MalformedRequest::Align(6)));
+    assert!(matches!(reason(tcp().at(7001).align(2)), MalformedRequest::Unaligned { start: 7001, align: 2 }));
+    assert!(matches!(reason(tcp().label("x".repeat(25))), MalformedRequest::Label(_)));
 }
 
 #[test]

@@ -282,6 +282,34 @@ fn held_is_possible_beside_the_kernel_part() {
 }
 }
 
+kernel_test! {
+/// Others acquire and release all the time; the reservations that stay must be in every listing.
+fn listings_are_complete_while_others_come_and_go() {
+    // At the end of the pool, so that a listing gets to them only past those that come and go.
+    let last = version().unwrap().pool.unwrap().last();
+    let lasting: Vec<_> = (0..10).map(|n| Reservation::tcp().at(last - n).acquire().unwrap()).collect();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    drop(Reservation::tcp().ports(3).acquire().unwrap());
+                }
+            });
+        }
+        for _ in 0..300 {
+            let found = list().unwrap();
+            let all = lasting.iter().all(|reservation| found.iter().any(|info| info.token == Some(reservation.token())));
+            if !all {
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                panic!("{} of at least {}", found.len(), lasting.len());
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+}
+
 /// What the agent does, by hand. One test at a time: an agent serves the whole machine.
 struct Agent {
     beacon: Option<UdpSocket>,

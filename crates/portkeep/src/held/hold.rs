@@ -68,8 +68,12 @@ fn search(
                     CURSOR.store(start - u32::from(first) + u32::from(request.count), Ordering::Relaxed);
                     return Ok(Some(sockets));
                 }
-                // No block that includes this port will do.
-                Err((port, error)) if error.kind() == io::ErrorKind::AddrInUse => start = u32::from(port) + 1,
+                // No block that includes this port will do. (Whoever forbids a port may call it EACCES.)
+                Err((port, error))
+                    if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
+                {
+                    start = u32::from(port) + 1;
+                }
                 Err((_, source)) => return Err(AcquireError::SocketCall { source }),
             }
         }
