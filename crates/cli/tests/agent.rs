@@ -1,0 +1,610 @@
+//! The agent as a process of its own, in a namespace of its own, on the kernel part that this process lives under.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use portkeep::control;
+use portkeep_cli::agent::{self, Agent, KernelPart, RuntimeDir};
+use portkeep_core::{
+    Errno, Transport,
+    wire::{self, AcquireRequest, Grant},
+};
+use portkeep_kernel::{Instance, UpOptions, WordKey, bpffs, cgroup};
+use portkeep_testkit::{
+    Sandbox, TestCgroup, World, new_namespace,
+    process::{Child, become_user, in_child},
+    sockets::{bind, bind_to, connect, errno, port, tcp, tcp6, token, udp, udp6},
+};
+use rustix::{
+    mount::{MountPropagationFlags, mount_change},
+    process::{Pid, Signal, kill_process},
+};
+use socket2::Socket;
+
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// With an event ring of its own: a reader that was opened before another one took events out would find them again.
+fn kernel_part() -> KernelPart {
+    KernelPart::of_loaded(&mut Sandbox::get().loaded()).unwrap()
+}
+
+/// A running agent; dropped, it is killed. It holds copies of the descriptors that were open when it was forked.
+struct AgentProcess {
+    child: Child,
+    stop: UnixStream,
+}
+
+impl AgentProcess {
+    fn start(runtime: &Path) -> Self {
+        let (stop, told) = UnixStream::pair().unwrap();
+        let mut child = Child::fork(|talk| {
+            // Not in the namespace of those who ask.
+            new_namespace();
+            let mut kernel = kernel_part();
+            let agent = Agent::start(&mut kernel, &RuntimeDir::at(runtime)).unwrap();
+            talk.say(1);
+            agent.run(&told).unwrap();
+        });
+        assert_eq!(child.talk.hear(), 1);
+        Self { child, stop }
+    }
+
+    fn stop(self) {
+        io::Write::write_all(&mut &self.stop, b"!").unwrap();
+        self.child.join();
+    }
+
+    fn kill(self) {
+        self.child.kill();
+    }
+}
+
+/// ACQUIRE, and the agent's answer.
+fn ask(socket: &Socket, start: u16, count: u16) -> Result<Grant, Errno> {
+    request(socket, &AcquireRequest { start, count, ..Default::default() })
+}
+
+fn request(socket: &Socket, request: &AcquireRequest) -> Result<Grant, Errno> {
+    let number = |error: io::Error| Errno(error.raw_os_error().unwrap());
+    match control::acquire(socket, request).map_err(number) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let begin = Instant::now();
+    loop {
+        let grant = control::granted(socket).map_err(number)?;
+        match grant.state {
+            wire::ACTIVE => return Ok(grant),
+            wire::REFUSED => return Err(Errno(grant.error.into())),
+            _ => assert!(begin.elapsed() < Duration::from_secs(10), "no answer from the agent"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{what} did not come true");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Of this thread's namespace, in one read.
+fn reserved() -> String {
+    let mut text = vec![0; 1 << 18];
+    let length = File::open(RESERVED).unwrap().read(&mut text).unwrap();
+    String::from_utf8_lossy(&text[..length]).trim().to_owned()
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+#[test]
+fn a_vacant_block_is_granted_in_the_callers_namespace() {
+    let Some(world) = World::enter("a_vacant_block_is_granted_in_the_callers_namespace") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    fs::write(RESERVED, "100,5002,7000-7009").unwrap();
+
+    let owner = tcp();
+    assert_eq!(control::version(&owner).unwrap().agent, 1);
+    let grant = ask(&owner, 5000, 4).unwrap();
+    assert_eq!((grant.start, grant.count), (5000, 4));
+    assert_eq!(reserved(), "100,5000-5003,7000-7009");
+
+    // The same numbers in another namespace, and there is somebody here, in yet another one, who is no obstacle.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            new_namespace();
+            let owner = tcp();
+            ask(&owner, 5000, 4).unwrap();
+            assert_eq!(reserved(), "5000-5003");
+            control::release(&owner, token(&control::granted(&owner).unwrap())).unwrap();
+            eventually("the other namespace's entry goes", || reserved().is_empty());
+        });
+    });
+    assert_eq!(reserved(), "100,5000-5003,7000-7009");
+
+    // What others add meanwhile stays, too, and what was theirs before is not taken for ours.
+    fs::write(RESERVED, "100,5000-5003,7000-7009,8000").unwrap();
+    control::release(&owner, token(&grant)).unwrap();
+    eventually("our entries go", || reserved() == "100,5002,7000-7009,8000");
+
+    let owner = udp();
+    request(&owner, &AcquireRequest { start: 1000, count: 1, flags: wire::BOTH, ..Default::default() }).unwrap();
+    drop(owner);
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn many_blocks_make_a_long_sysctl_and_none_is_lost() {
+    let Some(world) = World::enter("many_blocks_make_a_long_sysctl_and_none_is_lost") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    // 20,000 bytes of them: five writes.
+    let theirs: Vec<String> = (40000..48000u16).step_by(2).map(|port| port.to_string()).collect();
+    let theirs = theirs.join(",");
+    let file = fs::OpenOptions::new().write(true).open(RESERVED).unwrap();
+    for (i, part) in theirs.as_bytes().chunks(3000).enumerate() {
+        std::os::unix::fs::FileExt::write_at(&file, part, i as u64).unwrap();
+    }
+    assert_eq!(reserved(), theirs);
+
+    let owners: Vec<Socket> = (0..100).map(|_| udp()).collect();
+    for (i, owner) in owners.iter().enumerate() {
+        ask(owner, 10000 + 10 * i as u16, 5).unwrap();
+    }
+    assert!(reserved().ends_with(&theirs) && reserved().starts_with("10000-10004,10010-10014,"));
+    ask(&tcp(), 20000, 5000).unwrap();
+    drop(owners);
+    eventually("our entries go", || reserved() == theirs);
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn whoever_is_there_is_in_the_way() {
+    let Some(world) = World::enter("whoever_is_there_is_in_the_way") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    let elsewhere = TcpListener::bind(address(4000)).unwrap();
+
+    type Occupy = fn() -> Socket;
+    let occupants: [(&str, Transport, Occupy); 13] = [
+        ("a listener", Transport::Tcp, || TcpListener::bind(address(5002)).unwrap().into()),
+        ("a listener without SO_REUSEADDR", Transport::Tcp, || {
+            let socket = tcp();
+            bind(&socket, 5002).unwrap();
+            socket.listen(1).unwrap();
+            socket
+        }),
+        ("a socket that is only bound", Transport::Tcp, || {
+            let socket = tcp();
+            bind_to(&socket, &address(5002)).unwrap();
+            socket
+        }),
+        ("one that would share with others", Transport::Tcp, || {
+            let socket = tcp();
+            socket.set_reuse_address(true).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            bind(&socket, 5002).unwrap();
+            socket
+        }),
+        ("IPv6 alone", Transport::Tcp, || {
+            let socket = tcp6();
+            socket.set_only_v6(true).unwrap();
+            bind_to(&socket, "[::1]:5002").unwrap();
+            socket
+        }),
+        ("both families", Transport::Tcp, || {
+            let socket = tcp6();
+            bind(&socket, 5002).unwrap();
+            socket
+        }),
+        ("one device", Transport::Tcp, || {
+            let socket = tcp();
+            socket.bind_device(Some(b"lo")).unwrap();
+            bind(&socket, 5002).unwrap();
+            socket
+        }),
+        ("a client that chose its port", Transport::Tcp, || {
+            let socket = tcp();
+            bind(&socket, 5002).unwrap();
+            connect(&socket, &address(4000)).unwrap();
+            socket
+        }),
+        ("a bound UDP socket", Transport::Udp, || {
+            let socket = udp();
+            bind_to(&socket, &address(5002)).unwrap();
+            socket
+        }),
+        ("a UDP socket with SO_REUSEADDR", Transport::Udp, || {
+            let socket = udp();
+            socket.set_reuse_address(true).unwrap();
+            bind(&socket, 5002).unwrap();
+            socket
+        }),
+        ("a connected UDP socket", Transport::Udp, || {
+            let socket = udp();
+            bind(&socket, 5002).unwrap();
+            connect(&socket, &address(4000)).unwrap();
+            socket
+        }),
+        ("a UDP socket of IPv6 alone", Transport::Udp, || {
+            let socket = udp6();
+            socket.set_only_v6(true).unwrap();
+            bind(&socket, 5002).unwrap();
+            socket
+        }),
+        ("a UDP socket of both families", Transport::Udp, || {
+            let socket = udp6();
+            bind(&socket, 5002).unwrap();
+            socket
+        }),
+    ];
+    for (what, transport, occupy) in occupants {
+        let occupant = occupy();
+        let (same, other) = if transport == Transport::Tcp { (tcp(), udp()) } else { (udp(), tcp()) };
+        let both = AcquireRequest { start: 5000, count: 4, flags: wire::BOTH, ..Default::default() };
+        assert_eq!(ask(&same, 5000, 4), Err(Errno::EADDRINUSE), "{what}");
+        // A long block is looked at in another way.
+        assert_eq!(ask(&same, 5000, 500), Err(Errno::EADDRINUSE), "{what}");
+        assert_eq!(request(&other, &both), Err(Errno::EADDRINUSE), "{what}");
+        eventually("the sysctl is put right", || reserved().is_empty());
+        world.assert_empty();
+        // Nothing is left of the refusal, and the other transport's ports are others.
+        let grant = ask(&other, 5000, 4).unwrap();
+        control::release(&other, token(&grant)).unwrap();
+        drop(occupant);
+        let grant = ask(&same, 5000, 500).unwrap_or_else(|errno| panic!("after {what}: {errno}"));
+        control::release(&same, token(&grant)).unwrap();
+    }
+
+    // A port that the kernel chose for a client.
+    let client = TcpStream::connect(address(4000)).unwrap();
+    let chosen = client.local_addr().unwrap().port();
+    assert_eq!(ask(&tcp(), chosen, 1), Err(Errno::EADDRINUSE));
+    drop((client, elsewhere));
+    agent.stop();
+    world.assert_empty();
+}
+
+/// A connection between two sockets of this namespace; `server` was accepted by `listener`.
+fn connection(reuse: bool, port: u16, from: u16) -> (Socket, Socket, Socket) {
+    let listener = tcp();
+    listener.set_reuse_address(reuse).unwrap();
+    bind(&listener, port).unwrap();
+    listener.listen(1).unwrap();
+    let client = tcp();
+    bind(&client, from).unwrap();
+    connect(&client, &address(port)).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (listener, client, server)
+}
+
+#[test]
+fn time_wait_and_a_gone_servers_connections_do_not_count() {
+    let Some(world) = World::enter("time_wait_and_a_gone_servers_connections_do_not_count") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+
+    for reuse in [true, false] {
+        // Who closes first is in TIME_WAIT: here the server.
+        let (listener, client, server) = connection(reuse, 5000, 0);
+        drop((server, listener));
+        drop(client);
+        assert_eq!(errno(bind(&tcp(), 5000)), Errno::EADDRINUSE);
+        for count in [1, 500] {
+            let owner = tcp();
+            let grant = ask(&owner, 5000, count).unwrap_or_else(|errno| panic!("{reuse} {count}: {errno}"));
+            control::release(&owner, token(&grant)).unwrap();
+        }
+
+        // And here the client.
+        let (listener, client, server) = connection(reuse, 5100, 5200);
+        drop(client);
+        drop((server, listener));
+        assert_eq!(errno(bind(&tcp(), 5200)), Errno::EADDRINUSE);
+        let owner = tcp();
+        let grant = ask(&owner, 5200, 1).unwrap();
+        control::release(&owner, token(&grant)).unwrap();
+        // TIME_WAIT of the same ports is in the way of the next round.
+        new_namespace();
+    }
+
+    let (listener, _client, _server) = connection(true, 5300, 0);
+    drop(listener);
+    ask(&tcp(), 5300, 1).unwrap();
+    let (listener, _client, _server) = connection(false, 5400, 0);
+    drop(listener);
+    assert_eq!(ask(&tcp(), 5400, 1), Err(Errno::EADDRINUSE));
+    // TIME_WAIT does not hide who is there besides.
+    let (listener, client, server) = connection(true, 5500, 0);
+    drop(server);
+    drop(client);
+    assert_eq!(ask(&tcp(), 5500, 1), Err(Errno::EADDRINUSE));
+    drop(listener);
+    ask(&tcp(), 5500, 1).unwrap();
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs() {
+    let Some(world) = World::enter("a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    assert_eq!(ask(&tcp(), 5000, 1), Err(Errno::ENETDOWN));
+    let agent = AgentProcess::start(runtime.path());
+    let (first, second) = (tcp(), tcp());
+    fs::write(RESERVED, "100").unwrap();
+    let grant = ask(&first, 5000, 4).unwrap();
+    ask(&second, 6000, 4).unwrap();
+    assert_eq!(reserved(), "100,5000-5003,6000-6003");
+
+    agent.kill();
+    assert_eq!(ask(&tcp(), 5100, 1), Err(Errno::ENETDOWN));
+    assert_eq!(control::version(tcp()).unwrap().agent, 0);
+    in_child(|| assert_eq!(errno(bind(&tcp(), 5000)), Errno::EADDRINUSE));
+    control::release(&first, token(&grant)).unwrap();
+    // Somebody overwrites the sysctl while nobody looks.
+    fs::write(RESERVED, "200,5000-5003").unwrap();
+    // This thread's namespace is not a process's, so the next agent finds it by the state alone.
+    let agent = AgentProcess::start(runtime.path());
+    assert_eq!(reserved(), "200,6000-6003");
+    ask(&first, 5100, 1).unwrap();
+    assert_eq!(reserved(), "200,5100,6000-6003");
+
+    agent.stop();
+    assert_eq!(reserved(), "200,5100,6000-6003");
+    let restored = agent::restore_all(&RuntimeDir::at(runtime.path())).unwrap();
+    assert_eq!((restored.namespaces, restored.unreachable), (1, 0));
+    assert_eq!(reserved(), "200");
+    drop((first, second));
+    world.assert_empty();
+}
+
+#[test]
+fn killed_at_any_instant_nothing_of_ours_stays_in_the_sysctl() {
+    let Some(world) = World::enter("killed_at_any_instant_nothing_of_ours_stays_in_the_sysctl") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    fs::write(RESERVED, "100,10003").unwrap();
+    for round in 0..20u64 {
+        let agent = AgentProcess::start(runtime.path());
+        let end = Instant::now() + Duration::from_micros(round * 1500);
+        let mut asked = Vec::new();
+        for i in 0.. {
+            if Instant::now() >= end {
+                break;
+            }
+            let owner = tcp();
+            let start = 10000 + (i % 500) * 10;
+            let _ = control::acquire(&owner, &AcquireRequest { start, count: 5, ..Default::default() });
+            asked.push(owner);
+            if i % 3 == 0 {
+                asked.clear();
+            }
+        }
+        agent.kill();
+    }
+    let agent = AgentProcess::start(runtime.path());
+    eventually("our entries go", || reserved() == "100,10003");
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn requests_that_nobody_was_told_of_are_found() {
+    let Some(world) = World::enter("requests_that_nobody_was_told_of_are_found") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    rustix::process::kill_process(pid(&agent.child), Signal::STOP).unwrap();
+    let owner = tcp();
+    assert_eq!(
+        errno(control::acquire(&owner, &AcquireRequest { start: 5000, count: 1, ..Default::default() })),
+        Errno::EINPROGRESS
+    );
+    // Taken out of the ring by another reader, and by nobody handled.
+    let mut kernel = kernel_part();
+    let taken = std::iter::from_fn(|| kernel.events().next_event()).count();
+    assert!(taken > 0);
+    kill_process(pid(&agent.child), Signal::CONT).unwrap();
+    eventually("the request is granted", || control::granted(&owner).unwrap().state == wire::ACTIVE);
+    drop(owner);
+    agent.stop();
+    world.assert_empty();
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.pid() as i32).unwrap()
+}
+
+#[test]
+fn privileged_blocks_are_for_root() {
+    let Some(world) = World::enter("privileged_blocks_are_for_root") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    let owner = tcp();
+    let grant = ask(&owner, 1020, 4).unwrap();
+    control::release(&owner, token(&grant)).unwrap();
+    in_child(|| {
+        become_user(4711);
+        assert_eq!(ask(&tcp(), 1020, 4), Err(Errno::EACCES));
+        // The first port counts, and the limit is the namespace's own.
+        assert_eq!(ask(&tcp(), 1023, 4), Err(Errno::EACCES));
+        ask(&tcp(), 1024, 4).unwrap();
+    });
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "500").unwrap();
+    in_child(|| {
+        become_user(4711);
+        ask(&tcp(), 500, 4).unwrap();
+        assert_eq!(ask(&tcp(), 499, 4), Err(Errno::EACCES));
+    });
+    eventually("the sysctl is put right", || reserved().is_empty());
+    drop(owner);
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn pool_ports_in_use_before_up_are_set_aside_and_given_back() {
+    let Some(world) = World::enter("pool_ports_in_use_before_up_are_set_aside_and_given_back") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    // The agent's own probes pass the hooks, as sockets do that were bound before there were any.
+    let secret = world.maps().config().unwrap().secret;
+    let before_up = |socket: Socket, port: u16| {
+        control::agent_mark(&socket, &wire::AgentMark { secret, role: wire::AGENT_PROBE, zero: 0 }).unwrap();
+        bind(&socket, port).unwrap();
+        socket
+    };
+    let (listening, bound, datagram) = (before_up(tcp(), 61000), before_up(tcp6(), 61002), before_up(udp(), 61001));
+    listening.listen(1).unwrap();
+    // Somebody whose namespace this is, so that it can be seen.
+    let resident = Child::fork(|talk| _ = talk.try_hear());
+    // Forked after the sockets were made, so what is let go here stays open there until it is gone.
+    drop((listening, bound, datagram));
+
+    let agent = AgentProcess::start(runtime.path());
+    let aside = |transport, port: u16| {
+        let key = WordKey::of(world.netns(), transport, port);
+        world.maps().word(&key).unwrap().is_some_and(|word| word.aside & 1 << (port % 64) != 0)
+    };
+    let expected = [(Transport::Tcp, 61000), (Transport::Tcp, 61002), (Transport::Udp, 61001)];
+    for (transport, port) in expected {
+        assert!(aside(transport, port), "{port}/{transport}");
+    }
+    let owner = tcp();
+    assert_eq!(ask(&owner, 0, 1).unwrap().start, 61001);
+    assert_eq!(ask(&owner, 61000, 1), Err(Errno::EADDRINUSE));
+
+    // The agent was forked with them open, too.
+    drop(agent);
+    resident.kill();
+    let agent = AgentProcess::start(runtime.path());
+    for (transport, port) in expected {
+        eventually("the port is given back", || !aside(transport, port));
+    }
+    ask(&owner, 61002, 1).unwrap();
+    drop(owner);
+    agent.stop();
+    eventually("nothing is left", || world.maps().reservations().count() == 0);
+}
+
+#[test]
+fn the_part_of_the_pool_that_automatic_choices_reach_is_entered() {
+    let Some(_world) = World::enter("the_part_of_the_pool_that_automatic_choices_reach_is_entered") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "60000 62000").unwrap();
+    fs::write(RESERVED, "61500").unwrap();
+    let _resident = Child::fork(|talk| _ = talk.try_hear());
+    let agent = AgentProcess::start(runtime.path());
+    assert_eq!(reserved(), "61000-62000");
+    let owner = tcp();
+    ask(&owner, 60990, 20).unwrap();
+    assert_eq!(reserved(), "60990-62000");
+    ask(&owner, 61100, 2).unwrap();
+    assert_eq!(reserved(), "60990-62000");
+    drop(owner);
+    eventually("our block goes, the pool stays", || reserved() == "61000-62000");
+    agent.stop();
+    agent::restore_all(&RuntimeDir::at(runtime.path())).unwrap();
+    assert_eq!(reserved(), "61500");
+}
+
+#[test]
+fn there_is_one_agent_and_it_has_to_be_served() {
+    let Some(_world) = World::enter("there_is_one_agent_and_it_has_to_be_served") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    let mut kernel = kernel_part();
+    let error = Agent::start(&mut kernel, &RuntimeDir::at(runtime.path())).unwrap_err();
+    assert_eq!(error.to_string(), "another agent is running");
+    agent.stop();
+    in_child(|| {
+        let root = cgroup::root().unwrap();
+        fs::write(root.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        let error = Agent::start(&mut kernel, &RuntimeDir::at(runtime.path())).unwrap_err().to_string();
+        assert!(error.contains("the control codes are served in cgroup /portkeep-test-sandbox"), "{error}");
+    });
+}
+
+/// The whole life with a pinned kernel part: up, agent, SIGTERM, SIGKILL, down.
+#[test]
+fn on_a_pinned_kernel_part() {
+    let Some(_world) = World::enter("on_a_pinned_kernel_part") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let mounted = tempfile::tempdir().unwrap();
+    let home = TestCgroup::new("pinned").unwrap();
+    in_child(|| {
+        home.enter(std::process::id()).unwrap();
+        // The file system, and with it the pins and what is attached, goes with the last process that can see it.
+        // SAFETY: which mounts a single-threaded child sees is nobody else's business.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        bpffs::ensure(mounted.path()).unwrap();
+        let folder = mounted.path().join("portkeep");
+        // SAFETY: this process has one thread.
+        unsafe { std::env::set_var(agent::RUNTIME_DIR, runtime.path()) };
+        let netns = new_namespace();
+
+        let early = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], 61000))).unwrap();
+        let mut options = UpOptions::default();
+        options.folder = Some(folder.clone());
+        options.enforce = Some(home.path().to_owned());
+        let instance = Instance::up(&options).unwrap();
+        // Other namespaces are none of this test's business: what is counted there is not told.
+        let is_aside = || {
+            let key = WordKey::of(netns, Transport::Tcp, 61000);
+            instance.maps().unwrap().word(&key).unwrap().is_some_and(|word| word.aside & 1 << (61000 % 64) != 0)
+        };
+        assert!(agent::set_aside_used_pool_ports(&instance).unwrap().set_aside >= 1);
+        assert!(is_aside());
+        let owner = tcp();
+        assert_eq!(ask(&owner, 0, 1).unwrap().start, 61001);
+        assert_eq!(ask(&tcp(), 5000, 4), Err(Errno::ENETDOWN));
+        drop(early);
+        assert!(agent::set_aside_used_pool_ports(&instance).unwrap().given_back >= 1);
+        assert!(!is_aside());
+
+        let start = || {
+            let child = Child::fork(|_| agent::run_in_foreground(&folder).unwrap());
+            eventually("the agent runs", || control::version(tcp()).unwrap().agent == 1);
+            child
+        };
+        let child = start();
+        ask(&owner, 5000, 4).unwrap();
+        kill_process(pid(&child), Signal::TERM).unwrap();
+        child.join();
+        assert_eq!(control::version(tcp()).unwrap().agent, 0);
+        assert_eq!(reserved(), "5000-5003");
+        assert_eq!(port(&tcp()), 0);
+
+        let child = start();
+        ask(&owner, 6000, 1).unwrap();
+        child.kill();
+        assert_eq!(ask(&owner, 7000, 1), Err(Errno::ENETDOWN));
+        assert_eq!(reserved(), "5000-5003,6000");
+
+        // `down` under a running agent: it tidies up and goes.
+        let mut child = Child::fork(|talk| {
+            let error = agent::run_in_foreground(&folder).unwrap_err();
+            assert_eq!(error.to_string(), "the kernel part has been taken down");
+            talk.say(1);
+        });
+        eventually("the agent runs", || control::version(tcp()).unwrap().agent == 1);
+        Instance::down(&folder).unwrap();
+        assert_eq!(child.talk.hear(), 1);
+        child.join();
+        assert_eq!(reserved(), "");
+    });
+}
