@@ -134,17 +134,37 @@ pub fn assert_consistent(maps: &Maps) {
     assert!(wrong.is_empty(), "the maps are inconsistent:\n{}", wrong.join("\n"));
 }
 
+/// What is left in a namespace: reservations (a refused one that was not asked after included), claimed ports, bound
+/// sockets, draws under way.
+///
 /// # Panics
 ///
-/// If there is a reservation (a refused one that was not asked after included), a claimed port, a bound socket or a
-/// draw under way in a namespace.
+/// If the maps cannot be read.
+pub fn leftovers(maps: &Maps, netns: u64) -> Vec<String> {
+    let reservations = maps.reservations().map(|item| item.expect("a reservation")).filter(|(_, r)| r.netns == netns);
+    let words = maps.words().map(|item| item.expect("a word")).filter(|(key, _)| key.netns == netns);
+    let words = words.filter(|(_, word)| !word.is_vacant() || word.drawn != 0);
+    reservations
+        .map(|(id, reservation)| format!("{id}: {reservation:?}"))
+        .chain(words.map(|(key, word)| format!("{key:?}: {word:x?}")))
+        .collect()
+}
+
+/// # Panics
+///
+/// If there are [`leftovers`].
 #[track_caller]
 pub fn assert_empty(maps: &Maps, netns: u64) {
-    for (id, reservation) in maps.reservations().map(|item| item.expect("a reservation")) {
-        assert!(reservation.netns != netns, "{id} is left over: {reservation:?}");
-    }
-    for (key, word) in maps.words().map(|item| item.expect("a word")) {
-        assert!(key.netns != netns || word.is_vacant() && word.drawn == 0, "left over: {key:?} {word:x?}");
+    let left = leftovers(maps, netns);
+    assert!(left.is_empty(), "left over:\n{}", left.join("\n"));
+}
+
+/// Wait for the end of processes that are nobody's children here: until nothing of theirs is left in the namespace, or
+/// it is plain that it never will be, which [`assert_empty`] then says.
+pub fn wait_until_empty(maps: &Maps, netns: u64) {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !leftovers(maps, netns).is_empty() && std::time::Instant::now() < patience {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
