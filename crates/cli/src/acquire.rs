@@ -58,6 +58,8 @@ enum AcquireScope {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    // What cannot be granted anyway is no reason to bring the kernel part up.
+    args.ask.block()?;
     let level = Level::best(&args.place)?;
     let claim = match &level {
         Level::Kernel(_) => {

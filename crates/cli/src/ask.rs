@@ -62,3 +62,29 @@ fn label(text: &str) -> Result<String, &'static str> {
         _ => Ok(text.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        ask: Ask,
+    }
+
+    fn block(words: &[&str]) -> Result<Option<String>, String> {
+        let ask = Only::parse_from([&["x"], words].concat()).ask;
+        ask.block().map(|block| block.map(|block| block.to_string())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn blocks_that_cannot_be_are_refused_before_anybody_is_asked() {
+        assert_eq!(block(&["-n4"]), Ok(None));
+        assert_eq!(block(&["--at", "5000", "-n20"]), Ok(Some("5000-5019".into())));
+        assert!(block(&["--at", "65535", "-n2"]).unwrap_err().contains("past 65535"));
+        assert!(block(&["--at", "5001", "--align", "2"]).unwrap_err().contains("no multiple of 2"));
+    }
+}

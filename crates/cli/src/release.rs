@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use anyhow::Context;
 use portkeep::{Errno, Token};
 use portkeep_core::wire;
 use portkeep_kernel::{Admin, Maps, Reservation, netns};
@@ -77,7 +76,7 @@ struct Released {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let instance = args.pins.open().context("ending somebody's reservation takes root")?;
+    let instance = args.pins.open()?;
     let released = end(&instance.maps()?, &instance.admin()?, args.which)?;
     if args.json {
         io.json(&released)?;

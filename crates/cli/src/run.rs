@@ -121,6 +121,8 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
             io.note(text);
         }
     };
+    // What cannot be granted anyway is no reason to bring the kernel part up.
+    args.ask.block()?;
     let level = Level::best(&args.place)?;
     if let Level::Held(reason) = &level {
         let claim = Claim::held(&args.ask)?;

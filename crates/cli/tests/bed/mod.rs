@@ -1,0 +1,211 @@
+//! Where the command is tried: a cgroup of its own to enforce in, and a mount
+//! namespace of its own with a BPF file system, so that neither the machine's
+//! root cgroup nor its pins are touched, whatever happens to the test.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, UdpSocket},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use portkeep_testkit::TestCgroup;
+use tempfile::TempDir;
+
+pub const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
+const NOBODY: &str = "65534";
+
+pub struct Bed {
+    pub cgroup: TestCgroup,
+    pub folder: TempDir,
+    /// The mount namespace lives as long as this process, and with it the pins.
+    holder: Child,
+}
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Said {
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl Bed {
+    pub fn new(name: &str) -> Self {
+        let cgroup = TestCgroup::new(name).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("bpf")).unwrap();
+        // For nobody, who must get at the binary and must not get at the pins.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let script = r#"mount -t bpf bpf "$0" && chmod 755 "$0" && echo ready && exec cat"#;
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .arg(folder.path().join("bpf"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare of util-linux");
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self { cgroup, folder, holder }
+    }
+
+    pub fn pins(&self) -> PathBuf {
+        self.folder.path().join("bpf").join("portkeep")
+    }
+
+    /// Any program, in the cgroup and the mount namespace; it becomes the process that is started.
+    pub fn program(&self, words: &[&str]) -> Command {
+        let script = r#"echo $$ > "$0/cgroup.procs" && exec nsenter --mount --target "$@""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string()).arg("--").args(words);
+        command.env("PORTKEEP_PIN_DIR", self.pins());
+        command.env("PORTKEEP_ENFORCE", self.cgroup.path());
+        command.env("PORTKEEP_RUNTIME_DIR", self.folder.path().join("run"));
+        command.env_remove("PORTKEEP_SERVE");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub fn command(&self, words: &[&str]) -> Command {
+        self.program(&[&[PORTKEEP], words].concat())
+    }
+
+    pub fn portkeep(&self, words: &[&str]) -> Said {
+        self.command(words).output().unwrap().into()
+    }
+
+    /// The same as a user without any right.
+    pub fn portkeep_as_nobody(&self, words: &[&str]) -> Said {
+        // Where the build folder is in somebody's home, nobody could not start it there.
+        let copy = self.folder.path().join("portkeep");
+        if !copy.exists() {
+            fs::copy(PORTKEEP, &copy).unwrap();
+        }
+        let copy = copy.to_str().unwrap();
+        let become_nobody = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", copy];
+        self.program(&[&become_nobody, words].concat()).output().unwrap().into()
+    }
+
+    /// Somebody in the cgroup who has nothing to do with any reservation binds the port.
+    pub fn stranger_binds(&self, transport: &str, port: u16) -> String {
+        let helper = std::env::current_exe().unwrap();
+        let mut command =
+            self.program(&[helper.to_str().unwrap(), "--exact", "helper_binds", "--ignored", "--nocapture"]);
+        let output = command.env(HELPER, format!("{transport} {port}")).output().unwrap();
+        answer(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    /// `acquire`, and the line it printed.
+    pub fn hold(&self, words: &[&str]) -> Holding {
+        let mut child = self
+            .command(&[&["acquire"], words].concat())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        Holding { child, line: line.trim_end().to_owned(), _out: out }
+    }
+
+    /// Nothing in the BPF file system but what the kernel itself puts there.
+    pub fn nothing_pinned(&self) -> bool {
+        let list = self.program(&["ls", self.folder.path().join("bpf").to_str().unwrap()]).output().unwrap();
+        String::from_utf8_lossy(&list.stdout).lines().all(|name| name.ends_with(".debug"))
+    }
+
+    /// Cgroups below ours.
+    pub fn subgroups(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.cgroup.path()).unwrap().flatten();
+        let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+        folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+pub struct Holding {
+    pub child: Child,
+    pub line: String,
+    _out: BufReader<ChildStdout>,
+}
+
+impl Holding {
+    /// Its input ends.
+    pub fn let_go(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// Wait for what another process is about to do.
+#[track_caller]
+pub fn eventually(mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it did not happen in ten seconds");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Set for the process that plays somebody else.
+pub const HELPER: &str = "PORTKEEP_TEST_BIND";
+const MARK: &str = "helper: ";
+
+/// What a helper said, without what the test harness says around it.
+pub fn answer(out: &str) -> String {
+    let line = out.lines().find_map(|line| line.split_once(MARK));
+    line.map(|(_, answer)| answer.to_owned()).unwrap_or_else(|| panic!("no answer in {out:?}"))
+}
+
+/// The body of the helper: bind what the variable says, tell how it went.
+pub fn help() {
+    let Ok(what) = std::env::var(HELPER) else { return };
+    let (transport, port) = what.split_once(' ').unwrap();
+    let port: u16 = port.parse().unwrap();
+    let result = match transport {
+        "tcp" => TcpListener::bind(("0.0.0.0", port)).map(drop),
+        _ => UdpSocket::bind(("0.0.0.0", port)).map(drop),
+    };
+    let answer = match result {
+        Ok(()) => "bound".to_owned(),
+        Err(error) => format!("{:?}", error.kind()),
+    };
+    println!("\n{MARK}{answer}");
+    std::io::stdout().flush().unwrap();
+}

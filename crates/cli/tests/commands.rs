@@ -1,0 +1,376 @@
+//! The real binary, in a cgroup and a mount namespace of its own.
+
+mod bed;
+
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
+    process::Stdio,
+};
+
+use bed::{Bed, HELPER, answer, eventually};
+use portkeep_testkit::kernel_or_skip;
+use rustix::process::{Pid, Signal, kill_process};
+
+macro_rules! bed {
+    ($name:literal) => {
+        match kernel_or_skip(concat!("commands::", $name)) {
+            true => Bed::new($name),
+            false => return,
+        }
+    };
+}
+
+/// Started by the other tests in the place of somebody else.
+#[test]
+#[ignore = "plays somebody else for the other tests"]
+fn helper_binds() {
+    bed::help();
+}
+
+/// A shell script that makes the helper bind `$1 $2`.
+fn binds(transport: &str, port: &str) -> String {
+    let helper = std::env::current_exe().unwrap();
+    format!("{HELPER}=\"{transport} {port}\" {} --exact helper_binds --ignored --nocapture", helper.to_str().unwrap())
+}
+
+#[test]
+fn up_is_idempotent_and_down_leaves_nothing() {
+    let bed = bed!("up");
+    let before = bed.portkeep(&["status", "--json"]);
+    assert_eq!(before.code, Some(3), "{before:?}");
+    assert_eq!(before.json()["up"], false);
+    assert_eq!(before.json()["enforcement_here"], "held");
+
+    let up = bed.portkeep(&["up", "--quota", "77"]).ok();
+    assert!(up.out.starts_with("up\n"), "{up:?}");
+    let again = bed.portkeep(&["up"]).ok();
+    assert!(again.out.starts_with("already up\n"), "{again:?}");
+    let other = bed.portkeep(&["up", "--pool", "50000-50099"]);
+    assert_eq!(other.code, Some(1));
+    assert!(other.err.contains("61000-65535, not 50000-50099"), "{other:?}");
+
+    let status = bed.portkeep(&["status", "--json"]).ok().json();
+    let name = format!("/{}", bed.cgroup.path().file_name().unwrap().to_str().unwrap());
+    assert_eq!(status["up"], true);
+    assert_eq!(status["enforced_in"], name.as_str());
+    assert_eq!(status["served_in"], name.as_str());
+    assert_eq!(status["enforcement_here"], "kernel");
+    assert_eq!(status["quota"], 77);
+    assert_eq!(status["pool"], "61000-65535");
+    assert_eq!(status["agent"], false);
+    assert_eq!(status["transient"], false);
+    bed.portkeep(&["status"]).ok();
+    bed.portkeep(&["upgrade"]).ok();
+
+    let holding = bed.hold(&[]);
+    let down = bed.portkeep(&["down"]).ok();
+    assert_eq!(down.out, "down; 1 reservation ended\n");
+    assert!(bed.nothing_pinned());
+    holding.let_go();
+    let again = bed.portkeep(&["down", "--json"]).ok();
+    assert_eq!(again.json()["was_up"], false);
+    assert_eq!(bed.portkeep(&["list"]).code, Some(1));
+}
+
+#[test]
+fn of_two_ups_at_once_one_builds_and_the_other_finds() {
+    let bed = bed!("two-ups");
+    let mut ups = Vec::new();
+    for _ in 0..2 {
+        ups.push(bed.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    }
+    let said: Vec<bed::Said> = ups.into_iter().map(|up| bed::Said::from(up.wait_with_output().unwrap()).ok()).collect();
+    assert_eq!(said.iter().filter(|said| said.out.starts_with("up\n")).count(), 1, "{said:?}");
+    bed.portkeep(&["down"]).ok();
+    assert!(bed.nothing_pinned());
+}
+
+#[test]
+fn a_command_finds_its_ports() {
+    let bed = bed!("environment");
+    bed.portkeep(&["up"]).ok();
+    let script = r#"echo "$PORT/$PORT0/$PORT1/$PORTS/$MY_APP_PORT/$PORTKEEP_ENFORCEMENT/$0/$1""#;
+    let said =
+        bed.portkeep(&["run", "-n2", "--label", "my-app", "--", "sh", "-c", script, "x{PORT1}y", "{PORTS}"]).ok();
+    assert_eq!(said.out, "61000/61000/61001/61000,61001/61000/kernel/x61001y/61000,61001\n");
+    assert_eq!(said.err, "");
+    let wrong = bed.portkeep(&["run", "--", "echo", "{PORT1}"]);
+    assert_eq!((wrong.code, wrong.out.as_str()), (Some(125), ""));
+    assert!(wrong.err.contains("--count"), "{wrong:?}");
+}
+
+#[test]
+fn the_command_and_its_children_bind_and_strangers_do_not() {
+    let bed = bed!("children");
+    bed.portkeep(&["up"]).ok();
+    for (transport, option) in [("tcp", "--tcp"), ("udp", "--udp"), ("tcp", "--both"), ("udp", "--both")] {
+        let script = format!("sh -c '{}'; echo port $PORT; read line", binds(transport, "$PORT"));
+        let mut child = bed
+            .command(&["run", option, "--", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port = loop {
+            let line = lines.next().unwrap().unwrap();
+            if let Some(port) = line.strip_prefix("port ") {
+                break port.parse().unwrap();
+            }
+            said += &line;
+            said.push('\n');
+        };
+        assert_eq!(answer(&said), "bound", "{option}");
+        assert_eq!(bed.stranger_binds(transport, port), "AddrInUse", "{option}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        // A port of the pool is nobody's again, which is not the same as everybody's.
+        assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    }
+    assert_eq!(bed.subgroups(), Vec::<String>::new());
+}
+
+#[test]
+fn exit_status_and_signals_pass_through() {
+    let bed = bed!("signals");
+    bed.portkeep(&["up"]).ok();
+    let code = |script: &str| bed.portkeep(&["run", "--", "sh", "-c", script]).code;
+    assert_eq!(code("exit 0"), Some(0));
+    assert_eq!(code("exit 77"), Some(77));
+    assert_eq!(code("kill -KILL $$"), Some(128 + 9));
+    assert_eq!(bed.portkeep(&["run", "--", "/no/such/command"]).code, Some(127));
+    assert_eq!(bed.portkeep(&["run", "--", "/etc/hostname"]).code, Some(126));
+
+    for (signal, name, number) in [
+        (Signal::TERM, "TERM", 15),
+        (Signal::INT, "INT", 2),
+        (Signal::HUP, "HUP", 1),
+        (Signal::QUIT, "QUIT", 3),
+        (Signal::USR1, "USR1", 10),
+        (Signal::USR2, "USR2", 12),
+    ] {
+        let script = format!("trap 'exit {}' {name}; echo ready; while :; do sleep 0.05; done", 40 + number);
+        let mut child = bed.command(&["run", "--", "sh", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(40 + number), "{name}");
+    }
+    assert_eq!(bed.subgroups(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_command_leaves_running_is_not_disturbed() {
+    let bed = bed!("left-over");
+    bed.portkeep(&["up"]).ok();
+    let said = bed.portkeep(&["run", "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).ok();
+    let pid: i32 = said.out.trim().parse().unwrap();
+    assert_eq!(bed.subgroups(), Vec::<String>::new());
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(cgroup.contains(bed.cgroup.path().file_name().unwrap().to_str().unwrap()), "{cgroup}");
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_killed_run_leaves_no_reservation() {
+    let bed = bed!("killed-run");
+    bed.portkeep(&["up"]).ok();
+    let script = "echo $$; exec sleep 60";
+    let mut child = bed.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(bed.portkeep(&["list", "--json"]).json().as_array().unwrap().len(), 1);
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    eventually(|| bed.portkeep(&["list", "--json"]).json().as_array().unwrap().is_empty());
+    kill_process(Pid::from_raw(line.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    // The next one tidies up after it.
+    eventually(|| {
+        bed.portkeep(&["run", "--", "true"]).ok();
+        bed.subgroups().is_empty()
+    });
+}
+
+#[test]
+fn a_transient_kernel_part_goes_with_the_last_run() {
+    let bed = bed!("transient");
+    // Two of them, of which the first ends first.
+    let nested = "portkeep status --json; portkeep run -- sh -c 'echo $PORT'".replace("portkeep", bed::PORTKEEP);
+    let said = bed.portkeep(&["run", "--", "sh", "-c", &nested]).ok();
+    let (status, port) = said.out.split_once('\n').unwrap();
+    let status: serde_json::Value = serde_json::from_str(status).unwrap();
+    assert_eq!(status["transient"], true);
+    assert_eq!(status["enforcement_here"], "kernel");
+    assert_eq!(port, "61001\n");
+    assert_eq!(said.err, "");
+    assert!(bed.nothing_pinned());
+    assert_eq!(bed.portkeep(&["status"]).code, Some(3));
+
+    // Unless somebody says that it shall stay.
+    let up = format!("{} up", bed::PORTKEEP);
+    bed.portkeep(&["run", "--", "sh", "-c", &up]).ok();
+    assert_eq!(bed.portkeep(&["status", "--json"]).ok().json()["transient"], false);
+    bed.portkeep(&["down"]).ok();
+    assert!(bed.nothing_pinned());
+}
+
+#[test]
+fn without_rights_ports_are_held_and_the_limits_said() {
+    let bed = bed!("held");
+    let script = r#"echo "$PORTS $PORTKEEP_ENFORCEMENT""#;
+    let said = bed.portkeep_as_nobody(&["run", "-n2", "--", "sh", "-c", script]).ok();
+    assert!(said.out.ends_with(" held\n"), "{said:?}");
+    assert!(said.err.contains("only held") && said.err.contains("root"), "{said:?}");
+    let quiet = bed.portkeep_as_nobody(&["run", "--quiet", "--", "true"]).ok();
+    assert_eq!(quiet.err, "");
+    for (transport, option) in [("tcp", "--tcp"), ("udp", "--udp"), ("udp", "--both")] {
+        // The helper sets SO_REUSEADDR for TCP, as servers do.
+        let said = bed.portkeep_as_nobody(&["run", option, "--", "sh", "-c", &copied_binds(&bed, transport)]);
+        assert_eq!(answer(&said.out), "bound", "{option}");
+    }
+}
+
+/// Like [`binds`] with `$PORT`, but of a copy that nobody can reach.
+fn copied_binds(bed: &Bed, transport: &str) -> String {
+    let copy = bed.folder.path().join("helper");
+    if !copy.exists() {
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    }
+    let script = binds(transport, "$PORT");
+    script.replace(std::env::current_exe().unwrap().to_str().unwrap(), copy.to_str().unwrap())
+}
+
+#[test]
+fn a_user_without_rights_gets_the_kernels_enforcement_where_it_is_up() {
+    let bed = bed!("user");
+    bed.portkeep(&["up"]).ok();
+    let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", &copied_binds(&bed, "tcp")]);
+    assert_eq!(answer(&said.out), "bound");
+    assert!(said.err.contains("every process of this user"), "{said:?}");
+    let strict = bed.portkeep_as_nobody(&["run", "--scope", "cgroup", "--", "true"]);
+    assert_eq!(strict.code, Some(125), "{strict:?}");
+    let status = bed.portkeep_as_nobody(&["status", "--json"]).ok().json();
+    assert_eq!(status["up"], true);
+    assert_eq!(status["enforcement_here"], "kernel");
+    assert_eq!(status["enforced_in"], serde_json::Value::Null);
+    assert!(status["not_seen"].as_str().unwrap().contains("root"));
+    assert_eq!(bed.portkeep_as_nobody(&["down"]).code, Some(1));
+    assert_eq!(bed.portkeep_as_nobody(&["release", "61000"]).code, Some(1));
+
+    // Queries show others' reservations without their tokens.
+    let holding = bed.hold(&["--label", "of root"]);
+    let list = bed.portkeep_as_nobody(&["list", "--json"]).ok().json();
+    assert_eq!(list[0]["label"], "of root");
+    assert_eq!(list[0]["token"], serde_json::Value::Null);
+    bed.portkeep_as_nobody(&["list"]).ok();
+    holding.let_go();
+}
+
+#[test]
+fn acquire_holds_until_its_input_ends() {
+    let bed = bed!("acquire");
+    bed.portkeep(&["up"]).ok();
+    let holding = bed.hold(&["--count", "4", "--both", "--at", "61004", "--label", "x"]);
+    let words: Vec<&str> = holding.line.split(' ').collect();
+    assert_eq!(words[..2], ["61004-61007", "tcp+udp"]);
+    assert_eq!(words[2].len(), 16);
+
+    let conflict = bed.portkeep(&["acquire", "--at", "61006", "--udp"]);
+    assert_eq!(conflict.code, Some(1));
+    let told = format!("61006/udp belongs to pid {} (portkeep)", holding.child.id());
+    assert!(conflict.err.contains(&told), "{conflict:?}");
+    let outside = bed.portkeep(&["acquire", "--at", "8080"]);
+    assert!(outside.err.contains("portkeep agent"), "{outside:?}");
+    let too_many = bed.portkeep(&["acquire", "--count", "9999"]);
+    assert!(too_many.err.contains("61000-65535"), "{too_many:?}");
+
+    holding.let_go();
+    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+
+    let mut holding = bed.hold(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&holding.line).unwrap();
+    assert_eq!((&json["count"], &json["transports"]), (&1.into(), &"tcp".into()));
+    assert_eq!(json["enforcement"], "kernel");
+    kill_process(Pid::from_child(&holding.child), Signal::TERM).unwrap();
+    assert!(holding.child.wait().unwrap().success());
+    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+}
+
+#[test]
+fn list_who_and_release_tell_the_same() {
+    let bed = bed!("list");
+    bed.portkeep(&["up"]).ok();
+    let holding = bed.hold(&["--count", "2", "--at", "61010", "--label", "mine", "--scope", "cgroup"]);
+    let list = bed.portkeep(&["list", "--json"]).ok().json();
+    let entry = &list[0];
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    assert_eq!(entry["ports"], "61010-61011");
+    assert_eq!((&entry["start"], &entry["count"]), (&61010.into(), &2.into()));
+    assert_eq!(entry["transports"], "tcp");
+    assert_eq!(entry["token"], holding.line.split(' ').nth(2).unwrap());
+    assert_eq!(entry["state"], "active");
+    assert_eq!(entry["netns_name"], "this");
+    assert_eq!(entry["pid"], holding.child.id());
+    assert_eq!(entry["comm"], "portkeep");
+    assert!(entry["command"].as_str().is_none_or(|command| command.contains("acquire --count 2")));
+    assert_eq!(entry["uid"], 0);
+    assert_eq!(entry["scope"], "cgroup");
+    assert_eq!(entry["cgroup"], format!("/{}", bed.cgroup.path().file_name().unwrap().to_str().unwrap()));
+    assert_eq!(entry["label"], "mine");
+    assert_eq!(entry["bound"], 0);
+    assert!(entry["since"].as_str().unwrap().ends_with('Z'));
+    let table = bed.portkeep(&["list"]).ok().out;
+    assert!(table.lines().nth(1).unwrap().starts_with("61010-61011  tcp"), "{table}");
+
+    // Somebody of the cgroup has a port bound.
+    let server = format!("sleep 0; {}", binds("tcp", "61011"));
+    let said = bed.program(&["sh", "-c", &server]).output().unwrap();
+    assert_eq!(answer(&String::from_utf8_lossy(&said.stdout)), "bound");
+
+    let who = bed.portkeep(&["who", "61011/tcp", "--json"]).ok().json();
+    assert_eq!(who[0]["reservation"], *entry);
+    assert_eq!(who[0]["bound"], false);
+    assert!(
+        bed.portkeep(&["who", "61011"])
+            .ok()
+            .out
+            .starts_with(&format!("61011/tcp belongs to pid {} (portkeep)", holding.child.id()))
+    );
+    let nobody = bed.portkeep(&["who", "61012/udp"]);
+    assert_eq!((nobody.code, nobody.out.as_str()), (Some(3), "61012/udp is nobody's\n"));
+
+    let released = bed.portkeep(&["release", "61011", "--json"]).ok().json();
+    assert_eq!(released[0]["ports"], "61010-61011");
+    let again = bed.portkeep(&["release", released[0]["token"].as_str().unwrap()]);
+    assert_eq!(again.code, Some(3));
+    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    holding.let_go();
+}
+
+#[test]
+fn who_names_the_process_that_has_the_port() {
+    let bed = bed!("who");
+    bed.portkeep(&["up"]).ok();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let who = bed.portkeep(&["who", &format!("{port}/tcp"), "--json"]).ok().json();
+    assert_eq!(who[0]["reservation"], serde_json::Value::Null);
+    assert_eq!(who[0]["bound"], true);
+    assert_eq!(who[0]["bound_by"][0]["pid"], std::process::id());
+}
+
+#[test]
+fn nothing_is_mounted_over_files_for_a_mistyped_folder() {
+    let bed = bed!("mistyped");
+    let wrong = bed.folder.path().join("portkeep");
+    let up = bed.portkeep(&["up", "--pin-dir", wrong.to_str().unwrap()]);
+    assert_eq!(up.code, Some(1), "{up:?}");
+    assert!(up.err.contains("not in a BPF file system"), "{up:?}");
+    let run =
+        bed.portkeep(&["run", "--pin-dir", wrong.to_str().unwrap(), "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
+    assert_eq!((run.code, run.out.as_str()), (Some(0), "held\n"), "{run:?}");
+    let listed = bed.program(&["ls", bed.folder.path().to_str().unwrap()]).output().unwrap();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("bpf"), "{listed:?}");
+}
