@@ -23,11 +23,20 @@ pub fn is_bpffs(path: &Path) -> bool {
 
 /// Make sure there is a BPF file system at `path`, mounting one if need be.
 /// True if it was mounted now, so that whoever tidies up can unmount it.
+///
+/// Only on an empty folder: a mount hides what is below it, and the parent of
+/// a mistyped path can be anything, `/` included.
 pub fn ensure(path: &Path) -> io::Result<bool> {
     if is_bpffs(path) {
         return Ok(false);
     }
     fs::create_dir_all(path)?;
+    if fs::read_dir(path)?.next().is_some() {
+        return Err(io::Error::new(
+            io::ErrorKind::DirectoryNotEmpty,
+            "it is not in a BPF file system, and not empty, so none is mounted over it",
+        ));
+    }
     mount("bpf", path, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0755"))?;
     Ok(true)
 }
@@ -48,4 +57,18 @@ pub fn unmount_if_empty(path: &Path) -> io::Result<bool> {
 /// The nearest folder at or above `path` that exists and is in a BPF file system.
 pub fn mount_point_of(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(|folder| is_bpffs(folder)).map(Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_ever_mounted_over_files() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("precious"), "").unwrap();
+        let error = ensure(folder.path()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty);
+        assert!(folder.path().join("precious").exists() && !is_bpffs(folder.path()));
+    }
 }
