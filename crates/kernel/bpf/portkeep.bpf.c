@@ -153,5 +153,20 @@ int portkeep_admin(struct __sk_buff *ctx)
 	return on_admin(ctx);
 }
 
+/*
+ * Never read or loaded: with variables of these types their layouts are in the
+ * object's BTF, where a test holds the Rust mirrors against them.
+ */
+const struct {
+	struct portkeep_acquire acquire;
+	struct portkeep_grant grant;
+	struct portkeep_select select;
+	struct portkeep_state state;
+	struct portkeep_version version;
+	struct portkeep_agent agent;
+	struct admin_request admin;
+	struct event event;
+} layouts SEC(".layouts") = {};
+
 /* Keeps the helpers that only GPL-compatible programs may call open to us. */
 char _license[] SEC("license") = "Dual MIT/GPL";
