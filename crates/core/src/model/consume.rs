@@ -108,6 +108,8 @@ impl Model {
     /// `connect` to the loopback address of the socket's family, which always
     /// succeeds. A socket without a port draws one if it is associated (A6), else
     /// gets `automatic`. Returns the local port.
+    ///
+    /// A8 is for `bind` only: the kernel draws a privileged port at a connect only for those who may bind it anyway.
     pub fn connect(&mut self, pid: Pid, descriptor: Descriptor, automatic: u16) -> Result<u16, Errno> {
         let id = self.look_up(pid, descriptor)?;
         let socket = &self.sockets[&id];
@@ -119,7 +121,7 @@ impl Model {
             self.settle(id, Bound { address: narrowed(bound.address), ..bound });
             return Ok(bound.port);
         }
-        let address = if socket.v6 { Address::V6Loopback } else { Address::V4Loopback };
+        let address = if socket.v6 { Address::V6Connected } else { Address::V4Loopback };
         let at = Place { namespace: socket.namespace, transport, port: 0 };
         let (port, consumes) = match socket.associated {
             Some(token) => (self.take(id, token, transport, 0)?, Some(token)),
@@ -127,6 +129,9 @@ impl Model {
         };
         if consumes.is_some() {
             self.allow_time_wait(id, Place { port, ..at });
+            if port < self.settings.unprivileged_start && !self.process(pid).privileged {
+                return Err(Errno::EACCES);
+            }
         }
         self.settle(id, Bound { port, address, consumes });
         Ok(port)
@@ -198,7 +203,7 @@ impl Model {
 fn narrowed(address: Address) -> Address {
     match address {
         Address::V4Any => Address::V4Loopback,
-        Address::V6Any => Address::V6Loopback,
+        Address::V6Any => Address::V6Connected,
         other => other,
     }
 }

@@ -532,6 +532,11 @@ fn a8_consumers_need_no_privilege_for_a_low_port() {
     assert_eq!(w.bind(OWNER, t, 82), Err(Errno::EACCES));
     assert_eq!(w.bind(OWNER, t, 81), Ok(81));
     assert_eq!(w.bind(OWNER, t, 82), Err(Errno::EACCES), "what is bound already gets no privilege");
+    // A draw at a connect is no bind.
+    let u = w.tcp(OWNER);
+    w.model.associate(OWNER, u, token.get()).unwrap();
+    assert_eq!(w.model.connect(OWNER, u, AUTOMATIC), Err(Errno::EACCES));
+    assert_eq!(w.bind(OWNER, u, 0), Ok(80));
 }
 
 #[test]

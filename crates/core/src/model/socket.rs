@@ -21,19 +21,23 @@ pub enum Address {
     V6Loopback,
     /// `[::ffff:127.0.0.1]`, on an IPv6 socket.
     V6Mapped,
+    /// `[::1]`, but by a connect and not by a bind: the kernel still counts the socket among those that take IPv4, so
+    /// 0.0.0.0 is in its way. Nothing to be asked for.
+    V6Connected,
 }
 
 impl Address {
     /// Whether it is of the IPv6 family.
     pub const fn is_v6(self) -> bool {
-        matches!(self, Self::V6Any | Self::V6Loopback | Self::V6Mapped)
+        matches!(self, Self::V6Any | Self::V6Loopback | Self::V6Mapped | Self::V6Connected)
     }
 
     /// Whether two sockets with these addresses would get the same packets on the same port.
     pub fn overlaps(self, other: Self) -> bool {
-        use Address::{V4Any, V4Elsewhere, V4Loopback, V6Any, V6Loopback, V6Mapped};
+        use Address::{V4Any, V4Elsewhere, V4Loopback, V6Any, V6Connected, V6Loopback, V6Mapped};
         match (self, other) {
             (V6Any, _) | (_, V6Any) => true,
+            (V6Connected, other) | (other, V6Connected) => matches!(other, V6Connected | V6Loopback | V4Any),
             (V6Loopback, other) | (other, V6Loopback) => other == V6Loopback,
             (V4Any, _) | (_, V4Any) => true,
             (V4Elsewhere, other) | (other, V4Elsewhere) => other == V4Elsewhere,

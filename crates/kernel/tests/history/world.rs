@@ -796,7 +796,7 @@ fn ip(address: Address) -> IpAddr {
         // TEST-NET-1 of RFC 5737: no interface has it.
         Address::V4Elsewhere => Ipv4Addr::new(192, 0, 2, 1).into(),
         Address::V6Any => Ipv6Addr::UNSPECIFIED.into(),
-        Address::V6Loopback => Ipv6Addr::LOCALHOST.into(),
+        Address::V6Loopback | Address::V6Connected => Ipv6Addr::LOCALHOST.into(),
         Address::V6Mapped => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
     }
 }
