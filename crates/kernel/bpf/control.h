@@ -478,6 +478,14 @@ __inline int tell_version(struct bpf_sockopt *ctx)
 	return 0;
 }
 
+/* The reason is written last: without one the verdict has not been given yet. */
+__inline __u8 state_of(struct reservation *r, __u64 gate)
+{
+	if (gate && gate == r->token)
+		return PORTKEEP_ACTIVE;
+	return gate || !r->error ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
+}
+
 __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
 	struct portkeep_grant *out = ctx->optval;
@@ -500,7 +508,7 @@ __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->start = r->start;
 	out->count = r->count;
 	out->transports = r->transports;
-	out->state = gate == r->token ? PORTKEEP_ACTIVE : gate ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
+	out->state = state_of(r, gate);
 	out->error = r->error;
 	/* The bad news is told once; with it goes the last trace of the request. */
 	if (!gate && r->error) {
@@ -518,25 +526,32 @@ struct next_search {
 	__u32 id;
 };
 
+/* One candidate a step: a head may be that of a block just being entered or ended, then it is the next one's turn. */
 static long next_step(__u32 i, void *ctx)
 {
 	struct next_search *s = ctx;
-	__u32 base = ((s->from >> 6) + i) << 6;
+	__u32 from = s->from, id, n;
+	struct reservation *r;
 	struct word *w;
 	__u64 heads;
 
-	if (base > 65535)
+	if (from > 65535)
 		return 1;
-	w = word_of(s->netns, s->transport, base);
-	if (!w)
+	w = word_of(s->netns, s->transport, from);
+	heads = w ? w->heads & bits(from & 63, 63) : 0;
+	if (!heads) {
+		s->from = (from | 63) + 1;
 		return 0;
-	heads = w->heads;
-	if (base < s->from)
-		heads &= bits(s->from & 63, 63);
-	if (!heads)
-		return 0;
-	s->id = w->owner[lowest(heads)];
-	return 1;
+	}
+	n = lowest(heads);
+	id = w->owner[n];
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (r && r->gate && r->start == (from & ~63) + n) {
+		s->id = id;
+		return 1;
+	}
+	s->from = (from & ~63) + n + 1;
+	return 0;
 }
 
 struct index_search {
@@ -591,7 +606,7 @@ __noinline __u32 selected(struct socket_state *st, struct owner_state *o, __u64 
 	case PORTKEEP_BY_NEXT:
 		s.transport = st->select.transport;
 		s.from = st->select.port;
-		bpf_loop(1024, next_step, &s, 0);
+		bpf_loop(2048, next_step, &s, 0);
 		return s.id;
 	case PORTKEEP_BY_INDEX:
 		if (!o)
@@ -667,7 +682,7 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->start = r->start;
 	out->count = r->count;
 	out->transports = r->transports;
-	out->state = gate == r->token ? PORTKEEP_ACTIVE : gate ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
+	out->state = state_of(r, gate);
 	out->scope = r->scope;
 	out->flags = r->flags;
 	out->bound = bound_ports(r);
