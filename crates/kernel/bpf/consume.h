@@ -361,6 +361,14 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 
 			failed = bpf_bind(ctx, &any, sizeof(any));
 		}
+		/*
+		 * A8 ends here: bpf_bind asks for CAP_NET_BIND_SERVICE, and no program can lift that. Who has not got it
+		 * binds to port 0 first.
+		 */
+		if (failed == -EACCES) {
+			bpf_set_retval(-EACCES);
+			return REFUSE;
+		}
 		if (failed)
 			continue;
 		claim(st, st->token, st->id, port, transport);

@@ -580,7 +580,7 @@ impl<'lab> World<'lab> {
         let tcp = socket.transport == Some(Transport::Tcp);
         // The kernel has one TCP connection between two ports, and one for each socket.
         let rival = |other: &SocketId| *other != id && self.model.sockets()[other].place() == socket.place();
-        let shared = socket.place().is_some() && self.model.sockets().keys().any(|other| rival(other));
+        let shared = socket.place().is_some() && self.model.sockets().keys().any(rival);
         if tcp && (shared || socket.listens || self.connected.contains(&id)) {
             return Ok(());
         }
