@@ -36,10 +36,8 @@ impl Log {
             EventKind::Ended => {
                 tracing::info!(owner, by = pid, command, uid, %transports, %ports, netns, "ended");
             }
-            EventKind::Refused => {
-                if self.may_tell() {
-                    tracing::warn!(process = pid, command, uid, %transports, port = %ports, owner, netns, "refused");
-                }
+            EventKind::Refused if self.may_tell() => {
+                tracing::warn!(process = pid, command, uid, %transports, port = %ports, owner, netns, "refused");
             }
             _ => {}
         }
