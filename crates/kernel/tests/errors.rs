@@ -291,7 +291,7 @@ fn pointers_outside_the_address_space_are_efault() {
     // Nothing is ever mapped in the first pages.
     let unmapped = PAGE as *mut u8;
     let kernel = usize::MAX as *mut u8;
-    let bad = [ptr::null_mut(), inaccessible, unmapped, kernel, 1 as *mut u8];
+    let bad = [ptr::null_mut(), inaccessible, unmapped, kernel, ptr::dangling_mut()];
     for option in SET.into_iter().chain(UNKNOWN) {
         for length in [8, 16, 24, 48, 64, 4096, 5000] {
             for pointer in bad {

@@ -53,10 +53,13 @@ enum Type {
     Other,
 }
 
+/// Name, offset and type.
+type Member = (&'static str, u32, u32);
+
 struct Btf {
     types: Vec<Type>,
-    /// By name: size, and the members with offset and type.
-    structs: HashMap<&'static str, (u32, Vec<(&'static str, u32, u32)>)>,
+    /// By name, with their sizes.
+    structs: HashMap<&'static str, (u32, Vec<Member>)>,
 }
 
 impl Btf {

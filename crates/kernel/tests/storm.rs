@@ -78,7 +78,7 @@ fn elements(maps: &Maps) -> (usize, usize, u32) {
 fn rage(seed: u64, beacon: Option<[u64; 2]>) {
     let mut random = Random::new(seed);
     let mut sockets: Vec<Option<Socket>> = (0..16).map(|_| None).collect();
-    let mut tokens = vec![None; 8];
+    let mut tokens = [None; 8];
     if let Some(secret) = beacon {
         let beacon = udp();
         control::agent_mark(&beacon, &AgentMark { secret, role: wire::AGENT_BEACON, zero: 0 }).unwrap();
