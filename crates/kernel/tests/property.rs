@@ -43,7 +43,7 @@ fn every_answer_is_the_models() {
         return;
     }
     let lab = Lab::new().unwrap_or_else(|error| panic!("{REQUIRE}: no laboratory: {error}"));
-    let cases = std::env::var("PORTKEEP_PROPERTY_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let cases = std::env::var("PORTKEEP_PROPERTY_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
     let config = Config {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
