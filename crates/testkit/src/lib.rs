@@ -8,6 +8,7 @@
 
 use std::{
     fs, io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock},
@@ -66,8 +67,9 @@ impl TestCgroup {
         let path = root.join(format!("portkeep-test-{name}-{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
         // The janitor stays outside: it is started before anybody moves in, and waits for the end of its input, which
-        // comes when this process is gone. Sub-cgroups go first; what still runs inside is none of its business.
-        let janitor = "cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do \
+        // comes when this process is gone. Sub-cgroups go first; children that outlive us are given half a minute. In a
+        // process group of its own it is spared when a test runner kills ours.
+        let janitor = "cat >/dev/null; i=0; while [ $i -lt 150 ]; do i=$((i+1)); \
                        find \"$0\" -depth -type d -exec rmdir {} + 2>/dev/null; [ -d \"$0\" ] || exit 0; sleep 0.2; done";
         let mut child = Command::new("sh")
             .arg("-c")
@@ -76,6 +78,7 @@ impl TestCgroup {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()?;
         // Kept open until the process ends. It is close-on-exec, so no child keeps the janitor waiting.
         std::mem::forget(child.stdin.take());
