@@ -20,7 +20,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its
+Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its \
 standard input ends or on SIGINT, SIGTERM or SIGHUP. Without the kernel part the last word is `held`.
 
 Examples:

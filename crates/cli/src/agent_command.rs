@@ -1,12 +1,14 @@
 //! `agent`: look after what the kernel part cannot do alone.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::{DONE, Io, agent, pins::Pins};
 
 const AFTER_HELP: &str = "\
-The agent looks whether ports outside the pool are vacant before they are reserved, keeps
-net.ipv4.ip_local_reserved_ports in step, and logs what happens. Requests without a port need no agent. It can be
+The agent looks whether ports outside the pool are vacant before they are reserved, keeps \
+net.ipv4.ip_local_reserved_ports in step, and logs what happens. Requests without a port need no agent. It can be \
 stopped and started at any time: what is reserved stays reserved.
 
 Examples:
@@ -27,7 +29,8 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // Ignored: whoever runs this in-process may have a subscriber of their own.
-    let _ = if in_journal { log.without_time().with_ansi(false).try_init() } else { log.try_init() };
+    let log = log.with_ansi(std::io::stderr().is_terminal());
+    let _ = if in_journal { log.without_time().try_init() } else { log.try_init() };
     agent::run_in_foreground(&args.pins.folder())?;
     Ok(DONE)
 }

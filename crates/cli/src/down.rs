@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{
     DONE, Io,
+    agent::{RuntimeDir, restore_all},
     pins::{Pins, Seen},
 };
 
@@ -46,6 +47,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(InstanceError::NotUp(_)) => Report { was_up: false, reservations_ended: 0 },
         Err(error) => return Err(error).context("taking the kernel part away"),
     };
+    // What the agent wrote into the sysctl speaks of reservations that are no more.
+    if report.was_up
+        && let Err(error) = restore_all(&RuntimeDir::default())
+    {
+        io.note(format_args!("ip_local_reserved_ports could not be put back: {error}"));
+    }
     if args.json {
         io.json(&report)?;
     } else if report.was_up {

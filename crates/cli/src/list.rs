@@ -13,7 +13,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Root sees all network namespaces, everybody else sees the own one. Tokens are only shown to those who may use them.
+Root sees all network namespaces, everybody else sees the own one. Tokens are only shown to those who may use them. \
 BOUND counts the ports of the block that have a socket, TCP and UDP apart.
 
 Examples:

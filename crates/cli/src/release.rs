@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{DONE, Io, NOTHING, pins::Pins, port_arg::PortArg};
 
 const AFTER_HELP: &str = "\
-Ends a reservation, whoever owns it; this takes root. Sockets bound from it keep running, and each of their ports
+Ends a reservation, whoever owns it; this takes root. Sockets bound from it keep running, and each of their ports \
 becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on.
 
 Examples:

@@ -35,14 +35,14 @@ Examples:
   portkeep run --both --label dns -- sh -c 'exec ./resolver --port $DNS_PORT'
   portkeep run --count 4 -- torchrun --master-port {PORT} train.py
 
-The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated)
-and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`.
+The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
+and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
-The command and all that it starts can bind exactly these ports, and nobody else can, until it ends. Who
-belongs to it is told by a cgroup (portkeep-run-<pid>); where none can be made, every process of the same user
-counts. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held`
-mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on
+The command and all that it starts can bind exactly these ports, and nobody else can, until it ends. Who \
+belongs to it is told by a cgroup (portkeep-run-<pid>); where none can be made, every process of the same user \
+counts. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
+mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on \
 standard error.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command.

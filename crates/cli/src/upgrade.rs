@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{DONE, Io, pins::Pins};
 
 const AFTER_HELP: &str = "\
-Swaps the programs in the kernel for those of this portkeep. Reservations stay, and enforcement has no gap. Run it
+Swaps the programs in the kernel for those of this portkeep. Reservations stay, and enforcement has no gap. Run it \
 after the package was updated. If the two versions keep their state in different layouts it is refused.
 
 Examples:

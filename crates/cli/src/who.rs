@@ -17,7 +17,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Tells which reservation of this network namespace has the port, and which process has it bound at the moment. Which
+Tells which reservation of this network namespace has the port, and which process has it bound at the moment. Which \
 process that is can be told of own processes only, unless root asks.
 
 Examples:

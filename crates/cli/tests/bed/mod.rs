@@ -15,22 +15,22 @@ use std::{
 use portkeep_testkit::TestCgroup;
 use tempfile::TempDir;
 
-pub const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
+pub(crate) const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 const NOBODY: &str = "65534";
 
-pub struct Bed {
-    pub cgroup: TestCgroup,
-    pub folder: TempDir,
+pub(crate) struct Bed {
+    pub(crate) cgroup: TestCgroup,
+    pub(crate) folder: TempDir,
     /// The mount namespace lives as long as this process, and with it the pins.
     holder: Child,
 }
 
 /// What a command said and how it ended.
 #[derive(Debug)]
-pub struct Said {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl From<Output> for Said {
@@ -45,19 +45,19 @@ impl From<Output> for Said {
 
 impl Said {
     #[track_caller]
-    pub fn ok(self) -> Self {
+    pub(crate) fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{self:?}");
         self
     }
 
     #[track_caller]
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 impl Bed {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let cgroup = TestCgroup::new(name).unwrap();
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bpf")).unwrap();
@@ -77,12 +77,12 @@ impl Bed {
         Self { cgroup, folder, holder }
     }
 
-    pub fn pins(&self) -> PathBuf {
+    pub(crate) fn pins(&self) -> PathBuf {
         self.folder.path().join("bpf").join("portkeep")
     }
 
     /// Any program, in the cgroup and the mount namespace; it becomes the process that is started.
-    pub fn program(&self, words: &[&str]) -> Command {
+    pub(crate) fn program(&self, words: &[&str]) -> Command {
         let script = r#"echo $$ > "$0/cgroup.procs" && exec nsenter --mount --target "$@""#;
         let mut command = Command::new("sh");
         command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string()).arg("--").args(words);
@@ -94,16 +94,16 @@ impl Bed {
         command
     }
 
-    pub fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         self.program(&[&[PORTKEEP], words].concat())
     }
 
-    pub fn portkeep(&self, words: &[&str]) -> Said {
+    pub(crate) fn portkeep(&self, words: &[&str]) -> Said {
         self.command(words).output().unwrap().into()
     }
 
     /// The same as a user without any right.
-    pub fn portkeep_as_nobody(&self, words: &[&str]) -> Said {
+    pub(crate) fn portkeep_as_nobody(&self, words: &[&str]) -> Said {
         // Where the build folder is in somebody's home, nobody could not start it there.
         let copy = self.folder.path().join("portkeep");
         if !copy.exists() {
@@ -115,7 +115,7 @@ impl Bed {
     }
 
     /// Somebody in the cgroup who has nothing to do with any reservation binds the port.
-    pub fn stranger_binds(&self, transport: &str, port: u16) -> String {
+    pub(crate) fn stranger_binds(&self, transport: &str, port: u16) -> String {
         let helper = std::env::current_exe().unwrap();
         let mut command =
             self.program(&[helper.to_str().unwrap(), "--exact", "helper_binds", "--ignored", "--nocapture"]);
@@ -124,7 +124,7 @@ impl Bed {
     }
 
     /// `acquire`, and the line it printed.
-    pub fn hold(&self, words: &[&str]) -> Holding {
+    pub(crate) fn hold(&self, words: &[&str]) -> Holding {
         let mut child = self
             .command(&[&["acquire"], words].concat())
             .stdin(Stdio::piped())
@@ -139,13 +139,13 @@ impl Bed {
     }
 
     /// Nothing in the BPF file system but what the kernel itself puts there.
-    pub fn nothing_pinned(&self) -> bool {
+    pub(crate) fn nothing_pinned(&self) -> bool {
         let list = self.program(&["ls", self.folder.path().join("bpf").to_str().unwrap()]).output().unwrap();
         String::from_utf8_lossy(&list.stdout).lines().all(|name| name.ends_with(".debug"))
     }
 
     /// Cgroups below ours.
-    pub fn subgroups(&self) -> Vec<String> {
+    pub(crate) fn subgroups(&self) -> Vec<String> {
         let entries = fs::read_dir(self.cgroup.path()).unwrap().flatten();
         let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
         folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
@@ -159,15 +159,15 @@ impl Drop for Bed {
     }
 }
 
-pub struct Holding {
-    pub child: Child,
-    pub line: String,
+pub(crate) struct Holding {
+    pub(crate) child: Child,
+    pub(crate) line: String,
     _out: BufReader<ChildStdout>,
 }
 
 impl Holding {
     /// Its input ends.
-    pub fn let_go(mut self) {
+    pub(crate) fn let_go(mut self) {
         drop(self.child.stdin.take());
         assert!(self.child.wait().unwrap().success());
     }
@@ -175,7 +175,7 @@ impl Holding {
 
 /// Wait for what another process is about to do.
 #[track_caller]
-pub fn eventually(mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < Duration::from_secs(10), "it did not happen in ten seconds");
@@ -184,17 +184,17 @@ pub fn eventually(mut condition: impl FnMut() -> bool) {
 }
 
 /// Set for the process that plays somebody else.
-pub const HELPER: &str = "PORTKEEP_TEST_BIND";
+pub(crate) const HELPER: &str = "PORTKEEP_TEST_BIND";
 const MARK: &str = "helper: ";
 
 /// What a helper said, without what the test harness says around it.
-pub fn answer(out: &str) -> String {
+pub(crate) fn answer(out: &str) -> String {
     let line = out.lines().find_map(|line| line.split_once(MARK));
     line.map(|(_, answer)| answer.to_owned()).unwrap_or_else(|| panic!("no answer in {out:?}"))
 }
 
 /// The body of the helper: bind what the variable says, tell how it went.
-pub fn help() {
+pub(crate) fn help() {
     let Ok(what) = std::env::var(HELPER) else { return };
     let (transport, port) = what.split_once(' ').unwrap();
     let port: u16 = port.parse().unwrap();
