@@ -1136,6 +1136,12 @@ fn a8_privileged_ports_need_no_capability_for_those_in_scope() {
                 bind(&socket, 0).unwrap();
                 assert!((strict.start..strict.start + 10).contains(&port(&socket)));
             }
+            // A draw on connect is bound by the kernel in the program's name, with the capabilities the caller has: none.
+            let client = associated(Domain::IPV4, Transport::Udp, token(&strict));
+            assert_eq!(errno(connect(&client, "127.0.0.1:9")), Errno::EACCES);
+            // Bound first, it connects.
+            bind(&client, 0).unwrap();
+            connect(&client, "127.0.0.1:9").unwrap();
             // Out of the pool, which is the administrator's policy, anybody may acquire such ports, and use them.
             let own = tcp();
             let grant = reserve(&own, 0, 2);
