@@ -47,6 +47,7 @@ fn every_answer_is_the_models() {
     let config = Config {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        max_shrink_iters: 100_000,
         max_shrink_time: 60_000,
         ..Config::default()
     };
