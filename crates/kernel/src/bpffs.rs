@@ -1,6 +1,7 @@
 //! The BPF file system the kernel part is pinned in.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -12,6 +13,9 @@ use rustix::{
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// The "device" of the ones we mount.
+const OURS: &str = "portkeep";
 
 /// Where distributions mount it.
 pub const DEFAULT: &str = "/sys/fs/bpf";
@@ -37,21 +41,27 @@ pub fn ensure(path: &Path) -> io::Result<bool> {
             "it is not in a BPF file system, and not empty, so none is mounted over it",
         ));
     }
-    mount("bpf", path, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0755"))?;
+    // As systemd mounts it, but for the name, which says later whose it is.
+    mount(OURS, path, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0700"))?;
     Ok(true)
 }
 
-/// Unmount the BPF file system at `path` if nothing is left in it.
-pub fn unmount_if_empty(path: &Path) -> io::Result<bool> {
-    for entry in fs::read_dir(path)? {
-        // The kernel's own (CONFIG_BPF_PRELOAD), in every BPF file system from the start.
-        let name = entry?.file_name();
-        if name != "maps.debug" && name != "progs.debug" {
-            return Ok(false);
-        }
-    }
-    unmount(path, UnmountFlags::empty())?;
-    Ok(true)
+/// Unmount the BPF file system at `path` if we mounted it and nothing is left in it. True if it is gone.
+pub fn unmount_own(path: &Path) -> bool {
+    is_ours(path) && is_empty(path) && unmount(path, UnmountFlags::empty()).is_ok()
+}
+
+/// The last mount on a path is the one that is seen there.
+fn is_ours(path: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let last = mounts.lines().rev().find(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path));
+    last.is_some_and(|line| line.starts_with(&format!("{OURS} ")))
+}
+
+fn is_empty(path: &Path) -> bool {
+    // The kernel's own (CONFIG_BPF_PRELOAD), in every BPF file system from the start.
+    let preloaded = |name: &OsStr| name == "maps.debug" || name == "progs.debug";
+    fs::read_dir(path).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| preloaded(&e.file_name()))))
 }
 
 /// The nearest folder at or above `path` that exists and is in a BPF file system.

@@ -9,17 +9,22 @@
 //!                      programs/portkeep_admin
 //! ```
 //!
-//! Changes are made under an exclusive lock on the parent folder.
+//! Changes are made under an exclusive lock on `/sys/fs/bpf/portkeep-lock`, a
+//! folder that only root can open: on the BPF file system itself, which others
+//! may be able to open, anybody could hold the lock and everything up.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use aya::EbpfLoader;
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::geteuid,
+};
 
 use crate::{
     admin::Admin,
@@ -139,10 +144,11 @@ pub struct DownReport {
     pub unmounted: bool,
 }
 
-/// An exclusive lock on the folder above the pins, gone when dropped.
+/// An exclusive lock on the folder beside the pins, gone when dropped.
 #[derive(Debug)]
 struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 /// The kernel part that is pinned in a folder.
@@ -166,11 +172,34 @@ fn pin_error<E: std::error::Error>(path: &Path) -> impl FnOnce(E) -> InstanceErr
 
 impl Lock {
     fn exclusive(folder: &Path) -> Result<Self, InstanceError> {
-        let parent = folder.parent().unwrap_or(folder);
-        let locking = |source: io::Error| InstanceError::Lock { path: parent.to_owned(), source };
-        let file = File::open(parent).map_err(locking)?;
-        flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
-        Ok(Self { _file: file })
+        let mut name = folder.file_name().unwrap_or_default().to_owned();
+        name.push("-lock");
+        let path = folder.with_file_name(name);
+        let locking = |source: io::Error| InstanceError::Lock { path: path.clone(), source };
+        loop {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(locking(error)),
+                _ => {}
+            }
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(locking)?,
+            };
+            if !file.metadata().is_ok_and(|meta| meta.uid() == geteuid().as_raw()) {
+                return Err(locking(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")));
+            }
+            flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
+            // Whoever takes the kernel part away removes the folder: then this lock is on nothing.
+            if same_folder(&file, &path) {
+                return Ok(Self { file, path });
+            }
+        }
+    }
+
+    /// Unlock, and leave no trace.
+    fn remove(self) {
+        let _ = fs::remove_dir(&self.path);
+        drop(self.file);
     }
 }
 
@@ -196,7 +225,7 @@ impl Instance {
         bpffs::ensure(bpffs::mount_point_of(parent).as_deref().unwrap_or(parent))
             .map_err(io_error("mounting a BPF file system at", parent))?;
         fs::create_dir_all(parent).map_err(io_error("making", parent))?;
-        let _lock = Lock::exclusive(&folder)?;
+        let lock = Lock::exclusive(&folder)?;
         remove_unfinished(parent)?;
         match Self::open(&folder) {
             Ok(mut instance) => {
@@ -218,6 +247,8 @@ impl Instance {
             .and_then(|()| fs::rename(&unfinished, &folder).map_err(io_error("renaming into place", &folder)));
         if let Err(error) = built {
             let _ = remove_tree(&unfinished);
+            lock.remove();
+            bpffs::unmount_own(parent);
             return Err(error);
         }
         let mut instance = Self::open(&folder)?;
@@ -265,15 +296,17 @@ impl Instance {
         if !parent.exists() {
             return Err(InstanceError::NotUp(folder.to_owned()));
         }
+        if !bpffs::is_bpffs(parent) {
+            return Err(InstanceError::NotUp(folder.to_owned()));
+        }
         let lock = Lock::exclusive(folder)?;
         remove_unfinished(parent)?;
-        let instance = Self::open_any(folder)?;
-        let report = instance.take_down()?;
-        drop(lock);
-        let unmounted = bpffs::mount_point_of(parent)
-            .filter(|mount| mount == parent)
-            .is_some_and(|mount| bpffs::unmount_if_empty(&mount).unwrap_or(false));
-        Ok(DownReport { unmounted, ..report })
+        let report = Self::open_any(folder).and_then(|instance| instance.take_down());
+        if matches!(report, Ok(_) | Err(InstanceError::NotUp(_))) {
+            lock.remove();
+        }
+        let unmounted = bpffs::unmount_own(parent);
+        Ok(DownReport { unmounted, ..report? })
     }
 
     fn take_down(&self) -> Result<DownReport, InstanceError> {
@@ -378,7 +411,7 @@ impl Instance {
 
     /// Give a transient instance up: if nobody else needs it, it goes. True if it went.
     pub fn need_no_more(folder: &Path, guard: File) -> Result<bool, InstanceError> {
-        let parent = folder.parent().unwrap_or(folder).to_owned();
+        let parent = folder.parent().unwrap_or(folder);
         let lock = Lock::exclusive(folder)?;
         let Ok(instance) = Self::open_any(folder) else { return Ok(false) };
         if instance.config.transient == 0 || !same_folder(&guard, folder) {
@@ -388,17 +421,14 @@ impl Instance {
             return Ok(false);
         }
         instance.take_down()?;
+        lock.remove();
         drop(guard);
-        drop(lock);
-        if bpffs::mount_point_of(&parent).is_some_and(|mount| mount == parent) {
-            let _ = bpffs::unmount_if_empty(&parent);
-        }
+        bpffs::unmount_own(parent);
         Ok(true)
     }
 }
 
 fn same_folder(open: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
     match (open.metadata(), fs::metadata(path)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,
