@@ -1,0 +1,72 @@
+//! The test binaries, linked statically so that the guest needs no libraries.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::tool::cargo;
+
+/// What the guest runs, and what the tests themselves start, at the path they were built at.
+pub(super) struct Binaries {
+    pub(super) tests: Vec<Binary>,
+    pub(super) programs: Vec<PathBuf>,
+}
+
+pub(super) struct Binary {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+}
+
+/// The part of cargo's messages that matters here.
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    name: String,
+}
+
+pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> {
+    let output = command(packages).output().context("starting cargo test")?;
+    ensure!(output.status.success(), "building the tests failed");
+
+    let mut binaries = Binaries { tests: Vec::new(), programs: Vec::new() };
+    for message in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Message>() {
+        let message = message.context("reading cargo's messages")?;
+        let (Some(path), Some(target)) = (message.executable, message.target) else { continue };
+        let is = |kind: &str| target.kind.iter().any(|k| k == kind);
+        if is("bin") {
+            binaries.programs.push(path);
+        } else if is("test") && (wanted.is_empty() || wanted.contains(&target.name)) {
+            binaries.tests.push(Binary { name: target.name, path });
+        }
+    }
+    if binaries.tests.is_empty() {
+        bail!("there is no such test in {}", packages.join(", "));
+    }
+    Ok(binaries)
+}
+
+fn command(packages: &[String]) -> Command {
+    let mut command = cargo();
+    command
+        // With --target the flags do not reach build scripts and procedural macros, and the artifacts get a folder of their own.
+        .args(["test", "--no-run", "--tests", "--message-format=json-render-diagnostics"])
+        .args(["--target=x86_64-unknown-linux-gnu"])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // The guest runs them many times slower than this machine would, and from memory.
+        .args(["--config", "profile.dev.opt-level=1", "--config", "profile.dev.strip='debuginfo'"])
+        .stderr(Stdio::inherit());
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    command
+}

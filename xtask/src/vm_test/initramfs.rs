@@ -1,0 +1,100 @@
+//! The guest's file system.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::binaries::Binaries;
+use crate::tool::{Missing, Tool};
+
+const CPIO: Tool = Tool { name: "cpio", remedy: "apt-get install cpio" };
+const BUSYBOX: &str = "/bin/busybox";
+const INIT: &str = include_str!("init.sh");
+/// Mount points, and what programs take for granted.
+const FOLDERS: [&str; 8] = ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "root"];
+
+pub(super) fn pack(binaries: &Binaries, short: bool, image: &Path) -> Result<()> {
+    let stage = tempfile::tempdir().context("making a temporary folder")?;
+    let root = stage.path();
+    for folder in FOLDERS {
+        fs::create_dir(root.join(folder)).with_context(|| format!("making {folder} for the guest"))?;
+    }
+    let busybox = Path::new(BUSYBOX);
+    if !busybox.exists() {
+        return Err(Missing { what: BUSYBOX.into(), remedy: "apt-get install busybox-static".into() }.into());
+    }
+    let tests = binaries.tests.iter().map(|test| &test.path);
+    for path in tests.chain(&binaries.programs).map(PathBuf::as_path).chain([busybox]) {
+        place(path, root)?;
+    }
+    write_script(&root.join("run-tests"), &run_tests(binaries, short)?)?;
+    write_script(&root.join("init"), INIT)?;
+    archive(root, image)
+}
+
+/// A file of this machine, in the guest under the same path: tests know where their programs were built.
+fn place(path: &Path, root: &Path) -> Result<()> {
+    let copy = root.join(path.strip_prefix("/").unwrap_or(path));
+    if let Some(folder) = copy.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    fs::copy(path, &copy).with_context(|| format!("copying {}", path.display()))?;
+    Ok(())
+}
+
+fn run_tests(binaries: &Binaries, short: bool) -> Result<String> {
+    // The guest is there for these tests only: that they cannot run would be a failure.
+    let mut script = String::from("export PORTKEEP_REQUIRE_KERNEL=1\n");
+    if short {
+        script += "export PORTKEEP_PROPERTY_CASES=20\n";
+    }
+    for test in &binaries.tests {
+        writeln!(script, "run_test {} '{}'", test.name, test.path.display())?;
+    }
+    Ok(script)
+}
+
+fn write_script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {} executable", path.display()))
+}
+
+fn archive(root: &Path, image: &Path) -> Result<()> {
+    let output = fs::File::create(image).with_context(|| format!("making {}", image.display()))?;
+    let mut names = String::new();
+    list(root, Path::new("."), &mut names)?;
+    let mut cpio = CPIO.command();
+    cpio.current_dir(root)
+        .args(["--create", "--format=newc", "--owner=0:0", "--quiet"])
+        .stdin(Stdio::piped())
+        .stdout(output);
+    let mut cpio = CPIO.spawn(&mut cpio)?;
+    let mut input = cpio.stdin.take().context("the input of cpio is not a pipe")?;
+    input.write_all(names.as_bytes()).context("telling cpio what to pack")?;
+    drop(input);
+    ensure!(cpio.wait().context("waiting for cpio")?.success(), "packing {} failed", image.display());
+    Ok(())
+}
+
+/// Folders before what is in them, as the kernel unpacks in that order.
+fn list(root: &Path, folder: &Path, names: &mut String) -> Result<()> {
+    writeln!(names, "{}", folder.display())?;
+    for entry in fs::read_dir(root.join(folder)).with_context(|| format!("listing {}", folder.display()))? {
+        let entry = entry?;
+        let path = folder.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            list(root, &path, names)?;
+        } else {
+            writeln!(names, "{}", path.display())?;
+        }
+    }
+    Ok(())
+}
