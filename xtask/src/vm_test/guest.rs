@@ -16,7 +16,6 @@ const LIMIT_SECONDS: &str = "7200";
 /// Lines with this in front are for us.
 const MARK: &str = "@vm ";
 
-/// `timeout` starts it, so a missing QEMU has to be found out before.
 const QEMU: Tool = Tool { name: "qemu-system-x86_64", remedy: "apt-get install qemu-system-x86" };
 const TIMEOUT: Tool = Tool { name: "timeout", remedy: "apt-get install coreutils" };
 
@@ -53,8 +52,12 @@ pub(super) struct Report {
     pub(super) complete: bool,
 }
 
+/// Found out before the long build, and because `timeout`, not we, starts QEMU.
+pub(super) fn check() -> Result<()> {
+    QEMU.output(QEMU.command().arg("--version")).map(drop)
+}
+
 pub(super) fn boot(kernel: &Path, initramfs: &Path, verbose: bool) -> Result<Report> {
-    QEMU.output(QEMU.command().arg("--version"))?;
     let mut guest = TIMEOUT.spawn(&mut command(kernel, initramfs))?;
     let console = guest.stdout.take().context("the guest's console is not a pipe")?;
 

@@ -20,18 +20,22 @@ const INIT: &str = include_str!("init.sh");
 /// Mount points, and what programs take for granted.
 const FOLDERS: [&str; 8] = ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "root"];
 
+/// Found out before the long build.
+pub(super) fn check() -> Result<()> {
+    if !Path::new(BUSYBOX).exists() {
+        return Err(Missing { what: BUSYBOX.into(), remedy: "apt-get install busybox-static".into() }.into());
+    }
+    CPIO.output(CPIO.command().arg("--version")).map(drop)
+}
+
 pub(super) fn pack(binaries: &Binaries, short: bool, image: &Path) -> Result<()> {
     let stage = tempfile::tempdir().context("making a temporary folder")?;
     let root = stage.path();
     for folder in FOLDERS {
         fs::create_dir(root.join(folder)).with_context(|| format!("making {folder} for the guest"))?;
     }
-    let busybox = Path::new(BUSYBOX);
-    if !busybox.exists() {
-        return Err(Missing { what: BUSYBOX.into(), remedy: "apt-get install busybox-static".into() }.into());
-    }
     let tests = binaries.tests.iter().map(|test| &test.path);
-    for path in tests.chain(&binaries.programs).map(PathBuf::as_path).chain([busybox]) {
+    for path in tests.chain(&binaries.programs).map(PathBuf::as_path).chain([Path::new(BUSYBOX)]) {
         place(path, root)?;
     }
     write_script(&root.join("run-tests"), &run_tests(binaries, short)?)?;

@@ -33,6 +33,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    guest::check()?;
+    initramfs::check()?;
     let folder = work_folder()?;
     let releases = options.kernel.releases();
     let kernels = releases.iter().map(|release| kernels::get(release, &folder)).collect::<Result<Vec<_>>>()?;
