@@ -174,6 +174,17 @@ __inline void allow_time_wait(struct bpf_sock_addr *ctx, __u32 transport, struct
 	bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 }
 
+/*
+ * MPTCP binds by a TCP socket of the kernel's own, whose close passes no
+ * program. Counted, its port would never be free again. So a server of the
+ * scope that asks for MPTCP (Go's do by default) gets its port, but does not keep
+ * it beyond the end of the reservation as other sockets do.
+ */
+__inline int is_subflow(struct bpf_sock *sk)
+{
+	return mptcp_known && bpf_skc_to_mptcp_sock(sk) != NULL;
+}
+
 __inline void claim(struct socket_state *st, __u64 token, __u32 id, __u32 port, __u32 transport)
 {
 	st->claim_token = token;
@@ -258,17 +269,21 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 		return refuse(netns, transport, port, id);
 	allow_time_wait(ctx, transport, w, port);
 	claim(st, token, id, port, transport);
+	st->subflow = is_subflow(sk);
 	return PASS_PRIVILEGED;
 }
 
 /* The port is taken: count it, unless the reservation has ended meanwhile. */
 __inline int settle(struct socket_state *st, struct word *w, __u64 netns, __u32 port)
 {
-	struct reservation *r;
+	struct reservation *r = bpf_map_lookup_elem(&reservations, &st->claim_id);
 
+	if (st->subflow)
+		return r && reservation_alive(r, st->claim_token);
+	if (uses(w, port) >= USES_MAX)
+		return 0;
 	use_begin(w, port);
 	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
-	r = bpf_map_lookup_elem(&reservations, &st->claim_id);
 	if (!r || !reservation_alive(r, st->claim_token)) {
 		use_end(w, st->transport, port);
 		return 0;

@@ -97,6 +97,13 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } events SEC(".maps");
 
+/*
+ * Whether this kernel knows MPTCP, set before loading. Where it does not, the
+ * verifier would refuse the helper that asks about it; as a constant it lets
+ * the verifier drop that call unseen.
+ */
+const volatile __u8 mptcp_known SEC(".rodata") = 0;
+
 __inline struct config *the_config(void)
 {
 	__u32 zero = 0;

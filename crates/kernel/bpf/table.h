@@ -126,7 +126,8 @@ __inline int word_claim(struct word *w, __u32 transport, __u32 port, __u64 mask)
 	return 0;
 }
 
-/* Sockets bound to a port, and their coming and going. */
+/* Sockets bound to a port, and their coming and going. Below the 16 bits there is room for all CPUs to be at it. */
+#define USES_MAX 60000
 
 __inline __u32 uses(struct word *w, __u32 port)
 {

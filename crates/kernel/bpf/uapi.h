@@ -132,6 +132,7 @@ static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static __u64 (*const bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
 static long (*const bpf_ringbuf_output)(void *ringbuf, void *data, __u64 size, __u64 flags) = (void *)130;
 static long (*const bpf_loop)(__u32 n, void *callback, void *ctx, __u64 flags) = (void *)181;
+static void *(*const bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
 static long (*const bpf_set_retval)(int retval) = (void *)187;
 
 #define bpf_htons(x) __builtin_bswap16(x)

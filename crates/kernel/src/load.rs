@@ -136,7 +136,9 @@ impl Loaded {
     }
 
     pub(crate) fn with(loader: &mut EbpfLoader<'_>) -> Result<Self, LoadError> {
-        let mut ebpf = loader.load(OBJECT)?;
+        const KNOWN: [u8; 2] = [0, 1];
+        let mptcp_known = &KNOWN[usize::from(Path::new("/proc/sys/net/mptcp").exists())];
+        let mut ebpf = loader.override_global("mptcp_known", mptcp_known, true).load(OBJECT)?;
         for (name, program) in ebpf.programs_mut() {
             let result = match program {
                 Program::CgroupSockopt(program) => program.load(),
