@@ -989,8 +989,9 @@ fn a6_connect_draws_the_source_port() {
     let v6 = TcpListener::bind("[::1]:0").unwrap();
     let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
     let receiver6 = UdpSocket::bind("[::1]:0").unwrap();
-    let v4_port = v4.local_addr().unwrap().port();
-    let mapped = format!("[::ffff:127.0.0.1]:{v4_port}");
+    // Its own listener: the same four addresses and ports again, just after a close, are the kernel's to refuse.
+    let behind_mapped = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mapped = format!("[::ffff:127.0.0.1]:{}", behind_mapped.local_addr().unwrap().port());
     let at = |address: SocketAddr| address.to_string();
     let udp_port = receiver.local_addr().unwrap().port();
     let cases = [
