@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The part of the Windows interface that programs around port reservations
+ * use: types, events, waiting, errors, cancelling. What is here behaves; what
+ * is not here is not there.
+ */
+#ifndef PORTKEEP_WINDOWS_H
+#define PORTKEEP_WINDOWS_H
+
+#include "portkeep_text.h"
+#include "portkeep_types.h"
+
+#define INVALID_HANDLE_VALUE ((HANDLE)(LONG_PTR)-1)
+#define INFINITE 0xffffffffu
+#define WAIT_OBJECT_0 0u
+#define WAIT_TIMEOUT 258u
+#define WAIT_IO_COMPLETION 0xc0u
+#define WAIT_FAILED 0xffffffffu
+#define MAXIMUM_WAIT_OBJECTS 64
+#define STATUS_PENDING ((DWORD)0x103)
+
+#define NO_ERROR 0
+#define ERROR_SUCCESS 0
+#define ERROR_ACCESS_DENIED 5
+#define ERROR_INVALID_HANDLE 6
+#define ERROR_NOT_ENOUGH_MEMORY 8
+#define ERROR_SHARING_VIOLATION 32
+#define ERROR_NOT_SUPPORTED 50
+#define ERROR_INVALID_PARAMETER 87
+#define ERROR_OPERATION_ABORTED 995
+#define ERROR_IO_INCOMPLETE 996
+#define ERROR_IO_PENDING 997
+#define ERROR_NOT_FOUND 1168
+
+typedef struct _OVERLAPPED {
+	ULONG_PTR Internal;
+	ULONG_PTR InternalHigh;
+	union {
+		__extension__ struct {
+			DWORD Offset;
+			DWORD OffsetHigh;
+		};
+		PVOID Pointer;
+	};
+	HANDLE hEvent;
+} OVERLAPPED, *LPOVERLAPPED;
+
+#define HasOverlappedIoCompleted(overlapped) (((DWORD)(overlapped)->Internal) != STATUS_PENDING)
+
+PORTKEEP_BEGIN
+DWORD GetLastError(void);
+void SetLastError(DWORD code);
+void Sleep(DWORD milliseconds);
+DWORD SleepEx(DWORD milliseconds, BOOL alertable);
+/* Events have no names here: the last argument must be NULL. */
+HANDLE CreateEventA(void *attributes, BOOL manual, BOOL set, LPCSTR name);
+HANDLE CreateEventW(void *attributes, BOOL manual, BOOL set, LPCWSTR name);
+BOOL SetEvent(HANDLE event);
+BOOL ResetEvent(HANDLE event);
+BOOL CloseHandle(HANDLE handle);
+HANDLE GetCurrentThread(void);
+DWORD WaitForSingleObject(HANDLE handle, DWORD milliseconds);
+DWORD WaitForSingleObjectEx(HANDLE handle, DWORD milliseconds, BOOL alertable);
+DWORD WaitForMultipleObjects(DWORD count, const HANDLE *handles, BOOL all, DWORD milliseconds);
+DWORD WaitForMultipleObjectsEx(DWORD count, const HANDLE *handles, BOOL all, DWORD milliseconds, BOOL alertable);
+/* The handle is a socket: CancelIoEx((HANDLE)s, ...). */
+BOOL CancelIoEx(HANDLE socket, LPOVERLAPPED overlapped);
+BOOL CancelIo(HANDLE socket);
+PORTKEEP_END
+
+#ifdef UNICODE
+#define CreateEvent CreateEventW
+#else
+#define CreateEvent CreateEventA
+#endif
+
+#if !defined(WIN32_LEAN_AND_MEAN) && !defined(_SYS_SOCKET_H)
+#include "winsock2.h"
+#endif
+
+#endif

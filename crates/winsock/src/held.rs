@@ -1,0 +1,115 @@
+//! Without a kernel part: the library holds the ports with sockets of this
+//! process, and `bind` and `connect` of this layer draw from them, since the
+//! kernel's own cannot. A reservation belongs to the socket it was acquired on
+//! and goes with `closesocket`.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::BorrowedFd,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use portkeep::{Require, Reservation};
+use portkeep_core::{
+    Token, Transport,
+    wire::{AcquireRequest, Grant},
+};
+
+use crate::error;
+
+#[derive(Default)]
+struct Books {
+    /// By the owner socket's descriptor.
+    owned: HashMap<i32, Vec<Reservation>>,
+    /// Descriptor to token.
+    associated: HashMap<i32, Token>,
+}
+
+static BOOKS: Mutex<Option<Books>> = Mutex::new(None);
+/// False spares every ordinary call the look into the books.
+static USED: AtomicBool = AtomicBool::new(false);
+
+fn lock() -> MutexGuard<'static, Option<Books>> {
+    BOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn code(errno: Option<portkeep_core::Errno>) -> i32 {
+    errno.map_or(error::WSAEOPNOTSUPP, |errno| error::of_control(&io::Error::from_raw_os_error(errno.0)))
+}
+
+pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
+    let asked = match crate::socket::transport(fd)? {
+        Transport::Tcp => Reservation::tcp(),
+        Transport::Udp => Reservation::udp(),
+    };
+    let asked = asked.at(request.start).ports(request.count).require(Require::Held);
+    let reservation = asked.acquire().map_err(|error| code(error.errno()))?;
+    let ports = reservation.ports();
+    let grant =
+        Grant { token: reservation.token().get(), start: ports.start(), count: ports.count(), ..Grant::default() };
+    lock().get_or_insert_default().owned.entry(fd).or_default().push(reservation);
+    USED.store(true, Ordering::Relaxed);
+    Ok(grant)
+}
+
+pub(crate) fn release(token: u64) -> Result<(), i32> {
+    let mut books = lock();
+    for list in books.get_or_insert_default().owned.values_mut() {
+        if let Some(index) = list.iter().position(|reservation| reservation.token().get() == token) {
+            drop(list.swap_remove(index));
+            return Ok(());
+        }
+    }
+    Err(error::WSAEINVAL)
+}
+
+fn find(books: &Books, token: u64) -> Option<&Reservation> {
+    books.owned.values().flatten().find(|reservation| reservation.token().get() == token)
+}
+
+pub(crate) fn associate(fd: i32, token: u64) -> Result<(), i32> {
+    let transport = crate::socket::transport(fd)?;
+    let mut books = lock();
+    let books = books.get_or_insert_default();
+    let reservation = find(books, token).ok_or(error::WSAEINVAL)?;
+    if !reservation.transports().contains(transport) || crate::socket::is_bound(fd) {
+        return Err(error::WSAEINVAL);
+    }
+    let token = reservation.token();
+    books.associated.insert(fd, token);
+    Ok(())
+}
+
+/// `bind` of an associated socket; `None`: it is none, and the system's `bind` does it.
+pub(crate) fn bind(fd: i32, address: impl FnOnce() -> Option<SocketAddr>) -> Option<Result<(), i32>> {
+    if !USED.load(Ordering::Relaxed) {
+        return None;
+    }
+    let mut books = lock();
+    let books = books.get_or_insert_default();
+    let token = *books.associated.get(&fd)?;
+    let address = address()?;
+    let Some(reservation) = find(books, token.get()) else { return Some(Err(error::WSAEINVAL)) };
+    // SAFETY: for the duration of this call the descriptor is the program's to keep open.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let bound = reservation.bind(&socket, address).map(drop).map_err(|error| code(error.errno()));
+    if bound.is_ok() {
+        books.associated.remove(&fd);
+    }
+    Some(bound)
+}
+
+/// `closesocket`: what the socket owned ends with it.
+pub(crate) fn close(fd: i32) {
+    if USED.load(Ordering::Relaxed) {
+        let mut books = lock();
+        let books = books.get_or_insert_default();
+        books.owned.remove(&fd);
+        books.associated.remove(&fd);
+    }
+}

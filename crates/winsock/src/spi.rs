@@ -1,0 +1,386 @@
+//! The provider interface: `WSPStartup`'s table, and the way routines reach
+//! their thread.
+//!
+//! On Windows the DLL above a provider gives it a table of upcalls. A program
+//! that calls [`WSPStartup`] itself may give one here; its `WPUQueueApc` is then
+//! the one that completions go through. Otherwise it is this layer's own.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{
+    abi::{INVALID_SOCKET, SOCKET_ERROR, Socket, ThreadId, UserApc},
+    error, memory, overlapped, select, socket, startup,
+    wait::{self, Apc},
+};
+
+type QueueApc = unsafe extern "C" fn(*const ThreadId, UserApc, usize, *mut i32) -> i32;
+
+static UPCALL: Mutex<Option<QueueApc>> = Mutex::new(None);
+
+fn value<T: Copy>(error: usize, failure: T, body: impl FnOnce() -> Result<T, i32>) -> T {
+    crate::boundary(failure, || {
+        body().unwrap_or_else(|code| {
+            // Without a place to tell the error there still is one.
+            let _ = memory::write(error, code);
+            failure
+        })
+    })
+}
+
+pub(crate) fn status(error: usize, body: impl FnOnce() -> Result<(), i32>) -> i32 {
+    value(error, SOCKET_ERROR, || body().map(|()| 0))
+}
+
+/// Runs on the issuing thread: what was packed for a foreign queue, which carries one number only.
+unsafe extern "C" fn unpack(context: usize) {
+    // SAFETY: `context` is the box that queue_apc gave away, and a queue delivers it once.
+    let apc = unsafe { Box::from_raw(context as *mut (crate::abi::CompletionRoutine, u32, u32, usize)) };
+    let (routine, code, bytes, at) = *apc;
+    // SAFETY: the program handed this routine over to be called with this structure, on this thread.
+    unsafe { routine(code, bytes, at as *mut _, 0) };
+}
+
+/// Queue a completion routine to the thread that issued the operation.
+pub(crate) fn queue_apc(thread: ThreadId, apc: Apc) {
+    let upcall = *UPCALL.lock().unwrap_or_else(PoisonError::into_inner);
+    match (upcall, apc) {
+        (Some(upcall), Apc::Completion { routine, error, bytes, overlapped }) if thread.handle != 0 => {
+            let context = Box::into_raw(Box::new((routine, error, bytes, overlapped))) as usize;
+            let mut failure = 0;
+            // SAFETY: the upcall is what the program passed to WSPStartup as WPUQueueApc; all pointers are to locals.
+            if unsafe { upcall(&thread, unpack, context, &mut failure) } != 0 {
+                // SAFETY: not accepted, so the box is still ours.
+                drop(unsafe { Box::from_raw(context as *mut (crate::abi::CompletionRoutine, u32, u32, usize)) });
+            }
+        }
+        (_, apc) => {
+            // A thread that is gone is told nothing.
+            let _ = wait::queue(thread.reserved, apc);
+        }
+    }
+}
+
+/// `WPUQueueApc`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WPUQueueApc(thread: usize, routine: usize, context: usize, error: usize) -> i32 {
+    status(error, || {
+        let id: ThreadId = memory::read(thread).map_err(|_| error::WSAEFAULT)?;
+        memory::readable(routine, 1).map_err(|_| error::WSAEFAULT)?;
+        // SAFETY: a non-null address that is mapped; that such a routine is there is the caller's word.
+        let routine = unsafe { std::mem::transmute::<usize, UserApc>(routine) };
+        let thread = wait::thread_of(id).ok_or(error::WSAEFAULT)?;
+        if wait::queue(thread, Apc::User(routine, context)) { Ok(()) } else { Err(error::WSAEFAULT) }
+    })
+}
+
+/// `WPUOpenCurrentThread`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WPUOpenCurrentThread(thread: usize, error: usize) -> i32 {
+    status(error, || {
+        memory::writable(thread, size_of::<ThreadId>()).map_err(|_| error::WSAEFAULT)?;
+        memory::write(thread, wait::open_this_thread()).map_err(|_| error::WSAEFAULT)
+    })
+}
+
+/// `WPUCloseThread`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WPUCloseThread(thread: usize, error: usize) -> i32 {
+    status(error, || {
+        let id: ThreadId = memory::read(thread).map_err(|_| error::WSAEFAULT)?;
+        wait::close(id.handle)
+    })
+}
+
+type Pointer = usize;
+
+extern "C" fn accept(s: Socket, name: Pointer, size: Pointer, condition: Pointer, _data: usize, e: Pointer) -> Socket {
+    value(e, INVALID_SOCKET, || {
+        if condition != 0 {
+            return Err(error::WSAEOPNOTSUPP);
+        }
+        socket::accept(s, name, size)
+    })
+}
+
+extern "C" fn bind(s: Socket, name: Pointer, size: i32, e: Pointer) -> i32 {
+    status(e, || socket::bind(s, name, size))
+}
+
+extern "C" fn cleanup(e: Pointer) -> i32 {
+    status(e, startup::cleanup)
+}
+
+extern "C" fn close_socket(s: Socket, e: Pointer) -> i32 {
+    status(e, || socket::close(s))
+}
+
+extern "C" fn connect(
+    s: Socket,
+    name: Pointer,
+    size: i32,
+    _to: Pointer,
+    _from: Pointer,
+    _quality: Pointer,
+    _group: Pointer,
+    e: Pointer,
+) -> i32 {
+    status(e, || socket::connect(s, name, size))
+}
+
+extern "C" fn duplicate_socket(s: Socket, process: u32, info: Pointer, e: Pointer) -> i32 {
+    status(e, || socket::duplicate(s, process, info))
+}
+
+extern "C" fn get_overlapped_result(s: Socket, at: Pointer, n: Pointer, wait: i32, flags: Pointer, e: Pointer) -> i32 {
+    value(e, 0, || overlapped::result(s, at, n, wait != 0, flags).map(|()| 1))
+}
+
+extern "C" fn get_peer_name(s: Socket, name: Pointer, size: Pointer, e: Pointer) -> i32 {
+    status(e, || socket::getpeername(s, name, size))
+}
+
+extern "C" fn get_sock_name(s: Socket, name: Pointer, size: Pointer, e: Pointer) -> i32 {
+    status(e, || socket::getsockname(s, name, size))
+}
+
+extern "C" fn get_sock_opt(s: Socket, level: i32, name: i32, value: Pointer, size: Pointer, e: Pointer) -> i32 {
+    status(e, || socket::getsockopt(s, level, name, value, size))
+}
+
+extern "C" fn listen(s: Socket, backlog: i32, e: Pointer) -> i32 {
+    status(e, || socket::listen(s, backlog))
+}
+
+extern "C" fn receive(
+    s: Socket,
+    buffers: Pointer,
+    count: u32,
+    moved: Pointer,
+    flags: Pointer,
+    overlapped: Pointer,
+    _routine: Pointer,
+    _thread: Pointer,
+    e: Pointer,
+) -> i32 {
+    status(e, || socket::Transfer { s, buffers, count, moved, overlapped }.receive(flags, 0, 0))
+}
+
+extern "C" fn receive_from(
+    s: Socket,
+    buffers: Pointer,
+    count: u32,
+    moved: Pointer,
+    flags: Pointer,
+    from: Pointer,
+    from_size: Pointer,
+    overlapped: Pointer,
+    _routine: Pointer,
+    _thread: Pointer,
+    e: Pointer,
+) -> i32 {
+    status(e, || socket::Transfer { s, buffers, count, moved, overlapped }.receive(flags, from, from_size))
+}
+
+extern "C" fn select(n: i32, read: Pointer, write: Pointer, except: Pointer, timeout: Pointer, e: Pointer) -> i32 {
+    let _ = n;
+    value(e, SOCKET_ERROR, || select::select(read, write, except, timeout))
+}
+
+extern "C" fn send(
+    s: Socket,
+    buffers: Pointer,
+    count: u32,
+    moved: Pointer,
+    flags: u32,
+    overlapped: Pointer,
+    _routine: Pointer,
+    _thread: Pointer,
+    e: Pointer,
+) -> i32 {
+    status(e, || socket::Transfer { s, buffers, count, moved, overlapped }.send(flags, 0, 0))
+}
+
+extern "C" fn send_to(
+    s: Socket,
+    buffers: Pointer,
+    count: u32,
+    moved: Pointer,
+    flags: u32,
+    to: Pointer,
+    to_size: i32,
+    overlapped: Pointer,
+    _routine: Pointer,
+    _thread: Pointer,
+    e: Pointer,
+) -> i32 {
+    status(e, || socket::Transfer { s, buffers, count, moved, overlapped }.send(flags, to, to_size))
+}
+
+extern "C" fn set_sock_opt(s: Socket, level: i32, name: i32, value: Pointer, size: i32, e: Pointer) -> i32 {
+    status(e, || socket::setsockopt(s, level, name, value, size))
+}
+
+extern "C" fn shutdown(s: Socket, how: i32, e: Pointer) -> i32 {
+    status(e, || socket::shutdown(s, how))
+}
+
+extern "C" fn new_socket(
+    family: i32,
+    kind: i32,
+    protocol: i32,
+    info: Pointer,
+    _group: u32,
+    flags: u32,
+    e: Pointer,
+) -> Socket {
+    value(e, INVALID_SOCKET, || socket::wsa_socket(family, kind, protocol, info, flags))
+}
+
+/// What Windows has and this layer has not: each says so, where its own `lpErrno` is.
+mod missing {
+    use super::{Pointer, Socket, error, status, value};
+
+    pub(super) extern "C" fn three_or_so(_: Pointer, _: Pointer, _: Pointer, _: Pointer, e: Pointer) -> i32 {
+        status(e, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn address_to_string(
+        _: Pointer,
+        _: u32,
+        _: Pointer,
+        _: Pointer,
+        _: Pointer,
+        e: Pointer,
+    ) -> i32 {
+        status(e, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn string_to_address(
+        _: Pointer,
+        _: i32,
+        _: Pointer,
+        _: Pointer,
+        _: Pointer,
+        e: Pointer,
+    ) -> i32 {
+        status(e, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn one(e: Pointer) -> i32 {
+        status(e, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn two(_: Socket, _: Pointer, e: Pointer) -> i32 {
+        status(e, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn three(_: Socket, _: Pointer, _: Pointer, e: Pointer) -> i32 {
+        status(e, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn truth_of_three(_: Socket, _: Pointer, _: Pointer, e: Pointer) -> i32 {
+        value(e, 0, || Err(error::WSAEOPNOTSUPP))
+    }
+
+    pub(super) extern "C" fn join_leaf(
+        _: Socket,
+        _: Pointer,
+        _: i32,
+        _: Pointer,
+        _: Pointer,
+        _: Pointer,
+        _: Pointer,
+        _: u32,
+        e: Pointer,
+    ) -> Socket {
+        value(e, super::INVALID_SOCKET, || Err(error::WSAEOPNOTSUPP))
+    }
+}
+
+/// `WSPPROC_TABLE`: thirty functions, in Microsoft's order.
+fn table() -> [Pointer; 30] {
+    [
+        accept as *const () as Pointer,
+        missing::address_to_string as *const () as Pointer,
+        // WSPAsyncSelect
+        missing::three_or_so as *const () as Pointer,
+        bind as *const () as Pointer,
+        // WSPCancelBlockingCall
+        missing::one as *const () as Pointer,
+        cleanup as *const () as Pointer,
+        close_socket as *const () as Pointer,
+        connect as *const () as Pointer,
+        duplicate_socket as *const () as Pointer,
+        // WSPEnumNetworkEvents, WSPEventSelect
+        missing::three as *const () as Pointer,
+        missing::three as *const () as Pointer,
+        get_overlapped_result as *const () as Pointer,
+        get_peer_name as *const () as Pointer,
+        get_sock_name as *const () as Pointer,
+        get_sock_opt as *const () as Pointer,
+        // WSPGetQOSByName
+        missing::truth_of_three as *const () as Pointer,
+        crate::ioctl::WSPIoctl as *const () as Pointer,
+        missing::join_leaf as *const () as Pointer,
+        listen as *const () as Pointer,
+        receive as *const () as Pointer,
+        // WSPRecvDisconnect
+        missing::two as *const () as Pointer,
+        receive_from as *const () as Pointer,
+        select as *const () as Pointer,
+        send as *const () as Pointer,
+        // WSPSendDisconnect
+        missing::two as *const () as Pointer,
+        send_to as *const () as Pointer,
+        set_sock_opt as *const () as Pointer,
+        shutdown as *const () as Pointer,
+        new_socket as *const () as Pointer,
+        missing::string_to_address as *const () as Pointer,
+    ]
+}
+
+/// `WSPUPCALLTABLE`, passed by value as Microsoft has it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct UpcallTable {
+    before: [usize; 10],
+    queue_apc: Option<QueueApc>,
+    after: [usize; 4],
+}
+
+/// `WSPStartup`: the table of this provider. The error is the return value. Counts as a WSAStartup.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSPStartup(wanted: u16, data: usize, _info: usize, upcalls: UpcallTable, procs: usize) -> i32 {
+    /// WSPDATA: two versions and a text of 256 WCHARs.
+    const DATA: usize = 4 + 256 * 4;
+    crate::boundary(error::WSASYSNOTREADY, || {
+        let table = table();
+        if memory::writable(procs, size_of_val(&table)).is_err() || memory::writable(data, DATA).is_err() {
+            return error::WSAEFAULT;
+        }
+        let versions = 0x0202_0202u32;
+        let text = "Portkeep, port reservations for Linux";
+        for (index, letter) in text.chars().chain(['\0']).enumerate() {
+            if memory::write(data + 4 + index * 4, letter as u32).is_err() {
+                return error::WSAEFAULT;
+            }
+        }
+        if memory::write(data, versions).is_err() {
+            return error::WSAEFAULT;
+        }
+        for (index, function) in table.iter().enumerate() {
+            if memory::write(procs + index * size_of::<usize>(), *function).is_err() {
+                return error::WSAEFAULT;
+            }
+        }
+        if wanted & 0xff != 2 {
+            return error::WSAVERNOTSUPPORTED;
+        }
+        // Our own function in the table is the same as none: queueing directly is shorter.
+        let own = WPUQueueApc as *const () as usize;
+        *UPCALL.lock().unwrap_or_else(PoisonError::into_inner) =
+            upcalls.queue_apc.filter(|upcall| *upcall as *const () as usize != own);
+        startup::count();
+        0
+    })
+}

@@ -1,0 +1,235 @@
+/*
+ * Overlapped operations. The agent of these tests confirms 41000..41999 after
+ * 200 ms and 40000..40999 never; the pool needs no agent.
+ */
+#include <winsock2.h>
+#include <mstcpip.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+#include "check.h"
+
+static SOCKET tcp(void)
+{
+	return socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
+}
+
+static INET_PORT_RESERVATION_INSTANCE out;
+static WSAOVERLAPPED ov;
+static DWORD bytes;
+
+static int start(SOCKET s, int port, LPWSAOVERLAPPED_COMPLETION_ROUTINE routine)
+{
+	INET_PORT_RANGE range;
+	range.StartPort = htons((USHORT)port);
+	range.NumberOfPorts = 2;
+	memset(&out, 0, sizeof(out));
+	bytes = 77;
+	return WSAIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, sizeof(range), &out, sizeof(out), &bytes, &ov, routine);
+}
+
+static int calls;
+static DWORD last_error, last_bytes;
+static pthread_t last_thread;
+
+static void routine(DWORD error, DWORD count, LPWSAOVERLAPPED overlapped, DWORD flags)
+{
+	calls++;
+	last_error = error;
+	last_bytes = count;
+	last_thread = pthread_self();
+	CHECK(overlapped == &ov && flags == 0);
+}
+
+static void with_an_event(void)
+{
+	SOCKET s = tcp();
+	DWORD count = 99, flags = 99;
+
+	memset(&ov, 0, sizeof(ov));
+	ov.hEvent = WSACreateEvent();
+	/* At once. */
+	CHECK(start(s, 0, NULL) == 0);
+	CHECK(bytes == 16 && out.NumberOfPorts == 2);
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 0, FALSE) == WSA_WAIT_EVENT_0);
+	CHECK(WSAGetOverlappedResult(s, &ov, &count, FALSE, &flags) && count == 16 && flags == 0);
+	CHECK(release(s, &out) == 0);
+	/* Later. */
+	CHECK_ERROR(start(s, 41000, NULL), WSA_IO_PENDING);
+	CHECK(bytes == 77 && !HasOverlappedIoCompleted(&ov));
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 0, FALSE) == WSA_WAIT_TIMEOUT);
+	count = 99;
+	CHECK(!WSAGetOverlappedResult(s, &ov, &count, FALSE, &flags) && WSAGetLastError() == WSA_IO_INCOMPLETE);
+	CHECK(count == 99);
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 5000, FALSE) == WSA_WAIT_EVENT_0);
+	CHECK(WSAGetOverlappedResult(s, &ov, &count, FALSE, &flags) && count == 16);
+	CHECK(START_OF(out) == 41000 && out.NumberOfPorts == 2 && HasOverlappedIoCompleted(&ov));
+	CHECK(release(s, &out) == 0);
+	/* Later, waiting in WSAGetOverlappedResult. */
+	CHECK_ERROR(start(s, 41010, NULL), WSA_IO_PENDING);
+	CHECK(WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && count == 16 && START_OF(out) == 41010);
+	CHECK(release(s, &out) == 0);
+	/* An error: nothing was started, no completion comes. */
+	CHECK(WSAResetEvent(ov.hEvent));
+	CHECK_ERROR(start(s, 65535, NULL), WSAEINVAL);
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 50, FALSE) == WSA_WAIT_TIMEOUT);
+	CHECK(WSACloseEvent(ov.hEvent));
+	CHECK_ERROR(start(s, 0, NULL), WSA_INVALID_HANDLE);
+	closesocket(s);
+}
+
+static void with_a_routine(void)
+{
+	SOCKET s = tcp();
+	INET_PORT_RESERVATION_INSTANCE block;
+
+	memset(&ov, 0, sizeof(ov));
+	calls = 0;
+	/* At once, but delivered only in an alertable wait. */
+	CHECK(start(s, 0, routine) == 0 && calls == 0);
+	Sleep(10);
+	CHECK(SleepEx(10, FALSE) == 0 && calls == 0);
+	CHECK(SleepEx(1000, TRUE) == WAIT_IO_COMPLETION);
+	CHECK(calls == 1 && last_error == 0 && last_bytes == 16 && pthread_equal(last_thread, pthread_self()));
+	CHECK(SleepEx(10, TRUE) == 0);
+	block = out;
+	/* RELEASE and ASSOCIATE too. */
+	CHECK(WSAIoctl(s, SIO_RELEASE_PORT_RESERVATION, &block.Token, 8, NULL, 0, &bytes, &ov, routine) == 0);
+	CHECK(SleepEx(0, TRUE) == WAIT_IO_COMPLETION && calls == 2 && last_bytes == 0);
+	/* Later. */
+	CHECK_ERROR(start(s, 41020, routine), WSA_IO_PENDING);
+	CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION);
+	CHECK(calls == 3 && last_error == 0 && START_OF(out) == 41020);
+	CHECK(release(s, &out) == 0);
+	/* An alertable wait for something else. */
+	CHECK_ERROR(start(s, 41030, routine), WSA_IO_PENDING);
+	HANDLE event = CreateEvent(NULL, FALSE, FALSE, NULL);
+	CHECK(WaitForSingleObjectEx(event, 5000, TRUE) == WAIT_IO_COMPLETION && calls == 4);
+	CHECK_ERROR(start(s, 41040, routine), WSA_IO_PENDING);
+	CHECK(WSAWaitForMultipleEvents(1, &event, FALSE, 5000, TRUE) == WSA_WAIT_IO_COMPLETION && calls == 5);
+	CHECK(CloseHandle(event));
+	closesocket(s);
+}
+
+static void cancelled(void)
+{
+	SOCKET s = tcp(), other = tcp();
+	DWORD count, flags;
+	INET_PORT_RESERVATION_INSTANCE block;
+
+	memset(&ov, 0, sizeof(ov));
+	ov.hEvent = WSACreateEvent();
+	WSASetLastError(0);
+	CHECK(!CancelIoEx((HANDLE)s, NULL) && WSAGetLastError() == ERROR_NOT_FOUND);
+	CHECK_ERROR(start(s, 40000, NULL), WSA_IO_PENDING);
+	CHECK_ERROR(acquire(other, 40000, 1, &block), WSAEADDRINUSE);
+	CHECK(CancelIoEx((HANDLE)s, &ov));
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 5000, FALSE) == WSA_WAIT_EVENT_0);
+	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == WSA_OPERATION_ABORTED);
+	/* What it had claimed is free: claimed again, by another, and cancelled by closesocket. */
+	CHECK_ERROR(start(other, 40000, NULL), WSA_IO_PENDING);
+	CHECK(closesocket(other) == 0);
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 5000, FALSE) == WSA_WAIT_EVENT_0);
+	CHECK(!WSAGetOverlappedResult(s, &ov, &count, FALSE, &flags) && WSAGetLastError() == WSA_OPERATION_ABORTED);
+	/* With a routine. */
+	calls = 0;
+	CHECK_ERROR(start(s, 40000, routine), WSA_IO_PENDING);
+	CHECK(CancelIoEx((HANDLE)s, NULL));
+	CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION && calls == 1 && last_error == WSA_OPERATION_ABORTED);
+	CHECK(last_bytes == 0);
+	CHECK(WSACloseEvent(ov.hEvent));
+	closesocket(s);
+}
+
+static SOCKET shared;
+
+static void *start_and_leave(void *unused)
+{
+	(void)unused;
+	CHECK_ERROR(start(shared, 40010, NULL), WSA_IO_PENDING);
+	return NULL;
+}
+
+static void *cancel_from_outside(void *unused)
+{
+	(void)unused;
+	usleep(50000);
+	CHECK(CancelIoEx((HANDLE)shared, NULL));
+	return NULL;
+}
+
+static void threads(void)
+{
+	pthread_t thread;
+	DWORD count, flags;
+	INET_PORT_RESERVATION_INSTANCE block;
+
+	/* The end of the issuing thread cancels. */
+	shared = tcp();
+	memset(&ov, 0, sizeof(ov));
+	ov.hEvent = WSACreateEvent();
+	pthread_create(&thread, NULL, start_and_leave, NULL);
+	pthread_join(thread, NULL);
+	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, 5000, FALSE) == WSA_WAIT_EVENT_0);
+	CHECK(!WSAGetOverlappedResult(shared, &ov, &count, TRUE, &flags));
+	CHECK(WSAGetLastError() == WSA_OPERATION_ABORTED);
+	/* A blocking call waits, on a non-blocking socket too, and can be cancelled. */
+	u_long yes = 1;
+	CHECK(ioctlsocket(shared, FIONBIO, &yes) == 0);
+	CHECK(acquire(shared, 41050, 2, &block) == 0 && START_OF(block) == 41050);
+	pthread_create(&thread, NULL, cancel_from_outside, NULL);
+	CHECK_ERROR(acquire(shared, 40020, 2, &block), WSA_OPERATION_ABORTED);
+	pthread_join(thread, NULL);
+	CHECK(WSACloseEvent(ov.hEvent));
+	closesocket(shared);
+}
+
+static void without_the_attribute(void)
+{
+	SOCKET s = WSASocketW(AF_INET, SOCK_STREAM, IPPROTO_TCP, NULL, 0, 0);
+
+	memset(&ov, 0, sizeof(ov));
+	calls = 0;
+	CHECK(start(s, 41060, routine) == 0);
+	CHECK(bytes == 16 && START_OF(out) == 41060 && ov.Internal == 0 && ov.InternalHigh == 0);
+	CHECK(SleepEx(20, TRUE) == 0 && calls == 0);
+	closesocket(s);
+	s = WSASocketA(AF_INET, SOCK_STREAM, IPPROTO_TCP, NULL, 0, WSA_FLAG_OVERLAPPED);
+	CHECK_ERROR(start(s, 41060, routine), WSA_IO_PENDING);
+	CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION && calls == 1);
+	closesocket(s);
+}
+
+static void events(void)
+{
+	HANDLE e[2], bad = (HANDLE)8;
+
+	e[0] = CreateEventA(NULL, TRUE, FALSE, NULL);
+	e[1] = CreateEventW(NULL, FALSE, TRUE, NULL);
+	CHECK(WaitForMultipleObjects(2, e, FALSE, 0) == WAIT_OBJECT_0 + 1);
+	CHECK(WaitForMultipleObjects(2, e, FALSE, 0) == WAIT_TIMEOUT);
+	CHECK(SetEvent(e[0]) && WaitForMultipleObjects(2, e, TRUE, 10) == WAIT_TIMEOUT);
+	CHECK(SetEvent(e[1]) && WaitForMultipleObjects(2, e, TRUE, 10) == WAIT_OBJECT_0);
+	CHECK(WaitForSingleObject(e[0], 0) == WAIT_OBJECT_0 && WaitForSingleObject(e[1], 0) == WAIT_TIMEOUT);
+	CHECK(ResetEvent(e[0]) && WaitForSingleObject(e[0], 0) == WAIT_TIMEOUT);
+	CHECK(WaitForSingleObject(bad, 0) == WAIT_FAILED && GetLastError() == ERROR_INVALID_HANDLE);
+	CHECK(WaitForMultipleObjects(0, e, FALSE, 0) == WAIT_FAILED && GetLastError() == ERROR_INVALID_PARAMETER);
+	CHECK(WaitForMultipleObjects(65, e, FALSE, 0) == WAIT_FAILED && GetLastError() == ERROR_INVALID_PARAMETER);
+	CHECK(CloseHandle(e[0]) && CloseHandle(e[1]) && !CloseHandle(e[1]));
+	CHECK(!SetEvent(e[0]) && GetLastError() == ERROR_INVALID_HANDLE);
+}
+
+int main(void)
+{
+	WSADATA data;
+
+	CHECK(WSAStartup(MAKEWORD(2, 2), &data) == 0);
+	with_an_event();
+	with_a_routine();
+	cancelled();
+	threads();
+	without_the_attribute();
+	events();
+	CHECK(WSACleanup() == 0);
+	return failures != 0;
+}

@@ -1,0 +1,120 @@
+//! The C compilers of this machine, and the one documented line:
+//! `cc prog.c $(pkg-config --cflags --libs portkeep-winsock)`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use portkeep_winsock::install::{Installed, install};
+use tempfile::TempDir;
+
+/// The layer, installed where only these tests see it.
+pub(crate) struct Kit {
+    installed: Installed,
+    folder: TempDir,
+}
+
+pub(crate) fn has(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Source files of these tests.
+pub(crate) fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name)
+}
+
+/// `None`, and a visible word about it, without a compiler.
+pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
+    static KIT: OnceLock<Option<Kit>> = OnceLock::new();
+    let kit = KIT.get_or_init(|| {
+        if !has("cc") || !has("pkg-config") {
+            return None;
+        }
+        let folder = TempDir::with_prefix("portkeep-winsock-").expect("a folder");
+        // This test lies next to the libraries it was built with.
+        let exe = std::env::current_exe().expect("where this test is");
+        let installed = install(folder.path(), exe.parent().expect("a folder")).expect("the layer is installed");
+        Some(Kit { installed, folder })
+    });
+    if kit.is_none() {
+        crate::skipped(test, "no cc or no pkg-config");
+    }
+    kit.as_ref()
+}
+
+impl Kit {
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn flags(&self, what: &[&str]) -> Vec<String> {
+        let output = Command::new("pkg-config")
+            .args(what)
+            .arg("portkeep-winsock")
+            .env("PKG_CONFIG_PATH", &self.installed.pkg_config)
+            .output()
+            .expect("pkg-config runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text").split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Compile, and give back the program's path. What the compiler says in its failure is the test's failure.
+    #[track_caller]
+    pub(crate) fn build(&self, compiler: &str, options: &[&str], source: &Path) -> PathBuf {
+        let name = format!("{compiler} {} {}", options.join(" "), source.file_name().unwrap().to_string_lossy());
+        let program = self.folder().join(name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "_"));
+        let output = Command::new(compiler)
+            .args(options)
+            .arg(source)
+            .args(self.flags(&["--cflags", "--libs"]))
+            .arg("-o")
+            .arg(&program)
+            .output()
+            .expect("the compiler runs");
+        assert!(output.status.success(), "{name}:\n{}", String::from_utf8_lossy(&output.stderr));
+        program
+    }
+
+    /// As [`Kit::build`], with the archive in the program instead of the shared library beside it.
+    #[track_caller]
+    pub(crate) fn build_static(&self, compiler: &str, options: &[&str], source: &Path) -> PathBuf {
+        let program = self.folder().join("static");
+        let output = Command::new(compiler)
+            .args(options)
+            .arg(source)
+            .args(self.flags(&["--cflags"]))
+            .arg(self.installed.libraries.join("libportkeep_winsock.a"))
+            .args(self.flags(&["--static", "--libs-only-l"]).iter().filter(|flag| *flag != "-lportkeep_winsock"))
+            .arg("-o")
+            .arg(&program)
+            .output()
+            .expect("the compiler runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        program
+    }
+
+    /// Headers only: no object, no library.
+    #[track_caller]
+    pub(crate) fn check(&self, compiler: &str, options: &[&str], source: &Path) -> Output {
+        Command::new(compiler)
+            .args(options)
+            .arg("-fsyntax-only")
+            .arg(source)
+            .args(self.flags(&["--cflags"]))
+            .output()
+            .expect("the compiler runs")
+    }
+
+    /// A command to run a program that was built with the shared library.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("LD_LIBRARY_PATH", &self.installed.libraries).current_dir(self.folder());
+        command
+    }
+}
+
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

@@ -1,0 +1,70 @@
+//! The headers, with every compiler of this machine, and Microsoft's through mingw-w64.
+
+use std::process::Command;
+
+use crate::{
+    compiler::{has, kit, source, text},
+    skipped,
+};
+
+const STRICT: &[&str] = &["-Wall", "-Wextra", "-Werror"];
+
+#[test]
+fn the_layouts_are_those_of_windows() {
+    let Some(kit) = kit("the_layouts_are_those_of_windows") else { return };
+    let compilers = [
+        ("gcc", "-std=c11"),
+        ("gcc", "-std=gnu17"),
+        ("clang", "-std=c11"),
+        ("clang-19", "-std=c11"),
+        ("g++", "-std=c++17"),
+        ("clang++", "-std=c++17"),
+        ("clang++-19", "-std=c++17"),
+    ];
+    for (compiler, standard) in compilers {
+        if !has(compiler) {
+            skipped("the_layouts_are_those_of_windows", &format!("no {compiler}"));
+            continue;
+        }
+        let mut options = vec![standard];
+        options.extend(STRICT);
+        options.extend(if standard.contains("++") {
+            // C++ has an opinion on offsets in structures that are not of its standard layout.
+            ["-Wno-invalid-offsetof", "-xc++"]
+        } else {
+            ["-xc", "-pedantic"]
+        });
+        let output = kit.check(compiler, &options, &source("layout.c"));
+        assert!(output.status.success(), "{compiler}: {}", text(&output));
+    }
+}
+
+#[test]
+fn the_layouts_hold_with_32_bits() {
+    let Some(kit) = kit("the_layouts_hold_with_32_bits") else { return };
+    let probe = kit.folder().join("probe32.c");
+    std::fs::write(&probe, "#include <stdio.h>\nint main(void) { return 0; }\n").expect("a file");
+    if !kit.check("cc", &["-m32"], &probe).status.success() {
+        skipped("the_layouts_hold_with_32_bits", "no 32-bit C library");
+        return;
+    }
+    let output = kit.check("cc", &["-m32", "-std=c11"], &source("layout.c"));
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn the_c_tests_compile_with_microsofts_declarations() {
+    const MINGW: &str = "x86_64-w64-mingw32-gcc";
+    if !has(MINGW) {
+        skipped("the_c_tests_compile_with_microsofts_declarations", "no mingw-w64");
+        return;
+    }
+    for name in ["layout.c", "conformance.c"] {
+        let output = Command::new(MINGW)
+            .args(["-std=c11", "-Wall", "-Werror", "-D_WIN32_WINNT=0x0600", "-fsyntax-only"])
+            .arg(source(name))
+            .output()
+            .expect("the compiler runs");
+        assert!(output.status.success(), "{name}: {}", text(&output));
+    }
+}

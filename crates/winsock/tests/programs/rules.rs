@@ -1,0 +1,131 @@
+//! The conformance suite and its companions, as they are, and under the tools that see what goes wrong silently.
+
+use std::process::Command;
+
+use crate::{
+    compiler::{Kit, has, kit, source, text},
+    kernel, skipped,
+};
+
+const STRICT: &[&str] = &["-std=c11", "-g", "-Wall", "-Wextra", "-Werror"];
+const PROGRAMS: &[&str] = &["conformance.c", "patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c"];
+
+#[track_caller]
+fn passes(mut command: Command) -> String {
+    let output = command.output().expect("the program starts");
+    let text = text(&output);
+    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
+    text
+}
+
+fn run(test: &str, name: &str) {
+    let Some(kit) = kit(test) else { return };
+    if kernel(test) {
+        passes(kit.command(kit.build("cc", STRICT, &source(name))));
+    }
+}
+
+#[test]
+fn the_contract_holds() {
+    run("the_contract_holds", "conformance.c");
+}
+
+#[test]
+fn what_programs_do_with_it_works() {
+    run("what_programs_do_with_it_works", "patterns.c");
+}
+
+#[test]
+fn overlapped_operations_wait_and_tell() {
+    run("overlapped_operations_wait_and_tell", "overlapped.c");
+}
+
+#[test]
+fn the_provider_interface_is_served() {
+    run("the_provider_interface_is_served", "provider.c");
+}
+
+#[test]
+fn no_pointer_crashes_the_caller() {
+    run("no_pointer_crashes_the_caller", "pointers.c");
+}
+
+#[test]
+fn ordinary_sockets_work() {
+    run("ordinary_sockets_work", "sockets.c");
+}
+
+#[test]
+fn the_static_library_will_do() {
+    let test = "the_static_library_will_do";
+    let Some(kit) = kit(test) else { return };
+    if kernel(test) {
+        // The linker takes the archive where only the archive is named.
+        let program = kit.build_static("cc", STRICT, &source("patterns.c"));
+        passes(Command::new(program));
+    }
+}
+
+fn sanitized(kit: &Kit, test: &str, option: &str) {
+    let probe = kit.folder().join("probe.c");
+    std::fs::write(&probe, "int main(void) { return 0; }\n").expect("a file");
+    let built = Command::new("cc").args([option, "-o"]).arg(kit.folder().join("probe")).arg(&probe).output();
+    if !built.is_ok_and(|output| output.status.success()) {
+        skipped(test, &format!("no {option}"));
+        return;
+    }
+    if !kernel(test) {
+        return;
+    }
+    for name in PROGRAMS {
+        let mut options = STRICT.to_vec();
+        options.extend([option, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]);
+        let mut command = kit.command(kit.build("cc", &options, &source(name)));
+        if *name == "pointers.c" {
+            // The sanitizers look at the pointers of the system's own calls before the system does.
+            command.arg("codes");
+        }
+        passes(command);
+    }
+}
+
+#[test]
+fn the_c_programs_are_clean_under_address_sanitizer() {
+    let test = "the_c_programs_are_clean_under_address_sanitizer";
+    if let Some(kit) = kit(test) {
+        sanitized(kit, test, "-fsanitize=address");
+    }
+}
+
+#[test]
+fn the_c_programs_are_clean_under_undefined_behaviour_sanitizer() {
+    let test = "the_c_programs_are_clean_under_undefined_behaviour_sanitizer";
+    if let Some(kit) = kit(test) {
+        sanitized(kit, test, "-fsanitize=undefined");
+    }
+}
+
+#[test]
+fn the_c_programs_are_clean_under_valgrind() {
+    let test = "the_c_programs_are_clean_under_valgrind";
+    let Some(kit) = kit(test) else { return };
+    if !has("valgrind") {
+        skipped(test, "no valgrind");
+        return;
+    }
+    if !kernel(test) {
+        return;
+    }
+    for name in PROGRAMS {
+        // Valgrind reports every wrong pointer that goes to the kernel, which is what this one is made of.
+        if *name == "pointers.c" {
+            continue;
+        }
+        let program = kit.build("cc", STRICT, &source(name));
+        let mut command = kit.command("valgrind");
+        command
+            .args(["--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite", "-q"])
+            .arg(program);
+        passes(command);
+    }
+}
