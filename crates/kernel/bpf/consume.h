@@ -280,11 +280,8 @@ __inline int settle(struct socket_state *st, struct word *w, __u64 netns, __u32 
 
 	if (st->subflow)
 		return r && reservation_alive(r, st->claim_token);
-	if (uses(w, port) >= USES_MAX)
-		return 0;
-	use_begin(w, port);
 	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
-	if (!r || !reservation_alive(r, st->claim_token)) {
+	if (use_begin(w, port) >= USES_MAX || !r || !reservation_alive(r, st->claim_token)) {
 		use_end(w, st->transport, port);
 		return 0;
 	}

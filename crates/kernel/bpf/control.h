@@ -30,6 +30,7 @@ struct acquisition {
 	__u64 token;
 	__u64 cgroup;
 	__u64 now;
+	__u32 uid;
 	__u32 level;
 	__u32 pending;
 };
@@ -228,7 +229,7 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	r->cgroup = a->cgroup;
 	r->since = a->now;
 	r->pid = bpf_get_current_pid_tgid() >> 32;
-	r->uid = (__u32)bpf_get_current_uid_gid();
+	r->uid = a->uid;
 	r->start = a->span.first;
 	r->count = a->ask.count;
 	r->transports = a->span.transports;
@@ -287,7 +288,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	slot = find_slot(o);
 	if (slot >= PORTKEEP_OWNED)
 		return EDQUOT;
-	uid = (__u32)bpf_get_current_uid_gid();
+	a.uid = uid = (__u32)bpf_get_current_uid_gid();
 	ports = transports_of(a.span.transports, a.ask.count);
 	error = quota_charge(uid, ports);
 	if (error)
@@ -314,7 +315,6 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		quota_return(uid, ports);
 		return error;
 	}
-	__sync_fetch_and_add(&sp->live, 1);
 	__sync_fetch_and_add(&k->ports, ports);
 	__sync_fetch_and_add(&k->reservations, 1);
 	enter_reservation(&a, r, slot);

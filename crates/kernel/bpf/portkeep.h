@@ -185,7 +185,7 @@ struct word {
 	__u64 drawn; /* chosen by a bind that is under way; a hint */
 	__u64 aside; /* pool ports in use since before `up` */
 	__u32 lead; /* id of the block that reaches in from the word before */
-	__u32 zero;
+	__u32 bound; /* sockets bound to any of the ports: the sum of `uses` */
 	__u32 owner[64];
 	__u32 uses[32]; /* bound sockets per port, 16 bits each: even port low, odd port high */
 };
@@ -233,10 +233,10 @@ struct reservation {
 	char label[PORTKEEP_LABEL];
 };
 
-/* Where wildcard searches in a namespace begin, and whether it is in use at all. */
+/* Where wildcard searches in a namespace begin, and when it was last in use. */
 struct space {
 	__u32 cursor[3]; /* TCP, UDP, both */
-	__u32 live; /* reservations */
+	__u32 zero;
 	__u64 last; /* CLOCK_MONOTONIC of the last ACQUIRE, ns */
 };
 

@@ -90,7 +90,7 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
-		__sync_val_compare_and_swap(&w->lead, s->id, 0);
+		w->lead = 0;
 	word_free(w, transport, base, span_mask(s, base));
 }
 
@@ -250,7 +250,6 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 {
 	struct counters *k = the_counters();
 	struct span s = { .id = id };
-	struct space *sp;
 	__u32 ports;
 
 	if (!r || !k || !token)
@@ -271,9 +270,6 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 
 	ports = transports_of(r->transports, r->count);
 	quota_return(r->uid, ports);
-	sp = bpf_map_lookup_elem(&spaces, &s.netns);
-	if (sp)
-		__sync_fetch_and_sub(&sp->live, 1);
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)

@@ -136,9 +136,14 @@ __inline __u32 uses(struct word *w, __u32 port)
 	return port & 1 ? pair >> 16 : pair & 0xffff;
 }
 
-__inline void use_begin(struct word *w, __u32 port)
+/* How many there were before. That the old value is asked for makes this a full barrier: what the caller looks at next, it looks at after counting. */
+__inline __u32 use_begin(struct word *w, __u32 port)
 {
-	__sync_fetch_and_add(&w->uses[(port & 63) >> 1], port & 1 ? 1 << 16 : 1);
+	__u32 old;
+
+	__sync_fetch_and_add(&w->bound, 1);
+	old = __sync_fetch_and_add(&w->uses[(port & 63) >> 1], port & 1 ? 1 << 16 : 1);
+	return port & 1 ? old >> 16 : old & 0xffff;
 }
 
 /*
@@ -151,6 +156,7 @@ __inline void use_end(struct word *w, __u32 transport, __u32 port)
 	__u32 one = port & 1 ? 1 << 16 : 1;
 	__u32 old = __sync_fetch_and_sub(&w->uses[(port & 63) >> 1], one);
 
+	__sync_fetch_and_sub(&w->bound, 1);
 	if ((port & 1 ? old >> 16 : old & 0xffff) != 1)
 		return;
 	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
@@ -182,11 +188,18 @@ __inline __u64 word_in_use(struct word *w)
  * stay claimed until those are gone (R7). First every port is marked
  * lingering, then the counts are read: a socket that closes in between finds
  * the mark and frees its port itself.
+ *
+ * Where nothing at all is bound there is nobody to close, and a bind that is
+ * about to count itself looks at the gate after that, which is shut by now.
  */
 __inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
 {
 	__u64 mine;
 
+	if (!*(volatile __u32 *)&w->bound) {
+		reserved_clear(w, transport, port, mask);
+		return;
+	}
 	__sync_fetch_and_or(&w->lingering, mask);
 	mine = mask & ~word_in_use(w);
 	mine &= __sync_fetch_and_and(&w->lingering, ~mine);

@@ -28,5 +28,5 @@ pub use admin::{Admin, AdminError};
 pub use events::{Event, EventKind, Events};
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use load::{Link, LoadError, Loaded};
-pub use maps::{Config, Counters, Entries, MapAccessError, Maps, Quota, Reservation, Space, Word, WordKey};
+pub use maps::{Config, Counters, Entries, Filter, MapAccessError, Maps, Quota, Reservation, Space, Word, WordKey};
 pub use settings::{BUILD, DEFAULT_POOL, Settings};

@@ -96,8 +96,8 @@ map_struct! {
         aside: u64,
         /// Id of the block that reaches in from the word before.
         lead: u32,
-        /// 0.
-        zero: u32,
+        /// Sockets bound to any of the ports.
+        bound: u32,
         /// Ids of the blocks that begin here, valid where `heads` says so.
         owner: [u32; 64],
         /// Bound sockets, 16 bits for each port.
@@ -216,12 +216,20 @@ map_struct! {
 }
 
 map_struct! {
+    /// How many namespaces have anything reserved in a word: 1024 words of TCP, then of UDP.
+    Filter {
+        /// The counts.
+        words: [u32; 2048],
+    }
+}
+
+map_struct! {
     /// What is known about a network namespace.
     Space {
         /// Where wildcard searches begin: TCP, UDP, both.
         cursor: [u32; 3],
-        /// Reservations.
-        live: u32,
+        /// 0.
+        zero: u32,
         /// Last ACQUIRE, nanoseconds of `CLOCK_MONOTONIC`.
         last: u64,
     }
@@ -278,6 +286,7 @@ pub struct Maps {
     words: HashMap<MapData, WordKey, Word>,
     reservations: Array<MapData, Reservation>,
     entries: Array<MapData, Entries>,
+    filter: Array<MapData, Filter>,
     spaces: HashMap<MapData, u64, Space>,
     quotas: HashMap<MapData, u32, Quota>,
 }
@@ -301,6 +310,7 @@ impl Maps {
             words: typed("words", Map::HashMap(source("words")?))?,
             reservations: typed("reservations", Map::Array(source("reservations")?))?,
             entries: typed("entries", Map::Array(source("entries")?))?,
+            filter: typed("filter", Map::Array(source("filter")?))?,
             spaces: typed("spaces", Map::HashMap(source("spaces")?))?,
             quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
         })
@@ -384,6 +394,11 @@ impl Maps {
         optional("words", self.words.get(key, 0))
     }
 
+    /// The filter in front of the port table.
+    pub fn filter(&self) -> Result<Filter, MapAccessError> {
+        self.filter.get(&0, 0).map_err(|source| MapAccessError::Call { name: "filter", source })
+    }
+
     /// All namespaces that reservations were made in, by cookie.
     pub fn spaces(&self) -> impl Iterator<Item = Result<(u64, Space), MapAccessError>> {
         self.spaces.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "spaces", source }))
@@ -411,17 +426,23 @@ impl Maps {
     /// another CPU may just be looking at one. Quiet for a while, without
     /// reservations and after a grace period, nobody is.
     pub fn forget_quiet_namespaces(&mut self, quiet_ns: u64) -> Result<usize, MapAccessError> {
-        let now = crate::sys::monotonic_ns();
-        let quiet = |space: &Space| space.live == 0 && now.saturating_sub(space.last) >= quiet_ns;
-        let candidates: Vec<u64> =
-            self.spaces().flatten().filter(|(_, space)| quiet(space)).map(|(netns, _)| netns).collect();
+        let quiet = |maps: &Self, netns: u64, space: &Space| {
+            crate::sys::monotonic_ns().saturating_sub(space.last) >= quiet_ns
+                && !maps.reservations().flatten().any(|(_, reservation)| reservation.netns == netns)
+        };
+        let candidates: Vec<u64> = self
+            .spaces()
+            .flatten()
+            .filter(|(netns, space)| quiet(self, *netns, space))
+            .map(|(netns, _)| netns)
+            .collect();
         if candidates.is_empty() {
             return Ok(0);
         }
         crate::sys::wait_for_running_programs();
         let mut gone = 0;
         for netns in candidates {
-            if !optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| quiet(&space)) {
+            if !optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| quiet(self, netns, &space)) {
                 continue;
             }
             let keys: Vec<WordKey> = self

@@ -183,7 +183,7 @@ fn the_map_structures_are_those_of_the_object() {
     );
     same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost]);
     same!(btf, "word_key", WordKey, [netns, word, transport, zero]);
-    same!(btf, "word", Word, [reserved, heads, lingering, drawn, aside, lead, zero, owner, uses]);
+    same!(btf, "word", Word, [reserved, heads, lingering, drawn, aside, lead, bound, owner, uses]);
     same!(btf, "entries", Entries, [hint, zero, taken]);
     same!(
         btf,
@@ -194,7 +194,7 @@ fn the_map_structures_are_those_of_the_object() {
             next, slot, error, comm, label
         ]
     );
-    same!(btf, "space", Space, [cursor, live, last]);
+    same!(btf, "space", Space, [cursor, zero, last]);
     same!(btf, "quota", Quota, [used, limit]);
 }
 
