@@ -75,8 +75,11 @@ impl Keeper {
 /// Take our entries out of `ip_local_reserved_ports` in every namespace: nothing
 /// of what others wrote there is touched. For `portkeep down`, after the kernel part is gone.
 pub fn restore_all(runtime: &RuntimeDir) -> io::Result<Restored> {
-    let remembered: Vec<u64> = runtime.hold()?.state.ours.keys().copied().collect();
     let mut restored = Restored::default();
+    if !runtime.exists() {
+        return Ok(restored);
+    }
+    let remembered: Vec<u64> = runtime.hold()?.state.ours.keys().copied().collect();
     for netns in remembered {
         match namespaces::find(netns, &[]) {
             Some(namespace) => {
@@ -86,5 +89,6 @@ pub fn restore_all(runtime: &RuntimeDir) -> io::Result<Restored> {
             None => restored.unreachable += 1,
         }
     }
+    runtime.sweep()?;
     Ok(restored)
 }

@@ -9,6 +9,7 @@ use std::{
     env,
     fs::{self, File},
     io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -70,9 +71,34 @@ impl RuntimeDir {
     fn locked(&self, name: &str, operation: FlockOperation) -> io::Result<File> {
         fs::create_dir_all(&self.folder).map_err(named(&self.folder))?;
         let path = self.folder.join(name);
-        let file = File::create(&path).map_err(named(&path))?;
-        flock(&file, operation).map_err(|errno| named(&path)(errno.into()))?;
-        Ok(file)
+        loop {
+            // Whoever can open a file can lock it, so others may not open this one.
+            let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(named(&path))?;
+            flock(&file, operation).map_err(|errno| named(&path)(errno.into()))?;
+            // Swept away between the two: the lock is on nothing.
+            let same = |found: fs::Metadata| file.metadata().is_ok_and(|own| own.ino() == found.ino());
+            if fs::metadata(&path).is_ok_and(same) {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Whether there is anything to remember by.
+    pub(super) fn exists(&self) -> bool {
+        self.folder.exists()
+    }
+
+    /// Leave nothing behind, if nothing is remembered and no agent runs.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        let Some(_agent) = self.become_agent()? else { return Ok(()) };
+        let held = self.hold()?;
+        if held.state.ours.is_empty() {
+            for name in [FILE, LOCK, AGENT] {
+                let _ = fs::remove_file(self.folder.join(name));
+            }
+            let _ = fs::remove_dir(&self.folder);
+        }
+        Ok(())
     }
 
     /// Be the one agent. `None`: another one runs.
