@@ -49,6 +49,10 @@ impl Kit {
         self.folder.path()
     }
 
+    pub(crate) fn shared_library(&self) -> PathBuf {
+        self.installed.libraries.join("libportkeep_winsock.so")
+    }
+
     fn flags(&self, what: &[&str]) -> Vec<String> {
         let output = Command::new("pkg-config")
             .args(what)

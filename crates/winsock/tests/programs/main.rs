@@ -4,8 +4,10 @@
 mod agent;
 mod compiler;
 mod layout;
+mod manual;
 mod rules;
 mod sample;
+mod symbols;
 
 use portkeep_testkit::{kernel_or_skip, new_namespace};
 

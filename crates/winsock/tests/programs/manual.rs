@@ -1,0 +1,29 @@
+//! The programs in the documentation, compiled and run.
+
+use std::fs;
+
+use crate::{
+    compiler::{kit, text},
+    kernel,
+};
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from-windows.md");
+
+#[test]
+fn the_programs_of_the_manual_run() {
+    let test = "the_programs_of_the_manual_run";
+    let Some(kit) = kit(test) else { return };
+    if !kernel(test) {
+        return;
+    }
+    let page = fs::read_to_string(PAGE).expect("the page");
+    let programs: Vec<&str> = page.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!programs.is_empty());
+    for (index, program) in programs.iter().enumerate() {
+        let source = kit.folder().join(format!("manual{index}.c"));
+        fs::write(&source, program).expect("a file");
+        let output =
+            kit.command(kit.build("cc", &["-Wall", "-Wextra", "-Werror"], &source)).output().expect("it starts");
+        assert!(output.status.success(), "program {index}: {} {}", output.status, text(&output));
+    }
+}
