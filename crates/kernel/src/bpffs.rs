@@ -53,7 +53,8 @@ pub fn unmount_own(path: &Path) -> bool {
 
 /// The last mount on a path is the one that is seen there.
 fn is_ours(path: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    // Of this thread: it may have a mount namespace of its own.
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
     let last = mounts.lines().rev().find(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path));
     last.is_some_and(|line| line.starts_with(&format!("{OURS} ")))
 }

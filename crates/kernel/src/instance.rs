@@ -387,6 +387,12 @@ impl Instance {
         Ok(Events::from_pin(&self.folder.join("maps").join("events"))?)
     }
 
+    /// Make it look as if another build had brought it up: for tests of what happens then.
+    #[doc(hidden)]
+    pub fn pretend_build(&self, build: u64) -> Result<(), InstanceError> {
+        Ok(self.maps()?.set_config(&Config { build, ..self.config })?)
+    }
+
     /// Say that somebody needs a transient instance: it stays up as long as one such guard is open.
     pub fn need(&self) -> Result<File, InstanceError> {
         let locking = |source: io::Error| InstanceError::Lock { path: self.folder.clone(), source };

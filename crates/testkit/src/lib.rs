@@ -185,6 +185,19 @@ pub fn new_namespace() -> u64 {
     portkeep_kernel::netns::current_cookie().expect("the namespace's cookie")
 }
 
+/// Put the calling thread into a mount namespace of its own: what it mounts nobody else sees, and it goes with the thread.
+///
+/// # Panics
+///
+/// Without CAP_SYS_ADMIN.
+pub fn private_mounts() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    // SAFETY: CLONE_NEWNS changes only this thread's mounts and (CLONE_FS, implied) working directory and root, which no
+    // code here relies on being shared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("a mount namespace");
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
+}
+
 /// `ip link set lo up` for the calling thread's namespace, without needing ip.
 pub fn loopback_up() -> io::Result<()> {
     use std::os::fd::AsRawFd;
