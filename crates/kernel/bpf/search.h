@@ -53,12 +53,13 @@ __inline __u64 word_taken(struct search *s, __u32 base)
 	struct word *w;
 	__u64 taken = 0;
 
-	if (s->transports & PORTKEEP_TCP) {
+	/* The filter first: in a pool that is mostly free it spares most look-ups. */
+	if (s->transports & PORTKEEP_TCP && maybe_reserved(PORTKEEP_TCP, base)) {
 		w = word_of(s->netns, PORTKEEP_TCP, base);
 		if (w)
 			taken |= w->reserved;
 	}
-	if (s->transports & PORTKEEP_UDP) {
+	if (s->transports & PORTKEEP_UDP && maybe_reserved(PORTKEEP_UDP, base)) {
 		w = word_of(s->netns, PORTKEEP_UDP, base);
 		if (w)
 			taken |= w->reserved;
