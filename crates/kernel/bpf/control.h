@@ -152,7 +152,8 @@ __noinline int claim_wildcard(struct acquisition *a, struct space *sp)
 	w.search.count = a->ask.count;
 	w.search.align = a->ask.align ? a->ask.align : 1;
 	search_prepare(&w.search);
-	bpf_loop(WILDCARD_TRIES, wildcard_step, &w, 0);
+	if (!wildcard_step(0, &w))
+		bpf_loop(WILDCARD_TRIES, wildcard_step, &w, 0);
 	return w.error == EADDRINUSE ? ENOSPC : w.error;
 }
 

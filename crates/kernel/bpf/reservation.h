@@ -110,7 +110,12 @@ static long span_free_step(__u32 i, void *ctx)
 
 __alone int span_free(struct span *s)
 {
-	if (s)
+	if (!s)
+		return 0;
+	/* Most blocks are in one word, and bpf_loop costs more than its first step. */
+	if (s->first >> 6 == s->last >> 6)
+		span_free_step(0, &s);
+	else
 		bpf_loop(1024, span_free_step, &s, 0);
 	return 0;
 }
@@ -121,7 +126,10 @@ __alone int span_claim(struct span *s)
 	if (!s)
 		return ENOMEM;
 	s->error = 0;
-	bpf_loop(1024, span_claim_step, &s, 0);
+	if (s->first >> 6 == s->last >> 6)
+		span_claim_step(0, &s);
+	else
+		bpf_loop(1024, span_claim_step, &s, 0);
 	if (s->error)
 		span_free(s);
 	else
@@ -163,7 +171,8 @@ __noinline __u32 entry_take(void)
 	s.entries = bpf_map_lookup_elem(&entries, &zero);
 	if (!s.entries)
 		return 0;
-	bpf_loop(PORTKEEP_RESERVATIONS / 64 + 1, entry_step, &s, 0);
+	if (!entry_step(0, &s))
+		bpf_loop(PORTKEEP_RESERVATIONS / 64 + 1, entry_step, &s, 0);
 	return s.id;
 }
 
@@ -241,6 +250,14 @@ __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r, __
 	return publish(&e, by);
 }
 
+/* True for the one who shuts it. Only a PENDING reservation becomes ACTIVE, never the reverse: hence the order. */
+__inline int gate_shut(struct reservation *r, __u64 token, int pending_only)
+{
+	if (!reservation_alive(r, token) && __sync_val_compare_and_swap(&r->gate, ~token, 0) == ~token)
+		return 1;
+	return !pending_only && __sync_val_compare_and_swap(&r->gate, token, 0) == token;
+}
+
 /*
  * End the reservation `r`, found under `id`, if `token` is still in force. With an `error` (the
  * agent took a PENDING one back) the entry stays, without ports, until the
@@ -254,8 +271,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 
 	if (!r || !k || !token)
 		return ENOENT;
-	if (__sync_val_compare_and_swap(&r->gate, ~token, 0) != ~token &&
-	    (error || __sync_val_compare_and_swap(&r->gate, token, 0) != token)) {
+	if (!gate_shut(r, token, error != 0)) {
 		/* Taken back earlier, and now nobody asks for it any more. */
 		if (!error && r->error && !r->gate && __sync_val_compare_and_swap(&r->token, token, 0) == token)
 			entry_free(id);

@@ -117,7 +117,8 @@ __alone int search_run(struct search *s, __u32 first, __u32 last, __u32 cursor)
 	s->run = cursor;
 	s->first = cursor;
 	s->last = last;
-	bpf_loop(1024, search_step, &s, 0);
+	if (!search_step(0, &s))
+		bpf_loop(1024, search_step, &s, 0);
 	if (s->found || cursor == first)
 		return s->found;
 	s->run = first;
