@@ -21,11 +21,11 @@ use portkeep::control;
 use portkeep_core::{PortRange, Token, wire::AcquireRequest};
 use portkeep_kernel::{Loaded, Settings};
 use portkeep_testkit::{TestCgroup, new_namespace};
-use socket2::Socket;
+use socket2::{SockAddr, Socket};
 
 use crate::{
     paired::{median_ns, ratio},
-    sockets::{any, connection, tcp},
+    sockets::{any, any6, connection, dual_stack, tcp},
     table::{Row, Table},
 };
 
@@ -93,22 +93,25 @@ fn calls(bench: &Bench, table: &mut Table) {
     let inside = bench.inside(tcp);
     let option = || outside.set_tcp_nodelay(true).unwrap();
     let twenty = || cycle(&inside, 20).unwrap();
-    let bind_twenty = || {
+    let bind_twenty = |make: fn() -> Socket, address: &SockAddr| {
         let held: Vec<_> = (0..20)
             .map(|_| {
-                let socket = tcp();
-                socket.bind(&any(0)).unwrap();
+                let socket = make();
+                socket.bind(address).unwrap();
                 socket
             })
             .collect();
         drop(held);
     };
-    let (cycle_ns, binds_ns) = paired::measure(ROUNDS, 200, twenty, bind_twenty);
+    // A reservation is of both families; so is a dual-stack socket.
+    let dual = paired::measure(ROUNDS, 200, twenty, || bind_twenty(dual_stack, &any6(0)));
     table.push(Row::at_most(
-        "acquire + query + release of 20 ports / binding and closing 20 sockets",
-        cycle_ns / binds_ns,
+        "acquire + query + release of 20 ports / binding and closing 20 dual-stack sockets",
+        dual.0 / dual.1,
         1.0 / 60.0,
     ));
+    let v4 = paired::measure(ROUNDS, 200, twenty, || bind_twenty(tcp, &any(0)));
+    table.push(Row::info("the same / binding and closing 20 IPv4 sockets", v4.0 / v4.1));
     let (cycle_ns, option_ns) = paired::measure(ROUNDS, 2000, twenty, option);
     table.push(Row::at_most("acquire + query + release of 20 ports / one bare setsockopt", cycle_ns / option_ns, 7.0));
     table

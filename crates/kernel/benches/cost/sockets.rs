@@ -19,6 +19,18 @@ pub(crate) fn tcp() -> Socket {
     Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
 }
 
+/// For IPv6 and IPv4.
+pub(crate) fn dual_stack() -> Socket {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    socket.set_only_v6(false).expect("both families");
+    socket
+}
+
+/// The wildcard address of both families with this port (host byte order).
+pub(crate) fn any6(port: u16) -> SockAddr {
+    SocketAddr::from(([0u16; 8], port)).into()
+}
+
 /// The wildcard address with this port (host byte order).
 pub(crate) fn any(port: u16) -> SockAddr {
     SocketAddr::from(([0, 0, 0, 0], port)).into()
