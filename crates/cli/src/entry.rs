@@ -34,7 +34,7 @@ pub(crate) struct Entry {
     /// Its systemd unit or cgroup.
     pub(crate) unit: Option<String>,
     pub(crate) uid: u32,
-    pub(crate) scope: &'static str,
+    pub(crate) scope: String,
     /// With scope cgroup: its path.
     pub(crate) cgroup: Option<String>,
     pub(crate) strict: bool,
@@ -49,11 +49,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     fn from_state(state: &State, netns_name: Option<String>) -> Option<Self> {
-        let scope = match state.scope.into() {
-            wire::SCOPE_USER => Scope::User,
-            wire::SCOPE_CGROUP => Scope::Cgroup(state.cgroup),
-            _ => Scope::Process,
-        };
+        let scope = Scope::from_wire(state.scope, state.cgroup, state.gid);
         let comm = wire::text(&state.comm);
         let owner = owner(state.pid, &comm);
         Some(Self {
@@ -74,13 +70,9 @@ impl Entry {
             command: owner.as_ref().and_then(|owner| owner.command.clone()),
             unit: owner.and_then(|owner| owner.unit),
             uid: state.uid,
-            scope: match scope {
-                Scope::User => "user",
-                Scope::Cgroup(_) => "cgroup",
-                _ => "process",
-            },
+            scope: scope.to_string(),
             cgroup: match scope {
-                Scope::Cgroup(id) => cgroup::path_of(id).map(|path| path.display().to_string()),
+                Scope::Cgroup(id) if id != 0 => cgroup::path_of(id).map(|path| path.display().to_string()),
                 _ => None,
             },
             strict: u32::from(state.flags) & wire::STRICT != 0,
@@ -178,6 +170,8 @@ fn state_of(maps: &Maps, r: &Reservation) -> anyhow::Result<State> {
         zero: 0,
         comm: r.comm,
         label: r.label,
+        gid: r.gid,
+        zero2: 0,
     })
 }
 

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The private level of `setsockopt` and `getsockopt`: "PK".
 pub const SOL_PORTKEEP: i32 = 0x504b;
 /// The version of these structures and of the maps.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// `setsockopt`: acquire a reservation, [`AcquireRequest`].
 pub const ACQUIRE: i32 = 100;
@@ -33,6 +33,8 @@ pub const STATE: i32 = 202;
 pub const BOTH: u32 = 1;
 /// Flag of a request: consumed by association only (rule A7).
 pub const STRICT: u32 = 2;
+/// Flag of a reservation, never of a request: an administrator made it, no socket owns it.
+pub const PERSISTENT: u32 = 0x80;
 
 /// [`AcquireRequest::scope`]: the owner process.
 pub const SCOPE_PROCESS: u16 = 0;
@@ -40,6 +42,12 @@ pub const SCOPE_PROCESS: u16 = 0;
 pub const SCOPE_USER: u16 = 1;
 /// [`AcquireRequest::scope`]: a cgroup and all below it.
 pub const SCOPE_CGROUP: u16 = 2;
+/// Scope of a persistent reservation: a group.
+pub const SCOPE_GROUP: u16 = 3;
+/// Scope of a persistent reservation: a systemd unit.
+pub const SCOPE_UNIT: u16 = 4;
+/// Scope of a persistent reservation: root and the administrators' group.
+pub const SCOPE_ADMIN: u16 = 5;
 
 /// State of a reservation: claimed, the agent is looking.
 pub const PENDING: u8 = 1;
@@ -133,7 +141,7 @@ pub struct State {
     pub since: u64,
     /// The owner process, as the first pid namespace numbers it.
     pub pid: u32,
-    /// Its real uid when it acquired.
+    /// Its real uid when it acquired. Of a persistent one: whom it is for, with [`SCOPE_USER`].
     pub uid: u32,
     /// First port.
     pub start: u16,
@@ -145,7 +153,7 @@ pub struct State {
     pub state: u8,
     /// One of the `SCOPE_` constants.
     pub scope: u8,
-    /// [`STRICT`].
+    /// [`STRICT`] and [`PERSISTENT`].
     pub flags: u8,
     /// Ports with at least one bound socket; TCP and UDP count apart.
     pub bound: u32,
@@ -157,6 +165,10 @@ pub struct State {
     pub comm: [u8; 16],
     /// The label, padded with zeros.
     pub label: [u8; 24],
+    /// Whom it is for, with [`SCOPE_GROUP`].
+    pub gid: u32,
+    /// 0.
+    pub zero2: u32,
 }
 
 /// What [`VERSION`] answers.
@@ -202,4 +214,12 @@ pub struct AgentMark {
 pub fn text(field: &[u8]) -> String {
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
     String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+/// A label field: padded with zeros, and cut between two characters if it is too long.
+pub fn label(text: &str) -> [u8; 24] {
+    let mut field = [0; 24];
+    let end = text.floor_char_boundary(field.len());
+    field[..end].copy_from_slice(&text.as_bytes()[..end]);
+    field
 }

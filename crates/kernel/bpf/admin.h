@@ -8,7 +8,7 @@
 #ifndef PORTKEEP_ADMIN_H
 #define PORTKEEP_ADMIN_H
 
-#include "reservation.h"
+#include "control.h"
 
 __inline int admin_confirm(struct reservation *r, struct admin_request *q)
 {
@@ -27,10 +27,10 @@ __inline int admin_aside(struct admin_request *q)
 	/* A namespace that is not known is never swept. */
 	if (!space_of(q->netns))
 		return ENOMEM;
-	w = word_create(q->netns, q->transport, q->start);
+	w = word_create(q->netns, q->transports, q->start);
 	if (!w)
 		return ENOMEM;
-	if (!word_claim(w, q->transport, q->start, BIT(q->start)))
+	if (!word_claim(w, q->transports, q->start, BIT(q->start)))
 		return EADDRINUSE;
 	__sync_fetch_and_or(&w->aside, BIT(q->start));
 	return 0;
@@ -38,23 +38,99 @@ __inline int admin_aside(struct admin_request *q)
 
 __inline int admin_unaside(struct admin_request *q)
 {
-	struct word *w = word_of(q->netns, q->transport, q->start);
+	struct word *w = word_of(q->netns, q->transports, q->start);
 
 	if (!w || !(__sync_fetch_and_and(&w->aside, ~BIT(q->start)) & BIT(q->start)))
 		return ENOENT;
-	reserved_clear(w, q->transport, q->start, BIT(q->start));
+	reserved_clear(w, q->transports, q->start, BIT(q->start));
 	return 0;
 }
 
-/* The answer is an errno, 0 for done. */
-__inline int on_admin(struct __sk_buff *ctx)
+/* The request, NULL if the packet is too short for one. */
+__inline struct admin_request *request_of(struct __sk_buff *ctx)
 {
 	struct admin_request *in = (void *)(long)ctx->data;
+
+	return (void *)(in + 1) > (void *)(long)ctx->data_end ? NULL : in;
+}
+
+/*
+ * A persistent reservation: claimed, and PENDING, so that nobody can bind its
+ * ports while user space says whom it is for, looks who is there, and confirms it or ends it.
+ */
+__noinline int admin_create(struct __sk_buff *ctx)
+{
+	struct admin_request *in = request_of(ctx);
+	struct counters *k = the_counters();
+	struct config *c = the_config();
+	struct acquisition a = {};
+	struct reservation *r;
+	struct space *sp;
+	__u32 ports, id;
+	int error;
+
+	if (!in || !c || !k)
+		return EINVAL;
+	a.ask.start = in->start;
+	a.ask.count = in->count;
+	a.ask.align = in->align;
+	a.ask.flags = in->flags & (PORTKEEP_BOTH | PORTKEEP_STRICT);
+	a.span.netns = in->netns;
+	a.span.transports = in->transports;
+	if (!request_valid(&a.ask) || !a.span.transports || a.span.transports > (PORTKEEP_TCP | PORTKEEP_UDP))
+		return EINVAL;
+	if (in->scope < PORTKEEP_SCOPE_USER || in->scope > PORTKEEP_SCOPE_ADMIN || in->level > PORTKEEP_PLACE_DEPTH)
+		return EINVAL;
+	a.ask.flags |= PORTKEEP_PERSISTENT;
+	a.ask.scope = in->scope;
+	__builtin_memcpy(a.ask.label, in->label, sizeof(a.ask.label));
+	a.uid = in->uid;
+	a.gid = in->gid;
+	a.level = in->level;
+	a.pending = 1;
+
+	sp = space_of(a.span.netns);
+	if (!sp)
+		return ENOMEM;
+	a.span.id = id = entry_take();
+	r = bpf_map_lookup_elem(&reservations, &id);
+	if (!id || !r)
+		return ENOMEM;
+	a.now = bpf_ktime_get_ns();
+	sp->last = a.now;
+	a.token = token_next(c, r, id);
+	if (a.ask.start) {
+		a.span.first = a.ask.start;
+		a.span.last = (__u32)a.ask.start + a.ask.count - 1;
+		error = span_claim(&a.span);
+	} else {
+		error = claim_wildcard(&a, sp);
+	}
+	if (error) {
+		entry_free(id);
+		return error;
+	}
+	ports = transports_of(a.span.transports, a.ask.count);
+	__sync_fetch_and_add(&k->ports, ports);
+	__sync_fetch_and_add(&k->reservations, 1);
+	enter_reservation(&a, r, 0, BY_ADMIN);
+	in = request_of(ctx);
+	if (!in)
+		return EINVAL;
+	in->id = id;
+	in->token = a.token;
+	in->start = a.span.first;
+	return 0;
+}
+
+__noinline int admin_other(struct __sk_buff *ctx)
+{
+	struct admin_request *in = request_of(ctx);
 	struct admin_request q;
 	struct reservation *r;
 	__u32 id;
 
-	if ((void *)(in + 1) > (void *)(long)ctx->data_end)
+	if (!in)
 		return EINVAL;
 	q = *in;
 	id = q.id;
@@ -72,6 +148,16 @@ __inline int on_admin(struct __sk_buff *ctx)
 		return admin_unaside(&q);
 	}
 	return EINVAL;
+}
+
+/* The answer is an errno, 0 for done. What CREATE gave is in the packet. */
+__inline int on_admin(struct __sk_buff *ctx)
+{
+	struct admin_request *in = request_of(ctx);
+
+	if (!in)
+		return EINVAL;
+	return in->op == PORTKEEP_ADMIN_CREATE ? admin_create(ctx) : admin_other(ctx);
 }
 
 #endif

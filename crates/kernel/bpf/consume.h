@@ -46,11 +46,40 @@ __inline struct word *reserved_word(void *ctx, __u32 transport, __u32 port)
 	return w && *(volatile __u64 *)&w->reserved & BIT(port) ? w : NULL;
 }
 
+/* Whether a refusal of the process at hand is told, and how many before it were not. Two threads may miscount by a few. */
+__noinline int may_tell(__u32 *untold)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u64 now = bpf_ktime_get_ns();
+	struct offender *o = bpf_map_lookup_elem(&offenders, &pid);
+
+	if (!o) {
+		struct offender fresh = { .second = now, .told = 1 };
+
+		bpf_map_update_elem(&offenders, &pid, &fresh, BPF_ANY);
+		return 1;
+	}
+	if (now - o->second >= 1000000000ULL) {
+		o->second = now;
+		o->told = 0;
+	}
+	if (o->told >= PORTKEEP_REFUSALS) {
+		__sync_fetch_and_add(&o->untold, 1);
+		return 0;
+	}
+	o->told++;
+	*untold = o->untold;
+	o->untold = 0;
+	return 1;
+}
+
 __noinline int refuse(__u64 netns, __u32 transport, __u32 port, __u32 id)
 {
 	struct config *c = the_config();
 	struct counters *k = the_counters();
 
+	if (k)
+		__sync_fetch_and_add(&k->refused, 1);
 	if (k && k->listeners) {
 		struct event e = { .kind = PORTKEEP_EVENT_REFUSED, .id = id, .count = 1 };
 		struct reservation *r = bpf_map_lookup_elem(&reservations, &id);
@@ -60,7 +89,8 @@ __noinline int refuse(__u64 netns, __u32 transport, __u32 port, __u32 id)
 		e.start = port;
 		if (r && reservation_contains(r, port))
 			e.owner = r->pid;
-		publish(&e, BY_PROCESS);
+		if (may_tell(&e.untold))
+			publish(&e, BY_PROCESS);
 	}
 	bpf_set_retval(c && c->deny_errno ? -(int)c->deny_errno : -EADDRINUSE);
 	return REFUSE;
@@ -262,7 +292,7 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	if (!r || !reservation_contains(r, port))
 		return refuse(netns, transport, port, 0);
 	token = r->token;
-	if (!reservation_alive(r, token) || r->flags & PORTKEEP_STRICT || !in_scope(r))
+	if (!reservation_alive(r, token) || r->flags & PORTKEEP_STRICT || !in_scope(r, id))
 		return refuse(netns, transport, port, id);
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st)

@@ -31,6 +31,7 @@ struct acquisition {
 	__u64 cgroup;
 	__u64 now;
 	__u32 uid;
+	__u32 gid;
 	__u32 level;
 	__u32 pending;
 };
@@ -222,15 +223,16 @@ __noinline __u32 find_slot(struct owner_state *o)
 }
 
 /* The entry is ours alone until `gate` is set; with that the reservation is in force. */
-__noinline int enter_reservation(struct acquisition *a, struct reservation *r, __u32 slot)
+__noinline int enter_reservation(struct acquisition *a, struct reservation *r, __u32 slot, __u32 by)
 {
 	if (!a || !r)
 		return ENOMEM;
 	r->netns = a->span.netns;
 	r->cgroup = a->cgroup;
 	r->since = a->now;
-	r->pid = bpf_get_current_pid_tgid() >> 32;
+	r->pid = by == BY_PROCESS ? bpf_get_current_pid_tgid() >> 32 : 0;
 	r->uid = a->uid;
+	r->gid = a->gid;
 	r->start = a->span.first;
 	r->count = a->ask.count;
 	r->transports = a->span.transports;
@@ -240,7 +242,10 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	r->next = 0;
 	r->slot = slot;
 	r->error = 0;
-	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	if (by == BY_PROCESS)
+		bpf_get_current_comm(r->comm, sizeof(r->comm));
+	else
+		__builtin_memset(r->comm, 0, sizeof(r->comm));
 	__builtin_memcpy(r->label, a->ask.label, sizeof(r->label));
 	r->token = a->token;
 	__sync_lock_test_and_set(&r->gate, a->pending ? ~a->token : a->token);
@@ -259,6 +264,19 @@ __noinline int announce(struct acquisition *a)
 	if (r)
 		reservation_event(a->pending ? PORTKEEP_EVENT_PENDING : PORTKEEP_EVENT_GRANTED, id, r, BY_PROCESS);
 	return 0;
+}
+
+/* The token of the entry's next reservation. 0 is no token, and its complement would pass for "ended": of 2^64 each comes up once. */
+__inline __u64 token_next(const struct config *c, struct reservation *r, __u32 id)
+{
+	__u64 token = 0;
+
+	for (int i = 0; i < 3; i++) {
+		token = token_encrypt(c, ++r->generation << 16 | id);
+		if (token + 1 > 1)
+			break;
+	}
+	return token;
 }
 
 __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transport)
@@ -304,12 +322,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	}
 	a.now = bpf_ktime_get_ns();
 	sp->last = a.now;
-	/* 0 is no token, and its complement would pass for "ended": of 2^64 each comes up once. */
-	for (int i = 0; i < 3; i++) {
-		a.token = token_encrypt(c, ++r->generation << 16 | id);
-		if (a.token + 1 > 1)
-			break;
-	}
+	a.token = token_next(c, r, id);
 	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a, sp);
 	if (error) {
 		entry_free(id);
@@ -318,7 +331,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	}
 	__sync_fetch_and_add(&k->ports, ports);
 	__sync_fetch_and_add(&k->reservations, 1);
-	enter_reservation(&a, r, slot);
+	enter_reservation(&a, r, slot, BY_PROCESS);
 	o->token[slot & (PORTKEEP_OWNED - 1)] = a.token;
 	o->hint = (slot + 1) & (PORTKEEP_OWNED - 1);
 	o->last = a.token;
@@ -390,7 +403,7 @@ __inline int associate(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 trans
 		return ENOENT;
 	if (!(r->transports & transport) || r->netns != bpf_get_netns_cookie(ctx))
 		return EINVAL;
-	if (!in_scope(r))
+	if (!may_associate(r, id))
 		return EPERM;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st)
@@ -674,7 +687,8 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 		return ENOENT;
 	token = r->token;
 	gate = *(volatile __u64 *)&r->gate;
-	out->token = in_scope(r) ? r->token : 0;
+	/* That of a persistent one is no secret: who may consume it is asked when it is. */
+	out->token = r->flags & PORTKEEP_PERSISTENT || in_scope(r, id) ? r->token : 0;
 	out->netns = r->netns;
 	out->cgroup = r->cgroup;
 	out->since = r->since;
@@ -691,6 +705,8 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->zero = 0;
 	__builtin_memcpy(out->comm, r->comm, sizeof(out->comm));
 	__builtin_memcpy(out->label, r->label, sizeof(out->label));
+	out->gid = r->gid;
+	out->zero2 = 0;
 	/* Ended and replaced while we read. */
 	if (*(volatile __u64 *)&r->token != token)
 		return ENOENT;

@@ -78,6 +78,31 @@ struct {
 	__type(value, struct quota);
 } quotas SEC(".maps");
 
+/* Ports each user of a group may hold, by gid. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 12);
+	__type(key, __u32);
+	__type(value, __u32);
+} group_limits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, struct place_key);
+	__type(value, struct place);
+} places SEC(".maps");
+
+/* By process id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct offender);
+} offenders SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -92,9 +117,11 @@ struct {
 	__type(value, struct owner_state);
 } owners SEC(".maps");
 
+#define RING_SIZE (256 * 1024)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, RING_SIZE);
 } events SEC(".maps");
 
 /*
@@ -103,6 +130,9 @@ struct {
  * the verifier drop that call unseen.
  */
 const volatile __u8 mptcp_known SEC(".rodata") = 0;
+
+/* Likewise whether a program may look at the kernel's own structures, which place.h needs. */
+const volatile __u8 places_known SEC(".rodata") = 0;
 
 __inline struct config *the_config(void)
 {
@@ -124,7 +154,10 @@ __inline struct counters *the_counters(void)
 #define BY_ADMIN 0
 #define BY_PROCESS 1
 
-/* Nobody listening costs one load; a full ring loses the event, never the call. */
+/*
+ * Nobody listening costs one load; a full ring loses the event, never the call.
+ * Refusals leave half of the ring to what matters more: a lost PENDING makes its caller wait.
+ */
 __noinline int publish(struct event *e, __u32 by)
 {
 	struct counters *c = the_counters();
@@ -143,7 +176,8 @@ __noinline int publish(struct event *e, __u32 by)
 		e->cgroup = bpf_get_current_cgroup_id();
 		bpf_get_current_comm(e->comm, sizeof(e->comm));
 	}
-	if (bpf_ringbuf_output(&events, e, sizeof(*e), 0))
+	if ((e->kind == PORTKEEP_EVENT_REFUSED && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > RING_SIZE / 2) ||
+	    bpf_ringbuf_output(&events, e, sizeof(*e), 0))
 		__sync_fetch_and_add(&c->lost, 1);
 	return 0;
 }

@@ -13,7 +13,7 @@
 
 /* The private level of setsockopt(2) and getsockopt(2): "PK". */
 #define SOL_PORTKEEP 0x504b
-#define PORTKEEP_ABI 1
+#define PORTKEEP_ABI 2
 
 /* setsockopt */
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
@@ -34,11 +34,16 @@
 /* Flags of a request and of a reservation. */
 #define PORTKEEP_BOTH 1   /* the same numbers for TCP and UDP, one token */
 #define PORTKEEP_STRICT 2 /* consumed by association only */
+#define PORTKEEP_PERSISTENT 0x80 /* of a reservation, never of a request: an administrator made it, no socket owns it */
 
 /* Who may consume a reservation. */
 #define PORTKEEP_SCOPE_PROCESS 0 /* the owner process: the Windows rule */
 #define PORTKEEP_SCOPE_USER 1    /* processes of the owner's real uid */
 #define PORTKEEP_SCOPE_CGROUP 2  /* a cgroup and all below it */
+/* Of persistent reservations only. Administrators may associate with any of them, whatever its scope. */
+#define PORTKEEP_SCOPE_GROUP 3 /* processes of a group */
+#define PORTKEEP_SCOPE_UNIT 4  /* processes of a systemd unit */
+#define PORTKEEP_SCOPE_ADMIN 5 /* root, and the administrators' group */
 
 #define PORTKEEP_LABEL 24
 #define PORTKEEP_COMM 16
@@ -102,7 +107,7 @@ struct portkeep_state {
 	__u64 cgroup; /* id of the scope's cgroup, or of the owner's */
 	__u64 since; /* CLOCK_MONOTONIC, ns */
 	__u32 pid; /* of the owner process, in the first pid namespace */
-	__u32 uid; /* of the owner */
+	__u32 uid; /* of the owner; persistent: the one it is for, with SCOPE_USER */
 	__u16 start;
 	__u16 count;
 	__u8 transports;
@@ -114,6 +119,8 @@ struct portkeep_state {
 	__u16 zero;
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
+	__u32 gid; /* persistent, SCOPE_GROUP: the one it is for */
+	__u32 zero2;
 };
 
 struct portkeep_version {
@@ -139,7 +146,7 @@ struct portkeep_agent {
 
 /* ---- maps ---------------------------------------------------------------- */
 
-/* The one element of `config`: written by `up`, only read here. */
+/* The one element of `config`: written by `up` and `reload`, only read here. */
 struct config {
 	__u32 abi;
 	__u32 round_keys[27]; /* of the token cipher */
@@ -153,6 +160,10 @@ struct config {
 	__u16 pool_first;
 	__u16 pool_last; /* inclusive; 0 = no pool */
 	__u32 transient; /* goes when the last `run` that needs it ends */
+	__u32 admin_gid; /* the administrators' group, 0 = root only */
+	__u32 group_quotas; /* `group_limits` is worth a look */
+	__u32 enforce_level; /* of `enforce` below the root */
+	__u32 zero;
 };
 
 /* The one element of `counters`: changes all the time, so on lines of its own. */
@@ -162,6 +173,7 @@ struct counters {
 	__u32 agents; /* open beacons */
 	__u32 listeners; /* who reads the event ring */
 	__u32 lost; /* events that found the ring full */
+	__u64 refused; /* binds of outsiders */
 };
 
 /*
@@ -225,12 +237,42 @@ struct reservation {
 	__u8 transports;
 	__u8 scope;
 	__u8 flags;
-	__u8 level; /* of `cgroup` below the root, for SCOPE_CGROUP */
+	__u8 level; /* of the scope's cgroup below the root, for SCOPE_CGROUP */
 	__u32 next; /* where the next draw begins, as an offset into the block */
 	__u16 slot; /* in the owner socket's list */
 	__u16 error;
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
+	__u32 gid; /* for SCOPE_GROUP */
+	__u32 zero;
+};
+
+/*
+ * Whom a persistent reservation is for, where that is a name: cgroups come and
+ * go, and have another id each time a service starts, so they are known by
+ * their names. Names are padded with zeros.
+ *
+ * Example: the reservation with id 7 is for unit "postgresql.service": one
+ * element {7, 0}. That with id 8 is for cgroup /system.slice/web.service:
+ * {8, 1} is "system.slice" and {8, 2} is "web.service".
+ */
+struct place_key {
+	__u32 id; /* of the reservation */
+	__u32 level; /* below the root; 0: a unit */
+};
+
+#define PORTKEEP_PLACE_NAME 128
+#define PORTKEEP_PLACE_DEPTH 32
+struct place {
+	__u64 name[PORTKEEP_PLACE_NAME / 8]; /* characters */
+};
+
+/* How often a process was refused lately: one that tries in a loop must not fill the ring. */
+#define PORTKEEP_REFUSALS 10 /* told one by one in a second, for each process */
+struct offender {
+	__u64 second; /* when it began, ns */
+	__u32 told; /* in it */
+	__u32 untold; /* since the last one told */
 };
 
 /* Where wildcard searches in a namespace begin, and when it was last in use. */
@@ -296,6 +338,8 @@ struct event {
 	__u8 zero[3];
 	__u32 owner; /* pid */
 	char comm[PORTKEEP_COMM];
+	__u32 untold; /* refusals of the same process since the last event of it */
+	__u32 zero2;
 };
 
 /*
@@ -307,17 +351,27 @@ struct event {
 #define PORTKEEP_ADMIN_END 3      /* end anybody's reservation */
 #define PORTKEEP_ADMIN_ASIDE 4    /* `start` was in use before `up` */
 #define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
+#define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
 
+/* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgresql" } */
 struct admin_request {
 	__u8 padding[16];
 	__u32 op;
 	__u32 id;
 	__u64 token;
 	__u64 netns;
-	__u16 start;
-	__u8 transport;
-	__u8 zero;
+	__u16 start; /* CREATE: 0 = any of the pool */
+	__u16 count;
+	__u8 transports; /* a set; of ASIDE and UNASIDE one */
+	__u8 scope;
+	__u8 flags;
+	__u8 level; /* of SCOPE_CGROUP: how many `places` will tell which */
 	__u32 error;
+	__u32 uid;
+	__u32 gid;
+	__u16 align;
+	__u16 zero;
+	char label[PORTKEEP_LABEL];
 };
 
 #endif

@@ -11,6 +11,7 @@
 #ifndef PORTKEEP_RESERVATION_H
 #define PORTKEEP_RESERVATION_H
 
+#include "place.h"
 #include "search.h"
 #include "token.h"
 
@@ -202,7 +203,15 @@ __noinline int quota_charge(__u32 uid, __u32 ports)
 		if (!q)
 			return ENOMEM;
 	}
-	limit = q->limit ? q->limit : uid ? c->quota : PORTKEEP_UNLIMITED;
+	limit = q->limit;
+	if (!limit && c->group_quotas) {
+		__u32 gid = bpf_get_current_uid_gid() >> 32;
+		__u32 *of_group = bpf_map_lookup_elem(&group_limits, &gid);
+
+		limit = of_group ? *of_group : 0;
+	}
+	if (!limit)
+		limit = uid ? c->quota : PORTKEEP_UNLIMITED;
 	if (__sync_fetch_and_add(&q->used, ports) + (__u64)ports > limit) {
 		__sync_fetch_and_sub(&q->used, ports);
 		return EDQUOT;
@@ -285,7 +294,8 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	span_free(&s);
 
 	ports = transports_of(r->transports, r->count);
-	quota_return(r->uid, ports);
+	if (!(r->flags & PORTKEEP_PERSISTENT))
+		quota_return(r->uid, ports);
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)
@@ -299,8 +309,8 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	return 0;
 }
 
-/* Whether the process at hand may consume the reservation. */
-__inline int in_scope(struct reservation *r)
+/* Whether the process at hand may consume the reservation by an explicit bind. */
+__inline int in_scope(struct reservation *r, __u32 id)
 {
 	switch (r->scope) {
 	case PORTKEEP_SCOPE_PROCESS:
@@ -308,9 +318,23 @@ __inline int in_scope(struct reservation *r)
 	case PORTKEEP_SCOPE_USER:
 		return (__u32)bpf_get_current_uid_gid() == r->uid;
 	case PORTKEEP_SCOPE_CGROUP:
+		if (r->flags & PORTKEEP_PERSISTENT)
+			return in_place(r, id);
 		return bpf_get_current_ancestor_cgroup_id(r->level) == r->cgroup;
+	case PORTKEEP_SCOPE_GROUP:
+		return in_group(r->gid);
+	case PORTKEEP_SCOPE_UNIT:
+		return in_place(r, id);
+	case PORTKEEP_SCOPE_ADMIN:
+		return is_administrator();
 	}
 	return 0;
+}
+
+/* ... or by association: administrators may consume every persistent one. */
+__inline int may_associate(struct reservation *r, __u32 id)
+{
+	return in_scope(r, id) || (r->flags & PORTKEEP_PERSISTENT && is_administrator());
 }
 
 #endif

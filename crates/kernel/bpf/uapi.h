@@ -106,6 +106,7 @@ struct __sk_buff {
 
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
+#define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_SK_STORAGE 24
 #define BPF_MAP_TYPE_RINGBUF 27
 
@@ -113,6 +114,7 @@ struct __sk_buff {
 #define BPF_NOEXIST 1
 #define BPF_F_NO_PREALLOC 1
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1
+#define BPF_RB_AVAIL_DATA 0
 
 /* Helpers, by their fixed numbers. */
 
@@ -123,14 +125,18 @@ static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static __u64 (*const bpf_get_current_pid_tgid)(void) = (void *)14;
 static __u64 (*const bpf_get_current_uid_gid)(void) = (void *)15;
 static long (*const bpf_get_current_comm)(void *buf, __u32 size) = (void *)16;
+static void *(*const bpf_get_current_task)(void) = (void *)35;
 static long (*const bpf_setsockopt)(void *ctx, int level, int name, void *val, int len) = (void *)49;
 static long (*const bpf_getsockopt)(void *ctx, int level, int name, void *val, int len) = (void *)57;
 static long (*const bpf_bind)(struct bpf_sock_addr *ctx, void *addr, int len) = (void *)64;
 static __u64 (*const bpf_get_current_cgroup_id)(void) = (void *)80;
 static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
+static long (*const bpf_probe_read_kernel)(void *to, __u32 size, const void *from) = (void *)113;
+static long (*const bpf_probe_read_kernel_str)(void *to, __u32 size, const void *from) = (void *)115;
 static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static __u64 (*const bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
 static long (*const bpf_ringbuf_output)(void *ringbuf, void *data, __u64 size, __u64 flags) = (void *)130;
+static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 what) = (void *)134;
 static long (*const bpf_loop)(__u32 n, void *callback, void *ctx, __u64 flags) = (void *)181;
 static void *(*const bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
 static long (*const bpf_set_retval)(int retval) = (void *)187;

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use portkeep_core::{Errno, Token, Transport};
-use zerocopy::{Immutable, IntoBytes};
+use portkeep_core::{Errno, Token, Transport, Transports, wire};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Mirror of `struct admin_request`.
-#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Request {
     padding: [u8; 16],
@@ -16,9 +16,17 @@ struct Request {
     token: u64,
     netns: u64,
     start: u16,
-    transport: u8,
-    zero: u8,
+    count: u16,
+    transports: u8,
+    scope: u8,
+    flags: u8,
+    level: u8,
     error: u32,
+    uid: u32,
+    gid: u32,
+    align: u16,
+    zero: u16,
+    label: [u8; 24],
 }
 
 const CONFIRM: u32 = 1;
@@ -26,6 +34,9 @@ const REFUSE: u32 = 2;
 const END: u32 = 3;
 const ASIDE: u32 = 4;
 const UNASIDE: u32 = 5;
+const CREATE: u32 = 6;
+
+use crate::persistent::{Created, Wanted};
 
 /// Why an administrator's change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -70,39 +81,89 @@ impl Admin {
         Ok(Self { program: SchedClassifier::from_pin(path)? })
     }
 
-    fn run(&self, request: Request) -> Result<(), AdminError> {
-        let options = TestRunOptions { data_in: Some(request.as_bytes()), ..TestRunOptions::new() };
+    fn run(&self, mut request: Request) -> Result<Request, AdminError> {
+        let asked = request;
+        let options = TestRunOptions {
+            data_in: Some(asked.as_bytes()),
+            data_out: Some(request.as_mut_bytes()),
+            ..TestRunOptions::new()
+        };
         match self.program.test_run(options)?.return_value {
-            0 => Ok(()),
+            0 => Ok(request),
             errno => Err(AdminError::Refused(Errno(errno as i32))),
         }
     }
 
+    /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended, so that
+    /// nobody can bind its ports meanwhile.
+    pub(crate) fn create(&self, netns: u64, wanted: &Wanted) -> Result<Created, AdminError> {
+        let (scope, uid, gid, level) = wanted.for_whom.wire();
+        let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };
+        if wanted.transports == Transports::Both {
+            flags |= wire::BOTH as u8;
+        }
+        let request = Request {
+            op: CREATE,
+            netns,
+            start: wanted.start,
+            count: wanted.count,
+            transports: wanted.transports.bits(),
+            scope,
+            flags,
+            level,
+            uid,
+            gid,
+            align: wanted.align,
+            label: wire::label(&wanted.label),
+            ..EMPTY
+        };
+        let answer = self.run(request)?;
+        let token = Token::new(answer.token).ok_or(AdminError::Refused(Errno::ENOENT))?;
+        Ok(Created { id: answer.id, token, start: answer.start })
+    }
+
     /// A pending reservation is vacant and shall be in force.
     pub fn confirm(&self, id: u32, token: Token) -> Result<(), AdminError> {
-        self.run(Request { op: CONFIRM, id, token: token.get(), ..EMPTY })
+        self.run(Request { op: CONFIRM, id, token: token.get(), ..EMPTY }).map(drop)
     }
 
     /// Take a pending reservation back; its owner is told `error`.
     pub fn refuse(&self, id: u32, token: Token, error: Errno) -> Result<(), AdminError> {
-        self.run(Request { op: REFUSE, id, token: token.get(), error: error.0.unsigned_abs(), ..EMPTY })
+        self.run(Request { op: REFUSE, id, token: token.get(), error: error.0.unsigned_abs(), ..EMPTY }).map(drop)
     }
 
     /// End anybody's reservation. Sockets bound from it keep running (R7).
     pub fn end(&self, id: u32, token: Token) -> Result<(), AdminError> {
-        self.run(Request { op: END, id, token: token.get(), ..EMPTY })
+        self.run(Request { op: END, id, token: token.get(), ..EMPTY }).map(drop)
     }
 
     /// A pool port (host byte order) that was in use before `up`: do not give it out.
     pub fn set_aside(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
-        self.run(Request { op: ASIDE, netns, transport: transport.bit(), start: port, ..EMPTY })
+        self.run(Request { op: ASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
 
     /// A port set aside is vacant again.
     pub fn give_back(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
-        self.run(Request { op: UNASIDE, netns, transport: transport.bit(), start: port, ..EMPTY })
+        self.run(Request { op: UNASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
 }
 
-const EMPTY: Request =
-    Request { padding: [0; 16], op: 0, id: 0, token: 0, netns: 0, start: 0, transport: 0, zero: 0, error: 0 };
+const EMPTY: Request = Request {
+    padding: [0; 16],
+    op: 0,
+    id: 0,
+    token: 0,
+    netns: 0,
+    start: 0,
+    count: 0,
+    transports: 0,
+    scope: 0,
+    flags: 0,
+    level: 0,
+    error: 0,
+    uid: 0,
+    gid: 0,
+    align: 0,
+    zero: 0,
+    label: [0; 24],
+};

@@ -29,6 +29,8 @@ struct Raw {
     zero: [u8; 3],
     owner: u32,
     comm: [u8; 16],
+    untold: u32,
+    zero2: u32,
 }
 
 /// What happened.
@@ -73,6 +75,8 @@ pub struct Event {
     pub owner: u32,
     /// Command name of the process that did it.
     pub comm: String,
+    /// Refusals of the same process before this one that no event told of.
+    pub untold: u32,
 }
 
 impl Event {
@@ -97,6 +101,7 @@ impl Event {
             transports: Transports::from_bits(raw.transports)?,
             owner: raw.owner,
             comm: wire::text(&raw.comm),
+            untold: raw.untold,
         })
     }
 }

@@ -21,6 +21,7 @@ mod instance;
 mod load;
 mod maps;
 pub mod netns;
+mod persistent;
 mod settings;
 mod sys;
 
@@ -28,5 +29,8 @@ pub use admin::{Admin, AdminError};
 pub use events::{Event, EventKind, Events};
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use load::{Link, LoadError, Loaded};
-pub use maps::{Config, Counters, Entries, Filter, MapAccessError, Maps, Quota, Reservation, Space, Word, WordKey};
+pub use maps::{
+    Config, Counters, Entries, Filter, MapAccessError, Maps, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey,
+};
+pub use persistent::{Claimed, CreateError, ForWhom, PLACE_DEPTH, Wanted};
 pub use settings::{BUILD, DEFAULT_POOL, Settings};

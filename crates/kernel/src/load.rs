@@ -111,6 +111,14 @@ pub struct Link {
 pub struct Loaded {
     pub(crate) ebpf: Ebpf,
     pub(crate) links: Vec<Link>,
+    places_known: bool,
+}
+
+/// How deep a cgroup is below the hierarchy's root.
+fn level_of(path: &Path) -> u32 {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let below = cgroup::root().and_then(|root| path.strip_prefix(root).ok().map(Path::to_owned));
+    below.map_or(0, |below| below.components().count() as u32)
 }
 
 fn open_cgroup(path: &Path) -> Result<(File, u64), LoadError> {
@@ -120,9 +128,15 @@ fn open_cgroup(path: &Path) -> Result<(File, u64), LoadError> {
 }
 
 impl Loaded {
-    /// Load all programs. Nothing is enforced yet. Needs CAP_BPF and CAP_NET_ADMIN.
+    /// Load all programs. Nothing is enforced yet. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
     pub fn load() -> Result<Self, LoadError> {
         Self::with(&mut EbpfLoader::new())
+    }
+
+    /// Whether persistent reservations can be for units, for cgroups by path and for supplementary groups here. Not
+    /// where the kernel has no BTF, or lets no program read its memory (lockdown).
+    pub fn knows_places(&self) -> bool {
+        self.places_known
     }
 
     /// With room for fewer elements in some maps: for tests of what happens when they are full.
@@ -135,10 +149,23 @@ impl Loaded {
         Self::with(&mut loader)
     }
 
+    /// With all that the kernel may know; where it refuses, without what not every kernel allows.
     pub(crate) fn with(loader: &mut EbpfLoader<'_>) -> Result<Self, LoadError> {
+        if Path::new("/sys/kernel/btf/vmlinux").exists() {
+            match Self::knowing(loader, true) {
+                Err(LoadError::Object(_) | LoadError::Program { .. }) => {}
+                done => return done,
+            }
+        }
+        Self::knowing(loader, false)
+    }
+
+    fn knowing(loader: &mut EbpfLoader<'_>, places_known: bool) -> Result<Self, LoadError> {
         const KNOWN: [u8; 2] = [0, 1];
         let mptcp_known = &KNOWN[usize::from(Path::new("/proc/sys/net/mptcp").exists())];
-        let mut ebpf = loader.override_global("mptcp_known", mptcp_known, true).load(OBJECT)?;
+        loader.override_global("mptcp_known", mptcp_known, true);
+        loader.override_global("places_known", &KNOWN[usize::from(places_known)], true);
+        let mut ebpf = loader.load(OBJECT)?;
         for (name, program) in ebpf.programs_mut() {
             let result = match program {
                 Program::CgroupSockopt(program) => program.load(),
@@ -149,7 +176,7 @@ impl Loaded {
             };
             result.map_err(|source| LoadError::Program { name: name.to_owned(), source })?;
         }
-        Ok(Self { ebpf, links: Vec::new() })
+        Ok(Self { ebpf, links: Vec::new(), places_known })
     }
 
     /// Write the settings and attach: sockets made in `enforce` and below are
@@ -164,7 +191,7 @@ impl Loaded {
         }
         let (enforce_fd, enforce_id) = open_cgroup(enforce)?;
         let (serve_fd, serve_id) = open_cgroup(serve)?;
-        let config = settings.to_config(enforce_id, serve_id).map_err(LoadError::Random)?;
+        let config = settings.to_config((enforce_id, level_of(enforce)), serve_id).map_err(LoadError::Random)?;
         self.maps()?.set_config(&config)?;
         for (name, point) in ENFORCING {
             self.attach_program(name, point, &enforce_fd, enforce)?;

@@ -9,6 +9,11 @@ use aya::{
 use portkeep_core::{PortRange, Scope, Token, Transport, Transports, cipher, wire};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::{
+    persistent::{ForWhom, PLACE_DEPTH},
+    settings::Settings,
+};
+
 macro_rules! map_struct {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -48,6 +53,14 @@ map_struct! {
         pool_last: u16,
         /// 1: goes with the last `run` that needs it.
         transient: u32,
+        /// The administrators' group, 0 = root only.
+        admin_gid: u32,
+        /// 1: groups have quotas of their own.
+        group_quotas: u32,
+        /// Depth of `enforce` below the root.
+        enforce_level: u32,
+        /// 0.
+        zero: u32,
     }
 }
 
@@ -64,6 +77,8 @@ map_struct! {
         listeners: u32,
         /// Events that found the ring full.
         lost: u32,
+        /// Binds of outsiders.
+        refused: u64,
     }
 }
 
@@ -141,7 +156,7 @@ map_struct! {
         since: u64,
         /// Owner process.
         pid: u32,
-        /// Its real uid.
+        /// Its real uid; of a persistent reservation with [`wire::SCOPE_USER`] the uid it is for.
         uid: u32,
         /// First port, host byte order.
         start: u16,
@@ -151,9 +166,9 @@ map_struct! {
         transports: u8,
         /// A `SCOPE_` constant of [`wire`].
         scope: u8,
-        /// [`wire::STRICT`].
+        /// [`wire::STRICT`] and [`wire::PERSISTENT`].
         flags: u8,
-        /// Depth of `cgroup` below the root.
+        /// Depth of the scope's cgroup below the root.
         level: u8,
         /// Offset of the next draw.
         next: u32,
@@ -165,6 +180,10 @@ map_struct! {
         comm: [u8; 16],
         /// The label.
         label: [u8; 24],
+        /// Whom it is for, with [`wire::SCOPE_GROUP`].
+        gid: u32,
+        /// 0.
+        zero: u32,
     }
 }
 
@@ -186,11 +205,12 @@ impl Reservation {
 
     /// Who may consume it.
     pub fn scope(&self) -> Scope {
-        match self.scope.into() {
-            wire::SCOPE_USER => Scope::User,
-            wire::SCOPE_CGROUP => Scope::Cgroup(self.cgroup),
-            _ => Scope::Process,
-        }
+        Scope::from_wire(self.scope, self.cgroup, self.gid)
+    }
+
+    /// Whether an administrator made it, and no socket owns it.
+    pub fn is_persistent(&self) -> bool {
+        u32::from(self.flags) & wire::PERSISTENT != 0
     }
 
     /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`].
@@ -236,6 +256,24 @@ map_struct! {
 }
 
 map_struct! {
+    /// Key of [`Place`].
+    PlaceKey {
+        /// Id of the reservation.
+        id: u32,
+        /// Depth below the root; 0: a unit.
+        level: u32,
+    }
+}
+
+map_struct! {
+    /// Name of a unit or of one cgroup on the way to a scope's.
+    Place {
+        /// Padded with zeros, at least one.
+        name: [u8; 128],
+    }
+}
+
+map_struct! {
     /// Ports a uid holds.
     Quota {
         /// Ports held.
@@ -262,8 +300,11 @@ pub enum MapAccessError {
     },
 }
 
+/// Room for the name of a unit or cgroup, with a zero at its end.
+pub(crate) const PLACE_NAME: usize = size_of::<Place>();
+
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 12] = [
+pub(crate) const NAMES: [&str; 15] = [
     "config",
     "counters",
     "blank",
@@ -273,6 +314,9 @@ pub(crate) const NAMES: [&str; 12] = [
     "filter",
     "spaces",
     "quotas",
+    "group_limits",
+    "places",
+    "offenders",
     "sockets",
     "owners",
     "events",
@@ -289,6 +333,8 @@ pub struct Maps {
     filter: Array<MapData, Filter>,
     spaces: HashMap<MapData, u64, Space>,
     quotas: HashMap<MapData, u32, Quota>,
+    group_limits: HashMap<MapData, u32, u32>,
+    places: HashMap<MapData, PlaceKey, Place>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -313,6 +359,8 @@ impl Maps {
             filter: typed("filter", Map::Array(source("filter")?))?,
             spaces: typed("spaces", Map::HashMap(source("spaces")?))?,
             quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
+            group_limits: typed("group_limits", Map::HashMap(source("group_limits")?))?,
+            places: typed("places", Map::HashMap(source("places")?))?,
         })
     }
 
@@ -417,6 +465,65 @@ impl Maps {
         self.quotas
             .insert(uid, Quota { used, limit }, 0)
             .map_err(|source| MapAccessError::Call { name: "quotas", source })
+    }
+
+    /// Users with a limit of their own.
+    pub fn own_limits(&self) -> impl Iterator<Item = Result<u32, MapAccessError>> {
+        self.quotas().filter(|item| !matches!(item, Ok((_, quota)) if quota.limit == 0)).map(|item| Ok(item?.0))
+    }
+
+    /// The limits of groups: ports that each of a group's users may hold, by gid; `u32::MAX` = none.
+    pub fn set_group_limits(&mut self, limits: &std::collections::BTreeMap<u32, u32>) -> Result<(), MapAccessError> {
+        let call = |source| MapAccessError::Call { name: "group_limits", source };
+        let stale: Vec<u32> = self.group_limits.keys().flatten().filter(|gid| !limits.contains_key(gid)).collect();
+        for gid in stale {
+            self.group_limits.remove(&gid).map_err(call)?;
+        }
+        for (gid, limit) in limits {
+            self.group_limits.insert(gid, limit, 0).map_err(call)?;
+        }
+        Ok(())
+    }
+
+    /// Change the settings that can change while the kernel part is up.
+    pub fn reconfigure(&mut self, settings: &Settings) -> Result<Config, MapAccessError> {
+        let mut config = self.config()?;
+        settings.change(&mut config);
+        self.set_config(&config)?;
+        Ok(config)
+    }
+
+    /// Say whom a reservation is for: the names on the way to a cgroup, or a unit.
+    pub(crate) fn set_places(&mut self, id: u32, place: &ForWhom) -> Result<(), MapAccessError> {
+        for (level, name) in place.names() {
+            let mut padded = [0; PLACE_NAME];
+            padded[..name.len()].copy_from_slice(name.as_bytes());
+            self.places
+                .insert(PlaceKey { id, level }, Place { name: padded }, 0)
+                .map_err(|source| MapAccessError::Call { name: "places", source })?;
+        }
+        Ok(())
+    }
+
+    /// The places of all reservations.
+    pub fn places(&self) -> impl Iterator<Item = Result<(PlaceKey, Place), MapAccessError>> {
+        self.places.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "places", source }))
+    }
+
+    /// Whom a reservation is for, as [`Maps::set_places`] was told.
+    pub(crate) fn places_of(&self, id: u32, levels: std::ops::RangeInclusive<u32>) -> Option<Vec<String>> {
+        levels.map(|level| self.places.get(&PlaceKey { id, level }, 0).ok().map(|p| wire::text(&p.name))).collect()
+    }
+
+    pub(crate) fn forget_places(&mut self, id: u32) -> Result<(), MapAccessError> {
+        for level in 0..=PLACE_DEPTH {
+            match self.places.remove(&PlaceKey { id, level }) {
+                Ok(()) => {}
+                Err(_) if level > 0 => break,
+                Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Forget words that hold nothing, of namespaces without reservations that

@@ -36,17 +36,28 @@ pub struct Settings {
     pub deny_errno: Errno,
     /// Goes away with the last `portkeep run` that needs it.
     pub transient: bool,
+    /// Group that may administer besides root; 0: none.
+    pub admin_gid: u32,
+    /// Whether limits of groups are looked up, see [`crate::Maps::set_group_limits`].
+    pub group_quotas: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { pool: Some(DEFAULT_POOL), quota: 1024, deny_errno: Errno::EADDRINUSE, transient: false }
+        Self {
+            pool: Some(DEFAULT_POOL),
+            quota: 1024,
+            deny_errno: Errno::EADDRINUSE,
+            transient: false,
+            admin_gid: 0,
+            group_quotas: false,
+        }
     }
 }
 
 impl Settings {
     /// The value of the `config` map, with a fresh cipher key and secret.
-    pub(crate) fn to_config(&self, enforce: u64, serve: u64) -> Result<Config, getrandom::Error> {
+    pub(crate) fn to_config(&self, enforce: (u64, u32), serve: u64) -> Result<Config, getrandom::Error> {
         let mut random = [0u8; 32];
         getrandom::fill(&mut random)?;
         let word = |i: usize| u32::from_ne_bytes([random[i], random[i + 1], random[i + 2], random[i + 3]]);
@@ -57,15 +68,19 @@ impl Settings {
         config.secret = [long(16), long(24)];
         config.since = crate::sys::monotonic_ns();
         config.build = BUILD;
-        config.enforce = enforce;
+        (config.enforce, config.enforce_level) = enforce;
         config.serve = serve;
+        config.transient = self.transient.into();
+        self.change(&mut config);
+        Ok(config)
+    }
+
+    /// What can change while the kernel part is up.
+    pub(crate) fn change(&self, config: &mut Config) {
         config.deny_errno = self.deny_errno.0.unsigned_abs();
         config.quota = self.quota;
-        if let Some(pool) = self.pool {
-            config.pool_first = pool.start();
-            config.pool_last = pool.last();
-        }
-        config.transient = self.transient.into();
-        Ok(config)
+        (config.pool_first, config.pool_last) = self.pool.map_or((0, 0), |pool| (pool.start(), pool.last()));
+        config.admin_gid = self.admin_gid;
+        config.group_quotas = self.group_quotas.into();
     }
 }

@@ -8,7 +8,7 @@
 use std::{collections::HashMap, mem::offset_of};
 
 use portkeep_core::wire;
-use portkeep_kernel::{Config, Counters, Entries, Quota, Reservation, Space, Word, WordKey};
+use portkeep_kernel::{Config, Counters, Entries, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey};
 
 static OBJECT: &[u8] = include_bytes!("../bpf/portkeep.bpf.o");
 
@@ -152,7 +152,7 @@ fn the_wire_structures_are_those_of_the_object() {
         wire::State,
         [
             token, netns, cgroup, since, pid, uid, start, count, transports, state, scope, flags, bound, error, zero,
-            comm, label
+            comm, label, gid, zero2
         ]
     );
     same!(btf, "portkeep_version", wire::Version, [abi, agent, pool_first, pool_last, reservations, ports, since]);
@@ -179,9 +179,26 @@ fn the_map_structures_are_those_of_the_object() {
         btf,
         "config",
         Config,
-        [abi, round_keys, secret, since, build, enforce, serve, deny_errno, quota, pool_first, pool_last, transient]
+        [
+            abi,
+            round_keys,
+            secret,
+            since,
+            build,
+            enforce,
+            serve,
+            deny_errno,
+            quota,
+            pool_first,
+            pool_last,
+            transient,
+            admin_gid,
+            group_quotas,
+            enforce_level,
+            zero
+        ]
     );
-    same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost]);
+    same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost, refused]);
     same!(btf, "word_key", WordKey, [netns, word, transport, zero]);
     same!(btf, "word", Word, [reserved, heads, lingering, drawn, aside, lead, bound, owner, uses]);
     same!(btf, "entries", Entries, [hint, zero, taken]);
@@ -191,11 +208,13 @@ fn the_map_structures_are_those_of_the_object() {
         Reservation,
         [
             gate, token, generation, netns, cgroup, since, pid, uid, start, count, transports, scope, flags, level,
-            next, slot, error, comm, label
+            next, slot, error, comm, label, gid, zero
         ]
     );
     same!(btf, "space", Space, [cursor, zero, last]);
     same!(btf, "quota", Quota, [used, limit]);
+    same!(btf, "place_key", PlaceKey, [id, level]);
+    same!(btf, "place", Place, [name]);
 }
 
 /// The mirrors of these two are private: their places are written down here instead.
@@ -217,8 +236,10 @@ fn events_and_the_administrators_requests_are_where_they_always_were() {
         ("zero", 49, 3),
         ("owner", 52, 4),
         ("comm", 56, 16),
+        ("untold", 72, 4),
+        ("zero2", 76, 4),
     ];
-    assert_eq!(btf.fields("event"), (72, expected.to_vec()));
+    assert_eq!(btf.fields("event"), (80, expected.to_vec()));
     let expected = [
         ("padding", 0, 16),
         ("op", 16, 4),
@@ -226,9 +247,17 @@ fn events_and_the_administrators_requests_are_where_they_always_were() {
         ("token", 24, 8),
         ("netns", 32, 8),
         ("start", 40, 2),
-        ("transport", 42, 1),
-        ("zero", 43, 1),
-        ("error", 44, 4),
+        ("count", 42, 2),
+        ("transports", 44, 1),
+        ("scope", 45, 1),
+        ("flags", 46, 1),
+        ("level", 47, 1),
+        ("error", 48, 4),
+        ("uid", 52, 4),
+        ("gid", 56, 4),
+        ("align", 60, 2),
+        ("zero", 62, 2),
+        ("label", 64, 24),
     ];
-    assert_eq!(btf.fields("admin_request"), (48, expected.to_vec()));
+    assert_eq!(btf.fields("admin_request"), (88, expected.to_vec()));
 }

@@ -108,7 +108,13 @@ impl Lab {
             nurseries.push(nursery);
         }
         let maps = loaded.maps()?;
-        let model = ModelSettings { pool: Some(pool), quota: QUOTA, deny: Errno::EADDRINUSE, unprivileged_start: 1024 };
+        let model = ModelSettings {
+            pool: Some(pool),
+            quota: QUOTA,
+            deny: Errno::EADDRINUSE,
+            unprivileged_start: 1024,
+            admin_gid: 0,
+        };
         Ok(Self {
             nurseries,
             secret: maps.config()?.secret,

@@ -35,7 +35,7 @@ impl fmt::Display for State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Info {
-    /// The token, told only to those who may consume the reservation.
+    /// The token, told only to those who may consume the reservation; that of a persistent one to everybody.
     pub token: Option<Token>,
     /// The block, host byte order.
     pub ports: PortRange,
@@ -47,11 +47,14 @@ pub struct Info {
     pub scope: Scope,
     /// Whether it is consumed by association only.
     pub strict: bool,
-    /// The owner process, as the first pid namespace numbers it (in a container: not as `getpid` there does).
+    /// Whether an administrator made it, for good: then it has no owner process.
+    pub persistent: bool,
+    /// The owner process, as the first pid namespace numbers it (in a container: not as `getpid` there does); 0 for a
+    /// persistent one.
     pub pid: u32,
-    /// The real uid of the owner process when it acquired.
+    /// The real uid of the owner process when it acquired. Of a persistent one with [`Scope::User`]: whom it is for.
     pub uid: u32,
-    /// The command name of the owner process then, at most 15 bytes.
+    /// The command name of the owner process then, at most 15 bytes; empty for a persistent one.
     pub command: String,
     /// The label of the request, empty if it had none.
     pub label: String,
@@ -79,12 +82,9 @@ impl Info {
                 wire::ACTIVE => State::Active,
                 _ => State::Refused,
             },
-            scope: match u16::from(state.scope) {
-                wire::SCOPE_USER => Scope::User,
-                wire::SCOPE_CGROUP => Scope::Cgroup(state.cgroup),
-                _ => Scope::Process,
-            },
+            scope: Scope::from_wire(state.scope, state.cgroup, state.gid),
             strict: u32::from(state.flags) & wire::STRICT != 0,
+            persistent: u32::from(state.flags) & wire::PERSISTENT != 0,
             pid: state.pid,
             uid: state.uid,
             command: wire::text(&state.comm),
@@ -127,6 +127,9 @@ pub(crate) struct Owner<'a>(pub(crate) &'a Info);
 impl fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(info) = self;
+        if info.persistent {
+            return write!(f, "the persistent reservation {:?}", info.label);
+        }
         write!(f, "pid {} ({})", info.pid, info.command)?;
         if !info.label.is_empty() {
             write!(f, " as {:?}", info.label)?;

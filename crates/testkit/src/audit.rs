@@ -44,7 +44,9 @@ pub fn problems(maps: &Maps) -> Vec<String> {
         }
         for transport in transports.iter() {
             ports += u64::from(block.count());
-            *quotas.entry(r.uid).or_default() += u64::from(block.count());
+            if !r.is_persistent() {
+                *quotas.entry(r.uid).or_default() += u64::from(block.count());
+            }
             for word in block.start() / 64..=block.last() / 64 {
                 let base = u32::from(word) * 64;
                 let first = u32::from(block.start()).saturating_sub(base);

@@ -70,7 +70,7 @@ impl Model {
             return Ok(None);
         }
         let admits = |reservation: &Reservation| {
-            reservation.state == State::Active && !reservation.strict && reservation.in_scope(pid, self.process(pid))
+            reservation.state == State::Active && !reservation.strict && self.in_scope(reservation, pid)
         };
         match self.block_at(at) {
             Some((token, reservation)) if admits(reservation) => Ok(Some(token)),

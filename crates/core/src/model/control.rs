@@ -132,17 +132,17 @@ impl Model {
                 (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
             }
         };
-        let order = self.reservations.values().map(|reservation| reservation.order + 1).max().unwrap_or(0);
         let reservation = Reservation {
             block,
             transports,
             namespace,
             owner: Owner { socket: id, pid, uid },
             scope,
+            persistent: false,
             strict: ask.strict,
             label: ask.label.clone(),
             state,
-            order,
+            order: self.next_order(),
             next: 0,
         };
         let before = self.reservations.insert(token, reservation);
@@ -191,7 +191,7 @@ impl Model {
         }
         let (token, reservation) = self.named(token).filter(|(_, r)| r.state == State::Active).ok_or(Errno::ENOENT)?;
         self.check_kind(id, transport, reservation)?;
-        if !reservation.in_scope(pid, self.process(pid)) {
+        if !self.may_associate(reservation, pid) {
             return Err(Errno::EPERM);
         }
         self.socket_mut(id).associated = Some(token);
@@ -221,7 +221,8 @@ impl Model {
         Ok(())
     }
 
-    /// STATE: the reservation selected, of this namespace only. Its token only to those in its scope.
+    /// STATE: the reservation selected, of this namespace only. Its token only to those in its scope, that of a persistent
+    /// one to all.
     pub fn state(&self, pid: Pid, descriptor: Descriptor) -> Result<(Option<Token>, &Reservation), Errno> {
         let (id, _) = self.control(pid, descriptor)?;
         let socket = &self.sockets[&id];
@@ -240,7 +241,7 @@ impl Model {
             Select::Associated => here().find(|(other, _)| socket.associated == Some(**other)),
         };
         let (token, reservation) = found.ok_or(Errno::ENOENT)?;
-        let visible = reservation.in_scope(pid, self.process(pid)).then_some(*token);
+        let visible = (reservation.persistent || self.in_scope(reservation, pid)).then_some(*token);
         Ok((visible, reservation))
     }
 

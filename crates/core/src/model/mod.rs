@@ -25,6 +25,7 @@
 
 mod consume;
 mod control;
+mod persistent;
 mod place;
 mod process;
 mod reservation;
@@ -40,6 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{Errno, PortRange, Token, Transport, Transports};
 
 pub use control::{Request, Select, Version};
+pub use persistent::Persistent;
 pub use process::{Descriptor, Pid, Process};
 pub use reservation::{Owner, Reservation, State};
 pub use socket::{Address, Bound, Options, Role, Socket, SocketId};
@@ -69,6 +71,8 @@ pub struct Settings {
     pub deny: Errno,
     /// Ports below this need a privilege, or a reservation (A8).
     pub unprivileged_start: u16,
+    /// The administrators' group, 0 = root only.
+    pub admin_gid: u32,
 }
 
 impl Default for Settings {
@@ -78,6 +82,7 @@ impl Default for Settings {
             quota: 1024,
             deny: Errno::EADDRINUSE,
             unprivileged_start: 1024,
+            admin_gid: 0,
         }
     }
 }
@@ -174,9 +179,13 @@ impl Model {
     pub fn ports_of(&self, uid: u32) -> u32 {
         self.reservations
             .values()
-            .filter(|reservation| reservation.owner.uid == uid)
+            .filter(|reservation| reservation.owner.uid == uid && !reservation.persistent)
             .map(|reservation| reservation.places().count() as u32)
             .sum()
+    }
+
+    fn next_order(&self) -> u64 {
+        self.reservations.values().map(|reservation| reservation.order + 1).max().unwrap_or(0)
     }
 
     fn in_pool(&self, port: u16) -> bool {

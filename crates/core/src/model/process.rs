@@ -20,6 +20,8 @@ pub type Descriptor = u32;
 pub struct Process {
     /// Its real uid.
     pub uid: u32,
+    /// Its gid. Supplementary groups count like it and are left out here.
+    pub gid: u32,
     /// Ids of the cgroups it is in, from the root down to its own.
     pub cgroups: Vec<u64>,
     /// Whether it may bind privileged ports (CAP_NET_BIND_SERVICE).
@@ -43,9 +45,9 @@ impl Process {
 /// Processes named here must exist: a history that speaks of another one is a
 /// mistake of its author, and panics.
 impl Model {
-    /// A process appears, without descriptors. `cgroups` are ids from the root down to its own.
+    /// A process appears, without descriptors; its gid is its uid. `cgroups` are ids from the root down to its own.
     pub fn spawn(&mut self, pid: Pid, uid: u32, cgroups: Vec<u64>, privileged: bool) {
-        let process = Process { uid, cgroups, privileged, descriptors: BTreeMap::new() };
+        let process = Process { uid, gid: uid, cgroups, privileged, descriptors: BTreeMap::new() };
         let before = self.processes.insert(pid, process);
         assert!(before.is_none(), "process {pid} appears twice");
     }
@@ -69,6 +71,11 @@ impl Model {
     /// The process changes its real uid. What it owns stays charged to the old one.
     pub fn set_uid(&mut self, pid: Pid, uid: u32) {
         self.process_mut(pid).uid = uid;
+    }
+
+    /// The process changes its gid.
+    pub fn set_gid(&mut self, pid: Pid, gid: u32) {
+        self.process_mut(pid).gid = gid;
     }
 
     /// `dup`: a second descriptor of the same socket.

@@ -1,6 +1,6 @@
 //! Reservations, and what the agent and the administrator do with them.
 
-use super::{Model, Namespace, Pid, Place, Process, SocketId};
+use super::{Model, Namespace, Pid, Place, SocketId};
 use crate::{Errno, PortRange, Scope, Token, Transports};
 
 /// How far a reservation has come.
@@ -38,6 +38,8 @@ pub struct Reservation {
     pub owner: Owner,
     /// Who may consume it. A cgroup is named by its id here, never by 0.
     pub scope: Scope,
+    /// An administrator made it; the owner then only says whom [`Scope::User`] means.
+    pub persistent: bool,
     /// Consumed by association only (A7).
     pub strict: bool,
     /// For listings.
@@ -72,14 +74,6 @@ impl Reservation {
 
     fn claims(&self) -> bool {
         !matches!(self.state, State::Refused(_))
-    }
-
-    pub(super) fn in_scope(&self, pid: Pid, process: &Process) -> bool {
-        match self.scope {
-            Scope::Process => self.owner.pid == pid,
-            Scope::User => self.owner.uid == process.uid,
-            Scope::Cgroup(id) => process.cgroups.contains(&id),
-        }
     }
 }
 

@@ -6,6 +6,9 @@ use crate::{Errno, Token, Transport};
 /// Number of a socket; never used twice.
 pub type SocketId = u64;
 
+/// The owner of what no socket owns.
+pub(super) const NO_SOCKET: SocketId = SocketId::MAX;
+
 /// A local address, as far as sharing a port depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {

@@ -59,6 +59,7 @@ impl Block {
             state: State::Active,
             scope: Scope::Process,
             strict: self.strict,
+            persistent: false,
             pid: self.pid,
             uid: sys::real_uid(),
             command: std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned(),

@@ -1,0 +1,215 @@
+//! Persistent reservations in the kernel part.
+//!
+//! No socket owns them: an administrator creates them and an administrator ends
+//! them. Creating takes three steps, because whom one is for may be a name that
+//! does not fit into a request, and because somebody has to look whether the ports
+//! are vacant. From the first step on nobody can bind the ports; a [`Claimed`] that
+//! is dropped before it is confirmed is ended. Whoever is killed in between
+//! leaves a pending reservation behind, which the next agent ends.
+
+use portkeep_core::{PortRange, PortRangeError, Token, Transports, wire};
+
+use crate::{
+    admin::{Admin, AdminError},
+    maps::{MapAccessError, Maps, PLACE_NAME, Reservation},
+};
+
+/// How deep below the root the cgroup of a scope can be.
+pub const PLACE_DEPTH: u32 = 32;
+
+/// Who may consume a persistent reservation, besides administrators by association.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ForWhom {
+    /// Root, and the group of administrators.
+    Administrators,
+    /// Processes with this real uid.
+    User(u32),
+    /// Processes with this real, effective or supplementary gid.
+    Group(u32),
+    /// Processes of this systemd unit, a service or scope.
+    Unit(String),
+    /// Processes in the cgroup with this path below the hierarchy's root, and below it.
+    Cgroup(Vec<String>),
+}
+
+impl ForWhom {
+    /// From a path as `/proc/PID/cgroup` shows it.
+    pub fn cgroup(path: &str) -> Self {
+        Self::Cgroup(path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Scope, uid, gid and depth as the kernel part has them.
+    pub(crate) fn wire(&self) -> (u8, u32, u32, u8) {
+        match self {
+            Self::Administrators => (wire::SCOPE_ADMIN as u8, 0, 0, 0),
+            Self::User(uid) => (wire::SCOPE_USER as u8, *uid, 0, 0),
+            Self::Group(gid) => (wire::SCOPE_GROUP as u8, 0, *gid, 0),
+            Self::Unit(_) => (wire::SCOPE_UNIT as u8, 0, 0, 0),
+            Self::Cgroup(path) => (wire::SCOPE_CGROUP as u8, 0, 0, path.len().min(usize::from(u8::MAX)) as u8),
+        }
+    }
+
+    /// The names the kernel part compares with, by level.
+    pub(crate) fn names(&self) -> Vec<(u32, &str)> {
+        match self {
+            Self::Unit(name) => vec![(0, name)],
+            Self::Cgroup(path) => (1..).zip(path.iter().map(String::as_str)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn check(&self) -> Result<(), CreateError> {
+        let names = self.names();
+        if names.iter().any(|(_, name)| name.is_empty() || name.len() >= PLACE_NAME) {
+            return Err(CreateError::Name);
+        }
+        match self {
+            Self::Cgroup(path) if path.is_empty() || path.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A persistent reservation to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// First port, host byte order; 0 for any block of the pool.
+    pub start: u16,
+    /// Number of ports.
+    pub count: u16,
+    /// With `start` 0: a multiple of this power of two; 0 and 1 are "any".
+    pub align: u16,
+    /// Of which transports.
+    pub transports: Transports,
+    /// Who may consume it.
+    pub for_whom: ForWhom,
+    /// By association only.
+    pub strict: bool,
+    /// Shown in listings; what is beyond 24 bytes is not.
+    pub label: String,
+}
+
+/// Why a persistent reservation was not created.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// EADDRINUSE: a port of the block is reserved. ENOSPC: no such block is free in the pool. EINVAL: no such block
+    /// exists. ENOMEM: no room for another.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The names of its scope could not be written.
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    /// The kernel part gave a block that cannot be.
+    #[error(transparent)]
+    Block(#[from] PortRangeError),
+    /// A name of its scope is empty or too long, or there are too many.
+    #[error("a unit's or cgroup's name is empty or longer than {} bytes, or the cgroup is too deep", PLACE_NAME - 1)]
+    Name,
+}
+
+/// The kernel part's answer to a claim.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Created {
+    pub(crate) id: u32,
+    pub(crate) token: Token,
+    pub(crate) start: u16,
+}
+
+/// A persistent reservation that is claimed and not in force yet. Dropped, it is ended.
+#[derive(Debug)]
+pub struct Claimed<'a> {
+    admin: &'a Admin,
+    maps: &'a mut Maps,
+    id: u32,
+    token: Token,
+    ports: PortRange,
+    settled: bool,
+}
+
+impl<'a> Claimed<'a> {
+    /// Claim a block in the namespace with the cookie `netns`.
+    pub fn claim(admin: &'a Admin, maps: &'a mut Maps, netns: u64, wanted: &Wanted) -> Result<Self, CreateError> {
+        wanted.for_whom.check()?;
+        let Created { id, token, start } = admin.create(netns, wanted)?;
+        // From here on dropping it gives back what was taken.
+        let ports = PortRange::new(start, wanted.count)?;
+        let claimed = Self { admin, maps, id, token, ports, settled: false };
+        claimed.maps.set_places(id, &wanted.for_whom)?;
+        Ok(claimed)
+    }
+
+    /// The token.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// The block, host byte order.
+    pub fn ports(&self) -> PortRange {
+        self.ports
+    }
+
+    /// Put it in force.
+    pub fn confirm(mut self) -> Result<(u32, Token), AdminError> {
+        self.admin.confirm(self.id, self.token)?;
+        self.settled = true;
+        Ok((self.id, self.token))
+    }
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            let _ = self.maps.end_persistent(self.admin, self.id, self.token);
+        }
+    }
+}
+
+impl Maps {
+    /// End a persistent reservation, and forget whom it was for. Sockets bound from it keep running (R7).
+    pub fn end_persistent(&mut self, admin: &Admin, id: u32, token: Token) -> Result<(), CreateError> {
+        // In this order: while it is in force its names must be there, or nobody could consume it.
+        admin.end(id, token)?;
+        Ok(self.forget_places(id)?)
+    }
+
+    /// Whom a persistent reservation is for; `None` if it is none, or its names are not all there.
+    pub fn for_whom(&self, id: u32, reservation: &Reservation) -> Option<ForWhom> {
+        if !reservation.is_persistent() {
+            return None;
+        }
+        Some(match reservation.scope.into() {
+            wire::SCOPE_USER => ForWhom::User(reservation.uid),
+            wire::SCOPE_GROUP => ForWhom::Group(reservation.gid),
+            wire::SCOPE_UNIT => ForWhom::Unit(self.places_of(id, 0..=0)?.pop()?),
+            wire::SCOPE_CGROUP => ForWhom::Cgroup(self.places_of(id, 1..=reservation.level.into())?),
+            _ => ForWhom::Administrators,
+        })
+    }
+
+    /// End what a killed administrator left pending, and forget names that belong to no reservation. Returns how many
+    /// were ended. Only for who creates persistent reservations, and while nobody else does.
+    pub fn sweep_persistent(&mut self, admin: &Admin) -> Result<usize, MapAccessError> {
+        let found: Vec<_> = self.reservations().filter(|r| !matches!(r, Ok((_, r)) if !r.is_persistent())).collect();
+        let (mut ended, mut standing) = (0, std::collections::HashSet::new());
+        for item in found {
+            let (id, reservation) = item?;
+            match reservation.token() {
+                Some(token) if reservation.state() == wire::PENDING => {
+                    if self.end_persistent(admin, id, token).is_ok() {
+                        ended += 1;
+                    }
+                }
+                _ => {
+                    standing.insert(id);
+                }
+            }
+        }
+        let stray: Vec<u32> =
+            self.places().flatten().map(|(key, _)| key.id).filter(|id| !standing.contains(id)).collect();
+        for id in stray {
+            self.forget_places(id)?;
+        }
+        Ok(ended)
+    }
+}

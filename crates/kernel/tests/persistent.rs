@@ -1,0 +1,445 @@
+//! Persistent reservations: made and ended through the administrator's door, for whom they are for and nobody else.
+
+use std::{fs, path::PathBuf};
+
+use portkeep::control;
+use portkeep_core::{
+    Errno, Token, Transport, Transports,
+    wire::{self, SelectRequest},
+};
+use portkeep_kernel::{Admin, Claimed, CreateError, ForWhom, Maps, Settings, Wanted, cgroup};
+use portkeep_testkit::{
+    World,
+    process::{Child, become_user, in_child},
+    sockets::{bind, errno, port, tcp, tcp6, udp},
+};
+
+const NOBODY: u32 = 65534;
+const OTHER: u32 = 65533;
+
+fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
+    Wanted { start, count: 1, align: 0, transports: Transports::Tcp, for_whom, strict: false, label: "web".into() }
+}
+
+/// What an administrator has in hand.
+struct Desk {
+    admin: Admin,
+    maps: Maps,
+    netns: u64,
+}
+
+impl Desk {
+    fn of(world: &World) -> Self {
+        let admin = world.sandbox().loaded().admin().expect("the administrator's door");
+        Self { admin, maps: world.maps(), netns: world.netns() }
+    }
+
+    fn claim(&mut self, wanted: &Wanted) -> Result<Claimed<'_>, CreateError> {
+        Claimed::claim(&self.admin, &mut self.maps, self.netns, wanted)
+    }
+
+    #[track_caller]
+    fn create(&mut self, wanted: &Wanted) -> (u32, Token) {
+        self.claim(wanted).expect("the block is vacant").confirm().expect("it is pending")
+    }
+
+    fn end(&mut self, (id, token): (u32, Token)) {
+        self.maps.end_persistent(&self.admin, id, token).expect("it is in force");
+    }
+
+    fn refusal(&mut self, wanted: &Wanted) -> Errno {
+        match self.claim(wanted) {
+            Err(CreateError::Admin(error)) => error.errno().expect("an answer"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn may_bind(port: u16) -> bool {
+    match bind(&tcp(), port) {
+        Ok(()) => true,
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(Errno::EADDRINUSE.0), "{error}");
+            false
+        }
+    }
+}
+
+fn may_associate(token: Token) -> bool {
+    match control::associate(tcp(), token) {
+        Ok(()) => true,
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(Errno::EPERM.0), "{error}");
+            false
+        }
+    }
+}
+
+/// Whether a user may bind the port without more ado, and whether it may associate with the token.
+fn as_user(uid: u32, port: u16, token: Token) -> (bool, bool) {
+    let mut child = Child::fork(|talk| {
+        become_user(uid);
+        talk.say(u64::from(may_bind(port)) << 1 | u64::from(may_associate(token)));
+    });
+    let answer = child.talk.hear();
+    child.join();
+    (answer & 2 != 0, answer & 1 != 0)
+}
+
+#[test]
+fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
+    let Some(world) = World::enter("persistent_user") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&wanted(8443, ForWhom::User(NOBODY)));
+    // Root binds nothing that is not its own; as administrator it may associate.
+    assert!(!may_bind(8443));
+    assert!(may_associate(made.1));
+    assert_eq!(as_user(NOBODY, 8443, made.1), (true, true));
+    assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
+    // Of the other transport nothing is reserved.
+    bind(&udp(), 8443).unwrap();
+    world.assert_consistent();
+    desk.end(made);
+    assert!(may_bind(8443));
+    world.assert_empty();
+}
+
+#[test]
+fn ports_below_1024_are_bound_without_a_capability() {
+    let Some(world) = World::enter("persistent_privileged") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&wanted(80, ForWhom::User(NOBODY)));
+    assert_eq!(as_user(NOBODY, 80, made.1), (true, true));
+    in_child(|| {
+        become_user(OTHER);
+        // Port 81 is nobody's, and privileged as ever.
+        assert_eq!(errno(bind(&tcp(), 81)), Errno::EACCES);
+    });
+    desk.end(made);
+    world.assert_empty();
+}
+
+#[test]
+fn a_groups_port_is_for_its_members_by_real_effective_and_supplementary_gid() {
+    let Some(world) = World::enter("persistent_group") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&wanted(8443, ForWhom::Group(4711)));
+    assert!(!may_bind(8443));
+    let with = |real: u32, effective: u32, groups: &[u32]| {
+        let mut child = Child::fork(|talk| {
+            // SAFETY: these change this child's credentials only.
+            let done = unsafe {
+                libc::setgroups(groups.len(), groups.as_ptr()) == 0
+                    && libc::setresgid(real, effective, effective) == 0
+                    && libc::setresuid(OTHER, OTHER, OTHER) == 0
+            };
+            assert!(done, "{}", std::io::Error::last_os_error());
+            talk.say(may_bind(8443).into());
+        });
+        let answer = child.talk.hear();
+        child.join();
+        answer == 1
+    };
+    assert!(with(4711, 5, &[]));
+    assert!(with(5, 4711, &[]));
+    assert!(with(5, 5, &[4711]));
+    assert!(with(5, 5, &[1, 2, 3, 4711, 60000]));
+    assert!(with(5, 5, &[4711, 9000, 9001, 9002]));
+    assert!(with(5, 5, &(4700..4712).collect::<Vec<_>>()));
+    assert!(!with(5, 5, &[]));
+    assert!(!with(5, 5, &[1, 4710, 4712, 60000]));
+    assert!(!with(0, 0, &[]));
+    desk.end(made);
+    world.assert_empty();
+}
+
+#[test]
+fn administrators_are_root_and_the_group_that_is_named() {
+    let Some(world) = World::enter("persistent_administrators") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&wanted(8443, ForWhom::Administrators));
+    assert!(may_bind(8443) && may_associate(made.1));
+    assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
+    let mut settings = Settings::default();
+    settings.admin_gid = OTHER;
+    world.maps().reconfigure(&settings).unwrap();
+    // `become_user` takes on the gid of the same number.
+    assert_eq!(as_user(OTHER, 8443, made.1), (true, true));
+    assert_eq!(as_user(NOBODY, 8443, made.1), (false, false));
+    world.maps().reconfigure(&Settings::default()).unwrap();
+    assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
+    desk.end(made);
+    world.assert_empty();
+}
+
+/// A cgroup below the sandbox's, removed at the end.
+struct Below(PathBuf);
+
+impl Below {
+    fn new(world: &World, path: &str) -> Self {
+        let path = world.sandbox().cgroup().path().join(path);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// The path below the hierarchy's root.
+    fn name(&self) -> String {
+        let root = cgroup::root().unwrap();
+        format!("/{}", self.0.strip_prefix(root).unwrap().display())
+    }
+
+    fn may_bind(&self, port: u16) -> bool {
+        let procs = self.0.join("cgroup.procs");
+        let mut child = Child::fork(move |talk| {
+            fs::write(&procs, "0").unwrap();
+            talk.say(may_bind(port).into());
+        });
+        let answer = child.talk.hear();
+        child.join();
+        answer == 1
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_units_port_is_for_the_unit_whenever_it_starts() {
+    let Some(world) = World::enter("persistent_unit") else { return };
+    assert!(world.sandbox().loaded().knows_places(), "this kernel has BTF and no lockdown");
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&wanted(5432, ForWhom::Unit("postgresql.service".into())));
+    assert!(!may_bind(5432), "root");
+    let manager = |path: &str| Below::new(&world, path);
+
+    // The unit's cgroup does not exist yet, comes, goes, and comes again with another id.
+    for _ in 0..3 {
+        let unit = manager("system.slice/postgresql.service");
+        assert!(unit.may_bind(5432));
+        let inner = manager("system.slice/postgresql.service/worker");
+        assert!(inner.may_bind(5432), "what is below a unit is the unit's");
+    }
+    assert!(manager("postgresql.service").may_bind(5432));
+    assert!(manager("system.slice/system-postgresql.slice/postgresql.service").may_bind(5432));
+
+    for stranger in [
+        "system.slice/nginx.service",
+        "system.slice/postgresql.service2",
+        "system.slice/postgresql.servic",
+        "system.slice/xpostgresql.service",
+        "system.slice",
+        // Whoever runs below a unit of their own can call their cgroups as they like.
+        "user.slice/user-1000.slice/user@1000.service/app.slice/postgresql.service",
+        "system.slice/docker-1f.scope/system.slice/postgresql.service",
+        "plain/postgresql.service",
+        "postgresql.service.slice/x.service",
+    ] {
+        assert!(!manager(stranger).may_bind(5432), "{stranger}");
+    }
+    world.assert_consistent();
+    desk.end(made);
+    assert_eq!(world.maps().places().count(), 0);
+    world.assert_empty();
+}
+
+#[test]
+fn a_name_of_every_length_is_compared_whole() {
+    let Some(world) = World::enter("persistent_names") else { return };
+    let mut desk = Desk::of(&world);
+    for length in [8, 9, 15, 16, 17, 63, 64, 126, 127] {
+        let name = format!("{}.scope", "n".repeat(length - 6));
+        let made = desk.create(&wanted(5432, ForWhom::Unit(name.clone())));
+        assert!(Below::new(&world, &name).may_bind(5432), "{length}");
+        assert!(!Below::new(&world, &format!("{}m.scope", "n".repeat(length - 7))).may_bind(5432), "{length}");
+        assert!(!Below::new(&world, &format!("n{name}")).may_bind(5432), "{length}");
+        desk.end(made);
+    }
+    let too_long = ForWhom::Unit(format!("{}.scope", "n".repeat(122)));
+    assert!(matches!(desk.claim(&wanted(5432, too_long)), Err(CreateError::Name)));
+    assert!(matches!(desk.claim(&wanted(5432, ForWhom::Unit(String::new()))), Err(CreateError::Name)));
+    assert!(matches!(desk.claim(&wanted(5432, ForWhom::cgroup("/"))), Err(CreateError::Name)));
+    world.assert_empty();
+}
+
+#[test]
+fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
+    let Some(world) = World::enter("persistent_cgroup") else { return };
+    let mut desk = Desk::of(&world);
+    let name = Below::new(&world, "a/b").name();
+    let made = desk.create(&wanted(5432, ForWhom::cgroup(&name)));
+    assert!(!may_bind(5432));
+    assert!(Below::new(&world, "a/b").may_bind(5432));
+    assert!(Below::new(&world, "a/b/c/d").may_bind(5432));
+    for stranger in ["a", "a/c", "b", "b/b", "a/bb", "x/a/b"] {
+        assert!(!Below::new(&world, stranger).may_bind(5432), "{stranger}");
+    }
+    for path in ["a/b/c", "a/b", "x/a", "x", "a", "b"] {
+        let _ = fs::remove_dir(world.sandbox().cgroup().path().join(path));
+    }
+    desk.end(made);
+    world.assert_empty();
+}
+
+#[test]
+fn strict_is_consumed_by_association_only() {
+    let Some(world) = World::enter("persistent_strict") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&Wanted { strict: true, count: 3, ..wanted(8000, ForWhom::Administrators) });
+    assert!(!may_bind(8000));
+    for expected in [8000, 8001, 8002] {
+        let socket = tcp6();
+        control::associate(&socket, made.1).unwrap();
+        bind(&socket, 0).unwrap();
+        assert_eq!(port(&socket), expected, "next-fit");
+    }
+    desk.end(made);
+    world.assert_empty();
+}
+
+#[test]
+fn what_is_claimed_is_nobodys_until_it_is_confirmed_and_free_if_it_is_not() {
+    let Some(world) = World::enter("persistent_claimed") else { return };
+    let mut desk = Desk::of(&world);
+    let claimed = desk.claim(&wanted(8443, ForWhom::Administrators)).unwrap();
+    assert!(!may_bind(8443), "pending");
+    assert_eq!(errno(control::associate(tcp(), claimed.token())), Errno::ENOENT);
+    drop(claimed);
+    assert!(may_bind(8443));
+    world.assert_empty();
+
+    // The administrator is killed in between: the next one sweeps.
+    std::mem::forget(desk.claim(&wanted(8443, ForWhom::Unit("a.service".into()))).unwrap());
+    assert!(!may_bind(8443));
+    let standing = desk.create(&wanted(8444, ForWhom::Unit("b.service".into())));
+    let Desk { admin, maps, .. } = &mut desk;
+    assert_eq!(maps.sweep_persistent(admin).unwrap(), 1);
+    assert!(may_bind(8443));
+    assert_eq!(maps.places().count(), 1, "the name of the one that stands");
+    assert!(!may_bind(8444));
+    desk.end(standing);
+    world.assert_empty();
+}
+
+#[test]
+fn it_outlives_everybody_and_is_not_charged_to_anybody() {
+    let Some(world) = World::enter("persistent_lifetime") else { return };
+    let mut desk = Desk::of(&world);
+    let charged = || world.maps().quotas().map(|item| u64::from(item.unwrap().1.used)).sum::<u64>();
+    assert_eq!(charged(), 0);
+    let mut made = None;
+    // Not even the process that made it is needed.
+    let mut child = Child::fork(|talk| {
+        let (id, token) = desk.create(&Wanted { count: 500, ..wanted(20000, ForWhom::User(NOBODY)) });
+        talk.say(id.into());
+        talk.say(token.get());
+    });
+    let (id, token) = (child.talk.hear() as u32, child.talk.hear());
+    child.join();
+    made.replace((id, Token::new(token).unwrap()));
+    assert!(!may_bind(20499));
+    assert_eq!(charged(), 0);
+    // A socket bound from it outlives it in turn (R7).
+    let bound = tcp();
+    control::associate(&bound, made.unwrap().1).unwrap();
+    bind(&bound, 20007).unwrap();
+    assert_eq!(errno(control::release(tcp(), made.unwrap().1)), Errno::EPERM, "RELEASE is not for persistent ones");
+    desk.end(made.unwrap());
+    assert!(may_bind(20006));
+    assert!(!may_bind(20007));
+    assert_eq!(desk.refusal(&wanted(20007, ForWhom::Administrators)), Errno::EADDRINUSE);
+    drop(bound);
+    assert!(may_bind(20007));
+    world.assert_empty();
+}
+
+#[test]
+fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
+    let Some(world) = World::enter("persistent_conflicts") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&Wanted { count: 10, ..wanted(9000, ForWhom::Administrators) });
+    for (start, count) in [(9000, 10), (8990, 11), (9009, 1), (8000, 3000)] {
+        let overlapping = Wanted { count, ..wanted(start, ForWhom::Administrators) };
+        assert_eq!(desk.refusal(&overlapping), Errno::EADDRINUSE);
+    }
+    // The other transport and the neighbours are free; `both` is not.
+    let other = desk.create(&Wanted { transports: Transports::Udp, ..wanted(9000, ForWhom::Administrators) });
+    let both = Wanted { transports: Transports::Both, ..wanted(9009, ForWhom::Administrators) };
+    assert_eq!(desk.refusal(&both), Errno::EADDRINUSE);
+    let after = desk.create(&Wanted { transports: Transports::Both, ..wanted(9010, ForWhom::Administrators) });
+
+    for (start, count) in [(0, 0), (5, 0), (65535, 2)] {
+        let bad = Wanted { count, ..wanted(start, ForWhom::Administrators) };
+        assert_eq!(desk.refusal(&bad), Errno::EINVAL, "{start}+{count}");
+    }
+    // Any block: from the pool.
+    let any = desk.claim(&Wanted { count: 20, align: 2, ..wanted(0, ForWhom::Administrators) }).unwrap();
+    assert!(any.ports().start() >= 61000 && any.ports().start() % 2 == 0);
+    drop(any);
+    // A runtime reservation in the way.
+    let owner = tcp();
+    let taken = portkeep_testkit::sockets::reserve(&owner, 0, 4);
+    assert_eq!(desk.refusal(&wanted(taken.start + 3, ForWhom::Administrators)), Errno::EADDRINUSE);
+    drop(owner);
+    for made in [made, other, after] {
+        desk.end(made);
+    }
+    assert!(desk.maps.end_persistent(&desk.admin, made.0, made.1).is_err(), "ended already");
+    world.assert_empty();
+}
+
+#[test]
+fn everybody_can_look_it_up() {
+    let Some(world) = World::enter("persistent_lookup") else { return };
+    let mut desk = Desk::of(&world);
+    let wanted = Wanted { count: 2, strict: true, label: "x".repeat(40), ..wanted(7000, ForWhom::User(NOBODY)) };
+    let made = desk.create(&wanted);
+    let (netns, id) = (world.netns(), made.0);
+    in_child(|| {
+        become_user(OTHER);
+        let select =
+            SelectRequest { by: wire::BY_PORT, port: 7001, transport: Transport::Tcp.bit(), ..Default::default() };
+        let state = control::state(udp(), &select).unwrap();
+        assert_eq!((state.start, state.count, state.token), (7000, 2, made.1.get()));
+        assert_eq!((state.pid, state.uid, state.netns), (0, NOBODY, netns));
+        assert_eq!(u32::from(state.flags), wire::STRICT | wire::PERSISTENT);
+        assert_eq!(wire::text(&state.label), "x".repeat(24));
+        let info = portkeep::who(Transport::Tcp, 7000).unwrap().unwrap();
+        assert!(info.persistent && info.strict && info.scope == portkeep::Scope::User);
+    });
+    let kept = desk.maps.reservation(id).unwrap().unwrap();
+    assert_eq!(desk.maps.for_whom(id, &kept), Some(ForWhom::User(NOBODY)));
+    desk.end(made);
+    world.assert_empty();
+}
+
+#[test]
+fn group_quotas_apply_where_the_user_has_none() {
+    let Some(world) = World::enter("group_quotas") else { return };
+    let mut settings = Settings::default();
+    (settings.quota, settings.group_quotas) = (5, true);
+    world.maps().reconfigure(&settings).unwrap();
+    world.maps().set_group_limits(&[(OTHER, 8)].into()).unwrap();
+    let most = |uid: u32| {
+        let mut child = Child::fork(|talk| {
+            become_user(uid);
+            let owner = tcp();
+            let ask = |count| wire::AcquireRequest { count, ..Default::default() };
+            let most = (1..20).rev().find(|count| control::acquire(&owner, &ask(*count)).is_ok());
+            talk.say(most.unwrap_or(0).into());
+        });
+        let most = child.talk.hear();
+        child.join();
+        most
+    };
+    assert_eq!((most(OTHER), most(NOBODY)), (8, 5));
+    world.maps().set_quota_limit(OTHER, 3).unwrap();
+    assert_eq!(most(OTHER), 3);
+    world.maps().set_quota_limit(OTHER, 0).unwrap();
+    world.maps().set_group_limits(&Default::default()).unwrap();
+    world.maps().reconfigure(&Settings::default()).unwrap();
+    assert_eq!(most(OTHER), 19);
+    world.assert_empty();
+}
