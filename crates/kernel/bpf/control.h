@@ -113,40 +113,39 @@ __alone int find_cgroup(struct acquisition *a)
 
 struct wildcard {
 	struct search search;
-	struct acquisition *a;
-	struct config *config;
+	struct acquisition *a; /* `span.error` is the outcome: Linux 6.1 has no stack left for another */
 	struct space *space;
-	__u32 error;
 };
 
 static long wildcard_step(__u32 i, void *ctx)
 {
 	struct wildcard *w = ctx;
 	struct span *span = &w->a->span;
+	struct config *c = the_config();
 	__u32 which = w->search.transports - 1, start;
 
-	w->error = ENOSPC;
-	if (which > 2)
+	span->error = ENOSPC;
+	if (which > 2 || !c)
 		return 1;
-	start = search_run(&w->search, w->config->pool_first, w->config->pool_last, w->space->cursor[which]);
+	start = search_run(&w->search, c->pool_first, c->pool_last, w->space->cursor[which]);
 	if (!start)
 		return 1;
 	w->space->cursor[which] = start + w->search.count;
 	span->first = start;
 	span->last = start + w->search.count - 1;
-	w->error = span_claim(span);
 	/* Lost the block to another CPU between the search and the claim: once more. */
-	return w->error != EADDRINUSE;
+	return span_claim(span) != EADDRINUSE;
 }
 
 /* Choose and claim a block of the pool. */
 __noinline int claim_wildcard(struct acquisition *a, struct space *sp)
 {
-	struct wildcard w = { .a = a, .space = sp, .config = the_config(), .error = ENOSPC };
+	struct wildcard w = { .a = a, .space = sp };
+	struct config *c = the_config();
 
-	if (!a || !sp || !w.config)
+	if (!a || !sp || !c)
 		return ENOMEM;
-	if (!w.config->pool_last)
+	if (!c->pool_last)
 		return ENOSPC;
 	w.search.netns = a->span.netns;
 	w.search.transports = a->span.transports;
@@ -155,7 +154,7 @@ __noinline int claim_wildcard(struct acquisition *a, struct space *sp)
 	search_prepare(&w.search);
 	if (!wildcard_step(0, &w))
 		bpf_loop(WILDCARD_TRIES, wildcard_step, &w, 0);
-	return w.error == EADDRINUSE ? ENOSPC : w.error;
+	return a->span.error == EADDRINUSE ? ENOSPC : a->span.error;
 }
 
 __noinline int claim_specific(struct acquisition *a)

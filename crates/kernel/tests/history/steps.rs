@@ -88,6 +88,18 @@ pub enum Step {
         confirm: bool,
     },
     End(u8),
+    /// A persistent reservation; it is pending until it is decided on.
+    Create {
+        namespace: u8,
+        start: u16,
+        count: u16,
+        both: bool,
+        transport: Transport,
+        strict: bool,
+        /// Whom it is for: a user, the administrators, or a cgroup.
+        scope: u8,
+        whom: u8,
+    },
     Aside {
         namespace: u8,
         transport: Transport,
@@ -250,6 +262,18 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Agent),
         6 => (byte(), prop::bool::weighted(0.7)).prop_map(|(token, confirm)| Step::Decide { token, confirm }),
         1 => byte().prop_map(Step::End),
+        3 => (byte(), port_or_zero(), 1..6u16, any::<bool>(), transport(), prop::bool::weighted(0.2), byte(), byte()).prop_map(
+            |(namespace, start, count, both, transport, strict, scope, whom)| Step::Create {
+                namespace: u8::from(namespace % 4 == 0),
+                start,
+                count,
+                both,
+                transport,
+                strict,
+                scope,
+                whom,
+            }
+        ),
         1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::Aside { namespace, transport, port }),
         1 => byte().prop_map(Step::GiveBack),
     ];

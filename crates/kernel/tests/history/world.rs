@@ -10,11 +10,14 @@ use std::{
 };
 
 use portkeep_core::{
-    Errno, PortRange, Scope, Token, Transport,
-    model::{Address, Descriptor, Model, Options, Pid, Place, Request, Reservation, Role, Select, SocketId, State},
+    Errno, PortRange, Scope, Token, Transport, Transports,
+    model::{
+        Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
+        State,
+    },
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
-use portkeep_kernel::{Word, WordKey};
+use portkeep_kernel::{Claimed, CreateError, ForWhom, Wanted, Word, WordKey, cgroup};
 use portkeep_testkit::new_namespace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -209,6 +212,10 @@ impl<'lab> World<'lab> {
                 let Some(token) = Token::new(self.token(*token)) else { return Ok(()) };
                 let kernel = self.admin(|lab| lab.admin.end(lab.maps.id_of(token).expect("the config map"), token));
                 return same("END", kernel, self.model.end(token));
+            }
+            Step::Create { namespace, start, count, both, transport, strict, scope, whom } => {
+                let transports = if *both { Transports::Both } else { (*transport).into() };
+                return self.create((*namespace, *start, *count), transports, *strict, (*scope, *whom));
             }
             Step::Aside { namespace, transport, port } => {
                 let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
@@ -482,7 +489,7 @@ impl<'lab> World<'lab> {
             block: (state.start, state.count, state.transports),
             state: (state.state, state.error),
             scope: state.scope.into(),
-            flags: u32::from(state.flags) & wire::STRICT,
+            flags: u32::from(state.flags) & (wire::STRICT | wire::PERSISTENT),
             // Ports that were taken back are nobody's any more, so what is bound there says nothing.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
@@ -493,7 +500,9 @@ impl<'lab> World<'lab> {
         let (scope, cgroup) = match reservation.scope {
             Scope::Process => (wire::SCOPE_PROCESS, 0),
             Scope::User => (wire::SCOPE_USER, 0),
-            Scope::Cgroup(id) => (wire::SCOPE_CGROUP, id),
+            // A persistent one knows its cgroup by name.
+            Scope::Cgroup(id) => (wire::SCOPE_CGROUP, if reservation.persistent { 0 } else { id }),
+            Scope::Administrators => (wire::SCOPE_ADMIN, 0),
             other => panic!("{other:?} is news"),
         };
         Told {
@@ -504,7 +513,7 @@ impl<'lab> World<'lab> {
             block: (reservation.block.start(), reservation.block.count(), reservation.transports.bits()),
             state: wire_state(reservation.state),
             scope,
-            flags: if reservation.strict { wire::STRICT } else { 0 },
+            flags: u32::from(reservation.strict) * wire::STRICT + u32::from(reservation.persistent) * wire::PERSISTENT,
             bound: self.model.bound_ports(reservation),
             label: reservation.label.clone(),
         }
@@ -654,6 +663,48 @@ impl<'lab> World<'lab> {
         same("REFUSE", kernel, self.model.refuse(token, Errno::EADDRINUSE))
     }
 
+    fn create(
+        &mut self,
+        (namespace, start, count): (u8, u16, u16),
+        transports: Transports,
+        strict: bool,
+        (scope, whom): (u8, u8),
+    ) -> Step_ {
+        let netns = self.net(namespace).cookie;
+        let uid = UIDS[usize::from(whom) % UIDS.len()];
+        let (for_whom, scope, uid) = match scope % 3 {
+            0 => (ForWhom::User(uid), Scope::User, uid),
+            1 => (ForWhom::Administrators, Scope::Administrators, 0),
+            _ => {
+                // Not the root: a path to it has no names.
+                let (folder, id) = &self.lab.cgroups[1 + usize::from(whom) % (self.lab.cgroups.len() - 1)];
+                let root = cgroup::root().expect("there is one");
+                let path = folder.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
+                (ForWhom::cgroup(&path), Scope::Cgroup(*id), 0)
+            }
+        };
+        let wanted = Wanted { start, count, align: 0, transports, for_whom, strict, label: String::new() };
+        let Lab { admin, maps, .. } = &mut *self.lab;
+        let kernel = match Claimed::claim(admin, maps, netns, &wanted) {
+            Ok(claimed) => {
+                let made = (claimed.ports().start(), claimed.token());
+                // It stays pending.
+                std::mem::forget(claimed);
+                Ok(made)
+            }
+            Err(CreateError::Admin(error)) => Err(error.errno().ok_or_else(|| error.to_string())?),
+            Err(error) => return Err(error.to_string()),
+        };
+        let token = kernel.map_or(Token::new(u64::MAX).expect("not 0"), |(_, token)| token);
+        let ask = Persistent { start, count, transports, scope, uid, strict };
+        let model = self.model.create_persistent(netns, &ask, token);
+        if kernel.is_ok() {
+            self.tokens.push(token);
+        }
+        let model = model.map(|()| (self.model.reservations()[&token].block.start(), token));
+        same("CREATE", kernel, model)
+    }
+
     fn give_back(&mut self, at: Place) -> Step_ {
         let kernel = self.admin(|lab| lab.admin.give_back(at.namespace, at.transport, at.port));
         same("UNASIDE", kernel, self.model.give_back(at))
@@ -668,6 +719,12 @@ impl<'lab> World<'lab> {
         for at in self.model.aside().clone() {
             self.give_back(at)?;
         }
+        let persistent = self.model.reservations().iter().filter(|(_, r)| r.persistent);
+        for token in persistent.map(|(token, _)| *token).collect::<Vec<_>>() {
+            let kernel = self.admin(|lab| lab.admin.end(lab.maps.id_of(token).expect("the config map"), token));
+            same("END of a persistent one", kernel, self.model.end(token))?;
+        }
+        self.lab.maps.sweep_persistent(&self.lab.admin).expect("sweeping");
         self.set_agent(false);
         while !self.processes.is_empty() {
             self.exit(0, true);
