@@ -53,7 +53,16 @@ pub enum StoreError {
         /// The store.
         path: PathBuf,
     },
-    /// Reading or writing failed.
+    /// Writing failed so late that a part of it may be on the disk and could not be taken back. Open the store again to
+    /// see which it is; it is one or the other, not half of it.
+    #[error("{}: {source}; it is not known whether the change was kept: open the store again to see", path.display())]
+    Unsure {
+        /// The store.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Reading or writing failed. Nothing was changed.
     #[error("{}: {source}", path.display())]
     Io {
         /// The store or its folder.
