@@ -284,30 +284,29 @@ impl<D: Disk> Engine<D> {
         };
         let error = self.error(first);
         self.database = None;
-        // The first may have got to the disk although it reported a failure: look, and take it back if so.
+        // The first may have got to the disk although it reported a failure: look, and take it back if so. Looking takes
+        // no space.
         let before = self.content.get(change.0).cloned();
-        let taken_back = match self.settle() {
-            Ok(()) if self.content.get(change.0) == before.as_ref() => true,
-            Ok(()) => self.commit((change.0, before.as_ref())).is_ok(),
-            Err(_) => false,
+        let kept = match read(&self.disk, self.name) {
+            Ok(Some(content)) => content.stored.get(change.0) != before.as_ref(),
+            _ => true,
         };
-        match (taken_back, error) {
-            (true, error) => {
-                match before {
-                    Some(before) => drop(self.content.insert(change.0.clone(), before)),
-                    None => drop(self.content.remove(change.0)),
-                }
-                Err(error)
-            }
-            (false, error) => {
-                self.database = None;
-                let source = match error {
-                    StoreError::Io { source, .. } => source,
-                    other => io::Error::other(other.to_string()),
-                };
-                Err(StoreError::Unsure { path: self.disk.path(self.name), source })
-            }
+        if !kept || self.take_back(change.0, before) {
+            return Err(error);
         }
+        let source = match error {
+            StoreError::Io { source, .. } => source,
+            other => io::Error::other(other.to_string()),
+        };
+        Err(StoreError::Unsure { path: self.disk.path(self.name), source })
+    }
+
+    /// Put back what was there before; whether that is done.
+    fn take_back(&mut self, name: &Name, before: Option<Stored>) -> bool {
+        let done = self.settle().is_ok() && self.commit((name, before.as_ref())).is_ok();
+        // What is in memory is read again in any case.
+        self.database = None;
+        done
     }
 
     /// One commit.
