@@ -1,0 +1,116 @@
+//! One persistent reservation as declared.
+
+use portkeep_core::{PortRange, Transports};
+use serde::{Deserialize, Serialize};
+
+use crate::{Name, Who};
+
+/// One persistent reservation as declared: what the files, the store and the agent's socket say alike.
+///
+/// As JSON: `{"name":"web","ports":"8443","transports":"tcp","who":{"unit":"nginx.service"}}`, and `strict`, `around`
+/// and `description` where they are not the default. Reading checks everything and refuses unknown members.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Declaration {
+    /// Its name, unique among all that is in force.
+    pub name: Name,
+    /// The block, host byte order.
+    pub ports: PortRange,
+    /// TCP, UDP, or both.
+    pub transports: Transports,
+    /// Who may consume it, besides administrators.
+    #[serde(default)]
+    pub who: Who,
+    /// Only associated sockets may bind its ports (rule A7).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub strict: bool,
+    /// Sockets of those who may consume it stay where they are if they are bound there already (rule R4).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub around: bool,
+    /// One line for listings, at most [`Declaration::DESCRIPTION_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "description")]
+    pub description: String,
+}
+
+// serde asks for a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+fn description<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    check_description(&text).map_err(serde::de::Error::custom)?;
+    Ok(text)
+}
+
+/// It is printed in tables and logs: one line, nothing that moves the cursor.
+pub(crate) fn check_description(text: &str) -> Result<(), String> {
+    if text.len() > Declaration::DESCRIPTION_MAX {
+        return Err(format!(
+            "a description has at most {} bytes, this one {}",
+            Declaration::DESCRIPTION_MAX,
+            text.len()
+        ));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(wrong) => Err(format!("a description is one line of text; {wrong:?} cannot be in it")),
+        None => Ok(()),
+    }
+}
+
+impl Declaration {
+    /// The longest description, in bytes.
+    pub const DESCRIPTION_MAX: usize = 256;
+
+    /// A reservation for administrators with neither flag nor description.
+    pub fn new(name: Name, ports: PortRange, transports: Transports) -> Self {
+        Self {
+            name,
+            ports,
+            transports,
+            who: Who::Administrators,
+            strict: false,
+            around: false,
+            description: String::new(),
+        }
+    }
+
+    /// Whether the two want a port of the same transport.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.transports.bits() & other.transports.bits() != 0 && self.ports.overlaps(other.ports)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_read_as_it_is_written() {
+        let mut web = Declaration::new("web".parse().unwrap(), PortRange::single(8443).unwrap(), Transports::Tcp);
+        let short = r#"{"name":"web","ports":"8443","transports":"tcp","who":"administrators"}"#;
+        assert_eq!(serde_json::to_string(&web).unwrap(), short);
+        assert_eq!(serde_json::from_str::<Declaration>(short).unwrap(), web);
+        web.who = Who::unit("nginx.service").unwrap();
+        web.strict = true;
+        web.around = true;
+        web.description = "the front door".into();
+        let json = serde_json::to_string(&web).unwrap();
+        assert_eq!(serde_json::from_str::<Declaration>(&json).unwrap(), web);
+    }
+
+    #[test]
+    fn json_is_checked() {
+        for wrong in [
+            r#"{"name":"web","ports":"0","transports":"tcp"}"#,
+            r#"{"name":"web","ports":"65536","transports":"tcp"}"#,
+            r#"{"name":"","ports":"1","transports":"tcp"}"#,
+            r#"{"name":"web","ports":"1","transports":"sctp"}"#,
+            r#"{"name":"web","ports":"1","transports":"tcp","stict":true}"#,
+            r#"{"name":"web","ports":"1","transports":"tcp","description":"a\nb"}"#,
+        ] {
+            assert!(serde_json::from_str::<Declaration>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

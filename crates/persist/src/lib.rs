@@ -1,0 +1,38 @@
+//! What is declared about persistent reservations, and where it is kept.
+//!
+//! A **persistent reservation** stands until it is deleted, across reboots. It is
+//! declared in one of two ways: in a file that a package or an administrator drops
+//! into a folder ([`dropin`]), or by a command that puts it into the [`store`]. Both
+//! give [`Declaration`]s; [`merge`](merge()) puts them together and says which of two
+//! that want the same port stands. [`config`] is the one configuration file.
+//!
+//! Nothing here talks to the kernel part or makes a socket. Whatever is read from a
+//! file, however damaged or hostile, gives values or [`Diagnostic`]s that point at the
+//! line and column; never a panic.
+//!
+//! Every port in this crate is in host byte order.
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod declaration;
+mod diagnostic;
+mod document;
+pub mod dropin;
+mod files;
+mod merge;
+mod name;
+pub mod portreserve;
+mod services;
+mod stanza;
+pub mod store;
+mod who;
+
+pub use config::Config;
+pub use declaration::Declaration;
+pub use diagnostic::Diagnostic;
+pub use merge::{Conflict, Declared, Merged, Origin, Reason, merge};
+pub use name::{Name, NameError};
+pub use services::Services;
+pub use stanza::{export, import};
+pub use store::{Store, StoreError, Stored};
+pub use who::{Account, Who, WhoError};

@@ -1,0 +1,263 @@
+//! Which declarations are in force when several want the same port or the same name.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::PathBuf,
+};
+
+use portkeep_core::{PortRange, Transport};
+use serde::{Deserialize, Serialize};
+
+use crate::{Declaration, Diagnostic, Name};
+
+/// Where a declaration comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// A drop-in file.
+    File {
+        /// The file, as it was opened.
+        path: PathBuf,
+        /// The line its stanza begins on, from 1.
+        line: usize,
+    },
+    /// Created by a command, until it is deleted.
+    Store {
+        /// Whose command it was.
+        by_uid: u32,
+        /// When, in seconds since 1970.
+        since: u64,
+    },
+    /// Created by a command, until the next reboot.
+    Active {
+        /// Whose command it was.
+        by_uid: u32,
+        /// When, in seconds since 1970.
+        since: u64,
+    },
+}
+
+impl fmt::Display for Origin {
+    /// "/etc/portkeep/ports.d/web.toml:3", "a command of uid 0".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Store { by_uid, .. } => write!(f, "a command of uid {by_uid}"),
+            Self::Active { by_uid, .. } => write!(f, "a command of uid {by_uid}, until the next reboot"),
+        }
+    }
+}
+
+/// A declaration and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Declared {
+    /// What is declared.
+    pub declaration: Declaration,
+    /// By which file or command.
+    pub origin: Origin,
+}
+
+/// What is in force, and what would be if nothing stood in its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Merged {
+    /// In force: no two of one name, no port twice for one transport. In the order given.
+    pub in_force: Vec<Declared>,
+    /// The others, in the order given.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A declaration that is not in force, and the one in its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Conflict {
+    /// Not in force, none of it.
+    pub loser: Declared,
+    /// In force.
+    pub winner: Declared,
+    /// What they both want.
+    pub reason: Reason,
+}
+
+/// What two declarations both want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    /// The same name.
+    Name,
+    /// These ports of this transport.
+    Ports {
+        /// The first transport of both.
+        transport: Transport,
+        /// The ports of both.
+        ports: PortRange,
+    },
+}
+
+impl fmt::Display for Conflict {
+    /// "8443/tcp of `tomcat` (/etc/...) is reserved by `nginx` (/usr/lib/...)".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (loser, winner) = (&self.loser, &self.winner);
+        match self.reason {
+            Reason::Name => {
+                write!(f, "the name `{}` ({}) is used by {}", loser.declaration.name, loser.origin, winner.origin)
+            }
+            Reason::Ports { transport, ports } => write!(
+                f,
+                "{ports}/{transport} of `{}` ({}) is reserved as `{}` by {}",
+                loser.declaration.name, loser.origin, winner.declaration.name, winner.origin
+            ),
+        }
+    }
+}
+
+impl Conflict {
+    /// The same as a complaint about the loser's file; `None` if the loser comes from a command.
+    pub fn diagnostic(&self) -> Option<Diagnostic> {
+        let Origin::File { path, line } = &self.loser.origin else { return None };
+        let (loser, winner) = (&self.loser.declaration, &self.winner);
+        let message = match self.reason {
+            Reason::Name => format!("the name `{}` is used by {}", loser.name, winner.origin),
+            Reason::Ports { transport, ports } => format!(
+                "{ports}/{transport} of `{}` is reserved as `{}` by {}",
+                loser.name, winner.declaration.name, winner.origin
+            ),
+        };
+        let help = match winner.origin {
+            Origin::File { .. } => {
+                "change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d"
+            }
+            _ => "change this file, or delete the other with `portkeep persist delete`",
+        };
+        Some(Diagnostic {
+            file: path.clone(),
+            line: Some(*line),
+            column: Some(1),
+            message,
+            help: Some(help.to_owned()),
+        })
+    }
+}
+
+/// Put together what commands created and what files declare. Who comes first stands: commands before files, and both
+/// in the order given ([`crate::Store::list`] and [`crate::dropin::load`] give it). A declaration loses as a whole.
+pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoIterator<Item = Declared>) -> Merged {
+    let mut merged = Merged::default();
+    let mut names: HashMap<Name, usize> = HashMap::new();
+    // What is taken, per transport, by its first port. No two overlap, so looking at the neighbours will do.
+    let mut taken: [BTreeMap<u16, (PortRange, usize)>; 2] = [BTreeMap::new(), BTreeMap::new()];
+
+    for declared in commands.into_iter().chain(files) {
+        let wanted = &declared.declaration;
+        let in_the_way = names.get(&wanted.name).map(|winner| (*winner, Reason::Name)).or_else(|| {
+            wanted.transports.iter().find_map(|transport| {
+                let taken = &taken[transport as usize];
+                // The block that begins at or before ours, else the first that begins within it.
+                let before = taken.range(..=wanted.ports.start()).next_back();
+                let (_, (theirs, winner)) = before
+                    .filter(|(_, (theirs, _))| theirs.overlaps(wanted.ports))
+                    .or_else(|| taken.range(wanted.ports.start()..=wanted.ports.last()).next())?;
+                let ports = common(*theirs, wanted.ports)?;
+                Some((*winner, Reason::Ports { transport, ports }))
+            })
+        });
+        if let Some((winner, reason)) = in_the_way {
+            let winner = merged.in_force[winner].clone();
+            merged.conflicts.push(Conflict { loser: declared, winner, reason });
+            continue;
+        }
+        let index = merged.in_force.len();
+        names.insert(wanted.name.clone(), index);
+        for transport in wanted.transports.iter() {
+            taken[transport as usize].insert(wanted.ports.start(), (wanted.ports, index));
+        }
+        merged.in_force.push(declared);
+    }
+    merged
+}
+
+/// The ports of both.
+fn common(a: PortRange, b: PortRange) -> Option<PortRange> {
+    PortRange::inclusive(a.start().max(b.start()), a.last().min(b.last())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use portkeep_core::Transports;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(path: &str, line: usize, name: &str, ports: &str, transports: Transports) -> Declared {
+        Declared {
+            declaration: Declaration::new(name.parse().unwrap(), ports.parse().unwrap(), transports),
+            origin: Origin::File { path: path.into(), line },
+        }
+    }
+
+    #[test]
+    fn who_comes_first_stands_and_both_are_named() {
+        let command =
+            Declared { origin: Origin::Store { by_uid: 0, since: 1 }, ..file("", 0, "db", "5432", Transports::Tcp) };
+        let merged = merge(
+            [command],
+            [
+                file("/usr/lib/a", 1, "web", "80-90", Transports::Both),
+                file("/etc/b", 2, "web", "99", Transports::Tcp),
+                file("/etc/b", 5, "c", "85-200", Transports::Udp),
+                file("/etc/b", 9, "d", "5000-6000", Transports::Tcp),
+                file("/etc/b", 12, "e", "5432", Transports::Udp),
+            ],
+        );
+        let names: Vec<&str> = merged.in_force.iter().map(|d| d.declaration.name.as_str()).collect();
+        assert_eq!(names, ["db", "web", "e"]);
+        let told: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "the name `web` (/etc/b:2) is used by /usr/lib/a:1",
+                "85-90/udp of `c` (/etc/b:5) is reserved as `web` by /usr/lib/a:1",
+                "5432/tcp of `d` (/etc/b:9) is reserved as `db` by a command of uid 0",
+            ]
+        );
+        assert_eq!(merged.conflicts[0].diagnostic().unwrap().line, Some(2));
+    }
+
+    proptest! {
+        /// Against the plain way to say it: one after the other, each against all that stand.
+        #[test]
+        fn it_is_what_comparing_each_with_each_gives(
+            blocks in prop::collection::vec((1u16..60, 1u16..12, 1u8..4, 0u8..20), 0..30)
+        ) {
+            let all: Vec<Declared> = blocks.iter().enumerate().map(|(line, (start, count, bits, name))| Declared {
+                declaration: Declaration::new(
+                    format!("n{name}").parse().unwrap(),
+                    PortRange::new(*start, *count).unwrap(),
+                    Transports::from_bits(*bits).unwrap(),
+                ),
+                origin: Origin::File { path: "/f".into(), line },
+            }).collect();
+            let mut standing: Vec<Declared> = Vec::new();
+            for one in &all {
+                let free = standing.iter().all(|other| {
+                    other.declaration.name != one.declaration.name && !other.declaration.overlaps(&one.declaration)
+                });
+                if free {
+                    standing.push(one.clone());
+                }
+            }
+            let merged = merge([], all.clone());
+            prop_assert_eq!(&merged.in_force, &standing);
+            prop_assert_eq!(merged.in_force.len() + merged.conflicts.len(), all.len());
+            for conflict in merged.conflicts {
+                prop_assert!(standing.contains(&conflict.winner));
+                match conflict.reason {
+                    Reason::Name => prop_assert_eq!(conflict.loser.declaration.name, conflict.winner.declaration.name),
+                    Reason::Ports { transport, ports } => for side in [conflict.loser, conflict.winner] {
+                        prop_assert!(side.declaration.transports.contains(transport));
+                        prop_assert!(ports.iter().all(|port| side.declaration.ports.contains(port)));
+                    }
+                }
+            }
+        }
+    }
+}

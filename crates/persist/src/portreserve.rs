@@ -1,0 +1,130 @@
+//! `/etc/portreserve/<service>`: the files of the portreserve program.
+//!
+//! Each file is named for a service and has one port or service name per line, with `/tcp` or `/udp` behind it or, for
+//! both, nothing. Here each port of a file is a reservation `portreserve:<service>:<port>` for the unit
+//! `<service>.service`. As with portreserve, files with `.` or `~` in their name are left alone.
+
+use std::{collections::BTreeMap, path::Path};
+
+use portkeep_core::{PortRange, Transport, Transports};
+
+use crate::{Declaration, Diagnostic, Services, Who, diagnostic::Report, document::shown, stanza};
+
+/// The folder.
+pub const FOLDER: &str = "/etc/portreserve";
+
+/// The declarations of one such file with the lines they stand on, and what is wrong with the others.
+pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza::Read>, Vec<Diagnostic>) {
+    let mut report = Report::new(file, text);
+    let mut ports: BTreeMap<u16, (Transports, usize)> = BTreeMap::new();
+    let mut begin = 0;
+    for (index, line) in text.split('\n').enumerate() {
+        let word = line.split('#').next().unwrap_or("").trim();
+        let start = begin + (line.len() - line.trim_start().len());
+        begin += line.len() + 1;
+        if word.is_empty() {
+            continue;
+        }
+        let at = start..start + word.len();
+        match entry(word, services) {
+            Ok((port, transports)) => {
+                let known = ports.entry(port).or_insert((transports, index + 1));
+                if known.0 != transports {
+                    known.0 = Transports::Both;
+                }
+            }
+            Err((message, help)) => report.add(at, message, help),
+        }
+    }
+
+    let service = file.file_name().unwrap_or_default().to_string_lossy();
+    let who = match Who::unit(&format!("{service}.service")) {
+        Ok(who) => who,
+        Err(error) => {
+            return (Vec::new(), vec![Diagnostic::whole(file, format!("is not named for a service: {error}"))]);
+        }
+    };
+    let mut found = Vec::new();
+    for (port, (transports, line)) in ports {
+        match (format!("portreserve:{service}:{port}").parse(), PortRange::single(port)) {
+            (Ok(name), Ok(range)) => {
+                let mut declaration = Declaration::new(name, range, transports);
+                declaration.who = who.clone();
+                // Its service is often running already when portreserve's files are taken over.
+                declaration.around = true;
+                found.push((declaration, line));
+            }
+            (Err(error), _) => return (Vec::new(), vec![Diagnostic::whole(file, format!("gives no name: {error}"))]),
+            (_, Err(error)) => report.say(0..0, error.to_string()),
+        }
+    }
+    found.sort_by_key(|(_, line)| *line);
+    (found, report.into_diagnostics())
+}
+
+/// `631`, `ipp`, `ipp/tcp`.
+fn entry(word: &str, services: &Services) -> Result<(u16, Transports), (String, Option<String>)> {
+    let (name, transports) = match word.split_once('/') {
+        None => (word, None),
+        Some((name, transport)) => match transport.parse::<Transport>() {
+            Ok(transport) => (name, Some(Transports::from(transport))),
+            Err(wrong) => return Err((format!("\"{}\": {wrong}", shown(word)), None)),
+        },
+    };
+    if name.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() {
+        return match name.parse() {
+            Ok(port @ 1..) => Ok((port, transports.unwrap_or(Transports::Both))),
+            _ => Err(("a port is a number from 1 to 65535".into(), None)),
+        };
+    }
+    // Without a transport: those that /etc/services knows.
+    let transports =
+        transports.unwrap_or_else(|| match Transport::ALL.map(|transport| services.port(name, transport).is_some()) {
+            [true, false] => Transports::Tcp,
+            [false, true] => Transports::Udp,
+            _ => Transports::Both,
+        });
+    stanza::service(name, transports, services).map(|range| (range.start(), transports))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services() -> Services {
+        Services::parse("ipp 631/tcp\nipp 631/udp\nbiff 512/udp comsat\nsmtp 25/tcp mail\n")
+    }
+
+    fn read_as(name: &str, text: &str) -> (Vec<String>, Vec<String>) {
+        let (found, wrong) = read(Path::new(name), text, &services());
+        let found = found.iter().map(|(d, line)| format!("{line} {} {} {} {}", d.name, d.ports, d.transports, d.who));
+        (found.collect(), wrong.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_line_is_a_port_of_the_service() {
+        let (found, wrong) =
+            read_as("/etc/portreserve/cups", "# printing\nipp\n 9100/tcp # raw\nbiff\n25/udp\nsmtp/tcp\n");
+        assert_eq!(wrong, [""; 0]);
+        assert_eq!(
+            found,
+            [
+                "2 portreserve:cups:631 631 tcp+udp unit cups.service",
+                "3 portreserve:cups:9100 9100 tcp unit cups.service",
+                "4 portreserve:cups:512 512 udp unit cups.service",
+                "5 portreserve:cups:25 25 tcp+udp unit cups.service",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_pointed_at() {
+        let (found, wrong) = read_as("/r/cups", "0\nipp/sctp\n  imap\nsmpt/tcp\n70000\nsmtp/udp\n");
+        assert_eq!(found, [""; 0]);
+        let begin: Vec<&str> = wrong.iter().map(|w| w.split(": ").next().unwrap()).collect();
+        assert_eq!(begin, ["/r/cups:1:1", "/r/cups:2:1", "/r/cups:3:3", "/r/cups:4:1", "/r/cups:5:1", "/r/cups:6:1"]);
+        assert!(wrong[3].contains("did you mean \"smtp\""), "{}", wrong[3]);
+        let (found, wrong) = read_as("/r/a b", "25/tcp");
+        assert!(found.is_empty() && wrong[0].contains("not named for a service"), "{wrong:?}");
+    }
+}

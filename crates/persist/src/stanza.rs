@@ -1,0 +1,489 @@
+//! The TOML form of declarations: `[[reservation]]` stanzas.
+//!
+//! A stanza has a name, one of `tcp`, `udp` and `both`, and at most one of the keys of [`WHO`]. All mistakes of a file
+//! are told, and a stanza with one is left out while the others stand.
+
+use std::{ops::Range, path::Path};
+
+use portkeep_core::{PortRange, Transport, Transports};
+use toml::{Spanned, de::DeTable, de::DeValue};
+
+use crate::{
+    Account, Declaration, Diagnostic, Name, Services, Who,
+    declaration::check_description,
+    diagnostic::Report,
+    document::{self, Entry, integer, kind, shown},
+};
+
+/// Who may consume them.
+const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
+/// All keys of a stanza.
+const KEYS: [&str; 12] = [
+    "name",
+    "tcp",
+    "udp",
+    "both",
+    "user",
+    "group",
+    "unit",
+    "cgroup",
+    "administrators",
+    "strict",
+    "around",
+    "description",
+];
+
+/// A declaration and the line its stanza begins on.
+pub(crate) type Read = (Declaration, usize);
+
+/// The declarations of a file, and what is wrong with the others.
+pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<Read>, Vec<Diagnostic>) {
+    let mut report = Report::new(file, text);
+    let mut found = Vec::new();
+    let document = document::parse(&mut report, text).unwrap_or_default();
+    for entry in document::entries(&document) {
+        match (entry.key(), entry.value().get_ref()) {
+            ("reservation", DeValue::Array(array)) => {
+                for element in array {
+                    match element.get_ref() {
+                        DeValue::Table(table) => {
+                            let at = element.span();
+                            let line = report.place(at.start).0;
+                            found.extend(stanza(&mut report, table, at, services).map(|read| (read, line)));
+                        }
+                        other => report.advise(element.span(), stanza_wanted(other), HEADER),
+                    }
+                }
+            }
+            ("reservation", DeValue::Table(_)) => {
+                report.advise(entry.key_at(), "`[reservation]` is one table, not a list of them", HEADER);
+            }
+            ("reservation", other) => report.advise(entry.at(), stanza_wanted(other), HEADER),
+            (key, _) if KEYS.contains(&key) => {
+                report.advise(entry.key_at(), format!("`{key}` stands before the first stanza"), HEADER);
+            }
+            _ => entry.unknown(&mut report, ["reservation"]),
+        }
+    }
+    (found, report.into_diagnostics())
+}
+
+const HEADER: &str = "each reservation begins with the line `[[reservation]]`";
+
+fn stanza_wanted(value: &DeValue<'_>) -> String {
+    format!("`reservation` wants stanzas, not {}", kind(value))
+}
+
+/// One stanza, or `None` and complaints.
+fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, services: &Services) -> Option<Declaration> {
+    let before = report.count();
+    let mut name = None;
+    let mut block: Option<(Entry<'_, '_>, Transports, PortRange)> = None;
+    let mut who: Option<(Entry<'_, '_>, Who)> = None;
+    let mut strict = false;
+    let mut around = false;
+    let mut description = String::new();
+    let mut ports_named = false;
+
+    for entry in document::entries(table) {
+        let key = entry.key();
+        match key {
+            "name" => {
+                name = entry.string(report).and_then(|text| {
+                    let read = text.parse::<Name>();
+                    read.map_err(|error| report.say(entry.at(), error.to_string())).ok()
+                });
+            }
+            "tcp" | "udp" | "both" => {
+                ports_named = true;
+                let transports = match key {
+                    "tcp" => Transports::Tcp,
+                    "udp" => Transports::Udp,
+                    _ => Transports::Both,
+                };
+                let Some(range) = ports(report, &entry, transports, services) else { continue };
+                block = match block {
+                    None => Some((entry, transports, range)),
+                    // The same block for both is what `both` says.
+                    Some((first, _, same)) if same == range => Some((first, Transports::Both, range)),
+                    Some((first, ..)) => {
+                        report.advise(
+                            entry.key_at(),
+                            format!("`{key}` and `{}` name different ports in one stanza", first.key()),
+                            "write two stanzas, each with a name of its own",
+                        );
+                        Some((first, transports, range))
+                    }
+                };
+            }
+            _ if WHO.contains(&key) => {
+                let Some(named) = who_of(report, &entry) else { continue };
+                match &who {
+                    None => who = Some((entry, named)),
+                    Some((first, _)) => report.advise(
+                        entry.key_at(),
+                        format!("`{key}` and `{}` both say who may use the ports", first.key()),
+                        "keep one; administrators may use them in any case",
+                    ),
+                }
+            }
+            "strict" => strict = entry.boolean(report).unwrap_or_default(),
+            "around" => around = entry.boolean(report).unwrap_or_default(),
+            "description" => {
+                if let Some(text) = entry.string(report) {
+                    match check_description(text) {
+                        Ok(()) => text.clone_into(&mut description),
+                        Err(message) => report.say(entry.at(), message),
+                    }
+                }
+            }
+            _ => entry.unknown(report, KEYS),
+        }
+    }
+
+    if !table.contains_key("name") {
+        report.advise(at.clone(), "this reservation has no `name`", "names are what commands and listings call it by");
+    }
+    if !ports_named {
+        report.advise(
+            at,
+            "this reservation names no ports",
+            "write `tcp = 8443`, `udp = \"5000-5019\"` or `both = \"domain\"`",
+        );
+    }
+    // A stanza is whole or not there: a slip in `user` must not give the ports to administrators alone.
+    if report.count() != before {
+        return None;
+    }
+    let (_, transports, ports) = block?;
+    let who = who.map_or(Who::Administrators, |(_, who)| who);
+    Some(Declaration { name: name?, ports, transports, who, strict, around, description })
+}
+
+/// A port, a range or the name of a service.
+fn ports(
+    report: &mut Report<'_>,
+    entry: &Entry<'_, '_>,
+    transports: Transports,
+    services: &Services,
+) -> Option<PortRange> {
+    let at = entry.at();
+    match entry.value().get_ref() {
+        value @ DeValue::Integer(_) => {
+            let port = integer(value).and_then(|number| u16::try_from(number).ok());
+            match port {
+                Some(0) => report.advise(at, "port 0 means \"any\"; a persistent reservation names its ports", ANY),
+                Some(port) => return PortRange::single(port).ok(),
+                None => report.say(at, "a port is a number from 1 to 65535"),
+            }
+        }
+        DeValue::String(text) => match range_or_service(text, transports, services) {
+            Ok(range) => return Some(range),
+            Err((message, help)) => report.add(at, message, help),
+        },
+        _ => entry.wrong_kind(report, "a port, a range such as \"5000-5019\" or the name of a service"),
+    }
+    None
+}
+
+const ANY: &str = "`portkeep persist add --any N` chooses once and keeps the numbers";
+
+/// What a text says about ports, or a sentence and advice.
+fn range_or_service(
+    text: &str,
+    transports: Transports,
+    services: &Services,
+) -> Result<PortRange, (String, Option<String>)> {
+    let text = text.trim();
+    let numeric = |c: char| c.is_ascii_digit() || c.is_whitespace() || "-:".contains(c);
+    if text.is_empty() || text.chars().all(numeric) {
+        return text.parse::<PortRange>().map_err(|error| {
+            let help = (text == "0" || text.starts_with("0-")).then(|| ANY.to_owned());
+            (error.to_string(), help)
+        });
+    }
+    if let Some((name, transport @ ("tcp" | "udp"))) = text.split_once('/') {
+        let help = format!("the key says the transport: `{transport} = \"{}\"`", shown(name));
+        return Err((format!("\"{}\" has a transport in it", shown(text)), Some(help)));
+    }
+    service(text, transports, services)
+}
+
+/// The port that a service's name stands for.
+pub(crate) fn service(
+    name: &str,
+    transports: Transports,
+    services: &Services,
+) -> Result<PortRange, (String, Option<String>)> {
+    let quoted = format!("\"{}\"", shown(name));
+    let known: Vec<(Transport, u16)> =
+        Transport::ALL.into_iter().filter_map(|t| services.port(name, t).map(|port| (t, port))).collect();
+    let wanted: Vec<u16> = known.iter().filter(|(t, _)| transports.contains(*t)).map(|(_, port)| *port).collect();
+    if wanted.len() == transports.iter().count() {
+        if wanted.iter().any(|port| *port != wanted[0]) {
+            let message = format!("{quoted} is {}/tcp and {}/udp in /etc/services", wanted[0], wanted[1]);
+            return Err((message, Some("write two stanzas, each with a name of its own".into())));
+        }
+        return PortRange::single(wanted[0]).map_err(|error| (error.to_string(), None));
+    }
+    if let Some((transport, port)) = known.first() {
+        let message = format!("{quoted} is only {port}/{transport} in /etc/services");
+        let help = match transports {
+            Transports::Both => format!("write `both = {port}` if both are wanted, or `{transport} = {quoted}`"),
+            _ => format!("write `{transport} = {quoted}`, or the number"),
+        };
+        return Err((message, Some(help)));
+    }
+    if services.is_empty() {
+        return Err((
+            format!("{quoted} cannot be looked up: there is no /etc/services"),
+            Some("write the number".into()),
+        ));
+    }
+    let help = services.nearest(name).map(|near| format!("did you mean \"{near}\"?"));
+    Err((format!("{quoted} is neither a port, nor a range, nor a service of /etc/services"), help))
+}
+
+/// Who one of the keys of [`WHO`] names.
+fn who_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Who> {
+    let read = match entry.key() {
+        "administrators" => {
+            return match entry.boolean(report)? {
+                true => Some(Who::Administrators),
+                false => {
+                    let help = "administrators may use every reservation; leave the key out";
+                    report.advise(entry.at(), "`administrators` can only be true", help);
+                    None
+                }
+            };
+        }
+        "user" => return account(report, "user", entry.value()).map(Who::User),
+        "group" => return account(report, "group", entry.value()).map(Who::Group),
+        "unit" => Who::unit(entry.string(report)?),
+        _ => Who::cgroup(entry.string(report)?),
+    };
+    read.map_err(|error| report.add(entry.at(), error.to_string(), error.help().map(str::to_owned))).ok()
+}
+
+/// A user or group by number or name.
+pub(crate) fn account(report: &mut Report<'_>, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Account> {
+    let read = match value.get_ref() {
+        DeValue::String(text) => text.parse(),
+        number @ DeValue::Integer(_) => Account::id(integer(number).unwrap_or(-1)),
+        other => {
+            report.say(value.span(), format!("`{key}` wants a name in quotes or a number, not {}", kind(other)));
+            return None;
+        }
+    };
+    read.map_err(|error| report.say(value.span(), error.to_string())).ok()
+}
+
+/// Declarations as stanzas, in the order given: fit to be dropped into `ports.d` and to be read by [`import`].
+pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from(
+        "# Persistent reservations, as `portkeep persist export` writes them. They can be dropped into\n# /etc/portkeep/ports.d/ or read by `portkeep persist import`.\n",
+    );
+    for declaration in declarations {
+        let mut key = |key: &str, value: toml::Value| {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "{key} = {value}");
+        };
+        let account = |account: &Account| match account {
+            Account::Id(id) => toml::Value::from(i64::from(*id)),
+            Account::Name(name) => name.as_str().into(),
+        };
+        let ports = match declaration.ports {
+            one if one.count() == 1 => i64::from(one.start()).into(),
+            range => range.to_string().into(),
+        };
+        let transports = match declaration.transports {
+            Transports::Tcp => "tcp",
+            Transports::Udp => "udp",
+            Transports::Both => "both",
+        };
+        key("\n[[reservation]]\nname", declaration.name.as_str().into());
+        key(transports, ports);
+        match &declaration.who {
+            Who::Administrators => key("administrators", true.into()),
+            Who::User(user) => key("user", account(user)),
+            Who::Group(group) => key("group", account(group)),
+            Who::Unit(name) => key("unit", name.as_str().into()),
+            Who::Cgroup(path) => key("cgroup", path.as_str().into()),
+        }
+        if declaration.strict {
+            key("strict", true.into());
+        }
+        if declaration.around {
+            key("around", true.into());
+        }
+        if !declaration.description.is_empty() {
+            key("description", declaration.description.as_str().into());
+        }
+    }
+    text
+}
+
+/// The declarations of a text in stanza form, all or none; `file` is what complaints call it.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, two stanzas that want the same name or port included.
+pub fn import(file: &Path, text: &str, services: &Services) -> Result<Vec<Declaration>, Vec<Diagnostic>> {
+    // The store's export can be larger than a drop-in may be, but not without bounds.
+    if text.len() > 16 << 20 {
+        return Err(vec![Diagnostic::whole(file, "is larger than 16 MiB; it was not read")]);
+    }
+    let (read, mut diagnostics) = read(file, text, services);
+    diagnostics.extend(crate::dropin::clashes(file, &read));
+    if diagnostics.is_empty() {
+        Ok(read.into_iter().map(|(declaration, _)| declaration).collect())
+    } else {
+        Err(diagnostics)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(text: &str) -> (Vec<String>, Vec<String>) {
+        let services = Services::parse("https 443/tcp\ndomain 53/tcp\ndomain 53/udp\nodd 1/tcp\nodd 2/udp\n");
+        let (found, wrong) = read(Path::new("f"), text, &services);
+        let found = found.iter().map(|(d, line)| format!("{line}: {} {}/{} {}", d.name, d.ports, d.transports, d.who));
+        (found.collect(), wrong.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn stanzas_say_what_where_and_who() {
+        let (found, wrong) = read_all(
+            r#"# A comment.
+[[reservation]]
+name = "web"
+tcp = "https"
+unit = "nginx.service"
+
+[[reservation]]
+name = "dns"
+both = "domain"
+user = 53
+
+  [[reservation]]
+name = "rtp"
+udp = "5000-5019"
+group = "voice"
+strict = true
+around = true
+description = "media"
+
+[[reservation]]
+name = "twice"
+tcp = 7
+udp = "7"
+cgroup = "/system.slice"
+
+[[reservation]]
+name = "admin"
+tcp = 0x50
+administrators = true
+"#,
+        );
+        assert_eq!(wrong, [""; 0]);
+        assert_eq!(
+            found,
+            [
+                "2: web 443/tcp unit nginx.service",
+                "7: dns 53/tcp+udp user 53",
+                "12: rtp 5000-5019/udp group voice",
+                "20: twice 7/tcp+udp cgroup /system.slice",
+                "26: admin 80/tcp administrators",
+            ]
+        );
+    }
+
+    /// Each stanza body is wrong in one way, and the complaint says this at this place.
+    #[test]
+    fn every_mistake_is_pointed_at_and_most_come_with_advice() {
+        let cases = [
+            ("name = \"a\"\ntcp = 1\nstrickt = true", "4:1: unknown key `strickt`\nhelp: did you mean `strict`?"),
+            ("tcp = 1", "1:1: this reservation has no `name`"),
+            ("name = \"a\"", "1:1: this reservation names no ports"),
+            ("name = \"-a\"\ntcp = 1", "2:8: a name starts with a letter or a digit, not with '-'"),
+            ("name = 7\ntcp = 1", "2:8: `name` wants a text in quotes, not a number"),
+            ("name = \"a\"\ntcp = 0", "3:7: port 0 means \"any\""),
+            ("name = \"a\"\ntcp = 65536", "3:7: a port is a number from 1 to 65535"),
+            ("name = \"a\"\ntcp = -1", "3:7: a port is a number from 1 to 65535"),
+            ("name = \"a\"\ntcp = \"0-5\"", "3:7: \"0-5\": port 0 cannot be part"),
+            ("name = \"a\"\ntcp = \"9-8\"", "3:7: \"9-8\" ends before it begins"),
+            ("name = \"a\"\ntcp = \"1-70000\"", "3:7: \"1-70000\" is not a port or a range"),
+            ("name = \"a\"\ntcp = [1, 2]", "3:7: `tcp` wants a port, a range such as \"5000-5019\" or the name"),
+            (
+                "name = \"a\"\ntcp = \"htps\"",
+                "3:7: \"htps\" is neither a port, nor a range, nor a service of /etc/services\nhelp: did you mean \"https\"?",
+            ),
+            ("name = \"a\"\nudp = \"https\"", "3:7: \"https\" is only 443/tcp in /etc/services\nhelp: write `tcp ="),
+            (
+                "name = \"a\"\nboth = \"https\"",
+                "3:8: \"https\" is only 443/tcp in /etc/services\nhelp: write `both = 443`",
+            ),
+            (
+                "name = \"a\"\nboth = \"odd\"",
+                "3:8: \"odd\" is 1/tcp and 2/udp in /etc/services\nhelp: write two stanzas",
+            ),
+            ("name = \"a\"\ntcp = \"80/tcp\"", "3:7: \"80/tcp\" has a transport in it\nhelp: the key says"),
+            (
+                "name = \"a\"\ntcp = 1\nudp = 2",
+                "4:1: `udp` and `tcp` name different ports in one stanza\nhelp: write two",
+            ),
+            ("name = \"a\"\ntcp = 1\nuser = 1\nunit = \"b.service\"", "5:1: `unit` and `user` both say who"),
+            (
+                "name = \"a\"\ntcp = 1\nunit = \"b\"",
+                "4:8: \"b\" is not the name of a service or scope: it ends in neither .service nor .scope\nhelp: write \"b.service\"",
+            ),
+            (
+                "name = \"a\"\ntcp = 1\nunit = \"b.slice\"",
+                "4:8: \"b.slice\" is a slice; only services and scopes can be named here\nhelp: for all",
+            ),
+            ("name = \"a\"\ntcp = 1\ncgroup = \"b\"", "4:10: \"b\" is not absolute"),
+            ("name = \"a\"\ntcp = 1\nuser = -1", "4:8: -1 is not a user or group"),
+            ("name = \"a\"\ntcp = 1\nuser = true", "4:8: `user` wants a name in quotes or a number, not true or false"),
+            ("name = \"a\"\ntcp = 1\nadministrators = false", "4:18: `administrators` can only be true"),
+            ("name = \"a\"\ntcp = 1\nstrict = 1", "4:10: `strict` wants true or false, not a number"),
+            ("name = \"a\"\ntcp = 1\ndescription = \"a\\nb\"", "4:15: a description is one line of text"),
+            ("name = \"a\"\ntcp = 1\ntcp = 2", "4:1: not TOML: duplicate key"),
+            ("name = \"a\"\ntcp = ", "3:7: not TOML: "),
+        ];
+        for (body, begin) in cases {
+            let (found, wrong) = read_all(&format!("[[reservation]]\n{body}"));
+            assert_eq!(found, [""; 0], "{body}");
+            assert_eq!(wrong.len(), 1, "{body}: {wrong:?}");
+            assert!(wrong[0].starts_with(&format!("f:{begin}")), "{body}:\n{}\ninstead of\n{begin}", wrong[0]);
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_and_the_other_stanzas_stand() {
+        let (found, wrong) = read_all(
+            "title = 1\n[[reservation]]\nname = \"\"\ntpc = 1\nuser = \"\"\n[[reservation]]\nname = \"good\"\ntcp = 1\n[other]\n",
+        );
+        assert_eq!(found, ["6: good 1/tcp administrators"]);
+        let places: Vec<String> = wrong.iter().map(|w| w.split(": ").next().unwrap().to_owned()).collect();
+        assert_eq!(places, ["f:1:1", "f:2:1", "f:3:8", "f:4:1", "f:5:8", "f:9:2"], "{wrong:#?}");
+        let (_, wrong) = read_all("[reservation]\nname = \"a\"");
+        assert!(wrong[0].contains("not a list"), "{wrong:?}");
+        let (_, wrong) = read_all("name = \"a\"");
+        assert!(wrong[0].contains("before the first stanza"), "{wrong:?}");
+        let (_, wrong) = read_all("a = \nb = \n[[reservation]\n");
+        assert!(wrong.len() >= 3, "every syntax error: {wrong:?}");
+    }
+
+    #[test]
+    fn an_import_is_all_or_nothing() {
+        let import = |text: &str| import(Path::new("-"), text, &Services::default());
+        let good = "[[reservation]]\nname = \"a\"\ntcp = 1\n";
+        assert_eq!(import(good).unwrap().len(), 1);
+        assert!(import(&format!("{good}[[reservation]]\nname = \"b\"\ntcp = 0\n")).is_err());
+        let twice = import(&format!("{good}{good}")).unwrap_err();
+        assert_eq!(twice[0].to_string().lines().next(), Some("-:4:1: the name `a` is used by -:1"));
+    }
+}

@@ -1,0 +1,536 @@
+//! The store on a disk that loses power.
+//!
+//! [`Sim`] is a disk that remembers every create, write, change of length, sync and rename. A run of the store over it
+//! is cut off after each of them in turn, and what a power cut may leave is put together: all that was synced, and of
+//! the rest nothing, everything, or some of its writes and some of their sectors, by a seeded choice for each one by
+//! itself (so a later write can be there and an earlier one not). The store is opened on that, and must have what was
+//! reported done, no more than the one change that was under way, and nothing half.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use portkeep_core::{PortRange, Transports};
+use redb::StorageBackend;
+
+use super::{Disk, Engine, StoreError, Stored};
+use crate::{Declaration, Name, Who};
+
+/// What happened to the disk.
+#[derive(Clone, Debug)]
+enum Event {
+    Create { name: String, file: usize },
+    Write { file: usize, at: u64, data: Vec<u8> },
+    SetLen { file: usize, len: u64 },
+    Sync { file: usize },
+    Rename { from: String, to: String },
+    SyncNames,
+}
+
+/// What is on it.
+#[derive(Clone, Debug, Default)]
+struct Image {
+    files: Vec<Vec<u8>>,
+    names: BTreeMap<String, usize>,
+}
+
+impl Image {
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Create { name, file } => {
+                self.file(*file);
+                self.names.insert(name.clone(), *file);
+            }
+            Event::Write { file, at, data } => self.write(*file, *at, data),
+            Event::SetLen { file, len } => self.file(*file).resize(usize::try_from(*len).unwrap(), 0),
+            Event::Rename { from, to } => {
+                if let Some(file) = self.names.remove(from) {
+                    self.names.insert(to.clone(), file);
+                }
+            }
+            Event::Sync { .. } | Event::SyncNames => {}
+        }
+    }
+
+    fn file(&mut self, file: usize) -> &mut Vec<u8> {
+        if self.files.len() <= file {
+            self.files.resize(file + 1, Vec::new());
+        }
+        &mut self.files[file]
+    }
+
+    /// What lies past the end (its length was lost) is lost.
+    fn write(&mut self, file: usize, at: u64, data: &[u8]) {
+        let content = self.file(file);
+        let begin = usize::try_from(at).unwrap().min(content.len());
+        let end = (begin + data.len()).min(content.len());
+        content[begin..end].copy_from_slice(&data[..end - begin]);
+    }
+}
+
+/// Which calls fail from now on, and how.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    /// How many more calls that change something succeed.
+    after: usize,
+    kind: io::ErrorKind,
+    /// Only those that need space, and syncs not.
+    space_only: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    image: Image,
+    log: Vec<Event>,
+    fault: Option<Fault>,
+    failed: usize,
+}
+
+impl State {
+    fn happen(&mut self, event: Event) -> io::Result<()> {
+        if let Some(fault) = &mut self.fault {
+            let concerned = !fault.space_only || !matches!(event, Event::Sync { .. } | Event::SyncNames);
+            if concerned && fault.after == 0 {
+                self.failed += 1;
+                return Err(fault.kind.into());
+            }
+            fault.after -= usize::from(concerned);
+        }
+        self.image.apply(&event);
+        self.log.push(event);
+        Ok(())
+    }
+}
+
+/// A disk that can be cut off.
+#[derive(Clone, Debug, Default)]
+struct Sim(Arc<Mutex<State>>);
+
+impl Sim {
+    fn with(image: Image) -> Self {
+        Self(Arc::new(Mutex::new(State { image, ..State::default() })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn events(&self) -> usize {
+        self.state().log.len()
+    }
+}
+
+impl Disk for Sim {
+    type File = SimFile;
+
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let state = self.state();
+        Ok(state.image.names.get(name).map(|file| state.image.files[*file].clone()))
+    }
+
+    fn open(&self, name: &str) -> io::Result<SimFile> {
+        let file = self.state().image.names.get(name).copied().ok_or(io::ErrorKind::NotFound)?;
+        Ok(SimFile { sim: self.clone(), file })
+    }
+
+    fn create(&self, name: &str) -> io::Result<SimFile> {
+        let mut state = self.state();
+        let file = state.image.files.len();
+        state.happen(Event::Create { name: name.to_owned(), file })?;
+        drop(state);
+        Ok(SimFile { sim: self.clone(), file })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.state().happen(Event::Rename { from: from.to_owned(), to: to.to_owned() })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.state().happen(Event::SyncNames)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from("/sim").join(name)
+    }
+}
+
+#[derive(Debug)]
+struct SimFile {
+    sim: Sim,
+    file: usize,
+}
+
+impl StorageBackend for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.sim.state().image.files[self.file].len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.sim.state();
+        let begin = usize::try_from(offset).unwrap();
+        let source = state.image.files[self.file].get(begin..begin + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(source);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.sim.state().happen(Event::SetLen { file: self.file, len })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sim.state().happen(Event::Sync { file: self.file })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.sim.state().happen(Event::Write { file: self.file, at: offset, data: data.to_vec() })
+    }
+}
+
+/// A small generator (xorshift), so that a seed names a run.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        let mut dice = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        for _ in 0..4 {
+            dice.throw(2);
+        }
+        dice
+    }
+
+    fn throw(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % sides
+    }
+}
+
+/// How much of what was not synced survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// Nothing.
+    All,
+    /// Everything: the process died, not the machine.
+    None,
+    /// Each write by itself, whole.
+    Writes,
+    /// Each sector of each write by itself.
+    Sectors,
+}
+
+const LOSSES: [Loss; 4] = [Loss::All, Loss::None, Loss::Writes, Loss::Sectors];
+const SECTOR: usize = 512;
+
+/// Walks along a log and knows what is durable.
+#[derive(Clone, Default)]
+struct Walk {
+    durable: Image,
+    pending: Vec<Event>,
+}
+
+impl Walk {
+    fn step(&mut self, event: &Event) {
+        let settled = |pending: &Event| match (event, pending) {
+            (Event::Sync { file }, Event::Write { file: of, .. } | Event::SetLen { file: of, .. }) => file == of,
+            (Event::SyncNames, Event::Create { .. } | Event::Rename { .. }) => true,
+            _ => false,
+        };
+        match event {
+            Event::Sync { .. } | Event::SyncNames => {
+                let (now, later) = std::mem::take(&mut self.pending).into_iter().partition(settled);
+                let now: Vec<Event> = now;
+                now.iter().for_each(|event| self.durable.apply(event));
+                self.pending = later;
+            }
+            other => self.pending.push(other.clone()),
+        }
+    }
+
+    /// What the machine finds when it comes up again.
+    fn cut(&self, loss: Loss, dice: &mut Dice) -> Image {
+        let mut image = self.durable.clone();
+        let mut names_lost = false;
+        for event in &self.pending {
+            let kept = match loss {
+                Loss::All => false,
+                Loss::None => true,
+                Loss::Writes | Loss::Sectors => dice.throw(2) == 0,
+            };
+            match event {
+                // Names are journalled: in their order, up to some point.
+                Event::Create { file, .. } => {
+                    names_lost |= !kept;
+                    image.file(*file);
+                    if !names_lost {
+                        image.apply(event);
+                    }
+                }
+                Event::Rename { .. } => {
+                    names_lost |= !kept;
+                    if !names_lost {
+                        image.apply(event);
+                    }
+                }
+                Event::Write { file, at, data } if loss == Loss::Sectors => {
+                    for (number, sector) in data.chunks(SECTOR).enumerate() {
+                        if dice.throw(2) == 0 {
+                            image.write(*file, at + (number * SECTOR) as u64, sector);
+                        }
+                    }
+                }
+                _ if kept => image.apply(event),
+                _ => {}
+            }
+        }
+        image
+    }
+}
+
+const NAME: &str = super::PERSISTENT;
+fn stored(number: u64, dice: &mut Dice) -> Stored {
+    let ports =
+        PortRange::new(u16::try_from(1 + dice.throw(60000)).unwrap(), 1 + u16::try_from(dice.throw(100)).unwrap());
+    let mut declaration = Declaration::new(format!("r{number}").parse().unwrap(), ports.unwrap(), Transports::Both);
+    declaration.who = Who::Unit(format!("unit-{number}.service"));
+    declaration.description = "d".repeat(usize::try_from(dice.throw(250)).unwrap());
+    Stored { declaration, by_uid: 0, created: number }
+}
+
+fn name(number: u64) -> Name {
+    format!("r{number}").parse().unwrap()
+}
+
+fn content(engine: &Engine<Sim>) -> BTreeMap<Name, Stored> {
+    engine.content.clone()
+}
+
+/// Open the store on what is left; what is in it.
+fn recover(image: Image) -> Result<(Engine<Sim>, Sim), StoreError> {
+    let sim = Sim::with(image);
+    Ok((Engine::open(sim.clone(), NAME, None)?, sim))
+}
+
+#[test]
+fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
+    const OPERATIONS: u64 = 120;
+    let mut dice = Dice::new(0x5eed);
+    // Run once, and note what is to be there after each event: what was reported, and what was under way.
+    let sim = Sim::default();
+    let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
+    let mut states = vec![(0, BTreeMap::new()), (sim.events(), BTreeMap::new())];
+    for operation in 0..OPERATIONS {
+        let present: Vec<u64> = engine.content.values().map(|stored| stored.created).collect();
+        if present.is_empty() || dice.throw(5) < 3 {
+            engine.create(&stored(operation, &mut dice)).unwrap();
+        } else {
+            let victim = present[usize::try_from(dice.throw(present.len() as u64)).unwrap()];
+            engine.delete(&name(victim)).unwrap();
+        }
+        states.push((sim.events(), content(&engine)));
+    }
+    drop(engine);
+    let log = std::mem::take(&mut sim.state().log);
+    states.push((log.len(), states.last().unwrap().1.clone()));
+
+    let mut walk = Walk::default();
+    let (mut kills, mut again, mut under_way) = (0u64, 0u64, 0u64);
+    for position in 0..=log.len() {
+        let after = states.iter().position(|(until, _)| *until >= position).unwrap();
+        let before = states[after.saturating_sub(1)].1.clone();
+        let allowed = [&before, &states[after].1];
+        for loss in LOSSES {
+            let mut dice = Dice::new((position * LOSSES.len() + loss as usize) as u64);
+            let told = || format!("cut off after event {position} of {}, losing {loss:?}", log.len());
+            let (engine, sim) =
+                recover(walk.cut(loss, &mut dice)).unwrap_or_else(|error| panic!("{}: {error}", told()));
+            assert!(allowed.contains(&&engine.content), "{}: {:?}", told(), engine.content.keys());
+            under_way += u64::from(engine.content != before);
+            kills += 1;
+            // Now and then the power goes again, while the store is being recovered or closed.
+            if (position + loss as usize).is_multiple_of(37) {
+                let first = content(&engine);
+                let opened = sim.events();
+                drop(engine);
+                let second = std::mem::take(&mut sim.state().log);
+                let mut walk = Walk {
+                    durable: walk.cut(loss, &mut Dice::new((position * LOSSES.len() + loss as usize) as u64)),
+                    pending: Vec::new(),
+                };
+                for (number, event) in second.iter().enumerate() {
+                    walk.step(event);
+                    let (engine, _) = recover(walk.cut(LOSSES[number % LOSSES.len()], &mut dice))
+                        .unwrap_or_else(|error| panic!("{}, and again: {error}", told()));
+                    assert!(allowed.contains(&&engine.content), "{}, and again after {number}", told());
+                    // What was seen once stays.
+                    assert!(number < opened || engine.content == first, "{}, and again after {number}", told());
+                    again += 1;
+                }
+            }
+        }
+        if let Some(event) = log.get(position) {
+            walk.step(event);
+        }
+    }
+    println!(
+        "{} kill points: {} places in {OPERATIONS} changes with 4 kinds of loss each, and {again} during recovery; \
+         {under_way} times the change under way was kept",
+        kills + again,
+        log.len() + 1
+    );
+    assert!(kills + again >= 10_000, "only {kills} + {again} kill points");
+    assert!(under_way > 0, "never was a change kept that was under way: are the kills where they should be?");
+}
+
+/// Fail from the n-th call on, for every n, then let the disk recover.
+fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
+    let sim = Sim::default();
+    let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
+    let mut dice = Dice::new(7);
+    for number in 0..20 {
+        engine.create(&stored(number, &mut dice)).unwrap();
+    }
+    let (mut refused, mut unsure, mut number) = (0, 0, 100);
+    for create in [true, false] {
+        for after in 0.. {
+            let before = content(&engine);
+            sim.state().fault = Some(Fault { after, kind, space_only });
+            let subject = if create { stored(number, &mut dice) } else { before.values().next().unwrap().clone() };
+            let result =
+                if create { engine.create(&subject) } else { engine.delete(&subject.declaration.name).map(drop) };
+            let touched = std::mem::take(&mut sim.state().failed) > 0;
+            sim.state().fault = None;
+            let mut expected = before.clone();
+            if create {
+                expected.insert(name(number), subject.clone())
+            } else {
+                expected.remove(&subject.declaration.name)
+            };
+            // On the disk is what it says.
+            let on_disk = content(&recover(sim.state().image.clone()).unwrap().0);
+            match result {
+                Ok(()) => assert_eq!(on_disk, expected, "reported done, {after}"),
+                Err(StoreError::Unsure { .. }) => {
+                    unsure += 1;
+                    assert!(on_disk == expected || on_disk == before, "half, {after}");
+                }
+                Err(error) => {
+                    refused += 1;
+                    if kind == io::ErrorKind::StorageFull {
+                        assert!(matches!(error, StoreError::Full { .. }), "{error}");
+                        assert_eq!(error.to_string(), "no space is left for /sim/persistent.redb; nothing was changed");
+                    }
+                    assert_eq!(on_disk, before, "reported undone, {after}: {error}");
+                }
+            }
+            // And the same store goes on when there is space again.
+            number += 1;
+            engine.create(&stored(number, &mut dice)).unwrap();
+            assert_eq!(content(&engine), content(&recover(sim.state().image.clone()).unwrap().0));
+            number += 1;
+            if !touched {
+                break;
+            }
+        }
+    }
+    (refused, unsure)
+}
+
+#[test]
+fn a_full_disk_changes_nothing_and_says_so() {
+    let (refused, unsure) = fail_everywhere(io::ErrorKind::StorageFull, true);
+    println!("full disk: {refused} changes refused, {unsure} unsure");
+    assert!(refused > 4, "{refused}");
+}
+
+#[test]
+fn a_failing_disk_never_makes_it_report_what_is_not_so() {
+    let (refused, unsure) = fail_everywhere(io::ErrorKind::Other, false);
+    println!("failing disk: {refused} changes refused, {unsure} unsure");
+    assert!(refused > 4, "{refused}");
+}
+
+/// The disk is full while the store is being made: an error, and an empty store as soon as there is space.
+#[test]
+fn a_store_that_could_not_be_made_is_made_another_time() {
+    for after in 0.. {
+        let sim = Sim::default();
+        sim.state().fault = Some(Fault { after, kind: io::ErrorKind::StorageFull, space_only: true });
+        match Engine::open(sim.clone(), NAME, None) {
+            Ok(_) => {
+                assert!(after > 5, "there is more to making a store");
+                break;
+            }
+            Err(error) => assert!(matches!(error, StoreError::Full { .. }), "{after}: {error}"),
+        }
+        sim.state().fault = None;
+        Engine::open(sim, NAME, None).unwrap().create(&stored(1, &mut Dice::new(1))).unwrap();
+    }
+}
+
+fn example() -> (Image, BTreeMap<Name, Stored>) {
+    let sim = Sim::default();
+    let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
+    let mut dice = Dice::new(3);
+    for number in 0..40 {
+        engine.create(&stored(number, &mut dice)).unwrap();
+    }
+    engine.delete(&name(3)).unwrap();
+    let content = content(&engine);
+    drop(engine);
+    let image = sim.state().image.clone();
+    (image, content)
+}
+
+/// Any damage is found or does no harm; the file stays as it is, byte for byte; nothing panics.
+#[test]
+fn damage_is_reported_or_harmless_and_the_file_is_kept() {
+    let (image, content) = example();
+    let file = image.names[NAME];
+    let bytes = image.files[file].clone();
+    let mut dice = Dice::new(11);
+    let mut cases: Vec<Vec<u8>> = Vec::new();
+    let used = bytes.len();
+    for number in 0..1820 {
+        // The headers to the last byte, and the rest here and there.
+        let at = if number < 320 { number } else { usize::try_from(dice.throw(used as u64)).unwrap() };
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << dice.throw(8);
+        cases.push(damaged);
+    }
+    for _ in 0..100 {
+        let mut damaged = bytes.clone();
+        let from = usize::try_from(dice.throw(used as u64)).unwrap();
+        let until = (from + usize::try_from(1 + dice.throw(8192)).unwrap()).min(used);
+        damaged[from..until].iter_mut().for_each(|byte| *byte = u8::try_from(dice.throw(256)).unwrap());
+        cases.push(damaged);
+        cases.push(bytes[..from].to_vec());
+    }
+    cases.push(b"[[reservation]]\nname = \"x\"\n".to_vec());
+    cases.push(vec![0; 4096]);
+    cases.push([bytes.as_slice(), &[0; 4096]].concat());
+
+    let (mut found, mut harmless) = (0, 0);
+    for damaged in cases {
+        let mut image = image.clone();
+        image.files[file] = damaged.clone();
+        let sim = Sim::with(image);
+        match Engine::open(sim.clone(), NAME, None) {
+            Ok(engine) => {
+                assert_eq!(engine.content, content);
+                harmless += 1;
+            }
+            Err(StoreError::Damaged { .. } | StoreError::Newer { .. }) => {
+                found += 1;
+                assert!(sim.state().image.files[file] == damaged, "the file was touched");
+                assert_eq!(sim.events(), 0);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    println!("damage: {found} times found, {harmless} times in places without content; {used} bytes");
+    assert!(found > 200, "{found}");
+}
