@@ -13,6 +13,7 @@
 pub mod cipher;
 mod errno;
 pub mod model;
+pub mod persistent;
 mod ports;
 mod scope;
 mod token;

@@ -14,25 +14,20 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
-mod declaration;
 mod diagnostic;
 mod document;
 pub mod dropin;
 mod files;
 mod merge;
-mod name;
 pub mod portreserve;
 mod services;
 mod stanza;
 pub mod store;
-mod who;
 
 pub use config::Config;
-pub use declaration::Declaration;
 pub use diagnostic::Diagnostic;
-pub use merge::{Conflict, Declared, Merged, Origin, Reason, merge};
-pub use name::{Name, NameError};
+pub use merge::{Conflict, Declared, Merged, Reason, merge};
+pub use portkeep_core::persistent::{Account, Declaration, Name, NameError, Origin, Who, WhoError};
 pub use services::Services;
 pub use stanza::{export, import};
 pub use store::{Store, StoreError, Stored};
-pub use who::{Account, Who, WhoError};

@@ -3,51 +3,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    path::PathBuf,
 };
 
 use portkeep_core::{PortRange, Transport};
 use serde::{Deserialize, Serialize};
 
-use crate::{Declaration, Diagnostic, Name};
-
-/// Where a declaration comes from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// A drop-in file.
-    File {
-        /// The file, as it was opened.
-        path: PathBuf,
-        /// The line its stanza begins on, from 1.
-        line: usize,
-    },
-    /// Created by a command, until it is deleted.
-    Store {
-        /// Whose command it was.
-        by_uid: u32,
-        /// When, in seconds since 1970.
-        since: u64,
-    },
-    /// Created by a command, until the next reboot.
-    Active {
-        /// Whose command it was.
-        by_uid: u32,
-        /// When, in seconds since 1970.
-        since: u64,
-    },
-}
-
-impl fmt::Display for Origin {
-    /// "/etc/portkeep/ports.d/web.toml:3", "a command of uid 0".
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Store { by_uid, .. } => write!(f, "a command of uid {by_uid}"),
-            Self::Active { by_uid, .. } => write!(f, "a command of uid {by_uid}, until the next reboot"),
-        }
-    }
-}
+use crate::{Declaration, Diagnostic, Name, Origin};
 
 /// A declaration and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,12 +5,11 @@
 
 use std::{ops::Range, path::Path};
 
-use portkeep_core::{PortRange, Transport, Transports};
+use portkeep_core::{PortRange, Transport, Transports, persistent::check_description};
 use toml::{Spanned, de::DeTable, de::DeValue};
 
 use crate::{
     Account, Declaration, Diagnostic, Name, Services, Who,
-    declaration::check_description,
     diagnostic::Report,
     document::{self, Entry, integer, kind, shown},
 };

@@ -31,7 +31,15 @@ macro_rules! into_io {
     )*};
 }
 
-into_io!(AcquireError, ReleaseError, AssociateError, BindError, ConnectError, QueryError);
+into_io!(
+    AcquireError,
+    ReleaseError,
+    AssociateError,
+    BindError,
+    ConnectError,
+    QueryError,
+    crate::persistent::PersistentError
+);
 
 /// What is wrong with a request in itself. Found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

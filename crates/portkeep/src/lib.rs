@@ -30,6 +30,7 @@
 //!   `connect`, takes the port out of the reservation. That works for sockets of any crate, because it only takes
 //!   [`AsFd`](std::os::fd::AsFd).
 //! - A [`Token`] names a reservation. Give it to other threads or, with a wider [`Scope`], to other processes.
+//! - [`persistent`] has the reservations that outlive processes and reboots.
 //! - [`who`], [`lookup`] and [`list`] tell whose a port is; [`version`] tells about the kernel part.
 //! - [`control`] has the bare control codes, and [`Pending`] a request that need not be waited for.
 //!
@@ -72,6 +73,7 @@ mod error;
 mod held;
 mod info;
 mod pending;
+pub mod persistent;
 mod query;
 mod request;
 mod reservation;

@@ -1,9 +1,9 @@
 //! One persistent reservation as declared.
 
-use portkeep_core::{PortRange, Transports};
 use serde::{Deserialize, Serialize};
 
-use crate::{Name, Who};
+use super::{Name, Who};
+use crate::{PortRange, Transports};
 
 /// One persistent reservation as declared: what the files, the store and the agent's socket say alike.
 ///
@@ -44,8 +44,12 @@ fn description<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Stri
     Ok(text)
 }
 
-/// It is printed in tables and logs: one line, nothing that moves the cursor.
-pub(crate) fn check_description(text: &str) -> Result<(), String> {
+/// Whether a text can be a description. It is printed in tables and logs: one line, nothing that moves the cursor.
+///
+/// # Errors
+///
+/// A sentence that says what is wrong with it.
+pub fn check_description(text: &str) -> Result<(), String> {
     if text.len() > Declaration::DESCRIPTION_MAX {
         return Err(format!(
             "a description has at most {} bytes, this one {}",

@@ -1,0 +1,122 @@
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use portkeep_core::persistent::Declaration;
+
+use super::{
+    PersistentError,
+    protocol::{self, Answer, Created, Entry, Event, Kept, Proposal, Reloaded, Request, Which},
+};
+
+/// An agent that says nothing for so long is taken for lost. It answers at once but for the time its disk takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest list: 65,535 reservations with the longest texts.
+const LONGEST_ANSWER: u64 = 256 << 20;
+
+/// A connection to the agent. The functions beside it open one for each call.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<UnixStream>,
+}
+
+impl Connection {
+    /// Connect to the agent of this machine.
+    pub fn open() -> Result<Self, PersistentError> {
+        Self::open_at(&protocol::socket_path())
+    }
+
+    /// Connect to the agent with this socket.
+    pub fn open_at(path: &Path) -> Result<Self, PersistentError> {
+        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                PersistentError::AgentAbsent { path: path.to_owned() }
+            }
+            _ => PersistentError::ConnectCall(error),
+        })?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .map_err(PersistentError::ConnectCall)?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// See [`create`](super::create).
+    pub fn create(&mut self, proposal: &Proposal, kept: Kept) -> Result<Created, PersistentError> {
+        match self.ask(&Request::Create { proposal: proposal.clone(), kept })? {
+            Answer::Created(created) => Ok(created),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// See [`delete`](super::delete).
+    pub fn delete(&mut self, which: &Which) -> Result<Declaration, PersistentError> {
+        match self.ask(&Request::Delete(which.clone()))? {
+            Answer::Deleted(declaration) => Ok(declaration),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// See [`list`](super::list).
+    pub fn list(&mut self) -> Result<Vec<Entry>, PersistentError> {
+        match self.ask(&Request::List)? {
+            Answer::List(entries) => Ok(entries),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Let the agent read its configuration and the drop-ins again. Takes an administrator.
+    pub fn reload(&mut self) -> Result<Reloaded, PersistentError> {
+        match self.ask(&Request::Reload)? {
+            Answer::Reloaded(reloaded) => Ok(reloaded),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What happens from now on. Takes an administrator. The iterator ends when the agent does; a slow reader misses
+    /// events rather than hold the agent up.
+    pub fn watch(mut self) -> Result<impl Iterator<Item = Result<Event, PersistentError>>, PersistentError> {
+        match self.ask(&Request::Watch)? {
+            Answer::Watching => {}
+            other => return Err(unexpected(&other)),
+        }
+        self.stream.get_ref().set_read_timeout(None).map_err(PersistentError::ConnectCall)?;
+        Ok(std::iter::from_fn(move || match self.hear() {
+            Ok(Answer::Event(event)) => Some(Ok(event)),
+            Ok(other) => Some(Err(unexpected(&other))),
+            Err(PersistentError::Lost(_)) => None,
+            Err(error) => Some(Err(error)),
+        }))
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Answer, PersistentError> {
+        let mut line = serde_json::to_vec(request).map_err(|error| PersistentError::Malformed(error.to_string()))?;
+        line.push(b'\n');
+        // The agent may have refused the connection and closed it; then its reason is there to be read.
+        let written = self.stream.get_mut().write_all(&line);
+        match self.hear() {
+            Err(PersistentError::Lost(lost)) => Err(PersistentError::Lost(written.err().unwrap_or(lost))),
+            heard => heard,
+        }
+    }
+
+    fn hear(&mut self) -> Result<Answer, PersistentError> {
+        let mut line = Vec::new();
+        (&mut self.stream).take(LONGEST_ANSWER).read_until(b'\n', &mut line).map_err(PersistentError::Lost)?;
+        if line.last() != Some(&b'\n') {
+            return Err(PersistentError::Lost(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Answer::Refused(refused)) => Err(refused.into()),
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(PersistentError::Answer(error.to_string())),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> PersistentError {
+    PersistentError::Answer(format!("{answer:?}").chars().take(200).collect())
+}

@@ -1,0 +1,96 @@
+use std::io;
+
+use portkeep_core::Errno;
+
+use super::protocol::{Reason, Refused};
+use crate::QueryError;
+
+/// Why a persistent reservation was not created, deleted or found. Nothing has changed, but for [`Self::Lost`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PersistentError {
+    /// `ENETDOWN`: no agent runs, or not here. Start it: `systemctl start portkeep`, or `portkeep agent`.
+    #[error("the agent is not running ({path} does not answer)")]
+    AgentAbsent {
+        /// The socket that was tried.
+        path: std::path::PathBuf,
+    },
+    /// `EACCES`: it takes an administrator: root, or a member of the group that the configuration names.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// `EINVAL`: no such reservation is possible. A bug in the program.
+    #[error("{0}")]
+    Malformed(String),
+    /// `EADDRINUSE`: a port of the block is in use or reserved; the sentence says by whom.
+    #[error("{0}")]
+    InUse(String),
+    /// `EEXIST`: there is a reservation of that name. Choose another, or delete that one.
+    #[error("{0}")]
+    NameTaken(String),
+    /// `ENOSPC`: the pool has no such block. Ask for less.
+    #[error("{0}")]
+    NoRoom(String),
+    /// `ENOENT`: there is no persistent reservation with exactly this block, or of this name.
+    #[error("there is no such persistent reservation")]
+    NotFound,
+    /// `EBUSY`: a file declares it. Remove or mask the file, and reload.
+    #[error("{0}")]
+    FromFile(String),
+    /// `EIO`: it could not be kept on the disk.
+    #[error("{0}")]
+    Store(String),
+    /// `ETIMEDOUT`: the agent went away, or was silent for too long, before it answered. Whether it was done is told by a
+    /// list.
+    #[error("the agent did not answer")]
+    Lost(#[source] io::Error),
+    /// `EPROTO`: the agent said something that makes no sense to this version.
+    #[error("the agent's answer is not understood: {0}")]
+    Answer(String),
+    /// Anything else that the agent says.
+    #[error("{0}")]
+    Failed(String),
+    /// The kernel part could not be asked.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// A socket could not be made or connected.
+    #[error("connecting to the agent")]
+    ConnectCall(#[source] io::Error),
+}
+
+impl PersistentError {
+    /// The error number.
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::AgentAbsent { .. } => Errno::ENETDOWN,
+            Self::NotAllowed(_) => Errno::EACCES,
+            Self::Malformed(_) => Errno::EINVAL,
+            Self::InUse(_) => Errno::EADDRINUSE,
+            Self::NameTaken(_) => Errno(libc::EEXIST),
+            Self::NoRoom(_) => Errno::ENOSPC,
+            Self::NotFound => Errno::ENOENT,
+            Self::FromFile(_) => Errno(libc::EBUSY),
+            Self::Store(_) => Errno(libc::EIO),
+            Self::Lost(_) => Errno(libc::ETIMEDOUT),
+            Self::Answer(_) => Errno(libc::EPROTO),
+            Self::Failed(_) => return None,
+            Self::Query(error) => return error.errno(),
+            Self::ConnectCall(error) => return error.raw_os_error().map(Errno),
+        })
+    }
+}
+
+impl From<Refused> for PersistentError {
+    fn from(Refused { reason, message }: Refused) -> Self {
+        match reason {
+            Reason::Malformed => Self::Malformed(message),
+            Reason::NotAllowed => Self::NotAllowed(message),
+            Reason::InUse => Self::InUse(message),
+            Reason::NameTaken => Self::NameTaken(message),
+            Reason::NoRoom => Self::NoRoom(message),
+            Reason::NotFound => Self::NotFound,
+            Reason::FromFile => Self::FromFile(message),
+            Reason::Store => Self::Store(message),
+            Reason::Failed => Self::Failed(message),
+        }
+    }
+}

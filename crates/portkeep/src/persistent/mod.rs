@@ -1,0 +1,81 @@
+//! Persistent reservations: they stand until they are deleted, across reboots.
+//!
+//! A component that needs particular ports declares them once, usually by a file its package brings along
+//! (`/usr/lib/portkeep/ports.d/NAME.toml`), or with [`create`] and `portkeep persist add`. From then on nobody but whom
+//! the declaration names can bind them, whether or not the component runs. It need not do anything: it binds its port as
+//! ever. What it may do is [`lookup`] the token, which is a new one after each boot, and associate sockets with it.
+//!
+//! ```no_run
+//! use std::net::Ipv4Addr;
+//! use portkeep::{PortRange, PortkeepSocket, Transport, persistent::{self, Kept, Proposal, Who}};
+//!
+//! let declared = persistent::create(
+//!     &Proposal::new("rtp".parse()?, PortRange::new(5000, 20)?, Transport::Udp.into()).who(Who::unit("sip.service")?),
+//!     Kept::Persistent,
+//! )?;
+//! let token = persistent::lookup(PortRange::new(5000, 20)?, Transport::Udp)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`create`] and [`delete`] are done by the agent and take an administrator: root, or a member of the group that the
+//! configuration names. [`lookup`] asks the kernel part, needs no agent and no right. All three are about the network
+//! namespace: the agent's for the first two, the caller's for the last.
+//!
+//! Windows has this as `CreatePersistentTcpPortReservation`, `DeletePersistentTcpPortReservation` and
+//! `LookupPersistentTcpPortReservation` and the same for UDP
+//! (<https://learn.microsoft.com/windows/win32/api/iphlpapi/nf-iphlpapi-createpersistenttcpportreservation>).
+//! Names, the choice of whom a reservation is for, both transports at once and any block are additions.
+
+mod client;
+mod error;
+pub mod protocol;
+
+use portkeep_core::{PortRange, Token, Transport, wire};
+
+pub use client::Connection;
+pub use error::PersistentError;
+pub use portkeep_core::persistent::{Account, Declaration, Name, NameError, Origin, Who, WhoError};
+pub use protocol::{Block, Created, Entry, Kept, Proposal, Standing, Which};
+
+use crate::{State, query};
+
+/// Create a persistent reservation. When this returns it is in force, and on the disk unless it is [`Kept::Active`].
+///
+/// Takes an administrator and a running agent.
+pub fn create(proposal: &Proposal, kept: Kept) -> Result<Created, PersistentError> {
+    Connection::open()?.create(proposal, kept)
+}
+
+/// Delete a persistent reservation that a command created. Sockets bound from it keep running. One that a file declares
+/// is not deleted here: remove or mask the file, and `portkeep reload`.
+///
+/// Takes an administrator and a running agent.
+pub fn delete(which: &Which) -> Result<Declaration, PersistentError> {
+    Connection::open()?.delete(which)
+}
+
+/// The token of the persistent reservation with exactly this block (host byte order) that has this transport. It
+/// changes with every boot.
+///
+/// # Errors
+///
+/// [`PersistentError::NotFound`] if there is none; part of a block is none.
+pub fn lookup(ports: PortRange, transport: Transport) -> Result<Token, PersistentError> {
+    let (socket, _) = query::asker()?;
+    let select = wire::SelectRequest {
+        by: wire::BY_PORT,
+        port: ports.start(),
+        transport: transport.bit(),
+        ..Default::default()
+    };
+    let found = query::ask(&socket, &select)?;
+    let exact = found.filter(|info| info.persistent && info.ports == ports && info.state == State::Active);
+    exact.and_then(|info| info.token).ok_or(PersistentError::NotFound)
+}
+
+/// All that is declared, as the agent knows it: what is in force, and what waits and for what.
+///
+/// Takes a running agent; no right.
+pub fn list() -> Result<Vec<Entry>, PersistentError> {
+    Connection::open()?.list()
+}

@@ -1,0 +1,323 @@
+//! What is said on the agent's socket: a line of JSON each way, for each request.
+//!
+//! The socket is a Unix stream socket, `agent.sock` in the agent's runtime folder. A request is a [`Request`], the answer an
+//! [`Answer`]. After [`Request::Watch`] answers go on coming, an [`Event`] each. The agent knows who is at the other
+//! end from the kernel (`SO_PEERCRED`), so nothing here says who asks.
+
+use std::path::{Path, PathBuf};
+
+use portkeep_core::{
+    PortRange, Transports,
+    persistent::{Declaration, Name, Origin, Who},
+};
+use serde::{Deserialize, Serialize};
+
+/// The longest request or answer but for a list, in bytes.
+pub const LONGEST: usize = 64 * 1024;
+
+/// Folder the agent is met in, if [`RUNTIME_DIR`] names no other.
+pub const DEFAULT_RUNTIME_DIR: &str = "/run/portkeep";
+/// The variable that names another.
+pub const RUNTIME_DIR: &str = "PORTKEEP_RUNTIME_DIR";
+
+/// Path of the agent's socket in a runtime folder.
+pub fn socket_in(folder: &Path) -> PathBuf {
+    folder.join("agent.sock")
+}
+
+/// Path of the agent's socket.
+pub fn socket_path() -> PathBuf {
+    socket_in(&std::env::var_os(RUNTIME_DIR).map_or_else(|| DEFAULT_RUNTIME_DIR.into(), PathBuf::from))
+}
+
+/// Until when a reservation that a command created is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// Until it is deleted.
+    #[default]
+    Persistent,
+    /// Until it is deleted or the machine reboots: `store=active`.
+    Active,
+}
+
+/// Which ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Block {
+    /// These, host byte order.
+    Ports(PortRange),
+    /// So many in a row out of the pool, chosen once.
+    Any {
+        /// How many.
+        count: u16,
+        /// The first is a multiple of this power of two; 0 and 1: any.
+        #[serde(default)]
+        align: u16,
+    },
+}
+
+/// What is to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proposal {
+    /// Its name, unique.
+    pub name: Name,
+    /// Which ports.
+    pub block: Block,
+    /// Of which transports.
+    pub transports: Transports,
+    /// Who may consume it, besides administrators by association.
+    #[serde(default)]
+    pub who: Who,
+    /// By association only.
+    #[serde(default)]
+    pub strict: bool,
+    /// Sockets of those it is for may be there already.
+    #[serde(default)]
+    pub around: bool,
+    /// For listings.
+    #[serde(default)]
+    pub description: String,
+}
+
+impl Proposal {
+    /// These ports (host byte order), for administrators.
+    pub fn new(name: Name, ports: PortRange, transports: Transports) -> Self {
+        Self::of(name, Block::Ports(ports), transports)
+    }
+
+    /// Any `count` ports in a row.
+    pub fn any(name: Name, count: u16, transports: Transports) -> Self {
+        Self::of(name, Block::Any { count, align: 0 }, transports)
+    }
+
+    fn of(name: Name, block: Block, transports: Transports) -> Self {
+        Self {
+            name,
+            block,
+            transports,
+            who: Who::Administrators,
+            strict: false,
+            around: false,
+            description: String::new(),
+        }
+    }
+
+    /// For these.
+    #[must_use]
+    pub fn who(mut self, who: Who) -> Self {
+        self.who = who;
+        self
+    }
+
+    /// By association only.
+    #[must_use]
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// As declared once its ports are known.
+    pub fn declaration(&self, ports: PortRange) -> Declaration {
+        Declaration {
+            name: self.name.clone(),
+            ports,
+            transports: self.transports,
+            who: self.who.clone(),
+            strict: self.strict,
+            around: self.around,
+            description: self.description.clone(),
+        }
+    }
+}
+
+/// Which reservation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Which {
+    /// The one of this name.
+    Name(Name),
+    /// The one with exactly this block and these transports.
+    Block {
+        /// The block, host byte order.
+        ports: PortRange,
+        /// The transports.
+        transports: Transports,
+    },
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Request {
+    /// Create one.
+    Create {
+        /// What.
+        proposal: Proposal,
+        /// For how long.
+        #[serde(default)]
+        kept: Kept,
+    },
+    /// Delete one that a command created.
+    Delete(Which),
+    /// All that is declared.
+    List,
+    /// Read configuration and drop-ins again.
+    Reload,
+    /// Tell what happens from now on.
+    Watch,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Answer {
+    /// Created and in force.
+    Created(Created),
+    /// Deleted; what it was.
+    Deleted(Declaration),
+    /// All that is declared.
+    List(Vec<Entry>),
+    /// Read again.
+    Reloaded(Reloaded),
+    /// Events follow.
+    Watching,
+    /// Something happened.
+    Event(Event),
+    /// Not done.
+    Refused(Refused),
+}
+
+/// A reservation that was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// As it is declared now.
+    pub declaration: Declaration,
+    /// Its token until the next boot, as 16 hexadecimal digits.
+    pub token: String,
+}
+
+/// How things stand with what is declared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// In force.
+    Active,
+    /// Not in force; the agent tries again. The text says why.
+    Waiting(String),
+    /// Not in force: another declaration has the port or the name. The text says which.
+    Conflict(String),
+}
+
+/// Something that is declared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What.
+    pub declaration: Declaration,
+    /// By which file or command.
+    pub origin: Origin,
+    /// How things stand.
+    pub standing: Standing,
+    /// Its token until the next boot, as 16 hexadecimal digits, if it is in force.
+    pub token: Option<String>,
+}
+
+/// What reading again came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Reservations that came into force.
+    pub added: usize,
+    /// Reservations that ended.
+    pub removed: usize,
+    /// Not in force, see the list.
+    pub waiting: usize,
+    /// What is wrong with files, and what takes more than a reload. One sentence each.
+    pub complaints: Vec<String>,
+}
+
+/// Why something was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// Not a request, or not a possible one.
+    Malformed,
+    /// It takes an administrator.
+    NotAllowed,
+    /// A port is in use or reserved.
+    InUse,
+    /// There is one of that name.
+    NameTaken,
+    /// The pool has no such block.
+    NoRoom,
+    /// There is none.
+    NotFound,
+    /// A file declares it.
+    FromFile,
+    /// It could not be kept.
+    Store,
+    /// Anything else.
+    Failed,
+}
+
+/// Not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Why, for programs.
+    pub reason: Reason,
+    /// Why, for people: a sentence that names who or what is in the way.
+    pub message: String,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Happening {
+    /// A reservation came into force.
+    Granted,
+    /// A request for particular ports was not granted.
+    Denied,
+    /// A reservation ended.
+    Ended,
+    /// The bind of an outsider was refused.
+    Refused,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, RFC 3339, UTC.
+    pub when: String,
+    /// What.
+    pub what: Happening,
+    /// The block, or the port refused; host byte order.
+    pub ports: PortRange,
+    /// Of which transports.
+    pub transports: Transports,
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// Who did it: process, 0 if it was an administrator's doing.
+    pub pid: u32,
+    /// Its command name.
+    pub command: String,
+    /// Its real uid.
+    pub uid: u32,
+    /// The name of that user, if it has one.
+    pub user: Option<String>,
+    /// Its systemd unit or cgroup, if it still runs.
+    pub unit: Option<String>,
+    /// The reservation it is about, in words: "unit tomcat.service by /etc/portkeep/ports.d/tomcat.toml:3".
+    pub reservation: Option<String>,
+    /// Name or label of that reservation.
+    pub name: Option<String>,
+    /// Owner process of that reservation, 0 if it has none.
+    pub owner: u32,
+    /// Refusals of the same process before this one that were not told.
+    pub untold: u32,
+    /// All of it as a sentence.
+    pub message: String,
+}
