@@ -424,6 +424,7 @@ fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
                         assert_eq!(error.to_string(), "no space is left for /sim/persistent.redb; nothing was changed");
                     }
                     assert_eq!(on_disk, before, "reported undone, {after}: {error}");
+                    assert_eq!(content(&engine), before, "and listed as such, {after}");
                 }
             }
             // And the same store goes on when there is space again.
