@@ -32,7 +32,7 @@ pub use declaration::Declaration;
 pub use diagnostic::Diagnostic;
 pub use merge::{Conflict, Declared, Merged, Origin, Reason, merge};
 pub use name::{Name, NameError};
-pub use services::Services;
+pub use services::{PortsError, Services};
 pub use stanza::{export, import};
 pub use store::{Store, StoreError, Stored};
 pub use who::{Account, Who, WhoError};

@@ -124,6 +124,60 @@ fn kill_nine_loses_nothing_that_was_reported() {
     assert!(changes > KILLS, "{changes}");
 }
 
+/// Creates until a small disk is full, then deletes.
+#[test]
+#[ignore = "runs on the small disk of `a_full_disk_refuses_and_keeps`"]
+fn helper_fills() {
+    let folder = std::env::var(FOLDER).expect("started by the other test");
+    let mut store = Store::open(Path::new(&folder)).unwrap();
+    let mut created = 0;
+    let error = loop {
+        match store.create(&entry(created)) {
+            Ok(()) => created += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(created > 10, "only {created}: {error}");
+    let expected = format!("no space is left for {folder}/persistent.redb; nothing was changed");
+    assert_eq!(error.to_string(), expected);
+    let all = names(&store);
+    assert_eq!(all.len() as u64, created);
+    drop(store);
+    // All that was reported is there after a restart with the disk still full, and it is said again.
+    let mut store = Store::open(Path::new(&folder)).unwrap();
+    assert_eq!(names(&store), all);
+    assert!(matches!(store.create(&entry(created)), Err(StoreError::Full { .. })));
+    fs::remove_file(Path::new(&folder).join("ballast")).unwrap();
+    store.create(&entry(created)).unwrap();
+    assert_eq!(Store::list_readonly(Path::new(&folder)).unwrap().len() as u64, created + 1);
+    println!("\n{created} created until the disk was full");
+}
+
+/// A real disk that is really full: a tmpfs of half a MiB in a mount namespace of its own.
+#[test]
+fn a_full_disk_refuses_and_keeps() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"mount -t tmpfs -o size=512k,mode=700 tmpfs "$0" && head -c 65536 /dev/zero > "$0/ballast" &&
+                    exec "$1" --exact helper_fills --ignored --nocapture"#;
+    let done = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .args([folder.path(), &std::env::current_exe().unwrap()])
+        .env(FOLDER, folder.path())
+        .output();
+    match done {
+        Ok(done) if done.status.success() => {
+            print!("{}", String::from_utf8_lossy(&done.stdout));
+        }
+        Ok(done) if String::from_utf8_lossy(&done.stdout).contains("running 1 test") => {
+            panic!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        }
+        other => {
+            assert!(std::env::var_os("PORTKEEP_REQUIRE_KERNEL").is_none(), "no small disk can be mounted: {other:?}");
+            println!("SKIPPED: no small disk can be mounted here (not root?)");
+        }
+    }
+}
+
 #[test]
 fn one_process_at_a_time_and_readers_any_time() {
     let folder = tempfile::tempdir().unwrap();
