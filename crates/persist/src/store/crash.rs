@@ -510,7 +510,8 @@ fn discarding_is_whole_too() {
     assert!(whole > 0 && whole < (log.len() + 1) * LOSSES.len(), "{whole}");
 }
 
-fn example() -> (Image, BTreeMap<Name, Stored>) {
+/// A disk with a store that was closed, or whose process was killed.
+fn example(closed: bool) -> (Image, BTreeMap<Name, Stored>) {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
     let mut dice = Dice::new(3);
@@ -519,15 +520,22 @@ fn example() -> (Image, BTreeMap<Name, Stored>) {
     }
     engine.delete(&name(3)).unwrap();
     let content = content(&engine);
+    let killed = sim.state().image.clone();
     drop(engine);
-    let image = sim.state().image.clone();
+    let image = if closed { sim.state().image.clone() } else { killed };
     (image, content)
 }
 
 /// Any damage is found or does no harm; the file stays as it is, byte for byte; nothing panics.
 #[test]
 fn damage_is_reported_or_harmless_and_the_file_is_kept() {
-    let (image, content) = example();
+    for closed in [true, false] {
+        damage(closed);
+    }
+}
+
+fn damage(closed: bool) {
+    let (image, content) = example(closed);
     let file = image.names[NAME];
     let bytes = image.files[file].clone();
     let mut dice = Dice::new(11);
@@ -570,6 +578,8 @@ fn damage_is_reported_or_harmless_and_the_file_is_kept() {
             Err(error) => panic!("{error}"),
         }
     }
-    println!("damage: {found} times found, {harmless} times in places without content; {used} bytes");
+    println!(
+        "damage (closed: {closed}): {found} times found, {harmless} times in places without content; {used} bytes"
+    );
     assert!(found > 200, "{found}");
 }
