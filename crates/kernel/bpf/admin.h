@@ -123,6 +123,34 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	return 0;
 }
 
+/* BPF has no fence of its own; an atomic operation that returns the old value is one. */
+#define FENCE(r)                                                             \
+	do {                                                                 \
+		volatile __u32 old = __sync_fetch_and_add(&(r)->next, 0);    \
+		(void)old;                                                   \
+	} while (0)
+
+/* In between it is for administrators only, so that whoever looks at half of the change is refused. */
+__inline int admin_change(struct reservation *r, struct admin_request *q)
+{
+	__u8 fixed = PORTKEEP_PERSISTENT | PORTKEEP_BOTH;
+
+	if (!r || !reservation_alive(r, q->token) || !(r->flags & PORTKEEP_PERSISTENT))
+		return ENOENT;
+	if (q->scope < PORTKEEP_SCOPE_USER || q->scope > PORTKEEP_SCOPE_ADMIN || q->level > PORTKEEP_PLACE_DEPTH)
+		return EINVAL;
+	*(volatile __u8 *)&r->scope = PORTKEEP_SCOPE_ADMIN;
+	FENCE(r);
+	r->flags = (r->flags & fixed) | (q->flags & PORTKEEP_STRICT);
+	r->uid = q->uid;
+	r->gid = q->gid;
+	r->level = q->level;
+	__builtin_memcpy(r->label, q->label, sizeof(r->label));
+	FENCE(r);
+	*(volatile __u8 *)&r->scope = q->scope;
+	return 0;
+}
+
 __noinline int admin_other(struct __sk_buff *ctx)
 {
 	struct admin_request *in = request_of(ctx);
@@ -146,6 +174,8 @@ __noinline int admin_other(struct __sk_buff *ctx)
 		return admin_aside(&q);
 	case PORTKEEP_ADMIN_UNASIDE:
 		return admin_unaside(&q);
+	case PORTKEEP_ADMIN_CHANGE:
+		return admin_change(r, &q);
 	}
 	return EINVAL;
 }

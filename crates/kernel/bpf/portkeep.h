@@ -352,6 +352,7 @@ struct event {
 #define PORTKEEP_ADMIN_ASIDE 4    /* `start` was in use before `up` */
 #define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
 #define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
+#define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
 
 /* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgresql" } */
 struct admin_request {

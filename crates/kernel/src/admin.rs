@@ -35,6 +35,7 @@ const END: u32 = 3;
 const ASIDE: u32 = 4;
 const UNASIDE: u32 = 5;
 const CREATE: u32 = 6;
+const CHANGE: u32 = 7;
 
 use crate::persistent::{Created, Wanted};
 
@@ -97,29 +98,22 @@ impl Admin {
     /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended, so that
     /// nobody can bind its ports meanwhile.
     pub(crate) fn create(&self, netns: u64, wanted: &Wanted) -> Result<Created, AdminError> {
-        let (scope, uid, gid, level) = wanted.for_whom.wire();
-        let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };
-        if wanted.transports == Transports::Both {
-            flags |= wire::BOTH as u8;
-        }
-        let request = Request {
+        let answer = self.run(Request {
             op: CREATE,
             netns,
             start: wanted.start,
             count: wanted.count,
             transports: wanted.transports.bits(),
-            scope,
-            flags,
-            level,
-            uid,
-            gid,
             align: wanted.align,
-            label: wire::label(&wanted.label),
-            ..EMPTY
-        };
-        let answer = self.run(request)?;
+            ..for_whom(wanted)
+        })?;
         let token = Token::new(answer.token).ok_or(AdminError::Refused(Errno::ENOENT))?;
         Ok(Created { id: answer.id, token, start: answer.start })
+    }
+
+    /// Change whom a persistent reservation is for, and its label, while its ports stay reserved.
+    pub(crate) fn change(&self, id: u32, token: Token, wanted: &Wanted) -> Result<(), AdminError> {
+        self.run(Request { op: CHANGE, id, token: token.get(), ..for_whom(wanted) }).map(drop)
     }
 
     /// A pending reservation is vacant and shall be in force.
@@ -146,6 +140,16 @@ impl Admin {
     pub fn give_back(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
         self.run(Request { op: UNASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
+}
+
+/// The part of a request that says whom a persistent reservation is for.
+fn for_whom(wanted: &Wanted) -> Request {
+    let (scope, uid, gid, level) = wanted.for_whom.wire();
+    let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };
+    if wanted.transports == Transports::Both {
+        flags |= wire::BOTH as u8;
+    }
+    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), ..EMPTY }
 }
 
 const EMPTY: Request = Request {

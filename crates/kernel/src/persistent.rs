@@ -130,13 +130,13 @@ pub struct Claimed<'a> {
 impl<'a> Claimed<'a> {
     /// Claim a block in the namespace with the cookie `netns`.
     pub fn claim(admin: &'a Admin, maps: &'a mut Maps, netns: u64, wanted: &Wanted) -> Result<Self, CreateError> {
-        wanted.for_whom.check()?;
-        let Created { id, token, start } = admin.create(netns, wanted)?;
-        // From here on dropping it gives back what was taken.
-        let ports = PortRange::new(start, wanted.count)?;
-        let claimed = Self { admin, maps, id, token, ports, settled: false };
-        claimed.maps.set_places(id, &wanted.for_whom)?;
-        Ok(claimed)
+        let (id, token, ports) = maps.claim_persistent(admin, netns, wanted)?;
+        Ok(Self { admin, maps, id, token, ports, settled: false })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// The token.
@@ -166,6 +166,43 @@ impl Drop for Claimed<'_> {
 }
 
 impl Maps {
+    /// [`Claimed::claim`] for many at once: what comes back has to be confirmed or ended by the caller. Id, token and block.
+    pub fn claim_persistent(
+        &mut self,
+        admin: &Admin,
+        netns: u64,
+        wanted: &Wanted,
+    ) -> Result<(u32, Token, PortRange), CreateError> {
+        wanted.for_whom.check()?;
+        let Created { id, token, start } = admin.create(netns, wanted)?;
+        let claimed = PortRange::new(start, wanted.count)
+            .map_err(CreateError::from)
+            .and_then(|ports| self.set_places(id, &wanted.for_whom).map(|()| ports).map_err(CreateError::from));
+        match claimed {
+            Ok(ports) => Ok((id, token, ports)),
+            Err(error) => {
+                let _ = self.end_persistent(admin, id, token);
+                Err(error)
+            }
+        }
+    }
+
+    /// Change whom a persistent reservation in force is for, its label, and whether it is strict. Its ports stay
+    /// reserved all the while; until this returns it may be for administrators only.
+    pub fn change_persistent(
+        &mut self,
+        admin: &Admin,
+        (id, token): (u32, Token),
+        wanted: &Wanted,
+    ) -> Result<(), CreateError> {
+        wanted.for_whom.check()?;
+        // First nobody's names, then the new names, then theirs.
+        admin.change(id, token, &Wanted { for_whom: ForWhom::Administrators, ..wanted.clone() })?;
+        self.forget_places(id)?;
+        self.set_places(id, &wanted.for_whom)?;
+        Ok(admin.change(id, token, wanted)?)
+    }
+
     /// End a persistent reservation, and forget whom it was for. Sockets bound from it keep running (R7).
     pub fn end_persistent(&mut self, admin: &Admin, id: u32, token: Token) -> Result<(), CreateError> {
         // In this order: while it is in force its names must be there, or nobody could consume it.

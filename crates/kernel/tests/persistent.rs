@@ -443,3 +443,40 @@ fn group_quotas_apply_where_the_user_has_none() {
     assert_eq!(most(OTHER), 19);
     world.assert_empty();
 }
+
+#[test]
+fn whom_it_is_for_changes_while_the_ports_stay_reserved() {
+    let Some(world) = World::enter("persistent_change") else { return };
+    let mut desk = Desk::of(&world);
+    let mut wanted = Wanted { count: 3, transports: Transports::Both, ..wanted(8443, ForWhom::User(NOBODY)) };
+    let made = desk.create(&wanted);
+    // Meanwhile somebody tries all the time.
+    let mut hammer = Child::fork(|talk| {
+        become_user(OTHER);
+        let mut tries = 0u64;
+        while tries < 20_000 {
+            assert!(!may_bind(8444), "after {tries} tries");
+            tries += 1;
+        }
+        talk.say(tries);
+    });
+    for round in 0..300 {
+        wanted.for_whom = match round % 4 {
+            0 => ForWhom::Unit("a.service".into()),
+            1 => ForWhom::cgroup("/a/b/c"),
+            2 => ForWhom::Group(4711),
+            _ => ForWhom::User(NOBODY),
+        };
+        wanted.strict = round % 2 == 0;
+        desk.maps.change_persistent(&desk.admin, made, &wanted).unwrap();
+        let kept = desk.maps.reservation(made.0).unwrap().unwrap();
+        assert_eq!(desk.maps.for_whom(made.0, &kept), Some(wanted.for_whom.clone()));
+        assert_eq!((kept.token, kept.count, kept.transports), (made.1.get(), 3, 3));
+    }
+    assert_eq!(hammer.talk.hear(), 20_000);
+    hammer.join();
+    assert_eq!(as_user(NOBODY, 8443, made.1), (true, true), "the last change");
+    desk.end(made);
+    assert_eq!(world.maps().places().count(), 0);
+    world.assert_empty();
+}

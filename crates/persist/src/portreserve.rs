@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use portkeep_core::{PortRange, Transport, Transports};
 
-use crate::{Declaration, Diagnostic, Services, Who, diagnostic::Report, document::shown, stanza};
+use crate::{Declaration, Diagnostic, PortsError, Services, Who, diagnostic::Report, document::shown, stanza};
 
 /// The folder.
 pub const FOLDER: &str = "/etc/portreserve";
@@ -33,7 +33,7 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
                     known.0 = Transports::Both;
                 }
             }
-            Err((message, help)) => report.add(at, message, help),
+            Err(PortsError { message, help }) => report.add(at, message, help),
         }
     }
 
@@ -63,18 +63,18 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
 }
 
 /// `631`, `ipp`, `ipp/tcp`.
-fn entry(word: &str, services: &Services) -> Result<(u16, Transports), (String, Option<String>)> {
+fn entry(word: &str, services: &Services) -> Result<(u16, Transports), PortsError> {
     let (name, transports) = match word.split_once('/') {
         None => (word, None),
         Some((name, transport)) => match transport.parse::<Transport>() {
             Ok(transport) => (name, Some(Transports::from(transport))),
-            Err(wrong) => return Err((format!("\"{}\": {wrong}", shown(word)), None)),
+            Err(wrong) => return Err(PortsError::new(format!("\"{}\": {wrong}", shown(word)), None)),
         },
     };
     if name.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() {
         return match name.parse() {
             Ok(port @ 1..) => Ok((port, transports.unwrap_or(Transports::Both))),
-            _ => Err(("a port is a number from 1 to 65535".into(), None)),
+            _ => Err(PortsError::new("a port is a number from 1 to 65535", None)),
         };
     }
     // Without a transport: those that /etc/services knows.
@@ -84,7 +84,7 @@ fn entry(word: &str, services: &Services) -> Result<(u16, Transports), (String, 
             [false, true] => Transports::Udp,
             _ => Transports::Both,
         });
-    stanza::service(name, transports, services).map(|range| (range.start(), transports))
+    services.service(name, transports).map(|range| (range.start(), transports))
 }
 
 #[cfg(test)]

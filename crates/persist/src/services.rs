@@ -1,10 +1,33 @@
-//! The names of /etc/services.
+//! Ports by number and by the names of /etc/services.
 
 use std::collections::HashMap;
 
-use portkeep_core::Transport;
+use portkeep_core::{PortRange, Transport, Transports};
 
-use crate::{diagnostic::nearest, files};
+use crate::{diagnostic::nearest, document::shown, files};
+
+/// What to do instead of asking for port 0.
+pub(crate) const ANY: &str = "`portkeep persist add --any N` chooses once and keeps the numbers";
+
+/// Why a text does not say which ports. The sentence in [`std::fmt::Display`] is whole; [`PortsError::help`] says what to
+/// write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PortsError {
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+}
+
+impl PortsError {
+    pub(crate) fn new(message: impl Into<String>, help: impl Into<Option<String>>) -> Self {
+        Self { message: message.into(), help: help.into() }
+    }
+
+    /// What to write instead, where that can be told.
+    pub fn help(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
+}
 
 /// What /etc/services says: ports by name.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +70,59 @@ impl Services {
     /// The port of a name or alias, host byte order.
     pub fn port(&self, name: &str, transport: Transport) -> Option<u16> {
         self.ports.get(&(name.to_owned(), transport)).copied()
+    }
+
+    /// The block that a text means for these transports: a port, a range, or the name of a service.
+    ///
+    /// # Errors
+    ///
+    /// If it is none of these, or the service is not the same port in all of the transports.
+    pub fn ports(&self, text: &str, transports: Transports) -> Result<PortRange, PortsError> {
+        let text = text.trim();
+        let numeric = |c: char| c.is_ascii_digit() || c.is_whitespace() || "-:".contains(c);
+        if text.is_empty() || text.chars().all(numeric) {
+            return text.parse::<PortRange>().map_err(|error| {
+                let zero = text == "0" || text.starts_with("0-");
+                PortsError::new(error.to_string(), zero.then(|| ANY.to_owned()))
+            });
+        }
+        if let Some((name, transport @ ("tcp" | "udp"))) = text.split_once('/') {
+            let help = format!("the key says the transport: `{transport} = \"{}\"`", shown(name));
+            return Err(PortsError::new(format!("\"{}\" has a transport in it", shown(text)), help));
+        }
+        self.service(text, transports)
+    }
+
+    /// The port that a service's name stands for.
+    pub(crate) fn service(&self, name: &str, transports: Transports) -> Result<PortRange, PortsError> {
+        let quoted = format!("\"{}\"", shown(name));
+        let known: Vec<(Transport, u16)> =
+            Transport::ALL.into_iter().filter_map(|t| self.port(name, t).map(|port| (t, port))).collect();
+        let wanted: Vec<u16> = known.iter().filter(|(t, _)| transports.contains(*t)).map(|(_, port)| *port).collect();
+        if wanted.len() == transports.iter().count() {
+            if wanted.iter().any(|port| *port != wanted[0]) {
+                return Err(PortsError::new(
+                    format!("{quoted} is {}/tcp and {}/udp in /etc/services", wanted[0], wanted[1]),
+                    "write two stanzas, each with a name of its own".to_owned(),
+                ));
+            }
+            return PortRange::single(wanted[0]).map_err(|error| PortsError::new(error.to_string(), None));
+        }
+        if let Some((transport, port)) = known.first() {
+            let help = match transports {
+                Transports::Both => format!("write `both = {port}` if both are wanted, or `{transport} = {quoted}`"),
+                _ => format!("write `{transport} = {quoted}`, or the number"),
+            };
+            return Err(PortsError::new(format!("{quoted} is only {port}/{transport} in /etc/services"), help));
+        }
+        if self.is_empty() {
+            return Err(PortsError::new(
+                format!("{quoted} cannot be looked up: there is no /etc/services"),
+                "write the number".to_owned(),
+            ));
+        }
+        let help = self.nearest(name).map(|near| format!("did you mean \"{near}\"?"));
+        Err(PortsError::new(format!("{quoted} is neither a port, nor a range, nor a service of /etc/services"), help))
     }
 
     /// Whether there are none: mostly because /etc/services is not there.

@@ -5,13 +5,14 @@
 
 use std::{ops::Range, path::Path};
 
-use portkeep_core::{PortRange, Transport, Transports, persistent::check_description};
+use portkeep_core::{PortRange, Transports, persistent::check_description};
 use toml::{Spanned, de::DeTable, de::DeValue};
 
 use crate::{
-    Account, Declaration, Diagnostic, Name, Services, Who,
+    Account, Declaration, Diagnostic, Name, PortsError, Services, Who,
     diagnostic::Report,
-    document::{self, Entry, integer, kind, shown},
+    document::{self, Entry, integer, kind},
+    services::ANY,
 };
 
 /// Who may consume them.
@@ -176,71 +177,13 @@ fn ports(
                 None => report.say(at, "a port is a number from 1 to 65535"),
             }
         }
-        DeValue::String(text) => match range_or_service(text, transports, services) {
+        DeValue::String(text) => match services.ports(text, transports) {
             Ok(range) => return Some(range),
-            Err((message, help)) => report.add(at, message, help),
+            Err(PortsError { message, help }) => report.add(at, message, help),
         },
         _ => entry.wrong_kind(report, "a port, a range such as \"5000-5019\" or the name of a service"),
     }
     None
-}
-
-const ANY: &str = "`portkeep persist add --any N` chooses once and keeps the numbers";
-
-/// What a text says about ports, or a sentence and advice.
-fn range_or_service(
-    text: &str,
-    transports: Transports,
-    services: &Services,
-) -> Result<PortRange, (String, Option<String>)> {
-    let text = text.trim();
-    let numeric = |c: char| c.is_ascii_digit() || c.is_whitespace() || "-:".contains(c);
-    if text.is_empty() || text.chars().all(numeric) {
-        return text.parse::<PortRange>().map_err(|error| {
-            let help = (text == "0" || text.starts_with("0-")).then(|| ANY.to_owned());
-            (error.to_string(), help)
-        });
-    }
-    if let Some((name, transport @ ("tcp" | "udp"))) = text.split_once('/') {
-        let help = format!("the key says the transport: `{transport} = \"{}\"`", shown(name));
-        return Err((format!("\"{}\" has a transport in it", shown(text)), Some(help)));
-    }
-    service(text, transports, services)
-}
-
-/// The port that a service's name stands for.
-pub(crate) fn service(
-    name: &str,
-    transports: Transports,
-    services: &Services,
-) -> Result<PortRange, (String, Option<String>)> {
-    let quoted = format!("\"{}\"", shown(name));
-    let known: Vec<(Transport, u16)> =
-        Transport::ALL.into_iter().filter_map(|t| services.port(name, t).map(|port| (t, port))).collect();
-    let wanted: Vec<u16> = known.iter().filter(|(t, _)| transports.contains(*t)).map(|(_, port)| *port).collect();
-    if wanted.len() == transports.iter().count() {
-        if wanted.iter().any(|port| *port != wanted[0]) {
-            let message = format!("{quoted} is {}/tcp and {}/udp in /etc/services", wanted[0], wanted[1]);
-            return Err((message, Some("write two stanzas, each with a name of its own".into())));
-        }
-        return PortRange::single(wanted[0]).map_err(|error| (error.to_string(), None));
-    }
-    if let Some((transport, port)) = known.first() {
-        let message = format!("{quoted} is only {port}/{transport} in /etc/services");
-        let help = match transports {
-            Transports::Both => format!("write `both = {port}` if both are wanted, or `{transport} = {quoted}`"),
-            _ => format!("write `{transport} = {quoted}`, or the number"),
-        };
-        return Err((message, Some(help)));
-    }
-    if services.is_empty() {
-        return Err((
-            format!("{quoted} cannot be looked up: there is no /etc/services"),
-            Some("write the number".into()),
-        ));
-    }
-    let help = services.nearest(name).map(|near| format!("did you mean \"{near}\"?"));
-    Err((format!("{quoted} is neither a port, nor a range, nor a service of /etc/services"), help))
 }
 
 /// Who one of the keys of [`WHO`] names.

@@ -314,10 +314,16 @@ fn recover(image: Image) -> Result<(Engine<Sim>, Sim), StoreError> {
     Ok((Engine::open(sim.clone(), NAME, None)?, sim))
 }
 
+/// `PORTKEEP_TEST_SEED` gives another run than the usual one.
+fn seed() -> u64 {
+    std::env::var("PORTKEEP_TEST_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"))
+}
+
 #[test]
 fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
     const OPERATIONS: u64 = 120;
-    let mut dice = Dice::new(0x5eed);
+    let seed = seed();
+    let mut dice = Dice::new(seed);
     // Run once, and note what is to be there after each event: what was reported, and what was under way.
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
@@ -343,7 +349,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
         let before = states[after.saturating_sub(1)].1.clone();
         let allowed = [&before, &states[after].1];
         for loss in LOSSES {
-            let mut dice = Dice::new((position * LOSSES.len() + loss as usize) as u64);
+            let mut dice = Dice::new(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16);
             let told = || format!("cut off after event {position} of {}, losing {loss:?}", log.len());
             let (engine, sim) =
                 recover(walk.cut(loss, &mut dice)).unwrap_or_else(|error| panic!("{}: {error}", told()));
@@ -357,7 +363,8 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
                 drop(engine);
                 let second = std::mem::take(&mut sim.state().log);
                 let mut walk = Walk {
-                    durable: walk.cut(loss, &mut Dice::new((position * LOSSES.len() + loss as usize) as u64)),
+                    durable: walk
+                        .cut(loss, &mut Dice::new(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16)),
                     pending: Vec::new(),
                 };
                 for (number, event) in second.iter().enumerate() {
@@ -376,7 +383,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
         }
     }
     println!(
-        "{} kill points: {} places in {OPERATIONS} changes with 4 kinds of loss each, and {again} during recovery; \
+        "seed {seed}: {} kill points: {} places in {OPERATIONS} changes with 4 kinds of loss each, and {again} during recovery; \
          {under_way} times the change under way was kept",
         kills + again,
         log.len() + 1
@@ -424,6 +431,7 @@ fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
                         assert_eq!(error.to_string(), "no space is left for /sim/persistent.redb; nothing was changed");
                     }
                     assert_eq!(on_disk, before, "reported undone, {after}: {error}");
+                    assert_eq!(content(&engine), before, "and listed as such, {after}");
                 }
             }
             // And the same store goes on when there is space again.
@@ -471,7 +479,39 @@ fn a_store_that_could_not_be_made_is_made_another_time() {
     }
 }
 
-fn example() -> (Image, BTreeMap<Name, Stored>) {
+/// The power goes while what another boot left is being discarded: it is discarded at the next start.
+#[test]
+fn discarding_is_whole_too() {
+    let sim = Sim::default();
+    let mut engine = Engine::open(sim.clone(), NAME, Some("one")).unwrap();
+    for number in 0..10 {
+        engine.create(&stored(number, &mut Dice::new(number))).unwrap();
+    }
+    let full = content(&engine);
+    drop(engine);
+    let mut walk = Walk { durable: sim.state().image.clone(), pending: Vec::new() };
+    let second = Sim::with(walk.durable.clone());
+    drop(Engine::open(second.clone(), NAME, Some("two")).unwrap());
+    let log = std::mem::take(&mut second.state().log);
+    let mut whole = 0;
+    for position in 0..=log.len() {
+        for loss in LOSSES {
+            let image = walk.cut(loss, &mut Dice::new((position * LOSSES.len() + loss as usize) as u64));
+            assert!(Engine::open(Sim::with(image.clone()), NAME, Some("two")).unwrap().content.is_empty());
+            // Whoever asks for the first boot gets all or nothing.
+            let engine = Engine::open(Sim::with(image), NAME, Some("one")).unwrap();
+            assert!(engine.content.is_empty() || engine.content == full);
+            whole += usize::from(!engine.content.is_empty());
+        }
+        if let Some(event) = log.get(position) {
+            walk.step(event);
+        }
+    }
+    assert!(whole > 0 && whole < (log.len() + 1) * LOSSES.len(), "{whole}");
+}
+
+/// A disk with a store that was closed, or whose process was killed.
+fn example(closed: bool) -> (Image, BTreeMap<Name, Stored>) {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
     let mut dice = Dice::new(3);
@@ -480,15 +520,22 @@ fn example() -> (Image, BTreeMap<Name, Stored>) {
     }
     engine.delete(&name(3)).unwrap();
     let content = content(&engine);
+    let killed = sim.state().image.clone();
     drop(engine);
-    let image = sim.state().image.clone();
+    let image = if closed { sim.state().image.clone() } else { killed };
     (image, content)
 }
 
 /// Any damage is found or does no harm; the file stays as it is, byte for byte; nothing panics.
 #[test]
 fn damage_is_reported_or_harmless_and_the_file_is_kept() {
-    let (image, content) = example();
+    for closed in [true, false] {
+        damage(closed);
+    }
+}
+
+fn damage(closed: bool) {
+    let (image, content) = example(closed);
     let file = image.names[NAME];
     let bytes = image.files[file].clone();
     let mut dice = Dice::new(11);
@@ -531,6 +578,8 @@ fn damage_is_reported_or_harmless_and_the_file_is_kept() {
             Err(error) => panic!("{error}"),
         }
     }
-    println!("damage: {found} times found, {harmless} times in places without content; {used} bytes");
+    println!(
+        "damage (closed: {closed}): {found} times found, {harmless} times in places without content; {used} bytes"
+    );
     assert!(found > 200, "{found}");
 }

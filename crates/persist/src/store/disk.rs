@@ -60,15 +60,15 @@ impl Folder {
         Self(path.to_owned())
     }
 
-    /// Become the one process that has `name` open. The lock goes with the process, however it ends.
-    pub(super) fn lock(&self, name: &str) -> Result<File, StoreError> {
+    /// Become the one process that has `name` open.
+    pub(super) fn lock(&self, name: &str) -> Result<Lock, StoreError> {
         let error = |source| StoreError::Io { path: self.path(name), source };
         let mut file = options().write(true).create(true).open(self.path(&lock_name(name))).map_err(error)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 // For the message of the next one only; a full disk is no reason not to go on.
                 let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-                Ok(file)
+                Ok(Lock(file))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
@@ -77,6 +77,17 @@ impl Folder {
             }
             Err(errno) => Err(error(errno.into())),
         }
+    }
+}
+
+/// Being the one process that has a store open. It goes with the process, however that ends.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do at once: a process that is being started has copies of all descriptors for a moment.
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 

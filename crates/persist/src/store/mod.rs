@@ -19,7 +19,6 @@ mod error;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -33,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Declaration, Declared, Name, Origin};
 
-use disk::{Disk, Folder};
+use disk::{Disk, Folder, Lock};
 pub use error::StoreError;
 
 /// The store that survives reboots, in its folder.
@@ -80,7 +79,8 @@ impl Stored {
 #[derive(Debug)]
 pub struct Store {
     engine: Engine<Folder>,
-    _lock: File,
+    // After the engine, so that it is dropped when the file is closed.
+    _lock: Lock,
 }
 
 impl Store {
@@ -304,8 +304,14 @@ impl<D: Disk> Engine<D> {
     /// Put back what was there before; whether that is done.
     fn take_back(&mut self, name: &Name, before: Option<Stored>) -> bool {
         let done = self.settle().is_ok() && self.commit((name, before.as_ref())).is_ok();
-        // What is in memory is read again in any case.
-        self.database = None;
+        if done {
+            match before {
+                Some(before) => drop(self.content.insert(name.clone(), before)),
+                None => drop(self.content.remove(name)),
+            }
+        } else {
+            self.database = None;
+        }
         done
     }
 

@@ -1,0 +1,81 @@
+//! The examples of docs/persistent-reservations.md are what they say they are.
+
+use std::path::Path;
+
+use portkeep_persist::{Services, dropin, import};
+
+const PAGE: &str = include_str!("../../../docs/persistent-reservations.md");
+
+/// The code blocks of a language, with the line each begins on.
+fn blocks(language: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut block: Option<(usize, String)> = None;
+    for (number, line) in PAGE.lines().enumerate() {
+        match &mut block {
+            None if line == format!("```{language}") => block = Some((number + 2, String::new())),
+            None => {}
+            Some(_) if line.starts_with("```") => found.extend(block.take()),
+            Some((_, text)) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    found
+}
+
+fn services() -> Services {
+    Services::parse("https 443/tcp\ndomain 53/tcp\ndomain 53/udp\nipp 631/tcp\nipp 631/udp\n")
+}
+
+#[test]
+fn every_toml_example_is_valid() {
+    let examples = blocks("toml");
+    assert_eq!(examples.len(), 4);
+    let mut stanzas = 0;
+    for (line, text) in examples {
+        match import(Path::new("example"), &text, &services()) {
+            Ok(read) => stanzas += read.len(),
+            Err(wrong) => panic!("the example on line {line}: {wrong:#?}"),
+        }
+    }
+    assert_eq!(stanzas, 9);
+}
+
+/// The example of portreserve's files says what they are read as.
+#[test]
+fn the_portreserve_example_is_what_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("portreserve/cups");
+    std::fs::create_dir(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "ipp\n").unwrap();
+    let read = dropin::check(&file, &services());
+    let (_, example) = blocks("toml").into_iter().find(|(_, text)| text.contains("portreserve:")).unwrap();
+    assert_eq!(read.declared[0].declaration, import(&file, &example, &services()).unwrap()[0]);
+}
+
+/// The complaints that are shown are those that are made.
+#[test]
+fn the_mistakes_are_told_as_shown() {
+    let text = "[[reservation]]\nname = \"web\"\ntcp = 443\nunit = \"nginx\"\nstrickt = true\n";
+    let told = import(Path::new("/etc/portkeep/ports.d/web.toml"), text, &services()).unwrap_err();
+    let told: String = told.iter().map(|one| format!("{one}\n")).collect();
+    assert!(blocks("text").iter().any(|(_, shown)| *shown == told), "{told}");
+}
+
+/// Every key of a stanza is in the table, and every key of the table is one.
+#[test]
+fn the_table_has_the_keys() {
+    let rows = PAGE.lines().skip_while(|line| *line != "| key | what it says |").skip(2);
+    let mut shown = Vec::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let first = row.split('|').nth(1).unwrap();
+        shown.extend(first.split('`').skip(1).step_by(2).map(|key| key.split(' ').next().unwrap().to_owned()));
+    }
+    let told = import(Path::new("f"), "[[reservation]]\nzzzzzzzz = 1\n", &services()).unwrap_err();
+    let help = told.iter().find_map(|one| one.help.as_deref()?.strip_prefix("the keys here are ")).unwrap();
+    let mut known: Vec<&str> = help.split(", ").collect();
+    known.sort_unstable();
+    shown.sort_unstable();
+    assert_eq!(shown, known);
+}
