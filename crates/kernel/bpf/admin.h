@@ -123,6 +123,18 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	return 0;
 }
 
+/* Here and not from user space, which could only write limit and use together, and lose what is charged meanwhile. */
+__inline int admin_limit(struct admin_request *q)
+{
+	__u32 uid = q->uid;
+	struct quota *quota = quota_of(uid);
+
+	if (!quota)
+		return ENOMEM;
+	quota->limit = q->limit;
+	return 0;
+}
+
 /* BPF has no fence of its own; an atomic operation that returns the old value is one. */
 #define FENCE(r)                                                             \
 	do {                                                                 \
@@ -176,6 +188,8 @@ __noinline int admin_other(struct __sk_buff *ctx)
 		return admin_unaside(&q);
 	case PORTKEEP_ADMIN_CHANGE:
 		return admin_change(r, &q);
+	case PORTKEEP_ADMIN_LIMIT:
+		return admin_limit(&q);
 	}
 	return EINVAL;
 }

@@ -353,6 +353,7 @@ struct event {
 #define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
 #define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
 #define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
+#define PORTKEEP_ADMIN_LIMIT 8    /* `uid` may hold `limit` ports */
 
 /* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgresql" } */
 struct admin_request {
@@ -373,6 +374,8 @@ struct admin_request {
 	__u16 align;
 	__u16 zero;
 	char label[PORTKEEP_LABEL];
+	__u32 limit; /* 0 = the default, UNLIMITED = none */
+	__u32 zero2;
 };
 
 #endif

@@ -186,23 +186,28 @@ __inline void entry_free(__u32 id)
 		__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id));
 }
 
-/* Ports a uid holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
-__noinline int quota_charge(__u32 uid, __u32 ports)
+__inline struct quota *quota_of(__u32 uid)
 {
-	struct config *c = the_config();
 	struct quota *q = bpf_map_lookup_elem(&quotas, &uid);
-	__u32 limit;
 
-	if (!c)
-		return ENOMEM;
 	if (!q) {
 		struct quota fresh = {};
 
 		bpf_map_update_elem(&quotas, &uid, &fresh, BPF_NOEXIST);
 		q = bpf_map_lookup_elem(&quotas, &uid);
-		if (!q)
-			return ENOMEM;
 	}
+	return q;
+}
+
+/* Ports a uid holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
+__noinline int quota_charge(__u32 uid, __u32 ports)
+{
+	struct config *c = the_config();
+	struct quota *q = quota_of(uid);
+	__u32 limit;
+
+	if (!c || !q)
+		return ENOMEM;
 	limit = q->limit;
 	if (!limit && c->group_quotas) {
 		__u32 gid = bpf_get_current_uid_gid() >> 32;

@@ -27,6 +27,8 @@ struct Request {
     align: u16,
     zero: u16,
     label: [u8; 24],
+    limit: u32,
+    zero2: u32,
 }
 
 const CONFIRM: u32 = 1;
@@ -36,6 +38,7 @@ const ASIDE: u32 = 4;
 const UNASIDE: u32 = 5;
 const CREATE: u32 = 6;
 const CHANGE: u32 = 7;
+const LIMIT: u32 = 8;
 
 use crate::persistent::{Created, Wanted};
 
@@ -131,6 +134,11 @@ impl Admin {
         self.run(Request { op: END, id, token: token.get(), ..EMPTY }).map(drop)
     }
 
+    /// Give a uid a limit of its own: ports it may hold; 0 = the default, `u32::MAX` = none.
+    pub fn set_quota_limit(&self, uid: u32, limit: u32) -> Result<(), AdminError> {
+        self.run(Request { op: LIMIT, uid, limit, ..EMPTY }).map(drop)
+    }
+
     /// A pool port (host byte order) that was in use before `up`: do not give it out.
     pub fn set_aside(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
         self.run(Request { op: ASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
@@ -170,4 +178,6 @@ const EMPTY: Request = Request {
     align: 0,
     zero: 0,
     label: [0; 24],
+    limit: 0,
+    zero2: 0,
 };

@@ -457,16 +457,6 @@ impl Maps {
         self.quotas.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "quotas", source }))
     }
 
-    /// Give a uid a limit of its own: 0 = the default, `u32::MAX` = none.
-    ///
-    /// Not atomic against an ACQUIRE of the same uid at the same moment: do it while the uid is idle.
-    pub fn set_quota_limit(&mut self, uid: u32, limit: u32) -> Result<(), MapAccessError> {
-        let used = optional("quotas", self.quotas.get(&uid, 0))?.map_or(0, |quota| quota.used);
-        self.quotas
-            .insert(uid, Quota { used, limit }, 0)
-            .map_err(|source| MapAccessError::Call { name: "quotas", source })
-    }
-
     /// Users with a limit of their own.
     pub fn own_limits(&self) -> impl Iterator<Item = Result<u32, MapAccessError>> {
         self.quotas().filter(|item| !matches!(item, Ok((_, quota)) if quota.limit == 0)).map(|item| Ok(item?.0))

@@ -258,6 +258,8 @@ fn events_and_the_administrators_requests_are_where_they_always_were() {
         ("align", 60, 2),
         ("zero", 62, 2),
         ("label", 64, 24),
+        ("limit", 88, 4),
+        ("zero2", 92, 4),
     ];
-    assert_eq!(btf.fields("admin_request"), (88, expected.to_vec()));
+    assert_eq!(btf.fields("admin_request"), (96, expected.to_vec()));
 }

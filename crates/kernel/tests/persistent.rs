@@ -435,9 +435,10 @@ fn group_quotas_apply_where_the_user_has_none() {
         most
     };
     assert_eq!((most(OTHER), most(NOBODY)), (8, 5));
-    world.maps().set_quota_limit(OTHER, 3).unwrap();
+    let admin = world.sandbox().loaded().admin().unwrap();
+    admin.set_quota_limit(OTHER, 3).unwrap();
     assert_eq!(most(OTHER), 3);
-    world.maps().set_quota_limit(OTHER, 0).unwrap();
+    admin.set_quota_limit(OTHER, 0).unwrap();
     world.maps().set_group_limits(&Default::default()).unwrap();
     world.maps().reconfigure(&Settings::default()).unwrap();
     assert_eq!(most(OTHER), 19);

@@ -1,0 +1,95 @@
+//! Users and groups by name and number, from wherever this machine has them (NSS).
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    ffi::CString,
+    time::{Duration, Instant},
+};
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use portkeep_persist::Account;
+
+/// Names for messages are looked up again after this.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// The uid of a user; a sentence if there is none.
+pub(super) fn uid(account: &Account) -> Result<u32, String> {
+    match account {
+        Account::Id(id) => Ok(*id),
+        Account::Name(name) => match User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err(format!("there is no user {name:?}")),
+            Err(errno) => Err(format!("cannot look up user {name:?}: {errno}")),
+        },
+    }
+}
+
+fn group(account: &Account) -> Result<Option<Group>, String> {
+    let (found, name) = match account {
+        Account::Id(id) => (Group::from_gid(Gid::from_raw(*id)), id.to_string()),
+        Account::Name(name) => (Group::from_name(name), name.clone()),
+    };
+    found.map_err(|errno| format!("cannot look up group {name:?}: {errno}"))
+}
+
+/// The gid of a group; a sentence if there is none.
+pub(super) fn gid(account: &Account) -> Result<u32, String> {
+    match account {
+        Account::Id(id) => Ok(*id),
+        Account::Name(name) => match group(account)? {
+            Some(group) => Ok(group.gid.as_raw()),
+            None => Err(format!("there is no group {name:?}")),
+        },
+    }
+}
+
+/// The uids of those the group database lists as members. Whose primary group it is is not listed there.
+pub(super) fn members(account: &Account) -> Vec<u32> {
+    let listed = group(account).ok().flatten().map(|group| group.mem).unwrap_or_default();
+    listed.iter().filter_map(|name| Some(User::from_name(name).ok()??.uid.as_raw())).collect()
+}
+
+/// Whether a user belongs to a group by what the databases say. Not what one of its processes may have
+/// put on or off: this is asked for processes that may be gone.
+pub(super) fn belongs(uid: u32, gid: u32) -> bool {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
+    let Ok(name) = CString::new(user.name) else { return false };
+    let groups = getgrouplist(&name, user.gid).unwrap_or_default();
+    user.gid.as_raw() == gid || groups.contains(&Gid::from_raw(gid))
+}
+
+/// Names of users for messages, remembered for a while.
+#[derive(Debug, Default)]
+pub(super) struct UserNames {
+    known: RefCell<HashMap<u32, (Instant, Option<String>)>>,
+}
+
+impl UserNames {
+    pub(super) fn of(&self, uid: u32) -> Option<String> {
+        let mut known = self.known.borrow_mut();
+        if let Some((when, name)) = known.get(&uid)
+            && when.elapsed() < FRESH
+        {
+            return name.clone();
+        }
+        let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+        known.insert(uid, (Instant::now(), name.clone()));
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_known_everywhere() {
+        assert_eq!(uid(&Account::Name("root".into())), Ok(0));
+        assert_eq!(gid(&Account::Id(4711)), Ok(4711));
+        assert_eq!(UserNames::default().of(0).as_deref(), Some("root"));
+        assert!(uid(&Account::Name("nobody-has-this-name".into())).unwrap_err().contains("nobody-has-this-name"));
+        assert!(gid(&Account::Name("nobody-has-this-name".into())).is_err());
+        assert!(belongs(0, 0) && !belongs(0, 4711) && !belongs(4711, 0));
+    }
+}

@@ -1,0 +1,114 @@
+//! Does a process belong to those a reservation is for? Asked for sockets that were there first (`around`): the
+//! kernel part decides the same for those that come later.
+
+use std::fs;
+
+use portkeep_core::{PortRange, Transport};
+use portkeep_kernel::{Config, ForWhom, cgroup};
+
+use crate::process::Binders;
+
+/// What `/proc/PID/status` says of who a process is.
+struct Identity {
+    uid: u32,
+    /// Real, effective and supplementary.
+    gids: Vec<u32>,
+}
+
+fn identity(pid: u32) -> Option<Identity> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = |key: &str| -> Vec<u32> {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+    };
+    let uid = *numbers("Uid:").first()?;
+    let gids = numbers("Gid:").into_iter().take(2).chain(numbers("Groups:")).collect();
+    Some(Identity { uid, gids })
+}
+
+/// The cgroup of a process as names below the hierarchy's root.
+fn cgroup_of(pid: u32) -> Option<Vec<String>> {
+    let path = cgroup::of_process(pid)?;
+    let below = path.strip_prefix(cgroup::root()?).ok()?;
+    Some(below.iter().map(|part| part.to_string_lossy().into_owned()).collect())
+}
+
+/// The unit a cgroup belongs to, as the kernel part tells it: the topmost below the enforced one that is no slice.
+fn unit_of(cgroup: &[String], enforced_depth: usize) -> Option<&str> {
+    cgroup.iter().skip(enforced_depth).map(String::as_str).find(|name| !name.ends_with(".slice"))
+}
+
+/// What the kernel part goes by, too.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judge {
+    /// How deep the enforced cgroup is below the hierarchy's root.
+    enforced_depth: usize,
+    admin_gid: u32,
+}
+
+impl Judge {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { enforced_depth: config.enforce_level as usize, admin_gid: config.admin_gid }
+    }
+
+    fn is_rightful(&self, pid: u32, for_whom: &ForWhom) -> bool {
+        let Some(identity) = identity(pid) else { return false };
+        match for_whom {
+            ForWhom::Administrators => {
+                identity.uid == 0 || self.admin_gid != 0 && identity.gids.contains(&self.admin_gid)
+            }
+            ForWhom::User(uid) => identity.uid == *uid,
+            ForWhom::Group(gid) => identity.gids.contains(gid),
+            ForWhom::Unit(unit) => {
+                cgroup_of(pid).is_some_and(|cgroup| unit_of(&cgroup, self.enforced_depth) == Some(unit.as_str()))
+            }
+            ForWhom::Cgroup(path) => cgroup_of(pid).is_some_and(|cgroup| cgroup.starts_with(path)),
+        }
+    }
+
+    /// Whether everybody who has the port bound, in the calling thread's network namespace, is rightful. A process
+    /// that cannot be seen is not.
+    pub(super) fn all_rightful(&self, transport: Transport, port: u16, for_whom: &ForWhom) -> bool {
+        match Binders::of(transport, port) {
+            Some(binders) if !binders.known.is_empty() => {
+                binders.known.iter().all(|process| self.is_rightful(process.pid, for_whom))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// "8443/tcp is in use by pid 812 (nginx)".
+pub(super) fn in_use_by(transport: Transport, port: u16) -> String {
+    crate::conflict::in_use(PortRange::single(port).expect("a bound port is not 0"), transport.into())
+        .unwrap_or_else(|| format!("{port}/{transport} is in use"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_told_as_the_kernel_part_tells_them() {
+        let unit = |path: &str, depth| {
+            let names: Vec<String> = path.split('/').map(str::to_owned).collect();
+            unit_of(&names, depth).map(str::to_owned)
+        };
+        assert_eq!(unit("system.slice/a.service/x", 0).as_deref(), Some("a.service"));
+        assert_eq!(unit("user.slice/user-1.slice/user@1.service/b.service", 0).as_deref(), Some("user@1.service"));
+        assert_eq!(unit("test/system.slice/a.service", 1).as_deref(), Some("a.service"));
+        assert_eq!(unit("system.slice", 0), None);
+    }
+
+    #[test]
+    fn this_process_is_itself() {
+        let own = std::process::id();
+        let who = identity(own).unwrap();
+        let judge = Judge { enforced_depth: 0, admin_gid: who.gids[0] };
+        assert!(judge.is_rightful(own, &ForWhom::User(who.uid)) && !judge.is_rightful(own, &ForWhom::User(who.uid + 1)));
+        assert!(judge.is_rightful(own, &ForWhom::Group(who.gids[0])));
+        if let Some(cgroup) = cgroup_of(own).filter(|cgroup| !cgroup.is_empty()) {
+            assert!(judge.is_rightful(own, &ForWhom::Cgroup(cgroup)));
+        }
+    }
+}
