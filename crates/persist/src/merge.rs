@@ -18,6 +18,7 @@ pub enum Origin {
     /// A drop-in file.
     File {
         /// The file, as it was opened.
+        #[serde(serialize_with = "crate::files::shown")]
         path: PathBuf,
         /// The line its stanza begins on, from 1.
         line: usize,
