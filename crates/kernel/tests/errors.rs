@@ -585,8 +585,8 @@ fn over_the_quota_is_edquot() {
     });
     world.assert_empty();
     // A limit of one's own, and none at all.
-    let mut maps = world.maps();
-    maps.set_quota_limit(NOBODY, 3).unwrap();
+    let admin = world.sandbox().loaded().admin().unwrap();
+    admin.set_quota_limit(NOBODY, 3).unwrap();
     in_child(|| {
         become_user(NOBODY);
         let owner = tcp();
@@ -594,7 +594,7 @@ fn over_the_quota_is_edquot() {
         reserve(&owner, 0, 3);
         assert_eq!(errno(control::acquire(&owner, &request(1, 0))), Errno::EDQUOT);
     });
-    maps.set_quota_limit(NOBODY, u32::MAX).unwrap();
+    admin.set_quota_limit(NOBODY, u32::MAX).unwrap();
     in_child(|| {
         become_user(NOBODY);
         reserve(&tcp(), 0, 4536);

@@ -17,6 +17,7 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Diagnostic {
     /// The file.
+    #[serde(serialize_with = "crate::files::shown")]
     pub file: PathBuf,
     /// The line, from 1; `None` if it is the file as a whole.
     pub line: Option<usize>,

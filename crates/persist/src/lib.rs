@@ -11,6 +11,18 @@
 //! line and column; never a panic.
 //!
 //! Every port in this crate is in host byte order.
+//!
+//! ```
+//! use portkeep_persist::{Services, import};
+//!
+//! let text = "[[reservation]]\nname = \"db\"\ntcp = 5432\nunit = \"postgresql\"\n";
+//! let wrong = import("db.toml".as_ref(), text, &Services::default()).unwrap_err();
+//! assert_eq!(
+//!     wrong[0].to_string(),
+//!     "db.toml:4:8: \"postgresql\" is not the name of a service or scope: it ends in neither .service nor .scope\n\
+//!      help: write \"postgresql.service\""
+//! );
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod config;

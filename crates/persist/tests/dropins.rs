@@ -232,3 +232,17 @@ fn check_tells_what_load_would_and_more() {
     root.file("home", "draft.toml", stanza("a", 1));
     assert_eq!(check(&root.path("home/draft.toml")), [""; 0]);
 }
+
+/// Whatever a file is called, what is said about it can be told as JSON.
+#[test]
+fn a_name_that_is_not_text_is_still_told() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let root = Root::new();
+    let path = root.path(&format!("{ETC}/x")).with_file_name(OsStr::from_bytes(b"caf\xe9.toml"));
+    fs::write(&path, format!("{}[[reservation]]\n", stanza("a", 1))).unwrap();
+    root.file(LIB, "a.toml", stanza("a", 1));
+    let loaded = root.load();
+    let json = serde_json::to_string(&loaded).unwrap();
+    assert!(json.contains("caf\u{fffd}.toml"), "{json}");
+    assert_eq!(serde_json::to_value(merge([], loaded.declared)).unwrap()["conflicts"][0]["reason"], "name");
+}

@@ -1,6 +1,9 @@
 //! Where a persistent reservation comes from.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +14,7 @@ pub enum Origin {
     /// A drop-in file.
     File {
         /// The file, as it was opened.
+        #[serde(serialize_with = "shown")]
         path: PathBuf,
         /// The line its stanza begins on, from 1.
         line: usize,
@@ -29,6 +33,11 @@ pub enum Origin {
         /// When, in seconds since 1970.
         since: u64,
     },
+}
+
+/// A path may have bytes that are no text; JSON may not.
+fn shown<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 impl fmt::Display for Origin {
