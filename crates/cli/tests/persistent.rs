@@ -243,7 +243,7 @@ fn any_block_is_chosen_once_and_kept() {
     any.block = portkeep::persistent::Block::Any { count: 20, align: 2 };
     let created = place.connect().create(&any, Kept::Persistent).unwrap();
     let block = created.declaration.ports;
-    assert!(block.count() == 20 && block.start() % 2 == 0 && block.start() >= 61000);
+    assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);
     agent.stop();
     end_all(&world);
     // Somebody else would get the same numbers now, were they not kept.
