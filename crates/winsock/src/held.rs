@@ -57,10 +57,14 @@ pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
     Ok(grant)
 }
 
-pub(crate) fn release(token: u64) -> Result<(), i32> {
+pub(crate) fn release(fd: i32, token: u64) -> Result<(), i32> {
+    let transport = crate::socket::transport(fd)?;
     let mut books = lock();
     for list in books.get_or_insert_default().owned.values_mut() {
-        if let Some(index) = list.iter().position(|reservation| reservation.token().get() == token) {
+        if let Some(index) = list
+            .iter()
+            .position(|reservation| reservation.token().get() == token && reservation.transports().contains(transport))
+        {
             drop(list.swap_remove(index));
             return Ok(());
         }
