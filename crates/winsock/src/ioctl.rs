@@ -27,6 +27,7 @@ use crate::{
 const SIO_ACQUIRE_PORT_RESERVATION: u32 = 0x9800_0064;
 const SIO_RELEASE_PORT_RESERVATION: u32 = 0x9800_0065;
 const SIO_ASSOCIATE_PORT_RESERVATION: u32 = 0x9800_0066;
+const SIO_FLUSH: u32 = 0x2800_0004;
 const FIONBIO: u32 = 0x8004_667e;
 const FIONREAD: u32 = 0x4004_667f;
 /// What `<sys/ioctl.h>` calls by the same names, for programs that include it too.
@@ -70,6 +71,7 @@ impl Call {
             SIO_ACQUIRE_PORT_RESERVATION => self.acquire(),
             SIO_RELEASE_PORT_RESERVATION => self.use_token(wire::RELEASE),
             SIO_ASSOCIATE_PORT_RESERVATION => self.use_token(wire::ASSOCIATE),
+            SIO_FLUSH => self.flush(),
             FIONBIO | SYSTEM_FIONBIO => self.set_non_blocking(),
             FIONREAD | SYSTEM_FIONREAD => self.bytes_to_read(),
             _ => Err(self.blame(error::WSAEOPNOTSUPP)),
@@ -190,6 +192,10 @@ impl Call {
         self.check_sizes(size_of::<PortRange>() as u32, self.output_size >= SIZE)?;
         let mode = self.mode()?;
         let range: PortRange = self.memory.read(self.input).map_err(|e| self.blame(fault(e)))?;
+        if self.output == 0 {
+            // To the kernel that would be "never mind".
+            return Err(self.blame(error::WSAEFAULT));
+        }
         let fd = self.fd()?;
         let request =
             AcquireRequest { start: u16::from_be(range.start), count: range.count, ..AcquireRequest::default() };
@@ -276,6 +282,16 @@ impl Call {
                 self.done(mode, SIZE as u32)
             }
         }
+    }
+
+    /// What Winsock queues to send the kernel has already here; only control codes can be pending.
+    fn flush(&self) -> Result<(), i32> {
+        let mode = self.mode()?;
+        if !socket::is_socket(self.socket) {
+            return Err(error::WSAENOTSOCK);
+        }
+        pending::abort_socket(self.socket);
+        self.done(mode, 0)
     }
 
     fn set_non_blocking(&self) -> Result<(), i32> {

@@ -241,8 +241,11 @@ fn check_stream(stream: *mut File) -> Result<(), i32> {
 /// As for the system's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn portkeep_ws_vswprintf(text: *mut Wide, n: usize, format: usize, list: VaList) -> i32 {
-    // SAFETY: the caller's promises are passed on.
-    crate::value(-1, || translate_wide(format).map(|format| unsafe { vswprintf(text, n, format.as_ptr(), list) }))
+    crate::value(-1, || {
+        let format = translate_wide(format)?;
+        // SAFETY: the caller's promises are passed on.
+        Ok(unsafe { vswprintf(text, n, format.as_ptr(), list) })
+    })
 }
 
 /// `vfprintf` with Microsoft's formats.
@@ -267,9 +270,10 @@ pub unsafe extern "C" fn portkeep_ws_vfprintf(stream: *mut File, format: usize, 
 /// As for the system's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn portkeep_ws_vsnprintf(text: *mut c_char, length: usize, format: usize, list: VaList) -> i32 {
-    // SAFETY: the caller's promises are passed on.
     crate::value(-1, || {
-        translate_narrow(format).map(|format| unsafe { vsnprintf(text, length, format.as_ptr(), list) })
+        let format = translate_narrow(format)?;
+        // SAFETY: the caller's promises are passed on.
+        Ok(unsafe { vsnprintf(text, length, format.as_ptr(), list) })
     })
 }
 

@@ -106,7 +106,7 @@ static void the_rest(char *x)
 	closesocket(s);
 }
 
-/* With any argument: the control codes only. */
+/* With the argument "codes": the control codes only. */
 int main(int argc, char **argv)
 {
 	static const DWORD codes[] = { SIO_ACQUIRE_PORT_RESERVATION, SIO_RELEASE_PORT_RESERVATION,
@@ -116,7 +116,7 @@ int main(int argc, char **argv)
 	int way, position;
 	size_t code;
 
-	(void)argv;
+	int codes_only = argc > 1 && !strcmp(argv[1], "codes");
 	CHECK(WSAStartup(MAKEWORD(2, 2), &data) == 0);
 	good = pages(PROT_READ | PROT_WRITE);
 	end = pages(PROT_READ | PROT_WRITE);
@@ -133,7 +133,7 @@ int main(int argc, char **argv)
 		for (position = 0; position < POSITIONS; position++)
 			for (way = 0; way < WAYS; way++)
 				abuse(codes[code], position, wrong[way]);
-	for (way = 0; way < WAYS && argc == 1; way++)
+	for (way = 0; way < WAYS && !codes_only; way++)
 		the_rest(wrong[way]);
 	/* Unaligned is not wrong. */
 	{

@@ -1,7 +1,9 @@
-/* The provider interface: the table of WSPStartup, errors in *lpErrno, the upcall for routines. */
+/* The provider interface: the table of WSPStartup, errors in *lpErrno, the upcall for routines. The argument is the agent. */
 #include <winsock2.h>
 #include <ws2spi.h>
 #include <mstcpip.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include "check.h"
 
@@ -27,8 +29,9 @@ static void apc(DWORD_PTR context)
 	ran++;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	pid_t agent = argc == 2 ? (pid_t)atoi(argv[1]) : 0;
 	WSPDATA data;
 	WSPPROC_TABLE table;
 	WSPUPCALLTABLE upcalls;
@@ -79,10 +82,14 @@ int main(void)
 	/* The thread id is copied: what becomes of the caller's does not matter. */
 	copy = thread;
 	range.StartPort = htons(41100);
+	if (agent <= 0)
+		return 2;
+	CHECK(kill(agent, SIGSTOP) == 0);
 	CHECK(WSPIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, 4, &out, 16, &bytes, &ov, routine, &copy, &error) ==
 	      SOCKET_ERROR);
 	CHECK(error == WSA_IO_PENDING);
 	memset(&copy, 0xff, sizeof(copy));
+	CHECK(kill(agent, SIGCONT) == 0);
 	CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION && ran == 1 && queued == 1);
 	/* Done at once: the routine has been queued by then. */
 	range.StartPort = 0;

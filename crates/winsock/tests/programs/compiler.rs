@@ -2,6 +2,8 @@
 //! `cc prog.c $(pkg-config --cflags --libs portkeep-winsock)`.
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
@@ -9,6 +11,9 @@ use std::{
 
 use portkeep_winsock::install::{Installed, install};
 use tempfile::TempDir;
+
+/// What every C program of these tests is compiled with.
+pub(crate) const STRICT: &[&str] = &["-std=c11", "-g", "-Wall", "-Wextra", "-Werror"];
 
 /// The layer, installed where only these tests see it.
 pub(crate) struct Kit {
@@ -33,6 +38,8 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
             return None;
         }
         let folder = TempDir::with_prefix("portkeep-winsock-").expect("a folder");
+        // For those who run a program as nobody.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
         // This test lies next to the libraries it was built with.
         let exe = std::env::current_exe().expect("where this test is");
         let installed = install(folder.path(), exe.parent().expect("a folder")).expect("the layer is installed");
@@ -47,6 +54,11 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
 impl Kit {
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What Valgrind takes for an error in the layer and is none.
+    pub(crate) fn suppressions(&self) -> PathBuf {
+        self.installed.suppressions.clone()
     }
 
     pub(crate) fn shared_library(&self) -> PathBuf {

@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use portkeep_testkit::World;
+
 use crate::{
+    bed::AgentProcess,
     compiler::{kit, text},
-    kernel,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from-windows.md");
@@ -13,9 +15,8 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from
 fn the_programs_of_the_manual_run() {
     let test = "the_programs_of_the_manual_run";
     let Some(kit) = kit(test) else { return };
-    if !kernel(test) {
-        return;
-    }
+    let Some(world) = World::enter(test) else { return };
+    let _agent = AgentProcess::start(&world);
     let page = fs::read_to_string(PAGE).expect("the page");
     let programs: Vec<&str> = page.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!programs.is_empty());
