@@ -223,6 +223,15 @@ static int acquire_now(SOCKET s, int port, INET_PORT_RESERVATION_INSTANCE *block
 	return error;
 }
 
+/* A blocking request, while another thread tries the same ports to see whether this one waits: it may have them just then. */
+static int acquire_against(SOCKET s, int port, INET_PORT_RESERVATION_INSTANCE *block)
+{
+	int result;
+	while ((result = acquire(s, port, 2, block)) != 0 && WSAGetLastError() == WSAEADDRINUSE)
+		Sleep(1);
+	return result;
+}
+
 static void *start_and_leave(void *unused)
 {
 	(void)unused;
@@ -244,7 +253,7 @@ static void *close_from_outside(void *unused)
 	INET_PORT_RESERVATION_INSTANCE block;
 	SOCKET s = tcp();
 	(void)unused;
-	/* As soon as the ports are claimed. The agent is stopped: what is refused at once is claimed by the other. */
+	/* As soon as the other has claimed the ports, and waits. */
 	while (acquire_now(s, 40030, &block) != WSAEADDRINUSE)
 		Sleep(1);
 	CHECK(closesocket(shared) == 0);
@@ -290,7 +299,7 @@ static void threads(void)
 	given_back(40020);
 	/* closesocket from elsewhere ends it as well. */
 	pthread_create(&thread, NULL, close_from_outside, NULL);
-	CHECK_ERROR(acquire(shared, 40030, 2, &block), WSA_OPERATION_ABORTED);
+	CHECK_ERROR(acquire_against(shared, 40030, &block), WSA_OPERATION_ABORTED);
 	pthread_join(thread, NULL);
 	given_back(40030);
 	agent_goes_on();
@@ -360,7 +369,7 @@ static void killed(void)
 	ov.hEvent = WSACreateEvent();
 	CHECK_ERROR(start(s, 40050, NULL), WSA_IO_PENDING);
 	pthread_create(&thread, NULL, kill_the_agent, NULL);
-	CHECK_ERROR(acquire(other, 40040, 2, &block), WSAENETDOWN);
+	CHECK_ERROR(acquire_against(other, 40040, &block), WSAENETDOWN);
 	pthread_join(thread, NULL);
 	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, WSA_INFINITE, FALSE) == WSA_WAIT_EVENT_0);
 	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == WSAENETDOWN);
