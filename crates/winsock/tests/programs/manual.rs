@@ -7,6 +7,7 @@ use portkeep_testkit::World;
 use crate::{
     bed::AgentProcess,
     compiler::{kit, text},
+    symbols::declared,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from-windows.md");
@@ -27,4 +28,17 @@ fn the_programs_of_the_manual_run() {
             kit.command(kit.build("cc", &["-Wall", "-Wextra", "-Werror"], &source)).output().expect("it starts");
         assert!(output.status.success(), "program {index}: {} {}", output.status, text(&output));
     }
+}
+
+#[test]
+fn the_manual_names_every_function() {
+    let page = fs::read_to_string(PAGE).expect("the page");
+    let plumbing = ["portkeep_ws_wide_arguments"];
+    let missing: Vec<String> = declared()
+        .into_iter()
+        .filter(|symbol| !plumbing.contains(&symbol.as_str()))
+        .map(|symbol| symbol.trim_start_matches("portkeep_ws_").to_owned())
+        .filter(|name| !page.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|word| word == name))
+        .collect();
+    assert_eq!(missing, Vec::<String>::new());
 }
