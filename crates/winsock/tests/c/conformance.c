@@ -32,6 +32,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #define HERE W_AGENT
 #endif
@@ -671,6 +672,21 @@ static void token_of_another_namespace(void)
 	closesocket(s);
 }
 
+static void more_than_descriptors(void)
+{
+	INET_PORT_RESERVATION_INSTANCE block;
+	struct rlimit before, few;
+	SOCKET s = tcp();
+	CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+	few = before;
+	few.rlim_cur = 64;
+	CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+	CHECK_ERROR(acquire(s, 0, 200, &block), WSAENOBUFS);
+	CHECK(acquire(s, 0, 20, &block) == 0);
+	CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+	closesocket(s);
+}
+
 /* ---- where the agent does not answer: requests that wait -------------------- */
 
 static WSAOVERLAPPED ov;
@@ -1056,6 +1072,7 @@ static const struct {
 	{ "an event that is none", bad_event, W_ALL, 0 },
 #ifndef _WIN32
 	{ "token of another network namespace (OURS)", token_of_another_namespace, W_ROOT, 0 },
+	{ "no kernel part: more ports than descriptors (OURS)", more_than_descriptors, W_HELD, 0 },
 	{ "WSA_IO_PENDING", pending, W_STOPPED, 0 },
 	{ "WSA_IO_INCOMPLETE", incomplete, W_STOPPED, 0 },
 	{ "CancelIoEx is WSA_OPERATION_ABORTED", cancelled, W_STOPPED, 0 },

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include "check.h"
 
@@ -202,6 +203,42 @@ static void cancelled(void)
 	agent_goes_on();
 }
 
+static char *page(void)
+{
+	return mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/* What a request was to write to goes away while it waits. That is the program's mistake, and no crash. */
+static void vanished(void)
+{
+	SOCKET s = tcp();
+	INET_PORT_RANGE range = { htons(40060), 2 };
+	char *there = page();
+	WSAOVERLAPPED *lost;
+	DWORD count, flags;
+
+	memset(&ov, 0, sizeof(ov));
+	agent_stops();
+	CHECK_ERROR(WSAIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, sizeof(range), there, 16, &bytes, &ov, NULL),
+		    WSA_IO_PENDING);
+	munmap(there, 4096);
+	agent_goes_on();
+	/* It cannot be told, so it is given back. */
+	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == WSAEFAULT);
+	CHECK(acquire(s, 40060, 2, &out) == 0);
+	CHECK(release(s, &out) == 0);
+	/* The overlapped structure itself. */
+	there = page();
+	lost = (WSAOVERLAPPED *)(void *)there;
+	agent_stops();
+	CHECK_ERROR(WSAIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, sizeof(range), &out, 16, &bytes, lost, NULL),
+		    WSA_IO_PENDING);
+	munmap(there, 4096);
+	CHECK(CancelIoEx((HANDLE)s, NULL));
+	agent_goes_on();
+	closesocket(s);
+}
+
 static SOCKET shared;
 
 /* The error of a request that is not waited for: WSA_IO_PENDING if it would have to. */
@@ -392,6 +429,7 @@ int main(int argc, char **argv)
 	with_an_event();
 	with_a_routine();
 	cancelled();
+	vanished();
 	threads();
 	without_the_attribute();
 	events();
