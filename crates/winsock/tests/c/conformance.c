@@ -1151,6 +1151,9 @@ int main(int argc, char **argv)
 	}
 	if (argc > 2)
 		base = atoi(argv[2]);
+#ifndef _WIN32
+	alarm(300); /* what waits for ever shall not hang the tests */
+#endif
 	before_startup();
 	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
 		if (rows[i].worlds & world)

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "check.h"
 
 static int queued, ran;
@@ -44,6 +45,7 @@ int main(int argc, char **argv)
 	struct sockaddr_in name = { 0 };
 	SOCKET s;
 
+	alarm(300); /* what waits for ever shall not hang the tests */
 	memset(&table, 0, sizeof(table));
 	memset(&upcalls, 0, sizeof(upcalls));
 	upcalls.lpWPUQueueApc = queue_apc;
