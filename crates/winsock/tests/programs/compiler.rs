@@ -3,9 +3,9 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -30,6 +30,22 @@ pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name)
 }
 
+/// What a static holds is never dropped, so somebody else removes the folder: he waits for the end of his input, which
+/// comes when this process is gone, however it goes.
+#[expect(clippy::zombie_processes, reason = "it outlives this process")]
+fn remove_at_the_end(folder: &Path) {
+    let mut janitor = Command::new("sh")
+        .args(["-c", "cat >/dev/null; rm -rf \"$0\""])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("sh");
+    std::mem::forget(janitor.stdin.take());
+}
+
 /// `None`, and a visible word about it, without a compiler.
 pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
     static KIT: OnceLock<Option<Kit>> = OnceLock::new();
@@ -40,6 +56,7 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
         let folder = TempDir::with_prefix("portkeep-winsock-").expect("a folder");
         // For those who run a program as nobody.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
+        remove_at_the_end(folder.path());
         // This test lies next to the libraries it was built with.
         let exe = std::env::current_exe().expect("where this test is");
         let installed = install(folder.path(), exe.parent().expect("a folder")).expect("the layer is installed");
