@@ -185,12 +185,22 @@ __inline int is_subflow(struct bpf_sock *sk)
 	return mptcp_known && bpf_skc_to_mptcp_sock(sk) != NULL;
 }
 
-__inline void claim(struct socket_state *st, __u64 token, __u32 id, __u32 port, __u32 transport)
+/* False if the reservation has ended: what was read of `r` may then be of another. */
+__inline int claim(struct socket_state *st, struct reservation *r, __u64 token, __u32 id, __u32 port, __u32 transport)
 {
+	st->payer = *(volatile __u32 *)&r->uid;
 	st->claim_token = token;
 	st->claim_id = id;
 	st->claim_port = port;
 	st->transport = transport;
+	return reservation_alive(r, token);
+}
+
+/* The socket no longer uses the port. If that frees it, its reservation having ended, it is paid for no longer. */
+__inline void use_end_paid(struct socket_state *st, struct word *w, __u32 port)
+{
+	if (use_end(w, st->transport, port))
+		quota_return(st->payer, 1);
 }
 
 /* An associated socket binds: out of its block or not at all. */
@@ -220,7 +230,10 @@ __inline int bind_associated(struct bpf_sock_addr *ctx, struct socket_state *st,
 		return REFUSE;
 	}
 	allow_time_wait(ctx, transport, w, port);
-	claim(st, st->token, st->id, port, transport);
+	if (!claim(st, r, st->token, st->id, port, transport)) {
+		bpf_set_retval(-EACCES);
+		return REFUSE;
+	}
 	return PASS_PRIVILEGED;
 }
 
@@ -268,7 +281,8 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	if (!st)
 		return refuse(netns, transport, port, id);
 	allow_time_wait(ctx, transport, w, port);
-	claim(st, token, id, port, transport);
+	if (!claim(st, r, token, id, port, transport))
+		return refuse(netns, transport, port, id);
 	st->subflow = is_subflow(sk);
 	return PASS_PRIVILEGED;
 }
@@ -282,7 +296,7 @@ __inline int settle(struct socket_state *st, struct word *w, __u64 netns, __u32 
 		return r && reservation_alive(r, st->claim_token);
 	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
 	if (use_begin(w, port) >= USES_MAX || !r || !reservation_alive(r, st->claim_token)) {
-		use_end(w, st->transport, port);
+		use_end_paid(st, w, port);
 		return 0;
 	}
 	if (st->drawn_port == port)
@@ -383,7 +397,11 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 		}
 		if (failed)
 			continue;
-		claim(st, st->token, st->id, port, transport);
+		/* Ended meanwhile: settle will say so, and whoever pays is not known any more. */
+		if (!claim(st, r, st->token, st->id, port, transport)) {
+			bpf_set_retval(-EACCES);
+			return REFUSE;
+		}
 		/* Ended under us: the socket keeps its port like any bound one, but as a stranger it cannot stay. */
 		if (!settle(st, w, netns, port)) {
 			bpf_set_retval(-EACCES);
@@ -423,7 +441,7 @@ __inline int on_release(struct bpf_sock *ctx)
 		if (st->bound_port) {
 			w = word_of(netns, st->transport, st->bound_port);
 			if (w)
-				use_end(w, st->transport, st->bound_port);
+				use_end_paid(st, w, st->bound_port);
 		}
 		if (st->role == PORTKEEP_AGENT_BEACON && k)
 			__sync_fetch_and_sub(&k->agents, 1);

@@ -22,6 +22,7 @@ struct span {
 	__u32 id;
 	__u32 stop; /* words from here on are not claimed: base << 1, plus 1 for UDP */
 	__u32 error;
+	__u32 freed; /* ports that were free at once when the block ended */
 };
 
 __inline int reservation_alive(struct reservation *r, __u64 token)
@@ -91,7 +92,7 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		w->lead = 0;
-	word_free(w, transport, base, span_mask(s, base));
+	s->freed += word_free(w, transport, base, span_mask(s, base));
 }
 
 static long span_free_step(__u32 i, void *ctx)
@@ -285,7 +286,8 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	span_free(&s);
 
 	ports = transports_of(r->transports, r->count);
-	quota_return(r->uid, ports);
+	/* Ports that linger are paid for until their last socket gives them back. */
+	quota_return(r->uid, s.freed);
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)
