@@ -74,6 +74,29 @@ fn release_against_bind() {
     eprintln!("too late {}, in time {}", outcomes[0], outcomes[1]);
 }
 
+/// A draw at a connect is bound by the program itself. If the reservation ends in that moment, the socket has no port,
+/// or one that is counted: never one that the next holder would find taken.
+#[test]
+fn release_against_connect() {
+    let Some(world) = World::enter("bypass::release_connect") else { return };
+    let peer = std::net::UdpSocket::bind("127.0.0.1:20000").unwrap().local_addr().unwrap();
+    let mut outcomes = [0, 0];
+    for _ in 0..5 * ROUNDS {
+        let owner = socket(Domain::IPV4, Transport::Udp);
+        let grant = reserve(&owner, 61000, 1);
+        let inside = socket(Domain::IPV4, Transport::Udp);
+        control::associate(&inside, token(&grant)).unwrap();
+        let (released, connected) =
+            at_once(|| control::release(&owner, token(&grant)), || inside.connect(&peer.into()));
+        released.unwrap();
+        let counted = uses(&world.maps(), world.netns(), Transport::Udp, 61000);
+        assert_eq!(counted, u16::from(port(&inside) == 61000), "{connected:?}");
+        outcomes[usize::from(connected.is_ok())] += 1;
+    }
+    eprintln!("too late {}, in time {}", outcomes[0], outcomes[1]);
+    world.assert_empty();
+}
+
 #[test]
 fn close_against_associate_and_bind() {
     let Some(world) = World::enter("bypass::close_associate") else { return };
