@@ -287,20 +287,21 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	return PASS_PRIVILEGED;
 }
 
-/* The port is taken: count it, unless the reservation has ended meanwhile. */
-__inline int settle(struct socket_state *st, struct word *w, __u64 netns, __u32 port)
+/* The port is taken, or about to be: count it, unless the reservation has ended meanwhile. */
+__inline int settle(struct socket_state *st, struct word *w, __u32 port)
 {
 	struct reservation *r = bpf_map_lookup_elem(&reservations, &st->claim_id);
 
 	if (st->subflow)
 		return r && reservation_alive(r, st->claim_token);
+	/* A claim gone stale may meet another's block: the count is then not ours to touch, nor the quota behind it. */
+	if (!r || !reservation_alive(r, st->claim_token))
+		return 0;
 	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
-	if (use_begin(w, port) >= USES_MAX || !r || !reservation_alive(r, st->claim_token)) {
+	if (use_begin(w, port) >= USES_MAX || !reservation_alive(r, st->claim_token)) {
 		use_end_paid(st, w, port);
 		return 0;
 	}
-	if (st->drawn_port == port)
-		undraw(st, netns, st->transport);
 	st->bound_port = port;
 	st->claim_port = 0;
 	return 1;
@@ -325,8 +326,11 @@ __inline int on_post_bind(struct bpf_sock *ctx)
 	netns = bpf_get_netns_cookie(ctx);
 	if (!w)
 		return refuse(netns, transport, port, 0);
-	if (st && st->claim_port == port && settle(st, w, netns, port))
+	if (st && st->claim_port == port && settle(st, w, port)) {
+		if (st->drawn_port == port)
+			undraw(st, netns, transport);
 		return PASS;
+	}
 	return refuse(netns, transport, port, word_owner(w, port));
 }
 
@@ -342,7 +346,11 @@ struct sockaddr_in6 {
 	__u8 rest[24];
 };
 
-/* bpf_bind passes neither bind program, so a port drawn here is counted here. */
+/*
+ * bpf_bind passes neither bind program, so a port drawn here is counted here,
+ * and before it is bound: what is bound cannot be undone, so an end that comes
+ * in between has to find it counted and leave the port to this socket.
+ */
 __inline int on_connect(struct bpf_sock_addr *ctx)
 {
 	__u32 transport = transport_of(ctx->type, ctx->protocol);
@@ -378,6 +386,10 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 		if (!w)
 			break;
 		allow_time_wait(ctx, transport, w, port);
+		if (!claim(st, r, st->token, st->id, port, transport) || !settle(st, w, port)) {
+			bpf_set_retval(-EACCES);
+			return REFUSE;
+		}
 		if (sk->family == AF_INET6) {
 			struct sockaddr_in6 any = { .family = AF_INET6, .port = bpf_htons((__u16)port) };
 
@@ -387,6 +399,12 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 
 			failed = bpf_bind(ctx, &any, sizeof(any));
 		}
+		if (!failed) {
+			undraw(st, netns, transport);
+			return PASS;
+		}
+		st->bound_port = 0;
+		use_end_paid(st, w, port);
 		/*
 		 * A8 ends here: bpf_bind asks for CAP_NET_BIND_SERVICE, and no program can lift that. Who has not got it
 		 * binds to port 0 first.
@@ -395,19 +413,6 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 			bpf_set_retval(-EACCES);
 			return REFUSE;
 		}
-		if (failed)
-			continue;
-		/* Ended meanwhile: settle will say so, and whoever pays is not known any more. */
-		if (!claim(st, r, st->token, st->id, port, transport)) {
-			bpf_set_retval(-EACCES);
-			return REFUSE;
-		}
-		/* Ended under us: the socket keeps its port like any bound one, but as a stranger it cannot stay. */
-		if (!settle(st, w, netns, port)) {
-			bpf_set_retval(-EACCES);
-			return REFUSE;
-		}
-		return PASS;
 	}
 	bpf_set_retval(-EADDRINUSE);
 	return REFUSE;
