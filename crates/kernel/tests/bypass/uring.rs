@@ -100,10 +100,13 @@ fn a_ring_of_the_owner_acts_for_the_owner() {
     let grant = portkeep_testkit::sockets::reserve(&owner, 0, 1);
     let spare = portkeep_testkit::sockets::tcp();
     let to = SocketAddr::from(([127, 0, 0, 1], grant.start));
+    // The thread reads the address in the memory of its process, so it is put there before the fork.
+    let address = SockAddr::from(to);
+    let entry = opcode::Bind::new(Fd(spare.as_raw_fd()), address.as_ptr().cast(), address.len()).build();
     in_child(|| {
         // The child's own call is refused; the owner's thread, which finds `spare` in the owner's table, is not.
         assert_eq!(spare.bind(&to.into()).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
-        bind(&mut polling, &spare, to, squeue::Flags::empty()).unwrap();
+        submit(&mut polling, entry).unwrap();
     });
     assert_eq!(port(&spare), grant.start);
     drop((spare, owner, polling));
