@@ -1,6 +1,6 @@
 //! The maps, read from outside. The layouts mirror `bpf/portkeep.h`.
 
-use std::path::Path;
+use std::{os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -262,6 +262,11 @@ pub enum MapAccessError {
     },
 }
 
+/// The same map through a descriptor of its own. Opened by its id it would take CAP_SYS_ADMIN.
+pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
+    MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)
+}
+
 /// Names of all maps, in the order they are pinned.
 pub(crate) const NAMES: [&str; 12] = [
     "config",
@@ -322,8 +327,7 @@ impl Maps {
             let call = |source| MapAccessError::Call { name, source };
             let map = ebpf.map(name).ok_or(MapAccessError::Missing(name))?;
             let (Map::Array(data) | Map::HashMap(data)) = map else { return Err(MapAccessError::Missing(name)) };
-            let id = data.info().map_err(call)?.id();
-            MapData::from_id(id).map_err(call)
+            again(data).map_err(call)
         })
     }
 
