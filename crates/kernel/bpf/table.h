@@ -194,21 +194,21 @@ __inline __u64 word_in_use(struct word *w)
  * Where nothing at all is bound there is nobody to close, and a bind that is
  * about to count itself looks at the gate after that, which is shut by now.
  *
- * How many of the ports are free at once: the others stay charged to their user's quota until they are.
+ * The ports that linger are counted: they stay charged to their user's quota until they are free.
  */
-__inline __u32 word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
+__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask, __u32 *lingering)
 {
 	__u64 mine;
 
 	if (!*(volatile __u32 *)&w->bound) {
 		reserved_clear(w, transport, port, mask);
-		return __builtin_popcountll(mask);
+		return;
 	}
 	__sync_fetch_and_or(&w->lingering, mask);
 	mine = mask & ~word_in_use(w);
 	mine &= __sync_fetch_and_and(&w->lingering, ~mine);
+	*lingering += __builtin_popcountll(mask & ~mine);
 	reserved_clear(w, transport, port, mine);
-	return __builtin_popcountll(mine);
 }
 
 /*
