@@ -15,7 +15,7 @@ use crate::{DONE, Io, agent, level::Place, status};
 const AFTER_HELP: &str = "\
 From here on every program can make reservations and the kernel enforces them, until `portkeep down` or a reboot; no \
 process has to keep running. If it is up already it is left as it is, reservations and all. Of several at once one \
-brings it up and the others find it. Takes root (CAP_BPF, CAP_NET_ADMIN and a cgroup v2 hierarchy).
+brings it up and the others find it. Takes root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and a cgroup v2 hierarchy).
 
 Examples:
   portkeep up                              the whole host

@@ -210,10 +210,23 @@ pub struct AgentMark {
     pub zero: u32,
 }
 
-/// The text in a zero-padded field.
+/// The text in a zero-padded field, fit to be shown: who wrote it may be anybody, and a terminal obeys control characters.
 pub fn text(field: &[u8]) -> String {
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
+    String::from_utf8_lossy(&field[..end]).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::text;
+
+    #[test]
+    fn labels_and_names_cannot_speak_to_a_terminal() {
+        assert_eq!(text(b"web\0rest"), "web");
+        assert_eq!(text(b"\x1b[2Jgone\r\nroot"), "?[2Jgone??root");
+        assert_eq!(text("caf\u{e9} \u{9b}31m".as_bytes()), "caf\u{e9} ?31m");
+        assert_eq!(text(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+    }
 }
 
 /// A label field: padded with zeros, and cut between two characters if it is too long.

@@ -215,12 +215,23 @@ __inline int is_subflow(struct bpf_sock *sk)
 	return mptcp_known && bpf_skc_to_mptcp_sock(sk) != NULL;
 }
 
-__inline void claim(struct socket_state *st, __u64 token, __u32 id, __u32 port, __u32 transport)
+/* False if the reservation has ended: what was read of `r` may then be of another. */
+__inline int claim(struct socket_state *st, struct reservation *r, __u64 token, __u32 id, __u32 port, __u32 transport)
 {
+	/* Nobody is charged for a persistent reservation. */
+	st->payer = r->flags & PORTKEEP_PERSISTENT ? PORTKEEP_NOBODY : *(volatile __u32 *)&r->uid;
 	st->claim_token = token;
 	st->claim_id = id;
 	st->claim_port = port;
 	st->transport = transport;
+	return reservation_alive(r, token);
+}
+
+/* The socket no longer uses the port. If that frees it, its reservation having ended, it is paid for no longer. */
+__inline void use_end_paid(struct socket_state *st, struct word *w, __u32 port)
+{
+	if (use_end(w, st->transport, port))
+		quota_return(st->payer, 1);
 }
 
 /* An associated socket binds: out of its block or not at all. */
@@ -250,7 +261,10 @@ __inline int bind_associated(struct bpf_sock_addr *ctx, struct socket_state *st,
 		return REFUSE;
 	}
 	allow_time_wait(ctx, transport, w, port);
-	claim(st, st->token, st->id, port, transport);
+	if (!claim(st, r, st->token, st->id, port, transport)) {
+		bpf_set_retval(-EACCES);
+		return REFUSE;
+	}
 	return PASS_PRIVILEGED;
 }
 
@@ -298,25 +312,27 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	if (!st)
 		return refuse(netns, transport, port, id);
 	allow_time_wait(ctx, transport, w, port);
-	claim(st, token, id, port, transport);
+	if (!claim(st, r, token, id, port, transport))
+		return refuse(netns, transport, port, id);
 	st->subflow = is_subflow(sk);
 	return PASS_PRIVILEGED;
 }
 
-/* The port is taken: count it, unless the reservation has ended meanwhile. */
-__inline int settle(struct socket_state *st, struct word *w, __u64 netns, __u32 port)
+/* The port is taken, or about to be: count it, unless the reservation has ended meanwhile. */
+__inline int settle(struct socket_state *st, struct word *w, __u32 port)
 {
 	struct reservation *r = bpf_map_lookup_elem(&reservations, &st->claim_id);
 
 	if (st->subflow)
 		return r && reservation_alive(r, st->claim_token);
+	/* A claim gone stale may meet another's block: the count is then not ours to touch, nor the quota behind it. */
+	if (!r || !reservation_alive(r, st->claim_token))
+		return 0;
 	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
-	if (use_begin(w, port) >= USES_MAX || !r || !reservation_alive(r, st->claim_token)) {
-		use_end(w, st->transport, port);
+	if (use_begin(w, port) >= USES_MAX || !reservation_alive(r, st->claim_token)) {
+		use_end_paid(st, w, port);
 		return 0;
 	}
-	if (st->drawn_port == port)
-		undraw(st, netns, st->transport);
 	st->bound_port = port;
 	st->claim_port = 0;
 	return 1;
@@ -341,8 +357,11 @@ __inline int on_post_bind(struct bpf_sock *ctx)
 	netns = bpf_get_netns_cookie(ctx);
 	if (!w)
 		return refuse(netns, transport, port, 0);
-	if (st && st->claim_port == port && settle(st, w, netns, port))
+	if (st && st->claim_port == port && settle(st, w, port)) {
+		if (st->drawn_port == port)
+			undraw(st, netns, transport);
 		return PASS;
+	}
 	return refuse(netns, transport, port, word_owner(w, port));
 }
 
@@ -358,7 +377,11 @@ struct sockaddr_in6 {
 	__u8 rest[24];
 };
 
-/* bpf_bind passes neither bind program, so a port drawn here is counted here. */
+/*
+ * bpf_bind passes neither bind program, so a port drawn here is counted here,
+ * and before it is bound: what is bound cannot be undone, so an end that comes
+ * in between has to find it counted and leave the port to this socket.
+ */
 __inline int on_connect(struct bpf_sock_addr *ctx)
 {
 	__u32 transport = transport_of(ctx->type, ctx->protocol);
@@ -394,6 +417,10 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 		if (!w)
 			break;
 		allow_time_wait(ctx, transport, w, port);
+		if (!claim(st, r, st->token, st->id, port, transport) || !settle(st, w, port)) {
+			bpf_set_retval(-EACCES);
+			return REFUSE;
+		}
 		if (sk->family == AF_INET6) {
 			struct sockaddr_in6 any = { .family = AF_INET6, .port = bpf_htons((__u16)port) };
 
@@ -403,6 +430,12 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 
 			failed = bpf_bind(ctx, &any, sizeof(any));
 		}
+		if (!failed) {
+			undraw(st, netns, transport);
+			return PASS;
+		}
+		st->bound_port = 0;
+		use_end_paid(st, w, port);
 		/*
 		 * A8 ends here: bpf_bind asks for CAP_NET_BIND_SERVICE, and no program can lift that. Who has not got it
 		 * binds to port 0 first.
@@ -411,15 +444,6 @@ __inline int on_connect(struct bpf_sock_addr *ctx)
 			bpf_set_retval(-EACCES);
 			return REFUSE;
 		}
-		if (failed)
-			continue;
-		claim(st, st->token, st->id, port, transport);
-		/* Ended under us: the socket keeps its port like any bound one, but as a stranger it cannot stay. */
-		if (!settle(st, w, netns, port)) {
-			bpf_set_retval(-EACCES);
-			return REFUSE;
-		}
-		return PASS;
 	}
 	bpf_set_retval(-EADDRINUSE);
 	return REFUSE;
@@ -453,7 +477,7 @@ __inline int on_release(struct bpf_sock *ctx)
 		if (st->bound_port) {
 			w = word_of(netns, st->transport, st->bound_port);
 			if (w)
-				use_end(w, st->transport, st->bound_port);
+				use_end_paid(st, w, st->bound_port);
 		}
 		if (st->role == PORTKEEP_AGENT_BEACON && k)
 			__sync_fetch_and_sub(&k->agents, 1);

@@ -113,7 +113,7 @@ __alone int find_cgroup(struct acquisition *a)
 
 struct wildcard {
 	struct search search;
-	struct acquisition *a; /* `span.error` is the outcome: Linux 6.1 has no stack left for another */
+	struct acquisition *a; /* `span.result` is the outcome: Linux 6.1 has no stack left for another */
 	struct space *space;
 };
 
@@ -124,7 +124,7 @@ static long wildcard_step(__u32 i, void *ctx)
 	struct config *c = the_config();
 	__u32 which = w->search.transports - 1, start;
 
-	span->error = ENOSPC;
+	span->result = ENOSPC;
 	if (which > 2 || !c)
 		return 1;
 	start = search_run(&w->search, c->pool_first, c->pool_last, w->space->cursor[which]);
@@ -154,7 +154,7 @@ __noinline int claim_wildcard(struct acquisition *a, struct space *sp)
 	search_prepare(&w.search);
 	if (!wildcard_step(0, &w))
 		bpf_loop(WILDCARD_TRIES, wildcard_step, &w, 0);
-	return a->span.error == EADDRINUSE ? ENOSPC : a->span.error;
+	return a->span.result == EADDRINUSE ? ENOSPC : a->span.result;
 }
 
 __noinline int claim_specific(struct acquisition *a)

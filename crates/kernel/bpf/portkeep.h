@@ -287,6 +287,7 @@ struct quota {
 	__u32 limit; /* 0 = the default, UNLIMITED = none */
 };
 #define PORTKEEP_UNLIMITED 0xffffffffu
+#define PORTKEEP_NOBODY 0xffffffffu /* no uid: the kernel's "none" */
 
 /* What a socket knows about itself, kept by the kernel as long as the socket lives. */
 struct socket_state {
@@ -301,7 +302,8 @@ struct socket_state {
 	__u8 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
 	__u8 role; /* PORTKEEP_AGENT_* */
 	__u8 subflow; /* of an MPTCP socket: never seen closing, so not counted */
-	__u8 zero[7];
+	__u8 zero[3];
+	__u32 payer; /* whose quota the port is charged to */
 };
 
 /*

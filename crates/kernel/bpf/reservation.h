@@ -22,7 +22,8 @@ struct span {
 	__u32 first, last; /* inclusive */
 	__u32 id;
 	__u32 stop; /* words from here on are not claimed: base << 1, plus 1 for UDP */
-	__u32 error;
+	/* Claiming: an errno. Freeing: how many ports linger. (One word for both, the stack is short on 6.1.) */
+	__u32 result;
 };
 
 __inline int reservation_alive(struct reservation *r, __u64 token)
@@ -51,11 +52,11 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 
 	s->stop = AT(base, transport == PORTKEEP_UDP);
 	if (!w) {
-		s->error = ENOMEM;
+		s->result = ENOMEM;
 		return 0;
 	}
 	if (!word_claim(w, transport, base, span_mask(s, base))) {
-		s->error = EADDRINUSE;
+		s->result = EADDRINUSE;
 		return 0;
 	}
 	if (base <= s->first) {
@@ -92,7 +93,7 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		w->lead = 0;
-	word_free(w, transport, base, span_mask(s, base));
+	word_free(w, transport, base, span_mask(s, base), &s->result);
 }
 
 static long span_free_step(__u32 i, void *ctx)
@@ -124,18 +125,21 @@ __alone int span_free(struct span *s)
 /* Words are taken in ascending order, so of two overlapping claims at least one gets on. */
 __alone int span_claim(struct span *s)
 {
+	int error;
+
 	if (!s)
 		return ENOMEM;
-	s->error = 0;
+	s->result = 0;
 	if (s->first >> 6 == s->last >> 6)
 		span_claim_step(0, &s);
 	else
 		bpf_loop(1024, span_claim_step, &s, 0);
-	if (s->error)
+	error = s->result;
+	if (error)
 		span_free(s);
 	else
 		s->stop = ~0;
-	return s->error;
+	return error;
 }
 
 struct entry_search {
@@ -299,8 +303,9 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	span_free(&s);
 
 	ports = transports_of(r->transports, r->count);
+	/* Ports that linger are paid for until their last socket gives them back. */
 	if (!(r->flags & PORTKEEP_PERSISTENT))
-		quota_return(r->uid, ports);
+		quota_return(r->uid, ports - s.result);
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)

@@ -149,18 +149,20 @@ __inline __u32 use_begin(struct word *w, __u32 port)
 /*
  * The last socket of a port whose block has ended frees the port. `lingering`
  * is handed over with an atomic and: of the closing socket and the ending
- * reservation exactly one sees the bit fall and clears `reserved`.
+ * reservation exactly one sees the bit fall and clears `reserved`. 1: it is this one.
  */
-__inline void use_end(struct word *w, __u32 transport, __u32 port)
+__inline int use_end(struct word *w, __u32 transport, __u32 port)
 {
 	__u32 one = port & 1 ? 1 << 16 : 1;
 	__u32 old = __sync_fetch_and_sub(&w->uses[(port & 63) >> 1], one);
 
 	__sync_fetch_and_sub(&w->bound, 1);
 	if ((port & 1 ? old >> 16 : old & 0xffff) != 1)
-		return;
-	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
-		reserved_clear(w, transport, port, BIT(port));
+		return 0;
+	if (!(__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port)))
+		return 0;
+	reserved_clear(w, transport, port, BIT(port));
+	return 1;
 }
 
 /*
@@ -191,8 +193,10 @@ __inline __u64 word_in_use(struct word *w)
  *
  * Where nothing at all is bound there is nobody to close, and a bind that is
  * about to count itself looks at the gate after that, which is shut by now.
+ *
+ * The ports that linger are counted: they stay charged to their user's quota until they are free.
  */
-__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
+__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask, __u32 *lingering)
 {
 	__u64 mine;
 
@@ -203,6 +207,7 @@ __inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
 	__sync_fetch_and_or(&w->lingering, mask);
 	mine = mask & ~word_in_use(w);
 	mine &= __sync_fetch_and_and(&w->lingering, ~mine);
+	*lingering += __builtin_popcountll(mask & ~mine);
 	reserved_clear(w, transport, port, mine);
 }
 

@@ -214,7 +214,7 @@ impl Instance {
     /// Idempotent and atomic: of several callers one builds, the others find
     /// it. Whoever is killed half-way leaves an unfinished folder that enforces
     /// nothing for long: the next `up` or `down` removes it. Needs CAP_BPF,
-    /// CAP_NET_ADMIN, and the right to write the BPF file system.
+    /// CAP_NET_ADMIN, CAP_PERFMON, and the right to write the BPF file system.
     pub fn up(options: &UpOptions) -> Result<Self, InstanceError> {
         let folder = options.folder.clone().unwrap_or_else(Self::default_folder);
         let root = cgroup::root().ok_or(InstanceError::NoCgroup2)?;

@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData},
+    maps::Map,
     programs::{Program, ProgramError, ProgramFd, SchedClassifier},
 };
 
@@ -17,7 +17,7 @@ use crate::{
     admin::Admin,
     cgroup,
     events::Events,
-    maps::{MapAccessError, Maps},
+    maps::{self, MapAccessError, Maps},
     settings::Settings,
     sys::{self, AttachPoint},
 };
@@ -128,7 +128,8 @@ fn open_cgroup(path: &Path) -> Result<(File, u64), LoadError> {
 }
 
 impl Loaded {
-    /// Load all programs. Nothing is enforced yet. Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
+    /// Load all programs. Nothing is enforced yet. Needs CAP_BPF, CAP_NET_ADMIN and, for the verifier to
+    /// follow pointers as freely as these programs need it, CAP_PERFMON.
     pub fn load() -> Result<Self, LoadError> {
         Self::with(&mut EbpfLoader::new())
     }
@@ -263,6 +264,6 @@ impl Loaded {
         let Some(Map::RingBuf(ring)) = self.ebpf.map("events") else {
             return Err(MapAccessError::Missing("events"));
         };
-        Events::new(MapData::from_id(ring.info().map_err(call)?.id()).map_err(call)?)
+        Events::new(maps::again(ring).map_err(call)?)
     }
 }

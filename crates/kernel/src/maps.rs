@@ -1,6 +1,6 @@
 //! The maps, read from outside. The layouts mirror `bpf/portkeep.h`.
 
-use std::path::Path;
+use std::{os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -303,6 +303,11 @@ pub enum MapAccessError {
 /// Room for the name of a unit or cgroup, with a zero at its end.
 pub(crate) const PLACE_NAME: usize = size_of::<Place>();
 
+/// The same map through a descriptor of its own. Opened by its id it would take CAP_SYS_ADMIN.
+pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
+    MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)
+}
+
 /// Names of all maps, in the order they are pinned.
 pub(crate) const NAMES: [&str; 15] = [
     "config",
@@ -370,8 +375,7 @@ impl Maps {
             let call = |source| MapAccessError::Call { name, source };
             let map = ebpf.map(name).ok_or(MapAccessError::Missing(name))?;
             let (Map::Array(data) | Map::HashMap(data)) = map else { return Err(MapAccessError::Missing(name)) };
-            let id = data.info().map_err(call)?.id();
-            MapData::from_id(id).map_err(call)
+            again(data).map_err(call)
         })
     }
 

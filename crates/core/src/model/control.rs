@@ -145,6 +145,7 @@ impl Model {
             order: self.next_order(),
             next: 0,
         };
+        self.payers.insert(token, uid);
         let before = self.reservations.insert(token, reservation);
         assert!(before.is_none(), "R8: a token came twice");
         self.socket_mut(id).last_acquired = Some(token);

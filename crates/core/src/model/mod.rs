@@ -92,6 +92,8 @@ impl Default for Settings {
 pub struct Model {
     settings: Settings,
     quotas: BTreeMap<u32, u32>,
+    /// Who acquired what, also after its end: lingering ports stay charged.
+    payers: BTreeMap<Token, u32>,
     processes: BTreeMap<Pid, Process>,
     sockets: BTreeMap<SocketId, Socket>,
     reservations: BTreeMap<Token, Reservation>,
@@ -175,13 +177,16 @@ impl Model {
         blocks.chain(bound).chain(self.aside.iter().copied()).collect()
     }
 
-    /// Ports a uid holds; each transport counts.
+    /// Ports a uid holds; each transport counts. Those that linger are held until they are free.
     pub fn ports_of(&self, uid: u32) -> u32 {
-        self.reservations
-            .values()
-            .filter(|reservation| reservation.owner.uid == uid && !reservation.persistent)
-            .map(|reservation| reservation.places().count() as u32)
-            .sum()
+        let reserved =
+            self.reservations.values().filter(|reservation| reservation.owner.uid == uid && !reservation.persistent);
+        let paid = |socket: &&Socket| {
+            socket.bound.and_then(|bound| bound.consumes).is_some_and(|token| self.payers.get(&token) == Some(&uid))
+        };
+        let bound: BTreeSet<Place> = self.sockets.values().filter(paid).filter_map(Socket::place).collect();
+        let lingering = bound.into_iter().filter(|at| self.lingers(*at)).count();
+        (reserved.map(|reservation| reservation.places().count()).sum::<usize>() + lingering) as u32
     }
 
     fn next_order(&self) -> u64 {

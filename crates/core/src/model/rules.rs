@@ -570,6 +570,20 @@ fn quotas_count_ports_of_a_uid_and_each_transport() {
 }
 
 #[test]
+fn lingering_ports_stay_charged() {
+    let mut w = World::new();
+    let s = w.udp(OWNER);
+    let (token, block) = w.ask(OWNER, s, Request::new(0, 20)).unwrap();
+    let bound = w.udp(OWNER);
+    w.bind(OWNER, bound, block.start()).unwrap();
+    assert_eq!(w.model.ports_of(1000), 20);
+    w.model.release(OWNER, s, token.get()).unwrap();
+    assert_eq!(w.model.ports_of(1000), 1);
+    w.model.close(OWNER, bound).unwrap();
+    assert_eq!(w.model.ports_of(1000), 0);
+}
+
+#[test]
 fn wildcards_are_placed_next_fit() {
     let mut w = World::new();
     w.model.set_quota(1000, u32::MAX);

@@ -1,0 +1,131 @@
+//! The smallest BPF programs that outsiders could bring along, assembled by hand.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+};
+
+const MAP_CREATE: libc::c_long = 0;
+const MAP_UPDATE: libc::c_long = 2;
+const PROG_LOAD: libc::c_long = 5;
+const PROG_ATTACH: libc::c_long = 8;
+const LINK_CREATE: libc::c_long = 28;
+
+const SOCKMAP: u32 = 15;
+const CGROUP_SOCK_ADDR: u32 = 18;
+const SK_LOOKUP: u32 = 30;
+const ATTACH_BIND4: u32 = 8;
+const ATTACH_SK_LOOKUP: u32 = 36;
+
+/// One instruction: code, destination and source register, offset, number.
+fn op(code: u8, to: u8, from: u8, offset: i16, number: i32) -> u64 {
+    u64::from(code) | u64::from(from << 4 | to) << 8 | u64::from(offset as u16) << 16 | u64::from(number as u32) << 32
+}
+
+const SET: u8 = 0xb7; // to = number
+const MOVE: u8 = 0xbf; // to = from
+const ADD: u8 = 0x07;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+const LOAD: u8 = 0x61; // to = *(u32 *)(from + offset)
+const STORE: u8 = 0x63; // *(u32 *)(to + offset) = from
+const WIDE: u8 = 0x18; // two instructions: a descriptor if `from` is 1
+const IF_EQUAL: u8 = 0x15;
+const IF_NOT: u8 = 0x55;
+
+fn bpf(command: libc::c_long, attr: &[u64]) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads the attribute, of which it is told the size. Pointers in it are those of slices that
+    // outlive the call; the commands here write through none of them.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
+    if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }
+}
+
+fn made(descriptor: libc::c_long) -> OwnedFd {
+    // SAFETY: called with what bpf(2) has just made for us.
+    unsafe { OwnedFd::from_raw_fd(descriptor as i32) }
+}
+
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+fn load(kind: u32, attach: u32, program: &[u64]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let mut attr = [0; 9];
+    attr[0] = pair(kind, program.len() as u32);
+    attr[1] = program.as_ptr() as u64;
+    attr[2] = license.as_ptr() as u64;
+    attr[8] = pair(0, attach); // expected_attach_type, at byte 68
+    bpf(PROG_LOAD, &attr).map(made)
+}
+
+/// What an outsider hangs on a cgroup of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trick {
+    /// Whatever port a bind names becomes this one.
+    Rewrite(u16),
+    /// Every refusal by a program that ran before is taken back.
+    Forgive,
+}
+
+/// Attach to a cgroup, IPv4 binds only; with `multi` beside others, or alone (`BPF_F_ALLOW_OVERRIDE`).
+pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::Result<()> {
+    const SET_RETVAL: i32 = 187;
+    let program = match trick {
+        Trick::Rewrite(port) => vec![
+            op(SET, 2, 0, 0, i32::from(port.to_be())),
+            op(STORE, 1, 2, 24 /* user_port */, 0),
+            op(SET, 0, 0, 0, 1),
+            op(EXIT, 0, 0, 0, 0),
+        ],
+        Trick::Forgive => {
+            vec![op(SET, 1, 0, 0, 0), op(CALL, 0, 0, 0, SET_RETVAL), op(SET, 0, 0, 0, 1), op(EXIT, 0, 0, 0, 0)]
+        }
+    };
+    let program = load(CGROUP_SOCK_ADDR, ATTACH_BIND4, &program)?;
+    let flags = if multi { 2 } else { 1 };
+    let attr = [pair(cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32), pair(ATTACH_BIND4, flags)];
+    bpf(PROG_ATTACH, &attr).map(drop)
+}
+
+/// While this lives, whatever comes in for a port of the namespace goes to another socket.
+pub(crate) struct Steering(#[allow(dead_code)] [OwnedFd; 3]);
+
+/// Steer the calling thread's namespace.
+pub(crate) fn steer(to: impl AsFd, port: u16) -> io::Result<Steering> {
+    const LOOKUP: i32 = 1;
+    const RELEASE: i32 = 86;
+    const ASSIGN: i32 = 124;
+    let map = made(bpf(MAP_CREATE, &[pair(SOCKMAP, 4), pair(8, 1), 0])?);
+    let (key, value) = ([0u32], [to.as_fd().as_raw_fd() as u64]);
+    bpf(MAP_UPDATE, &[pair(map.as_raw_fd() as u32, 0), key.as_ptr() as u64, value.as_ptr() as u64, 0])?;
+    // Both jumps go to "return 1", the last but one.
+    let program = [
+        op(MOVE, 6, 1, 0, 0),
+        op(LOAD, 2, 1, 60 /* local_port, host order */, 0),
+        op(IF_NOT, 2, 0, 15, i32::from(port)),
+        op(SET, 3, 0, 0, 0),
+        op(STORE, 10, 3, -4, 0),
+        op(WIDE, 1, 1, 0, map.as_raw_fd()),
+        0,
+        op(MOVE, 2, 10, 0, 0),
+        op(ADD, 2, 0, 0, -4),
+        op(CALL, 0, 0, 0, LOOKUP),
+        op(IF_EQUAL, 0, 0, 7, 0),
+        op(MOVE, 7, 0, 0, 0),
+        op(MOVE, 1, 6, 0, 0),
+        op(MOVE, 2, 7, 0, 0),
+        op(SET, 3, 0, 0, 0),
+        op(CALL, 0, 0, 0, ASSIGN),
+        op(MOVE, 1, 7, 0, 0),
+        op(CALL, 0, 0, 0, RELEASE),
+        op(SET, 0, 0, 0, 1),
+        op(EXIT, 0, 0, 0, 0),
+    ];
+    let program = load(SK_LOOKUP, ATTACH_SK_LOOKUP, &program)?;
+    let namespace = File::open("/proc/thread-self/ns/net")?;
+    let attr = [pair(program.as_raw_fd() as u32, namespace.as_raw_fd() as u32), pair(ATTACH_SK_LOOKUP, 0)];
+    let link = made(bpf(LINK_CREATE, &attr)?);
+    Ok(Steering([map, program, link]))
+}

@@ -1,0 +1,220 @@
+//! Descriptors go from hand to hand, and what hangs on them goes along.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use portkeep::control;
+use portkeep_core::Transport;
+use portkeep_testkit::{
+    World, new_namespace,
+    process::{Child, become_user, in_child},
+    sockets::{bind, port, reserve, socket, tcp, token, udp},
+};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use socket2::{Domain, Socket};
+
+use crate::siege::{KINDS, NOBODY, besiege, owner_binds};
+
+/// Passed by SCM_RIGHTS, a stranger's socket is the stranger's still; the owner socket keeps the reservation and lets
+/// its new holder do nothing else with it; an associated one is a port given away on purpose.
+#[test]
+fn what_a_descriptor_carries_is_what_was_given_with_it() {
+    let Some(world) = World::enter("bypass::scm_rights") else { return };
+    for (domain, transport) in KINDS {
+        let owner = socket(domain, transport);
+        let grant = reserve(&owner, 0, 1);
+        let mut stranger = Child::fork(|talk| {
+            become_user(NOBODY);
+            let owner = Socket::from(talk.take());
+            let plain = Socket::from(talk.take());
+            for socket in [&owner, &plain] {
+                assert_eq!(bind(socket, grant.start).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+                let associate = control::associate(socket, token(&grant)).unwrap_err();
+                assert_eq!(associate.raw_os_error(), Some(libc::EPERM));
+                let release = control::release(socket, token(&grant)).unwrap_err();
+                assert_eq!(release.raw_os_error(), Some(libc::EPERM));
+            }
+            talk.say(0);
+            let associated = Socket::from(talk.take());
+            bind(&associated, 0).unwrap();
+            talk.say(port(&associated).into());
+        });
+        stranger.talk.pass(&owner);
+        // Made by somebody in scope, and not associated: nothing hangs on it.
+        stranger.talk.pass(socket(domain, transport));
+        stranger.talk.hear();
+        let gift = socket(domain, transport);
+        control::associate(&gift, token(&grant)).unwrap();
+        stranger.talk.pass(&gift);
+        drop(gift);
+        assert_eq!(stranger.talk.hear() as u16, grant.start);
+        stranger.join();
+        owner_binds(domain, transport, &grant);
+        drop(owner);
+        world.assert_empty();
+    }
+}
+
+/// pidfd_getfd takes what was not given. An ordinary user may not (ptrace's rules); root may, and holds the right that
+/// hangs on an associated socket, as it could by ptrace.
+#[test]
+fn pidfd_getfd_is_for_those_who_may_trace_the_owner() {
+    let Some(world) = World::enter("bypass::pidfd_getfd") else { return };
+    let owner = tcp();
+    let grant = reserve(&owner, 0, 1);
+    let associated = tcp();
+    control::associate(&associated, token(&grant)).unwrap();
+    let me = Pid::from_raw(std::process::id() as i32).unwrap();
+    let take = |descriptor: &Socket| {
+        let pidfd = pidfd_open(me, PidfdFlags::empty())?;
+        pidfd_getfd(&pidfd, descriptor.as_raw_fd(), PidfdGetfdFlags::empty()).map(Socket::from)
+    };
+    in_child(|| {
+        become_user(NOBODY);
+        for descriptor in [&owner, &associated] {
+            assert_eq!(take(descriptor).unwrap_err(), rustix::io::Errno::PERM);
+        }
+    });
+    in_child(|| {
+        let stolen = take(&owner).unwrap();
+        assert_eq!(bind(&stolen, grant.start).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        assert_eq!(control::release(&stolen, token(&grant)).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        bind(&take(&associated).unwrap(), 0).unwrap();
+    });
+    drop(associated);
+    owner_binds(Domain::IPV4, Transport::Tcp, &grant);
+    drop(owner);
+    world.assert_empty();
+}
+
+/// dup2 over the owner socket and close_range are closes like any other.
+#[test]
+fn dup2_and_close_range_end_a_reservation_and_nothing_else() {
+    let Some(world) = World::enter("bypass::dup2") else { return };
+    let in_force = |port: u16| {
+        let mut held = false;
+        in_child(|| assert_eq!(bind(&tcp(), port).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE)));
+        let maps = world.maps();
+        held |= maps.reservations().any(|item| item.unwrap().1.netns == world.netns());
+        held
+    };
+    let owner = tcp();
+    let grant = reserve(&owner, 0, 1);
+    // Over a copy: the owner socket has another descriptor left.
+    let copy = owner.try_clone().unwrap();
+    let other = udp();
+    // SAFETY: both descriptors are open and ours; the copy's owner below goes on to own what replaces it.
+    assert!(unsafe { libc::dup2(other.as_raw_fd(), copy.as_raw_fd()) } >= 0);
+    assert!(in_force(grant.start));
+    bind(&tcp(), grant.start).unwrap();
+    // Over the last one.
+    // SAFETY: as above.
+    assert!(unsafe { libc::dup2(other.as_raw_fd(), owner.as_raw_fd()) } >= 0);
+    assert!(!in_force(grant.start));
+    world.assert_empty();
+    drop((owner, copy, other));
+
+    let mut closer = Child::fork(|talk| {
+        let owner = tcp();
+        let grant = reserve(&owner, 0, 1);
+        bind(&tcp(), grant.start).unwrap();
+        talk.say(grant.start.into());
+        talk.hear();
+        let descriptor = owner.as_raw_fd() as u32;
+        std::mem::forget(owner);
+        // SAFETY: one descriptor, whose owner was just forgotten.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_close_range, descriptor, descriptor, 0) }, 0);
+        talk.say(0);
+        talk.hear();
+    });
+    let number = closer.talk.hear() as u16;
+    assert!(in_force(number));
+    closer.talk.say(0);
+    closer.talk.hear();
+    assert!(!in_force(number));
+    closer.talk.say(0);
+    closer.join();
+    world.assert_empty();
+}
+
+/// A socket belongs to the namespace it was made in, also when that has no process left.
+#[test]
+fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
+    let Some(world) = World::enter("bypass::detached_namespace") else { return };
+    for (domain, transport) in KINDS {
+        let detached = std::thread::spawn(move || {
+            new_namespace();
+            let owner = socket(domain, transport);
+            let grant = reserve(&owner, 62000, 1);
+            (owner, grant, socket(domain, transport))
+        });
+        // The thread is gone, and with it the namespace's last process.
+        let (there, grant, stranger) = detached.join().unwrap();
+        let here = socket(domain, transport);
+        let same_numbers = reserve(&here, 62000, 1);
+        in_child(|| {
+            for socket in [&stranger, &socket(domain, transport)] {
+                assert_eq!(bind(socket, 62000).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+            }
+        });
+        // Tokens do not cross over; each socket has its own world's port.
+        assert_eq!(control::associate(&stranger, token(&same_numbers)).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        control::associate(&stranger, token(&grant)).unwrap();
+        bind(&stranger, 0).unwrap();
+        owner_binds(domain, transport, &same_numbers);
+        drop((there, stranger, here));
+        world.assert_empty();
+    }
+}
+
+/// Handing an outsider's descriptor to the owner so that it binds is asking the owner; what it binds is the owner's.
+#[test]
+fn what_the_owner_binds_for_others_is_counted_as_the_owners() {
+    let Some(world) = World::enter("bypass::bound_for_others") else { return };
+    let mut stranger = Child::fork(|talk| {
+        become_user(NOBODY);
+        let mine = tcp();
+        talk.pass(&mine);
+        let port = talk.hear() as u16;
+        // It holds the descriptor, too, and with it the port, until it closes it.
+        assert_eq!(self::port(&mine), port);
+        talk.say(0);
+        talk.hear();
+        drop(mine);
+        talk.say(0);
+        talk.hear();
+    });
+    let owner = tcp();
+    let grant = reserve(&owner, 0, 1);
+    let theirs = Socket::from(stranger.talk.take());
+    bind(&theirs, grant.start).unwrap();
+    drop(theirs);
+    stranger.talk.say(grant.start.into());
+    stranger.talk.hear();
+    assert_eq!(portkeep_testkit::audit::uses(&world.maps(), world.netns(), Transport::Tcp, grant.start), 1);
+    stranger.talk.say(0);
+    stranger.talk.hear();
+    owner_binds(Domain::IPV4, Transport::Tcp, &grant);
+    stranger.talk.say(0);
+    stranger.join();
+    drop(owner);
+    world.assert_empty();
+}
+
+/// The door of [`besiege`] with sockets that went through a fork first.
+#[test]
+fn inherited_sockets_give_no_right() {
+    let Some(world) = World::enter("bypass::inherited") else { return };
+    let made_here: Vec<Socket> = KINDS.iter().map(|(domain, transport)| socket(*domain, *transport)).collect();
+    besiege(&world, |target| {
+        let which = KINDS.iter().position(|kind| *kind == (target.domain, target.transport)).unwrap();
+        target.refused("made by the owner process", &made_here[which], target.any());
+        // A copy of it, too.
+        let copy: SocketAddr = target.loopback();
+        // SAFETY: dup makes a descriptor that nobody else owns.
+        let copied = unsafe { Socket::from(OwnedFd::from_raw_fd(libc::dup(made_here[which].as_raw_fd()))) };
+        target.refused("a copy", &copied, copy);
+    });
+}

@@ -1,0 +1,160 @@
+//! Two calls at once on the same reservation. What each of many outcomes must look like is simple: an outsider gets
+//! nothing, whoever got a port is counted until it closes, and at the end nothing is left. (Overlapping ACQUIREs,
+//! kills and draws in the open field are in the storms.)
+
+use std::{sync::Barrier, thread};
+
+use portkeep::control;
+use portkeep_core::{Errno, Transport};
+use portkeep_testkit::{
+    World,
+    audit::uses,
+    process::{Child, become_user},
+    sockets::{bind, errno, port, reserve, socket, token},
+};
+use socket2::Domain;
+
+use crate::siege::NOBODY;
+
+const ROUNDS: usize = 1000;
+/// Looking at all the maps takes longer than a round.
+const AUDIT: usize = 100;
+
+/// Do both at the same moment.
+fn at_once<A: Send, B: Send>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B + Send) -> (A, B) {
+    let start = Barrier::new(2);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            start.wait();
+            other()
+        });
+        start.wait();
+        (one(), other.join().expect("the other thread"))
+    })
+}
+
+#[test]
+fn release_against_bind() {
+    let Some(world) = World::enter("bypass::release_bind") else { return };
+    let mut outcomes = [0, 0];
+    for round in 0..ROUNDS {
+        let transport = Transport::ALL[round % 2];
+        let owner = socket(Domain::IPV4, transport);
+        let grant = reserve(&owner, 61000, 1);
+        let inside = socket(Domain::IPV4, transport);
+        let associated = round % 4 < 2;
+        if associated {
+            control::associate(&inside, token(&grant)).unwrap();
+        }
+        let (released, bound) =
+            at_once(|| control::release(&owner, token(&grant)), || bind(&inside, if associated { 0 } else { 61000 }));
+        released.unwrap();
+        if round % AUDIT == 0 {
+            world.assert_consistent();
+        }
+        let request = portkeep_core::wire::AcquireRequest { start: 61000, count: 1, ..Default::default() };
+        match bound {
+            Ok(()) => {
+                // It was in time: the port is its own until it closes.
+                assert_eq!(port(&inside), 61000);
+                assert_eq!(uses(&world.maps(), world.netns(), transport, 61000), 1);
+                assert_eq!(errno(control::acquire(&owner, &request)), Errno::EADDRINUSE);
+            }
+            Err(error) => {
+                assert_eq!(port(&inside), 0);
+                assert!([libc::EACCES, libc::EADDRINUSE].contains(&error.raw_os_error().unwrap()), "{error}");
+                control::acquire(&owner, &request).unwrap();
+            }
+        }
+        outcomes[usize::from(port(&inside) != 0)] += 1;
+        drop((inside, owner));
+    }
+    world.assert_empty();
+    // A race that always ends the same way is none; which way it goes how often is the scheduler's business.
+    eprintln!("too late {}, in time {}", outcomes[0], outcomes[1]);
+}
+
+/// A draw at a connect is bound by the program itself. If the reservation ends in that moment, the socket has no port,
+/// or one that is counted: never one that the next holder would find taken.
+#[test]
+fn release_against_connect() {
+    let Some(world) = World::enter("bypass::release_connect") else { return };
+    let peer = std::net::UdpSocket::bind("127.0.0.1:20000").unwrap().local_addr().unwrap();
+    let mut outcomes = [0, 0];
+    for _ in 0..5 * ROUNDS {
+        let owner = socket(Domain::IPV4, Transport::Udp);
+        let grant = reserve(&owner, 61000, 1);
+        let inside = socket(Domain::IPV4, Transport::Udp);
+        control::associate(&inside, token(&grant)).unwrap();
+        let (released, connected) =
+            at_once(|| control::release(&owner, token(&grant)), || inside.connect(&peer.into()));
+        released.unwrap();
+        let counted = uses(&world.maps(), world.netns(), Transport::Udp, 61000);
+        assert_eq!(counted, u16::from(port(&inside) == 61000), "{connected:?}");
+        outcomes[usize::from(connected.is_ok())] += 1;
+    }
+    eprintln!("too late {}, in time {}", outcomes[0], outcomes[1]);
+    world.assert_empty();
+}
+
+#[test]
+fn close_against_associate_and_bind() {
+    let Some(world) = World::enter("bypass::close_associate") else { return };
+    for round in 0..ROUNDS {
+        let transport = Transport::ALL[round % 2];
+        let owner = socket(Domain::IPV6, transport);
+        let grant = reserve(&owner, 61000, 2);
+        let inside = socket(Domain::IPV6, transport);
+        let (_, result) = at_once(
+            move || drop(owner),
+            || {
+                control::associate(&inside, token(&grant))?;
+                bind(&inside, 0)
+            },
+        );
+        if round % AUDIT == 0 {
+            world.assert_consistent();
+        }
+        match result {
+            Ok(()) => assert_eq!(uses(&world.maps(), world.netns(), transport, port(&inside)), 1),
+            Err(error) => {
+                let number = error.raw_os_error().unwrap();
+                assert!([libc::ENOENT, libc::EACCES, libc::EADDRINUSE].contains(&number), "{error}");
+                assert_eq!(port(&inside), 0);
+            }
+        }
+        drop(inside);
+    }
+    world.assert_empty();
+}
+
+/// An outsider hammers one port all the while its reservation is released and acquired anew.
+#[test]
+fn no_gap_between_release_and_acquire_in_the_pool() {
+    let Some(world) = World::enter("bypass::no_gap") else { return };
+    for user in [false, true] {
+        let mut outsider = Child::fork(|talk| {
+            if user {
+                become_user(NOBODY);
+            }
+            talk.say(0);
+            for round in 0..20 * ROUNDS {
+                let thief = socket(Domain::IPV4, Transport::ALL[round % 2]);
+                let _ = thief.set_reuse_port(true);
+                assert_eq!(errno(bind(&thief, 61000)), Errno::EADDRINUSE);
+            }
+        });
+        outsider.talk.hear();
+        let owner = socket(Domain::IPV4, Transport::Tcp);
+        for _ in 0..ROUNDS {
+            let grant = reserve(&owner, 61000, 1);
+            let inside = socket(Domain::IPV4, Transport::Tcp);
+            bind(&inside, 61000).unwrap();
+            drop(inside);
+            control::release(&owner, token(&grant)).unwrap();
+        }
+        outsider.join();
+        drop(owner);
+        world.assert_empty();
+    }
+}

@@ -1,0 +1,115 @@
+//! Calls that no system call of their own makes: io_uring binds (Linux 6.11) and sets options (6.7).
+
+use std::{io, net::SocketAddr, os::fd::AsRawFd};
+
+use io_uring::{IoUring, Probe, opcode, squeue, types::Fd};
+use portkeep_core::wire;
+use portkeep_kernel::netns;
+use portkeep_testkit::{
+    World,
+    audit::uses,
+    process::in_child,
+    sockets::{acquire, port, socket},
+};
+use socket2::{SockAddr, Socket};
+
+use crate::siege::{KINDS, absent, besiege};
+
+/// A ring that can bind, if this kernel's can and this machine lets us have one.
+fn ring() -> Result<IoUring, String> {
+    let ring = IoUring::new(4).map_err(|error| format!("no io_uring here: {error}"))?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(|error| error.to_string())?;
+    probe.is_supported(opcode::Bind::CODE).then_some(ring).ok_or_else(|| "this kernel's io_uring cannot bind".into())
+}
+
+fn submit(ring: &mut IoUring, entry: squeue::Entry) -> io::Result<()> {
+    // SAFETY: what the entry points to lives until `submit` returns, which is after the operation is complete.
+    unsafe { ring.submission().push(&entry).expect("room for one") };
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().expect("a completion").result();
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+fn bind(ring: &mut IoUring, socket: &Socket, to: SocketAddr, flags: squeue::Flags) -> io::Result<()> {
+    let address = SockAddr::from(to);
+    let entry = opcode::Bind::new(Fd(socket.as_raw_fd()), address.as_ptr().cast(), address.len());
+    submit(ring, entry.build().flags(flags))
+}
+
+#[test]
+fn io_uring_binds_for_the_owner_and_for_no_outsider() {
+    let Some(world) = World::enter("bypass::io_uring") else { return };
+    if let Err(why) = ring() {
+        return absent("io_uring bind", why);
+    }
+    besiege(&world, |target| {
+        let mut ring = ring().unwrap();
+        // At once, and by a worker thread of the kernel in the process's name.
+        for flags in [squeue::Flags::empty(), squeue::Flags::ASYNC] {
+            for to in [target.any(), target.loopback()] {
+                let socket = target.socket();
+                let refused = bind(&mut ring, &socket, to, flags).expect_err("an outsider");
+                assert_eq!(refused.raw_os_error(), Some(libc::EADDRINUSE), "{target:?}");
+                assert_eq!(port(&socket), 0);
+            }
+        }
+    });
+    for (domain, transport) in KINDS {
+        let owner = socket(domain, transport);
+        let grant = acquire(&owner, &wire::AcquireRequest { count: 1, ..Default::default() }).unwrap();
+        for flags in [squeue::Flags::empty(), squeue::Flags::ASYNC] {
+            let rightful = socket(domain, transport);
+            let loopback = if domain == socket2::Domain::IPV6 { "[::1]:0" } else { "127.0.0.1:0" };
+            let mut to: SocketAddr = loopback.parse().unwrap();
+            to.set_port(grant.start);
+            bind(&mut ring().unwrap(), &rightful, to, flags).unwrap();
+            assert_eq!(uses(&world.maps(), netns::cookie_of(&rightful).unwrap(), transport, grant.start), 1);
+        }
+        drop(owner);
+        world.assert_empty();
+    }
+}
+
+/// The kernel thread that polls a ring (SQPOLL) works in the name of the process that made the ring.
+#[test]
+fn a_polling_thread_binds_as_its_process() {
+    let Some(world) = World::enter("bypass::sqpoll") else { return };
+    if let Err(why) = ring() {
+        return absent("io_uring bind by a polling thread", why);
+    }
+    besiege(&world, |target| {
+        let mut ring = IoUring::builder().setup_sqpoll(10).build(4).unwrap();
+        let socket = target.socket();
+        let refused = bind(&mut ring, &socket, target.any(), squeue::Flags::empty()).expect_err("an outsider");
+        assert_eq!(refused.raw_os_error(), Some(libc::EADDRINUSE), "{target:?}");
+    });
+}
+
+/// A ring handed to somebody else is a hand to act with, like a descriptor: what it does it does in its maker's name.
+/// That is the maker's doing; nobody gets at a ring that was not given to him.
+#[test]
+fn a_ring_of_the_owner_acts_for_the_owner() {
+    let Some(world) = World::enter("bypass::a_ring_of_the_owner") else { return };
+    let mut polling =
+        match ring().and_then(|_| IoUring::builder().setup_sqpoll(2000).build(4).map_err(|error| error.to_string())) {
+            Ok(ring) => ring,
+            Err(why) => return absent("a ring of the owner", why),
+        };
+    let owner = portkeep_testkit::sockets::tcp();
+    let grant = portkeep_testkit::sockets::reserve(&owner, 0, 1);
+    let spare = portkeep_testkit::sockets::tcp();
+    let to = SocketAddr::from(([127, 0, 0, 1], grant.start));
+    // The thread reads the address in the memory of its process, so it is put there before the fork.
+    let address = SockAddr::from(to);
+    let entry = opcode::Bind::new(Fd(spare.as_raw_fd()), address.as_ptr().cast(), address.len()).build();
+    in_child(|| {
+        // The child's own call is refused; the owner's thread, which finds `spare` in the owner's table, is not.
+        assert_eq!(spare.bind(&to.into()).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        submit(&mut polling, entry).unwrap();
+    });
+    assert_eq!(port(&spare), grant.start);
+    drop((spare, owner, polling));
+    portkeep_testkit::audit::wait_until_empty(&world.maps(), world.netns());
+    world.assert_empty();
+}
