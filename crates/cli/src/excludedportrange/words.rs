@@ -148,7 +148,7 @@ mod tests {
             ("sctp 1 1", "sctp: protocol is tcp or udp"),
             ("tcp 0 1", "0: startport is a number from 1 to 65535"),
             ("tcp 1 70000", "70000: numberofports is a number from 1 to 65535"),
-            ("tcp 65535 2", "2 ports from 65535 on"),
+            ("tcp 65535 2", "past 65535"),
             ("st=1", "st=1: \"st\" could be startport or store"),
             ("port=1", "port=1: \"port\" is none of protocol, startport, numberofports, store"),
             ("tcp protocol=udp", "protocol=udp: protocol is given twice"),

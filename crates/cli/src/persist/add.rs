@@ -4,7 +4,7 @@ use std::io::Write;
 
 use portkeep::{
     PortRange, Transports,
-    persistent::{Account, Block, Kept, Name, Proposal, Who, WhoError},
+    persistent::{Account, Block, Kept, Name, Proposal, Who},
 };
 use portkeep_core::persistent::check_description;
 use serde::Serialize;
@@ -23,7 +23,7 @@ Examples:
   portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
   portkeep persist add --name dns --both domain --user bind --around
   portkeep persist add --name rtp --any 20 --udp --align 2 --group voice
-  portkeep persist add --name later --tcp 9000-9009 --strict --description 'kept free for the new gateway'";
+  portkeep persist add --name later --tcp 9000-9009 --strict --description 'for the new gateway'";
 
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
@@ -88,19 +88,20 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn told(error: &WhoError) -> String {
-    match error.help() {
+fn unit(text: &str) -> Result<Who, String> {
+    Who::unit(text).map_err(|error| match error.help() {
+        // The help is for those who write a file.
+        Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
         Some(help) => format!("{error}; {help}"),
         None => error.to_string(),
-    }
-}
-
-fn unit(text: &str) -> Result<Who, String> {
-    Who::unit(text).map_err(|error| told(&error))
+    })
 }
 
 fn cgroup(text: &str) -> Result<Who, String> {
-    Who::cgroup(text).map_err(|error| told(&error))
+    Who::cgroup(text).map_err(|error| match error.help() {
+        Some(help) => format!("{error}; {help}"),
+        None => error.to_string(),
+    })
 }
 
 fn description(text: &str) -> Result<String, String> {
