@@ -1,36 +1,64 @@
 //! `agent`: look after what the kernel part cannot do alone.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, path::PathBuf};
 
-use tracing_subscriber::EnvFilter;
+use anyhow::Context;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{DONE, Io, agent, pins::Pins};
+use crate::{DONE, Io, agent, level::Place, up};
 
 const AFTER_HELP: &str = "\
-The agent looks whether ports outside the pool are vacant before they are reserved, keeps \
-net.ipv4.ip_local_reserved_ports in step, and logs what happens. Requests without a port need no agent. It can be \
-stopped and started at any time: what is reserved stays reserved.
+The agent keeps in force what drop-in files and `persist add` declare, looks whether ports outside the pool are \
+vacant before they are reserved, keeps net.ipv4.ip_local_reserved_ports in step, and tells what happens. Requests \
+without a port need no agent. It can be stopped and started at any time: what is reserved stays reserved. SIGHUP makes \
+it read its files again.
 
 Examples:
   portkeep agent                          in the foreground, until SIGTERM or SIGINT
+  portkeep agent --up                     the same, and bring the kernel part up if it is not
   PORTKEEP_LOG=debug portkeep agent       with more to read";
 
-/// Confirm reservations outside the pool, and log what happens
+/// Keep what is declared in force, confirm reservations outside the pool, and log what happens
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
+    /// Bring the kernel part up first, as the configuration says, if it is not up
+    #[arg(long)]
+    up: bool,
+    /// Configuration file
+    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", default_value = portkeep_persist::config::PATH)]
+    config: PathBuf,
+    /// Read drop-in files below this folder
+    #[arg(long, value_name = "DIR", env = "PORTKEEP_ROOT", default_value = "/", hide_default_value = true)]
+    root: PathBuf,
     #[command(flatten)]
-    pins: Pins,
+    place: Place,
 }
 
 pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let filter = EnvFilter::try_from_env("PORTKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Under systemd the journal has the time already.
-    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // Ignored: whoever runs this in-process may have a subscriber of their own.
-    let log = log.with_ansi(std::io::stderr().is_terminal());
-    let _ = if in_journal { log.without_time().try_init() } else { log.try_init() };
-    agent::run_in_foreground(&args.pins.folder())?;
+    start_log();
+    if args.up {
+        let instance = up::by_configuration(&args.place, &args.config).context("bringing the kernel part up")?;
+        let how = if instance.is_newly_up() { "brought up" } else { "up already" };
+        tracing::info!(pins = %instance.folder().display(), "the kernel part is {how}");
+    }
+    let options = agent::Options { config: args.config, root: args.root, ..agent::Options::default() };
+    agent::run_in_foreground(&args.place.pins.folder(), &options)?;
     Ok(DONE)
+}
+
+/// To the journal, with fields, if that is where our standard error goes; as text otherwise.
+fn start_log() {
+    let filter = EnvFilter::try_from_env("PORTKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let registry = tracing_subscriber::registry().with(filter);
+    // Ignored: whoever runs this in-process may have a subscriber of their own.
+    let _ = match tracing_journald::layer() {
+        Ok(journal) if in_journal => registry.with(journal).try_init(),
+        _ => {
+            let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+            let text = text.with_ansi(std::io::stderr().is_terminal());
+            if in_journal { registry.with(text.without_time()).try_init() } else { registry.with(text).try_init() }
+        }
+    };
 }

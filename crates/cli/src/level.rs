@@ -22,6 +22,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// What is not said on the command line, the configuration says.
+    pub(crate) fn or(&self, config: &portkeep_persist::Config) -> Self {
+        Self {
+            pins: self.pins.clone(),
+            enforce: self.enforce.clone().or_else(|| config.enforce.clone()),
+            serve: self.serve.clone().or_else(|| config.serve.clone()),
+        }
+    }
+
     pub(crate) fn options(&self, settings: Settings) -> UpOptions {
         let mut options = UpOptions::default();
         options.folder = Some(self.pins.folder());

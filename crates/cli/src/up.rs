@@ -1,10 +1,14 @@
 //! `up`: bring the kernel part up.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use portkeep::{Errno, PortRange};
-use portkeep_kernel::{Instance, Settings};
+use portkeep_kernel::{Instance, InstanceError};
+use portkeep_persist::Config;
 
 use crate::{DONE, Io, agent, level::Place, status};
 
@@ -33,6 +37,9 @@ pub(crate) struct Args {
     /// What the bind of a stranger fails with [default: EADDRINUSE]
     #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
     deny_errno: Option<Errno>,
+    /// Configuration file, for what is not said here
+    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", default_value = portkeep_persist::config::PATH)]
+    config: PathBuf,
     /// One JSON object, as `status --json` prints it
     #[arg(long)]
     json: bool,
@@ -56,12 +63,14 @@ fn deny_errno(text: &str) -> Result<Errno, &'static str> {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let mut settings = Settings::default();
+    let config = configuration(&args.config)?;
+    let (mut settings, complaints) = agent::settings(&config);
+    complaints.into_iter().for_each(|complaint| io.note(complaint));
     settings.pool = args.pool.map_or(settings.pool, |pool| pool.0);
     settings.quota = args.quota.unwrap_or(settings.quota);
     settings.deny_errno = args.deny_errno.unwrap_or(settings.deny_errno);
 
-    let instance = Instance::up(&args.place.options(settings)).context("bringing the kernel part up")?;
+    let instance = Instance::up(&args.place.or(&config).options(settings)).context("bringing the kernel part up")?;
     if instance.is_newly_up() {
         settle_in(&instance)?;
     } else {
@@ -75,6 +84,31 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         status.write(&mut io.out)?;
     }
     Ok(DONE)
+}
+
+fn configuration(file: &Path) -> anyhow::Result<Config> {
+    Config::load(file).map_err(|wrong| {
+        let text: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", text.join("\n"))
+    })
+}
+
+/// Bring the kernel part up as the configuration says, or adopt it as it is. For the agent that starts at boot.
+pub(crate) fn by_configuration(place: &Place, file: &Path) -> anyhow::Result<Instance> {
+    let config = configuration(file)?;
+    let (settings, _) = agent::settings(&config);
+    let options = place.or(&config).options(settings);
+    let mut up = Instance::up(&options);
+    if let Err(InstanceError::Skew { .. }) = up {
+        // Another version left it there: the package was upgraded while it was up.
+        Instance::upgrade(&place.pins.folder())?;
+        up = Instance::up(&options);
+    }
+    let instance = up?;
+    if instance.is_newly_up() {
+        settle_in(&instance)?;
+    }
+    Ok(instance)
 }
 
 /// What is up was set otherwise than asked for: saying "up" would be a lie.

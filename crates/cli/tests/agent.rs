@@ -11,7 +11,7 @@ use std::{
 };
 
 use portkeep::control;
-use portkeep_cli::agent::{self, Agent, KernelPart, RuntimeDir};
+use portkeep_cli::agent::{self, Agent, KernelPart, Options, RuntimeDir};
 use portkeep_core::{
     Errno, Transport,
     wire::{self, AcquireRequest, Grant},
@@ -48,9 +48,10 @@ impl AgentProcess {
             // Not in the namespace of those who ask.
             new_namespace();
             let mut kernel = kernel_part();
-            let agent = Agent::start(&mut kernel, &RuntimeDir::at(runtime)).unwrap();
+            let agent = Agent::start(&mut kernel, &Options::below(runtime)).unwrap();
             talk.say(1);
-            agent.run(&told).unwrap();
+            let (never, _kept) = UnixStream::pair().unwrap();
+            agent.run(&told, &never).unwrap();
         });
         assert_eq!(child.talk.hear(), 1);
         Self { child, stop }
@@ -542,13 +543,13 @@ fn there_is_one_agent_and_it_has_to_be_served() {
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start(runtime.path());
     let mut kernel = kernel_part();
-    let error = Agent::start(&mut kernel, &RuntimeDir::at(runtime.path())).unwrap_err();
+    let error = Agent::start(&mut kernel, &Options::below(runtime.path())).unwrap_err();
     assert_eq!(error.to_string(), "another agent is running");
     agent.stop();
     in_child(|| {
         let root = cgroup::root().unwrap();
         fs::write(root.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        let error = Agent::start(&mut kernel, &RuntimeDir::at(runtime.path())).unwrap_err().to_string();
+        let error = Agent::start(&mut kernel, &Options::below(runtime.path())).unwrap_err().to_string();
         assert!(error.contains("the control codes are served in cgroup /portkeep-test-sandbox"), "{error}");
     });
 }
@@ -592,7 +593,7 @@ fn on_a_pinned_kernel_part() {
         assert!(!is_aside());
 
         let start = || {
-            let child = Child::fork(|_| agent::run_in_foreground(&folder).unwrap());
+            let child = Child::fork(|_| agent::run_in_foreground(&folder, &Options::below(runtime.path())).unwrap());
             eventually("the agent runs", || control::version(tcp()).unwrap().agent == 1);
             child
         };
@@ -612,7 +613,7 @@ fn on_a_pinned_kernel_part() {
 
         // `down` under a running agent: it tidies up and goes.
         let mut child = Child::fork(|talk| {
-            let error = agent::run_in_foreground(&folder).unwrap_err();
+            let error = agent::run_in_foreground(&folder, &Options::below(runtime.path())).unwrap_err();
             assert_eq!(error.to_string(), "the kernel part has been taken down");
             talk.say(1);
         });

@@ -130,8 +130,13 @@ pub struct Claimed<'a> {
 impl<'a> Claimed<'a> {
     /// Claim a block in the namespace with the cookie `netns`.
     pub fn claim(admin: &'a Admin, maps: &'a mut Maps, netns: u64, wanted: &Wanted) -> Result<Self, CreateError> {
-        let (id, token, ports) = maps.claim_persistent(admin, netns, wanted)?;
-        Ok(Self { admin, maps, id, token, ports, settled: false })
+        let claim = maps.claim_persistent(admin, netns, wanted)?;
+        Ok(Self::holding(admin, maps, claim))
+    }
+
+    /// Hold what [`Maps::claim_persistent`] gave.
+    pub fn holding(admin: &'a Admin, maps: &'a mut Maps, (id, token, ports): (u32, Token, PortRange)) -> Self {
+        Self { admin, maps, id, token, ports, settled: false }
     }
 
     /// Its id.

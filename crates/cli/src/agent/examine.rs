@@ -11,7 +11,7 @@ use std::{fmt, io};
 use portkeep_core::{Errno, PortRange, Transport, Transports};
 use portkeep_kernel::Reservation;
 
-use super::{keeper::Keeper, namespaces::Namespace, sysctl};
+use super::{keeper::Keeper, namespaces::Namespace, policy::Policy, sysctl};
 use crate::vacancy::Prober;
 
 /// Why a block is not granted.
@@ -19,7 +19,7 @@ use crate::vacancy::Prober;
 pub(super) enum Refusal {
     /// Somebody is there.
     InUse(Transport, u16),
-    /// Ports below this one are for root.
+    /// Ports below this one are for root, and for whom the configuration names.
     Privileged(u32),
     /// The namespace could not be found or looked at.
     Unknown(io::Error),
@@ -45,7 +45,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InUse(transport, port) => write!(f, "port {port}/{transport} is in use"),
-            Self::Privileged(start) => write!(f, "ports below {start} are for root"),
+            Self::Privileged(start) => write!(f, "ports below {start} are for root and those the configuration names"),
             Self::Unknown(error) => write!(f, "cannot look into the network namespace: {error}"),
         }
     }
@@ -58,10 +58,11 @@ pub(super) fn examine(
     namespace: &Namespace,
     keeper: &Keeper,
     prober: &Prober,
+    policy: &Policy,
 ) -> Result<(), Refusal> {
     namespace.within(|| {
         let privileged = sysctl::unprivileged_port_start()?;
-        if reservation.uid != 0 && u32::from(ports.start()) < privileged {
+        if u32::from(ports.start()) < privileged && !policy.may_have_privileged(reservation.uid) {
             return Ok(Err(Refusal::Privileged(privileged)));
         }
         keeper.add_here(namespace.cookie, ports)?;

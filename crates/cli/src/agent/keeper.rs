@@ -62,8 +62,13 @@ impl Keeper {
 
     /// Add a block to our entries in the calling thread's namespace.
     pub(super) fn add_here(&self, netns: u64, block: PortRange) -> io::Result<()> {
-        let block = self.outside_pool(block.into());
-        settle_here(&self.runtime, netns, |ours| ours.union(&block))
+        self.add_all_here(netns, block.into())
+    }
+
+    /// Add many at once.
+    pub(super) fn add_all_here(&self, netns: u64, blocks: PortSet) -> io::Result<()> {
+        let blocks = self.outside_pool(blocks);
+        settle_here(&self.runtime, netns, |ours| ours.union(&blocks))
     }
 
     /// Namespaces that have entries of ours.

@@ -12,14 +12,20 @@
 //! sockets close, and the next one starts by putting everything right.
 //! Events only say where to look; every round through the maps would find the same.
 
+mod accounts;
 mod aside;
 mod examine;
+mod happenings;
 mod keeper;
 mod kernel_part;
-mod log;
 mod merge;
 mod namespaces;
+mod policy;
 mod port_set;
+mod registry;
+mod rightful;
+mod server;
+mod service;
 mod state;
 mod sysctl;
 
@@ -28,22 +34,24 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use portkeep::persistent::protocol::{Answer, Happening, Reason, Reloaded, Request};
 use portkeep_core::wire;
 use portkeep_kernel::{EventKind, Instance, MapAccessError};
+use portkeep_persist::Declared;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     low_level::{pipe, unregister},
 };
 
@@ -51,14 +59,19 @@ use crate::vacancy::Prober;
 
 use aside::Round;
 use examine::{Refusal, examine};
+use happenings::Happenings;
 use keeper::Keeper;
-use log::Log;
 use namespaces::Kept;
+use policy::Policy;
 use port_set::PortSet;
+use registry::{Changes, Desk, Registry};
+use server::{Peer, Server};
+use service::Service;
 
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
+pub(crate) use policy::settings;
 pub use state::{RUNTIME_DIR, RuntimeDir};
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
@@ -73,18 +86,78 @@ const EVERYWHERE: Duration = Duration::from_secs(15);
 const FORGET: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(600);
 
+/// What the agent reads, and where it keeps things.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its folder in `/run`.
+    pub runtime: RuntimeDir,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Drop-ins are read below this: `/` but for trials.
+    pub root: PathBuf,
+    /// Where the store is; what the configuration says if `None`.
+    pub state: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            runtime: RuntimeDir::default(),
+            config: portkeep_persist::config::PATH.into(),
+            root: "/".into(),
+            state: None,
+        }
+    }
+}
+
+impl Options {
+    /// Everything below one folder, for trials: nothing of the machine's own is read or written.
+    pub fn below(folder: &Path) -> Self {
+        Self {
+            runtime: RuntimeDir::at(folder),
+            config: folder.join("portkeep.toml"),
+            root: folder.join("root"),
+            state: Some(folder.join("state")),
+        }
+    }
+}
+
 /// Run the agent in the foreground until SIGTERM or SIGINT, on the kernel part
-/// pinned in `folder`. What is granted stays granted.
-pub fn run_in_foreground(folder: &Path) -> anyhow::Result<()> {
-    let (stop, signalled) = UnixStream::pair()?;
-    let registered = [pipe::register(SIGTERM, signalled.try_clone()?)?, pipe::register(SIGINT, signalled)?];
+/// pinned in `folder`. What is granted stays granted. SIGHUP makes it read its files again.
+pub fn run_in_foreground(folder: &Path, options: &Options) -> anyhow::Result<()> {
+    let signals = Signals::register()?;
     let instance = Instance::open(folder)?;
     let mut kernel = KernelPart::of_instance(&instance)?;
-    let result = Agent::start(&mut kernel, &RuntimeDir::default()).and_then(|agent| agent.run(&stop));
-    for signal in registered {
-        unregister(signal);
+    Agent::start(&mut kernel, options).and_then(|agent| agent.run(&signals.stop, &signals.reload))
+}
+
+/// Signals as descriptors to poll, for as long as this lives.
+#[derive(Debug)]
+struct Signals {
+    stop: UnixStream,
+    reload: UnixStream,
+    registered: [signal_hook::SigId; 3],
+}
+
+impl Signals {
+    fn register() -> io::Result<Self> {
+        let (stop, stopped) = UnixStream::pair()?;
+        let (reload, reloaded) = UnixStream::pair()?;
+        let registered = [
+            pipe::register(SIGTERM, stopped.try_clone()?)?,
+            pipe::register(SIGINT, stopped)?,
+            pipe::register(SIGHUP, reloaded)?,
+        ];
+        Ok(Self { stop, reload, registered })
     }
-    result
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for signal in self.registered {
+            unregister(signal);
+        }
+    }
 }
 
 /// When something is to be done next.
@@ -105,13 +178,42 @@ fn due(last: &mut Instant, period: Duration) -> bool {
     due
 }
 
+/// What ended a sleep.
+enum Woken {
+    Stop,
+    Reload,
+    Other,
+}
+
+/// A complaint on one line.
+fn one_line(diagnostic: &portkeep_persist::Diagnostic) -> String {
+    diagnostic.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+fn lines(diagnostics: &[portkeep_persist::Diagnostic]) -> String {
+    diagnostics.iter().map(one_line).collect::<Vec<_>>().join("\n")
+}
+
+/// Take out what a signal put in.
+fn drain(reload: impl AsFd) {
+    let mut bytes = [0; 64];
+    // One signal is as good as many.
+    let _ = rustix::io::read(reload, &mut bytes);
+}
+
 /// A running agent. Dropped, it no longer is: its sockets close.
 #[derive(Debug)]
 pub struct Agent<'k> {
     kernel: &'k mut KernelPart,
     keeper: Keeper,
     prober: Prober,
-    log: Log,
+    policy: Policy,
+    registry: Registry,
+    /// Cookie of the agent's own namespace, the one that persistent reservations are for.
+    netns: u64,
+    server: Server,
+    happenings: Happenings,
+    service: Service,
     /// Namespaces with entries of ours. Their reservations keep them alive anyhow; kept open so that the entries can
     /// be taken out when the last process has left.
     kept: Kept,
@@ -127,15 +229,24 @@ pub struct Agent<'k> {
 impl<'k> Agent<'k> {
     /// Put everything right that happened while no agent ran, and be the agent
     /// from then on. This process has to be in a cgroup where the control codes are served.
-    pub fn start(kernel: &'k mut KernelPart, runtime: &RuntimeDir) -> anyhow::Result<Self> {
+    pub fn start(kernel: &'k mut KernelPart, options: &Options) -> anyhow::Result<Self> {
+        let Options { runtime, config, root, state } = options;
         let Some(only) = runtime.become_agent().context("becoming the agent")? else {
             bail!("another agent is running");
         };
+        let policy = Policy::load(config.clone()).map_err(|wrong| anyhow::anyhow!("{}", lines(&wrong)))?;
+        let state = state.clone().unwrap_or_else(|| policy.config().state_dir());
+        let folder = runtime.folder()?;
         let now = Instant::now();
         let mut agent = Self {
             keeper: Keeper { runtime: runtime.clone(), pool: kernel_part::pool(&kernel.config) },
             prober: Prober::marked(kernel.config.secret),
-            log: Log::new(),
+            registry: Registry::open(&state, folder, root.clone()),
+            netns: portkeep_kernel::netns::current_cookie().context("asking for the cookie of this namespace")?,
+            server: Server::listen(server::path_in(folder)).context("listening on the agent's socket")?,
+            happenings: Happenings::new(policy.config().events.per_second),
+            service: Service::new(),
+            policy,
             kept: Kept::default(),
             unsettled: BTreeSet::new(),
             settled: now,
@@ -146,26 +257,40 @@ impl<'k> Agent<'k> {
             _only: only,
             kernel,
         };
+        agent.apply_configuration()?;
         agent.round().set_aside(&agent.kernel.config);
+        // First of all what was declared: services that are about to start rely on it.
+        let reloaded = agent.load_declarations()?;
         agent.settle_everywhere()?;
         agent.handle_all_pending()?;
         agent.give_back()?;
         // Last: who sees the beacon may rely on being answered.
         agent.beacon = Some(agent.kernel.beacon()?);
-        tracing::info!("the agent is running");
+        let (persistent, waiting) = (reloaded.added, reloaded.waiting);
+        tracing::info!(persistent, waiting, "the agent is running");
+        agent.service.ready();
         Ok(agent)
     }
 
-    /// Serve until `stop` can be read, or the kernel part is taken down.
-    pub fn run(mut self, stop: impl AsFd) -> anyhow::Result<()> {
+    /// Serve until `stop` can be read, or the kernel part is taken down; read the files again when `reload` can be read.
+    pub fn run(mut self, stop: impl AsFd, reload: impl AsFd) -> anyhow::Result<()> {
         loop {
-            let stopped = self.wait(stop.as_fd())?;
-            if stopped {
-                tracing::info!("the agent stops; what is granted stays granted");
-                return Ok(());
+            match self.wait(stop.as_fd(), reload.as_fd())? {
+                Woken::Stop => {
+                    tracing::info!("the agent stops; what is granted stays granted");
+                    self.service.stopping();
+                    return Ok(());
+                }
+                Woken::Reload => {
+                    drain(&reload);
+                    self.reload()?;
+                }
+                Woken::Other => {}
             }
             while let Some(event) = self.kernel.events.next_event() {
-                self.log.event(&event, &self.kernel.maps);
+                if let Some(told) = self.happenings.event(&event, &self.kernel.maps, &self.registry) {
+                    self.server.publish(&told);
+                }
                 match event.kind {
                     EventKind::Pending => self.handle_pending(event.id, &[event.tid, event.pid])?,
                     EventKind::Ended => {
@@ -174,14 +299,16 @@ impl<'k> Agent<'k> {
                     _ => {}
                 }
             }
+            self.serve();
             if due(&mut self.timers.tick, TICK) {
                 if !self.kernel.is_up() {
                     // Its maps live on as long as we have them open; nobody else looks at them.
                     keeper::restore_all(&self.keeper.runtime)?;
                     bail!("the kernel part has been taken down");
                 }
-                self.log.summarize();
+                self.happenings.summarize();
                 self.handle_all_pending()?;
+                self.service.alive();
             }
             if due(&mut self.timers.everywhere, EVERYWHERE) {
                 self.settle_everywhere()?;
@@ -190,6 +317,7 @@ impl<'k> Agent<'k> {
             }
             if due(&mut self.timers.give_back, GIVE_BACK) {
                 self.give_back()?;
+                self.retry_declarations()?;
             }
             if due(&mut self.timers.forget, FORGET) {
                 self.kernel.maps.forget_quiet_namespaces(QUIET.as_nanos() as u64)?;
@@ -197,14 +325,140 @@ impl<'k> Agent<'k> {
         }
     }
 
-    /// Sleep until something happens; true if it is the end.
-    fn wait(&self, stop: impl AsFd) -> io::Result<bool> {
+    /// Sleep until something happens.
+    fn wait(&self, stop: BorrowedFd<'_>, reload: BorrowedFd<'_>) -> io::Result<Woken> {
         let longest = if self.unsettled.is_empty() { TICK } else { SETTLE };
         let timeout = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: longest.subsec_nanos().into() };
-        let mut fds = [PollFd::new(&stop, PollFlags::IN), PollFd::new(&self.kernel.events, PollFlags::IN)];
+        let events = self.kernel.events.as_fd();
+        let mut fds: Vec<PollFd<'_>> =
+            [stop, reload, events].into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        fds.extend(self.server.descriptors().map(|(fd, writes)| {
+            PollFd::from_borrowed_fd(fd, if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN })
+        }));
         match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+            Ok(_) if !fds[0].revents().is_empty() => Ok(Woken::Stop),
+            Ok(_) if !fds[1].revents().is_empty() => Ok(Woken::Reload),
+            Ok(_) | Err(Errno::INTR) => Ok(Woken::Other),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn desk(&mut self) -> (&mut Registry, Desk<'_>) {
+        let desk = Desk { kernel: self.kernel, keeper: &self.keeper, prober: &self.prober, netns: self.netns };
+        (&mut self.registry, desk)
+    }
+
+    /// Put the configuration into effect; returns what could not be.
+    fn apply_configuration(&mut self) -> anyhow::Result<Vec<String>> {
+        let complaints = self.policy.apply(&mut self.kernel.maps, &self.kernel.admin)?;
+        let before = kernel_part::pool(&self.kernel.config);
+        self.kernel.config = self.kernel.maps.config()?;
+        self.keeper.pool = kernel_part::pool(&self.kernel.config);
+        self.happenings.limit(self.policy.config().events.per_second);
+        if before != self.keeper.pool {
+            self.round().set_aside(&self.kernel.config);
+        }
+        complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+        Ok(complaints)
+    }
+
+    /// Read the drop-ins and bring the kernel part in line with them and the stores.
+    fn load_declarations(&mut self) -> anyhow::Result<Reloaded> {
+        let (registry, mut desk) = self.desk();
+        let (changes, wrong) = registry.load(&mut desk)?;
+        let mut complaints = registry.complaints();
+        for diagnostic in &wrong {
+            tracing::warn!("{}", one_line(diagnostic));
+        }
+        complaints.extend(wrong.iter().map(one_line));
+        self.unsettled.insert(self.netns);
+        let Changes { added, removed, waiting } = changes;
+        Ok(Reloaded { added, removed, waiting, complaints })
+    }
+
+    /// Read everything again. What is wrong with the configuration leaves it as it was.
+    fn reload(&mut self) -> anyhow::Result<Reloaded> {
+        self.service.reloading();
+        let mut complaints = match self.policy.reload() {
+            Ok(()) => self.apply_configuration()?,
+            Err(wrong) => {
+                tracing::warn!("the configuration stays as it was: {}", lines(&wrong));
+                wrong.iter().map(one_line).collect()
+            }
+        };
+        let mut reloaded = self.load_declarations()?;
+        complaints.append(&mut reloaded.complaints);
+        let (added, removed, waiting) = (reloaded.added, reloaded.removed, reloaded.waiting);
+        tracing::info!(added, removed, waiting, "read again");
+        self.service.ready();
+        Ok(Reloaded { complaints, ..reloaded })
+    }
+
+    fn retry_declarations(&mut self) -> anyhow::Result<()> {
+        let (registry, mut desk) = self.desk();
+        let begun = registry.retry(&mut desk)?;
+        if begun > 0 {
+            tracing::info!(begun, "what waited is in force now");
+            self.unsettled.insert(self.netns);
+        }
+        Ok(())
+    }
+
+    /// Answer those who are connected.
+    fn serve(&mut self) {
+        for (number, peer, request) in self.server.hear() {
+            let answer = self.answer(peer, request);
+            self.server.answer(number, &answer);
+        }
+        self.server.say();
+    }
+
+    fn tell_of(&mut self, what: Happening, declared: &Declared, by_uid: u32) {
+        let told = self.happenings.administered(what, declared, self.netns, by_uid);
+        self.server.publish(&told);
+    }
+
+    fn answer(&mut self, peer: Peer, request: Request) -> Answer {
+        let changes = !matches!(request, Request::List);
+        if changes && !self.policy.is_administrator(peer.uid, peer.gid) {
+            let message = "this takes an administrator: root, or a member of the group that the configuration names";
+            return server::refusal(Reason::NotAllowed, message);
+        }
+        let netns = self.netns;
+        match request {
+            Request::List => Answer::List(self.registry.list()),
+            Request::Watch => Answer::Watching,
+            Request::Reload => match self.reload() {
+                Ok(reloaded) => Answer::Reloaded(reloaded),
+                Err(error) => server::refusal(Reason::Failed, format!("{error:#}")),
+            },
+            Request::Create { proposal, kept } => {
+                let (registry, mut desk) = self.desk();
+                let created = registry.create(&mut desk, &proposal, kept, peer.uid);
+                self.unsettled.insert(netns);
+                match created {
+                    Ok(created) => {
+                        if let Some(declared) = self.registry.named(&created.declaration.name).cloned() {
+                            self.tell_of(Happening::Granted, &declared, peer.uid);
+                        }
+                        Answer::Created(created)
+                    }
+                    Err(refused) => Answer::Refused(refused),
+                }
+            }
+            Request::Delete(which) => {
+                let (registry, mut desk) = self.desk();
+                let deleted = registry.delete(&mut desk, &which);
+                self.unsettled.insert(netns);
+                match deleted {
+                    Ok(declared) => {
+                        self.tell_of(Happening::Ended, &declared, peer.uid);
+                        Answer::Deleted(declared.declaration)
+                    }
+                    Err(refused) => Answer::Refused(refused),
+                }
+            }
+            other => server::refusal(Reason::Malformed, format!("{other:?} is not known to this agent")),
         }
     }
 
@@ -237,20 +491,22 @@ impl<'k> Agent<'k> {
         else {
             return Ok(());
         };
-        if reservation.state() != wire::PENDING {
+        if reservation.state() != wire::PENDING || reservation.is_persistent() {
             return Ok(());
         }
         let judged = match self.kept.get(reservation.netns, hints) {
-            Some(namespace) => examine(&reservation, (ports, transports), namespace, &self.keeper, &self.prober),
+            Some(namespace) => {
+                examine(&reservation, (ports, transports), namespace, &self.keeper, &self.prober, &self.policy)
+            }
             None => Err(Refusal::Unknown(io::ErrorKind::NotFound.into())),
         };
         let done = match &judged {
             Ok(()) => self.kernel.admin.confirm(id, token),
             Err(refusal) => {
-                let (process, uid, netns) = (reservation.pid, reservation.uid, reservation.netns);
-                let (command, errno) = (wire::text(&reservation.comm), refusal.errno());
-                tracing::warn!(process, command, uid, %transports, %ports, netns, %errno, reason = %refusal, "not granted");
-                self.kernel.admin.refuse(id, token, errno)
+                if let Some(told) = self.happenings.denied(&reservation, refusal) {
+                    self.server.publish(&told);
+                }
+                self.kernel.admin.refuse(id, token, refusal.errno())
             }
         };
         if judged.is_err() || done.is_err() {

@@ -105,7 +105,9 @@ mod tests {
         let own = std::process::id();
         let who = identity(own).unwrap();
         let judge = Judge { enforced_depth: 0, admin_gid: who.gids[0] };
-        assert!(judge.is_rightful(own, &ForWhom::User(who.uid)) && !judge.is_rightful(own, &ForWhom::User(who.uid + 1)));
+        assert!(
+            judge.is_rightful(own, &ForWhom::User(who.uid)) && !judge.is_rightful(own, &ForWhom::User(who.uid + 1))
+        );
         assert!(judge.is_rightful(own, &ForWhom::Group(who.gids[0])));
         if let Some(cgroup) = cgroup_of(own).filter(|cgroup| !cgroup.is_empty()) {
             assert!(judge.is_rightful(own, &ForWhom::Cgroup(cgroup)));

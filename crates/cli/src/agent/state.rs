@@ -13,15 +13,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use portkeep::persistent::protocol;
+use portkeep_persist::{Store, store};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::port_set::PortSet;
 
 /// Where it is kept if [`RUNTIME_DIR`] says nothing else.
-const DEFAULT: &str = "/run/portkeep";
+const DEFAULT: &str = protocol::DEFAULT_RUNTIME_DIR;
 /// The variable that names another folder.
-pub const RUNTIME_DIR: &str = "PORTKEEP_RUNTIME_DIR";
+pub const RUNTIME_DIR: &str = protocol::RUNTIME_DIR;
 
 const FILE: &str = "reserved-ports.json";
 const LOCK: &str = "reserved-ports.lock";
@@ -48,7 +50,8 @@ pub(super) struct Held<'a> {
     _lock: File,
 }
 
-fn boot_id() -> String {
+/// What this boot is called by the kernel.
+pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
@@ -83,6 +86,12 @@ impl RuntimeDir {
         }
     }
 
+    /// The folder, made if need be.
+    pub(super) fn folder(&self) -> io::Result<&Path> {
+        fs::create_dir_all(&self.folder).map_err(named(&self.folder))?;
+        Ok(&self.folder)
+    }
+
     /// Whether there is anything to remember by.
     pub(super) fn exists(&self) -> bool {
         self.folder.exists()
@@ -92,8 +101,12 @@ impl RuntimeDir {
     pub(super) fn sweep(&self) -> io::Result<()> {
         let Some(_agent) = self.become_agent()? else { return Ok(()) };
         let held = self.hold()?;
-        if held.state.ours.is_empty() {
-            for name in [FILE, LOCK, AGENT] {
+        // What commands created until the next reboot comes back with the next agent.
+        let active = self.folder.join(store::ACTIVE);
+        let nothing = Store::open_runtime(&self.folder, &boot_id()).is_ok_and(|store| store.list().is_empty());
+        if held.state.ours.is_empty() && (nothing || !active.exists()) {
+            let lock = format!("{}.lock", store::ACTIVE);
+            for name in [FILE, LOCK, AGENT, store::ACTIVE, &lock, protocol::SOCKET] {
                 let _ = fs::remove_file(self.folder.join(name));
             }
             let _ = fs::remove_dir(&self.folder);

@@ -20,9 +20,12 @@ pub const DEFAULT_RUNTIME_DIR: &str = "/run/portkeep";
 /// The variable that names another.
 pub const RUNTIME_DIR: &str = "PORTKEEP_RUNTIME_DIR";
 
+/// Name of the agent's socket in its runtime folder.
+pub const SOCKET: &str = "agent.sock";
+
 /// Path of the agent's socket in a runtime folder.
 pub fn socket_in(folder: &Path) -> PathBuf {
-    folder.join("agent.sock")
+    folder.join(SOCKET)
 }
 
 /// Path of the agent's socket.

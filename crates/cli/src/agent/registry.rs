@@ -1,0 +1,596 @@
+//! What is declared, and how it stands in the kernel part.
+//!
+//! Declarations come from drop-in files and, made by commands, from two stores.
+//! Put together they say what shall be in force; the kernel part says what is.
+//! Everything here brings the second in line with the first: it can be
+//! killed at any instant and done again. A change made by a command is in the
+//! store before it is in force, and out of the store before it ends, so what was
+//! reported holds whatever happens in between.
+//!
+//! What cannot be put in force (a port is in use, a user does not exist yet) waits, and is tried again.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use portkeep::{
+    PortRange, Token,
+    persistent::{
+        Declaration, Origin, Who,
+        protocol::{Block, Created, Entry, Kept, Proposal, Reason, Refused, Standing, Which},
+    },
+};
+use portkeep_core::{Errno, Transport, Transports, wire};
+use portkeep_kernel::{Claimed, CreateError, ForWhom, Maps, Wanted};
+use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
+
+use super::{
+    accounts,
+    keeper::Keeper,
+    kernel_part::KernelPart,
+    port_set::PortSet,
+    rightful::{self, Judge},
+    state::boot_id,
+};
+use crate::vacancy::{Look, Prober};
+
+/// What the registry works with: the kernel part, and ways to look at the agent's network namespace.
+pub(super) struct Desk<'a> {
+    pub(super) kernel: &'a mut KernelPart,
+    pub(super) keeper: &'a Keeper,
+    pub(super) prober: &'a Prober,
+    /// Cookie of the namespace that persistent reservations are for: the agent's own.
+    pub(super) netns: u64,
+}
+
+#[derive(Debug)]
+enum How {
+    Active { id: u32, token: Token },
+    Waiting(String),
+}
+
+#[derive(Debug)]
+struct Item {
+    declared: Declared,
+    how: How,
+}
+
+/// A store that may be out of order: then nothing it may hold is touched.
+#[derive(Debug)]
+enum Shelf {
+    Open(Box<Store>),
+    Closed(String),
+}
+
+impl Shelf {
+    fn of(opened: Result<Store, StoreError>) -> Self {
+        match opened {
+            Ok(store) => Self::Open(Box::new(store)),
+            Err(error) => {
+                let text = chain(&error);
+                tracing::error!(reason = text, "what commands created cannot be read; it is left as it is");
+                Self::Closed(text)
+            }
+        }
+    }
+
+    fn list(&self) -> Vec<Stored> {
+        match self {
+            Self::Open(store) => store.list().into_iter().cloned().collect(),
+            Self::Closed(_) => Vec::new(),
+        }
+    }
+
+    fn store(&mut self) -> Result<&mut Store, Refused> {
+        match self {
+            Self::Open(store) => Ok(store),
+            Self::Closed(why) => Err(refused(Reason::Store, why.clone())),
+        }
+    }
+}
+
+/// What bringing the kernel part in line came to.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) added: usize,
+    pub(super) removed: usize,
+    pub(super) waiting: usize,
+}
+
+/// What is declared, and how it stands.
+#[derive(Debug)]
+pub(super) struct Registry {
+    persistent: Shelf,
+    active: Shelf,
+    root: PathBuf,
+    items: Vec<Item>,
+    conflicts: Vec<portkeep_persist::Conflict>,
+    by_id: HashMap<u32, usize>,
+    told: HashMap<String, String>,
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+fn refused(reason: Reason, message: impl Into<String>) -> Refused {
+    Refused { reason, message: message.into() }
+}
+
+fn resolve(who: &Who) -> Result<ForWhom, String> {
+    Ok(match who {
+        Who::Administrators => ForWhom::Administrators,
+        Who::User(account) => ForWhom::User(accounts::uid(account)?),
+        Who::Group(account) => ForWhom::Group(accounts::gid(account)?),
+        Who::Unit(unit) => ForWhom::Unit(unit.clone()),
+        Who::Cgroup(path) => ForWhom::cgroup(path),
+    })
+}
+
+fn wanted(declaration: &Declaration, for_whom: ForWhom) -> Wanted {
+    Wanted {
+        start: declaration.ports.start(),
+        count: declaration.ports.count(),
+        align: 0,
+        transports: declaration.transports,
+        for_whom,
+        strict: declaration.strict,
+        label: declaration.name.to_string(),
+    }
+}
+
+/// Sockets in the namespace, looked at once for each transport.
+struct Sockets<'a> {
+    looks: [Look<'a>; 2],
+    bound: [PortSet; 2],
+    judge: Judge,
+}
+
+impl<'a> Sockets<'a> {
+    /// Look for sockets on any port. They are candidates; [`Sockets::obstacle`] makes sure.
+    fn look(prober: &'a Prober, judge: Judge) -> Result<Self, String> {
+        let looks = Transport::ALL.map(|transport| prober.look(transport));
+        let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
+        let mut bound = [PortSet::default(), PortSet::default()];
+        for (look, bound) in looks.iter().zip(&mut bound) {
+            let candidates = look.candidates(all).map_err(|error| format!("cannot look for sockets: {error}"))?;
+            for port in candidates {
+                bound.insert(PortRange::single(port).expect("a bound port is not 0"));
+            }
+        }
+        Ok(Self { looks, bound, judge })
+    }
+
+    /// Why the block cannot be had, if somebody is there who may not be.
+    fn obstacle(&self, declaration: &Declaration, for_whom: &ForWhom) -> Option<String> {
+        declaration.transports.iter().find_map(|transport| {
+            let (look, bound) = (&self.looks[transport as usize], &self.bound[transport as usize]);
+            let here = PortSet::from(declaration.ports).intersection(bound);
+            here.spans().flat_map(|(first, last)| first..=last).find_map(|port| {
+                if look.vacant(port).unwrap_or(false) {
+                    return None;
+                }
+                if declaration.around && self.judge.all_rightful(transport, port, for_whom) {
+                    return None;
+                }
+                Some(rightful::in_use_by(transport, port))
+            })
+        })
+    }
+}
+
+impl Desk<'_> {
+    fn judge(&self) -> Judge {
+        Judge::new(&self.kernel.config)
+    }
+
+    /// Claim, look, and put in force. `keep` is called in between: what it cannot keep is not put in force.
+    fn establish(
+        &mut self,
+        proposal: &Wanted,
+        declared: impl FnOnce(PortRange) -> Declaration,
+        keep: impl FnOnce(&Declaration) -> Result<(), Refused>,
+    ) -> Result<(Declaration, u32, Token), Refused> {
+        let judge = self.judge();
+        let KernelPart { admin, maps, .. } = &mut *self.kernel;
+        let claim = maps
+            .claim_persistent(admin, self.netns, proposal)
+            .map_err(|error| explain(maps, self.netns, &error, proposal))?;
+        let claimed = Claimed::holding(admin, maps, claim);
+        let declaration = declared(claimed.ports());
+        let failed = |error: std::io::Error| refused(Reason::Failed, error.to_string());
+        self.keeper.add_here(self.netns, declaration.ports).map_err(failed)?;
+        let sockets = Sockets::look(self.prober, judge).map_err(|why| refused(Reason::Failed, why))?;
+        if let Some(why) = sockets.obstacle(&declaration, &proposal.for_whom) {
+            return Err(refused(Reason::InUse, why));
+        }
+        keep(&declaration)?;
+        let (id, token) = claimed.confirm().map_err(|error| refused(Reason::Failed, chain(&error)))?;
+        Ok((declaration, id, token))
+    }
+}
+
+/// What the kernel part says of a claim that failed.
+fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Refused {
+    let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
+    match admin.errno() {
+        Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
+        Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
+        Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
+        Some(Errno::ENOMEM) => refused(Reason::Failed, "the kernel part has no room for another reservation"),
+        _ => refused(Reason::Failed, chain(admin)),
+    }
+}
+
+/// Whose a reserved port of the block is.
+fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> String {
+    let Ok(ports) = PortRange::new(wanted.start, wanted.count) else { return "a port of the block is reserved".into() };
+    let transports = wanted.transports;
+    let overlapping = maps.reservations().flatten().map(|(_, reservation)| reservation).find(|r| {
+        r.netns == netns
+            && r.state() != wire::REFUSED
+            && r.ports().is_some_and(|theirs| theirs.overlaps(ports))
+            && r.transports & transports.bits() != 0
+    });
+    match overlapping {
+        Some(r) if r.is_persistent() => format!("{ports}/{transports} is reserved as {:?}", wire::text(&r.label)),
+        Some(r) => format!("{ports}/{transports} is reserved by pid {} ({})", r.pid, wire::text(&r.comm)),
+        None => format!("a port of {ports}/{transports} is still in use by a socket of a reservation that has ended"),
+    }
+}
+
+impl Registry {
+    /// Open the stores. One that cannot be read stays closed, and what it may hold stays in force.
+    pub(super) fn open(state: &Path, runtime: &Path, root: PathBuf) -> Self {
+        Self {
+            persistent: Shelf::of(Store::open(state)),
+            active: Shelf::of(Store::open_runtime(runtime, &boot_id())),
+            root,
+            items: Vec::new(),
+            conflicts: Vec::new(),
+            by_id: HashMap::new(),
+            told: HashMap::new(),
+        }
+    }
+
+    fn commands(&self) -> impl Iterator<Item = Declared> + use<> {
+        let persistent = self.persistent.list().into_iter().map(Stored::persistent);
+        persistent.chain(self.active.list().into_iter().map(Stored::active))
+    }
+
+    /// Whether all that commands created is known. If not, what is in force and not declared may be theirs.
+    fn is_complete(&self) -> bool {
+        matches!((&self.persistent, &self.active), (Shelf::Open(_), Shelf::Open(_)))
+    }
+
+    /// Read the files again and bring the kernel part in line. What is wrong with files comes back beside.
+    pub(super) fn load(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<(Changes, Vec<Diagnostic>)> {
+        let loaded = dropin::load(&self.root);
+        let merged = merge(self.commands(), loaded.declared);
+        self.conflicts = merged.conflicts;
+        let mut diagnostics = loaded.diagnostics;
+        diagnostics.extend(self.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic));
+        let changes = self.bring_in_line(desk, merged.in_force)?;
+        Ok((changes, diagnostics))
+    }
+
+    /// Make what is in force what is `declared`: keep what is the same, change what is for somebody else now, end what
+    /// is not declared, and put the rest in force.
+    fn bring_in_line(&mut self, desk: &mut Desk<'_>, declared: Vec<Declared>) -> anyhow::Result<Changes> {
+        let mut changes = Changes::default();
+        desk.kernel.maps.sweep_persistent(&desk.kernel.admin)?;
+        let mut standing: HashMap<(PortRange, Transports), (u32, Token)> = HashMap::new();
+        let mut elsewhere = Vec::new();
+        for item in desk.kernel.maps.reservations() {
+            let (id, r) = item?;
+            let (Some(token), Some(ports), Some(transports)) = (r.token(), r.ports(), r.transports()) else { continue };
+            if !r.is_persistent() || r.state() != wire::ACTIVE {
+                continue;
+            }
+            if r.netns == desk.netns {
+                standing.insert((ports, transports), (id, token));
+            } else {
+                elsewhere.push((id, token));
+            }
+        }
+
+        self.items = Vec::with_capacity(declared.len());
+        for declared in declared {
+            let key = (declared.declaration.ports, declared.declaration.transports);
+            let how = match standing.remove(&key) {
+                Some((id, token)) => match adjust(desk, (id, token), &declared.declaration) {
+                    Ok(()) => How::Active { id, token },
+                    // In force for whom it was for before: better than for nobody.
+                    Err(why) => {
+                        self.tell(&declared, &why);
+                        How::Active { id, token }
+                    }
+                },
+                None => How::Waiting(String::new()),
+            };
+            self.items.push(Item { declared, how });
+        }
+        // Ended before others are begun: they may want the ports.
+        if self.is_complete() {
+            for (id, token) in standing.into_values().chain(elsewhere) {
+                desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
+                changes.removed += 1;
+            }
+        }
+        changes.added = self.begin_waiting(desk)?;
+        changes.waiting = self.items.iter().filter(|item| matches!(item.how, How::Waiting(_))).count();
+        self.index();
+        Ok(changes)
+    }
+
+    /// Try again what waits. Returns how many came into force.
+    pub(super) fn retry(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<usize> {
+        if !self.items.iter().any(|item| matches!(item.how, How::Waiting(_))) {
+            return Ok(0);
+        }
+        let begun = self.begin_waiting(desk)?;
+        self.index();
+        Ok(begun)
+    }
+
+    /// All at once, because looking at a namespace costs the same for one as for ten thousand: claim every block, enter
+    /// them into the sysctl, look who is there, confirm or end each.
+    fn begin_waiting(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<usize> {
+        let mut claims = Vec::new();
+        let mut reasons = Vec::new();
+        for (index, item) in self.items.iter().enumerate() {
+            if !matches!(item.how, How::Waiting(_)) {
+                continue;
+            }
+            let declaration = &item.declared.declaration;
+            let claimed = resolve(&declaration.who).and_then(|for_whom| {
+                let wanted = wanted(declaration, for_whom.clone());
+                match desk.kernel.maps.claim_persistent(&desk.kernel.admin, desk.netns, &wanted) {
+                    Ok((id, token, _)) => Ok((index, id, token, for_whom)),
+                    Err(error) => Err(explain(&desk.kernel.maps, desk.netns, &error, &wanted).message),
+                }
+            });
+            match claimed {
+                Ok(claim) => claims.push(claim),
+                Err(why) => reasons.push((index, why)),
+            }
+        }
+        let mut begun = 0;
+        if !claims.is_empty() {
+            let mut blocks = PortSet::default();
+            claims.iter().for_each(|(index, ..)| blocks.insert(self.items[*index].declared.declaration.ports));
+            let entered = desk.keeper.add_all_here(desk.netns, blocks).map_err(|error| error.to_string());
+            let sockets = entered.and_then(|()| Sockets::look(desk.prober, desk.judge()));
+            for (index, id, token, for_whom) in claims {
+                let declaration = &self.items[index].declared.declaration;
+                let obstacle = match &sockets {
+                    Ok(sockets) => sockets.obstacle(declaration, &for_whom),
+                    Err(why) => Some(why.clone()),
+                };
+                match obstacle {
+                    None => {
+                        desk.kernel.admin.confirm(id, token)?;
+                        self.items[index].how = How::Active { id, token };
+                        begun += 1;
+                    }
+                    Some(why) => {
+                        desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
+                        reasons.push((index, why));
+                    }
+                }
+            }
+        }
+        for (index, why) in reasons {
+            let declared = self.items[index].declared.clone();
+            self.tell(&declared, &why);
+            self.items[index].how = How::Waiting(why);
+        }
+        Ok(begun)
+    }
+
+    /// Say once why something is not in force.
+    fn tell(&mut self, declared: &Declared, why: &str) {
+        let name = declared.declaration.name.to_string();
+        if self.told.get(&name).is_some_and(|told| told == why) {
+            return;
+        }
+        let Declaration { ports, transports, .. } = &declared.declaration;
+        tracing::warn!(name, %ports, %transports, from = %declared.origin, reason = why, "declared, but not in force");
+        self.told.insert(name, why.to_owned());
+    }
+
+    fn index(&mut self) {
+        let id = |item: &Item| match item.how {
+            How::Active { id, .. } => Some(id),
+            How::Waiting(_) => None,
+        };
+        self.by_id = self.items.iter().enumerate().filter_map(|(index, item)| Some((id(item)?, index))).collect();
+        let waits: Vec<String> = self.items.iter().filter(|item| id(item).is_none()).map(name_of).collect();
+        self.told.retain(|name, _| waits.contains(name));
+    }
+
+    /// What declared the reservation with this id, if it is persistent.
+    pub(super) fn declared(&self, id: u32) -> Option<&Declared> {
+        self.by_id.get(&id).map(|index| &self.items[*index].declared)
+    }
+
+    /// What is declared under this name.
+    pub(super) fn named(&self, name: &portkeep::persistent::Name) -> Option<&Declared> {
+        self.items.iter().map(|item| &item.declared).find(|declared| declared.declaration.name == *name)
+    }
+
+    /// Create one, for an administrator with this uid.
+    pub(super) fn create(
+        &mut self,
+        desk: &mut Desk<'_>,
+        proposal: &Proposal,
+        kept: Kept,
+        by_uid: u32,
+    ) -> Result<Created, Refused> {
+        let taken = self.items.iter().find(|item| item.declared.declaration.name == proposal.name);
+        if let Some(item) = taken {
+            let origin = &item.declared.origin;
+            return Err(refused(Reason::NameTaken, format!("the name `{}` is used by {origin}", proposal.name)));
+        }
+        let (start, count, align) = match proposal.block {
+            Block::Ports(ports) => (ports.start(), ports.count(), 0),
+            Block::Any { count, align } => (0, count, align),
+        };
+        if let Block::Ports(ports) = proposal.block {
+            // What waits for these ports was there first.
+            let declaration = proposal.declaration(ports);
+            if let Some(item) = self.items.iter().find(|item| item.declared.declaration.overlaps(&declaration)) {
+                let Declared { declaration: theirs, origin } = &item.declared;
+                let (ports, transports) = (theirs.ports, theirs.transports);
+                return Err(refused(
+                    Reason::InUse,
+                    format!("{ports}/{transports} is reserved as `{}` by {origin}", theirs.name),
+                ));
+            }
+        }
+        let for_whom = resolve(&proposal.who).map_err(|why| refused(Reason::Malformed, why))?;
+        let wanted = Wanted {
+            start,
+            count,
+            align,
+            transports: proposal.transports,
+            for_whom,
+            strict: proposal.strict,
+            label: proposal.name.to_string(),
+        };
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let shelf = match kept {
+            Kept::Persistent => &mut self.persistent,
+            Kept::Active => &mut self.active,
+        };
+        let store = shelf.store()?;
+        let keep = |declaration: &Declaration| {
+            let stored = Stored { declaration: declaration.clone(), by_uid, created };
+            store.create(&stored).map_err(|error| refused(Reason::Store, chain(&error)))
+        };
+        let (declaration, id, token) = desk.establish(&wanted, |ports| proposal.declaration(ports), keep)?;
+        let stored = Stored { declaration: declaration.clone(), by_uid, created };
+        let declared = match kept {
+            Kept::Persistent => stored.persistent(),
+            Kept::Active => stored.active(),
+        };
+        self.by_id.insert(id, self.items.len());
+        self.items.push(Item { declared, how: How::Active { id, token } });
+        Ok(Created { declaration, token: format!("{:016x}", token.get()) })
+    }
+
+    /// Delete one that a command created.
+    pub(super) fn delete(&mut self, desk: &mut Desk<'_>, which: &Which) -> Result<Declared, Refused> {
+        let meant = |declaration: &Declaration| match which {
+            Which::Name(name) => declaration.name == *name,
+            Which::Block { ports, transports } => declaration.ports == *ports && declaration.transports == *transports,
+        };
+        // One that lost against another is in no list of items, but in its store.
+        let item = self.items.iter().position(|item| meant(&item.declared.declaration));
+        let declared = match item {
+            Some(index) => self.items[index].declared.clone(),
+            None => match self.conflicts.iter().find(|conflict| meant(&conflict.loser.declaration)) {
+                Some(conflict) => conflict.loser.clone(),
+                None => return Err(self.missing()),
+            },
+        };
+        let shelf = match &declared.origin {
+            Origin::Store { .. } => &mut self.persistent,
+            Origin::Active { .. } => &mut self.active,
+            Origin::File { path, line } => {
+                let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                return Err(refused(
+                    Reason::FromFile,
+                    format!(
+                        "`{}` is declared by {}:{line}; remove that file, or mask it with a link from \
+                         /etc/portkeep/ports.d/{file} to /dev/null, and `portkeep reload`",
+                        declared.declaration.name,
+                        path.display()
+                    ),
+                ));
+            }
+        };
+        let name = &declared.declaration.name;
+        shelf.store()?.delete(name).map_err(|error| refused(Reason::Store, chain(&error)))?;
+        if let Some(index) = item {
+            let item = self.items.remove(index);
+            if let How::Active { id, token } = item.how {
+                let ended = desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token);
+                if let Err(error) = ended {
+                    tracing::error!(%name, reason = chain(&error), "deleted, but not ended");
+                }
+            }
+        }
+        self.conflicts.retain(|conflict| conflict.loser != declared);
+        self.index();
+        Ok(declared)
+    }
+
+    /// "There is none", or that this cannot be told.
+    fn missing(&self) -> Refused {
+        match (&self.persistent, &self.active) {
+            (Shelf::Closed(why), _) | (_, Shelf::Closed(why)) => refused(Reason::Store, why.clone()),
+            _ => refused(Reason::NotFound, "there is no such persistent reservation"),
+        }
+    }
+
+    /// All that is declared.
+    pub(super) fn list(&self) -> Vec<Entry> {
+        let items = self.items.iter().map(|Item { declared, how }| {
+            let (standing, token) = match how {
+                How::Active { token, .. } => (Standing::Active, Some(format!("{:016x}", token.get()))),
+                How::Waiting(why) => (Standing::Waiting(why.clone()), None),
+            };
+            entry(declared, standing, token)
+        });
+        let conflicts = self
+            .conflicts
+            .iter()
+            .map(|conflict| entry(&conflict.loser, Standing::Conflict(conflict.to_string()), None));
+        items.chain(conflicts).collect()
+    }
+
+    /// Stores that cannot be read, one sentence each.
+    pub(super) fn complaints(&self) -> Vec<String> {
+        [&self.persistent, &self.active]
+            .into_iter()
+            .filter_map(|shelf| match shelf {
+                Shelf::Closed(why) => Some(why.clone()),
+                Shelf::Open(_) => None,
+            })
+            .collect()
+    }
+}
+
+fn name_of(item: &Item) -> String {
+    item.declared.declaration.name.to_string()
+}
+
+fn entry(Declared { declaration, origin }: &Declared, standing: Standing, token: Option<String>) -> Entry {
+    Entry { declaration: declaration.clone(), origin: origin.clone(), standing, token }
+}
+
+/// Let a reservation in force be for whom it is declared for now.
+fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<(), String> {
+    let wanted = wanted(declaration, resolve(&declaration.who)?);
+    let kernel = &mut *desk.kernel;
+    let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
+    let same = reservation.is_some_and(|r| {
+        let strict = u32::from(r.flags) & wire::STRICT != 0;
+        kernel.maps.for_whom(id, &r).as_ref() == Some(&wanted.for_whom)
+            && strict == wanted.strict
+            && r.label == wire::label(&wanted.label)
+    });
+    if same {
+        return Ok(());
+    }
+    kernel.maps.change_persistent(&kernel.admin, (id, token), &wanted).map_err(|error| chain(&error))
+}

@@ -1,0 +1,50 @@
+//! What a service manager is told (sd_notify): ready, reloading, alive. Without one, nobody.
+
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+/// The service manager, if one started the agent and wants to hear from it.
+#[derive(Debug)]
+pub(super) struct Service {
+    watchdog: Option<Duration>,
+    last: Instant,
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    // Not being able to say it is no reason to stop.
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "telling the service manager");
+    }
+}
+
+impl Service {
+    pub(super) fn new() -> Self {
+        Self { watchdog: sd_notify::watchdog_enabled(), last: Instant::now() }
+    }
+
+    pub(super) fn ready(&self) {
+        tell(&[NotifyState::Ready]);
+    }
+
+    pub(super) fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            Err(_) => tell(&[NotifyState::Reloading]),
+        }
+    }
+
+    pub(super) fn stopping(&self) {
+        tell(&[NotifyState::Stopping]);
+    }
+
+    /// The loop is turning. Twice as often as the watchdog asks for is enough.
+    pub(super) fn alive(&mut self) {
+        if let Some(period) = self.watchdog
+            && self.last.elapsed() >= period / 3
+        {
+            self.last = Instant::now();
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+}
