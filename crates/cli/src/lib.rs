@@ -28,6 +28,7 @@ mod release;
 mod reload;
 mod run;
 mod signals;
+mod sources;
 mod status;
 mod subgroup;
 mod table;

@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep_persist::{Config, Declared, Diagnostic, Origin, Services, Store, Stored, Who, config, dropin, merge};
+use portkeep_persist::{Config, Declared, Diagnostic, Origin, Services, Store, Stored, Who, dropin, merge};
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io};
+use crate::{DONE, FAILED, Io, sources::Sources};
 
 use kind::Kind;
 use known::Known;
@@ -26,7 +26,8 @@ What a FILE is, is told by where it is and what is in it: one in a folder named 
 portkeep.toml, or with keys of the configuration and no [[reservation]], is the configuration; every other is a drop-in. \
 Of a folder all files are checked that would be read there. Reservations in several FILEs must not conflict.
 
-A user, group or unit that does not exist is a warning: it may be installed later.
+With --root services, users, groups and units are those of that system, too. One that does not exist is a warning: \
+it may be installed later.
 
 Examples:
   portkeep check
@@ -42,12 +43,11 @@ pub(crate) struct Args {
     /// Files and folders [default: those of this machine]
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Look below this folder, where another system is mounted, for the drop-ins, services, users, groups and units
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    root: PathBuf,
     /// One JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sources: Sources,
 }
 
 /// What was found.
@@ -62,12 +62,12 @@ struct Findings {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let known = Known::below(&args.root);
+    let known = Known::below(args.sources.root());
     let mut findings = Findings::default();
     if args.files.is_empty() {
-        findings.machine(&args.root, &known);
+        findings.machine(&args.sources, &known);
     } else {
-        findings.named(&args.files, &args.root, &known);
+        findings.named(&args.files, args.sources.root(), &known);
     }
     let wrong = !findings.errors.is_empty();
     if args.json {
@@ -80,13 +80,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 impl Findings {
     /// All that the agent would read.
-    fn machine(&mut self, root: &Path, known: &Known) {
-        let config = root.join(config::PATH.trim_start_matches('/'));
-        let mut state_dir = Config::default().state_dir();
-        if config.exists() || config.is_symlink() {
-            state_dir = self.configuration(&config, known).map_or(state_dir, |config| config.state_dir());
-        }
-        let loaded = dropin::load(root);
+    fn machine(&mut self, sources: &Sources, known: &Known) {
+        let file = sources.config();
+        let config = if file.exists() || file.is_symlink() { self.configuration(&file, known) } else { None };
+        let state_dir = sources.state_dir(&config.unwrap_or_default());
+        let loaded = dropin::load(sources.root());
         self.files.extend(
             loaded
                 .files
@@ -95,7 +93,6 @@ impl Findings {
                 .map(|file| file.path.clone()),
         );
         self.errors.extend(loaded.diagnostics);
-        let state_dir = if root == Path::new("/") { state_dir } else { below(root, &state_dir) };
         // Who may not read the store learns of conflicts with it from `portkeep persist list`.
         let commands = Store::list_readonly(&state_dir).unwrap_or_default().into_iter().map(Stored::persistent);
         let merged = merge(commands, loaded.declared);
@@ -195,11 +192,6 @@ impl Findings {
 
 fn is_read(file: &dropin::DropIn) -> bool {
     !matches!(file.state, dropin::State::Hidden { .. })
-}
-
-/// An absolute path of the system below `root`, as it is seen from here.
-fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// A folder stands for the files that would be read there, in order.

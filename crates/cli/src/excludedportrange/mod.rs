@@ -15,7 +15,7 @@ use portkeep::{
 use portkeep_kernel::netns;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, USAGE, list, persist, pins::Pins};
+use crate::{DONE, FAILED, Io, USAGE, list, persist, pins::Pins, sources::Sources};
 
 const AFTER_HELP: &str = "\
 The words are netsh's: tags and values, or the values alone in their order, shortened as far as they stay clear. \
@@ -57,6 +57,8 @@ enum Verb {
         json: bool,
         #[command(flatten)]
         pins: Pins,
+        #[command(flatten)]
+        sources: Sources,
     },
     /// Exclude a range: [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
     #[command(
@@ -85,6 +87,10 @@ pub(crate) struct Netsh {
     /// interface ipv4|ipv6 show|add|delete excludedportrange ...
     #[arg(value_name = "WORD", required = true)]
     words: Vec<String>,
+    #[command(flatten)]
+    pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
 }
 
 pub(crate) fn netsh(args: Netsh, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -93,7 +99,7 @@ pub(crate) fn netsh(args: Netsh, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(why) => return Ok(syntax(io, &why)),
     };
     let command = match verb {
-        "show" => Verb::Show { words, json: false, pins: Pins::default() },
+        "show" => Verb::Show { words, json: false, pins: args.pins, sources: args.sources },
         "add" => Verb::Add { words },
         _ => Verb::Delete { words },
     };
@@ -109,9 +115,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(said) => said,
         Err(why) => return Ok(syntax(io, &why)),
     };
-    if let Verb::Show { json, pins, .. } = &args.command {
+    if let Verb::Show { json, pins, sources, .. } = &args.command {
         let Some(protocol) = said.protocol else { return Ok(syntax(io, "protocol is missing")) };
-        return show(protocol, said.store.unwrap_or(Kept::Active), *json, pins, io);
+        return show(protocol, said.store.unwrap_or(Kept::Active), *json, (pins, sources), io);
     }
     let (protocol, ports) = match said.block() {
         Ok(block) => block,
@@ -234,7 +240,13 @@ struct Row {
     administered: bool,
 }
 
-fn show(protocol: Transport, store: Kept, json: bool, pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<u8> {
+fn show(
+    protocol: Transport,
+    store: Kept,
+    json: bool,
+    (pins, sources): (&Pins, &Sources),
+    io: &mut Io<'_>,
+) -> anyhow::Result<u8> {
     let row = |ports: PortRange, administered| Row { start: ports.start(), end: ports.last(), administered };
     let mut rows: Vec<Row> = match store {
         Kept::Active => {
@@ -244,7 +256,7 @@ fn show(protocol: Transport, store: Kept, json: bool, pins: &Pins, io: &mut Io<'
             of_protocol.map(|entry| row(entry.ports, entry.persistent)).collect()
         }
         Kept::Persistent => {
-            let declared = persist::view::look(pins, io)?.entries.into_iter();
+            let declared = persist::view::look(pins, sources, io)?.entries.into_iter();
             let stays = declared.filter(|entry| {
                 entry.declaration.transports.contains(protocol) && !matches!(entry.origin, Origin::Active { .. })
             });

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use portkeep::persistent::Origin;
 
 use super::view;
-use crate::{DONE, Io, pins::Pins};
+use crate::{DONE, Io, pins::Pins, sources::Sources};
 
 const AFTER_HELP: &str = "\
 Writes what commands created to stay, in the form of a drop-in file. What files declare is in those files. Without a \
@@ -25,10 +25,12 @@ pub(crate) struct Args {
     file: PathBuf,
     #[command(flatten)]
     pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let view = view::look(&args.pins, io)?;
+    let view = view::look(&args.pins, &args.sources, io)?;
     if !view.with_store {
         bail!("the store cannot be read, so there is nothing to export");
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use portkeep::persistent::Entry;
 
 use super::view::{self, Flat};
-use crate::{DONE, Io, pins::Pins, table};
+use crate::{DONE, Io, pins::Pins, sources::Sources, table};
 
 const AFTER_HELP: &str = "\
 STATE is `in force`; `waits` if something is in its way, which is told below it, and the agent tries again; or \
@@ -24,10 +24,12 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let entries = view::look(&args.pins, io)?.entries;
+    let entries = view::look(&args.pins, &args.sources, io)?.entries;
     if args.json {
         io.json(&entries.iter().map(Flat::from).collect::<Vec<_>>())?;
         return Ok(DONE);

@@ -13,6 +13,7 @@ use crate::{
     DONE, Io, NOTHING,
     pins::Pins,
     process::{Binders, Process},
+    sources::Sources,
 };
 
 const AFTER_HELP: &str = "\
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
 }
 
 /// A port that somebody has bound.
@@ -54,7 +57,7 @@ struct Shown<'a> {
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let entries = view::look(&args.pins, io)?.entries;
+    let entries = view::look(&args.pins, &args.sources, io)?.entries;
     let found: Vec<&Entry> = entries.iter().filter(|entry| entry.declaration.name == args.name).collect();
     if args.json {
         let shown = found.iter().map(|entry| Shown { entry: Flat::from(*entry), bound: bound(entry) });

@@ -4,10 +4,10 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 use portkeep::persistent::{Connection, Entry, Origin, PersistentError, Standing, protocol};
-use portkeep_persist::{Config, Declared, Store, StoreError, Stored, config, dropin, merge};
+use portkeep_persist::{Config, Declared, Store, StoreError, Stored, dropin, merge};
 use serde::Serialize;
 
-use crate::{Io, entry, list, pins::Pins};
+use crate::{Io, entry, list, pins::Pins, sources::Sources};
 
 /// All that is declared.
 #[derive(Debug)]
@@ -19,10 +19,10 @@ pub(crate) struct View {
 }
 
 /// Look. What could not be seen is said.
-pub(crate) fn look(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<View> {
+pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
     let mut view = match Connection::open().and_then(|mut agent| agent.list()) {
         Ok(entries) => View { entries, with_store: true },
-        Err(PersistentError::AgentAbsent { .. }) => without_agent(pins, io)?,
+        Err(PersistentError::AgentAbsent { .. }) => without_agent(pins, sources, io)?,
         Err(error) => return Err(error.into()),
     };
     view.entries.sort_by_key(|entry| {
@@ -32,13 +32,13 @@ pub(crate) fn look(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<View> {
     Ok(view)
 }
 
-fn without_agent(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<View> {
+fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
     io.note("no agent runs; what is declared is read from the files and the store, and what is in force from the kernel part");
-    let loaded = dropin::load(Path::new("/"));
+    let loaded = dropin::load(sources.root());
     for wrong in &loaded.diagnostics {
         io.note(wrong);
     }
-    let (commands, with_store) = match commands() {
+    let (commands, with_store) = match commands(sources) {
         Ok(commands) => (commands, true),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
             io.note("the store can only be read by root; what commands created is not shown");
@@ -59,12 +59,12 @@ fn without_agent(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<View> {
 }
 
 /// What commands created, from their two stores.
-fn commands() -> Result<Vec<Declared>, StoreError> {
-    let config = Config::load(Path::new(config::PATH)).unwrap_or_default();
+fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
+    let config = Config::load(&sources.config()).unwrap_or_default();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let runtime = protocol::socket_path();
     let runtime = runtime.parent().unwrap_or(Path::new(protocol::DEFAULT_RUNTIME_DIR));
-    let persistent = Store::list_readonly(&config.state_dir())?.into_iter().map(Stored::persistent);
+    let persistent = Store::list_readonly(&sources.state_dir(&config))?.into_iter().map(Stored::persistent);
     let active = Store::list_runtime_readonly(runtime, boot.trim())?.into_iter().map(Stored::active);
     Ok(persistent.chain(active).collect())
 }
