@@ -219,7 +219,7 @@ pub fn text(field: &[u8]) -> String {
 /// A label field: padded with zeros, and cut between two characters if it is too long.
 pub fn label(text: &str) -> [u8; 24] {
     let mut field = [0; 24];
-    let end = text.floor_char_boundary(field.len());
+    let end = (0..=field.len().min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     field[..end].copy_from_slice(&text.as_bytes()[..end]);
     field
 }

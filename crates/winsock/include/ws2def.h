@@ -23,4 +23,7 @@
 #define _WSAIOW(x, y) (IOC_IN | (x) | (y))
 #define _WSAIORW(x, y) (IOC_INOUT | (x) | (y))
 
+/* Cancels the control codes that are pending on the socket. */
+#define SIO_FLUSH _WSAIO(IOC_WS2, 4)
+
 #endif

@@ -77,6 +77,8 @@ pub type UserApc = unsafe extern "C" fn(context: usize);
 pub struct Buffer {
     /// Bytes.
     pub len: u32,
+    /// None where pointers are no wider than lengths.
+    pub padding: [u8; PTR - 4],
     /// Where.
     pub data: usize,
 }
@@ -91,6 +93,8 @@ pub struct PollFd {
     pub events: i16,
     /// Seen.
     pub revents: i16,
+    /// None where sockets have 32 bits.
+    pub padding: [u8; PTR - 4],
 }
 
 /// `WSADATA`, in the order 64-bit Windows has it.

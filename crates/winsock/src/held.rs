@@ -39,7 +39,12 @@ fn lock() -> MutexGuard<'static, Option<Books>> {
 }
 
 fn code(errno: Option<portkeep_core::Errno>) -> i32 {
-    errno.map_or(error::WSAEOPNOTSUPP, |errno| error::of_control(&io::Error::from_raw_os_error(errno.0)))
+    match errno.map(|errno| errno.0) {
+        None => error::WSAEOPNOTSUPP,
+        // Every port takes a descriptor: to the program there is no such run of ports.
+        Some(libc::EMFILE | libc::ENFILE) => error::WSAENOBUFS,
+        Some(errno) => error::of_control(&io::Error::from_raw_os_error(errno)),
+    }
 }
 
 pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
@@ -57,10 +62,14 @@ pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
     Ok(grant)
 }
 
-pub(crate) fn release(token: u64) -> Result<(), i32> {
+pub(crate) fn release(fd: i32, token: u64) -> Result<(), i32> {
+    let transport = crate::socket::transport(fd)?;
     let mut books = lock();
     for list in books.get_or_insert_default().owned.values_mut() {
-        if let Some(index) = list.iter().position(|reservation| reservation.token().get() == token) {
+        if let Some(index) = list
+            .iter()
+            .position(|reservation| reservation.token().get() == token && reservation.transports().contains(transport))
+        {
             drop(list.swap_remove(index));
             return Ok(());
         }

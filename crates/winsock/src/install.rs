@@ -52,6 +52,7 @@ pub const SPELLINGS: &[(&str, &str)] = &[
 ];
 
 const PKG_CONFIG: &str = include_str!("../portkeep-winsock.pc.in");
+const SUPPRESSIONS: &str = include_str!("../portkeep-winsock.supp");
 
 /// What was put where.
 #[derive(Debug)]
@@ -60,16 +61,21 @@ pub struct Installed {
     pub pkg_config: PathBuf,
     /// For `LD_LIBRARY_PATH`, if the prefix is not one the loader knows.
     pub libraries: PathBuf,
+    /// For Valgrind's `--suppressions`.
+    pub suppressions: PathBuf,
 }
 
 /// Write the headers below `prefix/include/portkeep-winsock`, copy the two
-/// libraries from the folder `built` to `prefix/lib`, and write the pkg-config file.
+/// libraries from the folder `built` to `prefix/lib`, and write the pkg-config
+/// file and what Valgrind has to know.
 pub fn install(prefix: &Path, built: &Path) -> io::Result<Installed> {
     let include = prefix.join("include/portkeep-winsock");
     let libraries = prefix.join("lib");
     let pkg_config = libraries.join("pkgconfig");
     fs::create_dir_all(&include)?;
+    let share = prefix.join("share/portkeep-winsock");
     fs::create_dir_all(&pkg_config)?;
+    fs::create_dir_all(&share)?;
     for (name, text) in HEADERS {
         fs::write(include.join(name), text)?;
     }
@@ -87,5 +93,7 @@ pub fn install(prefix: &Path, built: &Path) -> io::Result<Installed> {
     let text =
         PKG_CONFIG.replace("@prefix@", &prefix.display().to_string()).replace("@version@", env!("CARGO_PKG_VERSION"));
     fs::write(pkg_config.join("portkeep-winsock.pc"), text)?;
-    Ok(Installed { pkg_config, libraries })
+    let suppressions = share.join("valgrind.supp");
+    fs::write(&suppressions, SUPPRESSIONS)?;
+    Ok(Installed { pkg_config, libraries, suppressions })
 }

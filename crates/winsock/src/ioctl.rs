@@ -1,10 +1,21 @@
 //! `WSAIoctl` and `WSPIoctl`: which control code, are the sizes right, do the
 //! pointers hold, and is it to be overlapped.
+//!
+//! The caller's token and output buffer go to the kernel as they are: it reads
+//! the one and writes the other anyhow, and says EFAULT if it cannot. So these
+//! two need no look at the pointer beforehand, wherever they lie.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr,
+};
 
 use portkeep::control;
-use portkeep_core::wire::{self, AcquireRequest, Grant};
+use portkeep_core::{
+    Token,
+    wire::{self, AcquireRequest, Grant, SelectRequest},
+};
 
 use crate::{
     abi::{CompletionRoutine, Instance, Overlapped, PortRange, Socket, ThreadId},
@@ -16,6 +27,7 @@ use crate::{
 const SIO_ACQUIRE_PORT_RESERVATION: u32 = 0x9800_0064;
 const SIO_RELEASE_PORT_RESERVATION: u32 = 0x9800_0065;
 const SIO_ASSOCIATE_PORT_RESERVATION: u32 = 0x9800_0066;
+const SIO_FLUSH: u32 = 0x2800_0004;
 const FIONBIO: u32 = 0x8004_667e;
 const FIONREAD: u32 = 0x4004_667f;
 /// What `<sys/ioctl.h>` calls by the same names, for programs that include it too.
@@ -23,10 +35,12 @@ const SYSTEM_FIONBIO: u32 = libc::FIONBIO as u32;
 const SYSTEM_FIONREAD: u32 = libc::FIONREAD as u32;
 
 const TOKEN: u32 = 8;
+/// Flag of a reservation's state: it is a persistent one.
+const PERSISTENT: u8 = 0x80;
 
 /// The arguments of `WSAIoctl`, addresses as numbers.
-#[derive(Clone, Copy)]
 struct Call {
+    memory: memory::Memory,
     socket: Socket,
     code: u32,
     input: usize,
@@ -57,6 +71,7 @@ impl Call {
             SIO_ACQUIRE_PORT_RESERVATION => self.acquire(),
             SIO_RELEASE_PORT_RESERVATION => self.use_token(wire::RELEASE),
             SIO_ASSOCIATE_PORT_RESERVATION => self.use_token(wire::ASSOCIATE),
+            SIO_FLUSH => self.flush(),
             FIONBIO | SYSTEM_FIONBIO => self.set_non_blocking(),
             FIONREAD | SYSTEM_FIONREAD => self.bytes_to_read(),
             _ => Err(self.blame(error::WSAEOPNOTSUPP)),
@@ -79,37 +94,40 @@ impl Call {
     fn check_sizes(&self, input: u32, output_ok: bool) -> Result<(), i32> {
         if !output_ok {
             if self.returned != 0 {
-                memory::write(self.returned, 0u32).map_err(|e| self.blame(fault(e)))?;
+                self.memory.zero(self.returned).map_err(|e| self.blame(fault(e)))?;
             }
             return Err(self.blame(error::WSAEINVAL));
         }
         if self.input_size < input { Err(self.blame(error::WSAEINVAL)) } else { Ok(()) }
     }
 
+    /// What is to be written at the end has to be writable before anything is
+    /// done: a RELEASE cannot be taken back. A call that blocks leaves 0 bytes
+    /// behind if it fails after this; one that is overlapped leaves nothing.
     fn mode(&self) -> Result<Mode, i32> {
         if self.overlapped == 0 || !socket::is_overlapped(self.socket) {
-            memory::writable(self.returned, 4).map_err(|e| self.blame(fault(e)))?;
+            self.memory.zero(self.returned).map_err(|e| self.blame(fault(e)))?;
             return Ok(Mode::Blocking);
         }
         let check = || {
             if self.returned != 0 {
-                memory::writable(self.returned, 4)?;
+                self.memory.writable(self.returned, 4)?;
             }
-            memory::writable(self.overlapped, size_of::<Overlapped>())?;
+            self.memory.writable(self.overlapped, size_of::<Overlapped>())?;
             if self.routine != 0 {
-                memory::readable(self.routine, 1)?;
+                memory::executable(self.routine)?;
             }
-            memory::read::<Overlapped>(self.overlapped)
+            self.memory.read::<Overlapped>(self.overlapped)
         };
         let structure = check().map_err(|e| self.blame(fault(e)))?;
         let thread = match self.thread {
             Some(address) => {
-                let id: ThreadId = memory::read(address).map_err(|e| self.blame(fault(e)))?;
+                let id: ThreadId = self.memory.read(address).map_err(|e| self.blame(fault(e)))?;
                 wait::thread_of(id).map_or(id, |thread| ThreadId { reserved: thread, ..id })
             }
             None => ThreadId { handle: 0, reserved: wait::this_thread() },
         };
-        // SAFETY: a non-null address that is mapped; that a routine of this type is there is the caller's word, and
+        // SAFETY: a non-null address with code at it; that a routine of this type is there is the caller's word, and
         // it is only called as one when the program asked for it.
         let routine =
             (self.routine != 0).then(|| unsafe { std::mem::transmute::<usize, CompletionRoutine>(self.routine) });
@@ -122,74 +140,158 @@ impl Call {
     /// Done at once: say so in every way the mode has.
     fn done(&self, mode: Mode, bytes: u32) -> Result<(), i32> {
         if self.returned != 0 {
-            memory::write(self.returned, bytes).map_err(fault)?;
+            // SAFETY: `mode` found it writable, and nothing has waited since; no alignment is assumed.
+            unsafe { ptr::write_unaligned(self.returned as *mut u32, bytes) };
         }
-        if let Mode::Overlapped(completion) = mode {
-            completion.begin()?;
-            completion.deliver(Ok(bytes));
+        match mode {
+            Mode::Blocking => Ok(()),
+            Mode::Overlapped(completion) => completion.deliver_at_once(bytes),
         }
-        Ok(())
     }
 
     fn use_token(&self, option: i32) -> Result<(), i32> {
         self.check_sizes(TOKEN, self.output_size == 0)?;
         let mode = self.mode()?;
-        let token: u64 = memory::read(self.input).map_err(|e| self.blame(fault(e)))?;
-        match control::set(self.fd()?, option, &token.to_ne_bytes()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-                let fd = socket::descriptor(self.socket)?;
-                if option == wire::RELEASE { held::release(token) } else { held::associate(fd, token) }?;
-            }
-            Err(error) => return Err(error::of_control(&error)),
+        let fd = self.fd()?;
+        // SAFETY: the kernel checks the address, reads a token's length, and writes nothing.
+        let result = unsafe {
+            libc::setsockopt(fd.as_raw_fd(), wire::SOL_PORTKEEP, option, self.input as *const libc::c_void, TOKEN)
+        };
+        if result != 0 {
+            self.without_kernel(fd, option, &io::Error::last_os_error())?;
         }
         self.done(mode, 0)
     }
 
-    fn acquire(&self) -> Result<(), i32> {
-        let size = size_of::<Instance>();
-        self.check_sizes(size_of::<PortRange>() as u32, self.output_size as usize >= size)?;
-        let mode = self.mode()?;
-        let range: PortRange = memory::read(self.input).map_err(|e| self.blame(fault(e)))?;
-        memory::writable(self.output, size).map_err(|e| self.blame(fault(e)))?;
-        let grant = match self.claim(range)? {
-            Claimed::Granted(grant) => grant,
-            Claimed::Pending(claim) => match mode {
-                Mode::Blocking => pending::block(claim)?,
-                Mode::Overlapped(completion) => {
-                    completion.begin()?;
-                    pending::start(Operation::new(claim, self.output, completion, wait::this_thread()))?;
-                    return Err(error::WSA_IO_PENDING);
+    /// The control code failed. That is the end of it, unless there is no kernel part here.
+    fn without_kernel(&self, fd: BorrowedFd<'_>, option: i32, error: &io::Error) -> Result<(), i32> {
+        match error.raw_os_error() {
+            Some(libc::ENOPROTOOPT) => {
+                let token = self.memory.read(self.input).map_err(fault)?;
+                if option == wire::RELEASE {
+                    held::release(fd.as_raw_fd(), token)
+                } else {
+                    held::associate(fd.as_raw_fd(), token)
                 }
-            },
-        };
-        memory::write(self.output, pending::instance(&grant)).map_err(fault)?;
-        self.done(mode, size as u32)
+            }
+            Some(libc::EPERM) if option == wire::ASSOCIATE && self.is_persistent(fd) => Err(error::WSAEACCES),
+            _ => Err(error::of_control(error)),
+        }
     }
 
-    fn claim(&self, range: PortRange) -> Result<Claimed, i32> {
+    /// Of a token that may not be consumed the page knows two kinds.
+    fn is_persistent(&self, fd: BorrowedFd<'_>) -> bool {
+        let Ok(token) = self.memory.read(self.input) else { return false };
+        let select = SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() };
+        let _locked = pending::socket_lock(self.socket);
+        control::state(fd, &select).is_ok_and(|state| state.flags & PERSISTENT != 0)
+    }
+
+    fn acquire(&self) -> Result<(), i32> {
+        const SIZE: u32 = size_of::<Instance>() as u32;
+        self.check_sizes(size_of::<PortRange>() as u32, self.output_size >= SIZE)?;
+        let mode = self.mode()?;
+        let range: PortRange = self.memory.read(self.input).map_err(|e| self.blame(fault(e)))?;
+        if self.output == 0 {
+            // To the kernel that would be "never mind".
+            return Err(self.blame(error::WSAEFAULT));
+        }
         let fd = self.fd()?;
         let request =
             AcquireRequest { start: u16::from_be(range.start), count: range.count, ..AcquireRequest::default() };
         let locked = pending::socket_lock(self.socket);
-        let waits = match control::acquire(fd, &request) {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => true,
-            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-                return held::acquire(socket::descriptor(self.socket)?, &request).map(Claimed::Granted);
+        match control::acquire(fd, &request) {
+            Ok(()) => {
+                self.take_grant(fd)?;
+                drop(locked);
+                self.done(mode, SIZE)
             }
-            Err(error) => return Err(error::of_control(&error)),
-        };
-        let grant = control::granted(fd).map_err(|error| error::of_control(&error))?;
-        drop(locked);
-        if !waits || grant.state == wire::ACTIVE {
-            return Ok(Claimed::Granted(grant));
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                let grant = control::granted(fd).map_err(|error| error::of_control(&error))?;
+                drop(locked);
+                self.wait(mode, fd, grant)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                drop(locked);
+                self.memory.writable(self.output, SIZE as usize).map_err(fault)?;
+                let grant = held::acquire(fd.as_raw_fd(), &request)?;
+                self.memory.write(self.output, pending::instance(&grant)).map_err(fault)?;
+                self.done(mode, SIZE)
+            }
+            Err(error) => Err(error::of_control(&error)),
         }
+    }
+
+    /// Have the kernel write what it granted to where the caller wants it, and put that into the caller's form.
+    fn take_grant(&self, fd: BorrowedFd<'_>) -> Result<(), i32> {
+        const { assert!(size_of::<Grant>() == size_of::<Instance>()) };
+        let mut length = size_of::<Grant>() as libc::socklen_t;
+        let at = self.output as *mut libc::c_void;
+        // SAFETY: the kernel checks the address; the caller said that there is room for this much.
+        let result =
+            unsafe { libc::getsockopt(fd.as_raw_fd(), wire::SOL_PORTKEEP, wire::GRANTED, at, &raw mut length) };
+        if result == 0 {
+            // SAFETY: the kernel has just written there, the whole of a Grant; no alignment is assumed.
+            let grant = unsafe { ptr::read_unaligned(self.output as *const Grant) };
+            // SAFETY: as above, and an instance is no longer than a grant.
+            unsafe { ptr::write_unaligned(self.output as *mut Instance, pending::instance(&grant)) };
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // It cannot be told, so it shall not be.
+        if let Some(token) = control::granted(fd).ok().and_then(|grant| Token::new(grant.token)) {
+            let _ = control::release(fd, token);
+        }
+        Err(error::of_control(&error))
+    }
+
+    /// The agent has to look first.
+    fn wait(&self, mode: Mode, fd: BorrowedFd<'_>, grant: Grant) -> Result<(), i32> {
+        const SIZE: usize = size_of::<Instance>();
         if grant.state == wire::REFUSED {
-            let refusal = std::io::Error::from_raw_os_error(i32::from(grant.error));
+            let refusal = io::Error::from_raw_os_error(i32::from(grant.error));
             return Err(error::of_control(&refusal));
         }
-        Claim::new(self.socket, fd, grant).map(Claimed::Pending).map_err(|error| error::of_control(&error))
+        let claim = Claim::new(self.socket, fd, grant).map_err(|error| error::of_control(&error))?;
+        if self.memory.writable(self.output, SIZE).is_err() {
+            claim.give_back();
+            return Err(error::WSAEFAULT);
+        }
+        match mode {
+            Mode::Overlapped(completion) if grant.state != wire::ACTIVE => {
+                if let Err(code) = completion.begin() {
+                    claim.give_back();
+                    return Err(code);
+                }
+                pending::start(Operation::new(claim, self.output, completion, wait::this_thread()))?;
+                Err(error::WSA_IO_PENDING)
+            }
+            _ => {
+                let token = grant.token;
+                let grant = if grant.state == wire::ACTIVE { grant } else { pending::block(claim)? };
+                // Memory may have gone while this waited.
+                let again = memory::Memory::default();
+                let told = again.write(self.output, pending::instance(&grant)).and_then(|()| match mode {
+                    Mode::Blocking => again.writable(self.returned, 4),
+                    Mode::Overlapped(_) => Ok(()),
+                });
+                if told.is_err() {
+                    pending::give_back(fd, token);
+                    return Err(error::WSAEFAULT);
+                }
+                self.done(mode, SIZE as u32)
+            }
+        }
+    }
+
+    /// What Winsock queues to send the kernel has already here; only control codes can be pending.
+    fn flush(&self) -> Result<(), i32> {
+        let mode = self.mode()?;
+        if !socket::is_socket(self.socket) {
+            return Err(error::WSAENOTSOCK);
+        }
+        pending::abort_socket(self.socket);
+        self.done(mode, 0)
     }
 
     fn set_non_blocking(&self) -> Result<(), i32> {
@@ -197,9 +299,9 @@ impl Call {
             return Err(self.blame(error::WSAEFAULT));
         }
         let on = if self.input_size as usize >= size_of::<libc::c_ulong>() {
-            memory::read::<usize>(self.input).map(|value| value != 0)
+            self.memory.read::<usize>(self.input).map(|value| value != 0)
         } else {
-            memory::read::<u32>(self.input).map(|value| value != 0)
+            self.memory.read::<u32>(self.input).map(|value| value != 0)
         };
         let on = on.map_err(|e| self.blame(fault(e)))?;
         socket::set_non_blocking(self.socket, on)?;
@@ -210,9 +312,10 @@ impl Call {
         if self.output_size < 4 {
             return Err(self.blame(error::WSAEFAULT));
         }
-        let count = socket::bytes_to_read(self.socket)?;
         let wide = self.output_size as usize >= size_of::<libc::c_ulong>();
-        let written = if wide { memory::write(self.output, count as usize) } else { memory::write(self.output, count) };
+        let count = socket::bytes_to_read(self.socket)?;
+        let memory = &self.memory;
+        let written = if wide { memory.write(self.output, count as usize) } else { memory.write(self.output, count) };
         written.map_err(fault)?;
         self.plain_done(if wide { size_of::<libc::c_ulong>() as u32 } else { 4 })
     }
@@ -221,11 +324,6 @@ impl Call {
         let mode = self.mode()?;
         self.done(mode, bytes)
     }
-}
-
-enum Claimed {
-    Granted(Grant),
-    Pending(Claim),
 }
 
 /// `WSAIoctl`.
@@ -242,8 +340,10 @@ pub extern "C" fn WSAIoctl(
     routine: usize,
 ) -> i32 {
     crate::status(|| {
-        let socket = s;
-        Call { socket, code, input, input_size, output, output_size, returned, overlapped, routine, thread: None }.run()
+        let (socket, memory) = (s, memory::Memory::default());
+        let thread = None;
+        Call { memory, socket, code, input, input_size, output, output_size, returned, overlapped, routine, thread }
+            .run()
     })
 }
 
@@ -264,7 +364,8 @@ pub extern "C" fn WSPIoctl(
 ) -> i32 {
     spi::status(error, || {
         let thread = (thread != 0).then_some(thread);
-        let socket = s;
-        Call { socket, code, input, input_size, output, output_size, returned, overlapped, routine, thread }.run()
+        let (socket, memory) = (s, memory::Memory::default());
+        Call { memory, socket, code, input, input_size, output, output_size, returned, overlapped, routine, thread }
+            .run()
     })
 }

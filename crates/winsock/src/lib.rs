@@ -12,11 +12,12 @@
 //! * A call fails with `SOCKET_ERROR` (or `INVALID_SOCKET`, FALSE, NULL) and the
 //!   reason in `WSAGetLastError`, which is one value per thread; the functions
 //!   of the provider interface write the reason to `*lpErrno` instead.
-//! * Outputs are written on success only. One exception is the page's own: an
-//!   output buffer that is too small sets `*lpcbBytesReturned` to 0.
+//! * Outputs are written on success only. The exception is `*lpcbBytesReturned`:
+//!   a control code that fails for its output buffer's size, or later than its
+//!   arguments, leaves 0 there (the page has it for the first).
 //! * Every pointer is looked at before it is used; a wrong one is WSAEFAULT.
-//!   Pointers to sockaddr, option and data buffers go to the kernel unseen, which
-//!   does the same.
+//!   Pointers to tokens, instances, sockaddr, option and data buffers go to the
+//!   kernel unseen, which does the same.
 //! * No panic crosses the boundary: it becomes WSASYSCALLFAILURE.
 //! * No lock is held while a routine of the program runs.
 //! * Every port in a structure of this interface is in network byte order;

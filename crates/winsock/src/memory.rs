@@ -1,20 +1,28 @@
 //! The caller's memory: no pointer, however wrong, may crash the caller.
 //!
-//! A pointer is looked at in three ways, the cheap ones first. What lies on the
-//! calling thread's own stack, above the frame that looks, is known to be there:
-//! that is where nearly every program keeps the arguments of these calls, and it
-//! costs no system call. Elsewhere the kernel is asked, in ways that change no
-//! byte: by an impossible `rt_sigprocmask` for a token, by `MADV_POPULATE_*` else.
-//! Where that has no answer (kernels before 5.14, special mappings, missing
-//! rights) the bytes go through a pipe, which either copies them or says EFAULT.
+//! Where a system call is made anyhow, it is handed the caller's pointer, and
+//! its EFAULT is the answer ([`crate::ioctl`] does so with tokens and grants).
+//! For the rest a pointer is looked at, the cheap way first:
+//!
+//! * What lies on the calling thread's own stack, above the frame that looks, is
+//!   known to be there: that is where nearly every program keeps the arguments
+//!   of these calls, and it costs no system call.
+//! * Elsewhere the kernel is asked, once for each page and call, in a way that changes
+//!   no byte. Whether a page can be read: by an `rt_sigprocmask` with an
+//!   impossible wish. Whether it can be written: by a `futex` operation that
+//!   ORs a word of it with 0.
+//! * Where that has no answer (a filter of system calls) the bytes go through a
+//!   pipe, which either copies them or says EFAULT.
+//!
+//! Nothing is remembered from one call to the next: memory can go at any time.
 
-use std::{cell::Cell, mem, ptr};
+use std::{cell::Cell, mem, ptr, sync::atomic::AtomicU32};
 
 /// The memory is not there, or not writable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     Read,
     Write,
@@ -36,6 +44,12 @@ unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for usize {}
 // SAFETY: as above.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for i16 {}
+// SAFETY: as above.
 unsafe impl Plain for crate::abi::PortRange {}
 // SAFETY: as above; its padding is a field.
 unsafe impl Plain for crate::abi::Instance {}
@@ -43,6 +57,13 @@ unsafe impl Plain for crate::abi::Instance {}
 unsafe impl Plain for crate::abi::Overlapped {}
 // SAFETY: as above.
 unsafe impl Plain for crate::abi::ThreadId {}
+
+// SAFETY: two integers.
+unsafe impl Plain for libc::timeval {}
+// SAFETY: as above; its padding is a field.
+unsafe impl Plain for crate::abi::PollFd {}
+// SAFETY: as above.
+unsafe impl Plain for crate::abi::Buffer {}
 
 thread_local! {
     /// Lowest and highest address of this thread's stack, (0, 0) before the first look.
@@ -77,14 +98,25 @@ fn on_own_stack(address: usize, end: usize) -> bool {
     bounds.0 <= here && here < bounds.1 && here <= address && end <= bounds.1
 }
 
+/// A page is this large or a multiple of it.
+const PAGE: usize = 4096;
+
+fn page_of(address: usize) -> usize {
+    address & !(PAGE - 1)
+}
+
 /// The kernel copies a signal mask in before it looks at what shall be done with
 /// it: with an impossible wish nothing is done, and the answer tells whether the
-/// eight bytes could be read. The quickest such question there is, and a token
-/// has just that size.
-fn token_readable(address: usize) -> Option<Result<(), Fault>> {
+/// eight bytes could be read. Aligned, they are all on one page.
+fn page_readable(address: usize) -> Option<Result<(), Fault>> {
     const NO_SUCH_WISH: i32 = 100;
+    let mask = address & !7;
+    if mask == 0 {
+        // To the kernel that is "no mask".
+        return Some(Err(Fault));
+    }
     // SAFETY: the kernel checks the address, changes no memory, and refuses the wish.
-    let result = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_SUCH_WISH, address, 0usize, 8usize) };
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_SUCH_WISH, mask, 0usize, 8usize) };
     match (result, std::io::Error::last_os_error().raw_os_error()) {
         (-1, Some(libc::EINVAL)) => Some(Ok(())),
         (-1, Some(libc::EFAULT)) => Some(Err(Fault)),
@@ -92,23 +124,24 @@ fn token_readable(address: usize) -> Option<Result<(), Fault>> {
     }
 }
 
-fn populated(address: usize, end: usize, access: Access) -> Option<Result<(), Fault>> {
-    // SAFETY: sysconf only looks up a number.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-    let first = address & !(page - 1);
-    let advice = if access == Access::Read { libc::MADV_POPULATE_READ } else { libc::MADV_POPULATE_WRITE };
-    // SAFETY: populating changes no byte of memory, and pages that are not there only make the call fail.
-    if unsafe { libc::madvise(first as *mut _, end - first, advice) } == 0 {
-        return Some(Ok(()));
-    }
-    match std::io::Error::last_os_error().raw_os_error() {
-        Some(libc::ENOMEM | libc::EFAULT) => Some(Err(Fault)),
+/// A word of the page is ORed with 0, in one atomic step, by the kernel. Nobody
+/// waits at the word that the operation is nominally about; whoever waits at
+/// the other one, and has nearly all its bits set, may be woken for nothing, which a futex always may.
+fn page_writable(address: usize) -> Option<Result<(), Fault>> {
+    static NOBODY: AtomicU32 = AtomicU32::new(0);
+    const OR_0_THEN_IF_LESS_THAN_MINUS_2048: u32 = 2 << 28 | 2 << 24 | 0x800;
+    let (nobody, word) = (NOBODY.as_ptr(), address & !3);
+    let operation = libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the kernel checks the address, and an OR with 0 changes nothing, whoever else writes there.
+    let result = unsafe {
+        libc::syscall(libc::SYS_futex, nobody, operation, 0, 0usize, word, OR_0_THEN_IF_LESS_THAN_MINUS_2048)
+    };
+    match (result, std::io::Error::last_os_error().raw_os_error()) {
+        (0.., _) => Some(Ok(())),
+        (_, Some(libc::EFAULT)) => Some(Err(Fault)),
         _ => None,
     }
 }
-
-/// Bytes of a caller's structure never exceed this.
-const MOST: usize = 4096;
 
 struct Pipe([i32; 2]);
 
@@ -145,54 +178,137 @@ impl Drop for Pipe {
     }
 }
 
-fn through_pipe(address: usize, length: usize, access: Access) -> Result<(), Fault> {
+fn through_pipe(address: usize, access: Access) -> Result<(), Fault> {
     let pipe = Pipe::new()?;
-    pipe.put(address, length)?;
+    pipe.put(address, 1)?;
     if access == Access::Write {
-        // The same bytes back to where they came from: only the right to write is tried.
-        pipe.take(address, length)?;
+        // The same byte back to where it came from: only the right to write is tried.
+        pipe.take(address, 1)?;
     }
     Ok(())
 }
 
-fn check(address: usize, length: usize, access: Access) -> Result<(), Fault> {
-    let end = address.checked_add(length).ok_or(Fault)?;
-    if address == 0 || length > MOST {
-        return Err(Fault);
-    }
-    if length == 0 || on_own_stack(address, end) {
-        return Ok(());
-    }
-    let answer = match (access, length) {
-        (Access::Read, 8) => token_readable(address),
-        _ => populated(address, end, access),
-    };
-    answer.unwrap_or_else(|| through_pipe(address, length, access))
+/// What one call of the program has found out about memory: the last page it looked at.
+#[derive(Default)]
+pub(crate) struct Memory {
+    seen: Cell<Option<(usize, Access)>>,
 }
 
-/// Whether `length` bytes can be read there.
-pub(crate) fn readable(address: usize, length: usize) -> Result<(), Fault> {
-    check(address, length, Access::Read)
+impl Memory {
+    fn check(&self, address: usize, length: usize, access: Access) -> Result<(), Fault> {
+        let end = address.checked_add(length).ok_or(Fault)?;
+        if address == 0 {
+            return Err(Fault);
+        }
+        if length == 0 || on_own_stack(address, end) {
+            return Ok(());
+        }
+        for page in pages(address, end) {
+            // What can be written can be read.
+            if self.seen.get().is_some_and(|seen| seen == (page, access) || seen == (page, Access::Write)) {
+                continue;
+            }
+            // A byte of the caller's in this page.
+            let byte = page.max(address);
+            let answer = if access == Access::Read { page_readable(byte) } else { page_writable(byte) };
+            answer.unwrap_or_else(|| through_pipe(byte, access))?;
+            self.seen.set(Some((page, access)));
+        }
+        Ok(())
+    }
+
+    /// Whether `length` bytes can be read there.
+    pub(crate) fn readable(&self, address: usize, length: usize) -> Result<(), Fault> {
+        self.check(address, length, Access::Read)
+    }
+
+    /// Whether `length` bytes can be written there. Nothing is changed.
+    pub(crate) fn writable(&self, address: usize, length: usize) -> Result<(), Fault> {
+        self.check(address, length, Access::Write)
+    }
+
+    /// Write 0, which is also the quickest way to find out whether one can: by `getcpu`, which writes a number.
+    pub(crate) fn zero(&self, address: usize) -> Result<(), Fault> {
+        let end = address.checked_add(4).ok_or(Fault)?;
+        let known = on_own_stack(address, end) || self.seen.get() == Some((page_of(address), Access::Write));
+        if address != 0 && !known && page_of(address) == page_of(end - 1) {
+            // SAFETY: the kernel checks the address; the four bytes are the caller's to have written.
+            let result = unsafe { libc::syscall(libc::SYS_getcpu, address, 0usize, 0usize) };
+            match (result, std::io::Error::last_os_error().raw_os_error()) {
+                (0, _) => self.seen.set(Some((page_of(address), Access::Write))),
+                (_, Some(libc::EFAULT)) => return Err(Fault),
+                // Not to be had here.
+                _ => {}
+            }
+        }
+        self.write(address, 0u32)
+    }
+
+    /// Read a structure from wherever the caller said it is, aligned or not.
+    pub(crate) fn read<T: Plain>(&self, address: usize) -> Result<T, Fault> {
+        self.readable(address, size_of::<T>())?;
+        // SAFETY: the bytes were just found readable, any bytes are a T, and no alignment is assumed.
+        Ok(unsafe { ptr::read_unaligned(address as *const T) })
+    }
+
+    /// Read `count` structures that lie one behind the other.
+    pub(crate) fn read_list<T: Plain>(&self, address: usize, count: usize) -> Result<Vec<T>, Fault> {
+        self.readable(address, count.checked_mul(size_of::<T>()).ok_or(Fault)?)?;
+        // SAFETY: found readable just now, in the whole length; any bytes are a T, and no alignment is assumed.
+        Ok((0..count).map(|index| unsafe { (address as *const T).add(index).read_unaligned() }).collect())
+    }
+
+    /// Write a structure to wherever the caller said it shall go, aligned or not.
+    pub(crate) fn write<T: Plain>(&self, address: usize, value: T) -> Result<(), Fault> {
+        self.writable(address, size_of::<T>())?;
+        // SAFETY: the bytes were just found writable, they are the caller's to have written, and no alignment is assumed.
+        unsafe { ptr::write_unaligned(address as *mut T, value) };
+        Ok(())
+    }
+
+    /// Write structures one behind the other.
+    pub(crate) fn write_list<T: Plain>(&self, address: usize, values: &[T]) -> Result<(), Fault> {
+        self.writable(address, size_of_val(values))?;
+        for (index, value) in values.iter().enumerate() {
+            // SAFETY: found writable just now, in the whole length, and no alignment is assumed.
+            unsafe { (address as *mut T).add(index).write_unaligned(*value) };
+        }
+        Ok(())
+    }
+
+    /// The units of a string, without the 0 at its end.
+    pub(crate) fn string<T: Plain + Default + PartialEq>(&self, address: usize) -> Result<Vec<T>, Fault> {
+        let mut units = Vec::new();
+        let mut at = address;
+        loop {
+            let unit: T = self.read(at)?;
+            if unit == T::default() {
+                return Ok(units);
+            }
+            units.push(unit);
+            at = at.checked_add(size_of::<T>()).ok_or(Fault)?;
+        }
+    }
+}
+
+/// The pages of `address..end`, which is not empty.
+fn pages(address: usize, end: usize) -> impl Iterator<Item = usize> {
+    (page_of(address)..=page_of(end - 1)).step_by(PAGE)
 }
 
 /// Whether `length` bytes can be written there. Nothing is changed.
 pub(crate) fn writable(address: usize, length: usize) -> Result<(), Fault> {
-    check(address, length, Access::Write)
+    Memory::default().writable(address, length)
 }
 
 /// Read a structure from wherever the caller said it is, aligned or not.
 pub(crate) fn read<T: Plain>(address: usize) -> Result<T, Fault> {
-    readable(address, size_of::<T>())?;
-    // SAFETY: the bytes were just found readable, any bytes are a T, and no alignment is assumed.
-    Ok(unsafe { ptr::read_unaligned(address as *const T) })
+    Memory::default().read(address)
 }
 
 /// Write a structure to wherever the caller said it shall go, aligned or not.
 pub(crate) fn write<T: Plain>(address: usize, value: T) -> Result<(), Fault> {
-    writable(address, size_of::<T>())?;
-    // SAFETY: the bytes were just found writable, they are the caller's to have written, and no alignment is assumed.
-    unsafe { ptr::write_unaligned(address as *mut T, value) };
-    Ok(())
+    Memory::default().write(address, value)
 }
 
 /// As [`write`], for memory that may have gone since it was passed: an
@@ -202,6 +318,45 @@ pub(crate) fn write_late<T: Plain>(address: usize, value: T) -> Result<(), Fault
     let pipe = Pipe::new()?;
     pipe.put(&raw const value as usize, size_of::<T>())?;
     pipe.take(address, size_of::<T>())
+}
+
+/// Whether a routine can be there: code of the program, of a library, or made
+/// at run time. That it is a routine of the right type is the caller's word.
+pub(crate) fn executable(address: usize) -> Result<(), Fault> {
+    /// Nonzero, which ends the walk, once the address is found in a segment of code.
+    unsafe extern "C" fn look(object: *mut libc::dl_phdr_info, _size: usize, wanted: *mut libc::c_void) -> i32 {
+        // SAFETY: the walk passes a valid description, with as many headers as it says.
+        let (base, headers) = unsafe {
+            let object = &*object;
+            (object.dlpi_addr as usize, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
+        };
+        let code = headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_X != 0);
+        let found = code.into_iter().any(|header| {
+            let start = base.wrapping_add(header.p_vaddr as usize);
+            (start..start.wrapping_add(header.p_memsz as usize)).contains(&(wanted as usize))
+        });
+        found.into()
+    }
+    if address == 0 {
+        return Err(Fault);
+    }
+    // SAFETY: `look` has the type the walk wants, and the number passed through is no pointer to it.
+    if unsafe { libc::dl_iterate_phdr(Some(look), address as *mut libc::c_void) } != 0 {
+        return Ok(());
+    }
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        return Memory::default().readable(address, 1);
+    };
+    let found = maps.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(range), Some(rights)) = (words.next(), words.next()) else { return false };
+        let Some((start, end)) = range.split_once('-') else { return false };
+        let number = |text| usize::from_str_radix(text, 16);
+        rights.contains('x')
+            && number(start).is_ok_and(|start| start <= address)
+            && number(end).is_ok_and(|end| address < end)
+    });
+    if found { Ok(()) } else { Err(Fault) }
 }
 
 #[cfg(test)]
@@ -246,19 +401,37 @@ mod tests {
             (read_only.0 + 4089, false, false),
             (closed.0, false, false),
             (8, false, false),
+            (1, false, false),
             (usize::MAX - 3, false, false),
             (usize::MAX / 2 + 1, false, false),
         ];
         for (address, can_read, can_write) in cases {
-            assert_eq!(readable(address, 8).is_ok(), can_read, "read {address:#x}");
-            assert_eq!(writable(address, 8).is_ok(), can_write, "write {address:#x}");
-            if address.checked_add(8).is_some() {
-                assert_eq!(through_pipe(address, 8, Access::Read).is_ok(), can_read, "pipe read {address:#x}");
-                assert_eq!(through_pipe(address, 8, Access::Write).is_ok(), can_write, "pipe write {address:#x}");
-            }
+            let memory = Memory::default;
+            assert_eq!(memory().readable(address, 8).is_ok(), can_read, "read {address:#x}");
+            assert_eq!(memory().writable(address, 8).is_ok(), can_write, "write {address:#x}");
+            // The last byte, where the first is on another page.
+            let last = address.wrapping_add(7);
+            assert_eq!(through_pipe(last, Access::Read).is_ok(), can_read, "pipe read {address:#x}");
+            assert_eq!(through_pipe(last, Access::Write).is_ok(), can_write, "pipe write {address:#x}");
             assert_eq!(write_late(address, 0u64).is_ok(), can_write, "late write {address:#x}");
+            let first_four = can_write || address == both.0 + 4089;
+            assert_eq!(memory().zero(address).is_ok(), first_four, "zero {address:#x}");
         }
         assert_eq!(read::<u32>(0), Err(Fault));
+    }
+
+    #[test]
+    fn every_page_of_a_long_range_is_looked_at() {
+        let first = Pages::new(libc::PROT_READ | libc::PROT_WRITE);
+        assert!(Memory::default().readable(first.0 + 10, 4086).is_ok());
+        assert!(Memory::default().readable(first.0 + 10, 3 * 4096).is_err());
+        // What one page said is not taken for another's answer.
+        let memory = Memory::default();
+        memory.writable(first.0, 8).unwrap();
+        assert!(memory.writable(first.0 + 4096, 8).is_err());
+        assert!(memory.writable(first.0, 8).is_ok());
+        let read_only = Pages::new(libc::PROT_READ);
+        assert!(memory.readable(read_only.0, 8).is_ok() && memory.writable(read_only.0, 8).is_err());
     }
 
     #[test]
@@ -266,9 +439,29 @@ mod tests {
         let value = Box::new(0x0123_4567_89ab_cdefu64);
         let address = &raw const *value as usize;
         writable(address, 8).unwrap();
-        through_pipe(address, 8, Access::Write).unwrap();
+        through_pipe(address, Access::Write).unwrap();
         assert_eq!(*value, 0x0123_4567_89ab_cdef);
         assert_eq!(read::<u64>(address), Ok(*value));
+    }
+
+    #[test]
+    fn strings_end_at_their_end_and_never_beyond_their_memory() {
+        let page = Pages::new(libc::PROT_READ | libc::PROT_WRITE);
+        Memory::default().write_list(page.0 + 4092, b"abc\0").unwrap();
+        assert_eq!(Memory::default().string::<u8>(page.0 + 4092), Ok(b"abc".to_vec()));
+        Memory::default().write_list(page.0 + 4092, b"abcd").unwrap();
+        assert_eq!(Memory::default().string::<u8>(page.0 + 4092), Err(Fault));
+    }
+
+    #[test]
+    fn code_is_told_from_data() {
+        let data = Box::new(7u64);
+        assert!(executable(Pages::new as *const () as usize).is_ok());
+        assert!(executable(libc::getpid as *const () as usize).is_ok());
+        assert!(executable(&raw const *data as usize).is_err());
+        assert!(executable(0).is_err() && executable(8).is_err() && executable(usize::MAX).is_err());
+        let made = Pages::new(libc::PROT_READ | libc::PROT_EXEC);
+        assert!(executable(made.0).is_ok() && executable(made.0 + 4096).is_err());
     }
 
     #[test]

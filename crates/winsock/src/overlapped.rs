@@ -68,6 +68,16 @@ impl Completion {
         }
     }
 
+    /// The operation was done at once, in the call that started it.
+    pub(crate) fn deliver_at_once(self, bytes: u32) -> Result<(), i32> {
+        let memory = memory::Memory::default();
+        let fault = |_| error::WSAEFAULT;
+        memory.write(internal_high(self.overlapped), bytes as usize).map_err(fault)?;
+        memory.write(internal(self.overlapped), 0usize).map_err(fault)?;
+        self.tell(0, bytes);
+        Ok(())
+    }
+
     /// The operation is over. The status is the last word written: whoever sees it sees the rest.
     pub(crate) fn deliver(self, result: Result<u32, i32>) {
         let (code, bytes) = match result {
@@ -77,6 +87,10 @@ impl Completion {
         // The structure must live until now; a program that freed it early is told nothing, and does not crash.
         let _ = memory::write_late(internal_high(self.overlapped), bytes as usize);
         let _ = memory::write_late(internal(self.overlapped), status_of(code));
+        self.tell(code, bytes);
+    }
+
+    fn tell(self, code: i32, bytes: u32) {
         match self.notice {
             Notice::Nothing => {}
             Notice::Event(event) => {

@@ -74,7 +74,7 @@ impl Claim {
         }
     }
 
-    fn give_back(&self) {
+    pub(crate) fn give_back(&self) {
         give_back(self.own.as_fd(), self.grant.token);
     }
 
@@ -95,7 +95,8 @@ impl Claim {
         };
         match state {
             Ok((wire::ACTIVE, _)) => return Some(Ok(self.grant)),
-            Ok((wire::PENDING, _)) => {}
+            // Without a reason it is being refused at this moment.
+            Ok((wire::PENDING, _) | (_, 0)) => {}
             Ok((_, error)) => {
                 return Some(Err(error::of_control(&io::Error::from_raw_os_error(i32::from(error)))));
             }
@@ -115,7 +116,7 @@ impl Claim {
     }
 }
 
-fn give_back(fd: BorrowedFd<'_>, token: u64) {
+pub(crate) fn give_back(fd: BorrowedFd<'_>, token: u64) {
     if let Some(token) = Token::new(token) {
         // It may have been refused in the meantime; then there is nothing to give back.
         let _ = control::release(fd, token);

@@ -1,84 +1,170 @@
-//! The persistent calls: their parameters are checked as documented; what
-//! would come next needs the persistent store and answers ERROR_NOT_SUPPORTED.
+//! The persistent calls: what is checked, in which order, and what its failures are called.
+//!
+//! The order is that of the documented errors: parameters first, then the right
+//! to it, then the ports. Parameters are checked here, the rest is for `store`.
+
+use portkeep_core::Transport;
 
 use crate::{error, memory};
 
 /// The highest port plus one.
 const END: u32 = 65536;
 
-fn check(start: u16, count: u16) -> Result<(), i32> {
-    if start == 0 || count == 0 { Err(error::WSA_INVALID_PARAMETER) } else { Ok(()) }
+/// Why the store refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "two of them only a store can give")]
+pub(crate) enum Failure {
+    /// Neither root nor of the group that may.
+    AccessDenied,
+    /// The block cannot be one.
+    Invalid,
+    /// A port of the block is in use, or in another reservation.
+    Sharing,
+    /// No persistent reservation has exactly this start, count and transport.
+    NotFound,
+    /// There is no store, or no kernel part that would enforce what is in it.
+    Unsupported,
 }
 
-fn check_token(token: usize) -> Result<(), i32> {
-    memory::writable(token, 8).map_err(|_| error::WSA_INVALID_PARAMETER)
+impl Failure {
+    /// The number the calls return.
+    fn code(self) -> i32 {
+        match self {
+            Self::AccessDenied => error::ERROR_ACCESS_DENIED,
+            Self::Invalid => error::WSA_INVALID_PARAMETER,
+            Self::Sharing => error::ERROR_SHARING_VIOLATION,
+            Self::NotFound => error::ERROR_NOT_FOUND,
+            Self::Unsupported => error::ERROR_NOT_SUPPORTED,
+        }
+    }
 }
 
-fn create(start: u16, count: u16, token: usize) -> Result<(), i32> {
-    check(start, count)?;
+/// Where persistent reservations are kept. Ports are in host byte order; blocks are possible ones.
+mod store {
+    use portkeep_core::Transport;
+
+    use super::Failure;
+
+    /// Who may not even try is told so.
+    fn may_administer() -> Result<(), Failure> {
+        // SAFETY: only reads who we are.
+        if unsafe { libc::geteuid() } == 0 { Ok(()) } else { Err(Failure::AccessDenied) }
+    }
+
+    /// Keep a block, and return its token.
+    pub(super) fn create(_start: u16, _count: u16, _transport: Transport) -> Result<u64, Failure> {
+        may_administer()?;
+        Err(Failure::Unsupported)
+    }
+
+    /// Keep it no longer.
+    pub(super) fn delete(_start: u16, _count: u16, _transport: Transport) -> Result<(), Failure> {
+        may_administer()?;
+        Err(Failure::Unsupported)
+    }
+
+    /// The token it has since the last boot.
+    pub(super) fn lookup(_start: u16, _count: u16, _transport: Transport) -> Result<u64, Failure> {
+        Err(Failure::Unsupported)
+    }
+}
+
+/// The start in host byte order. That a block which does not fit is refused is documented for Create only: nobody can
+/// have created one, so the others do not find it.
+fn check(start: u16, count: u16) -> Result<u16, Failure> {
+    if start == 0 || count == 0 { Err(Failure::Invalid) } else { Ok(u16::from_be(start)) }
+}
+
+fn check_token(token: usize) -> Result<(), Failure> {
+    memory::writable(token, 8).map_err(|_| Failure::Invalid)
+}
+
+fn fits(start: u16, count: u16) -> bool {
+    u32::from(start) + u32::from(count) <= END
+}
+
+fn create(start: u16, count: u16, token: usize, transport: Transport) -> Result<(), Failure> {
+    let start = check(start, count)?;
     check_token(token)?;
-    if u32::from(u16::from_be(start)) + u32::from(count) > END {
-        return Err(error::WSA_INVALID_PARAMETER);
+    if !fits(start, count) {
+        return Err(Failure::Invalid);
     }
-    // SAFETY: only reads who we are.
-    if unsafe { libc::geteuid() } != 0 {
-        return Err(error::ERROR_ACCESS_DENIED);
-    }
-    Err(error::ERROR_NOT_SUPPORTED)
+    tell(token, store::create(start, count, transport)?)
 }
 
-fn delete(start: u16, count: u16) -> Result<(), i32> {
-    check(start, count)?;
-    // SAFETY: only reads who we are.
-    if unsafe { libc::geteuid() } != 0 {
-        return Err(error::ERROR_ACCESS_DENIED);
-    }
-    Err(error::ERROR_NOT_SUPPORTED)
+fn delete(start: u16, count: u16, transport: Transport) -> Result<(), Failure> {
+    let start = check(start, count)?;
+    store::delete(start, count, transport)
 }
 
-fn lookup(start: u16, count: u16, token: usize) -> Result<(), i32> {
-    check(start, count)?;
+fn lookup(start: u16, count: u16, token: usize, transport: Transport) -> Result<(), Failure> {
+    let start = check(start, count)?;
     check_token(token)?;
-    Err(error::ERROR_NOT_SUPPORTED)
+    tell(token, store::lookup(start, count, transport)?)
+}
+
+/// What is reserved stays reserved if the place for its token has gone meanwhile: Lookup tells it again.
+fn tell(at: usize, token: u64) -> Result<(), Failure> {
+    memory::write(at, token).map_err(|_| Failure::Invalid)
 }
 
 /// The error is the return value.
-fn answer(body: impl FnOnce() -> Result<(), i32>) -> u32 {
-    crate::boundary(error::ERROR_NOT_SUPPORTED as u32, || body().err().unwrap_or(0) as u32)
+fn answer(body: impl FnOnce() -> Result<(), Failure>) -> u32 {
+    crate::boundary(error::ERROR_NOT_SUPPORTED as u32, || body().err().map_or(0, Failure::code) as u32)
 }
 
 /// `CreatePersistentTcpPortReservation`. `start` is in network byte order.
 #[unsafe(no_mangle)]
 pub extern "C" fn CreatePersistentTcpPortReservation(start: u16, count: u16, token: usize) -> u32 {
-    answer(|| create(start, count, token))
+    answer(|| create(start, count, token, Transport::Tcp))
 }
 
-/// `CreatePersistentUdpPortReservation`.
+/// `CreatePersistentUdpPortReservation`. `start` is in network byte order.
 #[unsafe(no_mangle)]
 pub extern "C" fn CreatePersistentUdpPortReservation(start: u16, count: u16, token: usize) -> u32 {
-    answer(|| create(start, count, token))
+    answer(|| create(start, count, token, Transport::Udp))
 }
 
-/// `DeletePersistentTcpPortReservation`.
+/// `DeletePersistentTcpPortReservation`. `start` is in network byte order.
 #[unsafe(no_mangle)]
 pub extern "C" fn DeletePersistentTcpPortReservation(start: u16, count: u16) -> u32 {
-    answer(|| delete(start, count))
+    answer(|| delete(start, count, Transport::Tcp))
 }
 
-/// `DeletePersistentUdpPortReservation`.
+/// `DeletePersistentUdpPortReservation`. `start` is in network byte order.
 #[unsafe(no_mangle)]
 pub extern "C" fn DeletePersistentUdpPortReservation(start: u16, count: u16) -> u32 {
-    answer(|| delete(start, count))
+    answer(|| delete(start, count, Transport::Udp))
 }
 
-/// `LookupPersistentTcpPortReservation`.
+/// `LookupPersistentTcpPortReservation`. `start` is in network byte order.
 #[unsafe(no_mangle)]
 pub extern "C" fn LookupPersistentTcpPortReservation(start: u16, count: u16, token: usize) -> u32 {
-    answer(|| lookup(start, count, token))
+    answer(|| lookup(start, count, token, Transport::Tcp))
 }
 
-/// `LookupPersistentUdpPortReservation`.
+/// `LookupPersistentUdpPortReservation`. `start` is in network byte order.
 #[unsafe(no_mangle)]
 pub extern "C" fn LookupPersistentUdpPortReservation(start: u16, count: u16, token: usize) -> u32 {
-    answer(|| lookup(start, count, token))
+    answer(|| lookup(start, count, token, Transport::Udp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_have_the_documented_numbers() {
+        let table = [
+            (Failure::AccessDenied, 5),
+            (Failure::Sharing, 32),
+            (Failure::Unsupported, 50),
+            (Failure::Invalid, 87),
+            (Failure::NotFound, 1168),
+        ];
+        for (failure, number) in table {
+            assert_eq!(answer(|| Err(failure)), number, "{failure:?}");
+        }
+        assert_eq!(answer(|| Ok(())), 0);
+    }
 }

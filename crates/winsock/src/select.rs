@@ -1,9 +1,12 @@
 //! `select`, with Winsock's sets: a count and an array of sockets, of whatever
 //! length the program was compiled with, and any socket in them.
 
-use std::ptr;
-
-use crate::{abi::Socket, error, memory, socket, startup};
+use crate::{
+    abi::Socket,
+    error,
+    memory::{self, Memory},
+    socket, startup,
+};
 
 /// Where the array begins: behind the count, aligned.
 const ARRAY: usize = size_of::<Socket>();
@@ -23,10 +26,8 @@ impl Set {
         if count > MOST {
             return Err(error::WSAEINVAL);
         }
-        let mut sockets = Vec::with_capacity(count as usize);
-        for index in 0..count as usize {
-            sockets.push(memory::read(at + ARRAY + index * size_of::<Socket>()).map_err(|_| error::WSAEFAULT)?);
-        }
+        let array = at.checked_add(ARRAY).ok_or(error::WSAEFAULT)?;
+        let sockets = Memory::default().read_list(array, count as usize).map_err(|_| error::WSAEFAULT)?;
         Ok(Self { at, sockets })
     }
 
@@ -35,13 +36,11 @@ impl Set {
         if self.at == 0 {
             return Ok(0);
         }
-        let mut count = 0;
-        for socket in self.sockets.iter().filter(|socket| ready(**socket)) {
-            memory::write(self.at + ARRAY + count * size_of::<Socket>(), *socket).map_err(|_| error::WSAEFAULT)?;
-            count += 1;
-        }
-        memory::write(self.at, count as u32).map_err(|_| error::WSAEFAULT)?;
-        Ok(count as i32)
+        let left: Vec<Socket> = self.sockets.iter().copied().filter(|socket| ready(*socket)).collect();
+        let memory = Memory::default();
+        memory.write_list(self.at + ARRAY, &left).map_err(|_| error::WSAEFAULT)?;
+        memory.write(self.at, left.len() as u32).map_err(|_| error::WSAEFAULT)?;
+        Ok(left.len() as i32)
     }
 }
 
@@ -49,9 +48,7 @@ fn milliseconds(timeout: usize) -> Result<i32, i32> {
     if timeout == 0 {
         return Ok(-1);
     }
-    memory::readable(timeout, size_of::<libc::timeval>()).map_err(|_| error::WSAEFAULT)?;
-    // SAFETY: found readable just now; any bytes are a timeval, and no alignment is assumed.
-    let time = unsafe { ptr::read_unaligned(timeout as *const libc::timeval) };
+    let time: libc::timeval = memory::read(timeout).map_err(|_| error::WSAEFAULT)?;
     if time.tv_sec < 0 || time.tv_usec < 0 {
         return Err(error::WSAEINVAL);
     }

@@ -8,7 +8,6 @@ use std::{
     collections::HashMap,
     io, mem,
     net::SocketAddr,
-    ptr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,7 +15,9 @@ use portkeep_core::Transport;
 
 use crate::{
     abi::{Buffer, INVALID_SOCKET, PollFd, Socket},
-    error, held, memory, startup,
+    error, held,
+    memory::{self, Memory},
+    startup,
 };
 
 /// `AF_INET6` of Windows, which programs read from their command line.
@@ -182,11 +183,8 @@ pub extern "C" fn closesocket(s: Socket) -> i32 {
 const DUPLICATE: u32 = 0x504b_5753;
 
 fn read_info(info: usize) -> Result<[u32; INFO_WORDS], i32> {
-    let mut words = [0; INFO_WORDS];
-    for (index, word) in words.iter_mut().enumerate() {
-        *word = memory::read(info + index * 4).map_err(|_| error::WSAEFAULT)?;
-    }
-    Ok(words)
+    let words = Memory::default().read_list(info, INFO_WORDS).map_err(|_| error::WSAEFAULT)?;
+    words.try_into().map_err(|_| error::WSAEFAULT)
 }
 
 pub(crate) fn duplicate(s: Socket, process: u32, info: usize) -> Result<(), i32> {
@@ -211,11 +209,7 @@ pub(crate) fn duplicate(s: Socket, process: u32, info: usize) -> Result<(), i32>
     words[22] = kind as u32;
     words[23] = option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0) as u32;
     words[28] = fd as u32;
-    memory::writable(info, INFO_WORDS * 4).map_err(|_| error::WSAEFAULT)?;
-    for (index, word) in words.iter().enumerate() {
-        memory::write(info + index * 4, *word).map_err(|_| error::WSAEFAULT)?;
-    }
-    Ok(())
+    Memory::default().write_list(info, &words).map_err(|_| error::WSAEFAULT)
 }
 
 /// A descriptor of another process, or of this one, as one of ours.
@@ -271,10 +265,8 @@ pub extern "C" fn WSADuplicateSocketA(s: Socket, process: u32, info: usize) -> i
 /// The address in a sockaddr of the program's.
 fn address(name: usize, size: i32) -> Option<SocketAddr> {
     let size = usize::try_from(size).ok()?.min(size_of::<libc::sockaddr_in6>());
-    memory::readable(name, size).ok()?;
     let mut bytes = [0u8; size_of::<libc::sockaddr_in6>()];
-    // SAFETY: `size` bytes were just found readable, and the array has room for them.
-    unsafe { ptr::copy_nonoverlapping(name as *const u8, bytes.as_mut_ptr(), size) };
+    bytes[..size].copy_from_slice(&Memory::default().read_list::<u8>(name, size).ok()?);
     let family = i32::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
     let port = u16::from_be_bytes([bytes[2], bytes[3]]);
     match family {
@@ -560,14 +552,9 @@ fn vectors(buffers: usize, count: u32) -> Result<Vec<libc::iovec>, i32> {
     if count > 1024 {
         return Err(error::WSAEINVAL);
     }
-    (0..count as usize)
-        .map(|index| {
-            let at = buffers + index * size_of::<Buffer>();
-            let len: u32 = memory::read(at + mem::offset_of!(Buffer, len)).map_err(|_| error::WSAEFAULT)?;
-            let data: usize = memory::read(at + mem::offset_of!(Buffer, data)).map_err(|_| error::WSAEFAULT)?;
-            Ok(libc::iovec { iov_base: data as *mut _, iov_len: len as usize })
-        })
-        .collect()
+    let buffers = Memory::default().read_list::<Buffer>(buffers, count as usize).map_err(|_| error::WSAEFAULT)?;
+    let vector = |buffer: &Buffer| libc::iovec { iov_base: buffer.data as *mut _, iov_len: buffer.len as usize };
+    Ok(buffers.iter().map(vector).collect())
 }
 
 /// What WSASend and its three siblings have in common.
@@ -696,21 +683,19 @@ pub extern "C" fn WSAPoll(list: usize, count: u32, timeout: i32) -> i32 {
         if count == 0 || count > 65536 {
             return Err(error::WSAEINVAL);
         }
-        let at = |index: usize| list + index * size_of::<PollFd>();
-        let mut polled = Vec::with_capacity(count as usize);
-        for index in 0..count as usize {
-            memory::writable(at(index), size_of::<PollFd>()).map_err(fault)?;
-            // SAFETY: found writable, hence readable, just now; no alignment is assumed.
-            let entry = unsafe { ptr::read_unaligned(at(index) as *const PollFd) };
-            polled.push(libc::pollfd { fd: descriptor(entry.socket).unwrap_or(-1), events: entry.events, revents: 0 });
-        }
+        let memory = Memory::default();
+        memory.writable(list, count as usize * size_of::<PollFd>()).map_err(fault)?;
+        let mut entries: Vec<PollFd> = memory.read_list(list, count as usize).map_err(fault)?;
+        let mut polled: Vec<_> = entries
+            .iter()
+            .map(|entry| libc::pollfd { fd: descriptor(entry.socket).unwrap_or(-1), events: entry.events, revents: 0 })
+            .collect();
         // SAFETY: the vector has `count` entries.
         let ready = check(unsafe { libc::poll(polled.as_mut_ptr(), count.into(), timeout) })?;
-        for (index, entry) in polled.iter().enumerate() {
-            let revents = at(index) + mem::offset_of!(PollFd, revents);
-            // SAFETY: found writable above; no alignment is assumed.
-            unsafe { ptr::write_unaligned(revents as *mut i16, entry.revents) };
+        for (entry, seen) in entries.iter_mut().zip(&polled) {
+            entry.revents = seen.revents;
         }
+        Memory::default().write_list(list, &entries).map_err(fault)?;
         Ok(ready)
     })
 }

@@ -65,8 +65,8 @@ pub(crate) fn queue_apc(thread: ThreadId, apc: Apc) {
 pub extern "C" fn WPUQueueApc(thread: usize, routine: usize, context: usize, error: usize) -> i32 {
     status(error, || {
         let id: ThreadId = memory::read(thread).map_err(|_| error::WSAEFAULT)?;
-        memory::readable(routine, 1).map_err(|_| error::WSAEFAULT)?;
-        // SAFETY: a non-null address that is mapped; that such a routine is there is the caller's word.
+        memory::executable(routine).map_err(|_| error::WSAEFAULT)?;
+        // SAFETY: a non-null address with code at it; that such a routine is there is the caller's word.
         let routine = unsafe { std::mem::transmute::<usize, UserApc>(routine) };
         let thread = wait::thread_of(id).ok_or(error::WSAEFAULT)?;
         if wait::queue(thread, Apc::User(routine, context)) { Ok(()) } else { Err(error::WSAEFAULT) }
@@ -358,20 +358,17 @@ pub extern "C" fn WSPStartup(wanted: u16, data: usize, _info: usize, upcalls: Up
         if memory::writable(procs, size_of_val(&table)).is_err() || memory::writable(data, DATA).is_err() {
             return error::WSAEFAULT;
         }
-        let versions = 0x0202_0202u32;
-        let text = "Portkeep, port reservations for Linux";
-        for (index, letter) in text.chars().chain(['\0']).enumerate() {
-            if memory::write(data + 4 + index * 4, letter as u32).is_err() {
-                return error::WSAEFAULT;
-            }
-        }
-        if memory::write(data, versions).is_err() {
+        if upcalls.queue_apc.is_some_and(|upcall| memory::executable(upcall as *const () as usize).is_err()) {
             return error::WSAEFAULT;
         }
-        for (index, function) in table.iter().enumerate() {
-            if memory::write(procs + index * size_of::<usize>(), *function).is_err() {
-                return error::WSAEFAULT;
-            }
+        let text: Vec<u32> = "Portkeep, port reservations for Linux\0".chars().map(u32::from).collect();
+        let memory = memory::Memory::default();
+        let written = memory
+            .write(data, 0x0202_0202u32)
+            .and_then(|()| memory.write_list(data + 4, &text))
+            .and_then(|()| memory.write_list(procs, &table));
+        if written.is_err() {
+            return error::WSAEFAULT;
         }
         if wanted & 0xff != 2 {
             return error::WSAVERNOTSUPPORTED;

@@ -17,7 +17,10 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use crate::error;
+use crate::{
+    error,
+    memory::{Fault, Memory},
+};
 
 /// `wchar_t`.
 pub type Wide = libc::wchar_t;
@@ -92,20 +95,18 @@ pub unsafe extern "C" fn portkeep_ws_wide_arguments(arguments: *const *const c_c
 }
 
 /// `_wtoi`: the number at the start, 0 if there is none, the nearest `int` if it is too large.
-///
-/// # Safety
-///
-/// `text` is NULL or a string.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn _wtoi(text: *const Wide) -> i32 {
-    if text.is_null() {
-        return 0;
-    }
-    let mut units = (0..)
-        // SAFETY: reads up to the end of the string and not beyond it: the first unit that ends the number ends this.
-        .map(|index| unsafe { *text.add(index) } as u32)
-        .skip_while(|unit| matches!(unit, 9..=13 | 32))
-        .peekable();
+pub extern "C" fn _wtoi(text: usize) -> i32 {
+    crate::boundary(0, || {
+        let memory = Memory::default();
+        // The first unit that ends the number ends this; so does the end of what is mapped.
+        let unit = |index: usize| memory.read::<Wide>(text.checked_add(index * size_of::<Wide>())?).ok();
+        number(&mut (0..).map_while(|index| (text != 0).then(|| unit(index)).flatten()).map(|unit| unit as u32))
+    })
+}
+
+fn number(units: &mut dyn Iterator<Item = u32>) -> i32 {
+    let mut units = units.skip_while(|unit| matches!(unit, 9..=13 | 32)).peekable();
     let negative = units.next_if(|unit| matches!(*unit, 43 | 45)) == Some(45);
     let mut number = 0i64;
     while let Some(digit) = units.next_if(|unit| matches!(unit, 48..=57)) {
@@ -177,22 +178,21 @@ fn translate(format: &[u32], wide: bool) -> Vec<u32> {
     out
 }
 
-/// # Safety
-///
-/// `format` is a string.
-unsafe fn translate_wide(format: *const Wide) -> Vec<Wide> {
-    // SAFETY: the caller's promise.
-    let format = unsafe { std::slice::from_raw_parts(format.cast::<u32>(), libc::wcslen(format)) };
-    translate(format, true).into_iter().map(|unit| unit as Wide).chain([0]).collect()
+/// A format that is not there is no format: ERROR_INVALID_PARAMETER.
+fn fault(_: Fault) -> i32 {
+    error::WSA_INVALID_PARAMETER
 }
 
-/// # Safety
-///
-/// `format` is a string.
-unsafe fn translate_narrow(format: *const c_char) -> Vec<c_char> {
-    // SAFETY: the caller's promise.
-    let format: Vec<u32> = unsafe { CStr::from_ptr(format) }.to_bytes().iter().map(|byte| u32::from(*byte)).collect();
-    translate(&format, false).into_iter().map(|unit| unit as u8 as c_char).chain([0]).collect()
+fn translate_wide(format: usize) -> Result<Vec<Wide>, i32> {
+    let units: Vec<Wide> = Memory::default().string(format).map_err(fault)?;
+    let units: Vec<u32> = units.into_iter().map(|unit| unit as u32).collect();
+    Ok(translate(&units, true).into_iter().map(|unit| unit as Wide).chain([0]).collect())
+}
+
+fn translate_narrow(format: usize) -> Result<Vec<c_char>, i32> {
+    let bytes: Vec<u8> = Memory::default().string(format).map_err(fault)?;
+    let units: Vec<u32> = bytes.into_iter().map(u32::from).collect();
+    Ok(translate(&units, false).into_iter().map(|unit| unit as u8 as c_char).chain([0]).collect())
 }
 
 /// `vfwprintf` with Microsoft's formats. The stream gets UTF-8, so that wide
@@ -202,19 +202,16 @@ unsafe fn translate_narrow(format: *const c_char) -> Vec<c_char> {
 ///
 /// As for the system's function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn portkeep_ws_vfwprintf(stream: *mut File, format: *const Wide, arguments: VaList) -> i32 {
-    crate::boundary(-1, || {
-        if stream.is_null() || format.is_null() {
-            error::set_last(error::WSA_INVALID_PARAMETER);
-            return -1;
-        }
+pub unsafe extern "C" fn portkeep_ws_vfwprintf(stream: *mut File, format: usize, arguments: VaList) -> i32 {
+    crate::value(-1, || {
+        let format = translate_wide(format)?;
+        check_stream(stream)?;
         // SAFETY: the caller's promises are passed on; the buffer is freed after its last use.
         unsafe {
-            let format = translate_wide(format);
             let (mut text, mut length) = (ptr::null_mut(), 0);
             let memory = open_wmemstream(&mut text, &mut length);
             if memory.is_null() {
-                return -1;
+                return Err(error::WSAENOBUFS);
             }
             let count = vfwprintf(memory, format.as_ptr(), arguments);
             libc::fclose(memory);
@@ -228,9 +225,13 @@ pub unsafe extern "C" fn portkeep_ws_vfwprintf(stream: *mut File, format: *const
                 libc::fwrite(bytes.as_ptr().cast(), 1, bytes.len(), stream) == bytes.len()
             };
             libc::free(text.cast());
-            if written { count } else { -1 }
+            Ok(if written { count } else { -1 })
         }
     })
+}
+
+fn check_stream(stream: *mut File) -> Result<(), i32> {
+    Memory::default().writable(stream as usize, size_of::<usize>()).map_err(fault)
 }
 
 /// `vswprintf` with Microsoft's formats.
@@ -239,9 +240,12 @@ pub unsafe extern "C" fn portkeep_ws_vfwprintf(stream: *mut File, format: *const
 ///
 /// As for the system's function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn portkeep_ws_vswprintf(text: *mut Wide, n: usize, format: *const Wide, list: VaList) -> i32 {
-    // SAFETY: the caller's promises are passed on.
-    crate::boundary(-1, || unsafe { vswprintf(text, n, translate_wide(format).as_ptr(), list) })
+pub unsafe extern "C" fn portkeep_ws_vswprintf(text: *mut Wide, n: usize, format: usize, list: VaList) -> i32 {
+    crate::value(-1, || {
+        let format = translate_wide(format)?;
+        // SAFETY: the caller's promises are passed on.
+        Ok(unsafe { vswprintf(text, n, format.as_ptr(), list) })
+    })
 }
 
 /// `vfprintf` with Microsoft's formats.
@@ -250,9 +254,13 @@ pub unsafe extern "C" fn portkeep_ws_vswprintf(text: *mut Wide, n: usize, format
 ///
 /// As for the system's function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn portkeep_ws_vfprintf(stream: *mut File, format: *const c_char, list: VaList) -> i32 {
-    // SAFETY: the caller's promises are passed on.
-    crate::boundary(-1, || unsafe { vfprintf(stream, translate_narrow(format).as_ptr(), list) })
+pub unsafe extern "C" fn portkeep_ws_vfprintf(stream: *mut File, format: usize, list: VaList) -> i32 {
+    crate::value(-1, || {
+        let format = translate_narrow(format)?;
+        check_stream(stream)?;
+        // SAFETY: the caller's promises are passed on.
+        Ok(unsafe { vfprintf(stream, format.as_ptr(), list) })
+    })
 }
 
 /// `vsnprintf` with Microsoft's formats.
@@ -261,14 +269,12 @@ pub unsafe extern "C" fn portkeep_ws_vfprintf(stream: *mut File, format: *const 
 ///
 /// As for the system's function.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn portkeep_ws_vsnprintf(
-    text: *mut c_char,
-    length: usize,
-    format: *const c_char,
-    list: VaList,
-) -> i32 {
-    // SAFETY: the caller's promises are passed on.
-    crate::boundary(-1, || unsafe { vsnprintf(text, length, translate_narrow(format).as_ptr(), list) })
+pub unsafe extern "C" fn portkeep_ws_vsnprintf(text: *mut c_char, length: usize, format: usize, list: VaList) -> i32 {
+    crate::value(-1, || {
+        let format = translate_narrow(format)?;
+        // SAFETY: the caller's promises are passed on.
+        Ok(unsafe { vsnprintf(text, length, format.as_ptr(), list) })
+    })
 }
 
 #[cfg(test)]
@@ -308,8 +314,7 @@ mod tests {
             ("-99999999999", i32::MIN),
         ] {
             let wide: Vec<Wide> = text.chars().map(|letter| letter as Wide).chain([0]).collect();
-            // SAFETY: a string with its end.
-            assert_eq!(unsafe { _wtoi(wide.as_ptr()) }, number, "{text}");
+            assert_eq!(_wtoi(wide.as_ptr() as usize), number, "{text}");
         }
     }
 

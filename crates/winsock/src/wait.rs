@@ -13,7 +13,8 @@ use std::{
 
 use crate::{
     abi::{CompletionRoutine, Handle, Overlapped, ThreadId, UserApc},
-    error, memory,
+    error,
+    memory::Memory,
 };
 
 /// `WSA_MAXIMUM_WAIT_EVENTS`.
@@ -209,11 +210,7 @@ fn wait_for_many(count: u32, handles: usize, all: i32, milliseconds: u32, alerta
         if count == 0 || count > MOST {
             return Err(error::WSA_INVALID_PARAMETER);
         }
-        memory::readable(handles, count as usize * size_of::<Handle>()).map_err(|_| error::WSAEFAULT)?;
-        let list: Vec<Handle> = (0..count as usize)
-            // SAFETY: found readable just now, in the whole length; no alignment is assumed.
-            .map(|i| unsafe { (handles as *const Handle).add(i).read_unaligned() })
-            .collect();
+        let list: Vec<Handle> = Memory::default().read_list(handles, count as usize).map_err(|_| error::WSAEFAULT)?;
         wait(&list, all != 0, milliseconds, alertable != 0)
     })();
     result.unwrap_or_else(|code| {

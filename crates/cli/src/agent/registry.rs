@@ -173,8 +173,7 @@ impl<'a> Sockets<'a> {
     fn obstacle(&self, declaration: &Declaration, for_whom: &ForWhom) -> Option<String> {
         declaration.transports.iter().find_map(|transport| {
             let (look, bound) = (&self.looks[transport as usize], &self.bound[transport as usize]);
-            let here = PortSet::from(declaration.ports).intersection(bound);
-            here.spans().flat_map(|(first, last)| first..=last).find_map(|port| {
+            declaration.ports.iter().filter(|port| bound.contains(*port)).find_map(|port| {
                 if look.vacant(port).unwrap_or(false) {
                     return None;
                 }

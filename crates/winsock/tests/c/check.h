@@ -19,10 +19,10 @@ static int failures;
 	do {                                                                      \
 		WSASetLastError(0);                                               \
 		int got_ = (call) == 0 ? 0 : WSAGetLastError();                   \
-		if (got_ != (code)) {                                             \
+		if (got_ != (int)(code)) {                                             \
 			failures++;                                               \
 			printf("%s:%d: %s gives %d, not %d\n", __FILE__, __LINE__, \
-			       #call, got_, (code));                              \
+			       #call, got_, (int)(code));                              \
 		}                                                                 \
 	} while (0)
 

@@ -1,8 +1,11 @@
-/* The provider interface: the table of WSPStartup, errors in *lpErrno, the upcall for routines. */
+/* The provider interface: the table of WSPStartup, errors in *lpErrno, the upcall for routines. The argument is the agent. */
 #include <winsock2.h>
 #include <ws2spi.h>
 #include <mstcpip.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "check.h"
 
 static int queued, ran;
@@ -27,8 +30,9 @@ static void apc(DWORD_PTR context)
 	ran++;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	pid_t agent = argc == 2 ? (pid_t)atoi(argv[1]) : 0;
 	WSPDATA data;
 	WSPPROC_TABLE table;
 	WSPUPCALLTABLE upcalls;
@@ -41,6 +45,7 @@ int main(void)
 	struct sockaddr_in name = { 0 };
 	SOCKET s;
 
+	alarm(300); /* what waits for ever shall not hang the tests */
 	memset(&table, 0, sizeof(table));
 	memset(&upcalls, 0, sizeof(upcalls));
 	upcalls.lpWPUQueueApc = queue_apc;
@@ -79,10 +84,14 @@ int main(void)
 	/* The thread id is copied: what becomes of the caller's does not matter. */
 	copy = thread;
 	range.StartPort = htons(41100);
+	if (agent <= 0)
+		return 2;
+	CHECK(kill(agent, SIGSTOP) == 0);
 	CHECK(WSPIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, 4, &out, 16, &bytes, &ov, routine, &copy, &error) ==
 	      SOCKET_ERROR);
 	CHECK(error == WSA_IO_PENDING);
 	memset(&copy, 0xff, sizeof(copy));
+	CHECK(kill(agent, SIGCONT) == 0);
 	CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION && ran == 1 && queued == 1);
 	/* Done at once: the routine has been queued by then. */
 	range.StartPort = 0;

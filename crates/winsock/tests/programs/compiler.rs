@@ -2,13 +2,18 @@
 //! `cc prog.c $(pkg-config --cflags --libs portkeep-winsock)`.
 
 use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
 };
 
 use portkeep_winsock::install::{Installed, install};
 use tempfile::TempDir;
+
+/// What every C program of these tests is compiled with.
+pub(crate) const STRICT: &[&str] = &["-std=c11", "-g", "-Wall", "-Wextra", "-Werror"];
 
 /// The layer, installed where only these tests see it.
 pub(crate) struct Kit {
@@ -25,6 +30,22 @@ pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name)
 }
 
+/// What a static holds is never dropped, so somebody else removes the folder: he waits for the end of his input, which
+/// comes when this process is gone, however it goes.
+#[expect(clippy::zombie_processes, reason = "it outlives this process")]
+fn remove_at_the_end(folder: &Path) {
+    let mut janitor = Command::new("sh")
+        .args(["-c", "cat >/dev/null; rm -rf \"$0\""])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("sh");
+    std::mem::forget(janitor.stdin.take());
+}
+
 /// `None`, and a visible word about it, without a compiler.
 pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
     static KIT: OnceLock<Option<Kit>> = OnceLock::new();
@@ -33,6 +54,9 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
             return None;
         }
         let folder = TempDir::with_prefix("portkeep-winsock-").expect("a folder");
+        // For those who run a program as nobody.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
+        remove_at_the_end(folder.path());
         // This test lies next to the libraries it was built with.
         let exe = std::env::current_exe().expect("where this test is");
         let installed = install(folder.path(), exe.parent().expect("a folder")).expect("the layer is installed");
@@ -47,6 +71,11 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
 impl Kit {
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What Valgrind takes for an error in the layer and is none.
+    pub(crate) fn suppressions(&self) -> PathBuf {
+        self.installed.suppressions.clone()
     }
 
     pub(crate) fn shared_library(&self) -> PathBuf {

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use portkeep_winsock::install::{HEADERS, SPELLINGS};
+
 use crate::{
     compiler::{has, kit, source, text},
     skipped,
@@ -59,12 +61,41 @@ fn the_c_tests_compile_with_microsofts_declarations() {
         skipped("the_c_tests_compile_with_microsofts_declarations", "no mingw-w64");
         return;
     }
-    for name in ["layout.c", "conformance.c"] {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Linked as well: what is declared is in the libraries of Windows.
+    for (name, libraries) in [("layout.c", &[][..]), ("conformance.c", &["-lws2_32", "-liphlpapi"])] {
         let output = Command::new(MINGW)
-            .args(["-std=c11", "-Wall", "-Werror", "-D_WIN32_WINNT=0x0600", "-fsyntax-only"])
+            .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-D_WIN32_WINNT=0x0600", "-o"])
+            .arg(folder.path().join("program.exe"))
             .arg(source(name))
+            .args(libraries)
             .output()
             .expect("the compiler runs");
         assert!(output.status.success(), "{name}: {}", text(&output));
+    }
+}
+
+#[test]
+fn headers_are_found_under_every_spelling() {
+    let test = "headers_are_found_under_every_spelling";
+    let Some(kit) = kit(test) else { return };
+    let includes = |names: &mut dyn Iterator<Item = &str>| -> String {
+        let lines: String = names.map(|name| format!("#include <{name}>\n")).collect();
+        format!("{lines}int main(void) {{ return (int)sizeof(INET_PORT_RESERVATION_INSTANCE) - 16; }}\n")
+    };
+    // In either order, in C and C++.
+    let all: Vec<&str> = SPELLINGS.iter().chain(HEADERS.iter()).map(|(name, _)| *name).collect();
+    let orders = [includes(&mut all.iter().copied()), includes(&mut all.iter().rev().copied())];
+    for (index, lines) in orders.iter().enumerate() {
+        for (compiler, option) in [("cc", "-std=c11"), ("c++", "-std=c++17")] {
+            if !has(compiler) {
+                skipped(test, &format!("no {compiler}"));
+                continue;
+            }
+            let file = kit.folder().join(format!("spelling{index}.{}", if compiler == "cc" { "c" } else { "cpp" }));
+            std::fs::write(&file, lines).expect("a file");
+            let output = kit.check(compiler, &[option, "-Wall", "-Wextra", "-Werror"], &file);
+            assert!(output.status.success(), "{compiler} {index}: {}", text(&output));
+        }
     }
 }

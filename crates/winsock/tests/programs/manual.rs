@@ -2,9 +2,12 @@
 
 use std::fs;
 
+use portkeep_testkit::World;
+
 use crate::{
+    bed::AgentProcess,
     compiler::{kit, text},
-    kernel,
+    symbols::declared,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from-windows.md");
@@ -13,9 +16,8 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from
 fn the_programs_of_the_manual_run() {
     let test = "the_programs_of_the_manual_run";
     let Some(kit) = kit(test) else { return };
-    if !kernel(test) {
-        return;
-    }
+    let Some(world) = World::enter(test) else { return };
+    let _agent = AgentProcess::start(&world);
     let page = fs::read_to_string(PAGE).expect("the page");
     let programs: Vec<&str> = page.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!programs.is_empty());
@@ -26,4 +28,17 @@ fn the_programs_of_the_manual_run() {
             kit.command(kit.build("cc", &["-Wall", "-Wextra", "-Werror"], &source)).output().expect("it starts");
         assert!(output.status.success(), "program {index}: {} {}", output.status, text(&output));
     }
+}
+
+#[test]
+fn the_manual_names_every_function() {
+    let page = fs::read_to_string(PAGE).expect("the page");
+    let plumbing = ["portkeep_ws_wide_arguments"];
+    let missing: Vec<String> = declared()
+        .into_iter()
+        .filter(|symbol| !plumbing.contains(&symbol.as_str()))
+        .map(|symbol| symbol.trim_start_matches("portkeep_ws_").to_owned())
+        .filter(|name| !page.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|word| word == name))
+        .collect();
+    assert_eq!(missing, Vec::<String>::new());
 }

@@ -2,32 +2,36 @@
 
 use std::process::Command;
 
+use portkeep_testkit::World;
+
 use crate::{
-    compiler::{Kit, has, kit, source, text},
-    kernel, skipped,
+    bed::AgentProcess,
+    compiler::{Kit, STRICT, has, kit, source, text},
+    skipped,
 };
 
-const STRICT: &[&str] = &["-std=c11", "-g", "-Wall", "-Wextra", "-Werror"];
-const PROGRAMS: &[&str] = &["conformance.c", "patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c"];
+/// Each with the agent beside it, whose process id it is told.
+const PROGRAMS: &[&str] = &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c"];
 
 #[track_caller]
-fn passes(mut command: Command) -> String {
+fn passes(mut command: Command) {
     let output = command.output().expect("the program starts");
     let text = text(&output);
     assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
-    text
 }
 
 fn run(test: &str, name: &str) {
     let Some(kit) = kit(test) else { return };
-    if kernel(test) {
-        passes(kit.command(kit.build("cc", STRICT, &source(name))));
-    }
+    let Some(world) = World::enter(test) else { return };
+    let program = kit.build("cc", STRICT, &source(name));
+    with_agent(&world, kit.command(program));
+    world.assert_empty();
 }
 
-#[test]
-fn the_contract_holds() {
-    run("the_contract_holds", "conformance.c");
+fn with_agent(world: &World, mut command: Command) {
+    let agent = AgentProcess::start(world);
+    command.arg(agent.pid().to_string());
+    passes(command);
 }
 
 #[test]
@@ -59,11 +63,16 @@ fn ordinary_sockets_work() {
 fn the_static_library_will_do() {
     let test = "the_static_library_will_do";
     let Some(kit) = kit(test) else { return };
-    if kernel(test) {
-        // The linker takes the archive where only the archive is named.
-        let program = kit.build_static("cc", STRICT, &source("patterns.c"));
-        passes(Command::new(program));
-    }
+    let Some(world) = World::enter(test) else { return };
+    // The linker takes the archive where only the archive is named.
+    let program = kit.build_static("cc", STRICT, &source("patterns.c"));
+    with_agent(&world, Command::new(program));
+}
+
+fn conformance(world: &World, mut command: Command) {
+    let _agent = AgentProcess::start(world);
+    command.arg("agent");
+    passes(command);
 }
 
 fn sanitized(kit: &Kit, test: &str, option: &str) {
@@ -74,18 +83,20 @@ fn sanitized(kit: &Kit, test: &str, option: &str) {
         skipped(test, &format!("no {option}"));
         return;
     }
-    if !kernel(test) {
-        return;
-    }
-    for name in PROGRAMS {
+    let Some(world) = World::enter(test) else { return };
+    for name in PROGRAMS.iter().chain(&["conformance.c"]) {
         let mut options = STRICT.to_vec();
         options.extend([option, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]);
         let mut command = kit.command(kit.build("cc", &options, &source(name)));
-        if *name == "pointers.c" {
+        match *name {
             // The sanitizers look at the pointers of the system's own calls before the system does.
-            command.arg("codes");
+            "pointers.c" => passes({
+                command.arg("codes");
+                command
+            }),
+            "conformance.c" => conformance(&world, command),
+            _ => with_agent(&world, command),
         }
-        passes(command);
     }
 }
 
@@ -113,10 +124,8 @@ fn the_c_programs_are_clean_under_valgrind() {
         skipped(test, "no valgrind");
         return;
     }
-    if !kernel(test) {
-        return;
-    }
-    for name in PROGRAMS {
+    let Some(world) = World::enter(test) else { return };
+    for name in PROGRAMS.iter().chain(&["conformance.c"]) {
         // Valgrind reports every wrong pointer that goes to the kernel, which is what this one is made of.
         if *name == "pointers.c" {
             continue;
@@ -125,7 +134,10 @@ fn the_c_programs_are_clean_under_valgrind() {
         let mut command = kit.command("valgrind");
         command
             .args(["--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite", "-q"])
+            .args(["--show-leak-kinds=definite"])
+            .arg(format!("--suppressions={}", kit.suppressions().display()))
+            .arg(format!("--suppressions={}", source("wrong-pointers.supp").display()))
             .arg(program);
-        passes(command);
+        if *name == "conformance.c" { conformance(&world, command) } else { with_agent(&world, command) }
     }
 }

@@ -10,17 +10,24 @@ use std::{
     process::Output,
 };
 
-use portkeep_testkit::TestCgroup;
+use portkeep_testkit::{TestCgroup, World};
 
 use crate::{
+    bed::AgentProcess,
     compiler::{Kit, has, kit, text},
-    kernel, skipped,
+    skipped,
 };
 
+/// Where it lies, unless [`PLACE`] says otherwise.
 const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/seed");
+const PLACE: &str = "PORTKEEP_WINDOWS_PAGE";
+
+fn place() -> PathBuf {
+    std::env::var_os(PLACE).map_or_else(|| PAGES.into(), PathBuf::from)
+}
 
 fn extract() -> Option<String> {
-    let page = fs::read_dir(PAGES).ok()?.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok()).next()?;
+    let page = fs::read_dir(place()).ok()?.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok()).next()?;
     page.split("```cpp\n")
         .filter_map(|block| block.split("```").next())
         .find(|block| block.contains("int wmain("))
@@ -30,7 +37,7 @@ fn extract() -> Option<String> {
 /// The program, once for each language and compiler here.
 fn programs(kit: &Kit, test: &str) -> Vec<PathBuf> {
     let Some(program) = extract() else {
-        skipped(test, &format!("no page in {}", Path::new(PAGES).display()));
+        skipped(test, &format!("no page in {}, and {PLACE} names no other place", place().display()));
         return Vec::new();
     };
     let c = kit.folder().join("sample.c");
@@ -95,9 +102,8 @@ fn fails(kit: &Kit, program: &Path, arguments: &str, last: &str) {
 fn the_sample_program_acquires_and_releases() {
     let test = "the_sample_program_acquires_and_releases";
     let Some(kit) = kit(test) else { return };
-    if !kernel(test) {
-        return;
-    }
+    let Some(world) = World::enter(test) else { return };
+    let _agent = AgentProcess::start(&world);
     for program in programs(kit, test) {
         succeeds(kit, &program, "2 1 6 5000 20", Some(5000), 20);
         succeeds(kit, &program, "2 2 17 5000 20", Some(5000), 20);
@@ -113,9 +119,8 @@ fn the_sample_program_acquires_and_releases() {
 fn the_sample_program_fails_as_it_should() {
     let test = "the_sample_program_fails_as_it_should";
     let Some(kit) = kit(test) else { return };
-    if !kernel(test) {
-        return;
-    }
+    let Some(world) = World::enter(test) else { return };
+    let _agent = AgentProcess::start(&world);
     let taken = portkeep::Reservation::tcp().at(5010).ports(1).acquire().expect("a reservation of this process");
     for program in programs(kit, test) {
         let acquire = |number: u32| format!("WSAIoctl(SIO_ACQUIRE_PORT_RESERVATION) failed with error = {number}");
@@ -145,9 +150,7 @@ fn the_sample_program_fails_as_it_should() {
 fn the_sample_program_runs_without_a_kernel_part() {
     let test = "the_sample_program_runs_without_a_kernel_part";
     let Some(kit) = kit(test) else { return };
-    if !kernel(test) {
-        return;
-    }
+    let Some(_world) = World::enter(test) else { return };
     // A cgroup beside the sandbox, where no program of the kernel part is attached.
     let outside = TestCgroup::new("held").expect("a cgroup");
     for program in programs(kit, test) {
@@ -163,9 +166,7 @@ fn the_sample_program_runs_without_a_kernel_part() {
 fn what_programs_do_with_it_works_without_a_kernel_part() {
     let test = "what_programs_do_with_it_works_without_a_kernel_part";
     let Some(kit) = kit(test) else { return };
-    if !kernel(test) {
-        return;
-    }
+    let Some(_world) = World::enter(test) else { return };
     let outside = TestCgroup::new("held").expect("a cgroup");
     let program = kit.build("cc", &["-std=c11"], &crate::compiler::source("held.c"));
     let script = format!("echo $$ >{}/cgroup.procs; exec \"$0\"", outside.path().display());

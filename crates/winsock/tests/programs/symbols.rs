@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Names in front of a parenthesis, in the parts of the headers with C linkage.
-fn declared() -> BTreeSet<String> {
+pub(crate) fn declared() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (_, text) in HEADERS {
         for part in text.split("PORTKEEP_BEGIN\n").skip(1) {

@@ -1,0 +1,691 @@
+//! Persistent reservations as the agent keeps them: declared by files and by commands, over its socket, through kills.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use portkeep::{
+    PortRange, Transport, Transports,
+    persistent::{
+        Account, Connection, Entry, Kept, Name, PersistentError, Proposal, Standing, Which, Who, lookup,
+        protocol::{self, Happening},
+    },
+};
+use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_core::{Errno, wire};
+use portkeep_testkit::{
+    Sandbox, World,
+    process::{Child, become_user, in_child},
+    sockets::{bind, errno, reserve, tcp, udp},
+};
+
+const NOBODY: u32 = 65534;
+const OTHER: u32 = 65533;
+
+/// A folder with everything of an agent: drop-ins, configuration, store, socket.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // Other users have to get to the socket.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        protocol::socket_in(self.path())
+    }
+
+    fn connect(&self) -> Connection {
+        Connection::open_at(&self.socket()).unwrap()
+    }
+
+    fn drop_in(&self, name: &str, text: &str) {
+        let folder = self.path().join("root/etc/portkeep/ports.d");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), text).unwrap();
+    }
+
+    fn configure(&self, text: &str) {
+        fs::write(self.path().join("portkeep.toml"), text).unwrap();
+    }
+
+    fn agent(&self) -> AgentProcess {
+        AgentProcess::start(self.path())
+    }
+
+    fn list(&self) -> Vec<Entry> {
+        self.connect().list().unwrap()
+    }
+
+    fn standing(&self, name: &str) -> Option<Standing> {
+        let listed = self.list();
+        listed.into_iter().find(|entry| entry.declaration.name.as_str() == name).map(|entry| entry.standing)
+    }
+}
+
+/// A running agent in the namespace of the test; dropped, it is killed.
+struct AgentProcess {
+    child: Child,
+    stop: UnixStream,
+    reload: UnixStream,
+}
+
+impl AgentProcess {
+    fn start(folder: &Path) -> Self {
+        let (stop, told) = UnixStream::pair().unwrap();
+        let (reload, again) = UnixStream::pair().unwrap();
+        let mut child = Child::fork(|talk| {
+            let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).unwrap();
+            let agent = Agent::start(&mut kernel, &Options::below(folder)).unwrap();
+            talk.say(1);
+            agent.run(&told, &again).unwrap();
+        });
+        assert_eq!(child.talk.hear(), 1);
+        Self { child, stop, reload }
+    }
+
+    fn stop(self) {
+        (&self.stop).write_all(b"!").unwrap();
+        self.child.join();
+    }
+
+    fn kill(self) {
+        self.child.kill();
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn ports(start: u16, count: u16) -> PortRange {
+    PortRange::new(start, count).unwrap()
+}
+
+fn user(uid: u32) -> Who {
+    Who::User(Account::Id(uid))
+}
+
+fn web(start: u16) -> Proposal {
+    Proposal::new(name("web"), ports(start, 1), Transports::Tcp).who(user(NOBODY))
+}
+
+fn bound_by(uid: u32, port: u16) -> Result<(), Errno> {
+    let mut child = Child::fork(|talk| {
+        become_user(uid);
+        talk.say(bind(&tcp(), port).map_or_else(|error| error.raw_os_error().unwrap() as u64, |()| 0));
+    });
+    let answer = child.talk.hear();
+    child.join();
+    if answer == 0 { Ok(()) } else { Err(Errno(answer as i32)) }
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "in vain: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What the agents of this test left in force ends here.
+fn end_all(world: &World) {
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let mut maps = world.maps();
+    let persistent: Vec<_> = maps.reservations().flatten().filter(|(_, r)| r.is_persistent()).collect();
+    for (id, r) in persistent {
+        maps.end_persistent(&admin, id, r.token().unwrap()).unwrap();
+    }
+    maps.sweep_persistent(&admin).unwrap();
+    assert_eq!(maps.places().count(), 0);
+    world.assert_consistent();
+}
+
+#[test]
+fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
+    let Some(world) = World::enter("created_it_is_in_force") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    let created = place.connect().create(&web(8443), Kept::Persistent).unwrap();
+    assert_eq!(created.declaration.ports, ports(8443, 1));
+    let token = lookup(ports(8443, 1), Transport::Tcp).unwrap();
+    assert_eq!(format!("{:016x}", token.get()), created.token);
+    assert!(matches!(lookup(ports(8443, 1), Transport::Udp), Err(PersistentError::NotFound)));
+    assert!(matches!(lookup(ports(8442, 2), Transport::Tcp), Err(PersistentError::NotFound)));
+    assert_eq!(bound_by(NOBODY, 8443), Ok(()));
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
+    assert_eq!(errno(bind(&tcp(), 8443)), Errno::EADDRINUSE, "root");
+    assert!(fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap().contains("8443"));
+
+    // The agent dies: nothing changes. The next one finds it, with the same token.
+    agent.kill();
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
+    let agent = place.agent();
+    assert_eq!(lookup(ports(8443, 1), Transport::Tcp).unwrap(), token);
+    assert_eq!(place.standing("web"), Some(Standing::Active));
+
+    // The kernel part goes, as in a reboot: it comes back from the store, with another token.
+    agent.stop();
+    end_all(&world);
+    assert_eq!(bound_by(OTHER, 8443), Ok(()));
+    let agent = place.agent();
+    assert_ne!(lookup(ports(8443, 1), Transport::Tcp).unwrap(), token);
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
+
+    assert!(matches!(place.connect().create(&web(9443), Kept::Persistent), Err(PersistentError::NameTaken(_))));
+    place.connect().delete(&Which::Name(name("web"))).unwrap();
+    assert_eq!(bound_by(OTHER, 8443), Ok(()));
+    assert!(matches!(place.connect().delete(&Which::Name(name("web"))), Err(PersistentError::NotFound)));
+    agent.kill();
+    let agent = place.agent();
+    assert_eq!(place.list(), []);
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn until_the_reboot_is_until_the_reboot() {
+    let Some(world) = World::enter("until_the_reboot") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    place.connect().create(&web(8443), Kept::Active).unwrap();
+    agent.kill();
+    end_all(&world);
+    let agent = place.agent();
+    assert_eq!(place.standing("web"), Some(Standing::Active), "the same boot");
+    place.connect().delete(&Which::Block { ports: ports(8443, 1), transports: Transports::Tcp }).unwrap();
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn delete_matches_the_block_exactly() {
+    let Some(world) = World::enter("delete_matches") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    let rtp = Proposal::new(name("rtp"), ports(5000, 20), Transports::Udp);
+    place.connect().create(&rtp, Kept::Persistent).unwrap();
+    for (ports, transports) in [
+        (ports(5000, 19), Transports::Udp),
+        (ports(5001, 19), Transports::Udp),
+        (ports(5000, 20), Transports::Tcp),
+        (ports(5000, 20), Transports::Both),
+    ] {
+        let which = Which::Block { ports, transports };
+        assert!(matches!(place.connect().delete(&which), Err(PersistentError::NotFound)), "{which:?}");
+    }
+    place.connect().delete(&Which::Block { ports: ports(5000, 20), transports: Transports::Udp }).unwrap();
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn any_block_is_chosen_once_and_kept() {
+    let Some(world) = World::enter("any_block") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    let mut any = Proposal::any(name("rtp"), 20, Transports::Both);
+    any.block = portkeep::persistent::Block::Any { count: 20, align: 2 };
+    let created = place.connect().create(&any, Kept::Persistent).unwrap();
+    let block = created.declaration.ports;
+    assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);
+    agent.stop();
+    end_all(&world);
+    // Somebody else would get the same numbers now, were they not kept.
+    let agent = place.agent();
+    assert_eq!(place.list()[0].declaration.ports, block);
+    assert_ne!(reserve(&tcp(), 0, 1).start, block.start());
+    place.connect().delete(&Which::Name(name("rtp"))).unwrap();
+    agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn who_is_there_is_in_the_way_and_told_and_then_it_comes_into_force() {
+    let Some(world) = World::enter("who_is_there") else { return };
+    let place = Place::new();
+    place.drop_in("web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nuser = 65534\n");
+    // In a process of its own: the agent would inherit the socket.
+    let mut stranger = Child::fork(|talk| {
+        let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8443)).unwrap();
+        talk.say(1);
+        talk.hear();
+    });
+    stranger.talk.hear();
+    let agent = place.agent();
+    let Some(Standing::Waiting(why)) = place.standing("web") else { panic!("{:?}", place.list()) };
+    assert!(why.starts_with("8443/tcp is in use by pid"), "{why}");
+    let error = place.connect().create(&Proposal::new(name("x"), ports(8443, 1), Transports::Tcp), Kept::Active);
+    let Err(PersistentError::InUse(why)) = error else { panic!("{error:?}") };
+    assert!(why.contains("reserved as `web`"), "{why}");
+    // Not reserved, so whoever comes first has it.
+    stranger.kill();
+    eventually("it comes into force", || place.standing("web") == Some(Standing::Active));
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
+
+    // A runtime reservation is in the way, too, and named.
+    let owner = udp();
+    let block = reserve(&owner, 0, 2);
+    let taken = Proposal::new(name("y"), ports(block.start, 1), Transports::Udp);
+    let Err(PersistentError::InUse(why)) = place.connect().create(&taken, Kept::Active) else { panic!() };
+    assert!(why.contains("is reserved by pid"), "{why}");
+    drop(owner);
+    agent.stop();
+    end_all(&world);
+    world.assert_empty();
+}
+
+#[test]
+fn around_lets_the_rightful_stay_and_nobody_else() {
+    let Some(world) = World::enter("around") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    // A service of that user is there already.
+    let mut service = Child::fork(|talk| {
+        become_user(NOBODY);
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8443)).unwrap();
+        talk.say(1);
+        talk.hear();
+        drop(listener);
+        talk.say(2);
+        talk.hear();
+    });
+    service.talk.hear();
+    let plain = place.connect().create(&web(8443), Kept::Persistent);
+    assert!(matches!(plain, Err(PersistentError::InUse(_))), "{plain:?}");
+    let mut around = web(8443);
+    around.around = true;
+    let mut others = around.clone();
+    others.who = user(OTHER);
+    let error = place.connect().create(&others, Kept::Persistent);
+    assert!(matches!(error, Err(PersistentError::InUse(_))), "{error:?}");
+    place.connect().create(&around, Kept::Persistent).unwrap();
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
+    // It stops, and nobody gets in between until it is there again.
+    service.talk.say(1);
+    service.talk.hear();
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
+    assert_eq!(bound_by(NOBODY, 8443), Ok(()));
+    service.kill();
+    agent.stop();
+    end_all(&world);
+}
+
+#[test]
+fn files_come_go_and_change_and_the_ports_stay_reserved() {
+    let Some(world) = World::enter("files_change") else { return };
+    let place = Place::new();
+    let stanza = |user: u32| format!("[[reservation]]\nname = \"web\"\ntcp = \"8443-8445\"\nuser = {user}\n");
+    place.drop_in("web.toml", &stanza(NOBODY));
+    let agent = place.agent();
+    assert_eq!((bound_by(NOBODY, 8444), bound_by(OTHER, 8444)), (Ok(()), Err(Errno::EADDRINUSE)));
+    let token = lookup(ports(8443, 3), Transport::Tcp).unwrap();
+
+    // For somebody else from now on, by SIGHUP's pipe; the token shows that it never ended.
+    place.drop_in("web.toml", &stanza(OTHER));
+    (&agent.reload).write_all(b"h").unwrap();
+    eventually("it changes hands", || bound_by(OTHER, 8444) == Ok(()));
+    assert_eq!(bound_by(NOBODY, 8444), Err(Errno::EADDRINUSE));
+    assert_eq!(lookup(ports(8443, 3), Transport::Tcp).unwrap(), token);
+
+    // A file is not deleted by a command.
+    let Err(PersistentError::FromFile(why)) = place.connect().delete(&Which::Name(name("web"))) else { panic!() };
+    assert!(why.contains("web.toml:1") && why.contains("/dev/null"), "{why}");
+
+    // Conflicts name both files; mistakes are told and take nothing else down.
+    place.drop_in("xeb.toml", "[[reservation]]\nname = \"xeb\"\ntcp = 8445\n");
+    place.drop_in("yeb.toml", "[[reservation]]\nname = \"yeb\"\ntcp = 8446\nstrickt = true\n");
+    place.drop_in("zeb.toml", "[[reservation]]\nname = \"zeb\"\ntcp = 8447\nuser = \"no-such-user\"\n");
+    let reloaded = place.connect().reload().unwrap();
+    assert_eq!((reloaded.added, reloaded.removed, reloaded.waiting), (0, 0, 1));
+    let complaints = reloaded.complaints.join("\n");
+    assert!(complaints.contains("xeb.toml") && complaints.contains("web.toml"), "{complaints}");
+    assert!(complaints.contains("strickt") && complaints.contains("strict"), "{complaints}");
+    assert!(matches!(place.standing("xeb"), Some(Standing::Conflict(_))));
+    let Some(Standing::Waiting(why)) = place.standing("zeb") else { panic!() };
+    assert_eq!(why, "there is no user \"no-such-user\"");
+
+    fs::remove_file(place.path().join("root/etc/portkeep/ports.d/web.toml")).unwrap();
+    let reloaded = place.connect().reload().unwrap();
+    assert_eq!((reloaded.added, reloaded.removed), (1, 1), "xeb has its port now");
+    assert_eq!(bound_by(NOBODY, 8443), Ok(()));
+    agent.stop();
+    end_all(&world);
+    world.assert_empty();
+}
+
+#[test]
+fn a_damaged_store_is_told_kept_and_what_is_in_force_stays() {
+    let Some(world) = World::enter("damaged_store") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    place.connect().create(&web(8443), Kept::Persistent).unwrap();
+    agent.stop();
+    let file = place.path().join("state/persistent.redb");
+    let rubbish = b"this is no database".repeat(500);
+    fs::write(&file, &rubbish).unwrap();
+
+    let agent = place.agent();
+    assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE), "it may be the store's");
+    let error = place.connect().create(&Proposal::new(name("b"), ports(9000, 1), Transports::Tcp), Kept::Persistent);
+    let Err(PersistentError::Store(why)) = error else { panic!("{error:?}") };
+    assert!(why.contains("persistent.redb"), "{why}");
+    assert_eq!(bind(&tcp(), 9000).map_err(|error| error.to_string()), Ok(()), "nothing half");
+    // What needs no store goes on.
+    place.connect().create(&Proposal::new(name("c"), ports(9001, 1), Transports::Tcp), Kept::Active).unwrap();
+    assert!(place.connect().reload().unwrap().complaints.iter().any(|why| why.contains("persistent.redb")));
+    agent.stop();
+    assert_eq!(fs::read(&file).unwrap(), rubbish, "kept untouched");
+    end_all(&world);
+    world.assert_empty();
+}
+
+#[test]
+fn only_administrators_change_anything() {
+    let Some(world) = World::enter("only_administrators") else { return };
+    let place = Place::new();
+    place.configure(&format!("administrators = {OTHER}\n"));
+    let agent = place.agent();
+    in_child(|| {
+        become_user(NOBODY);
+        let refused = |error: Result<(), PersistentError>| {
+            let error = error.unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::EACCES), "{error}");
+        };
+        refused(place.connect().create(&web(8443), Kept::Persistent).map(drop));
+        refused(place.connect().delete(&Which::Name(name("web"))).map(drop));
+        refused(place.connect().reload().map(drop));
+        refused(place.connect().watch().map(drop));
+        assert_eq!(place.list(), []);
+    });
+    assert_eq!(bound_by(OTHER, 8443), Ok(()));
+    in_child(|| {
+        // The group that the configuration names.
+        become_user(OTHER);
+        place.connect().create(&web(8443), Kept::Persistent).unwrap();
+        let token = lookup(ports(8443, 1), Transport::Tcp).unwrap();
+        portkeep::control::associate(tcp(), token).unwrap();
+        assert_eq!(errno(bind(&tcp(), 8443)), Errno::EADDRINUSE, "it is another user's port all the same");
+        place.connect().delete(&Which::Name(name("web"))).unwrap();
+    });
+    agent.stop();
+    world.maps().reconfigure(&portkeep_kernel::Settings::default()).unwrap();
+    world.assert_empty();
+}
+
+#[test]
+fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
+    let Some(world) = World::enter("configuration") else { return };
+    let place = Place::new();
+    place.configure(&format!(
+        "pool = \"50000-50099\"\ndeny_errno = \"EACCES\"\n[quota]\ndefault = 4\n[quota.users]\n{NOBODY} = 7\n\
+         [privileged]\nusers = [{NOBODY}]\n"
+    ));
+    let agent = place.agent();
+    let most = |uid: u32| {
+        let mut child = Child::fork(|talk| {
+            become_user(uid);
+            let owner = tcp();
+            let ask = |count| wire::AcquireRequest { count, ..Default::default() };
+            let most = (1..20).rev().find(|count| portkeep::control::acquire(&owner, &ask(*count)).is_ok());
+            talk.say(most.unwrap_or(0).into());
+        });
+        let most = child.talk.hear();
+        child.join();
+        most
+    };
+    assert_eq!((most(NOBODY), most(OTHER)), (7, 4));
+    assert_eq!(portkeep::version().unwrap().pool, PortRange::inclusive(50000, 50099).ok());
+    assert_eq!(errno(bind(&tcp(), 50007)), Errno::EACCES);
+    for (uid, granted) in [(NOBODY, true), (OTHER, false)] {
+        in_child(|| {
+            become_user(uid);
+            let asked = portkeep::Reservation::tcp().at(999).require(portkeep::Require::Kernel).acquire();
+            assert_eq!(asked.is_ok(), granted, "{asked:?}");
+        });
+    }
+    place.configure("pool = \"1-\"\nquotas = 3\n");
+    let reloaded = place.connect().reload().unwrap();
+    assert!(reloaded.complaints.len() >= 2, "{reloaded:?}");
+    assert_eq!(most(NOBODY), 7, "as before");
+    place.configure("");
+    place.connect().reload().unwrap();
+    assert_eq!((most(NOBODY), most(OTHER)), (19, 19));
+    agent.stop();
+    world.maps().reconfigure(&portkeep_kernel::Settings::default()).unwrap();
+    world.assert_empty();
+}
+
+#[test]
+fn a_refused_bind_is_told_as_an_administrator_wants_to_read_it() {
+    let Some(world) = World::enter("a_refused_bind_is_told") else { return };
+    let place = Place::new();
+    place.drop_in(
+        "tomcat.toml",
+        "# tomcat\n[[reservation]]\nname = \"tomcat\"\ntcp = 8443\nunit = \"tomcat.service\"\n",
+    );
+    let agent = place.agent();
+    let mut events = place.connect().watch().unwrap();
+    let mut hammer = Child::fork(|talk| {
+        become_user(NOBODY);
+        rustix::thread::set_name(c"nginx").unwrap();
+        for _ in 0..5000 {
+            assert_eq!(errno(bind(&tcp(), 8443)), Errno::EADDRINUSE);
+        }
+        talk.say(u64::from(std::process::id()));
+    });
+    let pid = hammer.talk.hear();
+    let event = events.next().unwrap().unwrap();
+    assert_eq!((event.what, event.ports, event.uid), (Happening::Refused, ports(8443, 1), NOBODY));
+    assert_eq!((u64::from(event.pid), event.command.as_str()), (pid, "nginx"));
+    let user = event.user.clone().unwrap_or_else(|| format!("uid {NOBODY}"));
+    let file = place.path().join("root/etc/portkeep/ports.d/tomcat.toml");
+    assert_eq!(
+        event.message,
+        format!(
+            "nginx (pid {pid}, {user}) was refused 8443/tcp: reserved for unit tomcat.service by {}:2",
+            file.display()
+        )
+    );
+    assert_eq!(event.name.as_deref(), Some("tomcat"));
+    hammer.join();
+
+    // Everything else that happens comes through, however many refusals there were.
+    let owner = tcp();
+    let block = reserve(&owner, 0, 3);
+    let mut refusals = 1;
+    let granted = loop {
+        let event = events.next().unwrap().unwrap();
+        match event.what {
+            Happening::Refused => refusals += 1,
+            _ => break event,
+        }
+    };
+    assert_eq!(
+        (granted.what, granted.ports.start(), granted.pid),
+        (Happening::Granted, block.start, std::process::id())
+    );
+    assert!(refusals < 100, "{refusals} of 5000 told one by one");
+    drop(owner);
+    assert_eq!(events.next().unwrap().unwrap().what, Happening::Ended);
+    place.connect().create(&web(9443), Kept::Active).unwrap();
+    let created = events.next().unwrap().unwrap();
+    assert!(created.message.starts_with("9443/tcp is reserved for user 65534 as \"web\""), "{}", created.message);
+    agent.stop();
+    assert!(events.next().is_none());
+    end_all(&world);
+}
+
+#[test]
+fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
+    let Some(world) = World::enter("nonsense_on_the_socket") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    let say = |bytes: &[u8]| {
+        let mut stream = UnixStream::connect(place.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // The agent may close before all is written.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    for nonsense in [
+        &b"\n"[..],
+        b"hello\n",
+        b"{}\n",
+        b"[]\n",
+        b"{\"create\":{}}\n",
+        b"{\"create\":{\"proposal\":{\"name\":\"a\",\"block\":{\"ports\":\"0\"},\"transports\":\"tcp\"}}}\n",
+        b"{\"create\":{\"proposal\":{\"name\":\"../a\",\"block\":{\"ports\":\"1\"},\"transports\":\"tcp\"}}}\n",
+        b"{\"delete\":{\"name\":5}}\n",
+        b"\xff\xfe\n",
+        &[b'['; 60_000].map(|b| b)[..],
+        &[b'x'; 200_000][..],
+    ] {
+        let answer = say(nonsense);
+        let whole = nonsense.ends_with(b"\n") || nonsense.len() >= protocol::LONGEST;
+        assert_eq!(answer.contains("malformed"), whole, "{:?}: {answer}", &nonsense[..nonsense.len().min(40)]);
+    }
+    // Deep nesting, closed.
+    let deep = [vec![b'['; 20_000], vec![b']'; 20_000], vec![b'\n']].concat();
+    assert!(say(&deep).contains("malformed"));
+    // Unknown accounts and blocks that cannot be.
+    let mut bad = web(8443);
+    bad.who = Who::User(Account::Name("no-such-user".into()));
+    assert!(matches!(place.connect().create(&bad, Kept::Active), Err(PersistentError::Malformed(_))));
+    let none = Proposal::any(name("none"), 0, Transports::Tcp);
+    assert!(matches!(place.connect().create(&none, Kept::Active), Err(PersistentError::Malformed(_))));
+    let much = Proposal::any(name("much"), 60000, Transports::Tcp);
+    assert!(matches!(place.connect().create(&much, Kept::Active), Err(PersistentError::NoRoom(_))));
+    world.assert_consistent();
+
+    // Too many connections of one user: the next is told so, others are served.
+    in_child(|| {
+        become_user(NOBODY);
+        let open: Vec<_> = (0..8).map(|_| UnixStream::connect(place.socket()).unwrap()).collect();
+        let error = place.connect().list().unwrap_err();
+        assert!(error.to_string().contains("too many connections"), "{error}");
+        drop(open);
+    });
+    assert_eq!(place.list(), []);
+    // One that never reads its events does not hold the agent up.
+    let _silent = place.connect().watch().unwrap();
+    in_child(|| {
+        for _ in 0..2000 {
+            reserve(&tcp(), 0, 1);
+        }
+    });
+    assert_eq!(place.list(), []);
+    agent.stop();
+    world.assert_empty();
+}
+
+/// Killed in the middle of every kind of request: what was reported holds, store and kernel agree, nobody waits for ever.
+#[test]
+fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
+    let Some(world) = World::enter("killed_in_the_middle") else { return };
+    let place = Place::new();
+    let mut known: std::collections::BTreeMap<u16, bool> = Default::default();
+    for round in 0..25u32 {
+        let agent = place.agent();
+        let mut client = Child::fork(|talk| {
+            let mut connection = place.connect();
+            for step in 0.. {
+                let port = 20000 + ((round * 7 + step) % 40) as u16;
+                let named = name(&format!("p{port}"));
+                // First what is about to be done, then whether it was: even is create.
+                talk.say(u64::from(port));
+                let created = Proposal::new(named.clone(), ports(port, 1), Transports::Tcp);
+                let done = match connection.create(&created, Kept::Persistent) {
+                    Ok(_) => 1,
+                    Err(PersistentError::NameTaken(_)) => match connection.delete(&Which::Name(named)) {
+                        Ok(_) => 2,
+                        Err(PersistentError::Lost(_)) => 0,
+                        Err(error) => panic!("{error}"),
+                    },
+                    Err(PersistentError::Lost(_)) => 0,
+                    Err(error) => panic!("{error}"),
+                };
+                talk.say(done);
+                if done == 0 {
+                    return;
+                }
+                if step % 5 == 0 {
+                    let _ = connection.reload();
+                }
+            }
+        });
+        thread::sleep(Duration::from_millis(5 + u64::from(round * 13 % 60)));
+        agent.kill();
+        let mut unsure = None;
+        while let Some(port) = client.talk.try_hear() {
+            match client.talk.try_hear() {
+                Some(1) => drop(known.insert(port as u16, true)),
+                Some(2) => drop(known.insert(port as u16, false)),
+                _ => unsure = Some(port as u16),
+            }
+        }
+        client.join();
+        let agent = place.agent();
+        let listed: Vec<u16> = place.list().iter().map(|entry| entry.declaration.ports.start()).collect();
+        assert!(place.list().iter().all(|entry| entry.standing == Standing::Active));
+        for port in 20000..20040 {
+            let reserved = lookup(ports(port, 1), Transport::Tcp).is_ok();
+            assert_eq!(reserved, listed.contains(&port), "{port}: kernel and store agree");
+            if unsure != Some(port) {
+                assert_eq!(reserved, known.get(&port).copied().unwrap_or(false), "{port} in round {round}");
+            }
+            known.insert(port, reserved);
+        }
+        world.assert_consistent();
+        agent.stop();
+    }
+    end_all(&world);
+    world.assert_empty();
+}
+
+#[test]
+fn ten_thousand_come_into_force_at_once_and_cost_little() {
+    let Some(world) = World::enter("ten_thousand") else { return };
+    let place = Place::new();
+    let stanzas: String = (0..10_000)
+        .map(|n| format!("[[reservation]]\nname = \"p{n}\"\ntcp = {}\nuser = {NOBODY}\n", 10_000 + 4 * n))
+        .collect();
+    place.drop_in("many.toml", &stanzas);
+    let began = Instant::now();
+    let agent = place.agent();
+    let took = began.elapsed();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.child.pid())).unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap().to_owned();
+    eprintln!("10,000 persistent reservations: agent start-up {took:?} in this build, {peak}");
+    assert_eq!(world.maps().reservations().flatten().filter(|(_, r)| r.is_persistent()).count(), 10_000);
+    assert_eq!(bound_by(NOBODY, 10_000 + 4 * 9_999), Ok(()));
+    assert_eq!(bound_by(OTHER, 10_000 + 4 * 5_000), Err(Errno::EADDRINUSE));
+    assert_eq!(bound_by(OTHER, 10_001), Ok(()));
+    lookup(ports(10_400, 1), Transport::Tcp).unwrap();
+    assert_eq!(place.list().len(), 10_000);
+    agent.stop();
+    // The next one adopts them.
+    let agent = place.agent();
+    assert_eq!(place.connect().reload().unwrap().added, 0);
+    agent.stop();
+    end_all(&world);
+    world.assert_empty();
+}

@@ -1,0 +1,61 @@
+//! Where the C programs run: in the cgroup of this process's sandbox, in a
+//! network namespace of the test's own, with the real agent beside them or without one.
+
+use std::{io::Write, os::unix::net::UnixStream, process::Command};
+
+use portkeep_cli::agent::{Agent, KernelPart, RuntimeDir};
+use portkeep_testkit::{Sandbox, World, new_namespace, process::Child};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// A user without any right.
+const NOBODY: u32 = 65534;
+
+/// The agent, as a process of its own. Dropped, it is killed, and nothing of it is left.
+pub(crate) struct AgentProcess {
+    child: Child,
+    tell: UnixStream,
+    _runtime: TempDir,
+}
+
+impl AgentProcess {
+    /// On the kernel part of this process's sandbox. Tests that have one run one at a time ([`World`]): the child has
+    /// copies of all descriptors of this process.
+    pub(crate) fn start(_world: &World) -> Self {
+        let runtime = TempDir::with_prefix("portkeep-winsock-agent-").expect("a folder");
+        let (tell, told) = UnixStream::pair().expect("a pair of sockets");
+        let mut child = Child::fork(|talk| {
+            // Not in the namespace of those who ask.
+            new_namespace();
+            let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).expect("the kernel part");
+            let agent = Agent::start(&mut kernel, &RuntimeDir::at(runtime.path())).expect("the agent starts");
+            talk.say(1);
+            agent.run(&told).expect("the agent runs");
+        });
+        assert_eq!(child.talk.hear(), 1);
+        Self { child, tell, _runtime: runtime }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// SIGSTOP: it still counts as running, and answers nobody.
+    pub(crate) fn stop(&self) {
+        let pid = Pid::from_raw(self.pid() as i32).expect("a pid");
+        kill_process(pid, Signal::STOP).expect("our own child");
+    }
+
+    /// In good order, so that its own failures are seen.
+    pub(crate) fn end(mut self) {
+        self.tell.write_all(b"!").expect("it listens");
+        self.child.join();
+    }
+}
+
+/// A command that runs as somebody without any right.
+pub(crate) fn as_nobody(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    command.uid(NOBODY).gid(NOBODY);
+    command
+}
