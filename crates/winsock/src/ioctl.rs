@@ -35,8 +35,6 @@ const SYSTEM_FIONBIO: u32 = libc::FIONBIO as u32;
 const SYSTEM_FIONREAD: u32 = libc::FIONREAD as u32;
 
 const TOKEN: u32 = 8;
-/// Flag of a reservation's state: it is a persistent one.
-const PERSISTENT: u8 = 0x80;
 
 /// The arguments of `WSAIoctl`, addresses as numbers.
 struct Call {
@@ -184,7 +182,7 @@ impl Call {
         let Ok(token) = self.memory.read(self.input) else { return false };
         let select = SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() };
         let _locked = pending::socket_lock(self.socket);
-        control::state(fd, &select).is_ok_and(|state| state.flags & PERSISTENT != 0)
+        control::state(fd, &select).is_ok_and(|state| u32::from(state.flags) & wire::PERSISTENT != 0)
     }
 
     fn acquire(&self) -> Result<(), i32> {

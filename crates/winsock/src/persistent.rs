@@ -12,7 +12,6 @@ const END: u32 = 65536;
 
 /// Why the store refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "two of them only a store can give")]
 pub(crate) enum Failure {
     /// Neither root nor of the group that may.
     AccessDenied,
@@ -39,33 +38,61 @@ impl Failure {
     }
 }
 
-/// Where persistent reservations are kept. Ports are in host byte order; blocks are possible ones.
+/// Where persistent reservations are kept: with the agent, and in the kernel part. Ports are in host byte order; blocks
+/// that no reservation can have are not found.
 mod store {
-    use portkeep_core::Transport;
+    use portkeep::{
+        QueryError,
+        persistent::{self, Kept, PersistentError, Proposal, Which},
+    };
+    use portkeep_core::{PortRange, Transport};
 
     use super::Failure;
 
-    /// Who may not even try is told so.
-    fn may_administer() -> Result<(), Failure> {
-        // SAFETY: only reads who we are.
-        if unsafe { libc::geteuid() } == 0 { Ok(()) } else { Err(Failure::AccessDenied) }
+    impl From<PersistentError> for Failure {
+        fn from(error: PersistentError) -> Self {
+            match error {
+                // Who may not even try is told so.
+                // SAFETY: geteuid only reads who we are.
+                PersistentError::AgentAbsent { .. } if unsafe { libc::geteuid() } != 0 => Self::AccessDenied,
+                PersistentError::AgentAbsent { .. } => Self::Unsupported,
+                // What a file declares is not a command's to delete.
+                PersistentError::NotAllowed(_) | PersistentError::FromFile(_) => Self::AccessDenied,
+                // The name is made of the block, so one of that name is that block.
+                PersistentError::InUse(_) | PersistentError::NameTaken(_) => Self::Sharing,
+                PersistentError::Malformed(_) => Self::Invalid,
+                PersistentError::NotFound => Self::NotFound,
+                PersistentError::Query(QueryError::KernelAbsent) => Self::Unsupported,
+                _ => Self::Unsupported,
+            }
+        }
     }
 
-    /// Keep a block, and return its token.
-    pub(super) fn create(_start: u16, _count: u16, _transport: Transport) -> Result<u64, Failure> {
-        may_administer()?;
-        Err(Failure::Unsupported)
+    /// Windows has no names; listings and the store do.
+    fn proposal(ports: PortRange, transport: Transport) -> Result<Proposal, Failure> {
+        let name = format!("winsock-{transport}-{}-{}", ports.start(), ports.count());
+        let name = name.parse().map_err(|_| Failure::Invalid)?;
+        Ok(Proposal::new(name, ports, transport.into()))
+    }
+
+    /// Keep a block for administrators, which is what Windows has, and return its token.
+    pub(super) fn create(start: u16, count: u16, transport: Transport) -> Result<u64, Failure> {
+        let ports = PortRange::new(start, count).map_err(|_| Failure::Invalid)?;
+        let created = persistent::create(&proposal(ports, transport)?, Kept::Persistent)?;
+        u64::from_str_radix(&created.token, 16).map_err(|_| Failure::Unsupported)
     }
 
     /// Keep it no longer.
-    pub(super) fn delete(_start: u16, _count: u16, _transport: Transport) -> Result<(), Failure> {
-        may_administer()?;
-        Err(Failure::Unsupported)
+    pub(super) fn delete(start: u16, count: u16, transport: Transport) -> Result<(), Failure> {
+        let ports = PortRange::new(start, count).map_err(|_| Failure::NotFound)?;
+        persistent::delete(&Which::Block { ports, transports: transport.into() })?;
+        Ok(())
     }
 
     /// The token it has since the last boot.
-    pub(super) fn lookup(_start: u16, _count: u16, _transport: Transport) -> Result<u64, Failure> {
-        Err(Failure::Unsupported)
+    pub(super) fn lookup(start: u16, count: u16, transport: Transport) -> Result<u64, Failure> {
+        let ports = PortRange::new(start, count).map_err(|_| Failure::NotFound)?;
+        Ok(persistent::lookup(ports, transport)?.get())
     }
 }
 

@@ -1,12 +1,13 @@
 //! Where the C programs run: in the cgroup of this process's sandbox, in a
 //! network namespace of the test's own, with the real agent beside them or without one.
 
-use std::{io::Write, os::unix::net::UnixStream, process::Command};
+use std::{fs, io::Write, os::unix::net::UnixStream, process::Command};
 
-use portkeep_cli::agent::{Agent, KernelPart, RuntimeDir};
-use portkeep_testkit::{Sandbox, World, new_namespace, process::Child};
+use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_testkit::{Sandbox, World, process::Child};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+
+use crate::compiler::kit;
 
 /// A user without any right.
 const NOBODY: u32 = 65534;
@@ -15,25 +16,26 @@ const NOBODY: u32 = 65534;
 pub(crate) struct AgentProcess {
     child: Child,
     tell: UnixStream,
-    _runtime: TempDir,
 }
 
 impl AgentProcess {
     /// On the kernel part of this process's sandbox. Tests that have one run one at a time ([`World`]): the child has
     /// copies of all descriptors of this process.
     pub(crate) fn start(_world: &World) -> Self {
-        let runtime = TempDir::with_prefix("portkeep-winsock-agent-").expect("a folder");
+        let folder = kit("the agent").expect("a kit").agent_folder();
+        // The store of the one before.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).expect("a folder");
         let (tell, told) = UnixStream::pair().expect("a pair of sockets");
         let mut child = Child::fork(|talk| {
-            // Not in the namespace of those who ask.
-            new_namespace();
             let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).expect("the kernel part");
-            let agent = Agent::start(&mut kernel, &RuntimeDir::at(runtime.path())).expect("the agent starts");
+            let agent = Agent::start(&mut kernel, &Options::below(&folder)).expect("the agent starts");
             talk.say(1);
-            agent.run(&told).expect("the agent runs");
+            let (never, _kept) = UnixStream::pair().expect("a pair of sockets");
+            agent.run(&told, &never).expect("the agent runs");
         });
         assert_eq!(child.talk.hear(), 1);
-        Self { child, tell, _runtime: runtime }
+        Self { child, tell }
     }
 
     pub(crate) fn pid(&self) -> u32 {

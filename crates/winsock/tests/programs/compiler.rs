@@ -9,6 +9,7 @@ use std::{
     sync::OnceLock,
 };
 
+use portkeep::persistent::protocol::RUNTIME_DIR;
 use portkeep_winsock::install::{Installed, install};
 use tempfile::TempDir;
 
@@ -140,10 +141,16 @@ impl Kit {
             .expect("the compiler runs")
     }
 
+    /// Where the agent of these tests is met, and keeps its store.
+    pub(crate) fn agent_folder(&self) -> PathBuf {
+        self.folder().join("agent")
+    }
+
     /// A command to run a program that was built with the shared library.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env("LD_LIBRARY_PATH", &self.installed.libraries).current_dir(self.folder());
+        command.env(RUNTIME_DIR, self.agent_folder());
         command
     }
 }
