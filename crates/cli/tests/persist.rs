@@ -600,13 +600,22 @@ help: change one of the two; a file can be masked by a link to /dev/null of the 
 
 #[test]
 fn check_knows_what_commands_created() {
-    let stage = stage!("check");
+    let mut stage = stage!("check");
     stage.portkeep(&["persist", "add", "--name", "mine", "--tcp", "8443"]).ok();
     let web = stage.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
     let said = stage.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
     let told = format!("{}:1:1: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
     assert!(said.out.starts_with(&told), "{said:?}");
+
+    stage.stop();
+    let store = stage.folder.path().join("state/persistent.redb");
+    fs::write(&store, "rubbish").unwrap();
+    let said = stage.portkeep(&["check"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.out.starts_with(&format!("{}: is damaged: ", store.display())), "{said:?}");
+    assert!(stage.portkeep(&["persist", "list"]).err.contains("is damaged"));
+    assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }
 
 /// Used by the bed's stranger, and by nothing here by itself.

@@ -26,7 +26,7 @@ const UNITS: [&str; 9] = [
 
 /// A system, this one or one that is mounted somewhere.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(crate) struct Known {
     root: PathBuf,
     /// Users and groups of another system, out of its files. This one may have them from elsewhere.
     others: Option<(HashSet<String>, HashSet<String>)>,
@@ -35,7 +35,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn below(root: &Path) -> Self {
+    pub(crate) fn below(root: &Path) -> Self {
         let names = |file: &str| {
             let text = fs::read_to_string(root.join(file)).unwrap_or_default();
             text.lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect()
@@ -48,7 +48,7 @@ impl Known {
     }
 
     /// A sentence about what does not exist.
-    pub(super) fn missing(&self, who: &Who) -> Option<String> {
+    pub(crate) fn missing(&self, who: &Who) -> Option<String> {
         match who {
             Who::User(account) => self.missing_user(account),
             Who::Group(account) => self.missing_group(account),

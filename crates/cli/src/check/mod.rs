@@ -5,17 +5,19 @@ mod known;
 
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use portkeep_persist::{Config, Declared, Diagnostic, Origin, Services, Store, Stored, Who, dropin, merge};
+use portkeep_persist::{
+    Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, Who, dropin, merge, store::PERSISTENT,
+};
 use serde::Serialize;
 
 use crate::{DONE, FAILED, Io, sources::Sources};
 
 use kind::Kind;
-use known::Known;
+pub(crate) use known::Known;
 
 const AFTER_HELP: &str = "\
 Without FILE: the drop-ins of /etc/portkeep/ports.d, /run/portkeep/ports.d and /usr/lib/portkeep/ports.d with their \
@@ -93,13 +95,28 @@ impl Findings {
                 .map(|file| file.path.clone()),
         );
         self.errors.extend(loaded.diagnostics);
-        // Who may not read the store learns of conflicts with it from `portkeep persist list`.
-        let commands = Store::list_readonly(&state_dir).unwrap_or_default().into_iter().map(Stored::persistent);
+        let commands = self.commands(&state_dir);
         let merged = merge(commands, loaded.declared);
         self.errors.extend(merged.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic));
         let in_force: Vec<_> =
             merged.in_force.into_iter().filter(|declared| matches!(declared.origin, Origin::File { .. })).collect();
         self.take(&in_force, known);
+    }
+
+    /// What commands created, which files must not conflict with.
+    fn commands(&mut self, state_dir: &Path) -> Vec<Declared> {
+        match Store::list_readonly(state_dir) {
+            Ok(stored) => return stored.into_iter().map(Stored::persistent).collect(),
+            // Who may not read the store learns of conflicts with it from `portkeep persist list`.
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => {
+                let file = state_dir.join(PERSISTENT);
+                let text = error.to_string();
+                let text = text.strip_prefix(&file.display().to_string()).unwrap_or(&text);
+                self.errors.push(Diagnostic::whole(&file, text.trim_start_matches([':', ' '])));
+            }
+        }
+        Vec::new()
     }
 
     /// The files that were named.

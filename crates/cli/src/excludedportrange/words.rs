@@ -110,6 +110,8 @@ pub(super) fn behind_netsh(words: &[String]) -> Result<(&'static str, &[String])
 
 #[cfg(test)]
 mod tests {
+    use proptest::strategy::Strategy;
+
     use super::*;
 
     fn words(text: &str) -> Vec<String> {
@@ -137,6 +139,40 @@ mod tests {
         }
         assert_eq!(add("udp 7 1").as_deref(), Ok("7/udp None"));
         assert_eq!(add("udp 7 1 active").as_deref(), Ok("7/udp Some(Active)"));
+    }
+
+    proptest::proptest! {
+        /// In any order, each tag as short as it may be, it is the same.
+        #[test]
+        fn any_order_and_any_clear_beginning_will_do(
+            order in proptest::sample::subsequence(vec![0usize, 1, 2, 3], 4).prop_shuffle(),
+            cut in 0usize..5, start in 1u16.., udp: bool, active: bool,
+        ) {
+            let shortest = [1, 3, 1, 3];
+            let values = [
+                if udp { "udp".to_owned() } else { "tcp".into() },
+                start.to_string(),
+                "1".into(),
+                if active { "active".into() } else { "persistent".into() },
+            ];
+            let words: Vec<String> = order
+                .into_iter()
+                .map(|tag| {
+                    let length = (shortest[tag] + cut).min(TAGS[tag].len());
+                    format!("{}={}", &TAGS[tag][..length], values[tag])
+                })
+                .collect();
+            let said = read(&words, BLOCK).unwrap();
+            let transport = if udp { Transport::Udp } else { Transport::Tcp };
+            assert_eq!(said.block(), Ok((transport, PortRange::single(start).unwrap())));
+            assert_eq!(said.store, Some(if active { Kept::Active } else { Kept::Persistent }));
+        }
+
+        #[test]
+        fn no_word_is_too_strange(words in proptest::collection::vec(".{0,12}", 0..6)) {
+            let _ = read(&words, BLOCK).map(Said::block);
+            let _ = behind_netsh(&words);
+        }
     }
 
     #[test]

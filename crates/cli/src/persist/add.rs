@@ -1,6 +1,6 @@
 //! `persist add`.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use portkeep::{
     PortRange, Transports,
@@ -10,7 +10,7 @@ use portkeep_core::persistent::check_description;
 use serde::Serialize;
 
 use super::{INSTEAD, connect, ports};
-use crate::{DONE, Io, ask::power_of_two};
+use crate::{DONE, Io, ask::power_of_two, check::Known};
 
 const AFTER_HELP: &str = "\
 PORTS is a port, a range, or a name of /etc/services. Without --user, --group, --unit or --cgroup it is for \
@@ -158,6 +158,10 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
     let declaration = created.declaration;
+    // A slip in its name would keep the ports for nobody, for good.
+    if let Some(missing) = Known::below(Path::new("/")).missing(&declaration.who) {
+        io.note(format_args!("{missing}, for now"));
+    }
     if args.json {
         io.json(&Added { declaration, kept, token: created.token })?;
         return Ok(DONE);
