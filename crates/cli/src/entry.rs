@@ -1,6 +1,6 @@
 //! A reservation as listings show it, from the maps or from queries.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{cell::LazyCell, collections::BTreeMap, fs, io};
 
 use portkeep::{
     Errno, PortRange, Scope, Transport, Transports, control,
@@ -204,6 +204,9 @@ pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
     let declared = persistent::list().unwrap_or_default();
     let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token.clone()?, each))).collect();
     let own = netns::current_cookie()?;
+    // One round for all of them, and none if there is nobody.
+    let all = PortRange::inclusive(1, u16::MAX)?;
+    let binders = LazyCell::new(|| Transport::ALL.map(|transport| Binders::in_block(transport, all)));
     for entry in entries.iter_mut().filter(|entry| entry.persistent) {
         if let Some(found) = entry.token.as_ref().and_then(|token| by_token.get(token)) {
             let declaration = &found.declaration;
@@ -214,7 +217,10 @@ pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
             entry.description = Some(declaration.description.clone()).filter(|text| !text.is_empty());
         }
         if entry.is_here(own) && entry.bound > 0 {
-            let of = |transport| Binders::in_block(transport, entry.ports).into_values().flat_map(|each| each.known);
+            let of = |transport: Transport| {
+                let here = binders[transport as usize].range(entry.ports.start()..=entry.ports.last());
+                here.flat_map(|(_, each)| each.known.iter().cloned())
+            };
             let mut known: Vec<Process> = entry.transports.iter().flat_map(of).collect();
             known.sort();
             known.dedup();

@@ -1,7 +1,7 @@
 //! What `/proc` tells about processes and about who has a port bound.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::Path,
 };
@@ -81,20 +81,24 @@ impl Binders {
         let inside = |(port, _): &(u16, u64)| block.contains(*port);
         let ports: HashMap<u64, u16> =
             sockets(transport).into_iter().filter(inside).map(|(port, inode)| (inode, port)).collect();
-        let mut owners: BTreeMap<u16, BTreeMap<u32, Process>> =
-            ports.values().map(|port| (*port, BTreeMap::new())).collect();
-        if !ports.is_empty() {
-            for pid in pids() {
-                let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-                for link in descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()) {
-                    let Some(port) = link.to_str().and_then(socket_inode).and_then(|inode| ports.get(&inode)) else {
-                        continue;
-                    };
-                    owners.entry(*port).or_default().extend(Process::of(pid).map(|process| (pid, process)));
-                }
+        let mut owners: BTreeMap<u16, Self> = ports.values().map(|port| (*port, Self::default())).collect();
+        if ports.is_empty() {
+            return owners;
+        }
+        for pid in pids() {
+            let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+            let links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+            let its: BTreeSet<u16> =
+                links.filter_map(|link| ports.get(&socket_inode(link.to_str()?)?).copied()).collect();
+            let Some(process) = (!its.is_empty()).then(|| Process::of(pid)).flatten() else { continue };
+            for port in its {
+                owners.entry(port).or_default().known.push(process.clone());
             }
         }
-        owners.into_iter().map(|(port, known)| (port, Self { known: known.into_values().collect() })).collect()
+        for binders in owners.values_mut() {
+            binders.known.sort();
+        }
+        owners
     }
 }
 

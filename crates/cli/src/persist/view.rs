@@ -1,6 +1,6 @@
 //! What is declared, as the agent tells it or, where none runs, as the files, the store and the kernel part show it.
 
-use std::{fs, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 use anyhow::Context;
 use portkeep::persistent::{Connection, Entry, Origin, PersistentError, Standing, protocol};
@@ -72,10 +72,9 @@ fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
 /// How things stand with each: what is in force is so because the kernel part has it, whatever was declared since.
 fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[entry::Entry]) -> Vec<Entry> {
     let merged = merge(commands, files);
+    let in_force: HashMap<_, _> = in_force.iter().map(|entry| ((entry.ports, entry.transports), entry)).collect();
     let standing = merged.in_force.into_iter().map(|Declared { declaration, origin }| {
-        let found = in_force
-            .iter()
-            .find(|entry| (entry.ports, entry.transports) == (declaration.ports, declaration.transports));
+        let found = in_force.get(&(declaration.ports, declaration.transports));
         let (standing, token) = match found {
             Some(entry) => (Standing::Active, entry.token.clone()),
             None => (Standing::Waiting("no agent runs".into()), None),
