@@ -1,0 +1,160 @@
+//! What ten thousand persistent reservations cost: the agent's start and
+//! memory, and whether a look-up or a bind gets slower. The real agent, in a
+//! cgroup, a mount namespace and a network namespace of its own.
+//!
+//! `cargo bench -p portkeep-cli --bench persistent` as root.
+
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../tests/bed/mod.rs"]
+mod bed;
+
+use std::{
+    fs,
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bed::Bed;
+use portkeep::{
+    PortRange, Transport,
+    persistent::{Connection, lookup, protocol},
+};
+use portkeep_testkit::{
+    new_namespace,
+    sockets::{bind, tcp},
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+const MANY: u16 = 10_000;
+const FIRST: u16 = 10_000;
+const ROUNDS: usize = 41;
+const CALLS: usize = 500;
+
+struct Agent {
+    child: Child,
+    took: Duration,
+}
+
+impl Agent {
+    /// Start it, and wait until it answers.
+    fn start(bed: &Bed) -> Self {
+        let begun = Instant::now();
+        let mut command = bed.command(&["agent"]);
+        let root = bed.folder.path().join("root");
+        command.env("PORTKEEP_ROOT", root).env("PORTKEEP_CONFIG", bed.folder.path().join("none"));
+        command.env("PORTKEEP_STATE_DIR", bed.folder.path().join("state")).env("PORTKEEP_LOG", "error");
+        let child = command.stderr(Stdio::inherit()).spawn().expect("the agent starts");
+        let socket = protocol::socket_in(&bed.folder.path().join("run"));
+        // Each look costs the agent's core something, too.
+        while !portkeep::version().is_ok_and(|version| version.agent) {
+            thread::sleep(Duration::from_micros(500));
+        }
+        let took = begun.elapsed();
+        Connection::open_at(&socket).expect("it listens");
+        Self { child, took }
+    }
+
+    /// Resident memory now and at its highest, KiB.
+    fn memory(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let read = |key: &str| {
+            let line = status.lines().find(|line| line.starts_with(key)).expect("the kernel tells");
+            line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+        };
+        (read("VmRSS"), read("VmHWM"))
+    }
+
+    fn stop(mut self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("our own child");
+        self.child.wait().expect("it ends");
+    }
+}
+
+/// Nanoseconds of one call: the median of many short rounds.
+fn median(mut work: impl FnMut()) -> f64 {
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let begun = Instant::now();
+            (0..CALLS).for_each(|_| work());
+            begun.elapsed().as_nanos() as f64 / CALLS as f64
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2]
+}
+
+/// A look-up, the bind of a port nobody reserved, and of one that is ours.
+fn costs() -> [f64; 3] {
+    let own = PortRange::single(FIRST).expect("not 0");
+    [
+        median(|| {
+            lookup(own, Transport::Tcp).expect("it is in force");
+        }),
+        median(|| bind(&tcp(), FIRST + 1).expect("nobody's")),
+        median(|| bind(&tcp(), FIRST).expect("ours")),
+    ]
+}
+
+fn declare(bed: &Bed, count: u16) {
+    let folder = bed.folder.path().join("root/etc/portkeep/ports.d");
+    fs::create_dir_all(&folder).expect("a folder");
+    let stanza = |n: u16| format!("[[reservation]]\nname = \"p{n}\"\ntcp = {}\nuser = 0\n", FIRST + 4 * n);
+    fs::write(folder.join("bench.toml"), (0..count).map(stanza).collect::<String>()).expect("a file");
+}
+
+fn main() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: not root");
+        return;
+    }
+    new_namespace();
+    let bed = Bed::new("bench");
+    bed.cgroup.enter(std::process::id()).expect("into the cgroup");
+    bed.portkeep(&["up"]).ok();
+
+    declare(&bed, 1);
+    let agent = Agent::start(&bed);
+    let (one, one_memory, few) = (agent.took, agent.memory(), costs());
+    agent.stop();
+    declare(&bed, MANY);
+    let agent = Agent::start(&bed);
+    let (many, many_memory, full) = (agent.took, agent.memory(), costs());
+    agent.stop();
+    let again = Agent::start(&bed);
+    let adopted = again.took;
+    again.stop();
+    bed.portkeep(&["down"]).ok();
+
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    println!("Linux {}, {cores} cores.\n", release.trim());
+    println!("| what | 1 | 10,000 | ratio | at most |\n|---|---:|---:|---:|---:|");
+    let seconds = |took: Duration| format!("{:.3} s", took.as_secs_f64());
+    let row = |what: &str, a: String, b: String, ratio: f64, limit: &str| {
+        println!("| {what} | {a} | {b} | {ratio:.2} | {limit} |");
+    };
+    let ratio = many.as_secs_f64() / one.as_secs_f64();
+    row("agent: from start to answering, all in force", seconds(one), seconds(many), ratio, "1 s");
+    let ratio = adopted.as_secs_f64() / one.as_secs_f64();
+    row("the same, finding them in force", seconds(one), seconds(adopted), ratio, "1 s");
+    for (what, a, b) in
+        [("agent: memory", one_memory.0, many_memory.0), ("agent: most memory", one_memory.1, many_memory.1)]
+    {
+        row(
+            what,
+            format!("{:.1} MB", a as f64 / 1e3),
+            format!("{:.1} MB", b as f64 / 1e3),
+            b as f64 / a as f64,
+            "30 MB",
+        );
+    }
+    for (what, (a, b)) in
+        ["look-up of a token", "socket + bind, nobody's port + close", "socket + bind, reserved port + close"]
+            .into_iter()
+            .zip(few.into_iter().zip(full))
+    {
+        row(what, format!("{a:.0} ns"), format!("{b:.0} ns"), b / a, "");
+    }
+}
