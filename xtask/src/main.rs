@@ -4,6 +4,7 @@
 //! has to be installed first is missing.
 
 mod bpf;
+mod man;
 mod tool;
 mod vm_test;
 
@@ -15,12 +16,14 @@ use clap::Parser;
 #[command(about = "Portkeep's maintainers' tools", disable_version_flag = true)]
 enum Task {
     Bpf(bpf::Options),
+    Man(man::Options),
     VmTest(vm_test::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
+        Task::Man(options) => man::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

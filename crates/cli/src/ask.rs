@@ -50,7 +50,7 @@ impl Ask {
     }
 }
 
-fn power_of_two(text: &str) -> Result<u16, String> {
+pub(crate) fn power_of_two(text: &str) -> Result<u16, String> {
     text.parse::<u16>().ok().filter(|n| n.is_power_of_two()).ok_or_else(|| "must be 1, 2, 4, 8, ...".into())
 }
 

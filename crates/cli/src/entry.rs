@@ -1,15 +1,18 @@
 //! A reservation as listings show it, from the maps or from queries.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{cell::LazyCell, collections::BTreeMap, fs, io};
 
-use portkeep::{Errno, PortRange, Scope, Transport, Transports, control};
+use portkeep::{
+    Errno, PortRange, Scope, Transport, Transports, control,
+    persistent::{self, Origin},
+};
 use portkeep_core::wire::{self, SelectRequest, State};
-use portkeep_kernel::{Instance, Maps, Reservation, WordKey, cgroup, netns};
+use portkeep_kernel::{ForWhom, Instance, Maps, Reservation, WordKey, cgroup, netns};
 use serde::Serialize;
 
 use crate::{
-    level,
-    process::{self, Process},
+    level, names,
+    process::{self, Binders, Process},
     when,
 };
 
@@ -38,6 +41,15 @@ pub(crate) struct Entry {
     /// With scope cgroup: its path.
     pub(crate) cgroup: Option<String>,
     pub(crate) strict: bool,
+    /// An administrator declared it, and no process owns it: then pid is 0.
+    pub(crate) persistent: bool,
+    /// Whom a persistent one is for, as in "unit tomcat.service".
+    pub(crate) for_whom: Option<String>,
+    /// Which file or command declared a persistent one, if an agent could be asked.
+    pub(crate) origin: Option<Origin>,
+    pub(crate) description: Option<String>,
+    /// Who has ports of a persistent one of this network namespace bound, as far as can be seen.
+    pub(crate) bound_by: Vec<Process>,
     pub(crate) label: Option<String>,
     pub(crate) since: String,
     age_seconds: u64,
@@ -52,6 +64,7 @@ impl Entry {
         let scope = Scope::from_wire(state.scope, state.cgroup, state.gid);
         let comm = wire::text(&state.comm);
         let owner = owner(state.pid, &comm);
+        let persistent = u32::from(state.flags) & wire::PERSISTENT != 0;
         Some(Self {
             ports: PortRange::new(state.start, state.count).ok()?,
             start: state.start,
@@ -76,6 +89,11 @@ impl Entry {
                 _ => None,
             },
             strict: u32::from(state.flags) & wire::STRICT != 0,
+            persistent,
+            for_whom: persistent.then(|| for_whom(scope, state.uid)),
+            origin: None,
+            description: None,
+            bound_by: Vec::new(),
             label: Some(wire::text(&state.label)).filter(|label| !label.is_empty()),
             since: when::rfc3339(state.since),
             age_seconds: when::age(state.since).as_secs(),
@@ -87,6 +105,14 @@ impl Entry {
     /// Whether it has this port.
     pub(crate) fn has(&self, transport: Transport, port: u16) -> bool {
         self.transports.contains(transport) && self.ports.contains(port)
+    }
+
+    /// Its owner as messages name it: "pid 812 (nginx)", "unit tomcat.service".
+    pub(crate) fn owner(&self) -> String {
+        match &self.for_whom {
+            Some(whom) => whom.clone(),
+            None => format!("pid {} ({})", self.pid, self.comm),
+        }
     }
 
     pub(crate) const fn is_here(&self, own_netns: u64) -> bool {
@@ -108,13 +134,17 @@ pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Entry>> {
     let mut names = NamespaceNames::new();
     let mut entries = Vec::new();
     for item in maps.reservations() {
-        let (_, reservation) = item?;
+        let (id, reservation) = item?;
         // Refused ones stay until their socket has heard of it; they hold nothing.
         if reservation.state() == wire::REFUSED {
             continue;
         }
         let name = names.name(reservation.netns);
-        entries.extend(Entry::from_state(&state_of(&maps, &reservation)?, name));
+        let whom = maps.for_whom(id, &reservation);
+        entries.extend(Entry::from_state(&state_of(&maps, &reservation)?, name).map(|entry| match whom {
+            Some(whom) => Entry { for_whom: Some(in_words(&whom)), ..entry },
+            None => entry,
+        }));
     }
     sort(&mut entries);
     Ok(entries)
@@ -145,6 +175,59 @@ pub(crate) fn here() -> anyhow::Result<Vec<Entry>> {
     }
     sort(&mut entries);
     Ok(entries)
+}
+
+/// Whom a persistent reservation is for, as far as a query tells: the names of units and cgroups are not in it.
+fn for_whom(scope: Scope, uid: u32) -> String {
+    match scope {
+        Scope::User => format!("user {}", names::user(uid)),
+        Scope::Group(gid) => format!("group {}", names::group(gid)),
+        other => other.to_string(),
+    }
+}
+
+fn in_words(whom: &ForWhom) -> String {
+    match whom {
+        ForWhom::Administrators => "administrators".into(),
+        ForWhom::User(uid) => format!("user {}", names::user(*uid)),
+        ForWhom::Group(gid) => format!("group {}", names::group(*gid)),
+        ForWhom::Unit(name) => format!("unit {name}"),
+        ForWhom::Cgroup(path) => format!("cgroup /{}", path.join("/")),
+    }
+}
+
+/// Add what the kernel part does not know: what the agent does, if one runs, and who has the ports bound.
+pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
+    if !entries.iter().any(|entry| entry.persistent) {
+        return Ok(());
+    }
+    let declared = persistent::list().unwrap_or_default();
+    let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token.clone()?, each))).collect();
+    let own = netns::current_cookie()?;
+    // One round for all of them, and none if there is nobody.
+    let all = PortRange::inclusive(1, u16::MAX)?;
+    let binders = LazyCell::new(|| Transport::ALL.map(|transport| Binders::in_block(transport, all)));
+    for entry in entries.iter_mut().filter(|entry| entry.persistent) {
+        if let Some(found) = entry.token.as_ref().and_then(|token| by_token.get(token)) {
+            let declaration = &found.declaration;
+            // What the kernel part keeps of the name is its beginning.
+            entry.label = Some(declaration.name.to_string());
+            entry.for_whom = Some(declaration.who.to_string());
+            entry.origin = Some(found.origin.clone());
+            entry.description = Some(declaration.description.clone()).filter(|text| !text.is_empty());
+        }
+        if entry.is_here(own) && entry.bound > 0 {
+            let of = |transport: Transport| {
+                let here = binders[transport as usize].range(entry.ports.start()..=entry.ports.last());
+                here.flat_map(|(_, each)| each.known.iter().cloned())
+            };
+            let mut known: Vec<Process> = entry.transports.iter().flat_map(of).collect();
+            known.sort();
+            known.dedup();
+            entry.bound_by = known;
+        }
+    }
+    Ok(())
 }
 
 fn sort(entries: &mut [Entry]) {

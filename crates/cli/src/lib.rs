@@ -10,24 +10,32 @@ mod acquire;
 pub mod agent;
 mod agent_command;
 mod ask;
+mod check;
 mod claim;
 mod conflict;
 mod down;
 mod entry;
+mod excludedportrange;
 mod held;
 mod level;
 mod list;
+mod names;
+mod persist;
 mod pins;
 mod port_arg;
 mod process;
 mod release;
+mod reload;
 mod run;
 mod signals;
+mod sources;
 mod status;
 mod subgroup;
+mod table;
 mod up;
 mod upgrade;
 mod vacancy;
+mod watch;
 mod when;
 mod who;
 
@@ -50,9 +58,9 @@ pub const NOTHING: u8 = 3;
 const EXIT_CODES: &str = "\
 Exit status:
   0  done
-  1  failed, the reason is on standard error
+  1  failed, the reason is on standard error (of `check`: something is wrong)
   2  wrong usage
-  3  nothing there: not up (status), nobody's port (who), no such reservation (release)
+  3  nothing there: not up (status), nobody's port (who), no such reservation (release, persist)
   `run` exits with what the command exits with; see `portkeep help run`";
 
 /// Reserve ports, and have the kernel keep them
@@ -67,12 +75,20 @@ struct Cli {
     command: Command,
 }
 
-// In the order of the help: first what most people want, then the life of the kernel part, then what looks.
+// In the order of the help: first what most people want, then what stays, then the life of the kernel part, then what
+// looks.
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
     Acquire(acquire::Args),
     Release(release::Args),
+
+    Persist(persist::Args),
+    Check(check::Args),
+    Reload(reload::Args),
+    Excludedportrange(excludedportrange::Args),
+    #[command(hide = true)]
+    Netsh(excludedportrange::Netsh),
 
     Up(up::Args),
     Down(down::Args),
@@ -82,6 +98,7 @@ enum Command {
     Status(status::Args),
     List(list::Args),
     Who(who::Args),
+    Watch(watch::Args),
 }
 
 /// Where a command writes. A command started by `run` inherits the real streams.
@@ -109,6 +126,12 @@ impl Io<'_> {
     /// Something the user should know that is not an error. Not being able to say it is no reason to fail.
     fn note(&mut self, text: impl std::fmt::Display) {
         let _ = writeln!(self.err, "portkeep: {text}");
+    }
+
+    /// What is wrong with the arguments that only shows when they are taken together.
+    fn usage(&mut self, text: impl std::fmt::Display) -> u8 {
+        self.note(text);
+        USAGE
     }
 
     /// One JSON value on a line of its own.
@@ -141,6 +164,11 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Run(args) => run::run(args, io),
         Command::Acquire(args) => acquire::run(args, io),
         Command::Release(args) => release::run(args, io),
+        Command::Persist(args) => persist::run(args, io),
+        Command::Check(args) => check::run(args, io),
+        Command::Reload(args) => reload::run(args, io),
+        Command::Excludedportrange(args) => excludedportrange::run(args, io),
+        Command::Netsh(args) => excludedportrange::netsh(args, io),
         Command::Up(args) => up::run(args, io),
         Command::Down(args) => down::run(args, io),
         Command::Upgrade(args) => upgrade::run(args, io),
@@ -148,6 +176,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Status(args) => status::run(args, io),
         Command::List(args) => list::run(args, io),
         Command::Who(args) => who::run(args, io),
+        Command::Watch(args) => watch::run(args, io),
     };
     match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
         Ok(code) => code,

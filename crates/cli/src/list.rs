@@ -9,12 +9,15 @@ use crate::{
     entry::{self, Entry},
     level::served_here,
     pins::{Pins, Seen},
-    when,
+    table, when,
 };
 
 const AFTER_HELP: &str = "\
 Root sees all network namespaces, everybody else sees the own one. Tokens are only shown to those who may use them. \
 BOUND counts the ports of the block that have a socket, TCP and UDP apart.
+
+Of a persistent reservation OWNER says whom it is for, and the last column which file or command declared it (if an agent \
+runs) and who has ports of it bound. What is declared and not in force is in `portkeep persist list`.
 
 Examples:
   portkeep list
@@ -36,33 +39,29 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if args.json {
         io.json(&entries)?;
     } else {
-        table(&entries, &mut io.out)?;
+        write(&entries, &mut io.out)?;
     }
     Ok(DONE)
 }
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.
 pub(crate) fn entries(pins: &Pins) -> anyhow::Result<Vec<Entry>> {
-    match pins.look() {
-        Seen::Up(instance) => entry::all(&instance),
-        _ if served_here()?.is_some() => entry::here(),
+    let mut entries = match pins.look() {
+        Seen::Up(instance) => entry::all(&instance)?,
+        _ if served_here()?.is_some() => entry::here()?,
         Seen::NotUp => bail!("the kernel part is not up, so nothing is reserved"),
         Seen::Hidden(reason) => bail!("the kernel part does not serve this cgroup, and {reason}"),
-        Seen::Unusable(error) => Err(error.into()),
-    }
+        Seen::Unusable(error) => return Err(error.into()),
+    };
+    entry::complete(&mut entries)?;
+    Ok(entries)
 }
 
-fn table(entries: &[Entry], out: &mut dyn Write) -> anyhow::Result<()> {
+fn write(entries: &[Entry], out: &mut dyn Write) -> anyhow::Result<()> {
     let header = ["PORTS", "PROTO", "OWNER", "UID", "SCOPE", "BOUND", "SINCE", "NETNS", "LABEL", "TOKEN", "COMMAND"];
     let mut rows = vec![header.map(String::from)];
     rows.extend(entries.iter().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 11] = std::array::from_fn(width);
-    for row in &rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
+    table::write(&rows, out)
 }
 
 /// A whole shell script can be an argument.
@@ -76,17 +75,31 @@ fn short(command: &str) -> String {
 
 fn row(entry: &Entry) -> [String; 11] {
     let dash = || "-".to_owned();
+    let scope = if entry.persistent { "persistent" } else { &entry.scope };
+    let owner = if entry.persistent { entry.owner() } else { format!("{} ({})", entry.pid, entry.comm) };
     [
         entry.ports.to_string(),
         entry.transports.to_string(),
-        format!("{} ({})", entry.pid, entry.comm),
-        entry.uid.to_string(),
-        if entry.strict { format!("{}, strict", entry.scope) } else { entry.scope.to_owned() },
+        owner,
+        if entry.persistent { dash() } else { entry.uid.to_string() },
+        if entry.strict { format!("{scope}, strict") } else { scope.to_owned() },
         entry.bound.to_string(),
         when::ago(entry.since_ns),
         entry.netns_name.clone().unwrap_or_else(|| entry.netns.to_string()),
         entry.label.clone().unwrap_or_else(dash),
         entry.token.clone().unwrap_or_else(dash),
-        entry.command.as_deref().map_or_else(dash, short),
+        last(entry).unwrap_or_else(dash),
     ]
+}
+
+/// The command of a process; of a persistent reservation, where it comes from and who is there.
+fn last(entry: &Entry) -> Option<String> {
+    if !entry.persistent {
+        return entry.command.as_deref().map(short);
+    }
+    let origin = entry.origin.as_ref().map(|origin| format!("from {origin}"));
+    let bound: Vec<String> = entry.bound_by.iter().map(ToString::to_string).collect();
+    let bound = (!bound.is_empty()).then(|| format!("bound by {}", bound.join(", ")));
+    let parts: Vec<String> = origin.into_iter().chain(bound).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }

@@ -1,7 +1,7 @@
 //! What `/proc` tells about processes and about who has a port bound.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::Path,
 };
@@ -73,21 +73,32 @@ pub(crate) struct Binders {
 impl Binders {
     /// `None`: nobody has it bound, as far as `/proc/net` shows. (It does not show TCP sockets that do not listen yet.)
     pub(crate) fn of(transport: Transport, port: u16) -> Option<Self> {
-        let sockets = sockets_on(transport, port);
-        if sockets.is_empty() {
-            return None;
+        Self::in_block(transport, PortRange::single(port).ok()?).remove(&port)
+    }
+
+    /// For each port of the block that somebody has bound. One round through `/proc`, however large the block.
+    pub(crate) fn in_block(transport: Transport, block: PortRange) -> BTreeMap<u16, Self> {
+        let inside = |(port, _): &(u16, u64)| block.contains(*port);
+        let ports: HashMap<u64, u16> =
+            sockets(transport).into_iter().filter(inside).map(|(port, inode)| (inode, port)).collect();
+        let mut owners: BTreeMap<u16, Self> = ports.values().map(|port| (*port, Self::default())).collect();
+        if ports.is_empty() {
+            return owners;
         }
-        let mut owners: BTreeMap<u32, Process> = BTreeMap::new();
         for pid in pids() {
             let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-            for link in descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()) {
-                let Some(inode) = link.to_str().and_then(socket_inode) else { continue };
-                if sockets.contains(&inode) {
-                    owners.extend(Process::of(pid).map(|process| (pid, process)));
-                }
+            let links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+            let its: BTreeSet<u16> =
+                links.filter_map(|link| ports.get(&socket_inode(link.to_str()?)?).copied()).collect();
+            let Some(process) = (!its.is_empty()).then(|| Process::of(pid)).flatten() else { continue };
+            for port in its {
+                owners.entry(port).or_default().known.push(process.clone());
             }
         }
-        Some(Self { known: owners.into_values().collect() })
+        for binders in owners.values_mut() {
+            binders.known.sort();
+        }
+        owners
     }
 }
 
@@ -103,10 +114,6 @@ fn socket_inode(link: &str) -> Option<u64> {
 /// The lowest port of the block that a socket has bound, as far as `/proc/net` shows.
 pub(crate) fn first_in_use(transport: Transport, block: PortRange) -> Option<u16> {
     sockets(transport).into_iter().map(|(port, _)| port).filter(|port| block.contains(*port)).min()
-}
-
-fn sockets_on(transport: Transport, port: u16) -> HashSet<u64> {
-    sockets(transport).into_iter().filter(|(its, _)| *its == port).map(|(_, inode)| inode).collect()
 }
 
 fn sockets(transport: Transport) -> Vec<(u16, u64)> {

@@ -2,7 +2,11 @@
 
 use std::io::Write;
 
-use portkeep::{Errno, Token};
+use anyhow::bail;
+use portkeep::{
+    Errno, PortRange, Token, Transports,
+    persistent::{self, Origin},
+};
 use portkeep_core::wire;
 use portkeep_kernel::{Admin, Maps, Reservation, netns};
 use serde::Serialize;
@@ -11,7 +15,8 @@ use crate::{DONE, Io, NOTHING, pins::Pins, port_arg::PortArg};
 
 const AFTER_HELP: &str = "\
 Ends a reservation, whoever owns it; this takes root. Sockets bound from it keep running, and each of their ports \
-becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on.
+becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on. A \
+persistent reservation is not ended here but by `portkeep persist delete`, or by taking away the file that declares it.
 
 Examples:
   portkeep release 61004/tcp           the reservation in this network namespace that has the port
@@ -105,6 +110,9 @@ fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>
         else {
             continue;
         };
+        if reservation.is_persistent() {
+            refuse(token, ports, transports, &reservation)?;
+        }
         match admin.end(id, token) {
             Ok(()) => released.push(Released {
                 ports: ports.to_string(),
@@ -119,6 +127,21 @@ fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>
         }
     }
     Ok(released)
+}
+
+/// A persistent one would come back with the agent's next look: say how it is done.
+fn refuse(token: Token, ports: PortRange, transports: Transports, reservation: &Reservation) -> anyhow::Result<()> {
+    let declared = persistent::list().unwrap_or_default();
+    let found = declared.iter().find(|entry| entry.token.as_deref() == Some(token.to_string().as_str()));
+    let name = found.map_or_else(|| wire::text(&reservation.label), |entry| entry.declaration.name.to_string());
+    match found.map(|entry| &entry.origin) {
+        Some(Origin::File { path, .. }) => bail!(
+            "{ports}/{transports} is the persistent reservation {name}, declared by {}: remove or mask the file, and \
+             `portkeep reload`",
+            path.display()
+        ),
+        _ => bail!("{ports}/{transports} is the persistent reservation {name}; use `portkeep persist delete {name}`"),
+    }
 }
 
 #[cfg(test)]

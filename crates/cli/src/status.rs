@@ -3,6 +3,7 @@
 use std::{io::Write, path::PathBuf};
 
 use portkeep::{Enforcement, Errno, PortRange, Version};
+use portkeep_core::wire;
 use portkeep_kernel::{Instance, cgroup};
 use serde::Serialize;
 
@@ -47,6 +48,10 @@ pub(crate) struct Status {
     age_seconds: Option<u64>,
     reservations: Option<u32>,
     ports: Option<u64>,
+    /// Of these, those that administrators declared.
+    persistent: Option<u32>,
+    /// Binds of outsiders that were refused since it came up.
+    refused: Option<u64>,
     pool: Option<PortRange>,
     quota: Option<u32>,
     deny_errno: Option<String>,
@@ -110,7 +115,13 @@ impl Status {
 
     fn add_instance(&mut self, instance: &Instance) -> anyhow::Result<()> {
         let config = instance.config();
-        let counters = instance.maps()?.counters()?;
+        let maps = instance.maps()?;
+        let counters = maps.counters()?;
+        let mut persistent = 0;
+        for item in maps.reservations() {
+            let (_, reservation) = item?;
+            persistent += u32::from(reservation.is_persistent() && reservation.state() != wire::REFUSED);
+        }
         self.up = Some(true);
         self.abi = Some(config.abi);
         self.build = Some(format!("{:016x}", config.build));
@@ -119,6 +130,8 @@ impl Status {
         self.add_since(config.since);
         self.reservations = Some(counters.reservations);
         self.ports = Some(counters.ports);
+        self.persistent = Some(persistent);
+        self.refused = Some(counters.refused);
         self.pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
         self.quota = Some(config.quota);
         self.deny_errno = Some(Errno(config.deny_errno.cast_signed()).to_string());
@@ -150,7 +163,11 @@ impl Status {
         if let (Some(reservations), Some(ports)) = (self.reservations, self.ports) {
             let s = |n: u64| if n == 1 { "" } else { "s" };
             let reservations = u64::from(reservations);
-            line("reservations", format!("{reservations}, {ports} port{} in them", s(ports)))?;
+            let persistent = match self.persistent {
+                Some(number) if number > 0 => format!("; {number} persistent"),
+                _ => String::new(),
+            };
+            line("reservations", format!("{reservations}, {ports} port{} in them{persistent}", s(ports)))?;
             line("pool", self.pool.map_or_else(|| "none".into(), |pool| pool.to_string()))?;
         }
         if let Some(quota) = self.quota {
@@ -158,6 +175,9 @@ impl Status {
         }
         if let Some(errno) = &self.deny_errno {
             line("strangers get", errno.clone())?;
+        }
+        if let Some(refused) = self.refused {
+            line("refused", format!("{refused} bind{} of outsiders", if refused == 1 { "" } else { "s" }))?;
         }
         match self.agent {
             Some(true) => line("agent", "running".into())?,

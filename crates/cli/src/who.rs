@@ -89,12 +89,16 @@ impl Whose {
         let name = format!("{}/{}", self.port, self.transport);
         match &self.reservation {
             Some(entry) => {
-                let (pid, comm, since) = (entry.pid, &entry.comm, when::ago(entry.since_ns));
-                writeln!(out, "{name} belongs to pid {pid} ({comm}), reserved {since}")?;
+                let (owner, since) = (entry.owner(), when::ago(entry.since_ns));
+                if entry.persistent {
+                    writeln!(out, "{name} is reserved for {owner}")?;
+                } else {
+                    writeln!(out, "{name} belongs to {owner}, reserved {since}")?;
+                }
                 let mut line = |name: &str, value: &str| writeln!(out, "  {name:<9} {value}");
                 line("block", &format!("{}/{}", entry.ports, entry.transports))?;
                 if let Some(label) = &entry.label {
-                    line("label", label)?;
+                    line(if entry.persistent { "name" } else { "label" }, label)?;
                 }
                 if let Some(command) = &entry.command {
                     line("command", command)?;
@@ -102,10 +106,20 @@ impl Whose {
                 if let Some(unit) = &entry.unit {
                     line("unit", unit)?;
                 }
-                line("uid", &entry.uid.to_string())?;
+                if let Some(description) = &entry.description {
+                    line("what", description)?;
+                }
+                if let Some(origin) = &entry.origin {
+                    line("from", &origin.to_string())?;
+                }
                 let strict = if entry.strict { ", associated sockets only" } else { "" };
-                let cgroup = entry.cgroup.as_deref().unwrap_or_default();
-                line("scope", format!("{} {cgroup}{strict}", entry.scope).trim())?;
+                if entry.persistent {
+                    line("scope", &format!("persistent{strict}"))?;
+                } else {
+                    line("uid", &entry.uid.to_string())?;
+                    let cgroup = entry.cgroup.as_deref().unwrap_or_default();
+                    line("scope", format!("{} {cgroup}{strict}", entry.scope).trim())?;
+                }
                 line("since", &entry.since)?;
             }
             None => writeln!(out, "{name} is not reserved")?,

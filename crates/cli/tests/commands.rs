@@ -1,5 +1,7 @@
 //! The real binary, in a cgroup and a mount namespace of its own.
 
+// Not every test file uses all of the bed.
+#[allow(dead_code)]
 mod bed;
 
 use std::{

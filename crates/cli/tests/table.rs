@@ -14,10 +14,16 @@ fn run(words: &[&str]) -> (u8, String, String) {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands: Vec<String> = portkeep_cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-    assert!(commands.len() >= 10);
+    let mut commands: Vec<String> = Vec::new();
+    for command in portkeep_cli::command().get_subcommands() {
+        commands.push(command.get_name().to_owned());
+        // `persist add`, as one.
+        commands.extend(command.get_subcommands().map(|inner| format!("{} {}", command.get_name(), inner.get_name())));
+    }
+    assert!(commands.len() >= 24, "{commands:?}");
     for name in commands {
-        let (code, help, _) = run(&[&name, "--help"]);
+        let words: Vec<&str> = name.split(' ').chain(["--help"]).collect();
+        let (code, help, _) = run(&words);
         assert_eq!(code, 0, "{name}");
         assert!(help.contains("Examples:"), "{name} shows no example");
         assert!(help.contains(&format!("portkeep {name}")), "{name}: {help}");
@@ -41,6 +47,28 @@ fn wrong_arguments_are_told_apart_from_failures() {
         &["who"],
         &["who", "80/sctp"],
         &["release", "6f1d"],
+        &["persist"],
+        &["persist", "add", "--name", "x"],
+        &["persist", "add", "--tcp", "80"],
+        &["persist", "add", "--name", "-x", "--tcp", "80"],
+        &["persist", "add", "--name", "x", "--tcp", "0"],
+        &["persist", "add", "--name", "x", "--tcp", "80,443"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--udp", "80"],
+        &["persist", "add", "--name", "x", "--any", "0"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--align", "2"],
+        &["persist", "add", "--name", "x", "--any", "4", "--align", "3"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--user", "a", "--group", "b"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--user", "a:b"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--unit", "nginx"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--cgroup", "x"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--description", "a\nb"],
+        &["persist", "delete"],
+        &["persist", "delete", "x", "--tcp", "80"],
+        &["persist", "show", "a/b"],
+        &["persist", "import"],
+        &["excludedportrange"],
+        &["excludedportrange", "show"],
+        &["excludedportrange", "reset", "tcp"],
         &["no-such-command"],
     ] {
         // Parsed and not run: should one of them turn out to be right, nothing must happen to this machine.
@@ -48,6 +76,30 @@ fn wrong_arguments_are_told_apart_from_failures() {
         let error = parsed.expect_err(&format!("{words:?}"));
         assert!(error.use_stderr() && error.exit_code() == i32::from(USAGE), "{words:?}");
     }
+}
+
+/// What clap alone cannot see is told the same way. None of these gets as far as asking an agent.
+#[test]
+fn what_only_shows_together_is_wrong_usage_too() {
+    for (words, told) in [
+        (&["persist", "add", "--name", "x", "--tcp"][..], "which ports?"),
+        (&["persist", "add", "--name", "x", "--any", "3", "--udp", "5"], "--any has the ports chosen"),
+        (&["excludedportrange", "show", "store=active"], "protocol is missing"),
+        (&["excludedportrange", "add", "tcp", "0", "1"], "startport is a number from 1 to 65535"),
+        (&["netsh", "interface", "ipv4"], "only `netsh interface ipv4 show|add|delete excludedportrange`"),
+    ] {
+        let (code, out, err) = run(words);
+        assert_eq!((code, out.as_str()), (USAGE, ""), "{words:?}");
+        assert!(err.contains(told), "{words:?}: {err}");
+    }
+}
+
+#[test]
+fn advice_fits_a_command_line() {
+    let told = |who: &[&str]| run(&[&["persist", "add", "--name", "x", "--tcp", "80"], who].concat()).2;
+    assert!(told(&["--unit", "nginx"]).contains("write \"nginx.service\""));
+    assert!(told(&["--unit", "a/b.service"]).contains("use --cgroup"));
+    assert!(told(&["--cgroup", "/sys/fs/cgroup/x.slice"]).contains("write \"/x.slice\""));
 }
 
 #[test]

@@ -193,6 +193,8 @@ fn one_process_at_a_time_and_readers_any_time() {
     active.create(&entry(9)).unwrap();
 
     assert_eq!(Store::list_readonly(folder.path()).unwrap(), [entry(1), entry(2)]);
+    assert_eq!(Store::list_runtime_readonly(folder.path(), "boot-1").unwrap(), [entry(9)]);
+    assert_eq!(Store::list_runtime_readonly(folder.path(), "boot-2").unwrap(), []);
     assert!(matches!(first.create(&entry(1)), Err(StoreError::Exists(_))));
     assert!(matches!(first.delete(&"nobody".parse().unwrap()), Err(StoreError::Missing(_))));
     assert_eq!(first.delete(&"r1".parse().unwrap()).unwrap(), entry(1));

@@ -23,6 +23,8 @@ pub(crate) struct Bed {
     pub(crate) folder: TempDir,
     /// The mount namespace lives as long as this process, and with it the pins.
     holder: Child,
+    /// What of the holder's the programs enter.
+    enter: Vec<&'static str>,
 }
 
 /// What a command said and how it ended.
@@ -58,6 +60,15 @@ impl Said {
 
 impl Bed {
     pub(crate) fn new(name: &str) -> Self {
+        Self::apart(name, &["--mount"])
+    }
+
+    /// With a network namespace of its own, too: for the agent, which writes sysctls.
+    pub(crate) fn with_network(name: &str) -> Self {
+        Self::apart(name, &["--mount", "--net"])
+    }
+
+    fn apart(name: &str, enter: &[&'static str]) -> Self {
         let cgroup = TestCgroup::new(name).unwrap();
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bpf")).unwrap();
@@ -65,7 +76,8 @@ impl Bed {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let script = r#"mount -t bpf bpf "$0" && chmod 755 "$0" && echo ready && exec cat"#;
         let mut holder = Command::new("unshare")
-            .args(["--mount", "sh", "-c", script])
+            .args(enter)
+            .args(["sh", "-c", script])
             .arg(folder.path().join("bpf"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -74,7 +86,7 @@ impl Bed {
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self { cgroup, folder, holder }
+        Self { cgroup, folder, holder, enter: enter.to_vec() }
     }
 
     pub(crate) fn pins(&self) -> PathBuf {
@@ -83,12 +95,16 @@ impl Bed {
 
     /// Any program, in the cgroup and the mount namespace; it becomes the process that is started.
     pub(crate) fn program(&self, words: &[&str]) -> Command {
-        let script = r#"echo $$ > "$0/cgroup.procs" && exec nsenter --mount --target "$@""#;
+        let script = r#"echo $$ > "$0/cgroup.procs" && exec nsenter --target "$@""#;
         let mut command = Command::new("sh");
-        command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string()).arg("--").args(words);
+        command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string());
+        command.args(&self.enter).arg("--").args(words);
         command.env("PORTKEEP_PIN_DIR", self.pins());
         command.env("PORTKEEP_ENFORCE", self.cgroup.path());
         command.env("PORTKEEP_RUNTIME_DIR", self.folder.path().join("run"));
+        command.env("PORTKEEP_STATE_DIR", self.folder.path().join("state"));
+        command.env("PORTKEEP_ROOT", self.folder.path().join("root"));
+        command.env("PORTKEEP_CONFIG", self.folder.path().join("root/etc/portkeep/portkeep.toml"));
         command.env_remove("PORTKEEP_SERVE");
         command.stdin(Stdio::null());
         command

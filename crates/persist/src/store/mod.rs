@@ -149,23 +149,38 @@ impl Store {
     ///
     /// If it is damaged, of a newer Portkeep, or cannot be read.
     pub fn list_readonly(dir: &Path) -> Result<Vec<Stored>, StoreError> {
-        let folder = Folder::existing(dir);
-        let mut tries = 0..10;
-        loop {
-            match read(&folder, PERSISTENT) {
-                Ok(content) => {
-                    let mut all: Vec<_> =
-                        content.map(|content| content.stored).unwrap_or_default().into_values().collect();
-                    all.sort_by_key(|stored| stored.created);
-                    return Ok(all);
-                }
-                Err(StoreError::Damaged { .. }) if tries.next().is_some() => {
-                    std::thread::sleep(Duration::from_millis(20))
-                }
-                Err(error) => return Err(error),
+        Ok(oldest_first(read_patiently(dir, PERSISTENT)?))
+    }
+
+    /// The same of the store of reservations that live until the next reboot; what another boot than `boot_id` left
+    /// there does not count.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::list_readonly`].
+    pub fn list_runtime_readonly(dir: &Path, boot_id: &str) -> Result<Vec<Stored>, StoreError> {
+        let content = read_patiently(dir, ACTIVE)?;
+        Ok(oldest_first(content.filter(|content| content.boot.as_deref() == Some(boot_id))))
+    }
+}
+
+fn read_patiently(dir: &Path, name: &'static str) -> Result<Option<Content>, StoreError> {
+    let folder = Folder::existing(dir);
+    let mut tries = 0..10;
+    loop {
+        match read(&folder, name) {
+            Err(StoreError::Damaged { .. }) if tries.next().is_some() => {
+                std::thread::sleep(Duration::from_millis(20));
             }
+            other => return other,
         }
     }
+}
+
+fn oldest_first(content: Option<Content>) -> Vec<Stored> {
+    let mut all: Vec<_> = content.map(|content| content.stored).unwrap_or_default().into_values().collect();
+    all.sort_by_key(|stored| stored.created);
+    all
 }
 
 /// What a file has.

@@ -1,0 +1,138 @@
+//! Who and what exists on a system: users, groups and units.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use portkeep::persistent::{Account, Who};
+use portkeep_persist::Config;
+
+use crate::names;
+
+/// Where systemd looks for units, and where its generators put them.
+const UNITS: [&str; 9] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "run/systemd/transient",
+    "run/systemd/generator",
+    "run/systemd/generator.early",
+    "run/systemd/generator.late",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
+
+/// A system, this one or one that is mounted somewhere.
+#[derive(Debug)]
+pub(crate) struct Known {
+    root: PathBuf,
+    /// Users and groups of another system, out of its files. This one may have them from elsewhere.
+    others: Option<(HashSet<String>, HashSet<String>)>,
+    /// Without systemd there are no units that could be missing.
+    has_units: bool,
+}
+
+impl Known {
+    pub(crate) fn below(root: &Path) -> Self {
+        let names = |file: &str| {
+            let text = fs::read_to_string(root.join(file)).unwrap_or_default();
+            text.lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect()
+        };
+        Self {
+            others: (root != Path::new("/")).then(|| (names("etc/passwd"), names("etc/group"))),
+            has_units: ["usr/lib/systemd/system", "lib/systemd/system"].iter().any(|dir| root.join(dir).is_dir()),
+            root: root.to_owned(),
+        }
+    }
+
+    /// A sentence about what does not exist.
+    pub(crate) fn missing(&self, who: &Who) -> Option<String> {
+        match who {
+            Who::User(account) => self.missing_user(account),
+            Who::Group(account) => self.missing_group(account),
+            Who::Unit(unit) => self.missing_unit(unit),
+            // Cgroups come and go with what runs in them.
+            Who::Administrators | Who::Cgroup(_) => None,
+        }
+    }
+
+    /// The same for all that a configuration names.
+    pub(super) fn missing_of_config(&self, config: &Config) -> Vec<String> {
+        let users = config.quota.users.keys().chain(&config.privileged.users);
+        let groups = config.quota.groups.keys().chain(&config.privileged.groups).chain(&config.administrators);
+        let folders = [&config.enforce, &config.serve].into_iter().flatten().filter(|folder| !folder.is_dir());
+        let mut missing: Vec<String> = users
+            .filter_map(|user| self.missing_user(user))
+            .chain(groups.filter_map(|group| self.missing_group(group)))
+            .chain(folders.map(|folder| format!("there is no cgroup {}", folder.display())))
+            .collect();
+        missing.sort();
+        missing.dedup();
+        missing
+    }
+
+    fn missing_user(&self, account: &Account) -> Option<String> {
+        let exists = match (&self.others, account) {
+            (Some((users, _)), Account::Name(name)) => users.contains(name),
+            _ => names::is_user(account),
+        };
+        (!exists).then(|| format!("there is no user {account}"))
+    }
+
+    fn missing_group(&self, account: &Account) -> Option<String> {
+        let exists = match (&self.others, account) {
+            (Some((_, groups)), Account::Name(name)) => groups.contains(name),
+            _ => names::is_group(account),
+        };
+        (!exists).then(|| format!("there is no group {account}"))
+    }
+
+    fn missing_unit(&self, unit: &str) -> Option<String> {
+        // Scopes have no files: programs make them.
+        if !self.has_units || !unit.ends_with(".service") {
+            return None;
+        }
+        let template = unit.split_once('@').map(|(stem, _)| format!("{stem}@.service"));
+        let names: Vec<&str> = std::iter::once(unit).chain(template.as_deref()).collect();
+        let exists = UNITS.iter().any(|dir| {
+            // An alias is a link, and it leads somewhere below the root that is mounted elsewhere.
+            names.iter().any(|name| self.root.join(dir).join(name).symlink_metadata().is_ok())
+        });
+        (!exists).then(|| format!("there is no unit {unit}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_system_has_its_own_users_and_units() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        file("etc/passwd", "web:x:33:33::/:/bin/sh\n");
+        file("etc/group", "voice:x:44:\n");
+        let known = Known::below(root.path());
+        let who = |text: &str| known.missing(&serde_json::from_str(text).unwrap());
+        assert_eq!(who(r#"{"user":"web"}"#), None);
+        assert_eq!(who(r#"{"user":4711}"#), None);
+        assert_eq!(who(r#"{"user":"root"}"#).as_deref(), Some("there is no user root"));
+        assert_eq!(who(r#"{"group":"voice"}"#), None);
+        assert_eq!(who(r#"{"group":"web"}"#).as_deref(), Some("there is no group web"));
+        // No systemd, no units to be missing.
+        assert_eq!(who(r#"{"unit":"a.service"}"#), None);
+
+        file("usr/lib/systemd/system/getty@.service", "");
+        file("etc/systemd/system/a.service", "");
+        let known = Known::below(root.path());
+        let unit = |name: &str| known.missing(&Who::unit(name).unwrap());
+        assert_eq!((unit("a.service"), unit("getty@tty1.service"), unit("session-1.scope")), (None, None, None));
+        assert_eq!(unit("b.service").as_deref(), Some("there is no unit b.service"));
+    }
+}

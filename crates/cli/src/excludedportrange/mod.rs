@@ -1,0 +1,312 @@
+//! `excludedportrange`: netsh's words and netsh's table, for people who come from Windows.
+//!
+//! An exclusion that an administrator adds there is a persistent reservation for administrators here. Names, which
+//! netsh does not have, are made of the block. netsh's messages come first and what they mean here follows.
+
+mod words;
+
+use std::{fmt, io::Write};
+
+use clap::Subcommand;
+use portkeep::{
+    PortRange, Transport, Transports,
+    persistent::{Connection, Kept, Origin, PersistentError, Proposal, Which},
+};
+use portkeep_kernel::netns;
+use serde::Serialize;
+
+use crate::{DONE, FAILED, Io, USAGE, list, persist, pins::Pins, sources::Sources};
+
+const AFTER_HELP: &str = "\
+The words are netsh's: tags and values, or the values alone in their order, shortened as far as they stay clear. \
+store=persistent, the default of add and delete, is for good; store=active is until the next reboot. show tells what is \
+reserved now, or with store=persistent what is declared to stay.
+
+What an administrator added has an asterisk: persistent reservations. The others belong to running programs; `portkeep \
+list` tells whose. delete wants start and number exactly as they were added.
+
+Unlike on Windows nobody but administrators can bind the ports, explicitly or not. To give them to a service use \
+`portkeep persist add`, which does the same and more.
+
+Examples:
+  portkeep excludedportrange show protocol=tcp
+  portkeep excludedportrange add protocol=tcp startport=40000 numberofports=11 store=persistent
+  portkeep excludedportrange del tcp 40000 11
+  portkeep netsh int ipv4 show ex tcp          what is pasted is understood as well";
+
+/// Exclude ports in the words of Windows' netsh
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP, arg_required_else_help = true, infer_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show the ranges of a protocol: [protocol=]tcp|udp [[store=]active|persistent]
+    #[command(
+        after_help = "Examples:\n  portkeep excludedportrange show protocol=udp\n  portkeep excludedportrange show tcp --json"
+    )]
+    Show {
+        /// [protocol=]tcp|udp [[store=]active|persistent]
+        #[arg(value_name = "TAG=VALUE", required = true)]
+        words: Vec<String>,
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        pins: Pins,
+        #[command(flatten)]
+        sources: Sources,
+    },
+    /// Exclude a range: [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
+    #[command(
+        after_help = "Examples:\n  portkeep excludedportrange add protocol=tcp startport=40000 numberofports=11\n  portkeep excludedportrange add udp 5000 20 active"
+    )]
+    Add {
+        /// [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
+        #[arg(value_name = "TAG=VALUE", required = true)]
+        words: Vec<String>,
+    },
+    /// Take an exclusion back: the same words
+    #[command(
+        after_help = "Examples:\n  portkeep excludedportrange delete protocol=tcp startport=40000 numberofports=11"
+    )]
+    Delete {
+        /// [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
+        #[arg(value_name = "TAG=VALUE", required = true)]
+        words: Vec<String>,
+    },
+}
+
+/// What is pasted from a Windows manual: `netsh interface ipv4 add excludedportrange ...`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  portkeep netsh interface ipv4 show excludedportrange protocol=tcp")]
+pub(crate) struct Netsh {
+    /// interface ipv4|ipv6 show|add|delete excludedportrange ...
+    #[arg(value_name = "WORD", required = true)]
+    words: Vec<String>,
+    #[command(flatten)]
+    pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+pub(crate) fn netsh(args: Netsh, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let (verb, words) = match words::behind_netsh(&args.words) {
+        Ok((verb, words)) => (verb, words.to_vec()),
+        Err(why) => return Ok(syntax(io, &why)),
+    };
+    let command = match verb {
+        "show" => Verb::Show { words, json: false, pins: args.pins, sources: args.sources },
+        "add" => Verb::Add { words },
+        _ => Verb::Delete { words },
+    };
+    run(Args { command }, io)
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let (words, tags) = match &args.command {
+        Verb::Show { words, .. } => (words, words::SHOW),
+        Verb::Add { words } | Verb::Delete { words } => (words, words::BLOCK),
+    };
+    let said = match words::read(words, tags) {
+        Ok(said) => said,
+        Err(why) => return Ok(syntax(io, &why)),
+    };
+    if let Verb::Show { json, pins, sources, .. } = &args.command {
+        let Some(protocol) = said.protocol else { return Ok(syntax(io, "protocol is missing")) };
+        return show(protocol, said.store.unwrap_or(Kept::Active), *json, (pins, sources), io);
+    }
+    let (protocol, ports) = match said.block() {
+        Ok(block) => block,
+        Err(why) => return Ok(syntax(io, &why)),
+    };
+    let result = match args.command {
+        Verb::Add { .. } => add(protocol, ports, said.store.unwrap_or_default()),
+        _ => delete(protocol, ports, said.store),
+    };
+    match result {
+        Ok(()) => {
+            writeln!(io.out, "Ok.\n")?;
+            Ok(DONE)
+        }
+        Err(failure) => {
+            let _ = writeln!(io.err, "{failure}");
+            Ok(FAILED)
+        }
+    }
+}
+
+fn syntax(io: &mut Io<'_>, why: &str) -> u8 {
+    let _ = writeln!(
+        io.err,
+        "The syntax supplied for this command is not valid. Check help for the correct syntax.\nportkeep: {why}"
+    );
+    USAGE
+}
+
+/// netsh's message, and what is behind it.
+#[derive(Debug)]
+struct Failure {
+    netsh: &'static str,
+    reason: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nportkeep: {}", self.netsh, self.reason)
+    }
+}
+
+const IN_USE: &str = "The process cannot access the file because it is being used by another process.";
+const NOT_FOUND: &str = "The system cannot find the file specified.";
+const DENIED: &str = "Access is denied.";
+const ELEVATION: &str = "The requested operation requires elevation (Run as administrator).";
+const NOT_STARTED: &str = "The service has not been started.";
+
+impl From<PersistentError> for Failure {
+    fn from(error: PersistentError) -> Self {
+        let netsh = match &error {
+            PersistentError::InUse(_) | PersistentError::NameTaken(_) => IN_USE,
+            PersistentError::NotFound => NOT_FOUND,
+            PersistentError::FromFile(_) => DENIED,
+            PersistentError::NotAllowed(_) => ELEVATION,
+            PersistentError::AgentAbsent { .. } => NOT_STARTED,
+            PersistentError::Malformed(_) => "The parameter is incorrect.",
+            _ => "The request could not be performed.",
+        };
+        let help = match &error {
+            PersistentError::AgentAbsent { .. } => "; start it (`systemctl start portkeep`, or `portkeep agent`)",
+            _ => "",
+        };
+        Self { netsh, reason: format!("{:#}{help}", anyhow::Error::from(error)) }
+    }
+}
+
+fn add(protocol: Transport, ports: PortRange, kept: Kept) -> Result<(), Failure> {
+    // A block of digits, a dash and a known word is a name.
+    let name = format!("excludedportrange:{protocol}:{ports}")
+        .parse()
+        .map_err(|error| Failure { netsh: "The parameter is incorrect.", reason: format!("{error}") })?;
+    let mut proposal = Proposal::new(name, ports, protocol.into());
+    proposal.description = "added with netsh's words".into();
+    Connection::open()?.create(&proposal, kept)?;
+    Ok(())
+}
+
+fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<(), Failure> {
+    let transports = Transports::from(protocol);
+    let mut agent = Connection::open()?;
+    let declared = agent.list()?;
+    let exact = declared.iter().find(|entry| {
+        let declaration = &entry.declaration;
+        (declaration.ports, declaration.transports) == (ports, transports)
+    });
+    match exact {
+        None => {
+            // A row without an asterisk is somebody's who is running.
+            let runtime = portkeep::list()
+                .unwrap_or_default()
+                .into_iter()
+                .find(|info| !info.persistent && info.ports == ports && info.transports.contains(protocol));
+            Err(match runtime {
+                Some(info) => {
+                    Failure { netsh: DENIED, reason: format!("{info}; root can end it with `portkeep release`") }
+                }
+                None => Failure { netsh: NOT_FOUND, reason: persist::not_exactly(&declared, ports, transports) },
+            })
+        }
+        Some(entry) if store == Some(Kept::Active) && !matches!(entry.origin, Origin::Active { .. }) => Err(Failure {
+            netsh: DENIED,
+            reason: format!(
+                "{} is declared to stay by {}; it cannot be taken back until the next reboot only",
+                entry.declaration.name, entry.origin
+            ),
+        }),
+        Some(_) => {
+            agent.delete(&Which::Block { ports, transports })?;
+            Ok(())
+        }
+    }
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Row {
+    start: u16,
+    end: u16,
+    administered: bool,
+}
+
+fn show(
+    protocol: Transport,
+    store: Kept,
+    json: bool,
+    (pins, sources): (&Pins, &Sources),
+    io: &mut Io<'_>,
+) -> anyhow::Result<u8> {
+    let row = |ports: PortRange, administered| Row { start: ports.start(), end: ports.last(), administered };
+    let mut rows: Vec<Row> = match store {
+        Kept::Active => {
+            let own = netns::current_cookie()?;
+            let entries = list::entries(pins)?.into_iter().filter(|entry| entry.is_here(own));
+            let of_protocol = entries.filter(|entry| entry.transports.contains(protocol));
+            of_protocol.map(|entry| row(entry.ports, entry.persistent)).collect()
+        }
+        Kept::Persistent => {
+            let declared = persist::view::look(pins, sources, io)?.entries.into_iter();
+            let stays = declared.filter(|entry| {
+                entry.declaration.transports.contains(protocol) && !matches!(entry.origin, Origin::Active { .. })
+            });
+            stays.map(|entry| row(entry.declaration.ports, true)).collect()
+        }
+    };
+    rows.sort();
+    rows.dedup();
+    if json {
+        io.json(&rows)?;
+    } else {
+        table(protocol, &rows, &mut io.out)?;
+    }
+    Ok(DONE)
+}
+
+/// As netsh prints it.
+fn table(protocol: Transport, rows: &[Row], out: &mut dyn Write) -> anyhow::Result<()> {
+    writeln!(out, "\nProtocol {protocol} Port Exclusion Ranges\n")?;
+    writeln!(out, "Start Port    End Port")?;
+    writeln!(out, "----------    --------")?;
+    for Row { start, end, administered } in rows {
+        let star = if *administered { "     *" } else { "" };
+        writeln!(out, "{start:>10}  {end:>10}{star}")?;
+    }
+    writeln!(out, "\n* - Administered port exclusions.\n")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_netshs() {
+        let rows =
+            [Row { start: 80, end: 80, administered: false }, Row { start: 50000, end: 50059, administered: true }];
+        let mut out = Vec::new();
+        table(Transport::Tcp, &rows, &mut out).unwrap();
+        let expected = "
+Protocol tcp Port Exclusion Ranges
+
+Start Port    End Port
+----------    --------
+        80          80
+     50000       50059     *
+
+* - Administered port exclusions.
+
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+}

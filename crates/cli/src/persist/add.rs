@@ -1,0 +1,173 @@
+//! `persist add`.
+
+use std::{io::Write, path::Path};
+
+use portkeep::{
+    PortRange, Transports,
+    persistent::{Account, Block, Kept, Name, Proposal, Who},
+};
+use portkeep_core::persistent::check_description;
+use serde::Serialize;
+
+use super::{INSTEAD, connect, ports};
+use crate::{DONE, Io, ask::power_of_two, check::Known};
+
+const AFTER_HELP: &str = "\
+PORTS is a port, a range, or a name of /etc/services. Without --user, --group, --unit or --cgroup it is for \
+administrators; they may use every reservation, by its token.
+
+When this returns the reservation is in force and on the disk. With --any the agent chooses once, from the pool, and \
+keeps the numbers; --tcp, --udp or --both then stands without ports and says the transport (without: TCP).
+
+Examples:
+  portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
+  portkeep persist add --name dns --both domain --user bind --around
+  portkeep persist add --name rtp --any 20 --udp --align 2 --group voice
+  portkeep persist add --name later --tcp 9000-9009 --strict --description 'for the new gateway'";
+
+/// Create a persistent reservation
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+#[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
+#[command(group = clap::ArgGroup::new("who").args(["user", "group", "unit", "cgroup", "administrators"]))]
+#[command(group = clap::ArgGroup::new("block").args(["tcp", "udp", "both", "any"]).multiple(true).required(true))]
+pub(crate) struct Args {
+    /// What commands and listings call it: letters, digits and . _ @ : + -
+    #[arg(long)]
+    name: Name,
+
+    /// These TCP ports
+    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::tcp, help_heading = "Ports")]
+    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
+    tcp: Option<Option<PortRange>>,
+    /// These UDP ports
+    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::udp, help_heading = "Ports")]
+    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
+    udp: Option<Option<PortRange>>,
+    /// The same numbers for TCP and UDP
+    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::both, help_heading = "Ports")]
+    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
+    both: Option<Option<PortRange>>,
+    /// Any COUNT ports in a row, chosen now and kept
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
+    any: Option<u16>,
+    /// With --any: make the first port a multiple of N, a power of two
+    #[arg(long, value_name = "N", value_parser = power_of_two, requires = "any", help_heading = "Ports")]
+    align: Option<u16>,
+
+    /// For the processes of this user, by name or number
+    #[arg(long, help_heading = "For whom")]
+    user: Option<Account>,
+    /// For the processes of this group, by name or number
+    #[arg(long, help_heading = "For whom")]
+    group: Option<Account>,
+    /// For the processes of this systemd service or scope
+    #[arg(long, value_parser = unit, help_heading = "For whom")]
+    unit: Option<Who>,
+    /// For the processes of this cgroup and those below it: a path below /sys/fs/cgroup, as /system.slice
+    #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "For whom")]
+    cgroup: Option<Who>,
+    /// For administrators and nobody else [default]
+    #[arg(long, help_heading = "For whom")]
+    administrators: bool,
+
+    /// Only sockets that are associated with it may bind its ports, not whoever names the number
+    #[arg(long)]
+    strict: bool,
+    /// Reserve it although those it is for have some of the ports bound already
+    #[arg(long)]
+    around: bool,
+    /// One line for listings
+    #[arg(long, value_name = "TEXT", value_parser = description)]
+    description: Option<String>,
+    /// Keep it until the next reboot only
+    #[arg(long)]
+    until_reboot: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn unit(text: &str) -> Result<Who, String> {
+    Who::unit(text).map_err(|error| match error.help() {
+        // The help is for those who write a file.
+        Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
+        Some(help) => format!("{error}; {help}"),
+        None => error.to_string(),
+    })
+}
+
+fn cgroup(text: &str) -> Result<Who, String> {
+    Who::cgroup(text).map_err(|error| match error.help() {
+        Some(help) => format!("{error}; {help}"),
+        None => error.to_string(),
+    })
+}
+
+fn description(text: &str) -> Result<String, String> {
+    check_description(text).map(|()| text.to_owned())
+}
+
+impl Args {
+    fn proposal(&self) -> Result<Proposal, &'static str> {
+        let (transports, ports) = match (self.tcp, self.udp, self.both) {
+            (None, None, None) => (Transports::Tcp, None),
+            (Some(ports), ..) => (Transports::Tcp, ports),
+            (_, Some(ports), _) => (Transports::Udp, ports),
+            (.., Some(ports)) => (Transports::Both, ports),
+        };
+        let block = match (self.any, ports) {
+            (Some(count), None) => Block::Any { count, align: self.align.unwrap_or_default() },
+            (None, Some(ports)) => Block::Ports(ports),
+            (Some(_), Some(_)) => {
+                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then");
+            }
+            (None, None) => return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)"),
+        };
+        let who = match (&self.user, &self.group) {
+            (Some(user), _) => Who::User(user.clone()),
+            (_, Some(group)) => Who::Group(group.clone()),
+            _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned().unwrap_or_default(),
+        };
+        Ok(Proposal {
+            name: self.name.clone(),
+            block,
+            transports,
+            who,
+            strict: self.strict,
+            around: self.around,
+            description: self.description.clone().unwrap_or_default(),
+        })
+    }
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Added {
+    #[serde(flatten)]
+    declaration: portkeep::persistent::Declaration,
+    kept: Kept,
+    token: String,
+}
+
+pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let proposal = match args.proposal() {
+        Ok(proposal) => proposal,
+        Err(wrong) => return Ok(io.usage(wrong)),
+    };
+    let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
+    let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
+    let declaration = created.declaration;
+    // A slip in its name would keep the ports for nobody, for good.
+    if let Some(missing) = Known::below(Path::new("/")).missing(&declaration.who) {
+        io.note(format_args!("{missing}, for now"));
+    }
+    if args.json {
+        io.json(&Added { declaration, kept, token: created.token })?;
+        return Ok(DONE);
+    }
+    let until = if args.until_reboot { ", until the next reboot" } else { "" };
+    let (ports, transports) = (declaration.ports, declaration.transports);
+    writeln!(io.out, "{ports}/{transports} is reserved as {} for {}{until}", declaration.name, declaration.who)?;
+    Ok(DONE)
+}

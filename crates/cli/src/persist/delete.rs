@@ -1,0 +1,96 @@
+//! `persist delete`.
+
+use std::io::Write;
+
+use portkeep::{
+    PortRange, Transports,
+    persistent::{Name, PersistentError, Which},
+};
+
+use super::{connect, ports};
+use crate::{DONE, FAILED, Io, NOTHING};
+
+const AFTER_HELP: &str = "\
+Deletes what a command created. By ports, it has to be exactly the block and the transports of a reservation. Sockets \
+bound from it keep running. What a file declares is not deleted here: remove or mask the file, and `portkeep reload`.
+
+Examples:
+  portkeep persist delete tomcat
+  portkeep persist delete --udp 5000-5019
+
+Exit status: 3 if there is no such reservation";
+
+/// Delete persistent reservations
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+#[command(group = clap::ArgGroup::new("which").args(["names", "tcp", "udp", "both"]).required(true))]
+pub(crate) struct Args {
+    /// Their names
+    #[arg(value_name = "NAME")]
+    names: Vec<Name>,
+    /// The one of exactly these TCP ports
+    #[arg(long, value_name = "PORTS", value_parser = ports::tcp)]
+    tcp: Option<PortRange>,
+    /// The one of exactly these UDP ports
+    #[arg(long, value_name = "PORTS", value_parser = ports::udp)]
+    udp: Option<PortRange>,
+    /// The one of exactly these ports of both transports
+    #[arg(long, value_name = "PORTS", value_parser = ports::both)]
+    both: Option<PortRange>,
+    /// One JSON array of what was deleted
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let block = |ports: Option<PortRange>, transports| ports.map(|ports| Which::Block { ports, transports });
+    let blocks =
+        [block(args.tcp, Transports::Tcp), block(args.udp, Transports::Udp), block(args.both, Transports::Both)];
+    let which = args.names.into_iter().map(Which::Name).chain(blocks.into_iter().flatten());
+
+    let mut agent = connect(None)?;
+    let mut deleted = Vec::new();
+    let mut code = DONE;
+    for which in which {
+        match agent.delete(&which) {
+            Ok(declaration) => deleted.push(declaration),
+            Err(PersistentError::NotFound) => {
+                io.note(match &which {
+                    Which::Name(name) => format!("there is no persistent reservation {name}"),
+                    Which::Block { ports, transports } => not_exactly(&agent.list()?, *ports, *transports),
+                });
+                code = code.max(NOTHING);
+            }
+            // What was deleted before is told all the same.
+            Err(error) => {
+                io.note(format_args!("{:#}", anyhow::Error::from(error)));
+                code = FAILED;
+                break;
+            }
+        }
+    }
+    if args.json {
+        io.json(&deleted)?;
+    } else {
+        for each in deleted {
+            writeln!(io.out, "{} is deleted; it was {}/{} for {}", each.name, each.ports, each.transports, each.who)?;
+        }
+    }
+    Ok(code)
+}
+
+/// That no reservation is exactly this block, and which one it may have been meant.
+pub(crate) fn not_exactly(
+    declared: &[portkeep::persistent::Entry],
+    ports: PortRange,
+    transports: Transports,
+) -> String {
+    let near = declared.iter().map(|entry| &entry.declaration).find(|declaration| {
+        declaration.ports.overlaps(ports) && declaration.transports.bits() & transports.bits() != 0
+    });
+    let none = format!("no persistent reservation is exactly {ports}/{transports}");
+    match near {
+        Some(near) => format!("{none}; {} is {}/{}", near.name, near.ports, near.transports),
+        None => none,
+    }
+}

@@ -1,0 +1,45 @@
+//! `persist export`.
+
+use std::{fs, io::Write, path::PathBuf};
+
+use anyhow::{Context, bail};
+use portkeep::persistent::Origin;
+
+use super::view;
+use crate::{DONE, Io, pins::Pins, sources::Sources};
+
+const AFTER_HELP: &str = "\
+Writes what commands created to stay, in the form of a drop-in file. What files declare is in those files. Without a \
+running agent the store itself is read, which takes root.
+
+Examples:
+  portkeep persist export > reservations.toml
+  portkeep persist export /root/reservations.toml";
+
+/// Write what commands created as TOML
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// The file to write, `-` for standard output
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    #[command(flatten)]
+    pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let view = view::look(&args.pins, &args.sources, io)?;
+    if !view.with_store {
+        bail!("the store cannot be read, so there is nothing to export");
+    }
+    let stored = view.entries.iter().filter(|entry| matches!(entry.origin, Origin::Store { .. }));
+    let text = portkeep_persist::export(stored.map(|entry| &entry.declaration));
+    if args.file.as_os_str() == "-" {
+        write!(io.out, "{text}")?;
+    } else {
+        fs::write(&args.file, text).with_context(|| format!("writing {}", args.file.display()))?;
+    }
+    Ok(DONE)
+}

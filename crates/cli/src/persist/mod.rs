@@ -1,0 +1,78 @@
+//! `persist`: reservations that stand whether or not somebody runs.
+//!
+//! What changes something goes through the agent, which is the only one to write the
+//! store. What looks asks the agent, too; where none runs, the files, the store
+//! and the kernel part are read instead ([`view`]).
+
+mod add;
+mod delete;
+mod export;
+mod import;
+mod list;
+mod ports;
+mod show;
+pub(crate) mod view;
+
+use clap::Subcommand;
+use portkeep::persistent::{Connection, PersistentError};
+
+pub(crate) use delete::not_exactly;
+
+use crate::Io;
+
+const AFTER_HELP: &str = "\
+Such a reservation belongs to a service, a user, a group or a cgroup, not to a process. It stands from boot until it is \
+deleted, and nobody else gets its ports while its service is stopped, restarted or upgraded. Programs need no change.
+
+It can also be declared in a file of /etc/portkeep/ports.d, which is the better place for what a package or a machine's \
+configuration wants; see `portkeep check --help`.
+
+Examples:
+  portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
+  portkeep persist list
+  portkeep persist show tomcat
+  portkeep persist delete tomcat
+  portkeep persist export > reservations.toml";
+
+/// Reserve ports for a service, user, group or cgroup, for good
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Add(add::Args),
+    Delete(delete::Args),
+    List(list::Args),
+    Show(show::Args),
+    Export(export::Args),
+    Import(import::Args),
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    match args.command {
+        Command::Add(args) => add::run(args, io),
+        Command::Delete(args) => delete::run(args, io),
+        Command::List(args) => list::run(args, io),
+        Command::Show(args) => show::run(args, io),
+        Command::Export(args) => export::run(args, io),
+        Command::Import(args) => import::run(args, io),
+    }
+}
+
+/// Where to write what should be reserved, where no agent can be asked to.
+const INSTEAD: &str = "or declare it in a file of /etc/portkeep/ports.d, which the agent reads when it starts";
+
+/// A connection to the agent, for what cannot be done without.
+pub(crate) fn connect(instead: Option<&str>) -> anyhow::Result<Connection> {
+    Connection::open().map_err(|error| match error {
+        PersistentError::AgentAbsent { .. } => {
+            let instead = instead.map_or_else(String::new, |instead| format!(", {instead}"));
+            anyhow::anyhow!("{error}; start it (`systemctl start portkeep`, or `portkeep agent`){instead}")
+        }
+        other => other.into(),
+    })
+}

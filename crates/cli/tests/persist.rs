@@ -1,0 +1,626 @@
+//! The commands about persistent reservations: the real binary and the real agent, in a cgroup, a mount and a network
+//! namespace of their own.
+
+// Not every test file uses all of the bed.
+#[allow(dead_code)]
+mod bed;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+};
+
+use bed::{Bed, HELPER, Said, answer, eventually};
+use portkeep_testkit::kernel_or_skip;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// A bed with the kernel part up, and most of the time an agent.
+struct Stage {
+    bed: Bed,
+    agent: Option<Child>,
+}
+
+impl Deref for Stage {
+    type Target = Bed;
+
+    fn deref(&self) -> &Bed {
+        &self.bed
+    }
+}
+
+impl Stage {
+    fn new(name: &str) -> Self {
+        let bed = Bed::with_network(name);
+        bed.portkeep(&["up"]).ok();
+        let mut stage = Self { bed, agent: None };
+        stage.start();
+        stage
+    }
+
+    fn start(&mut self) {
+        let log = fs::File::create(self.folder.path().join("agent.log")).unwrap();
+        let child = self.command(&["agent"]).stderr(log).spawn().unwrap();
+        self.agent = Some(child);
+        let socket = self.folder.path().join("run/agent.sock");
+        eventually(|| std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        // It listens before it has read everything, and answers after.
+        self.declared();
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            kill_process(Pid::from_child(&agent), Signal::TERM).unwrap();
+            assert!(agent.wait().unwrap().success(), "{}", self.log());
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
+    }
+
+    /// A file of the system that commands and agent are told to read.
+    fn file(&self, path: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join("root").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn declared(&self) -> Value {
+        self.portkeep(&["persist", "list", "--json"]).ok().json()
+    }
+
+    /// A process that has a TCP port bound until it is dropped.
+    fn server(&self, port: u16) -> Server {
+        self.server_of("root", port)
+    }
+
+    /// The same of another user.
+    fn server_of(&self, user: &str, port: u16) -> Server {
+        // Where the build folder is in somebody's home, others could not start it there.
+        let copy = self.folder.path().join("helper");
+        if !copy.exists() {
+            fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        }
+        let become_user = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", copy.to_str().unwrap()];
+        let helper = ["--exact", "helper_serves", "--ignored", "--nocapture"];
+        let mut command = self.program(&[&become_user[..], &helper].concat());
+        command.env(SERVE, port.to_string());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let there = out.by_ref().lines().map_while(Result::ok).any(|line| line.ends_with(THERE));
+        assert!(there, "{user} cannot bind {port}");
+        Server { child, _out: out }
+    }
+}
+
+/// Set for the process that plays a server: its port.
+const SERVE: &str = "PORTKEEP_TEST_SERVE";
+const THERE: &str = "helper: there";
+
+/// Started by the other tests in the place of a server.
+#[test]
+#[ignore = "plays a server for the other tests"]
+fn helper_serves() {
+    let Ok(port) = std::env::var(SERVE) else { return };
+    let listener = std::net::TcpListener::bind(("0.0.0.0", port.parse().unwrap()));
+    if listener.is_ok() {
+        println!("\n{THERE}");
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        let _ = self.bed.portkeep(&["down"]);
+    }
+}
+
+struct Server {
+    child: Child,
+    _out: BufReader<std::process::ChildStdout>,
+}
+
+impl Server {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+macro_rules! stage {
+    ($name:literal) => {
+        match kernel_or_skip(concat!("persist::", $name)) {
+            true => Stage::new($name),
+            false => return,
+        }
+    };
+}
+
+#[test]
+#[ignore = "plays somebody else for the other tests"]
+fn helper_binds() {
+    bed::help();
+}
+
+#[track_caller]
+fn fails(said: &Said, code: i32, told: &str) {
+    assert_eq!(said.code, Some(code), "{said:?}");
+    assert!(said.err.contains(told), "{told}: {said:?}");
+}
+
+#[test]
+fn what_is_added_is_listed_shown_enforced_and_deleted() {
+    let mut stage = stage!("add");
+    let added = stage.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
+    assert_eq!(added.out, "8443/tcp is reserved as web for user daemon\n");
+    assert_eq!(stage.stranger_binds("tcp", 8443), "AddrInUse");
+    let words = ["persist", "add", "--name", "rtp", "--any", "20", "--udp", "--align", "2", "--unit", "sip.service"];
+    let rtp = stage.portkeep(&[&words[..], &["--strict", "--description", "media", "--json"]].concat()).ok().json();
+    assert_eq!(rtp["transports"], "udp");
+    assert_eq!(rtp["who"], json!({"unit": "sip.service"}));
+    assert_eq!(
+        (&rtp["strict"], &rtp["description"], &rtp["kept"]),
+        (&json!(true), &json!("media"), &json!("persistent"))
+    );
+    assert_eq!(rtp["token"].as_str().unwrap().len(), 16);
+    stage
+        .portkeep(&["persist", "add", "--name", "gone", "--both", "9000,9001", "--cgroup", "/x", "--until-reboot"])
+        .ok();
+    stage.portkeep(&["persist", "add", "--name", "admin", "--tcp", "9100"]).ok();
+
+    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let lines: Vec<Vec<&str>> =
+        list.lines().map(|line| line.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
+    let ports = rtp["ports"].as_str().unwrap();
+    let expected = [
+        vec!["NAME", "PORTS", "PROTO", "FOR", "STATE", "FROM"],
+        vec!["web", "8443", "tcp", "user daemon", "in force", "a command of uid 0"],
+        vec!["gone", "9000-9001", "tcp+udp", "cgroup /x", "in force", "a command of uid 0, until the next reboot"],
+        vec!["admin", "9100", "tcp", "administrators", "in force", "a command of uid 0"],
+        vec!["rtp", ports, "udp", "unit sip.service, strict", "in force", "a command of uid 0"],
+    ];
+    assert_eq!(lines, expected);
+    let declared = stage.declared();
+    assert_eq!(declared[0]["name"], "web");
+    assert_eq!(
+        (&declared[0]["start"], &declared[0]["count"], &declared[0]["state"]),
+        (&json!(8443), &json!(1), &json!("active"))
+    );
+    assert_eq!(declared[3]["token"], rtp["token"]);
+
+    // Who may, binds; and everybody is told who it is.
+    let server = stage.server_of("daemon", 8443);
+    let show = stage.portkeep(&["persist", "show", "web"]).ok().out;
+    let bound = format!("  bound by     pid {} (", server.pid());
+    assert!(show.starts_with("web 8443/tcp\n  for          user daemon\n  state        in force\n"), "{show}");
+    assert!(show.contains(&bound) && show.contains("  token        "), "{show}");
+    let show = stage.portkeep(&["persist", "show", "web", "--json"]).ok().json();
+    assert_eq!(show[0]["bound"][0]["by"][0]["pid"], server.pid());
+    fails(&stage.portkeep(&["persist", "show", "nothing"]), 3, "there is no persistent reservation nothing");
+
+    let list = stage.portkeep(&["list", "--json"]).ok().json();
+    let web = list.as_array().unwrap().iter().find(|entry| entry["ports"] == "8443").unwrap().clone();
+    assert_eq!(
+        (&web["persistent"], &web["for_whom"], &web["label"]),
+        (&json!(true), &json!("user daemon"), &json!("web"))
+    );
+    assert_eq!((&web["bound"], &web["bound_by"][0]["pid"]), (&json!(1), &json!(server.pid())));
+    let table = stage.portkeep(&["list"]).ok().out;
+    let row = table.lines().find(|line| line.starts_with("8443")).unwrap();
+    let told = format!("  from a command of uid 0; bound by pid {} (", server.pid());
+    assert!(row.contains("  user daemon  ") && row.contains(&told), "{row}");
+    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    assert!(who.starts_with("8443/tcp is reserved for user daemon\n"), "{who}");
+    assert!(who.contains("  name      web\n") && who.contains("  from      a command of uid 0\n"), "{who}");
+    let status = stage.portkeep(&["status"]).ok().out;
+    assert!(status.contains("; 4 persistent\n") && status.contains("refused       1 bind of outsiders\n"), "{status}");
+    let status = stage.portkeep(&["status", "--json"]).ok().json();
+    assert_eq!((&status["persistent"], &status["refused"]), (&json!(4), &json!(1)));
+
+    // The same without an agent, out of the stores and the kernel part.
+    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
+    let with_agent = stage.declared();
+    stage.stop();
+    let without = stage.portkeep(&["persist", "list", "--json"]).ok();
+    assert!(without.err.contains("no agent runs"), "{without:?}");
+    assert_eq!(without.json(), with_agent);
+    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
+    let list = stage.portkeep(&["list", "--json"]).ok().json();
+    let whom: Vec<&str> = list.as_array().unwrap().iter().map(|entry| entry["for_whom"].as_str().unwrap()).collect();
+    assert_eq!(whom, ["user daemon", "cgroup /x", "administrators", "unit sip.service"]);
+    for words in
+        [&["persist", "delete", "web"][..], &["reload"], &["watch"], &["persist", "add", "--name", "x", "--tcp", "7"]]
+    {
+        fails(&stage.portkeep(words), 1, "the agent is not running");
+    }
+    fails(
+        &stage.portkeep(&["persist", "add", "--name", "x", "--tcp", "7"]),
+        1,
+        "declare it in a file of /etc/portkeep",
+    );
+    let nobody = stage.portkeep_as_nobody(&["persist", "list"]).ok();
+    assert!(nobody.err.contains("the store can only be read by root"), "{nobody:?}");
+    fails(&stage.portkeep_as_nobody(&["persist", "export"]), 1, "the store cannot be read");
+    stage.start();
+
+    let deleted = stage.portkeep(&["persist", "delete", "admin", "nothing"]);
+    assert_eq!(deleted.out, "admin is deleted; it was 9100/tcp for administrators\n");
+    fails(&deleted, 3, "there is no persistent reservation nothing");
+    fails(
+        &stage.portkeep(&["persist", "delete", "--udp", "9000-9001"]),
+        3,
+        "exactly 9000-9001/udp; gone is 9000-9001/tcp+udp",
+    );
+    let deleted = stage.portkeep(&["persist", "delete", "--both", "9000-9001", "--json"]).ok().json();
+    assert_eq!(deleted[0]["name"], "gone");
+    stage.portkeep(&["persist", "delete", "web", "rtp"]).ok();
+    assert_eq!(stage.declared(), json!([]));
+    drop(server);
+    assert_eq!(stage.stranger_binds("tcp", 8443), "bound");
+}
+
+#[test]
+fn what_cannot_be_is_told_with_who_is_in_the_way() {
+    let stage = stage!("refused");
+    stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000-8009"]).ok();
+    let add = |words: &[&str]| stage.portkeep(&[&["persist", "add"], words].concat());
+    fails(&add(&["--name", "a", "--tcp", "9000"]), 1, "the name `a` is used by a command of uid 0");
+    fails(&add(&["--name", "b", "--tcp", "8009-8010"]), 1, "8000-8009/tcp is reserved as `a` by a command of uid 0");
+    fails(&add(&["--name", "b", "--tcp", "9000", "--user", "nobody-has-this-name"]), 1, "there is no user");
+    let server = stage.server(9000);
+    fails(&add(&["--name", "b", "--tcp", "9000"]), 1, &format!("pid {} (", server.pid()));
+    fails(&add(&["--name", "b", "--any", "9999"]), 1, "9999 ports");
+    fails(&stage.portkeep_as_nobody(&["persist", "add", "--name", "b", "--tcp", "9001"]), 1, "administrator");
+    fails(&stage.portkeep_as_nobody(&["persist", "delete", "a"]), 1, "administrator");
+    fails(&stage.portkeep_as_nobody(&["reload"]), 1, "administrator");
+    fails(&stage.portkeep_as_nobody(&["watch"]), 1, "administrator");
+    // Looking takes no right.
+    assert_eq!(stage.portkeep_as_nobody(&["persist", "list", "--json"]).ok().json(), stage.declared());
+    assert_eq!(stage.declared().as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn an_export_is_imported_whole_or_not_at_all() {
+    let stage = stage!("import");
+    stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();
+    stage.portkeep(&["persist", "add", "--name", "b", "--udp", "8000-8003", "--group", "daemon", "--strict"]).ok();
+    stage.portkeep(&["persist", "add", "--name", "c", "--tcp", "8100", "--until-reboot"]).ok();
+    let export = stage.portkeep(&["persist", "export"]).ok().out;
+    let expected = "
+[[reservation]]
+name = \"a\"
+tcp = 8000
+user = \"daemon\"
+
+[[reservation]]
+name = \"b\"
+udp = \"8000-8003\"
+group = \"daemon\"
+strict = true
+";
+    assert!(export.ends_with(expected), "{export}");
+    let file = stage.folder.path().join("export.toml");
+    let file = file.to_str().unwrap();
+    stage.portkeep(&["persist", "export", file]).ok();
+    assert_eq!(fs::read_to_string(file).unwrap(), export);
+
+    stage.portkeep(&["persist", "delete", "b", "c"]).ok();
+    let imported = stage.portkeep(&["persist", "import", file]).ok();
+    assert_eq!(imported.out, "created: b 8000-8003/udp for group daemon\nthere already: a 8000/tcp for user daemon\n");
+    let again = stage.portkeep(&["persist", "import", file, "--json"]).ok().json();
+    assert_eq!((again["created"].as_array().unwrap().len(), again["there_already"].as_array().unwrap().len()), (0, 2));
+
+    let import = |text: &str| {
+        let mut child = stage.command(&["persist", "import", "-"]);
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        Said::from(child.wait_with_output().unwrap())
+    };
+    let first = "[[reservation]]\nname = \"d\"\ntcp = 8200\n";
+    let mistake = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 0\n"));
+    fails(&mistake, 1, "standard input:6:7: port 0 means");
+    let taken = import(&format!("{first}[[reservation]]\nname = \"a\"\ntcp = 8201\n"));
+    fails(&taken, 1, "the name a is used by a command of uid 0");
+    let overlaps = import(&format!("{first}[[reservation]]\nname = \"e\"\nboth = \"8003-8004\"\n"));
+    fails(&overlaps, 1, "8003-8004/tcp+udp of e is reserved as b (8000-8003/udp)");
+    // Nothing shows beforehand that somebody has this one bound.
+    let server = stage.server(8201);
+    let in_use = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 8201\n"));
+    fails(&in_use, 1, "nothing was imported: e 8201/tcp: ");
+    fails(&in_use, 1, &format!("pid {} (", server.pid()));
+    let names: Vec<Value> = stage.declared().as_array().unwrap().iter().map(|entry| entry["name"].clone()).collect();
+    assert_eq!(names, [json!("a"), json!("b")]);
+    fails(&stage.portkeep(&["persist", "import", "/no/such/file"]), 1, "/no/such/file");
+}
+
+#[test]
+fn files_are_reloaded_and_named_everywhere() {
+    let stage = stage!("reload");
+    let web = stage.file(
+        "etc/portkeep/ports.d/web.toml",
+        "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"tomcat.service\"\ndescription = \"the shop\"\n\n\
+         [[reservation]]\nname = \"later\"\ntcp = 8444\nuser = \"nobody-has-this-name\"\n",
+    );
+    let other = stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\nboth = 8443\n");
+    let (web, other) = (web.to_str().unwrap(), other.to_str().unwrap());
+    let reload = stage.portkeep(&["reload"]).ok();
+    assert!(reload.out.starts_with("read again: 1 came into force, 0 ended, "), "{reload:?}");
+    assert!(
+        reload.err.contains(&format!("{other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
+        "{reload:?}"
+    );
+    let json = stage.portkeep(&["reload", "--json"]).ok().json();
+    assert_eq!((&json["added"], &json["removed"]), (&json!(0), &json!(0)));
+
+    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let mut lines = list.lines().skip(1).map(str::to_owned);
+    let mut next = || lines.next().unwrap_or_default();
+    let row = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(row(next()), format!("web 8443 tcp unit tomcat.service in force {web}:1"));
+    assert_eq!(row(next()), format!("z 8443 tcp+udp administrators conflict {other}:1"));
+    assert!(next().starts_with("    8443/tcp of `z`"), "{list}");
+    assert_eq!(row(next()), format!("later 8444 tcp user nobody-has-this-name waits {web}:7"));
+    assert_eq!(next(), "    there is no user \"nobody-has-this-name\"");
+
+    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    assert!(who.starts_with("8443/tcp is reserved for unit tomcat.service\n"), "{who}");
+    assert!(who.contains(&format!("  from      {web}:1\n")) && who.contains("  what      the shop\n"), "{who}");
+    fails(&stage.portkeep(&["persist", "delete", "web"]), 1, web);
+    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "remove or mask the file, and `portkeep reload`");
+    fails(&stage.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nportkeep: ");
+
+    fs::remove_file(web).unwrap();
+    let reload = stage.portkeep(&["reload"]).ok();
+    assert_eq!(reload.out, "read again: 1 came into force, 1 ended, 0 not in force\n", "{reload:?}");
+}
+
+#[test]
+fn what_happens_is_watched() {
+    let mut stage = stage!("watch");
+    let mut watch = stage.command(&["watch"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut as_json = stage.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut out, mut json) =
+        (BufReader::new(watch.stdout.take().unwrap()), BufReader::new(as_json.stdout.take().unwrap()));
+    let line = |reader: &mut BufReader<std::process::ChildStdout>| {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        line
+    };
+    // They watch as soon as what is created before everybody's eyes is told to both.
+    let mut made = 0;
+    let mut first = (String::new(), String::new());
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| (line(&mut out), line(&mut json)));
+        while !told.is_finished() {
+            let port = (10_000 + made).to_string();
+            stage.portkeep(&["persist", "add", "--name", &format!("n{made}"), "--tcp", &port, "--user", "daemon"]).ok();
+            made += 1;
+        }
+        first = told.join().unwrap();
+    });
+    assert!(first.0.contains(" is reserved for user daemon as \"n"), "{first:?}");
+    let event: Value = serde_json::from_str(&first.1).unwrap();
+    assert_eq!((&event["what"], &event["transports"]), (&json!("granted"), &json!("tcp")));
+
+    assert_eq!(stage.stranger_binds("tcp", 10_000), "AddrInUse");
+    let refused =
+        std::iter::repeat_with(|| line(&mut out)).take(made + 2).find(|line| line.contains(" was refused ")).unwrap();
+    assert!(refused.contains("10000/tcp: reserved for user daemon by a command of uid 0"), "{refused}");
+    let event = std::iter::repeat_with(|| serde_json::from_str::<Value>(&line(&mut json)).unwrap())
+        .take(made + 2)
+        .find(|event| event["what"] == "refused")
+        .unwrap();
+    assert_eq!((&event["name"], &event["ports"]), (&json!("n0"), &json!("10000")));
+
+    // They end when the agent does.
+    stage.stop();
+    let said = Said::from(watch.wait_with_output().unwrap());
+    assert_eq!((said.code, said.err.as_str()), (Some(0), "portkeep: the agent has ended\n"));
+    assert!(as_json.wait().unwrap().success());
+}
+
+#[test]
+fn netshs_words_make_netshs_table() {
+    let mut stage = stage!("netsh");
+    let netsh = |stage: &Stage, words: &str| stage.portkeep(&words.split(' ').collect::<Vec<_>>());
+    let add = "excludedportrange add protocol=tcp startport=40000 numberofports=11 store=persistent";
+    assert_eq!(netsh(&stage, add).ok().out, "Ok.\n\n");
+    netsh(&stage, "netsh interface ipv4 add excludedportrange protocol=tcp startport=50000 numberofports=60").ok();
+    netsh(&stage, "excludedportrange add tcp 41000 1 active").ok();
+    netsh(&stage, "excludedportrange add udp 40000 11").ok();
+    let holding = stage.hold(&["--at", "61010", "--count", "2"]);
+    let expected = "
+Protocol tcp Port Exclusion Ranges
+
+Start Port    End Port
+----------    --------
+     40000       40010     *
+     41000       41000     *
+     50000       50059     *
+     61010       61011
+
+* - Administered port exclusions.
+
+";
+    assert_eq!(netsh(&stage, "excludedportrange show protocol=tcp").ok().out, expected);
+    assert_eq!(netsh(&stage, "netsh int ipv6 sh ex tcp").ok().out, expected);
+    let stays = netsh(&stage, "excludedportrange show tcp store=persistent --json").ok().json();
+    let row = |start: u16, end: u16| json!({"start": start, "end": end, "administered": true});
+    assert_eq!(stays, json!([row(40000, 40010), row(50000, 50059)]));
+
+    let in_use = "The process cannot access the file because it is being used by another process.\nportkeep: ";
+    fails(&netsh(&stage, add), 1, in_use);
+    fails(&netsh(&stage, "excludedportrange add tcp 40010 2"), 1, in_use);
+    fails(&netsh(&stage, "excludedportrange add tcp 61011 1"), 1, &format!("pid {}", holding.child.id()));
+    let server = stage.server(42000);
+    fails(
+        &netsh(&stage, "excludedportrange add tcp 42000 1"),
+        1,
+        &format!("{in_use}42000/tcp is in use by pid {}", server.pid()),
+    );
+    drop(server);
+    // Exactly, or not at all.
+    let not_found = "The system cannot find the file specified.\nportkeep: ";
+    fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 1, not_found);
+    fails(
+        &netsh(&stage, "excludedportrange del tcp 40001 10"),
+        1,
+        "excludedportrange:tcp:40000-40010 is 40000-40010/tcp",
+    );
+    fails(
+        &netsh(&stage, "excludedportrange delete tcp 61010 2"),
+        1,
+        "Access is denied.\nportkeep: 61010-61011/tcp, pid ",
+    );
+    fails(&netsh(&stage, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nportkeep: ");
+    let nobody = stage.portkeep_as_nobody(&["excludedportrange", "add", "tcp", "43000", "1"]);
+    fails(&nobody, 1, "The requested operation requires elevation (Run as administrator).\nportkeep: ");
+    let syntax = "The syntax supplied for this command is not valid. Check help for the correct syntax.\nportkeep: ";
+    fails(&netsh(&stage, "excludedportrange add tcp"), 2, &format!("{syntax}startport is missing"));
+    fails(&netsh(&stage, "excludedportrange show store=active"), 2, &format!("{syntax}protocol is missing"));
+    fails(&netsh(&stage, "netsh interface ipv4 show dynamicport tcp"), 2, syntax);
+
+    assert_eq!(netsh(&stage, "excludedportrange del tcp 40000 11").ok().out, "Ok.\n\n");
+    netsh(&stage, "excludedportrange delete protocol=tcp startport=41000 numberofports=1 store=active").ok();
+    netsh(&stage, "netsh int ipv4 del ex tcp 50000 60").ok();
+    holding.let_go();
+    let rows = netsh(&stage, "excludedportrange show tcp --json").ok().json();
+    assert_eq!(rows, json!([]));
+    let rows = netsh(&stage, "excludedportrange show udp --json").ok().json();
+    assert_eq!(rows, json!([row(40000, 40010)]));
+    stage.stop();
+    fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nportkeep: ");
+}
+
+/// What `check` prints, with the folder's name left out.
+fn check(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
+    let said = Said::from(
+        std::process::Command::new(bed::PORTKEEP)
+            .arg("check")
+            .args(words)
+            .current_dir(folder)
+            .env_remove("PORTKEEP_ROOT")
+            .env_remove("PORTKEEP_CONFIG")
+            .env_remove("PORTKEEP_STATE_DIR")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(said.err, "");
+    (said.code, said.out.replace(&format!("{}/", folder.display()), ""))
+}
+
+#[test]
+fn check_speaks_as_a_compiler_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    file("etc/services", "https 443/tcp\nipp 631/tcp\nipp 631/udp\n");
+    file("etc/passwd", "root:x:0:0::/:/bin/sh\n");
+    file("etc/group", "root:x:0:\n");
+    file("usr/lib/systemd/system/nginx.service", "");
+    file(
+        "usr/lib/portkeep/ports.d/nginx.toml",
+        "[[reservation]]\nname = \"web\"\ntcp = \"https\"\nunit = \"nginx.service\"\n",
+    );
+    file("etc/portreserve/cups", "ipp\n");
+    file("etc/portkeep/portkeep.toml", "pool = \"20000-20999\"\n");
+    let root = dir.path().to_str().unwrap();
+    let good = check(dir.path(), &["--root", root]);
+    // The unit of a portreserve file need not be there.
+    assert_eq!(
+        good,
+        (
+            Some(0),
+            "etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:cups:631`)\n\
+             3 files with 2 reservations: 1 warning\n"
+                .into()
+        )
+    );
+
+    file(
+        "etc/portkeep/ports.d/a.toml",
+        "[[reservation]]\nname = \"a\"\ntcp = \"htps\"\n\n[[reservation]]\nname = \"b\"\ntcp = 443\nuser = \"root\"\n\n\
+         [[reservation]]\nname = \"c\"\nudp = 443\ngroup = \"voice\"\n",
+    );
+    file("etc/portkeep/portkeep.toml", "pol = \"20000-20999\"\n");
+    let bad = check(dir.path(), &["--root", root]);
+    let expected = "\
+etc/portkeep/portkeep.toml:1:1: unknown key `pol`
+help: did you mean `pool`?
+etc/portkeep/ports.d/a.toml:3:7: \"htps\" is neither a port, nor a range, nor a service of /etc/services
+help: did you mean \"https\"?
+usr/lib/portkeep/ports.d/nginx.toml:1:1: 443/tcp of `web` is reserved as `b` by etc/portkeep/ports.d/a.toml:5
+help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
+etc/portkeep/ports.d/a.toml:10:1: warning: there is no group voice (`c`)
+help: the reservation waits until there is one
+etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:cups:631`)
+4 files with 3 reservations: 3 mistakes, 2 warnings
+";
+    assert_eq!(bad, (Some(1), expected.into()));
+
+    // Files by themselves, of every kind, and across.
+    file("x/one.toml", "[[reservation]]\nname = \"one\"\ntcp = \"7000-7009\"\n");
+    file("x/two.toml", "[[reservation]]\nname = \"two\"\nboth = 7009\n");
+    file("x/conf.toml", "deny_errno = \"EPERM\"\n");
+    file("x/portreserve/svc", "7/sctp\n");
+    let named = check(dir.path(), &["x/one.toml", "x/two.toml", "x/conf.toml", "x/portreserve", "x/absent.toml"]);
+    let expected = "\
+x/conf.toml:1:14: `deny_errno` is \"EADDRINUSE\" or \"EACCES\"
+x/portreserve/svc:1:1: \"7/sctp\": a transport is tcp or udp
+x/absent.toml: does not exist
+x/two.toml:1:1: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
+help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
+5 files with 1 reservation: 4 mistakes
+";
+    assert_eq!(named, (Some(1), expected.into()));
+    let folder = check(dir.path(), &["x", "--json"]);
+    let json: Value = serde_json::from_str(&folder.1).unwrap();
+    assert_eq!(json["files"], json!(["x/conf.toml", "x/one.toml", "x/two.toml"]));
+    assert_eq!((json["errors"].as_array().unwrap().len(), &json["reservations"]), (2, &json!(1)));
+    assert_eq!(check(dir.path(), &["x/one.toml"]), (Some(0), "1 file with 1 reservation: nothing wrong\n".into()));
+}
+
+#[test]
+fn check_knows_what_commands_created() {
+    let mut stage = stage!("check");
+    stage.portkeep(&["persist", "add", "--name", "mine", "--tcp", "8443"]).ok();
+    let web = stage.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
+    let said = stage.portkeep(&["check"]);
+    assert_eq!(said.code, Some(1));
+    let told = format!("{}:1:1: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
+    assert!(said.out.starts_with(&told), "{said:?}");
+
+    stage.stop();
+    let store = stage.folder.path().join("state/persistent.redb");
+    fs::write(&store, "rubbish").unwrap();
+    let said = stage.portkeep(&["check"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.out.starts_with(&format!("{}: is damaged: ", store.display())), "{said:?}");
+    assert!(stage.portkeep(&["persist", "list"]).err.contains("is damaged"));
+    assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
+}
+
+/// Used by the bed's stranger, and by nothing here by itself.
+#[test]
+fn the_helper_says_what_became_of_it() {
+    assert_eq!(answer("x\nhelper: bound\n"), "bound");
+    assert!(std::env::var_os(HELPER).is_none());
+}
