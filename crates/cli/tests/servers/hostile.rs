@@ -5,7 +5,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use portkeep_core::{Errno, Transport};
+use portkeep::{PortRange, control, persistent::lookup};
+use portkeep_core::{Errno, Transport, wire::AcquireRequest};
+use portkeep_testkit::sockets::socket;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{Declared, tally::Slot};
@@ -89,6 +91,11 @@ impl Way {
         declared.transports.contains(self.kind.transport())
     }
 
+    /// Whether connections in TIME_WAIT do not stand in its way.
+    pub(crate) fn ignores_time_wait(&self) -> bool {
+        self.kind == Kind::Udp || self.options & REUSE_ADDRESS != 0
+    }
+
     /// Bind, and listen where that is done.
     pub(crate) fn bind(&self, port: u16) -> io::Result<Socket> {
         let has = |option| self.options & option != 0;
@@ -115,6 +122,22 @@ impl Way {
     }
 }
 
+/// Reserve it, or take part in its reservation, which is for administrators but for nobody else.
+fn by_control_codes(root: bool, declared: &Declared) -> Option<&'static str> {
+    let ports = PortRange::single(declared.port).expect("a port");
+    for transport in declared.transports.iter() {
+        let request = AcquireRequest { start: declared.port, count: 1, ..Default::default() };
+        if control::acquire(socket(Domain::IPV4, transport), &request).is_ok() {
+            return Some("ACQUIRE");
+        }
+        let token = (!root).then(|| lookup(ports, transport).ok()).flatten();
+        if token.is_some_and(|token| control::associate(socket(Domain::IPV4, transport), token).is_ok()) {
+            return Some("ASSOCIATE");
+        }
+    }
+    None
+}
+
 /// For ever.
 pub(crate) fn hammer(slot: &Slot<'_>, root: bool, declared: &[Declared]) {
     let ways = ways(root);
@@ -131,6 +154,11 @@ pub(crate) fn hammer(slot: &Slot<'_>, root: bool, declared: &[Declared]) {
                 slot.count(|counts| counts.tries += 1);
             }
             slot.publish();
+        }
+        for declared in declared {
+            if let Some(code) = by_control_codes(root, declared) {
+                slot.wrong(&format!("{} is lost to {code}", declared.port));
+            }
         }
         slot.count(|counts| counts.sweeps += 1);
         slot.publish();

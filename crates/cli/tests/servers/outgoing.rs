@@ -144,7 +144,7 @@ pub(crate) fn exhaust(slot: &Slot<'_>, transport: Transport, declared: &[Declare
 }
 
 /// Connect until no port is left; all that were chosen.
-pub(crate) fn all_chosen() -> Vec<u16> {
+pub(crate) fn all_chosen() -> impl Iterator<Item = u16> {
     many_descriptors();
     let mut held = Vec::new();
     loop {
@@ -154,7 +154,7 @@ pub(crate) fn all_chosen() -> Vec<u16> {
             Ok(()) => held.push(socket),
             Err(error) => {
                 assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable, "{error}");
-                return held.iter().map(port).collect();
+                return held.into_iter().map(|socket| port(&socket));
             }
         }
     }

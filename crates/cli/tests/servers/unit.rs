@@ -157,8 +157,10 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
+        // Dead ones are not listed.
+        let pids = self.processes();
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
-        for pid in self.processes() {
+        for pid in pids {
             let _ = waitpid(Pid::from_raw(pid), WaitOptions::empty());
         }
         if thread::panicking() {
