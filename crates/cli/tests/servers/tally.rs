@@ -64,6 +64,14 @@ impl Board {
     }
 }
 
+impl Drop for Board {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.wrong().lines().take(10).for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
 /// Where one outsider writes.
 pub(crate) struct Slot<'a> {
     board: &'a Board,
