@@ -127,7 +127,9 @@ fn by_control_codes(root: bool, declared: &Declared) -> Option<&'static str> {
     let ports = PortRange::single(declared.port).expect("a port");
     for transport in declared.transports.iter() {
         let request = AcquireRequest { start: declared.port, count: 1, ..Default::default() };
-        if control::acquire(socket(Domain::IPV4, transport), &request).is_ok() {
+        let acquired = control::acquire(socket(Domain::IPV4, transport), &request);
+        // In progress means that the kernel part gave it away, but for the agent's word.
+        if acquired.map_or_else(|error| error.raw_os_error() == Some(Errno::EINPROGRESS.0), |()| true) {
             return Some("ACQUIRE");
         }
         let token = (!root).then(|| lookup(ports, transport).ok()).flatten();
