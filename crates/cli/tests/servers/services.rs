@@ -103,8 +103,7 @@ impl Redis {
 
     pub(crate) fn stop(&self) {
         let main = *self.unit.processes().first().expect("it runs");
-        self.unit.signal(main, Signal::TERM);
-        self.unit.await_all();
+        self.unit.end(main, Signal::TERM);
     }
 }
 
@@ -157,14 +156,12 @@ impl Postgres {
 
     /// As its unit in Debian stops it.
     pub(crate) fn stop(&self) {
-        self.unit.signal(self.main(), Signal::INT);
-        self.unit.await_all();
+        self.unit.end(self.main(), Signal::INT);
     }
 
     /// Without a checkpoint, the next start recovers.
     pub(crate) fn stop_at_once(&self) {
-        self.unit.signal(self.main(), Signal::QUIT);
-        self.unit.await_all();
+        self.unit.end(self.main(), Signal::QUIT);
     }
 }
 
@@ -221,8 +218,7 @@ impl Nginx {
 
     /// Graceful, as its unit in Debian stops it.
     pub(crate) fn stop(&self) {
-        self.unit.signal(self.master().expect("it runs"), Signal::QUIT);
-        self.unit.await_all();
+        self.unit.end(self.master().expect("it runs"), Signal::QUIT);
     }
 
     /// Give one port up while it runs.

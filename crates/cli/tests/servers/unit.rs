@@ -140,8 +140,17 @@ impl Unit {
         }
     }
 
+    /// A signal that ends them all, and wait until it has.
+    pub(crate) fn end(&self, main: i32, signal: Signal) {
+        // Listed first: the dead, who are to be waited for, are not.
+        let pids = self.processes();
+        self.signal(main, signal);
+        self.await_end(&pids);
+        self.await_all();
+    }
+
     /// Wait until all have ended.
-    pub(crate) fn await_all(&self) {
+    fn await_all(&self) {
         self.await_end(&self.processes());
         eventually(|| format!("an empty {}", self.cgroup()), || self.processes().is_empty());
     }
