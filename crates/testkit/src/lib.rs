@@ -45,11 +45,21 @@ pub fn obstacle() -> Option<String> {
 #[track_caller]
 pub fn kernel_or_skip(test: &str) -> bool {
     let Some(reason) = obstacle() else { return true };
-    assert!(std::env::var_os(REQUIRE).is_none(), "{REQUIRE} is set, but {test} cannot run: {reason}");
+    skip(test, &reason, REQUIRE);
+    false
+}
+
+/// Say where nobody overlooks it that a test cannot run here.
+///
+/// # Panics
+///
+/// If the environment variable `required` is set: this machine must run it.
+#[track_caller]
+pub fn skip(test: &str, reason: &str, required: &str) {
+    assert!(std::env::var_os(required).is_none(), "{required} is set, but {test} cannot run: {reason}");
     // Past the harness, which swallows what a passing test prints.
     let line = format!("SKIPPED {test}: {reason}\n");
     let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
-    false
 }
 
 /// A cgroup below the root of the v2 hierarchy, removed when this process ends, however it ends.

@@ -61,6 +61,27 @@ pub fn connect(socket: &Socket, address: &str) -> io::Result<()> {
     socket.connect(&address.parse::<SocketAddr>().expect("an address").into())
 }
 
+/// Ports (host byte order) that an automatic choice for this socket may come from (IP_LOCAL_PORT_RANGE, Linux 6.3).
+pub fn choose_from(socket: &Socket, ports: std::ops::RangeInclusive<u16>) -> io::Result<()> {
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    set_ip_option(socket, IP_LOCAL_PORT_RANGE, range)
+}
+
+/// A bind to port 0 only fixes the address, and connect chooses the port (IP_BIND_ADDRESS_NO_PORT).
+pub fn choose_at_connect(socket: &Socket) -> io::Result<()> {
+    set_ip_option(socket, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set_ip_option(socket: &Socket, name: libc::c_int, value: u32) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: setsockopt reads four bytes from `value`, which has as many.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, name, (&raw const value).cast(), size_of::<u32>() as u32)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The local port, 0 if there is none.
 pub fn port(socket: &Socket) -> u16 {
     socket.local_addr().ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port())
