@@ -3,8 +3,11 @@
 //! Exit codes: 0 all is well, 1 something failed, 2 wrong usage, 3 a tool that
 //! has to be installed first is missing.
 
+mod boot_test;
 mod bpf;
+mod install;
 mod tool;
+mod units;
 mod vm_test;
 
 use std::process::ExitCode;
@@ -15,12 +18,18 @@ use clap::Parser;
 #[command(about = "Portkeep's maintainers' tools", disable_version_flag = true)]
 enum Task {
     Bpf(bpf::Options),
+    BootTest(boot_test::Options),
+    Install(install::Options),
+    Units(units::Options),
     VmTest(vm_test::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
+        Task::BootTest(options) => boot_test::run(&options),
+        Task::Install(options) => install::run(&options),
+        Task::Units(options) => units::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

@@ -17,7 +17,7 @@ const DPKG_DEB: Tool = Tool { name: "dpkg-deb", remedy: "apt-get install dpkg" }
 const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     #[value(name = "6.1")]
     Oldest,
     #[value(name = "6.12")]
@@ -26,7 +26,7 @@ pub(super) enum Choice {
 }
 
 impl Choice {
-    pub(super) fn releases(self) -> &'static [&'static str] {
+    pub(crate) fn releases(self) -> &'static [&'static str] {
         match self {
             Self::Oldest => &["6.1"],
             Self::Newer => &["6.12"],
@@ -35,19 +35,19 @@ impl Choice {
     }
 }
 
-pub(super) struct Kernel {
-    pub(super) release: &'static str,
-    pub(super) image: PathBuf,
+pub(crate) struct Kernel {
+    pub(crate) release: &'static str,
+    pub(crate) image: PathBuf,
 }
 
 impl Kernel {
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.image.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
 /// The newest kernel of a release: from the cache, or else from Debian.
-pub(super) fn get(release: &'static str, work: &Path) -> Result<Kernel> {
+pub(crate) fn get(release: &'static str, work: &Path) -> Result<Kernel> {
     let cache = work.join(format!("linux-{release}"));
     fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
     if let Some(image) = find(&cache, "vmlinuz")? {

@@ -1,0 +1,70 @@
+//! A machine with Portkeep installed, booted: Debian with systemd in QEMU, real servers, programs that mean to have
+//! their ports, a power cut and reboots. What is looked at there is in `guest/check.sh`.
+//!
+//! The kernels are those of `vm-test`. They have NVMe and ext4 built in, so neither a first RAM disk nor modules are
+//! needed. All boots of a test happen in one QEMU: what the guest writes goes into QEMU's memory of the disk and is
+//! there after a reset, while the guest's own memory is not.
+
+mod console;
+mod root;
+
+use std::{path::Path, time::Instant};
+
+use anyhow::{Result, bail};
+
+use crate::vm_test::{kernels, work_folder};
+
+/// Boot a machine with Portkeep installed
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Linux release to boot
+    #[arg(long, value_enum, default_value = "6.1")]
+    kernel: kernels::Choice,
+    /// Two boots instead of four, and shorter loops
+    #[arg(long)]
+    short: bool,
+    /// Give up on a guest after so many seconds
+    #[arg(long, default_value_t = 900)]
+    limit: u64,
+    /// Show all that the guest prints
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    console::check()?;
+    root::check()?;
+    let folder = work_folder()?;
+    let kernels =
+        options.kernel.releases().iter().map(|release| kernels::get(release, &folder)).collect::<Result<Vec<_>>>()?;
+    let image = folder.join("boot.ext4");
+    let start = Instant::now();
+    root::make(&folder, &image)?;
+    println!("== a machine in {:.1} s", start.elapsed().as_secs_f64());
+    let mut failed = 0;
+    for kernel in &kernels {
+        println!("== Linux {} ({})", kernel.release, kernel.name());
+        failed += usize::from(!passes(&kernel.image, &image, options)?);
+    }
+    if failed > 0 {
+        bail!("the boot test failed on {failed} of {} kernels", kernels.len());
+    }
+    Ok(())
+}
+
+fn passes(kernel: &Path, image: &Path, options: &Options) -> Result<bool> {
+    let start = Instant::now();
+    let report = console::boot(kernel, image, options.short, options.limit, options.verbose)?;
+    // Whatever the checks say, a guest that did not get to the end has not passed.
+    if !report.complete {
+        println!("   FAIL  the guest stopped before its last check");
+    }
+    let passed = report.complete && report.passed > 0 && report.failed == 0;
+    println!(
+        "   {}  {} checks in {:.1} s",
+        if passed { "passed" } else { "FAILED" },
+        report.passed + report.failed,
+        start.elapsed().as_secs_f64()
+    );
+    Ok(passed)
+}
