@@ -16,8 +16,8 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Between two rounds. The machine it runs on is an emulated one, and others want to get on as well.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Between two ports. The machine it runs on is an emulated one, and others want to get on as well.
+const PAUSE: Duration = Duration::from_millis(25);
 const REPORT: Duration = Duration::from_millis(200);
 
 type Arm = fn(&Socket) -> io::Result<()>;
@@ -85,12 +85,14 @@ fn hammer(file: &Path, ports: &[u16]) -> io::Result<()> {
     let mut tally = Tally::default();
     let mut told = Instant::now();
     loop {
-        ports.iter().for_each(|port| tally.round(*port));
+        for port in ports {
+            tally.round(*port);
+            thread::sleep(PAUSE);
+        }
         if told.elapsed() >= REPORT {
             told = Instant::now();
             tally.write(file)?;
         }
-        thread::sleep(PAUSE);
     }
 }
 

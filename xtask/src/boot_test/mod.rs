@@ -1,14 +1,16 @@
 //! A machine with Portkeep installed, booted: Debian with systemd in QEMU, real servers, programs that mean to have
 //! their ports, a power cut and reboots. What is looked at there is in `guest/check.sh`.
 //!
-//! The kernels are those of `vm-test`. They have NVMe and ext4 built in, so neither a first RAM disk nor modules are
-//! needed. All boots of a test happen in one QEMU: what the guest writes goes into QEMU's memory of the disk and is
+//! The kernels are those of `vm-test`. They have NVMe and ext4 built in, so no first RAM disk is needed. All boots of a test happen in one QEMU: what the guest writes goes into QEMU's memory of the disk and is
 //! there after a reset, while the guest's own memory is not.
 
 mod console;
 mod root;
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Result, bail};
 
@@ -23,6 +25,9 @@ pub(crate) struct Options {
     /// Two boots instead of four, and shorter loops
     #[arg(long)]
     short: bool,
+    /// Boot this disk, which an earlier run has made, as it is
+    #[arg(long)]
+    image: Option<PathBuf>,
     /// Give up on a guest after so many seconds
     #[arg(long, default_value_t = 900)]
     limit: u64,
@@ -37,10 +42,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let folder = work_folder()?;
     let kernels =
         options.kernel.releases().iter().map(|release| kernels::get(release, &folder)).collect::<Result<Vec<_>>>()?;
-    let image = folder.join("boot.ext4");
-    let start = Instant::now();
-    root::make(&folder, &image)?;
-    println!("== a machine in {:.1} s", start.elapsed().as_secs_f64());
+    let image = match &options.image {
+        Some(image) => image.clone(),
+        None => {
+            let (start, image) = (Instant::now(), folder.join("boot.ext4"));
+            root::make(&folder, &kernels, &image)?;
+            println!("== a machine in {:.1} s", start.elapsed().as_secs_f64());
+            image
+        }
+    };
     let mut failed = 0;
     for kernel in &kernels {
         println!("== Linux {} ({})", kernel.release, kernel.name());

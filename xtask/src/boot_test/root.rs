@@ -13,15 +13,18 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     install,
     tool::{Missing, Tool, cargo, target_folder},
+    vm_test::kernels::Kernel,
 };
 
 /// What it holds besides what every Debian holds.
-const PACKAGES: &str = "systemd,systemd-sysv,nginx-light,redis-server";
+const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
 
 const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
 const MKE2FS: Tool = Tool { name: "mke2fs", remedy: "apt-get install e2fsprogs" };
 const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
-const TRUNCATE: Tool = Tool { name: "truncate", remedy: "apt-get install coreutils" };
+const CHROOT: Tool = Tool { name: "chroot", remedy: "apt-get install coreutils" };
+const CP: Tool = Tool { name: "cp", remedy: CHROOT.remedy };
+const TRUNCATE: Tool = Tool { name: "truncate", remedy: CHROOT.remedy };
 
 /// The profile that the workspace's tests are built with, so that little has to be built anew.
 const PROFILE: &str = "dev";
@@ -81,7 +84,7 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn make(folder: &Path, image: &Path) -> Result<()> {
+pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()> {
     let base = base(folder)?;
     let stage = tempfile::tempdir_in(folder).context("making a temporary folder")?;
     let root = stage.path();
@@ -89,6 +92,7 @@ pub(super) fn make(folder: &Path, image: &Path) -> Result<()> {
     install::run(&install::Options::package(root, PROFILE))?;
     place_hostile(root)?;
     place_guest(root)?;
+    kernels.iter().try_for_each(|kernel| place_modules(kernel, root))?;
     // The folder was ours alone, and would be the root of everybody.
     set_mode(root, 0o755)?;
     let _ = fs::remove_file(image);
@@ -139,6 +143,14 @@ fn place_hostile(root: &Path) -> Result<()> {
     fs::copy(target_folder().join("debug/examples/hostile"), &to)
         .with_context(|| format!("making {}", to.display()))?;
     set_mode(&to, 0o755)
+}
+
+/// Where the guest's own tools find them.
+fn place_modules(kernel: &Kernel, root: &Path) -> Result<()> {
+    let modules = root.join("usr/lib/modules");
+    fs::create_dir_all(&modules).with_context(|| format!("making {}", modules.display()))?;
+    CP.run(CP.command().arg("-r").arg(&kernel.modules).arg(&modules))?;
+    CHROOT.run(CHROOT.command().arg(root).arg("depmod").arg(kernel.modules.file_name().unwrap_or_default()))
 }
 
 fn place_guest(root: &Path) -> Result<()> {

@@ -84,7 +84,7 @@ restarts() {
 		stop) systemctl stop "$unit" ;;
 		crash) systemctl kill -s KILL "$unit" && soon not systemctl -q is-active "$unit" && systemctl reset-failed "$unit" ;;
 		esac
-		sleep 0.3
+		sleep 0.5
 		systemctl start "$unit" && soon "$answers" || {
 			echo "number $number"
 			systemctl status --no-pager "$unit"
@@ -93,8 +93,9 @@ restarts() {
 	done
 }
 
-journal() { journalctl -b -o cat -u portkeep.service "$@"; }
-tells() { journal | grep -F "$1" | grep -qF "$2" || { journal; false; }; }
+# A message on a line, and the fields that say its reason on lines of their own.
+journal() { journalctl -b -o verbose --output-fields=MESSAGE,F_FROM,F_REASON,F_ERROR -u portkeep.service "$@" | sed -n 's/^ *\(MESSAGE\|F_[A-Z]*\)=//p'; }
+tells() { journal | grep -F "$1" | grep -qF "$2" || { journal | grep -F "$1"; false; }; }
 
 order() {
 	check 'Portkeep is active' systemctl is-active portkeep.service
@@ -152,7 +153,7 @@ other_namespace() {
 # Everything the service could not do for want of a right would be among these.
 no_complaints() {
 	local said
-	said=$(journal -p warning | grep -vE 'reserved as .alpha.|refused' || true)
+	said=$(journal -p warning | grep -vE '^declared, but not in force$|ports.d/(alpha|beta).toml|was refused|refused' || true)
 	echo "$said"
 	[ -z "$said" ]
 }
