@@ -41,6 +41,9 @@ const FILES: &[(&str, &str)] = guest! {
     "outsider.service" => "etc/systemd/system/outsider.service"
     "squatter.socket" => "etc/systemd/system/squatter.socket"
     "squatter.service" => "etc/systemd/system/squatter.service"
+    "listen.socket" => "etc/systemd/system/listen.socket"
+    "listen@.service" => "etc/systemd/system/listen@.service"
+    "listen.toml" => "usr/lib/portkeep/ports.d/listen.toml"
     "plain.service" => "etc/systemd/system/plain.service"
     "accounts.conf" => "usr/lib/sysusers.d/boot-test.conf"
     "nginx.toml" => "usr/lib/portkeep/ports.d/nginx.toml"
@@ -55,6 +58,7 @@ const ENABLED: &[(&str, &str)] = &[
     ("sysinit.target.wants", "/usr/lib/systemd/system/portkeep.service"),
     ("basic.target.wants", "/etc/systemd/system/early.service"),
     ("sockets.target.wants", "/etc/systemd/system/squatter.socket"),
+    ("sockets.target.wants", "/etc/systemd/system/listen.socket"),
     ("multi-user.target.wants", "/etc/systemd/system/outsider.service"),
     ("multi-user.target.wants", "/etc/systemd/system/plain.service"),
     ("multi-user.target.wants", "/etc/systemd/system/check.service"),

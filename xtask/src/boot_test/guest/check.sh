@@ -112,7 +112,8 @@ order() {
 	check 'redis has port 6379' soon redis
 	check 'a service without rights has port 853' soon plain
 	check 'systemd itself is refused port 80 for a socket of another unit' [ "$(property squatter.socket Result)" = resources ]
-	note "ready at $(property portkeep.service ActiveEnterTimestampMonotonic) us, having begun at $(property portkeep.service ExecMainStartTimestampMonotonic) us; multi-user at $(property multi-user.target ActiveEnterTimestampMonotonic) us"
+	check 'and has the one that is declared for root' eval '[ "$(cat </dev/tcp/127.0.0.1/7400)" = plain ]'
+	note "ready at $(property portkeep.service ActiveEnterTimestampMonotonic) us, having begun at $(property portkeep.service ExecMainStartTimestampMonotonic) us"
 }
 
 hostiles() {
@@ -171,6 +172,27 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
+# What the README shows, on a machine where it is up for everybody.
+readme() {
+	portkeep run --count 2 --label web -- bash -c 'echo "$PORTS" >/run/web; exec /usr/lib/boot-test/hostile serve "${PORTS%,*}"' &
+	local run=$! port second failed=
+	soon test -s /run/web
+	IFS=, read -r port second </run/web
+	soon eval "[ \"\$(cat </dev/tcp/127.0.0.1/$port)\" = plain ]" || failed+=' server'
+	portkeep list | grep -q web || failed+=' list'
+	portkeep who "$port" || failed+=' who'
+	root_refused "$port" || failed+=' bound'
+	root_refused "$second" || failed+=' unbound'
+	outsider_refused "$second" || failed+=' outsider'
+	portkeep acquire --at "$second" && failed+=' acquire'
+	kill "$run"
+	wait "$run"
+	soon not portkeep who "$port" || failed+=' end'
+	setpriv --reuid outsider --clear-groups portkeep acquire --count 3 --both | grep -F tcp+udp || failed+=' user'
+	echo "failed:$failed"
+	[ -z "$failed" ]
+}
+
 # Everything the service could not do for want of a right would be among these.
 no_complaints() {
 	local said
@@ -190,6 +212,7 @@ first_boot() {
 	agents_come_and_go "$(in_force)"
 	reloads
 	check 'a port of another network namespace is confirmed' other_namespace
+	check 'what the README shows' readme
 	check 'a port whose rightful owner is there already is reserved around it' around
 	hostiles
 	check 'the service lacked no right' no_complaints
