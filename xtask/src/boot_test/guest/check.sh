@@ -240,7 +240,7 @@ second_boot() {
 # With a configuration that makes no sense the machine boots all the same, and when it is mended all is well.
 third_boot() {
 	check 'the machine boots in spite of a broken configuration' eval '! systemctl is-active portkeep.service'
-	check 'the journal names file and line' tells /etc/portkeep/portkeep.toml:1 pool
+	check 'the journal names file and line' tells /etc/portkeep/portkeep.toml:1 'not TOML'
 	check 'what runs has its ports' soon redis
 	rm /etc/portkeep/portkeep.toml
 	check 'once it is mended the agent comes by itself' soon systemctl is-active portkeep.service
