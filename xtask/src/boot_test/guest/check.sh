@@ -83,13 +83,14 @@ in_force() { portkeep list --json | tr ',{}[]' '\n\n\n\n\n' | grep -E '"(token|p
 # A unit, how its server is asked, how often, and how it goes down.
 restarts() {
 	local unit=$1 answers=$2 times=$3 way=$4
-	systemctl reset-failed "$unit"
 	for number in $(seq "$times"); do
 		case $way in
 		stop) systemctl stop "$unit" ;;
-		crash) systemctl kill -s KILL "$unit" && soon not systemctl -q is-active "$unit" && systemctl reset-failed "$unit" ;;
+		crash) systemctl kill -s KILL "$unit" && soon not systemctl -q is-active "$unit" ;;
 		esac
+		# Hostiles have their turn, and systemd does not count the starts.
 		sleep 0.5
+		systemctl reset-failed "$unit"
 		systemctl start "$unit" && soon "$answers" || {
 			echo "number $number"
 			systemctl status --no-pager "$unit"
