@@ -3,9 +3,12 @@
 //! Exit codes: 0 all is well, 1 something failed, 2 wrong usage, 3 a tool that
 //! has to be installed first is missing.
 
+mod boot_test;
 mod bpf;
 mod man;
+mod install;
 mod tool;
+mod units;
 mod vm_test;
 
 use std::process::ExitCode;
@@ -17,6 +20,9 @@ use clap::Parser;
 enum Task {
     Bpf(bpf::Options),
     Man(man::Options),
+    BootTest(boot_test::Options),
+    Install(install::Options),
+    Units(units::Options),
     VmTest(vm_test::Options),
 }
 
@@ -24,6 +30,9 @@ fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
         Task::Man(options) => man::run(&options),
+        Task::BootTest(options) => boot_test::run(&options),
+        Task::Install(options) => install::run(&options),
+        Task::Units(options) => units::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

@@ -68,3 +68,14 @@ pub(crate) fn cargo() -> Command {
     command.current_dir(repository());
     command
 }
+
+/// The folder that cargo builds in.
+pub(crate) fn target_folder() -> PathBuf {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let output = cargo().args(["metadata", "--no-deps", "--format-version=1"]).output();
+    let metadata = output.ok().and_then(|output| serde_json::from_slice::<Metadata>(&output.stdout).ok());
+    metadata.map_or_else(|| repository().join("target"), |metadata| metadata.target_directory)
+}

@@ -1,5 +1,5 @@
 //! Kernels, as Debian packages them for virtual machines. They have built in
-//! all that the tests need.
+//! all that the tests of the kernel part need; a whole system wants sock_diag as well.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ const DPKG_DEB: Tool = Tool { name: "dpkg-deb", remedy: "apt-get install dpkg" }
 const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     #[value(name = "6.1")]
     Oldest,
     #[value(name = "6.12")]
@@ -26,7 +26,7 @@ pub(super) enum Choice {
 }
 
 impl Choice {
-    pub(super) fn releases(self) -> &'static [&'static str] {
+    pub(crate) fn releases(self) -> &'static [&'static str] {
         match self {
             Self::Oldest => &["6.1"],
             Self::Newer => &["6.12"],
@@ -35,29 +35,31 @@ impl Choice {
     }
 }
 
-pub(super) struct Kernel {
-    pub(super) release: &'static str,
-    pub(super) image: PathBuf,
+pub(crate) struct Kernel {
+    pub(crate) release: &'static str,
+    pub(crate) image: PathBuf,
+    /// Its folder of modules, named for its version. Those of sock_diag are in there and no others.
+    pub(crate) modules: PathBuf,
 }
 
 impl Kernel {
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.image.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
 /// The newest kernel of a release: from the cache, or else from Debian.
-pub(super) fn get(release: &'static str, work: &Path) -> Result<Kernel> {
+pub(crate) fn get(release: &'static str, work: &Path) -> Result<Kernel> {
     let cache = work.join(format!("linux-{release}"));
     fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
-    if let Some(image) = find(&cache, "vmlinuz")? {
-        return Ok(Kernel { release, image });
+    if let Some(kernel) = cached(release, &cache)? {
+        return Ok(kernel);
     }
     let package = newest_package(release)?.ok_or_else(|| Missing {
         what: format!("a Debian kernel {release} (linux-image-{release}...-cloud-amd64)"),
         remedy: format!(
             "run `apt-get update` with the suites bookworm and bookworm-security among the sources, \
-             or put a bzImage of that release at {}/vmlinuz",
+             or put a bzImage of that release at {0}/vmlinuz and its modules below {0}/{release}",
             cache.display()
         ),
     })?;
@@ -65,10 +67,19 @@ pub(super) fn get(release: &'static str, work: &Path) -> Result<Kernel> {
     APT_GET.run(APT_GET.command().current_dir(&cache).args(["--quiet=2", "download", &package]))?;
     let archive =
         find(&cache, &package)?.with_context(|| format!("apt-get left no {package} in {}", cache.display()))?;
+    // An older one that is there in part would not go with the modules of this one.
+    if let Some(image) = find(&cache, "vmlinuz")? {
+        fs::remove_file(&image).with_context(|| format!("removing {}", image.display()))?;
+    }
     extract(&archive, &cache)?;
     fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))?;
-    let image = find(&cache, "vmlinuz")?.with_context(|| format!("{package} holds no kernel"))?;
-    Ok(Kernel { release, image })
+    cached(release, &cache)?.with_context(|| format!("{package} holds no kernel, or no modules"))
+}
+
+fn cached(release: &'static str, cache: &Path) -> Result<Option<Kernel>> {
+    let Some(image) = find(cache, "vmlinuz")? else { return Ok(None) };
+    let Some(modules) = find(cache, release)? else { return Ok(None) };
+    Ok(Some(Kernel { release, image, modules }))
 }
 
 fn find(folder: &Path, prefix: &str) -> Result<Option<PathBuf>> {
@@ -93,14 +104,20 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Only the kernel: its modules would be a hundred megabytes.
+/// Little but the kernel: all its modules would be a hundred megabytes.
 fn extract(archive: &Path, folder: &Path) -> Result<()> {
     let mut unpack = DPKG_DEB.command();
     unpack.arg("--fsys-tarfile").arg(archive).stdout(Stdio::piped());
     let mut unpack = DPKG_DEB.spawn(&mut unpack)?;
     let stream = unpack.stdout.take().context("the output of dpkg-deb is not a pipe")?;
     let mut tar = TAR.command();
-    tar.arg("-C").arg(folder).args(["-x", "--strip-components=2", "--wildcards", "./boot/vmlinuz-*"]).stdin(stream);
+    // ./boot/vmlinuz-VERSION becomes vmlinuz-VERSION, and ./lib/modules/VERSION/... becomes VERSION/...
+    tar.arg("-C").arg(folder).args([
+        "-x",
+        "--transform=s,^\\./boot/,,;s,^\\./\\(usr/\\)*lib/modules/,,",
+        "--wildcards",
+    ]);
+    tar.args(["./boot/vmlinuz-*", "*/net/ipv4/*_diag.ko*"]).stdin(stream);
     TAR.run(&mut tar)?;
     ensure!(unpack.wait().context("waiting for dpkg-deb")?.success(), "unpacking {} failed", archive.display());
     Ok(())

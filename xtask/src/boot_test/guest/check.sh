@@ -1,0 +1,275 @@
+# What is looked at in the guest. Each boot does its part and goes on to the next; the host reads the console.
+exec </dev/null >/var/log/boot-test 2>&1
+set -u
+state=/var/lib/boot-test
+mkdir -p "$state"
+boot=$(($(cat "$state/boots" 2>/dev/null || echo 0) + 1))
+echo "$boot" >"$state/boots"
+sync
+case $(cat /proc/cmdline) in *boot_test=short*) short=yes ;; *) short= ;; esac
+many=10 few=5
+[ -n "$short" ] && many=3 few=2
+
+# One line, in one write: the kernel writes there, too.
+tell() { printf '@boot %s\n' "$1" >/dev/console; }
+quoted() { printf '%s' "$1" | tail -c 600 | tr '\n\t"\\' "  ''" | tr -d '\000-\037'; }
+note() { tell "{\"note\":\"boot $boot: $(quoted "$*")\"}"; }
+next() {
+	tell "{\"next\":\"$1\"}"
+	[ "$1" = reboot ] && systemctl reboot
+	exit
+}
+# A name and a command: it has to succeed.
+check() {
+	local name="boot $boot: $1" passed=true detail
+	shift
+	detail=$("$@" 2>&1) || passed=false
+	tell "{\"check\":\"$(quoted "$name")\",\"passed\":$passed,\"detail\":\"$(quoted "$detail")\"}"
+}
+
+property() { systemctl show --value -p "$2" "$1"; }
+not() { ! "$@"; }
+
+# Within a minute, whatever the machine's speed.
+soon() {
+	for _ in $(seq 300); do
+		"$@" >/dev/null 2>&1 && return
+		sleep 0.2
+	done
+	"$@"
+}
+
+# What whoever has the port answers.
+http() {
+	exec 3<>/dev/tcp/127.0.0.1/80 && printf 'HEAD / HTTP/1.0\r\n\r\n' >&3 && grep -q '^Server: nginx' <&3
+}
+redis() { [ "$(redis-cli -p 6379 ping)" = PONG ]; }
+plain() { [ "$(cat </dev/tcp/127.0.0.1/853)" = plain ]; }
+
+after_portkeep() {
+	local ready began
+	ready=$(property portkeep.service ActiveEnterTimestampMonotonic)
+	began=$(property "$1" "$2")
+	echo "$1 at $began us, Portkeep ready at $ready us"
+	[ "$ready" -gt 0 ] && [ "$began" -gt "$ready" ]
+}
+
+# Tries, and nothing but refusals.
+refused_always() {
+	local tries refused odd
+	soon test -s "/run/$1/tally" || return
+	read -r tries refused odd <"/run/$1/tally"
+	cat "/run/$1/tally"
+	[ "$tries" -gt 0 ] && [ "$tries" = "$refused" ] && [ "$odd" = 0 ]
+}
+still_trying() {
+	local before now
+	read -r before _ <"/run/$1/tally"
+	for _ in $(seq 100); do
+		read -r now _ <"/run/$1/tally"
+		[ "$now" -gt "$before" ] && return
+		sleep 0.2
+	done
+	echo "$before tries and no more"
+	false
+}
+
+outsider_refused() { setpriv --reuid outsider --clear-groups /usr/lib/boot-test/hostile try "$1"; }
+root_refused() { /usr/lib/boot-test/hostile try "$1"; }
+
+# Reservations in force, with their tokens.
+in_force() { portkeep list --json | tr ',{}[]' '\n\n\n\n\n' | grep -E '"(token|ports|name|label)"' | sort; }
+
+# A unit, how its server is asked, how often, and how it goes down.
+restarts() {
+	local unit=$1 answers=$2 times=$3 way=$4
+	for number in $(seq "$times"); do
+		case $way in
+		stop) systemctl stop "$unit" ;;
+		crash) systemctl kill -s KILL "$unit" && soon not systemctl -q is-active "$unit" ;;
+		esac
+		# Hostiles have their turn, and systemd does not count the starts.
+		sleep 0.5
+		systemctl reset-failed "$unit"
+		systemctl start "$unit" && soon "$answers" || {
+			echo "number $number"
+			systemctl status --no-pager "$unit"
+			return 1
+		}
+	done
+}
+
+# A message on a line, and the fields that say its reason on lines of their own.
+journal() { journalctl -b -o verbose --output-fields=MESSAGE,F_FROM,F_REASON,F_ERROR -u portkeep.service "$@" | sed -n 's/^ *\(MESSAGE\|F_[A-Z]*\)=//p'; }
+tells() { journal | grep -F "$1" | grep -qF "$2" || { journal | grep -F "$1"; false; }; }
+
+order() {
+	check 'Portkeep is active' systemctl is-active portkeep.service
+	check 'sysinit.target comes after it' after_portkeep sysinit.target ActiveEnterTimestampMonotonic
+	for unit in nginx.service redis-server.service plain.service early.service outsider.service; do
+		check "$unit starts after it" after_portkeep "$unit" ExecMainStartTimestampMonotonic
+	done
+	check 'nginx has port 80' soon http
+	check 'redis has port 6379' soon redis
+	check 'a service without rights has port 853' soon plain
+	check 'systemd itself is refused port 80 for a socket of another unit' [ "$(property squatter.socket Result)" = resources ]
+	check 'and has the one that is declared for root' eval '[ "$(cat </dev/tcp/127.0.0.1/7400)" = plain ]'
+	note "ready at $(property portkeep.service ActiveEnterTimestampMonotonic) us, having begun at $(property portkeep.service ExecMainStartTimestampMonotonic) us"
+}
+
+hostiles() {
+	check 'root, from sysinit.target on, was refused every time' refused_always early
+	check 'so was an ordinary user' refused_always outsider
+	check 'and they go on trying' still_trying early
+}
+
+main_pid() { property portkeep.service MainPID; }
+is_another_agent() { systemctl -q is-active portkeep.service && [ "$(main_pid)" != 0 ] && [ "$(main_pid)" != "$1" ]; }
+
+agents_come_and_go() {
+	local before=$1 pid reserved
+	reserved=$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)
+	pid=$(main_pid)
+	systemctl kill -s KILL portkeep.service
+	check 'the agent is killed: nothing is lifted' root_refused 8443
+	check 'another takes its place' soon is_another_agent "$pid"
+	check 'with the same reservations and tokens' [ "$(in_force)" = "$before" ]
+	check 'and the same ip_local_reserved_ports' [ "$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)" = "$reserved" ]
+
+	systemctl stop portkeep.service
+	check 'the service is stopped: nothing is lifted' root_refused 8443
+	check 'nginx, unknowing, starts again meanwhile' restarts nginx.service http 1 stop
+	check 'the service is started' systemctl start portkeep.service
+	check 'what is up is adopted' [ "$(in_force)" = "$before" ]
+}
+
+reloads() {
+	printf '[[reservation]]\nname = "new"\ntcp = 7000\nuser = "outsider"\n' >/etc/portkeep/ports.d/new.toml
+	check 'the service is reloaded' systemctl reload portkeep.service
+	check 'a new file counts' root_refused 7000
+	rm /etc/portkeep/ports.d/new.toml
+	check 'it is reloaded again' systemctl reload portkeep.service
+	check 'a removed file no longer does' not root_refused 7000
+}
+
+# What takes the most rights: another namespace, found by its processes, entered, and its sysctl written.
+other_namespace() {
+	unshare --net portkeep run --at 7100 -- cat /proc/sys/net/ipv4/ip_local_reserved_ports | grep -x 7100
+}
+
+# Another user's server is there first, and may stay: /proc tells the service whose it is.
+around() {
+	setpriv --reuid outsider --clear-groups /usr/lib/boot-test/hostile serve 7300 &
+	local server=$!
+	printf '[[reservation]]\nname = "around"\ntcp = 7300\nuser = "outsider"\naround = true\n' >/etc/portkeep/ports.d/around.toml
+	sleep 1
+	portkeep reload
+	local listed
+	listed=$(portkeep persist list)
+	rm /etc/portkeep/ports.d/around.toml
+	portkeep reload
+	kill "$server"
+	echo "$listed"
+	grep -q '^around .* in force' <<<"$listed"
+}
+
+# What the README shows, on a machine where it is up for everybody.
+readme() {
+	portkeep run --count 2 --label web -- bash -c 'echo "$PORTS" >/run/web; exec /usr/lib/boot-test/hostile serve "${PORTS%,*}"' &
+	local run=$! port second failed=
+	soon test -s /run/web
+	IFS=, read -r port second </run/web
+	soon eval "[ \"\$(cat </dev/tcp/127.0.0.1/$port)\" = plain ]" || failed+=' server'
+	portkeep list | grep -q web || failed+=' list'
+	portkeep who "$port" || failed+=' who'
+	root_refused "$port" || failed+=' bound'
+	root_refused "$second" || failed+=' unbound'
+	outsider_refused "$second" || failed+=' outsider'
+	portkeep acquire --at "$second" && failed+=' acquire'
+	kill "$run"
+	wait "$run"
+	soon not portkeep who "$port" || failed+=' end'
+	setpriv --reuid outsider --clear-groups portkeep acquire --count 3 --both | grep -F tcp+udp || failed+=' user'
+	echo "failed:$failed"
+	[ -z "$failed" ]
+}
+
+# Everything the service could not do for want of a right would be among these.
+no_complaints() {
+	local said
+	said=$(journal -p warning _COMM=portkeep | grep -vE '^declared, but not in force$|ports.d/(alpha|beta).toml|was refused|refused' || true)
+	echo "$said"
+	[ -z "$said" ]
+}
+
+first_boot() {
+	order
+	hostiles
+	check 'two packages want one port: both files are told' tells /usr/lib/portkeep/ports.d/alpha.toml /usr/lib/portkeep/ports.d/beta.toml
+	check 'nginx is stopped and started, under fire' restarts nginx.service http "$many" stop
+	check 'nginx crashes and is started' restarts nginx.service http "$few" crash
+	check 'redis is stopped and started' restarts redis-server.service redis "$few" stop
+	check 'the service without rights crashes and is started' restarts plain.service plain 2 crash
+	agents_come_and_go "$(in_force)"
+	reloads
+	check 'a port of another network namespace is confirmed' other_namespace
+	check 'what the README shows' readme
+	check 'a port whose rightful owner is there already is reserved around it' around
+	hostiles
+	check 'the service lacked no right' no_complaints
+	check 'a reservation is created' portkeep persist add --name metrics --tcp 9100 --unit plain.service
+	check 'another is, and is deleted' eval 'portkeep persist add --name brief --tcp 9200 --unit plain.service && portkeep persist delete brief'
+	check 'the first is listed' eval 'portkeep persist list | grep metrics'
+	# No sync, no unmount: what the commands reported has to be on the disk by now.
+	next cut
+}
+
+second_boot() {
+	order
+	hostiles
+	check 'what was reported as created is in force' root_refused 9100
+	check 'and listed' eval 'portkeep persist list | grep metrics'
+	check 'what was reported as deleted is gone' not root_refused 9200
+	check 'a user is refused as well' outsider_refused 9100
+	check 'the service lacked no right' no_complaints
+	[ -n "$short" ] && end
+	check 'it is deleted' portkeep persist delete metrics
+	echo 'pool = ' >/etc/portkeep/portkeep.toml
+	next reboot
+}
+
+# With a configuration that makes no sense the machine boots all the same, and when it is mended all is well.
+third_boot() {
+	check 'the machine boots in spite of a broken configuration' eval '! systemctl is-active portkeep.service'
+	check 'the journal names file and line' tells /etc/portkeep/portkeep.toml:1 'not TOML'
+	check 'what runs has its ports' soon redis
+	rm /etc/portkeep/portkeep.toml
+	check 'once it is mended the agent comes by itself' soon systemctl is-active portkeep.service
+	check 'what was deleted before an orderly reboot is gone' not root_refused 9100
+	next reboot
+}
+
+fourth_boot() {
+	order
+	hostiles
+	systemctl stop early.service outsider.service portkeep.service
+	check 'it is taken down' portkeep down
+	check 'and nothing is reserved any more' not root_refused 8443
+	check 'no pins are left' [ -z "$(ls /sys/fs/bpf | grep -v debug)" ]
+	check 'no reserved ports are left' [ -z "$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)" ]
+	end
+}
+
+end() {
+	tell '"complete"'
+	systemctl poweroff
+	exit
+}
+
+case $boot in
+1) first_boot ;;
+2) second_boot ;;
+3) third_boot ;;
+4) fourth_boot ;;
+*) check 'no more boots than asked for' false; end ;;
+esac
