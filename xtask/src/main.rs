@@ -4,6 +4,8 @@
 //! has to be installed first is missing.
 
 mod bpf;
+mod compare;
+mod place;
 mod tool;
 mod vm_test;
 
@@ -15,12 +17,18 @@ use clap::Parser;
 #[command(about = "Portkeep's maintainers' tools", disable_version_flag = true)]
 enum Task {
     Bpf(bpf::Options),
+    Compare(compare::Options),
+    /// A process that `compare` starts
+    #[command(hide = true, subcommand)]
+    CompareJob(compare::Job),
     VmTest(vm_test::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
+        Task::Compare(options) => compare::run(&options),
+        Task::CompareJob(job) => compare::run_job(&job),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

@@ -68,3 +68,19 @@ pub(crate) fn cargo() -> Command {
     command.current_dir(repository());
     command
 }
+
+/// Where cargo builds.
+pub(crate) fn target_folder() -> Result<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let output = cargo()
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .output()
+        .context("starting cargo metadata in the repository")?;
+    Ok(match serde_json::from_slice::<Metadata>(&output.stdout) {
+        Ok(metadata) => metadata.target_directory,
+        Err(_) => repository().join("target"),
+    })
+}

@@ -18,6 +18,7 @@ use portkeep_kernel::{Loaded, Settings, cgroup};
 
 pub mod audit;
 pub mod process;
+pub mod report;
 pub mod sockets;
 mod world;
 

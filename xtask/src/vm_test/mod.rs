@@ -10,7 +10,7 @@ use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::tool::{cargo, repository};
+use crate::tool::target_folder;
 
 /// Run the kernel tests in virtual machines
 #[derive(clap::Args)]
@@ -68,19 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Kernels and the RAM disk stay below the target folder, where `cargo clean` finds them.
 fn work_folder() -> Result<PathBuf> {
-    #[derive(serde::Deserialize)]
-    struct Metadata {
-        target_directory: PathBuf,
-    }
-    let output = cargo()
-        .args(["metadata", "--no-deps", "--format-version=1"])
-        .output()
-        .context("starting cargo metadata in the repository")?;
-    let target = match serde_json::from_slice::<Metadata>(&output.stdout) {
-        Ok(metadata) => metadata.target_directory,
-        Err(_) => repository().join("target"),
-    };
-    let folder = target.join("vm");
+    let folder = target_folder()?.join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     Ok(folder)
 }
