@@ -5,6 +5,7 @@
 
 mod bpf;
 mod compare;
+mod do_no_harm;
 mod place;
 mod tool;
 mod vm_test;
@@ -21,6 +22,7 @@ enum Task {
     /// A process that `compare` starts
     #[command(hide = true, subcommand)]
     CompareJob(compare::Job),
+    DoNoHarm(do_no_harm::Options),
     VmTest(vm_test::Options),
 }
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Task::Bpf(options) => bpf::run(&options),
         Task::Compare(options) => compare::run(&options),
         Task::CompareJob(job) => compare::run_job(&job),
+        Task::DoNoHarm(options) => do_no_harm::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

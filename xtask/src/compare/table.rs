@@ -75,7 +75,8 @@ impl fmt::Display for Table {
              that all the time listen on ports the kernel chooses and on ports of their own choice in 15000-65535, and \
              connect. Everybody has the same neighbours, and is used as its documentation says: portserver with its \
              default pool, the sockets that hold ports closed just before the programs start, Portkeep's ports taken \
-             with `portkeep acquire` (the times are those of the library)."
+             with `portkeep acquire` (the times are those of \
+             the library, which makes a socket for each reservation)."
         )
     }
 }

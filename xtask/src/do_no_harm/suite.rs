@@ -1,0 +1,93 @@
+//! Somebody's tests, run without the kernel part and with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::Result;
+
+use crate::place::Places;
+
+/// Tests by name, and what came of each.
+pub(super) type Outcomes = BTreeMap<String, String>;
+
+/// Tests that are run together.
+pub(super) trait Unit {
+    /// Whose tests.
+    fn suite(&self) -> &str;
+    /// Which of them.
+    fn name(&self) -> String;
+    /// Run them in a cgroup.
+    fn run(&self, cgroup: &Path) -> Result<Outcomes>;
+}
+
+/// What came of a unit on both sides.
+pub(super) struct Verdict {
+    pub(super) suite: String,
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) skipped: usize,
+    /// Come out now so, now otherwise, without the kernel part or on both sides.
+    pub(super) unsteady: Vec<String>,
+    /// Come out otherwise with the kernel part, every time.
+    pub(super) different: Vec<String>,
+}
+
+/// A difference counts if it is there each time.
+const TRIES: usize = 3;
+
+type Seen = BTreeMap<String, BTreeSet<String>>;
+
+pub(super) fn compare(unit: &dyn Unit, places: &Places) -> Result<Verdict> {
+    let (mut without, mut with) = (Seen::new(), Seen::new());
+    let mut reference = Outcomes::new();
+    for attempt in 0..TRIES {
+        let outcomes = unit.run(places.cgroup(false).path())?;
+        note(&mut without, &outcomes);
+        note(&mut with, &unit.run(places.cgroup(true).path())?);
+        if attempt == 0 {
+            reference = outcomes;
+        }
+        if without == with {
+            break;
+        }
+    }
+    let count = |what: &[&str]| reference.values().filter(|outcome| what.contains(&outcome.as_str())).count();
+    let mut verdict = Verdict {
+        suite: unit.suite().to_owned(),
+        passed: count(&[PASSED]),
+        skipped: count(&[SKIPPED]),
+        failed: 0,
+        unsteady: Vec::new(),
+        different: Vec::new(),
+    };
+    verdict.failed = reference.len() - verdict.passed - verdict.skipped;
+    let nothing = BTreeSet::new();
+    for test in without.keys().chain(with.keys()).collect::<BTreeSet<_>>() {
+        let (a, b) = (without.get(test).unwrap_or(&nothing), with.get(test).unwrap_or(&nothing));
+        let line = || format!("{}: {test}: without {}, with {}", unit.name(), list(a), list(b));
+        if a.is_disjoint(b) {
+            verdict.different.push(line());
+        } else if a.len() > 1 || b.len() > 1 {
+            verdict.unsteady.push(line());
+        }
+    }
+    Ok(verdict)
+}
+
+pub(super) const PASSED: &str = "passed";
+pub(super) const SKIPPED: &str = "skipped";
+
+fn note(seen: &mut Seen, outcomes: &Outcomes) {
+    for (test, outcome) in outcomes {
+        seen.entry(test.clone()).or_default().insert(outcome.clone());
+    }
+}
+
+fn list(outcomes: &BTreeSet<String>) -> String {
+    if outcomes.is_empty() {
+        return "not there".into();
+    }
+    outcomes.iter().map(String::as_str).collect::<Vec<_>>().join(" or ")
+}
