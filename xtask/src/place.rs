@@ -19,14 +19,14 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Make them and move into a new network namespace. `None`, with a word to the user, where that cannot be.
+    /// Make the cgroups, and move into the one with the kernel part. `None`, with a word to the user, where that cannot
+    /// be. What is to be fetched from elsewhere has to be fetched before the first [`fresh_network`](Self::fresh_network).
     pub(crate) fn make(task: &str) -> Result<Option<Self>> {
         if !kernel_or_skip(task) {
             return Ok(None);
         }
         let without = TestCgroup::new("without").context("a cgroup of our own")?;
         let places = Self { with: Sandbox::get(), without, subgroups: Cell::new(0) };
-        Self::fresh_network();
         Ok(Some(places))
     }
 

@@ -58,10 +58,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if cfg!(debug_assertions) {
         return run_released();
     }
-    // First, because there is no registry in a network namespace of our own.
+    let Some(places) = Places::make("cargo xtask compare")? else { return Ok(()) };
     let folder = tempfile::tempdir().context("a temporary folder")?;
     let (kit, subjects) = Kit::install(folder.path())?;
-    let Some(places) = Places::make("cargo xtask compare")? else { return Ok(()) };
     let (turns, patience) = if options.short { (2, 2) } else { (15, 90) };
     let field = Field {
         processes: options.processes,

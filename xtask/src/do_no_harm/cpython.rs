@@ -13,6 +13,10 @@ use crate::place::inside;
 
 const PYTHON: &str = "python3";
 
+/// Not internet sockets, not of a network namespace, and where a virtual machine's host does not play along they wait
+/// for ever.
+const ELSEWHERE: &str = "*VSOCK*";
+
 pub(super) struct Module(&'static str);
 
 pub(super) fn units(short: bool) -> Vec<Box<dyn Unit>> {
@@ -43,7 +47,8 @@ impl Unit for Module {
         let folder = tempfile::tempdir().context("a temporary folder")?;
         let results = folder.path().join("results.xml");
         let mut tests = inside(cgroup, "timeout");
-        tests.args(["900", PYTHON, "-m", "test", "-u", "network", "--junit-xml"]).arg(&results).arg(self.0);
+        tests.args(["900", PYTHON, "-m", "test", "-u", "network", "--ignore", ELSEWHERE, "--junit-xml"]);
+        tests.arg(&results).arg(self.0);
         let output = tests.current_dir(folder.path()).output().context("starting the tests")?;
         // Whether they passed is for the comparison; what matters here is that there are results.
         let text = || String::from_utf8_lossy(&output.stdout).into_owned();

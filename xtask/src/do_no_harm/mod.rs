@@ -2,8 +2,8 @@
 //! everything else must be as without: other people's test suites give the
 //! same results, and servers under load are as fast.
 //!
-//! Both sides run in one network namespace of their own, the one in a cgroup
-//! with the kernel part, the other in a cgroup without.
+//! Both sides are in network namespaces of their own, the one in a cgroup with
+//! the kernel part, the other in a cgroup without.
 
 mod cpython;
 mod crates;
@@ -44,8 +44,8 @@ enum Part {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    let Some(places) = Places::make("cargo xtask do-no-harm")? else { return Ok(()) };
     let folder = tempfile::tempdir().context("a temporary folder")?;
-    // First, because there is no registry in a network namespace of our own.
     let mut units: Vec<Box<dyn Unit>> = Vec::new();
     if wanted(Part::Cpython) {
         units.extend(cpython::units(options.short));
@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if wanted(Part::Crates) && !options.short {
         units.extend(crates::units(folder.path())?);
     }
-    let Some(places) = Places::make("cargo xtask do-no-harm")? else { return Ok(()) };
+    Places::fresh_network();
     let reserved = unrelated()?;
 
     let mut report = Report::new(reserved.iter().map(|block| u32::from(block.ports().count())).sum(), options.short);

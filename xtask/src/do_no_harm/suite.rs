@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    thread,
 };
 
 use anyhow::Result;
@@ -13,7 +14,7 @@ use crate::place::Places;
 pub(super) type Outcomes = BTreeMap<String, String>;
 
 /// Tests that are run together.
-pub(super) trait Unit {
+pub(super) trait Unit: Sync {
     /// Whose tests.
     fn suite(&self) -> &str;
     /// Which of them.
@@ -43,9 +44,9 @@ pub(super) fn compare(unit: &dyn Unit, places: &Places) -> Result<Verdict> {
     let (mut without, mut with) = (Seen::new(), Seen::new());
     let mut reference = Outcomes::new();
     for attempt in 0..TRIES {
-        let outcomes = unit.run(places.cgroup(false).path())?;
+        let (outcomes, others) = both(unit, places)?;
         note(&mut without, &outcomes);
-        note(&mut with, &unit.run(places.cgroup(true).path())?);
+        note(&mut with, &others);
         if attempt == 0 {
             reference = outcomes;
         }
@@ -74,6 +75,20 @@ pub(super) fn compare(unit: &dyn Unit, places: &Places) -> Result<Verdict> {
         }
     }
     Ok(verdict)
+}
+
+/// Side by side, in two namespaces, because most tests spend their time waiting. The reservations are in the one of
+/// this thread.
+fn both(unit: &dyn Unit, places: &Places) -> Result<(Outcomes, Outcomes)> {
+    let (without, with) = (places.cgroup(false).path(), places.cgroup(true).path());
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| {
+            Places::fresh_network();
+            unit.run(without)
+        });
+        let with = unit.run(with);
+        Ok((beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?, with?))
+    })
 }
 
 pub(super) const PASSED: &str = "passed";

@@ -40,7 +40,7 @@ trait Bench {
 }
 
 pub(super) fn measure(places: &Places, folder: &Path, short: bool) -> Result<Vec<Load>> {
-    let (turns, seconds) = if short { (3, 1) } else { (25, 1) };
+    let (turns, seconds) = if short { (3, 1) } else { (21, 1) };
     let mut loads = Vec::new();
     for start in [nginx::start, redis::start] {
         let (Some(without), Some(with)) = (start(places, false, folder)?, start(places, true, folder)?) else {
