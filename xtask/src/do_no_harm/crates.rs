@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::suite::{Outcomes, PASSED, SKIPPED, Unit};
+use super::suite::{AS_A_WHOLE, Outcomes, PASSED, SKIPPED, Unit};
 use crate::{place::inside, tool};
 
 /// Name, version, and the features its own CI tests it with.
@@ -143,9 +143,8 @@ impl Unit for Binary {
         let output = tests.stdin(Stdio::null()).output().with_context(|| format!("starting {}", self.name()))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let mut outcomes: Outcomes = text.lines().filter_map(outcome).collect();
-        // Also what is no test of its own: that the binary came to its end, and how.
         outcomes.insert(
-            format!("{} as a whole", self.target),
+            format!("{}{AS_A_WHOLE}", self.target),
             match output.status.success() {
                 true => PASSED.into(),
                 false => output.status.to_string(),

@@ -56,7 +56,7 @@ impl Report {
             });
             let sum = &mut sums[index].1;
             sum.passed += verdict.passed;
-            sum.failed += verdict.failed;
+            sum.failed += verdict.failed.len();
             sum.skipped += verdict.skipped;
             sum.unsteady += verdict.unsteady.len();
             sum.different += verdict.different.len();
@@ -83,11 +83,10 @@ impl fmt::Display for Report {
             writeln!(f, "| tests of | passed | failed on both sides | skipped | unsteady | different with it |")?;
             writeln!(f, "|---|---:|---:|---:|---:|---:|")?;
             for (suite, Sum { passed, failed, skipped, unsteady, different }) in self.sums() {
-                let failed = failed.saturating_sub(different);
                 writeln!(f, "| {suite} | {passed} | {failed} | {skipped} | {unsteady} | **{different}** |")?;
             }
-            writeln!(f, "\nUnsteady tests come out now so, now otherwise on one side or both.")?;
-            for line in self.suites.iter().flat_map(|suite| suite.different.iter().chain(&suite.unsteady)) {
+            writeln!(f, "\nUnsteady tests come out now so, now otherwise on one side or both.\n")?;
+            for line in self.suites.iter().flat_map(Verdict::remarkable) {
                 writeln!(f, "- {line}")?;
             }
             writeln!(f)?;
