@@ -5,8 +5,11 @@
 
 mod boot_test;
 mod bpf;
-mod man;
+mod compare;
+mod do_no_harm;
 mod install;
+mod man;
+mod place;
 mod tool;
 mod units;
 mod vm_test;
@@ -23,6 +26,11 @@ enum Task {
     BootTest(boot_test::Options),
     Install(install::Options),
     Units(units::Options),
+    Compare(compare::Options),
+    /// A process that `compare` starts
+    #[command(hide = true, subcommand)]
+    CompareJob(compare::Job),
+    DoNoHarm(do_no_harm::Options),
     VmTest(vm_test::Options),
 }
 
@@ -33,6 +41,9 @@ fn main() -> ExitCode {
         Task::BootTest(options) => boot_test::run(&options),
         Task::Install(options) => install::run(&options),
         Task::Units(options) => units::run(&options),
+        Task::Compare(options) => compare::run(&options),
+        Task::CompareJob(job) => compare::run_job(&job),
+        Task::DoNoHarm(options) => do_no_harm::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

@@ -18,6 +18,7 @@ use portkeep_kernel::{Loaded, Settings, cgroup};
 
 pub mod audit;
 pub mod process;
+pub mod report;
 pub mod sockets;
 mod world;
 
@@ -77,9 +78,10 @@ impl TestCgroup {
         let path = root.join(format!("portkeep-test-{name}-{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
         // The janitor stays outside: it is started before anybody moves in, and waits for the end of its input, which
-        // comes when this process is gone. Sub-cgroups go first; children that outlive us are given half a minute. In a
-        // process group of its own it is spared when a test runner kills ours.
+        // comes when this process is gone. Sub-cgroups go first; children that outlive us are given twenty seconds, and
+        // then killed. In a process group of its own it is spared when a test runner kills ours.
         let janitor = "cat >/dev/null; i=0; while [ $i -lt 150 ]; do i=$((i+1)); \
+                       [ $i = 100 ] && echo 1 >\"$0/cgroup.kill\"; \
                        find \"$0\" -depth -type d -exec rmdir {} + 2>/dev/null; [ -d \"$0\" ] || exit 0; sleep 0.2; done";
         let mut child = Command::new("sh")
             .arg("-c")

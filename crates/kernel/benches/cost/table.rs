@@ -1,6 +1,8 @@
 //! The table of results.
 
-use std::{fmt, fs, io, path::Path};
+use std::{fmt, io, path::Path};
+
+use portkeep_testkit::report;
 
 pub(crate) struct Row {
     what: &'static str,
@@ -48,19 +50,16 @@ impl Table {
 
     pub(crate) fn write(&self) -> io::Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
         let head = "# What it costs\n\nMade by `cargo bench -p portkeep-kernel -- --write` as root. Read the ratios: both \
                     sides of each were measured in turns in one run. \"Inside\" are sockets that the programs see, \
                     \"outside\" those that they do not.\n\n";
-        fs::write(path, format!("{head}{self}"))
+        report::put(&path, "cost", &format!("{head}{self}"))
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        writeln!(f, "Linux {}, {cores} cores.\n", release.trim())?;
+        writeln!(f, "{}.\n", report::machine())?;
         writeln!(f, "| what | measured | at most | |\n|---|---:|---:|---|")?;
         for Row { what, value, limit } in &self.rows {
             let (bound, verdict) = match limit {
