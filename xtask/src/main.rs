@@ -4,6 +4,7 @@
 //! has to be installed first is missing.
 
 mod bpf;
+mod soak;
 mod tool;
 mod vm_test;
 
@@ -15,12 +16,23 @@ use clap::Parser;
 #[command(about = "Portkeep's maintainers' tools", disable_version_flag = true)]
 enum Task {
     Bpf(bpf::Options),
+    Soak(soak::Options),
+    #[command(hide = true)]
+    SoakStage(soak::stage::Options),
+    #[command(hide = true)]
+    SoakWorker(soak::worker::Options),
+    #[command(hide = true)]
+    SoakAdministrator(soak::administrator::Options),
     VmTest(vm_test::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
+        Task::Soak(options) => soak::run(&options),
+        Task::SoakStage(options) => soak::stage::run(&options),
+        Task::SoakWorker(options) => soak::worker::run(&options),
+        Task::SoakAdministrator(options) => soak::administrator::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {
