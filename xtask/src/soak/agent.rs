@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::Read,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -77,27 +78,37 @@ fn is_served() -> bool {
     control::version(tcp()).is_ok_and(|version| version.agent == 1)
 }
 
-/// A running agent.
+/// An agent, running or about to.
 #[derive(Debug)]
 pub(super) struct Agent {
     child: Child,
+    serves: bool,
 }
 
 impl Agent {
-    /// Start it, and wait until it serves.
+    /// Start it. Only one may run.
     pub(super) fn start(place: &Place) -> Result<Self> {
         let log = File::options().create(true).append(true).open(place.log()).context("opening the agent's log")?;
         let child = place.command(&["agent"]).stdout(Stdio::null()).stderr(log).spawn().context("starting the agent")?;
-        let mut agent = Self { child };
+        Ok(Self { child, serves: false })
+    }
+
+    /// Whether it has come so far.
+    pub(super) fn serves(&mut self) -> bool {
+        self.serves = self.serves || is_served();
+        self.serves
+    }
+
+    pub(super) fn wait_until_it_serves(&mut self) -> Result<()> {
         let begin = Instant::now();
-        while !is_served() {
-            if let Some(status) = agent.ended()? {
+        while !self.serves() {
+            if let Some(status) = self.ended()? {
                 bail!("the agent did not start ({status})");
             }
-            ensure!(begin.elapsed() < Duration::from_secs(120), "the agent does not come to serve");
+            ensure!(begin.elapsed() < Duration::from_secs(300), "the agent does not come to serve");
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(agent)
+        Ok(())
     }
 
     /// How it ended, if it has.
@@ -131,8 +142,10 @@ impl Agent {
 
 /// The sysctl that the agent keeps in step, of this namespace.
 pub(super) fn reserved_ports() -> Result<String> {
-    let text = fs::read_to_string(RESERVED).context(RESERVED)?;
-    Ok(text.trim().to_owned())
+    // In one read: a second one finds nothing.
+    let mut text = vec![0; 1 << 18];
+    let length = File::open(RESERVED).and_then(|mut file| file.read(&mut text)).context(RESERVED)?;
+    Ok(String::from_utf8_lossy(&text[..length]).trim().to_owned())
 }
 
 pub(super) const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use portkeep::persistent::Which;
 use portkeep_kernel::{Instance, UpOptions, bpffs, cgroup};
 use portkeep_testkit::{new_namespace, private_mounts};
-use rustix::process::{Signal, nice};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -87,8 +87,6 @@ struct Stage {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     die_with_parent();
-    // Others have work to do on this machine.
-    let _ = nice(10);
     let place = Place { folder: options.folder.clone(), portkeep: options.portkeep.clone() };
     private_mounts();
     let netns = new_namespace();
@@ -250,7 +248,8 @@ impl Stage {
                 audit_due = Instant::now() + Duration::from_secs(8 + self.random.below(8));
             }
         }
-        self.audit()
+        // After a violation everything stays as it is.
+        if self.violations.is_empty() { self.audit() } else { Ok(()) }
     }
 
     /// One of the things that happen.
@@ -262,14 +261,17 @@ impl Stage {
             }
             24..=25 => self.kill_agent()?,
             26 => {
-                if let Some(agent) = self.agent.take() {
+                if let Some(agent) = self.agent.take_if(Agent::serves) {
                     agent.stop()?;
                     self.deeds.agent_stops += 1;
                     self.agent_is_gone();
                 }
             }
             27..=28 => {
-                if let Some(agent) = &self.agent {
+                // Before it serves it would be the end of it.
+                if let Some(agent) = &mut self.agent
+                    && agent.serves()
+                {
                     agent.signal(Signal::HUP)?;
                     self.deeds.agent_hangups += 1;
                 }
@@ -338,15 +340,18 @@ impl Stage {
                 bail!("the agent ended by itself ({status}):\n{}", self.place.log_tail());
             }
         } else if Instant::now() >= self.agent_due {
-            self.start_agent()?;
+            self.agent = Some(Agent::start(&self.place)?);
         }
         Ok(())
     }
 
-    fn start_agent(&mut self) -> Result<()> {
-        let agent = Agent::start(&self.place).with_context(|| format!("the agent's log:\n{}", self.place.log_tail()))?;
-        self.agent = Some(agent);
-        Ok(())
+    /// It serves when this returns.
+    fn need_agent(&mut self) -> Result<()> {
+        if self.agent.is_none() {
+            self.agent = Some(Agent::start(&self.place)?);
+        }
+        let agent = self.agent.as_mut().context("no agent")?;
+        agent.wait_until_it_serves().with_context(|| format!("the agent's log:\n{}", self.place.log_tail()))
     }
 
     /// The same programs again, under the links that are up, as another build's would be.
@@ -379,9 +384,7 @@ impl Stage {
 
     fn audit(&mut self) -> Result<()> {
         self.pause()?;
-        if self.agent.is_none() {
-            self.start_agent()?;
-        }
+        self.need_agent()?;
         let unanswered = checks::settled(|| checks::unanswered(&self.instance))?;
         let theirs = reserved_set(THEIRS);
         let wrong = checks::settled(|| checks::audit(&self.instance, self.shared, self.netns, &theirs))?;
@@ -417,9 +420,7 @@ impl Stage {
             child.kill()?;
             child.wait()?;
         }
-        if self.agent.is_none() {
-            self.start_agent()?;
-        }
+        self.need_agent()?;
         self.delete_everything().context("deleting what is persistent")?;
         let maps = self.instance.maps()?;
         let mut left = checks::settled(|| checks::left_in_maps(&maps))?;

@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use portkeep_core::{Transport, wire};
 use portkeep_kernel::cgroup;
 use portkeep_testkit::{new_namespace, process::become_user, sockets};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, nice, set_parent_process_death_signal};
 use socket2::{Domain, Socket};
 
 use super::{
@@ -144,6 +144,8 @@ fn mailbox(folder: &Path, number: usize) -> PathBuf {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let Options { post, section, uid, cgroup, .. } = options;
+    // The agent and the stage have to get a word in, and others have work to do on this machine.
+    let _ = nice(15);
     let common = post.open()?;
     let mine = cgroup.first().context("no cgroup")?;
     fs::write(mine.join("cgroup.procs"), "0").with_context(|| format!("moving into {}", mine.display()))?;
