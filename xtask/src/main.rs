@@ -10,6 +10,7 @@ mod do_no_harm;
 mod install;
 mod man;
 mod place;
+mod soak;
 mod tool;
 mod units;
 mod vm_test;
@@ -31,6 +32,13 @@ enum Task {
     #[command(hide = true, subcommand)]
     CompareJob(compare::Job),
     DoNoHarm(do_no_harm::Options),
+    Soak(soak::Options),
+    #[command(hide = true)]
+    SoakStage(soak::stage::Options),
+    #[command(hide = true)]
+    SoakWorker(soak::worker::Options),
+    #[command(hide = true)]
+    SoakAdministrator(soak::administrator::Options),
     VmTest(vm_test::Options),
 }
 
@@ -44,6 +52,10 @@ fn main() -> ExitCode {
         Task::Compare(options) => compare::run(&options),
         Task::CompareJob(job) => compare::run_job(&job),
         Task::DoNoHarm(options) => do_no_harm::run(&options),
+        Task::Soak(options) => soak::run(&options),
+        Task::SoakStage(options) => soak::stage::run(&options),
+        Task::SoakWorker(options) => soak::worker::run(&options),
+        Task::SoakAdministrator(options) => soak::administrator::run(&options),
         Task::VmTest(options) => vm_test::run(&options),
     };
     match result {

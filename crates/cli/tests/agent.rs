@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portkeep::control;
+use portkeep::{
+    control,
+    persistent::{Connection, protocol},
+};
 use portkeep_cli::agent::{self, Agent, KernelPart, Options, RuntimeDir};
 use portkeep_core::{
     Errno, Transport,
@@ -438,6 +441,33 @@ fn requests_that_nobody_was_told_of_are_found() {
     eventually("the request is granted", || control::granted(&owner).unwrap().state == wire::ACTIVE);
     drop(owner);
     agent.stop();
+    world.assert_empty();
+}
+
+#[test]
+fn a_flood_of_events_keeps_the_agent_from_nothing_else() {
+    let Some(world) = World::enter("a_flood_of_events_keeps_the_agent_from_nothing_else") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(runtime.path());
+    // More events than it can tell of: the ring is never empty.
+    let flood: Vec<Child> = (0..4)
+        .map(|_| {
+            Child::fork(|_| {
+                let owner = tcp();
+                loop {
+                    let grant = ask(&owner, 0, 1).unwrap();
+                    control::release(&owner, token(&grant)).unwrap();
+                }
+            })
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(500));
+    let mut connection = Connection::open_at(&protocol::socket_in(runtime.path())).unwrap();
+    assert_eq!(connection.list().unwrap(), []);
+    let waits = tcp();
+    ask(&waits, 5000, 1).unwrap();
+    agent.stop();
+    drop((flood, waits));
     world.assert_empty();
 }
 

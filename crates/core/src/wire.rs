@@ -216,6 +216,14 @@ pub fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&field[..end]).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// A label field: padded with zeros, and cut between two characters if it is too long.
+pub fn label(text: &str) -> [u8; 24] {
+    let mut field = [0; 24];
+    let end = (0..=field.len().min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    field[..end].copy_from_slice(&text.as_bytes()[..end]);
+    field
+}
+
 #[cfg(test)]
 mod tests {
     use super::text;
@@ -227,12 +235,4 @@ mod tests {
         assert_eq!(text("caf\u{e9} \u{9b}31m".as_bytes()), "caf\u{e9} ?31m");
         assert_eq!(text(b"\xff\xfe"), "\u{fffd}\u{fffd}");
     }
-}
-
-/// A label field: padded with zeros, and cut between two characters if it is too long.
-pub fn label(text: &str) -> [u8; 24] {
-    let mut field = [0; 24];
-    let end = (0..=field.len().min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    field[..end].copy_from_slice(&text.as_bytes()[..end]);
-    field
 }

@@ -76,6 +76,8 @@ pub use state::{RUNTIME_DIR, RuntimeDir};
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
 const TICK: Duration = Duration::from_secs(1);
+/// So many events are handled before the rest gets its turn: they can come as fast as they are handled.
+const EVENTS: usize = 256;
 /// Ends come in bursts, and each round goes through all reservations.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Pool ports set aside are looked at this often.
@@ -287,7 +289,8 @@ impl<'k> Agent<'k> {
                 }
                 Woken::Other => {}
             }
-            while let Some(event) = self.kernel.events.next_event() {
+            for _ in 0..EVENTS {
+                let Some(event) = self.kernel.events.next_event() else { break };
                 if let Some(told) = self.happenings.event(&event, &self.kernel.maps, &self.registry) {
                     self.server.publish(&told);
                 }

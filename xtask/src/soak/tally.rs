@@ -1,0 +1,99 @@
+//! What was done how often, and with what outcome.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use portkeep_core::Errno;
+
+use super::shared::Common;
+
+/// Outcomes: 0 is success, others are error numbers.
+pub(super) const OUTCOMES: usize = 134;
+
+macro_rules! operations {
+    ($($name:ident = $text:literal,)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Operation { $($name,)* }
+
+        impl Operation {
+            pub(super) const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            pub(super) const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+operations! {
+    AcquireWildcard = "ACQUIRE, any ports",
+    AcquirePool = "ACQUIRE of particular ports in the pool",
+    AcquireOutside = "ACQUIRE of particular ports outside the pool",
+    Answer = "the agent's answer to it",
+    AcquireMalformed = "ACQUIRE, malformed",
+    Release = "RELEASE",
+    ReleaseForeign = "RELEASE of somebody else's token",
+    Associate = "ASSOCIATE",
+    AssociateForeign = "ASSOCIATE with somebody else's token",
+    Draw = "bind to port 0, associated",
+    BindInside = "bind inside the block, associated",
+    BindOutside = "bind outside the block, associated",
+    BindOwn = "bind of a port of one's own, not associated",
+    BindStranger = "bind of a reserved port by an outsider",
+    BindUnreserved = "bind of some port",
+    BindAny = "bind to port 0",
+    ConnectDraw = "connect, associated",
+    Connect = "connect without bind",
+    Send = "send without bind",
+    Listen = "listen without bind",
+    Traffic = "listen, connect, accept and close",
+    Dup = "dup, and close of the original",
+    Fork = "close of the owner while a forked child holds it",
+    ForkStranger = "bind of the parent's ports in a forked child",
+    ForkUser = "bind of others' ports after setuid",
+    Pass = "descriptor passed to another process",
+    Take = "descriptor taken from another process",
+    BindTaken = "bind of a socket that was passed",
+    Close = "close",
+    Move = "move to another cgroup",
+    Query = "query",
+    Create = "persistent: create",
+    Delete = "persistent: delete",
+    DropIn = "persistent: drop-in written, changed or removed",
+    Reload = "persistent: reload",
+    List = "persistent: list",
+}
+
+pub(super) const OPERATIONS: usize = Operation::ALL.len();
+
+/// Count one. The outcome is 0 or an error number.
+pub(super) fn count(common: &Common, operation: Operation, outcome: i32) {
+    let outcome = (outcome.unsigned_abs() as usize).min(OUTCOMES - 1);
+    common.tally[operation as usize * OUTCOMES + outcome].fetch_add(1, SeqCst);
+}
+
+/// The lines of the table: operation, how often, and the outcomes with their counts.
+pub(super) fn lines(common: &Common) -> Vec<(Operation, u64, super::summary::Outcomes)> {
+    let line = |operation: &Operation| {
+        let row = &common.tally[*operation as usize * OUTCOMES..][..OUTCOMES];
+        let outcomes: Vec<_> = row.iter().map(|count| count.load(SeqCst)).enumerate().filter(|(_, n)| *n > 0).collect();
+        let all = outcomes.iter().map(|(_, n)| n).sum();
+        let named = outcomes.into_iter().map(|(number, n)| (name(number as i32), n)).collect();
+        (*operation, all, named)
+    };
+    Operation::ALL.iter().map(line).collect()
+}
+
+fn name(number: i32) -> String {
+    match number {
+        0 => "done".into(),
+        libc::EEXIST => "EEXIST".into(),
+        libc::EAGAIN => "EAGAIN".into(),
+        libc::ECONNREFUSED => "ECONNREFUSED".into(),
+        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL".into(),
+        libc::EBUSY => "EBUSY".into(),
+        libc::ETIMEDOUT => "ETIMEDOUT".into(),
+        libc::ENOTCONN => "ENOTCONN".into(),
+        libc::ENOBUFS => "ENOBUFS".into(),
+        number => Errno(number).to_string(),
+    }
+}
