@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::stage::Deeds;
 
-/// What the stage tells.
 /// Each outcome of an operation, and how often it was.
 pub(super) type Outcomes = Vec<(String, u64)>;
 
+/// What the stage tells.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Report {
     pub(super) deeds: Deeds,
