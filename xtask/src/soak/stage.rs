@@ -254,20 +254,20 @@ impl Stage {
 
     /// One of the things that happen.
     fn strike_one(&mut self) -> Result<()> {
-        match self.random.below(40) {
-            0..=23 => {
+        match self.random.below(200) {
+            0..=119 => {
                 let victim = self.random.index(self.workers.len());
                 self.kill(victim)?;
             }
-            24..=25 => self.kill_agent()?,
-            26 => {
+            120..=121 => self.kill_agent()?,
+            122 => {
                 if let Some(agent) = self.agent.take_if(Agent::serves) {
                     agent.stop()?;
                     self.deeds.agent_stops += 1;
                     self.agent_is_gone();
                 }
             }
-            27..=28 => {
+            123..=126 => {
                 // Before it serves it would be the end of it.
                 if let Some(agent) = &mut self.agent
                     && agent.serves()
@@ -276,7 +276,7 @@ impl Stage {
                     self.deeds.agent_hangups += 1;
                 }
             }
-            29..=30 => {
+            127..=132 => {
                 let path = self.options.cgroup.join(format!("passing-{}", self.deeds.cgroups));
                 fs::create_dir(&path)?;
                 fs::remove_dir(&path)?;

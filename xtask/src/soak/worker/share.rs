@@ -74,7 +74,7 @@ impl Worker {
         let Some(i) = self.pick(|held| held.pending.is_none()) else { return };
         let to = self.random.index(self.post.crew - 1);
         let result = send(&self.mail, mailbox(&self.post.folder, to), &self.held[i].socket);
-        let possible = [libc::EAGAIN, libc::ECONNREFUSED, libc::ENOENT, libc::ETOOMANYREFS, libc::EPIPE];
+        let possible = [libc::EAGAIN, libc::ECONNREFUSED, libc::ENOENT, libc::ETOOMANYREFS, libc::EPIPE, libc::EACCES];
         if self.judge(Operation::Pass, &format!("to {to}, owns {}", self.held[i].owns.len()), &result, &possible) {
             self.held[i].shared = true;
             if self.random.one_in(2) {
