@@ -83,12 +83,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         cgroup: cgroup.path().to_owned(),
         portkeep: copy_of(&portkeep, folder.path())?,
     };
-    let outcome = stage_process(&stage);
-    let log = fs::read_to_string(folder.path().join("agent.log")).unwrap_or_default();
-    let mut report: Report = match (&outcome, fs::read(folder.path().join("report.json"))) {
-        (Ok(()), Ok(json)) => serde_json::from_slice(&json)?,
-        (Err(error), _) => bail!("seed {seed}: {error:#}\nthe agent's log:\n{log}"),
-        (_, Err(error)) => bail!("seed {seed}: the stage left no report: {error}"),
+    let outcome = stage_process(&stage).and_then(|()| {
+        let json = fs::read(folder.path().join("report.json")).context("the stage left no report")?;
+        Ok(serde_json::from_slice::<Report>(&json)?)
+    });
+    let mut report = match outcome {
+        Ok(report) => report,
+        Err(error) => {
+            let kept = folder.keep();
+            return Err(error.context(format!("seed {seed}; what there is of the run is in {}", kept.display())));
+        }
     };
     report.leaks.extend(left_behind(&before, &report, cgroup.path(), folder.path())?);
 

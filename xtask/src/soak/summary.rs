@@ -58,6 +58,7 @@ pub(super) fn markdown(run: &Run<'_>, report: &Report) -> String {
         ("cgroups that came and went", number(deeds.cgroups)),
         ("most reservations at an audit", number(deeds.most_reservations.into())),
         ("audits with everybody at rest", number(deeds.audits)),
+        ("answers of the agent that took over 30 s, at the end", number(deeds.late_answers)),
         ("**violations**", format!("**{}**", report.violations.len())),
         ("**leaks**", format!("**{}**", report.leaks.len())),
     ];
