@@ -35,7 +35,7 @@ pub(super) fn settled(mut wrong: impl FnMut() -> Result<Vec<String>>) -> Result<
 /// The audit while everybody waits: the maps explain each other, the ledger is in them, and the sysctl covers them.
 pub(super) fn audit(instance: &Instance, shared: Shared, netns: u64, theirs: &BTreeSet<u16>) -> Result<Vec<String>> {
     let maps = instance.maps()?;
-    let mut wrong = audit::problems(&maps);
+    let mut wrong = audit::problems_beside_persistent(&maps);
     wrong.extend(ledger_in_maps(&maps, shared)?);
     wrong.extend(quotas(&maps, shared)?);
     wrong.extend(sysctl(&maps, netns, theirs)?);
