@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use portkeep_core::wire;
-use portkeep_kernel::{Instance, Maps};
+use portkeep_kernel::{Instance, Maps, Word, WordKey};
 use portkeep_testkit::audit;
 
 use super::{
@@ -120,16 +120,25 @@ pub(super) fn unanswered(instance: &Instance) -> Result<Vec<String>> {
     Ok(pending.map(|(id, r)| format!("nobody answers {id}: {r:?}")).collect())
 }
 
+/// Ports of the pool that others use in namespaces of theirs: the agent looks into every namespace of the machine, and has
+/// set them aside. In ours nobody is left who could.
+fn is_of_others(key: &WordKey, word: &Word, netns: u64) -> bool {
+    key.netns != netns && word.aside != 0 && word.reserved == word.aside && word.bound == 0
+}
+
 /// What is left in the kernel part once every process is gone and every persistent reservation is deleted.
-pub(super) fn left_in_maps(maps: &Maps) -> Result<Vec<String>> {
+pub(super) fn left_in_maps(maps: &Maps, netns: u64) -> Result<Vec<String>> {
     let mut left = audit::problems(maps);
     for item in maps.reservations() {
         let (id, reservation) = item?;
         left.push(format!("reservation {id}: {reservation:?}"));
     }
+    let mut of_others = 0;
     for item in maps.words() {
         let (key, word) = item?;
-        if !word.is_vacant() || word.drawn != 0 {
+        if is_of_others(&key, &word, netns) {
+            of_others += 1;
+        } else if !word.is_vacant() || word.drawn != 0 {
             left.push(format!("{key:?}: {word:x?}"));
         }
     }
@@ -143,8 +152,8 @@ pub(super) fn left_in_maps(maps: &Maps) -> Result<Vec<String>> {
     if taken != 0 {
         left.push(format!("{taken} entries are taken"));
     }
-    let filtered = maps.filter()?.words.iter().filter(|count| **count != 0).count();
-    if filtered != 0 {
+    let filtered: u32 = maps.filter()?.words.iter().sum();
+    if filtered != of_others {
         left.push(format!("the filter counts {filtered} words"));
     }
     left.extend(maps.places().map(|item| item.map(|(key, _)| format!("{key:?}"))).collect::<Result<Vec<_>, _>>()?);
@@ -156,16 +165,27 @@ pub(super) fn left_in_maps(maps: &Maps) -> Result<Vec<String>> {
 }
 
 /// Once no agent runs either: nobody is taken for one, and the empty tables can be forgotten.
-pub(super) fn left_without_agent(maps: &mut Maps) -> Result<Vec<String>> {
+pub(super) fn left_without_agent(maps: &mut Maps, netns: u64) -> Result<Vec<String>> {
     let counters = maps.counters()?;
     let mut left = Vec::new();
     if (counters.agents, counters.listeners) != (0, 0) {
         left.push(format!("an agent is counted: {counters:?}"));
     }
     maps.forget_quiet_namespaces(0)?;
-    let (words, spaces) = (maps.words().count(), maps.spaces().count());
-    if (words, spaces) != (0, 0) {
-        left.push(format!("{words} words and {spaces} namespaces cannot be forgotten"));
+    let mut others = BTreeSet::new();
+    for item in maps.words() {
+        let (key, word) = item?;
+        if is_of_others(&key, &word, netns) {
+            others.insert(key.netns);
+        } else {
+            left.push(format!("{key:?} cannot be forgotten"));
+        }
+    }
+    for item in maps.spaces() {
+        let (space, _) = item?;
+        if !others.contains(&space) {
+            left.push(format!("namespace {space} cannot be forgotten"));
+        }
     }
     Ok(left)
 }

@@ -427,7 +427,7 @@ impl Stage {
         self.need_agent()?;
         self.delete_everything_at_last().context("deleting what is persistent")?;
         let maps = self.instance.maps()?;
-        let mut left = checks::settled(|| checks::left_in_maps(&maps))?;
+        let mut left = checks::settled(|| checks::left_in_maps(&maps, self.netns))?;
         left.extend(checks::settled(|| {
             let now = reserved_ports()?;
             Ok(if now == THEIRS { Vec::new() } else { vec![format!("ip_local_reserved_ports: {now}, was {THEIRS}")] })
@@ -437,7 +437,7 @@ impl Stage {
         let agent = self.agent.take().context("no agent")?;
         agent.stop()?;
         let mut maps = self.instance.maps()?;
-        left.extend(checks::left_without_agent(&mut maps)?);
+        left.extend(checks::left_without_agent(&mut maps, self.netns)?);
         let down = self.place.command(&["down"]).output().context("portkeep down")?;
         if !down.status.success() {
             left.push(format!("portkeep down: {}", String::from_utf8_lossy(&down.stderr)));
