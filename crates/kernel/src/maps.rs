@@ -1,6 +1,6 @@
 //! The maps, read from outside. The layouts mirror `bpf/portkeep.h`.
 
-use std::{os::fd::AsFd, path::Path};
+use std::{collections::BTreeMap, os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -467,7 +467,7 @@ impl Maps {
     }
 
     /// The limits of groups: ports that each of a group's users may hold, by gid; `u32::MAX` = none.
-    pub fn set_group_limits(&mut self, limits: &std::collections::BTreeMap<u32, u32>) -> Result<(), MapAccessError> {
+    pub fn set_group_limits(&mut self, limits: &BTreeMap<u32, u32>) -> Result<(), MapAccessError> {
         let call = |source| MapAccessError::Call { name: "group_limits", source };
         let stale: Vec<u32> = self.group_limits.keys().flatten().filter(|gid| !limits.contains_key(gid)).collect();
         for gid in stale {
@@ -526,38 +526,46 @@ impl Maps {
     /// Nothing else removes words: a program in the kernel could not, since
     /// another CPU may just be looking at one. Quiet for a while, without
     /// reservations and after a grace period, nobody is.
+    ///
+    /// Goes through words and reservations once, however many namespaces there are: where containers come and go they are
+    /// hundreds.
     pub fn forget_quiet_namespaces(&mut self, quiet_ns: u64) -> Result<usize, MapAccessError> {
-        let quiet = |maps: &Self, netns: u64, space: &Space| {
-            crate::sys::monotonic_ns().saturating_sub(space.last) >= quiet_ns
-                && !maps.reservations().flatten().any(|(_, reservation)| reservation.netns == netns)
-        };
-        let candidates: Vec<u64> = self
+        let now = crate::sys::monotonic_ns();
+        let mut quiet: BTreeMap<u64, u64> = self
             .spaces()
             .flatten()
-            .filter(|(netns, space)| quiet(self, *netns, space))
-            .map(|(netns, _)| netns)
+            .filter(|(_, space)| now.saturating_sub(space.last) >= quiet_ns)
+            .map(|(netns, space)| (netns, space.last))
             .collect();
-        if candidates.is_empty() {
+        if quiet.is_empty() {
             return Ok(0);
         }
+        // An ACQUIRE that was under way is done after this, and its reservation is seen. One that begins later is seen by
+        // `last`, which it changes before it claims anything.
         crate::sys::wait_for_running_programs();
-        let mut gone = 0;
-        for netns in candidates {
-            if !optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| quiet(self, netns, &space)) {
-                continue;
+        for item in self.reservations() {
+            quiet.remove(&item?.1.netns);
+        }
+        let mut words: BTreeMap<u64, Vec<WordKey>> = BTreeMap::new();
+        for item in self.words() {
+            let (key, _) = item?;
+            if quiet.contains_key(&key.netns) {
+                words.entry(key.netns).or_default().push(key);
             }
-            let keys: Vec<WordKey> = self
-                .words()
-                .flatten()
-                .filter(|(key, word)| key.netns == netns && word.is_vacant())
-                .map(|(key, _)| key)
-                .collect();
-            for key in keys {
-                if self.words.remove(&key).is_ok() {
-                    gone += 1;
+        }
+        let mut gone = 0;
+        for (netns, last) in quiet {
+            let mut kept = false;
+            for key in words.remove(&netns).unwrap_or_default() {
+                let still = optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| space.last == last);
+                match self.word(&key)? {
+                    // A walk through a map that changes may come upon a key twice.
+                    None => {}
+                    Some(word) if still && word.is_vacant() && self.words.remove(&key).is_ok() => gone += 1,
+                    Some(_) => kept = true,
                 }
             }
-            if !self.words().flatten().any(|(key, _)| key.netns == netns) {
+            if !kept && optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| space.last == last) {
                 let _ = self.spaces.remove(&netns);
             }
         }

@@ -353,3 +353,27 @@ fn cycles_do_not_make_the_maps_grow() {
     assert!(!maps.words().map(Result::unwrap).any(|(key, _)| key.netns == world.netns()));
     assert!(!maps.spaces().map(Result::unwrap).any(|(netns, _)| netns == world.netns()));
 }
+
+#[test]
+fn forgetting_many_namespaces_takes_as_long_as_there_are_words() {
+    let Some(world) = World::enter("forgetting_many_namespaces_takes_as_long_as_there_are_words") else { return };
+    let mut maps = world.maps();
+    // Containers come and go, and each leaves its words.
+    let mut forget = |namespaces: u32| {
+        for _ in 0..namespaces {
+            portkeep_testkit::new_namespace();
+            let request = AcquireRequest { count: 4096, flags: wire::BOTH, ..Default::default() };
+            acquire(&tcp(), &request).unwrap();
+        }
+        let begin = Instant::now();
+        let gone = maps.forget_quiet_namespaces(0).unwrap();
+        (gone, begin.elapsed())
+    };
+    forget(1);
+    let (few, while_few) = forget(10);
+    let (many, while_many) = forget(100);
+    assert!(few >= 10 * 128 && many >= 100 * 128, "{few} and {many} words");
+    let ratio = while_many.as_secs_f64() / while_few.as_secs_f64();
+    assert!(ratio < 25.0, "ten times as many take {ratio:.0} times as long");
+    assert!(maps.words().count() == 0 && maps.spaces().count() == 0);
+}
