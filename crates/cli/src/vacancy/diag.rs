@@ -50,8 +50,12 @@ impl Listing {
             // Two steps in this order, so that a socket which starts to listen in between is found in one of them: a
             // single dump walks the listeners first.
             Transport::Tcp => {
-                listing.complete = bound_sockets_are_listed()?;
-                listing.add(IPPROTO_TCP, BOUND_INACTIVE).and_then(|()| listing.add(IPPROTO_TCP, ACTIVE))
+                // A kernel without sock_diag says so here already; that is looked at below.
+                bound_sockets_are_listed().and_then(|listed| {
+                    listing.complete = listed;
+                    listing.add(IPPROTO_TCP, BOUND_INACTIVE)?;
+                    listing.add(IPPROTO_TCP, ACTIVE)
+                })
             }
             Transport::Udp => {
                 listing.complete = true;
