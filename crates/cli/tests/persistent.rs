@@ -24,6 +24,7 @@ use portkeep_testkit::{
     process::{Child, become_user, in_child},
     sockets::{bind, errno, reserve, tcp, udp},
 };
+use proptest::prelude::*;
 
 const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
@@ -594,6 +595,65 @@ fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
     });
     assert_eq!(place.list(), []);
     agent.stop();
+    world.assert_empty();
+}
+
+/// What a client may get wrong: whole requests with bytes changed, cut, doubled or put in.
+fn mangled() -> impl Strategy<Value = Vec<u8>> {
+    let request = prop_oneof![
+        Just(protocol::Request::List),
+        Just(protocol::Request::Create { proposal: web(8443), kept: Kept::Active }),
+        Just(protocol::Request::Create {
+            proposal: Proposal::any(name("any"), 3, Transports::Both),
+            kept: Kept::Persistent
+        }),
+        Just(protocol::Request::Delete(Which::Name(name("web")))),
+        Just(protocol::Request::Delete(Which::Block { ports: ports(8443, 1), transports: Transports::Tcp })),
+    ];
+    let change = (any::<prop::sample::Index>(), any::<u8>(), 0..4u8);
+    (request, prop::collection::vec(change, 0..6)).prop_map(|(request, changes)| {
+        let mut bytes = serde_json::to_vec(&request).unwrap();
+        for (at, byte, how) in changes {
+            let at = at.index(bytes.len());
+            match how {
+                0 => bytes[at] = byte,
+                1 => bytes.insert(at, byte),
+                2 if bytes.len() > 1 => drop(bytes.remove(at)),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        bytes.push(b'\n');
+        bytes
+    })
+}
+
+#[test]
+fn whatever_is_said_is_answered_line_by_line() {
+    let Some(world) = World::enter("whatever_is_said_is_answered") else { return };
+    let place = Place::new();
+    let agent = place.agent();
+    let config = proptest::test_runner::Config { cases: 400, failure_persistence: None, ..Default::default() };
+    proptest::test_runner::TestRunner::new(config)
+        .run(&mangled(), |bytes| {
+            let mut stream = UnixStream::connect(place.socket())?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            stream.write_all(&bytes)?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            let mut answers = String::new();
+            stream.read_to_string(&mut answers)?;
+            prop_assert!(!answers.is_empty());
+            for answer in answers.lines() {
+                prop_assert!(serde_json::from_str::<protocol::Answer>(answer).is_ok(), "{answer}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    // Nobody was harmed: who asks properly is answered, and what is listed is what is in force.
+    let in_force = world.maps().reservations().flatten().filter(|(_, r)| r.is_persistent()).count();
+    assert_eq!(place.list().len(), in_force);
+    world.assert_consistent();
+    agent.stop();
+    end_all(&world);
     world.assert_empty();
 }
 
