@@ -13,6 +13,10 @@ use std::{
         unix::net::UnixStream,
     },
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -77,6 +81,22 @@ impl Talk {
     }
 }
 
+static IN_CHILD: AtomicBool = AtomicBool::new(false);
+static HOOK: Once = Once::new();
+
+/// The harness would keep what a child's panic prints for a test that is not the child's. Done before any fork: a child
+/// could wait for ever for the hook's lock, which another thread that just panicked held at the fork.
+fn tell_panics_of_children() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if IN_CHILD.load(Ordering::Relaxed) {
+            let _ = rustix::io::write(rustix::stdio::stderr(), format!("in a child: {info}\n").as_bytes());
+        } else {
+            others(info);
+        }
+    }));
+}
+
 /// A forked process. Dropping it kills it and waits until nothing of it is left.
 #[derive(Debug)]
 pub struct Child {
@@ -93,6 +113,7 @@ impl Child {
     ///
     /// If fork fails.
     pub fn fork(work: impl FnOnce(&mut Talk)) -> Self {
+        HOOK.call_once(tell_panics_of_children);
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let parent = rustix::process::getpid();
         // SAFETY: the child has one thread, this one's copy. It may allocate (the C library makes its allocator's locks
@@ -106,10 +127,7 @@ impl Child {
                     // SAFETY: ends the process; nothing of it is used again.
                     unsafe { libc::_exit(1) };
                 }
-                // The harness would keep what is printed here for a test that is not ours.
-                std::panic::set_hook(Box::new(|info| {
-                    let _ = rustix::io::write(rustix::stdio::stderr(), format!("in a child: {info}\n").as_bytes());
-                }));
+                IN_CHILD.store(true, Ordering::Relaxed);
                 let mut talk = Talk(theirs);
                 let failed = catch_unwind(AssertUnwindSafe(|| work(&mut talk))).is_err();
                 // SAFETY: as above. Destructors of what the parent owns must not run here, so this is not exit().
