@@ -105,11 +105,13 @@ impl Level {
 
         let mut settings = Settings::default();
         settings.transient = true;
+        settings.home = portkeep_kernel::netns::current_cookie().ok();
         let need = match Instance::up_and_need(&place.options(settings)) {
             Ok((instance, guard)) => {
                 let need = (instance.folder().to_owned(), guard);
                 if instance.is_newly_up() {
-                    crate::up::settle_in(&instance)?;
+                    // What it complains of does not concern who only wants to run something.
+                    drop(crate::up::settle_in(&instance)?);
                 }
                 need
             }

@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
     let instance = Instance::up(&args.place.or(&config).options(settings)).context("bringing the kernel part up")?;
     if instance.is_newly_up() {
-        settle_in(&instance)?;
+        settle_in(&instance)?.into_iter().for_each(|complaint| io.note(complaint));
     } else {
         adopt(&instance, &args)?;
     }
@@ -106,7 +106,7 @@ pub(crate) fn by_configuration(place: &Place, file: &Path) -> anyhow::Result<Ins
     }
     let instance = up?;
     if instance.is_newly_up() {
-        settle_in(&instance)?;
+        settle_in(&instance)?.iter().for_each(|complaint| tracing::warn!("{complaint}"));
     }
     Ok(instance)
 }
@@ -129,9 +129,10 @@ fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What has to be done once the programs are in force.
-pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<()> {
+/// What has to be done once the programs are in force. Returns what went wrong and is no reason to give up.
+pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
+    let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
     agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
-    Ok(())
+    Ok(complaints)
 }

@@ -22,7 +22,7 @@ use portkeep_core::{Errno, wire};
 use portkeep_testkit::{
     Sandbox, World,
     process::{Child, become_user, in_child},
-    sockets::{bind, errno, reserve, tcp, udp},
+    sockets::{acquire, bind, errno, reserve, tcp, udp},
 };
 use proptest::prelude::*;
 
@@ -436,13 +436,21 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     // Outside of where automatic choices come from: a pool that reaches in there is entered into the sysctl of every
     // namespace that can be seen, this machine's own among them.
     place.configure(&format!(
-        "pool = \"20000-20099\"\ndeny_errno = \"EACCES\"\n[quota]\ndefault = 4\n[quota.users]\n{NOBODY} = 7\n\
-         [privileged]\nusers = [{NOBODY}]\n"
+        "pool = \"20000-20099\"\ndeny_errno = \"EACCES\"\n[quota]\ndefault = 4\ncontainers = 9\n[quota.users]\n\
+         {NOBODY} = 7\n[privileged]\nusers = [{NOBODY}]\n"
     ));
+    // Uids of OTHER's, and of nobody that there is.
+    fs::create_dir_all(place.path().join("root/etc")).unwrap();
+    fs::write(place.path().join("root/etc/subuid"), format!("{OTHER}:100000:1000\nno-such-user:200000:1000\n"))
+        .unwrap();
     let agent = place.agent();
     let most = |uid: u32| {
         let mut child = Child::fork(|talk| {
-            become_user(uid);
+            if uid == 0 {
+                portkeep_testkit::new_namespace();
+            } else {
+                become_user(uid);
+            }
             let owner = tcp();
             let ask = |count| wire::AcquireRequest { count, ..Default::default() };
             let most = (1..20).rev().find(|count| portkeep::control::acquire(&owner, &ask(*count)).is_ok());
@@ -453,6 +461,20 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
         most
     };
     assert_eq!((most(NOBODY), most(OTHER)), (7, 4));
+    assert_eq!(most(0), 9, "root of another namespace");
+    let mut holder = Child::fork(|talk| {
+        become_user(100_999);
+        let owner = tcp();
+        acquire(&owner, &wire::AcquireRequest { count: 3, ..Default::default() }).unwrap();
+        talk.say(0);
+        talk.hear();
+    });
+    holder.talk.hear();
+    assert_eq!((most(OTHER), most(100_000), most(101_000)), (1, 1, 4));
+    holder.talk.say(0);
+    holder.join();
+    let reloaded = place.connect().reload().unwrap();
+    assert!(reloaded.complaints.iter().any(|why| why.contains("etc/subuid:2: ")), "{reloaded:?}");
     assert_eq!(portkeep::version().unwrap().pool, PortRange::inclusive(20000, 20099).ok());
     assert_eq!(errno(bind(&tcp(), 20007)), Errno::EACCES);
     for (uid, granted) in [(NOBODY, true), (OTHER, false)] {

@@ -25,9 +25,9 @@ __inline int admin_aside(struct admin_request *q)
 	struct word *w;
 
 	/* A namespace that is not known is never swept. */
-	if (!space_of(q->netns))
+	if (!space_of(q->netns, PORTKEEP_NOBODY))
 		return ENOMEM;
-	w = word_create(q->netns, q->transports, q->start);
+	w = word_create(q->netns, q->transports, q->start, 0);
 	if (!w)
 		return ENOMEM;
 	if (!word_claim(w, q->transports, q->start, BIT(q->start)))
@@ -89,13 +89,14 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.level = in->level;
 	a.pending = 1;
 
-	sp = space_of(a.span.netns);
+	sp = space_of(a.span.netns, PORTKEEP_NOBODY);
 	if (!sp)
 		return ENOMEM;
 	a.span.id = id = entry_take();
 	r = bpf_map_lookup_elem(&reservations, &id);
 	if (!id || !r)
 		return ENOMEM;
+	r->payer = PORTKEEP_NOBODY;
 	a.now = bpf_ktime_get_ns();
 	sp->last = a.now;
 	a.token = token_next(c, r, id);
@@ -132,6 +133,15 @@ __inline int admin_limit(struct admin_request *q)
 	if (!quota)
 		return ENOMEM;
 	quota->limit = q->limit;
+	return 0;
+}
+
+/* Words are removed from user space, which cannot take off a number that changes meanwhile. */
+__inline int admin_forget(struct admin_request *q)
+{
+	__u32 payer = q->uid;
+
+	share_return(payer, bpf_map_lookup_elem(&quotas, &payer), q->limit);
 	return 0;
 }
 
@@ -190,6 +200,8 @@ __noinline int admin_other(struct __sk_buff *ctx)
 		return admin_change(r, &q);
 	case PORTKEEP_ADMIN_LIMIT:
 		return admin_limit(&q);
+	case PORTKEEP_ADMIN_FORGET:
+		return admin_forget(&q);
 	}
 	return EINVAL;
 }

@@ -218,8 +218,7 @@ __inline int is_subflow(struct bpf_sock *sk)
 /* False if the reservation has ended: what was read of `r` may then be of another. */
 __inline int claim(struct socket_state *st, struct reservation *r, __u64 token, __u32 id, __u32 port, __u32 transport)
 {
-	/* Nobody is charged for a persistent reservation. */
-	st->payer = r->flags & PORTKEEP_PERSISTENT ? PORTKEEP_NOBODY : *(volatile __u32 *)&r->uid;
+	st->payer = *(volatile __u32 *)&r->payer;
 	st->claim_token = token;
 	st->claim_id = id;
 	st->claim_port = port;
@@ -460,6 +459,23 @@ static long close_step(__u32 i, void *ctx)
 		reservation_end(bpf_map_lookup_elem(&reservations, &id), id, token, 0, BY_PROCESS);
 	}
 	return 0;
+}
+
+/*
+ * A connection that was accepted on a port of the pool must not keep the next
+ * holder from binding it: with SO_REUSEADDR, which its listener was given, it
+ * does not. So the option stays on; who takes it off is told that it is done.
+ */
+__inline int keeps_reuseaddr(struct bpf_sockopt *ctx, struct bpf_sock *sk)
+{
+	__u32 *on = ctx->optval;
+	__u32 port = sk->src_port;
+
+	if (sk->protocol != IPPROTO_TCP || !port)
+		return 0;
+	if ((void *)(on + 1) > ctx->optval_end || *on)
+		return 0;
+	return in_pool(port) || reserved_word(ctx, PORTKEEP_TCP, port);
 }
 
 /* The last descriptor is gone, by close or with its process. */

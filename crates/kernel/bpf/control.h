@@ -286,7 +286,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	struct owner_state *o;
 	struct space *sp;
 	struct reservation *r;
-	__u32 uid, ports, slot, id;
+	__u32 payer, ports, slot, id;
 	int error;
 
 	if (!c || !k)
@@ -300,15 +300,18 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	a.span.transports = a.ask.flags & PORTKEEP_BOTH ? PORTKEEP_TCP | PORTKEEP_UDP : transport;
 
 	o = bpf_sk_storage_get(&owners, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	sp = space_of(a.span.netns);
-	if (!o || !sp)
+	payer = account(a.span.netns);
+	sp = space_of(a.span.netns, payer);
+	if (!o)
 		return ENOMEM;
+	if (!sp)
+		return no_room(payer);
 	slot = find_slot(o);
 	if (slot >= PORTKEEP_OWNED)
 		return EDQUOT;
-	a.uid = uid = (__u32)bpf_get_current_uid_gid();
+	a.uid = (__u32)bpf_get_current_uid_gid();
 	ports = transports_of(a.span.transports, a.ask.count);
-	error = quota_charge(uid, ports);
+	error = quota_charge(payer, ports);
 	if (error)
 		return error;
 
@@ -316,16 +319,17 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	a.span.id = id = entry_take();
 	r = bpf_map_lookup_elem(&reservations, &id);
 	if (!id || !r) {
-		quota_return(uid, ports);
+		quota_return(payer, ports);
 		return ENOMEM;
 	}
+	r->payer = payer;
 	a.now = bpf_ktime_get_ns();
 	sp->last = a.now;
 	a.token = token_next(c, r, id);
 	error = a.ask.start ? claim_specific(&a) : claim_wildcard(&a, sp);
 	if (error) {
 		entry_free(id);
-		quota_return(uid, ports);
+		quota_return(payer, ports);
 		return error;
 	}
 	__sync_fetch_and_add(&k->ports, ports);
@@ -370,7 +374,7 @@ __inline int release(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		return ENOENT;
 	if (!(r->transports & transport) || r->netns != bpf_get_netns_cookie(ctx))
 		return EINVAL;
-	if (bpf_get_current_pid_tgid() >> 32 != r->pid)
+	if (!is_owner(r))
 		return EPERM;
 	slot = r->slot & (PORTKEEP_OWNED - 1);
 	error = reservation_end(r, id, token, 0, BY_PROCESS);

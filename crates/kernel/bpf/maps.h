@@ -78,6 +78,14 @@ struct {
 	__type(value, struct quota);
 } quotas SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, struct account_key);
+	__type(value, __u32);
+} accounts SEC(".maps");
+
 /* Ports each user of a group may hold, by gid. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

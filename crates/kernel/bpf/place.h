@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * Who a process is, beyond its uid: its groups, its systemd unit, its cgroup by
- * name. Helpers tell none of these, so the kernel's own structures are read.
+ * name, when it began. Helpers tell none of these, so the kernel's own structures are read.
  * Where their fields are differs between kernels; the loader looks it up in the
  * running kernel's type information (BTF) and writes the offsets into the
  * program. Only fields named below are used. A read that fails counts as "no".
@@ -47,6 +47,8 @@ struct cred {
 } RELOCATED;
 
 struct task_struct {
+	struct task_struct *group_leader;
+	__u64 start_time; /* CLOCK_MONOTONIC, ns; exec does not change it */
 	const struct cred *cred;
 	struct css_set *cgroups;
 } RELOCATED;

@@ -16,6 +16,7 @@
  *
  *   portkeep.h     what user space and this side agree on
  *   maps.h         where the state is
+ *   quota.h        who pays for it
  *   token.h        making tokens nobody can guess
  *   table.h        the port table: claiming, counting, freeing
  *   search.h       finding a free run in the pool
@@ -37,6 +38,10 @@ int portkeep_set(struct bpf_sockopt *ctx)
 	__u32 transport;
 	int error;
 
+	if (ctx->level == SOL_SOCKET && ctx->optname == SO_REUSEADDR && sk && keeps_reuseaddr(ctx, sk)) {
+		*(volatile __s32 *)&ctx->optlen = -1;
+		return 1;
+	}
 	if (ctx->level != SOL_PORTKEEP) {
 		/* "Unchanged": otherwise values larger than a page fail with EFAULT before Linux 6.5, and all are copied. */
 		*(volatile __s32 *)&ctx->optlen = 0;

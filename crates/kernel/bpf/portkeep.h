@@ -156,14 +156,17 @@ struct config {
 	__u64 enforce; /* id of the cgroup whose sockets are held to the reservations */
 	__u64 serve; /* id of the cgroup whose sockets may use the control codes */
 	__u32 deny_errno; /* what an outsider's bind gets */
-	__u32 quota; /* ports a uid may hold, unless `quotas` says otherwise; root: no limit */
+	__u32 quota; /* ports an account may hold, unless `quotas` says otherwise; root: no limit */
 	__u16 pool_first;
 	__u16 pool_last; /* inclusive; 0 = no pool */
 	__u32 transient; /* goes when the last `run` that needs it ends */
 	__u32 admin_gid; /* the administrators' group, 0 = root only */
 	__u32 group_quotas; /* `group_limits` is worth a look */
 	__u32 enforce_level; /* of `enforce` below the root */
-	__u32 zero;
+	__u32 share; /* of the port table that an account may take, in words */
+	__u64 home; /* root is somebody else in other network namespaces; 0 = nowhere */
+	__u32 quota_elsewhere; /* ports that root of one of those may hold */
+	__u32 accounts_from; /* the lowest uid that `accounts` knows, 0 = there is none */
 };
 
 /* The one element of `counters`: changes all the time, so on lines of its own. */
@@ -198,6 +201,8 @@ struct word {
 	__u64 aside; /* pool ports in use since before `up` */
 	__u32 lead; /* id of the block that reaches in from the word before */
 	__u32 bound; /* sockets bound to any of the ports: the sum of `uses` */
+	__u32 payer; /* whose share it is of */
+	__u32 zero;
 	__u32 owner[64];
 	__u32 uses[32]; /* bound sockets per port, 16 bits each: even port low, odd port high */
 };
@@ -244,7 +249,7 @@ struct reservation {
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
 	__u32 gid; /* for SCOPE_GROUP */
-	__u32 zero;
+	__u32 payer; /* whose quota its ports are charged to; NOBODY: nobody's */
 };
 
 /*
@@ -278,16 +283,31 @@ struct offender {
 /* Where wildcard searches in a namespace begin, and when it was last in use. */
 struct space {
 	__u32 cursor[3]; /* TCP, UDP, both */
-	__u32 zero;
+	__u32 payer; /* as in `word` */
 	__u64 last; /* CLOCK_MONOTONIC of the last ACQUIRE, ns */
 };
 
+/*
+ * What an account holds. An account is a uid; that of a subordinate uid
+ * (/etc/subuid) is its user; root in another network namespace than `home` has
+ * one for each, ROOT_ELSEWHERE plus the namespace's cookie.
+ */
 struct quota {
 	__u32 used; /* ports */
 	__u32 limit; /* 0 = the default, UNLIMITED = none */
+	__u32 words; /* of the port table; each namespace counts as SPACE_WORDS more */
+	__u32 zero;
 };
 #define PORTKEEP_UNLIMITED 0xffffffffu
 #define PORTKEEP_NOBODY 0xffffffffu /* no uid: the kernel's "none" */
+#define PORTKEEP_ROOT_ELSEWHERE 0x80000000u
+#define PORTKEEP_SPACE_WORDS 8
+
+/* Which account a range of uids is, as in a routing table. Example: {16, htonl(0x00020000)} is 131072..196607. */
+struct account_key {
+	__u32 prefix; /* bits that count */
+	__u32 uid; /* network byte order */
+};
 
 /* What a socket knows about itself, kept by the kernel as long as the socket lives. */
 struct socket_state {
@@ -356,6 +376,7 @@ struct event {
 #define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
 #define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
 #define PORTKEEP_ADMIN_LIMIT 8    /* `uid` may hold `limit` ports */
+#define PORTKEEP_ADMIN_FORGET 9   /* `limit` words that account `uid` had are gone */
 
 /* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgresql" } */
 struct admin_request {

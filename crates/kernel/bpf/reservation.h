@@ -12,6 +12,7 @@
 #define PORTKEEP_RESERVATION_H
 
 #include "place.h"
+#include "quota.h"
 #include "search.h"
 #include "token.h"
 
@@ -46,13 +47,21 @@ __inline __u64 span_mask(struct span *s, __u32 base)
 
 #define AT(base, udp) ((base) << 1 | (udp))
 
+__inline int span_no_room(struct span *s)
+{
+	__u32 id = s->id;
+	struct reservation *r = bpf_map_lookup_elem(&reservations, &id);
+
+	return r ? no_room(r->payer) : ENOMEM;
+}
+
 __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 {
-	struct word *w = word_create(s->netns, transport, base);
+	struct word *w = word_create(s->netns, transport, base, s->id);
 
 	s->stop = AT(base, transport == PORTKEEP_UDP);
 	if (!w) {
-		s->result = ENOMEM;
+		s->result = span_no_room(s);
 		return 0;
 	}
 	if (!word_claim(w, transport, base, span_mask(s, base))) {
@@ -190,68 +199,9 @@ __inline void entry_free(__u32 id)
 		__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id));
 }
 
-__inline struct quota *quota_of(__u32 uid)
-{
-	struct quota *q = bpf_map_lookup_elem(&quotas, &uid);
-
-	if (!q) {
-		struct quota fresh = {};
-
-		bpf_map_update_elem(&quotas, &uid, &fresh, BPF_NOEXIST);
-		q = bpf_map_lookup_elem(&quotas, &uid);
-	}
-	return q;
-}
-
-/* Ports a uid holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
-__noinline int quota_charge(__u32 uid, __u32 ports)
-{
-	struct config *c = the_config();
-	struct quota *q = quota_of(uid);
-	__u32 limit;
-
-	if (!c || !q)
-		return ENOMEM;
-	limit = q->limit;
-	if (!limit && c->group_quotas) {
-		__u32 gid = bpf_get_current_uid_gid() >> 32;
-		__u32 *of_group = bpf_map_lookup_elem(&group_limits, &gid);
-
-		limit = of_group ? *of_group : 0;
-	}
-	if (!limit)
-		limit = uid ? c->quota : PORTKEEP_UNLIMITED;
-	if (__sync_fetch_and_add(&q->used, ports) + (__u64)ports > limit) {
-		__sync_fetch_and_sub(&q->used, ports);
-		return EDQUOT;
-	}
-	return 0;
-}
-
-__inline void quota_return(__u32 uid, __u32 ports)
-{
-	struct quota *q = bpf_map_lookup_elem(&quotas, &uid);
-
-	if (q)
-		__sync_fetch_and_sub(&q->used, ports);
-}
-
 __inline __u32 transports_of(__u32 transports, __u32 count)
 {
 	return transports == (PORTKEEP_TCP | PORTKEEP_UDP) ? 2 * count : count;
-}
-
-__inline struct space *space_of(__u64 netns)
-{
-	struct space *sp = bpf_map_lookup_elem(&spaces, &netns);
-
-	if (!sp) {
-		struct space fresh = {};
-
-		bpf_map_update_elem(&spaces, &netns, &fresh, BPF_NOEXIST);
-		sp = bpf_map_lookup_elem(&spaces, &netns);
-	}
-	return sp;
 }
 
 __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r, __u32 by)
@@ -305,7 +255,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	ports = transports_of(r->transports, r->count);
 	/* Ports that linger are paid for until their last socket gives them back. */
 	if (!(r->flags & PORTKEEP_PERSISTENT))
-		quota_return(r->uid, ports - s.result);
+		quota_return(r->payer, ports - s.result);
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)
@@ -319,12 +269,28 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	return 0;
 }
 
+/* Whether the process at hand is the one that acquired it. A process that got the number of one that is gone began later. */
+__alone int is_owner(struct reservation *r)
+{
+	struct task_struct *task, *leader = NULL;
+	__u64 began = 0;
+
+	if (!r || bpf_get_current_pid_tgid() >> 32 != r->pid)
+		return 0;
+	if (!places_known)
+		return 1;
+	task = bpf_get_current_task();
+	if (FETCH(leader, task, group_leader) || FETCH(began, leader, start_time))
+		return 0;
+	return began <= r->since;
+}
+
 /* Whether the process at hand may consume the reservation by an explicit bind. */
 __inline int in_scope(struct reservation *r, __u32 id)
 {
 	switch (r->scope) {
 	case PORTKEEP_SCOPE_PROCESS:
-		return bpf_get_current_pid_tgid() >> 32 == r->pid;
+		return is_owner(r);
 	case PORTKEEP_SCOPE_USER:
 		return (__u32)bpf_get_current_uid_gid() == r->uid;
 	case PORTKEEP_SCOPE_CGROUP:

@@ -7,7 +7,7 @@
 #ifndef PORTKEEP_TABLE_H
 #define PORTKEEP_TABLE_H
 
-#include "maps.h"
+#include "quota.h"
 
 #define BIT(n) (1ULL << ((n) & 63))
 
@@ -42,21 +42,36 @@ __inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
 	return bpf_map_lookup_elem(&words, &key);
 }
 
-__inline struct word *word_create(__u64 netns, __u32 transport, __u32 port)
+/* `id` is the reservation it is for, whose account pays for the room; 0 = none. */
+__inline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __u32 id)
 {
 	struct word_key key = {
 		.netns = netns, .word = port >> 6, .transport = transport
 	};
-	__u32 zero = 0;
 	struct word *w = bpf_map_lookup_elem(&words, &key);
+	struct reservation *r;
+	struct quota *q = NULL;
+	__u32 payer;
 
 	if (w)
 		return w;
-	w = bpf_map_lookup_elem(&blank, &zero);
-	if (!w)
+	r = bpf_map_lookup_elem(&reservations, &id);
+	payer = id && r ? r->payer : PORTKEEP_NOBODY;
+	if (r)
+		q = bpf_map_lookup_elem(&quotas, &r->payer);
+	id = 0;
+	w = bpf_map_lookup_elem(&blank, &id);
+	if (!w || share_charge(payer, q, 1))
 		return NULL;
-	bpf_map_update_elem(&words, &key, w, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&words, &key);
+	if (bpf_map_update_elem(&words, &key, w, BPF_NOEXIST)) {
+		/* Lost to another CPU, or no memory. */
+		share_return(payer, q, 1);
+		return bpf_map_lookup_elem(&words, &key);
+	}
+	w = bpf_map_lookup_elem(&words, &key);
+	if (w)
+		w->payer = payer;
+	return w;
 }
 
 /* Where the filter counts the word of a port. */

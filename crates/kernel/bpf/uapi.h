@@ -107,6 +107,7 @@ struct __sk_buff {
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_LRU_HASH 9
+#define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_SK_STORAGE 24
 #define BPF_MAP_TYPE_RINGBUF 27
 
@@ -142,6 +143,7 @@ static void *(*const bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
 static long (*const bpf_set_retval)(int retval) = (void *)187;
 
 #define bpf_htons(x) __builtin_bswap16(x)
+#define bpf_htonl(x) __builtin_bswap32(x)
 #define bpf_ntohs(x) __builtin_bswap16(x)
 
 #endif

@@ -39,6 +39,7 @@ const UNASIDE: u32 = 5;
 const CREATE: u32 = 6;
 const CHANGE: u32 = 7;
 const LIMIT: u32 = 8;
+const FORGET: u32 = 9;
 
 use crate::persistent::{Created, Wanted};
 
@@ -137,6 +138,11 @@ impl Admin {
     /// Give a uid a limit of its own: ports it may hold; 0 = the default, `u32::MAX` = none.
     pub fn set_quota_limit(&self, uid: u32, limit: u32) -> Result<(), AdminError> {
         self.run(Request { op: LIMIT, uid, limit, ..EMPTY }).map(drop)
+    }
+
+    /// Words of the port table that an account had paid for are gone.
+    pub(crate) fn give_back_share(&self, account: u32, words: u32) -> Result<(), AdminError> {
+        self.run(Request { op: FORGET, uid: account, limit: words, ..EMPTY }).map(drop)
     }
 
     /// A pool port (host byte order) that was in use before `up`: do not give it out.

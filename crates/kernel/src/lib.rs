@@ -30,7 +30,8 @@ pub use events::{Event, EventKind, Events};
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use load::{Link, LoadError, Loaded};
 pub use maps::{
-    Config, Counters, Entries, Filter, MapAccessError, Maps, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey,
+    Config, Counters, Entries, Filter, ForgetError, MapAccessError, Maps, NOBODY, Place, PlaceKey, Quota, Reservation,
+    SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
 pub use persistent::{Claimed, CreateError, ForWhom, PLACE_DEPTH, Wanted};
 pub use settings::{BUILD, DEFAULT_POOL, Settings};

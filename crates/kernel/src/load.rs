@@ -234,7 +234,12 @@ impl Loaded {
     pub fn map_memory(&self) -> io::Result<u64> {
         let mut total = 0;
         for (_, map) in self.ebpf.maps() {
-            let (Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) | Map::SkStorage(data)) = map else {
+            let (Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LpmTrie(data)
+            | Map::RingBuf(data)
+            | Map::SkStorage(data)) = map
+            else {
                 continue;
             };
             let fd = data.fd().as_fd().as_raw_fd();

@@ -1,15 +1,19 @@
 //! The maps, read from outside. The layouts mirror `bpf/portkeep.h`.
 
-use std::{collections::BTreeMap, os::fd::AsFd, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, os::fd::AsFd, path::Path};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError},
+    maps::{
+        Array, HashMap, Map, MapData, MapError,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use portkeep_core::{PortRange, Scope, Token, Transport, Transports, cipher, wire};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
+    admin::{Admin, AdminError},
     persistent::{ForWhom, PLACE_DEPTH},
     settings::Settings,
 };
@@ -59,8 +63,14 @@ map_struct! {
         group_quotas: u32,
         /// Depth of `enforce` below the root.
         enforce_level: u32,
-        /// 0.
-        zero: u32,
+        /// Words of the port table that an account may take.
+        share: u32,
+        /// Cookie of the namespace whose root has no quota; 0: root has none anywhere.
+        home: u64,
+        /// Ports that root of another namespace may hold.
+        quota_elsewhere: u32,
+        /// The lowest uid that belongs to somebody else's account; 0: there is none.
+        accounts_from: u32,
     }
 }
 
@@ -113,6 +123,10 @@ map_struct! {
         lead: u32,
         /// Sockets bound to any of the ports.
         bound: u32,
+        /// Account whose share of the table it takes, [`NOBODY`] or root's if nobody's.
+        payer: u32,
+        /// 0.
+        zero: u32,
         /// Ids of the blocks that begin here, valid where `heads` says so.
         owner: [u32; 64],
         /// Bound sockets, 16 bits for each port.
@@ -182,8 +196,8 @@ map_struct! {
         label: [u8; 24],
         /// Whom it is for, with [`wire::SCOPE_GROUP`].
         gid: u32,
-        /// 0.
-        zero: u32,
+        /// Account that its ports are charged to; [`NOBODY`]: to none.
+        payer: u32,
     }
 }
 
@@ -248,8 +262,8 @@ map_struct! {
     Space {
         /// Where wildcard searches begin: TCP, UDP, both.
         cursor: [u32; 3],
-        /// 0.
-        zero: u32,
+        /// As in [`Word`].
+        payer: u32,
         /// Last ACQUIRE, nanoseconds of `CLOCK_MONOTONIC`.
         last: u64,
     }
@@ -274,13 +288,33 @@ map_struct! {
 }
 
 map_struct! {
-    /// Ports a uid holds.
+    /// What an account holds. An account is a uid; that of a subordinate uid is its user, see [`Maps::set_accounts`];
+    /// that of root in another network namespace than `home` is [`root_elsewhere`].
     Quota {
         /// Ports held.
         used: u32,
         /// Own limit, 0 = the default, `u32::MAX` = none.
         limit: u32,
+        /// Words of the port table taken; each namespace counts as [`SPACE_WORDS`] more.
+        words: u32,
+        /// 0.
+        zero: u32,
     }
+}
+
+/// No account.
+pub const NOBODY: u32 = u32::MAX;
+/// What a namespace counts in an account's share of the port table.
+pub const SPACE_WORDS: u32 = 8;
+
+/// The account of root in another network namespace than `home`.
+pub fn root_elsewhere(netns: u64) -> u32 {
+    0x8000_0000 | netns as u32
+}
+
+/// Whether an account has a share of the port table. Root has all of it, and nobody none.
+pub fn has_share(account: u32) -> bool {
+    account != 0 && account != NOBODY
 }
 
 /// A map could not be opened, read or written.
@@ -309,7 +343,7 @@ pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
 }
 
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 15] = [
+pub(crate) const NAMES: [&str; 16] = [
     "config",
     "counters",
     "blank",
@@ -319,6 +353,7 @@ pub(crate) const NAMES: [&str; 15] = [
     "filter",
     "spaces",
     "quotas",
+    "accounts",
     "group_limits",
     "places",
     "offenders",
@@ -338,6 +373,7 @@ pub struct Maps {
     filter: Array<MapData, Filter>,
     spaces: HashMap<MapData, u64, Space>,
     quotas: HashMap<MapData, u32, Quota>,
+    accounts: LpmTrie<MapData, u32, u32>,
     group_limits: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
 }
@@ -364,6 +400,7 @@ impl Maps {
             filter: typed("filter", Map::Array(source("filter")?))?,
             spaces: typed("spaces", Map::HashMap(source("spaces")?))?,
             quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
+            accounts: typed("accounts", Map::LpmTrie(source("accounts")?))?,
             group_limits: typed("group_limits", Map::HashMap(source("group_limits")?))?,
             places: typed("places", Map::HashMap(source("places")?))?,
         })
@@ -374,7 +411,9 @@ impl Maps {
         Self::from_source(|name| {
             let call = |source| MapAccessError::Call { name, source };
             let map = ebpf.map(name).ok_or(MapAccessError::Missing(name))?;
-            let (Map::Array(data) | Map::HashMap(data)) = map else { return Err(MapAccessError::Missing(name)) };
+            let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else {
+                return Err(MapAccessError::Missing(name));
+            };
             again(data).map_err(call)
         })
     }
@@ -456,7 +495,7 @@ impl Maps {
         self.spaces.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "spaces", source }))
     }
 
-    /// All uids that hold or held ports.
+    /// All accounts that hold or held ports or room.
     pub fn quotas(&self) -> impl Iterator<Item = Result<(u32, Quota), MapAccessError>> {
         self.quotas.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "quotas", source }))
     }
@@ -477,6 +516,27 @@ impl Maps {
             self.group_limits.insert(gid, limit, 0).map_err(call)?;
         }
         Ok(())
+    }
+
+    /// Which uids are whose: subordinate uids share their user's quota. Of overlapping ranges one counts. What is held
+    /// already stays charged to whom it was.
+    pub fn set_accounts(&mut self, ranges: &[(RangeInclusive<u32>, u32)]) -> Result<(), MapAccessError> {
+        let call = |source| MapAccessError::Call { name: "accounts", source };
+        let mut wanted: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+        for (range, user) in ranges {
+            wanted.extend(prefixes(range).map(|prefix| (prefix, *user)));
+        }
+        let known: Vec<_> = self.accounts.keys().collect::<Result<_, _>>().map_err(call)?;
+        for key in known.iter().filter(|key| !wanted.contains_key(&(key.prefix_len(), u32::from_be(key.data())))) {
+            self.accounts.remove(key).map_err(call)?;
+        }
+        for ((length, first), user) in wanted {
+            self.accounts.insert(&Key::new(length, first.to_be()), user, 0).map_err(call)?;
+        }
+        let mut config = self.config()?;
+        // Root is nobody's subordinate.
+        config.accounts_from = ranges.iter().map(|(range, _)| (*range.start()).max(1)).min().unwrap_or(0);
+        self.set_config(&config)
     }
 
     /// Change the settings that can change while the kernel part is up.
@@ -529,7 +589,7 @@ impl Maps {
     ///
     /// Goes through words and reservations once, however many namespaces there are: where containers come and go they are
     /// hundreds.
-    pub fn forget_quiet_namespaces(&mut self, quiet_ns: u64) -> Result<usize, MapAccessError> {
+    pub fn forget_quiet_namespaces(&mut self, admin: &Admin, quiet_ns: u64) -> Result<usize, ForgetError> {
         let now = crate::sys::monotonic_ns();
         let mut quiet: BTreeMap<u64, u64> = self
             .spaces()
@@ -556,21 +616,66 @@ impl Maps {
         let mut gone = 0;
         for (netns, last) in quiet {
             let mut kept = false;
+            let mut given_back: BTreeMap<u32, u32> = BTreeMap::new();
             for key in words.remove(&netns).unwrap_or_default() {
                 let still = optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| space.last == last);
                 match self.word(&key)? {
                     // A walk through a map that changes may come upon a key twice.
                     None => {}
-                    Some(word) if still && word.is_vacant() && self.words.remove(&key).is_ok() => gone += 1,
+                    Some(word) if still && word.is_vacant() && self.words.remove(&key).is_ok() => {
+                        gone += 1;
+                        *given_back.entry(word.payer).or_default() += 1;
+                    }
                     Some(_) => kept = true,
                 }
             }
-            if !kept && optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| space.last == last) {
-                let _ = self.spaces.remove(&netns);
+            let space = optional("spaces", self.spaces.get(&netns, 0))?.filter(|space| !kept && space.last == last);
+            if let Some(space) = space
+                && self.spaces.remove(&netns).is_ok()
+            {
+                *given_back.entry(space.payer).or_default() += SPACE_WORDS;
+            }
+            for (account, words) in given_back.into_iter().filter(|(account, _)| has_share(*account)) {
+                admin.give_back_share(account, words)?;
+            }
+            // Namespaces come and go for ever, and each has an account of its own.
+            let account = root_elsewhere(netns);
+            if space.is_some()
+                && optional("quotas", self.quotas.get(&account, 0))?
+                    .is_some_and(|quota| quota == Quota { used: 0, limit: 0, words: 0, zero: 0 })
+            {
+                let _ = self.quotas.remove(&account);
             }
         }
         Ok(gone)
     }
+}
+
+/// Why a quiet namespace was not forgotten.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForgetError {
+    /// A map could not be read or written.
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    /// The room could not be given back to who had paid for it.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+/// The fewest prefixes that cover a range and nothing else, as with addresses: (bits that count, first number).
+fn prefixes(range: &RangeInclusive<u32>) -> impl Iterator<Item = (u32, u32)> {
+    let (mut next, last) = (u64::from(*range.start()), u64::from(*range.end()));
+    std::iter::from_fn(move || {
+        if next > last {
+            return None;
+        }
+        let aligned = if next == 0 { 32 } else { next.trailing_zeros().min(32) };
+        let fits = (last - next + 1).ilog2();
+        let (bits, first) = (aligned.min(fits), next as u32);
+        next += 1 << bits;
+        Some((32 - bits, first))
+    })
 }
 
 fn optional<T>(name: &'static str, result: Result<T, MapError>) -> Result<Option<T>, MapAccessError> {
@@ -578,5 +683,26 @@ fn optional<T>(name: &'static str, result: Result<T, MapError>) -> Result<Option
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
         Err(source) => Err(MapAccessError::Call { name, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::prefixes;
+
+    #[test]
+    fn prefixes_cover_a_range_and_nothing_else() {
+        for range in [0..=0, 100_000..=165_535, 1..=6, 0..=u32::MAX, 5..=5, 4_294_967_290..=u32::MAX, 65_536..=131_071]
+        {
+            let mut next = u64::from(*range.start());
+            for (length, first) in prefixes(&range) {
+                assert_eq!(u64::from(first), next, "{range:?}");
+                let size = 1u64 << (32 - length);
+                assert_eq!(next % size, 0, "{range:?}");
+                next += size;
+            }
+            assert_eq!(next, u64::from(*range.end()) + 1, "{range:?}");
+        }
+        assert_eq!(prefixes(&(65_536..=131_071)).collect::<Vec<_>>(), [(16, 65_536)]);
     }
 }

@@ -30,8 +30,16 @@ pub const BUILD: u64 = {
 pub struct Settings {
     /// Where wildcard requests are served from. `None`: no wildcard requests.
     pub pool: Option<PortRange>,
-    /// Ports one uid may hold at a time, counted once for each transport. Root has no limit.
+    /// Ports one user may hold at a time, counted once for each transport. Root has no limit.
     pub quota: u32,
+    /// Cookie of the network namespace whose root has no limit; in others it has [`Settings::quota_elsewhere`] in each.
+    /// `None`: root has no limit anywhere.
+    pub home: Option<u64>,
+    /// Ports that root of another namespace than `home` may hold.
+    pub quota_elsewhere: u32,
+    /// How much of the port table one account may take, in words of 64 ports of one transport and namespace. There is
+    /// room for 1,048,576.
+    pub share: u32,
     /// What the bind of an outsider fails with.
     pub deny_errno: Errno,
     /// Goes away with the last `portkeep run` that needs it.
@@ -47,6 +55,9 @@ impl Default for Settings {
         Self {
             pool: Some(DEFAULT_POOL),
             quota: 1024,
+            home: None,
+            quota_elsewhere: 4096,
+            share: 1 << 16,
             deny_errno: Errno::EADDRINUSE,
             transient: false,
             admin_gid: 0,
@@ -79,6 +90,9 @@ impl Settings {
     pub(crate) fn change(&self, config: &mut Config) {
         config.deny_errno = self.deny_errno.0.unsigned_abs();
         config.quota = self.quota;
+        config.home = self.home.unwrap_or(0);
+        config.quota_elsewhere = self.quota_elsewhere;
+        config.share = self.share;
         (config.pool_first, config.pool_last) = self.pool.map_or((0, 0), |pool| (pool.start(), pool.last()));
         config.admin_gid = self.admin_gid;
         config.group_quotas = self.group_quotas.into();

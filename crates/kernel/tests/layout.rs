@@ -195,12 +195,15 @@ fn the_map_structures_are_those_of_the_object() {
             admin_gid,
             group_quotas,
             enforce_level,
-            zero
+            share,
+            home,
+            quota_elsewhere,
+            accounts_from
         ]
     );
     same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost, refused]);
     same!(btf, "word_key", WordKey, [netns, word, transport, zero]);
-    same!(btf, "word", Word, [reserved, heads, lingering, drawn, aside, lead, bound, owner, uses]);
+    same!(btf, "word", Word, [reserved, heads, lingering, drawn, aside, lead, bound, payer, zero, owner, uses]);
     same!(btf, "entries", Entries, [hint, zero, taken]);
     same!(
         btf,
@@ -208,11 +211,11 @@ fn the_map_structures_are_those_of_the_object() {
         Reservation,
         [
             gate, token, generation, netns, cgroup, since, pid, uid, start, count, transports, scope, flags, level,
-            next, slot, error, comm, label, gid, zero
+            next, slot, error, comm, label, gid, payer
         ]
     );
-    same!(btf, "space", Space, [cursor, zero, last]);
-    same!(btf, "quota", Quota, [used, limit]);
+    same!(btf, "space", Space, [cursor, payer, last]);
+    same!(btf, "quota", Quota, [used, limit, words, zero]);
     same!(btf, "place_key", PlaceKey, [id, level]);
     same!(btf, "place", Place, [name]);
 }

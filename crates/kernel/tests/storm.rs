@@ -349,7 +349,7 @@ fn cycles_do_not_make_the_maps_grow() {
     world.assert_empty();
     audit::assert_consistent(&maps);
     // What is left is an empty table, and whoever keeps house may forget it.
-    world.maps().forget_quiet_namespaces(0).unwrap();
+    world.maps().forget_quiet_namespaces(&world.sandbox().loaded().admin().unwrap(), 0).unwrap();
     assert!(!maps.words().map(Result::unwrap).any(|(key, _)| key.netns == world.netns()));
     assert!(!maps.spaces().map(Result::unwrap).any(|(netns, _)| netns == world.netns()));
 }
@@ -358,6 +358,7 @@ fn cycles_do_not_make_the_maps_grow() {
 fn forgetting_many_namespaces_takes_as_long_as_there_are_words() {
     let Some(world) = World::enter("forgetting_many_namespaces_takes_as_long_as_there_are_words") else { return };
     let mut maps = world.maps();
+    let admin = world.sandbox().loaded().admin().unwrap();
     // Containers come and go, and each leaves its words.
     let mut forget = |namespaces: u32| {
         for _ in 0..namespaces {
@@ -366,7 +367,7 @@ fn forgetting_many_namespaces_takes_as_long_as_there_are_words() {
             acquire(&tcp(), &request).unwrap();
         }
         let begin = Instant::now();
-        let gone = maps.forget_quiet_namespaces(0).unwrap();
+        let gone = maps.forget_quiet_namespaces(&admin, 0).unwrap();
         (gone, begin.elapsed())
     };
     forget(1);

@@ -95,9 +95,17 @@ pub const KEYS: &[Key] = &[
         name: "quota.default",
         kind: "number or \"unlimited\"",
         default: "1024",
-        text: "How many ports one user may hold at a time in runtime reservations, counted once for each transport. Root \
-               has no limit.",
+        text: "How many ports one user may hold at a time in runtime reservations, counted once for each transport. \
+               Subordinate uids (/etc/subuid) count as their user. Root has no limit.",
         example: "256",
+    },
+    Key {
+        name: "quota.containers",
+        kind: "number or \"unlimited\"",
+        default: "4096",
+        text: "The same for root in each network namespace but the one where Portkeep was brought up: in a container root \
+               may be anybody.",
+        example: "512",
     },
     Key {
         name: "quota.users.NAME",
@@ -164,6 +172,8 @@ pub struct Config {
 pub struct Quota {
     /// Those who are not named.
     pub default: Limit,
+    /// Root of each network namespace but the first.
+    pub containers: Limit,
     /// By user.
     pub users: BTreeMap<Account, Limit>,
     /// By group; the largest of a user's groups counts.
@@ -213,7 +223,12 @@ impl Default for Config {
             enforce: None,
             serve: None,
             state_dir: "/var/lib/portkeep".into(),
-            quota: Quota { default: Limit::Ports(1024), users: BTreeMap::new(), groups: BTreeMap::new() },
+            quota: Quota {
+                default: Limit::Ports(1024),
+                containers: Limit::Ports(4096),
+                users: BTreeMap::new(),
+                groups: BTreeMap::new(),
+            },
             privileged: Privileged::default(),
             events: Events { per_second: 20 },
         }
@@ -309,6 +324,11 @@ impl Quota {
                 "default" => {
                     if let Some(limit) = limit(report, &inner) {
                         self.default = limit;
+                    }
+                }
+                "containers" => {
+                    if let Some(limit) = limit(report, &inner) {
+                        self.containers = limit;
                     }
                 }
                 "users" => self.users = limits(report, &inner),
@@ -413,6 +433,7 @@ serve = "/sys/fs/cgroup/a/b"
 state_dir = "/srv/portkeep"
 [quota]
 default = 7
+containers = 8
 [quota.users]
 alice = 4096
 bob = "unlimited"
@@ -437,6 +458,7 @@ per_second = 0
             state_dir: "/srv/portkeep".into(),
             quota: Quota {
                 default: Limit::Ports(7),
+                containers: Limit::Ports(8),
                 users: [
                     (name("alice"), Limit::Ports(4096)),
                     (name("bob"), Limit::Unlimited),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use portkeep_core::{Transport, wire};
-use portkeep_kernel::{Maps, Reservation, Word, WordKey};
+use portkeep_kernel::{Maps, NOBODY, Reservation, SPACE_WORDS, Word, WordKey, has_share};
 
 fn live(maps: &Maps) -> Vec<(u32, Reservation)> {
     let all = maps.reservations().map(|item| item.expect("a reservation"));
@@ -55,7 +55,9 @@ fn look(maps: &Maps, all_charged: bool) -> Vec<String> {
         for transport in transports.iter() {
             ports += u64::from(block.count());
             if !r.is_persistent() {
-                *quotas.entry(r.uid).or_default() += u64::from(block.count());
+                *quotas.entry(r.payer).or_default() += u64::from(block.count());
+            } else if r.payer != NOBODY {
+                wrong.push(format!("account {} pays for a persistent one: {r:?}", r.payer));
             }
             for word in block.start() / 64..=block.last() / 64 {
                 let base = u32::from(word) * 64;
@@ -131,23 +133,42 @@ fn look(maps: &Maps, all_charged: bool) -> Vec<String> {
         wrong.push(format!("counters say {counters:?}, there are {count} reservations of {ports} ports"));
     }
     // Lingering ports are charged to whoever had them, which only their sockets know: the sum has to be right.
+    let mut room = room_taken(maps);
     let mut lingering: u64 = words.values().map(|word| u64::from(word.lingering.count_ones())).sum();
     for (uid, quota) in maps.quotas().map(|item| item.expect("a quota")) {
         let used = quotas.remove(&uid).unwrap_or(0);
         match u64::from(quota.used).checked_sub(used) {
             Some(more) if more <= lingering => lingering -= more,
-            _ => wrong.push(format!("uid {uid} is charged {} ports and holds {used}", quota.used)),
+            _ => wrong.push(format!("account {uid} is charged {} ports and holds {used}", quota.used)),
+        }
+        let taken = room.remove(&uid).unwrap_or(0);
+        if quota.words != taken {
+            wrong.push(format!("account {uid} is charged {} words and takes {taken}", quota.words));
         }
     }
     if lingering != 0 && all_charged {
         wrong.push(format!("{lingering} lingering ports are charged to nobody"));
     }
-    wrong.extend(quotas.iter().map(|(uid, used)| format!("uid {uid} is not charged for {used} ports")));
+    wrong.extend(quotas.iter().map(|(uid, used)| format!("account {uid} is not charged for {used} ports")));
+    wrong.extend(room.iter().map(|(uid, words)| format!("account {uid} is not charged for {words} words")));
     for (netns, _) in maps.spaces().map(|item| item.expect("a space")) {
         spaces.remove(&netns);
     }
     wrong.extend(spaces.keys().map(|netns| format!("namespace {netns} has reservations and no entry")));
     wrong
+}
+
+/// What accounts take of the port table.
+fn room_taken(maps: &Maps) -> BTreeMap<u32, u32> {
+    let mut taken: BTreeMap<u32, u32> = BTreeMap::new();
+    for (_, word) in maps.words().map(|item| item.expect("a word")) {
+        *taken.entry(word.payer).or_default() += 1;
+    }
+    for (_, space) in maps.spaces().map(|item| item.expect("a space")) {
+        *taken.entry(space.payer).or_default() += SPACE_WORDS;
+    }
+    taken.retain(|account, _| has_share(*account));
+    taken
 }
 
 fn key(key: &WordKey) -> (u64, u16, u16) {

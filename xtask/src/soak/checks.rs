@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use portkeep_core::wire;
-use portkeep_kernel::{Instance, Maps, Word, WordKey};
+use portkeep_kernel::{Admin, Instance, Maps, Word, WordKey};
 use portkeep_testkit::audit;
 
 use super::{
@@ -165,13 +165,13 @@ pub(super) fn left_in_maps(maps: &Maps, netns: u64) -> Result<Vec<String>> {
 }
 
 /// Once no agent runs either: nobody is taken for one, and the empty tables can be forgotten.
-pub(super) fn left_without_agent(maps: &mut Maps, netns: u64) -> Result<Vec<String>> {
+pub(super) fn left_without_agent(maps: &mut Maps, admin: &Admin, netns: u64) -> Result<Vec<String>> {
     let counters = maps.counters()?;
     let mut left = Vec::new();
     if (counters.agents, counters.listeners) != (0, 0) {
         left.push(format!("an agent is counted: {counters:?}"));
     }
-    maps.forget_quiet_namespaces(0)?;
+    maps.forget_quiet_namespaces(admin, 0)?;
     let mut others = BTreeSet::new();
     for item in maps.words() {
         let (key, word) = item?;

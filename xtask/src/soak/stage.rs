@@ -437,7 +437,7 @@ impl Stage {
         let agent = self.agent.take().context("no agent")?;
         agent.stop()?;
         let mut maps = self.instance.maps()?;
-        left.extend(checks::left_without_agent(&mut maps, self.netns)?);
+        left.extend(checks::left_without_agent(&mut maps, &self.instance.admin()?, self.netns)?);
         let down = self.place.command(&["down"]).output().context("portkeep down")?;
         if !down.status.success() {
             left.push(format!("portkeep down: {}", String::from_utf8_lossy(&down.stderr)));

@@ -27,6 +27,7 @@ mod rightful;
 mod server;
 mod service;
 mod state;
+mod subordinate;
 mod sysctl;
 
 use std::{
@@ -71,7 +72,7 @@ use service::Service;
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
-pub(crate) use policy::settings;
+pub(crate) use policy::{settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
@@ -236,7 +237,8 @@ impl<'k> Agent<'k> {
         let Some(only) = runtime.become_agent().context("becoming the agent")? else {
             bail!("another agent is running");
         };
-        let policy = Policy::load(config.clone()).map_err(|wrong| anyhow::anyhow!("{}", lines(&wrong)))?;
+        let policy =
+            Policy::load(config.clone(), root.clone()).map_err(|wrong| anyhow::anyhow!("{}", lines(&wrong)))?;
         let state = state.clone().unwrap_or_else(|| policy.config().state_dir());
         let folder = runtime.folder()?;
         let now = Instant::now();
@@ -323,7 +325,7 @@ impl<'k> Agent<'k> {
                 self.retry_declarations()?;
             }
             if due(&mut self.timers.forget, FORGET) {
-                self.kernel.maps.forget_quiet_namespaces(QUIET.as_nanos() as u64)?;
+                self.kernel.maps.forget_quiet_namespaces(&self.kernel.admin, QUIET.as_nanos() as u64)?;
             }
         }
     }

@@ -1,16 +1,21 @@
 //! The configuration file, put into effect.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use portkeep_kernel::{Admin, Maps, Settings, cgroup};
+use portkeep_kernel::{Admin, Maps, Settings, cgroup, netns};
 use portkeep_persist::{Config, Diagnostic, config::Limit};
 
-use super::accounts;
+use super::{accounts, subordinate};
 
 /// Where the configuration comes from, and what it says.
 #[derive(Debug)]
 pub(super) struct Policy {
     file: PathBuf,
+    /// The system whose subordinate uids count.
+    root: PathBuf,
     config: Config,
     /// The administrators' group, 0 = root only.
     admin_gid: u32,
@@ -35,6 +40,12 @@ pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
         Limit::Ports(number) => number,
         Limit::Unlimited => u32::MAX,
     };
+    // Here root is root; in the namespaces of containers it may be anybody.
+    settings.home = netns::current_cookie().ok();
+    settings.quota_elsewhere = match config.quota.containers {
+        Limit::Ports(number) => number,
+        Limit::Unlimited => u32::MAX,
+    };
     settings.group_quotas = !config.quota.groups.is_empty();
     if let Some(group) = &config.administrators {
         match accounts::gid(group) {
@@ -45,11 +56,20 @@ pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
     (settings, complaints)
 }
 
+/// Let subordinate uids share their users' quotas; returns what could not be read.
+pub(crate) fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
+    let (mut ranges, complaints) = subordinate::read(root);
+    // Root has no quota that its subordinates could share: each of them has one.
+    ranges.retain(|(_, user)| *user != 0);
+    maps.set_accounts(&ranges)?;
+    Ok(complaints)
+}
+
 impl Policy {
     /// Read the file. One with mistakes is refused whole.
-    pub(super) fn load(file: PathBuf) -> Result<Self, Vec<Diagnostic>> {
+    pub(super) fn load(file: PathBuf, root: PathBuf) -> Result<Self, Vec<Diagnostic>> {
         let config = Config::load(&file)?;
-        Ok(Self { file, config, admin_gid: 0 })
+        Ok(Self { file, root, config, admin_gid: 0 })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -65,11 +85,13 @@ impl Policy {
     /// Put it into effect on the kernel part that is up. Without a file what is up stays as it was brought up. Returns
     /// what could not be put into effect.
     pub(super) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
+        let mut complaints = share_quotas(maps, &self.root)?;
         if !self.file.exists() {
             self.admin_gid = maps.config()?.admin_gid;
-            return Ok(Vec::new());
+            return Ok(complaints);
         }
-        let (settings, mut complaints) = settings(&self.config);
+        let (settings, wrong) = settings(&self.config);
+        complaints.extend(wrong);
         self.admin_gid = settings.admin_gid;
         let now = maps.reconfigure(&settings)?;
         for (key, wanted, have) in

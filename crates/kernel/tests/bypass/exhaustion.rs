@@ -8,7 +8,7 @@ use portkeep_core::{
     Errno, PortRange, Transport,
     wire::{self, AcquireRequest, AgentMark},
 };
-use portkeep_kernel::{Loaded, Settings};
+use portkeep_kernel::{Loaded, SPACE_WORDS, Settings};
 use portkeep_testkit::{
     Sandbox, TestCgroup, World, audit, new_namespace,
     process::{Child, become_user, in_child},
@@ -34,8 +34,7 @@ fn below(sandbox: &Sandbox, work: impl FnOnce(&mut portkeep_testkit::process::Ta
     child.join();
 }
 
-/// All 65,535 entries. Root has no quota, also in a container (unless that has a user namespace); a user comes as far
-/// as its quota.
+/// All 65,535 entries: root at home has no quota; a user comes as far as its own.
 #[test]
 fn when_all_entries_are_taken_what_is_reserved_stays_so() {
     let Some(world) = World::enter("bypass::entries") else { return };
@@ -124,15 +123,16 @@ fn lingering_ports_do_not_get_a_user_past_its_quota() {
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
 }
 
-/// A quota belongs to a uid, as the first user namespace counts. Whoever may use several (subordinate uids, see
-/// /etc/subuid) has as many quotas.
+/// Whoever may use several uids (subordinate ones, see /etc/subuid) has one quota with all of them.
 #[test]
-fn every_subordinate_uid_has_a_quota_of_its_own() {
+fn subordinate_uids_share_their_users_quota() {
     let Some(_world) = World::enter("bypass::subordinate_uids") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(61000, 61063).unwrap());
     settings.quota = 32;
     let sandbox = Sandbox::beside("subuid", &settings);
+    let mut maps = sandbox.loaded().maps().unwrap();
+    maps.set_accounts(&[(100_000..=165_535, NOBODY)]).unwrap();
     below(&sandbox, |_| {
         let mut inside = Child::fork(|talk| {
             // SAFETY: this child has one thread.
@@ -142,57 +142,173 @@ fn every_subordinate_uid_has_a_quota_of_its_own() {
             }
             talk.say(0);
             talk.hear();
-            let holders: Vec<Child> = (0..3)
-                .map(|uid| {
-                    let mut holder = Child::fork(|talk| {
-                        // SAFETY: changes credentials only.
-                        assert_eq!(unsafe { libc::setresuid(uid, uid, uid) }, 0);
-                        let owner = tcp();
-                        let asked = control::acquire(&owner, &AcquireRequest { count: 32, ..Default::default() });
-                        talk.say(asked.err().map_or(0, |error| error.raw_os_error().unwrap() as u64));
-                        talk.hear();
-                    });
-                    // The third finds no quota in the way, and no port left.
-                    assert_eq!(holder.talk.hear(), if uid < 2 { 0 } else { libc::ENOSPC as u64 });
-                    holder
-                })
-                .collect();
-            drop(holders);
+            let mut holders = Vec::new();
+            for (uid, count, outcome) in [(0, 20, 0), (1, 12, 0), (1, 1, libc::EDQUOT), (65_535, 1, libc::EDQUOT)] {
+                let mut holder = Child::fork(|talk| {
+                    // SAFETY: changes credentials only.
+                    assert_eq!(unsafe { libc::setresuid(uid, uid, uid) }, 0);
+                    let owner = tcp();
+                    let asked = control::acquire(&owner, &AcquireRequest { count, ..Default::default() });
+                    talk.say(asked.err().map_or(0, |error| error.raw_os_error().unwrap() as u64));
+                    talk.hear();
+                });
+                assert_eq!(holder.talk.hear(), outcome as u64, "uid {uid} asks for {count}");
+                holders.push(holder);
+            }
+            talk.say(0);
+            talk.hear();
         });
-        if inside.talk.hear() == 0 {
-            // What newuidmap does for a user with subordinate uids.
-            fs::write(format!("/proc/{}/uid_map", inside.pid()), "0 100000 65536").unwrap();
-            inside.talk.say(0);
+        if inside.talk.hear() != 0 {
+            return inside.join();
         }
+        // What newuidmap does for a user with subordinate uids.
+        fs::write(format!("/proc/{}/uid_map", inside.pid()), "0 100000 65536").unwrap();
+        inside.talk.say(0);
+        inside.talk.hear();
+        // The user has nothing left either; whoever comes right behind the range is somebody else.
+        for (uid, outcome) in [(NOBODY, Some(libc::EDQUOT)), (99_999, None), (165_536, None)] {
+            in_child(|| {
+                become_user(uid);
+                let asked = control::acquire(tcp(), &one());
+                assert_eq!(asked.err().and_then(|error| error.raw_os_error()), outcome, "uid {uid}");
+            });
+        }
+        inside.talk.say(0);
         inside.join();
     });
+    assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
+    // Whose they are can change; a reservation stays with who was charged for it.
+    below(&sandbox, |_| {
+        let mut holder = Child::fork(|talk| {
+            become_user(100_000);
+            let owner = tcp();
+            reserve(&owner, 0, 32);
+            talk.say(0);
+            talk.hear();
+        });
+        holder.talk.hear();
+        maps.set_accounts(&[]).unwrap();
+        in_child(|| {
+            become_user(100_000);
+            reserve(&tcp(), 0, 32);
+        });
+        holder.talk.say(0);
+        holder.join();
+    });
+    audit::assert_consistent(&maps);
+    assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
+}
+
+/// Root has no quota, but in a container it may not use up what there is for the whole machine: in each other network
+/// namespace it has one.
+#[test]
+fn root_of_another_namespace_has_a_quota_there() {
+    let Some(world) = World::enter("bypass::root_elsewhere") else { return };
+    let mut settings = Settings::default();
+    settings.home = Some(world.netns());
+    settings.quota_elsewhere = 32;
+    settings.quota = 8;
+    let sandbox = Sandbox::beside("elsewhere", &settings);
+    below(&sandbox, |_| {
+        reserve(&tcp(), 0, 1000);
+        in_child(|| {
+            let mut owners = Vec::new();
+            for _ in 0..2 {
+                let here = new_namespace();
+                assert_ne!(here, world.netns());
+                owners.push((tcp(), udp()));
+                let (first, second) = owners.last().unwrap();
+                reserve(first, 0, 20);
+                assert_eq!(errno(control::acquire(second, &AcquireRequest { count: 13, ..one() })), Errno::EDQUOT);
+                reserve(second, 0, 12);
+                in_child(|| {
+                    become_user(NOBODY);
+                    reserve(&tcp(), 0, 8);
+                });
+            }
+        });
+    });
+    let mut maps = sandbox.loaded().maps().unwrap();
+    audit::assert_consistent(&maps);
+    assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
+    // Namespaces come and go; their accounts go with them.
+    let admin = sandbox.loaded().admin().unwrap();
+    maps.forget_quiet_namespaces(&admin, 0).unwrap();
+    audit::assert_consistent(&maps);
+    let left: Vec<u32> = maps.quotas().map(|item| item.unwrap().0).filter(|account| *account >= 1 << 31).collect();
+    assert!(left.is_empty(), "{left:x?}");
 }
 
 /// Words of the port table stay when their ports are free again, until the agent has found their namespace quiet for
-/// ten minutes. A user who may make network namespaces (unprivileged user namespaces) can fill the table by making
-/// many; then nobody is granted ports in words that are not there yet. What is reserved stays reserved, what
+/// ten minutes. A user who may make network namespaces (unprivileged user namespaces) can make many; it gets as far
+/// as its share of the table, and is in nobody's way.
+#[test]
+fn many_namespaces_use_up_their_users_share_of_the_port_table() {
+    let Some(_world) = World::enter("bypass::many_namespaces") else { return };
+    let mut settings = Settings::default();
+    settings.share = 5 * (SPACE_WORDS + 1);
+    let sandbox = Sandbox::beside("namespaces", &settings);
+    let mut maps = sandbox.loaded().maps().unwrap();
+    let make_namespaces = || {
+        become_user(NOBODY);
+        // SAFETY: this child has one thread.
+        if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWUSER) } {
+            return absent("user namespaces", error);
+        }
+        for _ in 0..5 {
+            // SAFETY: as above.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            reserve(&udp(), 0, 1);
+        }
+        // In the last one there is a word already, and ports of that.
+        reserve(&udp(), 61000, 1);
+        assert_eq!(errno(control::acquire(udp(), &AcquireRequest { start: 62000, ..one() })), Errno::EDQUOT);
+        // SAFETY: as above.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        assert_eq!(errno(control::acquire(udp(), &one())), Errno::EDQUOT);
+    };
+    below(&sandbox, |_| {
+        in_child(make_namespaces);
+        in_child(|| {
+            become_user(NOBODY - 1);
+            reserve(&tcp(), 62000, 1);
+        });
+        (0..8).for_each(|_| {
+            in_child(|| {
+                new_namespace();
+                reserve(&tcp(), 0, 1);
+            });
+        });
+    });
+    audit::assert_consistent(&maps);
+    // What the agent does in time.
+    let admin = sandbox.loaded().admin().unwrap();
+    maps.forget_quiet_namespaces(&admin, 0).unwrap();
+    maps.forget_quiet_namespaces(&admin, 0).unwrap();
+    assert!(maps.quotas().all(|item| item.unwrap().1.words == 0));
+    below(&sandbox, |_| in_child(make_namespaces));
+    audit::assert_consistent(&maps);
+}
+
+/// Root's network namespaces are another matter: together they can fill the table. What is reserved stays reserved, what
 /// nobody reserved stays free to bind, and words once made stay usable.
 #[test]
-fn many_namespaces_fill_the_port_table_for_everybody() {
-    let Some(_world) = World::enter("bypass::many_namespaces") else { return };
+fn a_full_port_table_changes_nothing_for_what_is_in_it() {
+    let Some(_world) = World::enter("bypass::full_table") else { return };
     let loaded = Loaded::load_cramped(&[("words", 16)]).unwrap();
-    let sandbox = Sandbox::beside_with("namespaces", &Settings::default(), loaded);
+    let sandbox = Sandbox::beside_with("full", &Settings::default(), loaded);
     below(&sandbox, |_| {
         let owner = tcp();
         let grant = reserve(&owner, 61000, 1);
         in_child(|| {
-            become_user(NOBODY);
-            // SAFETY: this child has one thread.
-            if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWUSER) } {
-                return absent("user namespaces", error);
-            }
             let mut namespaces = 0;
             while control::acquire(udp(), &one()).is_ok() {
                 namespaces += 1;
-                // SAFETY: as above.
-                unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+                new_namespace();
             }
             assert_eq!(namespaces, 15);
+            assert_eq!(errno(control::acquire(udp(), &one())), Errno::ENOMEM);
+            become_user(NOBODY);
             assert_eq!(errno(control::acquire(udp(), &one())), Errno::ENOMEM);
         });
         in_child(|| {
@@ -204,46 +320,70 @@ fn many_namespaces_fill_the_port_table_for_everybody() {
         assert_eq!(errno(control::acquire(&owner, &AcquireRequest { start: 62000, ..one() })), Errno::ENOMEM);
         reserve(&owner, 61010, 5);
     });
-    // What the agent does in time.
     let mut maps = sandbox.loaded().maps().unwrap();
-    maps.forget_quiet_namespaces(0).unwrap();
-    maps.forget_quiet_namespaces(0).unwrap();
+    audit::assert_consistent(&maps);
+    let admin = sandbox.loaded().admin().unwrap();
+    maps.forget_quiet_namespaces(&admin, 0).unwrap();
+    maps.forget_quiet_namespaces(&admin, 0).unwrap();
     below(&sandbox, |_| assert_eq!(reserve(&tcp(), 62000, 1).start, 62000));
 }
 
 /// Connections accepted on a port hold no bind, and SO_REUSEADDR, which the bind hook sets, keeps them out of the way
-/// of the next holder. Whoever takes the option off again on a connection it keeps open is in the way, after the
-/// reservation has ended: the next holder's bind on that port fails until the connection is closed.
+/// of the next holder. Nobody can take it off again, on the connection or on its listener.
 #[test]
-fn a_connection_kept_without_so_reuseaddr_keeps_the_port_from_its_next_holder() {
+fn a_connection_that_stays_behind_cannot_keep_the_port_from_its_next_holder() {
     let Some(world) = World::enter("bypass::kept_connection") else { return };
-    for spiteful in [false, true] {
-        let mut former = Child::fork(|talk| {
-            become_user(NOBODY);
+    for (domain, address) in [(Domain::IPV4, "127.0.0.1:61000"), (Domain::IPV6, "[::1]:61000")] {
+        for spiteful in ["no", "connection", "listener", "bound"] {
+            let mut former = Child::fork(|talk| {
+                become_user(NOBODY);
+                let owner = tcp();
+                reserve(&owner, 61000, 1);
+                let listener = socket(domain, Transport::Tcp);
+                bind(&listener, 61000).unwrap();
+                if spiteful == "bound" {
+                    listener.set_reuse_address(false).unwrap();
+                }
+                listener.listen(1).unwrap();
+                if spiteful == "listener" {
+                    listener.set_reuse_address(false).unwrap();
+                }
+                let client = socket(domain, Transport::Tcp);
+                connect(&client, address).unwrap();
+                let (kept, _) = listener.accept().unwrap();
+                if spiteful == "connection" {
+                    kept.set_reuse_address(false).unwrap();
+                    drop((listener, owner));
+                    // Once the reservation is gone it is no other.
+                    kept.set_reuse_address(false).unwrap();
+                } else {
+                    drop((listener, owner));
+                }
+                assert!(kept.reuse_address().unwrap());
+                talk.say(0);
+                talk.hear();
+            });
+            former.talk.hear();
             let owner = tcp();
             reserve(&owner, 61000, 1);
-            let listener = tcp();
-            bind(&listener, 61000).unwrap();
-            listener.listen(1).unwrap();
-            let client = tcp();
-            connect(&client, "127.0.0.1:61000").unwrap();
-            let (kept, _) = listener.accept().unwrap();
-            if spiteful {
-                kept.set_reuse_address(false).unwrap();
-            }
-            drop((listener, owner));
-            talk.say(0);
-            talk.hear();
-        });
-        former.talk.hear();
-        let owner = tcp();
-        reserve(&owner, 61000, 1);
-        assert_eq!(bind(&tcp(), 61000).is_err(), spiteful);
-        former.talk.say(0);
-        former.join();
-        drop(owner);
-        world.assert_empty();
+            bind(&socket(domain, Transport::Tcp), 61000).unwrap();
+            former.talk.say(0);
+            former.join();
+            drop(owner);
+            world.assert_empty();
+        }
     }
+    // Of other ports the option is everybody's own, and so it is before there is a port.
+    in_child(|| {
+        let other = tcp();
+        other.set_reuse_address(true).unwrap();
+        other.set_reuse_address(false).unwrap();
+        assert!(!other.reuse_address().unwrap());
+        bind(&other, 20000).unwrap();
+        other.set_reuse_address(true).unwrap();
+        other.set_reuse_address(false).unwrap();
+        assert!(!other.reuse_address().unwrap());
+    });
 }
 
 /// A full event ring loses events and counts them; no call waits for it or fails by it.

@@ -735,7 +735,7 @@ impl<'lab> World<'lab> {
         // Words stay until they are swept; that is done once in a while because it waits for all CPUs.
         self.lab.histories += 1;
         if self.lab.histories.is_multiple_of(16) {
-            self.lab.maps.forget_quiet_namespaces(0).expect("sweeping");
+            self.lab.maps.forget_quiet_namespaces(&self.lab.admin, 0).expect("sweeping");
             same("words left after sweeping", self.lab.maps.words().count(), 0)?;
             same("spaces left after sweeping", self.lab.maps.spaces().count(), 0)?;
         }

@@ -1,0 +1,76 @@
+//! Whose the subordinate uids are: `/etc/subuid`, subuid(5).
+//!
+//! A user with a line there may use 65,536 uids. Without this each had a quota of its own.
+
+use std::{fs, io, ops::RangeInclusive, path::Path};
+
+use portkeep_persist::Account;
+
+use super::accounts;
+
+/// The file, below the system's root.
+pub(super) const PATH: &str = "etc/subuid";
+
+/// Ranges of uids with their users' uids.
+pub(super) type Ranges = Vec<(RangeInclusive<u32>, u32)>;
+
+/// What the file says, and what is wrong with it. None there: nobody has any.
+pub(super) fn read(root: &Path) -> (Ranges, Vec<String>) {
+    let path = root.join(PATH);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(&path, &text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
+        Err(error) => (Vec::new(), vec![format!("{}: {error}", path.display())]),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> (Ranges, Vec<String>) {
+    let (mut ranges, mut complaints) = (Vec::new(), Vec::new());
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match range(line) {
+            Ok(range) => ranges.push(range),
+            Err(why) => complaints.push(format!("{}:{number}: {why}", path.display())),
+        }
+    }
+    (ranges, complaints)
+}
+
+/// `user:first:count`, the user by name or number.
+fn range(line: &str) -> Result<(RangeInclusive<u32>, u32), String> {
+    let fields: Vec<&str> = line.trim().split(':').collect();
+    let &[user, first, count] = fields.as_slice() else {
+        return Err("a line is USER:FIRST:COUNT".into());
+    };
+    let number = |text: &str| text.parse::<u32>().map_err(|_| format!("{text:?} is no uid and no number of uids"));
+    let (first, count) = (number(first)?, number(count)?);
+    let last = count.checked_sub(1).and_then(|more| first.checked_add(more)).ok_or("there are no such uids")?;
+    let account: Account = user.parse().map_err(|error| format!("{error}"))?;
+    Ok((first..=last, accounts::uid(&account)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_newuidmap_reads_them() {
+        let text = "root:100000:65536\n\n# those of a number\n1000:165536:65536\n";
+        let (ranges, complaints) = parse(Path::new("s"), text);
+        assert_eq!(ranges, [(100_000..=165_535, 0), (165_536..=231_071, 1000)]);
+        assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_by_its_line_and_the_rest_counts() {
+        for bad in
+            ["root:1", "root:1:2:3", "root:x:1", "root:1:0", "root:4294967295:2", "nobody-has-this-name:1:2", "::"]
+        {
+            let (ranges, complaints) = parse(Path::new("s"), &format!("{bad}\n7:8:9"));
+            assert_eq!(ranges, [(8..=16, 7)], "{bad}");
+            assert!(complaints.len() == 1 && complaints[0].starts_with("s:1: "), "{bad}: {complaints:?}");
+        }
+    }
+}

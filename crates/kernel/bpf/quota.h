@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Who pays: for ports that are held, by the quota, and for the room the port
+ * table takes, by the share. Room is given back by user space, which alone
+ * removes words (see portkeep.h, FORGET).
+ */
+#ifndef PORTKEEP_QUOTA_H
+#define PORTKEEP_QUOTA_H
+
+#include "maps.h"
+
+/*
+ * The account of the process at hand. A user may use all its subordinate uids,
+ * and a container's root as many ports as root: without accounts for them
+ * neither would have any limit.
+ */
+__noinline __u32 account(__u64 netns)
+{
+	__u32 uid = (__u32)bpf_get_current_uid_gid();
+	struct config *c = the_config();
+	struct account_key key = { .prefix = 32 };
+	__u32 *user;
+
+	if (!c)
+		return uid;
+	if (!uid)
+		return c->home && netns != c->home ? PORTKEEP_ROOT_ELSEWHERE | (__u32)netns : 0;
+	if (!c->accounts_from || uid < c->accounts_from)
+		return uid;
+	key.uid = bpf_htonl(uid);
+	user = bpf_map_lookup_elem(&accounts, &key);
+	return user ? *user : uid;
+}
+
+__inline struct quota *quota_of(__u32 payer)
+{
+	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+
+	if (!q) {
+		struct quota fresh = {};
+
+		bpf_map_update_elem(&quotas, &payer, &fresh, BPF_NOEXIST);
+		q = bpf_map_lookup_elem(&quotas, &payer);
+	}
+	return q;
+}
+
+/* Ports an account holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
+__noinline int quota_charge(__u32 payer, __u32 ports)
+{
+	struct config *c = the_config();
+	struct quota *q = quota_of(payer);
+	__u32 limit;
+
+	if (!c || !q)
+		return ENOMEM;
+	limit = q->limit;
+	if (!limit && c->group_quotas) {
+		__u32 gid = bpf_get_current_uid_gid() >> 32;
+		__u32 *of_group = bpf_map_lookup_elem(&group_limits, &gid);
+
+		limit = of_group ? *of_group : 0;
+	}
+	if (!limit && !payer)
+		limit = PORTKEEP_UNLIMITED;
+	else if (!limit)
+		limit = payer & PORTKEEP_ROOT_ELSEWHERE ? c->quota_elsewhere : c->quota;
+	if (__sync_fetch_and_add(&q->used, ports) + (__u64)ports > limit) {
+		__sync_fetch_and_sub(&q->used, ports);
+		return EDQUOT;
+	}
+	return 0;
+}
+
+__inline void quota_return(__u32 payer, __u32 ports)
+{
+	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+
+	if (q)
+		__sync_fetch_and_sub(&q->used, ports);
+}
+
+/* The table is root's, and what nobody pays for an administrator has asked for: neither has a share. */
+__inline int has_share(__u32 payer)
+{
+	return payer && payer != PORTKEEP_NOBODY;
+}
+
+__inline int share_charge(__u32 payer, struct quota *q, __u32 words)
+{
+	struct config *c = the_config();
+
+	if (!has_share(payer))
+		return 0;
+	if (!c || !q)
+		return ENOMEM;
+	if (__sync_fetch_and_add(&q->words, words) + (__u64)words > c->share) {
+		__sync_fetch_and_sub(&q->words, words);
+		return EDQUOT;
+	}
+	return 0;
+}
+
+/* Why there was no room in the port table. */
+__noinline int no_room(__u32 payer)
+{
+	struct config *c = the_config();
+	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+
+	if (!c || !q || !has_share(payer))
+		return ENOMEM;
+	return q->words + PORTKEEP_SPACE_WORDS > c->share ? EDQUOT : ENOMEM;
+}
+
+__inline void share_return(__u32 payer, struct quota *q, __u32 words)
+{
+	if (has_share(payer) && q)
+		__sync_fetch_and_sub(&q->words, words);
+}
+
+__noinline struct space *space_create(__u64 netns, __u32 payer)
+{
+	struct quota *q = has_share(payer) ? quota_of(payer) : NULL;
+	struct space fresh = { .payer = payer };
+
+	if (share_charge(payer, q, PORTKEEP_SPACE_WORDS))
+		return NULL;
+	/* Lost to another CPU: that one pays. */
+	if (bpf_map_update_elem(&spaces, &netns, &fresh, BPF_NOEXIST))
+		share_return(payer, q, PORTKEEP_SPACE_WORDS);
+	return bpf_map_lookup_elem(&spaces, &netns);
+}
+
+__inline struct space *space_of(__u64 netns, __u32 payer)
+{
+	struct space *sp = bpf_map_lookup_elem(&spaces, &netns);
+
+	return sp ? sp : space_create(netns, payer);
+}
+
+#endif
