@@ -204,17 +204,6 @@ __inline void allow_time_wait(struct bpf_sock_addr *ctx, __u32 transport, struct
 	bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 }
 
-/*
- * MPTCP binds by a TCP socket of the kernel's own, whose close passes no
- * program. Counted, its port would never be free again. So a server of the
- * scope that asks for MPTCP (Go's do by default) gets its port, but does not keep
- * it beyond the end of the reservation as other sockets do.
- */
-__inline int is_subflow(struct bpf_sock *sk)
-{
-	return mptcp_known && bpf_skc_to_mptcp_sock(sk) != NULL;
-}
-
 /* False if the reservation has ended: what was read of `r` may then be of another. */
 __inline int claim(struct socket_state *st, struct reservation *r, __u64 token, __u32 id, __u32 port, __u32 transport)
 {
@@ -231,6 +220,50 @@ __inline void use_end_paid(struct socket_state *st, struct word *w, __u32 port)
 {
 	if (use_end(w, st->transport, port))
 		quota_return(st->payer, 1);
+}
+
+/* The port is taken, or about to be: count it, unless the reservation has ended meanwhile. */
+__inline int settle(struct socket_state *st, struct word *w, __u32 port)
+{
+	struct reservation *r = bpf_map_lookup_elem(&reservations, &st->claim_id);
+
+	if (st->subflow)
+		return r && reservation_alive(r, st->claim_token);
+	/* A claim gone stale may meet another's block: the count is then not ours to touch, nor the quota behind it. */
+	if (!r || !reservation_alive(r, st->claim_token))
+		return 0;
+	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
+	if (use_begin(w, port) >= USES_MAX || !reservation_alive(r, st->claim_token)) {
+		use_end_paid(st, w, port);
+		return 0;
+	}
+	st->bound_port = port;
+	st->claim_port = 0;
+	return 1;
+}
+
+/*
+ * MPTCP (Go's servers ask for it by default) binds by a TCP socket of the
+ * kernel's own, whose close passes no program; that of the MPTCP socket does.
+ * So the use is counted with that one, and now: the second program cannot get
+ * from the one to the other. If the bind fails after all, the port counts as
+ * used until the MPTCP socket binds again or is closed.
+ */
+__noinline int bind_subflow(void *mptcp, struct reservation *r, __u64 token, __u32 id, __u32 port)
+{
+	struct socket_state *st = bpf_sk_storage_get(&sockets, mptcp, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct word *w;
+
+	if (!st || !r)
+		return 0;
+	if (st->bound_port) {
+		w = word_of(r->netns, PORTKEEP_TCP, st->bound_port);
+		if (w)
+			use_end_paid(st, w, st->bound_port);
+		st->bound_port = 0;
+	}
+	w = word_of(r->netns, PORTKEEP_TCP, port);
+	return w && claim(st, r, token, id, port, PORTKEEP_TCP) && settle(st, w, port);
 }
 
 /* An associated socket binds: out of its block or not at all. */
@@ -275,6 +308,7 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	struct reservation *r;
 	struct bpf_sock *sk = ctx->sk;
 	struct word *w;
+	void *mptcp;
 	__u64 netns, token;
 	__u32 id;
 
@@ -313,28 +347,11 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	allow_time_wait(ctx, transport, w, port);
 	if (!claim(st, r, token, id, port, transport))
 		return refuse(netns, transport, port, id);
-	st->subflow = is_subflow(sk);
+	mptcp = mptcp_known && transport == PORTKEEP_TCP ? bpf_skc_to_mptcp_sock(sk) : NULL;
+	st->subflow = mptcp != NULL;
+	if (mptcp && !bind_subflow(mptcp, r, token, id, port))
+		return refuse(netns, transport, port, id);
 	return PASS_PRIVILEGED;
-}
-
-/* The port is taken, or about to be: count it, unless the reservation has ended meanwhile. */
-__inline int settle(struct socket_state *st, struct word *w, __u32 port)
-{
-	struct reservation *r = bpf_map_lookup_elem(&reservations, &st->claim_id);
-
-	if (st->subflow)
-		return r && reservation_alive(r, st->claim_token);
-	/* A claim gone stale may meet another's block: the count is then not ours to touch, nor the quota behind it. */
-	if (!r || !reservation_alive(r, st->claim_token))
-		return 0;
-	/* Order: count first, look second. An end that comes later sees the count and leaves the port to us. */
-	if (use_begin(w, port) >= USES_MAX || !reservation_alive(r, st->claim_token)) {
-		use_end_paid(st, w, port);
-		return 0;
-	}
-	st->bound_port = port;
-	st->claim_port = 0;
-	return 1;
 }
 
 __inline int on_post_bind(struct bpf_sock *ctx)
@@ -471,7 +488,7 @@ __inline int keeps_reuseaddr(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	__u32 *on = ctx->optval;
 	__u32 port = sk->src_port;
 
-	if (sk->protocol != IPPROTO_TCP || !port)
+	if ((sk->protocol != IPPROTO_TCP && sk->protocol != IPPROTO_MPTCP) || !port)
 		return 0;
 	if ((void *)(on + 1) > ctx->optval_end || *on)
 		return 0;

@@ -321,7 +321,7 @@ struct socket_state {
 	__u16 bound_port; /* counted in `uses` */
 	__u8 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
 	__u8 role; /* PORTKEEP_AGENT_* */
-	__u8 subflow; /* of an MPTCP socket: never seen closing, so not counted */
+	__u8 subflow; /* of an MPTCP socket, which is the one that is counted */
 	__u8 zero[3];
 	__u32 payer; /* whose quota the port is charged to */
 };

@@ -1096,6 +1096,7 @@ fn a7_servers_that_ask_for_mptcp_leave_nothing_behind() {
     let grant = reserve(&owner, 61800, 1);
     bind(&server, 61800).unwrap();
     server.listen(1).unwrap();
+    assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, 61800), 1);
     drop(TcpStream::connect("127.0.0.1:61800").unwrap());
     drop(server);
     assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, 61800), 0);

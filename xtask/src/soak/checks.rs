@@ -18,7 +18,7 @@ use super::{
 
 /// What is closed by the kernel in its own time (descriptors in a queue, for one) is given this long. It is no measure of
 /// anything: what is wrong stays wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ask again until nothing is wrong, or it is plain that it stays so.
 pub(super) fn settled(mut wrong: impl FnMut() -> Result<Vec<String>>) -> Result<Vec<String>> {

@@ -9,14 +9,14 @@ use std::{
 
 use portkeep::control;
 use portkeep_core::{
-    Transport,
+    Errno, Transport,
     wire::{self, AcquireRequest},
 };
 use portkeep_testkit::{
     World,
     audit::uses,
     process::{become_user, in_child},
-    sockets::{acquire, bind, port, reserve, socket, tcp, token, udp},
+    sockets::{acquire, bind, connect, errno, port, reserve, socket, tcp, token, udp},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -53,31 +53,58 @@ fn mptcp_is_held_to_the_reservations_of_tcp() {
     world.assert_empty();
 }
 
-/// A server of the scope that asks for MPTCP is not counted (its close cannot be seen), so the port passes for free
-/// while it still listens: the next holder is granted it, and cannot bind it until that server has gone.
+/// A server of the scope that asks for MPTCP keeps its port beyond the end of the reservation, as any other does, and
+/// pays for it. It gives it back with its last descriptor.
 #[test]
-fn an_mptcp_server_outlives_its_reservation_uncounted() {
+fn an_mptcp_server_that_outlives_its_reservation_keeps_its_port() {
     let Some(world) = World::enter("bypass::mptcp_outlives") else { return };
+    for domain in [Domain::IPV4, Domain::IPV6] {
+        let Ok(server) = mptcp(domain) else { return absent("MPTCP", "no such protocol") };
+        let former = tcp();
+        let grant = reserve(&former, 61000, 1);
+        bind(&server, grant.start).unwrap();
+        server.listen(1).unwrap();
+        assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, 61000), 1);
+        // A connection is no bind, and goes without a trace.
+        let client = mptcp(Domain::IPV4).unwrap();
+        connect(&client, "127.0.0.1:61000").unwrap();
+        drop((client, server.accept().unwrap()));
+        control::release(&former, token(&grant)).unwrap();
+        let kept = server.try_clone().unwrap();
+        drop(server);
+        in_child(|| {
+            let ask = AcquireRequest { start: 61000, count: 1, ..Default::default() };
+            assert_eq!(errno(control::acquire(tcp(), &ask)), Errno::EADDRINUSE);
+            assert_eq!(errno(bind(&tcp(), 61000)), Errno::EADDRINUSE);
+        });
+        drop(kept);
+        let again = reserve(&former, 61000, 1);
+        owner_binds(domain, Transport::Tcp, &again);
+        drop(former);
+        world.assert_empty();
+    }
+}
+
+/// The use is counted before the kernel has bound. Where it then does not bind, nothing is counted twice, and nothing
+/// stays.
+#[test]
+fn an_mptcp_bind_that_fails_is_not_counted_twice() {
+    let Some(world) = World::enter("bypass::mptcp_fails") else { return };
     let Ok(server) = mptcp(Domain::IPV4) else { return absent("MPTCP", "no such protocol") };
-    let former = tcp();
-    let grant = reserve(&former, 61000, 1);
-    bind(&server, grant.start).unwrap();
-    server.listen(1).unwrap();
-    control::release(&former, token(&grant)).unwrap();
-    in_child(|| {
-        let owner = tcp();
-        let next = reserve(&owner, 61000, 1);
-        let heir = tcp();
-        assert_eq!(bind(&heir, next.start).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
-        // Nor does sharing help the former holder to stay in it: the newcomer decides, by not asking for it.
-        let sharing = tcp();
-        sharing.set_reuse_port(true).unwrap();
-        assert_eq!(bind(&sharing, next.start).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
-    });
-    drop(server);
-    let again = reserve(&former, 61000, 1);
-    owner_binds(Domain::IPV4, Transport::Tcp, &again);
-    drop(former);
+    let owner = tcp();
+    reserve(&owner, 61000, 2);
+    let first = tcp();
+    bind(&first, 61000).unwrap();
+    first.listen(1).unwrap();
+    for _ in 0..3 {
+        assert_eq!(errno(bind(&server, 61000)), Errno::EADDRINUSE);
+        assert!(uses(&world.maps(), world.netns(), Transport::Tcp, 61000) <= 2);
+    }
+    bind(&server, 61001).unwrap();
+    assert_eq!(errno(bind(&server, 61001)), Errno::EINVAL);
+    let counted = [61000, 61001].map(|port| uses(&world.maps(), world.netns(), Transport::Tcp, port));
+    assert_eq!(counted, [1, 1]);
+    drop((server, first, owner));
     world.assert_empty();
 }
 
