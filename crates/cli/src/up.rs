@@ -10,7 +10,12 @@ use portkeep::{Errno, PortRange};
 use portkeep_kernel::{Instance, InstanceError};
 use portkeep_persist::Config;
 
-use crate::{DONE, Io, agent, level::Place, status};
+use crate::{
+    DONE, Io, agent,
+    level::{self, Place},
+    pins::Seen,
+    status,
+};
 
 const AFTER_HELP: &str = "\
 From here on every program can make reservations and the kernel enforces them, until `portkeep down` or a reboot; no \
@@ -70,7 +75,17 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     settings.quota = args.quota.unwrap_or(settings.quota);
     settings.deny_errno = args.deny_errno.unwrap_or(settings.deny_errno);
 
-    let instance = Instance::up(&args.place.or(&config).options(settings)).context("bringing the kernel part up")?;
+    let instance = match Instance::up(&args.place.or(&config).options(settings)) {
+        Ok(instance) => instance,
+        Err(error) => {
+            if let (Seen::NotUp, Ok(Some(_))) = (args.place.pins.look(), level::served_here()) {
+                io.note(
+                    "a kernel part serves this cgroup already, brought up elsewhere: reservations can be made here",
+                );
+            }
+            return Err(error).context("bringing the kernel part up");
+        }
+    };
     if instance.is_newly_up() {
         settle_in(&instance)?;
     } else {

@@ -21,6 +21,7 @@ mod instance;
 mod load;
 mod maps;
 pub mod netns;
+mod obstacle;
 mod persistent;
 mod settings;
 mod sys;
@@ -32,5 +33,6 @@ pub use load::{Link, LoadError, Loaded};
 pub use maps::{
     Config, Counters, Entries, Filter, MapAccessError, Maps, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey,
 };
+pub use obstacle::Obstacle;
 pub use persistent::{Claimed, CreateError, ForWhom, PLACE_DEPTH, Wanted};
 pub use settings::{BUILD, DEFAULT_POOL, Settings};

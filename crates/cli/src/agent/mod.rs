@@ -223,6 +223,8 @@ pub struct Agent<'k> {
     unsettled: BTreeSet<u64>,
     settled: Instant,
     timers: Timers,
+    /// The last reason why something was put off, told once.
+    put_off: String,
     _reader: OwnedFd,
     beacon: Option<OwnedFd>,
     _only: File,
@@ -253,6 +255,7 @@ impl<'k> Agent<'k> {
             unsettled: BTreeSet::new(),
             settled: now,
             timers: Timers { tick: now, give_back: now, everywhere: now, forget: now },
+            put_off: String::new(),
             // Before the first round, so that nothing is missed between the two.
             _reader: kernel.reader()?,
             beacon: None,
@@ -314,16 +317,30 @@ impl<'k> Agent<'k> {
                 self.service.alive();
             }
             if due(&mut self.timers.everywhere, EVERYWHERE) {
-                self.settle_everywhere()?;
+                let settled = self.settle_everywhere();
+                self.or_later(settled);
             } else if !self.unsettled.is_empty() && due(&mut self.settled, SETTLE) {
                 self.settle()?;
             }
             if due(&mut self.timers.give_back, GIVE_BACK) {
-                self.give_back()?;
-                self.retry_declarations()?;
+                let given_back = self.give_back();
+                self.or_later(given_back);
+                let retried = self.retry_declarations();
+                self.or_later(retried);
             }
             if due(&mut self.timers.forget, FORGET) {
                 self.kernel.maps.forget_quiet_namespaces(QUIET.as_nanos() as u64)?;
+            }
+        }
+    }
+
+    /// What comes round again anyhow need not end the agent when it fails once: descriptors or memory may have run out.
+    fn or_later(&mut self, done: anyhow::Result<()>) {
+        if let Err(error) = done {
+            let error = format!("{error:#}");
+            if self.put_off != error {
+                tracing::warn!(error, "put off");
+                self.put_off = error;
             }
         }
     }
