@@ -202,9 +202,11 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         // `portkeep list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => DONE,
         Err(error) => {
-            let advice = if ran_out(&error) { "; the limit of open files is too low (`ulimit -n`)" } else { "" };
             let text = format!("{error:#}");
-            let advice = if text.contains("ulimit") { "" } else { advice };
+            let advice = match ran_out(&error) && !text.contains("ulimit") {
+                true => "; the limit of open files is too low (`ulimit -n`)",
+                false => "",
+            };
             let _ = writeln!(io.err, "portkeep: {text}{advice}");
             failed
         }
@@ -221,11 +223,9 @@ impl Command {
     }
 }
 
-/// Whether this process may open no more files.
+/// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.
 fn ran_out(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref().and_then(rustix::io::Errno::from_io_error) == Some(rustix::io::Errno::MFILE))
+    format!("{error:#}").contains("(os error 24)")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
