@@ -83,7 +83,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 _ => "; UDP ports can be bound by nobody at all",
             };
             io.note(format_args!(
-                "{reason}: port {} is only held: whoever sets SO_REUSEADDR can bind it, and nobody else{udp}",
+                "{reason}; so port {} is only held: whoever sets SO_REUSEADDR can bind it, and nobody else{udp}",
                 claim.ports
             ));
             claim

@@ -132,7 +132,7 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
             _ => "; the UDP ports are let go when the command starts",
         };
         note(format_args!(
-            "{reason}: port {} is only held, which keeps off automatic choices but not programs that ask for this very \
+            "{reason}; so port {} is only held, which keeps off automatic choices but not programs that ask for this very \
              port with SO_REUSEADDR{udp}",
             claim.ports
         ));

@@ -3,11 +3,12 @@
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
+    process::Stdio,
     time::Duration,
 };
 
 use crate::{
-    bed::{Bed, PORTKEEP, Said},
+    bed::{Bed, PORTKEEP, Said, eventually},
     machine,
 };
 
@@ -149,8 +150,46 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).fails(1, &["no descriptor left"]);
     // What it is there for goes on once they are gone.
     drop(taken);
-    crate::bed::eventually(|| bed.portkeep(&["acquire", "--at", "20000"]).code == Some(0));
+    eventually(|| bed.portkeep(&["acquire", "--at", "20000"]).code == Some(0));
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).ok();
+    drop(agent);
+    bed.portkeep(&["down"]).ok();
+    bed.is_clean();
+}
+
+/// A namespace with a port outside the pool takes a descriptor of the agent's for as long as the port is reserved.
+#[test]
+fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
+    let bed = machine!("nofile-spaces");
+    bed.portkeep(&["up"]).ok();
+    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let elsewhere = || {
+        let words = ["unshare", "--net", PORTKEEP, "acquire", "--at", "20000"];
+        let mut command = bed.program(&words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut holders = Vec::new();
+    let refused = loop {
+        let mut holder = elsewhere();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            break Said::from(holder.wait_with_output().unwrap());
+        }
+        assert!(line.starts_with("20000 tcp "), "{line}");
+        holders.push(holder);
+        assert!(holders.len() < 64, "it took {}", holders.len());
+    };
+    refused.fails(1, &["the agent could not find out whether it is in use"]);
+    assert!(holders.len() > 10, "{}", holders.len());
+    // What it granted it keeps, and it is the agent still.
+    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), holders.len());
+    assert_eq!(bed.portkeep(&["status", "--json"]).ok().json()["agent"], true);
+    for mut holder in holders {
+        drop(holder.stdin.take());
+        assert!(holder.wait().unwrap().success());
+    }
+    eventually(|| Said::from(elsewhere().wait_with_output().unwrap()).code == Some(0));
     drop(agent);
     bed.portkeep(&["down"]).ok();
     bed.is_clean();
