@@ -144,9 +144,14 @@ fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What has to be done once the programs are in force.
+/// What has to be done once the programs are in force. If it cannot be, they are taken away again: a pool of which
+/// nobody knows what is in use in it is worse than none.
 pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<()> {
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
-    agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
-    Ok(())
+    let looked = agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use");
+    if looked.is_err() {
+        // That there is nothing left to take away with is said by the error that led here.
+        let _ = Instance::down(instance.folder());
+    }
+    looked.map(drop)
 }

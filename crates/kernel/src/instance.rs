@@ -330,7 +330,7 @@ impl Instance {
         if !folder.join("maps").join("config").exists() {
             return Err(InstanceError::NotUp(folder.to_owned()));
         }
-        let config = Maps::from_pins(&folder.join("maps"))?.config()?;
+        let config = Maps::config_pinned(&folder.join("maps"))?;
         Ok(Self { folder: folder.to_owned(), config, newly_up: false })
     }
 

@@ -263,7 +263,7 @@ impl<'k> Agent<'k> {
             kernel,
         };
         agent.apply_configuration()?;
-        agent.round().set_aside(&agent.kernel.config);
+        agent.round().set_aside(&agent.kernel.config)?;
         // First of all what was declared: services that are about to start rely on it.
         let reloaded = agent.load_declarations()?;
         agent.settle_everywhere()?;
@@ -376,7 +376,7 @@ impl<'k> Agent<'k> {
         self.keeper.pool = kernel_part::pool(&self.kernel.config);
         self.happenings.limit(self.policy.config().events.per_second);
         if before != self.keeper.pool {
-            self.round().set_aside(&self.kernel.config);
+            self.round().set_aside(&self.kernel.config)?;
         }
         complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
         Ok(complaints)
@@ -515,10 +515,10 @@ impl<'k> Agent<'k> {
             return Ok(());
         }
         let judged = match self.kept.get(reservation.netns, hints) {
-            Some(namespace) => {
+            Ok(namespace) => {
                 examine(&reservation, (ports, transports), namespace, &self.keeper, &self.prober, &self.policy)
             }
-            None => Err(Refusal::Unknown(io::ErrorKind::NotFound.into())),
+            Err(error) => Err(Refusal::Unknown(error)),
         };
         let done = match &judged {
             Ok(()) => self.kernel.admin.confirm(id, token),
@@ -574,7 +574,7 @@ impl<'k> Agent<'k> {
             return;
         }
         let nothing = PortSet::default();
-        let Some(namespace) = self.kept.get(netns, &[]) else { return };
+        let Ok(namespace) = self.kept.get(netns, &[]) else { return };
         match namespace.within(|| self.keeper.settle_here(netns, wanted.unwrap_or(&nothing))) {
             Ok(()) if wanted.is_some() => {}
             // Not ours to keep alive any longer.
@@ -593,6 +593,7 @@ impl<'k> Agent<'k> {
         let mut left: BTreeSet<u64> =
             wanted.keys().copied().chain(self.keeper.remembered()?).chain(self.kept.cookies()).collect();
         for namespace in namespaces::visible() {
+            let namespace = namespace.context("looking for network namespaces")?;
             left.remove(&namespace.cookie);
             let nothing = PortSet::default();
             let blocks = wanted.get(&namespace.cookie);

@@ -140,7 +140,9 @@ impl Bed {
         let name = std::path::Path::new(program).file_name().unwrap();
         let copy = self.folder.path().join(name);
         if !copy.exists() {
-            fs::copy(program, &copy).unwrap();
+            // By another process: a child that is forked meanwhile would have our copy open for writing for a moment,
+            // and what is open for writing cannot be started.
+            assert!(Command::new("cp").arg(program).arg(&copy).status().unwrap().success());
         }
         copy.to_str().unwrap().to_owned()
     }

@@ -157,6 +157,9 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     bed.is_clean();
 }
 
+/// Found here: the agent took the lack of descriptors for the end of the kernel part, took all its entries out of
+/// `ip_local_reserved_ports`, and ended.
+///
 /// A namespace with a port outside the pool takes a descriptor of the agent's for as long as the port is reserved.
 #[test]
 fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
