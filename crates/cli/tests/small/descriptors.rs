@@ -70,6 +70,15 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
         said.tells(&["ulimit -n"]);
         bed.is_clean();
     }
+    // Up to where there are enough, whichever step it is that they do not suffice for.
+    for limit in 33..64 {
+        let up = with(&bed, limit, &["up"]);
+        match up.code {
+            Some(0) => drop(with(&bed, limit, &["down"]).ok()),
+            _ => drop(up.fails(1, &["ulimit -n"])),
+        }
+        bed.is_clean();
+    }
     bed.works();
 }
 
@@ -125,15 +134,11 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     bed.is_clean();
 }
 
-/// Found here: who could not be accepted waited for an answer until it gave up, and the agent went round in circles.
-#[test]
-fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
-    let bed = machine!("nofile-agent");
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+/// As many connections to the agent as it can take, and what one more is told.
+fn take_all_descriptors(bed: &Bed) -> (Vec<UnixStream>, String) {
     let socket = bed.folder.path().join("run/agent.sock");
     let mut taken = Vec::new();
-    let refusal = loop {
+    loop {
         let mut stream = UnixStream::connect(&socket).unwrap();
         // Nobody waits so long: it is what makes a missing answer a failure.
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -141,11 +146,41 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
         let mut answer = String::new();
         BufReader::new(&stream).read_line(&mut answer).unwrap();
         if answer.contains("refused") || answer.contains("descriptor") {
-            break answer;
+            return (taken, answer);
         }
         taken.push(stream);
         assert!(taken.len() <= 64, "it took {}", taken.len());
-    };
+    }
+}
+
+/// Found here: a namespace that could not be looked for counted as gone, and its ports, in use since before `up`, were
+/// given to the pool.
+#[test]
+fn an_agent_without_descriptors_gives_nothing_back_that_it_cannot_look_at() {
+    let bed = machine!("nofile-aside");
+    let mut listener = bed.listener(61005);
+    bed.portkeep(&["up"]).ok();
+    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let taken = take_all_descriptors(&bed).0;
+    eventually(|| bed.log().contains("put off"));
+    assert!(!bed.log().contains("vacant again"), "{}", bed.log());
+    bed.portkeep(&["acquire", "--at", "61005"]).fails(1, &["61005/tcp is in use by pid"]);
+    drop(taken);
+    drop(listener.stdin.take());
+    listener.wait().unwrap();
+    eventually(|| bed.portkeep(&["acquire", "--at", "61005"]).code == Some(0));
+    drop(agent);
+    bed.portkeep(&["down"]).ok();
+    bed.is_clean();
+}
+
+/// Found here: who could not be accepted waited for an answer until it gave up, and the agent went round in circles.
+#[test]
+fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
+    let bed = machine!("nofile-agent");
+    bed.portkeep(&["up"]).ok();
+    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let (taken, refusal) = take_all_descriptors(&bed);
     assert!(refusal.contains("no descriptor left for another connection; try again"), "{refusal}");
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).fails(1, &["no descriptor left"]);
     // What it is there for goes on once they are gone.

@@ -1,9 +1,9 @@
 //! Other programs, played by this test binary: a test that is ignored does what a variable says.
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
 };
 
 use portkeep::{AcquireError, Request, Reservation};
@@ -26,6 +26,11 @@ fn plays() {
     std::io::stdout().flush().unwrap();
     let words: Vec<&str> = part.split(' ').collect();
     match words[..] {
+        ["listen", port] => {
+            let _listener = std::net::TcpListener::bind(("0.0.0.0", port.parse().unwrap())).unwrap();
+            println!("listening");
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        }
         ["library", count] => library(count.parse().unwrap()),
         ["without-bpf", ref program @ ..] => without_bpf(program),
         _ => panic!("{part}"),
@@ -35,9 +40,23 @@ fn plays() {
 impl Bed {
     /// This binary as a helper, as root or as nobody.
     pub(crate) fn helper(&self, before: &[&str], part: &str) -> Said {
+        without_frame(self.helper_command(before, part).output().unwrap())
+    }
+
+    fn helper_command(&self, before: &[&str], part: &str) -> Command {
         let own = self.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
         let mut command = self.program(&[before, &[own.as_str()], &WORDS].concat());
-        without_frame(command.env(PART, part).output().unwrap())
+        command.env(PART, part);
+        command
+    }
+
+    /// Somebody who listens on a TCP port until its input ends.
+    pub(crate) fn listener(&self, port: u16) -> Child {
+        let mut command = self.helper_command(&[], &format!("listen {port}"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "listening"));
+        child
     }
 }
 

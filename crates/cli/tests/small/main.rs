@@ -41,11 +41,11 @@ pub(crate) use machine;
 /// What a stranger cannot make anything of: an error number and nothing to do about it.
 fn is_bare(line: &str) -> bool {
     let line = line.strip_prefix("portkeep: ").unwrap_or(line);
-    std::io::Error::from_raw_os_error(libc_number(line)).to_string() == line
+    std::io::Error::from_raw_os_error(number_in(line)).to_string() == line
 }
 
 /// The number in "... (os error 13)", or one that no error has.
-fn libc_number(line: &str) -> i32 {
+fn number_in(line: &str) -> i32 {
     line.rsplit_once("(os error ").and_then(|(_, end)| end.trim_end_matches(')').parse().ok()).unwrap_or(0)
 }
 
