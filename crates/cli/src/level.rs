@@ -139,10 +139,11 @@ impl Level {
                 return Ok(Self::Held(format!("the kernel part cannot be brought up: {text}{more}")));
             }
         };
-        match served_here()? {
-            Some(_) => serve(Some(need)),
-            None => {
+        match served_here() {
+            Ok(Some(_)) => serve(Some(need)),
+            unserved => {
                 let _ = Instance::need_no_more(&need.0, need.1);
+                unserved?;
                 Ok(Self::Held("the kernel part is up, but does not serve the cgroup this runs in".into()))
             }
         }

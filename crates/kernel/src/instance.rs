@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::EbpfLoader;
+use aya::{EbpfLoader, maps::MapError};
 use rustix::{
     fs::{FlockOperation, flock},
     process::geteuid,
@@ -144,10 +144,17 @@ impl InstanceError {
         let errno = loop {
             match cause {
                 None => return self,
-                Some(error) => match error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-                    Some(errno) => break errno,
-                    None => cause = error.source(),
-                },
+                Some(error) => {
+                    // aya's error passes for the one inside, and that is then nobody's source.
+                    let inner = match error.downcast_ref() {
+                        Some(MapError::IoError(inner)) => Some(inner),
+                        _ => error.downcast_ref::<io::Error>(),
+                    };
+                    match inner.and_then(io::Error::raw_os_error) {
+                        Some(errno) => break errno,
+                        None => cause = error.source(),
+                    }
+                }
             }
         };
         let mounting = matches!(&self, Self::Io { what, .. } if *what == MOUNTING);
