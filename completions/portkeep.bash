@@ -226,7 +226,7 @@ _portkeep() {
             return 0
             ;;
         portkeep__subcmd__acquire)
-            opts="-n -l -h --count --tcp --udp --both --at --align --label --scope --strict --json --pin-dir --enforce --serve --help"
+            opts="-n -l -h --count --tcp --udp --both --at --align --label --require-kernel --scope --strict --json --pin-dir --enforce --serve --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1208,7 +1208,7 @@ _portkeep() {
             return 0
             ;;
         portkeep__subcmd__run)
-            opts="-n -l -q -h --count --tcp --udp --both --at --align --label --scope --quiet --pin-dir --enforce --serve --help"
+            opts="-n -l -q -h --count --tcp --udp --both --at --align --label --require-kernel --scope --quiet --pin-dir --enforce --serve --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -6,6 +6,7 @@ use std::{
     thread,
 };
 
+use anyhow::Context;
 use portkeep::{Scope, Transports};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -21,7 +22,8 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its \
-standard input ends or on SIGINT, SIGTERM or SIGHUP. Without the kernel part the last word is `held`.
+standard input ends or on SIGINT, SIGTERM or SIGHUP. Without the kernel part the last word is `held`; with \
+--require-kernel, --strict or --scope cgroup it fails instead.
 
 Examples:
   portkeep acquire --count 4                      until Ctrl-D
@@ -57,10 +59,15 @@ enum AcquireScope {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
-    let level = Level::best(&args.place)?;
+    let wishes = [
+        (args.ask.require_kernel, "--require-kernel"),
+        (args.scope == AcquireScope::Cgroup, "--scope cgroup"),
+        (args.strict, "--strict"),
+    ];
+    let level = Level::best(&args.place)?.that_grants(&wishes)?;
     let claim = match &level {
         Level::Kernel(_) => {
             let scope = match args.scope {
@@ -76,7 +83,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 _ => "; UDP ports can be bound by nobody at all",
             };
             io.note(format_args!(
-                "{reason}: port {} is only held: whoever sets SO_REUSEADDR can bind it, and nobody else{udp}",
+                "{reason}; so port {} is only held: whoever sets SO_REUSEADDR can bind it, and nobody else{udp}",
                 claim.ports
             ));
             claim

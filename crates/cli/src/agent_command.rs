@@ -3,6 +3,7 @@
 use std::{io::IsTerminal, path::PathBuf};
 
 use anyhow::Context;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{DONE, Io, agent, level::Place, up};
@@ -37,14 +38,24 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     start_log();
+    raise_file_limit();
     if args.up {
         let instance = up::by_configuration(&args.place, &args.config).context("bringing the kernel part up")?;
         let how = if instance.is_newly_up() { "brought up" } else { "up already" };
         tracing::info!(pins = %instance.folder().display(), "the kernel part is {how}");
     }
+    // Says more than opening it does: whether it is up elsewhere, or can be seen by root only.
+    args.place.pins.open()?;
     let options = agent::Options { config: args.config, root: args.root, ..agent::Options::default() };
     agent::run_in_foreground(&args.place.pins.folder(), &options)?;
     Ok(DONE)
+}
+
+/// The agent keeps a descriptor for each namespace it has entries in and for each connection, as many as it may.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// To the journal, with fields, if that is where our standard error goes; as text otherwise.

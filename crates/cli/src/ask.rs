@@ -29,6 +29,9 @@ pub(crate) struct Ask {
     /// Name shown in listings, at most 24 bytes; `run` also sets <LABEL>_PORT
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
+    /// Fail where the kernel cannot keep others off, rather than only hold the ports
+    #[arg(long)]
+    pub(crate) require_kernel: bool,
 }
 
 impl Ask {

@@ -18,13 +18,22 @@ pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) 
              start `portkeep agent`, or let the system choose",
             pool()
         )),
-        (AcquireError::Privileged, Some(block)) => Some(format!("reserving the privileged ports {block} takes root")),
+        (AcquireError::AgentFailed, Some(block)) => Some(format!(
+            "{block} is outside the pool ({}), and the agent could not find out whether it is in use; its log says why",
+            pool()
+        )),
+        (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
         _ => None,
     };
     match told {
         Some(text) => anyhow::anyhow!("{text}"),
         None => error.into(),
     }
+}
+
+pub(crate) fn privileged(block: PortRange) -> String {
+    let s = if block.count() == 1 { "" } else { "s" };
+    format!("reserving the privileged port{s} {block} takes root")
 }
 
 fn no_room(ask: &Ask) -> String {

@@ -38,6 +38,7 @@ struct Report {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let down = match args.pins.look() {
         Seen::Hidden(reason) => anyhow::bail!("{reason}"),
+        Seen::NotUp => args.pins.not_elsewhere().map(|()| Instance::down(&args.pins.folder()))?,
         // Even where it seems not to be up there can be the remains of an `up` that was killed.
         _ => Instance::down(&args.pins.folder()),
     };

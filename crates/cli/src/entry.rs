@@ -2,6 +2,7 @@
 
 use std::{cell::LazyCell, collections::BTreeMap, fs, io};
 
+use anyhow::Context;
 use portkeep::{
     Errno, PortRange, Scope, Transport, Transports, control,
     persistent::{self, Origin},
@@ -203,7 +204,7 @@ pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
     }
     let declared = persistent::list().unwrap_or_default();
     let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token.clone()?, each))).collect();
-    let own = netns::current_cookie()?;
+    let own = netns::current_cookie().context("finding out which network namespace this is")?;
     // One round for all of them, and none if there is nobody.
     let all = PortRange::inclusive(1, u16::MAX)?;
     let binders = LazyCell::new(|| Transport::ALL.map(|transport| Binders::in_block(transport, all)));

@@ -17,9 +17,15 @@ use std::{
 
 use portkeep::{PortRange, Transport};
 use portkeep_kernel::DEFAULT_POOL;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
+};
 
 use crate::{ask::Ask, conflict};
+
+/// Unless the namespace's `ip_unprivileged_port_start` says otherwise; it is for a message only.
+const PRIVILEGED: u16 = 1024;
 
 /// Bound sockets, one for each port and transport.
 #[derive(Debug)]
@@ -32,17 +38,14 @@ impl Held {
         if let Some(block) = ask.block()? {
             return match Self::bind_all(ask, block) {
                 Ok(held) => Ok((block, held)),
-                Err(error) => match conflict::in_use(block, ask.transports()) {
-                    Some(told) if error.kind() == io::ErrorKind::AddrInUse => Err(anyhow::anyhow!("{told}")),
-                    _ => Err(anyhow::Error::from(error).context(format!("binding {block}/{}", ask.transports()))),
-                },
+                Err(error) => Err(explain(ask, block, error)),
             };
         }
         for block in candidates(ask.count, ask.align.unwrap_or(1).max(1)) {
             match Self::bind_all(ask, block) {
                 Ok(held) => return Ok((block, held)),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(explain(ask, block, error)),
             }
         }
         anyhow::bail!("no {} ports in a row are free in {DEFAULT_POOL}", ask.count)
@@ -60,6 +63,23 @@ impl Held {
 
     pub(crate) fn let_udp_go(&mut self) {
         self.sockets.retain(|(transport, _)| *transport != Transport::Udp);
+    }
+}
+
+/// Why a block cannot be held.
+fn explain(ask: &Ask, block: PortRange, error: io::Error) -> anyhow::Error {
+    let told = match Errno::from_io_error(&error) {
+        Some(Errno::ADDRINUSE) => conflict::in_use(block, ask.transports()),
+        Some(Errno::ACCESS) if block.start() < PRIVILEGED => Some(conflict::privileged(block)),
+        Some(Errno::MFILE) => Some(format!(
+            "holding {block}/{} takes a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)",
+            ask.transports()
+        )),
+        _ => None,
+    };
+    match told {
+        Some(text) => anyhow::anyhow!("{text}"),
+        None => anyhow::Error::from(error).context(format!("binding {block}/{}", ask.transports())),
     }
 }
 
@@ -96,7 +116,7 @@ fn hold(transport: Transport, port: u16) -> io::Result<OwnedFd> {
     };
     let socket = match v6() {
         // A machine without IPv6.
-        Err(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL) => v4()?,
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => v4()?,
         result => result?,
     };
     if transport == Transport::Tcp {

@@ -3,10 +3,10 @@
 use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
 
 use portkeep::{QueryError, Transport, Version};
-use portkeep_kernel::{Instance, InstanceError, Settings, UpOptions};
+use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::pins::{Pins, Seen, may_administer};
+use crate::pins::{Pins, Seen};
 
 /// Where the kernel part is, or is to be brought up.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -89,6 +89,17 @@ pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
 }
 
 impl Level {
+    /// Itself, unless the ports can only be held and somebody asked in so many words (the first of `wishes` that is true)
+    /// for what holding them cannot give.
+    pub(crate) fn that_grants(self, wishes: &[(bool, &str)]) -> anyhow::Result<Self> {
+        if let Self::Held(reason) = &self
+            && let Some((_, wish)) = wishes.iter().find(|(wanted, _)| *wanted)
+        {
+            anyhow::bail!("{wish} takes the kernel part: {reason}");
+        }
+        Ok(self)
+    }
+
     /// The best level to be had. Whoever may, brings the kernel part up for as long as it is needed.
     pub(crate) fn best(place: &Place) -> anyhow::Result<Self> {
         let served = served_here()?;
@@ -99,8 +110,8 @@ impl Level {
                 Seen::Up(instance) if instance.config().transient != 0 => {}
                 _ => return serve(None),
             }
-        } else if !may_administer() {
-            return Ok(Self::Held("the kernel part is not up, and bringing it up takes root".into()));
+        } else if let Some(obstacle) = Obstacle::to_bpf() {
+            return Ok(Self::Held(format!("the kernel part is not up, and cannot be brought up: {obstacle}")));
         }
 
         let mut settings = Settings::default();
@@ -121,16 +132,20 @@ impl Level {
                 return Err(error.into());
             }
             Err(error) => {
-                return Ok(Self::Held(format!(
-                    "the kernel part cannot be brought up: {:#}",
-                    anyhow::Error::from(error)
-                )));
+                let text = format!("{:#}", anyhow::Error::from(error));
+                // The verifier's log is for those who ask `up`.
+                let (text, more) = match text.split_once('\n') {
+                    Some((first, _)) => (first, "... (`portkeep up` says more)"),
+                    None => (&*text, ""),
+                };
+                return Ok(Self::Held(format!("the kernel part cannot be brought up: {text}{more}")));
             }
         };
-        match served_here()? {
-            Some(_) => serve(Some(need)),
-            None => {
+        match served_here() {
+            Ok(Some(_)) => serve(Some(need)),
+            unserved => {
                 let _ = Instance::need_no_more(&need.0, need.1);
+                unserved?;
                 Ok(Self::Held("the kernel part is up, but does not serve the cgroup this runs in".into()))
             }
         }

@@ -118,7 +118,26 @@ impl std::fmt::Debug for Io<'_> {
 impl Io<'static> {
     /// The streams of this process.
     pub fn standard() -> Self {
-        Self { out: Box::new(io::stdout()), err: Box::new(io::stderr()) }
+        Self { out: Box::new(Output(io::stdout())), err: Box::new(io::stderr()) }
+    }
+}
+
+/// Standard output, whose errors say that it was this that could not be written.
+struct Output(io::Stdout);
+
+impl Output {
+    fn named(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("writing to standard output: {error}"))
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(Self::named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(Self::named)
     }
 }
 
@@ -183,7 +202,12 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         // `portkeep list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => DONE,
         Err(error) => {
-            let _ = writeln!(io.err, "portkeep: {error:#}");
+            let text = format!("{error:#}");
+            let advice = match ran_out(&error) && !text.contains("ulimit") {
+                true => "; the limit of open files is too low (`ulimit -n`)",
+                false => "",
+            };
+            let _ = writeln!(io.err, "portkeep: {text}{advice}");
             failed
         }
     }
@@ -197,6 +221,11 @@ impl Command {
             _ => FAILED,
         }
     }
+}
+
+/// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.
+fn ran_out(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("(os error 24)")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -2,8 +2,9 @@
 
 use std::{io, path::PathBuf};
 
-use portkeep_kernel::{Instance, InstanceError};
-use rustix::thread::{CapabilitySet, capabilities};
+use portkeep_kernel::{Instance, InstanceError, Obstacle};
+
+use crate::level::served_here;
 
 /// Where the kernel part is pinned.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -35,10 +36,26 @@ impl Pins {
     pub(crate) fn open(&self) -> anyhow::Result<Instance> {
         match self.look() {
             Seen::Up(instance) => Ok(instance),
-            Seen::NotUp => Err(InstanceError::NotUp(self.folder()).into()),
+            Seen::NotUp => {
+                self.not_elsewhere()?;
+                Err(InstanceError::NotUp(self.folder()).into())
+            }
             Seen::Hidden(reason) => anyhow::bail!("{reason}"),
             Seen::Unusable(error) => Err(error.into()),
         }
+    }
+
+    /// An error if a kernel part serves this process although nothing is pinned in the folder: saying that it is not up
+    /// would be false.
+    pub(crate) fn not_elsewhere(&self) -> anyhow::Result<()> {
+        if served_here()?.is_some() {
+            anyhow::bail!(
+                "the kernel part is up, but not pinned in {}: this is for where it was brought up (in a container, the \
+                 host)",
+                self.folder().display()
+            );
+        }
+        Ok(())
     }
 
     pub(crate) fn look(&self) -> Seen {
@@ -61,10 +78,7 @@ impl Pins {
     }
 }
 
-/// Whether this process has what bringing the kernel part up takes. In a container it may still be refused.
+/// Whether this process has what bringing the kernel part up takes, as far as can be told without trying.
 pub(crate) fn may_administer() -> bool {
-    let needed = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
-    capabilities(None).is_ok_and(|sets| {
-        sets.effective.contains(needed) || sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN)
-    })
+    Obstacle::to_bpf().is_none()
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use portkeep::{
     Errno, PortRange, Token, Transports,
     persistent::{self, Origin},
@@ -98,7 +98,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>> {
-    let own = netns::current_cookie()?;
+    let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let mut released = Vec::new();
     for item in maps.reservations() {
         let (id, reservation) = item?;

@@ -43,7 +43,7 @@ The command and all that it starts can bind exactly these ports, and nobody else
 belongs to it is told by a cgroup (portkeep-run-<pid>); where none can be made, every process of the same user \
 counts. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
 mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on \
-standard error.
+standard error. With --require-kernel or --scope cgroup it fails instead of holding the ports.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command.
 
@@ -123,7 +123,8 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
     };
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
-    let level = Level::best(&args.place)?;
+    let wishes = [(args.ask.require_kernel, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
+    let level = Level::best(&args.place)?.that_grants(&wishes)?;
     if let Level::Held(reason) = &level {
         let claim = Claim::held(&args.ask)?;
         let udp = match args.ask.transports() {
@@ -131,7 +132,7 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
             _ => "; the UDP ports are let go when the command starts",
         };
         note(format_args!(
-            "{reason}: port {} is only held, which keeps off automatic choices but not programs that ask for this very \
+            "{reason}; so port {} is only held, which keeps off automatic choices but not programs that ask for this very \
              port with SO_REUSEADDR{udp}",
             claim.ports
         ));

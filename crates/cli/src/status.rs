@@ -4,13 +4,13 @@ use std::{io::Write, path::PathBuf};
 
 use portkeep::{Enforcement, Errno, PortRange, Version};
 use portkeep_core::wire;
-use portkeep_kernel::{Instance, cgroup};
+use portkeep_kernel::{Instance, InstanceError, Obstacle, cgroup};
 use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING,
     level::served_here,
-    pins::{Pins, Seen, may_administer},
+    pins::{Pins, Seen},
     when,
 };
 
@@ -199,12 +199,14 @@ impl Status {
         if self.enforcement_here == Enforcement::Kernel.name() {
             return "by the kernel".into();
         }
-        let root = if self.up != Some(true) && may_administer() {
-            " (`portkeep run` would bring the kernel part up for its own time)"
-        } else {
-            ""
+        let cannot = |why: &dyn std::fmt::Display| format!(" (the kernel part cannot be brought up from here: {why})");
+        let more = match Obstacle::to_bpf() {
+            _ if self.up == Some(true) => String::new(),
+            None if cgroup::root().is_none() => cannot(&InstanceError::NoCgroup2),
+            None => " (`portkeep run` would bring the kernel part up for its own time)".into(),
+            Some(obstacle) => cannot(&obstacle),
         };
-        format!("only by holding the ports{root}")
+        format!("only by holding the ports{more}")
     }
 }
 

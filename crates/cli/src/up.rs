@@ -10,7 +10,12 @@ use portkeep::{Errno, PortRange};
 use portkeep_kernel::{Instance, InstanceError};
 use portkeep_persist::Config;
 
-use crate::{DONE, Io, agent, level::Place, status};
+use crate::{
+    DONE, Io, agent,
+    level::{self, Place},
+    pins::Seen,
+    status,
+};
 
 const AFTER_HELP: &str = "\
 From here on every program can make reservations and the kernel enforces them, until `portkeep down` or a reboot; no \
@@ -70,7 +75,17 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     settings.quota = args.quota.unwrap_or(settings.quota);
     settings.deny_errno = args.deny_errno.unwrap_or(settings.deny_errno);
 
-    let instance = Instance::up(&args.place.or(&config).options(settings)).context("bringing the kernel part up")?;
+    let instance = match Instance::up(&args.place.or(&config).options(settings)) {
+        Ok(instance) => instance,
+        Err(error) => {
+            if let (Seen::NotUp, Ok(Some(_))) = (args.place.pins.look(), level::served_here()) {
+                io.note(
+                    "a kernel part serves this cgroup already, brought up elsewhere: reservations can be made here",
+                );
+            }
+            return Err(error).context("bringing the kernel part up");
+        }
+    };
     if instance.is_newly_up() {
         settle_in(&instance)?.into_iter().for_each(|complaint| io.note(complaint));
     } else {
@@ -129,8 +144,18 @@ fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What has to be done once the programs are in force. Returns what went wrong and is no reason to give up.
+/// What has to be done once the programs are in force. If it cannot be, they are taken away again: a pool of which
+/// nobody knows what is in use in it is worse than none. Returns what went wrong and is no reason for that.
 pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
+    let settled = share_and_look(instance);
+    if settled.is_err() {
+        // That there is nothing left to take away with is said by the error that led here.
+        let _ = Instance::down(instance.folder());
+    }
+    settled
+}
+
+fn share_and_look(instance: &Instance) -> anyhow::Result<Vec<String>> {
     let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
     agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;

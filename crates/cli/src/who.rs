@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use anyhow::Context;
 use portkeep::Transport;
 use portkeep_kernel::netns;
 use serde::Serialize;
@@ -10,10 +11,10 @@ use crate::{
     DONE, Io, NOTHING,
     entry::Entry,
     list,
-    pins::Pins,
+    pins::{Pins, Seen},
     port_arg::PortArg,
     process::{Binders, Process},
-    when,
+    ran_out, when,
 };
 
 const AFTER_HELP: &str = "\
@@ -51,9 +52,8 @@ struct Whose {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    // Where nothing is up, who has the port bound is still worth telling.
-    let entries = list::entries(&args.pins).unwrap_or_default();
-    let own = netns::current_cookie()?;
+    let entries = reserved(&args.pins, io)?;
+    let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let whose: Vec<Whose> = args
         .port
         .transports()
@@ -82,6 +82,21 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     Ok(if anybody { DONE } else { NOTHING })
+}
+
+/// The reservations. Where they cannot be seen, who has the port bound is still worth telling.
+fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Entry>> {
+    match list::entries(pins) {
+        Ok(entries) => Ok(entries),
+        // Neither is anything else to be found out then.
+        Err(error) if ran_out(&error) => Err(error),
+        Err(error) => {
+            if !matches!(pins.look(), Seen::NotUp) {
+                io.note(format_args!("{error:#}"));
+            }
+            Ok(Vec::new())
+        }
+    }
 }
 
 impl Whose {

@@ -34,16 +34,28 @@ pub fn ensure(path: &Path) -> io::Result<bool> {
     if is_bpffs(path) {
         return Ok(false);
     }
-    fs::create_dir_all(path)?;
+    let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    let mounted = fs::create_dir_all(path).and_then(|()| mount_at(path));
+    if mounted.is_err() {
+        // Folders that were made for it, the innermost first.
+        for folder in missing {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+    mounted.map(|()| true)
+}
+
+fn mount_at(path: &Path) -> io::Result<()> {
     if fs::read_dir(path)?.next().is_some() {
         return Err(io::Error::new(
             io::ErrorKind::DirectoryNotEmpty,
-            "it is not in a BPF file system, and not empty, so none is mounted over it",
+            "it is not in a BPF file system, and not empty, so none is mounted over it; mount one elsewhere and name it \
+             with --pin-dir",
         ));
     }
     // As systemd mounts it, but for the name, which says later whose it is.
     mount(OURS, path, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0700"))?;
-    Ok(true)
+    Ok(())
 }
 
 /// Unmount the BPF file system at `path` if we mounted it and nothing is left in it. True if it is gone.

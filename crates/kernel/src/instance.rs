@@ -14,13 +14,14 @@
 //! may be able to open, anybody could hold the lock and everything up.
 
 use std::{
+    error::Error,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use aya::EbpfLoader;
+use aya::{EbpfLoader, maps::MapError};
 use rustix::{
     fs::{FlockOperation, flock},
     process::geteuid,
@@ -32,10 +33,12 @@ use crate::{
     events::Events,
     load::{ADMIN, ENFORCING, LoadError, Loaded, SERVING},
     maps::{self, Config, MapAccessError, Maps},
+    obstacle::Obstacle,
     settings::{BUILD, Settings},
     sys,
 };
 
+const MOUNTING: &str = "mounting a BPF file system at";
 /// Name of the folder below the BPF file system.
 const NAME: &str = "portkeep";
 /// Unfinished folders begin with this. No dot: bpffs refuses names that have one (`bpf_lookup` in kernel/bpf/inode.c).
@@ -46,7 +49,7 @@ const UNFINISHED: &str = "portkeep-unfinished-";
 #[non_exhaustive]
 pub enum InstanceError {
     /// Nothing is pinned: `portkeep up` has not been run.
-    #[error("the kernel part is not up (nothing is pinned in {0})")]
+    #[error("the kernel part is not up (nothing is pinned in {0}); root brings it up with `portkeep up`")]
     NotUp(PathBuf),
     /// It is up, but another version of Portkeep brought it up.
     #[error(
@@ -85,7 +88,10 @@ pub enum InstanceError {
         want: String,
     },
     /// No cgroup v2 hierarchy is mounted.
-    #[error("no cgroup v2 hierarchy is mounted; the kernel part hangs on cgroups")]
+    #[error(
+        "no cgroup v2 hierarchy is mounted here, and the kernel part hangs on cgroups: mount one (`mount -t cgroup2 none \
+         DIR` does it beside cgroup v1, too), or in a container have the host run `portkeep up`"
+    )]
     NoCgroup2,
     /// Another process holds the lock.
     #[error("locking {path}")]
@@ -113,12 +119,50 @@ pub enum InstanceError {
         /// What is wrong with it.
         message: String,
     },
+    /// The system does not let this process do it, for a reason that somebody can do something about.
+    #[error("{why}; what failed is {step}")]
+    Hindered {
+        /// The reason, with a remedy.
+        why: Obstacle,
+        /// What was being done.
+        step: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Loading or attaching failed.
     #[error(transparent)]
     Load(#[from] LoadError),
     /// A map could not be read.
     #[error(transparent)]
     Map(#[from] MapAccessError),
+}
+
+impl InstanceError {
+    /// Say why the system refused, if that can be told. The verifier's log is of no use then.
+    fn explained(self) -> Self {
+        let mut cause: Option<&(dyn Error + 'static)> = Some(&self);
+        let errno = loop {
+            match cause {
+                None => return self,
+                Some(error) => {
+                    // aya's error passes for the one inside, and that is then nobody's source.
+                    let inner = match error.downcast_ref() {
+                        Some(MapError::IoError(inner)) => Some(inner),
+                        _ => error.downcast_ref::<io::Error>(),
+                    };
+                    match inner.and_then(io::Error::raw_os_error) {
+                        Some(errno) => break errno,
+                        None => cause = error.source(),
+                    }
+                }
+            }
+        };
+        let mounting = matches!(&self, Self::Io { what, .. } if *what == MOUNTING);
+        match Obstacle::behind(errno, mounting) {
+            Some(why) => Self::Hindered { why, step: self.to_string(), source: io::Error::from_raw_os_error(errno) },
+            None => self,
+        }
+    }
 }
 
 /// How `up` shall bring the kernel part up.
@@ -144,11 +188,13 @@ pub struct DownReport {
     pub unmounted: bool,
 }
 
-/// An exclusive lock on the folder beside the pins, gone when dropped.
+/// An exclusive lock on the folder beside the pins, gone when dropped. Its folder goes with it if nothing is up then,
+/// so that whatever failed leaves no trace.
 #[derive(Debug)]
 struct Lock {
-    file: File,
+    _file: File,
     path: PathBuf,
+    pins: PathBuf,
 }
 
 /// The kernel part that is pinned in a folder.
@@ -191,15 +237,18 @@ impl Lock {
             flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
             // Whoever takes the kernel part away removes the folder: then this lock is on nothing.
             if same_folder(&file, &path) {
-                return Ok(Self { file, path });
+                return Ok(Self { _file: file, path, pins: folder.to_owned() });
             }
         }
     }
+}
 
-    /// Unlock, and leave no trace.
-    fn remove(self) {
-        let _ = fs::remove_dir(&self.path);
-        drop(self.file);
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before the file closes: who comes next either waits for this lock or makes a new folder.
+        if !self.pins.exists() {
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 }
 
@@ -216,18 +265,32 @@ impl Instance {
     /// nothing for long: the next `up` or `down` removes it. Needs CAP_BPF,
     /// CAP_NET_ADMIN, CAP_PERFMON, and the right to write the BPF file system.
     pub fn up(options: &UpOptions) -> Result<Self, InstanceError> {
+        Self::bring_up(options).map_err(InstanceError::explained)
+    }
+
+    fn bring_up(options: &UpOptions) -> Result<Self, InstanceError> {
         let folder = options.folder.clone().unwrap_or_else(Self::default_folder);
         let root = cgroup::root().ok_or(InstanceError::NoCgroup2)?;
         let enforce = options.enforce.clone().unwrap_or(root);
         let serve = options.serve.clone().unwrap_or_else(|| enforce.clone());
 
         let parent = folder.parent().unwrap_or(&folder);
-        bpffs::ensure(bpffs::mount_point_of(parent).as_deref().unwrap_or(parent))
-            .map_err(io_error("mounting a BPF file system at", parent))?;
+        let mounted = bpffs::ensure(bpffs::mount_point_of(parent).as_deref().unwrap_or(parent))
+            .map_err(io_error(MOUNTING, parent))?;
+        let done = Self::up_in(&folder, options, (&enforce, &serve));
+        if done.is_err() && mounted {
+            bpffs::unmount_own(parent);
+        }
+        done
+    }
+
+    /// The BPF file system is there.
+    fn up_in(folder: &Path, options: &UpOptions, (enforce, serve): (&Path, &Path)) -> Result<Self, InstanceError> {
+        let parent = folder.parent().unwrap_or(folder);
         fs::create_dir_all(parent).map_err(io_error("making", parent))?;
-        let lock = Lock::exclusive(&folder)?;
+        let _lock = Lock::exclusive(folder)?;
         remove_unfinished(parent)?;
-        match Self::open(&folder) {
+        match Self::open(folder) {
             Ok(mut instance) => {
                 instance.check_cgroup("enforced", instance.config.enforce, options.enforce.as_deref())?;
                 instance.check_cgroup("served", instance.config.serve, options.serve.as_deref())?;
@@ -243,15 +306,13 @@ impl Instance {
         }
 
         let unfinished = parent.join(format!("{UNFINISHED}{}", std::process::id()));
-        let built = build(&unfinished, &options.settings, &enforce, &serve)
-            .and_then(|()| fs::rename(&unfinished, &folder).map_err(io_error("renaming into place", &folder)));
+        let built = build(&unfinished, &options.settings, enforce, serve)
+            .and_then(|()| fs::rename(&unfinished, folder).map_err(io_error("renaming into place", folder)));
         if let Err(error) = built {
             let _ = remove_tree(&unfinished);
-            lock.remove();
-            bpffs::unmount_own(parent);
             return Err(error);
         }
-        let mut instance = Self::open(&folder)?;
+        let mut instance = Self::open(folder)?;
         instance.newly_up = true;
         Ok(instance)
     }
@@ -276,7 +337,7 @@ impl Instance {
         if !folder.join("maps").join("config").exists() {
             return Err(InstanceError::NotUp(folder.to_owned()));
         }
-        let config = Maps::from_pins(&folder.join("maps"))?.config()?;
+        let config = Maps::config_pinned(&folder.join("maps"))?;
         Ok(Self { folder: folder.to_owned(), config, newly_up: false })
     }
 
@@ -299,14 +360,15 @@ impl Instance {
         if !bpffs::is_bpffs(parent) {
             return Err(InstanceError::NotUp(folder.to_owned()));
         }
-        let lock = Lock::exclusive(folder)?;
-        remove_unfinished(parent)?;
-        let report = Self::open_any(folder).and_then(|instance| instance.take_down());
-        if matches!(report, Ok(_) | Err(InstanceError::NotUp(_))) {
-            lock.remove();
-        }
+        let report = Self::down_in(folder, parent).map_err(InstanceError::explained);
         let unmounted = bpffs::unmount_own(parent);
         Ok(DownReport { unmounted, ..report? })
+    }
+
+    fn down_in(folder: &Path, parent: &Path) -> Result<DownReport, InstanceError> {
+        let _lock = Lock::exclusive(folder)?;
+        remove_unfinished(parent)?;
+        Self::open_any(folder)?.take_down()
     }
 
     fn take_down(&self) -> Result<DownReport, InstanceError> {
@@ -328,6 +390,14 @@ impl Instance {
     /// Put this program's version under the links that are up. Enforcement does not blink.
     /// True if there was anything to do.
     pub fn upgrade(folder: &Path) -> Result<bool, InstanceError> {
+        // Looked at first, so that nothing is locked where nothing is.
+        if !folder.parent().is_some_and(bpffs::is_bpffs) {
+            return Err(InstanceError::NotUp(folder.to_owned()));
+        }
+        Self::swap(folder).map_err(InstanceError::explained)
+    }
+
+    fn swap(folder: &Path) -> Result<bool, InstanceError> {
         let _lock = Lock::exclusive(folder)?;
         let instance = Self::open_any(folder)?;
         if instance.config.abi != portkeep_core::wire::ABI {
@@ -427,7 +497,7 @@ impl Instance {
             return Ok(false);
         }
         instance.take_down()?;
-        lock.remove();
+        drop(lock);
         drop(guard);
         bpffs::unmount_own(parent);
         Ok(true)
@@ -465,27 +535,38 @@ fn build(folder: &Path, settings: &Settings, enforce: &Path, serve: &Path) -> Re
 }
 
 fn remove_unfinished(parent: &Path) -> Result<(), InstanceError> {
-    let entries = fs::read_dir(parent).map_err(io_error("reading", parent))?;
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            remove_tree(&entry.path())?;
+    for (path, _) in entries_of(parent)? {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
+            remove_tree(&path)?;
         }
     }
     Ok(())
 }
 
+/// What is in a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end before
+/// anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
+fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, bool)>, InstanceError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(io_error("reading", folder))?,
+    };
+    let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    Ok(entries.flatten().map(|entry| (entry.path(), is_folder(&entry))).collect())
+}
+
 /// `fs::remove_dir_all` opens files in ways bpffs does not know; these few levels are done by hand.
 fn remove_tree(folder: &Path) -> Result<(), InstanceError> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+    for (path, is_folder) in entries_of(folder)? {
+        if is_folder {
             remove_tree(&path)?;
         } else {
             fs::remove_file(&path).map_err(io_error("removing", &path))?;
         }
     }
-    fs::remove_dir(folder).map_err(io_error("removing", folder))
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", folder)(error)),
+        _ => Ok(()),
+    }
 }
 
 impl Loaded {

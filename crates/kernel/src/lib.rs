@@ -21,6 +21,7 @@ mod instance;
 mod load;
 mod maps;
 pub mod netns;
+mod obstacle;
 mod persistent;
 mod settings;
 mod sys;
@@ -33,5 +34,6 @@ pub use maps::{
     Config, Counters, Entries, Filter, ForgetError, MapAccessError, Maps, NOBODY, Place, PlaceKey, Quota, Reservation,
     SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
+pub use obstacle::Obstacle;
 pub use persistent::{Claimed, CreateError, ForWhom, PLACE_DEPTH, Wanted};
 pub use settings::{BUILD, DEFAULT_POOL, Settings};

@@ -425,6 +425,13 @@ impl Maps {
         })
     }
 
+    /// The configuration of what is pinned in a folder, through one descriptor: the agent asks every second.
+    pub(crate) fn config_pinned(folder: &Path) -> Result<Config, MapAccessError> {
+        let call = |source| MapAccessError::Call { name: "config", source };
+        let data = MapData::from_pin(folder.join("config")).map_err(call)?;
+        Array::<_, Config>::try_from(Map::Array(data)).and_then(|config| config.get(&0, 0)).map_err(call)
+    }
+
     /// The configuration, the secret and the cipher key with it.
     pub fn config(&self) -> Result<Config, MapAccessError> {
         self.config.get(&0, 0).map_err(|source| MapAccessError::Call { name: "config", source })

@@ -25,7 +25,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// One command of bpf(2). `A` is the prefix of `union bpf_attr` that the command uses.
 fn bpf<A>(command: libc::c_long, attr: &A) -> io::Result<libc::c_long> {
-    // SAFETY: the commands in this file only read the attribute, of which the kernel gets the size and takes the
+    // SAFETY: the commands in this file at most read the attribute, of which the kernel gets the size and takes the
     // rest for zero. Pointers and descriptors in it are those of borrows that outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<A>()) };
     if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }
@@ -92,6 +92,13 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let attr = PinAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     bpf(BPF_OBJ_GET, &attr).map(owned)
+}
+
+/// Whether bpf(2) is denied whatever the command: a command that no kernel knows is EINVAL where it gets through.
+pub(crate) fn bpf_is_denied() -> bool {
+    const NO_COMMAND: libc::c_long = 0x7fff_ffff;
+    let denied = [libc::EPERM, libc::EACCES, libc::ENOSYS];
+    bpf(NO_COMMAND, &0u32).is_err_and(|error| error.raw_os_error().is_some_and(|errno| denied.contains(&errno)))
 }
 
 /// Wait until every program that is running now has ended (`MEMBARRIER_CMD_GLOBAL` waits for an RCU grace period).

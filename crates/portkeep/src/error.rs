@@ -103,6 +103,10 @@ pub enum AcquireError {
     /// it (`portkeep agent`), or take ports of the pool.
     #[error("ports outside the pool need the agent, which is not running")]
     AgentAbsent,
+    /// `ENETDOWN`: the agent runs but could not find out whether the ports are vacant. Its log says why; take ports of the
+    /// pool, or try again when that is mended.
+    #[error("the agent could not find out whether the ports are vacant; its log says why")]
+    AgentFailed,
     /// `ECANCELED`: the request was cancelled, or an administrator ended it while it was pending.
     #[error("the request was cancelled")]
     Cancelled,
@@ -124,10 +128,19 @@ pub enum AcquireError {
         /// What was asked for.
         what: &'static str,
     },
+    /// `EMFILE`: held mode takes a descriptor for each port and transport, and the limit is too low for this block.
+    /// Raise it (`ulimit -n`), ask for fewer ports, or have the kernel part brought up, which takes one for all.
+    #[error(
+        "holding {count} ports takes a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"
+    )]
+    TooManyFiles {
+        /// How many ports were asked for.
+        count: u16,
+    },
     /// `EOPNOTSUPP`: the owner socket given is neither TCP nor UDP, or not of the request's transport.
     #[error("the owner socket is not of the transport asked for")]
     WrongSocket,
-    /// Making or binding a socket failed; `EMFILE` in held mode means the descriptors do not suffice.
+    /// Making or binding a socket failed.
     #[error("making a socket")]
     SocketCall {
         /// What the call said.
@@ -150,7 +163,8 @@ impl AcquireError {
             Self::NoRoom { .. } => Errno::ENOSPC,
             Self::OverQuota => Errno::EDQUOT,
             Self::Privileged => Errno::EACCES,
-            Self::AgentAbsent => Errno::ENETDOWN,
+            Self::AgentAbsent | Self::AgentFailed => Errno::ENETDOWN,
+            Self::TooManyFiles { .. } => Errno(libc::EMFILE),
             Self::Cancelled => Errno::ECANCELED,
             Self::KernelAbsent | Self::OtherAbi { .. } => Errno::ENOPROTOOPT,
             Self::HeldCannot { .. } | Self::WrongSocket => Errno::EOPNOTSUPP,
@@ -411,6 +425,8 @@ mod tests {
             (AcquireError::OverQuota, 122),
             (AcquireError::Privileged, 13),
             (AcquireError::AgentAbsent, 100),
+            (AcquireError::AgentFailed, 100),
+            (AcquireError::TooManyFiles { count: 4 }, 24),
             (AcquireError::Cancelled, 125),
             (AcquireError::KernelAbsent, 92),
             (AcquireError::OtherAbi { found: 2, expected: 1 }, 92),

@@ -235,6 +235,7 @@ impl Request {
             Some(Errno::ENOSPC) => AcquireError::NoRoom { count: self.count },
             Some(Errno::EDQUOT) => AcquireError::OverQuota,
             Some(Errno::EACCES) => AcquireError::Privileged,
+            Some(Errno::ENETDOWN) if query::version().is_ok_and(|version| version.agent) => AcquireError::AgentFailed,
             Some(Errno::ENETDOWN) => AcquireError::AgentAbsent,
             Some(Errno::ECANCELED) => AcquireError::Cancelled,
             Some(Errno::EOPNOTSUPP) => AcquireError::WrongSocket,

@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, io};
 
+use anyhow::Context;
 use portkeep_core::{PortRange, Transport};
 use portkeep_kernel::{Admin, Config, Instance, Maps, WordKey};
 
@@ -32,7 +33,7 @@ pub fn set_aside_used_pool_ports(instance: &Instance) -> anyhow::Result<Aside> {
     let prober = kernel_part::prober(config)?;
     let round = Round { maps: &maps, admin: &admin, prober: &prober };
     let given_back = round.give_back()?;
-    Ok(Aside { set_aside: round.set_aside(config), given_back })
+    Ok(Aside { set_aside: round.set_aside(config)?, given_back })
 }
 
 /// One round through the namespaces.
@@ -44,10 +45,11 @@ pub(super) struct Round<'a> {
 
 impl Round<'_> {
     /// A namespace that cannot be looked at does not keep the others from being looked at.
-    pub(super) fn set_aside(&self, config: &Config) -> usize {
-        let Some(pool) = kernel_part::pool(config) else { return 0 };
+    pub(super) fn set_aside(&self, config: &Config) -> anyhow::Result<usize> {
+        let Some(pool) = kernel_part::pool(config) else { return Ok(0) };
         let mut total = 0;
         for namespace in namespaces::visible() {
+            let namespace = namespace.context("looking for network namespaces")?;
             match self.set_aside_in(&namespace, pool) {
                 Ok(count) => total += count,
                 Err(error) => tracing::warn!(
@@ -57,7 +59,7 @@ impl Round<'_> {
                 ),
             }
         }
-        total
+        Ok(total)
     }
 
     fn set_aside_in(&self, namespace: &Namespace, pool: PortRange) -> io::Result<usize> {
@@ -94,7 +96,7 @@ impl Round<'_> {
         }
         let mut given_back = 0;
         for (netns, ports) in aside {
-            let vacant = match namespaces::find(netns, &[]) {
+            let vacant = match namespaces::find(netns, &[])? {
                 None => ports,
                 Some(namespace) => namespace.within(|| {
                     let looks = Transport::ALL.map(|transport| self.prober.look(transport));

@@ -86,7 +86,7 @@ pub fn restore_all(runtime: &RuntimeDir) -> io::Result<Restored> {
     }
     let remembered: Vec<u64> = runtime.hold()?.state.ours.keys().copied().collect();
     for netns in remembered {
-        match namespaces::find(netns, &[]) {
+        match namespaces::find(netns, &[])? {
             Some(namespace) => {
                 namespace.within(|| settle_here(runtime, netns, |_| PortSet::default()))?;
                 restored.namespaces += 1;

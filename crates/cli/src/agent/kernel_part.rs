@@ -49,13 +49,14 @@ impl KernelPart {
 
     /// Whether it is still the one that is up. It is not after `portkeep down`,
     /// even if another has come up since: maps that are open stay readable, and would mislead.
+    /// Where this cannot be told, it is taken to be up: to believe the contrary is to undo everything.
     pub(super) fn is_up(&self) -> bool {
         let Some(folder) = &self.folder else { return true };
         match Instance::open(folder) {
             Ok(instance) => instance.config().since == self.config.since,
-            // Upgraded under us; the maps are the same.
-            Err(InstanceError::Skew { .. }) => true,
-            Err(_) => false,
+            Err(InstanceError::NotUp(_)) => false,
+            // Upgraded under us, and the maps are the same; or not to be opened, for lack of descriptors or memory.
+            Err(_) => true,
         }
     }
 

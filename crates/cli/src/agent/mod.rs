@@ -224,6 +224,8 @@ pub struct Agent<'k> {
     unsettled: BTreeSet<u64>,
     settled: Instant,
     timers: Timers,
+    /// The last reason why something was put off, told once.
+    put_off: String,
     _reader: OwnedFd,
     beacon: Option<OwnedFd>,
     _only: File,
@@ -255,6 +257,7 @@ impl<'k> Agent<'k> {
             unsettled: BTreeSet::new(),
             settled: now,
             timers: Timers { tick: now, give_back: now, everywhere: now, forget: now },
+            put_off: String::new(),
             // Before the first round, so that nothing is missed between the two.
             _reader: kernel.reader()?,
             beacon: None,
@@ -262,7 +265,7 @@ impl<'k> Agent<'k> {
             kernel,
         };
         agent.apply_configuration()?;
-        agent.round().set_aside(&agent.kernel.config);
+        agent.round().set_aside(&agent.kernel.config)?;
         // First of all what was declared: services that are about to start rely on it.
         let reloaded = agent.load_declarations()?;
         agent.settle_everywhere()?;
@@ -316,16 +319,30 @@ impl<'k> Agent<'k> {
                 self.service.alive();
             }
             if due(&mut self.timers.everywhere, EVERYWHERE) {
-                self.settle_everywhere()?;
+                let settled = self.settle_everywhere();
+                self.or_later(settled);
             } else if !self.unsettled.is_empty() && due(&mut self.settled, SETTLE) {
                 self.settle()?;
             }
             if due(&mut self.timers.give_back, GIVE_BACK) {
-                self.give_back()?;
-                self.retry_declarations()?;
+                let given_back = self.give_back();
+                self.or_later(given_back);
+                let retried = self.retry_declarations();
+                self.or_later(retried);
             }
             if due(&mut self.timers.forget, FORGET) {
                 self.kernel.maps.forget_quiet_namespaces(&self.kernel.admin, QUIET.as_nanos() as u64)?;
+            }
+        }
+    }
+
+    /// What comes round again anyhow need not end the agent when it fails once: descriptors or memory may have run out.
+    fn or_later(&mut self, done: anyhow::Result<()>) {
+        if let Err(error) = done {
+            let error = format!("{error:#}");
+            if self.put_off != error {
+                tracing::warn!(error, "put off");
+                self.put_off = error;
             }
         }
     }
@@ -361,7 +378,7 @@ impl<'k> Agent<'k> {
         self.keeper.pool = kernel_part::pool(&self.kernel.config);
         self.happenings.limit(self.policy.config().events.per_second);
         if before != self.keeper.pool {
-            self.round().set_aside(&self.kernel.config);
+            self.round().set_aside(&self.kernel.config)?;
         }
         complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
         Ok(complaints)
@@ -500,10 +517,10 @@ impl<'k> Agent<'k> {
             return Ok(());
         }
         let judged = match self.kept.get(reservation.netns, hints) {
-            Some(namespace) => {
+            Ok(namespace) => {
                 examine(&reservation, (ports, transports), namespace, &self.keeper, &self.prober, &self.policy)
             }
-            None => Err(Refusal::Unknown(io::ErrorKind::NotFound.into())),
+            Err(error) => Err(Refusal::Unknown(error)),
         };
         let done = match &judged {
             Ok(()) => self.kernel.admin.confirm(id, token),
@@ -559,7 +576,7 @@ impl<'k> Agent<'k> {
             return;
         }
         let nothing = PortSet::default();
-        let Some(namespace) = self.kept.get(netns, &[]) else { return };
+        let Ok(namespace) = self.kept.get(netns, &[]) else { return };
         match namespace.within(|| self.keeper.settle_here(netns, wanted.unwrap_or(&nothing))) {
             Ok(()) if wanted.is_some() => {}
             // Not ours to keep alive any longer.
@@ -578,6 +595,7 @@ impl<'k> Agent<'k> {
         let mut left: BTreeSet<u64> =
             wanted.keys().copied().chain(self.keeper.remembered()?).chain(self.kept.cookies()).collect();
         for namespace in namespaces::visible() {
+            let namespace = namespace.context("looking for network namespaces")?;
             left.remove(&namespace.cookie);
             let nothing = PortSet::default();
             let blocks = wanted.get(&namespace.cookie);

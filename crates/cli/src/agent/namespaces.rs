@@ -4,11 +4,15 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Path, PathBuf},
 };
 
 use portkeep_kernel::netns;
+use rustix::io::Errno;
 
 const NAMED: &str = "/run/netns";
 
@@ -32,44 +36,78 @@ impl Namespace {
     }
 }
 
+/// Whether there was nothing wrong with the thing looked at, but with us: no descriptor is left, or no memory. What ends
+/// while we look is skipped; to skip this as well would be to say that there is nothing.
+fn ran_out(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}
+
+/// What is in a folder, or why that cannot be told for now.
+fn entries(folder: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
+    let (entries, error) = match fs::read_dir(folder) {
+        Ok(entries) => (Some(entries), None),
+        Err(error) => (None, ran_out(&error).then_some(Err(error))),
+    };
+    entries.into_iter().flatten().flatten().map(|entry| Ok(entry.path())).chain(error)
+}
+
 /// Ids of the processes, or of the threads of one of them.
-fn numbers(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|e| e.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())).map(|e| e.path())
+fn numbers(folder: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
+    let is_number = |path: &Path| path.file_name().is_some_and(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
+    entries(folder).filter(move |entry| entry.as_ref().map_or(true, |path| is_number(path)))
 }
 
-fn of_processes() -> impl Iterator<Item = PathBuf> {
-    let named = fs::read_dir(NAMED).into_iter().flatten().flatten().map(|entry| entry.path());
-    named.chain(numbers(Path::new("/proc")).map(|process| process.join("ns/net")))
+fn of_processes() -> impl Iterator<Item = io::Result<PathBuf>> {
+    let processes = numbers(Path::new("/proc")).map(|process| Ok(process?.join("ns/net")));
+    entries(Path::new(NAMED)).chain(processes)
 }
 
-fn of_threads() -> impl Iterator<Item = PathBuf> {
-    numbers(Path::new("/proc")).flat_map(|process| numbers(&process.join("task"))).map(|task| task.join("ns/net"))
+fn of_threads() -> impl Iterator<Item = io::Result<PathBuf>> {
+    let threads = numbers(Path::new("/proc")).flat_map(|process| {
+        let (process, error) = match process {
+            Ok(process) => (Some(process), None),
+            Err(error) => (None, Some(Err(error))),
+        };
+        process.into_iter().flat_map(|process| numbers(&process.join("task"))).chain(error)
+    });
+    threads.map(|task| Ok(task?.join("ns/net")))
 }
 
 /// Each namespace once. What ends while we look is skipped.
-fn distinct(paths: impl Iterator<Item = PathBuf>) -> impl Iterator<Item = Namespace> {
+fn distinct(paths: impl Iterator<Item = io::Result<PathBuf>>) -> impl Iterator<Item = io::Result<Namespace>> {
     let mut seen = HashSet::new();
     paths.filter_map(move |path| {
+        let path = match path {
+            Ok(path) => path,
+            Err(error) => return Some(Err(error)),
+        };
         let inode = fs::metadata(&path).map(|meta| (meta.dev(), meta.ino())).ok()?;
         if !seen.insert(inode) {
             return None;
         }
-        Namespace::open(&path).ok()
+        match Namespace::open(&path) {
+            Err(error) if !ran_out(&error) => None,
+            opened => Some(opened),
+        }
     })
 }
 
-/// All that a process or a name leads to.
-pub(crate) fn visible() -> impl Iterator<Item = Namespace> {
+/// All that a process or a name leads to. An error is that of this process, not of a namespace.
+pub(crate) fn visible() -> impl Iterator<Item = io::Result<Namespace>> {
     distinct(of_processes())
 }
 
 /// The one with this cookie. `hints` are ids of processes or threads that are
 /// probably in it; they may long be somebody else's, so the cookie is checked.
 /// Threads can be in other namespaces than their process; they are searched last.
-pub(crate) fn find(cookie: u64, hints: &[u32]) -> Option<Namespace> {
-    let hinted = hints.iter().map(|id| PathBuf::from(format!("/proc/{id}/ns/net")));
-    distinct(hinted).chain(visible()).chain(distinct(of_threads())).find(|namespace| namespace.cookie == cookie)
+///
+/// # Errors
+///
+/// If this process could not look everywhere: then nothing is known.
+pub(crate) fn find(cookie: u64, hints: &[u32]) -> io::Result<Option<Namespace>> {
+    let hinted = hints.iter().map(|id| Ok(PathBuf::from(format!("/proc/{id}/ns/net"))));
+    let mut all = distinct(hinted).chain(visible()).chain(distinct(of_threads()));
+    all.find(|namespace| namespace.as_ref().map_or(true, |namespace| namespace.cookie == cookie)).transpose()
 }
 
 /// Namespaces that are kept open.
@@ -80,11 +118,11 @@ pub(super) struct Kept {
 
 impl Kept {
     /// The namespace with this cookie, looked for if need be, and kept from now on.
-    pub(super) fn get(&mut self, cookie: u64, hints: &[u32]) -> Option<&Namespace> {
+    pub(super) fn get(&mut self, cookie: u64, hints: &[u32]) -> io::Result<&Namespace> {
         if !self.contains(cookie) {
-            self.keep(find(cookie, hints)?);
+            self.keep(find(cookie, hints)?.ok_or(io::ErrorKind::NotFound)?);
         }
-        self.open.get(&cookie)
+        self.open.get(&cookie).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     pub(super) fn contains(&self, cookie: u64) -> bool {

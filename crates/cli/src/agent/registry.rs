@@ -61,7 +61,11 @@ struct Item {
 #[derive(Debug)]
 enum Shelf {
     Open(Box<Store>),
-    Closed(String),
+    Closed {
+        why: String,
+        /// A full disk, say: it may open later. What is damaged will not.
+        passing: bool,
+    },
 }
 
 impl Shelf {
@@ -71,22 +75,33 @@ impl Shelf {
             Err(error) => {
                 let text = chain(&error);
                 tracing::error!(reason = text, "what commands created cannot be read; it is left as it is");
-                Self::Closed(text)
+                let passing =
+                    matches!(error, StoreError::Full { .. } | StoreError::Io { .. } | StoreError::InUse { .. });
+                Self::Closed { why: text, passing }
             }
         }
+    }
+
+    /// Try again what failed for a reason that passes. True if it is open now and was not before.
+    fn open_again(&mut self, open: impl FnOnce() -> Result<Store, StoreError>) -> bool {
+        let Self::Closed { passing: true, .. } = self else { return false };
+        let Ok(store) = open() else { return false };
+        tracing::info!("what commands created can be read again");
+        *self = Self::Open(Box::new(store));
+        true
     }
 
     fn list(&self) -> Vec<Stored> {
         match self {
             Self::Open(store) => store.list().into_iter().cloned().collect(),
-            Self::Closed(_) => Vec::new(),
+            Self::Closed { .. } => Vec::new(),
         }
     }
 
     fn store(&mut self) -> Result<&mut Store, Refused> {
         match self {
             Self::Open(store) => Ok(store),
-            Self::Closed(why) => Err(refused(Reason::Store, why.clone())),
+            Self::Closed { why, .. } => Err(refused(Reason::Store, why.clone())),
         }
     }
 }
@@ -104,6 +119,9 @@ pub(super) struct Changes {
 pub(super) struct Registry {
     persistent: Shelf,
     active: Shelf,
+    /// Where the two are.
+    state: PathBuf,
+    runtime: PathBuf,
     root: PathBuf,
     items: Vec<Item>,
     conflicts: Vec<portkeep_persist::Conflict>,
@@ -252,6 +270,8 @@ impl Registry {
         Self {
             persistent: Shelf::of(Store::open(state)),
             active: Shelf::of(Store::open_runtime(runtime, &boot_id())),
+            state: state.to_owned(),
+            runtime: runtime.to_owned(),
             root,
             items: Vec::new(),
             conflicts: Vec::new(),
@@ -270,8 +290,18 @@ impl Registry {
         matches!((&self.persistent, &self.active), (Shelf::Open(_), Shelf::Open(_)))
     }
 
+    /// If a store can be opened that could not be before, put in force what is in it.
+    fn open_again(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<Option<Changes>> {
+        let persistent = self.persistent.open_again(|| Store::open(&self.state));
+        let active = self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
+        // What is wrong with files has been told when they were read.
+        if persistent || active { self.load(desk).map(|(changes, _)| Some(changes)) } else { Ok(None) }
+    }
+
     /// Read the files again and bring the kernel part in line. What is wrong with files comes back beside.
     pub(super) fn load(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<(Changes, Vec<Diagnostic>)> {
+        self.persistent.open_again(|| Store::open(&self.state));
+        self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
         let loaded = dropin::load(&self.root);
         let merged = merge(self.commands(), loaded.declared);
         self.conflicts = merged.conflicts;
@@ -332,6 +362,9 @@ impl Registry {
 
     /// Try again what waits. Returns how many came into force.
     pub(super) fn retry(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<usize> {
+        if let Some(changes) = self.open_again(desk)? {
+            return Ok(changes.added);
+        }
         if !self.items.iter().any(|item| matches!(item.how, How::Waiting(_))) {
             return Ok(0);
         }
@@ -434,6 +467,7 @@ impl Registry {
         kept: Kept,
         by_uid: u32,
     ) -> Result<Created, Refused> {
+        self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
         let taken = self.items.iter().find(|item| item.declared.declaration.name == proposal.name);
         if let Some(item) = taken {
             let origin = &item.declared.origin;
@@ -488,6 +522,7 @@ impl Registry {
 
     /// Delete one that a command created.
     pub(super) fn delete(&mut self, desk: &mut Desk<'_>, which: &Which) -> Result<Declared, Refused> {
+        self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
         let meant = |declaration: &Declaration| match which {
             Which::Name(name) => declaration.name == *name,
             Which::Block { ports, transports } => declaration.ports == *ports && declaration.transports == *transports,
@@ -536,7 +571,7 @@ impl Registry {
     /// "There is none", or that this cannot be told.
     fn missing(&self) -> Refused {
         match (&self.persistent, &self.active) {
-            (Shelf::Closed(why), _) | (_, Shelf::Closed(why)) => refused(Reason::Store, why.clone()),
+            (Shelf::Closed { why, .. }, _) | (_, Shelf::Closed { why, .. }) => refused(Reason::Store, why.clone()),
             _ => refused(Reason::NotFound, "there is no such persistent reservation"),
         }
     }
@@ -562,7 +597,7 @@ impl Registry {
         [&self.persistent, &self.active]
             .into_iter()
             .filter_map(|shelf| match shelf {
-                Shelf::Closed(why) => Some(why.clone()),
+                Shelf::Closed { why, .. } => Some(why.clone()),
                 Shelf::Open(_) => None,
             })
             .collect()

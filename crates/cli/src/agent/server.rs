@@ -6,7 +6,8 @@
 
 use std::{
     collections::VecDeque,
-    fs, io,
+    fs::{self, File},
+    io,
     io::{Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -59,6 +60,9 @@ pub(super) struct Server {
     listener: UnixListener,
     path: PathBuf,
     connections: Vec<Connection>,
+    /// A descriptor to give up when there are no more: somebody who cannot be accepted would otherwise be left without
+    /// an answer, and the listener would wake the agent again and again.
+    spare: Option<File>,
 }
 
 impl Server {
@@ -72,7 +76,7 @@ impl Server {
         listener.set_nonblocking(true)?;
         // Anybody may ask what is declared; who may change it is looked at for each request.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
-        Ok(Self { listener, path, connections: Vec::new() })
+        Ok(Self { listener, path, connections: Vec::new(), spare: spare() })
     }
 
     /// What to poll, and whether for output, too.
@@ -102,16 +106,36 @@ impl Server {
 
     fn accept(&mut self) {
         // Whatever is wrong with one that wants in is its own affair, or passes.
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+                    self.turn_one_away();
+                    break;
+                }
+                Err(_) => break,
+            };
             if let Ok(connection) = Connection::of(stream) {
                 let siblings = self.connections.iter().filter(|c| c.peer.uid == connection.peer.uid).count();
                 let room = self.connections.len() < MOST && (connection.peer.uid == 0 || siblings < MOST_OF_A_USER);
-                self.connections.push(if room { connection } else { connection.turned_away() });
+                self.connections.push(if room { connection } else { connection.turned_away("too many connections") });
             }
             if self.connections.len() > 2 * MOST {
                 break;
             }
         }
+    }
+
+    /// The process has no descriptor left.
+    fn turn_one_away(&mut self) {
+        self.spare = None;
+        if let Ok((stream, _)) = self.listener.accept()
+            && let Ok(connection) = Connection::of(stream)
+        {
+            // Its buffer is empty, so the sentence is written at once.
+            connection.turned_away("no descriptor left for another connection").is_over();
+        }
+        self.spare = spare();
     }
 
     /// Tell the watchers.
@@ -133,6 +157,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 fn line_of(answer: &Answer) -> Vec<u8> {
@@ -162,8 +190,8 @@ impl Connection {
         })
     }
 
-    fn turned_away(mut self) -> Self {
-        self.say_and_end(&refusal(Reason::Failed, "the agent has too many connections; try again"));
+    fn turned_away(mut self, why: &str) -> Self {
+        self.say_and_end(&refusal(Reason::Failed, format!("the agent has {why}; try again")));
         self
     }
 

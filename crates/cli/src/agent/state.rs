@@ -156,17 +156,28 @@ impl Held<'_> {
         if *ours == self.of(netns) {
             return Ok(());
         }
-        if ours.is_empty() {
-            self.state.ours.remove(&netns);
-        } else {
-            self.state.ours.insert(netns, ours.clone());
-        }
+        let before =
+            if ours.is_empty() { self.state.ours.remove(&netns) } else { self.state.ours.insert(netns, ours.clone()) };
         let path = self.runtime.folder.join(FILE);
         let unfinished = path.with_extension("json.new");
         let mut text = serde_json::to_vec_pretty(&self.state).map_err(io::Error::other)?;
         text.push(b'\n');
-        fs::write(&unfinished, text).map_err(named(&unfinished))?;
-        fs::rename(&unfinished, &path).map_err(named(&path))
+        let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&unfinished);
+            // What is in the file still, so that nothing is believed to be remembered that is not.
+            match before {
+                Some(before) => drop(self.state.ours.insert(netns, before)),
+                None => drop(self.state.ours.remove(&netns)),
+            }
+        }
+        written.map_err(|error| {
+            let path = path.display();
+            io::Error::new(
+                error.kind(),
+                format!("what is entered into ip_local_reserved_ports cannot be remembered in {path}: {error}"),
+            )
+        })
     }
 }
 

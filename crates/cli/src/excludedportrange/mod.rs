@@ -7,6 +7,7 @@ mod words;
 
 use std::{fmt, io::Write};
 
+use anyhow::Context;
 use clap::Subcommand;
 use portkeep::{
     PortRange, Transport, Transports,
@@ -250,7 +251,7 @@ fn show(
     let row = |ports: PortRange, administered| Row { start: ports.start(), end: ports.last(), administered };
     let mut rows: Vec<Row> = match store {
         Kept::Active => {
-            let own = netns::current_cookie()?;
+            let own = netns::current_cookie().context("finding out which network namespace this is")?;
             let entries = list::entries(pins)?.into_iter().filter(|entry| entry.is_here(own));
             let of_protocol = entries.filter(|entry| entry.transports.contains(protocol));
             of_protocol.map(|entry| row(entry.ports, entry.persistent)).collect()

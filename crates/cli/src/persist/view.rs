@@ -53,7 +53,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
             Vec::new()
         }
     };
-    let own = portkeep_kernel::netns::current_cookie()?;
+    let own = portkeep_kernel::netns::current_cookie().context("finding out which network namespace this is")?;
     let in_force: Vec<_> = in_force.into_iter().filter(|entry| entry.persistent && entry.is_here(own)).collect();
     Ok(View { entries: stand(commands, loaded.declared, &in_force), with_store })
 }

@@ -69,16 +69,21 @@ impl Bed {
     }
 
     fn apart(name: &str, enter: &[&'static str]) -> Self {
+        Self::made(name, enter, r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf""#)
+    }
+
+    /// With whatever `script` makes of the mount namespace; it has the bed's folder as `$0`.
+    pub(crate) fn made(name: &str, enter: &[&'static str], script: &str) -> Self {
         let cgroup = TestCgroup::new(name).unwrap();
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bpf")).unwrap();
         // For nobody, who must get at the binary and must not get at the pins.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let script = r#"mount -t bpf bpf "$0" && chmod 755 "$0" && echo ready && exec cat"#;
+        let script = format!("{script}\necho ready && exec cat");
         let mut holder = Command::new("unshare")
             .args(enter)
-            .args(["sh", "-c", script])
-            .arg(folder.path().join("bpf"))
+            .args(["sh", "-ec", &script])
+            .arg(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -120,14 +125,26 @@ impl Bed {
 
     /// The same as a user without any right.
     pub(crate) fn portkeep_as_nobody(&self, words: &[&str]) -> Said {
-        // Where the build folder is in somebody's home, nobody could not start it there.
-        let copy = self.folder.path().join("portkeep");
+        let copy = self.for_everybody(PORTKEEP);
+        self.as_nobody(&[&[copy.as_str()], words].concat()).output().unwrap().into()
+    }
+
+    /// Any program as a user without any right.
+    pub(crate) fn as_nobody(&self, words: &[&str]) -> Command {
+        let become_nobody = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
+        self.program(&[&become_nobody, words].concat())
+    }
+
+    /// A copy of a program that anybody can start: where the build folder is in somebody's home, nobody else could.
+    pub(crate) fn for_everybody(&self, program: &str) -> String {
+        let name = std::path::Path::new(program).file_name().unwrap();
+        let copy = self.folder.path().join(name);
         if !copy.exists() {
-            fs::copy(PORTKEEP, &copy).unwrap();
+            // By another process: a child that is forked meanwhile would have our copy open for writing for a moment,
+            // and what is open for writing cannot be started.
+            assert!(Command::new("cp").arg(program).arg(&copy).status().unwrap().success());
         }
-        let copy = copy.to_str().unwrap();
-        let become_nobody = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", copy];
-        self.program(&[&become_nobody, words].concat()).output().unwrap().into()
+        copy.to_str().unwrap().to_owned()
     }
 
     /// Somebody in the cgroup who has nothing to do with any reservation binds the port.

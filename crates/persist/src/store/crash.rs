@@ -148,6 +148,9 @@ impl Disk for Sim {
         self.state().happen(Event::Rename { from: from.to_owned(), to: to.to_owned() })
     }
 
+    /// Not an event: what it leaves on a disk that crashes is what a crash just before it leaves.
+    fn remove(&self, _name: &str) {}
+
     fn sync(&self) -> io::Result<()> {
         self.state().happen(Event::SyncNames)
     }

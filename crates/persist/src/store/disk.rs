@@ -28,6 +28,8 @@ pub(super) trait Disk: Debug {
     fn create(&self, name: &str) -> io::Result<Self::File>;
     /// Give a file another name, in the place of one that may be there.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Remove a file, if it is there.
+    fn remove(&self, name: &str);
     /// Make the names durable.
     fn sync(&self) -> io::Result<()>;
     /// Where a file is, for messages.
@@ -138,6 +140,10 @@ impl Disk for Folder {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, name: &str) {
+        let _ = fs::remove_file(self.path(name));
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -230,8 +230,17 @@ impl<D: Disk> Engine<D> {
     /// An empty store, whole or not there.
     fn make(&self, boot: Option<&str>) -> Result<(), StoreError> {
         let beginning = format!("{}.new", self.name);
+        let made = self.make_as(&beginning, boot);
+        if made.is_err() {
+            // On a full disk it would only take space away.
+            self.disk.remove(&beginning);
+        }
+        made
+    }
+
+    fn make_as(&self, beginning: &str, boot: Option<&str>) -> Result<(), StoreError> {
         let error = |source| self.io(source);
-        let file = self.disk.create(&beginning).map_err(error)?;
+        let file = self.disk.create(beginning).map_err(error)?;
         guarded(|| {
             let database = builder().create_with_backend(file)?;
             for number in 0..2 {
@@ -241,8 +250,8 @@ impl<D: Disk> Engine<D> {
             Ok(())
         })
         .map_err(|error| self.error(error))?;
-        self.disk.open(&beginning).and_then(|file| file.sync_data()).map_err(error)?;
-        self.disk.rename(&beginning, self.name).map_err(error)?;
+        self.disk.open(beginning).and_then(|file| file.sync_data()).map_err(error)?;
+        self.disk.rename(beginning, self.name).map_err(error)?;
         self.disk.sync().map_err(error)
     }
 

@@ -30,7 +30,7 @@ pub(super) fn hold(request: &Request) -> Result<Sockets, AcquireError> {
         return attempt(request.start).map_err(|(_, source)| match source.kind() {
             io::ErrorKind::PermissionDenied => AcquireError::Privileged,
             io::ErrorKind::AddrInUse => request.name(source),
-            _ => AcquireError::SocketCall { source },
+            _ => call_failed(source, request),
         });
     }
     // Where the kernel part is in force, a process without a reservation cannot have a port of the pool.
@@ -74,11 +74,18 @@ fn search(
                 {
                     start = u32::from(port) + 1;
                 }
-                Err((_, source)) => return Err(AcquireError::SocketCall { source }),
+                Err((_, source)) => return Err(call_failed(source, request)),
             }
         }
     }
     Ok(None)
+}
+
+fn call_failed(source: io::Error, request: &Request) -> AcquireError {
+    match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => AcquireError::TooManyFiles { count: request.count },
+        _ => AcquireError::SocketCall { source },
+    }
 }
 
 /// All ports or none; on failure, the port that could not be had.

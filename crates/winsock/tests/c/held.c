@@ -1,4 +1,5 @@
 /* Without a kernel part: what the layer can do by itself. */
+#include <sys/resource.h>
 #include <winsock2.h>
 #include <mstcpip.h>
 #include "check.h"
@@ -7,6 +8,7 @@ int main(void)
 {
 	WSADATA data;
 	INET_PORT_RESERVATION_INSTANCE block, other;
+	struct rlimit few = { 64, 64 };
 	SOCKET keeper, s, raw;
 
 	CHECK(WSAStartup(MAKEWORD(2, 2), &data) == 0);
@@ -31,6 +33,13 @@ int main(void)
 	CHECK(bind_port(s, START_OF(block)) == 0);
 	closesocket(s);
 	closesocket(raw);
+	/* More ports than descriptors: none is held, and a block that fits is. */
+	CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+	keeper = socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
+	CHECK_ERROR(acquire(keeper, 0, 100, &block), WSAENOBUFS);
+	CHECK_ERROR(acquire(keeper, 20000, 100, &block), WSAENOBUFS);
+	CHECK(acquire(keeper, 0, 40, &block) == 0);
+	CHECK(closesocket(keeper) == 0);
 	CHECK(WSACleanup() == 0);
 	return failures != 0;
 }

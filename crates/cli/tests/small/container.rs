@@ -1,0 +1,132 @@
+//! Containers: root that is not root. In a user namespace; without capabilities; behind a seccomp filter. And with the
+//! host's kernel part up, which serves them as everybody else.
+
+use std::process::{Command, Stdio};
+
+use portkeep_testkit::{REQUIRE, skip};
+
+use crate::{
+    bed::{Bed, PORTKEEP, Said},
+    machine,
+};
+
+const HOST: &str = "in a container, have the host run `portkeep up`";
+const CONTAINER: [&str; 7] = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"];
+/// What Docker takes away from root, as far as it matters here.
+const DROPPED: [&str; 3] =
+    ["setpriv", "--bounding-set=-sys_admin,-bpf,-perfmon,-net_admin,-sys_ptrace,-sys_resource", "--inh-caps=-all"];
+
+fn inside<'a>(container: &[&'a str], words: &[&'a str]) -> Vec<&'a str> {
+    [container, &[PORTKEEP], words].concat()
+}
+
+/// Whether they are allowed on this machine.
+fn user_namespaces(test: &str) -> bool {
+    let allowed = Command::new("unshare").args(["--user", "true"]).stderr(Stdio::null()).status().unwrap().success();
+    if !allowed {
+        skip(test, "no user namespaces are allowed", REQUIRE);
+    }
+    allowed
+}
+
+/// What root in such a container is told, and that it gets held ports.
+#[track_caller]
+fn is_told(bed: &Bed, container: &[&str], why: &str) {
+    let say = |words: &[&str]| Said::from(bed.program(&inside(container, words)).output().unwrap());
+    say(&["up"]).fails(1, &["bringing the kernel part up", why]);
+    say(&["agent", "--up"]).fails(1, &["bringing the kernel part up", why]);
+    let said = say(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
+    assert_eq!(said.out, "held\n", "{said:?}");
+    let said = said.tells(&["cannot be brought up", why, "is only held"]);
+    assert_eq!(said.err.lines().count(), 1, "the verifier's log is not for this: {said:?}");
+    let said = say(&["acquire"]).ok();
+    assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
+    say(&["run", "--require-kernel", "--", "echo", "started"]).fails(125, &["--require-kernel", why]);
+    let status = say(&["status"]);
+    assert_eq!(status.code, Some(3), "{status:?}");
+    assert!(status.out.contains(why), "it promised what it cannot do: {status:?}");
+    bed.is_clean();
+}
+
+#[test]
+fn root_of_a_user_namespace_is_sent_to_the_host() {
+    let bed = machine!("userns");
+    if !user_namespaces("container::root_of_a_user_namespace") {
+        return;
+    }
+    is_told(&bed, &CONTAINER, "it takes root of the host, not of a user namespace");
+    is_told(&bed, &CONTAINER, HOST);
+    bed.works();
+}
+
+/// Found here: without CAP_PERFMON the whole log of the verifier came, in `run`'s one line, too.
+#[test]
+fn root_without_capabilities_is_told_which() {
+    let bed = machine!("capabilities");
+    is_told(&bed, &DROPPED, "it takes CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have");
+    for (left_out, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {
+        let bounding = format!("--bounding-set=-sys_admin,-{left_out}");
+        let without = ["setpriv", &bounding, "--inh-caps=-all"];
+        is_told(&bed, &without, &format!("it takes {name}, which"));
+    }
+    bed.works();
+}
+
+#[test]
+fn a_filter_on_bpf_is_named() {
+    let bed = machine!("filter");
+    for words in ["up", "agent --up"] {
+        let said = bed.helper(&[], &format!("without-bpf {PORTKEEP} {words}"));
+        said.fails(1, &["bpf(2) is denied here by a seccomp filter or a security module", HOST]);
+    }
+    let said = bed.helper(&[], &format!("without-bpf {PORTKEEP} run -- env")).ok();
+    assert!(said.out.contains("PORTKEEP_ENFORCEMENT=held"), "{said:?}");
+    said.tells(&["bpf(2) is denied", "is only held"]);
+    bed.is_clean();
+    bed.works();
+}
+
+/// Found here: `down` said "was not up", and `agent` that it is not, where `status` said that it is.
+#[test]
+fn containers_use_the_kernel_part_of_their_host() {
+    let bed = machine!("host");
+    if !user_namespaces("container::containers_use") {
+        return;
+    }
+    bed.portkeep(&["up"]).ok();
+    let own = bed.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let stranger = format!("PORTKEEP_TEST_BIND=\"tcp $PORT\" {own} --exact helper_binds --ignored --nocapture");
+    let check = format!("{PORTKEEP} list; {PORTKEEP} who $PORT; {stranger}");
+    // The pins of the host are not there, as in a container whose /sys/fs/bpf is its own.
+    let hide = format!(r#"mount -t tmpfs none "{}" && exec "$@""#, bed.folder.path().join("bpf").display());
+    let userns = [&CONTAINER[..], &["sh", "-c", &hide, "sh"]].concat();
+    let mount_first = ["unshare", "--mount", "sh", "-c", &hide, "sh"];
+    let dropped = [&mount_first[..], &DROPPED].concat();
+    let filtered_part = format!("without-bpf {PORTKEEP} run -- env");
+    for container in [&userns, &dropped] {
+        let say = |words: &[&str]| Said::from(bed.program(&inside(container, words)).output().unwrap());
+        let said = say(&["run", "--label", "inside", "--scope", "user", "--", "sh", "-c", &check]).ok();
+        assert!(said.out.contains("inside") && said.out.contains("helper: bound"), "{said:?}");
+        assert_eq!(said.err, "", "{said:?}");
+        let said = say(&["acquire", "--strict", "--require-kernel", "--count", "4"]).ok();
+        assert!(said.out.starts_with("610"), "{said:?}");
+        say(&["status"]).ok();
+        say(&["list"]).ok();
+        for words in [&["down"][..], &["agent"], &["release", "61000"]] {
+            say(words).fails(1, &["the kernel part is up, but not pinned in", "in a container, the host"]);
+        }
+        say(&["up"]).fails(1, &["a kernel part serves this cgroup already", "reservations can be made here"]);
+        // The host's reservations hold in the container, which shares its network here.
+        let holding = bed.hold(&["--at", "61100"]);
+        say(&["acquire", "--at", "61100"]).fails(1, &["61100/tcp belongs to"]);
+        holding.let_go();
+    }
+    // Without capabilities and behind the filter, as engines do it.
+    let said = bed.helper(&DROPPED, &filtered_part).ok();
+    assert!(said.out.contains("PORTKEEP_ENFORCEMENT=kernel"), "{said:?}");
+    assert_eq!(said.err, "");
+    let library = bed.helper(&DROPPED, "library 5").ok();
+    assert!(library.out.starts_with("5 kernel\n5 kernel\n"), "{library:?}");
+    bed.portkeep(&["down"]).ok();
+    bed.is_clean();
+}

@@ -1,0 +1,115 @@
+//! Other programs, played by this test binary: a test that is ignored does what a variable says.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Output, Stdio},
+};
+
+use portkeep::{AcquireError, Request, Reservation};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::bed::{Bed, Said};
+
+const PART: &str = "PORTKEEP_TEST_PART";
+/// Written before what another program prints, whose output comes after what the test harness says.
+const MARK: &str = "begin of the output\n";
+
+/// The words that start this binary as a helper.
+pub(crate) const WORDS: [&str; 4] = ["--exact", "helper::plays", "--ignored", "--nocapture"];
+
+#[test]
+#[ignore = "plays other programs for the other tests"]
+fn plays() {
+    let Ok(part) = std::env::var(PART) else { return };
+    print!("\n{MARK}");
+    std::io::stdout().flush().unwrap();
+    let words: Vec<&str> = part.split(' ').collect();
+    match words[..] {
+        ["listen", port] => {
+            let _listener = std::net::TcpListener::bind(("0.0.0.0", port.parse().unwrap())).unwrap();
+            println!("listening");
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        }
+        ["library", count] => library(count.parse().unwrap()),
+        ["without-bpf", ref program @ ..] => without_bpf(program),
+        _ => panic!("{part}"),
+    }
+}
+
+impl Bed {
+    /// This binary as a helper, as root or as nobody.
+    pub(crate) fn helper(&self, before: &[&str], part: &str) -> Said {
+        without_frame(self.helper_command(before, part).output().unwrap())
+    }
+
+    fn helper_command(&self, before: &[&str], part: &str) -> Command {
+        let own = self.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+        let mut command = self.program(&[before, &[own.as_str()], &WORDS].concat());
+        command.env(PART, part);
+        command
+    }
+
+    /// Somebody who listens on a TCP port until its input ends.
+    pub(crate) fn listener(&self, port: u16) -> Child {
+        let mut command = self.helper_command(&[], &format!("listen {port}"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "listening"));
+        child
+    }
+}
+
+fn without_frame(output: Output) -> Said {
+    let mut said = Said::from(output);
+    let (_, out) = said.out.split_once(MARK).unwrap_or_else(|| panic!("{said:?}"));
+    said.out = out.split("test helper::plays").next().unwrap_or_default().to_owned();
+    said
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn tell(request: &Request) -> Option<Reservation> {
+    match request.acquire() {
+        Ok(reservation) => {
+            println!("{} {}", reservation.ports().count(), reservation.enforcement().name());
+            Some(reservation)
+        }
+        Err(error) => {
+            println!("{:?}: {error}", error.errno().map(|errno| errno.0));
+            assert!(!matches!(error, AcquireError::SocketCall { .. }), "{error:?}");
+            None
+        }
+    }
+}
+
+/// What a program with the library gets: `count` ports; for TCP and UDP together; what holding cannot give; and after
+/// all of it as many descriptors as before.
+fn library(count: u16) {
+    let before = descriptors();
+    drop(tell(&Reservation::tcp().ports(count)));
+    drop(tell(&Reservation::udp().ports(count).both()));
+    drop(tell(&Reservation::tcp().require(portkeep::Require::Kernel)));
+    drop(tell(&Reservation::tcp().scope(portkeep::Scope::User)));
+    assert_eq!(descriptors(), before, "something is half held");
+    if let Some(reservation) = tell(&Reservation::tcp().ports(2)) {
+        let address = std::net::Ipv4Addr::LOCALHOST;
+        let (one, two) = (reservation.bind_tcp(address).unwrap(), reservation.bind_tcp(address).unwrap());
+        assert!(reservation.ports().contains(one.local_addr().unwrap().port()));
+        assert!(reservation.ports().contains(two.local_addr().unwrap().port()));
+    }
+}
+
+/// Become a program under a filter that denies bpf(2) with EPERM, as the default profiles of container engines do.
+fn without_bpf(program: &[&str]) {
+    const SYS_BPF: i64 = if cfg!(target_arch = "x86_64") { 321 } else { 280 };
+    let arch: TargetArch = std::env::consts::ARCH.try_into().unwrap();
+    let deny = SeccompAction::Errno(1);
+    let filter = SeccompFilter::new([(SYS_BPF, Vec::new())].into(), SeccompAction::Allow, deny, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    // For this thread, which is the one that execs.
+    seccompiler::apply_filter(&filter).unwrap();
+    panic!("{}", Command::new(program[0]).args(&program[1..]).exec());
+}

@@ -1,0 +1,95 @@
+//! An ordinary user on a machine where nobody ran `portkeep up`.
+
+use crate::machine;
+
+#[test]
+fn a_user_is_told_what_takes_root_and_what_to_do() {
+    let bed = machine!("user");
+    let by_root = &["root brings it up with `portkeep up`"][..];
+    let no_agent = &["the agent is not running", "portkeep agent"][..];
+    let table: &[(&[&str], i32, &[&str])] = &[
+        (&["up"], 1, &["bringing the kernel part up: it takes root"]),
+        (&["upgrade"], 1, &["upgrading the kernel part: it takes root"]),
+        (&["agent"], 1, by_root),
+        (&["agent", "--up"], 1, &["it takes root"]),
+        (&["release", "61000"], 1, by_root),
+        (&["list"], 1, &["the kernel part is not up"]),
+        (&["who", "61000"], 3, &[]),
+        (&["status"], 3, &[]),
+        (&["persist", "add", "--name", "a", "--tcp", "8443"], 1, no_agent),
+        (&["persist", "delete", "a"], 1, no_agent),
+        (&["reload"], 1, no_agent),
+        (&["watch"], 1, no_agent),
+        (&["excludedportrange", "add", "tcp", "5000", "2"], 1, no_agent),
+        (&["excludedportrange", "show", "tcp"], 1, &["the kernel part is not up"]),
+        (&["excludedportrange", "show", "tcp", "persistent"], 0, &["no agent runs"]),
+        (&["persist", "list"], 0, &["no agent runs", "the kernel part is not up"]),
+        (&["check"], 0, &[]),
+        (&["down"], 1, &["taking the kernel part away: it takes root"]),
+    ];
+    for (words, code, told) in table {
+        bed.portkeep_as_nobody(words).fails(*code, told);
+    }
+    let status = bed.portkeep_as_nobody(&["status"]);
+    assert!(status.out.contains("only by holding the ports") && status.out.contains("it takes root"), "{status:?}");
+    bed.is_clean();
+    bed.works();
+}
+
+#[test]
+fn a_user_gets_held_ports_and_is_told_their_limits() {
+    let bed = machine!("user-held");
+    let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
+    assert_eq!(said.out, "held\n");
+    said.tells(&["it takes root", "is only held", "SO_REUSEADDR"]);
+    let said = bed.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
+    said.tells(&["the UDP ports are let go when the command starts"]);
+    let said = bed.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
+    assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
+    let said = bed.portkeep_as_nobody(&["acquire", "--json"]).ok();
+    assert_eq!((&said.json()["enforcement"], &said.json()["token"]), (&"held".into(), &serde_json::Value::Null));
+    bed.is_clean();
+}
+
+/// Found here: `--strict` and `--scope cgroup` were ignored in held mode, and there was no way to insist.
+#[test]
+fn what_holding_cannot_give_is_refused_and_not_pretended() {
+    let bed = machine!("insist");
+    for (code, words) in [
+        (1, &["acquire", "--strict"][..]),
+        (1, &["acquire", "--scope", "cgroup"]),
+        (1, &["acquire", "--require-kernel"]),
+        (125, &["run", "--scope", "cgroup", "--", "echo", "started"]),
+        (125, &["run", "--require-kernel", "--", "echo", "started"]),
+        (125, &["run", "--quiet", "--require-kernel", "--", "echo", "started"]),
+    ] {
+        let said = bed.portkeep_as_nobody(words).fails(code, &["takes the kernel part", "it takes root"]);
+        assert_eq!(said.out, "", "{words:?}");
+    }
+    // And where it is to be had, it is had.
+    bed.portkeep(&["up"]).ok();
+    bed.portkeep_as_nobody(&["acquire", "--strict", "--require-kernel"]).ok();
+    bed.portkeep_as_nobody(&["run", "--require-kernel", "--", "true"]).ok();
+    bed.portkeep(&["down"]).ok();
+}
+
+/// Found here: it said "binding 80/tcp: Permission denied (os error 13)".
+#[test]
+fn a_privileged_port_takes_root_in_held_mode_and_that_is_said() {
+    let bed = machine!("privileged");
+    let why = &["reserving the privileged port 80 takes root"];
+    bed.portkeep_as_nobody(&["acquire", "--at", "80"]).fails(1, why);
+    bed.portkeep_as_nobody(&["run", "--at", "80", "--", "true"]).fails(125, why);
+}
+
+#[test]
+fn the_library_holds_for_a_user_what_it_can() {
+    let bed = machine!("user-library");
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let said = bed.helper(&nobody, "library 5").ok();
+    let lines: Vec<&str> = said.out.lines().collect();
+    assert_eq!(lines[..2], ["5 held", "5 held"], "{said:?}");
+    assert_eq!(lines[2], "Some(92): Portkeep's kernel part is not in force here");
+    assert_eq!(lines[3], "Some(95): a scope wider than the process needs Portkeep's kernel part");
+    assert_eq!(lines[4], "2 held");
+}

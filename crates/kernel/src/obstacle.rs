@@ -1,0 +1,108 @@
+//! What stands in the way of bringing the kernel part up, in words with a remedy.
+//!
+//! The kernel says EPERM to an ordinary user, to root in a container, to root
+//! in a user namespace and to root without one of three capabilities. Each of
+//! them can do something else about it, so the reason is looked for once the
+//! kernel has refused. Nothing is foretold: what works, works.
+
+use std::{fmt, fs, path::Path};
+
+use rustix::{
+    process::{Resource, geteuid, getrlimit},
+    thread::{CapabilitySet, capabilities},
+};
+
+use crate::sys;
+
+/// Why this process cannot bring the kernel part up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// It is an ordinary user's.
+    User,
+    /// It is root's, but without these capabilities.
+    Capabilities(Vec<&'static str>),
+    /// Its capabilities are those of a user namespace, and BPF wants them of the first one.
+    UserNamespace,
+    /// A seccomp filter or a security module denies bpf(2) as a whole.
+    Filter,
+    /// A BPF file system would have to be mounted, and that takes CAP_SYS_ADMIN.
+    Mount,
+    /// It may have only so many open files.
+    Files(Option<u64>),
+    /// The file system is mounted read-only.
+    ReadOnly,
+}
+
+const HOST: &str = "in a container, have the host run `portkeep up`: its kernel part serves containers as well";
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User => f.write_str("it takes root"),
+            Self::Capabilities(missing) => {
+                write!(f, "it takes {}, which this process does not have ({HOST})", missing.join(" and "))
+            }
+            Self::UserNamespace => write!(f, "it takes root of the host, not of a user namespace ({HOST})"),
+            Self::Filter => write!(f, "bpf(2) is denied here by a seccomp filter or a security module ({HOST})"),
+            Self::Mount => f.write_str(
+                "no BPF file system is mounted, and mounting one takes CAP_SYS_ADMIN: have it mounted (`mount -t bpf bpf \
+                 /sys/fs/bpf`)",
+            ),
+            Self::Files(limit) => {
+                f.write_str("the limit of open files is too low")?;
+                if let Some(limit) = limit {
+                    write!(f, ": it is {limit}")?;
+                }
+                f.write_str(", 64 are enough (`ulimit -n 64`)")
+            }
+            Self::ReadOnly => f.write_str(
+                "the file system is read-only: remount it writable, or name a folder in another BPF file system with \
+                 --pin-dir",
+            ),
+        }
+    }
+}
+
+impl Obstacle {
+    /// What keeps this process from using BPF as it is needed, as far as can be told without trying.
+    pub fn to_bpf() -> Option<Self> {
+        let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+        // CAP_SYS_ADMIN stands for the two that were split off it in Linux 5.8.
+        let has = |one| {
+            effective.contains(one) || (one != CapabilitySet::NET_ADMIN && effective.contains(CapabilitySet::SYS_ADMIN))
+        };
+        let needed = [
+            (CapabilitySet::BPF, "CAP_BPF"),
+            (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+            (CapabilitySet::PERFMON, "CAP_PERFMON"),
+        ];
+        let missing: Vec<_> = needed.into_iter().filter(|(one, _)| !has(*one)).map(|(_, name)| name).collect();
+        if !missing.is_empty() {
+            return Some(if geteuid().is_root() { Self::Capabilities(missing) } else { Self::User });
+        }
+        if !in_first_user_namespace() {
+            return Some(Self::UserNamespace);
+        }
+        sys::bpf_is_denied().then_some(Self::Filter)
+    }
+
+    /// The reason behind the error number of a step that failed; `mounting`: of mounting a BPF file system.
+    pub(crate) fn behind(errno: i32, mounting: bool) -> Option<Self> {
+        match errno {
+            libc::EPERM | libc::EACCES | libc::ENOSYS => {
+                let may_mount =
+                    || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+                Self::to_bpf().or_else(|| (mounting && !may_mount()).then_some(Self::Mount))
+            }
+            libc::EMFILE => Some(Self::Files(getrlimit(Resource::Nofile).current)),
+            libc::EROFS => Some(Self::ReadOnly),
+            _ => None,
+        }
+    }
+}
+
+/// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`. Where there is no /proc, this cannot be told.
+fn in_first_user_namespace() -> bool {
+    fs::read_link("/proc/self/ns/user").map_or(true, |link| link == Path::new("user:[4026531837]"))
+}
