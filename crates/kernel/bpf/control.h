@@ -495,12 +495,12 @@ __inline int tell_version(struct bpf_sockopt *ctx)
 	return 0;
 }
 
-/* The reason is written last: without one the verdict has not been given yet. */
-__inline __u8 state_of(struct reservation *r, __u64 gate)
+/* The reason is written last: without one the verdict has not been given yet. It is read once, as all that is told must agree. */
+__inline __u8 state_of(struct reservation *r, __u64 gate, __u16 error)
 {
 	if (gate && gate == r->token)
 		return PORTKEEP_ACTIVE;
-	return gate || !r->error ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
+	return gate || !error ? PORTKEEP_PENDING : PORTKEEP_REFUSED;
 }
 
 __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
@@ -511,6 +511,7 @@ __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	struct reservation *r;
 	__u64 gate;
 	__u32 id;
+	__u16 error;
 
 	if ((void *)(out + 1) > ctx->optval_end)
 		return EINVAL;
@@ -521,14 +522,15 @@ __inline int tell_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	if (!r || r->token != o->last)
 		return ENOENT;
 	gate = *(volatile __u64 *)&r->gate;
+	error = *(volatile __u16 *)&r->error;
 	out->token = r->token;
 	out->start = r->start;
 	out->count = r->count;
 	out->transports = r->transports;
-	out->state = state_of(r, gate);
-	out->error = r->error;
+	out->state = state_of(r, gate, error);
+	out->error = error;
 	/* The bad news is told once; with it goes the last trace of the request. */
-	if (!gate && r->error) {
+	if (!gate && error) {
 		reservation_end(r, id, o->last, 0, BY_PROCESS);
 		o->last = 0;
 	}
@@ -678,6 +680,7 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	struct reservation *r;
 	__u64 netns, gate, token;
 	__u32 id;
+	__u16 error;
 
 	if ((void *)(out + 1) > ctx->optval_end)
 		return EINVAL;
@@ -690,6 +693,7 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 		return ENOENT;
 	token = r->token;
 	gate = *(volatile __u64 *)&r->gate;
+	error = *(volatile __u16 *)&r->error;
 	/* That of a persistent one is no secret: who may consume it is asked when it is. */
 	out->token = r->flags & PORTKEEP_PERSISTENT || in_scope(r, id) ? r->token : 0;
 	out->netns = r->netns;
@@ -700,11 +704,11 @@ __inline int tell_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->start = r->start;
 	out->count = r->count;
 	out->transports = r->transports;
-	out->state = state_of(r, gate);
+	out->state = state_of(r, gate, error);
 	out->scope = r->scope;
 	out->flags = r->flags;
 	out->bound = bound_ports(r);
-	out->error = r->error;
+	out->error = error;
 	out->zero = 0;
 	__builtin_memcpy(out->comm, r->comm, sizeof(out->comm));
 	__builtin_memcpy(out->label, r->label, sizeof(out->label));

@@ -23,8 +23,14 @@ impl Pending {
         Self { reservation: Some(reservation), decided: true }
     }
 
-    pub(crate) fn undecided(reservation: Reservation) -> Self {
-        Self { reservation: Some(reservation), decided: false }
+    /// A claim of which the kernel part has told this already. An agent that was quick may have refused it, and that is
+    /// told once.
+    pub(crate) fn told(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
+        let decided = grant.state == wire::ACTIVE;
+        match (grant.state, grant.error) {
+            (wire::REFUSED, error) if error != 0 => Err(refused(&reservation, error)),
+            _ => Ok(Self { reservation: Some(reservation), decided }),
+        }
     }
 
     /// The token the reservation has, or will have.
@@ -94,20 +100,20 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
         State::Active => Some(Ok(())),
         // Who takes it back enters the reason last; in between there is none.
         State::Refused if error == 0 => None,
-        State::Refused => {
-            let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
-            let error = match request.name(io::Error::from_raw_os_error(i32::from(error))) {
-                AcquireError::InUse { ports, by, .. } => {
-                    AcquireError::InUse { ports, transports: claimed.transports(), by }
-                }
-                error => error,
-            };
-            Some(Err(error))
-        }
+        State::Refused => Some(Err(refused(claimed, error))),
         State::Pending => match query::version_of(claimed) {
             Ok(version) if version.agent => None,
             _ => Some(Err(AcquireError::AgentAbsent)),
         },
+    }
+}
+
+/// What the error number that the agent gave means.
+fn refused(claimed: &Reservation, error: u16) -> AcquireError {
+    let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
+    match request.name(io::Error::from_raw_os_error(i32::from(error))) {
+        AcquireError::InUse { ports, by, .. } => AcquireError::InUse { ports, transports: claimed.transports(), by },
+        error => error,
     }
 }
 

@@ -180,7 +180,7 @@ impl Request {
         };
         let enforcement = Enforcement::Kernel;
         let reservation = Reservation::from_parts(Parts { token, owner: owner.into(), ports, transports, enforcement });
-        Ok(if wait { Pending::undecided(reservation) } else { Pending::decided(reservation) })
+        if wait { Pending::told(reservation, &grant) } else { Ok(Pending::decided(reservation)) }
     }
 
     fn check(&self) -> Result<(), MalformedRequest> {

@@ -401,6 +401,35 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
 }
 
 kernel_test! {
+/// An agent that is quick has decided before the requester asks for the first time, and a refusal is told once.
+fn a_refusal_that_comes_at_once_is_told_as_one() {
+    let mut agent = Agent::turn();
+    agent.start();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut loaded = Sandbox::get().loaded();
+            let (maps, admin) = (loaded.maps().unwrap(), loaded.admin().unwrap());
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for (id, reservation) in maps.reservations().map(Result::unwrap) {
+                    if reservation.state() == wire::PENDING {
+                        // It may be gone already.
+                        let _ = admin.refuse(id, reservation.token().unwrap(), Errno::EADDRINUSE);
+                    }
+                }
+            }
+        });
+        let outcomes = (0..3000).map(|_| Reservation::tcp().at(7000).acquire()).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcomes
+    });
+    let others: Vec<_> =
+        outcomes.iter().filter(|outcome| !matches!(outcome, Err(AcquireError::InUse { .. }))).collect();
+    assert!(others.is_empty(), "{} of {}, such as {:?}", others.len(), outcomes.len(), others[0]);
+}
+}
+
+kernel_test! {
 fn two_pending_requests_of_one_socket_are_told_apart() {
     let mut agent = Agent::turn();
     agent.start();
