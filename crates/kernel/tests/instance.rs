@@ -10,7 +10,7 @@ use std::{
 use portkeep::control;
 use portkeep_core::{Errno, Token, wire::AcquireRequest};
 use portkeep_kernel::{BUILD, Instance, InstanceError, UpOptions, bpffs};
-use portkeep_testkit::{TestCgroup, kernel_or_skip, new_namespace, private_mounts, sockets::tcp};
+use portkeep_testkit::{TestCgroup, at_root, kernel_or_skip, new_namespace, private_mounts, sockets::tcp};
 
 /// A BPF file system that only this thread sees, and a cgroup that this process is in.
 struct Ground {
@@ -33,7 +33,7 @@ impl Ground {
     fn options(&self) -> UpOptions {
         let mut options = UpOptions::default();
         options.folder = Some(self.folder.clone());
-        options.enforce = Some(self.cgroup.path().to_owned());
+        options.enforce = (!at_root()).then(|| self.cgroup.path().to_owned());
         options
     }
 }

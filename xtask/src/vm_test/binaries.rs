@@ -1,7 +1,7 @@
-//! The test binaries, linked statically so that the guest needs no libraries.
+//! The test binaries and the programs they start, linked statically so that the guest needs no libraries for them.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -17,6 +17,7 @@ pub(super) struct Binaries {
 }
 
 pub(super) struct Binary {
+    /// Two packages may have tests of one name.
     pub(super) name: String,
     pub(super) path: PathBuf,
 }
@@ -24,6 +25,7 @@ pub(super) struct Binary {
 /// The part of cargo's messages that matters here.
 #[derive(Deserialize)]
 struct Message {
+    manifest_path: Option<PathBuf>,
     executable: Option<PathBuf>,
     target: Option<Target>,
 }
@@ -35,7 +37,7 @@ struct Target {
 }
 
 pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> {
-    let output = command(packages).output().context("starting cargo test")?;
+    let output = command(packages, wanted).output().context("starting cargo test")?;
     ensure!(output.status.success(), "building the tests failed");
 
     let mut binaries = Binaries { tests: Vec::new(), programs: Vec::new() };
@@ -43,10 +45,12 @@ pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> 
         let message = message.context("reading cargo's messages")?;
         let (Some(path), Some(target)) = (message.executable, message.target) else { continue };
         let is = |kind: &str| target.kind.iter().any(|k| k == kind);
-        if is("bin") {
+        if is("bin") || is("example") {
             binaries.programs.push(path);
-        } else if is("test") && (wanted.is_empty() || wanted.contains(&target.name)) {
-            binaries.tests.push(Binary { name: target.name, path });
+        } else if is("test") {
+            let package = message.manifest_path.as_deref().and_then(Path::parent).and_then(Path::file_name);
+            let package = package.unwrap_or_default().to_string_lossy();
+            binaries.tests.push(Binary { name: format!("{package}/{}", target.name), path });
         }
     }
     if binaries.tests.is_empty() {
@@ -55,11 +59,14 @@ pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> 
     Ok(binaries)
 }
 
-fn command(packages: &[String]) -> Command {
+fn command(packages: &[String], wanted: &[String]) -> Command {
     let mut command = cargo();
+    let all = ["*".to_owned()];
+    let wanted = if wanted.is_empty() { &all[..] } else { wanted };
     command
         // With --target the flags do not reach build scripts and procedural macros, and the artifacts get a folder of their own.
-        .args(["test", "--no-run", "--tests", "--message-format=json-render-diagnostics"])
+        .args(["test", "--no-run", "--examples", "--message-format=json-render-diagnostics"])
+        .args(wanted.iter().flat_map(|name| ["--test", name]))
         .args(["--target=x86_64-unknown-linux-gnu"])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         // The guest runs them many times slower than this machine would, and from memory.

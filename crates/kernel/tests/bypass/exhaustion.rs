@@ -88,7 +88,7 @@ fn when_all_entries_are_taken_what_is_reserved_stays_so() {
 /// otherwise one user could reserve, bind and release its way through the whole pool.
 #[test]
 fn lingering_ports_do_not_get_a_user_past_its_quota() {
-    let Some(_world) = World::enter("bypass::lingering_quota") else { return };
+    let Some(_world) = World::with_outside("bypass::lingering_quota") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(61000, 61063).unwrap());
     settings.quota = 8;
@@ -128,7 +128,7 @@ fn lingering_ports_do_not_get_a_user_past_its_quota() {
 /// /etc/subuid) has as many quotas.
 #[test]
 fn every_subordinate_uid_has_a_quota_of_its_own() {
-    let Some(_world) = World::enter("bypass::subordinate_uids") else { return };
+    let Some(_world) = World::with_outside("bypass::subordinate_uids") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(61000, 61063).unwrap());
     settings.quota = 32;
@@ -174,7 +174,7 @@ fn every_subordinate_uid_has_a_quota_of_its_own() {
 /// nobody reserved stays free to bind, and words once made stay usable.
 #[test]
 fn many_namespaces_fill_the_port_table_for_everybody() {
-    let Some(_world) = World::enter("bypass::many_namespaces") else { return };
+    let Some(_world) = World::with_outside("bypass::many_namespaces") else { return };
     let loaded = Loaded::load_cramped(&[("words", 16)]).unwrap();
     let sandbox = Sandbox::beside_with("namespaces", &Settings::default(), loaded);
     below(&sandbox, |_| {
@@ -299,7 +299,7 @@ fn memory_cgroup() -> Result<(PathBuf, &'static str, &'static str), String> {
 /// reserved stays so.
 #[test]
 fn without_memory_nothing_more_is_granted_and_nothing_is_lost() {
-    let Some(_world) = World::enter("bypass::memory") else { return };
+    let Some(_world) = World::with_outside("bypass::memory") else { return };
     let (folder, limit, usage) = match memory_cgroup() {
         Ok(found) => found,
         Err(why) => return absent("a memory limit", why),
