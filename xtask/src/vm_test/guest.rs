@@ -50,13 +50,19 @@ fn boot_once(kernel: &Path, initramfs: &Path, verbose: bool) -> Result<Report> {
     loop {
         let limit = if report.booted { SILENCE } else { TO_THE_FIRST_WORD.saturating_sub(begin.elapsed()) };
         match lines.recv_timeout(limit) {
-            Ok(line) => match report.hear(&line?)? {
-                Word::Ours => {}
-                Word::Console(line) if verbose => println!("{line}"),
-                Word::Console(_) => {}
-                Word::Failed(printed) if !verbose => println!("{}", printed.join("\n")),
-                Word::Failed(_) => {}
-            },
+            Ok(line) => {
+                let line = line?;
+                match report.hear(&line)? {
+                    Word::Console if verbose => println!("{line}"),
+                    Word::Ended(outcome, printed) => {
+                        if !outcome.passed() && !verbose {
+                            println!("{}", printed.join("\n"));
+                        }
+                        println!("   {outcome}");
+                    }
+                    Word::Console | Word::Milestone => {}
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 println!("   nothing heard for {} s", limit.as_secs());

@@ -11,8 +11,11 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
 echo '@vm "booted"'
+# Whole systems load these by themselves.
 for module in inet_diag tcp_diag udp_diag raw_diag; do
-	insmod "/lib/modules/$(uname -r)/kernel/net/ipv4/$module.ko"* || echo "no $module"
+	file=/lib/modules/$(uname -r)/kernel/net/ipv4/$module.ko
+	[ -e "$file.xz" ] && unxz "$file.xz"
+	insmod "$file"
 done
 
 now() { read -r up idle </proc/uptime; echo "${up%.*}${up#*.}0"; }
@@ -20,7 +23,8 @@ now() { read -r up idle </proc/uptime; echo "${up%.*}${up#*.}0"; }
 # What a test binary has left behind, janitors that are still at work included. Kernel threads have no exe.
 remains() {
 	for process in /proc/[0-9]*; do
-		[ -e "$process/exe" ] && [ "$process" != /proc/1 ] && echo "$process: $(tr '\0' ' ' <"$process/cmdline")"
+		[ "$process" != /proc/1 ] && [ -e "$process/exe" ] &&
+			echo "$process: $(tr '\0' ' ' 2>/dev/null <"$process/cmdline")"
 	done
 	for file in /sys/fs/cgroup/portkeep-* /sys/fs/bpf/portkeep*; do
 		[ -e "$file" ] && echo "$file"
@@ -36,7 +40,8 @@ run_at() {
 	cat /tmp/output
 	# The janitors give others twenty seconds, and then kill them.
 	for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
-		remains >/tmp/remains
+		# Some end while we look.
+		remains >/tmp/remains 2>/dev/null
 		[ -s /tmp/remains ] || break
 		sleep 1
 	done

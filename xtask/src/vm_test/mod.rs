@@ -64,12 +64,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Tell how it went on one kernel; true if all is well.
+/// Tell how it went as a whole on one kernel; true if all is well.
 fn judge(report: &Report, binaries: usize) -> bool {
-    for outcome in &report.outcomes {
-        let verdict = if outcome.passed() { "pass" } else { "FAIL" };
-        println!("   {verdict}  {:<20} {:<5} {:>6.1} s", outcome.binary, outcome.attach, outcome.seconds);
-    }
     // Whatever the tests say, a guest that did not get to the end has not passed.
     let at_root = report.outcomes.iter().filter(|outcome| outcome.attach == "root").count();
     let complete = report.complete && at_root == binaries;

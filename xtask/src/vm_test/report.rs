@@ -1,6 +1,6 @@
 //! What a guest says, and what follows from it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -35,14 +35,14 @@ struct Ended {
 
 /// One run of a test binary.
 pub(super) struct Outcome {
-    pub(super) binary: String,
+    binary: String,
     /// Where its programs were attached: root, or below.
     pub(super) attach: String,
-    pub(super) seconds: f64,
+    seconds: f64,
     code: i32,
-    pub(super) tests: usize,
+    tests: usize,
     /// What could not be tested on this kernel, and why.
-    pub(super) skipped: Vec<String>,
+    skipped: Vec<String>,
     left: BTreeSet<String>,
     taken: BTreeSet<String>,
 }
@@ -72,6 +72,13 @@ impl Outcome {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passed() { "pass" } else { "FAIL" };
+        write!(f, "{verdict}  {:<20} {:<5} {:>6.1} s", self.binary, self.attach, self.seconds)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Report {
     pub(super) outcomes: Vec<Outcome>,
@@ -80,34 +87,32 @@ pub(super) struct Report {
     printed: Vec<String>,
 }
 
-/// What is to be made of a line.
-pub(super) enum Word {
-    Ours,
-    Console(String),
-    /// A test binary failed; what it had printed.
-    Failed(Vec<String>),
+/// What a line was.
+pub(super) enum Word<'a> {
+    /// Printed by a test, or the kernel.
+    Console,
+    Milestone,
+    /// A test binary ended; what it had printed.
+    Ended(&'a Outcome, Vec<String>),
 }
 
 impl Report {
-    pub(super) fn hear(&mut self, line: &str) -> Result<Word> {
+    pub(super) fn hear(&mut self, line: &str) -> Result<Word<'_>> {
         let Some((_, text)) = line.split_once(MARK) else {
             self.printed.push(line.to_owned());
-            return Ok(Word::Console(line.to_owned()));
+            return Ok(Word::Console);
         };
         match serde_json::from_str(text).with_context(|| format!("the guest says {line}"))? {
             Line::Word(Milestone::Booted) => self.booted = true,
             Line::Word(Milestone::Complete) => self.complete = true,
             Line::Ended(ended) => {
                 let printed = std::mem::take(&mut self.printed);
-                let outcome = Outcome::of(ended, &printed);
-                let passed = outcome.passed();
-                self.outcomes.push(outcome);
-                if !passed {
-                    return Ok(Word::Failed(printed));
-                }
+                self.outcomes.push(Outcome::of(ended, &printed));
+                let outcome = &self.outcomes[self.outcomes.len() - 1];
+                return Ok(Word::Ended(outcome, printed));
             }
         }
-        Ok(Word::Ours)
+        Ok(Word::Milestone)
     }
 
     /// What was printed since the last test binary ended.
@@ -175,11 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_binary_printed_is_told_and_nothing_else() {
+    fn what_a_binary_printed_is_told_and_nothing_else() {
         let mut report =
             heard(&["before", r#"@vm {"binary":"a","attach":"root","code":0,"milliseconds":1}"#, "panicked"]);
         let ended = r#"@vm {"binary":"b","attach":"root","code":101,"milliseconds":1}"#;
-        let Word::Failed(printed) = report.hear(ended).unwrap() else { panic!("it failed") };
+        let Word::Ended(outcome, printed) = report.hear(ended).unwrap() else { panic!("it ended") };
+        assert!(!outcome.passed());
         assert_eq!(printed, ["panicked"]);
         assert!(report.hear("@vm nonsense").is_err());
     }
