@@ -568,14 +568,21 @@ fn the_part_of_the_pool_that_automatic_choices_reach_is_entered() {
 }
 
 #[test]
-fn there_is_one_agent_and_it_has_to_be_served() {
-    let Some(_world) = World::enter("there_is_one_agent_and_it_has_to_be_served") else { return };
+fn there_is_one_agent() {
+    let Some(_world) = World::enter("there_is_one_agent") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start(runtime.path());
     let mut kernel = kernel_part();
     let error = Agent::start(&mut kernel, &Options::below(runtime.path())).unwrap_err();
     assert_eq!(error.to_string(), "another agent is running");
     agent.stop();
+}
+
+#[test]
+fn an_agent_has_to_be_served() {
+    let Some(_world) = World::with_outside("an_agent_has_to_be_served") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let mut kernel = kernel_part();
     in_child(|| {
         let root = cgroup::root().unwrap();
         fs::write(root.join("cgroup.procs"), std::process::id().to_string()).unwrap();
@@ -587,7 +594,7 @@ fn there_is_one_agent_and_it_has_to_be_served() {
 /// The whole life with a pinned kernel part: up, agent, SIGTERM, SIGKILL, down.
 #[test]
 fn on_a_pinned_kernel_part() {
-    let Some(_world) = World::enter("on_a_pinned_kernel_part") else { return };
+    let Some(_world) = World::with_outside("on_a_pinned_kernel_part") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let mounted = tempfile::tempdir().unwrap();
     let home = TestCgroup::new("pinned").unwrap();

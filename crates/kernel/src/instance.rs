@@ -351,7 +351,8 @@ impl Instance {
         Err(InstanceError::Elsewhere { what, have, want: want.display().to_string() })
     }
 
-    /// Take the kernel part away, whatever its version. Reservations end; sockets keep what they have bound.
+    /// Take the kernel part away, whatever its version. Reservations end; sockets keep what they have bound. Nothing is
+    /// refused any more when this returns.
     pub fn down(folder: &Path) -> Result<DownReport, InstanceError> {
         let parent = folder.parent().unwrap_or(folder);
         if !parent.exists() {
@@ -376,11 +377,17 @@ impl Instance {
         // The control codes first: from here on nothing new is acquired.
         for (name, _) in SERVING.iter().chain(&ENFORCING) {
             let path = self.folder.join("links").join(name);
+            let link = sys::open_pin(&path);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(io_error("removing", &path)(error));
                 }
                 _ => {}
+            }
+            // The pin first: a link that is pinned and does nothing would pass for one that does. If this fails, or we
+            // are killed here, the kernel does it by itself, a little later.
+            if let Ok(link) = link {
+                let _ = sys::link_detach(link);
             }
         }
         remove_tree(&self.folder)?;

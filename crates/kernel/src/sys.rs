@@ -22,6 +22,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// One command of bpf(2). `A` is the prefix of `union bpf_attr` that the command uses.
 fn bpf<A>(command: libc::c_long, attr: &A) -> io::Result<libc::c_long> {
@@ -71,6 +72,15 @@ pub(crate) fn link_create(program: impl AsFd, cgroup: impl AsFd, point: AttachPo
 pub(crate) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
     let attr = [link.as_fd().as_raw_fd() as u32, program.as_fd().as_raw_fd() as u32, 0 /* flags */, 0];
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// `BPF_LINK_DETACH`: take the program off now. A link whose last pin or descriptor goes does that too, but pins are let
+/// go of after an RCU grace period, and by a worker.
+///
+/// Kernel commit 73b11c2ab072 ("bpf: Add support for forced LINK_DETACH command"), Linux 5.9.
+pub(crate) fn link_detach(link: impl AsFd) -> io::Result<()> {
+    let attr = [link.as_fd().as_raw_fd() as u32];
+    bpf(BPF_LINK_DETACH, &attr).map(drop)
 }
 
 #[repr(C)]

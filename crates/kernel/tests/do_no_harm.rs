@@ -126,7 +126,7 @@ fn said_in(cgroup: &TestCgroup, work: fn() -> String) -> String {
 
 #[test]
 fn every_other_option_of_any_size_works_as_without_the_hooks() {
-    let Some(world) = World::enter("every_other_option_of_any_size") else { return };
+    let Some(world) = World::with_outside("every_other_option_of_any_size") else { return };
     let without = said_in(&TestCgroup::new("plain").unwrap(), every_option);
     let with = said_in(world.sandbox().cgroup(), every_option);
     let different: Vec<_> = without.lines().zip(with.lines()).filter(|(without, with)| without != with).collect();
@@ -277,7 +277,7 @@ fn unreserved_ports_and_other_families_are_left_alone() {
 
 #[test]
 fn full_maps_refuse_what_is_reserved_and_pass_the_rest() {
-    let Some(_world) = World::enter("full_maps") else { return };
+    let Some(_world) = World::with_outside("full_maps") else { return };
     let loaded = Loaded::load_cramped(&[("words", 3), ("spaces", 1), ("quotas", 1)]).unwrap();
     let sandbox = Sandbox::beside_with("cramped", &Settings::default(), loaded);
     let mut child = Child::fork(|talk| {

@@ -604,7 +604,7 @@ fn over_the_quota_is_edquot() {
 
 #[test]
 fn where_the_control_codes_are_not_served_they_are_enoprotoopt() {
-    let Some(world) = World::enter("not_served") else { return };
+    let Some(world) = World::with_outside("not_served") else { return };
     let outside = TestCgroup::new("unserved").unwrap();
     let mut stranger = Child::fork(|talk| {
         talk.hear();

@@ -3,17 +3,21 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
 use portkeep::control;
 use portkeep_core::{Errno, Token, wire::AcquireRequest};
 use portkeep_kernel::{BUILD, Instance, InstanceError, UpOptions, bpffs};
-use portkeep_testkit::{TestCgroup, kernel_or_skip, new_namespace, private_mounts, sockets::tcp};
+use portkeep_testkit::{TestCgroup, at_root, kernel_or_skip, new_namespace, private_mounts, sockets::tcp};
 
-/// A BPF file system that only this thread sees, and a cgroup that this process is in.
+/// A BPF file system that only this thread sees, and a cgroup that this process is in: one at a time.
 struct Ground {
+    _alone: MutexGuard<'static, ()>,
     folder: PathBuf,
     cgroup: TestCgroup,
     mounted: tempfile::TempDir,
@@ -21,19 +25,21 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         private_mounts();
         new_namespace();
         let mounted = tempfile::tempdir().unwrap();
         assert!(bpffs::ensure(mounted.path()).unwrap());
         let cgroup = TestCgroup::new("instance").unwrap();
         cgroup.enter(std::process::id()).unwrap();
-        Self { folder: mounted.path().join("portkeep"), cgroup, mounted }
+        Self { _alone: alone, folder: mounted.path().join("portkeep"), cgroup, mounted }
     }
 
     fn options(&self) -> UpOptions {
         let mut options = UpOptions::default();
         options.folder = Some(self.folder.clone());
-        options.enforce = Some(self.cgroup.path().to_owned());
+        options.enforce = (!at_root()).then(|| self.cgroup.path().to_owned());
         options
     }
 }
@@ -42,6 +48,22 @@ fn bind_errno(port: u16) -> Option<Errno> {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let error = tcp().bind(&address.into()).err()?;
     error.raw_os_error().map(Errno)
+}
+
+/// Whoever takes it down and starts a server on one of its ports in the next line must not be refused.
+#[test]
+fn nothing_is_enforced_any_more_when_down_returns() {
+    if !kernel_or_skip("nothing_is_enforced_any_more_when_down_returns") {
+        return;
+    }
+    let ground = Ground::new();
+    for _ in 0..10 {
+        Instance::up(&ground.options()).unwrap();
+        // Nobody's, but of the pool.
+        assert_eq!(bind_errno(61000), Some(Errno::EADDRINUSE));
+        Instance::down(&ground.folder).unwrap();
+        assert_eq!(bind_errno(61000), None);
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ use common::Process;
 use history::history;
 use portkeep_core::{Errno, PortRange, model::Settings as ModelSettings};
 use portkeep_kernel::{Admin, Loaded, Maps, Settings, cgroup};
-use portkeep_testkit::{REQUIRE, TestCgroup, kernel_or_skip};
+use portkeep_testkit::{REQUIRE, TestCgroup, outside_or_skip};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 
 /// Entry of the driven processes; as a test it does nothing.
@@ -39,7 +39,7 @@ const QUOTA: u32 = 60;
 #[test]
 fn every_answer_is_the_models() {
     let name = "every_answer_is_the_models";
-    if !kernel_or_skip(name) {
+    if !outside_or_skip(name) {
         return;
     }
     let lab = Lab::new().unwrap_or_else(|error| panic!("{REQUIRE}: no laboratory: {error}"));

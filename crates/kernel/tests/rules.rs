@@ -192,7 +192,7 @@ fn r2_no_outsider_binds_a_port_of_the_block_through_any_door() {
 
 #[test]
 fn r2_the_refusal_can_be_that_of_windows() {
-    let Some(_world) = World::enter("r2_deny_errno") else { return };
+    let Some(_world) = World::with_outside("r2_deny_errno") else { return };
     let mut settings = Settings::default();
     settings.deny_errno = Errno::EACCES;
     let sandbox = Sandbox::beside("deny", &settings);
@@ -1107,7 +1107,7 @@ fn a7_servers_that_ask_for_mptcp_leave_nothing_behind() {
 
 #[test]
 fn a8_privileged_ports_need_no_capability_for_those_in_scope() {
-    let Some(_world) = World::enter("a8") else { return };
+    let Some(_world) = World::with_outside("a8") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(600, 700).unwrap());
     let sandbox = Sandbox::beside("privileged", &settings);

@@ -5,6 +5,7 @@
 //! as root is safe on anybody's workstation. Nothing stays behind, not even
 //! after SIGKILL: programs hang on descriptors of this process, namespaces on
 //! its threads, and a janitor process removes the cgroup when it is gone.
+//! The exception are machines booted for the tests and nothing else ([`ATTACH`]).
 
 use std::{
     fs, io,
@@ -16,13 +17,17 @@ use std::{
 
 use portkeep_kernel::{Loaded, Settings, cgroup};
 
+mod attach;
 pub mod audit;
 pub mod process;
 pub mod report;
 pub mod sockets;
 mod world;
 
+pub use attach::{ATTACH, GUEST, at_root};
 pub use world::World;
+
+use crate::attach::Needs;
 
 /// Set on machines that must run the kernel tests: there, being unable to is a failure.
 pub const REQUIRE: &str = "PORTKEEP_REQUIRE_KERNEL";
@@ -35,6 +40,11 @@ pub fn obstacle() -> Option<String> {
     if cgroup::root().is_none() {
         return Some("no cgroup v2 hierarchy is mounted".into());
     }
+    // At the root there is room for one kernel part, and it may be the test's own. That machine is there for the tests:
+    // what does not work is not found out beforehand, it fails.
+    if at_root() {
+        return None;
+    }
     match process_sandbox() {
         Ok(_) => None,
         Err(reason) => Some(reason.clone()),
@@ -45,6 +55,22 @@ pub fn obstacle() -> Option<String> {
 /// it, or panics where they are required.
 #[track_caller]
 pub fn kernel_or_skip(test: &str) -> bool {
+    possible(test, Needs::Nothing)
+}
+
+/// The same for a test that needs a cgroup where nothing is enforced: to have strangers that are not held, or for a
+/// kernel part of its own. Where the kernel part is attached to the root of the hierarchy it says that it is for another
+/// run ([`ATTACH`]).
+#[track_caller]
+pub fn outside_or_skip(test: &str) -> bool {
+    possible(test, Needs::Outside)
+}
+
+#[track_caller]
+fn possible(test: &str, needs: Needs) -> bool {
+    if !attach::mine(test, needs) {
+        return false;
+    }
     let Some(reason) = obstacle() else { return true };
     skip(test, &reason, REQUIRE);
     false
@@ -58,12 +84,16 @@ pub fn kernel_or_skip(test: &str) -> bool {
 #[track_caller]
 pub fn skip(test: &str, reason: &str, required: &str) {
     assert!(std::env::var_os(required).is_none(), "{required} is set, but {test} cannot run: {reason}");
-    // Past the harness, which swallows what a passing test prints.
-    let line = format!("SKIPPED {test}: {reason}\n");
-    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    tell(&format!("SKIPPED {test}: {reason}"));
 }
 
-/// A cgroup below the root of the v2 hierarchy, removed when this process ends, however it ends.
+/// A line on standard error, past the harness, which swallows what a passing test prints.
+pub(crate) fn tell(line: &str) {
+    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{line}\n").as_bytes());
+}
+
+/// A cgroup below the root of the v2 hierarchy, removed when this process ends, however it ends. The one of the process's
+/// sandbox is the root itself where the tests attach there ([`at_root`]).
 #[derive(Debug)]
 pub struct TestCgroup {
     path: PathBuf,
@@ -95,6 +125,12 @@ impl TestCgroup {
         // Kept open until the process ends. It is close-on-exec, so no child keeps the janitor waiting.
         std::mem::forget(child.stdin.take());
         Ok(Self { path })
+    }
+
+    /// The root, which stays.
+    fn root() -> io::Result<Self> {
+        assert!(at_root());
+        Ok(Self { path: cgroup::root().ok_or(io::ErrorKind::Unsupported)? })
     }
 
     /// Its folder.
@@ -134,7 +170,8 @@ fn process_sandbox() -> &'static Result<Sandbox, String> {
             }
             text
         };
-        let cgroup = TestCgroup::new("sandbox").map_err(|error| format!("no cgroup of our own: {error}"))?;
+        let cgroup = if at_root() { TestCgroup::root() } else { TestCgroup::new("sandbox") };
+        let cgroup = cgroup.map_err(|error| format!("no cgroup of our own: {error}"))?;
         let mut loaded = Loaded::load().map_err(|error| describe(&error))?;
         loaded.attach(&Settings::default(), cgroup.path(), cgroup.path()).map_err(|error| describe(&error))?;
         cgroup.enter(std::process::id()).map_err(|error| format!("moving into {:?}: {error}", cgroup.path()))?;
@@ -144,7 +181,7 @@ fn process_sandbox() -> &'static Result<Sandbox, String> {
 
 impl Sandbox {
     /// Another kernel part, with its own maps, attached to a cgroup that nobody lives in yet: whoever shall be under
-    /// it moves in with [`TestCgroup::enter`].
+    /// it moves in with [`TestCgroup::enter`]. Only for tests with an outside ([`outside_or_skip`]).
     ///
     /// # Panics
     ///
@@ -159,6 +196,7 @@ impl Sandbox {
     ///
     /// If it cannot be attached.
     pub fn beside_with(name: &str, settings: &Settings, mut loaded: Loaded) -> Self {
+        assert!(!at_root(), "two kernel parts would answer: this test needs an outside");
         let cgroup = TestCgroup::new(name).expect("a cgroup of our own");
         loaded.attach(settings, cgroup.path(), cgroup.path()).expect("the kernel part attaches");
         Self { cgroup, loaded: Mutex::new(loaded) }

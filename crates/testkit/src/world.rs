@@ -2,7 +2,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use portkeep_kernel::Maps;
 
-use crate::{Sandbox, audit, kernel_or_skip, new_namespace};
+use crate::{Sandbox, attach::Needs, audit, new_namespace, possible};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -19,7 +19,18 @@ impl World {
     /// `None`, with a word to the user, where the kernel tests cannot run.
     #[track_caller]
     pub fn enter(test: &str) -> Option<Self> {
-        if !kernel_or_skip(test) {
+        Self::if_possible(test, Needs::Nothing)
+    }
+
+    /// The same where there is a cgroup in which nothing is enforced, as for [`crate::outside_or_skip`].
+    #[track_caller]
+    pub fn with_outside(test: &str) -> Option<Self> {
+        Self::if_possible(test, Needs::Outside)
+    }
+
+    #[track_caller]
+    fn if_possible(test: &str, needs: Needs) -> Option<Self> {
+        if !possible(test, needs) {
             return None;
         }
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,15 +1,22 @@
-//! The kernel tests on other kernels than the one at hand: each is booted in
-//! QEMU, with the test binaries in its first RAM disk and nothing else.
+//! The tests that need the kernel on other kernels than the one at hand: each is booted in QEMU, with the test binaries
+//! and what they start in its first RAM disk and nothing else.
+//!
+//! What is attached is attached to the guest's root cgroup, as users have it, which no test may do on a machine that
+//! anybody works on. Tests that need somebody outside the enforced cgroup, or a kernel part of their own beside another,
+//! cannot run so; they say so, and the guest runs them once more as they run anywhere.
 
 mod binaries;
 mod guest;
 mod initramfs;
 pub(crate) mod kernels;
+mod libraries;
+mod report;
 
 use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
+use self::report::{Outcome, Report};
 use crate::tool::target_folder;
 
 /// Run the kernel tests in virtual machines
@@ -22,7 +29,7 @@ pub(crate) struct Options {
     #[arg(long)]
     short: bool,
     /// Packages whose integration tests are run
-    #[arg(short, long, default_value = "portkeep-kernel")]
+    #[arg(short, long, default_values = ["portkeep-kernel", "portkeep", "portkeep-cli"])]
     package: Vec<String>,
     /// Only run test binaries with this name
     #[arg(long)]
@@ -40,23 +47,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let kernels = releases.iter().map(|release| kernels::get(release, &folder)).collect::<Result<Vec<_>>>()?;
     let binaries = binaries::build(&options.package, &options.test)?;
     let image = folder.join("initramfs");
-    initramfs::pack(&binaries, options.short, &image)?;
+    initramfs::pack(&binaries, &kernels, options.short, &image)?;
 
     let mut failed = 0;
     for kernel in &kernels {
         println!("== Linux {} ({})", kernel.release, kernel.name());
         let start = Instant::now();
         let report = guest::boot(&kernel.image, &image, options.verbose)?;
-        for outcome in &report.outcomes {
-            let verdict = if outcome.passed() { "pass" } else { "FAIL" };
-            println!("   {verdict}  {:<16} {:>6.1} s", outcome.binary, outcome.seconds());
-        }
-        // Whatever the tests say, a guest that did not get to the end has not passed.
-        let complete = report.complete && report.outcomes.len() == binaries.tests.len();
-        if !complete {
-            println!("   FAIL  the guest stopped before its last test");
-        }
-        let passed = complete && report.outcomes.iter().all(guest::Outcome::passed);
+        let passed = judge(&report, binaries.tests.len());
         println!("   {}  in {:.1} s", if passed { "passed" } else { "FAILED" }, start.elapsed().as_secs_f64());
         failed += usize::from(!passed);
     }
@@ -64,6 +62,28 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("the tests failed on {failed} of {} kernels", kernels.len());
     }
     Ok(())
+}
+
+/// Tell how it went as a whole on one kernel; true if all is well.
+fn judge(report: &Report, binaries: usize) -> bool {
+    // Whatever the tests say, a guest that did not get to the end has not passed.
+    let at_root = report.outcomes.iter().filter(|outcome| outcome.attach == "root").count();
+    let complete = report.complete && at_root == binaries;
+    if !complete {
+        println!("   FAIL  the guest stopped before its last test");
+    }
+    let forgotten = report.forgotten();
+    for test in &forgotten {
+        println!("   FAIL  {test}, and did not run in one");
+    }
+    let (at_root, outside) = report.counts();
+    println!("   tests: {at_root} attached to the root cgroup, {outside} below it, because they need an outside");
+    let skipped = report.skipped();
+    for (binary, why) in &skipped {
+        println!("   SKIPPED  {binary}: {why}");
+    }
+    println!("   skipped: {}", skipped.len());
+    complete && forgotten.is_empty() && report.outcomes.iter().all(Outcome::passed)
 }
 
 /// Kernels and the RAM disk stay below the target folder, where `cargo clean` finds them.

@@ -1,6 +1,7 @@
 //! Where the command is tried: a cgroup of its own to enforce in, and a mount
 //! namespace of its own with a BPF file system, so that neither the machine's
-//! root cgroup nor its pins are touched, whatever happens to the test.
+//! root cgroup nor its pins are touched, whatever happens to the test. In a machine that was booted for the tests it
+//! may be the root that is enforced in: then the programs only live in the cgroup, and there is one bed at a time.
 
 use std::{
     fs,
@@ -9,10 +10,11 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, ChildStdout, Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use portkeep_testkit::TestCgroup;
+use portkeep_testkit::{TestCgroup, at_root};
 use tempfile::TempDir;
 
 pub(crate) const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
@@ -25,7 +27,10 @@ pub(crate) struct Bed {
     holder: Child,
     /// What of the holder's the programs enter.
     enter: Vec<&'static str>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
+
+static AT_THE_ROOT: Mutex<()> = Mutex::new(());
 
 /// What a command said and how it ended.
 #[derive(Debug)]
@@ -74,12 +79,17 @@ impl Bed {
 
     /// With whatever `script` makes of the mount namespace; it has the bed's folder as `$0`.
     pub(crate) fn made(name: &str, enter: &[&'static str], script: &str) -> Self {
+        let alone = at_root().then(|| AT_THE_ROOT.lock().unwrap_or_else(PoisonError::into_inner));
+        if at_root() {
+            // The kernel takes programs off a little later than their pins.
+            eventually(|| portkeep::version().is_err());
+        }
         let cgroup = TestCgroup::new(name).unwrap();
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bpf")).unwrap();
         // For nobody, who must get at the binary and must not get at the pins.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let script = format!("{script}\necho ready && exec cat");
+        let script = format!("{script}\necho ready && exec cat >/dev/null");
         let mut holder = Command::new("unshare")
             .args(enter)
             .args(["sh", "-ec", &script])
@@ -91,11 +101,21 @@ impl Bed {
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        Self { cgroup, folder, holder, enter: enter.to_vec() }
+        Self { cgroup, folder, holder, enter: enter.to_vec(), _alone: alone }
     }
 
     pub(crate) fn pins(&self) -> PathBuf {
         self.folder.path().join("bpf").join("portkeep")
+    }
+
+    /// Where `up` enforces, as the commands name it.
+    pub(crate) fn enforced(&self) -> String {
+        if at_root() { "/".to_owned() } else { self.home() }
+    }
+
+    /// The cgroup that the programs live in, as the commands name it.
+    pub(crate) fn home(&self) -> String {
+        format!("/{}", self.cgroup.path().file_name().unwrap().to_str().unwrap())
     }
 
     /// Any program, in the cgroup and the mount namespace; it becomes the process that is started.
@@ -105,7 +125,11 @@ impl Bed {
         command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string());
         command.args(&self.enter).arg("--").args(words);
         command.env("PORTKEEP_PIN_DIR", self.pins());
-        command.env("PORTKEEP_ENFORCE", self.cgroup.path());
+        if at_root() {
+            command.env_remove("PORTKEEP_ENFORCE");
+        } else {
+            command.env("PORTKEEP_ENFORCE", self.cgroup.path());
+        }
         command.env("PORTKEEP_RUNTIME_DIR", self.folder.path().join("run"));
         command.env("PORTKEEP_STATE_DIR", self.folder.path().join("state"));
         command.env("PORTKEEP_ROOT", self.folder.path().join("root"));
@@ -187,6 +211,10 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        if at_root() {
+            // A program that a test leaves running would keep the pins, and the next bed waiting.
+            let _ = self.command(&["down"]).output();
+        }
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }

@@ -36,7 +36,7 @@ fn remove(cgroup: &Path) {
 
 #[test]
 fn a_socket_made_before_up_is_held_to_what_comes_after() {
-    let Some(_world) = World::enter("bypass::before_up") else { return };
+    let Some(_world) = World::with_outside("bypass::before_up") else { return };
     let cgroup = TestCgroup::new("before-up").unwrap();
     let mut early = Child::fork(|talk| {
         talk.hear();
@@ -76,7 +76,7 @@ fn a_socket_made_before_up_is_held_to_what_comes_after() {
 /// A cgroup that is gone before `up` lives on in the sockets made in it.
 #[test]
 fn a_socket_of_a_cgroup_that_is_gone_is_held_too() {
-    let Some(_world) = World::enter("bypass::gone_cgroup") else { return };
+    let Some(_world) = World::with_outside("bypass::gone_cgroup") else { return };
     let cgroup = TestCgroup::new("gone").unwrap();
     let below = cgroup.child("below").unwrap();
     let mut early = Child::fork(|talk| {
@@ -137,7 +137,7 @@ fn child_cgroups_and_moves_between_cgroups_change_nothing() {
 /// outside, though its holder moves in. That is the price of a narrow `--enforce`.
 #[test]
 fn a_socket_made_outside_the_enforced_cgroup_is_not_held() {
-    let Some(world) = World::enter("bypass::outside") else { return };
+    let Some(world) = World::with_outside("bypass::outside") else { return };
     let outside = TestCgroup::new("outside").unwrap();
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
@@ -194,7 +194,7 @@ fn a_cgroup_with_programs_of_its_own_is_held() {
 /// the right to the cgroup; `up` attaches to the root, above which there is nothing.
 #[test]
 fn a_program_above_a_narrow_enforcement_does_not_get_a_port_either() {
-    let Some(_world) = World::enter("bypass::program_above") else { return };
+    let Some(_world) = World::with_outside("bypass::program_above") else { return };
     let above = TestCgroup::new("above").unwrap();
     let below = above.child("below").unwrap();
     let mut loaded = Loaded::load().unwrap();

@@ -87,7 +87,7 @@ fn when_all_entries_are_taken_what_is_reserved_stays_so() {
 /// otherwise one user could reserve, bind and release its way through the whole pool.
 #[test]
 fn lingering_ports_do_not_get_a_user_past_its_quota() {
-    let Some(_world) = World::enter("bypass::lingering_quota") else { return };
+    let Some(_world) = World::with_outside("bypass::lingering_quota") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(61000, 61063).unwrap());
     settings.quota = 8;
@@ -126,7 +126,7 @@ fn lingering_ports_do_not_get_a_user_past_its_quota() {
 /// Whoever may use several uids (subordinate ones, see /etc/subuid) has one quota with all of them.
 #[test]
 fn subordinate_uids_share_their_users_quota() {
-    let Some(_world) = World::enter("bypass::subordinate_uids") else { return };
+    let Some(_world) = World::with_outside("bypass::subordinate_uids") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(61000, 61063).unwrap());
     settings.quota = 32;
@@ -203,7 +203,7 @@ fn subordinate_uids_share_their_users_quota() {
 /// namespace it has one.
 #[test]
 fn root_of_another_namespace_has_a_quota_there() {
-    let Some(world) = World::enter("bypass::root_elsewhere") else { return };
+    let Some(world) = World::with_outside("bypass::root_elsewhere") else { return };
     let mut settings = Settings::default();
     settings.home = Some(world.netns());
     settings.quota_elsewhere = 32;
@@ -244,7 +244,7 @@ fn root_of_another_namespace_has_a_quota_there() {
 /// as its share of the table, and is in nobody's way.
 #[test]
 fn many_namespaces_use_up_their_users_share_of_the_port_table() {
-    let Some(_world) = World::enter("bypass::many_namespaces") else { return };
+    let Some(_world) = World::with_outside("bypass::many_namespaces") else { return };
     let mut settings = Settings::default();
     settings.share = 5 * (SPACE_WORDS + 1);
     let sandbox = Sandbox::beside("namespaces", &settings);
@@ -294,7 +294,7 @@ fn many_namespaces_use_up_their_users_share_of_the_port_table() {
 /// nobody reserved stays free to bind, and words once made stay usable.
 #[test]
 fn a_full_port_table_changes_nothing_for_what_is_in_it() {
-    let Some(_world) = World::enter("bypass::full_table") else { return };
+    let Some(_world) = World::with_outside("bypass::full_table") else { return };
     let loaded = Loaded::load_cramped(&[("words", 16)]).unwrap();
     let sandbox = Sandbox::beside_with("full", &Settings::default(), loaded);
     below(&sandbox, |_| {
@@ -439,7 +439,7 @@ fn memory_cgroup() -> Result<(PathBuf, &'static str, &'static str), String> {
 /// reserved stays so.
 #[test]
 fn without_memory_nothing_more_is_granted_and_nothing_is_lost() {
-    let Some(_world) = World::enter("bypass::memory") else { return };
+    let Some(_world) = World::with_outside("bypass::memory") else { return };
     let (folder, limit, usage) = match memory_cgroup() {
         Ok(found) => found,
         Err(why) => return absent("a memory limit", why),
