@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use portkeep_core::wire;
-use portkeep_kernel::{Admin, Instance, Maps, Word, WordKey};
+use portkeep_kernel::{Admin, Instance, Maps, Word, WordKey, root_elsewhere};
 use portkeep_testkit::audit;
 
 use super::{
@@ -78,13 +78,27 @@ fn quotas(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
             }
         }
     }
-    let limit = maps.config()?.quota;
+    let config = maps.config()?;
     let mut wrong = Vec::new();
+    let mut charged: BTreeMap<u32, u32> = BTreeMap::new();
     for item in maps.quotas() {
-        let (uid, quota) = item?;
+        let (account, quota) = item?;
+        // Root has an account in each namespace; who holds what is known by uid.
+        let elsewhere = account >= root_elsewhere(0);
+        *charged.entry(if elsewhere { 0 } else { account }).or_default() += quota.used;
+        let limit = match account {
+            0 => continue,
+            _ if elsewhere => config.quota_elsewhere,
+            _ => config.quota,
+        };
+        if quota.used > limit {
+            wrong.push(format!("account {account} is charged {} ports of {limit}", quota.used));
+        }
+    }
+    for (uid, used) in charged {
         let known = held.remove(&uid).unwrap_or(0);
-        if quota.used < known || (uid != 0 && quota.used > limit) {
-            wrong.push(format!("uid {uid} is charged {} ports of {limit}, and holds at least {known}", quota.used));
+        if used < known {
+            wrong.push(format!("uid {uid} is charged {used} ports, and holds at least {known}"));
         }
     }
     wrong.extend(held.iter().map(|(uid, ports)| format!("uid {uid} holds {ports} ports and is charged for none")));
