@@ -65,7 +65,8 @@ fn boot_once(kernel: &Path, initramfs: &Path, verbose: bool) -> Result<Report> {
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                println!("   nothing heard for {} s", limit.as_secs());
+                let waited = if report.booted { SILENCE } else { TO_THE_FIRST_WORD };
+                println!("   waited {} s for a word of the guest", waited.as_secs());
                 break;
             }
         }
