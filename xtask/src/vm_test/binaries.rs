@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use crate::tool::cargo;
 
+/// Worlds around the command that are made of more programs than a guest has, and have little to do with the kernel.
+const NOT_IN_GUESTS: &[&str] = &["small"];
+
 /// What the guest runs, and what the tests themselves start, at the path they were built at.
 pub(super) struct Binaries {
     pub(super) tests: Vec<Binary>,
@@ -46,7 +49,7 @@ pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> 
         let is = |kind: &str| target.kind.iter().any(|k| k == kind);
         if is("bin") {
             binaries.programs.push(path);
-        } else if is("test") {
+        } else if is("test") && !NOT_IN_GUESTS.contains(&target.name.as_str()) {
             let package = message.manifest_path.as_deref().and_then(Path::parent).and_then(Path::file_name);
             let package = package.unwrap_or_default().to_string_lossy();
             binaries.tests.push(Binary { name: format!("{package}/{}", target.name), path });
