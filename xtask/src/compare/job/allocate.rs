@@ -120,10 +120,12 @@ fn port_of(socket: &Socket) -> Result<u16> {
 
 fn acquire(kit: &Kit, count: u16, kernel: bool) -> Result<(Child, Vec<u16>)> {
     let mut command = Command::new(kit.portkeep());
-    command.args(["acquire", "--scope", "cgroup", "--count", &count.to_string()]);
+    command.args(["acquire", "--count", &count.to_string()]);
     // Should it find no kernel part, it must not bring one up for the machine.
     command.env("PORTKEEP_PIN_DIR", kit.folder().join("no-pins")).env("PORTKEEP_ENFORCE", kit.folder());
-    if !kernel {
+    if kernel {
+        command.args(["--scope", "cgroup"]);
+    } else {
         // Held is what those get who may not bring the kernel part up.
         command.uid(NOBODY).gid(NOBODY);
     }
