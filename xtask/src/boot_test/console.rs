@@ -18,8 +18,8 @@ use crate::tool::Tool;
 const MARK: &str = "@boot ";
 /// The kernel's last word before the first program.
 const STARTED: &str = " as init process";
-/// A processor that is emulated on a busy machine needs half a minute for that. Now and then the emulator stands still
-/// instead, before the kernel has said a word.
+/// A processor that is emulated on a busy machine needs half a minute for that. An emulator has been seen to stand still
+/// instead, before the kernel said a word.
 const START_LIMIT: Duration = Duration::from_secs(150);
 /// How often one boot is begun anew because of that.
 const STARTS: u32 = 3;
