@@ -112,7 +112,7 @@ __inline void use_over(struct socket_state *st, __u64 netns)
 	if (!w)
 		return;
 	if (in_pool(port))
-		expiring_set(&w->left, port);
+		expiring_set(&w->left, port, LEFT_SHIFT);
 	use_end(w, st->transport, port);
 }
 
