@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -15,27 +15,43 @@ pytest_plugins = ["pytester"]
 
 NOBODY = 65534
 
-# Binds TRANSPORT HOST PORT REUSE and says how that ends.
-BINDS = """
-import errno, socket, sys
-transport, host, port, reuse = sys.argv[1:]
-kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
-s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
-if reuse == "True":
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-try:
-    s.bind((host, int(port)))
-    print("bound")
-except OSError as error:
-    print(errno.errorcode[error.errno])
-"""
+
+def in_child(work: Callable[[], str], *, user: int | None = None) -> str:
+    """What ``work`` returns in another process, as another user if one is named."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if user is not None:
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
+            os.write(writing, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    assert text, "the child failed"
+    return text
 
 
 def binds(transport: str, port: int, *, host: str = "127.0.0.1", reuse: bool = False, user: int | None = None) -> str:
     """How a bind in another process ends: ``bound``, ``EADDRINUSE``."""
-    words = [sys.executable, "-c", BINDS, transport, host, str(port), str(reuse)]
-    return subprocess.run(words, capture_output=True, text=True, check=True, user=user).stdout.strip()
+
+    def bind() -> str:
+        kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
+            try:
+                sock.bind((host, port))
+            except OSError as error:
+                return errno.errorcode[error.errno or 0]
+            return "bound"
+
+    return in_child(bind, user=user)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from conftest import NOBODY, in_child
 
 import portkeep
 
@@ -116,9 +117,13 @@ def test_no_room():
 def test_the_quota_of_a_user():
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
-    code = "import portkeep; portkeep.reserve(4000)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, user=65534)
-    assert f"[Errno {errno.EDQUOT}] 4000 ports are more than the quota" in done.stderr
+
+    def too_many() -> str:
+        with pytest.raises(portkeep.Error) as caught:
+            portkeep.reserve(4000)
+        return str(caught.value)
+
+    assert f"[Errno {errno.EDQUOT}] 4000 ports are more than the quota" in in_child(too_many, user=NOBODY)
 
 
 def test_held_beside_the_kernel():
@@ -129,17 +134,23 @@ def test_held_beside_the_kernel():
         assert caught.value.errno == errno.EOPNOTSUPP
 
 
-def test_a_killed_process_leaves_nothing():
-    code = "import portkeep, time; print(portkeep.reserve().port, flush=True); time.sleep(100)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        port = int(child.stdout.readline())
-        assert portkeep.who(port) is not None
-        child.kill()
+def eventually_free(port):
     deadline = time.monotonic() + 10
     while portkeep.who(port) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_killed_process_leaves_nothing():
+    code = "import portkeep, time; r = portkeep.reserve(); print(r.port, flush=True); time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            port = int(child.stdout.readline())
+            assert portkeep.who(port) is not None
+        finally:
+            child.kill()
+    eventually_free(port)
 
 
 @pytest.fixture
