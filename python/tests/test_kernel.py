@@ -129,8 +129,8 @@ def test_the_quota_of_a_user():
 def test_held_beside_the_kernel():
     with portkeep.reserve(require="held") as r:
         assert r.enforcement == "held"
-        with pytest.raises(portkeep.NotEnforcedError) as caught:
-            r.associate(socket.socket())
+        with socket.socket() as sock, pytest.raises(portkeep.NotEnforcedError) as caught:
+            r.associate(sock)
         assert caught.value.errno == errno.EOPNOTSUPP
 
 
