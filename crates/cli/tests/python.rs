@@ -1,0 +1,129 @@
+//! The Python package: built as a wheel, installed into an environment of its own, and its tests run where the kernel
+//! enforces reservations and where it does not.
+
+#[allow(dead_code)] // Shared with the other test binaries.
+mod bed;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use bed::{Bed, PORTKEEP, eventually};
+use portkeep_testkit::{outside_or_skip, skip};
+use tempfile::TempDir;
+
+/// Set on machines that must build and test the Python package: there, being unable to is a failure.
+const REQUIRE: &str = "PORTKEEP_REQUIRE_PYTHON";
+const PACKAGES: [&str; 5] = ["build", "mypy", "pytest", "pytest-asyncio", "pytest-xdist"];
+
+/// A Python environment with the built wheel and the tests.
+struct Environment {
+    folder: TempDir,
+}
+
+impl Environment {
+    /// `None`, with the reason on standard error, where Python, pip or a registry is missing.
+    fn new(test: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let environment = Self { folder };
+        let packages = [&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"][..], &PACKAGES].concat();
+        let made = run(Command::new("python3").args(["-m", "venv"]).arg(environment.path("venv")))
+            .and_then(|_| run(environment.python().args(packages)));
+        if let Err(reason) = made {
+            skip(test, &reason, REQUIRE);
+            return None;
+        }
+        environment.install().unwrap_or_else(|error| panic!("{error}"));
+        Some(environment)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn interpreter(&self) -> PathBuf {
+        self.path("venv/bin/python")
+    }
+
+    fn python(&self) -> Command {
+        let mut command = Command::new(self.interpreter());
+        command.current_dir(self.folder.path());
+        command
+    }
+
+    /// Build the source distribution, the wheel from it, and install the wheel.
+    fn install(&self) -> Result<(), String> {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python");
+        run(Command::new("cp").arg("-r").arg(source).arg(self.path("python")))?;
+        run(self.python().args(["-m", "build", "--outdir", "dist", "python"]))?;
+        let mut wheels = fs::read_dir(self.path("dist")).unwrap().map(|entry| entry.unwrap().path());
+        let wheel = wheels.find(|path| path.extension().is_some_and(|extension| extension == "whl"));
+        run(self.python().args(["-m", "pip", "install", "--no-index"]).arg(wheel.expect("a wheel"))).map(drop)
+    }
+}
+
+/// What a program printed, or why it failed.
+fn run(command: &mut Command) -> Result<String, String> {
+    let name = format!("{command:?}");
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(text) } else { Err(format!("{name}: {}\n{text}\n{errors}", output.status)) }
+}
+
+const SUITE: [&str; 6] = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"];
+
+#[test]
+fn the_package_is_typed_and_its_tests_pass_without_enforcement() {
+    let test = "the_package_is_typed_and_its_tests_pass_without_enforcement";
+    let Some(environment) = Environment::new(test) else { return };
+    run(environment.python().args(["-m", "mypy", "--config-file", "python/pyproject.toml", "python/src"])).unwrap();
+    // In namespaces of its own, so that no other test of the machine is in the way.
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--net", "--", "sh", "-c", r#"ip link set lo up && exec "$@""#, "sh"]);
+    command.arg(environment.interpreter()).args(SUITE).arg("python/tests").current_dir(environment.folder.path());
+    command.env_remove(portkeep_testkit::REQUIRE);
+    println!("{}", run(&mut command).unwrap());
+}
+
+#[test]
+fn the_tests_of_the_package_pass_where_the_kernel_enforces() {
+    let test = "the_tests_of_the_package_pass_where_the_kernel_enforces";
+    if !outside_or_skip(test) {
+        return;
+    }
+    let Some(environment) = Environment::new(test) else { return };
+    let bed = Bed::with_network("python");
+    bed.program(&["ip", "link", "set", "lo", "up"]).output().unwrap();
+    bed.portkeep(&["up"]).ok();
+    let agent = Agent::start(&bed);
+
+    let interpreter = environment.interpreter();
+    let mut command = bed.program(&[&[interpreter.to_str().unwrap()], &SUITE[..], &["python/tests"]].concat());
+    command.current_dir(environment.folder.path());
+    command.env(portkeep_testkit::REQUIRE, "1").env("PORTKEEP_TEST_AGENT", agent.0.id().to_string());
+    println!("{}", run(&mut command).unwrap());
+    drop(agent);
+    bed.portkeep(&["down"]).ok();
+}
+
+/// An agent that is killed with the test.
+struct Agent(Child);
+
+impl Agent {
+    fn start(bed: &Bed) -> Self {
+        let mut command = bed.program(&[PORTKEEP, "agent"]);
+        let agent = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        eventually(|| bed.portkeep(&["status", "--json"]).ok().json()["agent"] == true);
+        agent
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
