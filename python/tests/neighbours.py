@@ -14,9 +14,10 @@ import sys
 from collections import deque
 
 user, *wanted = map(int, sys.argv[1:])
-os.setgroups([])
-os.setgid(user)
-os.setuid(user)
+if user != os.getuid():
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
 
 # The newest; the oldest is closed when another one comes.
 kept: deque[socket.socket] = deque(maxlen=16)

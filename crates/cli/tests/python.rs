@@ -53,6 +53,12 @@ impl Environment {
         command
     }
 
+    /// The package's own tests, with the interpreter that `command` starts.
+    fn suite(&self, mut command: Command) -> Command {
+        command.args(["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]).arg(self.path("python/tests"));
+        command
+    }
+
     /// Build the source distribution, the wheel from it, and install the wheel.
     fn install(&self) -> Result<(), String> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python");
@@ -73,17 +79,12 @@ fn run(command: &mut Command) -> Result<String, String> {
     if output.status.success() { Ok(text) } else { Err(format!("{name}: {}\n{text}\n{errors}", output.status)) }
 }
 
-const SUITE: [&str; 6] = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"];
-
 #[test]
 fn the_package_is_typed_and_its_tests_pass_without_enforcement() {
     let test = "the_package_is_typed_and_its_tests_pass_without_enforcement";
     let Some(environment) = Environment::new(test) else { return };
     run(environment.python().args(["-m", "mypy", "--config-file", "python/pyproject.toml", "python/src"])).unwrap();
-    // In namespaces of its own, so that no other test of the machine is in the way.
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--net", "--", "sh", "-c", r#"ip link set lo up && exec "$@""#, "sh"]);
-    command.arg(environment.interpreter()).args(SUITE).arg("python/tests").current_dir(environment.folder.path());
+    let mut command = environment.suite(environment.python());
     command.env_remove(portkeep_testkit::REQUIRE);
     println!("{}", run(&mut command).unwrap());
 }
@@ -100,9 +101,7 @@ fn the_tests_of_the_package_pass_where_the_kernel_enforces() {
     bed.portkeep(&["up"]).ok();
     let agent = Agent::start(&bed);
 
-    let interpreter = environment.interpreter();
-    let mut command = bed.program(&[&[interpreter.to_str().unwrap()], &SUITE[..], &["python/tests"]].concat());
-    command.current_dir(environment.folder.path());
+    let mut command = environment.suite(bed.program(&[environment.interpreter().to_str().unwrap()]));
     command.env(portkeep_testkit::REQUIRE, "1").env("PORTKEEP_TEST_AGENT", agent.0.id().to_string());
     println!("{}", run(&mut command).unwrap());
     drop(agent);
