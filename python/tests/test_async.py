@@ -37,7 +37,7 @@ async def test_specific_ports(agent):
 
 
 async def test_the_loop_runs_while_the_agent_is_waited_for(stopped_agent):  # noqa: F811
-    waiting = asyncio.ensure_future(portkeep.reserve_async(at=20050, timeout=60)._reserve())
+    waiting = asyncio.ensure_future(portkeep.reserve_async(at=20050, timeout=60))
     for _ in range(20):
         await asyncio.sleep(0.001)
     assert not waiting.done()

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bed::{Bed, PORTKEEP, eventually};
-use portkeep_testkit::{outside_or_skip, skip};
+use portkeep_testkit::{kernel_or_skip, skip};
 use tempfile::TempDir;
 
 /// Set on machines that must build and test the Python package: there, being unable to is a failure.
@@ -64,9 +64,12 @@ impl Environment {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python");
         run(Command::new("cp").arg("-r").arg(source).arg(self.path("python")))?;
         run(self.python().args(["-m", "build", "--outdir", "dist", "python"]))?;
+        run(self.python().args(["-m", "pip", "install", "--no-index"]).arg(self.wheel())).map(drop)
+    }
+
+    fn wheel(&self) -> PathBuf {
         let mut wheels = fs::read_dir(self.path("dist")).unwrap().map(|entry| entry.unwrap().path());
-        let wheel = wheels.find(|path| path.extension().is_some_and(|extension| extension == "whl"));
-        run(self.python().args(["-m", "pip", "install", "--no-index"]).arg(wheel.expect("a wheel"))).map(drop)
+        wheels.find(|path| path.extension().is_some_and(|extension| extension == "whl")).expect("a wheel")
     }
 }
 
@@ -90,9 +93,19 @@ fn the_package_is_typed_and_its_tests_pass_without_enforcement() {
 }
 
 #[test]
+fn an_old_python_is_refused_the_wheel() {
+    let Some(environment) = Environment::new("an_old_python_is_refused_the_wheel") else { return };
+    let mut install = environment.python();
+    install.args(["-m", "pip", "install", "--no-index", "--no-deps", "--only-binary", ":all:"]);
+    install.args(["--python-version", "3.8", "--target", "old"]).arg(environment.wheel());
+    let refusal = run(&mut install).unwrap_err();
+    assert!(refusal.contains("requires a different Python: 3.8"), "{refusal}");
+}
+
+#[test]
 fn the_tests_of_the_package_pass_where_the_kernel_enforces() {
     let test = "the_tests_of_the_package_pass_where_the_kernel_enforces";
-    if !outside_or_skip(test) {
+    if !kernel_or_skip(test) {
         return;
     }
     let Some(environment) = Environment::new(test) else { return };

@@ -87,7 +87,10 @@ def _text(padded: bytes) -> str:
 def enforcement() -> Enforcement:
     """What a reservation gets here: ``"kernel"`` or ``"held"``."""
     with _control.new_socket("udp") as sock:
-        return "kernel" if _control.version(sock) else "held"
+        try:
+            return "kernel" if _control.version(sock) else "held"
+        except OSError:
+            return "held"
 
 
 def who(port: int, transport: Transport = "tcp") -> Info | None:
