@@ -172,9 +172,12 @@ def test_the_wait_for_the_agent_has_a_limit(stopped_agent):
 
 
 def test_ctrl_c_ends_the_wait_and_cancels_the_request(stopped_agent):
+    # A shell starts background processes with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         portkeep.reserve(at=20031, timeout=60)
     interrupt.join()
+    signal.signal(signal.SIGINT, before)
     assert portkeep.who(20031) is None

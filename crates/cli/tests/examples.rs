@@ -8,7 +8,7 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use bed::{Bed, PORTKEEP, eventually};
@@ -46,6 +46,8 @@ fn ready(test: &str, tools: &[&str]) -> Option<Bed> {
 struct Server<'a> {
     bed: &'a Bed,
     child: Child,
+    /// Open to the end: a program that prints more must not fail.
+    _out: BufReader<ChildStdout>,
     ports: Vec<u16>,
 }
 
@@ -57,8 +59,9 @@ impl<'a> Server<'a> {
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let mut server = Self { bed, child, ports: Vec::new() };
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        let mut server = Self { bed, child, _out: out, ports: Vec::new() };
         let text = line.strip_prefix("listening on port ").unwrap_or_else(|| panic!("{words:?} printed {line:?}"));
         server.ports = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         server

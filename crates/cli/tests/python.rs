@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 /// Set on machines that must build and test the Python package: there, being unable to is a failure.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_PYTHON";
-const PACKAGES: [&str; 5] = ["build", "mypy", "pytest", "pytest-asyncio", "pytest-xdist"];
+/// The newest pip, because older ones install a local wheel for any Python.
+const PACKAGES: [&str; 6] = ["pip>=24.2", "build", "mypy", "pytest", "pytest-asyncio", "pytest-xdist"];
 
 /// A Python environment with the built wheel and the tests.
 struct Environment {
@@ -28,7 +29,8 @@ impl Environment {
     fn new(test: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let environment = Self { folder };
-        let packages = [&["-m", "pip", "install", "--quiet", "--disable-pip-version-check"][..], &PACKAGES].concat();
+        let packages =
+            [&["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"][..], &PACKAGES].concat();
         let made = run(Command::new("python3").args(["-m", "venv"]).arg(environment.path("venv")))
             .and_then(|_| run(environment.python().args(packages)));
         if let Err(reason) = made {
@@ -96,7 +98,7 @@ fn the_package_is_typed_and_its_tests_pass_without_enforcement() {
 fn an_old_python_is_refused_the_wheel() {
     let Some(environment) = Environment::new("an_old_python_is_refused_the_wheel") else { return };
     let mut install = environment.python();
-    install.args(["-m", "pip", "install", "--no-index", "--no-deps", "--only-binary", ":all:"]);
+    install.args(["-m", "pip", "install", "--no-index", "--only-binary", ":all:"]);
     install.args(["--python-version", "3.8", "--target", "old"]).arg(environment.wheel());
     let refusal = run(&mut install).unwrap_err();
     assert!(refusal.contains("requires a different Python: 3.8"), "{refusal}");
