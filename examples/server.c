@@ -42,9 +42,16 @@ int main(void)
 	/* EINPROGRESS: particular ports outside the pool wait for the agent. */
 	if (setsockopt(owner, SOL_PORTKEEP, ACQUIRE, &request, sizeof request) && errno != EINPROGRESS)
 		check(-1, "acquire");
-	do
+	for (int tries = 0; tries < 10000; tries++) {
 		check(getsockopt(owner, SOL_PORTKEEP, GRANTED, &grant, &size), "granted");
-	while (grant.state == PENDING && !usleep(100));
+		if (grant.state != PENDING)
+			break;
+		usleep(1000);
+	}
+	if (grant.state == PENDING) {
+		fprintf(stderr, "the agent does not answer\n");
+		return 1; /* closing the owner socket cancels the request */
+	}
 	if (grant.error) {
 		errno = grant.error;
 		check(-1, "acquire");

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -43,7 +44,7 @@ func reserve(count uint16) (owner int, block grant, err error) {
 	if errno != 0 && errno != syscall.EINPROGRESS {
 		return owner, block, errno
 	}
-	for {
+	for tries := 0; tries < 10000; tries++ {
 		size := uint32(unsafe.Sizeof(block))
 		_, _, errno = syscall.Syscall6(syscall.SYS_GETSOCKOPT, uintptr(owner), solPortkeep, granted,
 			uintptr(unsafe.Pointer(&block)), uintptr(unsafe.Pointer(&size)), 0)
@@ -56,8 +57,9 @@ func reserve(count uint16) (owner int, block grant, err error) {
 		if block.state != pending {
 			return
 		}
-		time.Sleep(100 * time.Microsecond)
+		time.Sleep(time.Millisecond)
 	}
+	return owner, block, errors.New("the agent does not answer")
 }
 
 func main() {
