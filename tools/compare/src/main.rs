@@ -43,7 +43,7 @@ struct Options {
     /// Run fewer rounds, and wait less after a crash
     #[arg(long)]
     short: bool,
-    /// Put the table into README.md and docs/benchmarks.md
+    /// Put the table into README.md and docs/internals/benchmarks.md
     #[arg(long)]
     write: bool,
     /// Seed of the neighbours and the pauses
@@ -98,9 +98,9 @@ fn run(options: &Options) -> Result<()> {
     print!("{table}");
     if options.write {
         let root = repository();
-        report::put(&root.join("README.md"), "compare", &table.to_string())?;
+        report::put(&root.join("README.md"), "compare", &table.summary())?;
         let head = "# Against what people use today\n\n";
-        report::put(&root.join("docs/benchmarks.md"), "compare", &format!("{head}{table}"))?;
+        report::put(&root.join("docs/internals/benchmarks.md"), "compare", &format!("{head}{table}"))?;
     }
     table.check()
 }

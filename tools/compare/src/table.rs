@@ -49,8 +49,8 @@ impl fmt::Display for Table {
         writeln!(f, "Made by `{}` as root, all in one run. {}.\n", self.command, report::machine())?;
         writeln!(
             f,
-            "| | one port taken and given back, `bind(0)` = 1 | 8 ports | rounds lost | a stranger gets, of 8 ports in \
-             hand: plainly / with SO_REUSEADDR | after `kill -9` |"
+            "| | one port taken and given back, `bind(0)` = 1 | 8 ports | rounds lost | an outsider gets, of 8 \
+             ports in hand: plainly / with SO_REUSEADDR | after `kill -9` |"
         )?;
         writeln!(f, "|---|---:|---:|---:|---:|---|")?;
         for Row { subject, latency, races, crash } in &self.rows {
@@ -82,13 +82,32 @@ impl fmt::Display for Table {
 }
 
 impl Table {
+    /// The few columns that fit on the front page.
+    pub(super) fn summary(&self) -> String {
+        let mut text = String::from(
+            "| | test rounds lost | outsiders get of 8 ports: plainly / with SO_REUSEADDR | 8 ports, time |\n\
+             |---|---:|---:|---:|\n",
+        );
+        for Row { subject, latency, races, crash } in &self.rows {
+            let (title, Tally { lost, rounds, .. }) = (subject.title(), races);
+            let _ = writeln!(
+                text,
+                "| {title} | {lost} of {rounds} | {} / {} | {:.0} µs |",
+                crash.plain,
+                crash.reuse,
+                latency.all / 1000.0
+            );
+        }
+        text
+    }
+
     /// What Portkeep promises of these figures.
     pub(super) fn check(&self) -> Result<()> {
         let kernel =
             self.rows.iter().find(|row| row.subject == Subject::Kernel).context("Portkeep was not measured")?;
         let Row { races, crash, .. } = kernel;
         ensure!(races.lost == 0 && races.refused == 0, "Portkeep lost rounds: {}", lost(*races));
-        ensure!((crash.plain, crash.reuse) == (0, 0), "strangers got ports that Portkeep had reserved: {crash:?}");
+        ensure!((crash.plain, crash.reuse) == (0, 0), "outsiders got ports that Portkeep had reserved: {crash:?}");
         ensure!(crash.after.starts_with(AT_ONCE), "Portkeep's ports were not free at once after a crash: {crash:?}");
         Ok(())
     }

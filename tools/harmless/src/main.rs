@@ -28,7 +28,7 @@ struct Options {
     /// Run only CPython's test_socket, and a short load
     #[arg(long)]
     short: bool,
-    /// Put the tables into docs/benchmarks.md
+    /// Put the tables into docs/internals/benchmarks.md
     #[arg(long)]
     write: bool,
     /// Run only these parts

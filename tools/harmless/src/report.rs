@@ -35,7 +35,7 @@ impl Report {
     }
 
     pub(super) fn write(&self) -> Result<()> {
-        let file = repository().join("docs/benchmarks.md");
+        let file = repository().join("docs/internals/benchmarks.md");
         report::put(&file, "do-no-harm", &format!("# What others notice of it\n\n{self}"))?;
         Ok(())
     }
