@@ -158,7 +158,7 @@ fn main() {
         );
     }
     for (what, (a, b)) in
-        ["look-up of a token", "socket + bind, nobody's port + close", "socket + bind, reserved port + close"]
+        ["look-up of a token", "socket + bind, port not reserved + close", "socket + bind, reserved port + close"]
             .into_iter()
             .zip(few.into_iter().zip(full))
     {
