@@ -18,6 +18,7 @@ use crate::{
     ask::Ask,
     claim::Claim,
     level::{Level, Place},
+    sources::ConfigFile,
 };
 
 const AFTER_HELP: &str = "\
@@ -47,6 +48,8 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -67,7 +70,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         (args.scope == AcquireScope::Cgroup, "--scope cgroup"),
         (args.strict, "--strict"),
     ];
-    let level = Level::best(&args.place)?.that_grants(&wishes)?;
+    let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     let claim = match &level {
         Level::Kernel(_) => {
             let scope = match args.scope {

@@ -6,7 +6,11 @@ use portkeep::{QueryError, Transport, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::pins::{Pins, Seen};
+use crate::{
+    agent,
+    pins::{Pins, Seen},
+    sources::ConfigFile,
+};
 
 /// Where the kernel part is, or is to be brought up.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -100,8 +104,10 @@ impl Level {
         Ok(self)
     }
 
-    /// The best level to be had. Whoever may, brings the kernel part up for as long as it is needed.
-    pub(crate) fn best(place: &Place) -> anyhow::Result<Self> {
+    /// The best level to be had. A process that has the rights brings the BPF programs up for as long as it needs them, as
+    /// the configuration says.
+    pub(crate) fn best(place: &Place, config: &ConfigFile) -> anyhow::Result<Self> {
+        config.check()?;
         let served = served_here()?;
         let serve = |need| Ok(Self::Kernel(Served { need }));
         if served.is_some() {
@@ -114,10 +120,11 @@ impl Level {
             return Ok(Self::Held(format!("the kernel part is not up, and cannot be brought up: {obstacle}")));
         }
 
-        let mut settings = Settings::default();
+        let config = config.load()?;
+        // What cannot be looked up in it (the administrators' group) does not concern a command that only runs something.
+        let (mut settings, _) = agent::settings(&config);
         settings.transient = true;
-        settings.home = portkeep_kernel::netns::current_cookie().ok();
-        let need = match Instance::up_and_need(&place.options(settings)) {
+        let need = match Instance::up_and_need(&place.or(&config).options(settings)) {
             Ok((instance, guard)) => {
                 let need = (instance.folder().to_owned(), guard);
                 if instance.is_newly_up() {

@@ -20,6 +20,7 @@ use crate::{
     claim::Claim,
     level::{Level, Place},
     signals::Forwarder,
+    sources::ConfigFile,
     subgroup::Subgroup,
 };
 
@@ -63,6 +64,8 @@ pub(crate) struct Args {
     /// Say nothing about limits of the enforcement
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    config: ConfigFile,
     #[command(flatten)]
     place: Place,
     /// The command and its arguments
@@ -124,7 +127,7 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
     let wishes = [(args.ask.require_kernel, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
-    let level = Level::best(&args.place)?.that_grants(&wishes)?;
+    let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     if let Level::Held(reason) = &level {
         let claim = Claim::held(&args.ask)?;
         let udp = match args.ask.transports() {

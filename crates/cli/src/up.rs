@@ -1,9 +1,6 @@
 //! `up`: bring the kernel part up.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{io::Write, path::Path};
 
 use anyhow::{Context, bail};
 use portkeep::{Errno, PortRange};
@@ -14,6 +11,7 @@ use crate::{
     DONE, Io, agent,
     level::{self, Place},
     pins::Seen,
+    sources::ConfigFile,
     status,
 };
 
@@ -42,9 +40,8 @@ pub(crate) struct Args {
     /// What the bind of a stranger fails with [default: EADDRINUSE]
     #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
     deny_errno: Option<Errno>,
-    /// Configuration file, for what is not said here
-    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", default_value = portkeep_persist::config::PATH)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// One JSON object, as `status --json` prints it
     #[arg(long)]
     json: bool,
@@ -68,7 +65,7 @@ fn deny_errno(text: &str) -> Result<Errno, &'static str> {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let config = configuration(&args.config)?;
+    let config = args.config.load()?;
     let (mut settings, complaints) = agent::settings(&config);
     complaints.into_iter().for_each(|complaint| io.note(complaint));
     settings.pool = args.pool.map_or(settings.pool, |pool| pool.0);
@@ -101,18 +98,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-fn configuration(file: &Path) -> anyhow::Result<Config> {
-    Config::load(file).map_err(|wrong| {
-        let text: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", text.join("\n"))
-    })
-}
-
 /// Bring the kernel part up as the configuration says, or adopt it as it is. For the agent that starts at boot.
-pub(crate) fn by_configuration(place: &Place, file: &Path) -> anyhow::Result<Instance> {
-    let config = configuration(file)?;
-    let (settings, _) = agent::settings(&config);
-    let options = place.or(&config).options(settings);
+pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result<Instance> {
+    let (settings, _) = agent::settings(config);
+    let options = place.or(config).options(settings);
     let mut up = Instance::up(&options);
     if let Err(InstanceError::Skew { .. }) = up {
         // Another version left it there: the package was upgraded while it was up.

@@ -382,3 +382,45 @@ fn nothing_is_mounted_over_files_for_a_mistyped_folder() {
     let listed = bed.program(&["ls", bed.folder.path().to_str().unwrap()]).output().unwrap();
     assert!(String::from_utf8_lossy(&listed.stdout).contains("bpf"), "{listed:?}");
 }
+
+#[test]
+fn a_configuration_that_was_named_must_exist() {
+    let bed = bed!("named-config");
+    let missing = bed.folder.path().join("missing.toml");
+    let all: [(&[&str], i32); 6] = [
+        (&["up"], 1),
+        (&["run", "--", "true"], 125),
+        (&["acquire"], 1),
+        (&["agent", "--up"], 1),
+        (&["check"], 1),
+        (&["persist", "list"], 1),
+    ];
+    for (words, code) in all {
+        let said: bed::Said = bed.command(words).env("PORTKEEP_CONFIG", &missing).output().unwrap().into();
+        assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
+        assert!(said.err.contains(missing.to_str().unwrap()), "{words:?}: {said:?}");
+    }
+    let said = bed.portkeep(&["up", "--config", missing.to_str().unwrap()]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(bed.nothing_pinned());
+    // One that nobody named may be missing.
+    bed.portkeep(&["up"]).ok();
+}
+
+#[test]
+fn run_and_acquire_bring_up_what_the_configuration_says() {
+    let bed = bed!("transient-config");
+    let folder = bed.folder.path().join("root/etc/portkeep");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("portkeep.toml");
+    std::fs::write(&file, "pool = \"20000-20999\"\n").unwrap();
+    assert_eq!(bed.portkeep(&["run", "--", "echo", "{PORT}"]).ok().out, "20000\n");
+    let holding = bed.hold(&[]);
+    assert!(holding.line.starts_with("20000 tcp "), "{}", holding.line);
+    holding.let_go();
+    std::fs::write(&file, "pol = 1\n").unwrap();
+    let said = bed.portkeep(&["run", "--", "echo", "{PORT}"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(125), ""), "{said:?}");
+    assert!(said.err.contains("portkeep.toml:1:1"), "{said:?}");
+    assert!(bed.nothing_pinned());
+}

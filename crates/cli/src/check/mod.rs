@@ -67,7 +67,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let known = Known::below(args.sources.root());
     let mut findings = Findings::default();
     if args.files.is_empty() {
-        findings.machine(&args.sources, &known);
+        findings.machine(&args.sources, &known)?;
     } else {
         findings.named(&args.files, args.sources.root(), &known);
     }
@@ -82,8 +82,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 impl Findings {
     /// All that the agent would read.
-    fn machine(&mut self, sources: &Sources, known: &Known) {
-        let file = sources.config();
+    fn machine(&mut self, sources: &Sources, known: &Known) -> anyhow::Result<()> {
+        let file = sources.config()?;
         let config = if file.exists() || file.is_symlink() { self.configuration(&file, known) } else { None };
         let state_dir = sources.state_dir(&config.unwrap_or_default());
         let loaded = dropin::load(sources.root());
@@ -101,6 +101,7 @@ impl Findings {
         let in_force: Vec<_> =
             merged.in_force.into_iter().filter(|declared| matches!(declared.origin, Origin::File { .. })).collect();
         self.take(&in_force, known);
+        Ok(())
     }
 
     /// What commands created, which files must not conflict with.

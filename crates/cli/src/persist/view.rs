@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, path::Path};
 
 use anyhow::Context;
 use portkeep::persistent::{Connection, Entry, Origin, PersistentError, Standing, protocol};
-use portkeep_persist::{Config, Declared, Store, StoreError, Stored, dropin, merge};
+use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
 use serde::Serialize;
 
 use crate::{Io, entry, list, pins::Pins, sources::Sources};
@@ -38,6 +38,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     for wrong in &loaded.diagnostics {
         io.note(wrong);
     }
+    sources.config()?;
     let (commands, with_store) = match commands(sources) {
         Ok(commands) => (commands, true),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -60,7 +61,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
 
 /// What commands created, from their two stores.
 fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
-    let config = Config::load(&sources.config()).unwrap_or_default();
+    let config = sources.load().unwrap_or_default();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let runtime = protocol::socket_path();
     let runtime = runtime.parent().unwrap_or(Path::new(protocol::DEFAULT_RUNTIME_DIR));

@@ -133,7 +133,7 @@ impl Bed {
         command.env("PORTKEEP_RUNTIME_DIR", self.folder.path().join("run"));
         command.env("PORTKEEP_STATE_DIR", self.folder.path().join("state"));
         command.env("PORTKEEP_ROOT", self.folder.path().join("root"));
-        command.env("PORTKEEP_CONFIG", self.folder.path().join("root/etc/portkeep/portkeep.toml"));
+        command.env_remove("PORTKEEP_CONFIG");
         command.env_remove("PORTKEEP_SERVE");
         command.stdin(Stdio::null());
         command
