@@ -62,7 +62,7 @@ enum AcquireScope {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
     let wishes = [
@@ -77,7 +77,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 AcquireScope::User => Scope::User,
                 AcquireScope::Cgroup => Scope::Cgroup(0),
             };
-            Claim::kernel(&args.ask, "", scope, args.strict)?
+            Claim::kernel(&args.ask, "", scope, args.strict, || signals.pending().next())?
         }
         Level::Held(reason) => {
             let claim = Claim::held(&args.ask)?;

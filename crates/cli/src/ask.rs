@@ -1,6 +1,10 @@
 //! What `run` and `acquire` can ask for.
 
+use std::time::Duration;
+
 use portkeep::{PortRange, Transports};
+
+use crate::patience;
 
 /// Bytes that a label can have.
 pub(crate) const LABEL: usize = 24;
@@ -32,6 +36,10 @@ pub(crate) struct Ask {
     /// Fail where the kernel cannot keep others off, rather than only hold the ports
     #[arg(long)]
     pub(crate) require_kernel: bool,
+    /// Give up when the agent has not answered a request for particular ports within so many seconds
+    #[arg(long, value_name = "SECONDS", env = patience::VARIABLE, hide_env_values = true)]
+    #[arg(default_value = patience::DEFAULT, value_parser = patience::seconds)]
+    pub(crate) timeout: Duration,
 }
 
 impl Ask {

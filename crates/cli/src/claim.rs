@@ -1,9 +1,11 @@
 //! A reservation made by a command, at either level of enforcement.
 
-use portkeep::{Enforcement, PortRange, Request, Require, Reservation, Scope, Token, Transport, Transports};
+use portkeep::{
+    AcquireError, Enforcement, PortRange, Request, Require, Reservation, Scope, Token, Transport, Transports,
+};
 use serde::Serialize;
 
-use crate::{ask::Ask, conflict, held::Held};
+use crate::{ask::Ask, conflict, held::Held, signals::Ended};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -34,7 +36,14 @@ pub(crate) struct ClaimJson {
 
 impl Claim {
     /// Have the kernel part reserve what is asked for. `label` is for a request without one.
-    pub(crate) fn kernel(ask: &Ask, label: &str, scope: Scope, strict: bool) -> anyhow::Result<Self> {
+    /// `signal` reports a signal that shall end the wait for the agent.
+    pub(crate) fn kernel(
+        ask: &Ask,
+        label: &str,
+        scope: Scope,
+        strict: bool,
+        mut signal: impl FnMut() -> Option<i32>,
+    ) -> anyhow::Result<Self> {
         let block = ask.block()?;
         let transports = ask.transports();
         let first = transports.iter().next().unwrap_or(Transport::Tcp);
@@ -53,7 +62,17 @@ impl Claim {
         if strict {
             request = request.strict();
         }
-        let reservation = request.acquire().map_err(|error| conflict::explain(ask, block, error))?;
+        let mut ended_by = None;
+        let granted = request.start().and_then(|pending| {
+            pending.wait_for(ask.timeout, || {
+                ended_by = signal();
+                ended_by.is_some()
+            })
+        });
+        let reservation = granted.map_err(|error| match ended_by.or_else(signal) {
+            Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
+            _ => conflict::explain(ask, block, error),
+        })?;
         let (ports, token) = (reservation.ports(), Some(reservation.token()));
         Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })
     }

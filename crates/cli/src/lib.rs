@@ -20,6 +20,7 @@ mod held;
 mod level;
 mod list;
 mod names;
+mod patience;
 mod persist;
 mod pins;
 mod port_arg;
@@ -61,7 +62,10 @@ Exit status:
   1  failed, the reason is on standard error (of `check`: something is wrong)
   2  wrong usage
   3  nothing there: not up (status), nobody's port (who), no such reservation (release, persist)
-  `run` exits with what the command exits with; see `portkeep help run`";
+  `run` exits with what the command exits with; see `portkeep help run`
+
+Environment:
+  PORTKEEP_TIMEOUT  seconds to wait for an agent that does not answer [default: 30]";
 
 /// Reserve ports, and have the kernel keep them
 ///
@@ -208,7 +212,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 false => "",
             };
             let _ = writeln!(io.err, "portkeep: {text}{advice}");
-            failed
+            error.downcast_ref::<signals::Ended>().map_or(failed, signals::Ended::status)
         }
     }
 }

@@ -92,8 +92,8 @@ struct Stage {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // Before anything is made that a signal could leave lying around.
-    let forwarder = Forwarder::new().context("catching signals")?;
-    let mut stage = set_up(&args, io)?;
+    let mut forwarder = Forwarder::new().context("catching signals")?;
+    let mut stage = set_up(&args, &mut forwarder, io)?;
 
     let ports = stage.claim.ports;
     let mut words = args.command.iter();
@@ -118,7 +118,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
 }
 
-fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
     let mut note = |text: std::fmt::Arguments<'_>| {
         if !args.quiet {
             io.note(text);
@@ -156,7 +156,7 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
         },
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
-    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false)?;
+    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false, || forwarder.ended_by())?;
     Ok(Stage { claim, _subgroup: subgroup, _level: level })
 }
 

@@ -1,8 +1,11 @@
 //! `status`: what is enforced, where, and for whom.
 
-use std::{io::Write, path::PathBuf};
+use std::{fmt, io::Write, path::PathBuf};
 
-use portkeep::{Enforcement, Errno, PortRange, Version};
+use portkeep::{
+    Enforcement, Errno, PortRange, Transports, Version,
+    persistent::{Connection, Entry, PersistentError, Standing},
+};
 use portkeep_core::wire;
 use portkeep_kernel::{Instance, InstanceError, Obstacle, cgroup};
 use serde::Serialize;
@@ -10,6 +13,7 @@ use serde::Serialize;
 use crate::{
     DONE, Io, NOTHING,
     level::served_here,
+    patience,
     pins::{Pins, Seen},
     when,
 };
@@ -56,11 +60,24 @@ pub(crate) struct Status {
     quota: Option<u32>,
     deny_errno: Option<String>,
     agent: Option<bool>,
+    /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
+    agent_answers: Option<bool>,
+    /// What is declared and not in force, as the agent reports it.
+    waiting: Vec<Waiting>,
     transient: Option<bool>,
     /// Why something is missing above.
     not_seen: Option<String>,
     #[serde(skip)]
     since_ns: Option<u64>,
+}
+
+/// A persistent reservation that is not in force.
+#[derive(Debug, Serialize)]
+struct Waiting {
+    name: String,
+    ports: PortRange,
+    transports: Transports,
+    why: String,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -93,10 +110,48 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.not_seen = Some(format!("{:#}", anyhow::Error::from(error)));
         }
     }
+    status.add_agent();
     Ok(status)
 }
 
+impl Waiting {
+    fn of(entry: Entry) -> Option<Self> {
+        let Entry { declaration, standing, .. } = entry;
+        let why = match standing {
+            Standing::Active => return None,
+            Standing::Waiting(why) | Standing::Conflict(why) => why,
+        };
+        let name = declaration.name.to_string();
+        Some(Self { name, ports: declaration.ports, transports: declaration.transports, why })
+    }
+}
+
+/// "web, 80/tcp: 80/tcp is in use by pid 812 (nginx)".
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}/{}: {}", self.name, self.ports, self.transports, self.why)
+    }
+}
+
 impl Status {
+    /// Ask the agent, if one runs: whether it answers, and what waits.
+    fn add_agent(&mut self) {
+        if self.agent != Some(true) {
+            return;
+        }
+        match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
+            Ok(entries) => {
+                self.agent_answers = Some(true);
+                self.waiting.extend(entries.into_iter().filter_map(Waiting::of));
+            }
+            Err(PersistentError::Lost(_)) => self.agent_answers = Some(false),
+            // Its socket is not here: in a container, or under another PORTKEEP_RUNTIME_DIR.
+            Err(PersistentError::AgentAbsent { .. } | PersistentError::ConnectCall(_)) => {}
+            // It has no time for us now, and says so.
+            Err(_) => self.agent_answers = Some(true),
+        }
+    }
+
     fn add_version(&mut self, version: &Version) {
         self.up = Some(true);
         self.abi = Some(version.abi);
@@ -179,10 +234,19 @@ impl Status {
         if let Some(refused) = self.refused {
             line("refused", format!("{refused} bind{} of outsiders", if refused == 1 { "" } else { "s" }))?;
         }
-        match self.agent {
-            Some(true) => line("agent", "running".into())?,
-            Some(false) => line("agent", "not running: only ports of the pool can be reserved".into())?,
-            None => {}
+        match (self.agent, self.agent_answers) {
+            (Some(true), Some(false)) => line(
+                "agent",
+                "runs, but does not answer: it hangs or was stopped; restart it (`systemctl restart portkeep`)".into(),
+            )?,
+            (Some(true), Some(true) | None) => line("agent", "running".into())?,
+            (Some(false), _) => {
+                line("agent", "not running (needed for ports outside the pool and for `portkeep persist`)".into())?;
+            }
+            (None, _) => {}
+        }
+        for waiting in &self.waiting {
+            line("waits", waiting.to_string())?;
         }
         if self.transient == Some(true) {
             line("transient", "goes with the last `portkeep run` that needs it".into())?;

@@ -444,3 +444,18 @@ fn two_pending_requests_of_one_socket_are_told_apart() {
     assert_eq!(second.ports().start(), 7200);
 }
 }
+
+kernel_test! {
+fn a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_told_to() {
+    let mut agent = Agent::turn();
+    agent.start();
+    let request = Reservation::tcp().at(7000).timeout(Duration::from_millis(20));
+    let error = request.acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::AgentSilent { .. }), "{error:?}");
+    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::TimedOut);
+    let error = request.start().unwrap().wait_for(Duration::MAX, || true).unwrap_err();
+    assert!(matches!(error, AcquireError::Interrupted), "{error:?}");
+    assert_eq!(error.errno(), Some(Errno::EINTR));
+    assert_eq!(list().unwrap(), []);
+}
+}

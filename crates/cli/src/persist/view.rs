@@ -7,7 +7,7 @@ use portkeep::persistent::{Connection, Entry, Origin, PersistentError, Standing,
 use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
 use serde::Serialize;
 
-use crate::{Io, entry, list, pins::Pins, sources::Sources};
+use crate::{Io, entry, list, patience, pins::Pins, sources::Sources};
 
 /// All that is declared.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct View {
 
 /// Look. What could not be seen is said.
 pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
-    let mut view = match Connection::open().and_then(|mut agent| agent.list()) {
+    let mut view = match Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list()) {
         Ok(entries) => View { entries, with_store: true },
         Err(PersistentError::AgentAbsent { .. }) => without_agent(pins, sources, io)?,
         Err(error) => return Err(error.into()),
