@@ -49,7 +49,7 @@ impl Place {
 #[derive(Debug)]
 pub(crate) enum Level {
     /// The kernel part.
-    Kernel(#[expect(dead_code, reason = "kept until the ports are given up")] Served),
+    Kernel(Served),
     /// Nobody but the sockets that hold the ports; with the reason.
     Held(String),
 }
@@ -58,6 +58,22 @@ pub(crate) enum Level {
 #[derive(Debug)]
 pub(crate) struct Served {
     need: Option<(PathBuf, File)>,
+}
+
+impl Served {
+    /// Let another process give up what is needed, in place of this one. What it gives up is passed to `hand_over`.
+    pub(crate) fn hand_over<T>(
+        &mut self,
+        hand_over: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let copy = match &self.need {
+            Some((folder, guard)) => Some((folder.clone(), guard.try_clone()?)),
+            None => None,
+        };
+        let done = hand_over(copy)?;
+        self.need = None;
+        Ok(done)
+    }
 }
 
 impl Drop for Served {

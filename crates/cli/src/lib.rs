@@ -13,6 +13,7 @@ mod ask;
 mod check;
 mod claim;
 mod conflict;
+mod custodian;
 mod down;
 mod entry;
 mod excludedportrange;
@@ -84,6 +85,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    #[command(name = custodian::NAME, hide = true)]
+    Custodian(custodian::Args),
     Acquire(acquire::Args),
     Release(release::Args),
 
@@ -185,6 +188,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let failed = cli.command.failure();
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
+        Command::Custodian(args) => custodian::run(args, io),
         Command::Acquire(args) => acquire::run(args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Write},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -18,7 +18,9 @@ use crate::{
     Io,
     ask::{Ask, LABEL},
     claim::Claim,
+    custodian::Custodian,
     level::{Level, Place},
+    process::Process,
     signals::Forwarder,
     sources::ConfigFile,
     subgroup::Subgroup,
@@ -40,9 +42,10 @@ The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS
 and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
-The command and all that it starts can bind exactly these ports, and nobody else can, until it ends. Who \
-belongs to it is told by a cgroup (portkeep-run-<pid>); where none can be made, every process of the same user \
-counts. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
+The command and all that it starts can bind exactly these ports, and nobody else can, until the last of these \
+processes has ended: a server that goes on in the background keeps its ports after `run` has returned, and when `run` is \
+killed. A cgroup (portkeep-run-<pid>) marks the processes. Where none can be made, every process of the same user can bind \
+the ports, and the reservation ends with `run`. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
 mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on \
 standard error. With --require-kernel or --scope cgroup it fails instead of holding the ports.
 
@@ -83,11 +86,17 @@ enum RunScope {
     User,
 }
 
-// The fields are given up in this order: the ports first, the kernel part last.
+// The fields are given up in this order: the ports first, the BPF programs last.
 struct Stage {
     claim: Claim,
-    _subgroup: Option<Subgroup>,
-    _level: Level,
+    group: Option<Group>,
+    level: Level,
+}
+
+/// The cgroup of the command, and the process that keeps the ports as long as it is populated.
+struct Group {
+    custodian: Option<Custodian>,
+    cgroup: Subgroup,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -109,12 +118,52 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
 
     stage.claim.make_way();
-    match forwarder.run(&mut command) {
-        Ok(status) => Ok(exit_code(status.code(), status.signal())),
+    stage.keep()?;
+    let watch = stage.claim.watch(|reason| drop(writeln!(io::stderr(), "portkeep: {reason}")));
+    let group = stage.group.as_mut().map(|group| &mut group.cgroup);
+    // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
+    let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
+    drop(watch);
+    let code = match ended {
+        Ok(status) => exit_code(status.code(), status.signal()),
         Err(error) => {
             io.note(format_args!("{}: {error}", program.display()));
-            Ok(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+            if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
         }
+    };
+    let left = stage.finish()?;
+    if !left.is_empty() && !args.quiet {
+        let names: Vec<String> = left.iter().map(Process::to_string).collect();
+        io.note(format_args!(
+            "the command left {} running; {ports} stays reserved for it until it ends",
+            names.join(", ")
+        ));
+    }
+    Ok(code)
+}
+
+impl Stage {
+    /// Have the ports kept beyond the end of this process, as long as the command's cgroup is populated.
+    fn keep(&mut self) -> anyhow::Result<()> {
+        let (Some(group), Level::Kernel(served), Some(owner)) =
+            (&mut self.group, &mut self.level, self.claim.owner().context("duplicating the owner socket")?)
+        else {
+            return Ok(());
+        };
+        group.custodian = Some(served.hand_over(|need| Custodian::start(&group.cgroup, owner, need))?);
+        Ok(())
+    }
+
+    /// The command has ended. What it left running keeps the ports, and is returned.
+    fn finish(self) -> anyhow::Result<Vec<Process>> {
+        let Self { claim, group, level: _level } = self;
+        let Some(Group { custodian: Some(custodian), mut cgroup }) = group else { return Ok(Vec::new()) };
+        cgroup.leave().context("leaving the cgroup of the command")?;
+        claim.close();
+        if custodian.finish(&cgroup).context("waiting for the cgroup of the command")? {
+            return Ok(Vec::new());
+        }
+        Ok(cgroup.processes().into_iter().filter_map(Process::of).collect())
     }
 }
 
@@ -139,7 +188,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
              port with SO_REUSEADDR{udp}",
             claim.ports
         ));
-        return Ok(Stage { claim, _subgroup: None, _level: level });
+        return Ok(Stage { claim, group: None, level });
     }
 
     let subgroup = match args.scope {
@@ -157,7 +206,8 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
     let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false, || forwarder.ended_by())?;
-    Ok(Stage { claim, _subgroup: subgroup, _level: level })
+    let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
+    Ok(Stage { claim, group, level })
 }
 
 /// What listings call the reservation if nobody gave it a label: the owner process is always a portkeep.

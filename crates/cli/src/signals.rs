@@ -51,9 +51,10 @@ impl Forwarder {
         self.early.iter().copied().find(|signal| !matches!(*signal, SIGUSR1 | SIGUSR2))
     }
 
-    /// Start the command and wait for its end.
-    pub(crate) fn run(mut self, command: &mut Command) -> io::Result<ExitStatus> {
+    /// Start the command, do what is to be done `then`, and wait for its end.
+    pub(crate) fn run(mut self, command: &mut Command, then: impl FnOnce()) -> io::Result<ExitStatus> {
         let mut child = command.spawn()?;
+        then();
         let handle = self.signals.handle();
         thread::scope(|scope| {
             let pid = Pid::from_child(&child);

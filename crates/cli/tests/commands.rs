@@ -69,7 +69,7 @@ fn up_is_idempotent_and_down_leaves_nothing() {
     let down = bed.portkeep(&["down"]).ok();
     assert_eq!(down.out, "down; 1 reservation ended\n");
     assert!(bed.nothing_pinned());
-    holding.let_go();
+    holding.end();
     let again = bed.portkeep(&["down", "--json"]).ok();
     assert_eq!(again.json()["was_up"], false);
     assert_eq!(bed.portkeep(&["list"]).code, Some(1));
@@ -163,36 +163,97 @@ fn exit_status_and_signals_pass_through() {
     assert_eq!(bed.subgroups(), Vec::<String>::new());
 }
 
-#[test]
-fn what_the_command_leaves_running_is_not_disturbed() {
-    let bed = bed!("left-over");
-    bed.portkeep(&["up"]).ok();
-    let said = bed.portkeep(&["run", "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).ok();
-    let pid: i32 = said.out.trim().parse().unwrap();
-    assert_eq!(bed.subgroups(), Vec::<String>::new());
-    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    assert!(cgroup.contains(&bed.home()), "{cgroup}");
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+/// Ends a process that a test left running on purpose.
+fn kill(pid: &str) {
+    kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+fn reservations(bed: &Bed) -> usize {
+    bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len()
 }
 
 #[test]
-fn a_killed_run_leaves_no_reservation() {
+fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
+    let bed = bed!("left-over");
+    let go = bed.folder.path().join("go");
+    let said = bed.folder.path().join("said");
+    // It binds only after `run` has returned. Nothing is up but for it.
+    let later = format!(
+        "while [ ! -e {0} ]; do sleep 0.02; done; {1} > {2}; mv {2} {2}.all; sleep 60",
+        go.display(),
+        binds("tcp", "$PORT"),
+        said.display()
+    );
+    let script = format!("sh -c '{later}' >/dev/null 2>&1 & echo $PORT $!");
+    let run = bed.portkeep(&["run", "--", "sh", "-c", &script]).ok();
+    let (port, pid) = run.out.trim().split_once(' ').unwrap();
+    assert!(run.err.contains(&format!("pid {pid} (sh)")) && run.err.contains("stays reserved"), "{run:?}");
+    assert_eq!(bed.stranger_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    assert_eq!(reservations(&bed), 1);
+    std::fs::write(&go, "").unwrap();
+    let all = bed.folder.path().join("said.all");
+    eventually(|| all.exists());
+    assert_eq!(answer(&std::fs::read_to_string(&all).unwrap()), "bound");
+    assert_eq!(reservations(&bed), 1);
+    kill(pid);
+    // Its `sleep` is the last process.
+    for cgroup in bed.subgroups() {
+        let procs = std::fs::read_to_string(bed.cgroup.path().join(cgroup).join("cgroup.procs")).unwrap_or_default();
+        procs.lines().for_each(kill);
+    }
+    eventually(|| bed.nothing_pinned() && bed.subgroups().is_empty());
+}
+
+#[test]
+fn a_killed_run_takes_nothing_from_its_command() {
     let bed = bed!("killed-run");
     bed.portkeep(&["up"]).ok();
-    let script = "echo $$; exec sleep 60";
-    let mut child = bed.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let script = format!("echo $$ $PORT; read line; {}; exec sleep 60", binds("tcp", "$PORT"));
+    let mut child =
+        bed.command(&["run", "--", "sh", "-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(bed.portkeep(&["list", "--json"]).json().as_array().unwrap().len(), 1);
+    out.read_line(&mut line).unwrap();
+    let (pid, port) = line.trim().split_once(' ').unwrap();
+    let mut input = child.stdin.take().unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
-    eventually(|| bed.portkeep(&["list", "--json"]).json().as_array().unwrap().is_empty());
-    kill_process(Pid::from_raw(line.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    // The next one tidies up after it.
-    eventually(|| {
-        bed.portkeep(&["run", "--", "true"]).ok();
-        bed.subgroups().is_empty()
-    });
+    assert_eq!(bed.stranger_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    std::io::Write::write_all(&mut input, b"go\n").unwrap();
+    let mut lines = out.lines().map(Result::unwrap);
+    let helped = lines.by_ref().find(|line| line.contains("helper: ")).unwrap();
+    assert_eq!(answer(&helped), "bound");
+    assert_eq!(reservations(&bed), 1);
+    kill(pid);
+    eventually(|| reservations(&bed) == 0 && bed.subgroups().is_empty());
+}
+
+#[test]
+fn the_holder_of_a_released_reservation_is_told() {
+    let bed = bed!("released");
+    bed.portkeep(&["up"]).ok();
+    let script = "echo $PORTKEEP_TOKEN; exec sleep 60";
+    let mut child =
+        bed.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    bed.portkeep(&["release", line.trim()]).ok();
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("61000/tcp was released by an administrator"), "{said}");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+
+    let mut acquire =
+        bed.command(&["acquire"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(acquire.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    bed.portkeep(&["release", line.split_whitespace().last().unwrap()]).ok();
+    let input = acquire.stdin.take();
+    let said = bed::Said::from(acquire.wait_with_output().unwrap());
+    drop(input);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("was released by an administrator"), "{said:?}");
 }
 
 #[test]

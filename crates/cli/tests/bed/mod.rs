@@ -227,6 +227,12 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
+    /// The same for one whose reservation may have ended before.
+    pub(crate) fn end(mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+    }
+
     /// Its input ends.
     pub(crate) fn let_go(mut self) {
         drop(self.child.stdin.take());
