@@ -66,7 +66,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
     let wishes = [
-        (args.ask.require_kernel, "--require-kernel"),
+        (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == AcquireScope::Cgroup, "--scope cgroup"),
         (args.strict, "--strict"),
     ];

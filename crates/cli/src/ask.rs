@@ -6,6 +6,8 @@ use portkeep::{PortRange, Transports};
 
 use crate::patience;
 
+/// The variable that stands for --require-kernel.
+const REQUIRE: &str = "PORTKEEP_REQUIRE";
 /// Bytes that a label can have.
 pub(crate) const LABEL: usize = 24;
 
@@ -43,6 +45,17 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    /// Whether ports that are only held are not enough.
+    pub(crate) fn requires_kernel(&self) -> anyhow::Result<bool> {
+        match std::env::var_os(REQUIRE) {
+            Some(value) if value == "kernel" => Ok(true),
+            Some(value) if !value.is_empty() => {
+                anyhow::bail!("{REQUIRE} is {:?}; it can be `kernel`, or empty", value.display().to_string())
+            }
+            _ => Ok(self.require_kernel),
+        }
+    }
+
     pub(crate) const fn transports(&self) -> Transports {
         match (self.udp, self.both) {
             (_, true) => Transports::Both,

@@ -5,7 +5,7 @@
 //! empty, and removes what is left of it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsFd, OwnedFd},
     os::unix::process::CommandExt,
@@ -50,6 +50,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
+    close_inherited().context("closing inherited descriptors")?;
     // What ends a service or a terminal goes to all of its processes, and the command may take its time to end.
     let _caught = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]).context("catching signals")?;
     let need = match args.needs {
@@ -67,6 +68,20 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
         Instance::need_no_more(&folder, guard)?;
     }
     Ok(DONE)
+}
+
+/// Pipes and sockets that were meant for the command would otherwise stay open here when the command has closed them.
+fn close_inherited() -> io::Result<()> {
+    let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2)
+        .collect();
+    for number in numbers {
+        // Ignored: the descriptor that /proc was read with is closed already.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
 }
 
 /// False if it is not empty in time.

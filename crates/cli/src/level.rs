@@ -45,7 +45,7 @@ impl Place {
     }
 }
 
-/// Who keeps strangers off the ports.
+/// Who keeps outsiders off the ports.
 #[derive(Debug)]
 pub(crate) enum Level {
     /// The kernel part.

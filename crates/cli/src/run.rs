@@ -8,14 +8,13 @@ use std::{
         process::ExitStatusExt,
     },
     path::Path,
-    process::Command,
 };
 
 use anyhow::Context;
 use portkeep::{PortRange, Scope};
 
 use crate::{
-    Io,
+    Io, activated,
     ask::{Ask, LABEL},
     claim::Claim,
     custodian::Custodian,
@@ -107,7 +106,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let ports = stage.claim.ports;
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
-    let mut command = Command::new(program);
+    let mut command = activated::command(program);
     for word in words {
         command.arg(fill_in(word, ports)?);
     }
@@ -126,10 +125,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     drop(watch);
     let code = match ended {
         Ok(status) => exit_code(status.code(), status.signal()),
-        Err(error) => {
-            io.note(format_args!("{}: {error}", program.display()));
-            if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
-        }
+        Err(error) => not_started(program, &error, io),
     };
     let left = stage.finish()?;
     if !left.is_empty() && !args.quiet {
@@ -140,6 +136,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         ));
     }
     Ok(code)
+}
+
+/// Report that a command cannot be started. Returns the exit status.
+pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
+    io.note(format_args!("{}: {error}", program.display()));
+    if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
 }
 
 impl Stage {
@@ -175,7 +177,8 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     };
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
-    let wishes = [(args.ask.require_kernel, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
+    let wishes =
+        [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     if let Level::Held(reason) = &level {
         let claim = Claim::held(&args.ask)?;

@@ -1,11 +1,8 @@
 //! `status`: what is enforced, where, and for whom.
 
-use std::{fmt, io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
-use portkeep::{
-    Enforcement, Errno, PortRange, Transports, Version,
-    persistent::{Connection, Entry, PersistentError, Standing},
-};
+use portkeep::{Enforcement, Errno, PortRange, Version};
 use portkeep_core::wire;
 use portkeep_kernel::{Instance, InstanceError, Obstacle, cgroup};
 use serde::Serialize;
@@ -13,8 +10,8 @@ use serde::Serialize;
 use crate::{
     DONE, Io, NOTHING,
     level::served_here,
-    patience,
     pins::{Pins, Seen},
+    waiting::{self, Heard, Waiting},
     when,
 };
 
@@ -71,15 +68,6 @@ pub(crate) struct Status {
     since_ns: Option<u64>,
 }
 
-/// A persistent reservation that is not in force.
-#[derive(Debug, Serialize)]
-struct Waiting {
-    name: String,
-    ports: PortRange,
-    transports: Transports,
-    why: String,
-}
-
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let status = of(&args.pins, io)?;
     if args.json {
@@ -114,41 +102,20 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
     Ok(status)
 }
 
-impl Waiting {
-    fn of(entry: Entry) -> Option<Self> {
-        let Entry { declaration, standing, .. } = entry;
-        let why = match standing {
-            Standing::Active => return None,
-            Standing::Waiting(why) | Standing::Conflict(why) => why,
-        };
-        let name = declaration.name.to_string();
-        Some(Self { name, ports: declaration.ports, transports: declaration.transports, why })
-    }
-}
-
-/// "web, 80/tcp: 80/tcp is in use by pid 812 (nginx)".
-impl fmt::Display for Waiting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {}/{}: {}", self.name, self.ports, self.transports, self.why)
-    }
-}
-
 impl Status {
     /// Ask the agent, if one runs: whether it answers, and what waits.
     fn add_agent(&mut self) {
         if self.agent != Some(true) {
             return;
         }
-        match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
-            Ok(entries) => {
+        match waiting::ask() {
+            Heard::Waiting(waiting) => {
                 self.agent_answers = Some(true);
-                self.waiting.extend(entries.into_iter().filter_map(Waiting::of));
+                self.waiting = waiting;
             }
-            Err(PersistentError::Lost(_)) => self.agent_answers = Some(false),
-            // Its socket is not here: in a container, or under another PORTKEEP_RUNTIME_DIR.
-            Err(PersistentError::AgentAbsent { .. } | PersistentError::ConnectCall(_)) => {}
-            // It has no time for us now, and says so.
-            Err(_) => self.agent_answers = Some(true),
+            Heard::Busy => self.agent_answers = Some(true),
+            Heard::Silence => self.agent_answers = Some(false),
+            Heard::NotHere => {}
         }
     }
 
@@ -229,10 +196,10 @@ impl Status {
             line("quota", format!("{quota} ports for each user"))?;
         }
         if let Some(errno) = &self.deny_errno {
-            line("strangers get", errno.clone())?;
+            line("outsiders get", errno.clone())?;
         }
         if let Some(refused) = self.refused {
-            line("refused", format!("{refused} bind{} of outsiders", if refused == 1 { "" } else { "s" }))?;
+            line("refused", format!("{refused} bind{} of reserved ports", if refused == 1 { "" } else { "s" }))?;
         }
         match (self.agent, self.agent_answers) {
             (Some(true), Some(false)) => line(

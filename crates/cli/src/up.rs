@@ -25,19 +25,20 @@ Examples:
   portkeep up --pool 20000-20999           wildcard requests are served from this range
   portkeep up --enforce /sys/fs/cgroup/system.slice
 
-Ports of the pool can only be bound by who reserved them; keep it outside net.ipv4.ip_local_port_range.";
+Ports of the pool that are not reserved behave as any other port. The pool is best outside net.ipv4.ip_local_port_range; \
+where they overlap, the overlap is entered into ip_local_reserved_ports, and `portkeep down` takes it out.";
 
 /// Bring the kernel part up
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Ports that requests without a port are served from, FIRST-LAST or `none` [default: 61000-65535]
+    /// Ports that requests without a port are served from first, FIRST-LAST or `none` [default: 61000-65535]
     #[arg(long, value_name = "FIRST-LAST", value_parser = pool)]
     pool: Option<Pool>,
     /// Ports that one user may hold at a time; root has no limit [default: 1024]
     #[arg(long, value_name = "N")]
     quota: Option<u32>,
-    /// What the bind of a stranger fails with [default: EADDRINUSE]
+    /// What an outsider's bind of a reserved port fails with [default: EADDRINUSE]
     #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
     deny_errno: Option<Errno>,
     #[command(flatten)]

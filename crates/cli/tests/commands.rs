@@ -128,7 +128,6 @@ fn the_command_and_its_children_bind_and_strangers_do_not() {
         assert_eq!(bed.stranger_binds(transport, port), "AddrInUse", "{option}");
         drop(child.stdin.take());
         child.wait().unwrap();
-        // A port of the pool is nobody's again, which is not the same as everybody's.
         assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
     }
     assert_eq!(bed.subgroups(), Vec::<String>::new());
@@ -408,7 +407,7 @@ fn list_who_and_release_tell_the_same() {
             .starts_with(&format!("61011/tcp belongs to pid {} (portkeep)", holding.child.id()))
     );
     let nobody = bed.portkeep(&["who", "61012/udp"]);
-    assert_eq!((nobody.code, nobody.out.as_str()), (Some(3), "61012/udp is nobody's\n"));
+    assert_eq!((nobody.code, nobody.out.as_str()), (Some(3), "61012/udp is free\n"));
 
     let released = bed.portkeep(&["release", "61011", "--json"]).ok().json();
     assert_eq!(released[0]["ports"], "61010-61011");
@@ -484,4 +483,37 @@ fn run_and_acquire_bring_up_what_the_configuration_says() {
     assert_eq!((said.code, said.out.as_str()), (Some(125), ""), "{said:?}");
     assert!(said.err.contains("portkeep.toml:1:1"), "{said:?}");
     assert!(bed.nothing_pinned());
+}
+
+#[test]
+fn a_command_of_a_socket_activated_run_is_activated() {
+    let bed = bed!("activated");
+    bed.portkeep(&["up"]).ok();
+    let script = r#"echo "$LISTEN_PID $$ $LISTEN_FDS""#;
+    // As systemd does: the number is that of `run`.
+    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- sh -c '{script}'", bed::PORTKEEP);
+    let said: bed::Said = bed.program(&["sh", "-c", &run]).output().unwrap().into();
+    let said = said.ok();
+    let words: Vec<&str> = said.out.split_whitespace().collect();
+    assert!(words.len() == 3 && words[0] == words[1], "{said:?}");
+    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- /no/such/command", bed::PORTKEEP);
+    assert_eq!(bed.program(&["sh", "-c", &run]).output().unwrap().status.code(), Some(127));
+    // Sockets for another process are not the command's.
+    let said: bed::Said =
+        bed.command(&["run", "--", "sh", "-c", script]).env("LISTEN_PID", "1").output().unwrap().into();
+    assert!(said.out.starts_with("1 "), "{said:?}");
+}
+
+#[test]
+fn the_environment_can_require_the_kernel() {
+    let bed = bed!("require");
+    for words in [&["run", "--", "true"][..], &["acquire"]] {
+        let copy = bed.for_everybody(bed::PORTKEEP);
+        let mut command = bed.as_nobody(&[&[copy.as_str()], words].concat());
+        let said: bed::Said = command.env("PORTKEEP_REQUIRE", "kernel").output().unwrap().into();
+        assert!(matches!(said.code, Some(1 | 125)) && said.err.contains("--require-kernel"), "{said:?}");
+    }
+    let said: bed::Said = bed.command(&["run", "--", "true"]).env("PORTKEEP_REQUIRE", "held").output().unwrap().into();
+    assert_eq!(said.code, Some(125), "{said:?}");
+    assert!(said.err.contains("PORTKEEP_REQUIRE"), "{said:?}");
 }
