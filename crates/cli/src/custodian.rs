@@ -15,7 +15,6 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep_kernel::Instance;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::dup,
@@ -26,7 +25,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::{DONE, Io, subgroup::Subgroup};
+use crate::{DONE, Io, level, subgroup::Subgroup};
 
 /// Name of the command, which is none for people.
 pub(crate) const NAME: &str = "run-custodian";
@@ -65,7 +64,7 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     stdio::dup2_stdin(&nothing).context("closing the owner socket")?;
     drop(subgroup);
     if let Some((folder, guard)) = need {
-        Instance::need_no_more(&folder, guard)?;
+        level::need_no_more(&folder, guard)?;
     }
     Ok(DONE)
 }

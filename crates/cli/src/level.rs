@@ -1,6 +1,11 @@
 //! Which enforcement a command gets, and what it takes to get the better one.
 
-use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use portkeep::{QueryError, Transport, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
@@ -80,9 +85,18 @@ impl Drop for Served {
     fn drop(&mut self) {
         if let Some((folder, guard)) = self.need.take() {
             // Should this fail, the next one that ends, or `portkeep down`, takes it away.
-            let _ = Instance::need_no_more(&folder, guard);
+            let _ = need_no_more(&folder, guard);
         }
     }
+}
+
+/// Give up what was up only for those who needed it, if this was the last of them.
+pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceError> {
+    if Instance::need_no_more(folder, guard)? {
+        // What is left there is harmless, and the next `down` tries again.
+        let _ = agent::leave_overlap();
+    }
+    Ok(())
 }
 
 /// A new socket of the transport, unbound.
@@ -167,7 +181,7 @@ impl Level {
         match served_here() {
             Ok(Some(_)) => serve(Some(need)),
             unserved => {
-                let _ = Instance::need_no_more(&need.0, need.1);
+                let _ = need_no_more(&need.0, need.1);
                 unserved?;
                 Ok(Self::Held("the kernel part is up, but does not serve the cgroup this runs in".into()))
             }

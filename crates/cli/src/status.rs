@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING,
+    agent::Overlap,
     level::served_here,
     pins::{Pins, Seen},
     waiting::{self, Heard, Waiting},
@@ -54,6 +55,8 @@ pub(crate) struct Status {
     /// Binds of outsiders that were refused since it came up.
     refused: Option<u64>,
     pool: Option<PortRange>,
+    /// What the pool has in common with the ephemeral ports of this network namespace.
+    overlap: Option<Overlap>,
     quota: Option<u32>,
     deny_errno: Option<String>,
     agent: Option<bool>,
@@ -98,11 +101,17 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.not_seen = Some(format!("{:#}", anyhow::Error::from(error)));
         }
     }
+    // What cannot be read (a /proc without it) is nothing to fail for.
+    status.overlap = Overlap::of(status.pool).unwrap_or_default();
     status.add_agent();
     Ok(status)
 }
 
 impl Status {
+    pub(crate) const fn overlap(&self) -> Option<&Overlap> {
+        self.overlap.as_ref()
+    }
+
     /// Ask the agent, if one runs: whether it answers, and what waits.
     fn add_agent(&mut self) {
         if self.agent != Some(true) {
@@ -191,6 +200,9 @@ impl Status {
             };
             line("reservations", format!("{reservations}, {ports} port{} in them{persistent}", s(ports)))?;
             line("pool", self.pool.map_or_else(|| "none".into(), |pool| pool.to_string()))?;
+        }
+        if let Some(overlap) = &self.overlap {
+            line("warning", overlap.to_string())?;
         }
         if let Some(quota) = self.quota {
             line("quota", format!("{quota} ports for each user"))?;

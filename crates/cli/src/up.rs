@@ -90,6 +90,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         adopt(&instance, &args)?;
     }
     let status = status::of(&args.place.pins, io)?;
+    if let Some(overlap) = status.overlap() {
+        io.note(format_args!("warning: {overlap}; {}", agent::Overlap::HELP));
+    }
     if args.json {
         io.json(&status)?;
     } else {
@@ -141,12 +144,16 @@ pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
     if settled.is_err() {
         // That there is nothing left to take away with is said by the error that led here.
         let _ = Instance::down(instance.folder());
+        let _ = agent::leave_overlap();
     }
     settled
 }
 
 fn share_and_look(instance: &Instance) -> anyhow::Result<Vec<String>> {
     let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
+    let config = instance.config();
+    let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
+    agent::enter_overlap(pool).context("keeping automatic choices off the pool")?;
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
     agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
     Ok(complaints)

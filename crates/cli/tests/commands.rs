@@ -517,3 +517,45 @@ fn the_environment_can_require_the_kernel() {
     assert_eq!(said.code, Some(125), "{said:?}");
     assert!(said.err.contains("PORTKEEP_REQUIRE"), "{said:?}");
 }
+
+/// In a network namespace of its own, whose ephemeral ports are these. The root is the machine's, but for trials.
+#[test]
+fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
+    if !kernel_or_skip("commands::overlap") {
+        return;
+    }
+    let bed = Bed::with_network("overlap");
+    let sysctl = |name: &str| format!("/proc/sys/net/ipv4/{name}");
+    let set = |name: &str, value: &str| {
+        let script = format!("echo '{value}' > {}", sysctl(name));
+        assert!(bed.program(&["sh", "-c", &script]).status().unwrap().success());
+    };
+    let reserved = || {
+        let read = bed.program(&["cat", &sysctl("ip_local_reserved_ports")]).output().unwrap();
+        String::from_utf8(read.stdout).unwrap().trim().to_owned()
+    };
+    let bare = bed.portkeep(&["up"]).ok();
+    assert_eq!(bare.err, "");
+    assert_eq!((reserved().as_str(), bed.portkeep(&["status", "--json"]).json()["overlap"].is_null()), ("", true));
+    bed.portkeep(&["down"]).ok();
+
+    set("ip_local_port_range", "1024 65535");
+    set("ip_local_reserved_ports", "7000,65000-65535");
+    let up = bed.portkeep(&["up"]).ok();
+    assert!(up.err.contains("warning: the pool 61000-65535 overlaps"), "{up:?}");
+    assert_eq!(reserved(), "7000,61000-65535");
+    let status = bed.portkeep(&["status", "--json"]).ok().json();
+    assert_eq!((&status["overlap"]["ports"], &status["overlap"]["reserved"]), (&"61000-65535".into(), &4536.into()));
+    assert!(bed.portkeep(&["status"]).ok().out.contains("overlaps"));
+    let check: bed::Said = bed.command(&["check"]).env_remove("PORTKEEP_ROOT").output().unwrap().into();
+    assert!(check.out.contains("warning: the pool 61000-65535 overlaps"), "{check:?}");
+    let remembered = std::fs::read_to_string(bed.folder.path().join("run/reserved-ports.json"));
+    let down = bed.portkeep(&["down"]).ok();
+    assert_eq!(reserved(), "7000,65000-65535", "{down:?} {remembered:?}");
+
+    // What `run` brings up for its time goes with it.
+    let cat = format!("cat {}", sysctl("ip_local_reserved_ports"));
+    let said = bed.portkeep(&["run", "--", "sh", "-c", &cat]).ok();
+    assert_eq!(said.out, "7000,61000-65535\n");
+    assert_eq!(reserved(), "7000,65000-65535");
+}
