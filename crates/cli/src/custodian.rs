@@ -52,15 +52,17 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     close_inherited().context("closing inherited descriptors")?;
     // What ends a service or a terminal goes to all of its processes, and the command may take its time to end.
     let _caught = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]).context("catching signals")?;
+    let nothing = File::options().read(true).write(true).open("/dev/null").context("opening /dev/null")?;
     let need = match args.needs {
         Some(folder) => Some((folder, File::from(dup(stdio::stdout()).context("keeping the guard")?))),
         None => None,
     };
+    // A second descriptor would keep the BPF file system busy when it is to be unmounted.
+    stdio::dup2_stdout(&nothing).context("redirecting standard output")?;
     let mut subgroup = Subgroup::of_another(args.cgroup, args.parent);
     subgroup.leave().context("leaving the cgroup of the command")?;
     wait_until_empty(&subgroup, None)?;
     // First the ports, then the cgroup, and last the BPF programs that may have been up only for them.
-    let nothing = File::open("/dev/null").context("opening /dev/null")?;
     stdio::dup2_stdin(&nothing).context("closing the owner socket")?;
     drop(subgroup);
     if let Some((folder, guard)) = need {
