@@ -43,7 +43,7 @@ impl Agent {
         let begun = Instant::now();
         let mut command = bed.command(&["agent"]);
         let root = bed.folder.path().join("root");
-        command.env("PORTKEEP_ROOT", root).env("PORTKEEP_CONFIG", bed.folder.path().join("none"));
+        command.env("PORTKEEP_ROOT", root);
         command.env("PORTKEEP_STATE_DIR", bed.folder.path().join("state")).env("PORTKEEP_LOG", "error");
         let child = command.stderr(Stdio::inherit()).spawn().expect("the agent starts");
         let socket = protocol::socket_in(&bed.folder.path().join("run"));

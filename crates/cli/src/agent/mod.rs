@@ -20,6 +20,7 @@ mod keeper;
 mod kernel_part;
 mod merge;
 mod namespaces;
+mod overlap;
 mod policy;
 mod port_set;
 mod registry;
@@ -72,6 +73,7 @@ use service::Service;
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
+pub(crate) use overlap::{Overlap, enter_overlap, leave_overlap};
 pub(crate) use policy::{settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 

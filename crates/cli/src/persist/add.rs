@@ -91,6 +91,9 @@ pub(crate) struct Args {
 fn unit(text: &str) -> Result<Who, String> {
     Who::unit(text).map_err(|error| match error.help() {
         // The help is for those who write a file.
+        Some(_) if text.ends_with(".socket") => {
+            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
+        }
         Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
         Some(help) => format!("{error}; {help}"),
         None => error.to_string(),
