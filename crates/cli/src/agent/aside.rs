@@ -96,7 +96,7 @@ impl Round<'_> {
         }
         let mut given_back = 0;
         for (netns, ports) in aside {
-            let vacant = match namespaces::find(netns, &[])? {
+            let vacant = match namespaces::find(netns)? {
                 None => ports,
                 Some(namespace) => namespace.within(|| {
                     let looks = Transport::ALL.map(|transport| self.prober.look(transport));

@@ -14,14 +14,15 @@
 
 mod accounts;
 mod aside;
+mod connection;
 mod examine;
 mod happenings;
 mod keeper;
 mod kernel_part;
 mod merge;
 mod namespaces;
+mod peer;
 mod policy;
-mod port_set;
 mod registry;
 mod rightful;
 mod server;
@@ -44,7 +45,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use portkeep::persistent::protocol::{Answer, Happening, Reason, Reloaded, Request};
-use portkeep_core::wire;
+use portkeep_core::{PortSet, wire};
 use portkeep_kernel::{EventKind, Instance, MapAccessError};
 use portkeep_persist::Declared;
 use rustix::{
@@ -64,7 +65,6 @@ use happenings::Happenings;
 use keeper::Keeper;
 use namespaces::Kept;
 use policy::Policy;
-use port_set::PortSet;
 use registry::{Changes, Desk, Registry};
 use server::{Peer, Server};
 use service::Service;

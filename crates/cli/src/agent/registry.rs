@@ -22,7 +22,7 @@ use portkeep::{
         protocol::{Block, Created, Entry, Kept, Proposal, Reason, Refused, Standing, Which},
     },
 };
-use portkeep_core::{Errno, Transport, Transports, wire};
+use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
 use portkeep_kernel::{Claimed, CreateError, ForWhom, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
@@ -30,7 +30,6 @@ use super::{
     accounts,
     keeper::Keeper,
     kernel_part::KernelPart,
-    port_set::PortSet,
     rightful::{self, Judge},
     state::boot_id,
 };
