@@ -245,7 +245,9 @@ impl Given {
         for entry in document::entries(document) {
             match entry.value().get_ref() {
                 DeValue::Table(table) => {
-                    keys.extend(document::entries(table).iter().map(|inner| format!("{}.{}", entry.key(), inner.key())));
+                    keys.extend(
+                        document::entries(table).iter().map(|inner| format!("{}.{}", entry.key(), inner.key())),
+                    );
                 }
                 _ => drop(keys.insert(entry.key().to_owned())),
             }

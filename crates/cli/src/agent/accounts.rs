@@ -1,10 +1,10 @@
 //! Users and groups by name and number, from wherever this machine has them (NSS).
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     ffi::CString,
     hash::Hash,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -66,24 +66,24 @@ pub(super) fn belongs(uid: u32, gid: u32) -> bool {
 /// go over the network.
 #[derive(Debug)]
 pub(super) struct Remembered<K, V> {
-    known: RefCell<HashMap<K, (Instant, V)>>,
+    known: Mutex<HashMap<K, (Instant, V)>>,
 }
 
 impl<K, V> Default for Remembered<K, V> {
     fn default() -> Self {
-        Self { known: RefCell::default() }
+        Self { known: Mutex::default() }
     }
 }
 
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
     pub(super) fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
-        if let Some((when, value)) = self.known.borrow().get(&key)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, value)) = known.get(&key)
             && when.elapsed() < FRESH
         {
             return value.clone();
         }
         let value = ask(&key);
-        let mut known = self.known.borrow_mut();
         if known.len() >= KNOWN {
             known.clear();
         }

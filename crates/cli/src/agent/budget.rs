@@ -16,8 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const AT_ONCE: u32 = 5;
 /// What does not fade is reported so often at once, and then once a second.
 const STEADY_AT_ONCE: u32 = 100;
-const GAPS: [Duration; 4] =
-    [SECOND, Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
+const GAPS: [Duration; 4] = [SECOND, Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
 /// All accounts together may have so many times what one may.
 const TOGETHER: u32 = 4;
 /// How many things are remembered, and how many of one account. Beyond that the quiet ones are forgotten, and then
@@ -116,7 +115,14 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
 
     /// Whether to report `what` by `account` now, and with how many that were left out before it. `more` is how many the
     /// event itself says were left out.
-    pub(super) fn report(&mut self, now: Instant, (account, pace): (u32, Pace), what: &K, more: u32, occurrence: T) -> Option<u32> {
+    pub(super) fn report(
+        &mut self,
+        now: Instant,
+        (account, pace): (u32, Pace),
+        what: &K,
+        more: u32,
+        occurrence: T,
+    ) -> Option<u32> {
         self.forget_quiet(now);
         if !self.repeats.contains_key(what) && !self.can_remember(account) {
             self.unknown = self.unknown.saturating_add(more).saturating_add(1);
@@ -287,7 +293,10 @@ mod tests {
             things.filter(|thing| budget.report(now, (account, Pace::Fading), thing, 0, ()).is_some()).count()
         };
         assert_eq!(told(&mut budget, 7, 0..50), 3);
-        assert_eq!((8..100).map(|account| told(&mut budget, account, account * 100..account * 100 + 5)).sum::<usize>(), 9);
+        assert_eq!(
+            (8..100).map(|account| told(&mut budget, account, account * 100..account * 100 + 5)).sum::<usize>(),
+            9
+        );
         assert_eq!(told(&mut budget, 0, 20_000..20_005), 3);
     }
 

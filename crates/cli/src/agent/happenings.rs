@@ -64,6 +64,11 @@ impl Happenings {
         }
     }
 
+    /// Whether pids here mean what they mean to the BPF programs.
+    pub(super) fn first_pids(&self) -> bool {
+        self.first_pids
+    }
+
     pub(super) fn limit(&mut self, per_second: u32) {
         self.budget.limit(per_second);
     }
@@ -104,7 +109,13 @@ impl Happenings {
     }
 
     /// A request for particular ports that was not granted.
-    pub(super) fn denied(&mut self, id: u32, reservation: &Reservation, refusal: &Refusal, owners: &Owners) -> Option<Told> {
+    pub(super) fn denied(
+        &mut self,
+        id: u32,
+        reservation: &Reservation,
+        refusal: &Refusal,
+        owners: &Owners,
+    ) -> Option<Told> {
         let (ports, transports) = (reservation.ports()?, reservation.transports()?);
         self.refused.retain(|_, when| when.elapsed() < REFUSED_ENDS);
         self.refused.insert(id, Instant::now());

@@ -106,10 +106,7 @@ pub(crate) fn visible() -> impl Iterator<Item = io::Result<Namespace>> {
 }
 
 /// The first of these with this cookie.
-fn first(
-    cookie: u64,
-    mut namespaces: impl Iterator<Item = io::Result<Namespace>>,
-) -> io::Result<Option<Namespace>> {
+fn first(cookie: u64, mut namespaces: impl Iterator<Item = io::Result<Namespace>>) -> io::Result<Option<Namespace>> {
     namespaces.find(|namespace| namespace.as_ref().map_or(true, |namespace| namespace.cookie == cookie)).transpose()
 }
 

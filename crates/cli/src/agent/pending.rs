@@ -16,17 +16,17 @@ pub(super) struct Waiting {
 /// What waits. Bounded by the number of reservations there can be: each is in it once.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lines: BTreeMap<u32, VecDeque<Waiting>>,
+    lines: BTreeMap<u64, VecDeque<Waiting>>,
     known: HashSet<u32>,
     /// The account whose turn was last.
-    last: u32,
+    last: u64,
 }
 
 /// Root's account.
-const ROOT: u32 = 0;
+const ROOT: u64 = 0;
 
 impl Queue {
-    pub(super) fn push(&mut self, account: u32, waiting: Waiting) {
+    pub(super) fn push(&mut self, account: u64, waiting: Waiting) {
         if self.known.insert(waiting.id) {
             self.lines.entry(account).or_default().push_back(waiting);
         }
@@ -61,7 +61,7 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn order(requests: &[(u32, u32)]) -> Vec<u32> {
+    fn order(requests: &[(u64, u32)]) -> Vec<u32> {
         let mut queue = Queue::default();
         for (account, id) in requests {
             queue.push(*account, Waiting { id: *id, hints: Vec::new() });
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn accounts_take_turns_and_root_is_first() {
         assert_eq!(order(&[(7, 1), (7, 2), (7, 3), (8, 4), (9, 5), (0, 6)]), [6, 1, 4, 5, 2, 3]);
-        assert_eq!(order(&[(u32::MAX, 1), (u32::MAX, 2), (7, 3)]), [3, 1, 2]);
+        assert_eq!(order(&[(u64::MAX, 1), (u64::MAX, 2), (7, 3)]), [3, 1, 2]);
     }
 
     #[test]

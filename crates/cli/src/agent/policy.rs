@@ -1,12 +1,12 @@
 //! The configuration file, put into effect.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use portkeep_core::{Errno, PortSet};
-use portkeep_kernel::{self as kernel, Admin, Maps, Settings, cgroup, netns};
+use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
 use portkeep_persist::{
     Config, Diagnostic,
     config::{Given, Limit, Privileged},
@@ -65,6 +65,18 @@ pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
         Limit::Unlimited => u32::MAX,
     };
     settings.group_quotas = !config.quota.groups.is_empty();
+    // A namespace without the sysctl has no such ports either.
+    settings.unprivileged_start =
+        sysctl::unprivileged_port_start().ok().and_then(|start| u16::try_from(start).ok()).unwrap_or(1024);
+    for group in &config.privileged.groups {
+        match accounts::gid(group) {
+            Ok(gid) => settings.privileged_gids.push(gid),
+            Err(why) => complaints.push(format!("privileged.groups: {why}")),
+        }
+    }
+    if settings.privileged_gids.len() > PRIVILEGED_GROUPS {
+        complaints.push(format!("privileged.groups: the first {PRIVILEGED_GROUPS} groups count, the others do not"));
+    }
     if let Some(group) = &config.administrators {
         match accounts::gid(group) {
             Ok(gid) => settings.admin_gid = gid,
@@ -152,6 +164,7 @@ impl Policy {
         let mut settings = with_given(&self.base, wanted, &self.given);
         complaints.extend(self.keep_ephemeral_ports(maps, &mut settings)?);
         self.admin_gid = settings.admin_gid;
+        maps.set_privileged_users(&self.privileged_uids(&mut complaints))?;
         let now = maps.reconfigure(&settings)?;
         for (key, wanted, have) in
             [("enforce", &self.config.enforce, now.enforce), ("serve", &self.config.serve, now.serve)]
@@ -206,6 +219,19 @@ impl Policy {
             admin.set_quota_limit(uid, limit)?;
         }
         Ok(maps.set_group_limits(&of_groups)?)
+    }
+
+    /// Users who may have privileged ports: those that are named, and the members that the group database lists. The
+    /// BPF programs know a process's own groups.
+    fn privileged_uids(&self, complaints: &mut Vec<String>) -> BTreeSet<u32> {
+        let mut uids: BTreeSet<u32> = self.config.privileged.groups.iter().flat_map(accounts::members).collect();
+        for user in &self.config.privileged.users {
+            match accounts::uid(user) {
+                Ok(uid) => drop(uids.insert(uid)),
+                Err(why) => complaints.push(format!("privileged.users: {why}")),
+            }
+        }
+        uids
     }
 
     /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
