@@ -344,8 +344,8 @@ administrators = true
                 "2: web 443/tcp unit nginx.service",
                 "7: dns 53/tcp+udp user 53",
                 "12: rtp 5000-5019/udp group voice",
-                "20: twice 7/tcp+udp cgroup /system.slice",
-                "26: admin 80/tcp administrators",
+                "21: twice 7/tcp+udp cgroup /system.slice",
+                "27: admin 80/tcp administrators",
             ]
         );
     }

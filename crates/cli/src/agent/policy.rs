@@ -116,7 +116,15 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
     if !given.has("quota.containers") {
         settings.quota_elsewhere = base.quota_elsewhere;
     }
+    if !given.has("privileged.groups") {
+        settings.privileged_gids = base.privileged_gids.into_iter().filter(|gid| *gid != 0).collect();
+    }
     settings.share = base.share;
+    settings.home = (base.home != 0).then_some(base.home);
+    // What is privileged is said by the namespace of `up`, which the agent may not be in.
+    if settings.home.is_none() || settings.home != netns::current_cookie().ok() {
+        settings.unprivileged_start = u16::try_from(base.unprivileged_start).unwrap_or(u16::MAX);
+    }
     settings
 }
 
