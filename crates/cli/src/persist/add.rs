@@ -77,6 +77,9 @@ pub(crate) struct Args {
     /// Reserve it although those it is for have some of the ports bound already
     #[arg(long)]
     around: bool,
+    /// Accept that few ephemeral ports are left: outgoing connections may fail
+    #[arg(long)]
+    force: bool,
     /// One line for listings
     #[arg(long, value_name = "TEXT", value_parser = description)]
     description: Option<String>,
@@ -139,6 +142,7 @@ impl Args {
             who,
             strict: self.strict,
             around: self.around,
+            force: self.force,
             description: self.description.clone().unwrap_or_default(),
         })
     }

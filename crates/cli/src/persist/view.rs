@@ -80,12 +80,12 @@ fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[entry::Entry
             Some(entry) => (Standing::Active, entry.token.clone()),
             None => (Standing::Waiting("no agent runs".into()), None),
         };
-        Entry { declaration, origin, standing, token }
+        Entry { declaration, origin, standing, token, waits_for: Vec::new() }
     });
     let conflicts = merged.conflicts.into_iter().map(|conflict| {
         let text = conflict.to_string();
         let Declared { declaration, origin } = conflict.loser;
-        Entry { declaration, origin, standing: Standing::Conflict(text), token: None }
+        Entry { declaration, origin, standing: Standing::Conflict(text), token: None, waits_for: Vec::new() }
     });
     standing.chain(conflicts).collect()
 }

@@ -2,17 +2,18 @@
 
 use std::{fmt, iter, str::FromStr};
 
-use portkeep_core::PortRange;
 use serde::{Deserialize, Serialize};
+
+use crate::PortRange;
 
 const WORDS: usize = 65536 / 64;
 
 /// A set of ports. Its text is that of the sysctl: `8080,9000-9009`.
 ///
-/// Port 0 can be in it, other than in a [`PortRange`]: the sysctl takes it, and what others wrote there is kept.
+/// Port 0 can be in it, unlike in a [`PortRange`]: the sysctl accepts it, and what others wrote there is kept.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct PortSet {
+pub struct PortSet {
     words: Box<[u64; WORDS]>,
 }
 
@@ -24,7 +25,7 @@ impl Default for PortSet {
 
 impl PortSet {
     /// Put the ports of a block in.
-    pub(crate) fn insert(&mut self, ports: PortRange) {
+    pub fn insert(&mut self, ports: PortRange) {
         self.insert_span(ports.start(), ports.last());
     }
 
@@ -34,11 +35,18 @@ impl PortSet {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether no port is in it.
+    pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    pub(crate) fn contains(&self, port: u16) -> bool {
+    /// How many ports are in it.
+    pub fn len(&self) -> u32 {
+        self.words.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether a port is in it.
+    pub fn contains(&self, port: u16) -> bool {
         self.words[usize::from(port / 64)] & 1 << (port % 64) != 0
     }
 
@@ -50,20 +58,26 @@ impl PortSet {
         result
     }
 
-    pub(crate) fn union(&self, other: &Self) -> Self {
+    /// The ports of either.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
         self.combined(other, |a, b| a | b)
     }
 
-    pub(crate) fn intersection(&self, other: &Self) -> Self {
+    /// The ports of both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
         self.combined(other, |a, b| a & b)
     }
 
-    pub(crate) fn minus(&self, other: &Self) -> Self {
+    /// The ports of this one that the other has not.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
         self.combined(other, |a, b| a & !b)
     }
 
     /// First and last port of each run, lowest first.
-    pub(crate) fn spans(&self) -> impl Iterator<Item = (u16, u16)> {
+    pub fn spans(&self) -> impl Iterator<Item = (u16, u16)> {
         let mut next = 0;
         iter::from_fn(move || {
             let first = (next..=u16::MAX.into()).find(|port| self.contains(*port as u16))?;
@@ -113,7 +127,7 @@ impl fmt::Debug for PortSet {
 /// Why a text is not a set of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a list of ports and ranges such as 8080,9000-9009")]
-pub(crate) struct ParsePortSetError(String);
+pub struct ParsePortSetError(String);
 
 impl FromStr for PortSet {
     type Err = ParsePortSetError;
@@ -153,12 +167,12 @@ impl From<PortSet> for String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    pub(in crate::agent) fn any_set() -> impl Strategy<Value = PortSet> {
+    fn any_set() -> impl Strategy<Value = PortSet> {
         let span = (any::<u16>(), 0u16..300).prop_map(|(first, more)| (first, first.saturating_add(more)));
         // Few distinct ports, so that sets meet often.
         let close = (0u16..40, 0u16..6).prop_map(|(first, more)| (first, first + more));
