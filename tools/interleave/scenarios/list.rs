@@ -1,0 +1,1 @@
+&[("refilled-entry", include_str!("refilled-entry.txt"))]
