@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The private level of `setsockopt` and `getsockopt`: "PK".
 pub const SOL_PORTKEEP: i32 = 0x504b;
 /// The version of these structures and of the maps.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// `setsockopt`: acquire a reservation, [`AcquireRequest`].
 pub const ACQUIRE: i32 = 100;

@@ -1,25 +1,29 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * The administrator's door. The agent and the CLI run this program through
- * BPF_PROG_TEST_RUN on a packet that holds a struct admin_request: whoever can
- * open the pinned program may do this, no socket or process is looked at. It
- * is in the kernel because words change under many hands, and only atomic steps are safe.
+ * BPF_PROG_TEST_RUN on a packet that holds a struct admin_request. The right to
+ * do this is the right to open the pinned program; no socket or process is
+ * looked at. It is in the kernel because other CPUs change words meanwhile, and
+ * only atomic steps are safe.
  */
 #ifndef PORTKEEP_ADMIN_H
 #define PORTKEEP_ADMIN_H
 
-#include "control.h"
+#include "acquire.h"
 
 __inline int admin_confirm(struct reservation *r, struct admin_request *q)
 {
-	__u64 token = q->token;
-
-	if (!r || __sync_val_compare_and_swap(&r->gate, ~token, token) != ~token)
+	if (!r || !q->token)
 		return ENOENT;
+	if (!gate_step(r, q->token, PORTKEEP_GATE_PENDING, PORTKEEP_GATE_ACTIVE))
+		return READ(r->gate) == gate_of(q->token, PORTKEEP_GATE_CONTESTED) ? EADDRINUSE : ENOENT;
+	if (!(r->flags & PORTKEEP_PERSISTENT))
+		pending_return(r->payer);
 	reservation_event(PORTKEEP_EVENT_GRANTED, q->id, r, BY_ADMIN);
 	return 0;
 }
 
+/* A pool port in use by a socket that no program saw being bound: wildcard requests pass it by. */
 __inline int admin_aside(struct admin_request *q)
 {
 	struct word *w;
@@ -27,10 +31,10 @@ __inline int admin_aside(struct admin_request *q)
 	/* A namespace that is not known is never swept. */
 	if (!space_of(q->netns, PORTKEEP_NOBODY))
 		return ENOMEM;
-	w = word_create(q->netns, q->transports, q->start, 0);
+	w = word_create(q->netns, q->transports, q->start, PORTKEEP_NOBODY);
 	if (!w)
 		return ENOMEM;
-	if (!word_claim(w, q->transports, q->start, BIT(q->start)))
+	if (READ(w->reserved) & BIT(q->start))
 		return EADDRINUSE;
 	__sync_fetch_and_or(&w->aside, BIT(q->start));
 	return 0;
@@ -40,9 +44,56 @@ __inline int admin_unaside(struct admin_request *q)
 {
 	struct word *w = word_of(q->netns, q->transports, q->start);
 
-	if (!w || !(__sync_fetch_and_and(&w->aside, ~BIT(q->start)) & BIT(q->start)))
+	return w && __sync_fetch_and_and(&w->aside, ~BIT(q->start)) & BIT(q->start) ? 0 : ENOENT;
+}
+
+/*
+ * A word that user space is about to remove. Sealed it looks full, so that
+ * nothing is claimed in it between the last look and the removal. A bind that is
+ * counted in that instant is lost from the count, and nothing else.
+ */
+__inline int admin_seal(struct admin_request *q)
+{
+	struct word *w = word_of(q->netns, q->transports, q->start);
+
+	if (!w)
 		return ENOENT;
-	reserved_clear(w, q->transports, q->start, BIT(q->start));
+	if (READ(w->bound) || READ(w->aside) || !reserved_set(w, q->transports, q->start, 0, ~0ULL))
+		return EADDRINUSE;
+	FENCE();
+	/* The filter must not count it any more once it is gone, so it is counted out now: the bits need no filter to be seen. */
+	if (!READ(w->bound)) {
+		__u32 *count = filter_of(q->transports, q->start);
+
+		if (count)
+			__sync_fetch_and_sub(count, 1);
+		return 0;
+	}
+	reserved_clear(w, q->transports, q->start, ~0ULL);
+	return EADDRINUSE;
+}
+
+/* The quota of a namespace's root, likewise: charges to it fail until it is gone. */
+__inline int admin_seal_quota(struct admin_request *q)
+{
+	__u64 payer = q->account;
+	struct quota *quota = bpf_map_lookup_elem(&quotas, &payer);
+
+	if (!quota)
+		return ENOENT;
+	if (READ(quota->words) || READ(quota->pending) || READ(quota->limit))
+		return EADDRINUSE;
+	return __sync_val_compare_and_swap(&quota->used, 0, PORTKEEP_UNLIMITED >> 1) ? EADDRINUSE : 0;
+}
+
+__inline int admin_avoid(struct admin_request *q)
+{
+	struct space *sp = space_of(q->netns, PORTKEEP_NOBODY);
+
+	if (!sp || (__u32)q->start + q->count > 65536)
+		return EINVAL;
+	sp->avoid_first = q->start;
+	sp->avoid_last = q->count ? q->start + q->count - 1 : 0;
 	return 0;
 }
 
@@ -55,8 +106,9 @@ __inline struct admin_request *request_of(struct __sk_buff *ctx)
 }
 
 /*
- * A persistent reservation: claimed, and PENDING, so that nobody can bind its
- * ports while user space says whom it is for, looks who is there, and confirms it or ends it.
+ * A persistent reservation: claimed, and PENDING, while user space says whom it
+ * is for, looks for sockets on its ports, and confirms it or ends it. A bind in
+ * the meantime wins.
  */
 __noinline int admin_create(struct __sk_buff *ctx)
 {
@@ -100,21 +152,18 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.now = bpf_ktime_get_ns();
 	sp->last = a.now;
 	a.token = token_next(c, r, id);
-	if (a.ask.start) {
-		a.span.first = a.ask.start;
-		a.span.last = (__u32)a.ask.start + a.ask.count - 1;
-		error = span_claim(&a.span);
-	} else {
-		error = claim_wildcard(&a, sp);
-	}
+	a.span.first = a.ask.start;
+	a.span.last = (__u32)a.ask.start + a.ask.count - 1;
+	a.span.vacant = !a.ask.start;
+	enter_reservation(&a, r, 0, BY_ADMIN);
+	error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
 	if (error) {
-		entry_free(id);
+		leave_reservation(r, id);
 		return error;
 	}
 	ports = transports_of(a.span.transports, a.ask.count);
 	__sync_fetch_and_add(&k->ports, ports);
 	__sync_fetch_and_add(&k->reservations, 1);
-	enter_reservation(&a, r, 0, BY_ADMIN);
 	in = request_of(ctx);
 	if (!in)
 		return EINVAL;
@@ -127,8 +176,7 @@ __noinline int admin_create(struct __sk_buff *ctx)
 /* Here and not from user space, which could only write limit and use together, and lose what is charged meanwhile. */
 __inline int admin_limit(struct admin_request *q)
 {
-	__u32 uid = q->uid;
-	struct quota *quota = quota_of(uid);
+	struct quota *quota = quota_of(q->account);
 
 	if (!quota)
 		return ENOMEM;
@@ -139,20 +187,13 @@ __inline int admin_limit(struct admin_request *q)
 /* Words are removed from user space, which cannot take off a number that changes meanwhile. */
 __inline int admin_forget(struct admin_request *q)
 {
-	__u32 payer = q->uid;
+	__u64 payer = q->account;
 
 	share_return(payer, bpf_map_lookup_elem(&quotas, &payer), q->limit);
 	return 0;
 }
 
-/* BPF has no fence of its own; an atomic operation that returns the old value is one. */
-#define FENCE(r)                                                             \
-	do {                                                                 \
-		volatile __u32 old = __sync_fetch_and_add(&(r)->next, 0);    \
-		(void)old;                                                   \
-	} while (0)
-
-/* In between it is for administrators only, so that whoever looks at half of the change is refused. */
+/* In between it is for administrators only, so that a bind that meets half of the change is refused. */
 __inline int admin_change(struct reservation *r, struct admin_request *q)
 {
 	__u8 fixed = PORTKEEP_PERSISTENT | PORTKEEP_BOTH;
@@ -162,13 +203,13 @@ __inline int admin_change(struct reservation *r, struct admin_request *q)
 	if (q->scope < PORTKEEP_SCOPE_USER || q->scope > PORTKEEP_SCOPE_ADMIN || q->level > PORTKEEP_PLACE_DEPTH)
 		return EINVAL;
 	*(volatile __u8 *)&r->scope = PORTKEEP_SCOPE_ADMIN;
-	FENCE(r);
+	FENCE();
 	r->flags = (r->flags & fixed) | (q->flags & PORTKEEP_STRICT);
 	r->uid = q->uid;
 	r->gid = q->gid;
 	r->level = q->level;
 	__builtin_memcpy(r->label, q->label, sizeof(r->label));
-	FENCE(r);
+	FENCE();
 	*(volatile __u8 *)&r->scope = q->scope;
 	return 0;
 }
@@ -202,6 +243,12 @@ __noinline int admin_other(struct __sk_buff *ctx)
 		return admin_limit(&q);
 	case PORTKEEP_ADMIN_FORGET:
 		return admin_forget(&q);
+	case PORTKEEP_ADMIN_SEAL:
+		return admin_seal(&q);
+	case PORTKEEP_ADMIN_SEAL_QUOTA:
+		return admin_seal_quota(&q);
+	case PORTKEEP_ADMIN_AVOID:
+		return admin_avoid(&q);
 	}
 	return EINVAL;
 }

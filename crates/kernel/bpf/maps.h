@@ -74,7 +74,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1 << 17);
-	__type(key, __u32);
+	__type(key, __u64);
 	__type(value, struct quota);
 } quotas SEC(".maps");
 
@@ -94,6 +94,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } group_limits SEC(".maps");
+
+/* Users who may acquire privileged ports, by uid. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 12);
+	__type(key, __u32);
+	__type(value, __u32);
+} privileged SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -139,7 +148,7 @@ struct {
  */
 const volatile __u8 mptcp_known SEC(".rodata") = 0;
 
-/* Likewise whether a program may look at the kernel's own structures, which place.h needs. */
+/* Likewise whether a program may read the kernel's own structures, as process.h does. */
 const volatile __u8 places_known SEC(".rodata") = 0;
 
 __inline struct config *the_config(void)

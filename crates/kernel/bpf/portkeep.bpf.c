@@ -1,35 +1,56 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Portkeep's kernel part: port reservations as control codes on a socket.
+ * Port reservations as control codes on a socket, enforced by BPF programs.
  *
- * If you have never seen BPF: the functions below are called by the kernel at
- * the points their section names say (a setsockopt call, a bind, the last
- * close ...), in the context of the process that made the call, for every
- * socket of the processes below the cgroup they are attached to. They can read
- * and change the call's arguments, let it pass or refuse it, and they keep
- * their state in the maps of maps.h. Before loading them the kernel proves that
- * they end and touch no memory that is not theirs.
+ * If you have never seen BPF: the kernel calls the functions below at the points
+ * that their section names say (a setsockopt call, a bind, the last close ...),
+ * in the context of the process that made the call, for every socket of the
+ * processes below the cgroup they are attached to. They can read and change the
+ * call's arguments, let it pass or refuse it, and they keep their state in the
+ * maps of maps.h. Before loading them the kernel proves that they end and touch
+ * no memory that is not theirs.
  *
- * Two rules hold throughout. For a port nobody reserved, anything that goes
- * wrong here (a map that is full, an entry that is missing) lets the call
- * pass. For a reserved port it refuses.
+ * Two rules hold throughout. For a port that is not reserved, anything that goes
+ * wrong here (a map that is full, an entry that is missing) lets the call pass.
+ * For a reserved port it refuses.
  *
- *   portkeep.h     what user space and this side agree on
+ *   portkeep.h     what user space and the programs agree on
  *   maps.h         where the state is
- *   quota.h        who pays for it
- *   token.h        making tokens nobody can guess
+ *   process.h      what a process is: groups, capabilities, unit, namespace
+ *   quota.h        accounts and their limits
+ *   token.h        making tokens that nobody can guess
  *   table.h        the port table: claiming, counting, freeing
  *   search.h       finding a free run in the pool
  *   reservation.h  the life of a reservation
- *   control.h      ACQUIRE, RELEASE, ASSOCIATE and the queries
- *   consume.h      bind, connect and close
+ *   acquire.h      ACQUIRE
+ *   manage.h       RELEASE, ASSOCIATE and the agent's mark
+ *   query.h        what getsockopt reports
+ *   use.h          which sockets count as users of a port
+ *   draw.h         a free port of a block
+ *   bind.h         bind
+ *   connect.h      connect, and TCP connections
+ *   close.h        the last close
  *   admin.h        the administrator's door
  */
 #include "uapi.h"
 
 #include "admin.h"
-#include "consume.h"
-#include "control.h"
+#include "close.h"
+#include "manage.h"
+#include "query.h"
+
+/*
+ * An option that is not ours passes as it is, with what programs in cgroups
+ * below have made of it. Only a value that is larger than what a program may
+ * see has to be handed on by the kernel itself (EFAULT otherwise before Linux
+ * 6.5, commit 29ebbba7d461); none of them can have changed such a value.
+ */
+__inline int not_ours(struct bpf_sockopt *ctx)
+{
+	if (ctx->optlen > ctx->optval_end - ctx->optval)
+		*(volatile __s32 *)&ctx->optlen = 0;
+	return 1;
+}
 
 SEC("cgroup/setsockopt")
 int portkeep_set(struct bpf_sockopt *ctx)
@@ -42,13 +63,9 @@ int portkeep_set(struct bpf_sockopt *ctx)
 		*(volatile __s32 *)&ctx->optlen = -1;
 		return 1;
 	}
-	if (ctx->level != SOL_PORTKEEP) {
-		/* "Unchanged": otherwise values larger than a page fail with EFAULT before Linux 6.5, and all are copied. */
-		*(volatile __s32 *)&ctx->optlen = 0;
-		return 1;
-	}
-	if (!sk)
-		return 1;
+	/* -1: a program below has done it, as that of a second Portkeep there. */
+	if (ctx->level != SOL_PORTKEEP || !sk || ctx->optlen == -1)
+		return not_ours(ctx);
 	transport = socket_transport(sk);
 	if (!transport) {
 		error = EOPNOTSUPP;
@@ -88,18 +105,17 @@ int portkeep_get(struct bpf_sockopt *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	int error;
 
-	if (ctx->level != SOL_PORTKEEP || !sk) {
-		*(volatile __s32 *)&ctx->optlen = 0;
-		return 1;
-	}
+	/* 0: a program below has answered. The kernel itself does not know this level. */
+	if (ctx->level != SOL_PORTKEEP || !sk || !ctx->retval)
+		return not_ours(ctx);
 	if (ctx->optname == PORTKEEP_VERSION) {
-		error = tell_version(ctx);
+		error = report_version(ctx);
 	} else if (!socket_transport(sk)) {
 		error = EOPNOTSUPP;
 	} else if (ctx->optname == PORTKEEP_GRANTED) {
-		error = tell_granted(ctx, sk);
+		error = report_granted(ctx, sk);
 	} else if (ctx->optname == PORTKEEP_STATE) {
-		error = tell_state(ctx, sk);
+		error = report_state(ctx, sk);
 	} else {
 		error = ENOPROTOOPT;
 	}
@@ -137,19 +153,25 @@ int portkeep_bound6(struct bpf_sock *ctx)
 SEC("cgroup/connect4")
 int portkeep_conn4(struct bpf_sock_addr *ctx)
 {
-	return on_connect(ctx);
+	return on_connect(ctx, 0);
 }
 
 SEC("cgroup/connect6")
 int portkeep_conn6(struct bpf_sock_addr *ctx)
 {
-	return on_connect(ctx);
+	return on_connect(ctx, 1);
 }
 
 SEC("cgroup/sock_release")
 int portkeep_close(struct bpf_sock *ctx)
 {
 	return on_release(ctx);
+}
+
+SEC("sockops")
+int portkeep_tcp(struct bpf_sock_ops *ctx)
+{
+	return on_tcp(ctx);
 }
 
 SEC("classifier")

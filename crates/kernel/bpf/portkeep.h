@@ -13,7 +13,7 @@
 
 /* The private level of setsockopt(2) and getsockopt(2): "PK". */
 #define SOL_PORTKEEP 0x504b
-#define PORTKEEP_ABI 2
+#define PORTKEEP_ABI 3
 
 /* setsockopt */
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
@@ -146,6 +146,8 @@ struct portkeep_agent {
 
 /* ---- maps ---------------------------------------------------------------- */
 
+#define PORTKEEP_PRIVILEGED_GROUPS 8
+
 /* The one element of `config`: written by `up` and `reload`, only read here. */
 struct config {
 	__u32 abi;
@@ -155,7 +157,7 @@ struct config {
 	__u64 build; /* of the object these programs came from */
 	__u64 enforce; /* id of the cgroup whose sockets are held to the reservations */
 	__u64 serve; /* id of the cgroup whose sockets may use the control codes */
-	__u32 deny_errno; /* what an outsider's bind gets */
+	__u32 deny_errno; /* the errno of an outsider's bind */
 	__u32 quota; /* ports an account may hold, unless `quotas` says otherwise; root: no limit */
 	__u16 pool_first;
 	__u16 pool_last; /* inclusive; 0 = no pool */
@@ -164,9 +166,12 @@ struct config {
 	__u32 group_quotas; /* `group_limits` is worth a look */
 	__u32 enforce_level; /* of `enforce` below the root */
 	__u32 share; /* of the port table that an account may take, in words */
-	__u64 home; /* root is somebody else in other network namespaces; 0 = nowhere */
-	__u32 quota_elsewhere; /* ports that root of one of those may hold */
+	__u64 home; /* the machine's own network namespace; 0 = not known */
+	__u32 quota_elsewhere; /* ports that root of another namespace may hold */
 	__u32 accounts_from; /* the lowest uid that `accounts` knows, 0 = there is none */
+	__u32 unprivileged_start; /* of `home`: ports below it need a right to be acquired (A8) */
+	__u32 privileged_users; /* `privileged` has elements */
+	__u32 privileged_gids[PORTKEEP_PRIVILEGED_GROUPS]; /* groups with that right, 0 = none */
 };
 
 /* The one element of `counters`: changes all the time, so on lines of its own. */
@@ -193,16 +198,26 @@ struct word_key {
 	__u32 zero;
 };
 
+/*
+ * Ports that may not be vacant although no bound socket is counted. Bits
+ * expire: those of the period before last are gone.
+ */
+struct expiring {
+	__u64 ports[2]; /* of the even periods, of the odd ones */
+	__u64 period; /* the latest one written in */
+};
+
 struct word {
-	__u64 reserved; /* claimed; also lingering and set-aside ports */
+	__u64 reserved; /* claimed, or lingering */
 	__u64 heads; /* first port of a block: owner[] is valid here */
 	__u64 lingering; /* block ended, sockets still bound: freed by the last one */
 	__u64 drawn; /* chosen by a bind that is under way; a hint */
-	__u64 aside; /* pool ports in use since before `up` */
+	__u64 aside; /* in use by a socket whose close no program sees; user space clears the bit */
+	struct expiring left; /* closed lately: connections may be left behind. Wildcard searches prefer other ports. */
+	struct expiring closing; /* closed, and the kernel may need a while: counts as in use */
+	__u64 payer; /* the account whose share it is */
 	__u32 lead; /* id of the block that reaches in from the word before */
 	__u32 bound; /* sockets bound to any of the ports: the sum of `uses` */
-	__u32 payer; /* whose share it is of */
-	__u32 zero;
 	__u32 owner[64];
 	__u32 uses[32]; /* bound sockets per port, 16 bits each: even port low, odd port high */
 };
@@ -228,13 +243,26 @@ struct filter {
 	__u32 words[2 * 1024];
 };
 
+/*
+ * `gate` says what the reservation is worth: 0 once it has ended, else the
+ * token with one of these in its lowest bits (gate = token ^ state). Tokens are
+ * never 0 to 7.
+ */
+#define PORTKEEP_GATE_ACTIVE 0
+#define PORTKEEP_GATE_PENDING 1 /* waits for the agent */
+#define PORTKEEP_GATE_CONTESTED 2 /* waited, and a bind was quicker: it will be refused */
+#define PORTKEEP_GATE_CLAIMING 3 /* ACQUIRE is under way, and alone takes further steps */
+#define PORTKEEP_GATE_OUTRUN 4 /* ACQUIRE is under way, and a bind was quicker */
+
 struct reservation {
-	__u64 gate; /* token: ACTIVE; ~token: PENDING; 0: ended */
+	__u64 gate;
 	__u64 token; /* 0: the entry is free */
 	__u64 generation; /* how many reservations this entry has had */
+	__u64 refusal; /* refused entries: see reservation.h */
 	__u64 netns;
 	__u64 cgroup;
 	__u64 since;
+	__u64 payer; /* the account its ports are charged to; NOBODY: none */
 	__u32 pid;
 	__u32 uid;
 	__u16 start;
@@ -249,7 +277,7 @@ struct reservation {
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
 	__u32 gid; /* for SCOPE_GROUP */
-	__u32 payer; /* whose quota its ports are charged to; NOBODY: nobody's */
+	__u32 zero;
 };
 
 /*
@@ -280,10 +308,12 @@ struct offender {
 	__u32 untold; /* since the last one told */
 };
 
-/* Where wildcard searches in a namespace begin, and when it was last in use. */
+/* A network namespace: where wildcard searches begin, and when it was last in use. */
 struct space {
 	__u32 cursor[3]; /* TCP, UDP, both */
-	__u32 payer; /* as in `word` */
+	__u16 avoid_first; /* pool ports that the kernel's automatic choice may give to anybody ... */
+	__u16 avoid_last; /* ... inclusive, 0 = none. Searches come to them last (N3). */
+	__u64 payer; /* as in `word` */
 	__u64 last; /* CLOCK_MONOTONIC of the last ACQUIRE, ns */
 };
 
@@ -293,15 +323,16 @@ struct space {
  * one for each, ROOT_ELSEWHERE plus the namespace's cookie.
  */
 struct quota {
-	__u32 used; /* ports */
+	__u32 used; /* ports, and one for each refused request that its owner has not asked about */
 	__u32 limit; /* 0 = the default, UNLIMITED = none */
 	__u32 words; /* of the port table; each namespace counts as SPACE_WORDS more */
-	__u32 zero;
+	__u32 pending; /* requests that wait for the agent */
 };
 #define PORTKEEP_UNLIMITED 0xffffffffu
-#define PORTKEEP_NOBODY 0xffffffffu /* no uid: the kernel's "none" */
-#define PORTKEEP_ROOT_ELSEWHERE 0x80000000u
+#define PORTKEEP_NOBODY (~0ULL)
+#define PORTKEEP_ROOT_ELSEWHERE (1ULL << 63)
 #define PORTKEEP_SPACE_WORDS 8
+#define PORTKEEP_PENDING_MAX 64 /* of one account other than root's, at a time */
 
 /* Which account a range of uids is, as in a routing table. Example: {16, htonl(0x00020000)} is 131072..196607. */
 struct account_key {
@@ -315,16 +346,18 @@ struct socket_state {
 	__u64 token; /* associated with */
 	__u64 claim_token; /* the bind under way consumes this one ... */
 	__u32 id; /* of `token` */
-	__u32 claim_id; /* of `claim_token` */
+	__u32 held; /* why it counts in `uses`: PORTKEEP_HELD_* */
 	__u16 claim_port; /* ... at this port */
 	__u16 drawn_port; /* its bit is set in `drawn` */
 	__u16 bound_port; /* counted in `uses` */
 	__u8 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
 	__u8 role; /* PORTKEEP_AGENT_* */
 	__u8 subflow; /* of an MPTCP socket, which is the one that is counted */
-	__u8 zero[3];
-	__u32 payer; /* whose quota the port is charged to */
+	__u8 consumer; /* let in by a reservation, which gave it SO_REUSEADDR */
+	__u8 zero[6];
 };
+#define PORTKEEP_HELD_OPEN 1 /* a descriptor is open */
+#define PORTKEEP_HELD_CONNECTION 2 /* a connection uses the port, perhaps longer than that */
 
 /*
  * The reservations a socket owns, so that its last close can end them. What
@@ -371,12 +404,15 @@ struct event {
 #define PORTKEEP_ADMIN_CONFIRM 1  /* PENDING -> ACTIVE */
 #define PORTKEEP_ADMIN_REFUSE 2   /* PENDING -> REFUSED with `error` */
 #define PORTKEEP_ADMIN_END 3      /* end anybody's reservation */
-#define PORTKEEP_ADMIN_ASIDE 4    /* `start` was in use before `up` */
+#define PORTKEEP_ADMIN_ASIDE 4    /* `start` is in use by a socket that no program saw being bound */
 #define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
 #define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
 #define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
-#define PORTKEEP_ADMIN_LIMIT 8    /* `uid` may hold `limit` ports */
-#define PORTKEEP_ADMIN_FORGET 9   /* `limit` words that account `uid` had are gone */
+#define PORTKEEP_ADMIN_LIMIT 8    /* `account` may hold `limit` ports */
+#define PORTKEEP_ADMIN_FORGET 9   /* `limit` words that `account` had are gone */
+#define PORTKEEP_ADMIN_SEAL 10    /* the word of `start` is about to be removed: nothing can be claimed in it any more */
+#define PORTKEEP_ADMIN_SEAL_QUOTA 11 /* likewise the quota of `account` */
+#define PORTKEEP_ADMIN_AVOID 12   /* searches in `netns` come last to `start` .. `start` + `count` - 1; count 0: to none */
 
 /* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgresql" } */
 struct admin_request {
@@ -399,6 +435,7 @@ struct admin_request {
 	char label[PORTKEEP_LABEL];
 	__u32 limit; /* 0 = the default, UNLIMITED = none */
 	__u32 zero2;
+	__u64 account;
 };
 
 #endif

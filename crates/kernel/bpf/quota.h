@@ -1,30 +1,35 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Who pays: for ports that are held, by the quota, and for the room the port
- * table takes, by the share. Room is given back by user space, which alone
- * removes words (see portkeep.h, FORGET).
+ * Accounts: the quota limits the ports that an account holds, the share limits
+ * its room in the port table. User space gives room back, because user space
+ * alone removes words (see portkeep.h, FORGET).
  */
 #ifndef PORTKEEP_QUOTA_H
 #define PORTKEEP_QUOTA_H
 
-#include "maps.h"
+#include "process.h"
 
 /*
- * The account of the process at hand. A user may use all its subordinate uids,
- * and a container's root as many ports as root: without accounts for them
- * neither would have any limit.
+ * The account of the process at hand. It follows the process, not the socket
+ * that it was handed. A user may use all its subordinate uids, and a container's
+ * root as many ports as root: without accounts for them neither would have any limit.
  */
-__noinline __u32 account(__u64 netns)
+__noinline __u64 account(__u64 netns)
 {
 	__u32 uid = (__u32)bpf_get_current_uid_gid();
 	struct config *c = the_config();
 	struct account_key key = { .prefix = 32 };
+	__u64 own;
 	__u32 *user;
 
 	if (!c)
 		return uid;
-	if (!uid)
-		return c->home && netns != c->home ? PORTKEEP_ROOT_ELSEWHERE | (__u32)netns : 0;
+	if (!uid) {
+		own = own_netns();
+		if (!own)
+			own = netns;
+		return is_root() && (!c->home || own == c->home) ? 0 : PORTKEEP_ROOT_ELSEWHERE | own;
+	}
 	if (!c->accounts_from || uid < c->accounts_from)
 		return uid;
 	key.uid = bpf_htonl(uid);
@@ -32,7 +37,7 @@ __noinline __u32 account(__u64 netns)
 	return user ? *user : uid;
 }
 
-__inline struct quota *quota_of(__u32 payer)
+__inline struct quota *quota_of(__u64 payer)
 {
 	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
 
@@ -46,7 +51,7 @@ __inline struct quota *quota_of(__u32 payer)
 }
 
 /* Ports an account holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
-__noinline int quota_charge(__u32 payer, __u32 ports)
+__noinline int quota_charge(__u64 payer, __u32 ports)
 {
 	struct config *c = the_config();
 	struct quota *q = quota_of(payer);
@@ -72,7 +77,8 @@ __noinline int quota_charge(__u32 payer, __u32 ports)
 	return 0;
 }
 
-__inline void quota_return(__u32 payer, __u32 ports)
+/* NOBODY has no quota, so nothing is returned to it. */
+__inline void quota_return(__u64 payer, __u32 ports)
 {
 	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
 
@@ -80,13 +86,37 @@ __inline void quota_return(__u32 payer, __u32 ports)
 		__sync_fetch_and_sub(&q->used, ports);
 }
 
-/* The table is root's, and what nobody pays for an administrator has asked for: neither has a share. */
-__inline int has_share(__u32 payer)
+/* Requests that wait for the agent cost it time and memory, so each account has a few. Charged before the request is entered. */
+__inline int pending_charge(__u64 payer)
+{
+	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+
+	if (!payer)
+		return 0;
+	if (!q)
+		return ENOMEM;
+	if (__sync_fetch_and_add(&q->pending, 1) >= PORTKEEP_PENDING_MAX) {
+		__sync_fetch_and_sub(&q->pending, 1);
+		return EDQUOT;
+	}
+	return 0;
+}
+
+__inline void pending_return(__u64 payer)
+{
+	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+
+	if (payer && q)
+		__sync_fetch_and_sub(&q->pending, 1);
+}
+
+/* The table is root's, and what NOBODY pays for an administrator has asked for: neither has a share. */
+__inline int has_share(__u64 payer)
 {
 	return payer && payer != PORTKEEP_NOBODY;
 }
 
-__inline int share_charge(__u32 payer, struct quota *q, __u32 words)
+__inline int share_charge(__u64 payer, struct quota *q, __u32 words)
 {
 	struct config *c = the_config();
 
@@ -102,7 +132,7 @@ __inline int share_charge(__u32 payer, struct quota *q, __u32 words)
 }
 
 /* Why there was no room in the port table. */
-__noinline int no_room(__u32 payer)
+__noinline int no_room(__u64 payer)
 {
 	struct config *c = the_config();
 	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
@@ -112,13 +142,13 @@ __noinline int no_room(__u32 payer)
 	return q->words + PORTKEEP_SPACE_WORDS > c->share ? EDQUOT : ENOMEM;
 }
 
-__inline void share_return(__u32 payer, struct quota *q, __u32 words)
+__inline void share_return(__u64 payer, struct quota *q, __u32 words)
 {
 	if (has_share(payer) && q)
 		__sync_fetch_and_sub(&q->words, words);
 }
 
-__noinline struct space *space_create(__u64 netns, __u32 payer)
+__noinline struct space *space_create(__u64 netns, __u64 payer)
 {
 	struct quota *q = has_share(payer) ? quota_of(payer) : NULL;
 	struct space fresh = { .payer = payer };
@@ -131,7 +161,7 @@ __noinline struct space *space_create(__u64 netns, __u32 payer)
 	return bpf_map_lookup_elem(&spaces, &netns);
 }
 
-__inline struct space *space_of(__u64 netns, __u32 payer)
+__inline struct space *space_of(__u64 netns, __u64 payer)
 {
 	struct space *sp = bpf_map_lookup_elem(&spaces, &netns);
 

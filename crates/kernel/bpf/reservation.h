@@ -2,16 +2,26 @@
 /*
  * The life of a reservation: claimed word by word, entered, ended.
  *
- * `gate` decides. It holds the token while the reservation is ACTIVE and the
- * token's complement while it is PENDING; whoever ends it swaps that for 0,
- * and only the one whose swap succeeds frees the ports. Because tokens never
- * repeat, the swap fails, as it must, when the entry has meanwhile been freed
- * and taken for another reservation.
+ * `gate` decides (see portkeep.h for its states):
+ *
+ *   CLAIMING ──> ACTIVE                    by ACQUIRE, once all its ports are claimed and vacant
+ *   CLAIMING ──> PENDING ──> ACTIVE        where the agent has to look first
+ *   CLAIMING ──> OUTRUN                    by a bind of one of the ports: ACQUIRE gives up
+ *   PENDING ──> CONTESTED                  by a bind of one of the ports: the request will be refused
+ *   PENDING, CONTESTED, ACTIVE ──> 0       by whatever ends it
+ *
+ * Each step is a compare-and-exchange, so of several CPUs that want different
+ * steps exactly one gets its own. Because tokens never repeat, a step fails, as
+ * it must, when the entry has meanwhile been freed and refilled.
+ *
+ * A request that has not been granted keeps nobody from a port. So a bind first
+ * counts itself (uses) and then looks at the gate; ACQUIRE first claims, then
+ * looks whether anything is counted, then opens the gate. If ACQUIRE misses the
+ * bind, the bind came later, finds CLAIMING or PENDING, and changes it.
  */
 #ifndef PORTKEEP_RESERVATION_H
 #define PORTKEEP_RESERVATION_H
 
-#include "place.h"
 #include "quota.h"
 #include "search.h"
 #include "token.h"
@@ -23,13 +33,24 @@ struct span {
 	__u32 first, last; /* inclusive */
 	__u32 id;
 	__u32 stop; /* words from here on are not claimed: base << 1, plus 1 for UDP */
-	/* Claiming: an errno. Freeing: how many ports linger. (One word for both, the stack is short on 6.1.) */
-	__u32 result;
+	__u32 result; /* of claiming: an errno */
+	__u32 vacant; /* claim only what no socket has, as far as is known here */
 };
+
+__inline __u64 gate_of(__u64 token, __u32 state)
+{
+	return token ^ state;
+}
 
 __inline int reservation_alive(struct reservation *r, __u64 token)
 {
-	return token && *(volatile __u64 *)&r->gate == token;
+	return token && READ(r->gate) == token;
+}
+
+/* True for the one who takes the step. */
+__inline int gate_step(struct reservation *r, __u64 token, __u32 from, __u32 to)
+{
+	return __sync_val_compare_and_swap(&r->gate, gate_of(token, from), gate_of(token, to)) == gate_of(token, from);
 }
 
 __inline int reservation_contains(struct reservation *r, __u32 port)
@@ -47,24 +68,23 @@ __inline __u64 span_mask(struct span *s, __u32 base)
 
 #define AT(base, udp) ((base) << 1 | (udp))
 
-__inline int span_no_room(struct span *s)
+/*
+ * The head or the lead is entered with an atomic operation before the counts
+ * are read: a bind that is not yet counted will find the reservation.
+ */
+__inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 {
 	__u32 id = s->id;
 	struct reservation *r = bpf_map_lookup_elem(&reservations, &id);
-
-	return r ? no_room(r->payer) : ENOMEM;
-}
-
-__inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
-{
-	struct word *w = word_create(s->netns, transport, base, s->id);
+	struct word *w = r ? word_create(s->netns, transport, base, r->payer) : NULL;
+	__u64 mask = span_mask(s, base);
 
 	s->stop = AT(base, transport == PORTKEEP_UDP);
 	if (!w) {
-		s->result = span_no_room(s);
+		s->result = r ? no_room(r->payer) : ENOMEM;
 		return 0;
 	}
-	if (!word_claim(w, transport, base, span_mask(s, base))) {
+	if (!word_claim(w, transport, base, mask)) {
 		s->result = EADDRINUSE;
 		return 0;
 	}
@@ -72,7 +92,15 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 		w->owner[index64(s->first)] = s->id;
 		__sync_fetch_and_or(&w->heads, BIT(s->first));
 	} else {
-		w->lead = s->id;
+		__sync_lock_test_and_set(&w->lead, s->id);
+	}
+	/* Hints of a former holder's binds are none for the next one. */
+	if (READ(w->drawn) & mask)
+		__sync_fetch_and_and(&w->drawn, ~mask);
+	if (s->vacant && word_occupied(w) & mask) {
+		s->stop++;
+		s->result = EADDRINUSE;
+		return 0;
 	}
 	return 1;
 }
@@ -102,7 +130,7 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		w->lead = 0;
-	word_free(w, transport, base, span_mask(s, base), &s->result);
+	word_free(w, transport, base, span_mask(s, base));
 }
 
 static long span_free_step(__u32 i, void *ctx)
@@ -168,7 +196,7 @@ static long entry_step(__u32 i, void *ctx)
 	if (!free)
 		return 0;
 	n = lowest(free);
-	/* Lost to another CPU: rather a word of one's own than another round with it. */
+	/* Lost to another CPU: the next word is quicker than another round with it. */
 	if (__sync_fetch_and_or(&s->entries->taken[word], BIT(n)) & BIT(n))
 		return 0;
 	s->entries->hint = word;
@@ -176,7 +204,7 @@ static long entry_step(__u32 i, void *ctx)
 	return 1;
 }
 
-/* The id of an entry that is now the caller's, 0 if there is none left. */
+/* The id of an entry for the caller, 0 if there is none left. */
 __noinline __u32 entry_take(void)
 {
 	struct entry_search s = {};
@@ -218,31 +246,101 @@ __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r, __
 	return publish(&e, by);
 }
 
-/* True for the one who shuts it. Only a PENDING reservation becomes ACTIVE, never the reverse: hence the order. */
-__inline int gate_shut(struct reservation *r, __u64 token, int pending_only)
+#define GATE_OPEN 0xff /* not shut by this caller */
+
+/* The state it had, for the one who shuts it. PENDING only ever becomes one of the other two: hence the order. */
+__inline __u32 gate_shut(struct reservation *r, __u64 token, int not_active)
 {
-	if (!reservation_alive(r, token) && __sync_val_compare_and_swap(&r->gate, ~token, 0) == ~token)
-		return 1;
-	return !pending_only && __sync_val_compare_and_swap(&r->gate, token, 0) == token;
+	if (!reservation_alive(r, token)) {
+		__u64 pending = gate_of(token, PORTKEEP_GATE_PENDING);
+		__u64 contested = gate_of(token, PORTKEEP_GATE_CONTESTED);
+
+		if (__sync_val_compare_and_swap(&r->gate, pending, 0) == pending)
+			return PORTKEEP_GATE_PENDING;
+		if (__sync_val_compare_and_swap(&r->gate, contested, 0) == contested)
+			return PORTKEEP_GATE_CONTESTED;
+	}
+	if (not_active)
+		return GATE_OPEN;
+	return __sync_val_compare_and_swap(&r->gate, token, 0) == token ? PORTKEEP_GATE_ACTIVE : GATE_OPEN;
+}
+
+__inline void entry_vacate(struct reservation *r, __u32 id)
+{
+	WRITE(r->token, 0);
+	entry_free(id);
 }
 
 /*
- * End the reservation `r`, found under `id`, if `token` is still in force. With an `error` (the
- * agent took a PENDING one back) the entry stays, without ports, until the
- * owner socket has heard of it. 0, or ENOENT if somebody else was first.
+ * A refused entry stays, without ports, until the refuser has done with it and
+ * its owner has heard of it (or has closed its socket). The second of the two
+ * frees it. They meet in `refusal`: the token once the refuser has done, its
+ * complement once the owner has. Any other value is left from another
+ * reservation in this entry, and counts as neither. One port stays charged.
+ */
+__inline void refusal_done(struct reservation *r, __u32 id, __u64 token)
+{
+	__u64 payer = r->payer;
+
+	for (int i = 0; i < 4; i++) {
+		__u64 old = READ(r->refusal);
+
+		if (old == ~token) {
+			entry_vacate(r, id);
+			quota_return(payer, 1);
+			return;
+		}
+		if (__sync_val_compare_and_swap(&r->refusal, old, token) == old)
+			return;
+	}
+}
+
+__inline void refusal_heard(struct reservation *r, __u32 id, __u64 token)
+{
+	__u64 payer = r->payer;
+
+	for (int i = 0; i < 4; i++) {
+		__u64 old = READ(r->refusal);
+
+		if (old == ~token)
+			return;
+		if (old == token) {
+			if (__sync_val_compare_and_swap(&r->refusal, token, 0) == token) {
+				entry_vacate(r, id);
+				quota_return(payer, 1);
+			}
+			return;
+		}
+		if (__sync_val_compare_and_swap(&r->refusal, old, ~token) == old)
+			return;
+	}
+}
+
+/* Whether it was refused, and its owner has not heard of it. */
+__inline int is_refused(struct reservation *r, __u64 token)
+{
+	return READ(r->refusal) == token;
+}
+
+/*
+ * End the reservation `r`, found under `id`, if `token` is still in force. With
+ * an `error` it is refused, which only happens to what is not in force. 0, or
+ * ENOENT if it had ended already.
  */
 __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u32 error, __u32 by)
 {
 	struct counters *k = the_counters();
 	struct span s = { .id = id };
-	__u32 ports;
+	__u32 ports, state;
+	__u64 payer;
 
 	if (!r || !k || !token)
 		return ENOENT;
-	if (!gate_shut(r, token, error != 0)) {
-		/* Taken back earlier, and now nobody asks for it any more. */
-		if (!error && r->error && !r->gate && __sync_val_compare_and_swap(&r->token, token, 0) == token)
-			entry_free(id);
+	state = gate_shut(r, token, error != 0);
+	if (state == GATE_OPEN) {
+		/* Refused, and now its owner does not ask for it any more. */
+		if (!error && READ(r->token) == token && !READ(r->gate))
+			refusal_heard(r, id, token);
 		return ENOENT;
 	}
 	s.netns = r->netns;
@@ -252,24 +350,28 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	s.stop = ~0;
 	span_free(&s);
 
+	payer = r->payer;
 	ports = transports_of(r->transports, r->count);
-	/* Ports that linger are paid for until their last socket gives them back. */
-	if (!(r->flags & PORTKEEP_PERSISTENT))
-		quota_return(r->payer, ports - s.result);
+	if (r->flags & PORTKEEP_PERSISTENT)
+		error = 0; /* no socket owns it, so nobody would ask */
+	else if (state != PORTKEEP_GATE_ACTIVE)
+		pending_return(payer);
 	__sync_fetch_and_sub(&k->ports, ports);
 	__sync_fetch_and_sub(&k->reservations, 1);
 	if (k->listeners)
 		reservation_event(PORTKEEP_EVENT_ENDED, id, r, by);
 	if (error) {
 		r->error = error;
+		quota_return(payer, ports - 1);
+		refusal_done(r, id, token);
 	} else {
-		r->token = 0;
-		entry_free(id);
+		entry_vacate(r, id);
+		quota_return(payer, ports);
 	}
 	return 0;
 }
 
-/* Whether the process at hand is the one that acquired it. A process that got the number of one that is gone began later. */
+/* Whether the process at hand acquired it. A process that got the number of one that is gone began later. */
 __alone int is_owner(struct reservation *r)
 {
 	struct task_struct *task, *leader = NULL;
@@ -288,6 +390,8 @@ __alone int is_owner(struct reservation *r)
 /* Whether the process at hand may consume the reservation by an explicit bind. */
 __inline int in_scope(struct reservation *r, __u32 id)
 {
+	if (is_kernel_thread())
+		return 0;
 	switch (r->scope) {
 	case PORTKEEP_SCOPE_PROCESS:
 		return is_owner(r);
@@ -307,7 +411,7 @@ __inline int in_scope(struct reservation *r, __u32 id)
 	return 0;
 }
 
-/* ... or by association: administrators may consume every persistent one. */
+/* ... or by association. Administrators may consume every persistent one. */
 __inline int may_associate(struct reservation *r, __u32 id)
 {
 	return in_scope(r, id) || (r->flags & PORTKEEP_PERSISTENT && is_administrator());

@@ -18,6 +18,8 @@ struct search {
 	__u32 first, last; /* ports to look at, inclusive */
 	__u32 run; /* where the free ports just below the word at hand begin */
 	__u32 found; /* 0 = nothing yet */
+	__u32 avoid_first, avoid_last; /* ports to leave out, inclusive; avoid_last 0: none */
+	__u32 fresh; /* leave out ports that were closed lately */
 	__u8 shift[8]; /* see search_prepare */
 };
 
@@ -48,23 +50,15 @@ __inline void search_prepare(struct search *s)
 	}
 }
 
-__inline __u64 word_taken(struct search *s, __u32 base)
+__inline __u64 word_taken(struct search *s, __u32 transport, __u32 base)
 {
-	struct word *w;
-	__u64 taken = 0;
+	struct word *w = word_of(s->netns, transport, base);
+	__u64 taken;
 
-	/* The filter first: in a pool that is mostly free it spares most look-ups. */
-	if (s->transports & PORTKEEP_TCP && maybe_reserved(PORTKEEP_TCP, base)) {
-		w = word_of(s->netns, PORTKEEP_TCP, base);
-		if (w)
-			taken |= w->reserved;
-	}
-	if (s->transports & PORTKEEP_UDP && maybe_reserved(PORTKEEP_UDP, base)) {
-		w = word_of(s->netns, PORTKEEP_UDP, base);
-		if (w)
-			taken |= w->reserved;
-	}
-	return taken;
+	if (!w)
+		return 0;
+	taken = READ(w->reserved) | word_occupied(w);
+	return s->fresh ? taken | expiring_get(&w->left, LEFT_SHIFT) : taken;
 }
 
 static long search_step(__u32 i, void *ctx)
@@ -75,7 +69,14 @@ static long search_step(__u32 i, void *ctx)
 
 	if (base > s->last)
 		return 1;
-	free = ~word_taken(s, base);
+	free = ~0ULL;
+	if (s->transports & PORTKEEP_TCP)
+		free &= ~word_taken(s, PORTKEEP_TCP, base);
+	if (s->transports & PORTKEEP_UDP)
+		free &= ~word_taken(s, PORTKEEP_UDP, base);
+	if (s->avoid_last >= base && s->avoid_first <= base + 63)
+		free &= ~bits(s->avoid_first > base ? s->avoid_first - base : 0,
+			      s->avoid_last < base + 63 ? s->avoid_last - base : 63);
 	if (base < s->first)
 		free &= bits(s->first & 63, 63);
 	if (base + 63 > s->last)
@@ -106,7 +107,7 @@ static long search_step(__u32 i, void *ctx)
 	return 0;
 }
 
-/* First from the cursor up, then from the bottom to where a run would cross the cursor. */
+/* One round: first from the cursor up, then from the bottom to where a run would cross the cursor. */
 __alone int search_run(struct search *s, __u32 first, __u32 last, __u32 cursor)
 {
 	if (!s)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The port table: claiming and freeing ports, whom a port belongs to, and how
- * many sockets are bound to it. Several CPUs work on a word at once, without a
- * lock; the order of the steps is what keeps it right, and is argued where it matters.
+ * The port table: claiming and freeing ports, which reservation a port belongs
+ * to, and how many sockets are bound to it. Several CPUs work on a word at once,
+ * without a lock; the order of the steps keeps it right, and is argued where it matters.
  */
 #ifndef PORTKEEP_TABLE_H
 #define PORTKEEP_TABLE_H
@@ -10,6 +10,22 @@
 #include "quota.h"
 
 #define BIT(n) (1ULL << ((n) & 63))
+
+/*
+ * A full memory barrier. BPF has none of its own, but an atomic operation that
+ * returns the old value is one, wherever it is done. Loads that x86 keeps in
+ * order need it on other machines.
+ */
+#define FENCE()                                                     \
+	do {                                                        \
+		__u64 cell = 0;                                     \
+		__u64 old = __sync_fetch_and_add(&cell, 1);         \
+		asm volatile("" : : "r"(old), "r"(&cell) : "memory"); \
+	} while (0)
+
+/* What other CPUs change is read once, and where the source says. */
+#define READ(field) (*(volatile typeof(field) *)&(field))
+#define WRITE(field, value) (*(volatile typeof(field) *)&(field) = (value))
 
 /* The verifier must see the `& 63` that the compiler knows to be superfluous. */
 __inline __u32 index64(__u32 n)
@@ -42,25 +58,20 @@ __inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
 	return bpf_map_lookup_elem(&words, &key);
 }
 
-/* `id` is the reservation it is for, whose account pays for the room; 0 = none. */
-__inline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __u32 id)
+/* `payer` is the account that pays for the room. */
+__noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __u64 payer)
 {
 	struct word_key key = {
 		.netns = netns, .word = port >> 6, .transport = transport
 	};
 	struct word *w = bpf_map_lookup_elem(&words, &key);
-	struct reservation *r;
-	struct quota *q = NULL;
-	__u32 payer;
+	struct quota *q;
+	__u32 zero = 0;
 
 	if (w)
 		return w;
-	r = bpf_map_lookup_elem(&reservations, &id);
-	payer = id && r ? r->payer : PORTKEEP_NOBODY;
-	if (r)
-		q = bpf_map_lookup_elem(&quotas, &r->payer);
-	id = 0;
-	w = bpf_map_lookup_elem(&blank, &id);
+	q = has_share(payer) ? quota_of(payer) : NULL;
+	w = bpf_map_lookup_elem(&blank, &zero);
 	if (!w || share_charge(payer, q, 1))
 		return NULL;
 	if (bpf_map_update_elem(&words, &key, w, BPF_NOEXIST)) {
@@ -86,7 +97,7 @@ __inline __u32 *filter_of(__u32 transport, __u32 port)
 	return f ? &f->words[n & 2047] : NULL;
 }
 
-/* False: surely nobody has reserved the port, in any namespace. */
+/* False: the port is not reserved, in any namespace. */
 __inline int maybe_reserved(__u32 transport, __u32 port)
 {
 	__u32 *count = filter_of(transport, port);
@@ -131,7 +142,7 @@ __inline void reserved_clear(struct word *w, __u32 transport, __u32 port, __u64 
 __inline int word_claim(struct word *w, __u32 transport, __u32 port, __u64 mask)
 {
 	for (int i = 0; i < 8; i++) {
-		__u64 old = *(volatile __u64 *)&w->reserved;
+		__u64 old = READ(w->reserved);
 
 		if (old & mask)
 			return 0;
@@ -146,7 +157,7 @@ __inline int word_claim(struct word *w, __u32 transport, __u32 port, __u64 mask)
 
 __inline __u32 uses(struct word *w, __u32 port)
 {
-	__u32 pair = *(volatile __u32 *)&w->uses[(port & 63) >> 1];
+	__u32 pair = READ(w->uses[(port & 63) >> 1]);
 
 	return port & 1 ? pair >> 16 : pair & 0xffff;
 }
@@ -164,20 +175,47 @@ __inline __u32 use_begin(struct word *w, __u32 port)
 /*
  * The last socket of a port whose block has ended frees the port. `lingering`
  * is handed over with an atomic and: of the closing socket and the ending
- * reservation exactly one sees the bit fall and clears `reserved`. 1: it is this one.
+ * reservation exactly one sees the bit fall and clears `reserved`.
  */
-__inline int use_end(struct word *w, __u32 transport, __u32 port)
+__inline void use_end(struct word *w, __u32 transport, __u32 port)
 {
 	__u32 one = port & 1 ? 1 << 16 : 1;
 	__u32 old = __sync_fetch_and_sub(&w->uses[(port & 63) >> 1], one);
 
 	__sync_fetch_and_sub(&w->bound, 1);
 	if ((port & 1 ? old >> 16 : old & 0xffff) != 1)
+		return;
+	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+		reserved_clear(w, transport, port, BIT(port));
+}
+
+/* Bits that expire, after one to two periods of 2^shift ns. Two CPUs that open a period at once may lose a bit: these are hints, or rare. */
+#define LEFT_SHIFT 36 /* 69 s: longer than TIME_WAIT */
+#define CLOSING_SHIFT 28 /* 0.27 s: the kernel was seen to need 81 ms at most */
+
+__inline void expiring_set(struct expiring *e, __u32 port, __u32 shift)
+{
+	__u64 now = bpf_ktime_get_ns() >> shift;
+
+	if (READ(e->period) != now) {
+		if (e->period + 1 != now)
+			e->ports[~now & 1] = 0;
+		e->ports[now & 1] = 0;
+		e->period = now;
+	}
+	__sync_fetch_and_or(&e->ports[now & 1], BIT(port));
+}
+
+__inline __u64 expiring_get(struct expiring *e, __u32 shift)
+{
+	__u64 period = READ(e->period), now;
+
+	if (!period)
 		return 0;
-	if (!(__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port)))
-		return 0;
-	reserved_clear(w, transport, port, BIT(port));
-	return 1;
+	now = bpf_ktime_get_ns() >> shift;
+	if (now == period)
+		return e->ports[0] | e->ports[1];
+	return now == period + 1 ? e->ports[period & 1] : 0;
 }
 
 /*
@@ -208,36 +246,41 @@ __inline __u64 word_in_use(struct word *w)
  *
  * Where nothing at all is bound there is nobody to close, and a bind that is
  * about to count itself looks at the gate after that, which is shut by now.
- *
- * The ports that linger are counted: they stay charged to their user's quota until they are free.
  */
-__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask, __u32 *lingering)
+__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
 {
 	__u64 mine;
 
-	if (!*(volatile __u32 *)&w->bound) {
+	if (!READ(w->bound)) {
 		reserved_clear(w, transport, port, mask);
 		return;
 	}
 	__sync_fetch_and_or(&w->lingering, mask);
 	mine = mask & ~word_in_use(w);
 	mine &= __sync_fetch_and_and(&w->lingering, ~mine);
-	*lingering += __builtin_popcountll(mask & ~mine);
 	reserved_clear(w, transport, port, mine);
+}
+
+/* Ports that some socket has, as far as is known here: bound, or in use in a way that no program sees end. */
+__inline __u64 word_occupied(struct word *w)
+{
+	__u64 mask = READ(w->aside) | expiring_get(&w->closing, CLOSING_SHIFT);
+
+	return READ(w->bound) ? mask | word_in_use(w) : mask;
 }
 
 /*
  * The id of the reservation a port may belong to: that of the nearest head at
  * or below it. After a block ends its lingering ports have no head and find a
- * neighbour's, so the caller must look whether the block found contains the port.
+ * neighbour's, so the caller must check whether the block found contains the port.
  */
 __inline __u32 word_owner(struct word *w, __u32 port)
 {
-	__u64 below = w->heads & bits(0, port & 63);
+	__u64 below = READ(w->heads) & bits(0, port & 63);
 
 	if (!below)
-		return w->lead;
-	return w->owner[highest(below)];
+		return READ(w->lead);
+	return READ(w->owner[highest(below)]);
 }
 
 #endif

@@ -71,6 +71,25 @@ struct bpf_sockopt {
 	__s32 retval;
 };
 
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 args[4];
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port; /* host byte order */
+	__u32 is_fullsock;
+	__u32 unused1[2];
+	__u32 bpf_sock_ops_cb_flags;
+	__u32 state;
+	__u32 unused2[19];
+	__u64 unused3[2];
+	struct bpf_sock *sk __attribute__((aligned(8)));
+};
+
 struct __sk_buff {
 	__u32 unused[19];
 	__u32 data;
@@ -118,6 +137,13 @@ struct __sk_buff {
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1
 #define BPF_RB_AVAIL_DATA 0
 
+#define BPF_SOCK_OPS_TCP_CONNECT_CB 3
+#define BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB 5
+#define BPF_SOCK_OPS_STATE_CB 10
+#define BPF_SOCK_OPS_TCP_LISTEN_CB 11
+#define BPF_SOCK_OPS_STATE_CB_FLAG 4
+#define BPF_TCP_CLOSE 7
+
 /* Helpers, by their fixed numbers. */
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
@@ -129,6 +155,7 @@ static __u64 (*const bpf_get_current_uid_gid)(void) = (void *)15;
 static long (*const bpf_get_current_comm)(void *buf, __u32 size) = (void *)16;
 static void *(*const bpf_get_current_task)(void) = (void *)35;
 static long (*const bpf_setsockopt)(void *ctx, int level, int name, void *val, int len) = (void *)49;
+static long (*const bpf_sock_ops_cb_flags_set)(struct bpf_sock_ops *ctx, int flags) = (void *)59;
 static long (*const bpf_getsockopt)(void *ctx, int level, int name, void *val, int len) = (void *)57;
 static long (*const bpf_bind)(struct bpf_sock_addr *ctx, void *addr, int len) = (void *)64;
 static __u64 (*const bpf_get_current_cgroup_id)(void) = (void *)80;
@@ -141,6 +168,7 @@ static long (*const bpf_ringbuf_output)(void *ringbuf, void *data, __u64 size, _
 static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 what) = (void *)134;
 static long (*const bpf_loop)(__u32 n, void *callback, void *ctx, __u64 flags) = (void *)181;
 static void *(*const bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
+static int (*const bpf_get_retval)(void) = (void *)186;
 static long (*const bpf_set_retval)(int retval) = (void *)187;
 
 #define bpf_htons(x) __builtin_bswap16(x)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use portkeep_core::{Errno, Token, Transport, Transports, wire};
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports, wire};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Mirror of `struct admin_request`.
@@ -29,6 +29,7 @@ struct Request {
     label: [u8; 24],
     limit: u32,
     zero2: u32,
+    account: u64,
 }
 
 const CONFIRM: u32 = 1;
@@ -40,8 +41,14 @@ const CREATE: u32 = 6;
 const CHANGE: u32 = 7;
 const LIMIT: u32 = 8;
 const FORGET: u32 = 9;
+const SEAL: u32 = 10;
+const SEAL_QUOTA: u32 = 11;
+const AVOID: u32 = 12;
 
-use crate::persistent::{Created, Wanted};
+use crate::{
+    maps::WordKey,
+    persistent::{Created, Wanted},
+};
 
 /// Why an administrator's change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +106,8 @@ impl Admin {
         }
     }
 
-    /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended, so that
-    /// nobody can bind its ports meanwhile.
+    /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended. A bind of one
+    /// of its ports in the meantime wins.
     pub(crate) fn create(&self, netns: u64, wanted: &Wanted) -> Result<Created, AdminError> {
         let answer = self.run(Request {
             op: CREATE,
@@ -120,7 +127,7 @@ impl Admin {
         self.run(Request { op: CHANGE, id, token: token.get(), ..for_whom(wanted) }).map(drop)
     }
 
-    /// A pending reservation is vacant and shall be in force.
+    /// A pending reservation is vacant and shall be in force. EADDRINUSE: a bind of one of its ports was quicker.
     pub fn confirm(&self, id: u32, token: Token) -> Result<(), AdminError> {
         self.run(Request { op: CONFIRM, id, token: token.get(), ..EMPTY }).map(drop)
     }
@@ -137,20 +144,38 @@ impl Admin {
 
     /// Give a uid a limit of its own: ports it may hold; 0 = the default, `u32::MAX` = none.
     pub fn set_quota_limit(&self, uid: u32, limit: u32) -> Result<(), AdminError> {
-        self.run(Request { op: LIMIT, uid, limit, ..EMPTY }).map(drop)
+        self.run(Request { op: LIMIT, account: uid.into(), limit, ..EMPTY }).map(drop)
     }
 
     /// Words of the port table that an account had paid for are gone.
-    pub(crate) fn give_back_share(&self, account: u32, words: u32) -> Result<(), AdminError> {
-        self.run(Request { op: FORGET, uid: account, limit: words, ..EMPTY }).map(drop)
+    pub(crate) fn give_back_share(&self, account: u64, words: u32) -> Result<(), AdminError> {
+        self.run(Request { op: FORGET, account, limit: words, ..EMPTY }).map(drop)
     }
 
-    /// A pool port (host byte order) that was in use before `up`: do not give it out.
+    /// A word is about to be removed: nothing can be claimed in it any more. EADDRINUSE: it is not vacant.
+    pub(crate) fn seal_word(&self, key: &WordKey) -> Result<(), AdminError> {
+        let (transports, start) = (key.transport as u8, key.word * 64);
+        self.run(Request { op: SEAL, netns: key.netns, transports, start, ..EMPTY }).map(drop)
+    }
+
+    /// An account is about to be removed: nothing can be charged to it any more. EADDRINUSE: it holds something.
+    pub(crate) fn seal_quota(&self, account: u64) -> Result<(), AdminError> {
+        self.run(Request { op: SEAL_QUOTA, account, ..EMPTY }).map(drop)
+    }
+
+    /// Pool ports of a namespace that the kernel's automatic choice may give to anybody: wildcard requests come to them
+    /// last. `None`: there are none.
+    pub fn avoid(&self, netns: u64, ports: Option<PortRange>) -> Result<(), AdminError> {
+        let (start, count) = ports.map_or((0, 0), |ports| (ports.start(), ports.count()));
+        self.run(Request { op: AVOID, netns, start, count, ..EMPTY }).map(drop)
+    }
+
+    /// A pool port (host byte order) is in use by a socket that no program saw being bound: wildcard requests pass it by.
     pub fn set_aside(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
         self.run(Request { op: ASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
 
-    /// A port set aside is vacant again.
+    /// It no longer is.
     pub fn give_back(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
         self.run(Request { op: UNASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
@@ -186,4 +211,5 @@ const EMPTY: Request = Request {
     label: [0; 24],
     limit: 0,
     zero2: 0,
+    account: 0,
 };

@@ -32,8 +32,9 @@ pub(crate) static OBJECT: &[u8] = {
 
 /// The programs that hold sockets to the reservations, in the order they are
 /// attached: closing comes first, so that nothing is acquired that would not be given back.
-pub(crate) const ENFORCING: [(&str, AttachPoint); 7] = [
+pub(crate) const ENFORCING: [(&str, AttachPoint); 8] = [
     ("portkeep_close", AttachPoint::SockRelease),
+    ("portkeep_tcp", AttachPoint::SockOps),
     ("portkeep_bound4", AttachPoint::PostBind4),
     ("portkeep_bound6", AttachPoint::PostBind6),
     ("portkeep_bind4", AttachPoint::Bind4),
@@ -172,6 +173,7 @@ impl Loaded {
                 Program::CgroupSockopt(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::CgroupSock(program) => program.load(),
+                Program::SockOps(program) => program.load(),
                 Program::SchedClassifier(program) => program.load(),
                 _ => Err(ProgramError::UnexpectedProgramType),
             };

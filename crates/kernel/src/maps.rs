@@ -1,6 +1,11 @@
 //! The maps, read from outside. The layouts mirror `bpf/portkeep.h`.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, os::fd::AsFd, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    os::fd::AsFd,
+    path::Path,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -10,7 +15,7 @@ use aya::{
     },
 };
 use portkeep_core::{PortRange, Scope, Token, Transport, Transports, cipher, wire};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     admin::{Admin, AdminError},
@@ -65,12 +70,18 @@ map_struct! {
         enforce_level: u32,
         /// Words of the port table that an account may take.
         share: u32,
-        /// Cookie of the namespace whose root has no quota; 0: root has none anywhere.
+        /// Cookie of the machine's own namespace, whose root has no quota; 0: not known, and root has none anywhere.
         home: u64,
         /// Ports that root of another namespace may hold.
         quota_elsewhere: u32,
         /// The lowest uid that belongs to somebody else's account; 0: there is none.
         accounts_from: u32,
+        /// In `home`, ports below this one need a right to be acquired.
+        unprivileged_start: u32,
+        /// 1: users are named who have that right.
+        privileged_users: u32,
+        /// Groups that have it, 0 = none.
+        privileged_gids: [u32; PRIVILEGED_GROUPS],
     }
 }
 
@@ -107,9 +118,19 @@ map_struct! {
 }
 
 map_struct! {
+    /// Ports that were closed lately. Bits expire after one to two periods of 69 s.
+    Expiring {
+        /// Of the even periods, of the odd ones.
+        ports: [u64; 2],
+        /// The latest one written in.
+        period: u64,
+    }
+}
+
+map_struct! {
     /// 64 ports of one transport in one network namespace; bit n is port 64 * word + n.
     Word {
-        /// Claimed, lingering or set aside.
+        /// Claimed or lingering.
         reserved: u64,
         /// First ports of blocks.
         heads: u64,
@@ -117,16 +138,18 @@ map_struct! {
         lingering: u64,
         /// Chosen by a bind that is under way.
         drawn: u64,
-        /// In use since before `up`.
+        /// In use by a socket that no program saw being bound, or whose close none will see.
         aside: u64,
+        /// Closed lately: connections may be left behind.
+        left: Expiring,
+        /// Closed, and the kernel may need a while.
+        closing: Expiring,
+        /// Account whose share of the table it takes, [`NOBODY`] or root's if none.
+        payer: u64,
         /// Id of the block that reaches in from the word before.
         lead: u32,
         /// Sockets bound to any of the ports.
         bound: u32,
-        /// Account whose share of the table it takes, [`NOBODY`] or root's if nobody's.
-        payer: u32,
-        /// 0.
-        zero: u32,
         /// Ids of the blocks that begin here, valid where `heads` says so.
         owner: [u32; 64],
         /// Bound sockets, 16 bits for each port.
@@ -147,27 +170,36 @@ impl Word {
         (self.uses[bit / 2] >> (16 * (bit % 2))) as u16
     }
 
-    /// Nothing claimed and nothing bound: the word could as well not be there.
+    /// About to be removed: full, and of no reservation.
+    fn is_sealed(&self) -> bool {
+        (self.reserved, self.heads, self.lead, self.lingering, self.bound) == (u64::MAX, 0, 0, 0, 0)
+    }
+
+    /// Nothing claimed and nothing in use: the word could as well not be there.
     pub fn is_vacant(&self) -> bool {
-        self.reserved == 0 && self.uses == [0; 32]
+        self.reserved == 0 && self.aside == 0 && self.uses == [0; 32]
     }
 }
 
 map_struct! {
     /// A reservation as the kernel keeps it.
     Reservation {
-        /// The token: in force; its complement: pending; 0: ended.
+        /// 0: ended; else the token with a state in its lowest bits, see `bpf/portkeep.h`.
         gate: u64,
         /// The token; 0: the entry is free.
         token: u64,
         /// How many reservations this entry has had.
         generation: u64,
+        /// The token: refused, and the owner has not asked yet.
+        refusal: u64,
         /// Network namespace cookie.
         netns: u64,
         /// Id of the scope's cgroup, or of the owner's.
         cgroup: u64,
         /// Nanoseconds of `CLOCK_MONOTONIC`.
         since: u64,
+        /// Account that its ports are charged to; [`NOBODY`]: to none.
+        payer: u64,
         /// Owner process.
         pid: u32,
         /// Its real uid; of a persistent reservation with [`wire::SCOPE_USER`] the uid it is for.
@@ -194,10 +226,10 @@ map_struct! {
         comm: [u8; 16],
         /// The label.
         label: [u8; 24],
-        /// Whom it is for, with [`wire::SCOPE_GROUP`].
+        /// The group it is for, with [`wire::SCOPE_GROUP`].
         gid: u32,
-        /// Account that its ports are charged to; [`NOBODY`]: to none.
-        payer: u32,
+        /// 0.
+        zero: u32,
     }
 }
 
@@ -227,13 +259,24 @@ impl Reservation {
         u32::from(self.flags) & wire::PERSISTENT != 0
     }
 
-    /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`].
+    /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`]. A request that lost to a bind is pending until the
+    /// agent refuses it.
     pub fn state(&self) -> u8 {
         match self.gate {
             0 => wire::REFUSED,
             gate if gate == self.token => wire::ACTIVE,
             _ => wire::PENDING,
         }
+    }
+
+    /// Whether a bind of one of its ports was quicker than the agent.
+    pub fn is_contested(&self) -> bool {
+        self.gate == self.token ^ GATE_CONTESTED
+    }
+
+    /// ACQUIRE has not returned yet: nothing is granted, and only ACQUIRE may change it.
+    fn is_being_claimed(&self) -> bool {
+        self.gate != 0 && self.gate ^ self.token > GATE_CONTESTED
     }
 }
 
@@ -262,8 +305,12 @@ map_struct! {
     Space {
         /// Where wildcard searches begin: TCP, UDP, both.
         cursor: [u32; 3],
+        /// Pool ports that automatic choices may take ...
+        avoid_first: u16,
+        /// ... inclusive, 0 = none. Wildcard searches come to them last.
+        avoid_last: u16,
         /// As in [`Word`].
-        payer: u32,
+        payer: u64,
         /// Last ACQUIRE, nanoseconds of `CLOCK_MONOTONIC`.
         last: u64,
     }
@@ -297,23 +344,26 @@ map_struct! {
         limit: u32,
         /// Words of the port table taken; each namespace counts as [`SPACE_WORDS`] more.
         words: u32,
-        /// 0.
-        zero: u32,
+        /// Requests that wait for the agent.
+        pending: u32,
     }
 }
 
 /// No account.
-pub const NOBODY: u32 = u32::MAX;
+pub const NOBODY: u64 = u64::MAX;
 /// What a namespace counts in an account's share of the port table.
 pub const SPACE_WORDS: u32 = 8;
+/// So many groups can have the right to acquire privileged ports.
+pub const PRIVILEGED_GROUPS: usize = 8;
+const GATE_CONTESTED: u64 = 2;
 
 /// The account of root in another network namespace than `home`.
-pub fn root_elsewhere(netns: u64) -> u32 {
-    0x8000_0000 | netns as u32
+pub fn root_elsewhere(netns: u64) -> u64 {
+    1 << 63 | netns
 }
 
-/// Whether an account has a share of the port table. Root has all of it, and nobody none.
-pub fn has_share(account: u32) -> bool {
+/// Whether an account has a share of the port table. Root has all of it, and [`NOBODY`] none.
+pub fn has_share(account: u64) -> bool {
     account != 0 && account != NOBODY
 }
 
@@ -343,7 +393,7 @@ pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
 }
 
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 16] = [
+pub(crate) const NAMES: [&str; 17] = [
     "config",
     "counters",
     "blank",
@@ -355,6 +405,7 @@ pub(crate) const NAMES: [&str; 16] = [
     "quotas",
     "accounts",
     "group_limits",
+    "privileged",
     "places",
     "offenders",
     "sockets",
@@ -372,9 +423,10 @@ pub struct Maps {
     entries: Array<MapData, Entries>,
     filter: Array<MapData, Filter>,
     spaces: HashMap<MapData, u64, Space>,
-    quotas: HashMap<MapData, u32, Quota>,
+    quotas: HashMap<MapData, u64, Quota>,
     accounts: LpmTrie<MapData, u32, u32>,
     group_limits: HashMap<MapData, u32, u32>,
+    privileged: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
 }
 
@@ -402,6 +454,7 @@ impl Maps {
             quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
             accounts: typed("accounts", Map::LpmTrie(source("accounts")?))?,
             group_limits: typed("group_limits", Map::HashMap(source("group_limits")?))?,
+            privileged: typed("privileged", Map::HashMap(source("privileged")?))?,
             places: typed("places", Map::HashMap(source("places")?))?,
         })
     }
@@ -474,7 +527,7 @@ impl Maps {
     /// One reservation by its id.
     pub fn reservation(&self, id: u32) -> Result<Option<Reservation>, MapAccessError> {
         let found = optional("reservations", self.reservations.get(&id, 0))?;
-        Ok(found.filter(|reservation| reservation.token != 0))
+        Ok(found.filter(|reservation| reservation.token != 0 && !reservation.is_being_claimed()))
     }
 
     /// The id in a token.
@@ -503,13 +556,15 @@ impl Maps {
     }
 
     /// All accounts that hold or held ports or room.
-    pub fn quotas(&self) -> impl Iterator<Item = Result<(u32, Quota), MapAccessError>> {
+    pub fn quotas(&self) -> impl Iterator<Item = Result<(u64, Quota), MapAccessError>> {
         self.quotas.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "quotas", source }))
     }
 
     /// Users with a limit of their own.
     pub fn own_limits(&self) -> impl Iterator<Item = Result<u32, MapAccessError>> {
-        self.quotas().filter(|item| !matches!(item, Ok((_, quota)) if quota.limit == 0)).map(|item| Ok(item?.0))
+        self.quotas()
+            .filter(|item| !matches!(item, Ok((_, quota)) if quota.limit == 0))
+            .filter_map(|item| item.map(|(account, _)| u32::try_from(account).ok()).transpose())
     }
 
     /// The limits of groups: ports that each of a group's users may hold, by gid; `u32::MAX` = none.
@@ -521,6 +576,37 @@ impl Maps {
         }
         for (gid, limit) in limits {
             self.group_limits.insert(gid, limit, 0).map_err(call)?;
+        }
+        Ok(())
+    }
+
+    /// Users who may acquire privileged ports, besides the groups of [`Settings::privileged_gids`].
+    pub fn set_privileged_users(&mut self, uids: &BTreeSet<u32>) -> Result<(), MapAccessError> {
+        let call = |source| MapAccessError::Call { name: "privileged", source };
+        let stale: Vec<u32> = self.privileged.keys().flatten().filter(|uid| !uids.contains(uid)).collect();
+        for uid in stale {
+            self.privileged.remove(&uid).map_err(call)?;
+        }
+        for uid in uids {
+            self.privileged.insert(uid, 1, 0).map_err(call)?;
+        }
+        let mut config = self.config()?;
+        config.privileged_users = (!uids.is_empty()).into();
+        self.set_config(&config)
+    }
+
+    /// Make the words that cover a range of ports in a namespace, so that no account has to pay for counting the
+    /// sockets there.
+    pub fn make_words(&mut self, netns: u64, ports: PortRange) -> Result<(), MapAccessError> {
+        const NOEXIST: u64 = 1;
+        let mut blank = Word::new_zeroed();
+        blank.payer = NOBODY;
+        for transport in Transport::ALL {
+            for word in ports.start() / 64..=ports.last() / 64 {
+                let key = WordKey::of(netns, transport, word * 64);
+                // It may be there already.
+                let _ = self.words.insert(key, blank, NOEXIST);
+            }
         }
         Ok(())
     }
@@ -607,6 +693,8 @@ impl Maps {
         if quiet.is_empty() {
             return Ok(0);
         }
+        // The pool of the machine's own namespace keeps its words: see `make_words`.
+        quiet.remove(&self.config()?.home);
         // An ACQUIRE that was under way is done after this, and its reservation is seen. One that begins later is seen by
         // `last`, which it changes before it claims anything.
         crate::sys::wait_for_running_programs();
@@ -623,13 +711,14 @@ impl Maps {
         let mut gone = 0;
         for (netns, last) in quiet {
             let mut kept = false;
-            let mut given_back: BTreeMap<u32, u32> = BTreeMap::new();
+            let mut given_back: BTreeMap<u64, u32> = BTreeMap::new();
             for key in words.remove(&netns).unwrap_or_default() {
                 let still = optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| space.last == last);
                 match self.word(&key)? {
                     // A walk through a map that changes may come upon a key twice.
                     None => {}
-                    Some(word) if still && word.is_vacant() && self.words.remove(&key).is_ok() => {
+                    Some(word) if still && (word.is_sealed() || word.is_vacant() && admin.seal_word(&key).is_ok()) => {
+                        self.words.remove(&key).map_err(|source| MapAccessError::Call { name: "words", source })?;
                         gone += 1;
                         *given_back.entry(word.payer).or_default() += 1;
                     }
@@ -649,7 +738,8 @@ impl Maps {
             let account = root_elsewhere(netns);
             if space.is_some()
                 && optional("quotas", self.quotas.get(&account, 0))?
-                    .is_some_and(|quota| quota == Quota { used: 0, limit: 0, words: 0, zero: 0 })
+                    .is_some_and(|quota| quota == Quota { used: 0, limit: 0, words: 0, pending: 0 })
+                && admin.seal_quota(account).is_ok()
             {
                 let _ = self.quotas.remove(&account);
             }

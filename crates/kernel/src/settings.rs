@@ -3,7 +3,7 @@
 use portkeep_core::{Errno, PortRange, cipher, wire};
 use zerocopy::FromZeros;
 
-use crate::maps::Config;
+use crate::maps::{Config, PRIVILEGED_GROUPS};
 
 /// The pool when nothing else is said: above the default ephemeral range
 /// (32768-60999), so that neither is in the other's way.
@@ -46,6 +46,11 @@ pub struct Settings {
     pub transient: bool,
     /// Group that may administer besides root; 0: none.
     pub admin_gid: u32,
+    /// In `home`, ports below this one can only be acquired with a right: by root, with CAP_NET_BIND_SERVICE, by
+    /// [`Settings::privileged_gids`] and the users of [`crate::Maps::set_privileged_users`].
+    pub unprivileged_start: u16,
+    /// Groups that have the right; the first [`PRIVILEGED_GROUPS`] count.
+    pub privileged_gids: Vec<u32>,
     /// Whether limits of groups are looked up, see [`crate::Maps::set_group_limits`].
     pub group_quotas: bool,
 }
@@ -61,6 +66,8 @@ impl Default for Settings {
             deny_errno: Errno::EADDRINUSE,
             transient: false,
             admin_gid: 0,
+            unprivileged_start: 1024,
+            privileged_gids: Vec::new(),
             group_quotas: false,
         }
     }
@@ -96,5 +103,10 @@ impl Settings {
         (config.pool_first, config.pool_last) = self.pool.map_or((0, 0), |pool| (pool.start(), pool.last()));
         config.admin_gid = self.admin_gid;
         config.group_quotas = self.group_quotas.into();
+        config.unprivileged_start = self.unprivileged_start.into();
+        config.privileged_gids = [0; PRIVILEGED_GROUPS];
+        for (place, gid) in config.privileged_gids.iter_mut().zip(&self.privileged_gids) {
+            *place = *gid;
+        }
     }
 }

@@ -45,6 +45,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 pub(crate) enum AttachPoint {
+    SockOps = 3,
     Bind4 = 8,
     Bind6 = 9,
     Connect4 = 10,

@@ -27,19 +27,10 @@ struct Expected {
 
 /// All that is wrong, one line each; nothing if all is well.
 pub fn problems(maps: &Maps) -> Vec<String> {
-    look(maps, true)
-}
-
-/// The same where persistent reservations have ended under bound sockets: nobody is charged for the ports that linger of
-/// those, and which they are only the sockets know.
-pub fn problems_beside_persistent(maps: &Maps) -> Vec<String> {
-    look(maps, false)
-}
-
-fn look(maps: &Maps, all_charged: bool) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut expected: HashMap<(u64, u16, u16), Expected> = HashMap::new();
-    let mut quotas: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut quotas: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut pending: BTreeMap<u64, u32> = BTreeMap::new();
     let mut spaces: BTreeMap<u64, u32> = BTreeMap::new();
     let (mut ports, mut count) = (0u64, 0u32);
     let mut tokens = BTreeSet::new();
@@ -76,27 +67,40 @@ fn look(maps: &Maps, all_charged: bool) -> Vec<String> {
                 }
             }
         }
+        if !r.is_persistent() && r.payer != 0 && r.state() == wire::PENDING {
+            *pending.entry(r.payer).or_default() += 1;
+        }
         count += 1;
         *spaces.entry(r.netns).or_default() += 1;
     }
 
+    // A refused request costs one port until its owner has asked about it.
+    for (_, refused) in maps.reservations().flatten().filter(|(_, r)| r.state() == wire::REFUSED) {
+        *quotas.entry(refused.payer).or_default() += 1;
+    }
+
+    let pool = maps.config().expect("the configuration");
+    let in_pool = |word: u16, bit: u32| {
+        let port = u32::from(word) * 64 + bit;
+        (u32::from(pool.pool_first)..=u32::from(pool.pool_last)).contains(&port)
+    };
     let words: HashMap<_, _> = maps.words().map(|item| item.expect("a word")).map(|(k, w)| (key(&k), w)).collect();
     for (at, word) in &words {
         let nothing = Expected::default();
         let want = expected.get(at).unwrap_or(&nothing);
         let mut complain = |what: &str| wrong.push(format!("word {at:?}: {what}: {word:x?}"));
         let bound = (0..64).filter(|bit| word.uses(*bit) != 0).fold(0u64, |set, bit| set | 1 << bit);
-        if word.reserved != want.reserved | word.lingering | word.aside {
+        if word.reserved != want.reserved | word.lingering {
             complain("reserved ports that nothing explains, or the reverse");
         }
-        if (want.reserved & word.lingering) | (want.reserved & word.aside) | (word.lingering & word.aside) != 0 {
+        if want.reserved & word.lingering != 0 {
             complain("a port is two things at once");
         }
         if word.lingering & !bound != 0 {
             complain("lingers without a bound socket");
         }
-        if bound & !word.reserved != 0 {
-            complain("sockets are counted on a free port");
+        if (0..64).any(|bit| (bound & !word.reserved) >> bit & 1 == 1 && !in_pool(at.1, bit)) {
+            complain("sockets are counted on a free port outside the pool");
         }
         if word.heads != want.heads || want.owner.iter().any(|(bit, id)| word.owner[*bit as usize] != *id) {
             complain("heads or owners are wrong");
@@ -132,22 +136,20 @@ fn look(maps: &Maps, all_charged: bool) -> Vec<String> {
     if (counters.ports, counters.reservations) != (ports, count) {
         wrong.push(format!("counters say {counters:?}, there are {count} reservations of {ports} ports"));
     }
-    // Lingering ports are charged to whoever had them, which only their sockets know: the sum has to be right.
     let mut room = room_taken(maps);
-    let mut lingering: u64 = words.values().map(|word| u64::from(word.lingering.count_ones())).sum();
     for (uid, quota) in maps.quotas().map(|item| item.expect("a quota")) {
         let used = quotas.remove(&uid).unwrap_or(0);
-        match u64::from(quota.used).checked_sub(used) {
-            Some(more) if more <= lingering => lingering -= more,
-            _ => wrong.push(format!("account {uid} is charged {} ports and holds {used}", quota.used)),
+        if u64::from(quota.used) != used {
+            wrong.push(format!("account {uid} is charged {} ports and holds {used}", quota.used));
+        }
+        let waiting = pending.remove(&uid).unwrap_or(0);
+        if quota.pending != waiting {
+            wrong.push(format!("account {uid} has {} requests pending, there are {waiting}", quota.pending));
         }
         let taken = room.remove(&uid).unwrap_or(0);
         if quota.words != taken {
             wrong.push(format!("account {uid} is charged {} words and takes {taken}", quota.words));
         }
-    }
-    if lingering != 0 && all_charged {
-        wrong.push(format!("{lingering} lingering ports are charged to nobody"));
     }
     wrong.extend(quotas.iter().map(|(uid, used)| format!("account {uid} is not charged for {used} ports")));
     wrong.extend(room.iter().map(|(uid, words)| format!("account {uid} is not charged for {words} words")));
@@ -159,8 +161,8 @@ fn look(maps: &Maps, all_charged: bool) -> Vec<String> {
 }
 
 /// What accounts take of the port table.
-fn room_taken(maps: &Maps) -> BTreeMap<u32, u32> {
-    let mut taken: BTreeMap<u32, u32> = BTreeMap::new();
+fn room_taken(maps: &Maps) -> BTreeMap<u64, u32> {
+    let mut taken: BTreeMap<u64, u32> = BTreeMap::new();
     for (_, word) in maps.words().map(|item| item.expect("a word")) {
         *taken.entry(word.payer).or_default() += 1;
     }

@@ -35,7 +35,7 @@ pub(super) fn settled(mut wrong: impl FnMut() -> Result<Vec<String>>) -> Result<
 /// The audit while everybody waits: the maps explain each other, the ledger is in them, and the sysctl covers them.
 pub(super) fn audit(instance: &Instance, shared: Shared, netns: u64, theirs: &BTreeSet<u16>) -> Result<Vec<String>> {
     let maps = instance.maps()?;
-    let mut wrong = audit::problems_beside_persistent(&maps);
+    let mut wrong = audit::problems(&maps);
     wrong.extend(ledger_in_maps(&maps, shared)?);
     wrong.extend(quotas(&maps, shared)?);
     wrong.extend(sysctl(&maps, netns, theirs)?);
@@ -67,20 +67,20 @@ fn ledger_in_maps(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
 
 /// Nobody is over the quota, and nobody holds more than is charged.
 fn quotas(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
-    let mut held: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut held: BTreeMap<u64, u32> = BTreeMap::new();
     for section in 0..shared.sections.len() {
         let ledger = Ledger::new(shared, section, 0, 0);
         for number in 0..shared.crew.len() {
             for (_, grant) in (0..GRANTS).filter_map(|slot| ledger.of(number, slot)) {
                 if u32::from(grant.flags) & wire::PERSISTENT == 0 {
-                    *held.entry(grant.uid).or_default() += u32::from(grant.count) * grant.transports.count_ones();
+                    *held.entry(grant.uid.into()).or_default() += u32::from(grant.count) * grant.transports.count_ones();
                 }
             }
         }
     }
     let config = maps.config()?;
     let mut wrong = Vec::new();
-    let mut charged: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut charged: BTreeMap<u64, u32> = BTreeMap::new();
     for item in maps.quotas() {
         let (account, quota) = item?;
         // Root has an account in each namespace; who holds what is known by uid.

@@ -235,7 +235,7 @@ fn root_of_another_namespace_has_a_quota_there() {
     let admin = sandbox.loaded().admin().unwrap();
     maps.forget_quiet_namespaces(&admin, 0).unwrap();
     audit::assert_consistent(&maps);
-    let left: Vec<u32> = maps.quotas().map(|item| item.unwrap().0).filter(|account| *account >= 1 << 31).collect();
+    let left: Vec<u64> = maps.quotas().map(|item| item.unwrap().0).filter(|account| *account >= 1 << 63).collect();
     assert!(left.is_empty(), "{left:x?}");
 }
 

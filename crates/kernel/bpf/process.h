@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Who a process is, beyond its uid: its groups, its systemd unit, its cgroup by
- * name, when it began. Helpers tell none of these, so the kernel's own structures are read.
- * Where their fields are differs between kernels; the loader looks it up in the
- * running kernel's type information (BTF) and writes the offsets into the
- * program. Only fields named below are used. A read that fails counts as "no".
+ * What a process is, beyond its uid: its groups, capabilities, systemd unit and
+ * cgroup by name, its network namespace, when it began. No helper reports these,
+ * so the kernel's own structures are read. Their fields are at other places in
+ * each kernel; the loader finds them in the running kernel's type information
+ * (BTF) and writes the offsets into the program. Only fields named below are
+ * used. A read that fails counts as "no".
  */
-#ifndef PORTKEEP_PLACE_H
-#define PORTKEEP_PLACE_H
+#ifndef PORTKEEP_PROCESS_H
+#define PORTKEEP_PROCESS_H
 
 #include "maps.h"
 
@@ -41,17 +42,54 @@ struct group_info {
 	kgid_t gid[];
 } RELOCATED;
 
+/* 64 bits, of which the low 32 come first, in one type or another (Linux commit f122a08b197d). */
+typedef struct {
+	__u64 val;
+} RELOCATED kernel_cap_t;
+
+struct user_namespace {
+	int level; /* 0: the first one */
+} RELOCATED;
+
 struct cred {
 	kgid_t egid;
+	kernel_cap_t cap_effective;
+	struct user_namespace *user_ns;
 	struct group_info *group_info;
 } RELOCATED;
 
+struct net {
+	__u64 net_cookie;
+} RELOCATED;
+
+struct nsproxy {
+	struct net *net_ns;
+} RELOCATED;
+
 struct task_struct {
+	unsigned int flags;
 	struct task_struct *group_leader;
 	__u64 start_time; /* CLOCK_MONOTONIC, ns; exec does not change it */
 	const struct cred *cred;
+	struct nsproxy *nsproxy;
 	struct css_set *cgroups;
 } RELOCATED;
+
+struct socket {
+	struct file *file;
+} RELOCATED;
+
+struct sock {
+	struct socket *sk_socket;
+} RELOCATED;
+
+struct inet_sock {
+	struct ip_mc_socklist *mc_list;
+} RELOCATED;
+
+#define PF_KTHREAD 0x00200000
+#define CAP_NET_BIND_SERVICE 10
+#define CAP_NET_ADMIN 12
 
 /* to = from->field, 0 if it cannot be read. */
 #define FETCH(to, from, field) bpf_probe_read_kernel(&(to), sizeof(to), &(from)->field)
@@ -62,6 +100,86 @@ __inline __u32 supplementary_gid(struct group_info *groups, __u32 n)
 
 	bpf_probe_read_kernel(&gid, sizeof(gid), (void *)&groups->gid + 4 * n);
 	return gid;
+}
+
+/*
+ * Threads of the kernel itself (NFS clients and servers, for example) have uid 0,
+ * but no administrator and no service is behind them: they are in no scope.
+ */
+__inline int is_kernel_thread(void)
+{
+	struct task_struct *task;
+	unsigned int flags = 0;
+
+	if (!places_known)
+		return 0;
+	task = bpf_get_current_task();
+	FETCH(flags, task, flags);
+	return (flags & PF_KTHREAD) != 0;
+}
+
+/* Whether the process at hand has one of the capabilities of a set, over the machine and not only over a namespace of its own. */
+__alone int has_capability(__u64 set)
+{
+	const struct cred *cred = NULL;
+	struct user_namespace *ns = NULL;
+	struct task_struct *task;
+	__u64 effective = 0;
+	int level = 1;
+
+	if (!places_known)
+		return 0;
+	task = bpf_get_current_task();
+	if (FETCH(cred, task, cred) || FETCH(effective, cred, cap_effective) || FETCH(ns, cred, user_ns) ||
+	    FETCH(level, ns, level))
+		return 0;
+	return !level && (effective & set) != 0;
+}
+
+/* A container's root without capabilities has uid 0 and nothing else of root. */
+__inline int is_root(void)
+{
+	if ((__u32)bpf_get_current_uid_gid())
+		return 0;
+	return !places_known || has_capability(1ULL << CAP_NET_BIND_SERVICE | 1ULL << CAP_NET_ADMIN);
+}
+
+/* The network namespace that the process at hand is in, which need not be that of the socket it was handed. 0: not known. */
+__alone __u64 own_netns(void)
+{
+	struct nsproxy *proxy = NULL;
+	struct net *net = NULL;
+	struct task_struct *task;
+	__u64 cookie = 0;
+
+	if (!places_known)
+		return 0;
+	task = bpf_get_current_task();
+	if (FETCH(proxy, task, nsproxy) || FETCH(net, proxy, net_ns) || FETCH(cookie, net, net_cookie))
+		return 0;
+	return cookie;
+}
+
+/*
+ * Sockets that the kernel made for itself have no file, and no program runs when they close. In the
+ * programs that get a struct bpf_sock as their context, the context is the kernel's struct sock.
+ */
+__inline int is_kernel_socket(struct bpf_sock *ctx)
+{
+	struct socket *socket = NULL;
+	struct file *file = NULL;
+
+	if (!places_known || FETCH(socket, (struct sock *)ctx, sk_socket) || !socket || FETCH(file, socket, file))
+		return 0;
+	return !file;
+}
+
+/* Whether closing the socket waits for others before the port is free (ip_mc_drop_socket in net/ipv4/igmp.c). */
+__inline int leaves_multicast(struct bpf_sock *ctx)
+{
+	struct ip_mc_socklist *list = NULL;
+
+	return places_known && !FETCH(list, (struct inet_sock *)ctx, mc_list) && list;
 }
 
 /* The real or the effective group of the process at hand, or one of its supplementary ones. */
@@ -202,14 +320,33 @@ __alone int in_place(struct reservation *r, __u32 id)
 	return c.matches && c.level == c.top;
 }
 
-/* Root, or a member of the group the configuration names. */
+/* Root, or a member of the group that the configuration names. */
 __inline int is_administrator(void)
 {
 	struct config *c = the_config();
 
-	if (!(__u32)bpf_get_current_uid_gid())
+	return is_root() || (c && c->admin_gid && in_group(c->admin_gid));
+}
+
+/* Whether the process at hand may acquire ports below `ip_unprivileged_port_start` of the machine's own namespace. */
+__alone int may_have_privileged(void)
+{
+	struct config *c = the_config();
+	__u32 uid = (__u32)bpf_get_current_uid_gid();
+
+	if (is_root() || has_capability(1ULL << CAP_NET_BIND_SERVICE))
 		return 1;
-	return c && c->admin_gid && in_group(c->admin_gid);
+	if (!c)
+		return 0;
+	if (c->privileged_users && bpf_map_lookup_elem(&privileged, &uid))
+		return 1;
+	for (int i = 0; i < PORTKEEP_PRIVILEGED_GROUPS; i++) {
+		__u32 gid = c->privileged_gids[i];
+
+		if (gid && in_group(gid))
+			return 1;
+	}
+	return 0;
 }
 
 #endif
