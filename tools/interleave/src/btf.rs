@@ -211,3 +211,32 @@ pub(crate) fn lines(btf: &Btf, ext: &[u8]) -> Result<Vec<(String, u32, Line)>> {
     }
     Ok(found)
 }
+
+/// The field accesses that a loader would relocate: section name, offset in it, the structure looked at.
+pub(crate) fn field_relocations(btf: &Btf, ext: &[u8]) -> Result<Vec<(String, u32, String)>> {
+    let header = u32_at(ext, 4)? as usize;
+    let mut found = Vec::new();
+    if header < 32 {
+        return Ok(found);
+    }
+    let (at, len) = (u32_at(ext, 24)? as usize, u32_at(ext, 28)? as usize);
+    if len == 0 {
+        return Ok(found);
+    }
+    let record = u32_at(ext, header + at)? as usize;
+    let (mut here, end) = (header + at + 4, header + at + len);
+    while here < end {
+        let section = btf.string(u32_at(ext, here)?)?;
+        let count = u32_at(ext, here + 4)? as usize;
+        here += 8;
+        for _ in 0..count {
+            let structure = btf.bare(u32_at(ext, here + 4)?);
+            // Kind 0: the byte offset of a field.
+            if let (0, Some(Type::Composite { name, .. })) = (u32_at(ext, here + 12)?, btf.types.get(structure as usize)) {
+                found.push((section.clone(), u32_at(ext, here)?, name.clone()));
+            }
+            here += record;
+        }
+    }
+    Ok(found)
+}

@@ -398,6 +398,8 @@ impl Machine {
                 };
                 let sk = &state.kernel.sockets[line.socket];
                 put(0, &2u32.to_le_bytes());
+                // Another machine.
+                put(4, &[10, 0, 0, 1]);
                 put(24, &u32::from(port.swap_bytes()).to_le_bytes());
                 put(28, &2u32.to_le_bytes());
                 put(32, &(sk.field(8)? as u32).to_le_bytes());

@@ -74,6 +74,7 @@ impl<'a> Search<'a> {
             trace: None,
             // Address 0 of the kernel is nobody's.
             kernel_memory: vec![0; 64],
+            kernel_socket: 0,
             instructions: 0,
             requests_lose,
         };
@@ -93,6 +94,7 @@ impl<'a> Search<'a> {
             self.machine.build_process(&mut process, netns);
             processes.push(process);
         }
+        self.machine.build_socket();
         let mut sockets: Vec<_> = scenario
             .sockets
             .iter()
@@ -116,7 +118,10 @@ impl<'a> Search<'a> {
         let zero = 0u32.to_le_bytes();
         self.machine.set(&mut state, "config", &zero, "quota", scenario.quota);
         for line in &scenario.before {
-            check::alone(&mut self.machine, scenario, &mut state, line)?;
+            let result = check::alone(&mut self.machine, scenario, &mut state, line)?;
+            if line.must && result != 0 {
+                return Err(Fault(format!("before the CPUs start: `{}` fails with {result}", line.text)));
+            }
         }
         state.tasks = vec![Task::new(); scenario.cpus.len()];
         Ok(state)

@@ -5,7 +5,7 @@ use crate::{
     kernel::EINVAL,
     machine::{Cpu, Machine, Outcome, fault},
     memory::{Access, SOCKETS},
-    program::MapKind,
+    program::{INET_SOCK, MapKind},
     state::State,
 };
 
@@ -241,6 +241,12 @@ impl Machine {
 
     fn probe(&mut self, state: &mut State, cpu: &mut Cpu, a: [u64; 5]) -> Outcome<Option<u64>> {
         let size = a[1] as usize;
+        if address::region(a[2]) == address::SOCKET {
+            // A `struct sock` leads to its `struct socket`; a `struct inet_sock` has no multicast list.
+            let inet = address::offset(a[2]) & 0xffff >= INET_SOCK as usize;
+            let value = if inet { 0 } else { address::KERNEL | self.kernel_socket };
+            return self.write(state, cpu, a[0], &value.to_le_bytes()[..size]);
+        }
         let found = (address::region(a[2]) == address::KERNEL)
             .then(|| self.private(cpu, a[2], size).map(<[u8]>::to_vec))
             .flatten();

@@ -12,7 +12,7 @@ use crate::{
 
 /// Something that must not happen: a broken invariant, or an instruction or helper that this tool does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault(pub String);
+pub(crate) struct Fault(pub(crate) String);
 
 pub(crate) type Outcome<T> = Result<T, Fault>;
 
@@ -184,6 +184,8 @@ pub(crate) struct Machine {
     /// In a replay: what happened, line by line.
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) kernel_memory: Vec<u8>,
+    /// Where in it the `struct socket` is that all sockets share.
+    pub(crate) kernel_socket: u64,
     /// Requests that were not granted keep nobody from a port: the object is newer than commit 9edba43.
     pub(crate) requests_lose: bool,
     pub(crate) instructions: u64,
@@ -371,15 +373,25 @@ impl Machine {
             0x50 => Access::And,
             _ => Access::Store,
         };
-        let Some(object) = address::object(at) else { return fault("an atomic operation on memory that is not shared") };
-        let offset = address::offset(at);
-        if self.stops_at(&[(object, offset / 8, access)]) {
-            return Ok(false);
+        let place = address::object(at).map(|object| (object, address::offset(at)));
+        if let Some((object, offset)) = place {
+            if self.stops_at(&[(object, offset / 8, access)]) {
+                return Ok(false);
+            }
+            if !state.shared.present(object) {
+                return self.removed(object, offset);
+            }
         }
-        if !state.shared.present(object) {
-            return self.removed(object, offset);
-        }
-        let Some(old) = state.shared.load(object, offset, size) else { return self.outside(at, cpu) };
+        // On the stack it is a fence, which a machine without reordering does not need.
+        let old = match place {
+            Some((object, offset)) => state.shared.load(object, offset, size),
+            None => self.private(cpu, at, size).map(|bytes| {
+                let mut word = [0; 8];
+                word[..size].copy_from_slice(bytes);
+                u64::from_le_bytes(word)
+            }),
+        };
+        let Some(old) = old else { return self.outside(at, cpu) };
         let expected = if size == 4 { cpu.registers[0] & 0xffff_ffff } else { cpu.registers[0] };
         let new = match i.immediate & !1 {
             0x00 => old.wrapping_add(operand),
@@ -391,13 +403,20 @@ impl Machine {
             0xf0 => old,
             other => return fault(format!("unknown atomic operation {other:#x}")),
         };
-        state.shared.store(object, offset, size, new);
+        match place {
+            Some((object, offset)) => {
+                state.shared.store(object, offset, size, new);
+            }
+            None => self.write_private(cpu, at, &new.to_le_bytes()[..size])?,
+        }
         if i.immediate == 0xf1 {
             cpu.registers[0] = old;
         } else if fetches {
             cpu.registers[i.from as usize] = old;
         }
-        self.told(cpu, || format!("changes {old:#x} atomically to {new:#x} in"), object, offset);
+        if let Some((object, offset)) = place {
+            self.told(cpu, || format!("changes {old:#x} atomically to {new:#x} in"), object, offset);
+        }
         Ok(true)
     }
 

@@ -153,11 +153,6 @@ impl Shared {
         }
     }
 
-    /// How many eight-byte cells the element has; the one after them stands for its presence in the map.
-    pub(crate) fn cells(&self, object: u32) -> usize {
-        self.get(object).map_or(0, |o| o.words.len())
-    }
-
     pub(crate) fn cell(&self, object: u32, cell: usize) -> Option<u64> {
         self.get(object)?.words.get(cell).copied()
     }

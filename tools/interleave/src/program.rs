@@ -21,6 +21,10 @@ pub(crate) struct Instruction {
     pub(crate) immediate: i64,
 }
 
+/// The kernel's structures lie where the object's own BTF has them, so their relocations change nothing. But one socket
+/// is looked at as two structures: what is read of `struct inet_sock` is moved by this, to be told apart.
+pub(crate) const INET_SOCK: u32 = 0x800;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MapKind {
     Hash,
@@ -101,6 +105,14 @@ impl Program {
             for (section, offset, line) in btf::lines(&parsed.btf, &ext)? {
                 if let Some(base) = section_names.get(&section) {
                     parsed.lines.push((base + offset as usize / 8, line));
+                }
+            }
+            for (section, offset, structure) in btf::field_relocations(&parsed.btf, &ext)? {
+                let Some(base) = section_names.get(&section).filter(|_| structure == "inet_sock") else { continue };
+                let instruction = &mut parsed.code[base + offset as usize / 8];
+                match instruction.code & 7 {
+                    4 | 7 => instruction.immediate += i64::from(INET_SOCK),
+                    _ => instruction.offset += INET_SOCK as i16,
                 }
             }
             parsed.lines.sort_by_key(|(at, _)| *at);

@@ -114,7 +114,6 @@ pub(crate) struct SocketPlan {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
-    pub(crate) name: String,
     pub(crate) title: String,
     /// Names and uids.
     pub(crate) processes: Vec<(String, u32)>,
@@ -139,7 +138,6 @@ struct Parser {
 
 pub(crate) fn parse(name: &str, text: &str) -> Result<Scenario> {
     let scenario = Scenario {
-        name: name.to_owned(),
         title: String::new(),
         processes: Vec::new(),
         sockets: Vec::new(),

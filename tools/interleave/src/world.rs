@@ -125,6 +125,16 @@ impl Machine {
         }
     }
 
+    /// What all sockets lead to: a `struct socket` with a file, as those of programs have.
+    pub(crate) fn build_socket(&mut self) {
+        let socket = self.structure("socket");
+        if let Some(field) = self.program.btf.field("socket", "file") {
+            let at = (socket as usize) + field.at as usize;
+            self.kernel_memory[at] = 1;
+        }
+        self.kernel_socket = socket;
+    }
+
     /// Room for one structure of the kernel's.
     fn structure(&mut self, name: &str) -> u64 {
         let size = self.program.btf.structure(name).map_or(8, |id| self.program.btf.size(id)).max(8);
