@@ -4,7 +4,7 @@
 use crate::{
     address,
     kernel::EINVAL,
-    machine::{Context, Cpu, Machine, Outcome, Stop, fault},
+    machine::{Context, Cpu, Machine, Outcome, PACKET, Stop, fault},
     memory::Access,
     program::MapKind,
     scenario::{Call, Line, Scenario},
@@ -410,7 +410,8 @@ impl Machine {
             Hook::Admin => {
                 cpu.kind = Context::Packet;
                 put(0, &[0; 192]);
-                cpu.buffer = self.packet(scenario, state, line)?;
+                cpu.buffer = vec![0; PACKET];
+                cpu.buffer.extend(self.packet(scenario, state, line)?);
             }
         }
         if let Call::Bind { others, .. } = line.call {
@@ -488,7 +489,7 @@ impl Machine {
                         let field = self.program.btf.field("admin_request", path);
                         field.map_or(0, |f| {
                             let mut bytes = [0; 8];
-                            bytes[..f.size as usize].copy_from_slice(&cpu.buffer[f.at as usize..][..f.size as usize]);
+                            bytes[..f.size as usize].copy_from_slice(&cpu.buffer[PACKET + f.at as usize..][..f.size as usize]);
                             u64::from_le_bytes(bytes)
                         })
                     };

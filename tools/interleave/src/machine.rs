@@ -50,6 +50,9 @@ pub(crate) enum Context {
     Packet,
 }
 
+/// Where in the buffer a packet begins: the programs compare the lower half of its address with 0.
+pub(crate) const PACKET: usize = 256;
+
 pub(crate) const STACK_SIZE: usize = 512;
 
 /// A program in the middle of its run.
@@ -329,7 +332,7 @@ impl Machine {
         if cpu.kind == Context::Packet && address::region(at) == address::CONTEXT && size == 4 {
             // A packet's beginning and end are 32 bits wide in the context, and pointers once they are loaded.
             match address::offset(at) {
-                76 => return Ok(Some(address::BUFFER)),
+                76 => return Ok(Some(address::BUFFER | PACKET as u64)),
                 80 => return Ok(Some(address::BUFFER | cpu.buffer.len() as u64)),
                 _ => {}
             }
@@ -403,6 +406,7 @@ impl Machine {
             0xf0 => old,
             other => return fault(format!("unknown atomic operation {other:#x}")),
         };
+        let new = if size == 4 { new & 0xffff_ffff } else { new };
         match place {
             Some((object, offset)) => {
                 state.shared.store(object, offset, size, new);
