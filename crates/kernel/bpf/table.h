@@ -58,7 +58,7 @@ __inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
 	return bpf_map_lookup_elem(&words, &key);
 }
 
-/* `payer` is the account that pays for the room. */
+/* `payer` is the account that pays for the room; it has a quota already. */
 __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __u64 payer)
 {
 	struct word_key key = {
@@ -66,12 +66,12 @@ __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __
 	};
 	struct word *w = bpf_map_lookup_elem(&words, &key);
 	struct quota *q;
-	__u32 zero = 0;
 
 	if (w)
 		return w;
-	q = has_share(payer) ? quota_of(payer) : NULL;
-	w = bpf_map_lookup_elem(&blank, &zero);
+	q = bpf_map_lookup_elem(&quotas, &payer);
+	/* Index 0. (Another variable would be too much for the stack on Linux 6.1.) */
+	w = bpf_map_lookup_elem(&blank, &key.zero);
 	if (!w || share_charge(payer, q, 1))
 		return NULL;
 	if (bpf_map_update_elem(&words, &key, w, BPF_NOEXIST)) {
