@@ -8,6 +8,7 @@ mod bpf;
 mod compare;
 mod do_no_harm;
 mod install;
+mod interleave;
 mod man;
 mod place;
 mod soak;
@@ -26,6 +27,7 @@ enum Task {
     Man(man::Options),
     BootTest(boot_test::Options),
     Install(install::Options),
+    Interleave(interleave::Options),
     Units(units::Options),
     Compare(compare::Options),
     /// A process that `compare` starts
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Task::Man(options) => man::run(&options),
         Task::BootTest(options) => boot_test::run(&options),
         Task::Install(options) => install::run(&options),
+        Task::Interleave(options) => interleave::run(&options),
         Task::Units(options) => units::run(&options),
         Task::Compare(options) => compare::run(&options),
         Task::CompareJob(job) => compare::run_job(&job),

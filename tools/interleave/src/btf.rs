@@ -8,14 +8,33 @@ use anyhow::{Context, Result, bail, ensure};
 /// One type of the object.
 #[derive(Debug, Clone)]
 pub(crate) enum Type {
-    Number { size: u32 },
-    Pointer { to: u32 },
-    Array { of: u32, count: u32 },
-    Composite { name: String, size: u32, members: Vec<Member> },
+    Number {
+        size: u32,
+    },
+    Pointer {
+        to: u32,
+    },
+    Array {
+        of: u32,
+        count: u32,
+    },
+    Composite {
+        name: String,
+        size: u32,
+        members: Vec<Member>,
+    },
     /// Another name for a type, or a qualifier of it.
-    Alias { to: u32 },
-    Variable { name: String, of: u32 },
-    Section { name: String, variables: Vec<u32> },
+    Alias {
+        to: u32,
+    },
+    Variable {
+        name: String,
+        of: u32,
+    },
+    Section {
+        name: String,
+        variables: Vec<u32>,
+    },
     /// Functions and other things that have no size in memory.
     Other,
 }
@@ -55,8 +74,11 @@ impl Btf {
         let (types_at, types_len) = (u32_at(bytes, 8)? as usize, u32_at(bytes, 12)? as usize);
         let (strings_at, strings_len) = (u32_at(bytes, 16)? as usize, u32_at(bytes, 20)? as usize);
         let part = |at: usize, len: usize| bytes.get(header + at..header + at + len).context(".BTF is cut short");
-        let mut btf =
-            Self { types: vec![Type::Other], strings: part(strings_at, strings_len)?.to_vec(), structures: HashMap::new() };
+        let mut btf = Self {
+            types: vec![Type::Other],
+            strings: part(strings_at, strings_len)?.to_vec(),
+            structures: HashMap::new(),
+        };
         let types = part(types_at, types_len)?;
         let mut at = 0;
         while at < types.len() {
@@ -232,7 +254,9 @@ pub(crate) fn field_relocations(btf: &Btf, ext: &[u8]) -> Result<Vec<(String, u3
         for _ in 0..count {
             let structure = btf.bare(u32_at(ext, here + 4)?);
             // Kind 0: the byte offset of a field.
-            if let (0, Some(Type::Composite { name, .. })) = (u32_at(ext, here + 12)?, btf.types.get(structure as usize)) {
+            if let (0, Some(Type::Composite { name, .. })) =
+                (u32_at(ext, here + 12)?, btf.types.get(structure as usize))
+            {
                 found.push((section.clone(), u32_at(ext, here)?, name.clone()));
             }
             here += record;

@@ -124,14 +124,7 @@ impl Machine {
     }
 
     /// False: a point comes first.
-    fn step(
-        &mut self,
-        scenario: &Scenario,
-        state: &mut State,
-        cpu: usize,
-        line: &Line,
-        step: Step,
-    ) -> Outcome<bool> {
+    fn step(&mut self, scenario: &Scenario, state: &mut State, cpu: usize, line: &Line, step: Step) -> Outcome<bool> {
         let socket = line.socket;
         let socket_cell = (self.socket_object(socket), 0, Access::Store);
         let port = state.kernel.sockets[socket].port;
@@ -228,7 +221,9 @@ impl Machine {
             Call::Release { reservation }
             | Call::Associate { reservation }
             | Call::End { reservation }
-            | Call::Change { reservation, .. } => !matches!(phase(reservation), Phase::None | Phase::Asking | Phase::Over),
+            | Call::Change { reservation, .. } => {
+                !matches!(phase(reservation), Phase::None | Phase::Asking | Phase::Over)
+            }
             Call::Confirm { reservation } | Call::Refuse { reservation } => state.reservations[reservation].token != 0,
             Call::Acquire { reservation, .. } | Call::Create { reservation, .. } => phase(reservation) == Phase::None,
             _ => true,
@@ -489,7 +484,8 @@ impl Machine {
                         let field = self.program.btf.field("admin_request", path);
                         field.map_or(0, |f| {
                             let mut bytes = [0; 8];
-                            bytes[..f.size as usize].copy_from_slice(&cpu.buffer[PACKET + f.at as usize..][..f.size as usize]);
+                            bytes[..f.size as usize]
+                                .copy_from_slice(&cpu.buffer[PACKET + f.at as usize..][..f.size as usize]);
                             u64::from_le_bytes(bytes)
                         })
                     };

@@ -44,6 +44,18 @@ fn over(scenario: &Scenario, state: &State, line: &Line, port: u16, phases: &[Ph
         .fold(0, |set, r| set | 1 << r)
 }
 
+/// The port is another socket's that a reservation has let in: it stays claimed until that socket is gone (R7).
+const LINGERS: Set = 1 << 31;
+
+fn let_in(scenario: &Scenario, state: &State, socket: usize, port: u16) -> bool {
+    let s = &state.kernel.sockets[socket];
+    (0..state.reservations.len()).any(|r| {
+        matches!(state.reservations[r].phase, Phase::Granted | Phase::Ending | Phase::Over)
+            && covers(scenario, state, r, port, s.transport, s.netns)
+            && allowed(scenario, state, r, socket, s.process)
+    })
+}
+
 fn live(phase: Phase) -> bool {
     matches!(phase, Phase::Granted | Phase::Pending | Phase::Confirming)
 }
@@ -84,10 +96,13 @@ pub(crate) fn begin(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
                 .fold(0, |set, r| set | 1 << r);
             let task_excuses =
                 over(scenario, state, line, port, &[Phase::Asking, Phase::Confirming, Phase::Granted, Phase::Ending]);
+            let lingers = (0..state.kernel.sockets.len()).any(|other| {
+                other != line.socket && state.kernel.sockets[other].port == port && let_in(scenario, state, other, port)
+            });
             let task = &mut state.tasks[cpu];
             task.forbidden = granted & !may;
             task.mine = granted & may;
-            task.excuses = task_excuses;
+            task.excuses = task_excuses | if lingers { LINGERS } else { 0 };
         }
         Call::Associate { .. }
         | Call::Granted
@@ -206,7 +221,7 @@ pub(crate) fn finish(
         }
         Call::Bind { .. } => {
             let task = &state.tasks[cpu];
-            let settled = over_granted(state, task.excuses);
+            let settled = task.excuses & LINGERS != 0 || over_granted(state, task.excuses);
             if task.refused && machine.requests_lose && state.associated[line.socket].is_none() && !settled {
                 let excuses = task.excuses;
                 state.tasks[cpu].refusals.push(excuses);
@@ -229,8 +244,9 @@ pub(crate) fn finish(
 }
 
 fn over_granted(state: &State, set: Set) -> bool {
-    (0..state.reservations.len())
-        .any(|r| set & 1 << r != 0 && matches!(state.reservations[r].phase, Phase::Granted | Phase::Ending | Phase::Over))
+    (0..state.reservations.len()).any(|r| {
+        set & 1 << r != 0 && matches!(state.reservations[r].phase, Phase::Granted | Phase::Ending | Phase::Over)
+    })
 }
 
 /// Whether a socket has any port of the block, as the agent finds out before it confirms.
@@ -263,8 +279,17 @@ pub(crate) fn refused(
 }
 
 /// The kernel has given a port to a bind; the post_bind program has not seen it yet.
-pub(crate) fn taken(scenario: &Scenario, state: &State, cpu: usize, line: &Line) -> Outcome<()> {
+pub(crate) fn taken(scenario: &Scenario, state: &mut State, cpu: usize, line: &Line) -> Outcome<()> {
     let forbidden = state.tasks[cpu].forbidden;
+    let port = state.tasks[cpu].port;
+    if let_in(scenario, state, line.socket, port) {
+        for (other, task) in state.tasks.iter_mut().enumerate().filter(|(other, _)| *other != cpu) {
+            let bind = scenario.cpus.get(other).and_then(|lines| lines.get(task.call));
+            if task.port == port && bind.is_some_and(|line| matches!(line.call, Call::Bind { .. })) {
+                task.excuses |= LINGERS;
+            }
+        }
+    }
     let by_number = matches!(line.call, Call::Bind { port, .. } if port != 0);
     for (r, plan) in scenario.reservations.iter().enumerate() {
         if by_number && forbidden & 1 << r != 0 && state.reservations[r].phase == Phase::Granted {

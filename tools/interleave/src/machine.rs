@@ -32,9 +32,17 @@ pub(crate) enum Stop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Return {
     Program,
-    Call { to: usize },
+    Call {
+        to: usize,
+    },
     /// A callback of `bpf_loop`.
-    Loop { callback: usize, context: u64, round: u32, rounds: u32, to: usize },
+    Loop {
+        callback: usize,
+        context: u64,
+        round: u32,
+        rounds: u32,
+        to: usize,
+    },
 }
 
 #[derive(Debug, Clone)]

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SectionIndex, SectionKind};
+use object::{
+    Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SectionIndex, SectionKind,
+};
 
 use crate::{
     address,
@@ -63,7 +65,11 @@ impl Program {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         let file = object::File::parse(bytes).context("this is not an ELF object")?;
         let data = |name: &str| -> Result<Vec<u8>> {
-            Ok(file.section_by_name(name).with_context(|| format!("the object has no section {name}"))?.data()?.to_vec())
+            Ok(file
+                .section_by_name(name)
+                .with_context(|| format!("the object has no section {name}"))?
+                .data()?
+                .to_vec())
         };
         let btf = Btf::parse(&data(".BTF")?)?;
         let mut code = Vec::new();
@@ -224,7 +230,8 @@ fn maps(btf: &Btf, file: &object::File<'_>) -> Result<(Vec<Map>, HashMap<u64, us
     });
     for variable in section.context("the object has no maps")? {
         let Type::Variable { name, of } = &btf.types[*variable as usize] else { bail!(".maps holds no variable") };
-        let symbol = file.symbols().find(|s| s.name() == Ok(name)).with_context(|| format!("map {name} has no symbol"))?;
+        let symbol =
+            file.symbols().find(|s| s.name() == Ok(name)).with_context(|| format!("map {name} has no symbol"))?;
         map_at.insert(symbol.address(), maps.len());
         maps.push(map(btf, name, *of)?);
     }

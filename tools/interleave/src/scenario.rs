@@ -44,28 +44,58 @@ pub(crate) struct Others {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
-    Acquire { start: u16, count: u16, terms: Terms, reservation: usize },
-    Release { reservation: usize },
-    Associate { reservation: usize },
+    Acquire {
+        start: u16,
+        count: u16,
+        terms: Terms,
+        reservation: usize,
+    },
+    Release {
+        reservation: usize,
+    },
+    Associate {
+        reservation: usize,
+    },
     Granted,
     /// The socket becomes the agent's beacon.
     Beacon,
     /// `automatic`: what the kernel chooses if `port` is 0 and stays so.
-    Bind { port: u16, address: u32, automatic: u16, others: Others },
+    Bind {
+        port: u16,
+        address: u32,
+        automatic: u16,
+        others: Others,
+    },
     Connect,
     Disconnect,
     Listen,
     ReuseAddress,
     ReusePort,
     Close,
-    Create { start: u16, count: u16, terms: Terms, reservation: usize },
-    Confirm { reservation: usize },
-    Refuse { reservation: usize },
-    End { reservation: usize },
+    Create {
+        start: u16,
+        count: u16,
+        terms: Terms,
+        reservation: usize,
+    },
+    Confirm {
+        reservation: usize,
+    },
+    Refuse {
+        reservation: usize,
+    },
+    End {
+        reservation: usize,
+    },
     /// For another uid.
-    Change { reservation: usize, uid: u32 },
+    Change {
+        reservation: usize,
+        uid: u32,
+    },
     /// User space removes the words of a quiet namespace.
-    Forget { port: u16 },
+    Forget {
+        port: u16,
+    },
 }
 
 impl Call {

@@ -73,7 +73,8 @@ fn quotas(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
         for number in 0..shared.crew.len() {
             for (_, grant) in (0..GRANTS).filter_map(|slot| ledger.of(number, slot)) {
                 if u32::from(grant.flags) & wire::PERSISTENT == 0 {
-                    *held.entry(grant.uid.into()).or_default() += u32::from(grant.count) * grant.transports.count_ones();
+                    *held.entry(grant.uid.into()).or_default() +=
+                        u32::from(grant.count) * grant.transports.count_ones();
                 }
             }
         }
