@@ -21,6 +21,8 @@ pub(crate) enum Tool {
     DoNoHarm(Arguments),
     /// Let many processes do everything at random, kill them, and check that every promise holds
     Soak(Arguments),
+    /// Try every order in which CPUs can run the checked-in BPF programs, up to a bound
+    Interleave(Arguments),
 }
 
 /// Everything behind the name goes to the tool, `--help` included.
@@ -33,6 +35,7 @@ pub(crate) struct Arguments {
 
 impl Tool {
     pub(crate) fn run(&self) -> ExitCode {
+        let mut profile = None;
         let (package, first, arguments) = match self {
             Self::VmTest(rest) => ("portkeep-guests", Some("vm-test"), rest),
             Self::BootTest(rest) => ("portkeep-guests", Some("boot-test"), rest),
@@ -40,11 +43,16 @@ impl Tool {
             Self::Compare(rest) => ("portkeep-compare", None, rest),
             Self::DoNoHarm(rest) => ("portkeep-harmless", None, rest),
             Self::Soak(rest) => ("portkeep-soak", None, rest),
+            Self::Interleave(rest) => {
+                // Hundreds of millions of instructions are interpreted.
+                profile = Some("--release");
+                ("portkeep-interleave", None, rest)
+            }
         };
         let words = first.map(OsStr::new).into_iter().chain(arguments.arguments.iter().map(OsString::as_os_str));
         // In the folder of the caller: paths among the arguments may be relative to it.
         let mut run = cargo();
-        run.current_dir(".").args(["run", "--quiet", "--package", package, "--"]).args(words);
+        run.current_dir(".").args(["run", "--quiet"]).args(profile).args(["--package", package, "--"]).args(words);
         match run.status() {
             Ok(status) => {
                 status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
