@@ -492,19 +492,3 @@ fn threads_that_share_an_owner_socket_get_a_reservation_each() {
     }
 }
 }
-
-kernel_test! {
-fn closing_the_owner_socket_after_an_answer_frees_its_ports_at_once() {
-    let mut agent = Agent::turn();
-    agent.start();
-    let owner: OwnedFd = udp().into();
-    let mut pending = Reservation::udp().at(7400).start_on(owner.as_fd().try_clone_to_owned().unwrap()).unwrap();
-    agent.decide(pending.token(), Some(Errno::EADDRINUSE));
-    assert!(matches!(pending.poll(), Poll::Ready(Err(AcquireError::InUse { .. }))));
-    // Other requests have gone through the same socket, and `pending` is still there.
-    let kept = Reservation::udp().at(61500).start_on(owner.as_fd().try_clone_to_owned().unwrap()).unwrap().wait().unwrap();
-    drop(kept.into_parts().owner);
-    drop(owner);
-    drop(Reservation::udp().at(61500).acquire().unwrap());
-}
-}
