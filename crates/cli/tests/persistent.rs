@@ -17,7 +17,7 @@ use portkeep::{
         protocol::{self, Happening},
     },
 };
-use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_core::{Errno, wire};
 use portkeep_testkit::{
     Sandbox, World,

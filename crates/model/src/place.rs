@@ -6,7 +6,7 @@
 //! still sends to its ports does not reach a stranger.
 
 use super::{Model, Namespace, Place};
-use crate::{PortRange, Transports};
+use portkeep_core::{PortRange, Transports};
 
 impl Model {
     pub(super) fn place(

@@ -23,6 +23,8 @@
 //! to a consumer, rule A9, and this model has no clock), events, and the bind
 //! of sockets that are neither TCP nor UDP.
 
+#![forbid(unsafe_code)]
+
 mod consume;
 mod control;
 mod persistent;
@@ -38,7 +40,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Errno, PortRange, Token, Transport, Transports};
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports};
 
 pub use control::{Request, Select, Version};
 pub use persistent::Persistent;

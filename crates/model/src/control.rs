@@ -4,7 +4,7 @@
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
 use super::{Descriptor, Model, Owner, Pid, Reservation, Role, SocketId, State};
-use crate::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
 
 /// What ACQUIRE asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
