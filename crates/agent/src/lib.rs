@@ -14,9 +14,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod process;
-mod vacancy;
-pub mod when;
 mod accounts;
 mod aside;
 mod budget;
@@ -32,6 +29,7 @@ mod overlap;
 mod peer;
 mod pending;
 mod policy;
+pub mod process;
 mod registry;
 mod requests;
 mod rightful;
@@ -41,6 +39,8 @@ mod settle;
 mod state;
 mod subordinate;
 mod sysctl;
+mod vacancy;
+pub mod when;
 
 use std::{
     collections::BTreeMap,

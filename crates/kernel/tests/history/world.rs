@@ -13,10 +13,10 @@ use portkeep_core::{
     Errno, PortRange, Scope, Token, Transport, Transports,
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
+use portkeep_kernel::{Claimed, CreateError, ForWhom, Wanted, Word, WordKey, cgroup};
 use portkeep_model::{
     Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId, State,
 };
-use portkeep_kernel::{Claimed, CreateError, ForWhom, Wanted, Word, WordKey, cgroup};
 use portkeep_testkit::new_namespace;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
