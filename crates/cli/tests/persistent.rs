@@ -203,6 +203,8 @@ fn who_is_there_is_in_the_way_and_told_and_then_it_comes_into_force() {
 fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
     let Some(world) = World::enter("what_waits") else { return };
     let place = Place::new();
+    // Before there are sockets that it would inherit.
+    let agent = place.agent();
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let peer = server.local_addr().unwrap();
     let mut client = Child::fork(|talk| {
@@ -213,7 +215,7 @@ fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
     let port = client.talk.hear() as u16;
     let (accepted, _) = server.accept().unwrap();
     place.drop_in("web.toml", &format!("[[reservation]]\nname = \"web\"\ntcp = \"{}-{port}\"\n", port - 1));
-    let agent = place.agent();
+    assert_eq!(place.connect().reload().unwrap().waiting, 1);
     let entry = place.list().pop().unwrap();
     let Standing::Waiting(why) = &entry.standing else { panic!("{entry:?}") };
     assert!(why.contains(&format!("{port}/tcp is in use by pid {}", client.pid())), "{why}");
@@ -249,9 +251,14 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     let Some(Standing::Waiting(why)) = place.standing("much") else { panic!("{:?}", place.list()) };
     assert!(why.contains("leave 0 of the 1000 ephemeral ports") && why.contains("at least 500"), "{why}");
     assert_eq!(place.standing("bit"), Some(Standing::Active));
+    // It keeps its ports from others' declarations while it waits, so it goes.
+    place.drop_in("much.toml", "[[reservation]]\nname = \"bit\"\nudp = \"40000-40399\"\n");
+    place.connect().reload().unwrap();
     // Together they may not, either: a block of UDP and one of TCP reserve the ports for both.
     let mut more = Proposal::new(name("more"), ports(40400, 101), Transports::Tcp);
-    let Err(PersistentError::Exhausts(why)) = place.connect().create(&more, Kept::Persistent) else { panic!() };
+    let Err(PersistentError::Exhausts(why)) = place.connect().create(&more, Kept::Persistent) else {
+        panic!("{:?}", place.list())
+    };
     assert!(why.contains("leave 499 of the 1000"), "{why}");
     assert_eq!(bound_by(OTHER, 40400), Ok(()));
     // The same ports for the other transport use up nothing.
