@@ -108,10 +108,10 @@ impl Agent<'_> {
     fn settled_in(&mut self, netns: u64, blocks: Option<&PortSet>, settled: io::Result<Shared>) {
         match settled {
             Ok(shared) => {
-                if blocks.is_some() {
-                    if let Err(error) = self.kernel.admin.avoid(netns, shared.avoid) {
-                        tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
-                    }
+                if blocks.is_some()
+                    && let Err(error) = self.kernel.admin.avoid(netns, shared.avoid)
+                {
+                    tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
                 }
                 // Without entries it is not ours to keep alive.
                 if blocks.is_none_or(PortSet::is_empty) && shared.enter.is_none() && netns != self.netns {
