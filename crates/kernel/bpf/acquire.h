@@ -215,7 +215,7 @@ static long closed_lately_step(__u32 i, void *ctx)
 	if (base > s->last)
 		return 1;
 	w = s->transports & PORTKEEP_TCP ? word_of(s->netns, PORTKEEP_TCP, base) : NULL;
-	s->result = w && expiring_get(&w->left) & span_mask(s, base);
+	s->result = w && expiring_get(&w->left, LEFT_SHIFT) & span_mask(s, base);
 	return s->result;
 }
 

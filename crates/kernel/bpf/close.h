@@ -52,7 +52,7 @@ __inline int on_release(struct bpf_sock *ctx)
 			struct word *w = word_of(netns, st->transport, st->bound_port);
 
 			if (w)
-				expiring_set(&w->closing, st->bound_port);
+				expiring_set(&w->closing, st->bound_port, CLOSING_SHIFT);
 		}
 		use_less(st, netns, PORTKEEP_HELD_OPEN);
 		if (st->role == PORTKEEP_AGENT_BEACON && k)

@@ -40,8 +40,12 @@ static long draw_step(__u32 i, void *ctx)
 		__u32 n = lowest(free);
 
 		if (!(__sync_fetch_and_or(&w->drawn, BIT(n)) & BIT(n)) || d->contested) {
-			d->port = base + n;
-			return 1;
+			/* A whole bind of another CPU may lie between the look and the mark. It counts before it takes its mark off. */
+			if (!uses(w, n)) {
+				d->port = base + n;
+				return 1;
+			}
+			__sync_fetch_and_and(&w->drawn, ~BIT(n));
 		}
 		free &= ~BIT(n);
 	}

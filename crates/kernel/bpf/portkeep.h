@@ -200,8 +200,7 @@ struct word_key {
 
 /*
  * Ports that may not be vacant although no bound socket is counted. Bits
- * expire: those of the period before last are gone. One period is 2^36 ns, 69 s:
- * longer than TIME_WAIT.
+ * expire: those of the period before last are gone.
  */
 struct expiring {
 	__u64 ports[2]; /* of the even periods, of the odd ones */

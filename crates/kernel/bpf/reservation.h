@@ -34,7 +34,8 @@ struct span {
 	__u32 id;
 	__u32 stop; /* words from here on are not claimed: base << 1, plus 1 for UDP */
 	__u32 result; /* of claiming: an errno */
-	__u32 vacant; /* claim only what no socket has, as far as is known here */
+	__u16 vacant; /* claim only what no socket has, as far as is known here */
+	__u16 in_force; /* of freeing: it was, so ports with bound sockets linger (R7) */
 };
 
 __inline __u64 gate_of(__u64 token, __u32 state)
@@ -130,7 +131,10 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		w->lead = 0;
-	word_free(w, transport, base, span_mask(s, base));
+	if (s->in_force)
+		word_free(w, transport, base, span_mask(s, base));
+	else
+		reserved_clear(w, transport, base, span_mask(s, base));
 }
 
 static long span_free_step(__u32 i, void *ctx)
@@ -348,6 +352,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	s.first = r->start;
 	s.last = (__u32)r->start + r->count - 1;
 	s.stop = ~0;
+	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 	span_free(&s);
 
 	payer = r->payer;

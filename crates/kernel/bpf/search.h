@@ -58,7 +58,7 @@ __inline __u64 word_taken(struct search *s, __u32 transport, __u32 base)
 	if (!w)
 		return 0;
 	taken = READ(w->reserved) | word_occupied(w);
-	return s->fresh ? taken | expiring_get(&w->left) : taken;
+	return s->fresh ? taken | expiring_get(&w->left, LEFT_SHIFT) : taken;
 }
 
 static long search_step(__u32 i, void *ctx)

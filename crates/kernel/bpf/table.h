@@ -58,7 +58,7 @@ __inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
 	return bpf_map_lookup_elem(&words, &key);
 }
 
-/* `payer` is the account that pays for the room. */
+/* `payer` is the account that pays for the room; it has a quota already. */
 __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __u64 payer)
 {
 	struct word_key key = {
@@ -66,12 +66,12 @@ __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __
 	};
 	struct word *w = bpf_map_lookup_elem(&words, &key);
 	struct quota *q;
-	__u32 zero = 0;
 
 	if (w)
 		return w;
-	q = has_share(payer) ? quota_of(payer) : NULL;
-	w = bpf_map_lookup_elem(&blank, &zero);
+	q = bpf_map_lookup_elem(&quotas, &payer);
+	/* Index 0. (Another variable would be too much for the stack on Linux 6.1.) */
+	w = bpf_map_lookup_elem(&blank, &key.zero);
 	if (!w || share_charge(payer, q, 1))
 		return NULL;
 	if (bpf_map_update_elem(&words, &key, w, BPF_NOEXIST)) {
@@ -189,12 +189,13 @@ __inline void use_end(struct word *w, __u32 transport, __u32 port)
 		reserved_clear(w, transport, port, BIT(port));
 }
 
-/* Bits that expire. Two CPUs that open a period at once may lose a bit: these are hints, or rare. */
-#define PERIOD_SHIFT 36
+/* Bits that expire, after one to two periods of 2^shift ns. Two CPUs that open a period at once may lose a bit: these are hints, or rare. */
+#define LEFT_SHIFT 36 /* 69 s: longer than TIME_WAIT */
+#define CLOSING_SHIFT 28 /* 0.27 s: the kernel was seen to need 81 ms at most */
 
-__inline void expiring_set(struct expiring *e, __u32 port)
+__inline void expiring_set(struct expiring *e, __u32 port, __u32 shift)
 {
-	__u64 now = bpf_ktime_get_ns() >> PERIOD_SHIFT;
+	__u64 now = bpf_ktime_get_ns() >> shift;
 
 	if (READ(e->period) != now) {
 		if (e->period + 1 != now)
@@ -205,13 +206,13 @@ __inline void expiring_set(struct expiring *e, __u32 port)
 	__sync_fetch_and_or(&e->ports[now & 1], BIT(port));
 }
 
-__inline __u64 expiring_get(struct expiring *e)
+__inline __u64 expiring_get(struct expiring *e, __u32 shift)
 {
 	__u64 period = READ(e->period), now;
 
 	if (!period)
 		return 0;
-	now = bpf_ktime_get_ns() >> PERIOD_SHIFT;
+	now = bpf_ktime_get_ns() >> shift;
 	if (now == period)
 		return e->ports[0] | e->ports[1];
 	return now == period + 1 ? e->ports[period & 1] : 0;
@@ -263,7 +264,7 @@ __inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
 /* Ports that some socket has, as far as is known here: bound, or in use in a way that no program sees end. */
 __inline __u64 word_occupied(struct word *w)
 {
-	__u64 mask = READ(w->aside) | expiring_get(&w->closing);
+	__u64 mask = READ(w->aside) | expiring_get(&w->closing, CLOSING_SHIFT);
 
 	return READ(w->bound) ? mask | word_in_use(w) : mask;
 }

@@ -97,7 +97,7 @@ __noinline struct word *pool_word(__u64 netns, __u32 transport, __u32 port)
 		return w;
 	payer = account(netns);
 	/* A namespace that is not known is never swept. */
-	if (!space_of(netns, payer))
+	if (!space_of(netns, payer) || !quota_of(payer))
 		return NULL;
 	return word_create(netns, transport, port, payer);
 }
@@ -112,7 +112,7 @@ __inline void use_over(struct socket_state *st, __u64 netns)
 	if (!w)
 		return;
 	if (in_pool(port))
-		expiring_set(&w->left, port);
+		expiring_set(&w->left, port, LEFT_SHIFT);
 	use_end(w, st->transport, port);
 }
 

@@ -67,13 +67,13 @@ fn ledger_in_maps(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
 
 /// Nobody is over the quota, and nobody holds more than is charged.
 fn quotas(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
-    let mut held: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut held: BTreeMap<u64, u32> = BTreeMap::new();
     for section in 0..shared.sections.len() {
         let ledger = Ledger::new(shared, section, 0, 0);
         for number in 0..shared.crew.len() {
             for (_, grant) in (0..GRANTS).filter_map(|slot| ledger.of(number, slot)) {
                 if u32::from(grant.flags) & wire::PERSISTENT == 0 {
-                    *held.entry(grant.uid).or_default() += u32::from(grant.count) * grant.transports.count_ones();
+                    *held.entry(grant.uid.into()).or_default() += u32::from(grant.count) * grant.transports.count_ones();
                 }
             }
         }
