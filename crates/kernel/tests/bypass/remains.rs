@@ -104,7 +104,7 @@ fn connections_of_a_second_listener_do_not_keep_the_port() {
     for (first, second, orphan) in [
         ("127.0.0.1:61000", "127.0.0.2:61000", false),
         ("127.0.0.1:61000", "[::1]:61000", false),
-        ("127.0.0.1:61000", "127.0.0.2:61000", true),
+        ("127.0.0.1:61000", "127.0.0.3:61000", true),
     ] {
         let mut former = Child::fork(|talk| {
             become_user(NOBODY);
