@@ -1,6 +1,10 @@
 //! Asking for a reservation.
 
-use std::os::fd::OwnedFd;
+use std::{
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use portkeep_core::{
     Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
@@ -12,6 +16,7 @@ use crate::{
     AcquireError, Enforcement, MalformedRequest, Pending, QueryError, Require, Reservation, control, held, query,
     reservation::Parts,
     socket::{Kind, new_socket, transport_of},
+    wait,
 };
 
 /// A request for a reservation, made by [`Reservation::tcp`] or [`Reservation::udp`]. Without further ado: one port,
@@ -36,6 +41,7 @@ pub struct Request {
     pub(crate) strict: bool,
     pub(crate) label: String,
     pub(crate) require: Require,
+    pub(crate) timeout: Duration,
 }
 
 impl Request {
@@ -51,6 +57,7 @@ impl Request {
             strict: false,
             label: String::new(),
             require: Require::Any,
+            timeout: wait::LIMIT,
         }
     }
 
@@ -112,16 +119,23 @@ impl Request {
         self
     }
 
+    /// How long [`acquire`](Self::acquire) waits for the agent at most, where it has to confirm; 30 seconds by default.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
     /// The transports asked for.
     pub fn transports(&self) -> Transports {
         if self.both { Transports::Both } else { self.transport.into() }
     }
 
-    /// Acquire the reservation, and wait for the agent where it has to confirm (usually well below a millisecond).
+    /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
     ///
-    /// The wait is not interrupted by signals. For time limits, use [`start`](Self::start).
+    /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
+    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`].
     pub fn acquire(&self) -> Result<Reservation, AcquireError> {
-        self.start()?.wait()
+        self.start()?.wait_for(self.timeout, || false)
     }
 
     /// Claim the block without waiting for the agent.
@@ -137,12 +151,17 @@ impl Request {
     /// As [`start`](Self::start), with a socket that exists already as the owner socket.
     ///
     /// The reservation lives as long as this socket, so pass a duplicate to keep your own descriptor. One socket can
-    /// own many reservations, but must not be in two calls of this at the same time.
+    /// own many reservations. Several requests on it may be under way at once, in any threads of one process.
     pub fn start_on(&self, owner: OwnedFd) -> Result<Pending, AcquireError> {
         self.check()?;
         let owner = Socket::from(owner);
         match transport_of(&owner) {
-            Ok(Some(transport)) if self.transports().contains(transport) => self.start_checked(owner),
+            Ok(Some(transport)) if self.transports().contains(transport) => {
+                // A request is two calls, ACQUIRE and GRANTED: no other request on this socket may come between them.
+                static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+                let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+                self.start_checked(owner)
+            }
             Ok(_) => Err(AcquireError::WrongSocket),
             Err(source) => Err(AcquireError::SocketCall { source }),
         }

@@ -1,0 +1,252 @@
+//! All schedules with at most so many preemptions, each state once.
+//!
+//! A state is what memory, kernel and CPUs hold; two schedules that lead to the same one have the same future. CPUs
+//! change places only between system calls and before accesses to contended cells: those that two CPUs use, at least
+//! one of them in a way that does not commute. Which these are is found out on the way: a cell that
+//! turns out to be contended starts the search anew.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    calls::{enabled, line},
+    check,
+    kernel::{Kernel, Process},
+    machine::{Fault, Machine, Outcome},
+    memory::{Shared, Watch, mix},
+    program::Program,
+    scenario::{Line, Scenario},
+    state::{Phase, Reservation, State, Task},
+    world::new_socket,
+};
+
+/// What a search has seen.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Different states.
+    pub states: usize,
+    /// Schedules through them: different orders of accesses to contended memory.
+    pub schedules: f64,
+    /// Different last states, each of them probed and cleaned up.
+    pub ends: usize,
+    /// Contended cells of eight bytes.
+    pub contended: usize,
+    /// BPF instructions executed.
+    pub instructions: u64,
+}
+
+/// A schedule that breaks something.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// What is broken.
+    pub fault: String,
+    /// CPUs and how many steps each of them makes, for `--replay`.
+    pub schedule: String,
+}
+
+pub(crate) struct Search<'a> {
+    pub(crate) machine: Machine,
+    scenario: &'a Scenario,
+    seen: HashMap<u64, f64>,
+    ends: HashSet<u64>,
+    path: Vec<(usize, u32)>,
+    /// Give up as soon as another cell is contended.
+    strict: bool,
+}
+
+enum Trouble {
+    Fault(Fault),
+    /// The set of contended cells grew: what has been explored so far has holes.
+    Again,
+}
+
+impl<'a> Search<'a> {
+    pub(crate) fn new(program: Program, scenario: &'a Scenario) -> Self {
+        let requests_lose = program.btf.field("reservation", "refusal").is_some();
+        let machine = Machine {
+            program,
+            names: crate::memory::Names::default(),
+            watch: Watch::default(),
+            watching: false,
+            cpu: 0,
+            passing: false,
+            events: 0,
+            limit: None,
+            trace: None,
+            // Address 0 of the kernel is nobody's.
+            kernel_memory: vec![0; 64],
+            kernel_socket: 0,
+            instructions: 0,
+            requests_lose,
+        };
+        Self { machine, scenario, seen: HashMap::new(), ends: HashSet::new(), path: Vec::new(), strict: false }
+    }
+
+    /// The state before the CPUs start.
+    pub(crate) fn start(&mut self) -> Outcome<State> {
+        let scenario = self.scenario;
+        let mut processes = Vec::new();
+        self.machine.kernel_memory.truncate(64);
+        for (n, (name, uid)) in scenario.processes.iter().enumerate() {
+            let pid = 100 + n as u32;
+            let cgroups = vec![1, 10 + n as u64];
+            let mut process = Process { name: name.clone(), pid, uid: *uid, gid: *uid, cgroups, task: 0 };
+            let netns = scenario.sockets.iter().find(|s| s.process == n).map_or(crate::world::HOME, |s| s.netns);
+            self.machine.build_process(&mut process, netns);
+            processes.push(process);
+        }
+        self.machine.build_socket();
+        let mut sockets: Vec<_> = scenario
+            .sockets
+            .iter()
+            .map(|plan| new_socket(&plan.name, plan.process, plan.transport, plan.netns))
+            .collect();
+        for (n, (name, _)) in scenario.processes.iter().enumerate() {
+            for transport in [crate::kernel::Transport::Tcp, crate::kernel::Transport::Udp] {
+                sockets.push(new_socket(&format!("of {name}"), n, transport, crate::world::HOME));
+            }
+        }
+        let nothing = Reservation { phase: Phase::None, token: 0, id: 0, start: 0, count: 0 };
+        let mut state = State {
+            shared: Shared::default(),
+            associated: vec![None; sockets.len()],
+            settled: vec![false; sockets.len()],
+            kernel: Kernel { processes: processes.into(), sockets },
+            tasks: Vec::new(),
+            reservations: vec![nothing; scenario.reservations.len()],
+        };
+        self.machine.configure(&mut state);
+        let zero = 0u32.to_le_bytes();
+        self.machine.set(&mut state, "config", &zero, "quota", scenario.quota);
+        for line in &scenario.before {
+            let result = check::alone(&mut self.machine, scenario, &mut state, line)?;
+            if line.must && result != 0 {
+                return Err(Fault(format!("before the CPUs start: `{}` fails with {result}", line.text)));
+            }
+        }
+        state.tasks = vec![Task::new(); scenario.cpus.len()];
+        Ok(state)
+    }
+
+    /// Every schedule with at most `preemptions`.
+    pub(crate) fn run(&mut self, preemptions: u32) -> Result<Figures, Found> {
+        let start = self.start().map_err(|fault| Found { fault: fault.0, schedule: String::new() })?;
+        self.machine.watching = true;
+        for bound in 0..=preemptions {
+            self.strict = bound == preemptions && bound > 0;
+            loop {
+                self.machine.watch.grown = false;
+                self.seen.clear();
+                self.ends.clear();
+                self.path.clear();
+                match self.visit(start.clone(), None, bound) {
+                    Err(Trouble::Fault(fault)) => {
+                        return Err(Found { fault: fault.0, schedule: spell(&self.path) });
+                    }
+                    Err(Trouble::Again) => {}
+                    Ok(schedules) if !self.machine.watch.grown => {
+                        if bound == preemptions {
+                            return Ok(Figures {
+                                states: self.seen.len(),
+                                schedules,
+                                ends: self.ends.len(),
+                                contended: self.machine.watch.count(),
+                                instructions: self.machine.instructions,
+                            });
+                        }
+                        break;
+                    }
+                    Ok(_) => {}
+                }
+            }
+        }
+        unreachable!("the last bound returns")
+    }
+
+    /// How many schedules go on from here.
+    fn visit(&mut self, state: State, current: Option<usize>, left: u32) -> Result<f64, Trouble> {
+        let lists: &'a [Vec<Line>] = &self.scenario.cpus;
+        let ready: Vec<usize> = (0..lists.len()).filter(|cpu| enabled(lists, &state, *cpu)).collect();
+        // To take the CPU away from a call that could go on is a preemption; all else is free.
+        let running = current.filter(|cpu| state.tasks[*cpu].busy() && ready.contains(cpu));
+        let hash = state.hash();
+        let key = mix(hash, u64::from(left) << 8 | running.map_or(0xff, |cpu| cpu as u64));
+        if let Some(known) = self.seen.get(&key) {
+            return Ok(*known);
+        }
+        let mut schedules = 0.0;
+        if ready.is_empty() {
+            if (0..lists.len()).any(|cpu| line(lists, &state, cpu).is_some()) {
+                return Err(Trouble::Fault(Fault("every CPU waits for another's lock".to_owned())));
+            }
+            if self.ends.insert(hash) {
+                check::end(&mut self.machine, self.scenario, state).map_err(Trouble::Fault)?;
+                self.machine.watching = true;
+            }
+            schedules = 1.0;
+        } else {
+            let first = running.into_iter().chain(ready.iter().copied().filter(|cpu| Some(*cpu) != running));
+            for cpu in first {
+                let cost = u32::from(running.is_some_and(|other| other != cpu));
+                if cost > left {
+                    continue;
+                }
+                let mut next = state.clone();
+                let outcome = self.machine.resume(self.scenario, lists, &mut next, cpu);
+                self.path.push((cpu, self.machine.events));
+                outcome.map_err(Trouble::Fault)?;
+                if self.strict && self.machine.watch.grown {
+                    return Err(Trouble::Again);
+                }
+                schedules += self.visit(next, Some(cpu), left - cost)?;
+                self.path.pop();
+            }
+        }
+        self.seen.insert(key, schedules);
+        Ok(schedules)
+    }
+
+    /// Follows one schedule and writes down what happens.
+    pub(crate) fn replay(&mut self, schedule: &[(usize, u32)]) -> Outcome<()> {
+        let mut state = self.start()?;
+        let lists = &self.scenario.cpus;
+        self.machine.watching = true;
+        self.machine.trace = Some(Vec::new());
+        for (cpu, events) in schedule {
+            let mut left = *events;
+            while left > 0 {
+                if !enabled(lists, &state, *cpu) {
+                    return Err(Fault(format!("CPU {cpu} cannot go on: this is a schedule of something else")));
+                }
+                self.machine.limit = Some(left);
+                self.machine.resume(self.scenario, lists, &mut state, *cpu)?;
+                left -= self.machine.events.min(left);
+            }
+        }
+        self.machine.limit = None;
+        if (0..lists.len()).any(|cpu| line(lists, &state, cpu).is_some()) {
+            return Ok(());
+        }
+        check::end(&mut self.machine, self.scenario, state)
+    }
+}
+
+/// `0:12,1:40`: CPU 0 makes twelve steps, then CPU 1 forty.
+fn spell(path: &[(usize, u32)]) -> String {
+    let mut parts: Vec<(usize, u32)> = Vec::new();
+    for (cpu, events) in path.iter().filter(|(_, events)| *events > 0) {
+        match parts.last_mut() {
+            Some((last, sum)) if last == cpu => *sum += events,
+            _ => parts.push((*cpu, *events)),
+        }
+    }
+    parts.iter().map(|(cpu, events)| format!("{cpu}:{events}")).collect::<Vec<_>>().join(",")
+}
+
+pub(crate) fn read_schedule(text: &str) -> Option<Vec<(usize, u32)>> {
+    text.split(',')
+        .map(|part| {
+            let (cpu, events) = part.split_once(':')?;
+            Some((cpu.parse().ok()?, events.parse().ok()?))
+        })
+        .collect()
+}

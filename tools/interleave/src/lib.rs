@@ -1,0 +1,84 @@
+//! Runs the very bytes of a BPF object under a scheduler of its own, and tries every order in which two to four CPUs
+//! can get at the memory they share, up to a bound on preemptions. See `docs/internals/interleavings.md`.
+#![forbid(unsafe_code)]
+
+mod address;
+mod btf;
+mod calls;
+mod check;
+mod explore;
+mod helpers;
+mod kernel;
+mod machine;
+mod memory;
+mod program;
+mod scenario;
+mod state;
+mod world;
+
+use anyhow::{Context, Result, ensure};
+
+pub use explore::{Figures, Found};
+
+/// The scenarios, by name, as they stand in `scenarios/`.
+pub const SCENARIOS: &[(&str, &str)] = include!("../scenarios/list.rs");
+
+/// What one scenario came to.
+#[derive(Debug)]
+pub struct Report {
+    /// Its name.
+    pub name: String,
+    /// What it is about.
+    pub title: String,
+    /// How many CPUs it has.
+    pub cpus: usize,
+    /// The bound.
+    pub preemptions: u32,
+    /// What was seen, or the schedule that breaks something.
+    pub outcome: Result<Figures, Found>,
+}
+
+fn load(object: &[u8]) -> Result<program::Program> {
+    let mut program = program::Program::parse(object)?;
+    // What the loader finds out about the kernel at hand: all that reads the kernel's structures is known.
+    for name in ["places_known", "process_known", "processes_known", "structures_known"] {
+        program.set_constant(name, 1);
+    }
+    Ok(program)
+}
+
+/// Explores one scenario with an object, in the short or the long form.
+///
+/// # Errors
+/// The object cannot be read, or there is no such scenario.
+pub fn explore(object: &[u8], name: &str, short: bool) -> Result<Report> {
+    let (_, text) = SCENARIOS.iter().find(|(n, _)| *n == name).context("there is no such scenario")?;
+    explore_text(object, name, text, short)
+}
+
+/// The same with a scenario of one's own.
+///
+/// # Errors
+/// The object or the scenario cannot be read.
+pub fn explore_text(object: &[u8], name: &str, text: &str, short: bool) -> Result<Report> {
+    let plan = scenario::parse(name, text)?;
+    let preemptions = if short { plan.short } else { plan.long };
+    let mut search = explore::Search::new(load(object)?, &plan);
+    let outcome = search.run(preemptions);
+    let (title, cpus) = (plan.title.clone(), plan.cpus.len());
+    Ok(Report { name: name.to_owned(), title, cpus, preemptions, outcome })
+}
+
+/// Follows one schedule of a scenario and gives back what happened, line by line, and the fault it ended with.
+///
+/// # Errors
+/// The object, the scenario or the schedule cannot be read.
+pub fn replay(object: &[u8], name: &str, schedule: &str) -> Result<(Vec<String>, Option<String>)> {
+    let (_, text) = SCENARIOS.iter().find(|(n, _)| *n == name).context("there is no such scenario")?;
+    let plan = scenario::parse(name, text)?;
+    let steps = explore::read_schedule(schedule).context("a schedule looks like 0:12,1:40,0:3")?;
+    ensure!(steps.iter().all(|(cpu, _)| *cpu < plan.cpus.len()), "the scenario has {} CPUs", plan.cpus.len());
+    let mut search = explore::Search::new(load(object)?, &plan);
+    let outcome = search.replay(&steps);
+    Ok((search.machine.trace.take().unwrap_or_default(), outcome.err().map(|fault| fault.0)))
+}

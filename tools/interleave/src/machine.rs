@@ -1,0 +1,597 @@
+//! One virtual CPU: registers, stack, and the instructions of the BPF virtual machine, one after the other.
+//!
+//! A CPU runs until its next *point*: an access to memory that another CPU uses as well. Between points nobody
+//! can see what it does, so nothing is lost by letting it run.
+
+use crate::{
+    address,
+    memory::{Access, Names, Watch, mix},
+    program::{Instruction, Program},
+    state::State,
+};
+
+/// Something that must not happen: a broken invariant, or an instruction or helper that this tool does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault(pub(crate) String);
+
+pub(crate) type Outcome<T> = Result<T, Fault>;
+
+pub(crate) fn fault<T>(text: impl Into<String>) -> Outcome<T> {
+    Err(Fault(text.into()))
+}
+
+/// Why a CPU stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Before an access that others may see.
+    Point,
+    /// The program has returned.
+    Done(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Return {
+    Program,
+    Call {
+        to: usize,
+    },
+    /// A callback of `bpf_loop`.
+    Loop {
+        callback: usize,
+        context: u64,
+        round: u32,
+        rounds: u32,
+        to: usize,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Frame {
+    back: Return,
+    saved: [u64; 4],
+}
+
+/// What kind of context the program was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Context {
+    Bytes,
+    Packet,
+}
+
+/// Where in the buffer a packet begins: the programs compare the lower half of its address with 0.
+pub(crate) const PACKET: usize = 256;
+
+pub(crate) const STACK_SIZE: usize = 512;
+
+/// A program in the middle of its run.
+#[derive(Debug, Clone)]
+pub(crate) struct Cpu {
+    pub(crate) registers: [u64; 11],
+    pub(crate) at: usize,
+    frames: Vec<Frame>,
+    pub(crate) stack: Vec<u8>,
+    pub(crate) kind: Context,
+    pub(crate) context: Vec<u8>,
+    pub(crate) buffer: Vec<u8>,
+    /// Of `bpf_set_retval`.
+    pub(crate) result: i32,
+    pub(crate) socket: usize,
+    pub(crate) process: usize,
+    pub(crate) now: u64,
+}
+
+impl Cpu {
+    pub(crate) fn new(entry: usize, first_argument: u64) -> Self {
+        let mut registers = [0; 11];
+        registers[1] = first_argument;
+        registers[10] = address::STACK | STACK_SIZE as u64;
+        Self {
+            registers,
+            at: entry,
+            frames: vec![Frame { back: Return::Program, saved: [0; 4] }],
+            stack: vec![0; STACK_SIZE],
+            kind: Context::Bytes,
+            context: Vec::new(),
+            buffer: Vec::new(),
+            result: 0,
+            socket: 0,
+            process: 0,
+            now: 0,
+        }
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        let mut h = mix(self.at as u64, self.frames.len() as u64);
+        for value in self.registers {
+            h = mix(h, value);
+        }
+        for frame in &self.frames {
+            for value in frame.saved {
+                h = mix(h, value);
+            }
+            h = match frame.back {
+                Return::Program => h,
+                Return::Call { to } => mix(h, to as u64),
+                Return::Loop { callback, context, round, to, .. } => {
+                    mix(mix(mix(h, callback as u64), context), u64::from(round) << 32 | to as u64)
+                }
+            };
+        }
+        for bytes in [&self.stack, &self.context, &self.buffer] {
+            for eight in bytes.chunks(8) {
+                let mut word = [0; 8];
+                word[..eight.len()].copy_from_slice(eight);
+                h = mix(h, u64::from_le_bytes(word));
+            }
+        }
+        mix(h, self.result as u64)
+    }
+
+    fn enter(&mut self, back: Return, target: usize) -> Outcome<()> {
+        if self.frames.len() >= 16 {
+            return fault("more than 16 functions deep");
+        }
+        self.frames.push(Frame { back, saved: self.registers[6..10].try_into().expect("four registers") });
+        self.stack.resize(self.frames.len() * STACK_SIZE, 0);
+        self.registers[10] = address::STACK | (self.frames.len() * STACK_SIZE) as u64;
+        self.at = target;
+        Ok(())
+    }
+
+    pub(crate) fn begin_loop(&mut self, rounds: u32, callback: usize, context: u64) -> Outcome<()> {
+        let back = Return::Loop { callback, context, round: 0, rounds, to: self.at };
+        self.registers[1] = 0;
+        self.registers[2] = context;
+        self.enter(back, callback)
+    }
+
+    /// Leaves the function at hand; true: it was the program itself.
+    fn leave(&mut self) -> bool {
+        let depth = self.frames.len();
+        let frame = self.frames.last_mut().expect("a running program has a frame");
+        if let Return::Loop { callback, context, round, rounds, .. } = &mut frame.back {
+            *round += 1;
+            if self.registers[0] == 0 && *round < *rounds {
+                self.registers[1] = u64::from(*round);
+                self.registers[2] = *context;
+                self.at = *callback;
+                self.stack[(depth - 1) * STACK_SIZE..].fill(0);
+                return false;
+            }
+        }
+        let frame = self.frames.pop().expect("a running program has a frame");
+        match frame.back {
+            Return::Program => return true,
+            Return::Call { to } => self.at = to,
+            Return::Loop { round, to, .. } => {
+                self.registers[0] = u64::from(round);
+                self.at = to;
+            }
+        }
+        self.registers[6..10].copy_from_slice(&frame.saved);
+        self.registers[1..6].fill(0);
+        self.stack.truncate((depth - 1) * STACK_SIZE);
+        self.registers[10] = address::STACK | ((depth - 1) * STACK_SIZE) as u64;
+        false
+    }
+}
+
+/// What all CPUs share and no schedule changes, and what is known about all schedules.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) program: Program,
+    pub(crate) names: Names,
+    pub(crate) watch: Watch,
+    /// False: run to the end without stopping, as for what happens before and after the scenario.
+    pub(crate) watching: bool,
+    /// Which CPU runs.
+    pub(crate) cpu: usize,
+    /// The CPU stands at a point, which it now passes.
+    pub(crate) passing: bool,
+    /// Accesses and kernel steps since the CPU was resumed.
+    pub(crate) events: u32,
+    /// In a replay: stop after so many.
+    pub(crate) limit: Option<u32>,
+    /// In a replay: what happened, line by line.
+    pub(crate) trace: Option<Vec<String>>,
+    pub(crate) kernel_memory: Vec<u8>,
+    /// Where in it the `struct socket` is that all sockets share.
+    pub(crate) kernel_socket: u64,
+    /// Requests that were not granted keep nobody from a port: the object is newer than commit 9edba43.
+    pub(crate) requests_lose: bool,
+    pub(crate) instructions: u64,
+}
+
+impl Machine {
+    /// Announces an access. True: stop before it.
+    pub(crate) fn stops_at(&mut self, cells: &[(u32, usize, Access)]) -> bool {
+        if !self.watching {
+            return false;
+        }
+        if self.passing {
+            self.passing = false;
+        } else {
+            let stop = match self.limit {
+                Some(limit) => self.events >= limit,
+                None => cells.iter().any(|(object, cell, _)| self.watch.contended(*object, *cell)),
+            };
+            if stop {
+                return true;
+            }
+        }
+        self.events += 1;
+        for (object, cell, access) in cells {
+            self.watch.note(*object, *cell, *access, self.cpu);
+        }
+        false
+    }
+
+    /// Runs until the next point or the end of the program.
+    pub(crate) fn run(&mut self, state: &mut State, cpu: &mut Cpu) -> Outcome<Stop> {
+        loop {
+            self.instructions += 1;
+            let Some(i) = self.program.code.get(cpu.at).copied() else {
+                return fault("the program runs off its end");
+            };
+            let here = cpu.at;
+            cpu.at += 1;
+            match i.code & 7 {
+                0 => {
+                    if i.code != 0x18 {
+                        return self.unknown(i, here);
+                    }
+                    let value = i.immediate as u64;
+                    cpu.registers[i.to as usize] = if i.from == 4 && value < address::STACK {
+                        // A function of the same section: the immediate is relative.
+                        return self.unknown(i, here);
+                    } else {
+                        value
+                    };
+                    cpu.at += 1;
+                }
+                1 => {
+                    let size = width(i.code);
+                    let at = cpu.registers[i.from as usize].wrapping_add_signed(i64::from(i.offset));
+                    let Some(value) = self.load(state, cpu, at, size)? else {
+                        cpu.at = here;
+                        return Ok(Stop::Point);
+                    };
+                    let value = match i.code >> 5 {
+                        3 => value,
+                        4 => sign_extend(value, size),
+                        _ => return self.unknown(i, here),
+                    };
+                    cpu.registers[i.to as usize] = value;
+                }
+                2 | 3 => {
+                    let size = width(i.code);
+                    let at = cpu.registers[i.to as usize].wrapping_add_signed(i64::from(i.offset));
+                    let value = if i.code & 7 == 2 { i.immediate as u64 } else { cpu.registers[i.from as usize] };
+                    let done = match i.code >> 5 {
+                        3 => self.store(state, cpu, at, size, value)?,
+                        6 if i.code & 7 == 3 => self.atomic(state, cpu, i, at, size)?,
+                        _ => return self.unknown(i, here),
+                    };
+                    if !done {
+                        cpu.at = here;
+                        return Ok(Stop::Point);
+                    }
+                }
+                4 | 7 => {
+                    if !alu(cpu, i) {
+                        return self.unknown(i, here);
+                    }
+                }
+                _ => match i.code {
+                    0x85 => match i.from {
+                        0 => {
+                            if !self.helper(state, cpu, i.immediate as u32)? {
+                                cpu.at = here;
+                                return Ok(Stop::Point);
+                            }
+                        }
+                        1 => {
+                            let target = (cpu.at as i64 + i.immediate) as usize;
+                            cpu.enter(Return::Call { to: cpu.at }, target)?;
+                        }
+                        _ => return self.unknown(i, here),
+                    },
+                    0x95 => {
+                        if cpu.leave() {
+                            return Ok(Stop::Done(cpu.registers[0]));
+                        }
+                    }
+                    0x05 => cpu.at = cpu.at.wrapping_add_signed(isize::from(i.offset)),
+                    0x06 => cpu.at = cpu.at.wrapping_add_signed(i.immediate as isize),
+                    _ => match jumps(cpu, i) {
+                        Some(true) => cpu.at = cpu.at.wrapping_add_signed(isize::from(i.offset)),
+                        Some(false) => {}
+                        None => return self.unknown(i, here),
+                    },
+                },
+            }
+        }
+    }
+
+    fn unknown<T>(&self, i: Instruction, at: usize) -> Outcome<T> {
+        fault(format!("unknown instruction {:#04x} at {at} in {}", i.code, self.program.function_at(at)))
+    }
+
+    /// `None`: a point comes first.
+    pub(crate) fn load(&mut self, state: &mut State, cpu: &mut Cpu, at: u64, size: usize) -> Outcome<Option<u64>> {
+        if let Some(object) = address::object(at) {
+            let offset = address::offset(at);
+            if self.stops_at(&[(object, offset / 8, Access::Load)]) {
+                return Ok(None);
+            }
+            let Some(value) = state.shared.load(object, offset, size) else { return self.outside(at, cpu) };
+            self.told(cpu, || format!("reads {value:#x} from"), object, offset);
+            return Ok(Some(value));
+        }
+        if address::region(at) == address::SOCKET {
+            let socket = address::offset(at) >> 16;
+            let field = address::offset(at) & 0xffff;
+            let object = self.names.number(crate::memory::SOCKETS, &[socket as u8]);
+            if field == 44 && self.stops_at(&[(object, 0, Access::Load)]) {
+                return Ok(None);
+            }
+            return Ok(Some(state.kernel.sockets[socket].field(field)?));
+        }
+        if cpu.kind == Context::Packet && address::region(at) == address::CONTEXT && size == 4 {
+            // A packet's beginning and end are 32 bits wide in the context, and pointers once they are loaded.
+            match address::offset(at) {
+                76 => return Ok(Some(address::BUFFER | PACKET as u64)),
+                80 => return Ok(Some(address::BUFFER | cpu.buffer.len() as u64)),
+                _ => {}
+            }
+        }
+        let mut bytes = [0; 8];
+        let Some(from) = self.private(cpu, at, size) else { return self.outside(at, cpu) };
+        bytes[..size].copy_from_slice(from);
+        Ok(Some(u64::from_le_bytes(bytes)))
+    }
+
+    /// False: a point comes first.
+    fn store(&mut self, state: &mut State, cpu: &mut Cpu, at: u64, size: usize, value: u64) -> Outcome<bool> {
+        if let Some(object) = address::object(at) {
+            let offset = address::offset(at);
+            if self.stops_at(&[(object, offset / 8, Access::Store)]) {
+                return Ok(false);
+            }
+            if !state.shared.present(object) {
+                return self.removed(object, offset);
+            }
+            if !state.shared.store(object, offset, size, value) {
+                return self.outside(at, cpu);
+            }
+            self.told(cpu, || format!("writes {value:#x} to"), object, offset);
+            return Ok(true);
+        }
+        self.write_private(cpu, at, &value.to_le_bytes()[..size])?;
+        Ok(true)
+    }
+
+    pub(crate) fn removed<T>(&self, object: u32, offset: usize) -> Outcome<T> {
+        fault(format!("writes to {}, which has been removed from its map", self.name(object, offset)))
+    }
+
+    fn atomic(&mut self, state: &mut State, cpu: &mut Cpu, i: Instruction, at: u64, size: usize) -> Outcome<bool> {
+        let operand = cpu.registers[i.from as usize];
+        let fetches = i.immediate & 1 != 0;
+        let access = match i.immediate {
+            0x00 => Access::Add,
+            0x40 => Access::Or,
+            0x50 => Access::And,
+            _ => Access::Store,
+        };
+        let place = address::object(at).map(|object| (object, address::offset(at)));
+        if let Some((object, offset)) = place {
+            if self.stops_at(&[(object, offset / 8, access)]) {
+                return Ok(false);
+            }
+            if !state.shared.present(object) {
+                return self.removed(object, offset);
+            }
+        }
+        // On the stack it is a fence, which a machine without reordering does not need.
+        let old = match place {
+            Some((object, offset)) => state.shared.load(object, offset, size),
+            None => self.private(cpu, at, size).map(|bytes| {
+                let mut word = [0; 8];
+                word[..size].copy_from_slice(bytes);
+                u64::from_le_bytes(word)
+            }),
+        };
+        let Some(old) = old else { return self.outside(at, cpu) };
+        let expected = if size == 4 { cpu.registers[0] & 0xffff_ffff } else { cpu.registers[0] };
+        let new = match i.immediate & !1 {
+            0x00 => old.wrapping_add(operand),
+            0x40 => old | operand,
+            0x50 => old & operand,
+            0xa0 => old ^ operand,
+            0xe0 => operand,
+            0xf0 if old == expected => operand,
+            0xf0 => old,
+            other => return fault(format!("unknown atomic operation {other:#x}")),
+        };
+        let new = if size == 4 { new & 0xffff_ffff } else { new };
+        match place {
+            Some((object, offset)) => {
+                state.shared.store(object, offset, size, new);
+            }
+            None => self.write_private(cpu, at, &new.to_le_bytes()[..size])?,
+        }
+        if i.immediate == 0xf1 {
+            cpu.registers[0] = old;
+        } else if fetches {
+            cpu.registers[i.from as usize] = old;
+        }
+        if let Some((object, offset)) = place {
+            self.told(cpu, || format!("changes {old:#x} atomically to {new:#x} in"), object, offset);
+        }
+        Ok(true)
+    }
+
+    /// Memory that only this CPU uses, for reading.
+    pub(crate) fn private<'a>(&'a self, cpu: &'a Cpu, at: u64, size: usize) -> Option<&'a [u8]> {
+        let offset = address::offset(at);
+        let bytes: &[u8] = match address::region(at) {
+            address::STACK => &cpu.stack,
+            address::CONTEXT => &cpu.context,
+            address::BUFFER => &cpu.buffer,
+            address::READ_ONLY => &self.program.read_only,
+            address::KERNEL => &self.kernel_memory,
+            _ => return None,
+        };
+        bytes.get(offset..offset + size)
+    }
+
+    pub(crate) fn write_private(&self, cpu: &mut Cpu, at: u64, from: &[u8]) -> Outcome<()> {
+        let offset = address::offset(at);
+        let bytes = match address::region(at) {
+            address::STACK => &mut cpu.stack,
+            address::CONTEXT => &mut cpu.context,
+            address::BUFFER => &mut cpu.buffer,
+            _ => return self.outside(at, cpu),
+        };
+        match bytes.get_mut(offset..offset + from.len()) {
+            Some(to) => to.copy_from_slice(from),
+            None => return self.outside(at, cpu),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn outside<T>(&self, at: u64, cpu: &Cpu) -> Outcome<T> {
+        let (function, line) = self.place(cpu.at.saturating_sub(1));
+        fault(format!("an access outside all memory, at {at:#x}, in {function} ({line})"))
+    }
+
+    /// Function and source line of an instruction.
+    pub(crate) fn place(&self, at: usize) -> (String, String) {
+        let line = self.program.line_at(at).map_or(String::new(), |l| format!("{}:{}  {}", l.file, l.number, l.text));
+        (self.program.function_at(at).to_owned(), line)
+    }
+
+    /// What a reader calls a place in shared memory.
+    pub(crate) fn name(&self, object: u32, offset: usize) -> String {
+        let (map, key) = &self.names.list[object as usize];
+        match *map {
+            crate::memory::SOCKETS => format!("the kernel's socket {}", key[0]),
+            crate::memory::PORTS => format!("the kernel's port {}", u16::from_le_bytes([key[0], key[1]])),
+            map => {
+                let map = &self.program.maps[map as usize];
+                let field = self.program.btf.describe(map.value, offset as u32);
+                let key: Vec<String> = match key.len() {
+                    16 => {
+                        let netns = u64::from_le_bytes(key[..8].try_into().expect("eight bytes"));
+                        let word = u16::from_le_bytes([key[8], key[9]]);
+                        let transport = if key[10] == 1 { "tcp" } else { "udp" };
+                        vec![format!("{netns}:{transport}:{}", u32::from(word) * 64)]
+                    }
+                    4 => vec![u32::from_le_bytes(key[..4].try_into().expect("four bytes")).to_string()],
+                    _ => key.iter().map(u8::to_string).collect(),
+                };
+                format!("{}[{}].{field}", map.name, key.join(","))
+            }
+        }
+    }
+
+    pub(crate) fn told(&mut self, cpu: &Cpu, what: impl FnOnce() -> String, object: u32, offset: usize) {
+        if self.trace.is_none() {
+            return;
+        }
+        let (function, line) = self.place(cpu.at - 1);
+        let name = self.name(object, offset);
+        let text = format!("    {:<62} {function}, {line}", format!("{} {name}", what()));
+        self.trace.as_mut().expect("looked at above").push(text);
+    }
+}
+
+const fn width(code: u8) -> usize {
+    match code & 0x18 {
+        0x00 => 4,
+        0x08 => 2,
+        0x10 => 1,
+        _ => 8,
+    }
+}
+
+const fn sign_extend(value: u64, size: usize) -> u64 {
+    match size {
+        1 => value as u8 as i8 as i64 as u64,
+        2 => value as u16 as i16 as i64 as u64,
+        4 => value as u32 as i32 as i64 as u64,
+        _ => value,
+    }
+}
+
+/// False: unknown.
+fn alu(cpu: &mut Cpu, i: Instruction) -> bool {
+    let wide = i.code & 7 == 7;
+    let to = cpu.registers[i.to as usize];
+    let from = if i.code & 8 != 0 { cpu.registers[i.from as usize] } else { i.immediate as u64 };
+    let (a, b) = if wide { (to, from) } else { (to & 0xffff_ffff, from & 0xffff_ffff) };
+    let bits = if wide { 63 } else { 31 };
+    let result = match i.code >> 4 {
+        0x0 => a.wrapping_add(b),
+        0x1 => a.wrapping_sub(b),
+        0x2 => a.wrapping_mul(b),
+        0x3 if i.offset == 0 => a.checked_div(b).unwrap_or(0),
+        0x4 => a | b,
+        0x5 => a & b,
+        0x6 => a << (b & bits),
+        0x7 => a >> (b & bits),
+        0x8 => a.wrapping_neg(),
+        0x9 if i.offset == 0 => a.checked_rem(b).unwrap_or(a),
+        0xa => a ^ b,
+        0xb => match i.offset {
+            0 => b,
+            8 => b as u8 as i8 as i64 as u64,
+            16 => b as u16 as i16 as i64 as u64,
+            32 => b as u32 as i32 as i64 as u64,
+            _ => return false,
+        },
+        0xc if wide => ((a as i64) >> (b & 63)) as u64,
+        0xc => (((a as u32) as i32) >> (b & 31)) as u32 as u64,
+        0xd => {
+            let swap = wide || i.code & 8 != 0;
+            let value = match (i.immediate, swap) {
+                (16, true) => u64::from((to as u16).swap_bytes()),
+                (32, true) => u64::from((to as u32).swap_bytes()),
+                (64, true) => to.swap_bytes(),
+                (16, false) => u64::from(to as u16),
+                (32, false) => u64::from(to as u32),
+                (64, false) => to,
+                _ => return false,
+            };
+            cpu.registers[i.to as usize] = value;
+            return true;
+        }
+        _ => return false,
+    };
+    cpu.registers[i.to as usize] = if wide { result } else { result & 0xffff_ffff };
+    true
+}
+
+/// Whether a conditional jump is made; `None`: unknown.
+fn jumps(cpu: &Cpu, i: Instruction) -> Option<bool> {
+    let wide = i.code & 7 == 5;
+    let to = cpu.registers[i.to as usize];
+    let from = if i.code & 8 != 0 { cpu.registers[i.from as usize] } else { i.immediate as u64 };
+    let (a, b) = if wide { (to, from) } else { (to & 0xffff_ffff, from & 0xffff_ffff) };
+    let (signed_a, signed_b) = if wide { (a as i64, b as i64) } else { (i64::from(a as i32), i64::from(b as i32)) };
+    Some(match i.code >> 4 {
+        0x1 => a == b,
+        0x2 => a > b,
+        0x3 => a >= b,
+        0x4 => a & b != 0,
+        0x5 => a != b,
+        0x6 => signed_a > signed_b,
+        0x7 => signed_a >= signed_b,
+        0xa => a < b,
+        0xb => a <= b,
+        0xc => signed_a < signed_b,
+        0xd => signed_a <= signed_b,
+        _ => return None,
+    })
+}
