@@ -109,6 +109,13 @@ impl Model {
         self.reservations.get_mut(&token).filter(|r| r.waits()).ok_or(Errno::ENOENT)
     }
 
+    /// It is claimed. Draws that failed for a former holder say nothing to this one.
+    pub(super) fn enter(&mut self, token: Token, reservation: Reservation) {
+        self.hints.retain(|at| !reservation.holds(*at));
+        let before = self.reservations.insert(token, reservation);
+        assert!(before.is_none(), "R8: a token came twice");
+    }
+
     /// It is gone. Ports of a reservation that was in force linger while sockets are bound to them (R7).
     pub(super) fn remove(&mut self, token: Token) -> Option<Reservation> {
         let reservation = self.reservations.remove(&token)?;
