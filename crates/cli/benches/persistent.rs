@@ -43,7 +43,7 @@ impl Agent {
         let begun = Instant::now();
         let mut command = bed.command(&["agent"]);
         let root = bed.folder.path().join("root");
-        command.env("PORTKEEP_ROOT", root).env("PORTKEEP_CONFIG", bed.folder.path().join("none"));
+        command.env("PORTKEEP_ROOT", root);
         command.env("PORTKEEP_STATE_DIR", bed.folder.path().join("state")).env("PORTKEEP_LOG", "error");
         let child = command.stderr(Stdio::inherit()).spawn().expect("the agent starts");
         let socket = protocol::socket_in(&bed.folder.path().join("run"));
@@ -158,7 +158,7 @@ fn main() {
         );
     }
     for (what, (a, b)) in
-        ["look-up of a token", "socket + bind, nobody's port + close", "socket + bind, reserved port + close"]
+        ["look-up of a token", "socket + bind, port not reserved + close", "socket + bind, reserved port + close"]
             .into_iter()
             .zip(few.into_iter().zip(full))
     {

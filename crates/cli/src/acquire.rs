@@ -18,11 +18,12 @@ use crate::{
     ask::Ask,
     claim::Claim,
     level::{Level, Place},
+    sources::ConfigFile,
 };
 
 const AFTER_HELP: &str = "\
 Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its \
-standard input ends or on SIGINT, SIGTERM or SIGHUP. Without the kernel part the last word is `held`; with \
+standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails when somebody else ends the reservation. Without the kernel part the last word is `held`; with \
 --require-kernel, --strict or --scope cgroup it fails instead.
 
 Examples:
@@ -47,6 +48,8 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -59,22 +62,22 @@ enum AcquireScope {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
     let wishes = [
-        (args.ask.require_kernel, "--require-kernel"),
+        (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == AcquireScope::Cgroup, "--scope cgroup"),
         (args.strict, "--strict"),
     ];
-    let level = Level::best(&args.place)?.that_grants(&wishes)?;
+    let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     let claim = match &level {
         Level::Kernel(_) => {
             let scope = match args.scope {
                 AcquireScope::User => Scope::User,
                 AcquireScope::Cgroup => Scope::Cgroup(0),
             };
-            Claim::kernel(&args.ask, "", scope, args.strict)?
+            Claim::kernel(&args.ask, "", scope, args.strict, || signals.pending().next())?
         }
         Level::Held(reason) => {
             let claim = Claim::held(&args.ask)?;
@@ -96,27 +99,40 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         writeln!(io.out, "{} {} {token}", claim.ports, claim.transports)?;
     }
     io.out.flush()?;
-    wait_for_the_end(signals);
-    // First the ports, then the kernel part that may have been up only for them.
+    let end = wait_for_the_end(signals, &claim);
+    // First the ports, then the BPF programs that may have been up only for them.
     drop(claim);
     drop(level);
-    Ok(DONE)
+    match end {
+        End::Wanted => Ok(DONE),
+        End::Lost(reason) => anyhow::bail!("{reason}"),
+    }
 }
 
-fn wait_for_the_end(mut signals: Signals) {
+/// What ended the reservation.
+enum End {
+    /// Standard input has ended, or a signal came.
+    Wanted,
+    /// Somebody else, with the reason.
+    Lost(String),
+}
+
+fn wait_for_the_end(mut signals: Signals, claim: &Claim) -> End {
     let (send, ended) = mpsc::channel();
-    let also = send.clone();
+    let (by_input, by_signal) = (send.clone(), send.clone());
+    let _watch = claim.watch(move |reason| drop(send.send(End::Lost(reason))));
     // Neither thread is waited for: one of them is stuck in a read until the process ends.
     thread::spawn(move || {
         let mut rest = [0; 4096];
         let mut input = io::stdin().lock();
         while !matches!(input.read(&mut rest), Ok(0) | Err(_)) {}
-        let _ = send.send(());
+        let _ = by_input.send(End::Wanted);
     });
     thread::spawn(move || {
         if signals.forever().next().is_some() {
-            let _ = also.send(());
+            let _ = by_signal.send(End::Wanted);
         }
     });
-    let _ = ended.recv();
+    // The thread that reads holds its end of the channel until it has said something.
+    ended.recv().unwrap_or(End::Wanted)
 }

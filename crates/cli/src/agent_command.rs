@@ -1,12 +1,12 @@
 //! `agent`: look after what the kernel part cannot do alone.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::io::IsTerminal;
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{DONE, Io, agent, level::Place, up};
+use crate::{DONE, Io, agent, level::Place, sources::Sources, up};
 
 const AFTER_HELP: &str = "\
 The agent keeps in force what drop-in files and `persist add` declare, looks whether ports outside the pool are \
@@ -26,27 +26,25 @@ pub(crate) struct Args {
     /// Bring the kernel part up first, as the configuration says, if it is not up
     #[arg(long)]
     up: bool,
-    /// Configuration file
-    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", default_value = portkeep_persist::config::PATH)]
-    config: PathBuf,
-    /// Read drop-in files below this folder
-    #[arg(long, value_name = "DIR", env = "PORTKEEP_ROOT", default_value = "/", hide_default_value = true)]
-    root: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     #[command(flatten)]
     place: Place,
 }
 
 pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let config = args.sources.config()?;
     start_log();
     raise_file_limit();
     if args.up {
-        let instance = up::by_configuration(&args.place, &args.config).context("bringing the kernel part up")?;
+        let instance =
+            up::by_configuration(&args.place, &args.sources.load()?).context("bringing the kernel part up")?;
         let how = if instance.is_newly_up() { "brought up" } else { "up already" };
         tracing::info!(pins = %instance.folder().display(), "the kernel part is {how}");
     }
     // Says more than opening it does: whether it is up elsewhere, or can be seen by root only.
     args.place.pins.open()?;
-    let options = agent::Options { config: args.config, root: args.root, ..agent::Options::default() };
+    let options = agent::Options { config, root: args.sources.root().to_owned(), ..agent::Options::default() };
     agent::run_in_foreground(&args.place.pins.folder(), &options)?;
     Ok(DONE)
 }

@@ -1,7 +1,13 @@
 //! What `run` and `acquire` can ask for.
 
+use std::time::Duration;
+
 use portkeep::{PortRange, Transports};
 
+use crate::patience;
+
+/// The variable that stands for --require-kernel.
+const REQUIRE: &str = "PORTKEEP_REQUIRE";
 /// Bytes that a label can have.
 pub(crate) const LABEL: usize = 24;
 
@@ -32,9 +38,24 @@ pub(crate) struct Ask {
     /// Fail where the kernel cannot keep others off, rather than only hold the ports
     #[arg(long)]
     pub(crate) require_kernel: bool,
+    /// Give up when the agent has not answered a request for particular ports within so many seconds
+    #[arg(long, value_name = "SECONDS", env = patience::VARIABLE, hide_env_values = true)]
+    #[arg(default_value = patience::DEFAULT, value_parser = patience::seconds)]
+    pub(crate) timeout: Duration,
 }
 
 impl Ask {
+    /// Whether ports that are only held are not enough.
+    pub(crate) fn requires_kernel(&self) -> anyhow::Result<bool> {
+        match std::env::var_os(REQUIRE) {
+            Some(value) if value == "kernel" => Ok(true),
+            Some(value) if !value.is_empty() => {
+                anyhow::bail!("{REQUIRE} is {:?}; it can be `kernel`, or empty", value.display().to_string())
+            }
+            _ => Ok(self.require_kernel),
+        }
+    }
+
     pub(crate) const fn transports(&self) -> Transports {
         match (self.udp, self.both) {
             (_, true) => Transports::Both,

@@ -1,9 +1,20 @@
 //! A reservation made by a command, at either level of enforcement.
 
-use portkeep::{Enforcement, PortRange, Request, Require, Reservation, Scope, Token, Transport, Transports};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use portkeep::{
+    AcquireError, Enforcement, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
+    Transports,
+};
 use serde::Serialize;
 
-use crate::{ask::Ask, conflict, held::Held};
+use crate::{ask::Ask, conflict, held::Held, signals::Ended};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -17,9 +28,16 @@ pub(crate) struct Claim {
 
 #[derive(Debug)]
 enum Keeper {
-    Kernel(#[expect(dead_code, reason = "its end is the end of the reservation")] Reservation),
+    Kernel(Reservation),
     Held(Held),
 }
+
+/// So often a reservation is looked up to see whether it is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Watches for the end of a reservation.
+#[derive(Debug)]
+pub(crate) struct Watch(#[expect(dead_code, reason = "its end ends the watch")] mpsc::Sender<()>);
 
 /// A claim as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -34,7 +52,14 @@ pub(crate) struct ClaimJson {
 
 impl Claim {
     /// Have the kernel part reserve what is asked for. `label` is for a request without one.
-    pub(crate) fn kernel(ask: &Ask, label: &str, scope: Scope, strict: bool) -> anyhow::Result<Self> {
+    /// `signal` reports a signal that shall end the wait for the agent.
+    pub(crate) fn kernel(
+        ask: &Ask,
+        label: &str,
+        scope: Scope,
+        strict: bool,
+        mut signal: impl FnMut() -> Option<i32>,
+    ) -> anyhow::Result<Self> {
         let block = ask.block()?;
         let transports = ask.transports();
         let first = transports.iter().next().unwrap_or(Transport::Tcp);
@@ -53,7 +78,17 @@ impl Claim {
         if strict {
             request = request.strict();
         }
-        let reservation = request.acquire().map_err(|error| conflict::explain(ask, block, error))?;
+        let mut ended_by = None;
+        let granted = request.start().and_then(|pending| {
+            pending.wait_for(ask.timeout, || {
+                ended_by = signal();
+                ended_by.is_some()
+            })
+        });
+        let reservation = granted.map_err(|error| match ended_by.or_else(signal) {
+            Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
+            _ => conflict::explain(ask, block, error),
+        })?;
         let (ports, token) = (reservation.ports(), Some(reservation.token()));
         Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })
     }
@@ -69,6 +104,44 @@ impl Claim {
             Keeper::Kernel(_) => Enforcement::Kernel,
             Keeper::Held(_) => Enforcement::Held,
         }
+    }
+
+    /// Another descriptor of the owner socket, which keeps the reservation as this claim does. None of a held one.
+    pub(crate) fn owner(&self) -> io::Result<Option<OwnedFd>> {
+        match &self.keeper {
+            Keeper::Kernel(reservation) => reservation.as_fd().try_clone_to_owned().map(Some),
+            Keeper::Held(_) => Ok(None),
+        }
+    }
+
+    /// Give it up here without ending it: it goes on as long as another descriptor of its owner socket is open.
+    pub(crate) fn close(self) {
+        match self.keeper {
+            Keeper::Kernel(reservation) => drop(reservation.into_parts().owner),
+            Keeper::Held(held) => drop(held),
+        }
+    }
+
+    /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
+    pub(crate) fn watch(&self, ended: impl FnOnce(String) + Send + 'static) -> Watch {
+        let (stop, stopped) = mpsc::channel();
+        if let Some(token) = self.token {
+            let what = format!("{}/{}", self.ports, self.transports);
+            thread::spawn(move || {
+                // A look-up costs some microseconds, so there is no need for anything cleverer.
+                while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    let reason = match portkeep::lookup(token) {
+                        Ok(None) => "was released by an administrator",
+                        Err(QueryError::KernelAbsent) => "has ended, because kernel enforcement was taken down",
+                        _ => continue,
+                    };
+                    return ended(format!(
+                        "the reservation of {what} {reason}; other programs can bind these ports now"
+                    ));
+                }
+            });
+        }
+        Watch(stop)
     }
 
     /// The command is about to start: let go what it could not bind otherwise.

@@ -22,6 +22,12 @@ pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) 
             "{block} is outside the pool ({}), and the agent could not find out whether it is in use; its log says why",
             pool()
         )),
+        (AcquireError::AgentSilent { limit }, Some(block)) => Some(format!(
+            "{block} is outside the pool ({}), and the agent, which has to check whether it is in use, does not answer \
+             ({} s); restart it (`systemctl restart portkeep`), or let the system choose",
+            pool(),
+            limit.as_secs_f32()
+        )),
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
         _ => None,
     };

@@ -7,8 +7,7 @@ use portkeep_kernel::{Instance, InstanceError};
 use serde::Serialize;
 
 use crate::{
-    DONE, Io,
-    agent::{RuntimeDir, restore_all},
+    DONE, Io, agent,
     pins::{Pins, Seen},
 };
 
@@ -48,11 +47,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(InstanceError::NotUp(_)) => Report { was_up: false, reservations_ended: 0 },
         Err(error) => return Err(error).context("taking the kernel part away"),
     };
-    // What the agent wrote into the sysctl speaks of reservations that are no more.
+    // What `up` and the agent wrote into the sysctl is for reservations that are no more.
     if report.was_up
-        && let Err(error) = restore_all(&RuntimeDir::default())
+        && let Some(complaint) = agent::leave_overlap()
     {
-        io.note(format_args!("ip_local_reserved_ports could not be put back: {error}"));
+        io.note(complaint);
     }
     if args.json {
         io.json(&report)?;

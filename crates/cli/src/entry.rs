@@ -12,7 +12,7 @@ use portkeep_kernel::{ForWhom, Instance, Maps, Reservation, WordKey, cgroup, net
 use serde::Serialize;
 
 use crate::{
-    level, names,
+    level, names, patience,
     process::{self, Binders, Process},
     when,
 };
@@ -197,12 +197,17 @@ fn in_words(whom: &ForWhom) -> String {
     }
 }
 
+/// All that is declared, if an agent says so at once.
+pub(crate) fn agent_list() -> Vec<persistent::Entry> {
+    persistent::Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()).unwrap_or_default()
+}
+
 /// Add what the kernel part does not know: what the agent does, if one runs, and who has the ports bound.
 pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
     if !entries.iter().any(|entry| entry.persistent) {
         return Ok(());
     }
-    let declared = persistent::list().unwrap_or_default();
+    let declared = agent_list();
     let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token.clone()?, each))).collect();
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     // One round for all of them, and none if there is nobody.

@@ -1,12 +1,21 @@
 //! Which enforcement a command gets, and what it takes to get the better one.
 
-use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use portkeep::{QueryError, Transport, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::pins::{Pins, Seen};
+use crate::{
+    agent,
+    pins::{Pins, Seen},
+    sources::ConfigFile,
+};
 
 /// Where the kernel part is, or is to be brought up.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -41,11 +50,11 @@ impl Place {
     }
 }
 
-/// Who keeps strangers off the ports.
+/// Who keeps outsiders off the ports.
 #[derive(Debug)]
 pub(crate) enum Level {
     /// The kernel part.
-    Kernel(#[expect(dead_code, reason = "kept until the ports are given up")] Served),
+    Kernel(Served),
     /// Nobody but the sockets that hold the ports; with the reason.
     Held(String),
 }
@@ -56,13 +65,38 @@ pub(crate) struct Served {
     need: Option<(PathBuf, File)>,
 }
 
+impl Served {
+    /// Let another process give up what is needed, in place of this one. What it gives up is passed to `hand_over`.
+    pub(crate) fn hand_over<T>(
+        &mut self,
+        hand_over: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let copy = match &self.need {
+            Some((folder, guard)) => Some((folder.clone(), guard.try_clone()?)),
+            None => None,
+        };
+        let done = hand_over(copy)?;
+        self.need = None;
+        Ok(done)
+    }
+}
+
 impl Drop for Served {
     fn drop(&mut self) {
         if let Some((folder, guard)) = self.need.take() {
             // Should this fail, the next one that ends, or `portkeep down`, takes it away.
-            let _ = Instance::need_no_more(&folder, guard);
+            let _ = need_no_more(&folder, guard);
         }
     }
+}
+
+/// Give up what was up only for those who needed it, if this was the last of them.
+pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceError> {
+    if Instance::need_no_more(folder, guard)? {
+        // What is left there is harmless, and the next `down` tries again.
+        let _ = agent::leave_overlap();
+    }
+    Ok(())
 }
 
 /// A new socket of the transport, unbound.
@@ -100,8 +134,10 @@ impl Level {
         Ok(self)
     }
 
-    /// The best level to be had. Whoever may, brings the kernel part up for as long as it is needed.
-    pub(crate) fn best(place: &Place) -> anyhow::Result<Self> {
+    /// The best level to be had. A process that has the rights brings the BPF programs up for as long as it needs them, as
+    /// the configuration says.
+    pub(crate) fn best(place: &Place, config: &ConfigFile) -> anyhow::Result<Self> {
+        config.check()?;
         let served = served_here()?;
         let serve = |need| Ok(Self::Kernel(Served { need }));
         if served.is_some() {
@@ -114,10 +150,11 @@ impl Level {
             return Ok(Self::Held(format!("the kernel part is not up, and cannot be brought up: {obstacle}")));
         }
 
-        let mut settings = Settings::default();
+        let config = config.load()?;
+        // What cannot be looked up in it (the administrators' group) does not concern a command that only runs something.
+        let (mut settings, _) = agent::settings(&config);
         settings.transient = true;
-        settings.home = portkeep_kernel::netns::current_cookie().ok();
-        let need = match Instance::up_and_need(&place.options(settings)) {
+        let need = match Instance::up_and_need(&place.or(&config).options(settings)) {
             Ok((instance, guard)) => {
                 let need = (instance.folder().to_owned(), guard);
                 if instance.is_newly_up() {
@@ -144,7 +181,7 @@ impl Level {
         match served_here() {
             Ok(Some(_)) => serve(Some(need)),
             unserved => {
-                let _ = Instance::need_no_more(&need.0, need.1);
+                let _ = need_no_more(&need.0, need.1);
                 unserved?;
                 Ok(Self::Held("the kernel part is up, but does not serve the cgroup this runs in".into()))
             }

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod acquire;
+mod activated;
 pub mod agent;
 mod agent_command;
 mod ask;
 mod check;
 mod claim;
 mod conflict;
+mod custodian;
 mod down;
 mod entry;
 mod excludedportrange;
@@ -20,6 +22,7 @@ mod held;
 mod level;
 mod list;
 mod names;
+mod patience;
 mod persist;
 mod pins;
 mod port_arg;
@@ -35,6 +38,7 @@ mod table;
 mod up;
 mod upgrade;
 mod vacancy;
+mod waiting;
 mod watch;
 mod when;
 mod who;
@@ -52,7 +56,7 @@ pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 /// Exit status: the arguments make no sense.
 pub const USAGE: u8 = 2;
-/// Exit status: nothing there (`status` of what is not up, `who` of a port that nobody reserved).
+/// Exit status: nothing there (`status` of what is not up, `who` of a port that is free).
 pub const NOTHING: u8 = 3;
 
 const EXIT_CODES: &str = "\
@@ -60,8 +64,12 @@ Exit status:
   0  done
   1  failed, the reason is on standard error (of `check`: something is wrong)
   2  wrong usage
-  3  nothing there: not up (status), nobody's port (who), no such reservation (release, persist)
-  `run` exits with what the command exits with; see `portkeep help run`";
+  3  nothing there: not up (status), a free port (who), no such reservation (release, persist)
+  `run` exits with what the command exits with; see `portkeep help run`
+
+Environment:
+  PORTKEEP_TIMEOUT  seconds to wait for an agent that does not answer [default: 30]
+  PORTKEEP_REQUIRE  `kernel`: `run` and `acquire` behave as with --require-kernel";
 
 /// Reserve ports, and have the kernel keep them
 ///
@@ -80,6 +88,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    #[command(name = custodian::NAME, hide = true)]
+    Custodian(custodian::Args),
+    #[command(name = activated::NAME, hide = true)]
+    Activated(activated::Args),
     Acquire(acquire::Args),
     Release(release::Args),
 
@@ -181,6 +193,8 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let failed = cli.command.failure();
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
+        Command::Custodian(args) => custodian::run(args, io),
+        Command::Activated(args) => activated::run(args, io),
         Command::Acquire(args) => acquire::run(args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),
@@ -208,7 +222,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 false => "",
             };
             let _ = writeln!(io.err, "portkeep: {text}{advice}");
-            failed
+            error.downcast_ref::<signals::Ended>().map_or(failed, signals::Ended::status)
         }
     }
 }

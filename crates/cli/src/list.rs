@@ -9,7 +9,7 @@ use crate::{
     entry::{self, Entry},
     level::served_here,
     pins::{Pins, Seen},
-    table, when,
+    table, waiting, when,
 };
 
 const AFTER_HELP: &str = "\
@@ -17,7 +17,7 @@ Root sees all network namespaces, everybody else sees the own one. Tokens are on
 BOUND counts the ports of the block that have a socket, TCP and UDP apart.
 
 Of a persistent reservation OWNER says whom it is for, and the last column which file or command declared it (if an agent \
-runs) and who has ports of it bound. What is declared and not in force is in `portkeep persist list`.
+runs) and who has ports of it bound. What is declared and not in force is reported on standard error, and is in `portkeep persist list`.
 
 Examples:
   portkeep list
@@ -40,6 +40,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&entries)?;
     } else {
         write(&entries, &mut io.out)?;
+        for waiting in waiting::list() {
+            io.note(waiting);
+        }
     }
     Ok(DONE)
 }

@@ -102,6 +102,24 @@ impl Binders {
     }
 }
 
+/// Which process has one of these sockets open, by their inodes. One round through `/proc`.
+pub(crate) fn by_inode(inodes: &BTreeSet<u64>) -> HashMap<u64, Process> {
+    let mut found = HashMap::new();
+    for pid in pids() {
+        if found.len() == inodes.len() {
+            break;
+        }
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        let links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        let its: Vec<u64> =
+            links.filter_map(|link| socket_inode(link.to_str()?)).filter(|inode| inodes.contains(inode)).collect();
+        if let Some(process) = (!its.is_empty()).then(|| Process::of(pid)).flatten() {
+            its.into_iter().for_each(|inode| _ = found.entry(inode).or_insert_with(|| process.clone()));
+        }
+    }
+    found
+}
+
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

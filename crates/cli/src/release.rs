@@ -3,15 +3,12 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use portkeep::{
-    Errno, PortRange, Token, Transports,
-    persistent::{self, Origin},
-};
+use portkeep::{Errno, PortRange, Token, Transports, persistent::Origin};
 use portkeep_core::wire;
 use portkeep_kernel::{Admin, Maps, Reservation, netns};
 use serde::Serialize;
 
-use crate::{DONE, Io, NOTHING, pins::Pins, port_arg::PortArg};
+use crate::{DONE, Io, NOTHING, entry, pins::Pins, port_arg::PortArg};
 
 const AFTER_HELP: &str = "\
 Ends a reservation, whoever owns it; this takes root. Sockets bound from it keep running, and each of their ports \
@@ -131,7 +128,7 @@ fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>
 
 /// A persistent one would come back with the agent's next look: say how it is done.
 fn refuse(token: Token, ports: PortRange, transports: Transports, reservation: &Reservation) -> anyhow::Result<()> {
-    let declared = persistent::list().unwrap_or_default();
+    let declared = entry::agent_list();
     let found = declared.iter().find(|entry| entry.token.as_deref() == Some(token.to_string().as_str()));
     let name = found.map_or_else(|| wire::text(&reservation.label), |entry| entry.declaration.name.to_string());
     match found.map(|entry| &entry.origin) {

@@ -2,24 +2,26 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, Write},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
     },
     path::Path,
-    process::Command,
 };
 
 use anyhow::Context;
 use portkeep::{PortRange, Scope};
 
 use crate::{
-    Io,
+    Io, activated,
     ask::{Ask, LABEL},
     claim::Claim,
+    custodian::Custodian,
     level::{Level, Place},
+    process::Process,
     signals::Forwarder,
+    sources::ConfigFile,
     subgroup::Subgroup,
 };
 
@@ -39,9 +41,10 @@ The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS
 and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
-The command and all that it starts can bind exactly these ports, and nobody else can, until it ends. Who \
-belongs to it is told by a cgroup (portkeep-run-<pid>); where none can be made, every process of the same user \
-counts. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
+The command and all that it starts can bind exactly these ports, and nobody else can, until the last of these \
+processes has ended: a server that goes on in the background keeps its ports after `run` has returned, and when `run` is \
+killed. A cgroup (portkeep-run-<pid>) marks the processes. Where none can be made, every process of the same user can bind \
+the ports, and the reservation ends with `run`. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
 mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on \
 standard error. With --require-kernel or --scope cgroup it fails instead of holding the ports.
 
@@ -64,6 +67,8 @@ pub(crate) struct Args {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
     place: Place,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
@@ -80,22 +85,28 @@ enum RunScope {
     User,
 }
 
-// The fields are given up in this order: the ports first, the kernel part last.
+// The fields are given up in this order: the ports first, the BPF programs last.
 struct Stage {
     claim: Claim,
-    _subgroup: Option<Subgroup>,
-    _level: Level,
+    group: Option<Group>,
+    level: Level,
+}
+
+/// The cgroup of the command, and the process that keeps the ports as long as it is populated.
+struct Group {
+    custodian: Option<Custodian>,
+    cgroup: Subgroup,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // Before anything is made that a signal could leave lying around.
-    let forwarder = Forwarder::new().context("catching signals")?;
-    let mut stage = set_up(&args, io)?;
+    let mut forwarder = Forwarder::new().context("catching signals")?;
+    let mut stage = set_up(&args, &mut forwarder, io)?;
 
     let ports = stage.claim.ports;
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
-    let mut command = Command::new(program);
+    let mut command = activated::command(program);
     for word in words {
         command.arg(fill_in(word, ports)?);
     }
@@ -106,16 +117,59 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
 
     stage.claim.make_way();
-    match forwarder.run(&mut command) {
-        Ok(status) => Ok(exit_code(status.code(), status.signal())),
-        Err(error) => {
-            io.note(format_args!("{}: {error}", program.display()));
-            Ok(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+    stage.keep()?;
+    let watch = stage.claim.watch(|reason| drop(writeln!(io::stderr(), "portkeep: {reason}")));
+    let group = stage.group.as_mut().map(|group| &mut group.cgroup);
+    // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
+    let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
+    drop(watch);
+    let code = match ended {
+        Ok(status) => exit_code(status.code(), status.signal()),
+        Err(error) => not_started(program, &error, io),
+    };
+    let left = stage.finish()?;
+    if !left.is_empty() && !args.quiet {
+        let names: Vec<String> = left.iter().map(Process::to_string).collect();
+        io.note(format_args!(
+            "the command left {} running; {ports} stays reserved for it until it ends",
+            names.join(", ")
+        ));
+    }
+    Ok(code)
+}
+
+/// Report that a command cannot be started. Returns the exit status.
+pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
+    io.note(format_args!("{}: {error}", program.display()));
+    if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+}
+
+impl Stage {
+    /// Have the ports kept beyond the end of this process, as long as the command's cgroup is populated.
+    fn keep(&mut self) -> anyhow::Result<()> {
+        let (Some(group), Level::Kernel(served), Some(owner)) =
+            (&mut self.group, &mut self.level, self.claim.owner().context("duplicating the owner socket")?)
+        else {
+            return Ok(());
+        };
+        group.custodian = Some(served.hand_over(|need| Custodian::start(&group.cgroup, owner, need))?);
+        Ok(())
+    }
+
+    /// The command has ended. What it left running keeps the ports, and is returned.
+    fn finish(self) -> anyhow::Result<Vec<Process>> {
+        let Self { claim, group, level: _level } = self;
+        let Some(Group { custodian: Some(custodian), mut cgroup }) = group else { return Ok(Vec::new()) };
+        cgroup.leave().context("leaving the cgroup of the command")?;
+        claim.close();
+        if custodian.finish(&cgroup).context("waiting for the cgroup of the command")? {
+            return Ok(Vec::new());
         }
+        Ok(cgroup.processes().into_iter().filter_map(Process::of).collect())
     }
 }
 
-fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
     let mut note = |text: std::fmt::Arguments<'_>| {
         if !args.quiet {
             io.note(text);
@@ -123,8 +177,9 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
     };
     // What cannot be granted anyway is no reason to bring the kernel part up.
     args.ask.block()?;
-    let wishes = [(args.ask.require_kernel, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
-    let level = Level::best(&args.place)?.that_grants(&wishes)?;
+    let wishes =
+        [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
+    let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     if let Level::Held(reason) = &level {
         let claim = Claim::held(&args.ask)?;
         let udp = match args.ask.transports() {
@@ -136,7 +191,7 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
              port with SO_REUSEADDR{udp}",
             claim.ports
         ));
-        return Ok(Stage { claim, _subgroup: None, _level: level });
+        return Ok(Stage { claim, group: None, level });
     }
 
     let subgroup = match args.scope {
@@ -153,8 +208,9 @@ fn set_up(args: &Args, io: &mut Io<'_>) -> anyhow::Result<Stage> {
         },
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
-    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false)?;
-    Ok(Stage { claim, _subgroup: subgroup, _level: level })
+    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false, || forwarder.ended_by())?;
+    let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
+    Ok(Stage { claim, group, level })
 }
 
 /// What listings call the reservation if nobody gave it a label: the owner process is always a portkeep.

@@ -21,6 +21,20 @@ const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
 /// Signals caught from now on, for [`Forwarder::run`] to pass on, those that come before the start included.
 pub(crate) struct Forwarder {
     signals: Signals,
+    /// Those that came before there was a child to pass them on to.
+    early: Vec<i32>,
+}
+
+/// A signal ended the command before it had its ports.
+#[derive(Debug, thiserror::Error)]
+#[error("{} came while the agent had not answered; nothing is reserved", signal_hook::low_level::signal_name(*.0).unwrap_or("a signal"))]
+pub(crate) struct Ended(pub(crate) i32);
+
+impl Ended {
+    /// The exit status that shells give a process that a signal ended.
+    pub(crate) fn status(&self) -> u8 {
+        u8::try_from(128 + self.0).unwrap_or(u8::MAX)
+    }
 }
 
 impl Forwarder {
@@ -28,16 +42,25 @@ impl Forwarder {
         // A caught signal is a default one after exec. What somebody (nohup) had ignored must stay ignored in the child.
         let ignored = ignored_signals();
         let caught = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
-        Ok(Self { signals: Signals::new(caught)? })
+        Ok(Self { signals: Signals::new(caught)?, early: Vec::new() })
     }
 
-    /// Start the command and wait for its end.
-    pub(crate) fn run(mut self, command: &mut Command) -> io::Result<ExitStatus> {
+    /// The signal that has come and ends a program which does not handle it, if one has.
+    pub(crate) fn ended_by(&mut self) -> Option<i32> {
+        self.early.extend(self.signals.pending());
+        self.early.iter().copied().find(|signal| !matches!(*signal, SIGUSR1 | SIGUSR2))
+    }
+
+    /// Start the command, do what is to be done `then`, and wait for its end.
+    pub(crate) fn run(mut self, command: &mut Command, then: impl FnOnce()) -> io::Result<ExitStatus> {
         let mut child = command.spawn()?;
+        then();
         let handle = self.signals.handle();
         thread::scope(|scope| {
             let pid = Pid::from_child(&child);
-            scope.spawn(move || self.signals.forever().for_each(|signal| pass_on(signal, pid)));
+            let early = std::mem::take(&mut self.early);
+            scope
+                .spawn(move || early.into_iter().chain(self.signals.forever()).for_each(|signal| pass_on(signal, pid)));
             wait_without_reaping(&child);
             handle.close();
         });

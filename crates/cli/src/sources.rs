@@ -4,12 +4,58 @@ use std::path::{Path, PathBuf};
 
 use portkeep_persist::{Config, config};
 
+/// The configuration file that commands read.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ConfigFile {
+    /// Configuration file [default: /etc/portkeep/portkeep.toml]
+    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", hide_env_values = true, help_heading = "Place")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// The file. One that was named, by an option or by the environment, must exist: to go on without it would be to do
+    /// something else than was asked for.
+    pub(crate) fn path(&self, root: &Path) -> anyhow::Result<PathBuf> {
+        let Some(named) = &self.config else {
+            return Ok(below(root, Path::new(config::PATH)));
+        };
+        // A link that leads nowhere is reported by whoever reads it.
+        anyhow::ensure!(
+            named.exists() || named.is_symlink(),
+            "there is no configuration file {}; correct --config or PORTKEEP_CONFIG",
+            named.display()
+        );
+        Ok(named.clone())
+    }
+
+    /// What the configuration of this machine says.
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        load(&self.path(&root_of_environment())?)
+    }
+
+    /// An error if the file was named and does not exist.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.path(&root_of_environment()).map(drop)
+    }
+}
+
+/// Where the configuration of the machine is. Only trials set the variable.
+fn root_of_environment() -> PathBuf {
+    std::env::var_os("PORTKEEP_ROOT").map_or_else(|| "/".into(), PathBuf::from)
+}
+
+fn load(file: &Path) -> anyhow::Result<Config> {
+    Config::load(file).map_err(|wrong| {
+        let text: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", text.join("\n"))
+    })
+}
+
 /// The same as the agent's.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Sources {
-    /// Configuration file [default: /etc/portkeep/portkeep.toml, below --root]
-    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", hide_env_values = true, help_heading = "Place")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
     /// The system whose files are read, where it is mounted [default: /]
     #[arg(long, value_name = "DIR", env = "PORTKEEP_ROOT", hide_env_values = true, help_heading = "Place")]
     root: Option<PathBuf>,
@@ -20,17 +66,23 @@ impl Sources {
         self.root.as_deref().unwrap_or(Path::new("/"))
     }
 
-    pub(crate) fn config(&self) -> PathBuf {
-        self.config.clone().unwrap_or_else(|| self.below_root(Path::new(config::PATH)))
+    /// See [`ConfigFile::path`].
+    pub(crate) fn config(&self) -> anyhow::Result<PathBuf> {
+        self.config.path(self.root())
+    }
+
+    /// What the configuration says.
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        load(&self.config()?)
     }
 
     /// The folder of the store. What the environment says is meant as it stands.
     pub(crate) fn state_dir(&self, config: &Config) -> PathBuf {
         let folder = config.state_dir();
-        if folder == config.state_dir { self.below_root(&folder) } else { folder }
+        if folder == config.state_dir { below(self.root(), &folder) } else { folder }
     }
+}
 
-    fn below_root(&self, path: &Path) -> PathBuf {
-        self.root().join(path.strip_prefix("/").unwrap_or(path))
-    }
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }

@@ -9,8 +9,10 @@ use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING,
+    agent::Overlap,
     level::served_here,
     pins::{Pins, Seen},
+    waiting::{self, Heard, Waiting},
     when,
 };
 
@@ -53,9 +55,15 @@ pub(crate) struct Status {
     /// Binds of outsiders that were refused since it came up.
     refused: Option<u64>,
     pool: Option<PortRange>,
+    /// What the pool has in common with the ephemeral ports of this network namespace.
+    overlap: Option<Overlap>,
     quota: Option<u32>,
     deny_errno: Option<String>,
     agent: Option<bool>,
+    /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
+    agent_answers: Option<bool>,
+    /// What is declared and not in force, as the agent reports it.
+    waiting: Vec<Waiting>,
     transient: Option<bool>,
     /// Why something is missing above.
     not_seen: Option<String>,
@@ -93,10 +101,33 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.not_seen = Some(format!("{:#}", anyhow::Error::from(error)));
         }
     }
+    // What cannot be read (a /proc without it) is nothing to fail for.
+    status.overlap = Overlap::of(status.pool).unwrap_or_default();
+    status.add_agent();
     Ok(status)
 }
 
 impl Status {
+    pub(crate) const fn overlap(&self) -> Option<&Overlap> {
+        self.overlap.as_ref()
+    }
+
+    /// Ask the agent, if one runs: whether it answers, and what waits.
+    fn add_agent(&mut self) {
+        if self.agent != Some(true) {
+            return;
+        }
+        match waiting::ask() {
+            Heard::Waiting(waiting) => {
+                self.agent_answers = Some(true);
+                self.waiting = waiting;
+            }
+            Heard::Busy => self.agent_answers = Some(true),
+            Heard::Silence => self.agent_answers = Some(false),
+            Heard::NotHere => {}
+        }
+    }
+
     fn add_version(&mut self, version: &Version) {
         self.up = Some(true);
         self.abi = Some(version.abi);
@@ -170,19 +201,31 @@ impl Status {
             line("reservations", format!("{reservations}, {ports} port{} in them{persistent}", s(ports)))?;
             line("pool", self.pool.map_or_else(|| "none".into(), |pool| pool.to_string()))?;
         }
+        if let Some(overlap) = &self.overlap {
+            line("warning", overlap.to_string())?;
+        }
         if let Some(quota) = self.quota {
             line("quota", format!("{quota} ports for each user"))?;
         }
         if let Some(errno) = &self.deny_errno {
-            line("strangers get", errno.clone())?;
+            line("outsiders get", errno.clone())?;
         }
         if let Some(refused) = self.refused {
-            line("refused", format!("{refused} bind{} of outsiders", if refused == 1 { "" } else { "s" }))?;
+            line("refused", format!("{refused} bind{} of reserved ports", if refused == 1 { "" } else { "s" }))?;
         }
-        match self.agent {
-            Some(true) => line("agent", "running".into())?,
-            Some(false) => line("agent", "not running: only ports of the pool can be reserved".into())?,
-            None => {}
+        match (self.agent, self.agent_answers) {
+            (Some(true), Some(false)) => line(
+                "agent",
+                "runs, but does not answer: it hangs or was stopped; restart it (`systemctl restart portkeep`)".into(),
+            )?,
+            (Some(true), Some(true) | None) => line("agent", "running".into())?,
+            (Some(false), _) => {
+                line("agent", "not running (needed for ports outside the pool and for `portkeep persist`)".into())?;
+            }
+            (None, _) => {}
+        }
+        for waiting in &self.waiting {
+            line("waits", waiting.to_string())?;
         }
         if self.transient == Some(true) {
             line("transient", "goes with the last `portkeep run` that needs it".into())?;

@@ -1,9 +1,6 @@
 //! `up`: bring the kernel part up.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{io::Write, path::Path};
 
 use anyhow::{Context, bail};
 use portkeep::{Errno, PortRange};
@@ -14,6 +11,7 @@ use crate::{
     DONE, Io, agent,
     level::{self, Place},
     pins::Seen,
+    sources::ConfigFile,
     status,
 };
 
@@ -27,24 +25,24 @@ Examples:
   portkeep up --pool 20000-20999           wildcard requests are served from this range
   portkeep up --enforce /sys/fs/cgroup/system.slice
 
-Ports of the pool can only be bound by who reserved them; keep it outside net.ipv4.ip_local_port_range.";
+Ports of the pool that are not reserved behave as any other port. The pool is best outside net.ipv4.ip_local_port_range; \
+where they overlap, the overlap is entered into ip_local_reserved_ports, and `portkeep down` takes it out.";
 
 /// Bring the kernel part up
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Ports that requests without a port are served from, FIRST-LAST or `none` [default: 61000-65535]
+    /// Ports that requests without a port are served from first, FIRST-LAST or `none` [default: 61000-65535]
     #[arg(long, value_name = "FIRST-LAST", value_parser = pool)]
     pool: Option<Pool>,
     /// Ports that one user may hold at a time; root has no limit [default: 1024]
     #[arg(long, value_name = "N")]
     quota: Option<u32>,
-    /// What the bind of a stranger fails with [default: EADDRINUSE]
+    /// What an outsider's bind of a reserved port fails with [default: EADDRINUSE]
     #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
     deny_errno: Option<Errno>,
-    /// Configuration file, for what is not said here
-    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", default_value = portkeep_persist::config::PATH)]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// One JSON object, as `status --json` prints it
     #[arg(long)]
     json: bool,
@@ -68,7 +66,7 @@ fn deny_errno(text: &str) -> Result<Errno, &'static str> {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let config = configuration(&args.config)?;
+    let config = args.config.load()?;
     let (mut settings, complaints) = agent::settings(&config);
     complaints.into_iter().for_each(|complaint| io.note(complaint));
     settings.pool = args.pool.map_or(settings.pool, |pool| pool.0);
@@ -92,6 +90,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         adopt(&instance, &args)?;
     }
     let status = status::of(&args.place.pins, io)?;
+    if let Some(overlap) = status.overlap() {
+        io.note(format_args!("warning: {overlap}; {}", agent::Overlap::HELP));
+    }
     if args.json {
         io.json(&status)?;
     } else {
@@ -101,18 +102,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-fn configuration(file: &Path) -> anyhow::Result<Config> {
-    Config::load(file).map_err(|wrong| {
-        let text: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", text.join("\n"))
-    })
-}
-
 /// Bring the kernel part up as the configuration says, or adopt it as it is. For the agent that starts at boot.
-pub(crate) fn by_configuration(place: &Place, file: &Path) -> anyhow::Result<Instance> {
-    let config = configuration(file)?;
-    let (settings, _) = agent::settings(&config);
-    let options = place.or(&config).options(settings);
+pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result<Instance> {
+    let (settings, _) = agent::settings(config);
+    let options = place.or(config).options(settings);
     let mut up = Instance::up(&options);
     if let Err(InstanceError::Skew { .. }) = up {
         // Another version left it there: the package was upgraded while it was up.
@@ -151,12 +144,16 @@ pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
     if settled.is_err() {
         // That there is nothing left to take away with is said by the error that led here.
         let _ = Instance::down(instance.folder());
+        let _ = agent::leave_overlap();
     }
     settled
 }
 
 fn share_and_look(instance: &Instance) -> anyhow::Result<Vec<String>> {
     let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
+    let config = instance.config();
+    let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
+    agent::enter_overlap(pool).context("keeping automatic choices off the pool")?;
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
     agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
     Ok(complaints)

@@ -14,19 +14,21 @@ use crate::{
     pins::{Pins, Seen},
     port_arg::PortArg,
     process::{Binders, Process},
-    ran_out, when,
+    ran_out,
+    waiting::{self, Waiting},
+    when,
 };
 
 const AFTER_HELP: &str = "\
-Tells which reservation of this network namespace has the port, and which process has it bound at the moment. Which \
-process that is can be told of own processes only, unless root asks.
+Shows which reservation of this network namespace has the port, which one waits for it, and which process has it bound. \
+Only root can see other users' processes.
 
 Examples:
   portkeep who 61004
   portkeep who 53/udp
   portkeep who http --json
 
-Exit status: 0 if the port is reserved or bound, 3 if it is nobody's";
+Exit status: 0 if the port is reserved or bound, 3 if it is free";
 
 /// Tell whose port this is
 #[derive(Debug, clap::Args)]
@@ -49,11 +51,14 @@ struct Whose {
     reservation: Option<Entry>,
     bound: bool,
     bound_by: Vec<Process>,
+    /// Persistent reservations of the port that are not in force.
+    waiting: Vec<Waiting>,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let entries = reserved(&args.pins, io)?;
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
+    let waiting = waiting::list();
     let whose: Vec<Whose> = args
         .port
         .transports()
@@ -67,6 +72,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 reservation: entries.iter().find(mine).cloned(),
                 bound: binders.is_some(),
                 bound_by: binders.map(|binders| binders.known).unwrap_or_default(),
+                waiting: waiting.iter().filter(|waiting| waiting.has(transport, port)).cloned().collect(),
             }
         })
         .collect();
@@ -78,7 +84,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             each.write(&mut io.out)?;
         }
         if !anybody {
-            writeln!(io.out, "{} is nobody's", args.port)?;
+            writeln!(io.out, "{} is free", args.port)?;
+        }
+        for waiting in waiting.iter().filter(|waiting| whose.iter().any(|each| waiting.has(each.transport, each.port)))
+        {
+            writeln!(io.out, "{waiting}")?;
         }
     }
     Ok(if anybody { DONE } else { NOTHING })
@@ -141,7 +151,7 @@ impl Whose {
         }
         let bound: Vec<String> = self.bound_by.iter().map(Process::to_string).collect();
         let bound = match (self.bound, bound.is_empty()) {
-            (false, _) => "nobody".into(),
+            (false, _) => "no process".into(),
             (true, true) => "a process that cannot be seen from here".into(),
             (true, false) => bound.join(", "),
         };

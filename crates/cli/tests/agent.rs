@@ -241,6 +241,8 @@ fn whoever_is_there_is_in_the_way() {
             let socket = tcp();
             bind(&socket, 5002).unwrap();
             connect(&socket, &address(4000)).unwrap();
+            // So that no TIME_WAIT stays behind.
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
             socket
         }),
         ("a bound UDP socket", Transport::Udp, || {
@@ -306,6 +308,7 @@ fn connection(reuse: bool, port: u16, from: u16) -> (Socket, Socket, Socket) {
     bind(&listener, port).unwrap();
     listener.listen(1).unwrap();
     let client = tcp();
+    client.set_reuse_address(reuse).unwrap();
     bind(&client, from).unwrap();
     connect(&client, &address(port)).unwrap();
     let (server, _) = listener.accept().unwrap();
@@ -313,33 +316,51 @@ fn connection(reuse: bool, port: u16, from: u16) -> (Socket, Socket, Socket) {
 }
 
 #[test]
-fn time_wait_and_a_gone_servers_connections_do_not_count() {
-    let Some(world) = World::enter("time_wait_and_a_gone_servers_connections_do_not_count") else { return };
+fn what_would_keep_the_next_holder_from_binding_counts_as_in_use() {
+    let Some(world) = World::enter("what_would_keep_the_next_holder_from_binding_counts_as_in_use") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start(runtime.path());
 
-    for reuse in [true, false] {
-        // Who closes first is in TIME_WAIT: here the server.
-        let (listener, client, server) = connection(reuse, 5000, 0);
-        drop((server, listener));
-        drop(client);
-        assert_eq!(errno(bind(&tcp(), 5000)), Errno::EADDRINUSE);
-        for count in [1, 500] {
-            let owner = tcp();
-            let grant = ask_until_vacant(&owner, 5000, count);
-            control::release(&owner, token(&grant)).unwrap();
-        }
-
-        // And here the client.
-        let (listener, client, server) = connection(reuse, 5100, 5200);
-        drop(client);
-        drop((server, listener));
-        assert_eq!(errno(bind(&tcp(), 5200)), Errno::EADDRINUSE);
+    // The side that closes first is in TIME_WAIT: here the server. One with SO_REUSEADDR leaves its port to the next.
+    let (listener, client, server) = connection(true, 5000, 0);
+    drop((server, listener));
+    drop(client);
+    assert_eq!(errno(bind(&tcp(), 5000)), Errno::EADDRINUSE);
+    for count in [1, 500] {
         let owner = tcp();
-        let grant = ask_until_vacant(&owner, 5200, 1);
+        let grant = ask_until_vacant(&owner, 5000, count);
+        bind(&owner, 5000).unwrap();
         control::release(&owner, token(&grant)).unwrap();
-        // TIME_WAIT of the same ports is in the way of the next round.
-        new_namespace();
+        drop(owner);
+    }
+    // And here the client.
+    let (listener, client, server) = connection(true, 5600, 5700);
+    drop(client);
+    drop((server, listener));
+    assert_eq!(errno(bind(&tcp(), 5700)), Errno::EADDRINUSE);
+    ask_until_vacant(&tcp(), 5700, 1);
+
+    // Without it nobody can bind the port, whatever its options: the request is refused.
+    for (port, from, first) in [(5100, 0, true), (5150, 5200, false)] {
+        let (listener, client, server) = connection(false, port, from);
+        if first {
+            drop((server, listener));
+            drop(client);
+        } else {
+            drop(client);
+            drop((server, listener));
+        }
+        let left = if first { port } else { from };
+        let reusing = tcp();
+        reusing.set_reuse_address(true).unwrap();
+        eventually("the connection is in TIME_WAIT", || {
+            let tables = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+            tables.lines().any(|line| line.contains(&format!(":{left:04X} ")) && line.contains(" 06 "))
+        });
+        assert_eq!(errno(bind(&reusing, left)), Errno::EADDRINUSE);
+        for count in [1, 40] {
+            assert_eq!(ask(&tcp(), left, count), Err(Errno::EADDRINUSE));
+        }
     }
 
     let (listener, _client, _server) = connection(true, 5300, 0);
@@ -380,7 +401,7 @@ fn a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs() {
     fs::write(RESERVED, "200,5000-5003").unwrap();
     // This thread's namespace is not a process's, so the next agent finds it by the state alone.
     let agent = AgentProcess::start(runtime.path());
-    assert_eq!(reserved(), "200,6000-6003");
+    eventually("what is left over is taken out", || reserved() == "200,6000-6003");
     ask(&first, 5100, 1).unwrap();
     assert_eq!(reserved(), "200,5100,6000-6003");
 
@@ -527,7 +548,7 @@ fn pool_ports_in_use_before_up_are_set_aside_and_given_back() {
     };
     let expected = [(Transport::Tcp, 61000), (Transport::Tcp, 61002), (Transport::Udp, 61001)];
     for (transport, port) in expected {
-        assert!(aside(transport, port), "{port}/{transport}");
+        eventually(&format!("{port}/{transport} is set aside"), || aside(transport, port));
     }
     let owner = tcp();
     assert_eq!(ask(&owner, 0, 1).unwrap().start, 61001);
@@ -554,14 +575,21 @@ fn the_part_of_the_pool_that_automatic_choices_reach_is_entered() {
     fs::write(RESERVED, "61500").unwrap();
     let _resident = Child::fork(|talk| _ = talk.try_hear());
     let agent = AgentProcess::start(runtime.path());
-    assert_eq!(reserved(), "61000-62000");
-    let owner = tcp();
-    ask(&owner, 60990, 20).unwrap();
-    assert_eq!(reserved(), "60990-62000");
-    ask(&owner, 61100, 2).unwrap();
-    assert_eq!(reserved(), "60990-62000");
+    let (owner, other) = (tcp(), tcp());
+    // Nothing is reserved here, and nothing is entered.
+    assert_eq!(reserved(), "61500");
+    ask(&owner, 0, 1).unwrap();
+    eventually("the pool is entered where something is granted", || reserved() == "61000-62000");
+    // Half of the 2,001 ports have to remain (N5).
+    assert_eq!(ask(&other, 60980, 20), Err(Errno::ENOSPC));
+    ask(&other, 59990, 10).unwrap();
+    eventually("the block is entered, too", || reserved() == "59990-59999,61000-62000");
+    ask(&other, 61100, 2).unwrap();
+    assert_eq!(reserved(), "59990-59999,61000-62000");
+    drop(other);
+    eventually("the block goes, the pool stays", || reserved() == "61000-62000");
     drop(owner);
-    eventually("our block goes, the pool stays", || reserved() == "61000-62000");
+    eventually("nothing is reserved here, and only what others entered stays", || reserved() == "61500");
     agent.stop();
     agent::restore_all(&RuntimeDir::at(runtime.path())).unwrap();
     assert_eq!(reserved(), "61500");

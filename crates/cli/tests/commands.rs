@@ -69,7 +69,7 @@ fn up_is_idempotent_and_down_leaves_nothing() {
     let down = bed.portkeep(&["down"]).ok();
     assert_eq!(down.out, "down; 1 reservation ended\n");
     assert!(bed.nothing_pinned());
-    holding.let_go();
+    holding.end();
     let again = bed.portkeep(&["down", "--json"]).ok();
     assert_eq!(again.json()["was_up"], false);
     assert_eq!(bed.portkeep(&["list"]).code, Some(1));
@@ -128,7 +128,6 @@ fn the_command_and_its_children_bind_and_strangers_do_not() {
         assert_eq!(bed.stranger_binds(transport, port), "AddrInUse", "{option}");
         drop(child.stdin.take());
         child.wait().unwrap();
-        // A port of the pool is nobody's again, which is not the same as everybody's.
         assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
     }
     assert_eq!(bed.subgroups(), Vec::<String>::new());
@@ -163,36 +162,97 @@ fn exit_status_and_signals_pass_through() {
     assert_eq!(bed.subgroups(), Vec::<String>::new());
 }
 
-#[test]
-fn what_the_command_leaves_running_is_not_disturbed() {
-    let bed = bed!("left-over");
-    bed.portkeep(&["up"]).ok();
-    let said = bed.portkeep(&["run", "--", "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"]).ok();
-    let pid: i32 = said.out.trim().parse().unwrap();
-    assert_eq!(bed.subgroups(), Vec::<String>::new());
-    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    assert!(cgroup.contains(&bed.home()), "{cgroup}");
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+/// Ends a process that a test left running on purpose.
+fn kill(pid: &str) {
+    kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+fn reservations(bed: &Bed) -> usize {
+    bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len()
 }
 
 #[test]
-fn a_killed_run_leaves_no_reservation() {
+fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
+    let bed = bed!("left-over");
+    let go = bed.folder.path().join("go");
+    let said = bed.folder.path().join("said");
+    // It binds only after `run` has returned. Nothing is up but for it.
+    let later = format!(
+        "while [ ! -e {0} ]; do sleep 0.02; done; {1} > {2}; mv {2} {2}.all; sleep 60",
+        go.display(),
+        binds("tcp", "$PORT"),
+        said.display()
+    );
+    let script = format!("sh -c '{later}' >/dev/null 2>&1 & echo $PORT $!");
+    let run = bed.portkeep(&["run", "--", "sh", "-c", &script]).ok();
+    let (port, pid) = run.out.trim().split_once(' ').unwrap();
+    assert!(run.err.contains(&format!("pid {pid} (sh)")) && run.err.contains("stays reserved"), "{run:?}");
+    assert_eq!(bed.stranger_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    assert_eq!(reservations(&bed), 1);
+    std::fs::write(&go, "").unwrap();
+    let all = bed.folder.path().join("said.all");
+    eventually(|| all.exists());
+    assert_eq!(answer(&std::fs::read_to_string(&all).unwrap()), "bound");
+    assert_eq!(reservations(&bed), 1);
+    kill(pid);
+    // Its `sleep` is the last process.
+    for cgroup in bed.subgroups() {
+        let procs = std::fs::read_to_string(bed.cgroup.path().join(cgroup).join("cgroup.procs")).unwrap_or_default();
+        procs.lines().for_each(kill);
+    }
+    eventually(|| bed.nothing_pinned() && bed.subgroups().is_empty());
+}
+
+#[test]
+fn a_killed_run_takes_nothing_from_its_command() {
     let bed = bed!("killed-run");
     bed.portkeep(&["up"]).ok();
-    let script = "echo $$; exec sleep 60";
-    let mut child = bed.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let script = format!("echo $$ $PORT; read line; {}; exec sleep 60", binds("tcp", "$PORT"));
+    let mut child =
+        bed.command(&["run", "--", "sh", "-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(bed.portkeep(&["list", "--json"]).json().as_array().unwrap().len(), 1);
+    out.read_line(&mut line).unwrap();
+    let (pid, port) = line.trim().split_once(' ').unwrap();
+    let mut input = child.stdin.take().unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
-    eventually(|| bed.portkeep(&["list", "--json"]).json().as_array().unwrap().is_empty());
-    kill_process(Pid::from_raw(line.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    // The next one tidies up after it.
-    eventually(|| {
-        bed.portkeep(&["run", "--", "true"]).ok();
-        bed.subgroups().is_empty()
-    });
+    assert_eq!(bed.stranger_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    std::io::Write::write_all(&mut input, b"go\n").unwrap();
+    let mut lines = out.lines().map(Result::unwrap);
+    let helped = lines.by_ref().find(|line| line.contains("helper: ")).unwrap();
+    assert_eq!(answer(&helped), "bound");
+    assert_eq!(reservations(&bed), 1);
+    kill(pid);
+    eventually(|| reservations(&bed) == 0 && bed.subgroups().is_empty());
+}
+
+#[test]
+fn the_holder_of_a_released_reservation_is_told() {
+    let bed = bed!("released");
+    bed.portkeep(&["up"]).ok();
+    let script = "echo $PORTKEEP_TOKEN; exec sleep 60";
+    let mut child =
+        bed.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    bed.portkeep(&["release", line.trim()]).ok();
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("61000/tcp was released by an administrator"), "{said}");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+
+    let mut acquire =
+        bed.command(&["acquire"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(acquire.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    bed.portkeep(&["release", line.split_whitespace().last().unwrap()]).ok();
+    let input = acquire.stdin.take();
+    let said = bed::Said::from(acquire.wait_with_output().unwrap());
+    drop(input);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("was released by an administrator"), "{said:?}");
 }
 
 #[test]
@@ -347,7 +407,7 @@ fn list_who_and_release_tell_the_same() {
             .starts_with(&format!("61011/tcp belongs to pid {} (portkeep)", holding.child.id()))
     );
     let nobody = bed.portkeep(&["who", "61012/udp"]);
-    assert_eq!((nobody.code, nobody.out.as_str()), (Some(3), "61012/udp is nobody's\n"));
+    assert_eq!((nobody.code, nobody.out.as_str()), (Some(3), "61012/udp is free\n"));
 
     let released = bed.portkeep(&["release", "61011", "--json"]).ok().json();
     assert_eq!(released[0]["ports"], "61010-61011");
@@ -381,4 +441,121 @@ fn nothing_is_mounted_over_files_for_a_mistyped_folder() {
     assert_eq!((run.code, run.out.as_str()), (Some(0), "held\n"), "{run:?}");
     let listed = bed.program(&["ls", bed.folder.path().to_str().unwrap()]).output().unwrap();
     assert!(String::from_utf8_lossy(&listed.stdout).contains("bpf"), "{listed:?}");
+}
+
+#[test]
+fn a_configuration_that_was_named_must_exist() {
+    let bed = bed!("named-config");
+    let missing = bed.folder.path().join("missing.toml");
+    let all: [(&[&str], i32); 6] = [
+        (&["up"], 1),
+        (&["run", "--", "true"], 125),
+        (&["acquire"], 1),
+        (&["agent", "--up"], 1),
+        (&["check"], 1),
+        (&["persist", "list"], 1),
+    ];
+    for (words, code) in all {
+        let said: bed::Said = bed.command(words).env("PORTKEEP_CONFIG", &missing).output().unwrap().into();
+        assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
+        assert!(said.err.contains(missing.to_str().unwrap()), "{words:?}: {said:?}");
+    }
+    let said = bed.portkeep(&["up", "--config", missing.to_str().unwrap()]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(bed.nothing_pinned());
+    // One that nobody named may be missing.
+    bed.portkeep(&["up"]).ok();
+}
+
+#[test]
+fn run_and_acquire_bring_up_what_the_configuration_says() {
+    let bed = bed!("transient-config");
+    let folder = bed.folder.path().join("root/etc/portkeep");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("portkeep.toml");
+    std::fs::write(&file, "pool = \"20000-20999\"\n").unwrap();
+    assert_eq!(bed.portkeep(&["run", "--", "echo", "{PORT}"]).ok().out, "20000\n");
+    let holding = bed.hold(&[]);
+    assert!(holding.line.starts_with("20000 tcp "), "{}", holding.line);
+    holding.let_go();
+    std::fs::write(&file, "pol = 1\n").unwrap();
+    let said = bed.portkeep(&["run", "--", "echo", "{PORT}"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(125), ""), "{said:?}");
+    assert!(said.err.contains("portkeep.toml:1:1"), "{said:?}");
+    assert!(bed.nothing_pinned());
+}
+
+#[test]
+fn a_command_of_a_socket_activated_run_is_activated() {
+    let bed = bed!("activated");
+    bed.portkeep(&["up"]).ok();
+    let script = r#"echo "$LISTEN_PID $$ $LISTEN_FDS""#;
+    // As systemd does: the number is that of `run`.
+    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- sh -c '{script}'", bed::PORTKEEP);
+    let said: bed::Said = bed.program(&["sh", "-c", &run]).output().unwrap().into();
+    let said = said.ok();
+    let words: Vec<&str> = said.out.split_whitespace().collect();
+    assert!(words.len() == 3 && words[0] == words[1], "{said:?}");
+    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- /no/such/command", bed::PORTKEEP);
+    assert_eq!(bed.program(&["sh", "-c", &run]).output().unwrap().status.code(), Some(127));
+    // Sockets for another process are not the command's.
+    let said: bed::Said =
+        bed.command(&["run", "--", "sh", "-c", script]).env("LISTEN_PID", "1").output().unwrap().into();
+    assert!(said.out.starts_with("1 "), "{said:?}");
+}
+
+#[test]
+fn the_environment_can_require_the_kernel() {
+    let bed = bed!("require");
+    for words in [&["run", "--", "true"][..], &["acquire"]] {
+        let copy = bed.for_everybody(bed::PORTKEEP);
+        let mut command = bed.as_nobody(&[&[copy.as_str()], words].concat());
+        let said: bed::Said = command.env("PORTKEEP_REQUIRE", "kernel").output().unwrap().into();
+        assert!(matches!(said.code, Some(1 | 125)) && said.err.contains("--require-kernel"), "{said:?}");
+    }
+    let said: bed::Said = bed.command(&["run", "--", "true"]).env("PORTKEEP_REQUIRE", "held").output().unwrap().into();
+    assert_eq!(said.code, Some(125), "{said:?}");
+    assert!(said.err.contains("PORTKEEP_REQUIRE"), "{said:?}");
+}
+
+/// In a network namespace of its own, whose ephemeral ports are these. The root is the machine's, but for trials.
+#[test]
+fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
+    if !kernel_or_skip("commands::overlap") {
+        return;
+    }
+    let bed = Bed::with_network("overlap");
+    let sysctl = |name: &str| format!("/proc/sys/net/ipv4/{name}");
+    let set = |name: &str, value: &str| {
+        let script = format!("echo '{value}' > {}", sysctl(name));
+        assert!(bed.program(&["sh", "-c", &script]).status().unwrap().success());
+    };
+    let reserved = || {
+        let read = bed.program(&["cat", &sysctl("ip_local_reserved_ports")]).output().unwrap();
+        String::from_utf8(read.stdout).unwrap().trim().to_owned()
+    };
+    let bare = bed.portkeep(&["up"]).ok();
+    assert_eq!(bare.err, "");
+    assert_eq!((reserved().as_str(), bed.portkeep(&["status", "--json"]).json()["overlap"].is_null()), ("", true));
+    bed.portkeep(&["down"]).ok();
+
+    set("ip_local_port_range", "1024 65535");
+    set("ip_local_reserved_ports", "7000,65000-65535");
+    let up = bed.portkeep(&["up"]).ok();
+    assert!(up.err.contains("warning: the pool 61000-65535 overlaps"), "{up:?}");
+    assert_eq!(reserved(), "7000,61000-65535");
+    let status = bed.portkeep(&["status", "--json"]).ok().json();
+    assert_eq!((&status["overlap"]["ports"], &status["overlap"]["reserved"]), (&"61000-65535".into(), &4536.into()));
+    assert!(bed.portkeep(&["status"]).ok().out.contains("overlaps"));
+    let check: bed::Said = bed.command(&["check"]).env_remove("PORTKEEP_ROOT").output().unwrap().into();
+    assert!(check.out.contains("warning: the pool 61000-65535 overlaps"), "{check:?}");
+    let remembered = std::fs::read_to_string(bed.folder.path().join("run/reserved-ports.json"));
+    let down = bed.portkeep(&["down"]).ok();
+    assert_eq!(reserved(), "7000,65000-65535", "{down:?} {remembered:?}");
+
+    // What `run` brings up for its time goes with it.
+    let cat = format!("cat {}", sysctl("ip_local_reserved_ports"));
+    let said = bed.portkeep(&["run", "--", "sh", "-c", &cat]).ok();
+    assert_eq!(said.out, "7000,61000-65535\n");
+    assert_eq!(reserved(), "7000,65000-65535");
 }

@@ -624,3 +624,60 @@ fn the_helper_says_what_became_of_it() {
     assert_eq!(answer("x\nhelper: bound\n"), "bound");
     assert!(std::env::var_os(HELPER).is_none());
 }
+
+/// An agent that hangs: nothing waits for it without end, and nothing that was given up is carried out later.
+#[test]
+fn an_agent_that_hangs_keeps_nobody_waiting() {
+    if !kernel_or_skip("persist::hangs") {
+        return;
+    }
+    let mut stage = Stage::new("hangs");
+    let agent = Pid::from_child(stage.agent.as_ref().unwrap());
+    kill_process(agent, Signal::STOP).unwrap();
+
+    let status = stage.portkeep(&["status", "--json"]).ok().json();
+    assert_eq!((&status["agent"], &status["agent_answers"]), (&json!(true), &json!(false)));
+    assert!(stage.portkeep(&["status"]).ok().out.contains("does not answer"));
+
+    // A signal ends the wait, whichever it is.
+    for words in [&["acquire", "--at", "5000"][..], &["run", "--at", "5000", "--", "true"]] {
+        for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
+            let mut child = stage.command(words).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
+            eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(128 + number), "{words:?} {signal:?}: {said}");
+            assert_eq!(stage.portkeep(&["list", "--json"]).ok().json(), json!([]));
+        }
+    }
+    // So does a limit.
+    let limited: [(&[&str], i32); 6] = [
+        (&["acquire", "--at", "5000"], 1),
+        (&["run", "--at", "5000", "--", "true"], 125),
+        (&["persist", "add", "--name", "late", "--tcp", "5000"], 1),
+        (&["persist", "delete", "late"], 1),
+        (&["persist", "list"], 1),
+        (&["reload"], 1),
+    ];
+    for (words, code) in limited {
+        let said: Said = stage.command(words).env("PORTKEEP_TIMEOUT", "0.3").output().unwrap().into();
+        assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
+        assert!(said.err.contains("not answer"), "{words:?}: {said:?}");
+    }
+
+    // So does its death.
+    let waits = stage.command(&["acquire", "--at", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
+    eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
+    let mut killed = stage.agent.take().unwrap();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let said = Said::from(waits.wait_with_output().unwrap());
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("none is running"), "{said:?}");
+    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent"], false);
+
+    stage.start();
+    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent_answers"], true);
+    stage.stop();
+}

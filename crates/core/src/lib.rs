@@ -11,9 +11,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cipher;
+pub mod ephemeral;
 mod errno;
 pub mod model;
 pub mod persistent;
+mod port_set;
 mod ports;
 mod scope;
 mod token;
@@ -21,6 +23,7 @@ mod transport;
 pub mod wire;
 
 pub use errno::Errno;
+pub use port_set::{ParsePortSetError, PortSet};
 pub use ports::{ParsePortsError, PortRange, PortRangeError};
 pub use scope::Scope;
 pub use token::Token;

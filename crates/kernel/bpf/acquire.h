@@ -166,6 +166,28 @@ __inline __u32 search_preferring(struct wildcard *w, struct config *c, __u32 cur
 	return search_run(&w->search, c->pool_first, c->pool_last, cursor);
 }
 
+/* Mostly the ports at the cursor are free: then the search, which would find them, can be spared. */
+__inline int claim_at_cursor(struct wildcard *w, struct config *c, __u32 which)
+{
+	struct span *span = &w->a->span;
+	__u32 start = (w->space->cursor[which] + w->search.align - 1) & ~(w->search.align - 1);
+	__u32 last = start + w->search.count - 1;
+
+	if (start < c->pool_first || last > c->pool_last)
+		return 0;
+	if (start <= w->space->avoid_last && last >= w->space->avoid_first)
+		return 0;
+	span->first = start;
+	span->last = last;
+	span->fresh = 1;
+	claim_block(w->a);
+	span->fresh = 0;
+	if (span->result)
+		return 0;
+	w->space->cursor[which] = last + 1;
+	return 1;
+}
+
 static long wildcard_step(__u32 i, void *ctx)
 {
 	struct wildcard *w = ctx;
@@ -176,6 +198,9 @@ static long wildcard_step(__u32 i, void *ctx)
 	span->result = ENOSPC;
 	if (which > 2 || !c)
 		return 1;
+	if (!i && claim_at_cursor(w, c, which))
+		return 1;
+	span->result = ENOSPC;
 	start = search_preferring(w, c, w->space->cursor[which]);
 	if (!start)
 		return 1;

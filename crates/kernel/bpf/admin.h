@@ -36,6 +36,7 @@ __inline int admin_aside(struct admin_request *q)
 		return ENOMEM;
 	if (READ(w->reserved) & BIT(q->start))
 		return EADDRINUSE;
+	filter_counted(q->transports, q->start);
 	__sync_fetch_and_or(&w->aside, BIT(q->start));
 	return 0;
 }

@@ -238,8 +238,10 @@ __inline int count_bound(struct bpf_sock *ctx, struct socket_state *st, struct w
 {
 	if (st && st->subflow)
 		return COUNTED_MPTCP;
-	if (is_kernel_socket(ctx))
+	if (is_kernel_socket(ctx)) {
+		filter_counted(transport, port);
 		return __sync_fetch_and_or(&w->aside, BIT(port)) & BIT(port) ? COUNTED_NOT : COUNTED_ASIDE;
+	}
 	return st && use_start(st, w, netns, transport, port, PORTKEEP_HELD_OPEN) ? COUNTED : COUNTED_NOT;
 }
 

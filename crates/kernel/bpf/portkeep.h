@@ -237,8 +237,11 @@ struct entries {
 
 /*
  * How many namespaces have anything reserved in a word: where none has, a bind
- * needs no look-up in the port table. Row 0 is TCP, row 1 UDP.
+ * needs no look-up in the port table. Row 0 is TCP, row 1 UDP. The highest bit
+ * says that a socket has been counted there at some time: where none was and
+ * nothing is reserved, a search needs no look-up either.
  */
+#define PORTKEEP_FILTER_COUNTED 0x80000000u
 struct filter {
 	__u32 words[2 * 1024];
 };

@@ -34,7 +34,8 @@ struct span {
 	__u32 id;
 	__u32 stop; /* words from here on are not claimed: base << 1, plus 1 for UDP */
 	__u32 result; /* of claiming: an errno */
-	__u16 vacant; /* claim only what no socket has, as far as is known here */
+	__u8 vacant; /* claim only what no socket has, as far as is known here */
+	__u8 fresh; /* and nothing that was closed lately */
 	__u16 in_force; /* of freeing: it was, so ports with bound sockets linger (R7) */
 };
 
@@ -98,7 +99,7 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 	/* Hints of a former holder's binds are none for the next one. */
 	if (READ(w->drawn) & mask)
 		__sync_fetch_and_and(&w->drawn, ~mask);
-	if (s->vacant && word_occupied(w) & mask) {
+	if ((s->vacant && word_occupied(w) & mask) || (s->fresh && expiring_get(&w->left, LEFT_SHIFT) & mask)) {
 		s->stop++;
 		s->result = EADDRINUSE;
 		return 0;

@@ -52,7 +52,7 @@ __inline void search_prepare(struct search *s)
 
 __inline __u64 word_taken(struct search *s, __u32 transport, __u32 base)
 {
-	struct word *w = word_of(s->netns, transport, base);
+	struct word *w = maybe_taken(transport, base) ? word_of(s->netns, transport, base) : NULL;
 	__u64 taken;
 
 	if (!w)

@@ -102,7 +102,24 @@ __inline int maybe_reserved(__u32 transport, __u32 port)
 {
 	__u32 *count = filter_of(transport, port);
 
-	return !count || *(volatile __u32 *)count;
+	return !count || READ(*count) & ~PORTKEEP_FILTER_COUNTED;
+}
+
+/* False: all ports of the word are free, in every namespace, as far as is known here. */
+__inline int maybe_taken(__u32 transport, __u32 port)
+{
+	__u32 *count = filter_of(transport, port);
+
+	return !count || READ(*count);
+}
+
+/* Before a socket is counted. It stays set: taking it back would need a count of its own. */
+__inline void filter_counted(__u32 transport, __u32 port)
+{
+	__u32 *count = filter_of(transport, port);
+
+	if (count && !(READ(*count) & PORTKEEP_FILTER_COUNTED))
+		__sync_fetch_and_or(count, PORTKEEP_FILTER_COUNTED);
 }
 
 /*

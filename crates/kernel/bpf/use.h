@@ -131,6 +131,7 @@ __inline int use_start(struct socket_state *st, struct word *w, __u64 netns, __u
 	if (st->bound_port)
 		use_over(st, netns);
 	st->transport = transport;
+	filter_counted(transport, port);
 	if (use_begin(w, port) >= USES_MAX) {
 		use_end(w, transport, port);
 		return 0;

@@ -4,7 +4,7 @@
 //! refused as a whole: nobody wants half of a policy.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -235,6 +235,32 @@ impl Default for Config {
     }
 }
 
+/// Which keys a file sets, as [`Key::name`] has them. The file does not decide about the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given(BTreeSet<String>);
+
+impl Given {
+    fn of(document: &DeTable<'_>) -> Self {
+        let mut keys = BTreeSet::new();
+        for entry in document::entries(document) {
+            match entry.value().get_ref() {
+                DeValue::Table(table) => {
+                    keys.extend(
+                        document::entries(table).iter().map(|inner| format!("{}.{}", entry.key(), inner.key())),
+                    );
+                }
+                _ => drop(keys.insert(entry.key().to_owned())),
+            }
+        }
+        Self(keys)
+    }
+
+    /// Whether the file sets this key, or this table of names.
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+}
+
 impl Config {
     /// Read the file at `path`. None there: the defaults.
     ///
@@ -242,9 +268,18 @@ impl Config {
     ///
     /// Everything that is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Vec<Diagnostic>> {
+        Self::load_given(path).map(|(config, _)| config)
+    }
+
+    /// The same, and which keys the file sets.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it.
+    pub fn load_given(path: &Path) -> Result<(Self, Given), Vec<Diagnostic>> {
         match files::read(path) {
-            Ok(Content::Text(text)) => Self::parse(path, &text),
-            Ok(Content::Null | Content::Absent) => Ok(Self::default()),
+            Ok(Content::Text(text)) => Self::parse_given(path, &text),
+            Ok(Content::Null | Content::Absent) => Ok(Default::default()),
             Err(wrong) => Err(vec![wrong]),
         }
     }
@@ -255,12 +290,18 @@ impl Config {
     ///
     /// Everything that is wrong with it.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Diagnostic>> {
+        Self::parse_given(file, text).map(|(config, _)| config)
+    }
+
+    fn parse_given(file: &Path, text: &str) -> Result<(Self, Given), Vec<Diagnostic>> {
         let mut report = Report::new(file, text);
         let mut config = Self::default();
+        let mut given = Given::default();
         if let Some(document) = document::parse(&mut report, text) {
             config.read(&mut report, &document);
+            given = Given::of(&document);
         }
-        if report.is_clean() { Ok(config) } else { Err(report.into_diagnostics()) }
+        if report.is_clean() { Ok((config, given)) } else { Err(report.into_diagnostics()) }
     }
 
     /// Where the store is: what the environment variable `PORTKEEP_STATE_DIR` says, else what is configured.
@@ -534,6 +575,16 @@ per_second = 0
             unknown[0].ends_with("the keys here are pool, deny_errno, administrators, enforce, serve, state_dir, quota, privileged, events"),
             "{unknown:?}"
         );
+    }
+
+    #[test]
+    fn a_file_decides_about_the_keys_that_it_contains() {
+        let text = "pool = \"none\"\n[quota]\ndefault = 1024\n[quota.users]\nalice = 1\n";
+        let (_, given) = Config::parse_given(Path::new("c"), text).unwrap();
+        assert!(["pool", "quota.default", "quota.users"].into_iter().all(|key| given.has(key)));
+        assert!(!["deny_errno", "quota", "quota.containers", "quota.groups"].into_iter().any(|key| given.has(key)));
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Config::load_given(&dir.path().join("portkeep.toml")).unwrap().1, Given::default());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
 /// Who may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "name",
     "tcp",
     "udp",
@@ -30,6 +30,7 @@ const KEYS: [&str; 12] = [
     "administrators",
     "strict",
     "around",
+    "force",
     "description",
 ];
 
@@ -82,6 +83,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     let mut who: Option<(Entry<'_, '_>, Who)> = None;
     let mut strict = false;
     let mut around = false;
+    let mut force = false;
     let mut description = String::new();
     let mut ports_named = false;
 
@@ -129,6 +131,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
             }
             "strict" => strict = entry.boolean(report).unwrap_or_default(),
             "around" => around = entry.boolean(report).unwrap_or_default(),
+            "force" => force = entry.boolean(report).unwrap_or_default(),
             "description" => {
                 if let Some(text) = entry.string(report) {
                     match check_description(text) {
@@ -157,7 +160,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     }
     let (_, transports, ports) = block?;
     let who = who.map_or(Who::Administrators, |(_, who)| who);
-    Some(Declaration { name: name?, ports, transports, who, strict, around, description })
+    Some(Declaration { name: name?, ports, transports, who, strict, around, force, description })
 }
 
 /// A port, a range or the name of a service.
@@ -259,6 +262,9 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
         if declaration.around {
             key("around", true.into());
         }
+        if declaration.force {
+            key("force", true.into());
+        }
         if !declaration.description.is_empty() {
             key("description", declaration.description.as_str().into());
         }
@@ -316,6 +322,7 @@ udp = "5000-5019"
 group = "voice"
 strict = true
 around = true
+force = true
 description = "media"
 
 [[reservation]]
@@ -337,8 +344,8 @@ administrators = true
                 "2: web 443/tcp unit nginx.service",
                 "7: dns 53/tcp+udp user 53",
                 "12: rtp 5000-5019/udp group voice",
-                "20: twice 7/tcp+udp cgroup /system.slice",
-                "26: admin 80/tcp administrators",
+                "21: twice 7/tcp+udp cgroup /system.slice",
+                "27: admin 80/tcp administrators",
             ]
         );
     }

@@ -1,10 +1,10 @@
-//! The examples of docs/persistent-reservations.md are what they say they are.
+//! The examples of docs/guides/services.md are what they say they are.
 
 use std::path::Path;
 
 use portkeep_persist::{Services, dropin, import};
 
-const PAGE: &str = include_str!("../../../docs/persistent-reservations.md");
+const PAGE: &str = include_str!("../../../docs/guides/services.md");
 
 /// The code blocks of a language, with the line each begins on.
 fn blocks(language: &str) -> Vec<(usize, String)> {

@@ -1,4 +1,4 @@
-//! Who keeps strangers off the ports.
+//! Who keeps outsiders off the ports.
 
 use std::fmt;
 

@@ -107,6 +107,16 @@ pub enum AcquireError {
     /// pool, or try again when that is mended.
     #[error("the agent could not find out whether the ports are vacant; its log says why")]
     AgentFailed,
+    /// `ETIMEDOUT`: the agent runs but has not answered in time: it hangs, or was stopped. Its log may say why; restart it
+    /// (`systemctl restart portkeep`), or take ports of the pool.
+    #[error("the agent does not answer ({} s)", .limit.as_secs_f32())]
+    AgentSilent {
+        /// How long was waited.
+        limit: std::time::Duration,
+    },
+    /// `EINTR`: a signal ended the wait for the agent. Try again if it was none that ends the program.
+    #[error("a signal came before the agent had answered")]
+    Interrupted,
     /// `ECANCELED`: the request was cancelled, or an administrator ended it while it was pending.
     #[error("the request was cancelled")]
     Cancelled,
@@ -165,6 +175,8 @@ impl AcquireError {
             Self::Privileged => Errno::EACCES,
             Self::AgentAbsent | Self::AgentFailed => Errno::ENETDOWN,
             Self::TooManyFiles { .. } => Errno(libc::EMFILE),
+            Self::AgentSilent { .. } => Errno(libc::ETIMEDOUT),
+            Self::Interrupted => Errno::EINTR,
             Self::Cancelled => Errno::ECANCELED,
             Self::KernelAbsent | Self::OtherAbi { .. } => Errno::ENOPROTOOPT,
             Self::HeldCannot { .. } | Self::WrongSocket => Errno::EOPNOTSUPP,

@@ -54,8 +54,8 @@
 //!
 //! # With an async runtime
 //!
-//! Nothing here blocks but [`Request::acquire`] for a block outside the pool (well below a millisecond; or poll a
-//! [`Pending`]) and [`Reservation::connect_tcp`]. Listeners and sockets become tokio's by
+//! Nothing here blocks but [`Request::acquire`] for a block outside the pool (some milliseconds, and never longer than
+//! [`Request::timeout`]; or poll a [`Pending`]) and [`Reservation::connect_tcp`]. Listeners and sockets become tokio's by
 //! `set_nonblocking(true)` and `from_std`; a `tokio::net::TcpSocket` can be associated before it binds or connects, as it
 //! is [`AsFd`](std::os::fd::AsFd) like any other.
 //!
@@ -79,6 +79,7 @@ mod request;
 mod reservation;
 mod socket;
 mod sys;
+mod wait;
 
 pub use enforcement::{Enforcement, Require};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};

@@ -1,13 +1,13 @@
 //! A request that waits for the agent.
 
-use std::{io, task::Poll, thread, time::Duration};
+use std::{io, task::Poll};
 
 use portkeep_core::{
     Errno, PortRange, Token,
     wire::{self, SelectRequest},
 };
 
-use crate::{AcquireError, Request, Reservation, State, control, query};
+use crate::{AcquireError, Request, Reservation, State, control, query, wait};
 
 /// A block that is claimed and perhaps not confirmed yet. Dropping it gives the block back.
 #[derive(Debug)]
@@ -70,17 +70,9 @@ impl Pending {
         Poll::Ready(outcome.map(|()| reservation))
     }
 
-    /// Wait until it is decided. Signals do not interrupt this.
-    pub fn wait(mut self) -> Result<Reservation, AcquireError> {
-        const LONGEST: Duration = Duration::from_millis(2);
-        let mut pause = Duration::from_micros(50);
-        loop {
-            if let Poll::Ready(outcome) = self.poll() {
-                return outcome;
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST);
-        }
+    /// Wait until it is decided, 30 seconds at most; see [`wait_for`](Self::wait_for).
+    pub fn wait(self) -> Result<Reservation, AcquireError> {
+        self.wait_for(wait::LIMIT, || false)
     }
 
     /// Give the block back. The same as dropping it, in a word.

@@ -1,6 +1,6 @@
 //! Asking for a reservation.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use portkeep_core::{
     Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
@@ -12,6 +12,7 @@ use crate::{
     AcquireError, Enforcement, MalformedRequest, Pending, QueryError, Require, Reservation, control, held, query,
     reservation::Parts,
     socket::{Kind, new_socket, transport_of},
+    wait,
 };
 
 /// A request for a reservation, made by [`Reservation::tcp`] or [`Reservation::udp`]. Without further ado: one port,
@@ -36,6 +37,7 @@ pub struct Request {
     pub(crate) strict: bool,
     pub(crate) label: String,
     pub(crate) require: Require,
+    pub(crate) timeout: Duration,
 }
 
 impl Request {
@@ -51,6 +53,7 @@ impl Request {
             strict: false,
             label: String::new(),
             require: Require::Any,
+            timeout: wait::LIMIT,
         }
     }
 
@@ -112,16 +115,23 @@ impl Request {
         self
     }
 
+    /// How long [`acquire`](Self::acquire) waits for the agent at most, where it has to confirm; 30 seconds by default.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
     /// The transports asked for.
     pub fn transports(&self) -> Transports {
         if self.both { Transports::Both } else { self.transport.into() }
     }
 
-    /// Acquire the reservation, and wait for the agent where it has to confirm (usually well below a millisecond).
+    /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
     ///
-    /// The wait is not interrupted by signals. For time limits, use [`start`](Self::start).
+    /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
+    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`].
     pub fn acquire(&self) -> Result<Reservation, AcquireError> {
-        self.start()?.wait()
+        self.start()?.wait_for(self.timeout, || false)
     }
 
     /// Claim the block without waiting for the agent.

@@ -43,7 +43,7 @@ pub struct Parts {
     pub ports: PortRange,
     /// Its transports.
     pub transports: Transports,
-    /// Who keeps strangers off.
+    /// Who keeps outsiders off.
     pub enforcement: Enforcement,
 }
 
@@ -73,7 +73,7 @@ impl Reservation {
         self.transports
     }
 
-    /// What really keeps strangers off the ports.
+    /// What really keeps outsiders off the ports.
     pub fn enforcement(&self) -> Enforcement {
         self.enforcement
     }

@@ -31,6 +31,17 @@ pub(crate) fn monotonic() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
+/// Sleep; false if a signal that this thread handles came in between. (`std::thread::sleep` goes on sleeping.)
+pub(crate) fn sleep(time: Duration) -> bool {
+    let time = libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    // SAFETY: `time` is a valid timespec for the duration of the call; no rest is asked for.
+    let slept = unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+    slept == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted
+}
+
 /// The real uid, which is what quotas and the scope `user` go by.
 pub(crate) fn real_uid() -> u32 {
     // SAFETY: getuid takes nothing and cannot fail.

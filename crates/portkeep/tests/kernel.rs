@@ -330,6 +330,18 @@ impl Agent {
         self.beacon = Some(beacon);
     }
 
+    /// As an agent does that has seen no socket: what it cannot confirm it refuses.
+    fn try_to_confirm(&self, token: Token) {
+        let mut loaded = Sandbox::get().loaded();
+        let id = loaded.maps().unwrap().id_of(token).unwrap();
+        let admin = loaded.admin().unwrap();
+        if let Err(error) = admin.confirm(id, token) {
+            assert_eq!(error.errno(), Some(Errno::EADDRINUSE));
+            // It may have been refused in the same step.
+            let _ = admin.refuse(id, token, Errno::EADDRINUSE);
+        }
+    }
+
     fn decide(&self, token: Token, error: Option<Errno>) {
         let mut loaded = Sandbox::get().loaded();
         let id = loaded.maps().unwrap().id_of(token).unwrap();
@@ -351,13 +363,19 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
     let mut pending = request.start().unwrap();
     assert!(pending.poll().is_pending());
     assert_eq!(pending.ports().to_string(), "7000-7002");
-    // Claimed already, though not confirmed.
-    assert!(refused(TcpListener::bind((V4, 7001))));
     assert_eq!(lookup(pending.token()).unwrap().unwrap().state, State::Pending);
     agent.decide(pending.token(), None);
     let Poll::Ready(Ok(reservation)) = pending.poll() else { panic!("confirmed") };
     drop(reservation.bind_tcp(V4).unwrap());
     drop(reservation);
+
+    // A request that has not been granted keeps nobody from a port.
+    let mut pending = request.start().unwrap();
+    let other = TcpListener::bind((V4, 7001)).unwrap();
+    agent.try_to_confirm(pending.token());
+    let Poll::Ready(Err(error)) = pending.poll() else { panic!("refused") };
+    assert!(matches!(error, AcquireError::InUse { .. }), "{error:?}");
+    drop((pending, other));
 
     // Cancelled: nothing is left.
     request.start().unwrap().cancel();
@@ -442,5 +460,20 @@ fn two_pending_requests_of_one_socket_are_told_apart() {
     assert!(matches!(first.poll(), Poll::Ready(Err(AcquireError::InUse { .. }))));
     let Poll::Ready(Ok(second)) = second.poll() else { panic!("confirmed") };
     assert_eq!(second.ports().start(), 7200);
+}
+}
+
+kernel_test! {
+fn a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_told_to() {
+    let mut agent = Agent::turn();
+    agent.start();
+    let request = Reservation::tcp().at(7000).timeout(Duration::from_millis(20));
+    let error = request.acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::AgentSilent { .. }), "{error:?}");
+    assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::TimedOut);
+    let error = request.start().unwrap().wait_for(Duration::MAX, || true).unwrap_err();
+    assert!(matches!(error, AcquireError::Interrupted), "{error:?}");
+    assert_eq!(error.errno(), Some(Errno::EINTR));
+    assert_eq!(list().unwrap(), []);
 }
 }

@@ -19,6 +19,7 @@ use portkeep_kernel::{Loaded, Settings, cgroup};
 
 mod attach;
 pub mod audit;
+pub mod places;
 pub mod process;
 pub mod report;
 pub mod sockets;

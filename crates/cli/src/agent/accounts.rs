@@ -1,17 +1,20 @@
 //! Users and groups by name and number, from wherever this machine has them (NSS).
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     ffi::CString,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use portkeep_persist::Account;
 
-/// Names for messages are looked up again after this.
-const FRESH: Duration = Duration::from_secs(60);
+/// The databases are asked again after this.
+const FRESH: Duration = Duration::from_secs(30);
+/// Answers that are remembered.
+const KNOWN: usize = 1024;
 
 /// The uid of a user; a sentence if there is none.
 pub(super) fn uid(account: &Account) -> Result<u32, String> {
@@ -59,23 +62,43 @@ pub(super) fn belongs(uid: u32, gid: u32) -> bool {
     user.gid.as_raw() == gid || groups.contains(&Gid::from_raw(gid))
 }
 
-/// Names of users for messages, remembered for a while.
-#[derive(Debug, Default)]
-pub(super) struct UserNames {
-    known: RefCell<HashMap<u32, (Instant, Option<String>)>>,
+/// Answers of the databases, remembered for a while: users make the agent ask as often as they like, and a look-up may
+/// go over the network.
+#[derive(Debug)]
+pub(super) struct Remembered<K, V> {
+    known: Mutex<HashMap<K, (Instant, V)>>,
 }
+
+impl<K, V> Default for Remembered<K, V> {
+    fn default() -> Self {
+        Self { known: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
+    pub(super) fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, value)) = known.get(&key)
+            && when.elapsed() < FRESH
+        {
+            return value.clone();
+        }
+        let value = ask(&key);
+        if known.len() >= KNOWN {
+            known.clear();
+        }
+        known.insert(key, (Instant::now(), value.clone()));
+        value
+    }
+}
+
+/// Names of users for messages.
+#[derive(Debug, Default)]
+pub(super) struct UserNames(Remembered<u32, Option<String>>);
 
 impl UserNames {
     pub(super) fn of(&self, uid: u32) -> Option<String> {
-        let mut known = self.known.borrow_mut();
-        if let Some((when, name)) = known.get(&uid)
-            && when.elapsed() < FRESH
-        {
-            return name.clone();
-        }
-        let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
-        known.insert(uid, (Instant::now(), name.clone()));
-        name
+        self.0.of(uid, |uid| User::from_uid(Uid::from_raw(*uid)).ok().flatten().map(|user| user.name))
     }
 }
 

@@ -1,10 +1,13 @@
-//! Pool ports that were in use when the kernel part came up.
+//! Pool ports that were in use when the BPF programs came up.
 //!
-//! The pool is vacant by construction: nobody without a reservation can bind its
-//! ports, so wildcard requests need not look. Sockets that were there before are
-//! the exception. Their ports are set aside, and given back when they are vacant.
+//! Sockets that are bound later are counted by the BPF programs, and wildcard requests pass their ports by (N2). Of those that
+//! were there before, no program knows. Their ports are set aside, and given back when they are vacant.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use portkeep_core::{PortRange, Transport};
@@ -31,45 +34,46 @@ pub struct Aside {
 pub fn set_aside_used_pool_ports(instance: &Instance) -> anyhow::Result<Aside> {
     let (maps, admin, config) = (instance.maps()?, instance.admin()?, instance.config());
     let prober = kernel_part::prober(config)?;
-    let round = Round { maps: &maps, admin: &admin, prober: &prober };
-    let given_back = round.give_back()?;
+    let round = Round { admin: &admin, prober: &prober };
+    let mut given_back = 0;
+    for (netns, ports) in all(&maps)? {
+        given_back += round.give_back(netns, ports)?;
+    }
     Ok(Aside { set_aside: round.set_aside(config)?, given_back })
 }
 
 /// One round through the namespaces.
 pub(super) struct Round<'a> {
-    pub(super) maps: &'a Maps,
     pub(super) admin: &'a Admin,
     pub(super) prober: &'a Prober,
 }
 
 impl Round<'_> {
-    /// A namespace that cannot be looked at does not keep the others from being looked at.
-    pub(super) fn set_aside(&self, config: &Config) -> anyhow::Result<usize> {
-        let Some(pool) = kernel_part::pool(config) else { return Ok(0) };
+    fn set_aside(&self, config: &Config) -> anyhow::Result<usize> {
         let mut total = 0;
         for namespace in namespaces::visible() {
-            let namespace = namespace.context("looking for network namespaces")?;
-            match self.set_aside_in(&namespace, pool) {
-                Ok(count) => total += count,
-                Err(error) => tracing::warn!(
-                    netns = namespace.cookie,
-                    %error,
-                    "cannot look for pool ports in use"
-                ),
-            }
+            total += self.set_aside_in(&namespace.context("looking for network namespaces")?, config);
         }
         Ok(total)
     }
 
-    fn set_aside_in(&self, namespace: &Namespace, pool: PortRange) -> io::Result<usize> {
+    /// A namespace that cannot be looked at does not keep the others from being looked at.
+    pub(super) fn set_aside_in(&self, namespace: &Namespace, config: &Config) -> usize {
+        let Some(pool) = kernel_part::pool(config) else { return 0 };
+        self.try_set_aside(namespace, pool).unwrap_or_else(|error| {
+            tracing::warn!(netns = namespace.cookie, %error, "cannot look for pool ports in use");
+            0
+        })
+    }
+
+    fn try_set_aside(&self, namespace: &Namespace, pool: PortRange) -> io::Result<usize> {
         namespace.within(|| {
             let mut count = 0;
             for transport in Transport::ALL {
                 let look = self.prober.look(transport);
                 for port in look.candidates(pool)? {
-                    // Taken first and looked at then: otherwise the probe could be in the way of a reservation that is
-                    // made at this moment. What is reserved is refused here, and its sockets are not our business.
+                    // Set aside first and looked at then: otherwise a wildcard request could be given the port in between.
+                    // Reserved ports are refused here: their sockets are counted.
                     if self.admin.set_aside(namespace.cookie, transport, port).is_err() {
                         continue;
                     }
@@ -77,7 +81,7 @@ impl Round<'_> {
                         let _ = self.admin.give_back(namespace.cookie, transport, port);
                     } else {
                         count += 1;
-                        tracing::info!(netns = namespace.cookie, %transport, port, "in use since before up, set aside");
+                        tracing::debug!(netns = namespace.cookie, %transport, port, "in use, set aside");
                     }
                 }
             }
@@ -86,32 +90,70 @@ impl Round<'_> {
     }
 
     /// Give back what is vacant again. A namespace that cannot be found any more has no sockets that could be in the way.
-    pub(super) fn give_back(&self) -> anyhow::Result<usize> {
-        let mut aside: BTreeMap<u64, Vec<(Transport, u16)>> = BTreeMap::new();
-        for item in self.maps.words() {
-            let (key, word) = item?;
-            if word.aside != 0 {
-                aside.entry(key.netns).or_default().extend(ports_of(&key, word.aside));
+    fn give_back(&self, netns: u64, ports: Vec<(Transport, u16)>) -> anyhow::Result<usize> {
+        let vacant = match namespaces::find(netns)? {
+            None => ports,
+            Some(namespace) => namespace.within(|| {
+                let looks = Transport::ALL.map(|transport| self.prober.look(transport));
+                let look = |transport| &looks[usize::from(transport == Transport::Udp)];
+                Ok(ports.into_iter().filter(|(t, port)| look(*t).vacant(*port).unwrap_or(false)).collect())
+            })?,
+        };
+        let given_back = vacant.into_iter().filter(|(t, port)| self.admin.give_back(netns, *t, *port).is_ok());
+        Ok(given_back.count())
+    }
+}
+
+/// The ports that are set aside, by namespace.
+fn all(maps: &Maps) -> anyhow::Result<BTreeMap<u64, Vec<(Transport, u16)>>> {
+    let mut aside: BTreeMap<u64, Vec<(Transport, u16)>> = BTreeMap::new();
+    for item in maps.words() {
+        let (key, word) = item?;
+        if word.aside != 0 {
+            aside.entry(key.netns).or_default().extend(ports_of(&key, word.aside));
+        }
+    }
+    Ok(aside)
+}
+
+/// The walk through the port table may have this part of the time.
+const SHARE: u32 = 50;
+
+/// Namespaces with ports that are set aside and may be vacant again, a slice at a time.
+#[derive(Debug, Default)]
+pub(super) struct Asides {
+    rest: BTreeMap<u64, Vec<(Transport, u16)>>,
+    /// When the port table was last looked through, and how long that took.
+    looked: Option<(Instant, Duration)>,
+}
+
+impl Asides {
+    pub(super) fn is_over(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Begin anew, if the last round is over and the port table is not too large for being looked through again.
+    pub(super) fn begin(&mut self, maps: &Maps) -> anyhow::Result<()> {
+        let too_soon = self.looked.is_some_and(|(when, took)| when.elapsed() < took * SHARE);
+        if self.is_over() && !too_soon {
+            let begin = Instant::now();
+            self.rest = all(maps)?;
+            self.looked = Some((Instant::now(), begin.elapsed()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn go_on(&mut self, admin: &Admin, prober: &Prober, slice: Duration) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        while begin.elapsed() < slice
+            && let Some((netns, ports)) = self.rest.pop_first()
+        {
+            let given_back = Round { admin, prober }.give_back(netns, ports)?;
+            if given_back > 0 {
+                tracing::info!(netns, ports = given_back, "vacant again, given back to the pool");
             }
         }
-        let mut given_back = 0;
-        for (netns, ports) in aside {
-            let vacant = match namespaces::find(netns, &[])? {
-                None => ports,
-                Some(namespace) => namespace.within(|| {
-                    let looks = Transport::ALL.map(|transport| self.prober.look(transport));
-                    let look = |transport| &looks[usize::from(transport == Transport::Udp)];
-                    Ok(ports.into_iter().filter(|(t, port)| look(*t).vacant(*port).unwrap_or(false)).collect())
-                })?,
-            };
-            for (transport, port) in vacant {
-                if self.admin.give_back(netns, transport, port).is_ok() {
-                    given_back += 1;
-                    tracing::info!(netns, %transport, port, "vacant again, given back to the pool");
-                }
-            }
-        }
-        Ok(given_back)
+        Ok(())
     }
 }
 

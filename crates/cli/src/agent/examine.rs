@@ -1,26 +1,35 @@
-//! May a claimed block be granted?
+//! May a request for particular ports be granted?
 //!
-//! When the agent hears of it no newcomer can bind its ports any more. Still to
-//! be found out, in the caller's network namespace: whether the caller may have
-//! it, and whether somebody is there already. First the block is entered into
-//! `ip_local_reserved_ports`, then the sockets are looked at; the other way round an
-//! automatic source port could slip in between.
+//! A request that is pending keeps nobody from a port. To be found out, in the caller's network namespace: whether the
+//! caller may have the block, whether enough ephemeral ports would be left, and whether a socket is there already. First the
+//! block is entered into `ip_local_reserved_ports`, then the sockets are looked at; the other way round an automatic source
+//! port could slip in between. A bind that comes after the look marks the request, and then it cannot be confirmed.
 
 use std::{fmt, io};
 
-use portkeep_core::{Errno, PortRange, Transport, Transports};
+use portkeep_core::{Errno, PortRange, Transport, Transports, ephemeral::Exhausted};
 use portkeep_kernel::Reservation;
 
-use super::{keeper::Keeper, namespaces::Namespace, policy::Policy, sysctl};
+use super::{
+    keeper::Keeper,
+    namespaces::Namespace,
+    peer::{has_rights_of_root, same_namespace},
+    policy::Policy,
+    sysctl,
+};
 use crate::vacancy::Prober;
 
 /// Why a block is not granted.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// Somebody is there.
+    /// A socket is there.
     InUse(Transport, u16),
-    /// Ports below this one are for root, and for whom the configuration names.
+    /// A socket was bound there while the request was pending.
+    Contested,
+    /// Ports below this one are for root, and for those the configuration names.
     Privileged(u32),
+    /// Too few ephemeral ports would be left (N5).
+    Exhausts(Exhausted),
     /// The namespace could not be found or looked at.
     Unknown(io::Error),
 }
@@ -28,8 +37,9 @@ pub(super) enum Refusal {
 impl Refusal {
     pub(super) fn errno(&self) -> Errno {
         match self {
-            Self::InUse(..) => Errno::EADDRINUSE,
+            Self::InUse(..) | Self::Contested => Errno::EADDRINUSE,
             Self::Privileged(_) => Errno::EACCES,
+            Self::Exhausts(_) => Errno::ENOSPC,
             Self::Unknown(_) => Errno::ENETDOWN,
         }
     }
@@ -45,32 +55,61 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InUse(transport, port) => write!(f, "port {port}/{transport} is in use"),
+            Self::Contested => f.write_str("another process bound a port of it meanwhile"),
+            Self::Exhausts(why) => write!(f, "{why}"),
             Self::Privileged(start) => write!(f, "ports below {start} are for root and those the configuration names"),
             Self::Unknown(error) => write!(f, "cannot look into the network namespace: {error}"),
         }
     }
 }
 
-/// Enter the block and look. What was entered is taken back by the caller.
-pub(super) fn examine(
-    reservation: &Reservation,
-    (ports, transports): (PortRange, Transports),
-    namespace: &Namespace,
-    keeper: &Keeper,
-    prober: &Prober,
-    policy: &Policy,
-) -> Result<(), Refusal> {
-    namespace.within(|| {
-        let privileged = sysctl::unprivileged_port_start()?;
-        if u32::from(ports.start()) < privileged && !policy.may_have_privileged(reservation.uid) {
-            return Ok(Err(Refusal::Privileged(privileged)));
-        }
-        keeper.add_here(namespace.cookie, ports)?;
-        for transport in transports.iter() {
-            if let Some(port) = prober.in_use(transport, ports)?.first() {
-                return Ok(Err(Refusal::InUse(transport, *port)));
+/// What a request is examined with.
+pub(super) struct Examiner<'a> {
+    pub(super) keeper: &'a Keeper,
+    pub(super) prober: &'a Prober,
+    pub(super) policy: &'a Policy,
+    /// Whether pids here mean what they mean to the BPF programs.
+    pub(super) first_pids: bool,
+}
+
+impl Examiner<'_> {
+    /// Enter the block and look. What was entered is taken back by the caller. `hints` are the thread and the process that
+    /// asked.
+    pub(super) fn examine(
+        &self,
+        reservation: &Reservation,
+        (ports, transports): (PortRange, Transports),
+        namespace: &Namespace,
+        hints: &[u32],
+    ) -> Result<(), Refusal> {
+        namespace.within(|| {
+            let privileged = sysctl::unprivileged_port_start()?;
+            if u32::from(ports.start()) < privileged && !self.may_have_privileged(reservation.uid, namespace, hints) {
+                return Ok(Err(Refusal::Privileged(privileged)));
             }
+            if let Err(why) = self.keeper.add_here(namespace.cookie, ports)? {
+                return Ok(Err(Refusal::Exhausts(why)));
+            }
+            for transport in transports.iter() {
+                if let Some(port) = self.prober.in_use(transport, ports)?.first() {
+                    return Ok(Err(Refusal::InUse(transport, *port)));
+                }
+            }
+            Ok(Ok(()))
+        })?
+    }
+
+    /// Root of the agent's own namespaces may have them everywhere, and a process with the rights of root in the network
+    /// namespace that it is in, whatever sockets of other namespaces it was handed.
+    fn may_have_privileged(&self, uid: u32, namespace: &Namespace, hints: &[u32]) -> bool {
+        if uid != 0 {
+            return self.policy.may_have_privileged(uid);
         }
-        Ok(Ok(()))
-    })?
+        let is_root = |id: u32| {
+            has_rights_of_root(id)
+                && (namespace.contains(id) || same_namespace(&format!("/proc/{id}/ns/net"), "/proc/self/ns/net"))
+        };
+        // Where the process cannot be found by its number, the BPF programs have decided alone.
+        !self.first_pids || hints.iter().any(|id| is_root(*id))
+    }
 }

@@ -1,109 +1,209 @@
-//! What happens, told to people: a line in the log and an event for each that watches.
+//! What happens, reported to people: a line in the log and an event for each watcher.
 //!
-//! The kernel part tells ids and numbers; here they become a sentence that names
-//! who, what, and whose. Refusals come as fast as somebody tries. Each process
-//! is told of a few times a second by the kernel part; here all of them together
-//! are held to what the configuration allows, and the rest are counted.
+//! The BPF programs report ids and numbers; here they become a sentence that names which process, which ports and whose
+//! they are. Users can make things happen as fast as they like, so each account has a [`Budget`], and what repeats
+//! fades. What is left out is counted.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use portkeep::persistent::protocol::{Event as Told, Happening};
 use portkeep_core::wire;
 use portkeep_kernel::{Event, EventKind, Maps, Reservation};
 use portkeep_persist::Declared;
 
-use super::{accounts::UserNames, examine::Refusal, registry::Registry};
-use crate::{process::Process, when};
+use super::{
+    accounts::UserNames,
+    budget::{Budget, LeftOut, Pace},
+    examine::Refusal,
+    peer::Peer,
+    registry::Registry,
+    subordinate::Owners,
+};
+use crate::{
+    process::{Process, in_first_pid_namespace},
+    when,
+};
 
-const SECOND: Duration = Duration::from_secs(1);
+/// How long the end of a request that was refused may take to be reported.
+const REFUSED_ENDS: Duration = Duration::from_secs(5);
 
-/// Tells what happens.
+/// What counts as the same thing again: the same kind, by the same account, with a command of the same name.
+type Kind = (Happening, u32, String);
+
+/// Reports what happens.
 #[derive(Debug)]
 pub(super) struct Happenings {
     names: UserNames,
-    per_second: u32,
-    second: Instant,
-    told: u32,
-    untold: u32,
+    budget: Budget<Kind, (Doer, Told)>,
+    /// Requests that were refused a moment ago: their end is no news.
+    refused: HashMap<u32, Instant>,
+    /// Whether pids here mean what they mean to the BPF programs.
+    first_pids: bool,
 }
 
-/// Who did it.
+/// Which process did it.
+#[derive(Clone, Debug)]
 struct Doer {
     pid: u32,
     uid: u32,
     command: String,
+    /// Its unit or cgroup, if it still runs.
+    unit: Option<String>,
 }
 
 impl Happenings {
     pub(super) fn new(per_second: u32) -> Self {
-        Self { names: UserNames::default(), per_second, second: Instant::now(), told: 0, untold: 0 }
+        Self {
+            names: UserNames::default(),
+            budget: Budget::new(per_second),
+            refused: HashMap::new(),
+            first_pids: in_first_pid_namespace(),
+        }
+    }
+
+    /// Whether pids here mean what they mean to the BPF programs.
+    pub(super) fn first_pids(&self) -> bool {
+        self.first_pids
     }
 
     pub(super) fn limit(&mut self, per_second: u32) {
-        self.per_second = per_second;
+        self.budget.limit(per_second);
     }
 
-    /// An event of the kernel part, logged; what watchers are to be told of it.
-    pub(super) fn event(&mut self, event: &Event, maps: &Maps, registry: &Registry) -> Option<Told> {
-        let reservation = maps.reservation(event.id).ok().flatten();
-        let declared = registry.declared(event.id);
-        let doer = Doer { pid: event.pid, uid: event.uid, command: event.comm.clone() };
-        let told = match event.kind {
-            EventKind::Refused => {
-                if !self.may_tell(event.untold) {
-                    return None;
-                }
-                // The entry may be another reservation's by now.
-                let hit = reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports)));
-                self.told(event, Happening::Refused, &doer, hit.as_ref(), declared)
-            }
-            // What an administrator does is told by who asked for it.
-            EventKind::Granted | EventKind::Ended if declared.is_some() || event.owner == 0 => return None,
-            EventKind::Granted => {
-                // Confirmed by the agent: the one that matters is in the books.
-                let holder = reservation.as_ref().filter(|r| r.pid != event.pid);
-                let doer = holder.map_or(doer, |r| Doer { pid: r.pid, uid: r.uid, command: wire::text(&r.comm) });
-                self.told(event, Happening::Granted, &doer, reservation.as_ref(), None)
-            }
-            EventKind::Ended => self.told(event, Happening::Ended, &doer, None, None),
+    /// An event of the BPF programs, logged; what watchers are to be told of it.
+    pub(super) fn event(&mut self, event: &Event, maps: &Maps, registry: &Registry, owners: &Owners) -> Option<Told> {
+        let what = match event.kind {
+            EventKind::Refused => Happening::Refused,
+            EventKind::Granted => Happening::Granted,
+            EventKind::Ended => Happening::Ended,
             _ => return None,
         };
-        log(&told);
-        Some(told)
+        if what == Happening::Ended && self.was_refused(event.id) {
+            return None;
+        }
+        let declared = registry.declared(event.id);
+        // What an administrator does is reported where it is done.
+        if what != Happening::Refused && (declared.is_some() || event.owner == 0) {
+            return None;
+        }
+        let reservation = maps.reservation(event.id).ok().flatten();
+        // Confirmed by the agent: the process that asked is in the entry.
+        let holder = reservation.as_ref().filter(|r| what == Happening::Granted && r.pid != event.pid);
+        let doer = match holder {
+            Some(r) => Doer { pid: r.pid, uid: r.uid, command: wire::text(&r.comm), unit: None },
+            None => Doer { pid: event.pid, uid: event.uid, command: event.comm.clone(), unit: None },
+        };
+        let hit = match what {
+            // The entry may be another reservation's by now.
+            Happening::Refused => reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports))),
+            Happening::Granted => reservation,
+            Happening::Ended | Happening::Denied => None,
+            // Not one of the kinds above.
+            _ => return None,
+        };
+        let told = self.told(event, what, &doer, hit.as_ref(), declared);
+        self.report(owners.account(doer.uid), event.untold, doer, told)
     }
 
     /// A request for particular ports that was not granted.
-    pub(super) fn denied(&self, reservation: &Reservation, refusal: &Refusal) -> Option<Told> {
+    pub(super) fn denied(
+        &mut self,
+        id: u32,
+        reservation: &Reservation,
+        refusal: &Refusal,
+        owners: &Owners,
+    ) -> Option<Told> {
         let (ports, transports) = (reservation.ports()?, reservation.transports()?);
-        let doer = Doer { pid: reservation.pid, uid: reservation.uid, command: wire::text(&reservation.comm) };
+        self.refused.retain(|_, when| when.elapsed() < REFUSED_ENDS);
+        self.refused.insert(id, Instant::now());
+        let doer =
+            Doer { pid: reservation.pid, uid: reservation.uid, command: wire::text(&reservation.comm), unit: None };
         let message = format!("{} was not granted {ports}/{transports}: {refusal}", self.name(&doer));
         let told = Told {
-            ports,
-            transports,
             netns: reservation.netns,
             name: label(reservation),
             message,
             ..self.blank(Happening::Denied, &doer, (ports, transports))
         };
-        log(&told);
-        Some(told)
+        self.report(owners.account(doer.uid), 0, doer, told)
     }
 
-    /// An administrator created or deleted a persistent reservation, or a file did.
-    pub(super) fn administered(&self, what: Happening, declared: &Declared, netns: u64, by_uid: u32) -> Told {
+    /// Whether this is the end of a request that was refused: it had never been granted.
+    fn was_refused(&mut self, id: u32) -> bool {
+        self.refused.remove(&id).is_some_and(|when| when.elapsed() < REFUSED_ENDS)
+    }
+
+    /// An administrator created or deleted a persistent reservation.
+    pub(super) fn administered(&self, what: Happening, declared: &Declared, netns: u64, by: &Peer) -> Told {
         let Declared { declaration, origin } = declared;
         let (ports, transports, who) = (declaration.ports, declaration.transports, &declaration.who);
-        let doer = Doer { pid: 0, uid: by_uid, command: String::new() };
+        let process = Process::of(by.pid);
+        let command = process.as_ref().map_or_else(String::new, |process| process.comm.clone());
+        let doer = Doer { pid: by.pid, uid: by.uid, command, unit: process.and_then(|process| process.unit) };
         let verb = if what == Happening::Ended { "is no longer reserved" } else { "is reserved" };
+        let name = self.name(&doer);
         let told = Told {
             netns,
+            unit: doer.unit.clone(),
             reservation: Some(format!("{who} by {origin}")),
             name: Some(declaration.name.to_string()),
-            message: format!("{ports}/{transports} {verb} for {who} as {:?}, by {origin}", declaration.name.as_str()),
+            message: format!("{ports}/{transports} {verb} for {who} as {:?}, by {name}", declaration.name.as_str()),
             ..self.blank(what, &doer, (ports, transports))
         };
         log(&told);
         told
+    }
+
+    /// Log what may be logged now, and count the rest.
+    fn report(&mut self, account: u32, more: u32, doer: Doer, mut told: Told) -> Option<Told> {
+        let pace = match told.what {
+            Happening::Refused | Happening::Denied => Pace::Fading,
+            _ => Pace::Steady,
+        };
+        let kind = (told.what, account, doer.command.clone());
+        let now = Instant::now();
+        told.untold = self.budget.report(now, (account, pace), &kind, more, (doer.clone(), told.clone()))?;
+        if told.untold > 0 {
+            told.message.push_str(&format!(" ({} more of the kind were not reported)", told.untold));
+        }
+        told.unit = self.unit_of(&doer);
+        log(&told);
+        Some(told)
+    }
+
+    /// Report what was left out and is due, also if nothing of the kind came since. What watchers are to be told.
+    pub(super) fn summarize(&mut self) -> Vec<Told> {
+        let due = self.budget.due(Instant::now());
+        let unknown = self.budget.unknown();
+        if unknown > 0 {
+            tracing::warn!(count = unknown, "more happened, by too many different commands to name them");
+        }
+        due.into_iter().map(|left_out| self.summary(left_out)).collect()
+    }
+
+    fn summary(&self, LeftOut { what: (what, ..), last: (doer, last), count }: LeftOut<Kind, (Doer, Told)>) -> Told {
+        let verb = match what {
+            Happening::Refused => "was refused",
+            Happening::Granted => "reserved ports",
+            Happening::Denied => "was not granted ports",
+            _ => "ended reservations",
+        };
+        let times = if count == 1 { "once".into() } else { format!("{count} times") };
+        let name = self.name(&doer);
+        let message = format!("{name} {verb} {times} more, the last time: {}", last.message);
+        let told = Told { untold: count - 1, unit: self.unit_of(&doer), message, ..last };
+        log(&told);
+        told
+    }
+
+    fn unit_of(&self, doer: &Doer) -> Option<String> {
+        if doer.unit.is_some() || !self.first_pids || doer.pid == 0 {
+            return doer.unit.clone();
+        }
+        Process::of(doer.pid).and_then(|process| process.unit)
     }
 
     fn told(
@@ -118,13 +218,11 @@ impl Happenings {
         let reservation = whose(hit, declared);
         let name = declared.map(|declared| declared.declaration.name.to_string()).or_else(|| label(hit?));
         let who = self.name(doer);
-        let mut message = match what {
+        let message = match what {
             Happening::Refused => {
-                let reason = reservation.clone().map_or_else(
-                    || "nobody has reserved this port of the pool".into(),
-                    |whose| format!("reserved for {whose}"),
-                );
-                format!("{who} was refused {}/{transports}: {reason}", ports.start())
+                // The reservation may have ended meanwhile.
+                let whose = reservation.clone().unwrap_or_else(|| "a reservation that has ended".into());
+                format!("{who} was refused {}/{transports}: reserved for {whose}", ports.start())
             }
             Happening::Granted => {
                 let named = name.as_ref().map_or_else(String::new, |name| format!(" as {name:?}"));
@@ -135,17 +233,12 @@ impl Happenings {
                 format!("{ports}/{transports} of pid {} is free again{by}", event.owner)
             }
         };
-        if event.untold > 0 {
-            message.push_str(&format!(" ({} more tries of it were not told)", event.untold));
-        }
         Told {
             when: when::rfc3339(event.when),
             netns: event.netns,
-            unit: Process::of(doer.pid).and_then(|process| process.unit),
             reservation,
             name,
             owner: event.owner,
-            untold: event.untold,
             message,
             ..self.blank(what, doer, (ports, transports))
         }
@@ -178,30 +271,11 @@ impl Happenings {
 
     /// "nginx (pid 812, www-data)".
     fn name(&self, doer: &Doer) -> String {
+        if doer.pid == 0 && doer.command.is_empty() {
+            return "an administrator".into();
+        }
         let user = self.names.of(doer.uid).unwrap_or_else(|| format!("uid {}", doer.uid));
         format!("{} (pid {}, {user})", printable(&doer.command), doer.pid)
-    }
-
-    fn may_tell(&mut self, untold: u32) -> bool {
-        if self.second.elapsed() >= SECOND {
-            self.summarize();
-            self.second = Instant::now();
-            self.told = 0;
-        }
-        if self.told >= self.per_second {
-            self.untold = self.untold.saturating_add(untold).saturating_add(1);
-            return false;
-        }
-        self.told += 1;
-        true
-    }
-
-    /// Say how many refusals were not told one by one, if their second is over.
-    pub(super) fn summarize(&mut self) {
-        if self.untold > 0 && self.second.elapsed() >= SECOND {
-            tracing::warn!(count = self.untold, "refused, more of the kind");
-            self.untold = 0;
-        }
     }
 }
 

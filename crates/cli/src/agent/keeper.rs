@@ -1,15 +1,17 @@
 //! Keeps `ip_local_reserved_ports` in step with the reservations.
 //!
-//! It is the only thing that keeps the source ports of `connect` out of a block
-//! (R3): those are chosen without passing a hook. The pool needs no entry as long
-//! as it lies outside the range automatic choices come from; where somebody has
-//! widened that range, the part they share is entered.
+//! It is the only thing that keeps the source ports of `connect` out of a block (R3): those are chosen without passing a
+//! hook. Where the range that automatic choices come from overlaps the pool, the overlap is entered, too, as far as enough
+//! ephemeral ports remain (N3, N5).
 
 use std::io;
 
-use portkeep_core::PortRange;
+use portkeep_core::{
+    PortRange, PortSet,
+    ephemeral::{Ephemeral, Exhausted, Shared},
+};
 
-use super::{merge, namespaces, port_set::PortSet, state::RuntimeDir, sysctl};
+use super::{merge, namespaces, state::RuntimeDir, sysctl};
 
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -26,11 +28,16 @@ pub struct Restored {
     pub unreachable: usize,
 }
 
-/// Put the calling thread's namespace right, whose cookie is `netns`. `wanted` is told what is ours at the moment.
-fn settle_here(runtime: &RuntimeDir, netns: u64, wanted: impl FnOnce(&PortSet) -> PortSet) -> io::Result<()> {
+/// Put the calling thread's namespace right, whose cookie is `netns`. `wanted` decides from what is ours and what is in
+/// the sysctl.
+fn settle_here(
+    runtime: &RuntimeDir,
+    netns: u64,
+    wanted: impl FnOnce(&PortSet, &PortSet) -> io::Result<PortSet>,
+) -> io::Result<()> {
     let mut held = runtime.hold()?;
-    let ours = held.of(netns);
-    let plan = merge::plan(&sysctl::reserved()?, &ours, &wanted(&ours));
+    let (ours, current) = (held.of(netns), sysctl::reserved()?);
+    let plan = merge::plan(&current, &ours, &wanted(&ours, &current)?);
     held.remember(netns, &plan.remember)?;
     if !plan.add.is_empty() {
         sysctl::add(&plan.add)?;
@@ -41,8 +48,13 @@ fn settle_here(runtime: &RuntimeDir, netns: u64, wanted: impl FnOnce(&PortSet) -
     held.remember(netns, &plan.settled)
 }
 
+fn clear_here(runtime: &RuntimeDir, netns: u64) -> io::Result<()> {
+    settle_here(runtime, netns, |_, _| Ok(PortSet::default()))
+}
+
 impl Keeper {
-    /// The part of a set of ports that needs entries: pool ports do not.
+    /// The part of a set of ports that needs entries of its own: pool ports are entered as far as automatic choices come
+    /// from them.
     pub(super) fn outside_pool(&self, ports: PortSet) -> PortSet {
         match self.pool {
             Some(pool) => ports.minus(&pool.into()),
@@ -50,25 +62,64 @@ impl Keeper {
         }
     }
 
-    /// Make `blocks` (outside the pool) the whole of our entries in the calling
-    /// thread's namespace.
-    pub(super) fn settle_here(&self, netns: u64, blocks: &PortSet) -> io::Result<()> {
-        let shared = match (self.pool, sysctl::local_port_range()?) {
-            (Some(pool), Some(automatic)) => PortSet::from(pool).intersection(&automatic.into()),
-            _ => PortSet::default(),
+    /// What of the pool is entered in the calling thread's namespace, and what is left to automatic choices (N3).
+    fn shared(&self, ours: &PortSet, current: &PortSet) -> io::Result<(Option<Ephemeral>, Shared)> {
+        let range = sysctl::local_port_range()?;
+        let ephemeral = range.map(|range| Ephemeral { range, foreign: current.minus(ours) });
+        let shared = match (&ephemeral, self.pool) {
+            (Some(ephemeral), Some(pool)) => ephemeral.shared_with(pool),
+            _ => Shared::default(),
         };
-        settle_here(&self.runtime, netns, |_| blocks.union(&shared))
+        Ok((ephemeral, shared))
     }
 
-    /// Add a block to our entries in the calling thread's namespace.
-    pub(super) fn add_here(&self, netns: u64, block: PortRange) -> io::Result<()> {
-        self.add_all_here(netns, block.into())
+    /// Make `blocks` (outside the pool), and what of the pool automatic choices would reach, the whole of our entries in
+    /// the calling thread's namespace. Returns how pool and automatic choices share their ports there.
+    pub(super) fn settle_here(&self, netns: u64, blocks: &PortSet) -> io::Result<Shared> {
+        let mut found = Shared::default();
+        settle_here(&self.runtime, netns, |ours, current| {
+            found = self.shared(ours, current)?.1;
+            Ok(found.enter.into_iter().fold(blocks.clone(), |all, part| all.union(&part.into())))
+        })?;
+        Ok(found)
     }
 
-    /// Add many at once.
-    pub(super) fn add_all_here(&self, netns: u64, blocks: PortSet) -> io::Result<()> {
-        let blocks = self.outside_pool(blocks);
-        settle_here(&self.runtime, netns, |ours| ours.union(&blocks))
+    /// Take all our entries out of the calling thread's namespace.
+    pub(super) fn clear_here(&self, netns: u64) -> io::Result<()> {
+        clear_here(&self.runtime, netns)
+    }
+
+    /// Add a block to our entries in the calling thread's namespace, unless that leaves too few ephemeral ports (N5).
+    pub(super) fn add_here(&self, netns: u64, block: PortRange) -> io::Result<Result<(), Exhausted>> {
+        let refused = self.add_each_here(netns, &[(block, false)])?;
+        Ok(refused.into_iter().next().map_or(Ok(()), |(_, why)| Err(why)))
+    }
+
+    /// Add many at once. Those that would leave too few ephemeral ports are not added, unless they are forced; returned are
+    /// their indices and the reasons.
+    pub(super) fn add_each_here(
+        &self,
+        netns: u64,
+        blocks: &[(PortRange, bool)],
+    ) -> io::Result<Vec<(usize, Exhausted)>> {
+        let mut refused = Vec::new();
+        settle_here(&self.runtime, netns, |ours, current| {
+            let (ephemeral, shared) = self.shared(ours, current)?;
+            let mut all = ours.clone();
+            let mut used = shared.enter.into_iter().fold(ours.clone(), |used, part| used.union(&part.into()));
+            for (index, (block, forced)) in blocks.iter().enumerate() {
+                let block = self.outside_pool((*block).into());
+                match ephemeral.as_ref().map(|ephemeral| ephemeral.check_more(&used, &block)) {
+                    Some(Err(why)) if !forced => refused.push((index, why)),
+                    _ => {
+                        used = used.union(&block);
+                        all = all.union(&block);
+                    }
+                }
+            }
+            Ok(all)
+        })?;
+        Ok(refused)
     }
 
     /// Namespaces that have entries of ours.
@@ -86,9 +137,9 @@ pub fn restore_all(runtime: &RuntimeDir) -> io::Result<Restored> {
     }
     let remembered: Vec<u64> = runtime.hold()?.state.ours.keys().copied().collect();
     for netns in remembered {
-        match namespaces::find(netns, &[])? {
+        match namespaces::find(netns)? {
             Some(namespace) => {
-                namespace.within(|| settle_here(runtime, netns, |_| PortSet::default()))?;
+                namespace.within(|| clear_here(runtime, netns))?;
                 restored.namespaces += 1;
             }
             None => restored.unreachable += 1,

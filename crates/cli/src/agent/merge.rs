@@ -7,7 +7,7 @@
 //! is harmless, since the next round takes out what nobody wants; remembered too
 //! little would leave an entry behind for good.
 
-use super::port_set::PortSet;
+use portkeep_core::PortSet;
 
 /// What to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,15 @@ pub(super) fn plan(current: &PortSet, ours: &PortSet, wanted: &PortSet) -> Plan 
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::port_set::tests::any_set, *};
+    use portkeep_core::PortRange;
+
+    use super::*;
+
+    /// Few distinct ports, so that sets meet often.
+    fn any_set() -> impl Strategy<Value = PortSet> {
+        let span = (1u16..40, 0u16..6).prop_map(|(first, more)| PortRange::inclusive(first, first + more).unwrap());
+        prop::collection::vec(span, 0..8).prop_map(|spans| spans.into_iter().collect())
+    }
 
     fn set(text: &str) -> PortSet {
         text.parse().unwrap()

@@ -1,37 +1,44 @@
-//! The agent: what the kernel part cannot do alone.
+//! The agent: what the BPF programs cannot do alone.
 //!
-//! Wildcard requests need no agent. A request for specific ports outside the
-//! pool is claimed by the kernel at once, so that no newcomer can bind them, and
-//! then waits until somebody has looked whether they are vacant: that is the
-//! agent ([`examine`]). It also keeps `ip_local_reserved_ports` in step
-//! ([`keeper`]), gives pool ports back that were in use before `up`
-//! ([`aside`]), and writes the log.
+//! Wildcard requests need no agent. A request for particular ports outside the pool is entered as pending, and then waits
+//! until the agent has checked whether its ports are vacant ([`examine`]). It keeps nobody from a port meanwhile: a bind
+//! wins, and the request is refused. The agent also keeps `ip_local_reserved_ports` in step ([`keeper`]), marks pool ports
+//! that were in use before `up` ([`aside`]), and writes the log.
 //!
-//! The kernel is the database: the agent may be killed at any instant. What is
-//! granted stays granted, requests that need it fail with ENETDOWN from the moment its
-//! sockets close, and the next one starts by putting everything right.
-//! Events only say where to look; every round through the maps would find the same.
+//! The kernel is the database: the agent may be killed at any instant. What is granted stays granted, requests that need
+//! it fail with ENETDOWN from the moment its sockets close, and the next one starts by putting everything right. Events
+//! only say where to look; every round through the maps would find the same.
+//!
+//! Users decide how much there is to do, so every round of the loop does a bounded amount of each kind of work, and
+//! [`pending`] requests are handled in turn by account.
 
 mod accounts;
 mod aside;
+mod budget;
+mod connection;
 mod examine;
 mod happenings;
+mod in_the_way;
 mod keeper;
 mod kernel_part;
 mod merge;
 mod namespaces;
+mod overlap;
+mod peer;
+mod pending;
 mod policy;
-mod port_set;
 mod registry;
+mod requests;
 mod rightful;
 mod server;
 mod service;
+mod settle;
 mod state;
 mod subordinate;
-mod sysctl;
+pub(crate) mod sysctl;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     io,
     os::{
@@ -44,8 +51,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use portkeep::persistent::protocol::{Answer, Happening, Reason, Reloaded, Request};
-use portkeep_core::wire;
-use portkeep_kernel::{EventKind, Instance, MapAccessError};
+use portkeep_kernel::{EventKind, Instance};
 use portkeep_persist::Declared;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -58,20 +64,23 @@ use signal_hook::{
 
 use crate::vacancy::Prober;
 
-use aside::Round;
-use examine::{Refusal, examine};
+use aside::Asides;
+use connection::{Line, line_of, refusal};
 use happenings::Happenings;
 use keeper::Keeper;
 use namespaces::Kept;
+use peer::Peer;
+use pending::{Queue, Waiting};
 use policy::Policy;
-use port_set::PortSet;
 use registry::{Changes, Desk, Registry};
-use server::{Peer, Server};
+use server::Server;
 use service::Service;
+use settle::Sweep;
 
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
+pub(crate) use overlap::{Overlap, enter_overlap, leave_overlap};
 pub(crate) use policy::{settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 
@@ -85,6 +94,10 @@ const SETTLE: Duration = Duration::from_millis(50);
 const GIVE_BACK: Duration = Duration::from_secs(3);
 /// Every namespace is looked into this often: what others did to the sysctls is mended.
 const EVERYWHERE: Duration = Duration::from_secs(15);
+/// One kind of work that users can make more of has this long in a round, and then the others get their turn.
+const SLICE: Duration = Duration::from_millis(20);
+/// Between two slices of a sweep.
+const PAUSE: Duration = Duration::from_millis(80);
 /// Quiet namespaces are looked for this often, and forgotten after the next.
 const FORGET: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(600);
@@ -170,6 +183,7 @@ struct Timers {
     give_back: Instant,
     everywhere: Instant,
     forget: Instant,
+    slice: Instant,
 }
 
 /// True once `period` has passed since the last time.
@@ -220,9 +234,14 @@ pub struct Agent<'k> {
     /// Namespaces with entries of ours. Their reservations keep them alive anyhow; kept open so that the entries can
     /// be taken out when the last process has left.
     kept: Kept,
-    /// Namespaces whose entries are to be put right, and since when.
-    unsettled: BTreeSet<u64>,
+    /// Namespaces whose entries are to be put right, with processes or threads that are probably in them.
+    unsettled: BTreeMap<u64, Vec<u32>>,
     settled: Instant,
+    pending: Queue,
+    sweep: Sweep,
+    asides: Asides,
+    /// The answer to those who ask for the list, and the version of the registry it is of.
+    listed: Option<(u64, Line)>,
     timers: Timers,
     /// The last reason why something was put off, told once.
     put_off: String,
@@ -239,8 +258,8 @@ impl<'k> Agent<'k> {
         let Some(only) = runtime.become_agent().context("becoming the agent")? else {
             bail!("another agent is running");
         };
-        let policy =
-            Policy::load(config.clone(), root.clone()).map_err(|wrong| anyhow::anyhow!("{}", lines(&wrong)))?;
+        let policy = Policy::load(config.clone(), root.clone(), kernel.config)
+            .map_err(|wrong| anyhow::anyhow!("{}", lines(&wrong)))?;
         let state = state.clone().unwrap_or_else(|| policy.config().state_dir());
         let folder = runtime.folder()?;
         let now = Instant::now();
@@ -254,9 +273,13 @@ impl<'k> Agent<'k> {
             service: Service::new(),
             policy,
             kept: Kept::default(),
-            unsettled: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
             settled: now,
-            timers: Timers { tick: now, give_back: now, everywhere: now, forget: now },
+            pending: Queue::default(),
+            sweep: Sweep::begin(true),
+            asides: Asides::default(),
+            listed: None,
+            timers: Timers { tick: now, give_back: now, everywhere: now, forget: now, slice: now },
             put_off: String::new(),
             // Before the first round, so that nothing is missed between the two.
             _reader: kernel.reader()?,
@@ -265,15 +288,12 @@ impl<'k> Agent<'k> {
             kernel,
         };
         agent.apply_configuration()?;
-        agent.round().set_aside(&agent.kernel.config)?;
-        // First of all what was declared: services that are about to start rely on it.
+        // Only what services that are about to start rely on. How long the rest takes is up to users: it is done in the loop.
         let reloaded = agent.load_declarations()?;
-        agent.settle_everywhere()?;
-        agent.handle_all_pending()?;
-        agent.give_back()?;
-        // Last: who sees the beacon may rely on being answered.
+        agent.settle()?;
+        // Last: a process that sees the beacon may rely on being answered.
         agent.beacon = Some(agent.kernel.beacon()?);
-        let (persistent, waiting) = (reloaded.added, reloaded.waiting);
+        let (persistent, waiting) = (agent.registry.in_force(), reloaded.waiting);
         tracing::info!(persistent, waiting, "the agent is running");
         agent.service.ready();
         Ok(agent)
@@ -296,17 +316,17 @@ impl<'k> Agent<'k> {
             }
             for _ in 0..EVENTS {
                 let Some(event) = self.kernel.events.next_event() else { break };
-                if let Some(told) = self.happenings.event(&event, &self.kernel.maps, &self.registry) {
+                let told = self.happenings.event(&event, &self.kernel.maps, &self.registry, self.policy.owners());
+                if let Some(told) = told {
                     self.server.publish(&told);
                 }
                 match event.kind {
-                    EventKind::Pending => self.handle_pending(event.id, &[event.tid, event.pid])?,
-                    EventKind::Ended => {
-                        self.unsettled.insert(event.netns);
-                    }
+                    EventKind::Pending => self.queue_pending(event.id, vec![event.tid, event.pid])?,
+                    EventKind::Ended | EventKind::Granted => self.unsettle(event.netns, &[event.tid, event.pid]),
                     _ => {}
                 }
             }
+            self.handle_pending()?;
             self.serve();
             if due(&mut self.timers.tick, TICK) {
                 if !self.kernel.is_up() {
@@ -314,21 +334,29 @@ impl<'k> Agent<'k> {
                     keeper::restore_all(&self.keeper.runtime)?;
                     bail!("the kernel part has been taken down");
                 }
-                self.happenings.summarize();
-                self.handle_all_pending()?;
+                for told in self.happenings.summarize() {
+                    self.server.publish(&told);
+                }
+                self.queue_all_pending()?;
                 self.service.alive();
             }
-            if due(&mut self.timers.everywhere, EVERYWHERE) {
-                let settled = self.settle_everywhere();
-                self.or_later(settled);
-            } else if !self.unsettled.is_empty() && due(&mut self.settled, SETTLE) {
+            if due(&mut self.timers.everywhere, EVERYWHERE) && self.sweep.is_over() {
+                self.sweep = Sweep::begin(false);
+            }
+            if !self.unsettled.is_empty() && due(&mut self.settled, SETTLE) {
                 self.settle()?;
             }
             if due(&mut self.timers.give_back, GIVE_BACK) {
-                let given_back = self.give_back();
-                self.or_later(given_back);
+                let begun = self.asides.begin(&self.kernel.maps);
+                self.or_later(begun);
                 let retried = self.retry_declarations();
                 self.or_later(retried);
+            }
+            if self.is_sweeping() && due(&mut self.timers.slice, PAUSE) {
+                let swept = self.sweep_on();
+                self.or_later(swept);
+                let given_back = self.asides.go_on(&self.kernel.admin, &self.prober, SLICE);
+                self.or_later(given_back);
             }
             if due(&mut self.timers.forget, FORGET) {
                 self.kernel.maps.forget_quiet_namespaces(&self.kernel.admin, QUIET.as_nanos() as u64)?;
@@ -347,16 +375,29 @@ impl<'k> Agent<'k> {
         }
     }
 
+    fn is_sweeping(&self) -> bool {
+        !self.sweep.is_over() || !self.asides.is_over()
+    }
+
+    /// How long nothing has to be done.
+    fn pause(&self) -> Duration {
+        if !self.pending.is_empty() || self.server.is_busy() {
+            Duration::ZERO
+        } else if !self.unsettled.is_empty() || self.is_sweeping() {
+            SETTLE
+        } else {
+            TICK
+        }
+    }
+
     /// Sleep until something happens.
     fn wait(&self, stop: BorrowedFd<'_>, reload: BorrowedFd<'_>) -> io::Result<Woken> {
-        let longest = if self.unsettled.is_empty() { TICK } else { SETTLE };
+        let longest = self.pause();
         let timeout = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: longest.subsec_nanos().into() };
         let events = self.kernel.events.as_fd();
         let mut fds: Vec<PollFd<'_>> =
             [stop, reload, events].into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        fds.extend(self.server.descriptors().map(|(fd, writes)| {
-            PollFd::from_borrowed_fd(fd, if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN })
-        }));
+        fds.extend(self.server.descriptors().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) if !fds[0].revents().is_empty() => Ok(Woken::Stop),
             Ok(_) if !fds[1].revents().is_empty() => Ok(Woken::Reload),
@@ -377,8 +418,13 @@ impl<'k> Agent<'k> {
         self.kernel.config = self.kernel.maps.config()?;
         self.keeper.pool = kernel_part::pool(&self.kernel.config);
         self.happenings.limit(self.policy.config().events.per_second);
+        if let Some(pool) = self.keeper.pool
+            && self.kernel.config.home != 0
+        {
+            self.kernel.maps.make_words(self.kernel.config.home, pool)?;
+        }
         if before != self.keeper.pool {
-            self.round().set_aside(&self.kernel.config)?;
+            self.sweep = Sweep::begin(true);
         }
         complaints.iter().for_each(|complaint| tracing::warn!("{complaint}"));
         Ok(complaints)
@@ -393,7 +439,7 @@ impl<'k> Agent<'k> {
             tracing::warn!("{}", one_line(diagnostic));
         }
         complaints.extend(wrong.iter().map(one_line));
-        self.unsettled.insert(self.netns);
+        self.unsettle(self.netns, &[]);
         let Changes { added, removed, waiting } = changes;
         Ok(Reloaded { added, removed, waiting, complaints })
     }
@@ -421,47 +467,66 @@ impl<'k> Agent<'k> {
         let begun = registry.retry(&mut desk)?;
         if begun > 0 {
             tracing::info!(begun, "what waited is in force now");
-            self.unsettled.insert(self.netns);
+            self.unsettle(self.netns, &[]);
         }
         Ok(())
     }
 
     /// Answer those who are connected.
     fn serve(&mut self) {
-        for (number, peer, request) in self.server.hear() {
-            let answer = self.answer(peer, request);
-            self.server.answer(number, &answer);
+        for (number, peer, request) in self.server.hear(self.policy.owners()) {
+            if self.server.is_deserted(number) {
+                tracing::debug!(process = peer.pid, uid = peer.uid, "the client of a request has gone; it is dropped");
+            } else if request == Request::List {
+                let list = self.list();
+                self.server.say_line(number, list);
+            } else {
+                let answer = self.answer(peer, request);
+                self.server.answer(number, &answer);
+            }
         }
         self.server.say();
     }
 
-    fn tell_of(&mut self, what: Happening, declared: &Declared, by_uid: u32) {
-        let told = self.happenings.administered(what, declared, self.netns, by_uid);
+    /// The list as it is sent, made once for each change.
+    fn list(&mut self) -> Line {
+        let version = self.registry.version();
+        match &self.listed {
+            Some((of, line)) if *of == version => line.clone(),
+            _ => {
+                let line = line_of(&Answer::List(self.registry.list()));
+                self.listed = Some((version, line.clone()));
+                line
+            }
+        }
+    }
+
+    fn tell_of(&mut self, what: Happening, declared: &Declared, by: &Peer) {
+        let told = self.happenings.administered(what, declared, self.netns, by);
         self.server.publish(&told);
     }
 
     fn answer(&mut self, peer: Peer, request: Request) -> Answer {
-        let changes = !matches!(request, Request::List);
-        if changes && !self.policy.is_administrator(peer.uid, peer.gid) {
-            let message = "this takes an administrator: root, or a member of the group that the configuration names";
-            return server::refusal(Reason::NotAllowed, message);
+        if !self.policy.is_administrator(&peer) {
+            let message = "only an administrator may do this: root with its capabilities, or a member of the group that \
+                           `administrators` names in portkeep.toml";
+            return refusal(Reason::NotAllowed, message);
         }
         let netns = self.netns;
         match request {
-            Request::List => Answer::List(self.registry.list()),
             Request::Watch => Answer::Watching,
             Request::Reload => match self.reload() {
                 Ok(reloaded) => Answer::Reloaded(reloaded),
-                Err(error) => server::refusal(Reason::Failed, format!("{error:#}")),
+                Err(error) => refusal(Reason::Failed, format!("{error:#}")),
             },
             Request::Create { proposal, kept } => {
                 let (registry, mut desk) = self.desk();
                 let created = registry.create(&mut desk, &proposal, kept, peer.uid);
-                self.unsettled.insert(netns);
+                self.unsettle(netns, &[]);
                 match created {
                     Ok(created) => {
                         if let Some(declared) = self.registry.named(&created.declaration.name).cloned() {
-                            self.tell_of(Happening::Granted, &declared, peer.uid);
+                            self.tell_of(Happening::Granted, &declared, &peer);
                         }
                         Answer::Created(created)
                     }
@@ -471,146 +536,16 @@ impl<'k> Agent<'k> {
             Request::Delete(which) => {
                 let (registry, mut desk) = self.desk();
                 let deleted = registry.delete(&mut desk, &which);
-                self.unsettled.insert(netns);
+                self.unsettle(netns, &[]);
                 match deleted {
                     Ok(declared) => {
-                        self.tell_of(Happening::Ended, &declared, peer.uid);
+                        self.tell_of(Happening::Ended, &declared, &peer);
                         Answer::Deleted(declared.declaration)
                     }
                     Err(refused) => Answer::Refused(refused),
                 }
             }
-            other => server::refusal(Reason::Malformed, format!("{other:?} is not known to this agent")),
+            other => refusal(Reason::Malformed, format!("{other:?} is not known to this agent")),
         }
-    }
-
-    fn round(&self) -> Round<'_> {
-        Round { maps: &self.kernel.maps, admin: &self.kernel.admin, prober: &self.prober }
-    }
-
-    fn give_back(&self) -> anyhow::Result<()> {
-        self.round().give_back().map(drop)
-    }
-
-    fn handle_all_pending(&mut self) -> anyhow::Result<()> {
-        let pending: Vec<(u32, u32)> = self
-            .kernel
-            .maps
-            .reservations()
-            .filter_map(|item| match item {
-                Ok((id, reservation)) => (reservation.state() == wire::PENDING).then_some(Ok((id, reservation.pid))),
-                Err(error) => Some(Err(error)),
-            })
-            .collect::<Result<_, _>>()?;
-        pending.into_iter().try_for_each(|(id, pid)| self.handle_pending(id, &[pid]))
-    }
-
-    /// Grant or refuse one claimed block. Whoever asked may be gone by now, or at any moment.
-    fn handle_pending(&mut self, id: u32, hints: &[u32]) -> anyhow::Result<()> {
-        let Some(reservation) = self.kernel.maps.reservation(id)? else { return Ok(()) };
-        let (Some(token), Some(ports), Some(transports)) =
-            (reservation.token(), reservation.ports(), reservation.transports())
-        else {
-            return Ok(());
-        };
-        if reservation.state() != wire::PENDING || reservation.is_persistent() {
-            return Ok(());
-        }
-        let judged = match self.kept.get(reservation.netns, hints) {
-            Ok(namespace) => {
-                examine(&reservation, (ports, transports), namespace, &self.keeper, &self.prober, &self.policy)
-            }
-            Err(error) => Err(Refusal::Unknown(error)),
-        };
-        let done = match &judged {
-            Ok(()) => self.kernel.admin.confirm(id, token),
-            Err(refusal) => {
-                if let Some(told) = self.happenings.denied(&reservation, refusal) {
-                    self.server.publish(&told);
-                }
-                self.kernel.admin.refuse(id, token, refusal.errno())
-            }
-        };
-        if judged.is_err() || done.is_err() {
-            self.unsettled.insert(reservation.netns);
-        }
-        match done {
-            // The owner's socket was closed, or the administrator ended it.
-            Err(error) if error.errno() == Some(portkeep_core::Errno::ENOENT) => Ok(()),
-            other => Ok(other?),
-        }
-    }
-
-    /// What has to be in the sysctl of each namespace: blocks in force and blocks that wait, outside the pool.
-    fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
-        let mut wanted = BTreeMap::<u64, PortSet>::new();
-        for item in self.kernel.maps.reservations() {
-            let (_, reservation) = item?;
-            let Some(ports) = reservation.ports() else { continue };
-            let in_pool = self.keeper.pool.is_some_and(|p| p.contains(ports.start()) && p.contains(ports.last()));
-            if reservation.state() != wire::REFUSED && !in_pool {
-                wanted.entry(reservation.netns).or_default().insert(ports);
-            }
-        }
-        for ports in wanted.values_mut() {
-            *ports = self.keeper.outside_pool(std::mem::take(ports));
-        }
-        Ok(wanted)
-    }
-
-    /// Put the sysctls right where something has ended.
-    fn settle(&mut self) -> anyhow::Result<()> {
-        let wanted = self.wanted()?;
-        for netns in std::mem::take(&mut self.unsettled) {
-            self.settle_one(netns, wanted.get(&netns));
-        }
-        Ok(())
-    }
-
-    fn settle_one(&mut self, netns: u64, wanted: Option<&PortSet>) {
-        // A wildcard reservation's namespace is none we have to do with, and finding it costs a walk through /proc.
-        let ours = self.kept.contains(netns)
-            || wanted.is_some()
-            || self.keeper.remembered().is_ok_and(|remembered| remembered.contains(&netns));
-        if !ours {
-            return;
-        }
-        let nothing = PortSet::default();
-        let Ok(namespace) = self.kept.get(netns, &[]) else { return };
-        match namespace.within(|| self.keeper.settle_here(netns, wanted.unwrap_or(&nothing))) {
-            Ok(()) if wanted.is_some() => {}
-            // Not ours to keep alive any longer.
-            Ok(()) => self.kept.let_go(netns),
-            Err(error) => {
-                tracing::warn!(netns, %error, "cannot put ip_local_reserved_ports right");
-                self.kept.let_go(netns);
-            }
-        }
-    }
-
-    /// Put the sysctls right in every namespace that can be seen or that we remember.
-    fn settle_everywhere(&mut self) -> anyhow::Result<()> {
-        let wanted = self.wanted()?;
-        self.unsettled.clear();
-        let mut left: BTreeSet<u64> =
-            wanted.keys().copied().chain(self.keeper.remembered()?).chain(self.kept.cookies()).collect();
-        for namespace in namespaces::visible() {
-            let namespace = namespace.context("looking for network namespaces")?;
-            left.remove(&namespace.cookie);
-            let nothing = PortSet::default();
-            let blocks = wanted.get(&namespace.cookie);
-            let settled = namespace.within(|| self.keeper.settle_here(namespace.cookie, blocks.unwrap_or(&nothing)));
-            if let Err(error) = settled {
-                tracing::warn!(netns = namespace.cookie, %error, "cannot put ip_local_reserved_ports right");
-            } else if blocks.is_some() {
-                self.kept.keep(namespace);
-            } else {
-                self.kept.let_go(namespace.cookie);
-            }
-        }
-        for netns in left {
-            self.settle_one(netns, wanted.get(&netns));
-        }
-        Ok(())
     }
 }

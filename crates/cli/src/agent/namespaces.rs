@@ -9,6 +9,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use portkeep_kernel::netns;
@@ -28,6 +29,13 @@ impl Namespace {
         let fd = netns::open(path)?;
         let cookie = netns::within(&fd, netns::current_cookie)??;
         Ok(Self { cookie, fd })
+    }
+
+    /// Whether a process or thread is in it.
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        let own = rustix::fs::fstat(&self.fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let theirs = fs::metadata(format!("/proc/{id}/ns/net")).map(|meta| (meta.dev(), meta.ino()));
+        matches!((own, theirs), (Ok(own), Ok(theirs)) if own == theirs)
     }
 
     /// Run `work` in it, on a thread of its own.
@@ -97,32 +105,61 @@ pub(crate) fn visible() -> impl Iterator<Item = io::Result<Namespace>> {
     distinct(of_processes())
 }
 
-/// The one with this cookie. `hints` are ids of processes or threads that are
-/// probably in it; they may long be somebody else's, so the cookie is checked.
-/// Threads can be in other namespaces than their process; they are searched last.
+/// The first of these with this cookie.
+fn first(cookie: u64, mut namespaces: impl Iterator<Item = io::Result<Namespace>>) -> io::Result<Option<Namespace>> {
+    namespaces.find(|namespace| namespace.as_ref().map_or(true, |namespace| namespace.cookie == cookie)).transpose()
+}
+
+/// The one with this cookie, if one of these processes or threads is in it. They may long be other processes, so the
+/// cookie is checked.
+fn hinted(cookie: u64, hints: &[u32]) -> io::Result<Option<Namespace>> {
+    first(cookie, distinct(hints.iter().map(|id| Ok(PathBuf::from(format!("/proc/{id}/ns/net"))))))
+}
+
+/// The one with this cookie, wherever it is. Threads can be in other namespaces than their process; they are searched
+/// last.
 ///
 /// # Errors
 ///
 /// If this process could not look everywhere: then nothing is known.
-pub(crate) fn find(cookie: u64, hints: &[u32]) -> io::Result<Option<Namespace>> {
-    let hinted = hints.iter().map(|id| Ok(PathBuf::from(format!("/proc/{id}/ns/net"))));
-    let mut all = distinct(hinted).chain(visible()).chain(distinct(of_threads()));
-    all.find(|namespace| namespace.as_ref().map_or(true, |namespace| namespace.cookie == cookie)).transpose()
+pub(crate) fn find(cookie: u64) -> io::Result<Option<Namespace>> {
+    first(cookie, visible().chain(distinct(of_threads())))
 }
 
-/// Namespaces that are kept open.
+/// A namespace that was not found is not looked for again for so long: each search walks through all processes.
+const MISSED: Duration = Duration::from_secs(1);
+
+/// Namespaces that are kept open, and those that were not found a moment ago.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     open: HashMap<u64, Namespace>,
+    missed: HashMap<u64, Instant>,
 }
 
 impl Kept {
-    /// The namespace with this cookie, looked for if need be, and kept from now on.
+    /// The namespace with this cookie, looked for if need be, and kept from now on. `hints` are ids of processes or threads
+    /// that are probably in it.
     pub(super) fn get(&mut self, cookie: u64, hints: &[u32]) -> io::Result<&Namespace> {
-        if !self.contains(cookie) {
-            self.keep(find(cookie, hints)?.ok_or(io::ErrorKind::NotFound)?);
+        if !self.contains(cookie) && !self.keep_hinted(cookie, hints)? {
+            self.missed.retain(|_, when| when.elapsed() < MISSED);
+            if self.missed.contains_key(&cookie) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            match find(cookie)? {
+                Some(namespace) => self.keep(namespace),
+                None => drop(self.missed.insert(cookie, Instant::now())),
+            }
         }
         self.open.get(&cookie).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The namespace with this cookie if it is kept, or where the hints lead. True if it is kept now.
+    pub(super) fn keep_hinted(&mut self, cookie: u64, hints: &[u32]) -> io::Result<bool> {
+        if !self.contains(cookie) {
+            let Some(namespace) = hinted(cookie, hints)? else { return Ok(false) };
+            self.keep(namespace);
+        }
+        Ok(true)
     }
 
     pub(super) fn contains(&self, cookie: u64) -> bool {

@@ -1,14 +1,24 @@
 //! The configuration file, put into effect.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
-use portkeep_kernel::{Admin, Maps, Settings, cgroup, netns};
-use portkeep_persist::{Config, Diagnostic, config::Limit};
+use portkeep_core::{Errno, PortSet};
+use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
+use portkeep_persist::{
+    Config, Diagnostic,
+    config::{Given, Limit, Privileged},
+};
 
-use super::{accounts, subordinate};
+use super::{
+    accounts::{self, Remembered},
+    kernel_part,
+    peer::Peer,
+    subordinate::{self, Owners},
+    sysctl,
+};
 
 /// Where the configuration comes from, and what it says.
 #[derive(Debug)]
@@ -17,8 +27,16 @@ pub(super) struct Policy {
     /// The system whose subordinate uids count.
     root: PathBuf,
     config: Config,
+    /// Which keys the file sets. What it does not set stays as `up` was told.
+    given: Given,
+    /// As it was when this agent started: what `up` was told, by its flags among others.
+    base: kernel::Config,
     /// The administrators' group, 0 = root only.
     admin_gid: u32,
+    owners: Owners,
+    /// Who belongs to the administrators' group, and who may have privileged ports.
+    members: Remembered<(u32, u32), bool>,
+    privileged: Remembered<u32, bool>,
 }
 
 /// A limit as the kernel part keeps it.
@@ -47,6 +65,18 @@ pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
         Limit::Unlimited => u32::MAX,
     };
     settings.group_quotas = !config.quota.groups.is_empty();
+    // A namespace without the sysctl has no such ports either.
+    settings.unprivileged_start =
+        sysctl::unprivileged_port_start().ok().and_then(|start| u16::try_from(start).ok()).unwrap_or(1024);
+    for group in &config.privileged.groups {
+        match accounts::gid(group) {
+            Ok(gid) => settings.privileged_gids.push(gid),
+            Err(why) => complaints.push(format!("privileged.groups: {why}")),
+        }
+    }
+    if settings.privileged_gids.len() > PRIVILEGED_GROUPS {
+        complaints.push(format!("privileged.groups: the first {PRIVILEGED_GROUPS} groups count, the others do not"));
+    }
     if let Some(group) = &config.administrators {
         match accounts::gid(group) {
             Ok(gid) => settings.admin_gid = gid,
@@ -58,18 +88,66 @@ pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
 
 /// Let subordinate uids share their users' quotas; returns what could not be read.
 pub(crate) fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
-    let (mut ranges, complaints) = subordinate::read(root);
-    // Root has no quota that its subordinates could share: each of them has one.
-    ranges.retain(|(_, user)| *user != 0);
-    maps.set_accounts(&ranges)?;
-    Ok(complaints)
+    Ok(share_quotas_of(maps, root)?.1)
+}
+
+fn share_quotas_of(maps: &mut Maps, root: &Path) -> anyhow::Result<(Owners, Vec<String>)> {
+    let (ranges, complaints) = subordinate::read(root);
+    let owners = Owners::new(ranges);
+    maps.set_accounts(owners.ranges())?;
+    Ok((owners, complaints))
+}
+
+/// The settings as they are, with those that the file sets.
+fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Settings {
+    let mut settings = wanted;
+    if !given.has("pool") {
+        settings.pool = kernel_part::pool(base);
+    }
+    if !given.has("deny_errno") {
+        settings.deny_errno = Errno(base.deny_errno as i32);
+    }
+    if !given.has("administrators") {
+        settings.admin_gid = base.admin_gid;
+    }
+    if !given.has("quota.default") {
+        settings.quota = base.quota;
+    }
+    if !given.has("quota.containers") {
+        settings.quota_elsewhere = base.quota_elsewhere;
+    }
+    if !given.has("privileged.groups") {
+        settings.privileged_gids = base.privileged_gids.into_iter().filter(|gid| *gid != 0).collect();
+    }
+    settings.share = base.share;
+    settings.home = (base.home != 0).then_some(base.home);
+    // What is privileged is said by the namespace of `up`, which the agent may not be in.
+    if settings.home.is_none() || settings.home != netns::current_cookie().ok() {
+        settings.unprivileged_start = u16::try_from(base.unprivileged_start).unwrap_or(u16::MAX);
+    }
+    settings
 }
 
 impl Policy {
     /// Read the file. One with mistakes is refused whole.
-    pub(super) fn load(file: PathBuf, root: PathBuf) -> Result<Self, Vec<Diagnostic>> {
-        let config = Config::load(&file)?;
-        Ok(Self { file, root, config, admin_gid: 0 })
+    pub(super) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
+        let (config, given) = Config::load_given(&file)?;
+        Ok(Self {
+            file,
+            root,
+            config,
+            given,
+            admin_gid: base.admin_gid,
+            base,
+            owners: Owners::default(),
+            members: Remembered::default(),
+            privileged: Remembered::default(),
+        })
+    }
+
+    /// Whose the uids are.
+    pub(super) fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -78,21 +156,23 @@ impl Policy {
 
     /// Read the file again. One with mistakes changes nothing.
     pub(super) fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
-        self.config = Config::load(&self.file)?;
+        (self.config, self.given) = Config::load_given(&self.file)?;
+        self.members = Remembered::default();
+        self.privileged = Remembered::default();
         Ok(())
     }
 
-    /// Put it into effect on the kernel part that is up. Without a file what is up stays as it was brought up. Returns
-    /// what could not be put into effect.
+    /// Put it into effect on the BPF programs that are up. What the file does not set stays as it was brought up.
+    /// Returns what could not be put into effect.
     pub(super) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
-        let mut complaints = share_quotas(maps, &self.root)?;
-        if !self.file.exists() {
-            self.admin_gid = maps.config()?.admin_gid;
-            return Ok(complaints);
-        }
-        let (settings, wrong) = settings(&self.config);
+        let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
+        self.owners = owners;
+        let (wanted, wrong) = settings(&self.config);
         complaints.extend(wrong);
+        let mut settings = with_given(&self.base, wanted, &self.given);
+        complaints.extend(self.keep_ephemeral_ports(maps, &mut settings)?);
         self.admin_gid = settings.admin_gid;
+        maps.set_privileged_users(&self.privileged_uids(&mut complaints))?;
         let now = maps.reconfigure(&settings)?;
         for (key, wanted, have) in
             [("enforce", &self.config.enforce, now.enforce), ("serve", &self.config.serve, now.serve)]
@@ -105,6 +185,18 @@ impl Policy {
         }
         self.apply_quotas(maps, admin, &mut complaints)?;
         Ok(complaints)
+    }
+
+    /// A pool that would take the ephemeral ports of the agent's namespace is not put into effect (N5).
+    fn keep_ephemeral_ports(&self, maps: &Maps, settings: &mut Settings) -> anyhow::Result<Option<String>> {
+        let now = kernel_part::pool(&maps.config()?);
+        let Some(pool) = settings.pool.filter(|pool| Some(*pool) != now) else { return Ok(None) };
+        // Our own entries do not count against it: those of the pool that was are among them.
+        let Some(ephemeral) = sysctl::ephemeral(&PortSet::default())? else { return Ok(None) };
+        Ok(ephemeral.check_more(&PortSet::default(), &pool.into()).err().map(|why| {
+            settings.pool = now;
+            format!("pool {pool}: {why}; the pool stays as it was")
+        }))
     }
 
     fn apply_quotas(&self, maps: &mut Maps, admin: &Admin, complaints: &mut Vec<String>) -> anyhow::Result<()> {
@@ -137,16 +229,35 @@ impl Policy {
         Ok(maps.set_group_limits(&of_groups)?)
     }
 
-    /// Root, or a member of the administrators' group.
-    pub(super) fn is_administrator(&self, uid: u32, gid: u32) -> bool {
-        uid == 0 || self.admin_gid != 0 && (gid == self.admin_gid || accounts::belongs(uid, self.admin_gid))
+    /// Users who may have privileged ports: those that are named, and the members that the group database lists. The
+    /// BPF programs know a process's own groups.
+    fn privileged_uids(&self, complaints: &mut Vec<String>) -> BTreeSet<u32> {
+        let mut uids: BTreeSet<u32> = self.config.privileged.groups.iter().flat_map(accounts::members).collect();
+        for user in &self.config.privileged.users {
+            match accounts::uid(user) {
+                Ok(uid) => drop(uids.insert(uid)),
+                Err(why) => complaints.push(format!("privileged.users: {why}")),
+            }
+        }
+        uids
     }
 
-    /// Whether a user may acquire privileged ports.
+    /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
+    pub(super) fn is_administrator(&self, peer: &Peer) -> bool {
+        peer.is_root
+            || peer.uid != 0
+                && self.admin_gid != 0
+                && (peer.gid == self.admin_gid
+                    || self.members.of((peer.uid, self.admin_gid), |(uid, gid)| accounts::belongs(*uid, *gid)))
+    }
+
+    /// Whether a user other than root may acquire privileged ports.
     pub(super) fn may_have_privileged(&self, uid: u32) -> bool {
-        let privileged = &self.config.privileged;
-        uid == 0
-            || privileged.users.iter().any(|user| accounts::uid(user) == Ok(uid))
-            || privileged.groups.iter().any(|group| accounts::gid(group).is_ok_and(|gid| accounts::belongs(uid, gid)))
+        let Privileged { users, groups } = &self.config.privileged;
+        uid != 0
+            && self.privileged.of(uid, |uid| {
+                users.iter().any(|user| accounts::uid(user) == Ok(*uid))
+                    || groups.iter().any(|group| accounts::gid(group).is_ok_and(|gid| accounts::belongs(*uid, gid)))
+            })
     }
 }

@@ -19,21 +19,14 @@ use portkeep::{
     PortRange, Token,
     persistent::{
         Declaration, Origin, Who,
-        protocol::{Block, Created, Entry, Kept, Proposal, Reason, Refused, Standing, Which},
+        protocol::{Block, Created, Entry, InTheWay, Kept, Proposal, Reason, Refused, Standing, Which},
     },
 };
-use portkeep_core::{Errno, Transport, Transports, wire};
+use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
 use portkeep_kernel::{Claimed, CreateError, ForWhom, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
-use super::{
-    accounts,
-    keeper::Keeper,
-    kernel_part::KernelPart,
-    port_set::PortSet,
-    rightful::{self, Judge},
-    state::boot_id,
-};
+use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
 use crate::vacancy::{Look, Prober};
 
 /// What the registry works with: the kernel part, and ways to look at the agent's network namespace.
@@ -48,7 +41,21 @@ pub(super) struct Desk<'a> {
 #[derive(Debug)]
 enum How {
     Active { id: u32, token: Token },
-    Waiting(String),
+    Waiting(Obstacle),
+}
+
+/// Why something is not in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Obstacle {
+    why: String,
+    /// Sockets that have to go. While there are any, new automatic choices are kept out of the block.
+    sockets: Vec<InTheWay>,
+}
+
+impl From<String> for Obstacle {
+    fn from(why: String) -> Self {
+        Self { why, sockets: Vec::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -127,6 +134,7 @@ pub(super) struct Registry {
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
     told: HashMap<String, String>,
+    version: u64,
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -187,8 +195,8 @@ impl<'a> Sockets<'a> {
         Ok(Self { looks, bound, judge })
     }
 
-    /// Why the block cannot be had, if somebody is there who may not be.
-    fn obstacle(&self, declaration: &Declaration, for_whom: &ForWhom) -> Option<String> {
+    /// Why the block cannot be had, if a socket is there that may not be.
+    fn obstacle(&self, declaration: &Declaration, for_whom: &ForWhom) -> Option<Obstacle> {
         declaration.transports.iter().find_map(|transport| {
             let (look, bound) = (&self.looks[transport as usize], &self.bound[transport as usize]);
             declaration.ports.iter().filter(|port| bound.contains(*port)).find_map(|port| {
@@ -198,7 +206,8 @@ impl<'a> Sockets<'a> {
                 if declaration.around && self.judge.all_rightful(transport, port, for_whom) {
                     return None;
                 }
-                Some(rightful::in_use_by(transport, port))
+                let sockets = in_the_way::sockets(transport, port);
+                Some(Obstacle { why: in_the_way::sentence(transport, port, &sockets), sockets })
             })
         })
     }
@@ -224,18 +233,29 @@ impl Desk<'_> {
         let claimed = Claimed::holding(admin, maps, claim);
         let declaration = declared(claimed.ports());
         let failed = |error: std::io::Error| refused(Reason::Failed, error.to_string());
-        self.keeper.add_here(self.netns, declaration.ports).map_err(failed)?;
+        let block = (declaration.ports, declaration.force);
+        if let Some((_, why)) = self.keeper.add_each_here(self.netns, &[block]).map_err(failed)?.pop() {
+            return Err(refused(Reason::Exhausts, format!("{}: {why}; `force` overrides", declaration.ports)));
+        }
         let sockets = Sockets::look(self.prober, judge).map_err(|why| refused(Reason::Failed, why))?;
-        if let Some(why) = sockets.obstacle(&declaration, &proposal.for_whom) {
-            return Err(refused(Reason::InUse, why));
+        if let Some(obstacle) = sockets.obstacle(&declaration, &proposal.for_whom) {
+            return Err(refused(Reason::InUse, obstacle.why));
         }
         keep(&declaration)?;
-        let (id, token) = claimed.confirm().map_err(|error| refused(Reason::Failed, chain(&error)))?;
+        let (id, token) = claimed.confirm().map_err(|error| match error.errno() {
+            Some(Errno::EADDRINUSE) => refused(Reason::InUse, contested(&declaration)),
+            _ => refused(Reason::Failed, chain(&error)),
+        })?;
         Ok((declaration, id, token))
     }
 }
 
-/// What the kernel part says of a claim that failed.
+/// A bind came between the look and the confirmation.
+fn contested(declaration: &Declaration) -> String {
+    format!("another process bound a port of {}/{} at this moment", declaration.ports, declaration.transports)
+}
+
+/// What the BPF programs answer to a claim that failed.
 fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Refused {
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
     match admin.errno() {
@@ -274,6 +294,7 @@ impl Registry {
             runtime: runtime.to_owned(),
             root,
             items: Vec::new(),
+            version: 0,
             conflicts: Vec::new(),
             by_id: HashMap::new(),
             told: HashMap::new(),
@@ -343,7 +364,7 @@ impl Registry {
                         How::Active { id, token }
                     }
                 },
-                None => How::Waiting(String::new()),
+                None => How::Waiting(Obstacle::default()),
             };
             self.items.push(Item { declared, how });
         }
@@ -369,20 +390,20 @@ impl Registry {
             return Ok(0);
         }
         let begun = self.begin_waiting(desk)?;
-        self.index();
+        if begun > 0 {
+            self.index();
+        }
         Ok(begun)
     }
 
     /// All at once, because looking at a namespace costs the same for one as for ten thousand: claim every block, enter
     /// them into the sysctl, look who is there, confirm or end each.
     fn begin_waiting(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<usize> {
+        let mut reasons: Vec<(usize, Obstacle)> = Vec::new();
+        let waiting = self.enter_waiting(desk, &mut reasons);
         let mut claims = Vec::new();
-        let mut reasons = Vec::new();
-        for (index, item) in self.items.iter().enumerate() {
-            if !matches!(item.how, How::Waiting(_)) {
-                continue;
-            }
-            let declaration = &item.declared.declaration;
+        for index in waiting {
+            let declaration = &self.items[index].declared.declaration;
             let claimed = resolve(&declaration.who).and_then(|for_whom| {
                 let wanted = wanted(declaration, for_whom.clone());
                 match desk.kernel.maps.claim_persistent(&desk.kernel.admin, desk.netns, &wanted) {
@@ -392,24 +413,28 @@ impl Registry {
             });
             match claimed {
                 Ok(claim) => claims.push(claim),
-                Err(why) => reasons.push((index, why)),
+                Err(why) => reasons.push((index, why.into())),
             }
         }
         let mut begun = 0;
         if !claims.is_empty() {
-            let mut blocks = PortSet::default();
-            claims.iter().for_each(|(index, ..)| blocks.insert(self.items[*index].declared.declaration.ports));
-            let entered = desk.keeper.add_all_here(desk.netns, blocks).map_err(|error| error.to_string());
-            let sockets = entered.and_then(|()| Sockets::look(desk.prober, desk.judge()));
+            let sockets = Sockets::look(desk.prober, desk.judge());
             for (index, id, token, for_whom) in claims {
                 let declaration = &self.items[index].declared.declaration;
-                let obstacle = match &sockets {
+                let mut obstacle = match &sockets {
                     Ok(sockets) => sockets.obstacle(declaration, &for_whom),
-                    Err(why) => Some(why.clone()),
+                    Err(why) => Some(why.clone().into()),
                 };
+                if obstacle.is_none() {
+                    match desk.kernel.admin.confirm(id, token) {
+                        Err(error) if error.errno() == Some(Errno::EADDRINUSE) => {
+                            obstacle = Some(contested(declaration).into());
+                        }
+                        done => done?,
+                    }
+                }
                 match obstacle {
                     None => {
-                        desk.kernel.admin.confirm(id, token)?;
                         self.items[index].how = How::Active { id, token };
                         begun += 1;
                     }
@@ -420,12 +445,63 @@ impl Registry {
                 }
             }
         }
-        for (index, why) in reasons {
+        for (index, obstacle) in reasons {
             let declared = self.items[index].declared.clone();
-            self.tell(&declared, &why);
-            self.items[index].how = How::Waiting(why);
+            self.tell(&declared, &obstacle.why);
+            let how = How::Waiting(obstacle);
+            if !same(&self.items[index].how, &how) {
+                self.items[index].how = how;
+                self.version += 1;
+            }
         }
         Ok(begun)
+    }
+
+    /// Enter what waits into `ip_local_reserved_ports`. Returned is what could be, by index; why the rest could not is
+    /// added to the reasons.
+    fn enter_waiting(&self, desk: &Desk<'_>, reasons: &mut Vec<(usize, Obstacle)>) -> Vec<usize> {
+        let waiting = (0..self.items.len()).filter(|index| matches!(self.items[*index].how, How::Waiting(_)));
+        let mut waiting: Vec<usize> = waiting.collect();
+        let block = |index: &usize| {
+            let declaration = &self.items[*index].declared.declaration;
+            (declaration.ports, declaration.force)
+        };
+        let blocks: Vec<_> = waiting.iter().map(block).collect();
+        if blocks.is_empty() {
+            return waiting;
+        }
+        match desk.keeper.add_each_here(desk.netns, &blocks) {
+            Ok(refused) => {
+                for (place, why) in refused.into_iter().rev() {
+                    let why = format!("{why}; `force = true` overrides");
+                    reasons.push((waiting.remove(place), why.into()));
+                }
+                waiting
+            }
+            Err(error) => {
+                reasons.extend(waiting.into_iter().map(|index| (index, error.to_string().into())));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Ports of declarations that wait for sockets to go.
+    pub(super) fn draining(&self) -> PortSet {
+        let draining = self.items.iter().filter(|item| match &item.how {
+            How::Active { .. } => false,
+            How::Waiting(obstacle) => !obstacle.sockets.is_empty(),
+        });
+        draining.map(|item| item.declared.declaration.ports).collect()
+    }
+
+    /// Changes with what [`Registry::list`] gives.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many are in force.
+    pub(super) fn in_force(&self) -> usize {
+        self.items.iter().filter(|item| matches!(item.how, How::Active { .. })).count()
     }
 
     /// Say once why something is not in force.
@@ -440,6 +516,7 @@ impl Registry {
     }
 
     fn index(&mut self) {
+        self.version += 1;
         let id = |item: &Item| match item.how {
             How::Active { id, .. } => Some(id),
             How::Waiting(_) => None,
@@ -515,6 +592,7 @@ impl Registry {
             Kept::Persistent => stored.persistent(),
             Kept::Active => stored.active(),
         };
+        self.version += 1;
         self.by_id.insert(id, self.items.len());
         self.items.push(Item { declared, how: How::Active { id, token } });
         Ok(Created { declaration, token: format!("{:016x}", token.get()) })
@@ -579,11 +657,11 @@ impl Registry {
     /// All that is declared.
     pub(super) fn list(&self) -> Vec<Entry> {
         let items = self.items.iter().map(|Item { declared, how }| {
-            let (standing, token) = match how {
-                How::Active { token, .. } => (Standing::Active, Some(format!("{:016x}", token.get()))),
-                How::Waiting(why) => (Standing::Waiting(why.clone()), None),
+            let (standing, token, waits_for) = match how {
+                How::Active { token, .. } => (Standing::Active, Some(format!("{:016x}", token.get())), Vec::new()),
+                How::Waiting(Obstacle { why, sockets }) => (Standing::Waiting(why.clone()), None, sockets.clone()),
             };
-            entry(declared, standing, token)
+            Entry { waits_for, ..entry(declared, standing, token) }
         });
         let conflicts = self
             .conflicts
@@ -604,12 +682,22 @@ impl Registry {
     }
 }
 
+/// Whether nothing has changed that a list shows.
+fn same(one: &How, other: &How) -> bool {
+    match (one, other) {
+        (How::Waiting(one), How::Waiting(other)) => one == other,
+        (How::Active { token: one, .. }, How::Active { token: other, .. }) => one == other,
+        (How::Active { .. }, How::Waiting(_)) | (How::Waiting(_), How::Active { .. }) => false,
+    }
+}
+
 fn name_of(item: &Item) -> String {
     item.declared.declaration.name.to_string()
 }
 
 fn entry(Declared { declaration, origin }: &Declared, standing: Standing, token: Option<String>) -> Entry {
-    Entry { declaration: declaration.clone(), origin: origin.clone(), standing, token }
+    let (declaration, origin) = (declaration.clone(), origin.clone());
+    Entry { declaration, origin, standing, token, waits_for: Vec::new() }
 }
 
 /// Let a reservation in force be for whom it is declared for now.

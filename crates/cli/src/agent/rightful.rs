@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use portkeep_core::{PortRange, Transport};
+use portkeep_core::Transport;
 use portkeep_kernel::{Config, ForWhom, cgroup};
 
 use crate::process::Binders;
@@ -76,12 +76,6 @@ impl Judge {
             _ => false,
         }
     }
-}
-
-/// "8443/tcp is in use by pid 812 (nginx)".
-pub(super) fn in_use_by(transport: Transport, port: u16) -> String {
-    crate::conflict::in_use(PortRange::single(port).expect("a bound port is not 0"), transport.into())
-        .unwrap_or_else(|| format!("{port}/{transport} is in use"))
 }
 
 #[cfg(test)]

@@ -1,14 +1,11 @@
-//! The agent's socket: who asks, what, and within which bounds.
+//! The agent's socket: which process asks, what, and within which bounds.
 //!
-//! One thread serves everybody, so nothing here waits for anybody. A connection
-//! that is slow, talks too much or has too many siblings is closed; one that
-//! only watches and does not read misses events.
+//! One thread serves everybody, so nothing here waits for anybody. Each connection has one request a round, and each
+//! account has few connections. Some places are root's, whatever the others do.
 
 use std::{
-    collections::VecDeque,
     fs::{self, File},
     io,
-    io::{Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::{
@@ -17,42 +14,23 @@ use std::{
         },
     },
     path::PathBuf,
-    time::{Duration, Instant},
 };
 
-use portkeep::persistent::protocol::{self, Answer, Event, LONGEST, Reason, Refused, Request};
-use rustix::net::sockopt::socket_peercred;
+use portkeep::persistent::protocol::{self, Answer, Event, Reason, Request};
+use rustix::event::PollFlags;
 
-/// Connections at a time, and of one user other than root.
+use super::{
+    connection::{Connection, Line, line_of, refusal},
+    peer::Peer,
+    subordinate::Owners,
+};
+
+/// Connections at a time, those of them that only root gets, and those of one account other than root.
 const MOST: usize = 64;
-const MOST_OF_A_USER: usize = 8;
-/// A request has to be whole, and an answer taken, within this; and this long a connection may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of events that a watcher may have left unread.
-const UNREAD: usize = 256 * 1024;
-
-/// Who is at the other end, as the kernel says (`SO_PEERCRED`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Peer {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-}
-
-#[derive(Debug)]
-struct Connection {
-    stream: UnixStream,
-    peer: Peer,
-    /// Read and not understood yet.
-    heard: Vec<u8>,
-    /// To be written.
-    unsaid: VecDeque<u8>,
-    watches: bool,
-    /// Closed when all is said.
-    ends: bool,
-    /// Nothing more will come.
-    gone: bool,
-    last: Instant,
-}
+const OF_ROOT: usize = 8;
+const MOST_OF_AN_ACCOUNT: usize = 8;
+/// Connections that are accepted in a round.
+const ACCEPTED: usize = 2 * MOST;
 
 /// The socket and who is connected.
 #[derive(Debug)]
@@ -60,7 +38,7 @@ pub(super) struct Server {
     listener: UnixListener,
     path: PathBuf,
     connections: Vec<Connection>,
-    /// A descriptor to give up when there are no more: somebody who cannot be accepted would otherwise be left without
+    /// A descriptor to give up when there are no more: a peer that cannot be accepted would otherwise be left without
     /// an answer, and the listener would wake the agent again and again.
     spare: Option<File>,
 }
@@ -74,29 +52,44 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
-        // Anybody may ask what is declared; who may change it is looked at for each request.
+        // Anybody may ask what is declared; each request is checked for whether its peer may change anything.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
         Ok(Self { listener, path, connections: Vec::new(), spare: spare() })
     }
 
-    /// What to poll, and whether for output, too.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
-        let connections = self.connections.iter().map(|c| (c.stream.as_fd(), !c.unsaid.is_empty()));
-        std::iter::once((self.listener.as_fd(), false)).chain(connections)
+    /// What to poll, and what for.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let connections = self.connections.iter().map(Connection::interest);
+        std::iter::once((self.listener.as_fd(), PollFlags::IN)).chain(connections)
     }
 
-    /// Take what can be taken without waiting: requests, and of which connection.
-    pub(super) fn hear(&mut self) -> Vec<(usize, Peer, Request)> {
-        self.accept();
-        let heard = self.connections.iter_mut().enumerate();
-        heard.flat_map(|(number, c)| c.hear().into_iter().map(move |(peer, request)| (number, peer, request))).collect()
+    /// Whether there is more to do at once than polling shows.
+    pub(super) fn is_busy(&self) -> bool {
+        self.connections.iter().any(Connection::has_request)
+    }
+
+    /// Read what can be read without waiting: one request of each connection.
+    pub(super) fn hear(&mut self, owners: &Owners) -> Vec<(usize, Peer, Request)> {
+        self.accept(owners);
+        let connections = self.connections.iter_mut().enumerate();
+        connections.filter_map(|(number, c)| Some((number, c.peer, c.hear()?))).collect()
+    }
+
+    /// Whether the client of a request that was just [heard](Server::hear) has gone. Then the request must not be carried
+    /// out: whoever asked has been told that it failed (R13).
+    pub(super) fn is_deserted(&self, number: usize) -> bool {
+        self.connections[number].is_deserted()
     }
 
     /// Answer a request that was just [heard](Server::hear).
     pub(super) fn answer(&mut self, number: usize, answer: &Answer) {
-        let connection = &mut self.connections[number];
-        connection.watches |= *answer == Answer::Watching;
-        connection.unsaid.extend(line_of(answer));
+        self.connections[number].watches |= *answer == Answer::Watching;
+        self.say_line(number, line_of(answer));
+    }
+
+    /// The same with an answer that several may share.
+    pub(super) fn say_line(&mut self, number: usize, line: Line) {
+        self.connections[number].say(line);
     }
 
     /// Say what can be said without waiting, and close what is finished or hopeless.
@@ -104,9 +97,9 @@ impl Server {
         self.connections.retain_mut(|connection| !connection.is_over());
     }
 
-    fn accept(&mut self) {
-        // Whatever is wrong with one that wants in is its own affair, or passes.
-        loop {
+    fn accept(&mut self, owners: &Owners) {
+        // Whatever is wrong with one that connects is its own affair, or passes.
+        for _ in 0..ACCEPTED {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
@@ -115,25 +108,36 @@ impl Server {
                 }
                 Err(_) => break,
             };
-            if let Ok(connection) = Connection::of(stream) {
-                let siblings = self.connections.iter().filter(|c| c.peer.uid == connection.peer.uid).count();
-                let room = self.connections.len() < MOST && (connection.peer.uid == 0 || siblings < MOST_OF_A_USER);
-                self.connections.push(if room { connection } else { connection.turned_away("too many connections") });
-            }
-            if self.connections.len() > 2 * MOST {
-                break;
+            let Some(connection) = connection_of(stream) else { continue };
+            if self.has_room_for(connection.peer, owners) {
+                self.connections.push(connection);
+            } else {
+                turn_away(connection, "too many connections");
             }
         }
+    }
+
+    fn has_room_for(&self, peer: Peer, owners: &Owners) -> bool {
+        if peer.is_root {
+            return self.connections.len() < MOST;
+        }
+        let account = owners.account(peer.uid);
+        let others = self.connections.iter().filter(|c| !c.peer.is_root);
+        let (mut all, mut siblings) = (0, 0);
+        for connection in others {
+            all += 1;
+            siblings += usize::from(owners.account(connection.peer.uid) == account);
+        }
+        all < MOST - OF_ROOT && self.connections.len() < MOST && siblings < MOST_OF_AN_ACCOUNT
     }
 
     /// The process has no descriptor left.
     fn turn_one_away(&mut self) {
         self.spare = None;
         if let Ok((stream, _)) = self.listener.accept()
-            && let Ok(connection) = Connection::of(stream)
+            && let Some(connection) = connection_of(stream)
         {
-            // Its buffer is empty, so the sentence is written at once.
-            connection.turned_away("no descriptor left for another connection").is_over();
+            turn_away(connection, "no descriptor left for another connection");
         }
         self.spare = spare();
     }
@@ -144,12 +148,7 @@ impl Server {
             return;
         }
         let line = line_of(&Answer::Event(event.clone()));
-        for connection in self.connections.iter_mut().filter(|connection| connection.watches) {
-            if connection.unsaid.len() + line.len() <= UNREAD {
-                connection.unsaid.extend(&line);
-                connection.last = Instant::now();
-            }
-        }
+        self.connections.iter_mut().filter(|connection| connection.watches).for_each(|c| c.publish(&line));
     }
 }
 
@@ -163,105 +162,16 @@ fn spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-fn line_of(answer: &Answer) -> Vec<u8> {
-    let mut line = serde_json::to_vec(answer).unwrap_or_default();
-    line.push(b'\n');
-    line
+fn connection_of(stream: UnixStream) -> Option<Connection> {
+    stream.set_nonblocking(true).ok()?;
+    let peer = Peer::of(&stream).ok()?;
+    Some(Connection::new(stream, peer))
 }
 
-pub(super) fn refusal(reason: Reason, message: impl Into<String>) -> Answer {
-    Answer::Refused(Refused { reason, message: message.into() })
-}
-
-impl Connection {
-    fn of(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        let credentials = socket_peercred(&stream)?;
-        let peer = Peer { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw() };
-        Ok(Self {
-            stream,
-            peer,
-            heard: Vec::new(),
-            unsaid: VecDeque::new(),
-            watches: false,
-            ends: false,
-            gone: false,
-            last: Instant::now(),
-        })
-    }
-
-    fn turned_away(mut self, why: &str) -> Self {
-        self.say_and_end(&refusal(Reason::Failed, format!("the agent has {why}; try again")));
-        self
-    }
-
-    fn say_and_end(&mut self, answer: &Answer) {
-        self.unsaid.extend(line_of(answer));
-        self.ends = true;
-    }
-
-    /// The requests that are whole.
-    fn hear(&mut self) -> Vec<(Peer, Request)> {
-        self.gone |= self.read().is_err();
-        let mut requests = Vec::new();
-        while !self.ends
-            && let Some(line) = self.next_line()
-        {
-            self.last = Instant::now();
-            match serde_json::from_slice(&line) {
-                Ok(request) => requests.push((self.peer, request)),
-                Err(error) => self.say_and_end(&refusal(Reason::Malformed, format!("not a request: {error}"))),
-            }
-        }
-        if !self.ends && self.heard.len() >= LONGEST {
-            self.say_and_end(&refusal(Reason::Malformed, format!("a request has at most {LONGEST} bytes")));
-        }
-        requests
-    }
-
-    fn is_over(&mut self) -> bool {
-        let blocked = self.write().is_err();
-        let silent = self.last.elapsed() > PATIENCE && (!self.watches || !self.unsaid.is_empty());
-        let finished = (self.ends || self.gone) && self.unsaid.is_empty();
-        blocked || silent || finished
-    }
-
-    fn next_line(&mut self) -> Option<Vec<u8>> {
-        let end = self.heard.iter().position(|byte| *byte == b'\n')?;
-        let rest = self.heard.split_off(end + 1);
-        Some(std::mem::replace(&mut self.heard, rest))
-    }
-
-    /// An error means that nothing more will come.
-    fn read(&mut self) -> io::Result<()> {
-        let mut bytes = [0; 4096];
-        while !self.ends && self.heard.len() < LONGEST {
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.heard.extend_from_slice(&bytes[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        while !self.unsaid.is_empty() {
-            let (front, _) = self.unsaid.as_slices();
-            match self.stream.write(front) {
-                Ok(length) => {
-                    self.unsaid.drain(..length);
-                    self.last = Instant::now();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
+/// Its buffer is empty, so the sentence is written at once.
+fn turn_away(mut connection: Connection, why: &str) {
+    connection.say_and_end(&refusal(Reason::Failed, format!("the agent has {why}; try again")));
+    connection.is_over();
 }
 
 /// Path of the socket in the agent's folder.

@@ -18,7 +18,7 @@ use portkeep_persist::{Store, store};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::port_set::PortSet;
+use portkeep_core::PortSet;
 
 /// Where it is kept if [`RUNTIME_DIR`] says nothing else.
 const DEFAULT: &str = protocol::DEFAULT_RUNTIME_DIR;

@@ -14,6 +14,26 @@ pub(super) const PATH: &str = "etc/subuid";
 /// Ranges of uids with their users' uids.
 pub(super) type Ranges = Vec<(RangeInclusive<u32>, u32)>;
 
+/// Whose a uid is: that of its user, if it is a subordinate one. The same accounts as the quotas' in the kernel.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Owners(Ranges);
+
+impl Owners {
+    /// Root has no account that its subordinates could share: each of them is its own.
+    pub(super) fn new(mut ranges: Ranges) -> Self {
+        ranges.retain(|(_, user)| *user != 0);
+        Self(ranges)
+    }
+
+    pub(super) fn ranges(&self) -> &[(RangeInclusive<u32>, u32)] {
+        &self.0
+    }
+
+    pub(super) fn account(&self, uid: u32) -> u32 {
+        self.0.iter().find(|(range, _)| range.contains(&uid)).map_or(uid, |(_, user)| *user)
+    }
+}
+
 /// What the file says, and what is wrong with it. None there: nobody has any.
 pub(super) fn read(root: &Path) -> (Ranges, Vec<String>) {
     let path = root.join(PATH);
@@ -61,6 +81,13 @@ mod tests {
         let (ranges, complaints) = parse(Path::new("s"), text);
         assert_eq!(ranges, [(100_000..=165_535, 0), (165_536..=231_071, 1000)]);
         assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn subordinate_uids_are_their_users() {
+        let owners = Owners::new(vec![(100_000..=165_535, 0), (165_536..=231_071, 1000)]);
+        let accounts = [0, 7, 100_001, 165_535, 165_536, 231_071, 231_072].map(|uid| owners.account(uid));
+        assert_eq!(accounts, [0, 7, 100_001, 165_535, 1000, 1000, 231_072]);
     }
 
     #[test]

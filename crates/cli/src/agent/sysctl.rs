@@ -6,9 +6,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use portkeep_core::PortRange;
-
-use super::port_set::PortSet;
+use portkeep_core::{PortRange, PortSet, ephemeral::Ephemeral};
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// The kernel takes one byte less than a page at a time, and would cut an entry in two; this leaves a reserve.
@@ -83,6 +81,12 @@ pub(super) fn local_port_range() -> io::Result<Option<PortRange>> {
         (Some(Ok(first)), Some(Ok(last))) => Ok(PortRange::inclusive(first.max(1), last).ok()),
         _ => Err(io::Error::other(format!("{path}: {text:?} is not a range"))),
     }
+}
+
+/// The ephemeral ports; `ours` is what Portkeep has reserved. `None` if automatic choices have no range.
+pub(crate) fn ephemeral(ours: &PortSet) -> io::Result<Option<Ephemeral>> {
+    let Some(range) = local_port_range()? else { return Ok(None) };
+    Ok(Some(Ephemeral { range, foreign: reserved()?.minus(ours) }))
 }
 
 /// Ports below this one are privileged.

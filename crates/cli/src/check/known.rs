@@ -47,6 +47,11 @@ impl Known {
         }
     }
 
+    /// Whether it is the one that runs here.
+    pub(super) const fn is_this_system(&self) -> bool {
+        self.others.is_none()
+    }
+
     /// A sentence about what does not exist.
     pub(crate) fn missing(&self, who: &Who) -> Option<String> {
         match who {

@@ -14,7 +14,7 @@ use portkeep_persist::{
 };
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, sources::Sources};
+use crate::{DONE, FAILED, Io, agent::Overlap, sources::Sources};
 
 use kind::Kind;
 pub(crate) use known::Known;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let known = Known::below(args.sources.root());
     let mut findings = Findings::default();
     if args.files.is_empty() {
-        findings.machine(&args.sources, &known);
+        findings.machine(&args.sources, &known)?;
     } else {
         findings.named(&args.files, args.sources.root(), &known);
     }
@@ -82,9 +82,15 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 impl Findings {
     /// All that the agent would read.
-    fn machine(&mut self, sources: &Sources, known: &Known) {
-        let file = sources.config();
-        let config = if file.exists() || file.is_symlink() { self.configuration(&file, known) } else { None };
+    fn machine(&mut self, sources: &Sources, known: &Known) -> anyhow::Result<()> {
+        let file = sources.config()?;
+        let config = match file.exists() || file.is_symlink() {
+            true => self.configuration(&file, known),
+            false => {
+                self.compare_ranges(&file, &Config::default(), known);
+                None
+            }
+        };
         let state_dir = sources.state_dir(&config.unwrap_or_default());
         let loaded = dropin::load(sources.root());
         self.files.extend(
@@ -101,6 +107,7 @@ impl Findings {
         let in_force: Vec<_> =
             merged.in_force.into_iter().filter(|declared| matches!(declared.origin, Origin::File { .. })).collect();
         self.take(&in_force, known);
+        Ok(())
     }
 
     /// What commands created, which files must not conflict with.
@@ -158,12 +165,22 @@ impl Findings {
             Ok(config) => {
                 let missing = known.missing_of_config(&config).into_iter();
                 self.warnings.extend(missing.map(|what| Diagnostic::whole(file, what)));
+                self.compare_ranges(file, &config, known);
                 Some(config)
             }
             Err(wrong) => {
                 self.errors.extend(wrong);
                 None
             }
+        }
+    }
+
+    /// The ephemeral ports of another system are not known.
+    fn compare_ranges(&mut self, file: &Path, config: &Config, known: &Known) {
+        if known.is_this_system()
+            && let Ok(Some(overlap)) = Overlap::of(config.pool)
+        {
+            self.warnings.push(Diagnostic::whole(file, overlap.to_string()).with_help(Overlap::HELP));
         }
     }
 

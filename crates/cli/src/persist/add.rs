@@ -77,6 +77,9 @@ pub(crate) struct Args {
     /// Reserve it although those it is for have some of the ports bound already
     #[arg(long)]
     around: bool,
+    /// Accept that few ephemeral ports are left: outgoing connections may fail
+    #[arg(long)]
+    force: bool,
     /// One line for listings
     #[arg(long, value_name = "TEXT", value_parser = description)]
     description: Option<String>,
@@ -91,6 +94,9 @@ pub(crate) struct Args {
 fn unit(text: &str) -> Result<Who, String> {
     Who::unit(text).map_err(|error| match error.help() {
         // The help is for those who write a file.
+        Some(_) if text.ends_with(".socket") => {
+            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
+        }
         Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
         Some(help) => format!("{error}; {help}"),
         None => error.to_string(),
@@ -136,6 +142,7 @@ impl Args {
             who,
             strict: self.strict,
             around: self.around,
+            force: self.force,
             description: self.description.clone().unwrap_or_default(),
         })
     }

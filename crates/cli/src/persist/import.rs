@@ -138,6 +138,7 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
             who: declaration.who.clone(),
             strict: declaration.strict,
             around: declaration.around,
+            force: declaration.force,
             description: declaration.description.clone(),
         };
         let Err(error) = agent.create(&proposal, Kept::Persistent) else {
@@ -175,7 +176,13 @@ mod tests {
     fn what_stands_in_the_way_is_named() {
         let origin = Origin::File { path: "/etc/portkeep/ports.d/web.toml".into(), line: 3 };
         let web = declaration("web", "80-90", Transports::Both);
-        let declared = [Entry { declaration: web.clone(), origin, standing: Standing::Active, token: None }];
+        let declared = [Entry {
+            declaration: web.clone(),
+            origin,
+            standing: Standing::Active,
+            token: None,
+            waits_for: Vec::new(),
+        }];
         assert!(matches!(standing(&web, &declared), Found::Same));
         let told = |wanted: &Declaration| match standing(wanted, &declared) {
             Found::Other(text) => text,

@@ -18,7 +18,7 @@ use portkeep::persistent::{Connection, PersistentError};
 
 pub(crate) use delete::not_exactly;
 
-use crate::Io;
+use crate::{Io, patience};
 
 const AFTER_HELP: &str = "\
 Such a reservation belongs to a service, a user, a group or a cgroup, not to a process. It stands from boot until it is \
@@ -68,7 +68,7 @@ const INSTEAD: &str = "or declare it in a file of /etc/portkeep/ports.d, which t
 
 /// A connection to the agent, for what cannot be done without.
 pub(crate) fn connect(instead: Option<&str>) -> anyhow::Result<Connection> {
-    Connection::open().map_err(|error| match error {
+    Connection::open_within(patience::of_environment()).map_err(|error| match error {
         PersistentError::AgentAbsent { .. } => {
             let instead = instead.map_or_else(String::new, |instead| format!(", {instead}"));
             anyhow::anyhow!("{error}; start it (`systemctl start portkeep`, or `portkeep agent`){instead}")

@@ -4,10 +4,10 @@ use std::{collections::HashMap, fs, path::Path};
 
 use anyhow::Context;
 use portkeep::persistent::{Connection, Entry, Origin, PersistentError, Standing, protocol};
-use portkeep_persist::{Config, Declared, Store, StoreError, Stored, dropin, merge};
+use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
 use serde::Serialize;
 
-use crate::{Io, entry, list, pins::Pins, sources::Sources};
+use crate::{Io, entry, list, patience, pins::Pins, sources::Sources};
 
 /// All that is declared.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct View {
 
 /// Look. What could not be seen is said.
 pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
-    let mut view = match Connection::open().and_then(|mut agent| agent.list()) {
+    let mut view = match Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list()) {
         Ok(entries) => View { entries, with_store: true },
         Err(PersistentError::AgentAbsent { .. }) => without_agent(pins, sources, io)?,
         Err(error) => return Err(error.into()),
@@ -38,6 +38,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     for wrong in &loaded.diagnostics {
         io.note(wrong);
     }
+    sources.config()?;
     let (commands, with_store) = match commands(sources) {
         Ok(commands) => (commands, true),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -60,7 +61,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
 
 /// What commands created, from their two stores.
 fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
-    let config = Config::load(&sources.config()).unwrap_or_default();
+    let config = sources.load().unwrap_or_default();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let runtime = protocol::socket_path();
     let runtime = runtime.parent().unwrap_or(Path::new(protocol::DEFAULT_RUNTIME_DIR));
@@ -79,12 +80,12 @@ fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[entry::Entry
             Some(entry) => (Standing::Active, entry.token.clone()),
             None => (Standing::Waiting("no agent runs".into()), None),
         };
-        Entry { declaration, origin, standing, token }
+        Entry { declaration, origin, standing, token, waits_for: Vec::new() }
     });
     let conflicts = merged.conflicts.into_iter().map(|conflict| {
         let text = conflict.to_string();
         let Declared { declaration, origin } = conflict.loser;
-        Entry { declaration, origin, standing: Standing::Conflict(text), token: None }
+        Entry { declaration, origin, standing: Standing::Conflict(text), token: None, waits_for: Vec::new() }
     });
     standing.chain(conflicts).collect()
 }

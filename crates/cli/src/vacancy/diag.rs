@@ -1,15 +1,15 @@
 //! The sockets of a network namespace as sock_diag lists them.
 
-use std::{io, sync::OnceLock};
+use std::{io, net::SocketAddr as SocketAddress, sync::OnceLock};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_LISTEN},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags, Timer},
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_ESTABLISHED, TCP_LISTEN},
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags, Timer},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
-use portkeep_core::Transport;
+use portkeep_core::{PortRange, Transport};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with},
@@ -24,7 +24,7 @@ const BOUND_INACTIVE: u32 = 1 << 13;
 const ACTIVE: u32 = BOUND_INACTIVE - 1;
 
 /// What a socket does with its port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Use {
     /// Bound or listening: in use, whatever its options.
     Held,
@@ -74,12 +74,83 @@ impl Listing {
     }
 
     fn add(&mut self, protocol: u8, states: u32) -> io::Result<()> {
-        dump(AF_INET, protocol, states, &mut self.sockets)?;
-        match dump(AF_INET6, protocol, states, &mut self.sockets) {
-            // A kernel without IPv6 has no handler for it.
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
-            other => other,
+        dump_both(protocol, states, |header| {
+            self.sockets.push((header.socket_id.source_port, use_of(header, protocol, states)));
+        })
+    }
+}
+
+fn use_of(header: &InetResponseHeader, protocol: u8, states: u32) -> Use {
+    if states == BOUND_INACTIVE || protocol == IPPROTO_UDP || header.state == TCP_LISTEN {
+        Use::Held
+    } else if header.timer == Some(Timer::TimeWait) {
+        Use::TimeWait
+    } else {
+        Use::Connection
+    }
+}
+
+/// A socket that uses a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) local: SocketAddress,
+    /// The other end, if it is connected.
+    pub(crate) peer: Option<SocketAddress>,
+    /// What it does, as people call it.
+    pub(crate) state: &'static str,
+    /// Inode of its descriptors; `None` if no process has one open.
+    pub(crate) inode: Option<u64>,
+}
+
+/// The sockets on the ports of a block, in the calling thread's network namespace; bound ones without a connection first.
+pub(crate) fn holders(transport: Transport, ports: PortRange) -> io::Result<Vec<Holder>> {
+    let mut found = Vec::new();
+    let mut add = |protocol: u8, states: u32| {
+        dump_both(protocol, states, |header| {
+            let id = &header.socket_id;
+            if ports.contains(id.source_port) {
+                let peer = SocketAddress::new(id.destination_address, id.destination_port);
+                let kind = use_of(header, protocol, states);
+                let closing = header.state != TCP_ESTABLISHED;
+                let state = match kind {
+                    Use::Held if protocol == IPPROTO_UDP && peer.port() != 0 => "connected",
+                    Use::Held if header.state == TCP_LISTEN => "listening",
+                    Use::Held => "bound",
+                    Use::TimeWait => "TIME-WAIT",
+                    Use::Connection if closing => "closing",
+                    Use::Connection => "connected",
+                };
+                found.push((
+                    kind,
+                    Holder {
+                        local: SocketAddress::new(id.source_address, id.source_port),
+                        peer: Some(peer).filter(|peer| peer.port() != 0),
+                        state,
+                        inode: Some(u64::from(header.inode)).filter(|inode| *inode != 0),
+                    },
+                ));
+            }
+        })
+    };
+    match transport {
+        Transport::Tcp => {
+            if bound_sockets_are_listed()? {
+                add(IPPROTO_TCP, BOUND_INACTIVE)?;
+            }
+            add(IPPROTO_TCP, ACTIVE)?;
         }
+        Transport::Udp => add(IPPROTO_UDP, ACTIVE)?,
+    }
+    found.sort_by_key(|(kind, _)| *kind);
+    Ok(found.into_iter().map(|(_, holder)| holder).collect())
+}
+
+fn dump_both(protocol: u8, states: u32, mut each: impl FnMut(&InetResponseHeader)) -> io::Result<()> {
+    dump(AF_INET, protocol, states, &mut each)?;
+    match dump(AF_INET6, protocol, states, &mut each) {
+        // A kernel without IPv6 has no handler for it.
+        Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
+        other => other,
     }
 }
 
@@ -92,12 +163,12 @@ fn bound_sockets_are_listed() -> io::Result<bool> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     bind(&socket, &std::net::SocketAddr::from(([0, 0, 0, 0], 0)))?;
     let address = std::net::SocketAddr::try_from(getsockname(&socket)?)?;
-    let mut sockets = Vec::new();
-    dump(AF_INET, IPPROTO_TCP, BOUND_INACTIVE, &mut sockets)?;
-    Ok(*LISTED.get_or_init(|| sockets.iter().any(|(port, _)| *port == address.port())))
+    let mut listed = false;
+    dump(AF_INET, IPPROTO_TCP, BOUND_INACTIVE, &mut |header| listed |= header.socket_id.source_port == address.port())?;
+    Ok(*LISTED.get_or_init(|| listed))
 }
 
-fn dump(family: u8, protocol: u8, states: u32, sockets: &mut Vec<(u16, Use)>) -> io::Result<()> {
+fn dump(family: u8, protocol: u8, states: u32, each: &mut impl FnMut(&InetResponseHeader)) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -124,15 +195,7 @@ fn dump(family: u8, protocol: u8, states: u32, sockets: &mut Vec<(u16, Use)>) ->
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(answer)) => {
-                    let header = answer.header;
-                    let kind = if states == BOUND_INACTIVE || protocol == IPPROTO_UDP || header.state == TCP_LISTEN {
-                        Use::Held
-                    } else if header.timer == Some(Timer::TimeWait) {
-                        Use::TimeWait
-                    } else {
-                        Use::Connection
-                    };
-                    sockets.push((header.socket_id.source_port, kind));
+                    each(&answer.header);
                 }
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),

@@ -1,29 +1,25 @@
-//! Is a port vacant? Rule R4: bound and listening sockets count, TIME_WAIT does
-//! not, and neither do the connections that a listener with SO_REUSEADDR has
-//! left behind, since its successor may bind beside them.
+//! Is a port vacant? A port is in use (rule R4) if a socket is bound to it or listens on it, and also if a connection or a
+//! TIME_WAIT is left on it that would keep the next holder from binding it.
 //!
-//! A bind probe is the judge wherever it can be: it sees what the next bind
-//! would see, sockets of the kernel's own included. One bind of `[::]` for both
-//! families, without SO_REUSEADDR, conflicts with every socket on the port,
-//! whatever its address, family or device; if it succeeds the port is vacant.
-//! For UDP that is all. For TCP it also conflicts with connections and with
-//! TIME_WAIT, so when it fails sock_diag has to say what is there:
+//! A bind probe decides wherever it can: it meets what the next bind would meet, sockets of the kernel's own included. One
+//! bind of `[::]` for both families, without SO_REUSEADDR, conflicts with every socket on the port, whatever its address,
+//! family or device; if it succeeds the port is vacant. For UDP that is all. For TCP it also conflicts with connections and
+//! with TIME_WAIT, so when it fails sock_diag has to say what is there:
 //!
-//! | sock_diag lists           | then                                           |
-//! | ------------------------- | ---------------------------------------------- |
-//! | a listener, a bound socket| in use                                         |
-//! | only TIME_WAIT            | vacant                                         |
-//! | connections               | a second probe, with SO_REUSEADDR, decides     |
-//! | nothing                   | the first probe once more: its error decides   |
+//! | sock_diag lists             | then                                         |
+//! | --------------------------- | -------------------------------------------- |
+//! | a listener, a bound socket  | in use                                       |
+//! | connections, TIME_WAIT      | a second probe, with SO_REUSEADDR, decides   |
+//! | nothing                     | the first probe once more: its error decides |
 //!
-//! The second probe does not listen: bind with SO_REUSEADDR already conflicts
-//! with listeners, and a probe that listened might swallow a stranger's connection.
+//! The sockets of a reservation's holders get SO_REUSEADDR, so the second probe meets what they would meet: it passes what a
+//! server with SO_REUSEADDR left behind, and conflicts with what one without it did, orphaned connections included. It
+//! does not listen: bind with SO_REUSEADDR already conflicts with listeners, and a probe that listened might accept
+//! another program's connection.
 //!
-//! What cannot be told: a client that set SO_REUSEADDR, bound and connected
-//! looks like an accepted connection and does not count. Before Linux 6.8
-//! sock_diag does not list TCP sockets that are bound and nothing else; the
-//! probe sees them all the same, except where such a socket shares its port,
-//! by SO_REUSEADDR, with connections or TIME_WAIT.
+//! What cannot be seen: a client that set SO_REUSEADDR, bound and connected looks like an accepted connection and does
+//! not count. Before Linux 6.8 sock_diag does not list TCP sockets that are bound and nothing else; the probe meets them
+//! all the same, except where such a socket shares its port, by SO_REUSEADDR, with connections or TIME_WAIT.
 
 mod diag;
 
@@ -39,6 +35,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 
+pub(crate) use diag::holders;
 use diag::{Listing, Use};
 
 /// From how many ports on a listing beforehand is cheaper than a probe for each.
@@ -127,20 +124,14 @@ impl Look<'_> {
         if self.transport == Transport::Udp {
             return Ok(false);
         }
-        let mut connections = false;
-        let mut listed = false;
+        let mut left_behind = false;
         for kind in self.listing()?.uses(port) {
             match kind {
                 Use::Held => return Ok(false),
-                Use::Connection => connections = true,
-                Use::TimeWait => {}
+                Use::Connection | Use::TimeWait => left_behind = true,
             }
-            listed = true;
         }
-        if connections || !listed {
-            return probe(mark, self.transport, port, connections);
-        }
-        Ok(true)
+        probe(mark, self.transport, port, left_behind)
     }
 }
 

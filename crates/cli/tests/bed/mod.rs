@@ -133,7 +133,7 @@ impl Bed {
         command.env("PORTKEEP_RUNTIME_DIR", self.folder.path().join("run"));
         command.env("PORTKEEP_STATE_DIR", self.folder.path().join("state"));
         command.env("PORTKEEP_ROOT", self.folder.path().join("root"));
-        command.env("PORTKEEP_CONFIG", self.folder.path().join("root/etc/portkeep/portkeep.toml"));
+        command.env_remove("PORTKEEP_CONFIG");
         command.env_remove("PORTKEEP_SERVE");
         command.stdin(Stdio::null());
         command
@@ -227,6 +227,12 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
+    /// The same for one whose reservation may have ended before.
+    pub(crate) fn end(mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+    }
+
     /// Its input ends.
     pub(crate) fn let_go(mut self) {
         drop(self.child.stdin.take());

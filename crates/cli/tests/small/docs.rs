@@ -1,4 +1,4 @@
-//! `docs/small-machines.md` names its tests, and all of them.
+//! `docs/guides/small-machines.md` names its tests, and all of them.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ fn the_page_and_the_tests_are_one() {
             names.map(move |name| format!("{module}::{name}"))
         })
         .collect();
-    let page = include_str!("../../../../docs/small-machines.md");
+    let page = include_str!("../../../../docs/guides/small-machines.md");
     let named: BTreeSet<String> = page
         .split('`')
         .skip(1)

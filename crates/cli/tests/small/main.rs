@@ -4,7 +4,7 @@
 //!
 //! What is asked of each: a message that names the thing and what to do, the documented exit status, held mode where that
 //! is a sensible fallback and never where enforcement was asked for, and nothing half-done left behind.
-//! `docs/small-machines.md` is the table of it.
+//! `docs/guides/small-machines.md` is the table of it.
 
 #[allow(dead_code)]
 #[path = "../bed/mod.rs"]

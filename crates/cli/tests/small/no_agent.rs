@@ -21,7 +21,7 @@ fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
     }
     // In the place of what is refused nothing is pending.
     assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
-    assert!(bed.portkeep(&["status"]).ok().out.contains("not running: only ports of the pool can be reserved"));
+    assert!(bed.portkeep(&["status"]).ok().out.contains("not running (needed for ports outside the pool"));
     for words in [&["persist", "list"][..], &["persist", "export"], &["excludedportrange", "show", "tcp", "persistent"]]
     {
         bed.portkeep(words).ok().tells(&["no agent runs"]);

@@ -27,6 +27,9 @@ pub struct Declaration {
     /// Sockets of those who may consume it stay where they are if they are bound there already (rule R4).
     #[serde(default, skip_serializing_if = "is_false")]
     pub around: bool,
+    /// It may leave the namespace few ephemeral ports (rule N5).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
     /// One line for listings, at most [`Declaration::DESCRIPTION_MAX`] bytes.
     #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "description")]
     pub description: String,
@@ -76,6 +79,7 @@ impl Declaration {
             who: Who::Administrators,
             strict: false,
             around: false,
+            force: false,
             description: String::new(),
         }
     }

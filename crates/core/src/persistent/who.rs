@@ -99,12 +99,16 @@ impl Who {
             )),
             Some(_) => Ok(Self::Unit(name.to_owned())),
             None => {
-                let other = ["socket", "target", "timer", "mount", "automount", "path", "device", "swap"];
+                let other = ["target", "timer", "mount", "automount", "path", "device", "swap"];
                 let stem = match name.rsplit_once('.') {
                     Some((stem, suffix)) if other.contains(&suffix) && !stem.is_empty() => stem,
                     _ => name,
                 };
-                let help = format!("write \"{stem}.service\"");
+                // systemd itself binds the ports of such a unit, as root: the service would lock it out.
+                let help = match name.ends_with(".socket") {
+                    true => "systemd binds the ports of a socket unit, as root: write `user = \"root\"`".to_owned(),
+                    false => format!("write \"{stem}.service\""),
+                };
                 let message =
                     format!("{quoted} is not the name of a service or scope: it ends in neither .service nor .scope");
                 Err(WhoError::with_help(message, help))
@@ -292,7 +296,8 @@ mod tests {
         }
         let help = |name: &str| Who::unit(name).unwrap_err().help().map(str::to_owned);
         assert_eq!(help("postgresql").unwrap(), "write \"postgresql.service\"");
-        assert_eq!(help("postgresql.socket").unwrap(), "write \"postgresql.service\"");
+        assert_eq!(help("postgresql.timer").unwrap(), "write \"postgresql.service\"");
+        assert!(help("ssh.socket").unwrap().ends_with("write `user = \"root\"`"));
         assert!(help("web.slice").unwrap().contains("cgroup"));
         assert!(help("getty@.service").unwrap().contains("getty@1.service"));
         assert!(help("/system.slice/x.service").unwrap().contains("cgroup = "));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench -p portkeep-kernel           print the table
-//! cargo bench -p portkeep-kernel -- --write   and put it into docs/benchmarks.md
+//! cargo bench -p portkeep-kernel -- --write   and put it into docs/internals/benchmarks.md
 //! ```
 //!
 //! Must run as root. Like the tests it attaches to a cgroup of its own and
@@ -84,7 +84,7 @@ fn main() {
     memory::many_cycles(&Bench::new(portkeep_kernel::DEFAULT_POOL), &mut table);
     print!("{table}");
     if std::env::args().any(|arg| arg == "--write") {
-        table.write().expect("writing docs/benchmarks.md");
+        table.write().expect("writing docs/internals/benchmarks.md");
     }
 }
 

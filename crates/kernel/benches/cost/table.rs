@@ -49,7 +49,7 @@ impl Table {
     }
 
     pub(crate) fn write(&self) -> io::Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/benchmarks.md");
         let head = "# What it costs\n\nMade by `cargo bench -p portkeep-kernel -- --write` as root. Read the ratios: both \
                     sides of each were measured in turns in one run. \"Inside\" are sockets that the programs see, \
                     \"outside\" those that they do not.\n\n";

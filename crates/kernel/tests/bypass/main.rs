@@ -1,6 +1,6 @@
 //! The bypass catalogue: an outsider tries to get a reserved port through every
 //! door we know of, for TCP and UDP, IPv4 and IPv6, as root and as an ordinary
-//! user. One module per kind of door; `docs/security.md` lists them all with
+//! user. One module per kind of door; `docs/internals/bypass-catalogue.md` lists them all with
 //! their outcome, and a test here holds that page against the tests.
 //!
 //! Every test shows both sides: the outsider gets nothing, and the rightful

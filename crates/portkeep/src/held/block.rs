@@ -173,7 +173,7 @@ impl Block {
             holder.set_reuse_address(true)?;
             socket.set_reuse_address(true)?;
             let outcome = socket.bind(&address.into());
-            // Only for the moment: a stranger with the option must not slip in too.
+            // Only for the moment: an outsider with the option must not slip in too.
             socket.set_reuse_address(wanted)?;
             if outcome.is_err() {
                 holder.set_reuse_address(false)?;

@@ -1,19 +1,20 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     time::Duration,
 };
 
 use portkeep_core::persistent::Declaration;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     PersistentError,
     protocol::{self, Answer, Created, Entry, Event, Kept, Proposal, Reloaded, Request, Which},
 };
 
-/// An agent that says nothing for so long is taken for lost. It answers at once but for the time its disk takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::wait;
+
 /// The longest list: 65,535 reservations with the longest texts.
 const LONGEST_ANSWER: u64 = 256 << 20;
 
@@ -26,22 +27,35 @@ pub struct Connection {
 impl Connection {
     /// Connect to the agent of this machine.
     pub fn open() -> Result<Self, PersistentError> {
-        Self::open_at(&protocol::socket_path())
+        Self::open_within(wait::LIMIT)
+    }
+
+    /// Connect to the agent of this machine, and wait for each of its answers no longer than `patience`
+    /// ([`PersistentError::Lost`]); 30 seconds with [`open`](Self::open).
+    pub fn open_within(patience: Duration) -> Result<Self, PersistentError> {
+        Self::connect(&protocol::socket_path(), patience)
     }
 
     /// Connect to the agent with this socket.
     pub fn open_at(path: &Path) -> Result<Self, PersistentError> {
-        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        Self::connect(path, wait::LIMIT)
+    }
+
+    fn connect(path: &Path, patience: Duration) -> Result<Self, PersistentError> {
+        let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 PersistentError::AgentAbsent { path: path.to_owned() }
             }
+            // A socket whose queue is full waits for the agent, too.
+            io::ErrorKind::WouldBlock => lost(error),
             _ => PersistentError::ConnectCall(error),
-        })?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
-            .map_err(PersistentError::ConnectCall)?;
-        Ok(Self { stream: BufReader::new(stream) })
+        };
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+        // None would be for ever.
+        let patience = Some(patience.max(Duration::from_millis(1)));
+        socket.set_read_timeout(patience).and_then(|()| socket.set_write_timeout(patience)).map_err(failed)?;
+        SockAddr::unix(path).and_then(|address| socket.connect(&address)).map_err(failed)?;
+        Ok(Self { stream: BufReader::new(OwnedFd::from(socket).into()) })
     }
 
     /// See [`create`](super::create).
@@ -105,7 +119,7 @@ impl Connection {
 
     fn hear(&mut self) -> Result<Answer, PersistentError> {
         let mut line = Vec::new();
-        (&mut self.stream).take(LONGEST_ANSWER).read_until(b'\n', &mut line).map_err(PersistentError::Lost)?;
+        (&mut self.stream).take(LONGEST_ANSWER).read_until(b'\n', &mut line).map_err(lost)?;
         if line.last() != Some(&b'\n') {
             return Err(PersistentError::Lost(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -115,6 +129,14 @@ impl Connection {
             Err(error) => Err(PersistentError::Answer(error.to_string())),
         }
     }
+}
+
+fn lost(error: io::Error) -> PersistentError {
+    PersistentError::Lost(match error.kind() {
+        // That is how a socket says that its time is over.
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it runs, but hangs or was stopped"),
+        _ => error,
+    })
 }
 
 fn unexpected(answer: &Answer) -> PersistentError {

@@ -27,6 +27,9 @@ pub enum PersistentError {
     /// `EEXIST`: there is a reservation of that name. Choose another, or delete that one.
     #[error("{0}")]
     NameTaken(String),
+    /// `ENOSPC`: too few ephemeral ports would be left for outgoing connections. Reserve other ports, or force it.
+    #[error("{0}")]
+    Exhausts(String),
     /// `ENOSPC`: the pool has no such block. Ask for less.
     #[error("{0}")]
     NoRoom(String),
@@ -66,7 +69,7 @@ impl PersistentError {
             Self::Malformed(_) => Errno::EINVAL,
             Self::InUse(_) => Errno::EADDRINUSE,
             Self::NameTaken(_) => Errno(libc::EEXIST),
-            Self::NoRoom(_) => Errno::ENOSPC,
+            Self::Exhausts(_) | Self::NoRoom(_) => Errno::ENOSPC,
             Self::NotFound => Errno::ENOENT,
             Self::FromFile(_) => Errno(libc::EBUSY),
             Self::Store(_) => Errno(libc::EIO),
@@ -86,6 +89,7 @@ impl From<Refused> for PersistentError {
             Reason::NotAllowed => Self::NotAllowed(message),
             Reason::InUse => Self::InUse(message),
             Reason::NameTaken => Self::NameTaken(message),
+            Reason::Exhausts => Self::Exhausts(message),
             Reason::NoRoom => Self::NoRoom(message),
             Reason::NotFound => Self::NotFound,
             Reason::FromFile => Self::FromFile(message),

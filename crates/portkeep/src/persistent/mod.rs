@@ -35,7 +35,7 @@ use portkeep_core::{PortRange, Token, Transport, wire};
 pub use client::Connection;
 pub use error::PersistentError;
 pub use portkeep_core::persistent::{Account, Declaration, Name, NameError, Origin, Who, WhoError};
-pub use protocol::{Block, Created, Entry, Kept, Proposal, Standing, Which};
+pub use protocol::{Block, Created, Entry, InTheWay, Kept, Proposal, Standing, Which};
 
 use crate::{State, query};
 

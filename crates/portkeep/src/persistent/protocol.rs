@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use portkeep_core::{
-    PortRange, Transports,
+    PortRange, Transport, Transports,
     persistent::{Declaration, Name, Origin, Who},
 };
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,9 @@ pub struct Proposal {
     /// Sockets of those it is for may be there already.
     #[serde(default)]
     pub around: bool,
+    /// It may leave few ephemeral ports (N5).
+    #[serde(default)]
+    pub force: bool,
     /// For listings.
     #[serde(default)]
     pub description: String,
@@ -103,6 +106,7 @@ impl Proposal {
             who: Who::Administrators,
             strict: false,
             around: false,
+            force: false,
             description: String::new(),
         }
     }
@@ -130,6 +134,7 @@ impl Proposal {
             who: self.who.clone(),
             strict: self.strict,
             around: self.around,
+            force: self.force,
             description: self.description.clone(),
         }
     }
@@ -226,6 +231,30 @@ pub struct Entry {
     pub standing: Standing,
     /// Its token until the next boot, as 16 hexadecimal digits, if it is in force.
     pub token: Option<String>,
+    /// What it waits for: sockets that have to go before it can be in force. The first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<InTheWay>,
+}
+
+/// A socket on a port that is to be reserved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InTheWay {
+    /// The port, host byte order.
+    pub port: u16,
+    /// Of which transport.
+    pub transport: Transport,
+    /// What it does: "listening", "bound", "connected", "closing" or "TIME-WAIT".
+    pub state: String,
+    /// Its own address and port.
+    pub local: String,
+    /// The address and port at the other end, if it is connected.
+    pub peer: Option<String>,
+    /// The process that has it open; `None` if none has, or none that can be seen.
+    pub pid: Option<u32>,
+    /// The command name of that process.
+    pub command: Option<String>,
+    /// Its systemd unit or cgroup.
+    pub unit: Option<String>,
 }
 
 /// What reading again came to.
@@ -254,6 +283,8 @@ pub enum Reason {
     InUse,
     /// There is one of that name.
     NameTaken,
+    /// Too few ephemeral ports would be left (N5).
+    Exhausts,
     /// The pool has no such block.
     NoRoom,
     /// There is none.

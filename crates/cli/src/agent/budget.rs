@@ -1,0 +1,335 @@
+//! How much is reported of what an account does, so that nobody can fill the log.
+//!
+//! Each account has so many lines a second, and all accounts but root's together a few times as many. The same thing
+//! over and over fades: a program that is refused again and again costs a few lines at once, then one after ten seconds,
+//! after a minute, and every ten minutes. Grants and ends are no complaints: one a second is reported for ever. Nothing is
+//! lost: each line counts what was left out before it.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// What fades is reported so often at once, and then after these.
+const AT_ONCE: u32 = 5;
+/// What does not fade is reported so often at once, and then once a second.
+const STEADY_AT_ONCE: u32 = 100;
+const GAPS: [Duration; 4] = [SECOND, Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
+/// All accounts together may have so many times what one may.
+const TOGETHER: u32 = 4;
+/// How many things are remembered, and how many of one account. Beyond that the quiet ones are forgotten, and then
+/// nothing new is reported one by one, but for root's.
+const KNOWN: usize = 1024;
+const KNOWN_OF_AN_ACCOUNT: usize = 64;
+const ROOT: u32 = 0;
+
+/// How something that repeats is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Less and less often.
+    Fading,
+    /// Once a second at least.
+    Steady,
+}
+
+impl Pace {
+    fn at_once(self) -> u32 {
+        match self {
+            Self::Fading => AT_ONCE,
+            Self::Steady => STEADY_AT_ONCE,
+        }
+    }
+}
+
+/// Lines in this second.
+#[derive(Debug)]
+struct Second {
+    since: Instant,
+    lines: u32,
+}
+
+impl Second {
+    fn new(now: Instant) -> Self {
+        Self { since: now, lines: 0 }
+    }
+
+    /// Whether one more fits under a limit.
+    fn fits(&mut self, now: Instant, limit: u32) -> bool {
+        if now.duration_since(self.since) >= SECOND {
+            *self = Self::new(now);
+        }
+        self.lines < limit
+    }
+}
+
+/// Something that happens again and again.
+#[derive(Debug)]
+struct Repeat<T> {
+    account: u32,
+    pace: Pace,
+    /// When the next line may come, once `at_once` are used up.
+    next: Instant,
+    at_once: u32,
+    gap: usize,
+    untold: u32,
+    last: Instant,
+    /// The last one that was left out.
+    sample: Option<T>,
+}
+
+/// What was left out of one kind, for a line of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LeftOut<K, T> {
+    pub(super) what: K,
+    pub(super) last: T,
+    pub(super) count: u32,
+}
+
+/// Keeps count. `K` is what counts as the same thing, `T` one occurrence of it.
+#[derive(Debug)]
+pub(super) struct Budget<K, T> {
+    limit: u32,
+    accounts: HashMap<u32, Second>,
+    together: Second,
+    repeats: HashMap<K, Repeat<T>>,
+    /// What could not even be remembered.
+    unknown: u32,
+}
+
+impl<K: Hash + Eq + Clone, T> Budget<K, T> {
+    pub(super) fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            accounts: HashMap::new(),
+            together: Second::new(Instant::now()),
+            repeats: HashMap::new(),
+            unknown: 0,
+        }
+    }
+
+    pub(super) fn limit(&mut self, limit: u32) {
+        self.limit = limit;
+    }
+
+    /// Whether to report `what` by `account` now, and with how many that were left out before it. `more` is how many the
+    /// event itself says were left out.
+    pub(super) fn report(
+        &mut self,
+        now: Instant,
+        (account, pace): (u32, Pace),
+        what: &K,
+        more: u32,
+        occurrence: T,
+    ) -> Option<u32> {
+        self.forget_quiet(now);
+        if !self.repeats.contains_key(what) && !self.can_remember(account) {
+            self.unknown = self.unknown.saturating_add(more).saturating_add(1);
+            return None;
+        }
+        let fits = self.fits(now, account);
+        let repeat = self.repeats.entry(what.clone()).or_insert_with(|| Repeat::new(now, account, pace));
+        let comes = fits && repeat.may_come(now);
+        repeat.last = now;
+        if comes {
+            repeat.sample = None;
+            let untold = std::mem::take(&mut repeat.untold).saturating_add(more);
+            self.spend(now, account);
+            return Some(untold);
+        }
+        repeat.untold = repeat.untold.saturating_add(more).saturating_add(1);
+        repeat.sample = Some(occurrence);
+        None
+    }
+
+    /// What was left out and is due for a line, though nothing of the kind came since.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<LeftOut<K, T>> {
+        let waiting: Vec<(K, u32)> = self
+            .repeats
+            .iter()
+            .filter(|(_, repeat)| repeat.sample.is_some() && now >= repeat.next)
+            .map(|(what, repeat)| (what.clone(), repeat.account))
+            .collect();
+        let mut due = Vec::new();
+        for (what, account) in waiting {
+            if !self.summary_fits(now, account) {
+                continue;
+            }
+            let Some(repeat) = self.repeats.get_mut(&what) else { continue };
+            repeat.wait_longer(now);
+            let count = std::mem::take(&mut repeat.untold);
+            if let Some(last) = repeat.sample.take() {
+                due.push(LeftOut { what, last, count });
+                self.spend(now, account);
+            }
+        }
+        due
+    }
+
+    /// How many could not be told apart any more.
+    pub(super) fn unknown(&mut self) -> u32 {
+        std::mem::take(&mut self.unknown)
+    }
+
+    fn can_remember(&self, account: u32) -> bool {
+        let own = self.repeats.values().filter(|repeat| repeat.account == account).count();
+        account == ROOT || self.repeats.len() < KNOWN && own < KNOWN_OF_AN_ACCOUNT
+    }
+
+    fn fits(&mut self, now: Instant, account: u32) -> bool {
+        let limit = self.limit;
+        self.fits_under(now, account, limit)
+    }
+
+    /// A summary is due even where nothing is reported one by one.
+    fn summary_fits(&mut self, now: Instant, account: u32) -> bool {
+        let limit = self.limit.max(1);
+        self.fits_under(now, account, limit)
+    }
+
+    fn fits_under(&mut self, now: Instant, account: u32, limit: u32) -> bool {
+        let own = self.accounts.entry(account).or_insert_with(|| Second::new(now)).fits(now, limit);
+        own && (account == ROOT || self.together.fits(now, limit.saturating_mul(TOGETHER)))
+    }
+
+    fn spend(&mut self, now: Instant, account: u32) {
+        self.accounts.entry(account).or_insert_with(|| Second::new(now)).lines += 1;
+        if account != ROOT {
+            self.together.lines += 1;
+        }
+    }
+
+    fn forget_quiet(&mut self, now: Instant) {
+        if self.accounts.len() > KNOWN {
+            self.accounts.retain(|_, second| now.duration_since(second.since) < SECOND);
+        }
+        if self.repeats.len() >= KNOWN / 2 {
+            self.repeats.retain(|_, repeat| repeat.sample.is_some() || now.duration_since(repeat.last) < GAPS[1]);
+        }
+    }
+}
+
+impl<T> Repeat<T> {
+    fn new(now: Instant, account: u32, pace: Pace) -> Self {
+        Self { account, pace, next: now, at_once: pace.at_once(), gap: 0, untold: 0, last: now, sample: None }
+    }
+
+    fn may_come(&mut self, now: Instant) -> bool {
+        // Quiet for long enough, it is news again.
+        if self.untold == 0 && now >= self.next + GAPS[1] {
+            self.at_once = self.pace.at_once();
+            self.gap = 0;
+        }
+        if self.at_once > 0 {
+            self.at_once -= 1;
+            self.next = now + GAPS[self.gap];
+            return true;
+        }
+        if now < self.next {
+            return false;
+        }
+        self.wait_longer(now);
+        true
+    }
+
+    fn wait_longer(&mut self, now: Instant) {
+        if self.pace == Pace::Fading {
+            self.gap = (self.gap + 1).min(GAPS.len() - 1);
+        }
+        self.next = now + GAPS[self.gap];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many occurrences of one thing in each millisecond, and the lines they cost.
+    fn lines(budget: &mut Budget<&'static str, u32>, begin: Instant, account: u32, milliseconds: u64) -> (u32, u32) {
+        let (mut lines, mut counted) = (0, 0);
+        for after in 0..milliseconds {
+            let now = begin + Duration::from_millis(after);
+            if let Some(left_out) = budget.report(now, (account, Pace::Fading), &"refused", 9, 0) {
+                lines += 1;
+                counted += left_out + 1;
+            }
+            for left_out in budget.due(now) {
+                lines += 1;
+                counted += left_out.count;
+            }
+        }
+        (lines, counted)
+    }
+
+    #[test]
+    fn a_storm_fades_and_is_counted_in_full() {
+        let (mut budget, begin) = (Budget::new(20), Instant::now());
+        let (first, counted) = lines(&mut budget, begin, 7, 1000);
+        assert_eq!((first, counted), (AT_ONCE, 10 * AT_ONCE));
+        let (more, counted) = lines(&mut budget, begin + SECOND, 7, 75_000);
+        assert!(more <= 4, "{more} lines");
+        assert!(counted > 700_000, "{counted}");
+        // What is left out at the end is told as well.
+        let end = begin + Duration::from_secs(3600);
+        let rest: u32 = budget.due(end).iter().map(|left_out| left_out.count).sum();
+        assert_eq!(counted + rest + 10 * AT_ONCE, 10 * 76_000);
+        assert_eq!(budget.due(end + SECOND), []);
+    }
+
+    #[test]
+    fn what_was_quiet_is_news_again() {
+        let (mut budget, begin) = (Budget::new(20), Instant::now());
+        lines(&mut budget, begin, 7, 100);
+        let later = begin + Duration::from_secs(3600);
+        budget.due(later);
+        assert_eq!(budget.report(later + GAPS[3] + GAPS[1], (7, Pace::Fading), &"refused", 0, 0), Some(0));
+    }
+
+    #[test]
+    fn one_account_has_its_share_and_root_its_own() {
+        let (mut budget, now) = (Budget::new(3), Instant::now());
+        let told = |budget: &mut Budget<u32, ()>, account: u32, things: std::ops::Range<u32>| {
+            things.filter(|thing| budget.report(now, (account, Pace::Fading), thing, 0, ()).is_some()).count()
+        };
+        assert_eq!(told(&mut budget, 7, 0..50), 3);
+        assert_eq!(
+            (8..100).map(|account| told(&mut budget, account, account * 100..account * 100 + 5)).sum::<usize>(),
+            9
+        );
+        assert_eq!(told(&mut budget, 0, 20_000..20_005), 3);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (mut budget, now) = (Budget::new(20), Instant::now());
+        for thing in 0..5000u32 {
+            budget.report(now, (thing, Pace::Fading), &thing, 0, ());
+        }
+        assert!(budget.repeats.len() <= KNOWN && budget.unknown() > 0);
+    }
+
+    #[test]
+    fn what_is_steady_is_reported_once_a_second() {
+        let (mut budget, begin) = (Budget::new(1000), Instant::now());
+        let reported = (0..100_000u64).filter(|after| {
+            let now = begin + Duration::from_millis(*after);
+            let reported = budget.report(now, (7, Pace::Steady), &"granted", 0, ()).is_some();
+            budget.due(now);
+            reported
+        });
+        assert!(reported.count() as u32 <= STEADY_AT_ONCE + 101);
+        // At a bearable rate every one is reported, for ever.
+        let mut budget = Budget::new(20);
+        assert!((0..1000u64).all(|after| {
+            budget.report(begin + SECOND * after as u32, (7, Pace::Steady), &"granted", 0, ()).is_some()
+        }));
+    }
+
+    #[test]
+    fn without_lines_there_are_summaries() {
+        let (mut budget, now) = (Budget::new(0), Instant::now());
+        assert_eq!(budget.report(now, (7, Pace::Fading), &"refused", 4, 0), None);
+        assert_eq!(budget.due(now + SECOND), [LeftOut { what: "refused", last: 0, count: 5 }]);
+    }
+}

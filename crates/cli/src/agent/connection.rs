@@ -1,0 +1,213 @@
+//! One connection to the agent's socket: what is read, what is to be written, and when it ends.
+//!
+//! What one connection may cost is bounded: nothing is read from it while an answer is unread, so there is one answer
+//! at most, and a list, the only long one, is shared by all that ask for it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use portkeep::persistent::protocol::{Answer, LONGEST, Reason, Refused, Request};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::peer::Peer;
+
+/// A request has to be whole, and an answer read, within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of events that a watcher may leave unread.
+const UNREAD: usize = 256 * 1024;
+
+/// One line of an answer, which several connections may share.
+pub(super) type Line = Rc<[u8]>;
+
+pub(super) fn line_of(answer: &Answer) -> Line {
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+pub(super) fn refusal(reason: Reason, message: impl Into<String>) -> Answer {
+    Answer::Refused(Refused { reason, message: message.into() })
+}
+
+/// What is to be written.
+#[derive(Debug, Default)]
+struct Outbox {
+    lines: VecDeque<Line>,
+    /// Bytes of the first line that are written.
+    written: usize,
+    bytes: usize,
+}
+
+impl Outbox {
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    fn push(&mut self, line: Line) {
+        self.bytes += line.len();
+        self.lines.push_back(line);
+    }
+
+    /// Write what the peer takes without waiting. True if it took any.
+    fn write_to(&mut self, mut stream: &UnixStream) -> io::Result<bool> {
+        let mut any = false;
+        while let Some(line) = self.lines.front() {
+            match stream.write(&line[self.written..]) {
+                Ok(length) => {
+                    any = true;
+                    self.written += length;
+                    self.bytes -= length;
+                    if self.written == line.len() {
+                        self.lines.pop_front();
+                        self.written = 0;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: UnixStream,
+    pub(super) peer: Peer,
+    /// Read and not understood yet.
+    heard: Vec<u8>,
+    unsaid: Outbox,
+    pub(super) watches: bool,
+    /// Closed when all is said.
+    ends: bool,
+    /// Nothing more will come.
+    gone: bool,
+    /// When the peer last took bytes, or when it was last left with something to take.
+    last: Instant,
+}
+
+impl Connection {
+    pub(super) fn new(stream: UnixStream, peer: Peer) -> Self {
+        Self {
+            stream,
+            peer,
+            heard: Vec::new(),
+            unsaid: Outbox::default(),
+            watches: false,
+            ends: false,
+            gone: false,
+            last: Instant::now(),
+        }
+    }
+
+    /// What to poll for. Not for input while an answer is unread: that is what keeps a peer from asking for more than it reads.
+    pub(super) fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
+        let flags = if !self.unsaid.is_empty() {
+            PollFlags::OUT
+        } else if self.gone || self.ends {
+            PollFlags::empty()
+        } else {
+            PollFlags::IN
+        };
+        (self.stream.as_fd(), flags)
+    }
+
+    /// Whether a whole request is waiting that polling would not find: it has been read already.
+    pub(super) fn has_request(&self) -> bool {
+        self.unsaid.is_empty() && !self.ends && self.heard.contains(&b'\n')
+    }
+
+    /// The next request, if one is whole.
+    pub(super) fn hear(&mut self) -> Option<Request> {
+        if self.ends || !self.unsaid.is_empty() {
+            return None;
+        }
+        if !self.heard.contains(&b'\n') {
+            self.gone |= self.read().is_err();
+        }
+        let Some(line) = self.next_line() else {
+            if self.heard.len() >= LONGEST {
+                self.say_and_end(&refusal(Reason::Malformed, format!("a request has at most {LONGEST} bytes")));
+            }
+            return None;
+        };
+        match serde_json::from_slice(&line) {
+            Ok(request) => Some(request),
+            Err(error) => {
+                self.say_and_end(&refusal(Reason::Malformed, format!("not a request: {error}")));
+                None
+            }
+        }
+    }
+
+    /// Whether nobody is at the other end any more. One that only writes no more still waits for its answer.
+    pub(super) fn is_deserted(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.stream.as_fd(), PollFlags::empty())];
+        let asked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        asked.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    pub(super) fn say(&mut self, line: Line) {
+        if self.unsaid.is_empty() {
+            self.last = Instant::now();
+        }
+        self.unsaid.push(line);
+    }
+
+    pub(super) fn say_and_end(&mut self, answer: &Answer) {
+        self.say(line_of(answer));
+        self.ends = true;
+    }
+
+    /// Tell a watcher, unless it has left too much unread.
+    pub(super) fn publish(&mut self, line: &Line) {
+        if self.unsaid.bytes + line.len() <= UNREAD {
+            self.say(line.clone());
+        }
+    }
+
+    /// Write what can be written. True if the connection is finished or hopeless.
+    pub(super) fn is_over(&mut self) -> bool {
+        let blocked = match self.unsaid.write_to(&self.stream) {
+            Ok(true) => {
+                self.last = Instant::now();
+                false
+            }
+            Ok(false) => false,
+            Err(_) => true,
+        };
+        let silent = self.last.elapsed() > PATIENCE && (!self.watches || !self.unsaid.is_empty());
+        let finished = (self.ends || self.gone) && self.unsaid.is_empty() && !self.has_request();
+        blocked || silent || finished
+    }
+
+    fn next_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.heard.iter().position(|byte| *byte == b'\n')?;
+        let rest = self.heard.split_off(end + 1);
+        Some(std::mem::replace(&mut self.heard, rest))
+    }
+
+    /// An error means that nothing more will come.
+    fn read(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 4096];
+        while self.heard.len() < LONGEST {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.heard.extend_from_slice(&bytes[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! How long a command waits for an agent that does not answer.
+
+use std::time::Duration;
+
+/// The variable that sets it, in seconds.
+pub(crate) const VARIABLE: &str = "PORTKEEP_TIMEOUT";
+/// Unless something else is said.
+pub(crate) const DEFAULT: &str = "30";
+/// For what only completes an answer: nobody waits half a minute for a name.
+pub(crate) const BRIEF: Duration = Duration::from_secs(2);
+
+/// Seconds, as options and the variable have them.
+pub(crate) fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse::<f32>().ok().filter(|seconds| *seconds > 0.0);
+    seconds.and_then(|seconds| Duration::try_from_secs_f32(seconds).ok()).ok_or("must be a number of seconds above 0")
+}
+
+/// What the environment says.
+pub(crate) fn of_environment() -> Duration {
+    let text = std::env::var(VARIABLE).unwrap_or_default();
+    seconds(&text).or_else(|_| seconds(DEFAULT)).unwrap_or(BRIEF)
+}

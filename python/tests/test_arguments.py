@@ -1,0 +1,71 @@
+"""Wrong arguments are refused before the kernel is asked."""
+
+import pytest
+
+import portkeep
+
+
+@pytest.mark.parametrize("call", [portkeep.reserve, portkeep.reserve_async])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"count": "4"},
+        {"count": 1.5},
+        {"count": None},
+        {"at": "http"},
+        {"label": 7},
+        {"label": b"web"},
+        {"timeout": "long"},
+    ],
+)
+def test_wrong_types(call, named):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(**named)
+    assert next(iter(named)) in str(caught.value) or "timeout" in named
+
+
+@pytest.mark.parametrize("call", [portkeep.reserve, portkeep.reserve_async])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"count": 0},
+        {"count": -1},
+        {"count": 65536},
+        {"at": 0},
+        {"at": 65536},
+        {"at": 65535, "count": 2},
+        {"transport": "sctp"},
+        {"transport": 6},
+        {"align": 0},
+        {"align": 3},
+        {"at": 5001, "align": 2},
+        {"scope": "everybody"},
+        {"label": "é" * 13},
+        {"label": "a\0b"},
+        {"require": "luck"},
+    ],
+)
+def test_wrong_values(call, named):
+    with pytest.raises(ValueError):
+        call(**named)
+
+
+@pytest.mark.parametrize("arguments", [("80",), (0,), (70000,), (80, "icmp")])
+def test_who_checks_its_arguments(arguments):
+    with pytest.raises((TypeError, ValueError)):
+        portkeep.who(*arguments)
+
+
+@pytest.mark.parametrize("token", [0, -1, 1 << 64])
+def test_a_token_has_64_bits(token):
+    import socket
+
+    with socket.socket() as sock, pytest.raises(ValueError):
+        portkeep.associate(sock, token)
+
+
+def test_errors_are_os_errors():
+    error = portkeep.InUseError(98, "80/tcp is in use")
+    assert (error.errno, error.strerror, error.holder) == (98, "80/tcp is in use", None)
+    assert issubclass(portkeep.NotInScopeError, PermissionError)
+    assert issubclass(portkeep.TimedOutError, TimeoutError)

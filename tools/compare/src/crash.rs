@@ -1,0 +1,101 @@
+//! What becomes of ports when the one that has them is killed: whom do they
+//! belong to before, who can have them afterwards, and when.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{
+    allocator::Taken,
+    job::{PORTS, Way, probe},
+    kit::Kit,
+    latency::start,
+    portserver,
+    subject::Subject,
+};
+use portkeep_testkit::places::{Places, moved};
+
+#[derive(Clone, Debug)]
+pub(super) struct Crash {
+    /// Of the 8 ports in hand, how many a stranger can have without an option.
+    pub(super) plain: usize,
+    /// The same with SO_REUSEADDR.
+    pub(super) reuse: usize,
+    /// After SIGKILL of the holder.
+    pub(super) after: String,
+}
+
+pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Duration) -> Result<Crash> {
+    Places::fresh_network();
+    if subject == Subject::Portserver {
+        return portserver::observe(kit, places);
+    }
+    let stranger = |way, ports: &[u16]| {
+        let cgroup = places.cgroup(subject.under_the_kernel_part());
+        probe(moved(cgroup.path(), &kit.job("probe")), way, ports)
+    };
+    let mut allocator = start(subject, kit, places)?;
+    let Taken { holder, ports } = allocator.get(PORTS)?.map_err(|reason| anyhow!("no ports: {reason}"))?;
+    let (plain, reuse) = (stranger(Way::Plain, &ports)?, stranger(Way::Reuse, &ports)?);
+
+    if subject == Subject::Kernel {
+        ensure!(stranger(Way::Reservation, &ports)? == 0, "two reservations of {ports:?}");
+    }
+
+    if holder == allocator.pid() {
+        allocator.kill()?;
+    } else {
+        kill(holder)?;
+    }
+    let all = ports.len();
+    let after = if plain == all {
+        "nothing was held".into()
+    } else if subject == Subject::Kernel {
+        // Ports of the pool are for reservations only, so it takes one to see that they are free.
+        let free = || Ok(stranger(Way::Reservation, &ports)? == all);
+        format!("{}, to the next reservation", when(free, patience)?)
+    } else {
+        let when = when(|| Ok(stranger(Way::Plain, &ports)? == all), patience)?;
+        let option = if reuse == all { "; with SO_REUSEADDR they always were" } else { "" };
+        format!("{when}{option}")
+    };
+    Ok(Crash { plain, reuse, after })
+}
+
+pub(super) const AT_ONCE: &str = "free at once";
+
+/// When something has come true.
+fn when(mut check: impl FnMut() -> Result<bool>, patience: Duration) -> Result<String> {
+    if check()? {
+        return Ok(AT_ONCE.into());
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < patience {
+        thread::sleep(Duration::from_millis(500));
+        if check()? {
+            return Ok(format!("free after about {:.0} s", begun.elapsed().as_secs_f64()));
+        }
+    }
+    Ok(format!("not free within {} s", patience.as_secs()))
+}
+
+/// SIGKILL for a process that one of ours has started, and wait until it has no descriptor any more.
+fn kill(pid: u32) -> Result<()> {
+    let target = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
+    kill_process(target, Signal::KILL).with_context(|| format!("killing {pid}"))?;
+    let begun = Instant::now();
+    // A zombie has closed everything.
+    let ended = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+        Err(_) => true,
+    };
+    while !ended() {
+        ensure!(begun.elapsed() < Duration::from_secs(10), "{pid} does not end");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! All that the measurement needs besides this program, in a temporary folder
+//! that goes when it is over: the peers as their registries have them, the
+//! scripts that use them, and the `portkeep` command.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::subject::Subject;
+use portkeep_tool::Tool;
+
+const PYTHON: Tool = Tool { name: "python3", remedy: "apt-get install python3 python3-pip" };
+const NPM: Tool = Tool { name: "npm", remedy: "apt-get install nodejs npm" };
+
+const PORTPICKER: &str = "portpicker";
+const EPHEMERAL_PORT_RESERVE: &str = "ephemeral-port-reserve";
+
+/// The pool a port server has if nobody gives it another.
+pub(super) const PORTSERVER_POOL: &str = "15000-24999";
+
+pub(super) struct Kit {
+    folder: PathBuf,
+}
+
+impl Kit {
+    /// What is in a folder that [`install`](Self::install) has filled.
+    pub(super) fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// Put together what can be had. Says what cannot, and which subjects that leaves.
+    pub(super) fn install(folder: &Path) -> Result<(Self, Vec<Subject>)> {
+        let kit = Self::at(folder);
+        // In held mode the command runs as nobody.
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        let built = env::current_exe()?.with_file_name("portkeep");
+        fs::copy(&built, kit.portkeep()).with_context(|| format!("copying {}", built.display()))?;
+        fs::create_dir_all(folder.join("js"))?;
+        fs::write(folder.join("pickers.py"), include_str!("scripts/pickers.py"))?;
+        fs::write(folder.join("js/get_port.mjs"), include_str!("scripts/get_port.mjs"))?;
+
+        let mut subjects = Subject::ALL.to_vec();
+        let mut without = |gone: &[Subject], outcome: Result<()>| {
+            if let Err(error) = outcome {
+                for subject in gone {
+                    println!("SKIPPED {}: {error:#}", subject.name());
+                }
+                subjects.retain(|subject| !gone.contains(subject));
+            }
+        };
+        without(&[Subject::Portpicker, Subject::Portserver], kit.pip(PORTPICKER));
+        without(&[Subject::EphemeralPortReserve], kit.pip(EPHEMERAL_PORT_RESERVE));
+        without(&[Subject::GetPort], kit.npm("get-port"));
+        Ok((kit, subjects))
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn portkeep(&self) -> PathBuf {
+        self.folder.join("portkeep")
+    }
+
+    /// This program, in another role.
+    pub(super) fn job(&self, name: &str) -> Command {
+        let mut command = Command::new(env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()));
+        command.arg(name);
+        command
+    }
+
+    pub(super) fn python_script(&self) -> Command {
+        let mut command = self.python();
+        command.arg(self.folder.join("pickers.py"));
+        command
+    }
+
+    pub(super) fn node_script(&self) -> Command {
+        let mut command = Command::new("node");
+        command.arg(self.folder.join("js/get_port.mjs"));
+        command
+    }
+
+    /// In the abstract name space, which each network namespace has its own of.
+    pub(super) fn portserver_address(&self) -> &'static str {
+        "@portkeep-compare"
+    }
+
+    /// A port server in the calling thread's network namespace, ready to serve.
+    pub(super) fn portserver(&self, pool: &str) -> Result<Portserver> {
+        // It has to go with us, also if we are killed.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", PYTHON.name]);
+        command.env("PYTHONPATH", self.python_path());
+        command.arg(self.python_package(PORTPICKER).join("bin/portserver.py"));
+        command.arg(format!("--portserver_static_pool={pool}"));
+        command.arg(format!("--portserver_address={}", self.portserver_address()));
+        let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let server = Portserver(server.context("starting portserver (with setpriv of util-linux)")?);
+        let begun = Instant::now();
+        let listens = || {
+            let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+            sockets.lines().any(|line| line.ends_with(self.portserver_address()))
+        };
+        while !listens() {
+            ensure!(begun.elapsed() < Duration::from_secs(20), "portserver does not come up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(server)
+    }
+
+    fn python(&self) -> Command {
+        let mut command = PYTHON.command();
+        command.env("PYTHONPATH", self.python_path());
+        command
+    }
+
+    fn python_package(&self, name: &str) -> PathBuf {
+        self.folder.join("python").join(name)
+    }
+
+    fn python_path(&self) -> OsString {
+        let folders = [PORTPICKER, EPHEMERAL_PORT_RESERVE].map(|name| self.python_package(name));
+        env::join_paths(folders).unwrap_or_default()
+    }
+
+    fn pip(&self, package: &str) -> Result<()> {
+        let mut pip = PYTHON.command();
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+        pip.arg("--target").arg(self.python_package(package)).arg(package);
+        PYTHON.run(pip.stdout(Stdio::null())).with_context(|| format!("installing {package} from PyPI"))
+    }
+
+    fn npm(&self, package: &str) -> Result<()> {
+        let mut npm = NPM.command();
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(self.folder.join("js"));
+        NPM.run(npm.arg(package).stdout(Stdio::null())).with_context(|| format!("installing {package} from npm"))
+    }
+}
+
+/// Killed when dropped, as it has no other end.
+pub(super) struct Portserver(Child);
+
+impl Drop for Portserver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

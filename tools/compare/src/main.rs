@@ -1,0 +1,119 @@
+//! `cargo xtask compare`: Portkeep and the usual ways to get a port, side by side in one run. It measures the cost of a
+//! port, counts how often a test loses one, and observes the ports after a crash.
+//!
+//! Everything happens in cgroups and network namespaces of this process. Only Portkeep's kernel mode runs where the BPF
+//! programs are attached.
+
+mod allocator;
+mod crash;
+mod job;
+mod kit;
+mod latency;
+mod portserver;
+mod races;
+mod subject;
+mod table;
+
+use std::{
+    env,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use portkeep_testkit::{places::Places, report};
+use portkeep_tool::{cargo, repository, target_folder};
+
+use kit::Kit;
+use races::Field;
+use table::{Row, Table};
+
+use job::Job;
+
+/// Compare Portkeep with the usual ways to get a port
+///
+/// Requires root. Installs the pickers from PyPI and npm into a temporary folder.
+#[derive(Parser)]
+#[command(name = "cargo xtask compare", args_conflicts_with_subcommands = true)]
+struct Options {
+    #[command(subcommand)]
+    job: Option<Job>,
+    /// Run fewer rounds, and wait less after a crash
+    #[arg(long)]
+    short: bool,
+    /// Put the table into README.md and docs/internals/benchmarks.md
+    #[arg(long)]
+    write: bool,
+    /// Seed of the neighbours and the pauses
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Number of test processes side by side
+    #[arg(long, default_value_t = 16)]
+    processes: u32,
+    /// Rounds of each process [default: 25, short: 2]
+    #[arg(long)]
+    rounds: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    portkeep_tool::exit(match &options.job {
+        Some(job) => job::run(job),
+        None => run(&options),
+    })
+}
+
+fn run(options: &Options) -> Result<()> {
+    if cfg!(debug_assertions) && !options.short {
+        return run_released();
+    }
+    if cfg!(debug_assertions) {
+        // Two rounds tell whether it works, not how fast.
+        build(&["-p", "portkeep-cli"])?;
+    }
+    let Some(places) = Places::make("cargo xtask compare")? else { return Ok(()) };
+    let folder = tempfile::tempdir().context("a temporary folder")?;
+    let (kit, subjects) = Kit::install(folder.path())?;
+    let (turns, patience) = if options.short { (2, 2) } else { (15, 90) };
+    let field = Field {
+        processes: options.processes,
+        neighbours: 3,
+        rounds: options.rounds.unwrap_or(if options.short { 2 } else { 25 }),
+        seed: options.seed,
+    };
+
+    eprintln!("measuring what a port costs");
+    let latencies = latency::measure(&subjects, &kit, &places, turns)?;
+    let mut rows = Vec::new();
+    for (subject, latency) in subjects.into_iter().zip(latencies) {
+        eprintln!("{}: racing, and crashing", subject.name());
+        let races = races::play(subject, &kit, &places, &field)?;
+        let crash = crash::observe(subject, &kit, &places, Duration::from_secs(patience))?;
+        rows.push(Row { subject, latency, races, crash });
+    }
+    let command = if options.short { "cargo xtask compare --short" } else { "cargo xtask compare --write" };
+    let table = Table { rows, field, command: command.into() };
+    print!("{table}");
+    if options.write {
+        let root = repository();
+        report::put(&root.join("README.md"), "compare", &table.summary())?;
+        let head = "# Against what people use today\n\n";
+        report::put(&root.join("docs/internals/benchmarks.md"), "compare", &format!("{head}{table}"))?;
+    }
+    table.check()
+}
+
+/// Only a release build of Portkeep is worth measuring: make it, and become it.
+fn run_released() -> Result<()> {
+    build(&["--release", "-p", "portkeep-compare", "-p", "portkeep-cli"])?;
+    let mut released = Command::new(target_folder().join("release/portkeep-compare"));
+    Err(released.args(env::args_os().skip(1)).exec()).context("starting the release build")
+}
+
+fn build(what: &[&str]) -> Result<()> {
+    let build = cargo().args(["build", "--quiet"]).args(what).stdin(Stdio::null()).status();
+    ensure!(build.context("starting cargo build")?.success(), "building failed");
+    Ok(())
+}

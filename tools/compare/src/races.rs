@@ -1,0 +1,95 @@
+//! Sixteen test processes side by side, among neighbours that bind and connect
+//! at random all the time.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    job::Tally,
+    kit::{Kit, PORTSERVER_POOL},
+    subject::Subject,
+};
+use portkeep_testkit::places::{Places, moved};
+
+pub(super) struct Field {
+    pub(super) processes: u32,
+    pub(super) neighbours: u32,
+    /// Of each process.
+    pub(super) rounds: u32,
+    pub(super) seed: u64,
+}
+
+pub(super) fn play(subject: Subject, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
+    Places::fresh_network();
+    let cgroup = places.cgroup(subject.under_the_kernel_part());
+    let _server = (subject == Subject::Portserver).then(|| kit.portserver(PORTSERVER_POOL)).transpose()?;
+    let _neighbours = (0..field.neighbours)
+        .map(|i| {
+            let mut command = kit.job("neighbour");
+            command.arg((field.seed + u64::from(i)).to_string());
+            Ok(Neighbour(moved(cgroup.path(), &command).spawn().context("starting a neighbour")?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+
+    let mut runners = Vec::new();
+    for i in 0..field.processes {
+        // What it starts, and nobody else, belongs to it.
+        let own = places.subgroup(subject.under_the_kernel_part())?;
+        let mut command = kit.job("runner");
+        command.arg(subject.name()).arg(kit.folder()).arg(field.rounds.to_string());
+        command.arg((field.seed * 1000 + u64::from(i)).to_string());
+        runners.push(Runner::start(moved(&own, &command))?);
+    }
+    for runner in &mut runners {
+        runner.go()?;
+    }
+    let mut sum = Tally::default();
+    for runner in runners {
+        let tally = runner.finish()?;
+        sum.rounds += tally.rounds;
+        sum.lost += tally.lost;
+        sum.refused += tally.refused;
+    }
+    Ok(sum)
+}
+
+struct Runner {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Runner {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting a test process")?;
+        let mut output = BufReader::new(child.stdout.take().context("its output")?);
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        ensure!(line == "ready\n", "a test process did not come up");
+        Ok(Self { child, output })
+    }
+
+    fn go(&mut self) -> Result<()> {
+        self.child.stdin.take().context("its input")?.write_all(b"go\n").context("a test process has ended")
+    }
+
+    fn finish(mut self) -> Result<Tally> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        ensure!(self.child.wait()?.success(), "a test process failed");
+        serde_json::from_str(&line).with_context(|| format!("a test process says {line:?}"))
+    }
+}
+
+struct Neighbour(Child);
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,83 @@
+//! Who is compared.
+
+use std::process::Command;
+
+use crate::kit::Kit;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Subject {
+    Kernel,
+    Held,
+    Bind0,
+    Hold,
+    Portpicker,
+    Portserver,
+    GetPort,
+    EphemeralPortReserve,
+}
+
+impl Subject {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Kernel,
+        Self::Held,
+        Self::Bind0,
+        Self::Hold,
+        Self::Portpicker,
+        Self::Portserver,
+        Self::GetPort,
+        Self::EphemeralPortReserve,
+    ];
+
+    /// As tables name it.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Kernel => "**Portkeep, kernel**",
+            Self::Held => "**Portkeep, held**",
+            Self::Bind0 => "`bind(0)`, then close",
+            Self::Hold => "holding bound sockets",
+            Self::Portpicker => "portpicker",
+            Self::Portserver => "portpicker + portserver",
+            Self::GetPort => "get-port",
+            Self::EphemeralPortReserve => "ephemeral-port-reserve",
+        }
+    }
+
+    /// Its name on command lines.
+    pub(super) fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Everybody else is measured where the kernel part is not.
+    pub(super) fn under_the_kernel_part(self) -> bool {
+        self == Self::Kernel
+    }
+
+    /// Measured so many times in a row. Those that leave something behind with each port must come to an end before
+    /// they run out of ports.
+    pub(super) fn iterations(self) -> u32 {
+        match self {
+            Self::Kernel | Self::Held | Self::Bind0 | Self::Hold => 500,
+            _ => 40,
+        }
+    }
+
+    /// The program that takes ports in its way and speaks the protocol of `allocator.rs`.
+    pub(super) fn allocator(self, kit: &Kit) -> Command {
+        match self {
+            Self::Kernel | Self::Held | Self::Bind0 | Self::Hold => {
+                let mut command = kit.job("allocate");
+                command.arg(self.name()).arg(kit.folder());
+                command
+            }
+            Self::GetPort => kit.node_script(),
+            Self::Portpicker | Self::Portserver | Self::EphemeralPortReserve => {
+                let mut command = kit.python_script();
+                command.arg(self.name());
+                if self == Self::Portserver {
+                    command.env("PORTSERVER_ADDRESS", kit.portserver_address());
+                }
+                command
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The machine's disk: the Debian of this machine with two servers, Portkeep installed as a package would install it,
+//! and what is in `guest/`.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use portkeep_tool::{Missing, Tool, cargo, target_folder};
+
+use crate::kernels::Kernel;
+
+/// What it holds besides what every Debian holds.
+const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
+
+const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
+const MKE2FS: Tool = Tool { name: "mke2fs", remedy: "apt-get install e2fsprogs" };
+const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
+const CHROOT: Tool = Tool { name: "chroot", remedy: "apt-get install coreutils" };
+const CP: Tool = Tool { name: "cp", remedy: CHROOT.remedy };
+const TRUNCATE: Tool = Tool { name: "truncate", remedy: CHROOT.remedy };
+
+/// The profile that the workspace's tests are built with, so that little has to be built anew.
+const PROFILE: &str = "dev";
+
+macro_rules! guest {
+    ($($name:literal => $to:literal)*) => { &[$(($to, include_str!(concat!("guest/", $name)))),*] };
+}
+
+/// Text files of the guest.
+const FILES: &[(&str, &str)] = guest! {
+    "check.sh" => "usr/lib/boot-test/check.sh"
+    "check.service" => "etc/systemd/system/check.service"
+    "early.service" => "etc/systemd/system/early.service"
+    "outsider.service" => "etc/systemd/system/outsider.service"
+    "squatter.socket" => "etc/systemd/system/squatter.socket"
+    "squatter.service" => "etc/systemd/system/squatter.service"
+    "listen.socket" => "etc/systemd/system/listen.socket"
+    "listen@.service" => "etc/systemd/system/listen@.service"
+    "listen.toml" => "usr/lib/portkeep/ports.d/listen.toml"
+    "plain.service" => "etc/systemd/system/plain.service"
+    "accounts.conf" => "usr/lib/sysusers.d/boot-test.conf"
+    "nginx.toml" => "usr/lib/portkeep/ports.d/nginx.toml"
+    "alpha.toml" => "usr/lib/portkeep/ports.d/alpha.toml"
+    "beta.toml" => "usr/lib/portkeep/ports.d/beta.toml"
+    "redis.toml" => "etc/portkeep/ports.d/redis.toml"
+    "plain.toml" => "etc/portkeep/ports.d/plain.toml"
+};
+
+/// Which units are started, and by which.
+const ENABLED: &[(&str, &str)] = &[
+    ("sysinit.target.wants", "/usr/lib/systemd/system/portkeep.service"),
+    ("basic.target.wants", "/etc/systemd/system/early.service"),
+    ("sockets.target.wants", "/etc/systemd/system/squatter.socket"),
+    ("sockets.target.wants", "/etc/systemd/system/listen.socket"),
+    ("multi-user.target.wants", "/etc/systemd/system/outsider.service"),
+    ("multi-user.target.wants", "/etc/systemd/system/plain.service"),
+    ("multi-user.target.wants", "/etc/systemd/system/check.service"),
+];
+
+/// Units that wait for a udev that is not there, or have nothing to do with this.
+const MASKED: &[&str] = &[
+    "serial-getty@ttyS0.service",
+    "getty@tty1.service",
+    "console-getty.service",
+    "systemd-logind.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_reap.service",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+];
+
+/// Found out before the long preparations.
+pub(super) fn check() -> Result<()> {
+    MMDEBSTRAP.output(MMDEBSTRAP.command().arg("--version"))?;
+    MKE2FS.output(MKE2FS.command().arg("-V"))?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(Missing { what: "root".into(), remedy: "files of several users are put on a disk".into() }.into());
+    }
+    Ok(())
+}
+
+pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()> {
+    let base = base(folder)?;
+    let stage = tempfile::tempdir_in(folder).context("making a temporary folder")?;
+    let root = stage.path();
+    TAR.run(TAR.command().arg("-C").arg(root).args(["--numeric-owner", "-xpf"]).arg(&base))?;
+    install(root)?;
+    place_hostile(root)?;
+    place_guest(root)?;
+    kernels.iter().try_for_each(|kernel| place_modules(kernel, root))?;
+    // The folder was ours alone, and would be the root of everybody.
+    set_mode(root, 0o755)?;
+    let _ = fs::remove_file(image);
+    TRUNCATE.run(TRUNCATE.command().arg("--size=1500M").arg(image))?;
+    MKE2FS.run(MKE2FS.command().args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d"]).arg(root).arg(image))
+}
+
+/// Portkeep as a distribution's package has it.
+fn install(root: &Path) -> Result<()> {
+    let status = cargo()
+        .args([
+            "run",
+            "--quiet",
+            "--package=xtask",
+            "--",
+            "install",
+            "--prefix=/usr",
+            "--profile",
+            PROFILE,
+            "--destdir",
+        ])
+        .arg(root)
+        .status()
+        .context("starting cargo xtask install")?;
+    ensure!(status.success(), "installing failed");
+    Ok(())
+}
+
+/// The bare Debian, from the cache, or else from Debian.
+fn base(folder: &Path) -> Result<PathBuf> {
+    let suite = suite()?;
+    let archive = folder.join(format!("debian-{suite}-{}.tar", PACKAGES.replace(',', "-")));
+    if !archive.exists() {
+        println!("fetching Debian {suite}");
+        let aside = archive.with_extension("part.tar");
+        let mut fetch = MMDEBSTRAP.command();
+        fetch.args(["--quiet", "--variant=minbase", "--format=tar", &format!("--include={PACKAGES}")]);
+        for left_out in ["doc", "man", "locale", "info"] {
+            fetch.arg(format!("--dpkgopt=path-exclude=/usr/share/{left_out}/*"));
+        }
+        let fetched = MMDEBSTRAP.run(fetch.arg(&suite).arg(&aside));
+        if let Err(error) = fetched {
+            let remedy = format!("Debian's archive has to be within reach ({error:#})");
+            return Err(Missing { what: format!("Debian {suite}"), remedy }.into());
+        }
+        fs::rename(&aside, &archive).with_context(|| format!("keeping {}", archive.display()))?;
+    }
+    Ok(archive)
+}
+
+/// What is built here runs on the Debian that is here.
+fn suite() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"'));
+    match (value("ID="), value("VERSION_CODENAME=")) {
+        (Some("debian"), Some(suite)) => Ok(suite.to_owned()),
+        _ => Err(Missing { what: "Debian".into(), remedy: "the guest is the same system as this one".into() }.into()),
+    }
+}
+
+fn place_hostile(root: &Path) -> Result<()> {
+    let status = cargo()
+        .args(["build", "--package=portkeep-testkit", "--example=hostile"])
+        .status()
+        .context("starting cargo build")?;
+    ensure!(status.success(), "building failed");
+    let to = root.join("usr/lib/boot-test/hostile");
+    fs::create_dir_all(to.parent().unwrap_or(root)).with_context(|| format!("making {}", to.display()))?;
+    fs::copy(target_folder().join("debug/examples/hostile"), &to)
+        .with_context(|| format!("making {}", to.display()))?;
+    set_mode(&to, 0o755)
+}
+
+/// Where the guest's own tools find them.
+fn place_modules(kernel: &Kernel, root: &Path) -> Result<()> {
+    let modules = root.join("usr/lib/modules");
+    fs::create_dir_all(&modules).with_context(|| format!("making {}", modules.display()))?;
+    CP.run(CP.command().arg("-r").arg(&kernel.modules).arg(&modules))?;
+    CHROOT.run(CHROOT.command().arg(root).arg("depmod").arg(kernel.modules.file_name().unwrap_or_default()))
+}
+
+fn place_guest(root: &Path) -> Result<()> {
+    for (to, text) in FILES {
+        let to = root.join(to);
+        fs::create_dir_all(to.parent().unwrap_or(root)).with_context(|| format!("making {}", to.display()))?;
+        fs::write(&to, text).with_context(|| format!("writing {}", to.display()))?;
+    }
+    for (target, unit) in ENABLED {
+        let folder = root.join("etc/systemd/system").join(target);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let link = folder.join(Path::new(unit).file_name().unwrap_or_default());
+        symlink(unit, &link).with_context(|| format!("making {}", link.display()))?;
+    }
+    for unit in MASKED {
+        let link = root.join("etc/systemd/system").join(unit);
+        let _ = fs::remove_file(&link);
+        symlink("/dev/null", &link).with_context(|| format!("making {}", link.display()))?;
+    }
+    // A machine with an id is not booted for the first time: units are enabled as they are here.
+    let mut id = String::new();
+    writeln!(id, "{:032x}", 0x706f_7274_6b65_6570_u128)?;
+    fs::write(root.join("etc/machine-id"), id).context("writing the machine's id")
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("setting the mode of {}", path.display()))
+}

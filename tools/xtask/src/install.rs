@@ -1,0 +1,172 @@
+//! Laying out the files of a package. Packages for Debian, Fedora and others call this with `--destdir` and wrap up the
+//! result.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use portkeep_tool::{cargo, repository, target_folder};
+
+/// The agent reads it from here, whatever the prefix is.
+const CONFIGURATION: &str = "/etc/portkeep/portkeep.toml";
+
+/// The path of the program in the files of `packaging/`.
+pub(crate) const PROGRAM: &str = "/usr/bin/portkeep";
+
+/// Build everything and install it
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Folder of programs, libraries, manual pages and units
+    #[arg(long, default_value = "/usr/local", value_parser = absolute)]
+    prefix: PathBuf,
+    /// Folder to install into, in place of `/`
+    #[arg(long, default_value = "/")]
+    destdir: PathBuf,
+    /// Cargo profile to build with
+    #[arg(long, default_value = "release")]
+    profile: String,
+}
+
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    if text.starts_with('/') { Ok(text.into()) } else { Err("must begin with /") }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let root =
+        std::path::absolute(&options.destdir).with_context(|| format!("looking for {}", options.destdir.display()))?;
+    let layout = Layout { root, prefix: options.prefix.clone() };
+    layout.place_files()?;
+    layout.place_built(&options.profile)?;
+    println!("installed below {}", layout.below_prefix("").display());
+    Ok(())
+}
+
+/// The files that need no building, as a distribution's package has them.
+pub(crate) fn stage_files(root: &Path) -> Result<()> {
+    Layout { root: root.into(), prefix: "/usr".into() }.place_files()
+}
+
+struct Layout {
+    root: PathBuf,
+    prefix: PathBuf,
+}
+
+impl Layout {
+    /// A path of the installed system, in this one.
+    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn below_prefix(&self, path: &str) -> PathBuf {
+        self.at(self.prefix.join(path))
+    }
+
+    /// The files that need no building.
+    fn place_files(&self) -> Result<()> {
+        let repository = repository();
+        let packaging = repository.join("packaging");
+        for (from, to) in [
+            ("systemd/portkeep.service", "lib/systemd/system"),
+            ("sysusers.d/portkeep.conf", "lib/sysusers.d"),
+            ("tmpfiles.d/portkeep.conf", "lib/tmpfiles.d"),
+        ] {
+            let text = read(&packaging.join(from))?;
+            let name = Path::new(from).file_name().unwrap_or_default();
+            let program = self.prefix.join("bin/portkeep");
+            write(&self.below_prefix(to).join(name), &text.replace(PROGRAM, &program.display().to_string()))?;
+        }
+        // The agent reads these folders whatever the prefix is.
+        make(&self.at("/usr/lib/portkeep/ports.d"))?;
+        make(&self.at("/etc/portkeep/ports.d"))?;
+        let configuration = self.at(CONFIGURATION);
+        if configuration.exists() {
+            println!("note: {} exists and is left as it is", configuration.display());
+        } else {
+            write(&configuration, &read(&packaging.join("etc/portkeep.toml"))?)?;
+        }
+        let documents = self.below_prefix("share/doc/portkeep");
+        for document in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
+            write(&documents.join(document), &read(&repository.join(document))?)?;
+        }
+        for folder in ["", "guides", "reference", "internals"] {
+            let pages = repository.join("docs").join(folder);
+            for page in files(&pages)? {
+                copy(&page, &documents.join("docs").join(folder))?;
+            }
+        }
+        for example in files(&packaging.join("examples"))? {
+            copy(&example, &documents.join("examples"))?;
+        }
+        Ok(())
+    }
+
+    fn place_built(&self, profile: &str) -> Result<()> {
+        run_cargo(&["build", "--package=portkeep-cli", "--package=portkeep-winsock", "--profile", profile])?;
+        // Cargo calls the folder of its default profile `debug`.
+        let built = target_folder().join(if profile == "dev" { "debug" } else { profile });
+        let program = self.below_prefix("bin/portkeep");
+        replace(&built.join("portkeep"), &program)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("making {} executable", program.display()))?;
+        let prefix = self.at(&self.prefix).display().to_string();
+        run_cargo(&["run", "--quiet", "--package=portkeep-pages", "--profile", profile, "--", &prefix])?;
+        self.place_winsock(profile, &prefix)
+    }
+
+    /// The pkg-config file names the prefix of the installed system, not the folder it is staged in.
+    fn place_winsock(&self, profile: &str, staged: &str) -> Result<()> {
+        let example = ["--package=portkeep-winsock", "--example=install", "--profile", profile];
+        run_cargo(&[&["run", "--quiet"], &example[..], &["--", staged]].concat())?;
+        let file = self.below_prefix("lib/pkgconfig/portkeep-winsock.pc");
+        write(&file, &read(&file)?.replace(staged, &self.prefix.display().to_string()))
+    }
+}
+
+fn run_cargo(arguments: &[&str]) -> Result<()> {
+    let status = cargo().args(arguments).status().context("starting cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+/// The files of a folder; none if there is no such folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if folder.is_dir() {
+        for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
+            files.push(entry?.path());
+        }
+    }
+    files.retain(|path| path.is_file());
+    files.sort();
+    Ok(files)
+}
+
+fn make(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    make(path.parent().unwrap_or(path))?;
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+fn copy(file: &Path, folder: &Path) -> Result<()> {
+    write(&folder.join(file.file_name().unwrap_or_default()), &read(file)?)
+}
+
+/// Beside and then over the old one: a program that is running stays as it was.
+fn replace(from: &Path, to: &Path) -> Result<()> {
+    make(to.parent().unwrap_or(to))?;
+    let aside = to.with_extension("new");
+    fs::copy(from, &aside).with_context(|| format!("copying {}", from.display()))?;
+    fs::rename(&aside, to).with_context(|| format!("putting {} in place", to.display()))
+}
