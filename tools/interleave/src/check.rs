@@ -318,6 +318,20 @@ pub(crate) fn after_call(scenario: &Scenario, state: &State) -> Outcome<()> {
             }
         }
     }
+    for plan in &state.kernel.processes[..] {
+        let of_uid = |r: &&usize| {
+            let terms = &scenario.reservations[**r];
+            !terms.persistent && state.kernel.processes[terms.process].uid == plan.uid
+        };
+        let ports = |r: &usize| {
+            let transports = u64::from(scenario.reservations[*r].transports.count_ones());
+            u64::from(state.reservations[*r].count) * transports
+        };
+        let held: u64 = in_force.iter().filter(of_uid).map(ports).sum();
+        if plan.uid != 0 && held > scenario.quota {
+            return fault(format!("uid {} holds {held} ports, and its quota is {}", plan.uid, scenario.quota));
+        }
+    }
     for r in in_force {
         for (n, s) in state.kernel.sockets.iter().enumerate() {
             if state.settled[n]
