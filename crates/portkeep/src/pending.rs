@@ -7,7 +7,7 @@ use portkeep_core::{
     wire::{self, SelectRequest},
 };
 
-use crate::{AcquireError, Request, Reservation, State, control, query, wait};
+use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query, wait};
 
 /// A block that is claimed and perhaps not confirmed yet. Dropping it gives the block back.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Pending {
     pub(crate) fn told(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
         let decided = grant.state == wire::ACTIVE;
         match (grant.state, grant.error) {
-            (wire::REFUSED, error) if error != 0 => Err(refused(&reservation, error)),
+            (wire::REFUSED, error) if error != 0 => Err(refused(&reservation, Errno(i32::from(error)))),
             _ => Ok(Self { reservation: Some(reservation), decided }),
         }
     }
@@ -81,19 +81,18 @@ impl Pending {
 
 /// What became of a claim, `None` while the agent is still looking.
 fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
-    let failed = |source| Some(Err(AcquireError::AcquireCall { source }));
-    let (state, error) = match state_of(claimed) {
-        Ok(state) => state,
+    let info = match state_of(claimed) {
+        Ok(Some(info)) => info,
         // No trace of it: an administrator ended it.
-        Err(error) if error.raw_os_error() == Some(Errno::ENOENT.0) => return Some(Err(AcquireError::Cancelled)),
-        Err(error) => return failed(error),
+        Ok(None) => return Some(Err(AcquireError::Cancelled)),
+        Err(error) => return Some(Err(AcquireError::AcquireCall { source: error.into() })),
     };
-    match state {
-        State::Active => Some(Ok(())),
+    match (info.state, info.refused) {
+        (State::Active, _) => Some(Ok(())),
         // Who takes it back enters the reason last; in between there is none.
-        State::Refused if error == 0 => None,
-        State::Refused => Some(Err(refused(claimed, error))),
-        State::Pending => match query::version_of(claimed) {
+        (State::Refused, None) => None,
+        (State::Refused, Some(reason)) => Some(Err(refused(claimed, reason))),
+        (State::Pending, _) => match query::version_of(claimed) {
             Ok(version) if version.agent => None,
             _ => Some(Err(AcquireError::AgentAbsent)),
         },
@@ -101,26 +100,17 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
 }
 
 /// What the error number that the agent gave means.
-fn refused(claimed: &Reservation, error: u16) -> AcquireError {
+fn refused(claimed: &Reservation, error: Errno) -> AcquireError {
     let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
-    match request.name(io::Error::from_raw_os_error(i32::from(error))) {
+    match request.name(io::Error::from_raw_os_error(error.0)) {
         AcquireError::InUse { ports, by, .. } => AcquireError::InUse { ports, transports: claimed.transports(), by },
         error => error,
     }
 }
 
-fn state_of(claimed: &Reservation) -> io::Result<(State, u16)> {
-    let name = |state| match state {
-        wire::PENDING => State::Pending,
-        wire::ACTIVE => State::Active,
-        _ => State::Refused,
-    };
-    let grant = control::granted(claimed)?;
-    if grant.token == claimed.token().get() {
-        return Ok((name(grant.state), grant.error));
-    }
-    // The owner socket has acquired something else meanwhile.
+/// Asks for this request's own token. GRANTED would answer for the last request of the owner socket, and would report
+/// that one's refusal to the wrong caller.
+fn state_of(claimed: &Reservation) -> Result<Option<Info>, QueryError> {
     let select = SelectRequest { by: wire::BY_TOKEN, token: claimed.token().get(), ..Default::default() };
-    let state = control::state(claimed, &select)?;
-    Ok((name(state.state), state.error))
+    query::ask(claimed, &select)
 }

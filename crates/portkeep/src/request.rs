@@ -1,6 +1,10 @@
 //! Asking for a reservation.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use portkeep_core::{
     Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
@@ -147,12 +151,17 @@ impl Request {
     /// As [`start`](Self::start), with a socket that exists already as the owner socket.
     ///
     /// The reservation lives as long as this socket, so pass a duplicate to keep your own descriptor. One socket can
-    /// own many reservations, but must not be in two calls of this at the same time.
+    /// own many reservations. Several requests on it may be under way at once, in any threads of one process.
     pub fn start_on(&self, owner: OwnedFd) -> Result<Pending, AcquireError> {
         self.check()?;
         let owner = Socket::from(owner);
         match transport_of(&owner) {
-            Ok(Some(transport)) if self.transports().contains(transport) => self.start_checked(owner),
+            Ok(Some(transport)) if self.transports().contains(transport) => {
+                // A request is two calls, ACQUIRE and GRANTED: no other request on this socket may come between them.
+                static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+                let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+                self.start_checked(owner)
+            }
             Ok(_) => Err(AcquireError::WrongSocket),
             Err(source) => Err(AcquireError::SocketCall { source }),
         }

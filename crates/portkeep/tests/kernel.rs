@@ -477,3 +477,51 @@ fn a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_told_to() {
     assert_eq!(list().unwrap(), []);
 }
 }
+
+kernel_test! {
+fn a_pending_request_outlives_later_ones_of_its_socket() {
+    let mut agent = Agent::turn();
+    agent.start();
+    let owner: OwnedFd = udp().into();
+    let again = || owner.as_fd().try_clone_to_owned().unwrap();
+    let begin = |port| Reservation::udp().at(port).start_on(again()).unwrap();
+    let mut first = begin(7300);
+    // Released.
+    drop(Reservation::udp().start_on(again()).unwrap().wait().unwrap());
+    assert!(first.poll().is_pending());
+    // Cancelled.
+    begin(7310).cancel();
+    assert!(first.poll().is_pending());
+    // Refused: that is reported to the one it concerns.
+    let mut last = begin(7320);
+    agent.decide(last.token(), Some(Errno::EADDRINUSE));
+    assert!(first.poll().is_pending());
+    let Poll::Ready(outcome) = last.poll() else { panic!("decided") };
+    assert!(matches!(outcome, Err(AcquireError::InUse { .. })), "{outcome:?}");
+    agent.decide(first.token(), None);
+    let Poll::Ready(Ok(first)) = first.poll() else { panic!("confirmed") };
+    assert_eq!(first.ports().start(), 7300);
+    drop(first);
+    assert_eq!(list().unwrap(), []);
+}
+}
+
+kernel_test! {
+fn threads_that_share_an_owner_socket_get_a_reservation_each() {
+    let owner: OwnedFd = udp().into();
+    let many = || -> Vec<Reservation> {
+        let one = || Reservation::udp().start_on(owner.as_fd().try_clone_to_owned().unwrap()).unwrap().wait().unwrap();
+        (0..30).map(|_| one()).collect()
+    };
+    for _ in 0..50 {
+        let all: Vec<Reservation> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(many)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        let tokens: std::collections::HashSet<Token> = all.iter().map(Reservation::token).collect();
+        assert_eq!(tokens.len(), 120);
+        drop(all);
+        assert_eq!(list().unwrap(), []);
+    }
+}
+}

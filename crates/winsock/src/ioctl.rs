@@ -12,15 +12,12 @@ use std::{
 };
 
 use portkeep::control;
-use portkeep_core::{
-    Token,
-    wire::{self, AcquireRequest, Grant, SelectRequest},
-};
+use portkeep_core::wire::{self, AcquireRequest, Grant, SelectRequest};
 
 use crate::{
     abi::{CompletionRoutine, Instance, Overlapped, PortRange, Socket, ThreadId},
     error, held, memory, overlapped,
-    pending::{self, Claim, Operation},
+    pending::{self, Claim, Operation, Place},
     socket, spi, wait,
 };
 
@@ -54,6 +51,14 @@ struct Call {
 
 fn fault(_: memory::Fault) -> i32 {
     error::WSAEFAULT
+}
+
+/// The error of GRANTED. Without an entry an administrator ended the reservation at once.
+fn ended(error: &io::Error) -> i32 {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => error::WSA_OPERATION_ABORTED,
+        _ => error::of_control(error),
+    }
 }
 
 /// How an accepted call goes on.
@@ -181,7 +186,7 @@ impl Call {
     fn is_persistent(&self, fd: BorrowedFd<'_>) -> bool {
         let Ok(token) = self.memory.read(self.input) else { return false };
         let select = SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() };
-        let _locked = pending::socket_lock(self.socket);
+        let _locked = pending::two_calls();
         control::state(fd, &select).is_ok_and(|state| u32::from(state.flags) & wire::PERSISTENT != 0)
     }
 
@@ -197,15 +202,15 @@ impl Call {
         let fd = self.fd()?;
         let request =
             AcquireRequest { start: u16::from_be(range.start), count: range.count, ..AcquireRequest::default() };
-        let locked = pending::socket_lock(self.socket);
+        let locked = pending::two_calls();
         match control::acquire(fd, &request) {
             Ok(()) => {
-                self.take_grant(fd)?;
+                let token = self.take_grant(fd)?;
                 drop(locked);
-                self.done(mode, SIZE)
+                self.done(mode, SIZE).inspect_err(|_| pending::give_back(fd, token))
             }
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
-                let grant = control::granted(fd).map_err(|error| error::of_control(&error))?;
+                let grant = control::granted(fd).map_err(|error| ended(&error))?;
                 drop(locked);
                 self.wait(mode, fd, grant)
             }
@@ -221,7 +226,8 @@ impl Call {
     }
 
     /// Have the kernel write what it granted to where the caller wants it, and put that into the caller's form.
-    fn take_grant(&self, fd: BorrowedFd<'_>) -> Result<(), i32> {
+    /// Returns the token.
+    fn take_grant(&self, fd: BorrowedFd<'_>) -> Result<u64, i32> {
         const { assert!(size_of::<Grant>() == size_of::<Instance>()) };
         let mut length = size_of::<Grant>() as libc::socklen_t;
         let at = self.output as *mut libc::c_void;
@@ -233,51 +239,42 @@ impl Call {
             let grant = unsafe { ptr::read_unaligned(self.output as *const Grant) };
             // SAFETY: as above, and an instance is no longer than a grant.
             unsafe { ptr::write_unaligned(self.output as *mut Instance, pending::instance(&grant)) };
-            return Ok(());
+            return Ok(grant.token);
         }
         let error = io::Error::last_os_error();
         // It cannot be told, so it shall not be.
-        if let Some(token) = control::granted(fd).ok().and_then(|grant| Token::new(grant.token)) {
-            let _ = control::release(fd, token);
+        if let Ok(grant) = control::granted(fd) {
+            pending::give_back(fd, grant.token);
         }
-        Err(error::of_control(&error))
+        Err(ended(&error))
     }
 
-    /// The agent has to look first.
+    /// The agent has to confirm it first.
     fn wait(&self, mode: Mode, fd: BorrowedFd<'_>, grant: Grant) -> Result<(), i32> {
         const SIZE: usize = size_of::<Instance>();
-        if grant.state == wire::REFUSED {
-            let refusal = io::Error::from_raw_os_error(i32::from(grant.error));
-            return Err(error::of_control(&refusal));
+        if grant.state == wire::REFUSED && grant.error != 0 {
+            pending::give_back(fd, grant.token);
+            return Err(error::of_control(&io::Error::from_raw_os_error(i32::from(grant.error))));
         }
         let claim = Claim::new(self.socket, fd, grant).map_err(|error| error::of_control(&error))?;
-        if self.memory.writable(self.output, SIZE).is_err() {
-            claim.give_back();
-            return Err(error::WSAEFAULT);
-        }
+        self.memory.writable(self.output, SIZE).map_err(fault)?;
         match mode {
             Mode::Overlapped(completion) if grant.state != wire::ACTIVE => {
-                if let Err(code) = completion.begin() {
-                    claim.give_back();
-                    return Err(code);
-                }
+                completion.begin()?;
                 pending::start(Operation::new(claim, self.output, completion, wait::this_thread()))?;
                 Err(error::WSA_IO_PENDING)
             }
             _ => {
-                let token = grant.token;
-                let grant = if grant.state == wire::ACTIVE { grant } else { pending::block(claim)? };
+                let grant = pending::block(claim)?;
                 // Memory may have gone while this waited.
                 let again = memory::Memory::default();
                 let told = again.write(self.output, pending::instance(&grant)).and_then(|()| match mode {
                     Mode::Blocking => again.writable(self.returned, 4),
                     Mode::Overlapped(_) => Ok(()),
                 });
-                if told.is_err() {
-                    pending::give_back(fd, token);
-                    return Err(error::WSAEFAULT);
-                }
-                self.done(mode, SIZE as u32)
+                told.map_err(fault)
+                    .and_then(|()| self.done(mode, SIZE as u32))
+                    .inspect_err(|_| pending::give_back(fd, grant.token))
             }
         }
     }
@@ -285,10 +282,8 @@ impl Call {
     /// What Winsock queues to send the kernel has already here; only control codes can be pending.
     fn flush(&self) -> Result<(), i32> {
         let mode = self.mode()?;
-        if !socket::is_socket(self.socket) {
-            return Err(error::WSAENOTSOCK);
-        }
-        pending::abort_socket(self.socket);
+        let place = Place::of(self.socket).filter(|_| socket::is_socket(self.socket)).ok_or(error::WSAENOTSOCK)?;
+        pending::abort_socket(place);
         self.done(mode, 0)
     }
 

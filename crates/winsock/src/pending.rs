@@ -1,20 +1,16 @@
 //! Operations that have to wait: a specific request that the agent confirms.
 //!
-//! The kernel part has no way to call back, so whoever waits asks again, soon
-//! at first and then less often. A blocking call asks on its own thread; the
-//! overlapped ones share one thread, which lives while there are any.
+//! The BPF programs cannot call back, so a waiting operation asks again, soon at first and then less often. A blocking
+//! call asks on its own thread. The overlapped ones share one thread, which lives while there are any.
 //!
-//! Every waiting operation keeps a descriptor of its own. So a socket that is
-//! closed behind our back (`close` instead of `closesocket`) stays good until
-//! the answer is there, and what was claimed can always be given back.
+//! Every waiting operation has a [`Claim`] with a descriptor and the token of its own. So several requests may wait on
+//! one socket, and a socket that is closed behind our back (`close` instead of `closesocket`) stays good until the
+//! answer is there. The claim ends before the program hears of the end: from then on only the program holds the socket.
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,6 +24,7 @@ use crate::{
     abi::{CompletionRoutine, Instance, Socket},
     error, memory,
     overlapped::{self, Completion},
+    socket::{descriptor, inode},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
@@ -44,70 +41,74 @@ pub(crate) fn instance(grant: &Grant) -> Instance {
     }
 }
 
-/// ACQUIRE and GRANTED are two calls, SELECT and STATE are two: nothing may
-/// come between them on one socket.
-pub(crate) fn socket_lock(socket: Socket) -> MutexGuard<'static, ()> {
-    static LOCKS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
-    LOCKS[socket % LOCKS.len()].lock().unwrap_or_else(PoisonError::into_inner)
+/// ACQUIRE and GRANTED are two calls, and so are SELECT and STATE. No other call of this process may come between them
+/// on one socket. The lock is one for all sockets, because one socket can have several descriptors.
+pub(crate) fn two_calls() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A request the kernel part has claimed the ports for and the agent has yet to confirm.
+/// A request of which the ports are claimed. Dropping it gives them back, unless the request was granted.
 #[derive(Debug)]
 pub(crate) struct Claim {
     socket: Socket,
     own: OwnedFd,
     grant: Grant,
+    granted: bool,
     pause: Duration,
     next_agent_check: Instant,
 }
 
-impl Claim {
-    pub(crate) fn new(socket: Socket, fd: BorrowedFd<'_>, grant: Grant) -> io::Result<Self> {
-        match fd.try_clone_to_owned() {
-            Ok(own) => {
-                Ok(Self { socket, own, grant, pause: FIRST_PAUSE, next_agent_check: Instant::now() + AGENT_CHECK })
-            }
-            Err(error) => {
-                give_back(fd, grant.token);
-                Err(error)
-            }
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.granted {
+            give_back(self.own.as_fd(), self.grant.token);
         }
     }
+}
 
-    pub(crate) fn give_back(&self) {
-        give_back(self.own.as_fd(), self.grant.token);
+impl Claim {
+    pub(crate) fn new(socket: Socket, fd: BorrowedFd<'_>, grant: Grant) -> io::Result<Self> {
+        let own = fd.try_clone_to_owned().inspect_err(|_| give_back(fd, grant.token))?;
+        let next_agent_check = Instant::now() + AGENT_CHECK;
+        Ok(Self { socket, own, grant, granted: false, pause: FIRST_PAUSE, next_agent_check })
+    }
+
+    /// The reservation is the program's from here on.
+    fn keep(mut self) -> Grant {
+        self.granted = true;
+        self.grant
+    }
+
+    /// The number of a socket alone does not say which socket it is: it may have been closed and given out again.
+    fn is_on(&self, place: Place) -> bool {
+        self.socket == place.socket && inode(self.own.as_raw_fd()) == Some(place.inode)
     }
 
     /// `None`: not yet.
-    fn poll(&mut self) -> Option<Result<Grant, i32>> {
+    ///
+    /// Asks for this request's own token. GRANTED would answer for the socket's last request, and would report that
+    /// one's refusal to the wrong caller.
+    fn poll(&mut self) -> Option<Result<(), i32>> {
+        let select = SelectRequest { by: wire::BY_TOKEN, token: self.grant.token, ..Default::default() };
         let state = {
-            let _locked = socket_lock(self.socket);
-            match control::granted(&self.own) {
-                Ok(grant) if grant.token == self.grant.token => Ok((grant.state, grant.error)),
-                // Another request was made on this socket since: ask by name.
-                Ok(_) => control::state(
-                    &self.own,
-                    &SelectRequest { by: wire::BY_TOKEN, token: self.grant.token, ..Default::default() },
-                )
-                .map(|state| (state.state, state.error)),
-                Err(error) => Err(error),
-            }
+            let _locked = two_calls();
+            control::state(&self.own, &select)
         };
-        match state {
-            Ok((wire::ACTIVE, _)) => return Some(Ok(self.grant)),
+        match state.map(|state| (state.state, state.error)) {
+            Ok((wire::ACTIVE, _)) => return Some(Ok(())),
             // Without a reason it is being refused at this moment.
             Ok((wire::PENDING, _) | (_, 0)) => {}
-            Ok((_, error)) => {
-                return Some(Err(error::of_control(&io::Error::from_raw_os_error(i32::from(error)))));
+            Ok((_, reason)) => {
+                return Some(Err(error::of_control(&io::Error::from_raw_os_error(i32::from(reason)))));
             }
-            // Released or ended by somebody else while it was pending.
+            // An administrator, or another thread, ended it while it was pending.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Some(Err(error::WSA_OPERATION_ABORTED)),
             Err(error) => return Some(Err(error::of_control(&error))),
         }
         if Instant::now() >= self.next_agent_check {
             self.next_agent_check = Instant::now() + AGENT_CHECK;
             if control::version(&self.own).is_ok_and(|version| version.agent == 0) {
-                self.give_back();
                 return Some(Err(error::WSAENETDOWN));
             }
         }
@@ -116,47 +117,74 @@ impl Claim {
     }
 }
 
+/// RELEASE also drops what is left of a refused request.
 pub(crate) fn give_back(fd: BorrowedFd<'_>, token: u64) {
     if let Some(token) = Token::new(token) {
-        // It may have been refused in the meantime; then there is nothing to give back.
+        // ENOENT: it has ended already.
         let _ = control::release(fd, token);
+    }
+}
+
+/// A socket, for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    socket: Socket,
+    inode: u64,
+}
+
+impl Place {
+    /// `None`: the number is no socket's.
+    pub(crate) fn of(socket: Socket) -> Option<Self> {
+        Some(Self { socket, inode: inode(descriptor(socket).ok()?)? })
     }
 }
 
 // ---- blocking ---------------------------------------------------------------
 
-struct Blocked {
-    socket: Socket,
-    cancelled: Arc<AtomicBool>,
-}
+/// The claim of a blocked call. Either that call takes it out, or whoever cancels it does.
+type Shared = Arc<Mutex<Option<Claim>>>;
 
-static BLOCKED: Mutex<Vec<Blocked>> = Mutex::new(Vec::new());
+static BLOCKED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
 
-fn blocked() -> MutexGuard<'static, Vec<Blocked>> {
+fn blocked() -> MutexGuard<'static, Vec<Shared>> {
     BLOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn claim_in(shared: &Shared) -> MutexGuard<'_, Option<Claim>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Wait on the calling thread, until there is an answer, a signal, or `closesocket` or `CancelIoEx` from elsewhere.
-pub(crate) fn block(mut claim: Claim) -> Result<Grant, i32> {
-    let cancelled = Arc::new(AtomicBool::new(false));
-    blocked().push(Blocked { socket: claim.socket, cancelled: cancelled.clone() });
-    let result = loop {
-        if let Some(result) = claim.poll() {
-            break result;
-        }
-        if cancelled.load(Ordering::Relaxed) {
-            claim.give_back();
-            break Err(error::WSA_OPERATION_ABORTED);
-        }
-        let pause = libc::timespec { tv_sec: 0, tv_nsec: claim.pause.subsec_nanos().into() };
+pub(crate) fn block(claim: Claim) -> Result<Grant, i32> {
+    let socket = claim.socket;
+    let fd = claim.own.as_raw_fd();
+    let inode = inode(fd);
+    let shared: Shared = Arc::new(Mutex::new(Some(claim)));
+    blocked().push(shared.clone());
+    // closesocket cancels after it has closed: it was either before the push, which is seen here, or finds the claim.
+    let closed = Place::of(socket).map(|place| place.inode) != inode;
+    let result = if closed { Err(error::WSA_OPERATION_ABORTED) } else { ask_again(&shared) };
+    drop(claim_in(&shared).take());
+    blocked().retain(|entry| !Arc::ptr_eq(entry, &shared));
+    result
+}
+
+fn ask_again(shared: &Shared) -> Result<Grant, i32> {
+    loop {
+        let pause = {
+            let mut slot = claim_in(shared);
+            let claim = slot.as_mut().ok_or(error::WSA_OPERATION_ABORTED)?;
+            if let Some(outcome) = claim.poll() {
+                let claim = slot.take().ok_or(error::WSA_OPERATION_ABORTED)?;
+                return outcome.map(|()| claim.keep());
+            }
+            libc::timespec { tv_sec: 0, tv_nsec: claim.pause.subsec_nanos().into() }
+        };
         // SAFETY: a valid timespec in, nothing out.
         if unsafe { libc::nanosleep(&pause, std::ptr::null_mut()) } != 0 {
-            claim.give_back();
-            break Err(error::WSAEINTR);
+            return Err(error::WSAEINTR);
         }
-    };
-    blocked().retain(|entry| !Arc::ptr_eq(&entry.cancelled, &cancelled));
-    result
+    }
 }
 
 // ---- overlapped -------------------------------------------------------------
@@ -178,20 +206,21 @@ impl Operation {
         Self { claim, out, completion, thread, due: Instant::now() + FIRST_PAUSE }
     }
 
-    pub(crate) fn socket(&self) -> Socket {
-        self.claim.socket
-    }
-
-    fn finish(self, result: Result<Grant, i32>) {
-        let result = result.and_then(|grant| {
-            memory::write_late(self.out, instance(&grant)).map_err(|_| {
-                self.claim.give_back();
-                error::WSAEFAULT
-            })?;
+    /// End the claim, which closes its descriptor. What is left is to report the end, with the lock given up.
+    fn settle(self, outcome: Result<(), i32>) -> Ended {
+        let result = outcome.and_then(|()| {
+            memory::write_late(self.out, instance(&self.claim.grant)).map_err(|_| error::WSAEFAULT)?;
+            self.claim.keep();
             Ok(size_of::<Instance>() as u32)
         });
-        self.completion.deliver(result);
+        Ended { completion: self.completion, result }
     }
+}
+
+/// An operation of which only the report is left.
+struct Ended {
+    completion: Completion,
+    result: Result<u32, i32>,
 }
 
 #[derive(Default)]
@@ -231,11 +260,14 @@ pub(crate) fn start(operation: Operation) -> Result<(), i32> {
     }
     if book.keeper.is_none() {
         let spawned = std::thread::Builder::new().name("portkeep-winsock".into()).spawn(keep);
-        if spawned.is_err() {
-            operation.claim.give_back();
-            return Err(error::WSAENOBUFS);
-        }
+        spawned.map_err(|_| error::WSAENOBUFS)?;
         book.keeper = Some(me);
+    }
+    let socket = operation.claim.socket;
+    let inode = inode(operation.claim.own.as_raw_fd());
+    // closesocket cancels after it has closed: it was either before this, which is seen here, or finds the operation.
+    if Place::of(socket).map(|place| place.inode) != inode {
+        return Err(error::WSAENOTSOCK);
     }
     book.operations.push(operation);
     CHANGED.notify_all();
@@ -263,15 +295,15 @@ fn keep() {
             if operation.due > now {
                 continue;
             }
-            if let Some(result) = operation.claim.poll() {
-                done = Some((index, result));
+            if let Some(outcome) = operation.claim.poll() {
+                done = Some((index, outcome));
                 break;
             }
             operation.due = now + operation.claim.pause;
         }
-        if let Some((index, result)) = done {
+        if let Some((index, outcome)) = done {
             let operation = book.operations.swap_remove(index);
-            locked = finish(locked, vec![operation], &result);
+            locked = report(locked, vec![operation.settle(outcome)]);
             continue;
         }
         let next = book.operations.iter().map(|operation| operation.due).min().unwrap_or(now);
@@ -280,17 +312,23 @@ fn keep() {
     }
 }
 
-/// Complete operations that were taken off the list, without holding the lock:
-/// delivery may call out of this library.
-fn finish(mut locked: Locked, operations: Vec<Operation>, result: &Result<Grant, i32>) -> Locked {
-    let addresses: Vec<usize> = operations.iter().map(|operation| operation.completion.overlapped).collect();
+/// Report the end of operations that were taken off the list, without holding the lock: a report may call out of this
+/// library.
+fn report(mut locked: Locked, ended: Vec<Ended>) -> Locked {
+    let addresses: Vec<usize> = ended.iter().map(|ended| ended.completion.overlapped).collect();
     within(&mut locked).finishing.extend(&addresses);
     drop(locked);
-    for operation in operations {
-        operation.finish(*result);
+    for Ended { completion, result } in ended {
+        completion.deliver(result);
     }
     locked = lock();
-    within(&mut locked).finishing.retain(|address| !addresses.contains(address));
+    // One of each address: the structure may be in use again, and ending again in another thread.
+    let finishing = &mut within(&mut locked).finishing;
+    for address in addresses {
+        if let Some(index) = finishing.iter().position(|other| *other == address) {
+            finishing.swap_remove(index);
+        }
+    }
     CHANGED.notify_all();
     locked
 }
@@ -303,20 +341,21 @@ pub(crate) fn abort(which: impl Fn(&Operation) -> bool) -> usize {
     let picked: Vec<Operation> = picked;
     let count = picked.len();
     if count > 0 {
-        for operation in &picked {
-            operation.claim.give_back();
-        }
-        drop(finish(locked, picked, &Err(error::WSA_OPERATION_ABORTED)));
+        let ended = picked.into_iter().map(|operation| operation.settle(Err(error::WSA_OPERATION_ABORTED))).collect();
+        drop(report(locked, ended));
     }
     count
 }
 
 /// As [`abort`], for everything on a socket, the blocking calls included.
-pub(crate) fn abort_socket(socket: Socket) -> usize {
-    let mut count = abort(|operation| operation.socket() == socket);
-    for entry in blocked().iter().filter(|entry| entry.socket == socket) {
-        entry.cancelled.store(true, Ordering::Relaxed);
-        count += 1;
+pub(crate) fn abort_socket(place: Place) -> usize {
+    let mut count = abort(|operation| operation.claim.is_on(place));
+    for shared in blocked().iter() {
+        let mut slot = claim_in(shared);
+        if slot.as_ref().is_some_and(|claim| claim.is_on(place)) {
+            drop(slot.take());
+            count += 1;
+        }
     }
     count
 }
@@ -337,13 +376,11 @@ pub(crate) fn wait_for(overlapped: usize) {
 
 fn cancel(handle: usize, which: impl Fn(&Operation) -> bool, blocking_too: bool) -> i32 {
     crate::truth(|| {
-        if !crate::socket::is_socket(handle) {
-            return Err(error::WSA_INVALID_HANDLE);
-        }
+        let place = Place::of(handle).filter(|_| crate::socket::is_socket(handle)).ok_or(error::WSA_INVALID_HANDLE)?;
         let count = if blocking_too {
-            abort_socket(handle)
+            abort_socket(place)
         } else {
-            abort(|operation| operation.socket() == handle && which(operation))
+            abort(|operation| operation.claim.is_on(place) && which(operation))
         };
         if count == 0 { Err(error::ERROR_NOT_FOUND) } else { Ok(()) }
     })

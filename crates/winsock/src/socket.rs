@@ -17,6 +17,7 @@ use crate::{
     abi::{Buffer, INVALID_SOCKET, PollFd, Socket},
     error, held,
     memory::{self, Memory},
+    pending::{self, Place},
     startup,
 };
 
@@ -79,7 +80,7 @@ fn without() -> MutexGuard<'static, Option<HashMap<i32, u64>>> {
     WITHOUT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn inode(fd: i32) -> Option<u64> {
+pub(crate) fn inode(fd: i32) -> Option<u64> {
     // SAFETY: all-zero is a valid stat to be filled in.
     let mut stat: libc::stat = unsafe { mem::zeroed() };
     // SAFETY: `stat` is a local of the right type.
@@ -144,13 +145,18 @@ pub(crate) fn close(s: Socket) -> Result<(), i32> {
     if type_of(fd).is_none() {
         return Err(error::WSAENOTSOCK);
     }
-    crate::pending::abort_socket(s);
+    let place = Place::of(s);
     held::close(fd);
     if let Some(list) = without().as_mut() {
         list.remove(&fd);
     }
     // SAFETY: the descriptor is the program's, and it asks for this.
-    check(unsafe { libc::close(fd) }).map(drop)
+    let closed = check(unsafe { libc::close(fd) }).map(drop);
+    // After the close, so that a request that begins at this moment is found, or finds the socket closed.
+    if let Some(place) = place {
+        pending::abort_socket(place);
+    }
+    closed
 }
 
 /// `socket`.

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Each with the agent beside it, whose process id it is told.
-const PROGRAMS: &[&str] = &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c"];
+const PROGRAMS: &[&str] = &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c", "shared.c"];
 
 #[track_caller]
 fn passes(mut command: Command) {
@@ -42,6 +42,11 @@ fn what_programs_do_with_it_works() {
 #[test]
 fn overlapped_operations_wait_and_tell() {
     run("overlapped_operations_wait_and_tell", "overlapped.c");
+}
+
+#[test]
+fn requests_on_one_socket_are_followed_apart() {
+    run("requests_on_one_socket_are_followed_apart", "shared.c");
 }
 
 #[test]
