@@ -18,7 +18,17 @@ fn compile(folder: &Path) -> Option<Vec<u8>> {
     let object = folder.join("mutant.o");
     let output = Command::new("clang-19")
         .current_dir(folder)
-        .args(["-nostdinc", "-I.", "-g", "-O2", "-target", "bpfel", "-mcpu=v3", "-Wno-everything"])
+        .args([
+            "-nostdinc",
+            "-I.",
+            "-g",
+            "-O2",
+            "-target",
+            "bpfel",
+            "-mcpu=v3",
+            "-Wno-everything",
+            "-Werror=implicit-function-declaration",
+        ])
         .args(["-c", "portkeep.bpf.c", "-o"])
         .arg(&object)
         .output()
@@ -27,9 +37,9 @@ fn compile(folder: &Path) -> Option<Vec<u8>> {
     Some(fs::read(object).expect("clang has written the object"))
 }
 
-/// The first scenario that breaks, and how.
-fn found(object: &[u8]) -> Option<(&'static str, String)> {
-    SCENARIOS.iter().find_map(|(name, _)| {
+/// The first scenario that breaks, and how. One that the undamaged object breaks as well proves nothing.
+fn found(object: &[u8], broken: &[&str]) -> Option<(&'static str, String)> {
+    SCENARIOS.iter().filter(|(name, _)| !broken.contains(name)).find_map(|(name, _)| {
         let report = explore(object, name, true).expect("the object and the scenario can be read");
         report.outcome.err().map(|found| (*name, found.fault))
     })
@@ -39,6 +49,11 @@ fn each_is_found() {
     if Command::new("clang-19").arg("--version").output().is_err() {
         println!("SKIPPED: clang-19 is not installed, nothing was mutated");
         return;
+    }
+    let shipped = fs::read(source().join("portkeep.bpf.o")).expect("the checked-in object can be read");
+    let mut broken = Vec::new();
+    while let Some((name, _)) = found(&shipped, &broken) {
+        broken.push(name);
     }
     let mut missed = Vec::new();
     for (what, file, before, after) in MUTATIONS {
@@ -52,7 +67,7 @@ fn each_is_found() {
         assert_eq!(text.matches(before).count(), 1, "{what}: {file} has changed, and so must this mutation");
         fs::write(&path, text.replace(before, after)).expect("the file can be written");
         let object = compile(folder.path()).expect("clang-19 is there");
-        match found(&object) {
+        match found(&object, &broken) {
             Some((scenario, fault)) => println!("{what} | {scenario} | {fault}"),
             None => missed.push(*what),
         }

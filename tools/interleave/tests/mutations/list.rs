@@ -244,7 +244,7 @@
 		return EDQUOT;
 	}
 ",
-        "	if (READ(q->used) + (__u64)ports > limit)
+        "	if (*(volatile __u32 *)&q->used + (__u64)ports > limit)
 		return EDQUOT;
 	__sync_fetch_and_add(&q->used, ports);
 ",
