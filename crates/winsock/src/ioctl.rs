@@ -126,7 +126,12 @@ impl Call {
         let thread = match self.thread {
             Some(address) => {
                 let id: ThreadId = self.memory.read(address).map_err(|e| self.blame(fault(e)))?;
-                wait::thread_of(id).map_or(id, |thread| ThreadId { reserved: thread, ..id })
+                match wait::thread_of(id) {
+                    Some(thread) => ThreadId { reserved: thread, ..id },
+                    // The program's own WPUQueueApc may know it.
+                    None if self.routine == 0 || spi::has_upcall() => id,
+                    None => return Err(self.blame(error::WSAEFAULT)),
+                }
             }
             None => ThreadId { handle: 0, reserved: wait::this_thread() },
         };

@@ -304,13 +304,49 @@ pub(crate) fn is_bound(fd: i32) -> bool {
     unsafe { libc::getsockname(fd, name.as_mut_ptr().cast(), &mut size) == 0 && name[2..4] != [0, 0] }
 }
 
+/// Whether the size is below that of an address of the socket's family. The pages of bind and connect have WSAEFAULT
+/// for that, the kernel has EINVAL.
+fn too_short(fd: i32, size: i32) -> bool {
+    let needed = match option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN) {
+        Some(libc::AF_INET) => size_of::<libc::sockaddr_in>(),
+        Some(libc::AF_INET6) => size_of::<libc::sockaddr_in6>(),
+        _ => 0,
+    };
+    usize::try_from(size).map_or(true, |size| size < needed)
+}
+
+/// An IPv6 address whose family is the number that Windows has for IPv6, with the system's number.
+fn with_our_family(name: usize, size: i32) -> Option<libc::sockaddr_in6> {
+    if usize::try_from(size).ok()? < size_of::<libc::sockaddr_in6>() {
+        return None;
+    }
+    let bytes: Vec<u8> = Memory::default().read_list(name, size_of::<libc::sockaddr_in6>()).ok()?;
+    // SAFETY: as many bytes as the structure has, of which every pattern is valid; no alignment is assumed.
+    let mut address: libc::sockaddr_in6 = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+    (i32::from(address.sin6_family) == WINDOWS_AF_INET6).then(|| {
+        address.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+        address
+    })
+}
+
 pub(crate) fn bind(s: Socket, name: usize, size: i32) -> Result<(), i32> {
     startup::check()?;
-    if let Some(result) = held::bind(descriptor(s)?, || address(name, size)) {
+    let fd = descriptor(s)?;
+    if let Some(result) = held::bind(fd, || address(name, size)) {
         return result;
     }
     // SAFETY: the kernel checks the address.
-    check(unsafe { libc::bind(descriptor(s)?, name as *const _, length(size)?) }).map(drop)
+    let result = check(unsafe { libc::bind(fd, name as *const _, length(size)?) }).map(drop);
+    match result {
+        Err(error::WSAEINVAL) if too_short(fd, size) => Err(error::WSAEFAULT),
+        Err(error::WSAEAFNOSUPPORT) => {
+            // The page of bind has WSAEFAULT for an address of another family than the socket's.
+            let address = with_our_family(name, size).ok_or(error::WSAEFAULT)?;
+            // SAFETY: a local of the size the call is told.
+            check(unsafe { libc::bind(fd, (&raw const address).cast(), size_of_val(&address) as u32) }).map(drop)
+        }
+        result => result,
+    }
 }
 
 pub(crate) fn connect(s: Socket, name: usize, size: i32) -> Result<(), i32> {
@@ -323,7 +359,10 @@ pub(crate) fn connect(s: Socket, name: usize, size: i32) -> Result<(), i32> {
         result?;
     }
     // SAFETY: the kernel checks the address.
-    check(unsafe { libc::connect(descriptor(s)?, name as *const _, length(size)?) }).map(drop)
+    check(unsafe { libc::connect(descriptor(s)?, name as *const _, length(size)?) }).map(drop).map_err(|code| {
+        let short = code == error::WSAEINVAL && descriptor(s).is_ok_and(|fd| too_short(fd, size));
+        if short { error::WSAEFAULT } else { code }
+    })
 }
 
 pub(crate) fn listen(s: Socket, backlog: i32) -> Result<(), i32> {
@@ -342,6 +381,11 @@ pub(crate) fn accept(s: Socket, name: usize, size: usize) -> Result<Socket, i32>
     Ok(fd as Socket)
 }
 
+/// Conditions are not served.
+pub(crate) fn accept_if(s: Socket, name: usize, size: usize, condition: usize) -> Result<Socket, i32> {
+    if condition != 0 { Err(error::WSAEOPNOTSUPP) } else { accept(s, name, size) }
+}
+
 pub(crate) fn getsockname(s: Socket, name: usize, size: usize) -> Result<(), i32> {
     startup::check()?;
     // SAFETY: the kernel checks both addresses.
@@ -356,8 +400,13 @@ pub(crate) fn getpeername(s: Socket, name: usize, size: usize) -> Result<(), i32
 
 pub(crate) fn shutdown(s: Socket, how: i32) -> Result<(), i32> {
     startup::check()?;
+    let fd = descriptor(s)?;
     // SAFETY: two numbers.
-    check(unsafe { libc::shutdown(descriptor(s)?, how) }).map(drop)
+    match check(unsafe { libc::shutdown(fd, how) }) {
+        // The page has this error for connection-oriented sockets only. The kernel has shut the socket down.
+        Err(error::WSAENOTCONN) if type_of(fd) == Some(libc::SOCK_DGRAM) => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 /// `bind`.
@@ -382,6 +431,26 @@ pub extern "C" fn portkeep_ws_listen(s: Socket, backlog: i32) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn portkeep_ws_accept(s: Socket, name: usize, size: usize) -> Socket {
     crate::value(INVALID_SOCKET, || accept(s, name, size))
+}
+
+/// `WSAAccept`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSAAccept(s: Socket, name: usize, size: usize, condition: usize, _data: usize) -> Socket {
+    crate::value(INVALID_SOCKET, || accept_if(s, name, size, condition))
+}
+
+/// `WSAConnect`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSAConnect(
+    s: Socket,
+    name: usize,
+    size: i32,
+    _caller: usize,
+    _callee: usize,
+    _quality: usize,
+    _group: usize,
+) -> i32 {
+    crate::status(|| connect(s, name, size))
 }
 
 /// `getsockname`.

@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// Each with the agent beside it, whose process id it is told.
-const PROGRAMS: &[&str] = &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c", "shared.c"];
+const PROGRAMS: &[&str] =
+    &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c", "shared.c", "declarations.c"];
 
 #[track_caller]
 fn passes(mut command: Command) {
