@@ -19,6 +19,7 @@ use portkeep::{
         protocol::{self, Happening},
     },
 };
+use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_core::{Errno, wire};
 use portkeep_testkit::{
     World,

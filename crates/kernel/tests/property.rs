@@ -20,8 +20,9 @@ use std::{cell::RefCell, panic::AssertUnwindSafe, path::PathBuf};
 
 use common::Process;
 use history::history;
-use portkeep_core::{Errno, PortRange, model::Settings as ModelSettings};
+use portkeep_core::{Errno, PortRange};
 use portkeep_kernel::{Admin, Loaded, Maps, Settings, cgroup};
+use portkeep_model::Settings as ModelSettings;
 use portkeep_testkit::{REQUIRE, TestCgroup, outside_or_skip};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 

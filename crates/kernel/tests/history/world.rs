@@ -11,13 +11,12 @@ use std::{
 
 use portkeep_core::{
     Errno, PortRange, Scope, Token, Transport, Transports,
-    model::{
-        Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
-        State,
-    },
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
 use portkeep_kernel::{Claimed, CreateError, Expiring, ForWhom, Wanted, Word, WordKey, cgroup};
+use portkeep_model::{
+    Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId, State,
+};
 use portkeep_testkit::new_namespace;
 use rustix::time::{ClockId, clock_gettime};
 use zerocopy::{FromBytes, Immutable, IntoBytes};

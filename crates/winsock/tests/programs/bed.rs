@@ -3,7 +3,7 @@
 
 use std::{fs, io::Write, os::unix::net::UnixStream, process::Command};
 
-use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_testkit::{Sandbox, World, process::Child};
 use rustix::process::{Pid, Signal, kill_process};
 

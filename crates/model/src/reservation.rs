@@ -1,7 +1,7 @@
 //! Reservations, and what the agent and the administrator do with them.
 
 use super::{Model, Namespace, Pid, Place, SocketId};
-use crate::{Errno, PortRange, Scope, Token, Transports};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
 
 /// How far a reservation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
 use super::{Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
-use crate::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
 
 /// So many requests of one uid other than root can wait for the agent.
 const PENDING_MAX: u32 = 64;

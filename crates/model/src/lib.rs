@@ -23,6 +23,8 @@
 //! are neither TCP nor UDP. The model has no clock: that a port was closed
 //! "lately" ends when it is told so ([`Model::set_closed_lately`]).
 
+#![forbid(unsafe_code)]
+
 mod consume;
 mod control;
 mod persistent;
@@ -38,7 +40,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Errno, PortRange, Token, Transport, Transports};
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports};
 
 pub use control::{Request, Select, Version};
 pub use persistent::Persistent;

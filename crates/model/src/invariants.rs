@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Scope;
+use portkeep_core::Scope;
 
 #[derive(Clone, Debug)]
 enum Step {

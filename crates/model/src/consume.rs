@@ -5,7 +5,7 @@
 //! port can be shared.
 
 use super::{Address, Bound, Descriptor, Model, Pid, Place, Reservation, SocketId, State};
-use crate::{Errno, Token, Transport};
+use portkeep_core::{Errno, Token, Transport};
 
 /// `bind` to an address that no interface has.
 const EADDRNOTAVAIL: Errno = Errno(99);

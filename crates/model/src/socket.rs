@@ -1,7 +1,7 @@
 //! Sockets, and the kernel's ordinary rules for who may share a port.
 
 use super::{Descriptor, Model, Namespace, Pid, Place};
-use crate::{Errno, Token, Transport};
+use portkeep_core::{Errno, Token, Transport};
 
 /// Number of a socket; never used twice.
 pub type SocketId = u64;

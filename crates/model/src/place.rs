@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use super::{Model, Namespace, Place, Socket};
-use crate::{PortRange, Transports};
+use portkeep_core::{PortRange, Transports};
 
 impl Model {
     pub(super) fn place(

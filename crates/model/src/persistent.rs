@@ -1,7 +1,7 @@
 //! Persistent reservations: no socket owns them, an administrator makes and ends them.
 
 use super::{Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
-use crate::{Errno, PortRange, Scope, Token, Transports};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
 
 /// What the administrator asks for.
 #[derive(Clone, Debug)]
