@@ -22,7 +22,7 @@ use super::{
 
 /// Where the configuration comes from, and what it says.
 #[derive(Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     file: PathBuf,
     /// The system whose subordinate uids count.
     root: PathBuf,
@@ -136,7 +136,7 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
 
 impl Policy {
     /// Read the file. One with mistakes is refused whole.
-    pub fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
+    pub(crate) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
         let (config, given) = Config::load_given(&file)?;
         Ok(Self {
             file,
@@ -152,16 +152,16 @@ impl Policy {
     }
 
     /// Whose the uids are.
-    pub fn owners(&self) -> &Owners {
+    pub(crate) fn owners(&self) -> &Owners {
         &self.owners
     }
 
-    pub fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 
     /// Read the file again. One with mistakes changes nothing.
-    pub fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
+    pub(crate) fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
         (self.config, self.given) = Config::load_given(&self.file)?;
         self.members = Remembered::default();
         self.privileged = Remembered::default();
@@ -170,7 +170,7 @@ impl Policy {
 
     /// Put it into effect on the BPF programs that are up. What the file does not set stays as it was brought up.
     /// Returns what could not be put into effect.
-    pub fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
         let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
         self.owners = owners;
         let (wanted, wrong) = settings(&self.config);
@@ -249,7 +249,7 @@ impl Policy {
     }
 
     /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
-    pub fn is_administrator(&self, peer: &Peer) -> bool {
+    pub(crate) fn is_administrator(&self, peer: &Peer) -> bool {
         peer.is_root
             || peer.uid != 0
                 && self.admin_gid != 0
@@ -258,7 +258,7 @@ impl Policy {
     }
 
     /// Whether a user other than root may acquire privileged ports.
-    pub fn may_have_privileged(&self, uid: u32) -> bool {
+    pub(crate) fn may_have_privileged(&self, uid: u32) -> bool {
         let Privileged { users, groups } = &self.config.privileged;
         uid != 0
             && self.privileged.of(uid, |uid| {

@@ -13,6 +13,7 @@ use serde::Serialize;
 /// A process as messages name it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Process {
+    /// Its number in this process's pid namespace.
     pub pid: u32,
     /// Its name; at most 15 bytes.
     pub comm: String,
@@ -23,6 +24,7 @@ pub struct Process {
 }
 
 impl Process {
+    /// The process with this number, `None` if it is gone.
     pub fn of(pid: u32) -> Option<Self> {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
         Some(Self { pid, comm, command: command_line(pid), unit: unit(pid) })
@@ -67,6 +69,7 @@ fn unit(pid: u32) -> Option<String> {
 /// process. Without root only the own ones can be told.
 #[derive(Debug, Default)]
 pub struct Binders {
+    /// Those that can be seen.
     pub known: Vec<Process>,
 }
 

@@ -19,7 +19,6 @@ use portkeep::{
         protocol::{self, Happening},
     },
 };
-use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_core::{Errno, wire};
 use portkeep_testkit::{
     World,

@@ -158,9 +158,8 @@ impl Machine {
         if !runs && !(matches!(step, Run(_))) && self.stops_at(&cells) {
             return Ok(false);
         }
-        if !runs && self.trace.is_some() && step != Begin {
-            let text = format!("  CPU {cpu}: {step:?}");
-            self.trace.as_mut().expect("looked at above").push(text);
+        if let Some(trace) = self.trace.as_mut().filter(|_| !runs && step != Begin) {
+            trace.push(format!("  CPU {cpu}: {step:?}"));
         }
         match step {
             Begin => {

@@ -6,14 +6,14 @@ use portkeep_core::{PortRange, PortSet};
 use portkeep_kernel::DEFAULT_POOL;
 use portkeep_persist::{Declared, Diagnostic, Origin};
 
-use crate::agent::{Overlap, sysctl};
+use crate::agent::{Overlap, ephemeral_ports};
 
 /// What is wrong with a pool for the ephemeral ports of this network namespace: an error, or a warning.
 pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Diagnostic, Diagnostic>> {
     let overlap = Overlap::of(pool).ok().flatten()?;
     let nothing = PortSet::default();
     let exhausted = pool.filter(|pool| *pool != DEFAULT_POOL).and_then(|pool| {
-        let ephemeral = sysctl::ephemeral(&pool.into()).ok().flatten()?;
+        let ephemeral = ephemeral_ports(&pool.into()).ok().flatten()?;
         ephemeral.check_more(&nothing, &pool.into()).err()
     });
     Some(match exhausted {
@@ -26,7 +26,7 @@ pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Dia
 /// `ip_local_reserved_ports` where it is in force, and does not count twice.
 pub(super) fn exhausting(declared: &[Declared]) -> Vec<Diagnostic> {
     let all: PortSet = declared.iter().map(|declared| declared.declaration.ports).collect();
-    let Ok(Some(ephemeral)) = sysctl::ephemeral(&all) else { return Vec::new() };
+    let Ok(Some(ephemeral)) = ephemeral_ports(&all) else { return Vec::new() };
     let mut used = PortSet::default();
     let mut wrong = Vec::new();
     for Declared { declaration, origin } in declared {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use portkeep::persistent::{Connection, Entry, Standing, protocol};
-use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_testkit::{Sandbox, World, process::Child};
 
 /// A folder with everything of an agent: drop-ins, configuration, store, socket.
