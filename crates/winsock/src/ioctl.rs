@@ -171,7 +171,7 @@ impl Call {
         self.done(mode, 0)
     }
 
-    /// The control code failed. That is the end of it, unless there is no kernel part here.
+    /// The control code failed. Without kernel enforcement the held mode serves it; otherwise this is the result.
     fn without_kernel(&self, fd: BorrowedFd<'_>, option: i32, error: &io::Error) -> Result<(), i32> {
         match error.raw_os_error() {
             Some(libc::ENOPROTOOPT) => {
