@@ -12,9 +12,8 @@ use std::{
 
 use crate::{
     abi::{INVALID_SOCKET, Socket},
-    error, held,
-    pending::{self, Place},
-    startup,
+    claim::Place,
+    error, held, pending, startup,
 };
 
 mod address;
