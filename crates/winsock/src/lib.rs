@@ -32,6 +32,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod abi;
 pub mod byte_order;
+mod claim;
 mod error;
 mod held;
 pub mod install;

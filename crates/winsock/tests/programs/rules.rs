@@ -36,13 +36,13 @@ fn with_agent(world: &World, mut command: Command) {
 }
 
 #[test]
-fn what_programs_do_with_it_works() {
-    run("what_programs_do_with_it_works", "patterns.c");
+fn usage_patterns_work() {
+    run("usage_patterns_work", "patterns.c");
 }
 
 #[test]
-fn overlapped_operations_wait_and_tell() {
-    run("overlapped_operations_wait_and_tell", "overlapped.c");
+fn overlapped_operations_wait_and_report() {
+    run("overlapped_operations_wait_and_report", "overlapped.c");
 }
 
 #[test]
@@ -66,8 +66,8 @@ fn ordinary_sockets_work() {
 }
 
 #[test]
-fn the_static_library_will_do() {
-    let test = "the_static_library_will_do";
+fn the_static_library_works() {
+    let test = "the_static_library_works";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
     // The linker takes the archive where only the archive is named.
