@@ -88,6 +88,7 @@ pub use kernel_part::KernelPart;
 pub use overlap::{Overlap, enter_overlap, leave_overlap};
 pub use policy::{settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
+pub use sysctl::ephemeral as ephemeral_ports;
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
 const TICK: Duration = Duration::from_secs(1);

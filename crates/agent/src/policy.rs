@@ -100,6 +100,7 @@ fn share_quotas_of(maps: &mut Maps, root: &Path) -> anyhow::Result<(Owners, Vec<
 
 /// The settings as they are, with those that the file sets.
 fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Settings {
+    let wanted_home = wanted.home;
     let mut settings = wanted;
     if !given.has("pool") {
         settings.pool = kernel_part::pool(base);
@@ -120,7 +121,12 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
         settings.privileged_gids = base.privileged_gids.into_iter().filter(|gid| *gid != 0).collect();
     }
     settings.share = base.share;
-    settings.home = (base.home != 0).then_some(base.home);
+    settings.home = match base.home {
+        // Nobody said which namespace is the machine's own; a quota for the others needs to know.
+        0 if given.has("quota.containers") => wanted_home,
+        0 => None,
+        home => Some(home),
+    };
     // What is privileged is said by the namespace of `up`, which the agent may not be in.
     if settings.home.is_none() || settings.home != netns::current_cookie().ok() {
         settings.unprivileged_start = u16::try_from(base.unprivileged_start).unwrap_or(u16::MAX);

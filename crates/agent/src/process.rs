@@ -13,7 +13,7 @@ use serde::Serialize;
 /// A process as messages name it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Process {
-    /// Its number in the first pid namespace.
+    /// Its number in this process's pid namespace.
     pub pid: u32,
     /// Its name; at most 15 bytes.
     pub comm: String,
@@ -24,7 +24,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process with this number, if there is one.
+    /// The process with this number, `None` if it is gone.
     pub fn of(pid: u32) -> Option<Self> {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
         Some(Self { pid, comm, command: command_line(pid), unit: unit(pid) })

@@ -114,6 +114,7 @@ impl Lab {
             quota: QUOTA,
             deny: Errno::EADDRINUSE,
             unprivileged_start: 1024,
+            home: None,
             admin_gid: 0,
         };
         Ok(Self {

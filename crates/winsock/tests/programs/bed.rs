@@ -19,7 +19,7 @@ pub(crate) struct AgentProcess {
 }
 
 impl AgentProcess {
-    /// On the kernel part of this process's sandbox. Tests that have one run one at a time ([`World`]): the child has
+    /// On the BPF programs of this process's sandbox. Tests that have one run one at a time ([`World`]): the child has
     /// copies of all descriptors of this process.
     pub(crate) fn start(_world: &World) -> Self {
         let folder = kit("the agent").expect("a kit").agent_folder();
