@@ -14,7 +14,7 @@ fuzz_target!(|text: &str| {
     }
     // The text is both the file and the word that is looked up in it.
     let services = Services::parse(text);
-    for transports in [Transports::TCP, Transports::UDP, Transports::BOTH] {
+    for transports in [Transports::Tcp, Transports::Udp, Transports::Both] {
         let _ = services.ports(text, transports);
         let _ = text.split_whitespace().next().map(|name| services.ports(name, transports));
     }
