@@ -210,7 +210,7 @@ fn the_map_structures_are_those_of_the_object() {
         btf,
         "word",
         Word,
-        [reserved, heads, lingering, drawn, aside, left, closing, payer, lead, bound, owner, uses]
+        [reserved, heads, lingering, drawn, aside, left, closing, payer, lead, bound, sealed, zero, owner, uses]
     );
     same!(btf, "expiring", Expiring, [ports, period]);
     same!(btf, "entries", Entries, [hint, zero, taken]);
