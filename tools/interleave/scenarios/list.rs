@@ -36,6 +36,7 @@
     ("forget-bind", include_str!("forget-bind.txt")),
     ("four", include_str!("four.txt")),
     ("kill", include_str!("kill.txt")),
+    ("lingering-bind", include_str!("lingering-bind.txt")),
     ("pending-bind", include_str!("pending-bind.txt")),
     ("pending-confirm-bind", include_str!("pending-confirm-bind.txt")),
     ("persistent-change", include_str!("persistent-change.txt")),
