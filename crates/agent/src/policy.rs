@@ -22,7 +22,7 @@ use super::{
 
 /// Where the configuration comes from, and what it says.
 #[derive(Debug)]
-pub(super) struct Policy {
+pub(crate) struct Policy {
     file: PathBuf,
     /// The system whose subordinate uids count.
     root: PathBuf,
@@ -49,7 +49,7 @@ fn ports(limit: Limit) -> u32 {
 }
 
 /// The settings of the kernel part that a configuration means, and what cannot be looked up.
-pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
+pub fn settings(config: &Config) -> (Settings, Vec<String>) {
     let mut complaints = Vec::new();
     let mut settings = Settings::default();
     settings.pool = config.pool;
@@ -87,7 +87,7 @@ pub(crate) fn settings(config: &Config) -> (Settings, Vec<String>) {
 }
 
 /// Let subordinate uids share their users' quotas; returns what could not be read.
-pub(crate) fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
+pub fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(share_quotas_of(maps, root)?.1)
 }
 
@@ -100,6 +100,7 @@ fn share_quotas_of(maps: &mut Maps, root: &Path) -> anyhow::Result<(Owners, Vec<
 
 /// The settings as they are, with those that the file sets.
 fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Settings {
+    let wanted_home = wanted.home;
     let mut settings = wanted;
     if !given.has("pool") {
         settings.pool = kernel_part::pool(base);
@@ -120,7 +121,12 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
         settings.privileged_gids = base.privileged_gids.into_iter().filter(|gid| *gid != 0).collect();
     }
     settings.share = base.share;
-    settings.home = (base.home != 0).then_some(base.home);
+    settings.home = match base.home {
+        // Nobody said which namespace is the machine's own; a quota for the others needs to know.
+        0 if given.has("quota.containers") => wanted_home,
+        0 => None,
+        home => Some(home),
+    };
     // What is privileged is said by the namespace of `up`, which the agent may not be in.
     if settings.home.is_none() || settings.home != netns::current_cookie().ok() {
         settings.unprivileged_start = u16::try_from(base.unprivileged_start).unwrap_or(u16::MAX);
@@ -130,7 +136,7 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
 
 impl Policy {
     /// Read the file. One with mistakes is refused whole.
-    pub(super) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
+    pub(crate) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
         let (config, given) = Config::load_given(&file)?;
         Ok(Self {
             file,
@@ -146,16 +152,16 @@ impl Policy {
     }
 
     /// Whose the uids are.
-    pub(super) fn owners(&self) -> &Owners {
+    pub(crate) fn owners(&self) -> &Owners {
         &self.owners
     }
 
-    pub(super) fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 
     /// Read the file again. One with mistakes changes nothing.
-    pub(super) fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
+    pub(crate) fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
         (self.config, self.given) = Config::load_given(&self.file)?;
         self.members = Remembered::default();
         self.privileged = Remembered::default();
@@ -164,7 +170,7 @@ impl Policy {
 
     /// Put it into effect on the BPF programs that are up. What the file does not set stays as it was brought up.
     /// Returns what could not be put into effect.
-    pub(super) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
         let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
         self.owners = owners;
         let (wanted, wrong) = settings(&self.config);
@@ -243,7 +249,7 @@ impl Policy {
     }
 
     /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
-    pub(super) fn is_administrator(&self, peer: &Peer) -> bool {
+    pub(crate) fn is_administrator(&self, peer: &Peer) -> bool {
         peer.is_root
             || peer.uid != 0
                 && self.admin_gid != 0
@@ -252,7 +258,7 @@ impl Policy {
     }
 
     /// Whether a user other than root may acquire privileged ports.
-    pub(super) fn may_have_privileged(&self, uid: u32) -> bool {
+    pub(crate) fn may_have_privileged(&self, uid: u32) -> bool {
         let Privileged { users, groups } = &self.config.privileged;
         uid != 0
             && self.privileged.of(uid, |uid| {

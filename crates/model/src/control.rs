@@ -3,8 +3,11 @@
 //! Every one of them answers EBADF for a bad descriptor and EOPNOTSUPP for a
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
-use super::{Descriptor, Model, Owner, Pid, Reservation, Role, SocketId, State};
-use crate::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+use super::{Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+
+/// So many requests of one uid other than root can wait for the agent.
+const PENDING_MAX: u32 = 64;
 
 /// What ACQUIRE asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,8 +103,7 @@ impl Model {
     /// `EINPROGRESS` is a success of its own kind: the block is claimed, and in
     /// force once the agent has confirmed it. [`Model::granted`] tells the rest.
     ///
-    /// Privileged ports are never in the pool by default, so acquiring them is
-    /// up to the agent, which refuses with EACCES whom the policy does not allow it.
+    /// Acquiring privileged ports of the machine's own namespace needs a right; elsewhere the agent decides.
     pub fn acquire(&mut self, pid: Pid, descriptor: Descriptor, ask: &Request, token: Token) -> Result<(), Errno> {
         let (id, transport) = self.control(pid, descriptor)?;
         if !ask.is_valid() {
@@ -111,11 +113,11 @@ impl Model {
         let uid = process.uid;
         let scope = match ask.scope {
             Scope::Cgroup(0) => Scope::Cgroup(process.own_cgroup()),
-            // Nobody hands ports to strangers: the caller's own cgroup or one above it.
+            // Nobody hands ports to outsiders: the caller's own cgroup or one above it.
             Scope::Cgroup(cgroup) if !process.cgroups.contains(&cgroup) => return Err(Errno::EINVAL),
             scope => scope,
         };
-        if self.owned(id).count() >= wire::OWNED && !self.forget_refused(id) {
+        if self.owned(id).count() >= wire::OWNED && !self.make_room(id) {
             return Err(Errno::EDQUOT);
         }
         let transports = if ask.both { Transports::Both } else { transport.into() };
@@ -126,7 +128,7 @@ impl Model {
 
         let namespace = self.sockets[&id].namespace;
         let (block, state) = match PortRange::new(ask.start, ask.count) {
-            Ok(block) => (block, self.claim_specific(namespace, transports, block)?),
+            Ok(block) => (block, self.claim_specific(pid, namespace, transports, block)?),
             Err(_) => {
                 let align = ask.align.max(1);
                 (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
@@ -145,25 +147,42 @@ impl Model {
             order: self.next_order(),
             next: 0,
         };
-        self.payers.insert(token, uid);
-        let before = self.reservations.insert(token, reservation);
-        assert!(before.is_none(), "R8: a token came twice");
+        self.enter(token, reservation);
         self.socket_mut(id).last_acquired = Some(token);
         if state == State::Pending { Err(Errno::EINPROGRESS) } else { Ok(()) }
     }
 
-    /// Pool ports are known to be vacant unless taken; elsewhere the agent has to look.
-    fn claim_specific(&self, namespace: u64, transports: Transports, block: PortRange) -> Result<State, Errno> {
-        let state = match self.settings.pool {
-            Some(pool) if pool.contains(block.start()) && pool.contains(block.last()) => State::Active,
-            _ if self.agent_runs() => State::Pending,
-            _ => return Err(Errno::ENETDOWN),
-        };
-        let taken = self.taken();
-        let hit = |at: &&super::Place| {
-            at.namespace == namespace && transports.contains(at.transport) && block.contains(at.port)
-        };
-        if taken.iter().any(|at| hit(&at)) { Err(Errno::EADDRINUSE) } else { Ok(state) }
+    fn claim_specific(
+        &self,
+        pid: Pid,
+        namespace: u64,
+        transports: Transports,
+        block: PortRange,
+    ) -> Result<State, Errno> {
+        let process = self.process(pid);
+        let privileged = block.start() < self.settings.unprivileged_start && self.settings.home == Some(namespace);
+        if privileged && !process.privileged {
+            return Err(Errno::EACCES);
+        }
+        let places = || places_of(namespace, transports, block);
+        let pending = self.needs_agent(places());
+        if pending && !self.agent_runs() {
+            return Err(Errno::ENETDOWN);
+        }
+        if pending && process.uid != 0 && self.pending_of(process.uid) >= PENDING_MAX {
+            return Err(Errno::EDQUOT);
+        }
+        if places().any(|at| self.is_reserved(at) || !pending && self.is_occupied(at)) {
+            return Err(Errno::EADDRINUSE);
+        }
+        Ok(if pending { State::Pending } else { State::Active })
+    }
+
+    /// Binds outside the pool are not counted, so the agent has to look. In the pool it looks where TCP connections may
+    /// be left behind, if it runs.
+    fn needs_agent(&self, mut places: impl Iterator<Item = Place>) -> bool {
+        let left = |at: &Place| at.transport == Transport::Tcp && self.closed_lately.contains(at);
+        places.any(|at| !self.in_pool(at.port) || self.agent_runs() && left(&at))
     }
 
     fn limit_of(&self, uid: u32) -> u32 {
@@ -174,14 +193,13 @@ impl Model {
     /// RELEASE: any socket of the owner process will do, if it is of the right transport and namespace (R7).
     pub fn release(&mut self, pid: Pid, descriptor: Descriptor, token: u64) -> Result<(), Errno> {
         let (id, transport) = self.control(pid, descriptor)?;
-        let (token, reservation) =
-            self.named(token).filter(|(_, r)| r.places().next().is_some()).ok_or(Errno::ENOENT)?;
+        let (token, reservation) = self.named(token).ok_or(Errno::ENOENT)?;
         self.check_kind(id, transport, reservation)?;
         if reservation.owner.pid != pid {
             return Err(Errno::EPERM);
         }
-        self.reservations.remove(&token);
-        Ok(())
+        // Of a request that was refused this removes the last trace.
+        self.end(token)
     }
 
     /// ASSOCIATE. A second one replaces the first (A1).
@@ -209,8 +227,9 @@ impl Model {
         let (id, _) = self.control(pid, descriptor)?;
         let token = self.sockets[&id].last_acquired.ok_or(Errno::ENOENT)?;
         let reservation = self.reservations.get(&token).cloned().ok_or(Errno::ENOENT)?;
-        if let State::Refused(_) = reservation.state {
-            self.reservations.remove(&token);
+        match reservation.state {
+            State::Refused(_) | State::Contested => drop(self.remove(token)),
+            State::Pending | State::Active => {}
         }
         Ok((token, reservation))
     }
@@ -231,7 +250,7 @@ impl Model {
         let found = match socket.selected.ok_or(Errno::EINVAL)? {
             Select::Token(token) => here().find(|(other, _)| other.get() == token),
             Select::Port(transport, port) => {
-                let at = super::Place { namespace: socket.namespace, transport, port };
+                let at = Place { namespace: socket.namespace, transport, port };
                 here().find(|(_, reservation)| reservation.holds(at))
             }
             Select::Next(transport, port) => here()
@@ -246,9 +265,9 @@ impl Model {
         Ok((visible, reservation))
     }
 
-    /// What STATE tells of a reservation's use: ports with at least one bound socket, of each transport.
+    /// What STATE reports of a reservation's use: ports in use, of each transport.
     pub fn bound_ports(&self, reservation: &Reservation) -> u32 {
-        reservation.places().filter(|at| self.consumers(*at) > 0).count() as u32
+        reservation.places().filter(|at| self.is_occupied(*at)).count() as u32
     }
 
     /// VERSION.
@@ -277,20 +296,20 @@ impl Model {
         Some((token, self.reservations.get(&token)?))
     }
 
-    fn owned(&self, id: SocketId) -> impl Iterator<Item = (&Token, &Reservation)> {
+    pub(super) fn owned(&self, id: SocketId) -> impl Iterator<Item = (&Token, &Reservation)> {
         let mut owned: Vec<_> = self.reservations.iter().filter(move |(_, r)| r.owner.socket == id).collect();
         owned.sort_by_key(|(_, reservation)| reservation.order);
         owned.into_iter()
     }
 
-    /// A refusal that GRANTED can no longer tell makes room for a new reservation.
-    fn forget_refused(&mut self, id: SocketId) -> bool {
+    /// A refusal that GRANTED can no longer report makes room for a new reservation.
+    fn make_room(&mut self, id: SocketId) -> bool {
         let last = self.sockets[&id].last_acquired;
         let stale = self
             .owned(id)
             .find(|(token, reservation)| Some(**token) != last && matches!(reservation.state, State::Refused(_)))
             .map(|(token, _)| *token);
-        stale.is_some_and(|token| self.reservations.remove(&token).is_some())
+        stale.is_some_and(|token| self.forget_refused(token))
     }
 
     pub(super) fn socket_mut(&mut self, id: SocketId) -> &mut super::Socket {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Model, SocketId};
-use crate::Errno;
+use portkeep_core::Errno;
 
 /// Number of a process (a thread group).
 pub type Pid = u32;

@@ -18,10 +18,12 @@
 //!   [`set_aside`](Model::set_aside) ...;
 //! * getters, which look at the state and change nothing.
 //!
-//! Left out: addresses beyond [`Address`], connections (an accepted socket
-//! shares its listener's port and is not counted), TIME_WAIT (it never matters
-//! to a consumer, rule A9, and this model has no clock), events, and the bind
-//! of sockets that are neither TCP nor UDP.
+//! Left out: addresses beyond [`Address`], accepted connections, TIME_WAIT (it
+//! never matters to a consumer, rule A9), events, and the bind of sockets that
+//! are neither TCP nor UDP. The model has no clock: that a port was closed
+//! "lately" ends when it is told so ([`Model::set_closed_lately`]).
+
+#![forbid(unsafe_code)]
 
 mod consume;
 mod control;
@@ -38,7 +40,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Errno, PortRange, Token, Transport, Transports};
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports};
 
 pub use control::{Request, Select, Version};
 pub use persistent::Persistent;
@@ -71,6 +73,8 @@ pub struct Settings {
     pub deny: Errno,
     /// Ports below this need a privilege, or a reservation (A8).
     pub unprivileged_start: u16,
+    /// The machine's own namespace: ports below `unprivileged_start` need a privilege to be acquired there.
+    pub home: Option<Namespace>,
     /// The administrators' group, 0 = root only.
     pub admin_gid: u32,
 }
@@ -82,6 +86,7 @@ impl Default for Settings {
             quota: 1024,
             deny: Errno::EADDRINUSE,
             unprivileged_start: 1024,
+            home: None,
             admin_gid: 0,
         }
     }
@@ -92,8 +97,6 @@ impl Default for Settings {
 pub struct Model {
     settings: Settings,
     quotas: BTreeMap<u32, u32>,
-    /// Who acquired what, also after its end: lingering ports stay charged.
-    payers: BTreeMap<Token, u32>,
     processes: BTreeMap<Pid, Process>,
     sockets: BTreeMap<SocketId, Socket>,
     reservations: BTreeMap<Token, Reservation>,
@@ -102,6 +105,8 @@ pub struct Model {
     /// Drawn for a bind that failed afterwards: draws prefer other ports.
     hints: BTreeSet<Place>,
     aside: BTreeSet<Place>,
+    lingering: BTreeSet<Place>,
+    closed_lately: BTreeSet<Place>,
     next_socket: SocketId,
 }
 
@@ -136,12 +141,12 @@ impl Model {
         &self.reservations
     }
 
-    /// Ports in use since before the kernel part came up.
+    /// Ports in use by sockets that no program saw being bound.
     pub fn aside(&self) -> &BTreeSet<Place> {
         &self.aside
     }
 
-    /// The reservation, pending or in force, that a port belongs to.
+    /// The reservation, pending, contested or in force, that a port belongs to.
     pub fn block_at(&self, at: Place) -> Option<(Token, &Reservation)> {
         self.reservations
             .iter()
@@ -149,20 +154,35 @@ impl Model {
             .map(|(token, reservation)| (*token, reservation))
     }
 
-    /// How many sockets are bound to a port out of a reservation, one that may since have ended.
-    pub fn consumers(&self, at: Place) -> usize {
-        self.sockets.values().filter(|socket| socket.consumes(at)).count()
+    /// How many of the sockets bound to a port are counted: all of those that found it reserved, or in the pool.
+    pub fn users(&self, at: Place) -> usize {
+        self.sockets.values().filter(|socket| socket.uses(at)).count()
     }
 
-    /// A port no reservation has any more but sockets bound from one still do (R7).
+    /// A port whose reservation has ended and that sockets bound from it still have (R7).
     pub fn lingers(&self, at: Place) -> bool {
-        self.block_at(at).is_none() && self.consumers(at) > 0
+        self.lingering.contains(&at)
     }
 
-    /// Whether a port may not become part of a new block: it belongs to another one, or is in use as far as the
-    /// kernel part knows by itself. (What else is bound outside the pool, the agent finds out.)
-    pub fn is_taken(&self, at: Place) -> bool {
-        self.block_at(at).is_some() || self.lingers(at) || self.aside.contains(&at)
+    /// Whether a port belongs to a reservation, or still lingers from one.
+    pub fn is_reserved(&self, at: Place) -> bool {
+        self.block_at(at).is_some() || self.lingers(at)
+    }
+
+    /// Whether a port is in use as far as the programs in the kernel know by themselves. (What else is bound outside
+    /// the pool, the agent finds out.)
+    pub fn is_occupied(&self, at: Place) -> bool {
+        self.users(at) > 0 || self.aside.contains(&at)
+    }
+
+    /// Pool ports that a counted socket has given up, and that wildcard searches therefore come to last.
+    pub fn closed_lately(&self) -> &BTreeSet<Place> {
+        &self.closed_lately
+    }
+
+    /// Time has passed: these, and no others, still count as closed lately.
+    pub fn set_closed_lately(&mut self, places: BTreeSet<Place>) {
+        self.closed_lately = places;
     }
 
     /// Whether a bind that failed afterwards had drawn this port: draws prefer others as long as its socket is open.
@@ -170,23 +190,28 @@ impl Model {
         self.hints.contains(&at)
     }
 
-    /// Every port that is taken.
-    pub fn taken(&self) -> BTreeSet<Place> {
+    /// Every port that is reserved.
+    pub fn reserved(&self) -> BTreeSet<Place> {
         let blocks = self.reservations.values().flat_map(Reservation::places);
-        let bound = self.sockets.values().filter(|socket| socket.is_consumer()).filter_map(Socket::place);
-        blocks.chain(bound).chain(self.aside.iter().copied()).collect()
+        blocks.chain(self.lingering.iter().copied()).collect()
     }
 
-    /// Ports a uid holds; each transport counts. Those that linger are held until they are free.
+    /// Ports a uid holds; each transport counts. A refused request counts as one until its owner has heard of it.
     pub fn ports_of(&self, uid: u32) -> u32 {
-        let reserved =
-            self.reservations.values().filter(|reservation| reservation.owner.uid == uid && !reservation.persistent);
-        let paid = |socket: &&Socket| {
-            socket.bound.and_then(|bound| bound.consumes).is_some_and(|token| self.payers.get(&token) == Some(&uid))
+        let held = |reservation: &Reservation| match reservation.state {
+            State::Refused(_) => 1,
+            State::Pending | State::Contested | State::Active => reservation.places().count(),
         };
-        let bound: BTreeSet<Place> = self.sockets.values().filter(paid).filter_map(Socket::place).collect();
-        let lingering = bound.into_iter().filter(|at| self.lingers(*at)).count();
-        (reserved.map(|reservation| reservation.places().count()).sum::<usize>() + lingering) as u32
+        self.of_account(uid).map(held).sum::<usize>() as u32
+    }
+
+    /// Requests of a uid that wait for the agent.
+    pub fn pending_of(&self, uid: u32) -> u32 {
+        self.of_account(uid).filter(|reservation| reservation.waits()).count() as u32
+    }
+
+    fn of_account(&self, uid: u32) -> impl Iterator<Item = &Reservation> {
+        self.reservations.values().filter(move |reservation| reservation.owner.uid == uid && !reservation.persistent)
     }
 
     fn next_order(&self) -> u64 {

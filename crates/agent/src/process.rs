@@ -12,18 +12,20 @@ use serde::Serialize;
 
 /// A process as messages name it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(crate) struct Process {
-    pub(crate) pid: u32,
+pub struct Process {
+    /// Its number in this process's pid namespace.
+    pub pid: u32,
     /// Its name; at most 15 bytes.
-    pub(crate) comm: String,
+    pub comm: String,
     /// Its command line, if it can be read.
-    pub(crate) command: Option<String>,
+    pub command: Option<String>,
     /// The systemd unit, or else the cgroup.
-    pub(crate) unit: Option<String>,
+    pub unit: Option<String>,
 }
 
 impl Process {
-    pub(crate) fn of(pid: u32) -> Option<Self> {
+    /// The process with this number, `None` if it is gone.
+    pub fn of(pid: u32) -> Option<Self> {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
         Some(Self { pid, comm, command: command_line(pid), unit: unit(pid) })
     }
@@ -38,7 +40,7 @@ impl std::fmt::Display for Process {
 /// Whether pids here mean what they mean to the kernel part, which numbers
 /// processes as the first pid namespace does. (`PROC_PID_INIT_INO` of
 /// `include/linux/proc_ns.h`.)
-pub(crate) fn in_first_pid_namespace() -> bool {
+pub fn in_first_pid_namespace() -> bool {
     const PROC_PID_INIT_INO: &str = "pid:[4026531836]";
     fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(PROC_PID_INIT_INO))
 }
@@ -66,18 +68,19 @@ fn unit(pid: u32) -> Option<String> {
 /// The processes that have the port bound, in the network namespace of this
 /// process. Without root only the own ones can be told.
 #[derive(Debug, Default)]
-pub(crate) struct Binders {
-    pub(crate) known: Vec<Process>,
+pub struct Binders {
+    /// Those that can be seen.
+    pub known: Vec<Process>,
 }
 
 impl Binders {
     /// `None`: nobody has it bound, as far as `/proc/net` shows. (It does not show TCP sockets that do not listen yet.)
-    pub(crate) fn of(transport: Transport, port: u16) -> Option<Self> {
+    pub fn of(transport: Transport, port: u16) -> Option<Self> {
         Self::in_block(transport, PortRange::single(port).ok()?).remove(&port)
     }
 
     /// For each port of the block that somebody has bound. One round through `/proc`, however large the block.
-    pub(crate) fn in_block(transport: Transport, block: PortRange) -> BTreeMap<u16, Self> {
+    pub fn in_block(transport: Transport, block: PortRange) -> BTreeMap<u16, Self> {
         let inside = |(port, _): &(u16, u64)| block.contains(*port);
         let ports: HashMap<u64, u16> =
             sockets(transport).into_iter().filter(inside).map(|(port, inode)| (inode, port)).collect();
@@ -103,7 +106,7 @@ impl Binders {
 }
 
 /// Which process has one of these sockets open, by their inodes. One round through `/proc`.
-pub(crate) fn by_inode(inodes: &BTreeSet<u64>) -> HashMap<u64, Process> {
+pub fn by_inode(inodes: &BTreeSet<u64>) -> HashMap<u64, Process> {
     let mut found = HashMap::new();
     for pid in pids() {
         if found.len() == inodes.len() {
@@ -130,7 +133,7 @@ fn socket_inode(link: &str) -> Option<u64> {
 }
 
 /// The lowest port of the block that a socket has bound, as far as `/proc/net` shows.
-pub(crate) fn first_in_use(transport: Transport, block: PortRange) -> Option<u16> {
+pub fn first_in_use(transport: Transport, block: PortRange) -> Option<u16> {
     sockets(transport).into_iter().map(|(port, _)| port).filter(|port| block.contains(*port)).min()
 }
 

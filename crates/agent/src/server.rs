@@ -109,6 +109,9 @@ impl Server {
                 Err(_) => break,
             };
             let Some(connection) = connection_of(stream) else { continue };
+            if !self.has_room_for(connection.peer, owners) {
+                self.connections.retain(|connection| !connection.is_deserted());
+            }
             if self.has_room_for(connection.peer, owners) {
                 self.connections.push(connection);
             } else {

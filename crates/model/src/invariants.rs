@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Scope;
+use portkeep_core::Scope;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -61,7 +61,7 @@ fn world() -> Model {
 
 fn apply(model: &mut Model, step: &Step, number: u64) {
     let nth = |model: &Model, n: usize| model.reservations().keys().nth(n).map_or(0, |token| token.get());
-    let before = model.taken();
+    let before = model.reserved();
     match step.clone() {
         Step::Socket { pid, namespace, transport, reuse } => {
             let options = Options { reuse_port: reuse, ..Options::default() };
@@ -73,11 +73,11 @@ fn apply(model: &mut Model, step: &Step, number: u64) {
                 Ok(()) | Err(Errno::EINPROGRESS) => {
                     let granted = &model.reservations()[&token];
                     assert_eq!(granted.block.count(), request.count);
-                    assert!(granted.places().all(|at| !before.contains(&at)), "granted what was taken");
+                    assert!(granted.places().all(|at| !before.contains(&at)), "granted what was reserved");
                     assert!(request.start == 0 || request.start == granted.block.start());
                     assert!(granted.block.start().is_multiple_of(request.align.max(1)));
                 }
-                Err(_) => assert_eq!(model.taken(), before, "a failed ACQUIRE left something behind"),
+                Err(_) => assert_eq!(model.reserved(), before, "a failed ACQUIRE left something behind"),
             }
         }
         Step::Release { pid, on, nth: n } => {
@@ -90,7 +90,7 @@ fn apply(model: &mut Model, step: &Step, number: u64) {
             let _ = model.bind(pid, on, Address::V4Any, port, 40000 + number as u16);
         }
         Step::Connect { pid, on } => {
-            let _ = model.connect(pid, on, 40000 + number as u16);
+            let _ = model.connect(pid, on, 8000, 40000 + number as u16);
         }
         Step::Close { pid, on } => {
             let _ = model.close(pid, on);
@@ -115,8 +115,11 @@ fn check(model: &Model) {
     }
     for socket in model.sockets().values() {
         let Some(at) = socket.place() else { continue };
-        assert!(!socket.is_consumer() || model.is_taken(at), "{at:?} was freed under a socket");
-        assert!(socket.is_consumer() || !model.in_pool(at.port), "{at:?} is bound by an outsider");
+        let consumer = socket.bound.is_some_and(|bound| bound.consumer);
+        assert!(!consumer || model.is_reserved(at), "{at:?} was freed under a socket");
+        let in_force = model.block_at(at).is_some_and(|(_, reservation)| reservation.state == State::Active);
+        let seen = socket.is_counted() || model.in_pool(at.port);
+        assert!(!in_force || consumer || !seen, "{at:?} is bound by an outsider");
     }
     assert!(model.ports_of(1000) <= 24);
 }
@@ -134,7 +137,7 @@ proptest! {
             check(&model);
         }
         prop_assert!(model.reservations().is_empty());
-        prop_assert!(model.taken().is_empty(), "ports leaked: {:?}", model.taken());
+        prop_assert!(model.reserved().is_empty(), "ports leaked: {:?}", model.reserved());
         prop_assert!(model.hints.is_empty(), "hints leaked");
     }
 }

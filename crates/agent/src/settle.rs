@@ -78,7 +78,9 @@ impl Agent<'_> {
     /// Put the sysctls right where something has changed, for a while.
     pub(super) fn settle(&mut self) -> anyhow::Result<()> {
         let wanted = self.wanted()?;
-        let remembered: BTreeSet<u64> = self.keeper.remembered()?.into_iter().collect();
+        // Without descriptors this cannot be read. Those that are kept open are put right or closed all the same, and the
+        // sweep comes round to the others.
+        let remembered: BTreeSet<u64> = self.keeper.remembered().unwrap_or_default().into_iter().collect();
         let begin = Instant::now();
         while begin.elapsed() < SLICE
             && let Some((netns, hints)) = self.unsettled.pop_first()
@@ -108,10 +110,10 @@ impl Agent<'_> {
     fn settled_in(&mut self, netns: u64, blocks: Option<&PortSet>, settled: io::Result<Shared>) {
         match settled {
             Ok(shared) => {
-                if blocks.is_some() {
-                    if let Err(error) = self.kernel.admin.avoid(netns, shared.avoid) {
-                        tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
-                    }
+                if blocks.is_some()
+                    && let Err(error) = self.kernel.admin.avoid(netns, shared.avoid)
+                {
+                    tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
                 }
                 // Without entries it is not ours to keep alive.
                 if blocks.is_none_or(PortSet::is_empty) && shared.enter.is_none() && netns != self.netns {

@@ -5,7 +5,7 @@
 //! port can be shared.
 
 use super::{Address, Bound, Descriptor, Model, Pid, Place, Reservation, SocketId, State};
-use crate::{Errno, Token, Transport};
+use portkeep_core::{Errno, Token, Transport};
 
 /// `bind` to an address that no interface has.
 const EADDRNOTAVAIL: Errno = Errno(99);
@@ -31,26 +31,37 @@ impl Model {
         let socket = &self.sockets[&id];
         let namespace = socket.namespace;
         let chosen = match socket.associated {
-            // Too late for any choice; the ordinary rules answer.
-            _ if socket.bound.is_some() => None,
-            Some(token) if socket.role.is_none() => Some((self.take(id, token, transport, port)?, token)),
-            _ => self.admit(pid, id, transport, port)?.map(|token| (port, token)),
+            // Too late for any choice. Of a reserved port that is the first thing to be said, else the ordinary rules answer.
+            _ if socket.bound.is_some() => {
+                let at = Place { namespace, transport, port };
+                if port != 0 && socket.role.is_none() && self.is_reserved(at) {
+                    return Err(Errno::EINVAL);
+                }
+                None
+            }
+            Some(token) if socket.role.is_none() => Some(self.take(id, token, transport, port, 0)?),
+            _ => self.admit(pid, id, transport, port)?.then_some(port),
         };
-        let consumes = chosen.map(|(_, token)| token);
-        let port = chosen.map_or(port, |(port, _)| port);
+        let consumer = chosen.is_some();
+        let port = chosen.unwrap_or(port);
         let at = Place { namespace, transport, port };
-        if consumes.is_some() {
+        if consumer {
             self.allow_time_wait(id, at);
         }
 
-        self.check_ordinary(pid, id, at, address, consumes.is_some())?;
+        self.check_ordinary(pid, id, at, address, consumer)?;
         let port = if port != 0 { port } else { self.automatic(at, automatic)? };
-        self.settle(id, Bound { port, address, consumes });
+        let at = Place { port, ..at };
+        let counted = self.sockets[&id].role.is_none() && (self.in_pool(port) || self.is_reserved(at));
+        if counted {
+            self.contest(at);
+        }
+        self.settle(id, Bound { port, address, consumer, counted });
         Ok(port)
     }
 
     /// An associated socket takes a port of its block or none at all (A3, A4, A5).
-    fn take(&mut self, id: SocketId, token: Token, transport: Transport, port: u16) -> Result<u16, Errno> {
+    fn take(&mut self, id: SocketId, token: Token, transport: Transport, port: u16, skip: u16) -> Result<u16, Errno> {
         let Some(reservation) = self.reservations.get(&token).filter(|r| r.state == State::Active) else {
             return Err(Errno::EACCES);
         };
@@ -58,25 +69,24 @@ impl Model {
             return Err(Errno::EACCES);
         }
         self.withdraw_hint(id);
-        if port != 0 { Ok(port) } else { self.draw(id, token, transport).ok_or(Errno::EADDRINUSE) }
+        if port != 0 { Ok(port) } else { self.draw(id, token, transport, skip).ok_or(Errno::EADDRINUSE) }
     }
 
-    /// A socket that is not associated asks for an explicit port: `Some` if it consumes a reservation (A7), `None` if
-    /// nobody reserved the port.
-    fn admit(&self, pid: Pid, id: SocketId, transport: Transport, port: u16) -> Result<Option<Token>, Errno> {
+    /// A socket that is not associated asks for an explicit port: whether a reservation lets it in (A7). A port that is
+    /// not reserved, or not yet, is free for everybody.
+    fn admit(&self, pid: Pid, id: SocketId, transport: Transport, port: u16) -> Result<bool, Errno> {
         let socket = &self.sockets[&id];
         let at = Place { namespace: socket.namespace, transport, port };
         if port == 0 || socket.role.is_some() {
-            return Ok(None);
+            return Ok(false);
         }
-        let admits = |reservation: &Reservation| {
-            reservation.state == State::Active && !reservation.strict && self.in_scope(reservation, pid)
-        };
+        let admits = |reservation: &Reservation| !reservation.strict && self.in_scope(reservation, pid);
         match self.block_at(at) {
-            Some((token, reservation)) if admits(reservation) => Ok(Some(token)),
+            Some((_, reservation)) if reservation.state != State::Active => Ok(false),
+            Some((_, reservation)) if admits(reservation) => Ok(true),
             Some(_) => Err(self.settings.deny),
-            None if self.is_taken(at) || self.in_pool(port) => Err(self.settings.deny),
-            None => Ok(None),
+            None if self.lingers(at) => Err(self.settings.deny),
+            None => Ok(false),
         }
     }
 
@@ -102,15 +112,15 @@ impl Model {
     /// The kernel's automatic choice is no way in (R3).
     fn automatic(&self, at: Place, port: u16) -> Result<u16, Errno> {
         let at = Place { port, ..at };
-        if self.is_taken(at) || self.in_pool(port) { Err(self.settings.deny) } else { Ok(port) }
+        let in_force = self.block_at(at).is_some_and(|(_, reservation)| reservation.state == State::Active);
+        if in_force || self.lingers(at) { Err(self.settings.deny) } else { Ok(port) }
     }
 
-    /// `connect` to the loopback address of the socket's family, which always
-    /// succeeds. A socket without a port draws one if it is associated (A6), else
-    /// gets `automatic`. Returns the local port.
+    /// `connect` to port `to` of the loopback address of the socket's family, which always succeeds. A socket without a
+    /// port draws one if it is associated (A6), but not `to`, else gets `automatic`. Returns the local port.
     ///
     /// A8 is for `bind` only: the kernel draws a privileged port at a connect only for those who may bind it anyway.
-    pub fn connect(&mut self, pid: Pid, descriptor: Descriptor, automatic: u16) -> Result<u16, Errno> {
+    pub fn connect(&mut self, pid: Pid, descriptor: Descriptor, to: u16, automatic: u16) -> Result<u16, Errno> {
         let id = self.look_up(pid, descriptor)?;
         let socket = &self.sockets[&id];
         let transport = socket.transport.expect("only TCP and UDP connect here");
@@ -119,21 +129,24 @@ impl Model {
         }
         if let Some(bound) = socket.bound {
             self.settle(id, Bound { address: narrowed(bound.address), ..bound });
+            self.share(id);
             return Ok(bound.port);
         }
         let address = if socket.v6 { Address::V6Connected } else { Address::V4Loopback };
         let at = Place { namespace: socket.namespace, transport, port: 0 };
-        let (port, consumes) = match socket.associated {
-            Some(token) => (self.take(id, token, transport, 0)?, Some(token)),
-            None => (self.automatic(at, automatic)?, None),
+        let (port, consumer) = match socket.associated {
+            Some(token) => (self.take(id, token, transport, 0, to)?, true),
+            None => (self.automatic(at, automatic)?, false),
         };
-        if consumes.is_some() {
+        if consumer {
             self.allow_time_wait(id, Place { port, ..at });
             if port < self.settings.unprivileged_start && !self.process(pid).privileged {
                 return Err(Errno::EACCES);
             }
         }
-        self.settle(id, Bound { port, address, consumes });
+        // The kernel's own choice for a connect is seen by no program.
+        self.settle(id, Bound { port, address, consumer, counted: consumer });
+        self.share(id);
         Ok(port)
     }
 
@@ -143,22 +156,23 @@ impl Model {
         let id = self.look_up(pid, descriptor)?;
         let socket = &self.sockets[&id];
         let any = if socket.v6 { Address::V6Any } else { Address::V4Any };
-        let bound = socket.bound.unwrap_or(Bound { port: automatic, address: any, consumes: None });
+        let bound = socket.bound.unwrap_or(Bound { port: automatic, address: any, consumer: false, counted: false });
         let at = socket.at(bound.port).expect("only TCP listens here");
         if !self.may_share(id, at, bound.address) {
             return Err(Errno::EADDRINUSE);
         }
         self.settle(id, bound);
         self.socket_mut(id).listens = true;
+        self.share(id);
         Ok(bound.port)
     }
 
     /// The next free port of the block: from where the last draw ended, and round once. Ports that were drawn for a
-    /// bind that then failed come last.
-    fn draw(&mut self, id: SocketId, token: Token, transport: Transport) -> Option<u16> {
+    /// bind that then failed come last, `skip` not at all.
+    fn draw(&mut self, id: SocketId, token: Token, transport: Transport, skip: u16) -> Option<u16> {
         let reservation = &self.reservations[&token];
         let at = |port| Place { namespace: reservation.namespace, transport, port };
-        let free = |port: &u16| self.consumers(at(*port)) == 0;
+        let free = |port: &u16| *port != skip && self.users(at(*port)) == 0;
         let block = reservation.block;
         let from = u16::try_from(u32::from(block.start()) + reservation.next).ok();
         let from = from.filter(|port| block.contains(*port)).unwrap_or(block.start());
@@ -183,10 +197,19 @@ impl Model {
     /// A9: a TCP consumer gets SO_REUSEADDR, so that TIME_WAIT does not keep it out. Not where another socket is bound,
     /// since the option would let the two share the port; unless sharing is what the program asked for.
     fn allow_time_wait(&mut self, id: SocketId, at: Place) {
-        let shared = self.consumers(at) > 0;
+        let shared = self.users(at) > 0;
         let options = &mut self.socket_mut(id).options;
         if at.transport == Transport::Tcp && (!shared || options.reuse_port) {
             options.reuse_address = true;
+        }
+    }
+
+    /// A consumer's listener and its connections do not keep the next holder from binding the port (A9).
+    fn share(&mut self, id: SocketId) {
+        let socket = self.socket_mut(id);
+        let consumer = socket.bound.is_some_and(|bound| bound.consumer && bound.counted);
+        if socket.transport == Some(Transport::Tcp) && consumer {
+            socket.options.reuse_address = true;
         }
     }
 

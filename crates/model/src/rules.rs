@@ -1,7 +1,7 @@
 //! One test for each rule of the facility, named after it.
 
 use super::*;
-use crate::{Scope, wire};
+use portkeep_core::{Scope, wire};
 
 const HERE: Namespace = 1;
 const THERE: Namespace = 2;
@@ -9,6 +9,7 @@ const OWNER: Pid = 100;
 const OTHER: Pid = 200;
 const AGENT: Pid = 300;
 const AUTOMATIC: u16 = 40000;
+const SERVER: u16 = 8000;
 
 /// A pool of 100 ports, two users, and tokens that count up from 1.
 struct World {
@@ -78,7 +79,7 @@ fn r1_all_of_the_block_or_nothing() {
     let (first, block) = w.ask(OWNER, s, Request::new(61004, 2)).unwrap();
     assert_eq!(block, range(61004, 2));
     assert_eq!(w.ask(OWNER, s, Request::new(61000, 10)), Err(Errno::EADDRINUSE));
-    assert_eq!(w.model.taken().len(), 2, "a request that failed left nothing behind");
+    assert_eq!(w.model.reserved().len(), 2, "a request that failed left nothing behind");
     w.model.release(OWNER, s, first.get()).unwrap();
     assert_eq!(w.ask(OWNER, s, Request::new(61000, 10)).unwrap().1, range(61000, 10));
 }
@@ -96,31 +97,76 @@ fn r2_no_outsider_binds_whatever_its_options_address_or_uid() {
             assert_eq!(w.model.bind(pid, outsider, address, 61002, 0), Err(Errno::EADDRINUSE));
         }
     }
-    // The other transport is another block; but it is the pool, and so needs one of its own.
+    // The other transport is another block.
     let udp = w.udp(OTHER);
-    assert_eq!(w.bind(OTHER, udp, 61002), Err(Errno::EADDRINUSE));
+    assert_eq!(w.bind(OTHER, udp, 61002), Ok(61002));
 }
 
 #[test]
 fn r2_the_error_an_outsider_gets_is_configurable() {
     let mut w = World::new();
     w.model.settings.deny = Errno::EACCES;
+    let s = w.tcp(OWNER);
+    w.ask(OWNER, s, Request::new(61050, 1)).unwrap();
     let outsider = w.tcp(OTHER);
     assert_eq!(w.bind(OTHER, outsider, 61050), Err(Errno::EACCES));
     assert_eq!(w.bind(OTHER, outsider, 8080), Ok(8080));
 }
 
 #[test]
-fn r2_pool_ports_are_for_holders_of_a_reservation_only() {
+fn n1_a_port_that_is_not_reserved_is_free_for_everybody() {
     let mut w = World::new();
-    for port in [61000, 61099] {
-        let s = w.tcp(OTHER);
-        assert_eq!(w.bind(OTHER, s, port), Err(Errno::EADDRINUSE));
-    }
-    for port in [60999, 61100] {
+    for port in [60999, 61000, 61099, 61100] {
         let s = w.tcp(OTHER);
         assert_eq!(w.bind(OTHER, s, port), Ok(port));
     }
+    let a = w.tcp(OTHER);
+    assert_eq!(w.model.bind(OTHER, a, Address::V4Any, 0, 61050), Ok(61050), "an automatic choice in the pool");
+}
+
+#[test]
+fn n1_what_was_not_granted_leaves_no_mark_on_ports_of_others() {
+    let mut w = World::with_agent();
+    let reuse = Options { reuse_port: true, ..Options::default() };
+    let worker = |w: &mut World, port| {
+        let s = w.model.socket(OTHER, HERE, Some(Transport::Tcp), false, reuse);
+        w.bind(OTHER, s, port)
+    };
+    let s = w.tcp(OWNER);
+    assert_eq!(worker(&mut w, 61010), Ok(61010));
+    assert_eq!(w.ask(OWNER, s, Request::new(61010, 1)), Err(Errno::EADDRINUSE));
+    assert_eq!(worker(&mut w, 61010), Ok(61010));
+    let token = w.pending(OWNER, s, Request::new(5000, 1));
+    assert_eq!(worker(&mut w, 5000), Ok(5000));
+    w.model.refuse(token, Errno::EADDRINUSE).unwrap();
+    assert_eq!(worker(&mut w, 5000), Ok(5000));
+    assert!(w.model.reserved().is_empty());
+}
+
+#[test]
+fn n2_no_grant_of_a_port_that_is_bound() {
+    let mut w = World::new();
+    let outsider = w.tcp(OTHER);
+    w.bind(OTHER, outsider, 61001).unwrap();
+    let s = w.tcp(OWNER);
+    assert_eq!(w.ask(OWNER, s, Request::new(61000, 2)), Err(Errno::EADDRINUSE));
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 2)).unwrap().1, range(61002, 2));
+    w.model.close(OTHER, outsider).unwrap();
+    assert!(w.ask(OWNER, s, Request::new(61000, 2)).is_ok(), "without an agent nothing stands in its way");
+}
+
+#[test]
+fn n2_ports_closed_lately_come_last() {
+    let mut w = World::with_agent();
+    w.model.settings.pool = PortRange::new(61000, 4).ok();
+    let outsider = w.tcp(OTHER);
+    w.bind(OTHER, outsider, 61000).unwrap();
+    w.model.close(OTHER, outsider).unwrap();
+    let s = w.tcp(OWNER);
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 3)).unwrap().1, range(61001, 3));
+    assert_eq!(w.ask(OWNER, s, Request::new(61000, 1)), Err(Errno::EINPROGRESS), "the agent has to look");
+    w.model.end(Token::new(w.tokens).unwrap()).unwrap();
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 1)).unwrap().1, range(61000, 1), "nothing else is left");
 }
 
 #[test]
@@ -128,15 +174,62 @@ fn r3_no_automatic_choice_lands_in_a_block() {
     let mut w = World::with_agent();
     let s = w.tcp(OWNER);
     let token = w.pending(OWNER, s, Request::new(40000, 10));
-    for confirmed in [false, true] {
-        if confirmed {
-            w.model.confirm(token).unwrap();
-        }
-        let a = w.tcp(OTHER);
-        assert_eq!(w.model.bind(OTHER, a, Address::V4Any, 0, 40009), Err(Errno::EADDRINUSE));
-        assert_eq!(w.model.connect(OTHER, a, 40009), Err(Errno::EADDRINUSE));
-        assert_eq!(w.model.bind(OTHER, a, Address::V4Any, 0, 40010), Ok(40010));
+    w.model.confirm(token).unwrap();
+    let a = w.tcp(OTHER);
+    assert_eq!(w.model.bind(OTHER, a, Address::V4Any, 0, 40009), Err(Errno::EADDRINUSE));
+    assert_eq!(w.model.connect(OTHER, a, SERVER, 40009), Err(Errno::EADDRINUSE));
+    assert_eq!(w.model.bind(OTHER, a, Address::V4Any, 0, 40010), Ok(40010));
+}
+
+#[test]
+fn a_request_that_waits_gives_way_to_a_bind() {
+    for pid in [OWNER, OTHER] {
+        let mut w = World::with_agent();
+        let s = w.tcp(OWNER);
+        let token = w.pending(OWNER, s, Request::new(5000, 4));
+        let t = w.tcp(pid);
+        assert_eq!(w.bind(pid, t, 5001), Ok(5001));
+        assert_eq!(w.model.confirm(token), Err(Errno::EADDRINUSE));
+        w.model.select(OWNER, s, Select::Token(token.get())).unwrap();
+        assert_eq!(w.model.state(OWNER, s).unwrap().1.state, State::Contested);
+        assert_eq!(w.model.refuse(token, Errno::EACCES), Ok(()), "the agent may say why");
+        assert_eq!(w.model.granted(OWNER, s).unwrap().1.state, State::Refused(Errno::EACCES));
     }
+    let mut w = World::with_agent();
+    let s = w.tcp(OWNER);
+    let token = w.pending(OWNER, s, Request::new(5000, 4));
+    let t = w.tcp(OTHER);
+    assert_eq!(w.model.bind(OTHER, t, Address::V4Any, 0, 5001), Ok(5001));
+    assert_eq!(w.model.granted(OWNER, s).unwrap().1.state, State::Contested);
+    assert_eq!(w.model.confirm(token), Err(Errno::ENOENT), "its owner has heard of it");
+    assert!(w.model.reservations().is_empty());
+}
+
+#[test]
+fn at_most_64_requests_of_a_user_wait() {
+    let mut w = World::with_agent();
+    w.model.set_quota(1000, u32::MAX);
+    let s = w.tcp(OWNER);
+    let tokens: Vec<Token> = (0..64).map(|n| w.pending(OWNER, s, Request::new(5000 + n, 1))).collect();
+    assert_eq!(w.ask(OWNER, s, Request::new(5100, 1)), Err(Errno::EDQUOT));
+    w.model.confirm(tokens[0]).unwrap();
+    w.pending(OWNER, s, Request::new(5100, 1));
+    let other = w.tcp(OTHER);
+    w.pending(OTHER, other, Request::new(5200, 1));
+}
+
+#[test]
+fn a8_privileged_ports_of_the_home_namespace_need_a_right() {
+    let mut w = World::with_agent();
+    w.model.settings.home = Some(HERE);
+    let s = w.tcp(OWNER);
+    assert_eq!(w.ask(OWNER, s, Request::new(1023, 2)), Err(Errno::EACCES));
+    w.pending(OWNER, s, Request::new(1024, 2));
+    let there = w.model.socket(OWNER, THERE, Some(Transport::Tcp), false, Options::default());
+    w.pending(OWNER, there, Request::new(80, 1));
+    w.model.spawn(1, 0, vec![1], true);
+    let root = w.tcp(1);
+    w.pending(1, root, Request::new(80, 1));
 }
 
 #[test]
@@ -164,11 +257,6 @@ fn r4_outside_the_pool_the_agent_has_to_look() {
     let mut w = World::with_agent();
     let s = w.tcp(OWNER);
     let token = w.pending(OWNER, s, Request::new(5000, 20));
-    // Claimed already: nobody binds there any more, the owner included.
-    for pid in [OWNER, OTHER] {
-        let t = w.tcp(pid);
-        assert_eq!(w.bind(pid, t, 5000), Err(Errno::EADDRINUSE));
-    }
     let t = w.tcp(OWNER);
     assert_eq!(w.model.associate(OWNER, t, token.get()), Err(Errno::ENOENT), "not in force yet");
     w.model.confirm(token).unwrap();
@@ -178,24 +266,33 @@ fn r4_outside_the_pool_the_agent_has_to_look() {
 }
 
 #[test]
-fn r4_a_refusal_is_told_once() {
+fn r4_a_refusal_is_reported_once_and_costs_a_port_until_then() {
     let mut w = World::with_agent();
     let s = w.tcp(OWNER);
     let token = w.pending(OWNER, s, Request::new(80, 1));
     w.model.refuse(token, Errno::EACCES).unwrap();
-    assert_eq!(w.model.taken().len(), 0);
-    assert_eq!(w.model.release(OWNER, s, token.get()), Err(Errno::ENOENT));
+    assert_eq!(w.model.reserved().len(), 0);
+    assert_eq!(w.model.ports_of(1000), 1);
     assert_eq!(w.model.granted(OWNER, s).unwrap().1.state, State::Refused(Errno::EACCES));
     assert!(w.model.granted(OWNER, s).is_err());
+    assert_eq!(w.model.ports_of(1000), 0);
+
+    let token = w.pending(OWNER, s, Request::new(80, 1));
+    w.model.refuse(token, Errno::EACCES).unwrap();
+    assert_eq!(w.model.release(OWNER, s, token.get()), Err(Errno::ENOENT), "but the trace is gone");
     assert!(w.model.reservations().is_empty());
 }
 
 #[test]
-fn r4_what_was_in_use_before_is_set_aside() {
+fn r4_requests_pass_by_what_is_set_aside_and_binds_do_not() {
     let mut w = World::new();
     let at = Place { namespace: HERE, transport: Transport::Tcp, port: 61001 };
     w.model.set_aside(at).unwrap();
-    assert_eq!(w.model.set_aside(at), Err(Errno::EADDRINUSE));
+    assert_eq!(w.model.set_aside(at), Ok(()));
+    let outsider = w.tcp(OTHER);
+    assert_eq!(w.bind(OTHER, outsider, 61001), Ok(61001));
+    w.model.close(OTHER, outsider).unwrap();
+    w.model.set_closed_lately(BTreeSet::new());
     let s = w.tcp(OWNER);
     assert_eq!(w.ask(OWNER, s, Request::new(61000, 4)), Err(Errno::EADDRINUSE));
     assert_eq!(w.ask(OWNER, s, Request::new(0, 4)).unwrap().1, range(61002, 4));
@@ -245,9 +342,9 @@ fn r6_it_lives_as_long_as_the_last_descriptor() {
     w.model.close(OWNER, copy).unwrap();
     w.model.exit(101);
     w.model.exit(OWNER);
-    assert_eq!(w.model.taken().len(), 4);
+    assert_eq!(w.model.reserved().len(), 4);
     w.model.close(OTHER, passed).unwrap();
-    assert_eq!(w.model.taken().len(), 0);
+    assert_eq!(w.model.reserved().len(), 0);
     assert!(w.model.sockets().is_empty());
 }
 
@@ -280,11 +377,11 @@ fn r7_the_end_does_not_disturb_what_is_bound() {
     w.model.close(OWNER, s).unwrap();
     let at = Place { namespace: HERE, transport: Transport::Udp, port: 61000 };
     assert!(w.model.lingers(at));
-    assert_eq!(w.model.taken(), BTreeSet::from([at]), "the other three are free at once");
+    assert_eq!(w.model.reserved(), BTreeSet::from([at]), "the other three are free at once");
     let again = w.udp(OWNER);
     assert_eq!(w.bind(OWNER, again, 61000), Err(Errno::EADDRINUSE), "even its former owner is an outsider now");
     w.model.close(OWNER, bound).unwrap();
-    assert!(w.model.taken().is_empty());
+    assert!(w.model.reserved().is_empty());
 }
 
 #[test]
@@ -432,6 +529,10 @@ fn a_second_bind_is_the_ordinary_error_wherever_it_goes() {
     for port in [0, 61000, 61001, 61050, 8081] {
         assert_eq!(w.bind(OWNER, t, port), Err(Errno::EINVAL));
     }
+    // Of a reserved port that is said before anything else is looked at.
+    for (port, errno) in [(61000, Errno::EINVAL), (61050, Errno(99))] {
+        assert_eq!(w.model.bind(OWNER, t, Address::V4Elsewhere, port, 0), Err(errno));
+    }
     assert!(!w.model.socket_at(OWNER, t).unwrap().options.reuse_address, "and leaves no trace");
 }
 
@@ -481,7 +582,7 @@ fn a4_an_association_with_what_has_ended_is_no_way_to_any_port() {
     for port in [0, 61000, 8080] {
         assert_eq!(w.bind(OWNER, t, port), Err(Errno::EACCES));
     }
-    assert_eq!(w.model.connect(OWNER, t, AUTOMATIC), Err(Errno::EACCES));
+    assert_eq!(w.model.connect(OWNER, t, SERVER, AUTOMATIC), Err(Errno::EACCES));
 }
 
 #[test]
@@ -500,12 +601,15 @@ fn a6_connect_draws() {
     let (token, _) = w.ask(OWNER, s, Request::new(61000, 1)).unwrap();
     let t = w.tcp(OWNER);
     w.model.associate(OWNER, t, token.get()).unwrap();
-    assert_eq!(w.model.connect(OWNER, t, AUTOMATIC), Ok(61000));
+    assert_eq!(w.model.connect(OWNER, t, SERVER, AUTOMATIC), Ok(61000));
     let u = w.tcp(OWNER);
     w.model.associate(OWNER, u, token.get()).unwrap();
-    assert_eq!(w.model.connect(OWNER, u, AUTOMATIC), Err(Errno::EADDRINUSE));
+    assert_eq!(w.model.connect(OWNER, u, SERVER, AUTOMATIC), Err(Errno::EADDRINUSE));
+    // A socket does not connect to itself.
+    w.model.close(OWNER, t).unwrap();
+    assert_eq!(w.model.connect(OWNER, u, 61000, AUTOMATIC), Err(Errno::EADDRINUSE));
     let plain = w.tcp(OWNER);
-    assert_eq!(w.model.connect(OWNER, plain, AUTOMATIC), Ok(AUTOMATIC));
+    assert_eq!(w.model.connect(OWNER, plain, SERVER, AUTOMATIC), Ok(AUTOMATIC));
 }
 
 #[test]
@@ -535,7 +639,7 @@ fn a8_consumers_need_no_privilege_for_a_low_port() {
     // A draw at a connect is no bind.
     let u = w.tcp(OWNER);
     w.model.associate(OWNER, u, token.get()).unwrap();
-    assert_eq!(w.model.connect(OWNER, u, AUTOMATIC), Err(Errno::EACCES));
+    assert_eq!(w.model.connect(OWNER, u, SERVER, AUTOMATIC), Err(Errno::EACCES));
     assert_eq!(w.bind(OWNER, u, 0), Ok(80));
 }
 
@@ -570,7 +674,7 @@ fn quotas_count_ports_of_a_uid_and_each_transport() {
 }
 
 #[test]
-fn lingering_ports_stay_charged() {
+fn lingering_ports_cost_no_quota() {
     let mut w = World::new();
     let s = w.udp(OWNER);
     let (token, block) = w.ask(OWNER, s, Request::new(0, 20)).unwrap();
@@ -578,9 +682,8 @@ fn lingering_ports_stay_charged() {
     w.bind(OWNER, bound, block.start()).unwrap();
     assert_eq!(w.model.ports_of(1000), 20);
     w.model.release(OWNER, s, token.get()).unwrap();
-    assert_eq!(w.model.ports_of(1000), 1);
-    w.model.close(OWNER, bound).unwrap();
     assert_eq!(w.model.ports_of(1000), 0);
+    assert_eq!(w.model.reserved().len(), 1);
 }
 
 #[test]

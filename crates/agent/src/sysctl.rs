@@ -84,7 +84,7 @@ pub(super) fn local_port_range() -> io::Result<Option<PortRange>> {
 }
 
 /// The ephemeral ports; `ours` is what Portkeep has reserved. `None` if automatic choices have no range.
-pub(crate) fn ephemeral(ours: &PortSet) -> io::Result<Option<Ephemeral>> {
+pub fn ephemeral(ours: &PortSet) -> io::Result<Option<Ephemeral>> {
     let Some(range) = local_port_range()? else { return Ok(None) };
     Ok(Some(Ephemeral { range, foreign: reserved()?.minus(ours) }))
 }

@@ -1,7 +1,7 @@
 //! Sockets, and the kernel's ordinary rules for who may share a port.
 
 use super::{Descriptor, Model, Namespace, Pid, Place};
-use crate::{Errno, Token, Transport};
+use portkeep_core::{Errno, Token, Transport};
 
 /// Number of a socket; never used twice.
 pub type SocketId = u64;
@@ -74,8 +74,10 @@ pub struct Bound {
     pub port: u16,
     /// The local address.
     pub address: Address,
-    /// The reservation it came out of, which may since have ended.
-    pub consumes: Option<Token>,
+    /// Whether a reservation let it in, which may since have ended.
+    pub consumer: bool,
+    /// Whether the socket counts as a user of the port.
+    pub counted: bool,
 }
 
 /// A socket.
@@ -112,13 +114,13 @@ impl Socket {
         self.at(self.bound?.port)
     }
 
-    /// Whether its port came out of a reservation.
-    pub fn is_consumer(&self) -> bool {
-        self.bound.is_some_and(|bound| bound.consumes.is_some())
+    /// Whether it counts as a user of its port.
+    pub fn is_counted(&self) -> bool {
+        self.bound.is_some_and(|bound| bound.counted)
     }
 
-    pub(super) fn consumes(&self, at: Place) -> bool {
-        self.is_consumer() && self.place() == Some(at)
+    pub(super) fn uses(&self, at: Place) -> bool {
+        self.is_counted() && self.place() == Some(at)
     }
 
     /// The kernel's ordinary rule: may this socket take a port that `other` has? Only with the consent of both, and
@@ -182,6 +184,23 @@ impl Model {
         if let Some(hint) = socket.hint {
             self.hints.remove(&hint);
         }
-        self.reservations.retain(|_, reservation| reservation.owner.socket != id);
+        if socket.is_counted() {
+            let at = socket.place().expect("it is bound");
+            self.gave_up(at);
+        }
+        let owned: Vec<Token> = self.owned(id).map(|(token, _)| *token).collect();
+        for token in owned {
+            self.remove(token);
+        }
+    }
+
+    /// A counted socket no longer has the port.
+    fn gave_up(&mut self, at: Place) {
+        if self.users(at) == 0 {
+            self.lingering.remove(&at);
+        }
+        if self.in_pool(at.port) {
+            self.closed_lately.insert(at);
+        }
     }
 }

@@ -12,6 +12,8 @@
 //! Users decide how much there is to do, so every round of the loop does a bounded amount of each kind of work, and
 //! [`pending`] requests are handled in turn by account.
 
+#![forbid(unsafe_code)]
+
 mod accounts;
 mod aside;
 mod budget;
@@ -27,6 +29,7 @@ mod overlap;
 mod peer;
 mod pending;
 mod policy;
+pub mod process;
 mod registry;
 mod requests;
 mod rightful;
@@ -35,7 +38,9 @@ mod service;
 mod settle;
 mod state;
 mod subordinate;
-pub(crate) mod sysctl;
+mod sysctl;
+mod vacancy;
+pub mod when;
 
 use std::{
     collections::BTreeMap,
@@ -62,7 +67,7 @@ use signal_hook::{
     low_level::{pipe, unregister},
 };
 
-use crate::vacancy::Prober;
+use vacancy::Prober;
 
 use aside::Asides;
 use connection::{Line, line_of, refusal};
@@ -80,9 +85,10 @@ use settle::Sweep;
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
-pub(crate) use overlap::{Overlap, enter_overlap, leave_overlap};
-pub(crate) use policy::{settings, share_quotas};
+pub use overlap::{Overlap, enter_overlap, leave_overlap};
+pub use policy::{settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
+pub use sysctl::ephemeral as ephemeral_ports;
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
 const TICK: Duration = Duration::from_secs(1);

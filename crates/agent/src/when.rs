@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime};
 use rustix::time::{ClockId, clock_gettime};
 
 /// How long ago a point of `CLOCK_MONOTONIC` (nanoseconds) was.
-pub(crate) fn age(since: u64) -> Duration {
+pub fn age(since: u64) -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
     now.saturating_sub(Duration::from_nanos(since))
 }
 
 /// "just now", "12s ago", "3m ago", "2h 5m ago": the two largest units, and seconds only below a minute.
-pub(crate) fn ago(since: u64) -> String {
+pub fn ago(since: u64) -> String {
     phrase(age(since))
 }
 
@@ -28,7 +28,7 @@ fn phrase(age: Duration) -> String {
 }
 
 /// The same point on the wall clock, RFC 3339 in UTC.
-pub(crate) fn rfc3339(since: u64) -> String {
+pub fn rfc3339(since: u64) -> String {
     // Rounded first: otherwise two looks at one reservation can differ by a second.
     let then = SystemTime::now() - age(since) + Duration::from_millis(500);
     humantime::format_rfc3339_seconds(then).to_string()

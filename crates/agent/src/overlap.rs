@@ -12,7 +12,7 @@ use super::{keeper::Keeper, restore_all, state::RuntimeDir, sysctl};
 
 /// Ports that are in the pool and that automatic choices may come from.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Overlap {
+pub struct Overlap {
     pool: PortRange,
     /// `ip_local_port_range`.
     local_port_range: PortRange,
@@ -24,7 +24,7 @@ pub(crate) struct Overlap {
 
 impl Overlap {
     /// Of a pool with the calling thread's namespace.
-    pub(crate) fn of(pool: Option<PortRange>) -> io::Result<Option<Self>> {
+    pub fn of(pool: Option<PortRange>) -> io::Result<Option<Self>> {
         let (Some(pool), Some(range)) = (pool, sysctl::local_port_range()?) else { return Ok(None) };
         let both = PortRange::inclusive(pool.start().max(range.start()), pool.last().min(range.last()));
         let Ok(ports) = both else { return Ok(None) };
@@ -34,7 +34,7 @@ impl Overlap {
     }
 
     /// What to do about it.
-    pub(crate) const HELP: &str = "choose a pool outside net.ipv4.ip_local_port_range (`pool` in portkeep.toml)";
+    pub const HELP: &str = "choose a pool outside net.ipv4.ip_local_port_range (`pool` in portkeep.toml)";
 }
 
 /// "the pool 61000-65535 overlaps net.ipv4.ip_local_port_range (1024-65535) in 61000-65535".
@@ -51,7 +51,7 @@ impl fmt::Display for Overlap {
 }
 
 /// Keep automatic choices in the calling thread's namespace off the overlap, as far as enough ephemeral ports are left.
-pub(crate) fn enter_overlap(pool: Option<PortRange>) -> anyhow::Result<()> {
+pub fn enter_overlap(pool: Option<PortRange>) -> anyhow::Result<()> {
     if Overlap::of(pool)?.is_some() {
         let keeper = Keeper { runtime: RuntimeDir::default(), pool };
         let netns = portkeep_kernel::netns::current_cookie()?;
@@ -61,7 +61,7 @@ pub(crate) fn enter_overlap(pool: Option<PortRange>) -> anyhow::Result<()> {
 }
 
 /// Take out again what was entered. What cannot be is returned in words.
-pub(crate) fn leave_overlap() -> Option<String> {
+pub fn leave_overlap() -> Option<String> {
     let restored = restore_all(&RuntimeDir::default());
     restored.err().map(|error| format!("ip_local_reserved_ports could not be put back: {error}"))
 }

@@ -1,7 +1,7 @@
 //! Persistent reservations: no socket owns them, an administrator makes and ends them.
 
-use super::{Model, Namespace, Owner, Pid, Place, Process, Reservation, State, socket::NO_SOCKET};
-use crate::{Errno, PortRange, Scope, Token, Transports};
+use super::{Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
 
 /// What the administrator asks for.
 #[derive(Clone, Debug)]
@@ -21,17 +21,15 @@ pub struct Persistent {
 }
 
 impl Model {
-    /// Claim the block: nobody can bind its ports any more, and it is in force once it is [confirmed](Model::confirm).
+    /// Claim the block. It is in force once it is [confirmed](Model::confirm); a bind of one of its ports until then
+    /// wins.
     pub fn create_persistent(&mut self, namespace: Namespace, ask: &Persistent, token: Token) -> Result<(), Errno> {
         if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.scope == Scope::Process {
             return Err(Errno::EINVAL);
         }
         let block = match PortRange::new(ask.start, ask.count) {
             Ok(block) => {
-                let hit = |at: &Place| {
-                    at.namespace == namespace && ask.transports.contains(at.transport) && block.contains(at.port)
-                };
-                if self.taken().iter().any(hit) {
+                if places_of(namespace, ask.transports, block).any(|at| self.is_reserved(at)) {
                     return Err(Errno::EADDRINUSE);
                 }
                 block
@@ -51,8 +49,7 @@ impl Model {
             order: self.next_order(),
             next: 0,
         };
-        let before = self.reservations.insert(token, reservation);
-        assert!(before.is_none(), "R8: a token came twice");
+        self.enter(token, reservation);
         Ok(())
     }
 
