@@ -37,6 +37,8 @@
     ("four", include_str!("four.txt")),
     ("kill", include_str!("kill.txt")),
     ("lingering-bind", include_str!("lingering-bind.txt")),
+    ("lingering-bound", include_str!("lingering-bound.txt")),
+    ("lingering-neighbour", include_str!("lingering-neighbour.txt")),
     ("pending-bind", include_str!("pending-bind.txt")),
     ("pending-confirm-bind", include_str!("pending-confirm-bind.txt")),
     ("persistent-change", include_str!("persistent-change.txt")),
