@@ -34,6 +34,7 @@
     ("draw-release", include_str!("draw-release.txt")),
     ("forget-acquire", include_str!("forget-acquire.txt")),
     ("forget-bind", include_str!("forget-bind.txt")),
+    ("forget-bind-acquire", include_str!("forget-bind-acquire.txt")),
     ("four", include_str!("four.txt")),
     ("kill", include_str!("kill.txt")),
     ("lingering-bind", include_str!("lingering-bind.txt")),

@@ -62,6 +62,12 @@ use Step::{
     AutoBind, Begin, Finish, FreePort, GiveUp, Lock, Look, Note, Quiet, Remove, Run, SetOption, TakePort, Unlock, Wait,
 };
 
+/// Since words are sealed, the first wait is left out; before that, all between `Quiet` and `Remove` was.
+const FORGET: &[Step] = &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Note, Wait, Remove, Run(Hook::Admin), Finish];
+/// Where in it the program seals the word; the other time it opens it again.
+pub(crate) const SEALING: usize = 4;
+const REMOVING: usize = 7;
+
 pub(crate) const fn steps(call: &Call) -> &'static [Step] {
     match call {
         Call::Acquire { .. } | Call::Release { .. } | Call::Associate { .. } | Call::Beacon => {
@@ -77,7 +83,7 @@ pub(crate) const fn steps(call: &Call) -> &'static [Step] {
         Call::Create { .. } | Call::Refuse { .. } | Call::End { .. } | Call::Change { .. } => {
             &[Begin, Run(Hook::Admin), Finish]
         }
-        Call::Forget { .. } => &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Remove, Finish],
+        Call::Forget { .. } => FORGET,
     }
 }
 
@@ -198,6 +204,10 @@ impl Machine {
             }
             Note => {
                 state.tasks[cpu].noted = self.last_use(state, scenario);
+                if self.requests_lose && state.tasks[cpu].step < SEALING {
+                    // Nothing is waited for yet.
+                    return self.jump(state, cpu, SEALING - 1);
+                }
                 state.tasks[cpu].waits_for = (0..state.tasks.len())
                     .filter(|other| *other != cpu && state.tasks[*other].cpu.is_some())
                     .map(|other| (other, state.tasks[other].call, state.tasks[other].step))
@@ -209,13 +219,13 @@ impl Machine {
                     return self.jump_to_finish(state, cpu, line, -crate::kernel::EADDRINUSE);
                 }
                 if !self.requests_lose {
-                    // There was no sealing.
-                    state.tasks[cpu].step += 1;
+                    return self.jump(state, cpu, REMOVING);
                 }
             }
             Remove => {
-                let word = self.word_of(scenario, line);
-                state.shared.remove(word);
+                if self.remove_word(state, scenario, line) {
+                    return self.jump_to_finish(state, cpu, line, 0);
+                }
             }
             Finish => {
                 self.finish(scenario, state, cpu, line)?;
@@ -226,6 +236,11 @@ impl Machine {
             return self.jump_to_finish(state, cpu, line, state.tasks[cpu].result);
         }
         state.tasks[cpu].step += 1;
+        Ok(true)
+    }
+
+    fn jump(&self, state: &mut State, cpu: usize, step: usize) -> Outcome<bool> {
+        state.tasks[cpu].step = step;
         Ok(true)
     }
 

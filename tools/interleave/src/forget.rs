@@ -1,5 +1,6 @@
-//! User space removes the words of a quiet namespace: notes when it was last used, waits until the programs that run have
-//! ended, looks whether it has been quiet since, seals the word by the administrator's program, removes it.
+//! User space removes the words of a quiet namespace: it checks that there is no reservation and nothing in the word, seals
+//! the word by the administrator's program, waits until all programs that run have ended, looks once more, and removes
+//! the word or opens it again. At commit 9edba43 it waited first, looked, and removed.
 
 use crate::{
     machine::Machine,
@@ -31,12 +32,24 @@ impl Machine {
         let size =
             |map: &str| self.program.map(map).map_or(0, |n| self.program.maps[n].value_size.div_ceil(8) as usize);
         let (of_word, of_space) = (size("words"), size("spaces"));
-        if removes {
-            return vec![(word, of_word, Access::Store)];
-        }
         let mut cells: Vec<_> = (0..=of_word).map(|cell| (word, cell, Access::Load)).collect();
+        if removes {
+            cells.push((word, of_word, Access::Store));
+            return cells;
+        }
         cells.extend((0..=of_space).map(|cell| (space, cell, Access::Load)));
         cells
+    }
+
+    /// True if nothing has been counted in it meanwhile. If something has, the word is opened again.
+    pub(crate) fn remove_word(&mut self, state: &mut State, scenario: &Scenario, line: &Line) -> bool {
+        let word = self.word_of(scenario, line);
+        let key = self.names.list[word as usize].1.clone();
+        let unused = self.get(state, "words", &key, "bound") == 0 && self.get(state, "words", &key, "aside") == 0;
+        if unused || !self.requests_lose {
+            state.shared.remove(word);
+        }
+        unused || !self.requests_lose
     }
 
     pub(crate) fn last_use(&mut self, state: &State, scenario: &Scenario) -> u64 {

@@ -2,7 +2,7 @@
 
 use crate::{
     address,
-    calls::{EPERM, Hook, steps},
+    calls::{EPERM, Hook, SEALING, steps},
     cpu::{Context, Cpu, PACKET},
     forget::netns_of,
     machine::{Machine, Outcome, fault},
@@ -84,7 +84,7 @@ impl Machine {
                 cpu.kind = Context::Packet;
                 put(0, &[0; 192]);
                 cpu.buffer = vec![0; PACKET];
-                cpu.buffer.extend(self.packet(scenario, state, line)?);
+                cpu.buffer.extend(self.packet(scenario, state, number, line)?);
             }
         }
         if let Call::Bind { others, .. } = line.call {
@@ -95,7 +95,7 @@ impl Machine {
     }
 
     /// The administrator's packet, laid out as the object has it.
-    fn packet(&self, scenario: &Scenario, state: &State, line: &Line) -> Outcome<Vec<u8>> {
+    fn packet(&self, scenario: &Scenario, state: &State, number: usize, line: &Line) -> Outcome<Vec<u8>> {
         let btf = &self.program.btf;
         let Some(request) = btf.structure("admin_request") else { return fault("the object has no admin_request") };
         let mut packet = vec![0; btf.size(request) as usize];
@@ -134,6 +134,7 @@ impl Machine {
             }
             Call::Forget { port } => {
                 put("op", 10);
+                put("limit", u64::from(state.tasks[number].step == SEALING));
                 put("netns", netns_of(scenario));
                 put("start", u64::from(*port));
                 put("transports", 1);
