@@ -2,21 +2,15 @@
 //! kernel does between two programs.
 
 use crate::{
-    address,
     kernel::EINVAL,
-    machine::{Context, Cpu, Machine, Outcome, PACKET, Stop, fault},
+    machine::{Machine, Outcome, Stop, fault},
     memory::Access,
     program::MapKind,
     scenario::{Call, Line, Scenario},
     state::{Phase, State},
-    world::SECRET,
 };
 
-const EPERM: i32 = 1;
-/// What comes before the CPUs start is an earlier time; both are in one period of everything that expires.
-const NOW: u64 = 1_000_000_000_000;
-const BEFORE: u64 = NOW - 1_000_000;
-const SOL_PORTKEEP: u32 = 0x504b;
+pub(crate) const EPERM: i32 = 1;
 
 /// A CPU ran until it has to let others choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +22,7 @@ pub(crate) enum Paused {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hook {
+pub(crate) enum Hook {
     Set,
     Get,
     Bind,
@@ -39,7 +33,7 @@ enum Hook {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+pub(crate) enum Step {
     Begin,
     Lock,
     Unlock,
@@ -68,7 +62,13 @@ use Step::{
     AutoBind, Begin, Finish, FreePort, GiveUp, Lock, Look, Note, Quiet, Remove, Run, SetOption, TakePort, Unlock, Wait,
 };
 
-const fn steps(call: &Call) -> &'static [Step] {
+/// Since words are sealed, the first wait is left out; before that, all between `Quiet` and `Remove` was.
+const FORGET: &[Step] = &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Note, Wait, Remove, Run(Hook::Admin), Finish];
+/// Where in it the program seals the word; the other time it opens it again.
+pub(crate) const SEALING: usize = 4;
+const REMOVING: usize = 7;
+
+pub(crate) const fn steps(call: &Call) -> &'static [Step] {
     match call {
         Call::Acquire { .. } | Call::Release { .. } | Call::Associate { .. } | Call::Beacon => {
             &[Begin, Lock, Run(Hook::Set), Finish]
@@ -83,7 +83,7 @@ const fn steps(call: &Call) -> &'static [Step] {
         Call::Create { .. } | Call::Refuse { .. } | Call::End { .. } | Call::Change { .. } => {
             &[Begin, Run(Hook::Admin), Finish]
         }
-        Call::Forget { .. } => &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Remove, Finish],
+        Call::Forget { .. } => FORGET,
     }
 }
 
@@ -203,7 +203,11 @@ impl Machine {
                 self.free_storage(state, socket);
             }
             Note => {
-                state.tasks[cpu].noted = self.last_use(state, scenario, line);
+                state.tasks[cpu].noted = self.last_use(state, scenario);
+                if self.requests_lose && state.tasks[cpu].step < SEALING {
+                    // Nothing is waited for yet.
+                    return self.jump(state, cpu, SEALING - 1);
+                }
                 state.tasks[cpu].waits_for = (0..state.tasks.len())
                     .filter(|other| *other != cpu && state.tasks[*other].cpu.is_some())
                     .map(|other| (other, state.tasks[other].call, state.tasks[other].step))
@@ -215,13 +219,13 @@ impl Machine {
                     return self.jump_to_finish(state, cpu, line, -crate::kernel::EADDRINUSE);
                 }
                 if !self.requests_lose {
-                    // There was no sealing.
-                    state.tasks[cpu].step += 1;
+                    return self.jump(state, cpu, REMOVING);
                 }
             }
             Remove => {
-                let word = self.word_of(scenario, line);
-                state.shared.remove(word);
+                if self.remove_word(state, scenario, line) {
+                    return self.jump_to_finish(state, cpu, line, 0);
+                }
             }
             Finish => {
                 self.finish(scenario, state, cpu, line)?;
@@ -232,6 +236,11 @@ impl Machine {
             return self.jump_to_finish(state, cpu, line, state.tasks[cpu].result);
         }
         state.tasks[cpu].step += 1;
+        Ok(true)
+    }
+
+    fn jump(&self, state: &mut State, cpu: usize, step: usize) -> Outcome<bool> {
+        state.tasks[cpu].step = step;
         Ok(true)
     }
 
@@ -305,6 +314,9 @@ impl Machine {
         task.step = 0;
         (task.result, task.forbidden, task.mine, task.excuses, task.port) = (0, 0, 0, 0, 0);
         task.refused = false;
+        if line.never && result == 0 {
+            return fault(format!("`{}` has to fail, and succeeds", line.text));
+        }
         if line.must && result != 0 {
             return fault(format!("`{}` has to succeed, and failed with {result}", line.text));
         }
@@ -375,288 +387,4 @@ impl Machine {
             }
         }
     }
-
-    fn program_of(
-        &mut self,
-        scenario: &Scenario,
-        state: &mut State,
-        number: usize,
-        line: &Line,
-        hook: Hook,
-    ) -> Outcome<Cpu> {
-        let entry = match hook {
-            Hook::Set => "portkeep_set",
-            Hook::Get => "portkeep_get",
-            Hook::Bind => "portkeep_bind4",
-            Hook::PostBind => "portkeep_bound4",
-            Hook::Connect => "portkeep_conn4",
-            Hook::Release => "portkeep_close",
-            Hook::Admin => "portkeep_admin",
-        };
-        let Ok(entry) = self.program.entry(entry) else { return fault(format!("the object has no program {entry}")) };
-        let pointer = address::SOCKET | (line.socket as u64) << 16;
-        let first = match hook {
-            Hook::PostBind | Hook::Release => pointer,
-            _ => address::CONTEXT,
-        };
-        let mut cpu = Cpu::new(entry, first);
-        cpu.socket = line.socket;
-        cpu.process = line.process;
-        cpu.now =
-            if self.watching { NOW } else { BEFORE } + ((number as u64) << 20) + 1000 * state.tasks[number].call as u64;
-        let mut put = |at: usize, bytes: &[u8]| {
-            if cpu.context.len() < at + bytes.len() {
-                cpu.context.resize(at + bytes.len(), 0);
-            }
-            cpu.context[at..at + bytes.len()].copy_from_slice(bytes);
-        };
-        match hook {
-            Hook::Set | Hook::Get => {
-                let (name, buffer) = option(state, line);
-                let size = buffer.len() as u64;
-                put(0, &pointer.to_le_bytes());
-                put(8, &address::BUFFER.to_le_bytes());
-                put(16, &(address::BUFFER | size).to_le_bytes());
-                put(24, &SOL_PORTKEEP.to_le_bytes());
-                put(28, &u32::to_le_bytes(name));
-                put(32, &(size as u32).to_le_bytes());
-                put(36, &0u32.to_le_bytes());
-                cpu.buffer = buffer;
-            }
-            Hook::Bind | Hook::Connect => {
-                let port = match line.call {
-                    Call::Bind { port, .. } => port,
-                    _ => 9,
-                };
-                let sk = &state.kernel.sockets[line.socket];
-                put(0, &2u32.to_le_bytes());
-                // Another machine.
-                put(4, &[10, 0, 0, 1]);
-                put(24, &u32::from(port.swap_bytes()).to_le_bytes());
-                put(28, &2u32.to_le_bytes());
-                put(32, &(sk.field(8)? as u32).to_le_bytes());
-                put(36, &(sk.field(12)? as u32).to_le_bytes());
-                put(64, &pointer.to_le_bytes());
-            }
-            Hook::PostBind | Hook::Release => {}
-            Hook::Admin => {
-                cpu.kind = Context::Packet;
-                put(0, &[0; 192]);
-                cpu.buffer = vec![0; PACKET];
-                cpu.buffer.extend(self.packet(scenario, state, line)?);
-            }
-        }
-        if let Call::Bind { others, .. } = line.call {
-            let refused = (hook == Hook::Bind && others.bind) || (hook == Hook::PostBind && others.post_bind_before);
-            cpu.result = if refused { -EPERM } else { 0 };
-        }
-        Ok(cpu)
-    }
-
-    /// The administrator's packet, laid out as the object has it.
-    fn packet(&self, scenario: &Scenario, state: &State, line: &Line) -> Outcome<Vec<u8>> {
-        let btf = &self.program.btf;
-        let Some(request) = btf.structure("admin_request") else { return fault("the object has no admin_request") };
-        let mut packet = vec![0; btf.size(request) as usize];
-        let mut put = |path: &str, value: u64| {
-            if let Some(field) = btf.field_of(request, path) {
-                let at = field.at as usize;
-                packet[at..at + field.size as usize].copy_from_slice(&value.to_le_bytes()[..field.size as usize]);
-            }
-        };
-        let mut of = |r: usize, op: u64| {
-            put("op", op);
-            put("id", u64::from(state.reservations[r].id));
-            put("token", state.reservations[r].token);
-            put("netns", scenario.reservations[r].netns);
-        };
-        match &line.call {
-            Call::Confirm { reservation } => of(*reservation, 1),
-            Call::Refuse { reservation } => {
-                of(*reservation, 2);
-                put("error", 98);
-            }
-            Call::End { reservation } => of(*reservation, 3),
-            Call::Create { start, count, terms, reservation } => {
-                of(*reservation, 6);
-                put("start", u64::from(*start));
-                put("count", u64::from(*count));
-                put("transports", u64::from(scenario.reservations[*reservation].transports));
-                put("scope", 1);
-                put("flags", u64::from(terms.strict) << 1);
-                put("uid", u64::from(terms.uid));
-            }
-            Call::Change { reservation, uid } => {
-                of(*reservation, 7);
-                put("scope", 1);
-                put("uid", u64::from(*uid));
-            }
-            Call::Forget { port } => {
-                put("op", 10);
-                put("netns", netns_of(scenario));
-                put("start", u64::from(*port));
-                put("transports", 1);
-            }
-            _ => return fault("this call has no packet"),
-        }
-        Ok(packet)
-    }
-
-    /// The TCP word of a port, in the namespace that is forgotten.
-    fn word_of(&mut self, scenario: &Scenario, line: &Line) -> u32 {
-        let Call::Forget { port } = line.call else { return 0 };
-        let mut key = netns_of(scenario).to_le_bytes().to_vec();
-        key.extend((port / 64).to_le_bytes());
-        key.extend([1, 0, 0, 0, 0, 0]);
-        let words = self.program.map("words").unwrap_or(0);
-        self.names.number(words as u16, &key)
-    }
-
-    fn forget_cells(&mut self, scenario: &Scenario, line: &Line, removes: bool) -> Vec<(u32, usize, Access)> {
-        let word = self.word_of(scenario, line);
-        let spaces = self.program.map("spaces").unwrap_or(0);
-        let space = self.names.number(spaces as u16, &netns_of(scenario).to_le_bytes());
-        let size =
-            |map: &str| self.program.map(map).map_or(0, |n| self.program.maps[n].value_size.div_ceil(8) as usize);
-        let (of_word, of_space) = (size("words"), size("spaces"));
-        if removes {
-            return vec![(word, of_word, Access::Store)];
-        }
-        let mut cells: Vec<_> = (0..=of_word).map(|cell| (word, cell, Access::Load)).collect();
-        cells.extend((0..=of_space).map(|cell| (space, cell, Access::Load)));
-        cells
-    }
-
-    fn last_use(&mut self, state: &State, scenario: &Scenario, _line: &Line) -> u64 {
-        self.get(state, "spaces", &netns_of(scenario).to_le_bytes(), "last")
-    }
-
-    /// As user space looks: not used since, no reservation, and nothing in the word.
-    fn is_quiet(&mut self, state: &State, scenario: &Scenario, line: &Line, noted: u64) -> bool {
-        let netns = netns_of(scenario);
-        let reserved = (1..8u32).any(|id| {
-            let key = id.to_le_bytes();
-            self.get(state, "reservations", &key, "token") != 0
-                && self.get(state, "reservations", &key, "netns") == netns
-        });
-        let word = self.word_of(scenario, line);
-        let key = self.names.list[word as usize].1.clone();
-        let vacant = ["reserved", "lingering", "aside", "bound"].iter().all(|f| self.get(state, "words", &key, f) == 0);
-        !reserved && vacant && state.shared.present(word) && self.last_use(state, scenario, line) == noted
-    }
-
-    /// What the program's verdict means for the call.
-    #[expect(clippy::too_many_arguments, reason = "all are about the one program that has just returned")]
-    fn judge(
-        &mut self,
-        scenario: &Scenario,
-        state: &mut State,
-        number: usize,
-        line: &Line,
-        hook: Hook,
-        cpu: &Cpu,
-        verdict: u64,
-    ) -> Outcome<()> {
-        let passes = verdict & 1 != 0;
-        let mut result = cpu.result;
-        if !passes && result >= 0 {
-            result = -EPERM;
-        }
-        match hook {
-            Hook::Admin => {
-                result = -(verdict as i32);
-                if let (Call::Create { reservation, .. }, 0) = (&line.call, result) {
-                    let read = |path: &str| {
-                        let field = self.program.btf.field("admin_request", path);
-                        field.map_or(0, |f| {
-                            let mut bytes = [0; 8];
-                            bytes[..f.size as usize]
-                                .copy_from_slice(&cpu.buffer[PACKET + f.at as usize..][..f.size as usize]);
-                            u64::from_le_bytes(bytes)
-                        })
-                    };
-                    let r = &mut state.reservations[*reservation];
-                    (r.token, r.id, r.start) = (read("token"), read("id") as u32, read("start") as u16);
-                }
-            }
-            Hook::Set | Hook::Get => {
-                let length = i32::from_le_bytes(cpu.context[32..36].try_into().expect("four bytes"));
-                if passes && result == 0 && length != -1 && hook == Hook::Set {
-                    return fault("a control code was left to the kernel, which does not know it");
-                }
-            }
-            Hook::Bind => {
-                if !passes {
-                    crate::check::refused(self, scenario, state, number, result)?;
-                }
-                let raw = u16::from_le_bytes([cpu.context[24], cpu.context[25]]);
-                let port = u16::from_be(raw);
-                let sk = &mut state.kernel.sockets[line.socket];
-                if result == 0 && sk.port == 0 {
-                    sk.bound_by_number = port != 0;
-                }
-                if port != 0 {
-                    state.tasks[number].port = port;
-                }
-            }
-            Hook::PostBind => {
-                let Call::Bind { others, .. } = line.call else { return fault("only a bind has a post_bind") };
-                if !passes {
-                    crate::check::refused(self, scenario, state, number, result)?;
-                }
-                if others.post_bind_after && result == 0 {
-                    result = -EPERM;
-                }
-                if result != 0 {
-                    state.kernel.give_port_up(line.socket);
-                    state.kernel.sockets[line.socket].bound_by_number = false;
-                } else {
-                    state.settled[line.socket] = true;
-                }
-            }
-            Hook::Connect => {
-                let sk = &mut state.kernel.sockets[line.socket];
-                if sk.port != 0 && !state.settled[line.socket] {
-                    sk.bound_by_number = true;
-                    state.settled[line.socket] = true;
-                }
-            }
-            Hook::Release => result = 0,
-        }
-        state.tasks[number].result = result;
-        if result != 0 {
-            state.tasks[number].step = steps(&line.call).len() - 1;
-        } else {
-            state.tasks[number].step += 1;
-        }
-        Ok(())
-    }
-}
-
-/// Number and value of a socket option.
-fn option(state: &State, line: &Line) -> (u32, Vec<u8>) {
-    let token = |r: usize| state.reservations[r].token.to_le_bytes().to_vec();
-    match &line.call {
-        Call::Acquire { start, count, terms, .. } => {
-            let mut ask = vec![0; 16];
-            ask[0..2].copy_from_slice(&start.to_le_bytes());
-            ask[2..4].copy_from_slice(&count.to_le_bytes());
-            ask[4] = u8::from(terms.both) | u8::from(terms.strict) << 1;
-            ask[8] = u8::from(terms.user);
-            (100, ask)
-        }
-        Call::Release { reservation } => (101, token(*reservation)),
-        Call::Associate { reservation } => (102, token(*reservation)),
-        Call::Beacon => {
-            let mut mark: Vec<u8> = SECRET.iter().flat_map(|half| half.to_le_bytes()).collect();
-            mark.extend([1, 0, 0, 0, 0, 0, 0, 0]);
-            (104, mark)
-        }
-        _ => (201, vec![0; 64]),
-    }
-}
-
-/// The namespace that `forget` is about: that of the scenario's first socket.
-fn netns_of(scenario: &Scenario) -> u64 {
-    scenario.sockets.first().map_or(crate::world::HOME, |socket| socket.netns)
 }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     calls::{enabled, line},
-    check,
+    end,
     kernel::{Kernel, Process},
     machine::{Fault, Machine, Outcome},
     memory::{Shared, Watch, mix},
@@ -118,7 +118,7 @@ impl<'a> Search<'a> {
         let zero = 0u32.to_le_bytes();
         self.machine.set(&mut state, "config", &zero, "quota", scenario.quota);
         for line in &scenario.before {
-            let result = check::alone(&mut self.machine, scenario, &mut state, line)?;
+            let result = end::alone(&mut self.machine, scenario, &mut state, line)?;
             if line.must && result != 0 {
                 return Err(Fault(format!("before the CPUs start: `{}` fails with {result}", line.text)));
             }
@@ -179,7 +179,7 @@ impl<'a> Search<'a> {
                 return Err(Trouble::Fault(Fault("every CPU waits for another's lock".to_owned())));
             }
             if self.ends.insert(hash) {
-                check::end(&mut self.machine, self.scenario, state).map_err(Trouble::Fault)?;
+                end::end(&mut self.machine, self.scenario, state).map_err(Trouble::Fault)?;
                 self.machine.watching = true;
             }
             schedules = 1.0;
@@ -226,7 +226,7 @@ impl<'a> Search<'a> {
         if (0..lists.len()).any(|cpu| line(lists, &state, cpu).is_some()) {
             return Ok(());
         }
-        check::end(&mut self.machine, self.scenario, state)
+        end::end(&mut self.machine, self.scenario, state)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use crate::{
     address,
+    cpu::Cpu,
     kernel::EINVAL,
-    machine::{Cpu, Machine, Outcome, fault},
+    machine::{Machine, Outcome, fault},
     memory::{Access, SOCKETS},
     program::{INET_SOCK, MapKind},
     state::State,

@@ -3,15 +3,20 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod arithmetic;
 mod btf;
 mod calls;
 mod check;
+mod cpu;
+mod end;
 mod explore;
+mod forget;
 mod helpers;
 mod kernel;
 mod machine;
 mod memory;
 mod program;
+mod programs;
 mod scenario;
 mod state;
 mod world;

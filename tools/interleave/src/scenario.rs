@@ -14,7 +14,7 @@
 //!   release a R1
 //! ```
 //!
-//! A call that must succeed in every schedule begins with `must`. A call in another process than its socket's
+//! A call that must succeed in every schedule begins with `must`, one that must fail with `never`. A call in another process than its socket's
 //! begins with `by PROCESS`.
 
 use std::collections::HashMap;
@@ -119,6 +119,7 @@ pub(crate) struct Line {
     pub(crate) process: usize,
     pub(crate) socket: usize,
     pub(crate) must: bool,
+    pub(crate) never: bool,
     pub(crate) text: String,
 }
 
@@ -236,9 +237,10 @@ impl Parser {
     }
 
     fn call(&mut self, words: &[&str], text: &str) -> Result<Line> {
-        let (must, words) = match words {
-            ["must", rest @ ..] => (true, rest),
-            _ => (false, words),
+        let (must, never, words) = match words {
+            ["must", rest @ ..] => (true, false, rest),
+            ["never", rest @ ..] => (false, true, rest),
+            _ => (false, false, words),
         };
         let (process, words) = match words {
             ["by", process, rest @ ..] => {
@@ -286,7 +288,7 @@ impl Parser {
         };
         let socket = if call.is_on_socket() { of()? } else { 0 };
         let process = process.unwrap_or(self.scenario.sockets[socket].process);
-        Ok(Line { call, process, socket, must, text: text.to_owned() })
+        Ok(Line { call, process, socket, must, never, text: text.to_owned() })
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are the fields of one structure")]

@@ -3,8 +3,8 @@
 use std::hash::{Hash, Hasher};
 
 use crate::{
+    cpu::Cpu,
     kernel::Kernel,
-    machine::Cpu,
     memory::{Shared, mix},
 };
 

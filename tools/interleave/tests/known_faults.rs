@@ -53,5 +53,5 @@ fn two_draws_take_one_port() {
 
 #[test]
 fn a_word_is_removed_while_somebody_acquires_in_it() {
-    breaks("forget-acquire", "");
+    breaks("forget-acquire", "its own bind is refused");
 }

@@ -164,19 +164,22 @@
     (
         "the last socket frees the port although its block is in force",
         "table.h",
-        "	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
-		reserved_clear",
-        "	__sync_fetch_and_and(&w->lingering, ~BIT(port));
-	if (1)
-		reserved_clear",
+        "	    __sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+		reserved_clear(w, transport, port, BIT(port));
+	/* Last",
+        "	    (__sync_fetch_and_and(&w->lingering, ~BIT(port)), 1))
+		reserved_clear(w, transport, port, BIT(port));
+	/* Last",
     ),
     (
         "the last socket forgets that the port lingers",
         "table.h",
-        "	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+        "	    __sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
 		reserved_clear(w, transport, port, BIT(port));
-",
-        "",
+	/* Last",
+        "	    0)
+		reserved_clear(w, transport, port, BIT(port));
+	/* Last",
     ),
     (
         "ports are claimed in two steps",
@@ -262,7 +265,7 @@
 ",
     ),
     (
-        "ports outside a granted block's words linger that never were in force",
+        "ports of a request that was never in force linger",
         "reservation.h",
         "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 ",
