@@ -82,11 +82,6 @@ pub fn problems(maps: &Maps) -> Vec<String> {
         *quotas.entry(refused.payer).or_default() += 1;
     }
 
-    let pool = maps.config().expect("the configuration");
-    let in_pool = |word: u16, bit: u32| {
-        let port = u32::from(word) * 64 + bit;
-        (u32::from(pool.pool_first)..=u32::from(pool.pool_last)).contains(&port)
-    };
     let words: HashMap<_, _> = maps.words().map(|item| item.expect("a word")).map(|(k, w)| (key(&k), w)).collect();
     for (at, word) in &words {
         let nothing = Expected::default();
@@ -101,9 +96,6 @@ pub fn problems(maps: &Maps) -> Vec<String> {
         }
         if word.lingering & !bound != 0 {
             complain("lingers without a bound socket");
-        }
-        if (0..64).any(|bit| (bound & !word.reserved) >> bit & 1 == 1 && !in_pool(at.1, bit)) {
-            complain("sockets are counted on a free port outside the pool");
         }
         if word.heads != want.heads || want.owner.iter().any(|(bit, id)| word.owner[*bit as usize] != *id) {
             complain("heads or owners are wrong");
