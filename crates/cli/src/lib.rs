@@ -8,7 +8,6 @@
 
 mod acquire;
 mod activated;
-pub mod agent;
 mod agent_command;
 mod ask;
 mod check;
@@ -26,7 +25,6 @@ mod patience;
 mod persist;
 mod pins;
 mod port_arg;
-mod process;
 mod release;
 mod reload;
 mod run;
@@ -37,12 +35,11 @@ mod subgroup;
 mod table;
 mod up;
 mod upgrade;
-mod vacancy;
 mod waiting;
 mod watch;
-mod when;
 mod who;
 
+use portkeep_agent::{self as agent, process, when};
 use std::{
     ffi::OsString,
     io::{self, Write},

@@ -211,7 +211,7 @@ impl Status {
             line("outsiders get", errno.clone())?;
         }
         if let Some(refused) = self.refused {
-            line("refused", format!("{refused} bind{} of reserved ports", if refused == 1 { "" } else { "s" }))?;
+            line("refused", format!("{refused} bind{} of outsiders", if refused == 1 { "" } else { "s" }))?;
         }
         match (self.agent, self.agent_answers) {
             (Some(true), Some(false)) => line(

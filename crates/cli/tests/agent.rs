@@ -14,7 +14,7 @@ use portkeep::{
     control,
     persistent::{Connection, protocol},
 };
-use portkeep_cli::agent::{self, Agent, KernelPart, Options, RuntimeDir};
+use portkeep_agent::{self as agent, Agent, KernelPart, Options, RuntimeDir};
 use portkeep_core::{
     Errno, Transport,
     wire::{self, AcquireRequest, Grant},

@@ -558,4 +558,45 @@ fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     let said = bed.portkeep(&["run", "--", "sh", "-c", &cat]).ok();
     assert_eq!(said.out, "7000,61000-65535\n");
     assert_eq!(reserved(), "7000,65000-65535");
+
+    // Half of a range that is all pool is left to outgoing connections.
+    set("ip_local_reserved_ports", "");
+    set("ip_local_port_range", "61000 65535");
+    bed.portkeep(&["up"]).ok();
+    assert_eq!(reserved(), "63268-65535");
+    bed.portkeep(&["down"]).ok();
+    assert_eq!(reserved(), "");
+}
+
+#[test]
+fn check_reports_what_would_use_up_the_ephemeral_ports() {
+    if !kernel_or_skip("commands::exhausts") {
+        return;
+    }
+    let bed = Bed::with_network("exhausts");
+    let file = bed.folder.path().join("much.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let words = ["check", file.to_str().unwrap()];
+        bed::Said::from(bed.command(&words).env_remove("PORTKEEP_ROOT").output().unwrap())
+    };
+    // 28,232 ephemeral ports, of which 4,096 have to be left.
+    let declared = |force: &str| {
+        format!(
+            "[[reservation]]\nname = \"first\"\ntcp = \"32768-50000\"\n\
+             [[reservation]]\nname = \"second\"\nudp = \"50001-58000\"\n{force}"
+        )
+    };
+    let said = check(&declared(""));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.out.contains("much.toml:4:1: `second`: this would leave 2999 of the 28232"), "{said:?}");
+    assert!(said.out.contains("force = true"), "{said:?}");
+    check(&declared("force = true\n")).ok();
+    check("[[reservation]]\nname = \"first\"\ntcp = \"1024-32767\"\n").ok();
+
+    let said = check("pool = \"32768-60999\"\n");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.out.contains("pool: this would leave 0 of the 28232"), "{said:?}");
+    let said = check("pool = \"60000-65535\"\n").ok();
+    assert!(said.out.contains("warning: the pool 60000-65535 overlaps"), "{said:?}");
 }

@@ -1,26 +1,27 @@
 //! Persistent reservations as the agent keeps them: declared by files and by commands, over its socket, through kills.
 
+mod place;
+
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, TcpListener},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
-    path::{Path, PathBuf},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     thread,
     time::{Duration, Instant},
 };
 
+use place::{Place, end_all};
 use portkeep::{
     PortRange, Transport, Transports,
     persistent::{
-        Account, Connection, Entry, Kept, Name, PersistentError, Proposal, Standing, Which, Who, lookup,
+        Account, Kept, Name, PersistentError, Proposal, Standing, Which, Who, lookup,
         protocol::{self, Happening},
     },
 };
-use portkeep_cli::agent::{Agent, KernelPart, Options};
 use portkeep_core::{Errno, wire};
 use portkeep_testkit::{
-    Sandbox, World,
+    World,
     process::{Child, become_user, in_child},
     sockets::{acquire, bind, errno, reserve, tcp, udp},
 };
@@ -28,86 +29,6 @@ use proptest::prelude::*;
 
 const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
-
-/// A folder with everything of an agent: drop-ins, configuration, store, socket.
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        // Other users have to get to the socket.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn socket(&self) -> PathBuf {
-        protocol::socket_in(self.path())
-    }
-
-    fn connect(&self) -> Connection {
-        Connection::open_at(&self.socket()).unwrap()
-    }
-
-    fn drop_in(&self, name: &str, text: &str) {
-        let folder = self.path().join("root/etc/portkeep/ports.d");
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join(name), text).unwrap();
-    }
-
-    fn configure(&self, text: &str) {
-        fs::write(self.path().join("portkeep.toml"), text).unwrap();
-    }
-
-    fn agent(&self) -> AgentProcess {
-        AgentProcess::start(self.path())
-    }
-
-    fn list(&self) -> Vec<Entry> {
-        self.connect().list().unwrap()
-    }
-
-    fn standing(&self, name: &str) -> Option<Standing> {
-        let listed = self.list();
-        listed.into_iter().find(|entry| entry.declaration.name.as_str() == name).map(|entry| entry.standing)
-    }
-}
-
-/// A running agent in the namespace of the test; dropped, it is killed.
-struct AgentProcess {
-    child: Child,
-    stop: UnixStream,
-    reload: UnixStream,
-}
-
-impl AgentProcess {
-    fn start(folder: &Path) -> Self {
-        let (stop, told) = UnixStream::pair().unwrap();
-        let (reload, again) = UnixStream::pair().unwrap();
-        let mut child = Child::fork(|talk| {
-            let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).unwrap();
-            let agent = Agent::start(&mut kernel, &Options::below(folder)).unwrap();
-            talk.say(1);
-            agent.run(&told, &again).unwrap();
-        });
-        assert_eq!(child.talk.hear(), 1);
-        Self { child, stop, reload }
-    }
-
-    fn stop(self) {
-        (&self.stop).write_all(b"!").unwrap();
-        self.child.join();
-    }
-
-    fn kill(self) {
-        self.child.kill();
-    }
-}
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -142,19 +63,6 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(begin.elapsed() < Duration::from_secs(20), "in vain: {what}");
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// What the agents of this test left in force ends here.
-fn end_all(world: &World) {
-    let admin = world.sandbox().loaded().admin().unwrap();
-    let mut maps = world.maps();
-    let persistent: Vec<_> = maps.reservations().flatten().filter(|(_, r)| r.is_persistent()).collect();
-    for (id, r) in persistent {
-        maps.end_persistent(&admin, id, r.token().unwrap()).unwrap();
-    }
-    maps.sweep_persistent(&admin).unwrap();
-    assert_eq!(maps.places().count(), 0);
-    world.assert_consistent();
 }
 
 #[test]
@@ -292,6 +200,94 @@ fn who_is_there_is_in_the_way_and_told_and_then_it_comes_into_force() {
 }
 
 #[test]
+fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
+    let Some(world) = World::enter("what_waits") else { return };
+    let place = Place::new();
+    // Before there are sockets that it would inherit.
+    let agent = place.agent();
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let peer = server.local_addr().unwrap();
+    let mut client = Child::fork(|talk| {
+        let stream = TcpStream::connect(peer).unwrap();
+        talk.say(stream.local_addr().unwrap().port().into());
+        talk.hear();
+    });
+    let port = client.talk.hear() as u16;
+    let (accepted, _) = server.accept().unwrap();
+    place.drop_in("web.toml", &format!("[[reservation]]\nname = \"web\"\ntcp = \"{}-{port}\"\n", port - 1));
+    assert_eq!(place.connect().reload().unwrap().waiting, 1);
+    let entry = place.list().pop().unwrap();
+    let Standing::Waiting(why) = &entry.standing else { panic!("{entry:?}") };
+    assert!(why.contains(&format!("{port}/tcp is in use by pid {}", client.pid())), "{why}");
+    let [socket] = &entry.waits_for[..] else { panic!("{entry:?}") };
+    assert_eq!((socket.port, socket.pid, socket.state.as_str()), (port, Some(client.pid()), "connected"));
+    assert_eq!(socket.peer.as_deref(), Some(peer.to_string().as_str()));
+    // It waits, and its ports are no longer chosen.
+    let entered = || fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap();
+    for _ in 0..3 {
+        place.connect().reload().unwrap();
+        assert!(entered().contains(&format!("{}-{port}", port - 1)), "{}", entered());
+    }
+    // The server closes first, so that no TIME_WAIT stays with the client's port.
+    drop(accepted);
+    client.kill();
+    eventually("it comes into force", || place.standing("web") == Some(Standing::Active));
+    assert_eq!(place.list()[0].waits_for, []);
+    agent.stop();
+    end_all(&world);
+    world.assert_empty();
+}
+
+#[test]
+fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
+    let Some(world) = World::enter("outgoing_connections") else { return };
+    let place = Place::new();
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40999").unwrap();
+    place.drop_in(
+        "much.toml",
+        "[[reservation]]\nname = \"much\"\ntcp = \"40000-40999\"\n[[reservation]]\nname = \"bit\"\nudp = \"40000-40399\"\n",
+    );
+    let agent = place.agent();
+    let Some(Standing::Waiting(why)) = place.standing("much") else { panic!("{:?}", place.list()) };
+    assert!(why.contains("leave 0 of the 1000 ephemeral ports") && why.contains("at least 500"), "{why}");
+    assert_eq!(place.standing("bit"), Some(Standing::Active));
+    // It keeps its ports from others' declarations while it waits, so it goes.
+    place.drop_in("much.toml", "[[reservation]]\nname = \"bit\"\nudp = \"40000-40399\"\n");
+    place.connect().reload().unwrap();
+    // Together they may not, either: a block of UDP and one of TCP reserve the ports for both.
+    let mut more = Proposal::new(name("more"), ports(40400, 101), Transports::Tcp);
+    let Err(PersistentError::Exhausts(why)) = place.connect().create(&more, Kept::Persistent) else {
+        panic!("{:?}", place.list())
+    };
+    assert!(why.contains("leave 499 of the 1000"), "{why}");
+    assert_eq!(bound_by(OTHER, 40400), Ok(()));
+    // The same ports for the other transport use up nothing.
+    let same = Proposal::new(name("same"), ports(40000, 400), Transports::Tcp);
+    place.connect().create(&same, Kept::Persistent).unwrap();
+    // Users' requests in sum.
+    let mut user = Child::fork(|talk| {
+        become_user(NOBODY);
+        let at = |start, count| {
+            let asked =
+                portkeep::Reservation::tcp().at(start).ports(count).require(portkeep::Require::Kernel).acquire();
+            let granted = asked.is_ok();
+            std::mem::forget(asked);
+            u64::from(granted)
+        };
+        talk.say(at(40400, 60));
+        talk.say(at(40460, 60));
+        talk.hear();
+    });
+    assert_eq!((user.talk.hear(), user.talk.hear()), (1, 0));
+    user.kill();
+    more.force = true;
+    eventually("the ports of the user are free again", || place.connect().create(&more, Kept::Persistent).is_ok());
+    agent.stop();
+    end_all(&world);
+    world.assert_empty();
+}
+
+#[test]
 fn around_lets_the_rightful_stay_and_nobody_else() {
     let Some(world) = World::enter("around") else { return };
     let place = Place::new();
@@ -339,7 +335,7 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
 
     // For somebody else from now on, by SIGHUP's pipe; the token shows that it never ended.
     place.drop_in("web.toml", &stanza(OTHER));
-    (&agent.reload).write_all(b"h").unwrap();
+    agent.hang_up();
     eventually("it changes hands", || bound_by(OTHER, 8444) == Ok(()));
     assert_eq!(bound_by(NOBODY, 8444), Err(Errno::EADDRINUSE));
     assert_eq!(lookup(ports(8443, 3), Transport::Tcp).unwrap(), token);
@@ -476,7 +472,10 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     let reloaded = place.connect().reload().unwrap();
     assert!(reloaded.complaints.iter().any(|why| why.contains("etc/subuid:2: ")), "{reloaded:?}");
     assert_eq!(portkeep::version().unwrap().pool, PortRange::inclusive(20000, 20099).ok());
-    assert_eq!(errno(bind(&tcp(), 20007)), Errno::EACCES);
+    let owner = tcp();
+    let reserved = reserve(&owner, 0, 1).start;
+    assert_eq!((bound_by(OTHER, reserved), bound_by(OTHER, 20099)), (Err(Errno::EACCES), Ok(())));
+    drop(owner);
     for (uid, granted) in [(NOBODY, true), (OTHER, false)] {
         in_child(|| {
             become_user(uid);
@@ -491,6 +490,20 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     place.configure("");
     place.connect().reload().unwrap();
     assert_eq!((most(NOBODY), most(OTHER)), (19, 19));
+    // What `up` was told on its command line is no business of a file that does not mention it.
+    agent.stop();
+    let mut settings = portkeep_kernel::Settings::default();
+    settings.pool = PortRange::inclusive(62000, 62999).ok();
+    settings.quota = 5;
+    settings.deny_errno = Errno::EACCES;
+    world.maps().reconfigure(&settings).unwrap();
+    place.configure("[quota]\ncontainers = 9\n");
+    let agent = place.agent();
+    let owner = tcp();
+    let reserved = reserve(&owner, 0, 1).start;
+    assert!(reserved >= 62000 && most(OTHER) == 5, "{reserved}");
+    assert_eq!(bound_by(OTHER, reserved), Err(Errno::EACCES));
+    drop(owner);
     agent.stop();
     world.maps().reconfigure(&portkeep_kernel::Settings::default()).unwrap();
     world.assert_empty();

@@ -4,8 +4,7 @@
 //! TCP and UDP) in one network namespace, for IPv4 and IPv6 and all local
 //! addresses together, named by a [`Token`]. This crate holds what every other
 //! part must agree on: the types with those names, the structures that travel
-//! through `setsockopt` ([`wire`]), the token cipher ([`cipher`]) and a pure
-//! [`model`] of the whole facility that the kernel part is tested against.
+//! through `setsockopt` ([`wire`]), and the token cipher ([`cipher`]).
 //!
 //! Every port in this crate is in host byte order.
 #![forbid(unsafe_code)]
@@ -13,7 +12,6 @@
 pub mod cipher;
 pub mod ephemeral;
 mod errno;
-pub mod model;
 pub mod persistent;
 mod port_set;
 mod ports;

@@ -9,7 +9,6 @@ use crate::wire;
 /// Who may consume a reservation: associate with it, or bind its ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum Scope {
     /// The process that acquired it, with all its threads: the Windows rule.
     #[default]

@@ -49,29 +49,30 @@ __inline int admin_unaside(struct admin_request *q)
 }
 
 /*
- * A word that user space is about to remove. Sealed it looks full, so that
- * nothing is claimed in it between the last look and the removal. A bind that is
- * counted in that instant is lost from the count, and nothing else.
+ * Seal a word that user space is about to remove (see table.h), or open it
+ * again. While it is sealed it looks full, so that nothing is claimed in it.
  */
 __inline int admin_seal(struct admin_request *q)
 {
-	struct word *w = word_of(q->netns, q->transports, q->start);
+	struct word_key key = { .netns = q->netns, .word = q->start >> 6, .transport = q->transports };
+	struct word *w = bpf_map_lookup_elem(&words, &key);
+	__u32 *count = filter_of(q->transports, q->start);
 
-	if (!w)
+	if (!w || !count)
 		return ENOENT;
-	if (READ(w->bound) || READ(w->aside) || !reserved_set(w, q->transports, q->start, 0, ~0ULL))
-		return EADDRINUSE;
-	FENCE();
-	/* The filter must not count it any more once it is gone, so it is counted out now: the bits need no filter to be seen. */
-	if (!READ(w->bound)) {
-		__u32 *count = filter_of(q->transports, q->start);
-
-		if (count)
-			__sync_fetch_and_sub(count, 1);
+	if (!q->limit) {
+		WRITE(w->sealed, 0);
+		__sync_fetch_and_and(&w->reserved, 0);
 		return 0;
 	}
-	reserved_clear(w, q->transports, q->start, ~0ULL);
-	return EADDRINUSE;
+	if (READ(w->bound) || READ(w->aside) || READ(w->drawn))
+		return EADDRINUSE;
+	if (!reserved_set(w, q->transports, q->start, 0, ~0ULL))
+		return EADDRINUSE;
+	/* What the filter counts are reservations. */
+	__sync_fetch_and_sub(count, 1);
+	WRITE(w->sealed, 1);
+	return 0;
 }
 
 /* The quota of a namespace's root, likewise: charges to it fail until it is gone. */
@@ -82,9 +83,13 @@ __inline int admin_seal_quota(struct admin_request *q)
 
 	if (!quota)
 		return ENOENT;
+	if (!q->limit) {
+		__sync_fetch_and_sub(&quota->used, PORTKEEP_SEALED);
+		return 0;
+	}
 	if (READ(quota->words) || READ(quota->pending) || READ(quota->limit))
 		return EADDRINUSE;
-	return __sync_val_compare_and_swap(&quota->used, 0, PORTKEEP_UNLIMITED >> 1) ? EADDRINUSE : 0;
+	return __sync_val_compare_and_swap(&quota->used, 0, PORTKEEP_SEALED) ? EADDRINUSE : 0;
 }
 
 __inline int admin_avoid(struct admin_request *q)
@@ -190,7 +195,7 @@ __inline int admin_forget(struct admin_request *q)
 {
 	__u64 payer = q->account;
 
-	share_return(payer, bpf_map_lookup_elem(&quotas, &payer), q->limit);
+	share_return(payer, quota_open(payer), q->limit);
 	return 0;
 }
 

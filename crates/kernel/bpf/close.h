@@ -23,18 +23,21 @@ static long close_step(__u32 i, void *ctx)
 /*
  * A connection that was accepted on a reserved port must not keep the next
  * holder from binding it. With SO_REUSEADDR, which its listener was given, it
- * does not. So the option stays on; a program that takes it off is told success.
+ * does not. So the option stays on, after the end of the reservation too; a
+ * program that takes it off is told success.
  */
 __inline int keeps_reuseaddr(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
 	__u32 *on = ctx->optval;
 	__u32 port = sk->src_port;
+	struct socket_state *st;
 
 	if ((sk->protocol != IPPROTO_TCP && sk->protocol != IPPROTO_MPTCP) || !port)
 		return 0;
 	if ((void *)(on + 1) > ctx->optval_end || *on)
 		return 0;
-	return reserved_word(ctx, PORTKEEP_TCP, port) != NULL;
+	st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	return (st && st->consumer) || reserved_word(ctx, PORTKEEP_TCP, port);
 }
 
 /* The last descriptor is gone, by close or with its process. */

@@ -162,14 +162,14 @@ __inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	w = word_of(netns, PORTKEEP_TCP, port);
 	if (!w)
 		return;
+	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (READ(w->reserved) & BIT(port)) {
 		share_port(ctx);
+		if (st)
+			st->consumer = 1;
 		return;
 	}
-	if (!in_pool(port))
-		return;
-	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (st && use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_CONNECTION))
+	if (in_pool(port) && st && use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_CONNECTION))
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 

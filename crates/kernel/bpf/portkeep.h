@@ -218,6 +218,8 @@ struct word {
 	__u64 payer; /* the account whose share it is */
 	__u32 lead; /* id of the block that reaches in from the word before */
 	__u32 bound; /* sockets bound to any of the ports: the sum of `uses` */
+	__u32 sealed; /* about to be removed: no program touches it any more */
+	__u32 zero;
 	__u32 owner[64];
 	__u32 uses[32]; /* bound sockets per port, 16 bits each: even port low, odd port high */
 };
@@ -332,6 +334,7 @@ struct quota {
 	__u32 pending; /* requests that wait for the agent */
 };
 #define PORTKEEP_UNLIMITED 0xffffffffu
+#define PORTKEEP_SEALED 0x40000000u /* in `used`: about to be removed, no program touches it any more */
 #define PORTKEEP_NOBODY (~0ULL)
 #define PORTKEEP_ROOT_ELSEWHERE (1ULL << 63)
 #define PORTKEEP_SPACE_WORDS 8
@@ -413,7 +416,7 @@ struct event {
 #define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
 #define PORTKEEP_ADMIN_LIMIT 8    /* `account` may hold `limit` ports */
 #define PORTKEEP_ADMIN_FORGET 9   /* `limit` words that `account` had are gone */
-#define PORTKEEP_ADMIN_SEAL 10    /* the word of `start` is about to be removed: nothing can be claimed in it any more */
+#define PORTKEEP_ADMIN_SEAL 10    /* the word of `start` is about to be removed; `limit` 0: it is not */
 #define PORTKEEP_ADMIN_SEAL_QUOTA 11 /* likewise the quota of `account` */
 #define PORTKEEP_ADMIN_AVOID 12   /* searches in `netns` come last to `start` .. `start` + `count` - 1; count 0: to none */
 

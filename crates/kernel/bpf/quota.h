@@ -37,15 +37,23 @@ __noinline __u64 account(__u64 netns)
 	return user ? *user : uid;
 }
 
-__inline struct quota *quota_of(__u64 payer)
+/* The quota of an account. One that is sealed is about to be removed, as a sealed word is (table.h). */
+__inline struct quota *quota_open(__u64 payer)
 {
 	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+
+	return q && *(volatile __u32 *)&q->used >= PORTKEEP_SEALED ? NULL : q;
+}
+
+__inline struct quota *quota_of(__u64 payer)
+{
+	struct quota *q = quota_open(payer);
 
 	if (!q) {
 		struct quota fresh = {};
 
 		bpf_map_update_elem(&quotas, &payer, &fresh, BPF_NOEXIST);
-		q = bpf_map_lookup_elem(&quotas, &payer);
+		q = quota_open(payer);
 	}
 	return q;
 }
@@ -80,7 +88,7 @@ __noinline int quota_charge(__u64 payer, __u32 ports)
 /* NOBODY has no quota, so nothing is returned to it. */
 __inline void quota_return(__u64 payer, __u32 ports)
 {
-	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+	struct quota *q = quota_open(payer);
 
 	if (q)
 		__sync_fetch_and_sub(&q->used, ports);
@@ -89,7 +97,7 @@ __inline void quota_return(__u64 payer, __u32 ports)
 /* Requests that wait for the agent cost it time and memory, so each account has a few. Charged before the request is entered. */
 __inline int pending_charge(__u64 payer)
 {
-	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+	struct quota *q = quota_open(payer);
 
 	if (!payer)
 		return 0;
@@ -104,7 +112,7 @@ __inline int pending_charge(__u64 payer)
 
 __inline void pending_return(__u64 payer)
 {
-	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+	struct quota *q = quota_open(payer);
 
 	if (payer && q)
 		__sync_fetch_and_sub(&q->pending, 1);
@@ -135,7 +143,7 @@ __inline int share_charge(__u64 payer, struct quota *q, __u32 words)
 __noinline int no_room(__u64 payer)
 {
 	struct config *c = the_config();
-	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
+	struct quota *q = quota_open(payer);
 
 	if (!c || !q || !has_share(payer))
 		return ENOMEM;

@@ -50,12 +50,28 @@ __inline __u64 bits(__u32 a, __u32 b)
 	return (~0ULL << (a & 63)) & (~0ULL >> (63 - (b & 63)));
 }
 
-__inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
+/*
+ * User space removes words, and what is removed may be reused at once. So it
+ * seals the word, waits until all programs that run at that moment have ended,
+ * looks once more, and then removes it: to programs a sealed word is not there.
+ */
+__inline struct word *word_open(struct word *w)
+{
+	return w && READ(w->sealed) ? NULL : w;
+}
+
+/* Sealed or not: for a socket that is counted there, which keeps it from being removed. */
+__inline struct word *word_counted(__u64 netns, __u32 transport, __u32 port)
 {
 	struct word_key key = {
 		.netns = netns, .word = port >> 6, .transport = transport
 	};
 	return bpf_map_lookup_elem(&words, &key);
+}
+
+__inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
+{
+	return word_open(word_counted(netns, transport, port));
 }
 
 /* `payer` is the account that pays for the room; it has a quota already. */
@@ -64,20 +80,20 @@ __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __
 	struct word_key key = {
 		.netns = netns, .word = port >> 6, .transport = transport
 	};
-	struct word *w = bpf_map_lookup_elem(&words, &key);
+	struct word *w = word_open(bpf_map_lookup_elem(&words, &key));
 	struct quota *q;
 
 	if (w)
 		return w;
-	q = bpf_map_lookup_elem(&quotas, &payer);
+	q = quota_open(payer);
 	/* Index 0. (Another variable would be too much for the stack on Linux 6.1.) */
 	w = bpf_map_lookup_elem(&blank, &key.zero);
 	if (!w || share_charge(payer, q, 1))
 		return NULL;
 	if (bpf_map_update_elem(&words, &key, w, BPF_NOEXIST)) {
-		/* Lost to another CPU, or no memory. */
+		/* Lost to another CPU, sealed, or no memory. */
 		share_return(payer, q, 1);
-		return bpf_map_lookup_elem(&words, &key);
+		return word_open(bpf_map_lookup_elem(&words, &key));
 	}
 	w = bpf_map_lookup_elem(&words, &key);
 	if (w)
@@ -199,11 +215,11 @@ __inline void use_end(struct word *w, __u32 transport, __u32 port)
 	__u32 one = port & 1 ? 1 << 16 : 1;
 	__u32 old = __sync_fetch_and_sub(&w->uses[(port & 63) >> 1], one);
 
-	__sync_fetch_and_sub(&w->bound, 1);
-	if ((port & 1 ? old >> 16 : old & 0xffff) != 1)
-		return;
-	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+	if ((port & 1 ? old >> 16 : old & 0xffff) == 1 &&
+	    __sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
 		reserved_clear(w, transport, port, BIT(port));
+	/* Last: from here on the word may be sealed and removed. */
+	__sync_fetch_and_sub(&w->bound, 1);
 }
 
 /* Bits that expire, after one to two periods of 2^shift ns. Two CPUs that open a period at once may lose a bit: these are hints, or rare. */

@@ -106,7 +106,7 @@ __noinline struct word *pool_word(__u64 netns, __u32 transport, __u32 port)
 __inline void use_over(struct socket_state *st, __u64 netns)
 {
 	__u32 port = st->bound_port;
-	struct word *w = port ? word_of(netns, st->transport, port) : NULL;
+	struct word *w = port ? word_counted(netns, st->transport, port) : NULL;
 
 	st->bound_port = 0;
 	if (!w)

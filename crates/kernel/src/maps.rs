@@ -150,6 +150,10 @@ map_struct! {
         lead: u32,
         /// Sockets bound to any of the ports.
         bound: u32,
+        /// 1: about to be removed, no program touches it any more.
+        sealed: u32,
+        /// 0.
+        zero: u32,
         /// Ids of the blocks that begin here, valid where `heads` says so.
         owner: [u32; 64],
         /// Bound sockets, 16 bits for each port.
@@ -168,11 +172,6 @@ impl Word {
     /// Sockets bound to the port with this bit number (0 to 63).
     pub fn uses(&self, bit: usize) -> u16 {
         (self.uses[bit / 2] >> (16 * (bit % 2))) as u16
-    }
-
-    /// About to be removed: full, and of no reservation.
-    fn is_sealed(&self) -> bool {
-        (self.reserved, self.heads, self.lead, self.lingering, self.bound) == (u64::MAX, 0, 0, 0, 0)
     }
 
     /// Nothing claimed and nothing in use: the word could as well not be there.
@@ -676,75 +675,79 @@ impl Maps {
     /// Forget words that hold nothing, of namespaces without reservations that
     /// have been quiet for `quiet_ns` nanoseconds. Returns how many went.
     ///
-    /// Nothing else removes words: a program in the kernel could not, since
-    /// another CPU may just be looking at one. Quiet for a while, without
-    /// reservations and after a grace period, nobody is.
+    /// Nothing else removes words: a program in the kernel could not, since another CPU may be using one. So what is to
+    /// go is sealed first, which hides it from programs that begin later. Once those that ran then have ended, it is
+    /// looked at again, and removed if it is still vacant.
     ///
     /// Goes through words and reservations once, however many namespaces there are: where containers come and go they are
     /// hundreds.
     pub fn forget_quiet_namespaces(&mut self, admin: &Admin, quiet_ns: u64) -> Result<usize, ForgetError> {
         let now = crate::sys::monotonic_ns();
-        let mut quiet: BTreeMap<u64, u64> = self
-            .spaces()
-            .flatten()
-            .filter(|(_, space)| now.saturating_sub(space.last) >= quiet_ns)
-            .map(|(netns, space)| (netns, space.last))
-            .collect();
+        let mut quiet: BTreeMap<u64, Space> =
+            self.spaces().flatten().filter(|(_, space)| now.saturating_sub(space.last) >= quiet_ns).collect();
+        // The pool of the machine's own namespace keeps its words: see `make_words`.
+        quiet.remove(&self.config()?.home);
         if quiet.is_empty() {
             return Ok(0);
         }
-        // The pool of the machine's own namespace keeps its words: see `make_words`.
-        quiet.remove(&self.config()?.home);
-        // An ACQUIRE that was under way is done after this, and its reservation is seen. One that begins later is seen by
-        // `last`, which it changes before it claims anything.
-        crate::sys::wait_for_running_programs();
         for item in self.reservations() {
             quiet.remove(&item?.1.netns);
         }
-        let mut words: BTreeMap<u64, Vec<WordKey>> = BTreeMap::new();
+        let mut sealed: BTreeSet<(u64, u16, u16)> = BTreeSet::new();
         for item in self.words() {
-            let (key, _) = item?;
-            if quiet.contains_key(&key.netns) {
-                words.entry(key.netns).or_default().push(key);
+            let (key, word) = item?;
+            // One that was sealed before: the last round was killed.
+            let seal = || word.sealed == 1 || word.is_vacant() && admin.seal_word(&key).is_ok();
+            if quiet.contains_key(&key.netns) && seal() {
+                sealed.insert((key.netns, key.word, key.transport));
             }
         }
+        crate::sys::wait_for_running_programs();
+        let mut given_back: BTreeMap<u64, u32> = BTreeMap::new();
         let mut gone = 0;
-        for (netns, last) in quiet {
-            let mut kept = false;
-            let mut given_back: BTreeMap<u64, u32> = BTreeMap::new();
-            for key in words.remove(&netns).unwrap_or_default() {
-                let still = optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|space| space.last == last);
-                match self.word(&key)? {
-                    // A walk through a map that changes may come upon a key twice.
-                    None => {}
-                    Some(word) if still && (word.is_sealed() || word.is_vacant() && admin.seal_word(&key).is_ok()) => {
-                        self.words.remove(&key).map_err(|source| MapAccessError::Call { name: "words", source })?;
-                        gone += 1;
-                        *given_back.entry(word.payer).or_default() += 1;
-                    }
-                    Some(_) => kept = true,
-                }
-            }
-            let space = optional("spaces", self.spaces.get(&netns, 0))?.filter(|space| !kept && space.last == last);
-            if let Some(space) = space
-                && self.spaces.remove(&netns).is_ok()
-            {
-                *given_back.entry(space.payer).or_default() += SPACE_WORDS;
-            }
-            for (account, words) in given_back.into_iter().filter(|(account, _)| has_share(*account)) {
-                admin.give_back_share(account, words)?;
-            }
-            // Namespaces come and go for ever, and each has an account of its own.
-            let account = root_elsewhere(netns);
-            if space.is_some()
-                && optional("quotas", self.quotas.get(&account, 0))?
-                    .is_some_and(|quota| quota == Quota { used: 0, limit: 0, words: 0, pending: 0 })
-                && admin.seal_quota(account).is_ok()
-            {
-                let _ = self.quotas.remove(&account);
+        for (netns, word, transport) in sealed {
+            let key = WordKey { netns, word, transport, zero: 0 };
+            let Some(word) = self.word(&key)? else { continue };
+            if word.bound == 0 && word.aside == 0 && self.words.remove(&key).is_ok() {
+                gone += 1;
+                *given_back.entry(word.payer).or_default() += 1;
+            } else {
+                admin.open_word(&key)?;
             }
         }
+        let kept: BTreeSet<u64> = self.words().flatten().map(|(key, _)| key.netns).collect();
+        let mut accounts = BTreeSet::new();
+        for (netns, space) in quiet {
+            let still = optional("spaces", self.spaces.get(&netns, 0))?.is_some_and(|now| now.last == space.last);
+            if still && !kept.contains(&netns) && self.spaces.remove(&netns).is_ok() {
+                *given_back.entry(space.payer).or_default() += SPACE_WORDS;
+                accounts.insert(root_elsewhere(netns));
+            }
+        }
+        for (account, words) in given_back.into_iter().filter(|(account, _)| has_share(*account)) {
+            admin.give_back_share(account, words)?;
+        }
+        self.forget_accounts(admin, accounts)?;
         Ok(gone)
+    }
+
+    /// Namespaces come and go for ever, and each has an account of its own.
+    fn forget_accounts(&mut self, admin: &Admin, mut accounts: BTreeSet<u64>) -> Result<(), ForgetError> {
+        accounts.retain(|account| admin.seal_quota(*account).is_ok());
+        if accounts.is_empty() {
+            return Ok(());
+        }
+        crate::sys::wait_for_running_programs();
+        for account in accounts {
+            match optional("quotas", self.quotas.get(&account, 0))? {
+                Some(quota) if (quota.words, quota.pending, quota.limit) == (0, 0, 0) => {
+                    let _ = self.quotas.remove(&account);
+                }
+                Some(_) => admin.open_quota(account)?,
+                None => {}
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
 //! What is not about reservations must be as if Portkeep were not there: every
-//! socket option of any size, binds of ports nobody reserved, other families,
+//! socket option of any size, binds of ports that are not reserved, other families,
 //! and all that with maps that are full.
 
 use std::{
@@ -243,7 +243,7 @@ fn unreserved_ports_and_other_families_are_left_alone() {
         (Domain::IPV6, Transport::Tcp),
         (Domain::IPV6, Transport::Udp),
     ] {
-        for number in [1, 80, 1023, 1024, 5000, 32768, 60999, 0, 0, 0] {
+        for number in [1, 80, 1023, 1024, 5000, 32768, 60999, 61616, 64738, 65535, 0, 0, 0] {
             let socket = socket(domain, transport);
             bind(&socket, number).unwrap();
             assert!(number == 0 || port(&socket) == number);
@@ -301,11 +301,11 @@ fn full_maps_refuse_what_is_reserved_and_pass_the_rest() {
         control::associate(&inside, token(&grant)).unwrap();
         bind(&inside, 0).unwrap();
         Child::fork(|_| {
-            for number in [61440, 61500, 61567, 61568, 61000, 65535] {
+            for number in [61440, 61500, 61567] {
                 assert_eq!(errno(bind(&tcp(), number)), Errno::EADDRINUSE, "{number}");
                 assert_eq!(errno(bind(&tcp6(), number)), Errno::EADDRINUSE, "{number}");
             }
-            for number in [0, 1, 80, 5000, 60999] {
+            for number in [0, 1, 80, 5000, 60999, 61000, 61568, 65535] {
                 for socket in [tcp(), udp(), tcp6(), udp6()] {
                     bind(&socket, number).unwrap();
                 }
@@ -320,7 +320,7 @@ fn full_maps_refuse_what_is_reserved_and_pass_the_rest() {
             new_namespace();
             assert_eq!(errno(control::acquire(tcp(), &request(0, 1))), Errno::ENOMEM);
             bind(&udp(), 5000).unwrap();
-            assert_eq!(errno(bind(&udp(), 61440)), Errno::EADDRINUSE);
+            bind(&udp(), 61440).unwrap();
         })
         .join();
         // What goes makes room.

@@ -11,7 +11,10 @@ use std::{
 };
 
 use portkeep::control;
-use portkeep_core::{Errno, Token, wire::AcquireRequest};
+use portkeep_core::{
+    Errno, Token,
+    wire::{self, AcquireRequest},
+};
 use portkeep_kernel::{BUILD, Instance, InstanceError, UpOptions, bpffs};
 use portkeep_testkit::{TestCgroup, at_root, kernel_or_skip, new_namespace, private_mounts, sockets::tcp};
 
@@ -59,7 +62,10 @@ fn nothing_is_enforced_any_more_when_down_returns() {
     let ground = Ground::new();
     for _ in 0..5 {
         Instance::up(&ground.options()).unwrap();
-        // Nobody's, but of the pool.
+        // By association only: this process is refused like any other.
+        let owner = tcp();
+        let strict = AcquireRequest { start: 61000, count: 1, flags: wire::STRICT, ..Default::default() };
+        control::acquire(&owner, &strict).unwrap();
         assert_eq!(bind_errno(61000), Some(Errno::EADDRINUSE));
         Instance::down(&ground.folder).unwrap();
         assert_eq!(bind_errno(61000), None);

@@ -8,7 +8,7 @@
 use std::{collections::HashMap, mem::offset_of};
 
 use portkeep_core::wire;
-use portkeep_kernel::{Config, Counters, Entries, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey};
+use portkeep_kernel::{Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey};
 
 static OBJECT: &[u8] = include_bytes!("../bpf/portkeep.bpf.o");
 
@@ -198,24 +198,33 @@ fn the_map_structures_are_those_of_the_object() {
             share,
             home,
             quota_elsewhere,
-            accounts_from
+            accounts_from,
+            unprivileged_start,
+            privileged_users,
+            privileged_gids
         ]
     );
     same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost, refused]);
     same!(btf, "word_key", WordKey, [netns, word, transport, zero]);
-    same!(btf, "word", Word, [reserved, heads, lingering, drawn, aside, lead, bound, payer, zero, owner, uses]);
+    same!(
+        btf,
+        "word",
+        Word,
+        [reserved, heads, lingering, drawn, aside, left, closing, payer, lead, bound, owner, uses]
+    );
+    same!(btf, "expiring", Expiring, [ports, period]);
     same!(btf, "entries", Entries, [hint, zero, taken]);
     same!(
         btf,
         "reservation",
         Reservation,
         [
-            gate, token, generation, netns, cgroup, since, pid, uid, start, count, transports, scope, flags, level,
-            next, slot, error, comm, label, gid, payer
+            gate, token, generation, refusal, netns, cgroup, since, payer, pid, uid, start, count, transports, scope,
+            flags, level, next, slot, error, comm, label, gid, zero
         ]
     );
-    same!(btf, "space", Space, [cursor, payer, last]);
-    same!(btf, "quota", Quota, [used, limit, words, zero]);
+    same!(btf, "space", Space, [cursor, avoid_first, avoid_last, payer, last]);
+    same!(btf, "quota", Quota, [used, limit, words, pending]);
     same!(btf, "place_key", PlaceKey, [id, level]);
     same!(btf, "place", Place, [name]);
 }
@@ -263,6 +272,7 @@ fn events_and_the_administrators_requests_are_where_they_always_were() {
         ("label", 64, 24),
         ("limit", 88, 4),
         ("zero2", 92, 4),
+        ("account", 96, 8),
     ];
-    assert_eq!(btf.fields("admin_request"), (96, expected.to_vec()));
+    assert_eq!(btf.fields("admin_request"), (104, expected.to_vec()));
 }

@@ -13,6 +13,7 @@ use portkeep_testkit::{
     process::{Child, become_user, in_child},
     sockets::{bind, errno, port, tcp, tcp6, udp},
 };
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
@@ -283,6 +284,26 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
     world.assert_empty();
 }
 
+/// uid 0 and nothing else of root, as in a container that has dropped its capabilities.
+#[test]
+fn root_without_capabilities_is_no_administrator() {
+    let Some(world) = World::enter("persistent_capless") else { return };
+    let mut desk = Desk::of(&world);
+    let made = desk.create(&wanted(443, ForWhom::Administrators));
+    assert!(may_bind(443) && may_associate(made.1));
+    in_child(|| {
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, none).unwrap();
+        assert!(!may_bind(443) && !may_associate(made.1));
+    });
+    desk.end(made);
+    world.assert_empty();
+}
+
 #[test]
 fn strict_is_consumed_by_association_only() {
     let Some(world) = World::enter("persistent_strict") else { return };
@@ -300,19 +321,18 @@ fn strict_is_consumed_by_association_only() {
 }
 
 #[test]
-fn what_is_claimed_is_nobodys_until_it_is_confirmed_and_free_if_it_is_not() {
+fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     let Some(world) = World::enter("persistent_claimed") else { return };
     let mut desk = Desk::of(&world);
     let claimed = desk.claim(&wanted(8443, ForWhom::Administrators)).unwrap();
-    assert!(!may_bind(8443), "pending");
     assert_eq!(errno(control::associate(tcp(), claimed.token())), Errno::ENOENT);
-    drop(claimed);
+    assert!(may_bind(8443));
+    assert_eq!(claimed.confirm().unwrap_err().errno(), Some(Errno::EADDRINUSE));
     assert!(may_bind(8443));
     world.assert_empty();
 
     // The administrator is killed in between: the next one sweeps.
     std::mem::forget(desk.claim(&wanted(8443, ForWhom::Unit("a.service".into()))).unwrap());
-    assert!(!may_bind(8443));
     let standing = desk.create(&wanted(8444, ForWhom::Unit("b.service".into())));
     let Desk { admin, maps, .. } = &mut desk;
     assert_eq!(maps.sweep_persistent(admin).unwrap(), 1);

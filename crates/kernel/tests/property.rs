@@ -20,8 +20,9 @@ use std::{cell::RefCell, panic::AssertUnwindSafe, path::PathBuf};
 
 use common::Process;
 use history::history;
-use portkeep_core::{Errno, PortRange, model::Settings as ModelSettings};
+use portkeep_core::{Errno, PortRange};
 use portkeep_kernel::{Admin, Loaded, Maps, Settings, cgroup};
+use portkeep_model::Settings as ModelSettings;
 use portkeep_testkit::{REQUIRE, TestCgroup, outside_or_skip};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 
@@ -113,6 +114,7 @@ impl Lab {
             quota: QUOTA,
             deny: Errno::EADDRINUSE,
             unprivileged_start: 1024,
+            home: None,
             admin_gid: 0,
         };
         Ok(Self {

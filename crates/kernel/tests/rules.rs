@@ -53,10 +53,6 @@ fn option(socket: &Socket, level: i32, name: i32) {
     assert_eq!(result, 0, "option {name} of level {level}: {}", std::io::Error::last_os_error());
 }
 
-fn free_port_in_pool_is_refused(port: u16) {
-    assert_eq!(errno(bind(&tcp(), port)), Errno::EADDRINUSE);
-}
-
 /// An agent that confirms nothing by itself.
 fn beacon(world: &World) -> Socket {
     let beacon = udp();
@@ -170,8 +166,10 @@ fn r2_no_outsider_binds_a_port_of_the_block_through_any_door() {
             for port in grant.start..grant.start + 3 {
                 outsiders_are_refused(transport, port, Errno::EADDRINUSE);
             }
-            // What is outside the pool and unreserved is nobody's business.
-            bind(&socket(Domain::IPV4, transport), 20000).unwrap();
+            // What is not reserved is free, in the pool and outside.
+            for free in [20000, grant.start + 3] {
+                bind(&socket(Domain::IPV4, transport), free).unwrap();
+            }
         };
         in_child(attack);
         in_child(|| {
@@ -184,7 +182,6 @@ fn r2_no_outsider_binds_a_port_of_the_block_through_any_door() {
                 assert_eq!(errno(bind_to(&socket, &address)), Errno::EADDRINUSE);
             }
         });
-        // The other transport's port of the same number is not reserved, but it is in the pool.
         drop(owner);
         world.assert_empty();
     }
@@ -243,19 +240,19 @@ fn r3_automatic_choices_stay_outside() {
     set_ephemeral_range(grant.start, grant.start + 3);
     for transport in Transport::ALL {
         for domain in [Domain::IPV4, Domain::IPV6] {
-            let stranger = socket(domain, transport);
-            assert_eq!(errno(bind(&stranger, 0)), Errno::EADDRINUSE);
-            assert_eq!(port(&stranger), 0);
+            let outsider = socket(domain, transport);
+            assert_eq!(errno(bind(&outsider, 0)), Errno::EADDRINUSE);
+            assert_eq!(port(&outsider), 0);
             // Refused is not spoilt: the same socket may go elsewhere.
-            bind(&stranger, 20001).unwrap();
+            bind(&outsider, 20001).unwrap();
         }
     }
-    // Partly over the block: never a port of it, and of the pool none at all.
+    // Partly over the block: never a port of it. The rest of the pool is as good as any other port (N1).
     set_ephemeral_range(60999, 61006);
     for _ in 0..200 {
-        for stranger in [udp(), tcp()] {
-            match bind(&stranger, 0) {
-                Ok(()) => assert_eq!(port(&stranger), 60999),
+        for outsider in [udp(), tcp()] {
+            match bind(&outsider, 0) {
+                Ok(()) => assert!(!(grant.start..grant.start + 4).contains(&port(&outsider))),
                 Err(error) => assert_eq!(Errno(error.raw_os_error().unwrap()), Errno::EADDRINUSE),
             }
         }
@@ -278,11 +275,170 @@ fn r3_automatic_choices_stay_outside() {
     world.assert_empty();
 }
 
+/// Bind to 0, connect, listen, send: whatever range the kernel chooses from.
+#[test]
+fn n1_automatic_choices_never_fail_and_may_fall_into_the_pool() {
+    let Some(world) = World::enter("n1_automatic") else { return };
+    let listener = TcpListener::bind("127.0.0.1:20000").unwrap();
+    let sink = UdpSocket::bind("127.0.0.1:20000").unwrap();
+    let to = SocketAddr::from(([127, 0, 0, 1], 20000));
+    for (first, last) in [(1024, 65535), (62000, 64000)] {
+        set_ephemeral_range(first, last);
+        let chosen = |socket: &Socket| assert!((first..=last).contains(&port(socket)));
+        for _ in 0..10_000 {
+            for socket in [tcp(), udp6()] {
+                bind(&socket, 0).unwrap();
+                chosen(&socket);
+            }
+            let client = tcp();
+            // No TIME_WAIT, of which the range would soon be full.
+            client.set_linger(Some(Duration::ZERO)).unwrap();
+            client.connect(&to.into()).unwrap();
+            chosen(&client);
+            drop((client, listener.accept().unwrap()));
+            let server = tcp6();
+            server.listen(1).unwrap();
+            chosen(&server);
+            let sender = udp();
+            sender.send_to(b"x", &to.into()).unwrap();
+            chosen(&sender);
+        }
+    }
+    drop((listener, sink));
+    world.assert_empty();
+}
+
+/// ActiveMQ's and Mumble's ports, with and without an agent, and the agent's `ip_local_reserved_ports` beside the point.
+#[test]
+fn n1_pool_ports_are_free_for_everybody() {
+    let Some(world) = World::enter("n1_pool") else { return };
+    for agent in [false, true] {
+        let beacon = agent.then(|| beacon(&world));
+        in_child(|| {
+            become_user(NOBODY);
+            for number in [61000, 61616, 64738, 65535] {
+                for socket in [tcp(), udp(), tcp6(), udp6()] {
+                    bind(&socket, number).unwrap();
+                    assert_eq!(port(&socket), number);
+                    let rival = portkeep_testkit::sockets::socket(socket.domain().unwrap(), Transport::Tcp);
+                    if socket.r#type().unwrap() == Type::STREAM {
+                        assert!(!socket.reuse_address().unwrap(), "options are the program's own (N4)");
+                        socket.listen(1).unwrap();
+                        assert_eq!(errno(bind(&rival, number)), Errno::EADDRINUSE);
+                    }
+                }
+                // Workers that share a port.
+                let workers: Vec<Socket> = (0..3)
+                    .map(|_| {
+                        let worker = tcp6();
+                        worker.set_reuse_port(true).unwrap();
+                        bind(&worker, number).unwrap();
+                        worker.listen(1).unwrap();
+                        assert_eq!(
+                            errno(control::acquire(
+                                tcp(),
+                                &AcquireRequest { start: number, count: 1, ..Default::default() }
+                            ))
+                            .0,
+                            if agent { libc::EINPROGRESS } else { libc::EADDRINUSE }
+                        );
+                        worker
+                    })
+                    .collect();
+                drop(workers);
+            }
+        });
+        drop(beacon);
+        world.assert_empty();
+    }
+}
+
+#[test]
+fn n2_wildcards_pass_by_what_is_bound() {
+    let Some(world) = World::enter("n2") else { return };
+    let mut server = Child::fork(|talk| {
+        become_user(NOBODY);
+        let sockets: Vec<Socket> = (61001..61100)
+            .step_by(3)
+            .map(|number| {
+                let socket = if number % 2 == 0 { tcp() } else { tcp6() };
+                bind(&socket, number).unwrap();
+                socket
+            })
+            .collect();
+        talk.say(0);
+        talk.hear();
+        drop(sockets);
+    });
+    server.talk.hear();
+    let owner = tcp();
+    for _ in 0..20 {
+        let grant = reserve(&owner, 0, 2);
+        for number in grant.start..grant.start + 2 {
+            bind(&tcp(), number).unwrap();
+        }
+        assert_eq!(grant.start % 3, 61002 % 3, "{grant:?}");
+    }
+    assert_eq!(reserve(&owner, 0, 3).start, 61098);
+    world.assert_consistent();
+    server.talk.say(0);
+    server.join();
+    drop(owner);
+    world.assert_empty();
+}
+
+/// A request that waits for the agent keeps nobody from a port, the owner included, and gives way.
+#[test]
+fn a_request_that_waits_gives_way_to_a_bind() {
+    let Some(world) = World::enter("gives_way") else { return };
+    let beacon = beacon(&world);
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let owner = tcp();
+    for agent_first in [false, true] {
+        let request = AcquireRequest { start: 80, count: 500, ..Default::default() };
+        assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
+        let pending = control::granted(&owner).unwrap();
+        assert_eq!(pending.state, wire::PENDING);
+        let id = world.maps().id_of(token(&pending)).unwrap();
+        let mut server = Child::fork(|talk| {
+            let socket = tcp6();
+            socket.set_reuse_port(true).unwrap();
+            bind(&socket, 443).unwrap();
+            socket.listen(1).unwrap();
+            talk.say(0);
+            talk.hear();
+            // Nothing is left of the request (N1).
+            let worker = tcp6();
+            worker.set_reuse_port(true).unwrap();
+            bind(&worker, 443).unwrap();
+        });
+        server.talk.hear();
+        assert!(world.maps().reservation(id).unwrap().unwrap().is_contested());
+        assert_eq!(admin.confirm(id, token(&pending)).unwrap_err().errno(), Some(Errno::EADDRINUSE));
+        if agent_first {
+            admin.refuse(id, token(&pending), Errno::EADDRINUSE).unwrap();
+        }
+        let refused = control::granted(&owner).unwrap();
+        assert_eq!((refused.state, Errno(refused.error.into())), (wire::REFUSED, Errno::EADDRINUSE));
+        assert_eq!(errno(control::granted(&owner)), Errno::ENOENT);
+        world.assert_consistent();
+        server.talk.say(0);
+        server.join();
+    }
+    drop((owner, beacon));
+    world.assert_empty();
+}
+
 #[test]
 fn r4_only_vacant_blocks_are_granted() {
     let Some(world) = World::enter("r4") else { return };
     let request = |start, count| AcquireRequest { start, count, ..Default::default() };
-    // In the pool every port is vacant unless reserved ...
+    // In the pool every port is vacant unless reserved, bound ...
+    let other = tcp();
+    bind(&other, 61110).unwrap();
+    in_child(|| assert_eq!(errno(control::acquire(tcp(), &request(61108, 4))), Errno::EADDRINUSE));
+    drop(other);
+
     let owner = tcp();
     let block = reserve(&owner, 61100, 8);
     assert_eq!(errno(control::acquire(&owner, &request(61107, 2))), Errno::EADDRINUSE);
@@ -295,16 +451,12 @@ fn r4_only_vacant_blocks_are_granted() {
     control::acquire(&owner, &request(61104, 1)).unwrap();
     drop(bound);
     control::acquire(&owner, &request(61100, 4)).unwrap();
-    // ... or in use since before `up`.
+    // ... or in use by a socket that no program saw. Binds are the kernel's business (N1).
     let admin = world.sandbox().loaded().admin().unwrap();
     admin.set_aside(world.netns(), Transport::Tcp, 61200).unwrap();
     assert_eq!(errno(control::acquire(&owner, &request(61199, 3))), Errno::EADDRINUSE);
-    assert_eq!(errno(bind(&tcp(), 61200)), Errno::EADDRINUSE);
-    assert_eq!(
-        admin.set_aside(world.netns(), Transport::Tcp, 61200).unwrap_err().errno(),
-        Some(Errno::EADDRINUSE),
-        "set aside twice"
-    );
+    bind(&tcp(), 61200).unwrap();
+    admin.set_aside(world.netns(), Transport::Tcp, 61200).unwrap();
     world.assert_consistent();
     admin.give_back(world.netns(), Transport::Tcp, 61200).unwrap();
     assert_eq!(admin.give_back(world.netns(), Transport::Tcp, 61200).unwrap_err().errno(), Some(Errno::ENOENT));
@@ -322,11 +474,10 @@ fn r4_elsewhere_the_agent_decides() {
     let beacon = beacon(&world);
     assert_eq!(control::version(&owner).unwrap().agent, 1);
 
-    // Claimed while the agent looks: nobody gets in, not even the owner.
+    // Claimed while the agent looks; nobody may use it yet.
     assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
     let grant = control::granted(&owner).unwrap();
     assert_eq!((grant.start, grant.count, grant.state), (5000, 20, wire::PENDING));
-    assert_eq!(errno(bind(&udp(), 5001)), Errno::EADDRINUSE);
     assert_eq!(errno(control::associate(udp(), token(&grant))), Errno::ENOENT);
     // The agent's own probe does.
     let probe = udp();
@@ -345,7 +496,7 @@ fn r4_elsewhere_the_agent_decides() {
     bind(&udp(), 5001).unwrap();
     in_child(|| outsiders_are_refused(Transport::Udp, 5019, Errno::EADDRINUSE));
 
-    // A refusal is told once, and leaves nothing behind.
+    // A refusal is reported once, and leaves nothing behind.
     for error in [Errno::EADDRINUSE, Errno::EACCES] {
         let request = AcquireRequest { start: 80, count: 1, ..Default::default() };
         assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
@@ -450,9 +601,10 @@ fn r6_the_last_descriptor_ends_it_and_nothing_else_does() {
     let Some(world) = World::enter("r6") else { return };
     let in_force = |grant: &wire::Grant| {
         world.assert_consistent();
-        let port = grant.start;
-        in_child(|| assert_eq!(errno(bind(&tcp(), port)), Errno::EADDRINUSE));
-        world.maps().reservation(world.maps().id_of(token(grant)).unwrap()).unwrap().is_some()
+        let (port, maps) = (grant.start, world.maps());
+        let stands = maps.reservation(maps.id_of(token(grant)).unwrap()).unwrap().is_some();
+        in_child(|| assert_eq!(bind(&tcp(), port).is_err(), stands));
+        stands
     };
     // dup
     let owner = tcp();
@@ -1061,7 +1213,7 @@ fn a7_unmodified_servers_of_the_scope_bind_their_ports() {
     assert_eq!(errno(bind(&tcp6(), 61702)), Errno::EADDRINUSE);
     drop(first);
     // The other transport is not reserved.
-    assert_eq!(errno(bind(&udp(), 61700)), Errno::EADDRINUSE);
+    bind(&udp(), 61700).unwrap();
     // `strict` demands association, of the owner as well.
     let request = AcquireRequest { start: 61710, count: 2, flags: wire::STRICT, ..Default::default() };
     let strict = acquire(&owner, &request).unwrap();
@@ -1083,7 +1235,7 @@ fn a7_unmodified_servers_of_the_scope_bind_their_ports() {
         bind(&tcp(), 61730).unwrap();
     });
     control::release(&owner, token(&grant)).unwrap();
-    free_port_in_pool_is_refused(61700);
+    bind(&tcp(), 61700).unwrap();
     drop(owner);
     world.assert_empty();
 }

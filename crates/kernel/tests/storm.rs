@@ -220,18 +220,29 @@ fn no_outsider_gets_in_while_reservations_come_and_go() {
     const FIRST: u16 = 61000;
     const PORTS: u16 = 8;
     let end = storm_end();
-    // Outsiders try all the time; pool ports are refused whether reserved or not.
+    // Outsiders try all the time, and get a port when nobody has reserved it. Counted is who has which.
+    // SAFETY: zero is a valid atomic.
+    let held: Shared<AtomicU32> = unsafe { Shared::zeroed(PORTS.into()) };
+    let held = held.0;
+    let nobody_else = || held.iter().all(|count| count.load(SeqCst) == 0);
     let outsiders: Vec<_> = (0..2)
         .map(|i| {
             Child::fork(move |_| {
                 let mut random = Random::new(100 + i);
                 while Instant::now() < end {
                     let transport = if random.below(2) == 0 { Transport::Tcp } else { Transport::Udp };
-                    let stranger = socket(if random.below(2) == 0 { Domain::IPV4 } else { Domain::IPV6 }, transport);
-                    let _ = stranger.set_reuse_port(true);
-                    let number = FIRST + random.below(PORTS.into()) as u16;
-                    let result = bind(&stranger, number);
-                    assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EADDRINUSE), "{number}");
+                    let outsider = socket(if random.below(2) == 0 { Domain::IPV4 } else { Domain::IPV6 }, transport);
+                    let _ = outsider.set_reuse_port(true);
+                    let offset = random.below(PORTS.into());
+                    match bind(&outsider, FIRST + offset as u16) {
+                        Ok(()) if transport == Transport::Tcp => {
+                            held[offset as usize].fetch_add(1, SeqCst);
+                            std::thread::yield_now();
+                            held[offset as usize].fetch_sub(1, SeqCst);
+                        }
+                        Ok(()) => {}
+                        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE)),
+                    }
                 }
             })
         })
@@ -247,6 +258,7 @@ fn no_outsider_gets_in_while_reservations_come_and_go() {
                     else {
                         continue;
                     };
+                    assert!(nobody_else(), "granted, and an outsider has a port of it");
                     std::thread::scope(|scope| {
                         scope.spawn(|| {
                             for _ in 0..20 {
@@ -265,6 +277,7 @@ fn no_outsider_gets_in_while_reservations_come_and_go() {
                             }
                         });
                         std::thread::yield_now();
+                        assert!(nobody_else(), "an outsider got in");
                         control::release(&owner, token(&grant)).unwrap();
                     });
                 }

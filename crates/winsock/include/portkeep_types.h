@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <wchar.h>
+#include "sal.h"
 
 typedef unsigned char u_char;
 typedef unsigned short u_short;
@@ -43,6 +44,26 @@ typedef intptr_t LONG_PTR;
 typedef uintptr_t DWORD_PTR;
 typedef size_t SIZE_T;
 typedef wchar_t WCHAR;
+typedef int8_t INT8;
+typedef int16_t INT16;
+typedef int32_t INT32;
+typedef long long INT64;
+typedef uint8_t UINT8;
+typedef uint16_t UINT16;
+typedef uint32_t UINT32;
+/* The type of a token. The system's uint64_t is another type of the same size. */
+typedef unsigned long long UINT64;
+typedef unsigned char BOOLEAN;
+typedef int32_t HRESULT;
+typedef int32_t NTSTATUS;
+typedef intptr_t SSIZE_T;
+#ifdef UNICODE
+typedef wchar_t TCHAR;
+#define TEXT(text) L##text
+#else
+typedef char TCHAR;
+#define TEXT(text) text
+#endif
 
 #ifndef VOID
 #define VOID void
@@ -72,6 +93,41 @@ typedef WCHAR *PWSTR;
 typedef WCHAR *LPWSTR;
 typedef const WCHAR *PCWSTR;
 typedef const WCHAR *LPCWSTR;
+typedef TCHAR *LPTSTR;
+typedef TCHAR *PTSTR;
+typedef const TCHAR *LPCTSTR;
+typedef const TCHAR *PCTSTR;
+typedef CHAR *PCHAR;
+typedef UCHAR *PUCHAR;
+typedef BYTE *PBYTE;
+typedef BOOL *PBOOL;
+typedef BOOLEAN *PBOOLEAN;
+typedef INT *PINT;
+typedef UINT *PUINT;
+typedef LONG *PLONG;
+typedef WORD *PWORD;
+typedef UINT64 *PUINT64;
+typedef SIZE_T *PSIZE_T;
+typedef HANDLE *PHANDLE;
+typedef HANDLE HLOCAL;
+
+typedef union _LARGE_INTEGER {
+	__extension__ struct {
+		DWORD LowPart;
+		LONG HighPart;
+	};
+	struct {
+		DWORD LowPart;
+		LONG HighPart;
+	} u;
+	LONGLONG QuadPart;
+} LARGE_INTEGER, *PLARGE_INTEGER;
+
+typedef struct _SECURITY_ATTRIBUTES {
+	DWORD nLength;
+	LPVOID lpSecurityDescriptor;
+	BOOL bInheritHandle;
+} SECURITY_ATTRIBUTES, *PSECURITY_ATTRIBUTES, *LPSECURITY_ATTRIBUTES;
 
 typedef struct _GUID {
 	uint32_t Data1;
@@ -105,6 +161,47 @@ typedef struct _GUID {
 #ifndef CONST
 #define CONST const
 #endif
+#ifndef IN
+#define IN
+#endif
+#ifndef OUT
+#define OUT
+#endif
+#ifndef OPTIONAL
+#define OPTIONAL
+#endif
+#ifdef __cplusplus
+#define EXTERN_C extern "C"
+#else
+#define EXTERN_C extern
+#endif
+#define __int64 long long
+#define __forceinline inline __attribute__((always_inline))
+#define FORCEINLINE static __forceinline
+
+#define MAX_PATH 260
+#define MAXINT32 ((INT32)0x7fffffff)
+#define MAXUINT32 ((UINT32)0xffffffffu)
+#define MAXDWORD 0xffffffffu
+#define MAXUSHORT 0xffff
+#define _countof(array) (sizeof(array) / sizeof((array)[0]))
+#define ARRAYSIZE(array) _countof(array)
+#define UNREFERENCED_PARAMETER(parameter) ((void)(parameter))
+#define ZeroMemory(at, length) ((void)__builtin_memset((at), 0, (length)))
+#define RtlZeroMemory ZeroMemory
+#define CopyMemory(to, from, length) ((void)__builtin_memcpy((to), (from), (length)))
+
+#define S_OK ((HRESULT)0)
+#define S_FALSE ((HRESULT)1)
+#define E_FAIL ((HRESULT)0x80004005u)
+#define E_INVALIDARG ((HRESULT)0x80070057u)
+#define E_OUTOFMEMORY ((HRESULT)0x8007000eu)
+#define SUCCEEDED(result) ((HRESULT)(result) >= 0)
+#define FAILED(result) ((HRESULT)(result) < 0)
+static inline HRESULT HRESULT_FROM_WIN32(unsigned long code)
+{
+	return (HRESULT)code <= 0 ? (HRESULT)code : (HRESULT)((code & 0xffffu) | 0x80070000u);
+}
 
 #define MAKEWORD(low, high) ((WORD)((BYTE)(low) | (WORD)((BYTE)(high)) << 8))
 #define MAKELONG(low, high) ((LONG)((WORD)(low) | (DWORD)((WORD)(high)) << 16))

@@ -13,6 +13,8 @@
 #define INVALID_HANDLE_VALUE ((HANDLE)(LONG_PTR)-1)
 #define INFINITE 0xffffffffu
 #define WAIT_OBJECT_0 0u
+#define WAIT_ABANDONED 0x80u
+#define WAIT_ABANDONED_0 0x80u
 #define WAIT_TIMEOUT 258u
 #define WAIT_IO_COMPLETION 0xc0u
 #define WAIT_FAILED 0xffffffffu
@@ -30,7 +32,24 @@
 #define ERROR_OPERATION_ABORTED 995
 #define ERROR_IO_INCOMPLETE 996
 #define ERROR_IO_PENDING 997
+#define ERROR_MR_MID_NOT_FOUND 317
 #define ERROR_NOT_FOUND 1168
+#define ERROR_INSUFFICIENT_BUFFER 122
+#define ERROR_MORE_DATA 234
+
+/* Only the system's messages, in English. Other sources of text are ERROR_INVALID_PARAMETER. */
+#define FORMAT_MESSAGE_ALLOCATE_BUFFER 0x100u
+#define FORMAT_MESSAGE_IGNORE_INSERTS 0x200u
+#define FORMAT_MESSAGE_FROM_STRING 0x400u
+#define FORMAT_MESSAGE_FROM_HMODULE 0x800u
+#define FORMAT_MESSAGE_FROM_SYSTEM 0x1000u
+#define FORMAT_MESSAGE_ARGUMENT_ARRAY 0x2000u
+#define FORMAT_MESSAGE_MAX_WIDTH_MASK 0xffu
+#define LANG_NEUTRAL 0
+#define LANG_ENGLISH 9
+#define SUBLANG_NEUTRAL 0
+#define SUBLANG_DEFAULT 1
+#define MAKELANGID(primary, sub) ((WORD)((WORD)(sub) << 10 | (WORD)(primary)))
 
 typedef struct _OVERLAPPED {
 	ULONG_PTR Internal;
@@ -48,6 +67,11 @@ typedef struct _OVERLAPPED {
 #define HasOverlappedIoCompleted(overlapped) (((DWORD)(overlapped)->Internal) != STATUS_PENDING)
 
 PORTKEEP_BEGIN
+DWORD GetCurrentProcessId(void);
+DWORD FormatMessageA(DWORD flags, LPCVOID source, DWORD code, DWORD language, LPSTR text, DWORD size, va_list *arguments);
+DWORD FormatMessageW(DWORD flags, LPCVOID source, DWORD code, DWORD language, LPWSTR text, DWORD size, va_list *arguments);
+/* For what FormatMessage allocated, and nothing else. */
+HLOCAL LocalFree(HLOCAL memory);
 DWORD GetLastError(void);
 void SetLastError(DWORD code);
 void Sleep(DWORD milliseconds);
@@ -66,12 +90,15 @@ DWORD WaitForMultipleObjectsEx(DWORD count, const HANDLE *handles, BOOL all, DWO
 /* The handle is a socket: CancelIoEx((HANDLE)s, ...). */
 BOOL CancelIoEx(HANDLE socket, LPOVERLAPPED overlapped);
 BOOL CancelIo(HANDLE socket);
+BOOL GetOverlappedResult(HANDLE socket, LPOVERLAPPED overlapped, LPDWORD bytes, BOOL wait);
 PORTKEEP_END
 
 #ifdef UNICODE
 #define CreateEvent CreateEventW
+#define FormatMessage FormatMessageW
 #else
 #define CreateEvent CreateEventA
+#define FormatMessage FormatMessageA
 #endif
 
 #if !defined(WIN32_LEAN_AND_MEAN) && !defined(_SYS_SOCKET_H)

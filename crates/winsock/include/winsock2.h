@@ -76,10 +76,14 @@ typedef struct sockaddr SOCKADDR, *PSOCKADDR, *LPSOCKADDR;
 typedef struct sockaddr_in SOCKADDR_IN, *PSOCKADDR_IN, *LPSOCKADDR_IN;
 typedef struct sockaddr_storage SOCKADDR_STORAGE, *PSOCKADDR_STORAGE;
 typedef struct in_addr IN_ADDR, *PIN_ADDR;
-typedef struct hostent HOSTENT, *LPHOSTENT;
+typedef struct hostent HOSTENT, *PHOSTENT, *LPHOSTENT;
 typedef struct timeval TIMEVAL, *PTIMEVAL, *LPTIMEVAL;
 typedef struct linger LINGER, *LPLINGER;
 typedef sa_family_t ADDRESS_FAMILY;
+typedef struct _SOCKET_ADDRESS {
+	LPSOCKADDR lpSockaddr;
+	INT iSockaddrLength;
+} SOCKET_ADDRESS, *PSOCKET_ADDRESS, *LPSOCKET_ADDRESS;
 
 #define SD_RECEIVE SHUT_RD
 #define SD_SEND SHUT_WR
@@ -137,12 +141,34 @@ typedef sa_family_t ADDRESS_FAMILY;
 #define WSAECONNREFUSED 10061
 #define WSAELOOP 10062
 #define WSAENAMETOOLONG 10063
+#define WSAENOTEMPTY 10066
+#define WSAEPROCLIM 10067
+#define WSAEUSERS 10068
+#define WSAEDQUOT 10069
+#define WSAESTALE 10070
+#define WSAEREMOTE 10071
+#define WSAETOOMANYREFS 10059
 #define WSAEHOSTDOWN 10064
 #define WSAEHOSTUNREACH 10065
 #define WSASYSNOTREADY 10091
 #define WSAVERNOTSUPPORTED 10092
 #define WSANOTINITIALISED 10093
 #define WSASYSCALLFAILURE 10107
+#define WSAEDISCON 10101
+#define WSAENOMORE 10102
+#define WSAECANCELLED 10103
+#define WSAEINVALIDPROCTABLE 10104
+#define WSAEINVALIDPROVIDER 10105
+#define WSAEPROVIDERFAILEDINIT 10106
+#define WSASERVICE_NOT_FOUND 10108
+#define WSATYPE_NOT_FOUND 10109
+#define WSA_E_NO_MORE 10110
+#define WSA_E_CANCELLED 10111
+#define WSAEREFUSED 10112
+#define WSAHOST_NOT_FOUND 11001
+#define WSATRY_AGAIN 11002
+#define WSANO_RECOVERY 11003
+#define WSANO_DATA 11004
 
 #define WSADESCRIPTION_LEN 256
 #define WSASYS_STATUS_LEN 128
@@ -225,6 +251,10 @@ typedef struct _WSAPROTOCOL_INFOW {
 	WCHAR szProtocol[WSAPROTOCOL_LEN + 1];
 } WSAPROTOCOL_INFOW, *LPWSAPROTOCOL_INFOW;
 
+/* Quality of service does not exist here. */
+typedef struct _flowspec_of_winsock *LPQOS;
+typedef int (*LPCONDITIONPROC)(LPWSABUF, LPWSABUF, LPQOS, LPQOS, LPWSABUF, LPWSABUF, GROUP *, DWORD_PTR);
+
 typedef struct pollfd_of_winsock {
 	SOCKET fd;
 	SHORT events;
@@ -274,7 +304,8 @@ static inline void portkeep_fd_remove(SOCKET s, portkeep_fd_set *set)
 #define FD_SET(s, set) portkeep_fd_add((s), (set))
 #define FD_CLR(s, set) portkeep_fd_remove((s), (set))
 #define FD_ISSET(s, set) __WSAFDIsSet((s), (set))
-#define select(n, reading, writing, failing, timeout) portkeep_ws_select(n, reading, writing, failing, timeout)
+/* With any number of arguments, so that methods called select build. */
+#define select(...) portkeep_ws_select(__VA_ARGS__)
 
 PORTKEEP_BEGIN
 int __WSAFDIsSet(SOCKET s, portkeep_fd_set *set);
@@ -312,6 +343,16 @@ int WSADuplicateSocketW(SOCKET s, DWORD dwProcessId, LPWSAPROTOCOL_INFOW lpProto
 int WSAIoctl(SOCKET s, DWORD dwIoControlCode, LPVOID lpvInBuffer, DWORD cbInBuffer, LPVOID lpvOutBuffer,
 	     DWORD cbOutBuffer, LPDWORD lpcbBytesReturned, LPWSAOVERLAPPED lpOverlapped,
 	     LPWSAOVERLAPPED_COMPLETION_ROUTINE lpCompletionRoutine);
+/* A condition is WSAEOPNOTSUPP. */
+SOCKET WSAAccept(SOCKET s, struct sockaddr *addr, LPINT addrlen, LPCONDITIONPROC lpfnCondition,
+		 DWORD_PTR dwCallbackData);
+/* The data and the quality of service are ignored. */
+int WSAConnect(SOCKET s, const struct sockaddr *name, int namelen, LPWSABUF lpCallerData, LPWSABUF lpCalleeData,
+	       LPQOS lpSQOS, LPQOS lpGQOS);
+int WSAHtonl(SOCKET s, u_long hostlong, u_long *lpnetlong);
+int WSAHtons(SOCKET s, u_short hostshort, u_short *lpnetshort);
+int WSANtohl(SOCKET s, u_long netlong, u_long *lphostlong);
+int WSANtohs(SOCKET s, u_short netshort, u_short *lphostshort);
 BOOL WSAGetOverlappedResult(SOCKET s, LPWSAOVERLAPPED lpOverlapped, LPDWORD lpcbTransfer, BOOL fWait,
 			    LPDWORD lpdwFlags);
 /* With an overlapped structure these four are WSAEOPNOTSUPP: only control codes are overlapped here. */

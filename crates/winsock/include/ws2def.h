@@ -26,4 +26,7 @@
 /* Cancels the control codes that are pending on the socket. */
 #define SIO_FLUSH _WSAIO(IOC_WS2, 4)
 
+/* Known by name only: WSAEOPNOTSUPP, as every code this layer does not serve. */
+#define SIO_CPU_AFFINITY _WSAIOW(IOC_VENDOR, 21)
+
 #endif

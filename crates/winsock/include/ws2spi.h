@@ -19,9 +19,6 @@ typedef struct WSPData {
 	WCHAR szDescription[WSPDESCRIPTION_LEN + 1];
 } WSPDATA, *LPWSPDATA;
 
-/* No provider here uses these two. */
-typedef struct _flowspec_of_winsock *LPQOS;
-typedef int (*LPCONDITIONPROC)(LPWSABUF, LPWSABUF, LPQOS, LPQOS, LPWSABUF, LPWSABUF, GROUP *, DWORD_PTR);
 typedef struct _events_of_winsock *LPWSANETWORKEVENTS;
 
 typedef SOCKET (*LPWSPACCEPT)(SOCKET s, struct sockaddr *addr, LPINT addrlen, LPCONDITIONPROC lpfnCondition,

@@ -11,5 +11,8 @@ typedef struct addrinfo ADDRINFOA, *PADDRINFOA;
 #define gai_strerrorA gai_strerror
 #define InetPtonA inet_pton
 #define InetNtopA inet_ntop
+/* There are no wide forms. */
+#define InetPton InetPtonA
+#define InetNtop InetNtopA
 
 #endif

@@ -1,4 +1,4 @@
-//! Without a kernel part: the library holds the ports with sockets of this
+//! Without kernel enforcement: the library holds the ports with sockets of this
 //! process, and `bind` and `connect` of this layer draw from them, since the
 //! kernel's own cannot. A reservation belongs to the socket it was acquired on
 //! and goes with `closesocket`.

@@ -12,7 +12,7 @@ macro_rules! headers {
 
 /// Every header, with its text.
 pub const HEADERS: &[(&str, &str)] = headers! {
-    "portkeep_text.h" "portkeep_types.h" "iphlpapi.h" "mstcpip.h" "mswsock.h" "windows.h" "winsock2.h"
+    "portkeep_text.h" "portkeep_types.h" "sal.h" "tchar.h" "iphlpapi.h" "mstcpip.h" "mswsock.h" "windows.h" "winsock2.h"
     "ws2def.h" "ws2ipdef.h" "ws2spi.h" "ws2tcpip.h"
 };
 
@@ -46,6 +46,9 @@ pub const SPELLINGS: &[(&str, &str)] = &[
     ("Iphlpapi.h", "iphlpapi.h"),
     ("IPHlpApi.h", "iphlpapi.h"),
     ("IpHlpApi.h", "iphlpapi.h"),
+    ("Sal.h", "sal.h"),
+    ("TCHAR.H", "tchar.h"),
+    ("TChar.h", "tchar.h"),
     ("MSWSock.h", "mswsock.h"),
     ("Mswsock.h", "mswsock.h"),
     ("MswSock.h", "mswsock.h"),

@@ -16,8 +16,9 @@ use portkeep_core::wire::{self, AcquireRequest, Grant, SelectRequest};
 
 use crate::{
     abi::{CompletionRoutine, Instance, Overlapped, PortRange, Socket, ThreadId},
+    claim::{self, Claim, Place},
     error, held, memory, overlapped,
-    pending::{self, Claim, Operation, Place},
+    pending::{self, Operation},
     socket, spi, wait,
 };
 
@@ -126,7 +127,12 @@ impl Call {
         let thread = match self.thread {
             Some(address) => {
                 let id: ThreadId = self.memory.read(address).map_err(|e| self.blame(fault(e)))?;
-                wait::thread_of(id).map_or(id, |thread| ThreadId { reserved: thread, ..id })
+                match wait::thread_of(id) {
+                    Some(thread) => ThreadId { reserved: thread, ..id },
+                    // The program's own WPUQueueApc may know it.
+                    None if self.routine == 0 || spi::has_upcall() => id,
+                    None => return Err(self.blame(error::WSAEFAULT)),
+                }
             }
             None => ThreadId { handle: 0, reserved: wait::this_thread() },
         };
@@ -166,7 +172,7 @@ impl Call {
         self.done(mode, 0)
     }
 
-    /// The control code failed. That is the end of it, unless there is no kernel part here.
+    /// The control code failed. Without kernel enforcement the held mode serves it; otherwise this is the result.
     fn without_kernel(&self, fd: BorrowedFd<'_>, option: i32, error: &io::Error) -> Result<(), i32> {
         match error.raw_os_error() {
             Some(libc::ENOPROTOOPT) => {
@@ -186,7 +192,7 @@ impl Call {
     fn is_persistent(&self, fd: BorrowedFd<'_>) -> bool {
         let Ok(token) = self.memory.read(self.input) else { return false };
         let select = SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() };
-        let _locked = pending::two_calls();
+        let _locked = claim::two_calls();
         control::state(fd, &select).is_ok_and(|state| u32::from(state.flags) & wire::PERSISTENT != 0)
     }
 
@@ -202,12 +208,12 @@ impl Call {
         let fd = self.fd()?;
         let request =
             AcquireRequest { start: u16::from_be(range.start), count: range.count, ..AcquireRequest::default() };
-        let locked = pending::two_calls();
+        let locked = claim::two_calls();
         match control::acquire(fd, &request) {
             Ok(()) => {
                 let token = self.take_grant(fd)?;
                 drop(locked);
-                self.done(mode, SIZE).inspect_err(|_| pending::give_back(fd, token))
+                self.done(mode, SIZE).inspect_err(|_| claim::give_back(fd, token))
             }
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
                 let grant = control::granted(fd).map_err(|error| ended(&error))?;
@@ -218,7 +224,7 @@ impl Call {
                 drop(locked);
                 self.memory.writable(self.output, SIZE as usize).map_err(fault)?;
                 let grant = held::acquire(fd.as_raw_fd(), &request)?;
-                self.memory.write(self.output, pending::instance(&grant)).map_err(fault)?;
+                self.memory.write(self.output, claim::instance(&grant)).map_err(fault)?;
                 self.done(mode, SIZE)
             }
             Err(error) => Err(error::of_control(&error)),
@@ -238,13 +244,13 @@ impl Call {
             // SAFETY: the kernel has just written there, the whole of a Grant; no alignment is assumed.
             let grant = unsafe { ptr::read_unaligned(self.output as *const Grant) };
             // SAFETY: as above, and an instance is no longer than a grant.
-            unsafe { ptr::write_unaligned(self.output as *mut Instance, pending::instance(&grant)) };
+            unsafe { ptr::write_unaligned(self.output as *mut Instance, claim::instance(&grant)) };
             return Ok(grant.token);
         }
         let error = io::Error::last_os_error();
         // It cannot be told, so it shall not be.
         if let Ok(grant) = control::granted(fd) {
-            pending::give_back(fd, grant.token);
+            claim::give_back(fd, grant.token);
         }
         Err(ended(&error))
     }
@@ -253,7 +259,7 @@ impl Call {
     fn wait(&self, mode: Mode, fd: BorrowedFd<'_>, grant: Grant) -> Result<(), i32> {
         const SIZE: usize = size_of::<Instance>();
         if grant.state == wire::REFUSED && grant.error != 0 {
-            pending::give_back(fd, grant.token);
+            claim::give_back(fd, grant.token);
             return Err(error::of_control(&io::Error::from_raw_os_error(i32::from(grant.error))));
         }
         let claim = Claim::new(self.socket, fd, grant).map_err(|error| error::of_control(&error))?;
@@ -268,13 +274,13 @@ impl Call {
                 let grant = pending::block(claim)?;
                 // Memory may have gone while this waited.
                 let again = memory::Memory::default();
-                let told = again.write(self.output, pending::instance(&grant)).and_then(|()| match mode {
+                let told = again.write(self.output, claim::instance(&grant)).and_then(|()| match mode {
                     Mode::Blocking => again.writable(self.returned, 4),
                     Mode::Overlapped(_) => Ok(()),
                 });
                 told.map_err(fault)
                     .and_then(|()| self.done(mode, SIZE as u32))
-                    .inspect_err(|_| pending::give_back(fd, grant.token))
+                    .inspect_err(|_| claim::give_back(fd, grant.token))
             }
         }
     }

@@ -31,11 +31,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub mod abi;
+pub mod byte_order;
+mod claim;
 mod error;
 mod held;
 pub mod install;
 pub mod ioctl;
 mod memory;
+pub mod message;
 pub mod overlapped;
 pub mod pending;
 pub mod persistent;
@@ -96,4 +99,10 @@ pub extern "C" fn GetLastError() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn SetLastError(code: u32) {
     error::set_last(code as i32);
+}
+
+/// `GetCurrentProcessId`.
+#[unsafe(no_mangle)]
+pub extern "C" fn GetCurrentProcessId() -> u32 {
+    std::process::id()
 }

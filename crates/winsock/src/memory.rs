@@ -50,6 +50,8 @@ unsafe impl Plain for i8 {}
 // SAFETY: as above.
 unsafe impl Plain for i16 {}
 // SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
 unsafe impl Plain for crate::abi::PortRange {}
 // SAFETY: as above; its padding is a field.
 unsafe impl Plain for crate::abi::Instance {}

@@ -141,3 +141,15 @@ pub(crate) fn result(socket: Socket, at: usize, bytes: usize, may_wait: bool, fl
 pub extern "C" fn WSAGetOverlappedResult(s: Socket, overlapped: usize, bytes: usize, wait: i32, flags: usize) -> i32 {
     crate::truth(|| result(s, overlapped, bytes, wait != 0, flags))
 }
+
+/// `GetOverlappedResult`: the same for a socket as a handle.
+#[unsafe(no_mangle)]
+pub extern "C" fn GetOverlappedResult(handle: Handle, overlapped: usize, bytes: usize, wait: i32) -> i32 {
+    let mut flags = 0u32;
+    crate::truth(|| {
+        result(handle, overlapped, bytes, wait != 0, &raw mut flags as usize).map_err(|code| match code {
+            error::WSAENOTSOCK => error::WSA_INVALID_HANDLE,
+            code => code,
+        })
+    })
+}

@@ -13,7 +13,7 @@ const END: u32 = 65536;
 /// Why the store refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Neither root nor of the group that may.
+    /// The caller is neither root nor in the group of administrators.
     AccessDenied,
     /// The block cannot be one.
     Invalid,
@@ -21,7 +21,7 @@ pub(crate) enum Failure {
     Sharing,
     /// No persistent reservation has exactly this start, count and transport.
     NotFound,
-    /// There is no store, or no kernel part that would enforce what is in it.
+    /// There is no store, or no kernel enforcement for its reservations.
     Unsupported,
 }
 
@@ -38,7 +38,7 @@ impl Failure {
     }
 }
 
-/// Where persistent reservations are kept: with the agent, and in the kernel part. Ports are in host byte order; blocks
+/// Where persistent reservations are kept: with the agent, and by the BPF programs. Ports are in host byte order; blocks
 /// that no reservation can have are not found.
 mod store {
     use portkeep::{
@@ -52,7 +52,7 @@ mod store {
     impl From<PersistentError> for Failure {
         fn from(error: PersistentError) -> Self {
             match error {
-                // Who may not even try is told so.
+                // Only root may start the agent, so other users get the error of a missing right.
                 // SAFETY: geteuid only reads who we are.
                 PersistentError::AgentAbsent { .. } if unsafe { libc::geteuid() } != 0 => Self::AccessDenied,
                 PersistentError::AgentAbsent { .. } => Self::Unsupported,

@@ -40,6 +40,11 @@ unsafe extern "C" fn unpack(context: usize) {
     unsafe { routine(code, bytes, at as *mut _, 0) };
 }
 
+/// Whether completions go through a queue of the program's own.
+pub(crate) fn has_upcall() -> bool {
+    UPCALL.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
 /// Queue a completion routine to the thread that issued the operation.
 pub(crate) fn queue_apc(thread: ThreadId, apc: Apc) {
     let upcall = *UPCALL.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,12 +99,7 @@ pub extern "C" fn WPUCloseThread(thread: usize, error: usize) -> i32 {
 type Pointer = usize;
 
 extern "C" fn accept(s: Socket, name: Pointer, size: Pointer, condition: Pointer, _data: usize, e: Pointer) -> Socket {
-    value(e, INVALID_SOCKET, || {
-        if condition != 0 {
-            return Err(error::WSAEOPNOTSUPP);
-        }
-        socket::accept(s, name, size)
-    })
+    value(e, INVALID_SOCKET, || socket::accept_if(s, name, size, condition))
 }
 
 extern "C" fn bind(s: Socket, name: Pointer, size: i32, e: Pointer) -> i32 {

@@ -188,12 +188,15 @@ fn wait(handles: &[Handle], all: bool, milliseconds: u32, alertable: bool) -> Re
         {
             return Ok(WAIT_OBJECT_0 + index);
         }
-        let due =
-            if alertable { inner.queues.get_mut(&me).map(std::mem::take).unwrap_or_default() } else { VecDeque::new() };
-        if !due.is_empty() {
-            // A routine may call anything, this function included.
-            drop(table);
-            due.into_iter().for_each(Apc::run);
+        let due = if alertable { inner.queues.get(&me).map_or(0, VecDeque::len) } else { 0 };
+        if due > 0 {
+            for _ in 0..due {
+                let Some(apc) = within(&mut table).queues.get_mut(&me).and_then(VecDeque::pop_front) else { break };
+                // A routine may call anything. If it waits here itself, it runs the ones after it.
+                drop(table);
+                apc.run();
+                table = lock();
+            }
             return Ok(WAIT_IO_COMPLETION);
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));

@@ -13,6 +13,9 @@ use crate::{
 };
 
 const EPERM: i32 = 1;
+/// What comes before the CPUs start is an earlier time; both are in one period of everything that expires.
+const NOW: u64 = 1_000_000_000_000;
+const BEFORE: u64 = NOW - 1_000_000;
 const SOL_PORTKEEP: u32 = 0x504b;
 
 /// A CPU ran until it has to let others choose.
@@ -50,11 +53,20 @@ enum Step {
     Look,
     /// The port of a socket that is gone.
     FreePort,
-    Forget,
+    /// User space notes when a namespace was last used.
+    Note,
+    /// It waits until every program has ended that runs now.
+    Wait,
+    /// It looks whether the namespace has been quiet since, and has no reservations.
+    Quiet,
+    /// It removes a word.
+    Remove,
     Finish,
 }
 
-use Step::{AutoBind, Begin, Finish, FreePort, GiveUp, Lock, Look, Run, SetOption, TakePort, Unlock};
+use Step::{
+    AutoBind, Begin, Finish, FreePort, GiveUp, Lock, Look, Note, Quiet, Remove, Run, SetOption, TakePort, Unlock, Wait,
+};
 
 const fn steps(call: &Call) -> &'static [Step] {
     match call {
@@ -71,7 +83,7 @@ const fn steps(call: &Call) -> &'static [Step] {
         Call::Create { .. } | Call::Refuse { .. } | Call::End { .. } | Call::Change { .. } => {
             &[Begin, Run(Hook::Admin), Finish]
         }
-        Call::Forget { .. } => &[Begin, Step::Forget, Finish],
+        Call::Forget { .. } => &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Remove, Finish],
     }
 }
 
@@ -87,6 +99,10 @@ pub(crate) fn enabled(lists: &[Vec<Line>], state: &State, cpu: usize) -> bool {
     match steps(&line.call)[state.tasks[cpu].step] {
         Lock => socket.locked.is_none_or(|holder| holder == cpu),
         Begin => line.call != Call::Close || socket.users == 0,
+        Wait => state.tasks[cpu].waits_for.iter().all(|(other, call, step)| {
+            let task = &state.tasks[*other];
+            task.cpu.is_none() || (task.call, task.step) != (*call, *step)
+        }),
         _ => true,
     }
 }
@@ -108,7 +124,7 @@ impl Machine {
             let line = line(lists, state, cpu).expect("only a CPU with something to do is resumed");
             let call = state.tasks[cpu].call;
             let step = steps(&line.call)[state.tasks[cpu].step];
-            if step == Lock && !enabled(lists, state, cpu) {
+            if matches!(step, Lock | Wait) && !enabled(lists, state, cpu) {
                 state.tasks[cpu].waiting = false;
                 return Ok(Paused::Inside);
             }
@@ -129,7 +145,8 @@ impl Machine {
         let socket_cell = (self.socket_object(socket), 0, Access::Store);
         let port = state.kernel.sockets[socket].port;
         let cells = match step {
-            Begin | Run(_) | Step::Forget => vec![],
+            Begin | Run(_) | Wait => vec![],
+            Note | Quiet | Remove => self.forget_cells(scenario, line, step == Remove),
             Lock | Unlock | GiveUp | SetOption => vec![socket_cell],
             Finish if state.kernel.sockets[socket].locked == Some(cpu) => vec![socket_cell],
             Finish => vec![],
@@ -141,9 +158,8 @@ impl Machine {
         if !runs && !(matches!(step, Run(_))) && self.stops_at(&cells) {
             return Ok(false);
         }
-        if !runs && self.trace.is_some() && step != Begin {
-            let text = format!("  CPU {cpu}: {step:?}");
-            self.trace.as_mut().expect("looked at above").push(text);
+        if let Some(trace) = self.trace.as_mut().filter(|_| !runs && step != Begin) {
+            trace.push(format!("  CPU {cpu}: {step:?}"));
         }
         match step {
             Begin => {
@@ -186,7 +202,27 @@ impl Machine {
                 state.settled[socket] = false;
                 self.free_storage(state, socket);
             }
-            Step::Forget => return fault("forgetting is not modelled for this object"),
+            Note => {
+                state.tasks[cpu].noted = self.last_use(state, scenario, line);
+                state.tasks[cpu].waits_for = (0..state.tasks.len())
+                    .filter(|other| *other != cpu && state.tasks[*other].cpu.is_some())
+                    .map(|other| (other, state.tasks[other].call, state.tasks[other].step))
+                    .collect();
+            }
+            Wait => state.tasks[cpu].waits_for.clear(),
+            Quiet => {
+                if !self.is_quiet(state, scenario, line, state.tasks[cpu].noted) {
+                    return self.jump_to_finish(state, cpu, line, -crate::kernel::EADDRINUSE);
+                }
+                if !self.requests_lose {
+                    // There was no sealing.
+                    state.tasks[cpu].step += 1;
+                }
+            }
+            Remove => {
+                let word = self.word_of(scenario, line);
+                state.shared.remove(word);
+            }
             Finish => {
                 self.finish(scenario, state, cpu, line)?;
                 return Ok(true);
@@ -366,7 +402,8 @@ impl Machine {
         let mut cpu = Cpu::new(entry, first);
         cpu.socket = line.socket;
         cpu.process = line.process;
-        cpu.now = 1_000_000_000 + ((number as u64) << 20) + 1000 * state.tasks[number].call as u64;
+        cpu.now =
+            if self.watching { NOW } else { BEFORE } + ((number as u64) << 20) + 1000 * state.tasks[number].call as u64;
         let mut put = |at: usize, bytes: &[u8]| {
             if cpu.context.len() < at + bytes.len() {
                 cpu.context.resize(at + bytes.len(), 0);
@@ -454,9 +491,58 @@ impl Machine {
                 put("scope", 1);
                 put("uid", u64::from(*uid));
             }
+            Call::Forget { port } => {
+                put("op", 10);
+                put("netns", netns_of(scenario));
+                put("start", u64::from(*port));
+                put("transports", 1);
+            }
             _ => return fault("this call has no packet"),
         }
         Ok(packet)
+    }
+
+    /// The TCP word of a port, in the namespace that is forgotten.
+    fn word_of(&mut self, scenario: &Scenario, line: &Line) -> u32 {
+        let Call::Forget { port } = line.call else { return 0 };
+        let mut key = netns_of(scenario).to_le_bytes().to_vec();
+        key.extend((port / 64).to_le_bytes());
+        key.extend([1, 0, 0, 0, 0, 0]);
+        let words = self.program.map("words").unwrap_or(0);
+        self.names.number(words as u16, &key)
+    }
+
+    fn forget_cells(&mut self, scenario: &Scenario, line: &Line, removes: bool) -> Vec<(u32, usize, Access)> {
+        let word = self.word_of(scenario, line);
+        let spaces = self.program.map("spaces").unwrap_or(0);
+        let space = self.names.number(spaces as u16, &netns_of(scenario).to_le_bytes());
+        let size =
+            |map: &str| self.program.map(map).map_or(0, |n| self.program.maps[n].value_size.div_ceil(8) as usize);
+        let (of_word, of_space) = (size("words"), size("spaces"));
+        if removes {
+            return vec![(word, of_word, Access::Store)];
+        }
+        let mut cells: Vec<_> = (0..=of_word).map(|cell| (word, cell, Access::Load)).collect();
+        cells.extend((0..=of_space).map(|cell| (space, cell, Access::Load)));
+        cells
+    }
+
+    fn last_use(&mut self, state: &State, scenario: &Scenario, _line: &Line) -> u64 {
+        self.get(state, "spaces", &netns_of(scenario).to_le_bytes(), "last")
+    }
+
+    /// As user space looks: not used since, no reservation, and nothing in the word.
+    fn is_quiet(&mut self, state: &State, scenario: &Scenario, line: &Line, noted: u64) -> bool {
+        let netns = netns_of(scenario);
+        let reserved = (1..8u32).any(|id| {
+            let key = id.to_le_bytes();
+            self.get(state, "reservations", &key, "token") != 0
+                && self.get(state, "reservations", &key, "netns") == netns
+        });
+        let word = self.word_of(scenario, line);
+        let key = self.names.list[word as usize].1.clone();
+        let vacant = ["reserved", "lingering", "aside", "bound"].iter().all(|f| self.get(state, "words", &key, f) == 0);
+        !reserved && vacant && state.shared.present(word) && self.last_use(state, scenario, line) == noted
     }
 
     /// What the program's verdict means for the call.
@@ -568,4 +654,9 @@ fn option(state: &State, line: &Line) -> (u32, Vec<u8>) {
         }
         _ => (201, vec![0; 64]),
     }
+}
+
+/// The namespace that `forget` is about: that of the scenario's first socket.
+fn netns_of(scenario: &Scenario) -> u64 {
+    scenario.sockets.first().map_or(crate::world::HOME, |socket| socket.netns)
 }

@@ -318,6 +318,20 @@ pub(crate) fn after_call(scenario: &Scenario, state: &State) -> Outcome<()> {
             }
         }
     }
+    for plan in &state.kernel.processes[..] {
+        let of_uid = |r: &&usize| {
+            let terms = &scenario.reservations[**r];
+            !terms.persistent && state.kernel.processes[terms.process].uid == plan.uid
+        };
+        let ports = |r: &usize| {
+            let transports = u64::from(scenario.reservations[*r].transports.count_ones());
+            u64::from(state.reservations[*r].count) * transports
+        };
+        let held: u64 = in_force.iter().filter(of_uid).map(ports).sum();
+        if plan.uid != 0 && held > scenario.quota {
+            return fault(format!("uid {} holds {held} ports, and its quota is {}", plan.uid, scenario.quota));
+        }
+    }
     for r in in_force {
         for (n, s) in state.kernel.sockets.iter().enumerate() {
             if state.settled[n]
@@ -361,14 +375,17 @@ pub(crate) fn end(machine: &mut Machine, scenario: &Scenario, mut state: State) 
         for port in [first, first + count - 1] {
             for transport in [Transport::Tcp, Transport::Udp] {
                 if plan.transports & transport.bit() == 0
-                    || plan.netns != crate::world::HOME
-                    || state.kernel.sockets.iter().any(|s| s.port == port && s.transport == transport)
+                    || state
+                        .kernel
+                        .sockets
+                        .iter()
+                        .any(|s| s.port == port && s.transport == transport && s.netns == plan.netns)
                 {
                     continue;
                 }
                 for process in 0..state.kernel.processes.len() {
                     let may = allowed(scenario, &state, r, spare(spares, process, transport), process);
-                    let result = probe(machine, scenario, &mut state, spares, process, transport, port)?;
+                    let result = probe(machine, scenario, &mut state, (spares, plan.netns), process, transport, port)?;
                     let who = &scenario.processes[process].0;
                     if may && result != 0 && !plan.persistent {
                         return fault(format!("{who} was granted {} and cannot bind port {port}: {result}", plan.name));
@@ -393,12 +410,12 @@ pub(crate) fn end(machine: &mut Machine, scenario: &Scenario, mut state: State) 
         let plan = &scenario.reservations[r];
         let (first, count) = (state.reservations[r].start, state.reservations[r].count);
         let free = machine.requests_lose || !(POOL_FIRST..=POOL_LAST).contains(&first);
-        if state.reservations[r].phase == Phase::None || first == 0 || !free || plan.netns != crate::world::HOME {
+        if state.reservations[r].phase == Phase::None || first == 0 || !free {
             continue;
         }
         for port in [first, first + count - 1] {
             let transport = if plan.transports & 1 != 0 { Transport::Tcp } else { Transport::Udp };
-            let result = probe(machine, scenario, &mut state, spares, 0, transport, port)?;
+            let result = probe(machine, scenario, &mut state, (spares, plan.netns), 0, transport, port)?;
             if result != 0 {
                 return fault(format!("port {port} is not free after everything has ended: {result}"));
             }
@@ -416,14 +433,14 @@ fn probe(
     machine: &mut Machine,
     scenario: &Scenario,
     state: &mut State,
-    spares: usize,
+    (spares, netns): (usize, u64),
     process: usize,
     transport: Transport,
     port: u16,
 ) -> Outcome<i32> {
     let socket = spare(spares, process, transport);
     let old = &state.kernel.sockets[socket];
-    state.kernel.sockets[socket] = crate::world::new_socket(&old.name, process, transport, crate::world::HOME);
+    state.kernel.sockets[socket] = crate::world::new_socket(&old.name, process, transport, netns);
     let bind = Call::Bind { port, address: 0, automatic: 0, others: crate::scenario::Others::default() };
     let result = call(machine, scenario, state, bind, socket, "the end: bind")?;
     call(machine, scenario, state, Call::Close, socket, "the end: close")?;

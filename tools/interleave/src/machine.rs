@@ -335,7 +335,11 @@ impl Machine {
             if field == 44 && self.stops_at(&[(object, 0, Access::Load)]) {
                 return Ok(None);
             }
-            return Ok(Some(state.kernel.sockets[socket].field(field)?));
+            let value = state.kernel.sockets[socket].field(field)?;
+            if field == 44 {
+                self.told(cpu, || format!("reads port {value} of"), object, 0);
+            }
+            return Ok(Some(value));
         }
         if cpu.kind == Context::Packet && address::region(at) == address::CONTEXT && size == 4 {
             // A packet's beginning and end are 32 bits wide in the context, and pointers once they are loaded.

@@ -21,7 +21,7 @@ struct Options {
     #[arg(long, value_name = "SCHEDULE", requires = "scenario")]
     replay: Option<String>,
     /// Run another object than the checked-in one
-    #[arg(long, value_name = "PATH", default_value = "crates/kernel/bpf/portkeep.bpf.o")]
+    #[arg(long, value_name = "PATH", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/kernel/bpf/portkeep.bpf.o"), hide_default_value = true)]
     object: PathBuf,
     /// Print the names of the scenarios
     #[arg(long)]

@@ -60,6 +60,9 @@ pub(crate) struct Task {
     /// What may excuse the refusals of earlier ones.
     pub(crate) refusals: Vec<Set>,
     pub(crate) results: Vec<i32>,
+    /// Of forgetting: when the namespace was last used, and which programs ran then.
+    pub(crate) noted: u64,
+    pub(crate) waits_for: Vec<(usize, usize, usize)>,
 }
 
 impl Task {
@@ -77,6 +80,8 @@ impl Task {
             excuses: 0,
             refusals: Vec::new(),
             results: Vec::new(),
+            noted: 0,
+            waits_for: Vec::new(),
         }
     }
 
@@ -142,6 +147,7 @@ impl State {
             (task.call, task.step, task.waiting, task.result, task.port).hash(&mut h);
             (task.forbidden, task.mine, task.excuses, task.refused).hash(&mut h);
             task.refusals.hash(&mut h);
+            (task.noted, &task.waits_for).hash(&mut h);
             task.results.hash(&mut h);
             if let Some(cpu) = &task.cpu {
                 h.write_u64(cpu.hash());

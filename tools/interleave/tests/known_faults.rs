@@ -50,3 +50,8 @@ fn a_use_is_counted_twice_after_another_program_has_refused() {
 fn two_draws_take_one_port() {
     breaks("draw-draw", "has to succeed");
 }
+
+#[test]
+fn a_word_is_removed_while_somebody_acquires_in_it() {
+    breaks("forget-acquire", "");
+}

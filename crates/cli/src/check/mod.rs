@@ -1,5 +1,6 @@
 //! `check`: what is wrong with files, before the agent reads them.
 
+mod ephemeral;
 mod kind;
 mod known;
 
@@ -14,7 +15,7 @@ use portkeep_persist::{
 };
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, agent::Overlap, sources::Sources};
+use crate::{DONE, FAILED, Io, sources::Sources};
 
 use kind::Kind;
 pub(crate) use known::Known;
@@ -104,6 +105,9 @@ impl Findings {
         let commands = self.commands(&state_dir);
         let merged = merge(commands, loaded.declared);
         self.errors.extend(merged.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic));
+        if known.is_this_system() {
+            self.errors.extend(ephemeral::exhausting(&merged.in_force));
+        }
         let in_force: Vec<_> =
             merged.in_force.into_iter().filter(|declared| matches!(declared.origin, Origin::File { .. })).collect();
         self.take(&in_force, known);
@@ -152,6 +156,9 @@ impl Findings {
         };
         let across = merged.conflicts.iter().filter(|conflict| of(&conflict.loser) != of(&conflict.winner));
         self.errors.extend(across.filter_map(portkeep_persist::Conflict::diagnostic));
+        if known.is_this_system() {
+            self.errors.extend(ephemeral::exhausting(&merged.in_force));
+        }
         self.take(&merged.in_force, known);
     }
 
@@ -177,10 +184,13 @@ impl Findings {
 
     /// The ephemeral ports of another system are not known.
     fn compare_ranges(&mut self, file: &Path, config: &Config, known: &Known) {
-        if known.is_this_system()
-            && let Ok(Some(overlap)) = Overlap::of(config.pool)
-        {
-            self.warnings.push(Diagnostic::whole(file, overlap.to_string()).with_help(Overlap::HELP));
+        if !known.is_this_system() {
+            return;
+        }
+        match ephemeral::of_pool(file, config.pool) {
+            Some(Ok(warning)) => self.warnings.push(warning),
+            Some(Err(wrong)) => self.errors.push(wrong),
+            None => {}
         }
     }
 

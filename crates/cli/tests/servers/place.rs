@@ -11,7 +11,7 @@ use portkeep::persistent::{
     Connection, Standing,
     protocol::{self, Reloaded},
 };
-use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_testkit::{Sandbox, process::Child};
 
 /// Everything below one folder.

@@ -89,6 +89,104 @@ pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::
     bpf(PROG_ATTACH, &attr).map(drop)
 }
 
+/// What somebody else's program in a cgroup below does, to be attached there by [`attach_other`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Other {
+    /// Sets every IP_TOS to 0x10.
+    RewriteTos,
+    /// Says of SO_PRIORITY that it is done, and does nothing.
+    SkipPriority,
+    /// Answers every getsockopt of level 0x504c with success and four bytes, the first of them 42.
+    AnswerOwn,
+    /// Refuses every IPv4 bind once the kernel has done it.
+    RefuseAfterBind,
+    /// Binds every socket that connects to a port of 127.0.0.1.
+    BindAtConnect(u16),
+}
+
+/// Attach to a cgroup, beside others.
+pub(crate) fn attach_other(cgroup: &File, other: Other) -> io::Result<()> {
+    const CGROUP_SOCK: u32 = 9;
+    const CGROUP_SOCKOPT: u32 = 25;
+    const CONNECT4: u32 = 10;
+    const POST_BIND4: u32 = 12;
+    const GETSOCKOPT: u32 = 21;
+    const SETSOCKOPT: u32 = 22;
+    const BIND: i32 = 64;
+    const STORE_NUMBER: u8 = 0x62; // *(u32 *)(to + offset) = number
+    const STORE_BYTE: u8 = 0x72; // *(u8 *)(to + offset) = number
+    const LOAD_WIDE: u8 = 0x79;
+    const STORE_WIDE: u8 = 0x7a;
+    const IF_ABOVE: u8 = 0x2d; // if to > from
+    const LEVEL: i16 = 24;
+    const NAME: i16 = 28;
+    const LENGTH: i16 = 32;
+    const RESULT: i16 = 36;
+    let pass = [op(SET, 0, 0, 0, 1), op(EXIT, 0, 0, 0, 0)];
+    let only = |level: i32, name: i32, then: &[u64]| {
+        let over = then.len() as i16;
+        let mut program = vec![
+            op(LOAD, 2, 1, LEVEL, 0),
+            op(IF_NOT, 2, 0, over + 2, level),
+            op(LOAD, 2, 1, NAME, 0),
+            op(IF_NOT, 2, 0, over, name),
+        ];
+        program.extend_from_slice(then);
+        program.extend_from_slice(&pass);
+        program
+    };
+    let (kind, attach, program) = match other {
+        Other::RewriteTos => {
+            let then = [
+                op(LOAD_WIDE, 3, 1, 8 /* optval */, 0),
+                op(LOAD_WIDE, 4, 1, 16 /* optval_end */, 0),
+                op(MOVE, 5, 3, 0, 0),
+                op(ADD, 5, 0, 0, 4),
+                op(IF_ABOVE, 5, 4, 1, 0),
+                op(STORE_BYTE, 3, 0, 0, 0x10),
+            ];
+            (CGROUP_SOCKOPT, SETSOCKOPT, only(libc::SOL_IP, libc::IP_TOS, &then))
+        }
+        Other::SkipPriority => {
+            let then = [op(SET, 2, 0, 0, -1), op(STORE, 1, 2, LENGTH, 0)];
+            (CGROUP_SOCKOPT, SETSOCKOPT, only(libc::SOL_SOCKET, libc::SO_PRIORITY, &then))
+        }
+        Other::AnswerOwn => {
+            let then = [
+                op(LOAD_WIDE, 3, 1, 8, 0),
+                op(LOAD_WIDE, 4, 1, 16, 0),
+                op(MOVE, 5, 3, 0, 0),
+                op(ADD, 5, 0, 0, 4),
+                op(IF_ABOVE, 5, 4, 5, 0),
+                op(STORE_BYTE, 3, 0, 0, 42),
+                op(SET, 2, 0, 0, 4),
+                op(STORE, 1, 2, LENGTH, 0),
+                op(SET, 2, 0, 0, 0),
+                op(STORE, 1, 2, RESULT, 0),
+            ];
+            (CGROUP_SOCKOPT, GETSOCKOPT, only(0x504c, 7, &then))
+        }
+        Other::RefuseAfterBind => (CGROUP_SOCK, POST_BIND4, vec![op(SET, 0, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]),
+        Other::BindAtConnect(port) => {
+            let family_and_port = i32::from(libc::AF_INET as u16) | i32::from(port.to_be()) << 16;
+            let mut program = vec![
+                op(STORE_NUMBER, 10, 0, -16, family_and_port),
+                op(STORE_NUMBER, 10, 0, -12, i32::from_ne_bytes([127, 0, 0, 1])),
+                op(STORE_WIDE, 10, 0, -8, 0),
+                op(MOVE, 2, 10, 0, 0),
+                op(ADD, 2, 0, 0, -16),
+                op(SET, 3, 0, 0, 16),
+                op(CALL, 0, 0, 0, BIND),
+            ];
+            program.extend_from_slice(&pass);
+            (CGROUP_SOCK_ADDR, CONNECT4, program)
+        }
+    };
+    let program = load(kind, attach, &program)?;
+    let attr = [pair(cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32), pair(attach, 2)];
+    bpf(PROG_ATTACH, &attr).map(drop)
+}
+
 /// While this lives, whatever comes in for a port of the namespace goes to another socket.
 pub(crate) struct Steering(#[allow(dead_code)] [OwnedFd; 3]);
 

@@ -14,10 +14,16 @@ use portkeep_testkit::{
     process::{Child, become_user, in_child},
     sockets::{acquire, bind, connect, errno, port, reserve, socket, tcp, token, udp},
 };
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, unshare_unsafe};
 use socket2::{Domain, Socket};
 
 use crate::siege::{NOBODY, absent, owner_binds};
+
+const NO_CAPABILITIES: CapabilitySets = CapabilitySets {
+    effective: CapabilitySet::empty(),
+    permitted: CapabilitySet::empty(),
+    inheritable: CapabilitySet::empty(),
+};
 
 fn one() -> AcquireRequest {
     AcquireRequest { count: 1, ..Default::default() }
@@ -83,10 +89,10 @@ fn when_all_entries_are_taken_what_is_reserved_stays_so() {
     world.assert_empty();
 }
 
-/// A reservation that has ended while its ports are still bound counts against its user's quota until they are free:
-/// otherwise one user could reserve, bind and release its way through the whole pool.
+/// A reservation that has ended while its ports are still bound costs no quota: its sockets keep the ports, as sockets
+/// keep those that nobody has reserved (N1).
 #[test]
-fn lingering_ports_do_not_get_a_user_past_its_quota() {
+fn lingering_ports_cost_what_any_bound_port_costs() {
     let Some(_world) = World::with_outside("bypass::lingering_quota") else { return };
     let mut settings = Settings::default();
     settings.pool = Some(PortRange::inclusive(61000, 61063).unwrap());
@@ -96,31 +102,56 @@ fn lingering_ports_do_not_get_a_user_past_its_quota() {
         become_user(NOBODY);
         let owner = tcp();
         let mut bound = Vec::new();
-        let mut rounds = 0;
-        let refused = loop {
-            let grant = match acquire(&owner, &AcquireRequest { count: 8, ..Default::default() }) {
-                Ok(grant) => grant,
-                Err(error) => break Errno(error.raw_os_error().unwrap()),
-            };
-            rounds += 1;
+        for _ in 0..8 {
+            let grant = acquire(&owner, &AcquireRequest { count: 8, ..Default::default() }).unwrap();
             for number in grant.start..grant.start + 8 {
                 let socket = tcp();
                 bind(&socket, number).unwrap();
                 bound.push(socket);
             }
             control::release(&owner, token(&grant)).unwrap();
-        };
-        assert_eq!((refused, rounds), (Errno::EDQUOT, 1), "its quota is 8 ports, and it has {}", bound.len());
-        // Each port that is given up is its own to reserve again.
-        bound.truncate(5);
-        let grant = reserve(&owner, 0, 3);
-        control::release(&owner, token(&grant)).unwrap();
-        drop(bound);
+        }
+        assert_eq!(errno(control::acquire(&owner, &one())), Errno::ENOSPC, "all 64 ports are in use");
+        // Given up, they can be reserved again.
+        bound.truncate(56);
         reserve(&owner, 0, 8);
     });
     let maps = sandbox.loaded().maps().unwrap();
     audit::assert_consistent(&maps);
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
+}
+
+/// The account follows the process: a socket of the host's does not make a container's root the host's, and what has no
+/// capability has no right to the host's privileged ports.
+#[test]
+fn a_containers_root_with_a_socket_of_the_hosts_is_charged_as_a_containers() {
+    let Some(world) = World::with_outside("bypass::handed_socket") else { return };
+    let mut settings = Settings::default();
+    settings.home = Some(world.netns());
+    settings.quota_elsewhere = 4;
+    let sandbox = Sandbox::beside("handed", &settings);
+    below(&sandbox, |_| {
+        let of_the_host = tcp();
+        acquire(&of_the_host, &AcquireRequest { count: 5, ..Default::default() }).unwrap();
+        in_child(|| {
+            new_namespace();
+            let count = |count| AcquireRequest { count, ..Default::default() };
+            assert_eq!(errno(control::acquire(&of_the_host, &count(5))), Errno::EDQUOT);
+            acquire(&of_the_host, &count(4)).unwrap();
+            set_capabilities(None, NO_CAPABILITIES).unwrap();
+            assert_eq!(errno(control::acquire(&of_the_host, &AcquireRequest { start: 80, ..one() })), Errno::EDQUOT);
+        });
+        in_child(|| {
+            set_capabilities(None, NO_CAPABILITIES).unwrap();
+            assert_eq!(errno(control::acquire(&of_the_host, &AcquireRequest { start: 80, ..one() })), Errno::EACCES);
+        });
+        // With the right the agent is the next to be asked, and there is none.
+        assert_eq!(errno(control::acquire(&of_the_host, &AcquireRequest { start: 80, ..one() })), Errno::ENETDOWN);
+        in_child(|| {
+            become_user(NOBODY);
+            assert_eq!(errno(control::acquire(udp(), &AcquireRequest { start: 80, ..one() })), Errno::EACCES);
+        });
+    });
 }
 
 /// Whoever may use several uids (subordinate ones, see /etc/subuid) has one quota with all of them.

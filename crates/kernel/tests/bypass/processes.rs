@@ -144,7 +144,8 @@ fn a_shared_descriptor_table_makes_no_owner() {
             assert_eq!(unsafe { libc::close(owner.as_raw_fd()) }, 0);
         });
         std::mem::forget(owner);
-        refused(&plain, grant.start);
+        bind(&plain, grant.start).unwrap();
+        drop(plain);
         world.assert_empty();
     });
     world.assert_empty();
@@ -170,8 +171,8 @@ fn unshare_and_setns_give_no_right() {
             let there = target.socket();
             move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             target.refused("back home", &target.socket(), target.any());
-            // In the pool, and the pool is everywhere: unreserved there, so nobody's.
-            target.refused("there", &there, target.any());
+            // Not reserved there.
+            there.bind(&target.any().into()).unwrap();
         });
     });
 }
@@ -248,7 +249,7 @@ fn a_reused_pid_is_another_process() {
                 drop(keeper);
                 owner.talk.say(0);
                 owner.join();
-                let reused = fork_as(pid, || refused(&tcp(), port));
+                let reused = fork_as(pid, || bind(&tcp(), port).unwrap());
                 return reused.unwrap_or_else(|error| absent("a pid of one's choice", error));
             }
             owner.talk.say(0);
@@ -261,7 +262,7 @@ fn a_reused_pid_is_another_process() {
             });
             reused.unwrap_or_else(|error| absent("a pid of one's choice", error));
             drop(keeper);
-            refused(&tcp(), port);
+            bind(&tcp(), port).unwrap();
         });
         world.assert_empty();
     }

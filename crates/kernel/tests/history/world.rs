@@ -11,19 +11,19 @@ use std::{
 
 use portkeep_core::{
     Errno, PortRange, Scope, Token, Transport, Transports,
-    model::{
-        Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
-        State,
-    },
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
-use portkeep_kernel::{Claimed, CreateError, ForWhom, Wanted, Word, WordKey, cgroup};
+use portkeep_kernel::{Claimed, CreateError, Expiring, ForWhom, Wanted, Word, WordKey, cgroup};
+use portkeep_model::{
+    Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId, State,
+};
 use portkeep_testkit::new_namespace;
+use rustix::time::{ClockId, clock_gettime};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::steps::{Ask, At, How, Query, Step};
 use crate::{
-    Lab,
+    Lab, POOL,
     common::{Answer, Command, Process},
 };
 
@@ -63,7 +63,7 @@ impl Lab {
         (counters.reservations, counters.ports, counters.agents) == (0, 0, 0)
             && self.maps.reservations().next().is_none()
             && self.maps.words().flatten().all(|(_, word)| vacant(&word))
-            && self.maps.quotas().flatten().all(|(_, quota)| quota.used == 0)
+            && self.maps.quotas().flatten().all(|(_, quota)| (quota.used, quota.pending) == (0, 0))
     }
 }
 
@@ -394,6 +394,7 @@ impl<'lab> World<'lab> {
     fn acquire(&mut self, on: At, ask: &Ask) -> Step_ {
         let Some((pid, on)) = self.at(on) else { return Ok(()) };
         let wire = self.request(ask);
+        self.read_closed_lately();
         let kernel = self.set(pid, on, wire::ACQUIRE, &wire, ask.thread);
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
@@ -408,6 +409,7 @@ impl<'lab> World<'lab> {
         if granted && self.tokens.contains(&token) {
             return Err(format!("R8: {token} came twice"));
         }
+        self.forget_refused(pid, on);
         let model = Request::from_wire(&wire).and_then(|request| self.model.acquire(pid, on, &request, token));
         same("ACQUIRE", kernel, model)?;
         if granted {
@@ -415,6 +417,37 @@ impl<'lab> World<'lab> {
             self.granted(pid, on)?;
         }
         Ok(())
+    }
+
+    /// A socket's next reservation may take the place of a refused one. Which one is the kernel's choice.
+    fn forget_refused(&mut self, pid: Pid, on: Descriptor) {
+        let id = self.id(pid, on);
+        let owned = self.model.reservations().iter().filter(|(_, r)| r.owner.socket == id);
+        let owned: Vec<Token> = owned.map(|(token, _)| *token).collect();
+        for token in owned {
+            let entry = self.lab.maps.id_of(token).and_then(|id| self.lab.maps.reservation(id)).expect("the maps");
+            if entry.and_then(|entry| entry.token()) != Some(token) {
+                // False if it is more than the trace of a refusal: then the two disagree from here on.
+                self.model.forget_refused(token);
+            }
+        }
+    }
+
+    /// The model has no clock, and the kernel forgets after one to two periods.
+    fn read_closed_lately(&mut self) {
+        let mut places = BTreeSet::new();
+        for net in &self.nets {
+            for transport in Transport::ALL {
+                for first in [POOL.0, POOL.0 + POOL.1 - 1].map(|port| port & !63) {
+                    let key = WordKey::of(net.cookie, transport, first);
+                    let Some(word) = self.lab.maps.word(&key).expect("the words map") else { continue };
+                    let lately = in_force(&word.left);
+                    let ports = (0..64).filter(|bit| lately >> bit & 1 == 1).map(|bit| first + bit);
+                    places.extend(ports.map(|port| Place { namespace: net.cookie, transport, port }));
+                }
+            }
+        }
+        self.model.set_closed_lately(places);
     }
 
     fn granted(&mut self, pid: Pid, on: Descriptor) -> Step_ {
@@ -490,7 +523,7 @@ impl<'lab> World<'lab> {
             state: (state.state, state.error),
             scope: state.scope.into(),
             flags: u32::from(state.flags) & (wire::STRICT | wire::PERSISTENT),
-            // Ports that were taken back are nobody's any more, so what is bound there says nothing.
+            // What is bound on ports that were not granted says nothing.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
         }))
@@ -514,7 +547,11 @@ impl<'lab> World<'lab> {
             state: wire_state(reservation.state),
             scope,
             flags: u32::from(reservation.strict) * wire::STRICT + u32::from(reservation.persistent) * wire::PERSISTENT,
-            bound: self.model.bound_ports(reservation),
+            bound: if wire_state(reservation.state).0 == wire::REFUSED {
+                0
+            } else {
+                self.model.bound_ports(reservation)
+            },
             label: reservation.label.clone(),
         }
     }
@@ -602,7 +639,7 @@ impl<'lab> World<'lab> {
         let to = SocketAddr::new(ip, LISTENER);
         let kernel = self.tell(pid, &Command::Connect { on, to });
         let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
-        let model = self.model.connect(pid, on, automatic);
+        let model = self.model.connect(pid, on, LISTENER, automatic);
         same("connect", kernel.clone().map(|answer| answer.number as u16), model)?;
         if tcp && kernel.is_ok() {
             self.connected.insert(id);
@@ -622,7 +659,8 @@ impl<'lab> World<'lab> {
         let kernel = self.tell(pid, &Command::Listen(on));
         let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
         let model = self.model.listen(pid, on, automatic);
-        same("listen", kernel.map(|answer| answer.number as u16), model)
+        same("listen", kernel.clone().map(|answer| answer.number as u16), model)?;
+        self.compare_reuse(pid, on, &kernel)
     }
 
     // ---- the agent ------------------------------------------------------------------
@@ -649,7 +687,8 @@ impl<'lab> World<'lab> {
 
     /// The agent confirms what is vacant. It has seen to that: the model knows the sockets as sock_diag would.
     fn decide(&mut self, token: u8, confirm: bool) -> Step_ {
-        let pending = self.model.reservations().iter().filter(|(_, r)| r.state == State::Pending);
+        let pending =
+            self.model.reservations().iter().filter(|(_, r)| matches!(r.state, State::Pending | State::Contested));
         let pending: Vec<Token> = pending.map(|(token, _)| *token).collect();
         let Some(token) = pick(&pending, token).or_else(|| Token::new(self.token(token))) else { return Ok(()) };
         let bound: BTreeSet<Place> = self.model.sockets().values().filter_map(|socket| socket.place()).collect();
@@ -684,6 +723,7 @@ impl<'lab> World<'lab> {
             }
         };
         let wanted = Wanted { start, count, align: 0, transports, for_whom, strict, label: String::new() };
+        self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
         let kernel = match Claimed::claim(admin, maps, netns, &wanted) {
             Ok(claimed) => {
@@ -730,7 +770,7 @@ impl<'lab> World<'lab> {
             self.exit(0, true);
             self.compare_counters()?;
         }
-        same("ports left over in the model", self.model.taken().len(), 0)?;
+        same("ports left over in the model", self.model.reserved().len(), 0)?;
         self.compare_contents()?;
         // Words stay until they are swept; that is done once in a while because it waits for all CPUs.
         self.lab.histories += 1;
@@ -764,23 +804,28 @@ impl<'lab> World<'lab> {
             .iter()
             .map(|(token, r)| {
                 let block: PortRange = r.block;
-                (token.get(), (r.namespace, block.start(), block.count(), r.transports.bits(), wire_state(r.state).0))
+                let state = if r.state == State::Contested { wire::PENDING } else { wire_state(r.state).0 };
+                (token.get(), (r.namespace, block.start(), block.count(), r.transports.bits(), state))
             })
             .collect();
         same("reservations", in_kernel, in_model)?;
 
-        for (uid, quota) in maps.quotas().map(|item| item.expect("the quotas map")) {
-            same(&format!("ports of uid {uid}"), quota.used, self.model.ports_of(uid))?;
+        for (account, quota) in maps.quotas().map(|item| item.expect("the quotas map")) {
+            let uid = u32::try_from(account).map_err(|_| format!("account {account:#x} is no uid"))?;
+            // Requests of root are not limited, and not counted.
+            let pending = if uid == 0 { 0 } else { self.model.pending_of(uid) };
+            let model = (self.model.ports_of(uid), pending);
+            same(&format!("ports and requests of uid {uid}"), (quota.used, quota.pending), model)?;
         }
         self.compare_words()
     }
 
     fn compare_words(&self) -> Step_ {
-        let taken = self.model.taken();
+        let reserved = self.model.reserved();
         let mut seen = BTreeSet::new();
         for (key, word) in self.lab.maps.words().map(|item| item.expect("the words map")) {
             let transport = Transport::ALL.into_iter().find(|t| u16::from(t.bit()) == key.transport);
-            let transport = transport.ok_or_else(|| format!("a word of a strange transport: {key:?}"))?;
+            let transport = transport.ok_or_else(|| format!("a word of no transport: {key:?}"))?;
             let first = Place { namespace: key.netns, transport, port: key.word * 64 };
             let reaches_in = self.model.block_at(first).is_some_and(|(_, r)| r.block.start() < first.port);
             same(&format!("a block reaches into {key:?}"), word.lead != 0, reaches_in)?;
@@ -790,21 +835,24 @@ impl<'lab> World<'lab> {
                 let kernel =
                     (is(word.reserved), is(word.lingering), is(word.aside), usize::from(word.uses(bit.into())));
                 let model = (
-                    taken.contains(&place),
+                    reserved.contains(&place),
                     self.model.lingers(place),
                     self.model.aside().contains(&place),
-                    self.model.consumers(place),
+                    self.model.users(place),
                 );
                 same(&format!("{place:?} (reserved, lingering, aside, uses)"), kernel, model)?;
                 let head = self.model.block_at(place).is_some_and(|(_, r)| r.block.start() == place.port);
                 same(&format!("{place:?} is a head"), is(word.heads), head)?;
-                same(&format!("{place:?} is drawn"), is(word.drawn), self.model.is_hinted(place))?;
+                // A draw that failed says nothing any more once its block has ended.
+                if self.model.block_at(place).is_some() {
+                    same(&format!("{place:?} is drawn"), is(word.drawn), self.model.is_hinted(place))?;
+                }
                 seen.insert(place);
             }
         }
-        match taken.difference(&seen).next() {
+        match reserved.difference(&seen).next() {
             Some(place) => Err(format!(
-                "{place:?} is taken in the model and has no word {:?}",
+                "{place:?} is reserved in the model and has no word {:?}",
                 WordKey::of(place.namespace, place.transport, place.port)
             )),
             None => Ok(()),
@@ -830,8 +878,21 @@ struct Told {
 fn wire_state(state: State) -> (u8, u16) {
     match state {
         State::Pending => (wire::PENDING, 0),
+        State::Contested => (wire::REFUSED, Errno::EADDRINUSE.0 as u16),
         State::Active => (wire::ACTIVE, 0),
         State::Refused(errno) => (wire::REFUSED, errno.0 as u16),
+    }
+}
+
+/// Which bits of a word that expires still count, as the programs see it.
+fn in_force(expiring: &Expiring) -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now = (now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> 36;
+    match now.checked_sub(expiring.period) {
+        _ if expiring.period == 0 => 0,
+        Some(0) => expiring.ports[0] | expiring.ports[1],
+        Some(1) => expiring.ports[(expiring.period & 1) as usize],
+        Some(_) | None => 0,
     }
 }
 

@@ -44,7 +44,7 @@
 #define W_NO_AGENT 4 /* kernel part, as root */
 #define W_STOPPED 8 /* the agent does not get round to anything, as root */
 #define W_USER 16 /* kernel part and agent, as a user without any right, with a quota of 1024 ports */
-#define W_EACCES 32 /* no agent, as root; strangers get EACCES */
+#define W_EACCES 32 /* no agent, as root; outsiders get EACCES */
 #define W_HELD 64 /* no kernel part, as root */
 #define W_KERNEL (W_AGENT | W_NO_AGENT | W_USER | W_EACCES)
 #define W_ROOT (W_AGENT | W_NO_AGENT | W_EACCES)
@@ -593,7 +593,7 @@ static void foreign_associate(void)
 	foreign_token(0);
 }
 
-static void strangers_get(int error)
+static void outsiders_get(int error)
 {
 	INET_PORT_RESERVATION_INSTANCE block;
 	SOCKET s = tcp(), u = udp();
@@ -604,14 +604,14 @@ static void strangers_get(int error)
 	closesocket(s);
 }
 
-static void strangers_get_eaddrinuse(void)
+static void outsiders_get_eaddrinuse(void)
 {
-	strangers_get(WSAEADDRINUSE);
+	outsiders_get(WSAEADDRINUSE);
 }
 
-static void strangers_get_eacces(void)
+static void outsiders_get_eacces(void)
 {
-	strangers_get(WSAEACCES);
+	outsiders_get(WSAEACCES);
 }
 
 static void same_process_binds(void)
@@ -1063,8 +1063,8 @@ static const struct {
 	{ "a duplicate of the owner socket keeps it", a_duplicate_keeps_it, W_KERNEL | W_WINDOWS, 0 },
 	{ "RELEASE of a foreign process's token (OURS)", foreign_release, W_ALL, 0 },
 	{ "ASSOCIATE with a foreign process's token (OURS)", foreign_associate, W_ALL, 0 },
-	{ "a stranger's bind is WSAEADDRINUSE (OURS)", strangers_get_eaddrinuse, W_AGENT | W_NO_AGENT | W_USER | W_HELD, 0 },
-	{ "a stranger's bind is WSAEACCES", strangers_get_eacces, W_EACCES | W_WINDOWS, 0 },
+	{ "an outsider's bind is WSAEADDRINUSE (OURS)", outsiders_get_eaddrinuse, W_AGENT | W_NO_AGENT | W_USER | W_HELD, 0 },
+	{ "an outsider's bind is WSAEACCES", outsiders_get_eacces, W_EACCES | W_WINDOWS, 0 },
 	{ "the same process binds without ASSOCIATE (OURS)", same_process_binds, W_KERNEL, 0 },
 	{ "in use by a socket", in_use_by_a_socket, W_AGENT | W_USER | W_HELD | W_WINDOWS, 0 },
 	{ "more reservations than a socket can own (OURS)", a_full_socket, W_KERNEL, 0 },

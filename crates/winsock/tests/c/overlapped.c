@@ -148,6 +148,34 @@ static void with_a_routine(void)
 	closesocket(s);
 }
 
+static int nested;
+
+static void waits_for_its_sibling(DWORD error, DWORD count, LPWSAOVERLAPPED overlapped, DWORD flags)
+{
+	(void)error;
+	(void)count;
+	(void)overlapped;
+	(void)flags;
+	/* The second one runs inside the first. */
+	if (++nested == 1)
+		CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION && nested == 2);
+}
+
+static void a_routine_waits_for_another(void)
+{
+	SOCKET s = tcp();
+	INET_PORT_RANGE range = { 0, 1 };
+	INET_PORT_RESERVATION_INSTANCE block[2];
+	WSAOVERLAPPED each[2];
+
+	memset(each, 0, sizeof(each));
+	for (int i = 0; i < 2; i++)
+		CHECK(WSAIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, sizeof(range), &block[i], sizeof(block[i]), &bytes,
+			       &each[i], waits_for_its_sibling) == 0);
+	CHECK(SleepEx(5000, TRUE) == WAIT_IO_COMPLETION && nested == 2);
+	closesocket(s);
+}
+
 /* What a cancelled request had claimed is anybody's again: another socket claims it, and has it once the agent goes on. */
 static void given_back(int port)
 {
@@ -429,6 +457,7 @@ int main(int argc, char **argv)
 	CHECK(WSAStartup(MAKEWORD(2, 2), &data) == 0);
 	with_an_event();
 	with_a_routine();
+	a_routine_waits_for_another();
 	cancelled();
 	vanished();
 	threads();

@@ -11,7 +11,7 @@ static void one_port_many_sockets(void)
 	enum { SOCKETS = 4 };
 	SOCKET s[SOCKETS];
 	INET_PORT_RESERVATION_INSTANCE port;
-	SOCKET stranger;
+	SOCKET outsider;
 	int i, yes = 1;
 
 	for (i = 0; i < SOCKETS; i++) {
@@ -25,15 +25,15 @@ static void one_port_many_sockets(void)
 		CHECK(port_of(s[i]) == 61444);
 	}
 	/* Its test: a second reservation of the port is refused. */
-	stranger = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP);
-	CHECK_ERROR(acquire(stranger, 61444, 1, &port), WSAEADDRINUSE);
-	closesocket(stranger);
+	outsider = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP);
+	CHECK_ERROR(acquire(outsider, 61444, 1, &port), WSAEADDRINUSE);
+	closesocket(outsider);
 	/* No release: closing is enough. */
 	for (i = 0; i < SOCKETS; i++)
 		CHECK(closesocket(s[i]) == 0);
-	stranger = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP);
-	CHECK(acquire(stranger, 61444, 1, &port) == 0);
-	closesocket(stranger);
+	outsider = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP);
+	CHECK(acquire(outsider, 61444, 1, &port) == 0);
+	closesocket(outsider);
 }
 
 /* Demikernel: halve the block until it fits; one socket holds them all. */

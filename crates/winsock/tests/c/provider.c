@@ -46,6 +46,16 @@ int main(int argc, char **argv)
 	SOCKET s;
 
 	alarm(300); /* what waits for ever shall not hang the tests */
+	/* Without a queue of the program's own, a thread that nobody opened is refused at once. */
+	WSADATA started;
+	WSATHREADID unknown = { (HANDLE)0x1234, 0 };
+	CHECK(WSAStartup(MAKEWORD(2, 2), &started) == 0);
+	s = WSASocketW(AF_INET, SOCK_STREAM, IPPROTO_TCP, NULL, 0, WSA_FLAG_OVERLAPPED);
+	CHECK(WSPIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, 4, &out, 16, &bytes, &ov, routine, &unknown, &error) ==
+		      SOCKET_ERROR &&
+	      error == WSAEFAULT);
+	closesocket(s);
+	CHECK(WSACleanup() == 0);
 	memset(&table, 0, sizeof(table));
 	memset(&upcalls, 0, sizeof(upcalls));
 	upcalls.lpWPUQueueApc = queue_apc;

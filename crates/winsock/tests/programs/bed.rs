@@ -3,7 +3,7 @@
 
 use std::{fs, io::Write, os::unix::net::UnixStream, process::Command};
 
-use portkeep_cli::agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_testkit::{Sandbox, World, process::Child};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,7 +19,7 @@ pub(crate) struct AgentProcess {
 }
 
 impl AgentProcess {
-    /// On the kernel part of this process's sandbox. Tests that have one run one at a time ([`World`]): the child has
+    /// On the BPF programs of this process's sandbox. Tests that have one run one at a time ([`World`]): the child has
     /// copies of all descriptors of this process.
     pub(crate) fn start(_world: &World) -> Self {
         let folder = kit("the agent").expect("a kit").agent_folder();

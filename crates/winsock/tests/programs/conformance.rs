@@ -72,7 +72,7 @@ fn every_row_of_the_contract_holds() {
     drop(strict);
     world.assert_empty();
 
-    // No kernel part: a cgroup beside the sandbox, and a namespace in which it keeps nothing.
+    // No kernel enforcement: a cgroup beside the sandbox, and a namespace in which it keeps nothing.
     new_namespace();
     let outside = TestCgroup::new("held").expect("a cgroup");
     heard.hear("held", within(kit, outside.path(), &program));

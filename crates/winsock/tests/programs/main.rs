@@ -4,6 +4,7 @@
 mod bed;
 mod compiler;
 mod conformance;
+mod declarations;
 mod layout;
 mod manual;
 mod rules;

@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// Each with the agent beside it, whose process id it is told.
-const PROGRAMS: &[&str] = &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c", "shared.c"];
+const PROGRAMS: &[&str] =
+    &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c", "shared.c", "declarations.c"];
 
 #[track_caller]
 fn passes(mut command: Command) {
@@ -35,13 +36,13 @@ fn with_agent(world: &World, mut command: Command) {
 }
 
 #[test]
-fn what_programs_do_with_it_works() {
-    run("what_programs_do_with_it_works", "patterns.c");
+fn usage_patterns_work() {
+    run("usage_patterns_work", "patterns.c");
 }
 
 #[test]
-fn overlapped_operations_wait_and_tell() {
-    run("overlapped_operations_wait_and_tell", "overlapped.c");
+fn overlapped_operations_wait_and_report() {
+    run("overlapped_operations_wait_and_report", "overlapped.c");
 }
 
 #[test]
@@ -65,8 +66,8 @@ fn ordinary_sockets_work() {
 }
 
 #[test]
-fn the_static_library_will_do() {
-    let test = "the_static_library_will_do";
+fn the_static_library_works() {
+    let test = "the_static_library_works";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
     // The linker takes the archive where only the archive is named.

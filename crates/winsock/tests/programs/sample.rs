@@ -147,11 +147,11 @@ fn the_sample_program_fails_as_it_should() {
 }
 
 #[test]
-fn the_sample_program_runs_without_a_kernel_part() {
-    let test = "the_sample_program_runs_without_a_kernel_part";
+fn the_sample_program_runs_without_kernel_enforcement() {
+    let test = "the_sample_program_runs_without_kernel_enforcement";
     let Some(kit) = kit(test) else { return };
     let Some(_world) = World::enter(test) else { return };
-    // A cgroup beside the sandbox, where no program of the kernel part is attached.
+    // A cgroup beside the sandbox, where no BPF program of Portkeep is attached.
     let outside = TestCgroup::new("held").expect("a cgroup");
     for program in programs(kit, test) {
         let script = format!("echo $$ >{}/cgroup.procs; exec \"$0\" 2 1 6 0 20", outside.path().display());
@@ -163,8 +163,8 @@ fn the_sample_program_runs_without_a_kernel_part() {
 }
 
 #[test]
-fn what_programs_do_with_it_works_without_a_kernel_part() {
-    let test = "what_programs_do_with_it_works_without_a_kernel_part";
+fn usage_patterns_work_without_kernel_enforcement() {
+    let test = "usage_patterns_work_without_kernel_enforcement";
     let Some(kit) = kit(test) else { return };
     let Some(_world) = World::enter(test) else { return };
     let outside = TestCgroup::new("held").expect("a cgroup");

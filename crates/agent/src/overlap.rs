@@ -1,0 +1,67 @@
+//! Where the pool and the ephemeral ports of this network namespace overlap (N3).
+//!
+//! The agent keeps automatic choices off the overlap in every namespace. `up` does so in its own, because an agent need
+//! not run; `down` takes the entries out again.
+
+use std::{fmt, io};
+
+use portkeep_core::PortRange;
+use serde::Serialize;
+
+use super::{keeper::Keeper, restore_all, state::RuntimeDir, sysctl};
+
+/// Ports that are in the pool and that automatic choices may come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Overlap {
+    pool: PortRange,
+    /// `ip_local_port_range`.
+    local_port_range: PortRange,
+    /// What both have.
+    ports: PortRange,
+    /// How many of these are in `ip_local_reserved_ports`: no automatic choice comes from them.
+    reserved: u32,
+}
+
+impl Overlap {
+    /// Of a pool with the calling thread's namespace.
+    pub fn of(pool: Option<PortRange>) -> io::Result<Option<Self>> {
+        let (Some(pool), Some(range)) = (pool, sysctl::local_port_range()?) else { return Ok(None) };
+        let both = PortRange::inclusive(pool.start().max(range.start()), pool.last().min(range.last()));
+        let Ok(ports) = both else { return Ok(None) };
+        let entered = sysctl::reserved()?;
+        let reserved = ports.iter().filter(|port| entered.contains(*port)).count();
+        Ok(Some(Self { pool, local_port_range: range, ports, reserved: u32::try_from(reserved).unwrap_or(u32::MAX) }))
+    }
+
+    /// What to do about it.
+    pub const HELP: &str = "choose a pool outside net.ipv4.ip_local_port_range (`pool` in portkeep.toml)";
+}
+
+/// "the pool 61000-65535 overlaps net.ipv4.ip_local_port_range (1024-65535) in 61000-65535".
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pool, local_port_range, ports, reserved } = self;
+        let of = ports.count();
+        write!(
+            f,
+            "the pool {pool} overlaps net.ipv4.ip_local_port_range ({local_port_range}) in {ports}; {reserved} of these {of} \
+             ports are in ip_local_reserved_ports, so that outgoing connections do not use them"
+        )
+    }
+}
+
+/// Keep automatic choices in the calling thread's namespace off the overlap, as far as enough ephemeral ports are left.
+pub fn enter_overlap(pool: Option<PortRange>) -> anyhow::Result<()> {
+    if Overlap::of(pool)?.is_some() {
+        let keeper = Keeper { runtime: RuntimeDir::default(), pool };
+        let netns = portkeep_kernel::netns::current_cookie()?;
+        keeper.settle_here(netns, &Default::default()).map(drop)?;
+    }
+    Ok(())
+}
+
+/// Take out again what was entered. What cannot be is returned in words.
+pub fn leave_overlap() -> Option<String> {
+    let restored = restore_all(&RuntimeDir::default());
+    restored.err().map(|error| format!("ip_local_reserved_ports could not be put back: {error}"))
+}

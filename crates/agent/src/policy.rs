@@ -1,0 +1,269 @@
+//! The configuration file, put into effect.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use portkeep_core::{Errno, PortSet};
+use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
+use portkeep_persist::{
+    Config, Diagnostic,
+    config::{Given, Limit, Privileged},
+};
+
+use super::{
+    accounts::{self, Remembered},
+    kernel_part,
+    peer::Peer,
+    subordinate::{self, Owners},
+    sysctl,
+};
+
+/// Where the configuration comes from, and what it says.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    file: PathBuf,
+    /// The system whose subordinate uids count.
+    root: PathBuf,
+    config: Config,
+    /// Which keys the file sets. What it does not set stays as `up` was told.
+    given: Given,
+    /// As it was when this agent started: what `up` was told, by its flags among others.
+    base: kernel::Config,
+    /// The administrators' group, 0 = root only.
+    admin_gid: u32,
+    owners: Owners,
+    /// Who belongs to the administrators' group, and who may have privileged ports.
+    members: Remembered<(u32, u32), bool>,
+    privileged: Remembered<u32, bool>,
+}
+
+/// A limit as the kernel part keeps it.
+fn ports(limit: Limit) -> u32 {
+    match limit {
+        // 0 means "the default" there, and the most means "none".
+        Limit::Ports(number) => number.clamp(1, u32::MAX - 1),
+        Limit::Unlimited => u32::MAX,
+    }
+}
+
+/// The settings of the kernel part that a configuration means, and what cannot be looked up.
+pub fn settings(config: &Config) -> (Settings, Vec<String>) {
+    let mut complaints = Vec::new();
+    let mut settings = Settings::default();
+    settings.pool = config.pool;
+    settings.deny_errno = config.deny_errno;
+    settings.quota = match config.quota.default {
+        Limit::Ports(number) => number,
+        Limit::Unlimited => u32::MAX,
+    };
+    // Here root is root; in the namespaces of containers it may be anybody.
+    settings.home = netns::current_cookie().ok();
+    settings.quota_elsewhere = match config.quota.containers {
+        Limit::Ports(number) => number,
+        Limit::Unlimited => u32::MAX,
+    };
+    settings.group_quotas = !config.quota.groups.is_empty();
+    // A namespace without the sysctl has no such ports either.
+    settings.unprivileged_start =
+        sysctl::unprivileged_port_start().ok().and_then(|start| u16::try_from(start).ok()).unwrap_or(1024);
+    for group in &config.privileged.groups {
+        match accounts::gid(group) {
+            Ok(gid) => settings.privileged_gids.push(gid),
+            Err(why) => complaints.push(format!("privileged.groups: {why}")),
+        }
+    }
+    if settings.privileged_gids.len() > PRIVILEGED_GROUPS {
+        complaints.push(format!("privileged.groups: the first {PRIVILEGED_GROUPS} groups count, the others do not"));
+    }
+    if let Some(group) = &config.administrators {
+        match accounts::gid(group) {
+            Ok(gid) => settings.admin_gid = gid,
+            Err(why) => complaints.push(format!("administrators: {why}; only root may administer")),
+        }
+    }
+    (settings, complaints)
+}
+
+/// Let subordinate uids share their users' quotas; returns what could not be read.
+pub fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
+    Ok(share_quotas_of(maps, root)?.1)
+}
+
+fn share_quotas_of(maps: &mut Maps, root: &Path) -> anyhow::Result<(Owners, Vec<String>)> {
+    let (ranges, complaints) = subordinate::read(root);
+    let owners = Owners::new(ranges);
+    maps.set_accounts(owners.ranges())?;
+    Ok((owners, complaints))
+}
+
+/// The settings as they are, with those that the file sets.
+fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Settings {
+    let wanted_home = wanted.home;
+    let mut settings = wanted;
+    if !given.has("pool") {
+        settings.pool = kernel_part::pool(base);
+    }
+    if !given.has("deny_errno") {
+        settings.deny_errno = Errno(base.deny_errno as i32);
+    }
+    if !given.has("administrators") {
+        settings.admin_gid = base.admin_gid;
+    }
+    if !given.has("quota.default") {
+        settings.quota = base.quota;
+    }
+    if !given.has("quota.containers") {
+        settings.quota_elsewhere = base.quota_elsewhere;
+    }
+    if !given.has("privileged.groups") {
+        settings.privileged_gids = base.privileged_gids.into_iter().filter(|gid| *gid != 0).collect();
+    }
+    settings.share = base.share;
+    settings.home = match base.home {
+        // Nobody said which namespace is the machine's own; a quota for the others needs to know.
+        0 if given.has("quota.containers") => wanted_home,
+        0 => None,
+        home => Some(home),
+    };
+    // What is privileged is said by the namespace of `up`, which the agent may not be in.
+    if settings.home.is_none() || settings.home != netns::current_cookie().ok() {
+        settings.unprivileged_start = u16::try_from(base.unprivileged_start).unwrap_or(u16::MAX);
+    }
+    settings
+}
+
+impl Policy {
+    /// Read the file. One with mistakes is refused whole.
+    pub(crate) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
+        let (config, given) = Config::load_given(&file)?;
+        Ok(Self {
+            file,
+            root,
+            config,
+            given,
+            admin_gid: base.admin_gid,
+            base,
+            owners: Owners::default(),
+            members: Remembered::default(),
+            privileged: Remembered::default(),
+        })
+    }
+
+    /// Whose the uids are.
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Read the file again. One with mistakes changes nothing.
+    pub(crate) fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
+        (self.config, self.given) = Config::load_given(&self.file)?;
+        self.members = Remembered::default();
+        self.privileged = Remembered::default();
+        Ok(())
+    }
+
+    /// Put it into effect on the BPF programs that are up. What the file does not set stays as it was brought up.
+    /// Returns what could not be put into effect.
+    pub(crate) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
+        let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
+        self.owners = owners;
+        let (wanted, wrong) = settings(&self.config);
+        complaints.extend(wrong);
+        let mut settings = with_given(&self.base, wanted, &self.given);
+        complaints.extend(self.keep_ephemeral_ports(maps, &mut settings)?);
+        self.admin_gid = settings.admin_gid;
+        maps.set_privileged_users(&self.privileged_uids(&mut complaints))?;
+        let now = maps.reconfigure(&settings)?;
+        for (key, wanted, have) in
+            [("enforce", &self.config.enforce, now.enforce), ("serve", &self.config.serve, now.serve)]
+        {
+            if let Some(wanted) = wanted
+                && cgroup::id(wanted).ok() != Some(have)
+            {
+                complaints.push(format!("{key} takes `portkeep down` and `portkeep up`: it is another cgroup now"));
+            }
+        }
+        self.apply_quotas(maps, admin, &mut complaints)?;
+        Ok(complaints)
+    }
+
+    /// A pool that would take the ephemeral ports of the agent's namespace is not put into effect (N5).
+    fn keep_ephemeral_ports(&self, maps: &Maps, settings: &mut Settings) -> anyhow::Result<Option<String>> {
+        let now = kernel_part::pool(&maps.config()?);
+        let Some(pool) = settings.pool.filter(|pool| Some(*pool) != now) else { return Ok(None) };
+        // Our own entries do not count against it: those of the pool that was are among them.
+        let Some(ephemeral) = sysctl::ephemeral(&PortSet::default())? else { return Ok(None) };
+        Ok(ephemeral.check_more(&PortSet::default(), &pool.into()).err().map(|why| {
+            settings.pool = now;
+            format!("pool {pool}: {why}; the pool stays as it was")
+        }))
+    }
+
+    fn apply_quotas(&self, maps: &mut Maps, admin: &Admin, complaints: &mut Vec<String>) -> anyhow::Result<()> {
+        let mut of_users: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut of_groups: BTreeMap<u32, u32> = BTreeMap::new();
+        // The kernel part knows a process's primary group; who is only listed as a member is entered here.
+        for (group, limit) in &self.config.quota.groups {
+            match accounts::gid(group) {
+                Ok(gid) => drop(of_groups.insert(gid, ports(*limit))),
+                Err(why) => complaints.push(format!("quota of a group: {why}")),
+            }
+            for uid in accounts::members(group) {
+                let most = of_users.entry(uid).or_default();
+                *most = (*most).max(ports(*limit));
+            }
+        }
+        for (user, limit) in &self.config.quota.users {
+            match accounts::uid(user) {
+                Ok(uid) => drop(of_users.insert(uid, ports(*limit))),
+                Err(why) => complaints.push(format!("quota of a user: {why}")),
+            }
+        }
+        let had: Vec<u32> = maps.own_limits().collect::<Result<_, _>>()?;
+        for uid in had.into_iter().filter(|uid| !of_users.contains_key(uid)) {
+            admin.set_quota_limit(uid, 0)?;
+        }
+        for (uid, limit) in of_users {
+            admin.set_quota_limit(uid, limit)?;
+        }
+        Ok(maps.set_group_limits(&of_groups)?)
+    }
+
+    /// Users who may have privileged ports: those that are named, and the members that the group database lists. The
+    /// BPF programs know a process's own groups.
+    fn privileged_uids(&self, complaints: &mut Vec<String>) -> BTreeSet<u32> {
+        let mut uids: BTreeSet<u32> = self.config.privileged.groups.iter().flat_map(accounts::members).collect();
+        for user in &self.config.privileged.users {
+            match accounts::uid(user) {
+                Ok(uid) => drop(uids.insert(uid)),
+                Err(why) => complaints.push(format!("privileged.users: {why}")),
+            }
+        }
+        uids
+    }
+
+    /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
+    pub(crate) fn is_administrator(&self, peer: &Peer) -> bool {
+        peer.is_root
+            || peer.uid != 0
+                && self.admin_gid != 0
+                && (peer.gid == self.admin_gid
+                    || self.members.of((peer.uid, self.admin_gid), |(uid, gid)| accounts::belongs(*uid, *gid)))
+    }
+
+    /// Whether a user other than root may acquire privileged ports.
+    pub(crate) fn may_have_privileged(&self, uid: u32) -> bool {
+        let Privileged { users, groups } = &self.config.privileged;
+        uid != 0
+            && self.privileged.of(uid, |uid| {
+                users.iter().any(|user| accounts::uid(user) == Ok(*uid))
+                    || groups.iter().any(|group| accounts::gid(group).is_ok_and(|gid| accounts::belongs(*uid, gid)))
+            })
+    }
+}

@@ -1,0 +1,175 @@
+//! Puts `ip_local_reserved_ports` right, where something has changed and, from time to time, everywhere.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    time::Instant,
+};
+
+use anyhow::Context;
+use portkeep_core::{PortSet, ephemeral::Shared, wire};
+use portkeep_kernel::MapAccessError;
+
+use super::{
+    Agent, SLICE,
+    aside::Round,
+    namespaces::{self, Namespace},
+};
+
+type Namespaces = Box<dyn Iterator<Item = io::Result<Namespace>>>;
+
+/// A walk through all namespaces, a slice at a time: users can make as many as they like.
+pub(super) struct Sweep {
+    rest: Option<Namespaces>,
+    /// Pool ports in use are looked for, too.
+    looks_for_use: bool,
+    seen: BTreeSet<u64>,
+}
+
+impl Sweep {
+    pub(super) fn begin(looks_for_use: bool) -> Self {
+        Self { rest: Some(Box::new(namespaces::visible())), looks_for_use, seen: BTreeSet::new() }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.rest.is_none()
+    }
+}
+
+impl fmt::Debug for Sweep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sweep").field("over", &self.is_over()).finish_non_exhaustive()
+    }
+}
+
+/// How many namespaces may wait to be put right at once; the sweep finds the others.
+const UNSETTLED: usize = 4096;
+
+impl Agent<'_> {
+    /// Something changed in a namespace, done by one of `hints`.
+    pub(super) fn unsettle(&mut self, netns: u64, hints: &[u32]) {
+        if self.unsettled.len() < UNSETTLED || netns == self.netns {
+            let known = self.unsettled.entry(netns).or_default();
+            if known.is_empty() {
+                known.extend_from_slice(hints);
+            }
+        }
+    }
+
+    /// What of each namespace's blocks has to be in its sysctl: of those in force, pending, or declared and waiting for
+    /// sockets to go. Namespaces in which only pool ports are reserved are there as well.
+    fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
+        let mut wanted = BTreeMap::<u64, PortSet>::new();
+        // New automatic choices stay out of what is to be in force as soon as the present ones have gone.
+        wanted.insert(self.netns, self.registry.draining());
+        for item in self.kernel.maps.reservations() {
+            let (_, reservation) = item?;
+            let Some(ports) = reservation.ports() else { continue };
+            if reservation.state() != wire::REFUSED {
+                wanted.entry(reservation.netns).or_default().insert(ports);
+            }
+        }
+        for ports in wanted.values_mut() {
+            *ports = self.keeper.outside_pool(std::mem::take(ports));
+        }
+        Ok(wanted)
+    }
+
+    /// Put the sysctls right where something has changed, for a while.
+    pub(super) fn settle(&mut self) -> anyhow::Result<()> {
+        let wanted = self.wanted()?;
+        // Without descriptors this cannot be read. Those that are kept open are put right or closed all the same, and the
+        // sweep comes round to the others.
+        let remembered: BTreeSet<u64> = self.keeper.remembered().unwrap_or_default().into_iter().collect();
+        let begin = Instant::now();
+        while begin.elapsed() < SLICE
+            && let Some((netns, hints)) = self.unsettled.pop_first()
+        {
+            let blocks = wanted.get(&netns);
+            // To look for a namespace costs a walk through all processes: only where there are entries to be changed.
+            let entries = blocks.is_some_and(|blocks| !blocks.is_empty()) || remembered.contains(&netns);
+            let found = if entries {
+                self.kept.get(netns, &hints).is_ok()
+            } else {
+                blocks.is_some() && self.kept.keep_hinted(netns, &hints).unwrap_or(false)
+            };
+            if found || self.kept.contains(netns) {
+                self.settle_kept(netns, blocks);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_kept(&mut self, netns: u64, blocks: Option<&PortSet>) {
+        let Ok(namespace) = self.kept.get(netns, &[]) else { return };
+        let settled = settle_in(&self.keeper, namespace, blocks);
+        self.settled_in(netns, blocks, settled);
+    }
+
+    /// What follows from having put a namespace right, or from having failed to.
+    fn settled_in(&mut self, netns: u64, blocks: Option<&PortSet>, settled: io::Result<Shared>) {
+        match settled {
+            Ok(shared) => {
+                if blocks.is_some()
+                    && let Err(error) = self.kernel.admin.avoid(netns, shared.avoid)
+                {
+                    tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
+                }
+                // Without entries it is not ours to keep alive.
+                if blocks.is_none_or(PortSet::is_empty) && shared.enter.is_none() && netns != self.netns {
+                    self.kept.let_go(netns);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(netns, %error, "cannot put ip_local_reserved_ports right");
+                self.kept.let_go(netns);
+            }
+        }
+    }
+
+    /// Go on with putting the sysctls right in every namespace that can be seen or that we remember.
+    pub(super) fn sweep_on(&mut self) -> anyhow::Result<()> {
+        if self.sweep.is_over() {
+            return Ok(());
+        }
+        let wanted = self.wanted()?;
+        let remembered: BTreeSet<u64> = self.keeper.remembered()?.into_iter().collect();
+        let begin = Instant::now();
+        while begin.elapsed() < SLICE {
+            let Some(namespace) = self.sweep.rest.as_mut().and_then(Iterator::next) else {
+                return self.end_sweep(&wanted, &remembered);
+            };
+            let namespace = namespace.context("looking for network namespaces")?;
+            let netns = namespace.cookie;
+            if self.sweep.looks_for_use {
+                Round { admin: &self.kernel.admin, prober: &self.prober }.set_aside_in(&namespace, &self.kernel.config);
+            }
+            let blocks = wanted.get(&netns);
+            if blocks.is_some() || remembered.contains(&netns) {
+                self.sweep.seen.insert(netns);
+                let settled = settle_in(&self.keeper, &namespace, blocks);
+                self.kept.keep(namespace);
+                self.settled_in(netns, blocks, settled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that no process is in, as far as could be seen, may be found otherwise.
+    fn end_sweep(&mut self, wanted: &BTreeMap<u64, PortSet>, remembered: &BTreeSet<u64>) -> anyhow::Result<()> {
+        self.sweep.rest = None;
+        let seen = std::mem::take(&mut self.sweep.seen);
+        let left = wanted.keys().chain(remembered).copied().chain(self.kept.cookies());
+        let left: Vec<u64> = left.filter(|netns| !seen.contains(netns)).collect();
+        left.into_iter().for_each(|netns| self.unsettle(netns, &[]));
+        Ok(())
+    }
+}
+
+fn settle_in(keeper: &super::Keeper, namespace: &Namespace, blocks: Option<&PortSet>) -> io::Result<Shared> {
+    let netns = namespace.cookie;
+    namespace.within(|| match blocks {
+        Some(blocks) => keeper.settle_here(netns, blocks),
+        None => keeper.clear_here(netns).map(|()| Shared::default()),
+    })
+}

@@ -1,0 +1,44 @@
+//! Whether outgoing connections have enough ports left (N5), and whether the pool is beside theirs (N3).
+
+use std::path::Path;
+
+use portkeep_core::{PortRange, PortSet};
+use portkeep_kernel::DEFAULT_POOL;
+use portkeep_persist::{Declared, Diagnostic, Origin};
+
+use crate::agent::{Overlap, ephemeral_ports};
+
+/// What is wrong with a pool for the ephemeral ports of this network namespace: an error, or a warning.
+pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Diagnostic, Diagnostic>> {
+    let overlap = Overlap::of(pool).ok().flatten()?;
+    let nothing = PortSet::default();
+    let exhausted = pool.filter(|pool| *pool != DEFAULT_POOL).and_then(|pool| {
+        let ephemeral = ephemeral_ports(&pool.into()).ok().flatten()?;
+        ephemeral.check_more(&nothing, &pool.into()).err()
+    });
+    Some(match exhausted {
+        Some(why) => Err(Diagnostic::whole(file, format!("pool: {why}")).with_help(Overlap::HELP)),
+        None => Ok(Diagnostic::whole(file, overlap.to_string()).with_help(Overlap::HELP)),
+    })
+}
+
+/// The declarations of files that would leave too few ephemeral ports, with those before them. What is declared is in
+/// `ip_local_reserved_ports` where it is in force, and does not count twice.
+pub(super) fn exhausting(declared: &[Declared]) -> Vec<Diagnostic> {
+    let all: PortSet = declared.iter().map(|declared| declared.declaration.ports).collect();
+    let Ok(Some(ephemeral)) = ephemeral_ports(&all) else { return Vec::new() };
+    let mut used = PortSet::default();
+    let mut wrong = Vec::new();
+    for Declared { declaration, origin } in declared {
+        let block = declaration.ports.into();
+        match (ephemeral.check_more(&used, &block), origin) {
+            (Err(why), Origin::File { path, line }) if !declaration.force => {
+                let mut diagnostic = Diagnostic::whole(path, format!("`{}`: {why}", declaration.name));
+                (diagnostic.line, diagnostic.column) = (Some(*line), Some(1));
+                wrong.push(diagnostic.with_help("reserve fewer of these ports, or write `force = true`"));
+            }
+            _ => used = used.union(&block),
+        }
+    }
+    wrong
+}

@@ -1,0 +1,318 @@
+//! The control codes: ACQUIRE, RELEASE, ASSOCIATE and the queries.
+//!
+//! Every one of them answers EBADF for a bad descriptor and EOPNOTSUPP for a
+//! socket that is neither TCP nor UDP, in this order and before all else.
+
+use super::{Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+
+/// So many requests of one uid other than root can wait for the agent.
+const PENDING_MAX: u32 = 64;
+
+/// What ACQUIRE asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// First port, 0 for "the system chooses".
+    pub start: u16,
+    /// Number of ports.
+    pub count: u16,
+    /// The same numbers for TCP and UDP.
+    pub both: bool,
+    /// Consumed by association only.
+    pub strict: bool,
+    /// `start` shall be a multiple of this; 0 and 1 are "any".
+    pub align: u16,
+    /// Who may consume it. [`Scope::Cgroup`] of 0 is the caller's own.
+    pub scope: Scope,
+    /// For listings.
+    pub label: String,
+}
+
+impl Request {
+    /// `count` ports from `start`, nothing else said.
+    pub fn new(start: u16, count: u16) -> Self {
+        Self { start, count, both: false, strict: false, align: 0, scope: Scope::Process, label: String::new() }
+    }
+
+    /// What a request on the wire means. EINVAL: nothing.
+    pub fn from_wire(wire: &wire::AcquireRequest) -> Result<Self, Errno> {
+        let scope = match wire.scope {
+            wire::SCOPE_PROCESS => Scope::Process,
+            wire::SCOPE_USER => Scope::User,
+            wire::SCOPE_CGROUP => Scope::Cgroup(wire.cgroup),
+            _ => return Err(Errno::EINVAL),
+        };
+        let stray_cgroup = wire.cgroup != 0 && wire.scope != wire::SCOPE_CGROUP;
+        if wire.flags & !(wire::BOTH | wire::STRICT) != 0 || wire.zero != 0 || stray_cgroup {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self {
+            start: wire.start,
+            count: wire.count,
+            both: wire.flags & wire::BOTH != 0,
+            strict: wire.flags & wire::STRICT != 0,
+            align: wire.align,
+            scope,
+            label: wire::text(&wire.label),
+        })
+    }
+
+    fn is_valid(&self) -> bool {
+        let align = self.align.max(1);
+        self.count > 0
+            && u32::from(self.start) + u32::from(self.count) <= 65536
+            && align.is_power_of_two()
+            && self.start.is_multiple_of(align)
+    }
+}
+
+/// Which reservation a query is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// The one with this token; 0 is none's.
+    Token(u64),
+    /// The one a port belongs to.
+    Port(Transport, u16),
+    /// The first one that starts at or after a port.
+    Next(Transport, u16),
+    /// The n-th this socket owns. In which order is not promised; here it is the order of acquisition.
+    Index(u16),
+    /// The one this socket is associated with.
+    Associated,
+}
+
+/// What VERSION answers, as far as it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Whether an agent runs.
+    pub agent: bool,
+    /// Reservations, pending or in force.
+    pub reservations: u32,
+    /// Ports in them; each transport counts.
+    pub ports: u64,
+}
+
+impl Model {
+    fn control(&self, pid: Pid, descriptor: Descriptor) -> Result<(SocketId, Transport), Errno> {
+        let id = self.look_up(pid, descriptor)?;
+        Ok((id, self.sockets[&id].transport.ok_or(Errno::EOPNOTSUPP)?))
+    }
+
+    /// ACQUIRE. `token` is the one it gets, if it gets any; it must be new.
+    ///
+    /// `EINPROGRESS` is a success of its own kind: the block is claimed, and in
+    /// force once the agent has confirmed it. [`Model::granted`] tells the rest.
+    ///
+    /// Acquiring privileged ports of the machine's own namespace needs a right; elsewhere the agent decides.
+    pub fn acquire(&mut self, pid: Pid, descriptor: Descriptor, ask: &Request, token: Token) -> Result<(), Errno> {
+        let (id, transport) = self.control(pid, descriptor)?;
+        if !ask.is_valid() {
+            return Err(Errno::EINVAL);
+        }
+        let process = self.process(pid);
+        let uid = process.uid;
+        let scope = match ask.scope {
+            Scope::Cgroup(0) => Scope::Cgroup(process.own_cgroup()),
+            // Nobody hands ports to outsiders: the caller's own cgroup or one above it.
+            Scope::Cgroup(cgroup) if !process.cgroups.contains(&cgroup) => return Err(Errno::EINVAL),
+            scope => scope,
+        };
+        if self.owned(id).count() >= wire::OWNED && !self.make_room(id) {
+            return Err(Errno::EDQUOT);
+        }
+        let transports = if ask.both { Transports::Both } else { transport.into() };
+        let ports = u64::from(ask.count) * transports.iter().count() as u64;
+        if u64::from(self.ports_of(uid)) + ports > u64::from(self.limit_of(uid)) {
+            return Err(Errno::EDQUOT);
+        }
+
+        let namespace = self.sockets[&id].namespace;
+        let (block, state) = match PortRange::new(ask.start, ask.count) {
+            Ok(block) => (block, self.claim_specific(pid, namespace, transports, block)?),
+            Err(_) => {
+                let align = ask.align.max(1);
+                (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
+            }
+        };
+        let reservation = Reservation {
+            block,
+            transports,
+            namespace,
+            owner: Owner { socket: id, pid, uid },
+            scope,
+            persistent: false,
+            strict: ask.strict,
+            label: ask.label.clone(),
+            state,
+            order: self.next_order(),
+            next: 0,
+        };
+        self.enter(token, reservation);
+        self.socket_mut(id).last_acquired = Some(token);
+        if state == State::Pending { Err(Errno::EINPROGRESS) } else { Ok(()) }
+    }
+
+    fn claim_specific(
+        &self,
+        pid: Pid,
+        namespace: u64,
+        transports: Transports,
+        block: PortRange,
+    ) -> Result<State, Errno> {
+        let process = self.process(pid);
+        let privileged = block.start() < self.settings.unprivileged_start && self.settings.home == Some(namespace);
+        if privileged && !process.privileged {
+            return Err(Errno::EACCES);
+        }
+        let places = || places_of(namespace, transports, block);
+        let pending = self.needs_agent(places());
+        if pending && !self.agent_runs() {
+            return Err(Errno::ENETDOWN);
+        }
+        if pending && process.uid != 0 && self.pending_of(process.uid) >= PENDING_MAX {
+            return Err(Errno::EDQUOT);
+        }
+        if places().any(|at| self.is_reserved(at) || !pending && self.is_occupied(at)) {
+            return Err(Errno::EADDRINUSE);
+        }
+        Ok(if pending { State::Pending } else { State::Active })
+    }
+
+    /// Binds outside the pool are not counted, so the agent has to look. In the pool it looks where TCP connections may
+    /// be left behind, if it runs.
+    fn needs_agent(&self, mut places: impl Iterator<Item = Place>) -> bool {
+        let left = |at: &Place| at.transport == Transport::Tcp && self.closed_lately.contains(at);
+        places.any(|at| !self.in_pool(at.port) || self.agent_runs() && left(&at))
+    }
+
+    fn limit_of(&self, uid: u32) -> u32 {
+        let default = if uid == 0 { u32::MAX } else { self.settings.quota };
+        self.quotas.get(&uid).copied().unwrap_or(default)
+    }
+
+    /// RELEASE: any socket of the owner process will do, if it is of the right transport and namespace (R7).
+    pub fn release(&mut self, pid: Pid, descriptor: Descriptor, token: u64) -> Result<(), Errno> {
+        let (id, transport) = self.control(pid, descriptor)?;
+        let (token, reservation) = self.named(token).ok_or(Errno::ENOENT)?;
+        self.check_kind(id, transport, reservation)?;
+        if reservation.owner.pid != pid {
+            return Err(Errno::EPERM);
+        }
+        // Of a request that was refused this removes the last trace.
+        self.end(token)
+    }
+
+    /// ASSOCIATE. A second one replaces the first (A1).
+    pub fn associate(&mut self, pid: Pid, descriptor: Descriptor, token: u64) -> Result<(), Errno> {
+        let (id, transport) = self.control(pid, descriptor)?;
+        if self.sockets[&id].bound.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let (token, reservation) = self.named(token).filter(|(_, r)| r.state == State::Active).ok_or(Errno::ENOENT)?;
+        self.check_kind(id, transport, reservation)?;
+        if !self.may_associate(reservation, pid) {
+            return Err(Errno::EPERM);
+        }
+        self.socket_mut(id).associated = Some(token);
+        Ok(())
+    }
+
+    fn check_kind(&self, id: SocketId, transport: Transport, reservation: &Reservation) -> Result<(), Errno> {
+        let fits = reservation.transports.contains(transport) && reservation.namespace == self.sockets[&id].namespace;
+        if fits { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    /// GRANTED: what the last ACQUIRE on this socket gave. Bad news is told once.
+    pub fn granted(&mut self, pid: Pid, descriptor: Descriptor) -> Result<(Token, Reservation), Errno> {
+        let (id, _) = self.control(pid, descriptor)?;
+        let token = self.sockets[&id].last_acquired.ok_or(Errno::ENOENT)?;
+        let reservation = self.reservations.get(&token).cloned().ok_or(Errno::ENOENT)?;
+        match reservation.state {
+            State::Refused(_) | State::Contested => drop(self.remove(token)),
+            State::Pending | State::Active => {}
+        }
+        Ok((token, reservation))
+    }
+
+    /// SELECT: what [`Model::state`] shall tell.
+    pub fn select(&mut self, pid: Pid, descriptor: Descriptor, select: Select) -> Result<(), Errno> {
+        let (id, _) = self.control(pid, descriptor)?;
+        self.socket_mut(id).selected = Some(select);
+        Ok(())
+    }
+
+    /// STATE: the reservation selected, of this namespace only. Its token only to those in its scope, that of a persistent
+    /// one to all.
+    pub fn state(&self, pid: Pid, descriptor: Descriptor) -> Result<(Option<Token>, &Reservation), Errno> {
+        let (id, _) = self.control(pid, descriptor)?;
+        let socket = &self.sockets[&id];
+        let here = || self.reservations.iter().filter(|(_, r)| r.namespace == socket.namespace);
+        let found = match socket.selected.ok_or(Errno::EINVAL)? {
+            Select::Token(token) => here().find(|(other, _)| other.get() == token),
+            Select::Port(transport, port) => {
+                let at = Place { namespace: socket.namespace, transport, port };
+                here().find(|(_, reservation)| reservation.holds(at))
+            }
+            Select::Next(transport, port) => here()
+                .filter(|(_, r)| !matches!(r.state, State::Refused(_)) && r.transports.contains(transport))
+                .filter(|(_, reservation)| reservation.block.start() >= port)
+                .min_by_key(|(_, reservation)| reservation.block.start()),
+            Select::Index(index) => self.owned(id).nth(index.into()),
+            Select::Associated => here().find(|(other, _)| socket.associated == Some(**other)),
+        };
+        let (token, reservation) = found.ok_or(Errno::ENOENT)?;
+        let visible = (reservation.persistent || self.in_scope(reservation, pid)).then_some(*token);
+        Ok((visible, reservation))
+    }
+
+    /// What STATE reports of a reservation's use: ports in use, of each transport.
+    pub fn bound_ports(&self, reservation: &Reservation) -> u32 {
+        reservation.places().filter(|at| self.is_occupied(*at)).count() as u32
+    }
+
+    /// VERSION.
+    pub fn version(&self) -> Version {
+        let ports = |reservation: &Reservation| reservation.places().count();
+        Version {
+            agent: self.agent_runs(),
+            reservations: self.reservations.values().filter(|r| ports(r) > 0).count() as u32,
+            ports: self.reservations.values().map(|r| ports(r) as u64).sum(),
+        }
+    }
+
+    /// AGENT: with the secret of the settings a socket is marked as one of the agent's, for good.
+    pub fn mark(&mut self, pid: Pid, descriptor: Descriptor, role: Role) -> Result<(), Errno> {
+        let (id, _) = self.control(pid, descriptor)?;
+        let mark = &mut self.socket_mut(id).role;
+        if mark.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        *mark = Some(role);
+        Ok(())
+    }
+
+    fn named(&self, token: u64) -> Option<(Token, &Reservation)> {
+        let token = Token::new(token)?;
+        Some((token, self.reservations.get(&token)?))
+    }
+
+    pub(super) fn owned(&self, id: SocketId) -> impl Iterator<Item = (&Token, &Reservation)> {
+        let mut owned: Vec<_> = self.reservations.iter().filter(move |(_, r)| r.owner.socket == id).collect();
+        owned.sort_by_key(|(_, reservation)| reservation.order);
+        owned.into_iter()
+    }
+
+    /// A refusal that GRANTED can no longer report makes room for a new reservation.
+    fn make_room(&mut self, id: SocketId) -> bool {
+        let last = self.sockets[&id].last_acquired;
+        let stale = self
+            .owned(id)
+            .find(|(token, reservation)| Some(**token) != last && matches!(reservation.state, State::Refused(_)))
+            .map(|(token, _)| *token);
+        stale.is_some_and(|token| self.forget_refused(token))
+    }
+
+    pub(super) fn socket_mut(&mut self, id: SocketId) -> &mut super::Socket {
+        self.sockets.get_mut(&id).expect("a descriptor refers to a socket")
+    }
+}

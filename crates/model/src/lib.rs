@@ -1,0 +1,224 @@
+//! The reference model: the whole facility as plain data and pure functions.
+//!
+//! It says what the kernel part must answer, as simply as it can be said: sets,
+//! maps and linear scans, no bit tables, no counters, nothing remembered that
+//! can be derived. `portkeep-kernel` runs long random histories through the
+//! kernel and through this and compares every answer. Whatever chance decides
+//! comes in as an argument: tokens, process numbers, and the ports the system's
+//! own automatic choice falls on.
+//!
+//! [`Model`] has three kinds of methods:
+//!
+//! * what a process does, with its number and usually a descriptor first:
+//!   [`socket`](Model::socket), [`acquire`](Model::acquire),
+//!   [`bind`](Model::bind), [`close`](Model::close), [`exit`](Model::exit) ...;
+//!   their answers are those of the system calls;
+//! * what the administrator or the agent does, with a token:
+//!   [`confirm`](Model::confirm), [`refuse`](Model::refuse), [`end`](Model::end),
+//!   [`set_aside`](Model::set_aside) ...;
+//! * getters, which look at the state and change nothing.
+//!
+//! Left out: addresses beyond [`Address`], accepted connections, TIME_WAIT (it
+//! never matters to a consumer, rule A9), events, and the bind of sockets that
+//! are neither TCP nor UDP. The model has no clock: that a port was closed
+//! "lately" ends when it is told so ([`Model::set_closed_lately`]).
+
+#![forbid(unsafe_code)]
+
+mod consume;
+mod control;
+mod persistent;
+mod place;
+mod process;
+mod reservation;
+mod socket;
+
+#[cfg(test)]
+mod invariants;
+#[cfg(test)]
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports};
+
+pub use control::{Request, Select, Version};
+pub use persistent::Persistent;
+pub use process::{Descriptor, Pid, Process};
+pub use reservation::{Owner, Reservation, State};
+pub use socket::{Address, Bound, Options, Role, Socket, SocketId};
+
+/// Id of a network namespace: its cookie.
+pub type Namespace = u64;
+
+/// One port of one transport in one network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The transport.
+    pub transport: Transport,
+    /// The port, host byte order.
+    pub port: u16,
+}
+
+/// What an administrator has set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where wildcard requests are served from.
+    pub pool: Option<PortRange>,
+    /// Ports a uid other than 0 may hold, unless [`Model::set_quota`] says otherwise.
+    pub quota: u32,
+    /// What an outsider's bind fails with.
+    pub deny: Errno,
+    /// Ports below this need a privilege, or a reservation (A8).
+    pub unprivileged_start: u16,
+    /// The machine's own namespace: ports below `unprivileged_start` need a privilege to be acquired there.
+    pub home: Option<Namespace>,
+    /// The administrators' group, 0 = root only.
+    pub admin_gid: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pool: PortRange::inclusive(61000, 65535).ok(),
+            quota: 1024,
+            deny: Errno::EADDRINUSE,
+            unprivileged_start: 1024,
+            home: None,
+            admin_gid: 0,
+        }
+    }
+}
+
+/// The facility and as much of the system around it as it depends on.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    settings: Settings,
+    quotas: BTreeMap<u32, u32>,
+    processes: BTreeMap<Pid, Process>,
+    sockets: BTreeMap<SocketId, Socket>,
+    reservations: BTreeMap<Token, Reservation>,
+    /// Where the next wildcard search begins.
+    cursors: BTreeMap<(Namespace, Transports), u32>,
+    /// Drawn for a bind that failed afterwards: draws prefer other ports.
+    hints: BTreeSet<Place>,
+    aside: BTreeSet<Place>,
+    lingering: BTreeSet<Place>,
+    closed_lately: BTreeSet<Place>,
+    next_socket: SocketId,
+}
+
+impl Model {
+    /// Nothing reserved, no processes.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Give a uid a limit of its own; `u32::MAX` is none.
+    pub fn set_quota(&mut self, uid: u32, ports: u32) {
+        self.quotas.insert(uid, ports);
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The processes.
+    pub fn processes(&self) -> &BTreeMap<Pid, Process> {
+        &self.processes
+    }
+
+    /// The sockets that some process still has a descriptor of.
+    pub fn sockets(&self) -> &BTreeMap<SocketId, Socket> {
+        &self.sockets
+    }
+
+    /// The reservations, also those taken back whose owner has not heard of it.
+    pub fn reservations(&self) -> &BTreeMap<Token, Reservation> {
+        &self.reservations
+    }
+
+    /// Ports in use by sockets that no program saw being bound.
+    pub fn aside(&self) -> &BTreeSet<Place> {
+        &self.aside
+    }
+
+    /// The reservation, pending, contested or in force, that a port belongs to.
+    pub fn block_at(&self, at: Place) -> Option<(Token, &Reservation)> {
+        self.reservations
+            .iter()
+            .find(|(_, reservation)| reservation.holds(at))
+            .map(|(token, reservation)| (*token, reservation))
+    }
+
+    /// How many of the sockets bound to a port are counted: all of those that found it reserved, or in the pool.
+    pub fn users(&self, at: Place) -> usize {
+        self.sockets.values().filter(|socket| socket.uses(at)).count()
+    }
+
+    /// A port whose reservation has ended and that sockets bound from it still have (R7).
+    pub fn lingers(&self, at: Place) -> bool {
+        self.lingering.contains(&at)
+    }
+
+    /// Whether a port belongs to a reservation, or still lingers from one.
+    pub fn is_reserved(&self, at: Place) -> bool {
+        self.block_at(at).is_some() || self.lingers(at)
+    }
+
+    /// Whether a port is in use as far as the programs in the kernel know by themselves. (What else is bound outside
+    /// the pool, the agent finds out.)
+    pub fn is_occupied(&self, at: Place) -> bool {
+        self.users(at) > 0 || self.aside.contains(&at)
+    }
+
+    /// Pool ports that a counted socket has given up, and that wildcard searches therefore come to last.
+    pub fn closed_lately(&self) -> &BTreeSet<Place> {
+        &self.closed_lately
+    }
+
+    /// Time has passed: these, and no others, still count as closed lately.
+    pub fn set_closed_lately(&mut self, places: BTreeSet<Place>) {
+        self.closed_lately = places;
+    }
+
+    /// Whether a bind that failed afterwards had drawn this port: draws prefer others as long as its socket is open.
+    pub fn is_hinted(&self, at: Place) -> bool {
+        self.hints.contains(&at)
+    }
+
+    /// Every port that is reserved.
+    pub fn reserved(&self) -> BTreeSet<Place> {
+        let blocks = self.reservations.values().flat_map(Reservation::places);
+        blocks.chain(self.lingering.iter().copied()).collect()
+    }
+
+    /// Ports a uid holds; each transport counts. A refused request counts as one until its owner has heard of it.
+    pub fn ports_of(&self, uid: u32) -> u32 {
+        let held = |reservation: &Reservation| match reservation.state {
+            State::Refused(_) => 1,
+            State::Pending | State::Contested | State::Active => reservation.places().count(),
+        };
+        self.of_account(uid).map(held).sum::<usize>() as u32
+    }
+
+    /// Requests of a uid that wait for the agent.
+    pub fn pending_of(&self, uid: u32) -> u32 {
+        self.of_account(uid).filter(|reservation| reservation.waits()).count() as u32
+    }
+
+    fn of_account(&self, uid: u32) -> impl Iterator<Item = &Reservation> {
+        self.reservations.values().filter(move |reservation| reservation.owner.uid == uid && !reservation.persistent)
+    }
+
+    fn next_order(&self) -> u64 {
+        self.reservations.values().map(|reservation| reservation.order + 1).max().unwrap_or(0)
+    }
+
+    fn in_pool(&self, port: u16) -> bool {
+        self.settings.pool.is_some_and(|pool| pool.contains(port))
+    }
+}

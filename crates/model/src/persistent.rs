@@ -1,0 +1,77 @@
+//! Persistent reservations: no socket owns them, an administrator makes and ends them.
+
+use super::{Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
+
+/// What the administrator asks for.
+#[derive(Clone, Debug)]
+pub struct Persistent {
+    /// First port, 0 = any block of the pool.
+    pub start: u16,
+    /// How many.
+    pub count: u16,
+    /// Of which transports.
+    pub transports: Transports,
+    /// Who may consume it, besides administrators by association. Units are cgroups here, and cgroups are ids.
+    pub scope: Scope,
+    /// With [`Scope::User`]: who.
+    pub uid: u32,
+    /// By association only.
+    pub strict: bool,
+}
+
+impl Model {
+    /// Claim the block. It is in force once it is [confirmed](Model::confirm); a bind of one of its ports until then
+    /// wins.
+    pub fn create_persistent(&mut self, namespace: Namespace, ask: &Persistent, token: Token) -> Result<(), Errno> {
+        if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.scope == Scope::Process {
+            return Err(Errno::EINVAL);
+        }
+        let block = match PortRange::new(ask.start, ask.count) {
+            Ok(block) => {
+                if places_of(namespace, ask.transports, block).any(|at| self.is_reserved(at)) {
+                    return Err(Errno::EADDRINUSE);
+                }
+                block
+            }
+            Err(_) => self.place(namespace, ask.transports, ask.count, 1).ok_or(Errno::ENOSPC)?,
+        };
+        let reservation = Reservation {
+            block,
+            transports: ask.transports,
+            namespace,
+            owner: Owner { socket: NO_SOCKET, pid: 0, uid: ask.uid },
+            scope: ask.scope,
+            persistent: true,
+            strict: ask.strict,
+            label: String::new(),
+            state: State::Pending,
+            order: self.next_order(),
+            next: 0,
+        };
+        self.enter(token, reservation);
+        Ok(())
+    }
+
+    /// Root, or a member of the administrators' group.
+    pub(super) fn is_administrator(&self, process: &Process) -> bool {
+        process.uid == 0 || self.settings.admin_gid != 0 && process.gid == self.settings.admin_gid
+    }
+
+    pub(super) fn in_scope(&self, reservation: &Reservation, pid: Pid) -> bool {
+        let process = self.process(pid);
+        match reservation.scope {
+            Scope::Process => reservation.owner.pid == pid,
+            Scope::User => reservation.owner.uid == process.uid,
+            Scope::Cgroup(id) => process.cgroups.contains(&id),
+            Scope::Group(gid) => process.gid == gid,
+            Scope::Administrators => self.is_administrator(process),
+            // Named as the cgroup it is.
+            Scope::Unit => false,
+        }
+    }
+
+    pub(super) fn may_associate(&self, reservation: &Reservation, pid: Pid) -> bool {
+        self.in_scope(reservation, pid) || reservation.persistent && self.is_administrator(self.process(pid))
+    }
+}

@@ -1,0 +1,47 @@
+//! Where a wildcard request is placed.
+//!
+//! Next-fit over the pool: the search begins where the last block of the same
+//! kind (TCP, UDP or both) in the same namespace ended, and comes round once.
+//! Ports that were closed lately come last, because connections may be left
+//! behind there. So a block just given up is the last to be handed out again,
+//! and what is still sent to its ports does not reach its next holder.
+
+use std::collections::BTreeSet;
+
+use super::{Model, Namespace, Place, Socket};
+use portkeep_core::{PortRange, Transports};
+
+impl Model {
+    pub(super) fn place(
+        &mut self,
+        namespace: Namespace,
+        transports: Transports,
+        count: u16,
+        align: u16,
+    ) -> Option<PortRange> {
+        let pool = self.settings.pool?;
+        let occupied: BTreeSet<Place> =
+            self.sockets.values().filter(|s| s.is_counted()).filter_map(Socket::place).collect();
+        let reserved = self.reserved();
+        let free = |at: &Place| !reserved.contains(at) && !occupied.contains(at) && !self.aside.contains(at);
+        let fits = |start: u16, fresh: bool| {
+            let block = PortRange::new(start, count).ok().filter(|block| block.last() <= pool.last());
+            start.is_multiple_of(align)
+                && block.is_some_and(|block| {
+                    places_of(namespace, transports, block)
+                        .all(|at| free(&at) && !(fresh && self.closed_lately.contains(&at)))
+                })
+        };
+        let cursor = self.cursors.get(&(namespace, transports)).copied().unwrap_or_default();
+        let from = u16::try_from(cursor).ok().filter(|port| pool.contains(*port)).unwrap_or(pool.start());
+        let round = || (from..=pool.last()).chain(pool.start()..from);
+        let start = round().find(|start| fits(*start, true)).or_else(|| round().find(|start| fits(*start, false)))?;
+        self.cursors.insert((namespace, transports), u32::from(start) + u32::from(count));
+        PortRange::new(start, count).ok()
+    }
+}
+
+/// Every port of a block, of each transport.
+pub(super) fn places_of(namespace: Namespace, transports: Transports, block: PortRange) -> impl Iterator<Item = Place> {
+    block.into_iter().flat_map(move |port| transports.iter().map(move |transport| Place { namespace, transport, port }))
+}

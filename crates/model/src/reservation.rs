@@ -1,0 +1,169 @@
+//! Reservations, and what the agent and the administrator do with them.
+
+use super::{Model, Namespace, Pid, Place, SocketId};
+use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
+
+/// How far a reservation has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Claimed; the agent is looking whether its ports are vacant. It keeps nobody from a port.
+    Pending,
+    /// Claimed, but a bind of one of its ports was quicker than the agent: it will be refused.
+    Contested,
+    /// In force.
+    Active,
+    /// Taken back by the agent. It has no ports any more and stays only until its owner has heard of it.
+    Refused(Errno),
+}
+
+/// Who acquired a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The owner socket.
+    pub socket: SocketId,
+    /// The owner process.
+    pub pid: Pid,
+    /// Its real uid at that time.
+    pub uid: u32,
+}
+
+/// A block of ports.
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// The ports.
+    pub block: PortRange,
+    /// TCP, UDP or both.
+    pub transports: Transports,
+    /// The namespace.
+    pub namespace: Namespace,
+    /// Who acquired it.
+    pub owner: Owner,
+    /// Who may consume it. A cgroup is named by its id here, never by 0.
+    pub scope: Scope,
+    /// An administrator made it; the owner then only says whom [`Scope::User`] means.
+    pub persistent: bool,
+    /// Consumed by association only (A7).
+    pub strict: bool,
+    /// For listings.
+    pub label: String,
+    /// How far it has come.
+    pub state: State,
+    /// When it was acquired, as a number that grows.
+    pub(super) order: u64,
+    /// Where the next draw begins (A3).
+    pub(super) next: u32,
+}
+
+impl Reservation {
+    /// Whether it claims this port.
+    pub fn holds(&self, at: Place) -> bool {
+        self.claims()
+            && self.namespace == at.namespace
+            && self.transports.contains(at.transport)
+            && self.block.contains(at.port)
+    }
+
+    /// The ports it claims, of each transport.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let namespace = self.namespace;
+        let block = self.claims().then_some(self.block);
+        let transports = self.transports;
+        block
+            .into_iter()
+            .flatten()
+            .flat_map(move |port| transports.iter().map(move |transport| Place { namespace, transport, port }))
+    }
+
+    fn claims(&self) -> bool {
+        !matches!(self.state, State::Refused(_))
+    }
+
+    /// Whether it waits for the agent.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.state, State::Pending | State::Contested)
+    }
+}
+
+impl Model {
+    /// The agent found the ports vacant: the reservation is in force, unless a bind was quicker.
+    pub fn confirm(&mut self, token: Token) -> Result<(), Errno> {
+        let reservation = self.waiting(token)?;
+        if reservation.state == State::Contested {
+            return Err(Errno::EADDRINUSE);
+        }
+        reservation.state = State::Active;
+        Ok(())
+    }
+
+    /// The agent takes a pending reservation back.
+    pub fn refuse(&mut self, token: Token, error: Errno) -> Result<(), Errno> {
+        let reservation = self.waiting(token)?;
+        reservation.state = State::Refused(error);
+        if reservation.persistent {
+            self.reservations.remove(&token);
+        }
+        Ok(())
+    }
+
+    fn waiting(&mut self, token: Token) -> Result<&mut Reservation, Errno> {
+        self.reservations.get_mut(&token).filter(|r| r.waits()).ok_or(Errno::ENOENT)
+    }
+
+    /// It is claimed. Draws that failed for a former holder say nothing to this one.
+    pub(super) fn enter(&mut self, token: Token, reservation: Reservation) {
+        self.hints.retain(|at| !reservation.holds(*at));
+        let before = self.reservations.insert(token, reservation);
+        assert!(before.is_none(), "R8: a token came twice");
+    }
+
+    /// It is gone. Ports of a reservation that was in force linger while sockets are bound to them (R7).
+    pub(super) fn remove(&mut self, token: Token) -> Option<Reservation> {
+        let reservation = self.reservations.remove(&token)?;
+        if reservation.state == State::Active {
+            let bound: Vec<Place> = reservation.places().filter(|at| self.users(*at) > 0).collect();
+            self.lingering.extend(bound);
+        }
+        Some(reservation)
+    }
+
+    /// The trace of a refused request goes when the system wants its place on the owner socket. `false`: there was none.
+    pub fn forget_refused(&mut self, token: Token) -> bool {
+        let refused = |r: &Reservation| matches!(r.state, State::Refused(_));
+        self.reservations.get(&token).is_some_and(refused) && self.reservations.remove(&token).is_some()
+    }
+
+    /// A socket takes a port that a request waits for: the request will be refused.
+    pub(super) fn contest(&mut self, at: Place) {
+        let pending = self.reservations.values_mut().find(|r| r.state == State::Pending && r.holds(at));
+        if let Some(reservation) = pending {
+            reservation.state = State::Contested;
+        }
+    }
+
+    /// The administrator ends anybody's reservation.
+    pub fn end(&mut self, token: Token) -> Result<(), Errno> {
+        match self.remove(token) {
+            Some(reservation) if reservation.claims() => Ok(()),
+            _ => Err(Errno::ENOENT),
+        }
+    }
+
+    /// A port is in use by a socket that no program saw being bound: requests pass it by. Binds do not.
+    pub fn set_aside(&mut self, at: Place) -> Result<(), Errno> {
+        if self.is_reserved(at) {
+            return Err(Errno::EADDRINUSE);
+        }
+        self.aside.insert(at);
+        Ok(())
+    }
+
+    /// It no longer is.
+    pub fn give_back(&mut self, at: Place) -> Result<(), Errno> {
+        if self.aside.remove(&at) { Ok(()) } else { Err(Errno::ENOENT) }
+    }
+
+    /// Whether an agent runs, to confirm specific requests outside the pool.
+    pub fn agent_runs(&self) -> bool {
+        self.sockets.values().any(|socket| socket.role == Some(super::Role::Beacon))
+    }
+}

@@ -1,0 +1,41 @@
+//! `WSAHtons` and its sisters: byte order by way of a socket, as Winsock has it. Every protocol here has the network's.
+
+use crate::{abi::Socket, error, memory, socket, startup};
+
+fn tell<T: memory::Plain>(s: Socket, value: T, at: usize) -> i32 {
+    crate::status(|| {
+        startup::check()?;
+        if !socket::is_socket(s) {
+            return Err(error::WSAENOTSOCK);
+        }
+        memory::write(at, value).map_err(|_| error::WSAEFAULT)
+    })
+}
+
+fn swapped(long: usize) -> usize {
+    (long as u32).to_be() as usize
+}
+
+/// `WSAHtonl`. A `u_long` is the system's.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSAHtonl(s: Socket, host: usize, at: usize) -> i32 {
+    tell(s, swapped(host), at)
+}
+
+/// `WSAHtons`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSAHtons(s: Socket, host: u16, at: usize) -> i32 {
+    tell(s, host.to_be(), at)
+}
+
+/// `WSANtohl`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSANtohl(s: Socket, network: usize, at: usize) -> i32 {
+    tell(s, swapped(network), at)
+}
+
+/// `WSANtohs`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSANtohs(s: Socket, network: u16, at: usize) -> i32 {
+    tell(s, network.to_be(), at)
+}

@@ -1,0 +1,83 @@
+//! A checker that was never seen to fail proves nothing: each of these small damages to the programs' source is found.
+
+use std::{fs, path::Path, process::Command};
+
+use portkeep_interleave::{SCENARIOS, explore};
+
+/// What is damaged, in which file, the text before and after.
+type Mutation = (&'static str, &'static str, &'static str, &'static str);
+
+const MUTATIONS: &[Mutation] = include!("mutations/list.rs");
+
+fn source() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/kernel/bpf"))
+}
+
+/// As `cargo xtask bpf` does it.
+fn compile(folder: &Path) -> Option<Vec<u8>> {
+    let object = folder.join("mutant.o");
+    let output = Command::new("clang-19")
+        .current_dir(folder)
+        .args([
+            "-nostdinc",
+            "-I.",
+            "-g",
+            "-O2",
+            "-target",
+            "bpfel",
+            "-mcpu=v3",
+            "-Wno-everything",
+            "-Werror=implicit-function-declaration",
+        ])
+        .args(["-c", "portkeep.bpf.c", "-o"])
+        .arg(&object)
+        .output()
+        .ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(fs::read(object).expect("clang has written the object"))
+}
+
+/// The first scenario that breaks, and how. One that the undamaged object breaks as well proves nothing.
+fn found(object: &[u8], broken: &[&str]) -> Option<(&'static str, String)> {
+    SCENARIOS.iter().filter(|(name, _)| !broken.contains(name)).find_map(|(name, _)| {
+        let report = explore(object, name, true).expect("the object and the scenario can be read");
+        report.outcome.err().map(|found| (*name, found.fault))
+    })
+}
+
+fn each_is_found() {
+    if Command::new("clang-19").arg("--version").output().is_err() {
+        println!("SKIPPED: clang-19 is not installed, nothing was mutated");
+        return;
+    }
+    let shipped = fs::read(source().join("portkeep.bpf.o")).expect("the checked-in object can be read");
+    let mut broken = Vec::new();
+    while let Some((name, _)) = found(&shipped, &broken) {
+        broken.push(name);
+    }
+    let mut missed = Vec::new();
+    for (what, file, before, after) in MUTATIONS {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        for entry in fs::read_dir(source()).expect("the source can be listed") {
+            let entry = entry.expect("the source can be listed");
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a file can be copied");
+        }
+        let path = folder.path().join(file);
+        let text = fs::read_to_string(&path).expect("the file can be read");
+        assert_eq!(text.matches(before).count(), 1, "{what}: {file} has changed, and so must this mutation");
+        fs::write(&path, text.replace(before, after)).expect("the file can be written");
+        let object = compile(folder.path()).expect("clang-19 is there");
+        match found(&object, &broken) {
+            Some((scenario, fault)) => println!("{what} | {scenario} | {fault}"),
+            None => missed.push(*what),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+}
+
+#[test]
+fn every_mutation_is_found() {
+    // The search is as deep as a schedule is long.
+    let search = std::thread::Builder::new().stack_size(1 << 30).spawn(each_is_found);
+    search.expect("a thread can be started").join().expect("every mutation is found");
+}

@@ -1,0 +1,280 @@
+&[
+    (
+        "a bind looks first and counts itself second",
+        "bind.h",
+        "	counted = count_bound(ctx, st, w, netns, transport, port);
+	keeps = may_keep(st, w, netns, transport, port, &id);
+",
+        "	keeps = may_keep(st, w, netns, transport, port, &id);
+	counted = count_bound(ctx, st, w, netns, transport, port);
+",
+    ),
+    (
+        "a bind does not look a second time",
+        "bind.h",
+        "	keeps = may_keep(st, w, netns, transport, port, &id);
+",
+        "	keeps = 1;
+",
+    ),
+    (
+        "a bind is let in by the port it was allowed, whoever has reserved it by now",
+        "bind.h",
+        "st->claim_port == port && st->claim_token == l.token;",
+        "st->claim_port == port;",
+    ),
+    (
+        "a look does not check that the reservation found has the port",
+        "use.h",
+        "holds = port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
+		READ(r->netns) == netns && READ(r->transports) & transport;",
+        "holds = 1;",
+    ),
+    (
+        "a request is in force although a bind was quicker",
+        "acquire.h",
+        "	if (gate_step(r, a->token, PORTKEEP_GATE_CLAIMING, a->pending ? PORTKEEP_GATE_PENDING : PORTKEEP_GATE_ACTIVE))
+		return 1;
+",
+        "	__sync_lock_test_and_set(&r->gate, gate_of(a->token, a->pending ? PORTKEEP_GATE_PENDING : PORTKEEP_GATE_ACTIVE));
+	if (a)
+		return 1;
+",
+    ),
+    (
+        "a request does not look whether its ports are in use",
+        "reservation.h",
+        "(s->vacant && word_occupied(w) & mask)",
+        "(0 && word_occupied(w) & mask)",
+    ),
+    (
+        "a request looks whether its ports are in use before it claims them",
+        "reservation.h",
+        "	if (!word_claim(w, transport, base, mask)) {",
+        "	if (s->vacant && word_occupied(w) & mask) {
+		s->result = EADDRINUSE;
+		return 0;
+	}
+	s->vacant = 0;
+	if (!word_claim(w, transport, base, mask)) {",
+    ),
+    (
+        "a bind does not contest a request that waits",
+        "use.h",
+        "		return gate_step(r, l->token, PORTKEEP_GATE_PENDING, PORTKEEP_GATE_CONTESTED);",
+        "		return 1;",
+    ),
+    (
+        "a bind does not contest a request under way",
+        "use.h",
+        "		return gate_step(r, l->token, PORTKEEP_GATE_CLAIMING, PORTKEEP_GATE_OUTRUN);",
+        "		return 1;",
+    ),
+    (
+        "a confirmation does not see that the request is contested",
+        "admin.h",
+        "	if (!gate_step(r, q->token, PORTKEEP_GATE_PENDING, PORTKEEP_GATE_ACTIVE))
+",
+        "	if (READ(r->gate) == gate_of(q->token, PORTKEEP_GATE_CONTESTED))
+		WRITE(r->gate, gate_of(q->token, PORTKEEP_GATE_PENDING));
+	if (!gate_step(r, q->token, PORTKEEP_GATE_PENDING, PORTKEEP_GATE_ACTIVE))
+",
+    ),
+    (
+        "a confirmation forgets to return what waiting costs",
+        "admin.h",
+        "		pending_return(r->payer);
+	reservation_event(",
+        "		(void)0;
+	reservation_event(",
+    ),
+    (
+        "a contested request cannot be ended",
+        "reservation.h",
+        "		if (__sync_val_compare_and_swap(&r->gate, contested, 0) == contested)
+			return PORTKEEP_GATE_CONTESTED;
+",
+        "",
+    ),
+    (
+        "the gate is shut by two at once",
+        "reservation.h",
+        "	return __sync_val_compare_and_swap(&r->gate, token, 0) == token ? PORTKEEP_GATE_ACTIVE : GATE_OPEN;",
+        "	if (READ(r->gate) != token)
+		return GATE_OPEN;
+	WRITE(r->gate, 0);
+	return PORTKEEP_GATE_ACTIVE;",
+    ),
+    (
+        "the refuser does not see that the owner is gone",
+        "reservation.h",
+        "		if (old == ~token) {
+			entry_vacate(r, id);
+			quota_return(payer, 1);
+			return;
+		}
+",
+        "",
+    ),
+    (
+        "the owner that is gone does not see that the refuser has done",
+        "reservation.h",
+        "			if (__sync_val_compare_and_swap(&r->refusal, token, 0) == token) {",
+        "			if (0) {",
+    ),
+    (
+        "a socket with a port is trusted to keep it",
+        "bind.h",
+        "port && reserved_word(ctx, transport, port) ? refuse_with(EINVAL) : PASS;",
+        "PASS;",
+    ),
+    (
+        "a second use forgets the first",
+        "use.h",
+        "	if (st->bound_port)
+		use_over(st, netns);
+	st->transport",
+        "	st->transport",
+    ),
+    (
+        "a draw does not look whether the port has been bound meanwhile",
+        "draw.h",
+        "			if (!uses(w, n)) {",
+        "			if (1) {",
+    ),
+    (
+        "a draw marks its port in two steps",
+        "draw.h",
+        "if (!(__sync_fetch_and_or(&w->drawn, BIT(n)) & BIT(n)) || d->contested) {",
+        "__u64 drawn = READ(w->drawn);
+
+		WRITE(w->drawn, drawn | BIT(n));
+		if (!(drawn & BIT(n)) || d->contested) {",
+    ),
+    (
+        "lingering is marked after the counts are read",
+        "table.h",
+        "	__sync_fetch_and_or(&w->lingering, mask);
+	mine = mask & ~word_in_use(w);
+",
+        "	mine = mask & ~word_in_use(w);
+	__sync_fetch_and_or(&w->lingering, mask);
+",
+    ),
+    (
+        "the last socket frees the port although its block is in force",
+        "table.h",
+        "	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+		reserved_clear",
+        "	__sync_fetch_and_and(&w->lingering, ~BIT(port));
+	if (1)
+		reserved_clear",
+    ),
+    (
+        "the last socket forgets that the port lingers",
+        "table.h",
+        "	if (__sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
+		reserved_clear(w, transport, port, BIT(port));
+",
+        "",
+    ),
+    (
+        "ports are claimed in two steps",
+        "table.h",
+        "	done = __sync_val_compare_and_swap(&w->reserved, old, new) == old;",
+        "	done = READ(w->reserved) == old;
+	if (done)
+		WRITE(w->reserved, new);",
+    ),
+    (
+        "a claim that fails in its second word keeps the first",
+        "reservation.h",
+        "	if (error)
+		span_free(s);
+	else",
+        "	if (!error)",
+    ),
+    (
+        "a head is removed after its port can be claimed anew",
+        "reservation.h",
+        "	if (base <= s->first)
+		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
+	else
+		w->lead = 0;
+	if (s->in_force)
+		word_free(w, transport, base, span_mask(s, base));
+	else
+		reserved_clear(w, transport, base, span_mask(s, base));
+",
+        "	if (s->in_force)
+		word_free(w, transport, base, span_mask(s, base));
+	else
+		reserved_clear(w, transport, base, span_mask(s, base));
+	if (base <= s->first)
+		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
+	else
+		w->lead = 0;
+",
+    ),
+    (
+        "an entry is taken in two steps",
+        "reservation.h",
+        "	if (__sync_fetch_and_or(&s->entries->taken[word], BIT(n)) & BIT(n))
+		return 0;
+",
+        "	if (READ(s->entries->taken[word]) & BIT(n))
+		return 0;
+	WRITE(s->entries->taken[word], READ(s->entries->taken[word]) | BIT(n));
+",
+    ),
+    (
+        "a request that fails keeps its entry",
+        "acquire.h",
+        "	__sync_lock_test_and_set(&r->gate, 0);
+	entry_vacate(r, id);
+",
+        "	__sync_lock_test_and_set(&r->gate, 0);
+",
+    ),
+    (
+        "a quota is looked at first and charged second",
+        "quota.h",
+        "	if (__sync_fetch_and_add(&q->used, ports) + (__u64)ports > limit) {
+		__sync_fetch_and_sub(&q->used, ports);
+		return EDQUOT;
+	}
+",
+        "	if (*(volatile __u32 *)&q->used + (__u64)ports > limit)
+		return EDQUOT;
+	__sync_fetch_and_add(&q->used, ports);
+",
+    ),
+    (
+        "an entry is free before its ports are",
+        "reservation.h",
+        "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
+	span_free(&s);
+",
+        "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
+	if (!error)
+		entry_vacate(r, id);
+	span_free(&s);
+",
+    ),
+    (
+        "ports outside a granted block's words linger that never were in force",
+        "reservation.h",
+        "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
+",
+        "	s.in_force = 1;
+",
+    ),
+    (
+        "ports with bound sockets are not kept when their block ends",
+        "reservation.h",
+        "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
+",
+        "	s.in_force = 0;
+",
+    ),
+]
