@@ -111,6 +111,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     up.folder = Some(place.pins());
     up.enforce = Some(options.cgroup.clone());
     up.settings.quota = 400;
+    // Where users' requests of privileged ports are refused at once.
+    up.settings.home = Some(netns);
     let instance = Instance::up(&up).context("bringing the kernel part up")?;
 
     let apart = options.processes / APART;

@@ -3,12 +3,13 @@
 //! All its choices come from the seed, its number and how often that number was started. What comes of them depends on the
 //! others, so a run is never repeated to the letter; but the same seed makes the same attempts.
 
+mod attack;
 mod consume;
+mod outsider;
 mod reserve;
 mod share;
-mod stranger;
 
-pub(super) use stranger::USERS;
+pub(super) use outsider::USERS;
 
 use std::{
     collections::BTreeMap,
@@ -132,6 +133,8 @@ struct Worker {
     person: Person,
     held: Vec<Held>,
     mail: UnixDatagram,
+    /// Connections to ports that are reserved no more.
+    leftovers: Vec<(Socket, Socket)>,
     /// Alone in a namespace of its own.
     apart: bool,
     cgroups: Vec<PathBuf>,
@@ -168,6 +171,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         reporter: Reporter::new(common, &post.folder, post.number, post.incarnation),
         random: post.random(),
         held: Vec::new(),
+        leftovers: Vec::new(),
         apart: *section > 0,
         cgroups: cgroup.clone(),
         post: post.clone(),
@@ -233,14 +237,15 @@ impl Worker {
             44..=46 => self.bind_inside(),
             47 => self.bind_outside(),
             48..=51 => self.bind_own(),
-            52..=61 => self.bind_stranger(),
+            52..=58 => self.bind_outsider(),
+            59..=61 => self.attack(),
             62..=63 => self.bind_somewhere(),
             64..=66 => self.automatic(),
             67..=68 => self.connect_drawn(),
             69..=71 => self.traffic(),
             72..=73 => self.duplicate(),
             74 if self.random.one_in(4) => self.fork_holds(),
-            75 if self.random.one_in(3) => self.fork_stranger(),
+            75 if self.random.one_in(3) => self.fork_outsider(),
             76 if self.random.one_in(3) => self.fork_user(),
             77..=79 if !self.apart => self.pass(),
             80..=82 if !self.apart => self.take(),

@@ -6,7 +6,7 @@ use portkeep_core::{
     wire::{self, AcquireRequest},
 };
 
-use super::{Operation, RESERVATIONS, Worker, outcome};
+use super::{Operation, RESERVATIONS, Worker, attack::HOT, outcome};
 use crate::ledger::{Grant, now};
 
 const POOL: (u16, u16) = (61000, 65535);
@@ -39,6 +39,10 @@ impl Worker {
             }
             5..=7 => {
                 request.start = POOL.0 + random.below(u64::from(POOL.1 - POOL.0 - request.count) + 1) as u16;
+                if random.one_in(4) {
+                    request.start = HOT.0 + random.below(HOT.1.into()) as u16;
+                    request.count = 1;
+                }
                 (request, Operation::AcquirePool)
             }
             _ => {
@@ -61,10 +65,12 @@ impl Worker {
             "{}+{} flags {} scope {} align {} on {}",
             request.start, request.count, request.flags, request.scope, request.align, self.held[i].transport
         );
+        let waits = [libc::EADDRINUSE, libc::EDQUOT, libc::ENETDOWN, libc::EINPROGRESS, libc::EACCES];
         let possible: &[i32] = match operation {
             Operation::AcquireWildcard => &[libc::ENOSPC, libc::EDQUOT],
-            Operation::AcquirePool => &[libc::EADDRINUSE, libc::EDQUOT],
-            _ => &[libc::EADDRINUSE, libc::EDQUOT, libc::ENETDOWN, libc::EINPROGRESS],
+            // Below 1024 a user is refused at once; the others wait where connections may be left behind.
+            _ if request.start < 1024 && self.person.uid != 0 => &waits,
+            _ => &waits[..4],
         };
         let done = self.judge(operation, &what, &result, possible);
         if done && operation == Operation::AcquireOutside {

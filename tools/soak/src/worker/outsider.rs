@@ -10,7 +10,7 @@ use portkeep_testkit::{
     process::{Child, become_user},
     sockets::{self, port},
 };
-use socket2::{Domain, Socket};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Held, Operation, Worker, outcome};
 use crate::ledger::now;
@@ -29,7 +29,12 @@ impl Worker {
             (Domain::IPV6, Ipv6Addr::LOCALHOST.into()),
             (Domain::IPV6, Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()),
         ]);
-        let socket = sockets::socket(domain, transport);
+        let mptcp = transport == Transport::Tcp && self.random.one_in(6);
+        let socket = match mptcp.then(|| Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP))) {
+            Some(Ok(socket)) => socket,
+            // A kernel without MPTCP has one door less.
+            Some(Err(_)) | None => sockets::socket(domain, transport),
+        };
         let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
         for option in 0..6 {
             if !self.random.one_in(3) {
@@ -49,7 +54,14 @@ impl Worker {
     }
 
     /// A socket without any right is bound to this port since after `before`.
-    fn check_outsider(&self, how: &str, socket: &Socket, transport: Transport, before: u64, automatic: bool) {
+    pub(super) fn check_outsider(
+        &self,
+        how: &str,
+        socket: &Socket,
+        transport: Transport,
+        before: u64,
+        automatic: bool,
+    ) {
         let port = port(socket);
         if port == 0 {
             return;
@@ -61,7 +73,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn bind_stranger(&mut self) {
+    pub(super) fn bind_outsider(&mut self) {
         let Some((_, grant)) = self.pick_foreign() else { return };
         let transport = if grant.of(Transport::Tcp) && (!grant.of(Transport::Udp) || self.random.one_in(2)) {
             Transport::Tcp
@@ -69,16 +81,16 @@ impl Worker {
             Transport::Udp
         };
         let port = grant.start + self.random.below(grant.count.into()) as u16;
-        self.intrude(Operation::BindStranger, transport, port);
+        self.intrude(Operation::BindOutsider, transport, port);
     }
 
     fn intrude(&mut self, operation: Operation, transport: Transport, port: u16) {
         let (socket, address) = self.hostile_socket(transport);
-        let before = now();
         let result = socket.bind(&SocketAddr::from((address, port)).into());
         let possible = [libc::EADDRINUSE, libc::EACCES];
         if self.judge(operation, &format!("{address} {port}/{transport}"), &result, &possible) {
-            self.check_outsider("a bind", &socket, transport, before, false);
+            // A port in use is granted to nobody, so it does not matter which of the two was first.
+            self.check_outsider("a bind", &socket, transport, u64::MAX, false);
             self.keep_a_while(socket, transport);
         }
     }
@@ -86,8 +98,10 @@ impl Worker {
     /// Bound sockets are in others' way for a while.
     fn keep_a_while(&mut self, socket: Socket, transport: Transport) {
         if self.random.one_in(3) && self.held.len() < super::SOCKETS {
+            // The control codes are not for MPTCP: such a socket is only in the way.
+            let mptcp = socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::MPTCP));
             let mut held = Held::new(socket, transport);
-            held.bound = true;
+            (held.bound, held.shared) = (true, mptcp);
             self.held.push(held);
         }
     }
@@ -99,7 +113,7 @@ impl Worker {
         self.intrude(Operation::BindUnreserved, transport, port);
     }
 
-    /// R3: whatever the kernel chooses by itself is nobody's.
+    /// R3: whatever the kernel chooses by itself is reserved for no one.
     pub(super) fn automatic(&mut self) {
         let transport = self.transport();
         let (socket, address) = self.hostile_socket(transport);
@@ -135,7 +149,7 @@ impl Worker {
     }
 
     /// A child is another process, even with all its parent's descriptors.
-    pub(super) fn fork_stranger(&mut self) {
+    pub(super) fn fork_outsider(&mut self) {
         let Some((i, j)) = self.pick_grant() else { return };
         let (_, grant) = self.held[i].owns[j];
         let child = Child::fork(|_| {
@@ -143,7 +157,7 @@ impl Worker {
             for _ in 0..3 {
                 let transport = if grant.of(Transport::Tcp) { Transport::Tcp } else { Transport::Udp };
                 let port = grant.start + self.random.below(grant.count.into()) as u16;
-                self.intrude(Operation::ForkStranger, transport, port);
+                self.intrude(Operation::ForkOutsider, transport, port);
             }
         });
         child.join();
