@@ -157,19 +157,24 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	struct socket_state *st;
 	struct reservation *r;
 	struct look l = {};
+	__u8 scope;
 	void *mptcp;
 	int allowed;
 
 	r = look_at(&l, w, netns, transport, port);
-	if (!r && l.lingers)
-		return refuse(netns, transport, port, 0);
+	if ((!r && l.lingers) || is_ending(&l))
+		return refuse(netns, transport, port, l.id);
 	/* Not granted yet, or no longer: the port is everybody's, and the second program looks again. */
 	if (!r || l.gate != l.token)
 		return PASS;
+	scope = READ(r->scope);
 	allowed = !(READ(r->flags) & PORTKEEP_STRICT) && in_scope(r, l.id);
 	FENCE();
 	if (!reservation_alive(r, l.token))
 		return PASS;
+	/* Changed meanwhile: half of what was read may be old. */
+	if (READ(r->scope) != scope)
+		allowed = 0;
 	st = allowed ? bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE) : NULL;
 	if (!st)
 		return refuse(netns, transport, port, l.id);
@@ -261,6 +266,8 @@ __inline int may_keep(struct socket_state *st, struct word *w, __u64 netns, __u3
 			return !l.lingers || (st && st->claim_port == port);
 		if (l.gate == l.token)
 			return st && st->claim_port == port && st->claim_token == l.token;
+		if (is_ending(&l))
+			return 0;
 		if (outrun(r, &l))
 			return 1;
 	}

@@ -272,26 +272,16 @@ __inline __u64 word_in_use(struct word *w)
 }
 
 /*
- * The part of an ended block that lies in this word. Ports with bound sockets
- * stay claimed until those are gone (R7). First every port is marked
- * lingering, then the counts are read: a socket that closes in between finds
- * the mark and frees its port itself.
- *
- * Where nothing at all is bound there is nobody to close, and a bind that is
- * about to count itself looks at the gate after that, which is shut by now.
+ * Of ports that were all marked as lingering: those without a bound socket, to
+ * be freed by the caller. The others stay claimed until their last socket is
+ * gone (R7). The counts are read after the marks were made: a socket that closes
+ * in between finds its mark, and frees its port itself.
  */
-__inline void word_free(struct word *w, __u32 transport, __u32 port, __u64 mask)
+__inline __u64 vacant_of(struct word *w, __u64 mask)
 {
-	__u64 mine;
+	__u64 mine = mask & ~word_in_use(w);
 
-	if (!READ(w->bound)) {
-		reserved_clear(w, transport, port, mask);
-		return;
-	}
-	__sync_fetch_and_or(&w->lingering, mask);
-	mine = mask & ~word_in_use(w);
-	mine &= __sync_fetch_and_and(&w->lingering, ~mine);
-	reserved_clear(w, transport, port, mine);
+	return mine & __sync_fetch_and_and(&w->lingering, ~mine);
 }
 
 /* Ports that some socket has, as far as is known here: bound, or in use in a way that no program sees end. */

@@ -68,11 +68,17 @@ __inline struct reservation *look_at(struct look *l, struct word *w, __u64 netns
 	FENCE();
 	holds = port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
 		READ(r->netns) == netns && READ(r->transports) & transport;
-	if (!holds || !l->gate || (l->gate ^ l->token) > PORTKEEP_GATE_OUTRUN) {
+	if (!holds || !l->gate || (l->gate ^ l->token) > PORTKEEP_GATE_ENDING) {
 		l->token = 0;
 		return NULL;
 	}
 	return r;
+}
+
+/* The end is under way: the ports are not free yet, and nothing is let in any more. */
+__inline int is_ending(struct look *l)
+{
+	return l->token && l->gate == gate_of(l->token, PORTKEEP_GATE_ENDING);
 }
 
 /* A request that has not been granted gives way to a bind. False: it was granted (or has ended) meanwhile; look again. */
