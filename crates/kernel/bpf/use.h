@@ -54,25 +54,26 @@ struct look {
 __inline struct reservation *look_at(struct look *l, struct word *w, __u64 netns, __u32 transport, __u32 port)
 {
 	struct reservation *r;
-	int holds;
 
 	l->token = 0;
 	l->gate = 0;
-	l->lingers = (READ(w->lingering) & BIT(port)) != 0;
+	l->lingers = 0;
 	l->id = word_owner(w, port);
 	r = bpf_map_lookup_elem(&reservations, &l->id);
-	if (!r)
-		return NULL;
-	l->token = READ(r->token);
-	l->gate = READ(r->gate);
-	FENCE();
-	holds = port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
-		READ(r->netns) == netns && READ(r->transports) & transport;
-	if (!holds || !l->gate || (l->gate ^ l->token) > PORTKEEP_GATE_ENDING) {
-		l->token = 0;
-		return NULL;
+	if (r) {
+		l->token = READ(r->token);
+		l->gate = READ(r->gate);
+		FENCE();
+		if (port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
+		    READ(r->netns) == netns && READ(r->transports) & transport && l->gate &&
+		    (l->gate ^ l->token) <= PORTKEEP_GATE_ENDING)
+			return r;
 	}
-	return r;
+	/* An end marks what lingers before it hides the reservation: so the mark is read last. */
+	FENCE();
+	l->token = 0;
+	l->lingers = (READ(w->lingering) & BIT(port)) != 0;
+	return NULL;
 }
 
 /* The end is under way: the ports are not free yet, and nothing is let in any more. */

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use portkeep_interleave::{SCENARIOS, explore, replay};
+use portkeep_interleave::{SCENARIOS, explore, is_known_limit, replay};
 
 /// Try every order in which CPUs can run the shipped BPF programs, up to a bound
 #[derive(Parser)]
@@ -79,6 +79,9 @@ fn run(options: &Options) -> Result<bool> {
                 "| {name} | {cpus} | {bound} | {} | {} | {:.3e} | {} | {seconds:.1} | clean |",
                 f.contended, f.states, f.schedules, f.ends
             ),
+            Err(found) if is_known_limit(name) => {
+                println!("| {name} | {cpus} | {bound} | | | | | {seconds:.1} | known limit: {} |", found.fault);
+            }
             Err(found) => {
                 clean = false;
                 println!("| {name} | {cpus} | {bound} | | | | | {seconds:.1} | FAULT |");
