@@ -162,8 +162,8 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	int allowed;
 
 	r = look_at(&l, w, netns, transport, port);
-	if ((!r && l.lingers) || is_ending(&l))
-		return refuse(netns, transport, port, l.id);
+	if (!r && l.lingers)
+		return refuse(netns, transport, port, 0);
 	/* Not granted yet, or no longer: the port is everybody's, and the second program looks again. */
 	if (!r || l.gate != l.token)
 		return PASS;
@@ -266,8 +266,6 @@ __inline int may_keep(struct socket_state *st, struct word *w, __u64 netns, __u3
 			return !l.lingers || (st && st->claim_port == port);
 		if (l.gate == l.token)
 			return st && st->claim_port == port && st->claim_token == l.token;
-		if (is_ending(&l))
-			return 0;
 		if (outrun(r, &l))
 			return 1;
 	}

@@ -258,7 +258,6 @@ struct filter {
 #define PORTKEEP_GATE_CONTESTED 2 /* waited, and a bind was quicker: it will be refused */
 #define PORTKEEP_GATE_CLAIMING 3 /* ACQUIRE is under way, and alone takes further steps */
 #define PORTKEEP_GATE_OUTRUN 4 /* ACQUIRE is under way, and a bind was quicker */
-#define PORTKEEP_GATE_ENDING 5 /* its end is under way: for outsiders still in force */
 
 struct reservation {
 	__u64 gate;

@@ -68,7 +68,7 @@ __inline void standing_of(struct reservation *r, __u64 token, struct standing *s
 
 	s->error = 0;
 	s->state = PORTKEEP_PENDING;
-	if (gate == token || gate == gate_of(token, PORTKEEP_GATE_ENDING)) {
+	if (gate == token) {
 		s->state = PORTKEEP_ACTIVE;
 	} else if (gate == gate_of(token, PORTKEEP_GATE_CONTESTED)) {
 		s->state = PORTKEEP_REFUSED;

@@ -8,8 +8,7 @@
  *   CLAIMING ──> PENDING ──> ACTIVE        where the agent has to look first
  *   CLAIMING ──> OUTRUN                    by a bind of one of the ports: ACQUIRE gives up
  *   PENDING ──> CONTESTED                  by a bind of one of the ports: the request will be refused
- *   PENDING, CONTESTED ──> 0               by whatever ends it
- *   ACTIVE ──> ENDING ──> 0                likewise; in between, ports with bound sockets are marked as lingering
+ *   PENDING, CONTESTED, ACTIVE ──> 0       by whatever ends it
  *
  * Each step is a compare-and-exchange, so of several CPUs that want different
  * steps exactly one gets its own. Because tokens never repeat, a step fails, as
@@ -135,15 +134,14 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 
 	if (!w)
 		return;
-	linger = s->in_force && READ(w->bound);
-	/* While the block can still be found: outsiders are to meet the one or the other. */
-	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
-	/* Before the ports can be claimed anew, so that a successor's marks are not the ones removed. */
+	/* Before the ports can be freed and claimed anew, so that a successor's marks are not the ones removed. */
 	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		w->lead = 0;
+	linger = s->in_force && READ(w->bound);
+	if (linger)
+		__sync_fetch_and_or(&w->lingering, mask);
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 }
 
@@ -276,7 +274,7 @@ __inline __u32 gate_shut(struct reservation *r, __u64 token, int not_active)
 	}
 	if (not_active)
 		return GATE_OPEN;
-	return gate_step(r, token, PORTKEEP_GATE_ACTIVE, PORTKEEP_GATE_ENDING) ? PORTKEEP_GATE_ACTIVE : GATE_OPEN;
+	return __sync_val_compare_and_swap(&r->gate, token, 0) == token ? PORTKEEP_GATE_ACTIVE : GATE_OPEN;
 }
 
 __inline void entry_vacate(struct reservation *r, __u32 id)
@@ -364,7 +362,6 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	s.stop = ~0;
 	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 	span_free(&s);
-	__sync_lock_test_and_set(&r->gate, 0);
 
 	payer = r->payer;
 	ports = transports_of(r->transports, r->count);

@@ -66,20 +66,14 @@ __inline struct reservation *look_at(struct look *l, struct word *w, __u64 netns
 		FENCE();
 		if (port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
 		    READ(r->netns) == netns && READ(r->transports) & transport && l->gate &&
-		    (l->gate ^ l->token) <= PORTKEEP_GATE_ENDING)
+		    (l->gate ^ l->token) <= PORTKEEP_GATE_OUTRUN)
 			return r;
 	}
-	/* An end marks what lingers before it hides the reservation: so the mark is read last. */
+	/* Read last: an end makes the mark after it has hidden the reservation. */
 	FENCE();
 	l->token = 0;
 	l->lingers = (READ(w->lingering) & BIT(port)) != 0;
 	return NULL;
-}
-
-/* The end is under way: the ports are not free yet, and nothing is let in any more. */
-__inline int is_ending(struct look *l)
-{
-	return l->token && l->gate == gate_of(l->token, PORTKEEP_GATE_ENDING);
 }
 
 /* A request that has not been granted gives way to a bind. False: it was granted (or has ended) meanwhile; look again. */
