@@ -1,4 +1,4 @@
-//! The BPF file system the kernel part is pinned in.
+//! The BPF file system that holds the pinned BPF programs and maps.
 
 use std::{
     ffi::OsStr,

@@ -22,7 +22,7 @@ fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
     Wanted { start, count: 1, align: 0, transports: Transports::Tcp, for_whom, strict: false, label: "web".into() }
 }
 
-/// What an administrator has in hand.
+/// The tools of an administrator.
 struct Desk {
     admin: Admin,
     maps: Maps,
@@ -113,7 +113,7 @@ fn ports_below_1024_are_bound_without_a_capability() {
     assert_eq!(as_user(NOBODY, 80, made.1), (true, true));
     in_child(|| {
         become_user(OTHER);
-        // Port 81 is nobody's, and privileged as ever.
+        // Port 81 is free, and still privileged.
         assert_eq!(errno(bind(&tcp(), 81)), Errno::EACCES);
     });
     desk.end(made);
@@ -226,19 +226,19 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
     assert!(manager("postgresql.service").may_bind(5432));
     assert!(manager("system.slice/system-postgresql.slice/postgresql.service").may_bind(5432));
 
-    for stranger in [
+    for outsider in [
         "system.slice/nginx.service",
         "system.slice/postgresql.service2",
         "system.slice/postgresql.servic",
         "system.slice/xpostgresql.service",
         "system.slice",
-        // Whoever runs below a unit of their own can call their cgroups as they like.
+        // A user can choose any name for a cgroup below a unit of its own.
         "user.slice/user-1000.slice/user@1000.service/app.slice/postgresql.service",
         "system.slice/docker-1f.scope/system.slice/postgresql.service",
         "plain/postgresql.service",
         "postgresql.service.slice/x.service",
     ] {
-        assert!(!manager(stranger).may_bind(5432), "{stranger}");
+        assert!(!manager(outsider).may_bind(5432), "{outsider}");
     }
     world.assert_consistent();
     desk.end(made);
@@ -274,8 +274,8 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
     assert!(!may_bind(5432));
     assert!(Below::new(&world, "a/b").may_bind(5432));
     assert!(Below::new(&world, "a/b/c/d").may_bind(5432));
-    for stranger in ["a", "a/c", "b", "b/b", "a/bb", "x/a/b"] {
-        assert!(!Below::new(&world, stranger).may_bind(5432), "{stranger}");
+    for outsider in ["a", "a/c", "b", "b/b", "a/bb", "x/a/b"] {
+        assert!(!Below::new(&world, outsider).may_bind(5432), "{outsider}");
     }
     for path in ["a/b/c", "a/b", "x/a", "x", "a", "b"] {
         let _ = fs::remove_dir(world.sandbox().cgroup().path().join(path));
@@ -337,7 +337,7 @@ fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     let Desk { admin, maps, .. } = &mut desk;
     assert_eq!(maps.sweep_persistent(admin).unwrap(), 1);
     assert!(may_bind(8443));
-    assert_eq!(maps.places().count(), 1, "the name of the one that stands");
+    assert_eq!(maps.places().count(), 1, "the name of the one in force");
     assert!(!may_bind(8444));
     desk.end(standing);
     world.assert_empty();

@@ -37,7 +37,7 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 
 const AFTER_EXEC: &str = "PORTKEEP_TEST_AFTER_EXEC";
 
-/// What another program does that this process has become.
+/// The work of the program that replaced this one by exec.
 #[test]
 #[ignore = "started by the next test in the place of another program"]
 fn after_exec() {
@@ -138,7 +138,7 @@ fn a_shared_descriptor_table_makes_no_owner() {
             assert_eq!(control::release(&owner, token(&grant)).unwrap_err().raw_os_error(), Some(libc::EPERM));
         });
         owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-        // What it can do is close: there is one table, and its last descriptor of the owner socket is everybody's.
+        // It can close: there is one table, and its last descriptor of the owner socket is everybody's.
         fork_with(libc::CLONE_FILES, || {
             // SAFETY: the owner is forgotten below and never used as a socket again.
             assert_eq!(unsafe { libc::close(owner.as_raw_fd()) }, 0);

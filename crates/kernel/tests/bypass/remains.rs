@@ -1,4 +1,4 @@
-//! What requests and sockets leave behind: nothing that keeps others from a port, and nothing for free.
+//! Remains of requests and sockets: they keep nobody from a port, and they are charged.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! What can happen, and how often.
+//! The possible steps, and how often each is chosen.
 //!
 //! Processes, descriptors and tokens are named by numbers that are taken modulo
 //! what there is, so that a history stays meaningful while it is being shrunk.
@@ -96,7 +96,7 @@ pub enum Step {
         both: bool,
         transport: Transport,
         strict: bool,
-        /// Whom it is for: a user, the administrators, or a cgroup.
+        /// Its audience: a user, the administrators, or a cgroup.
         scope: u8,
         whom: u8,
     },

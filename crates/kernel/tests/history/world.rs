@@ -49,7 +49,7 @@ pub fn history(lab: &mut Lab, steps: &[Step]) -> Result<(), Failure> {
     });
     let result = result.and_then(|()| world.finish());
     let log = std::mem::take(&mut world.log);
-    // Whatever happened, the processes end with this.
+    // The processes end here in every case.
     drop(world);
     result.map_err(|complaint| Failure { complaint, log })
 }
@@ -399,7 +399,7 @@ impl<'lab> World<'lab> {
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
             true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
-            // Whatever: it is not used unless the two disagree.
+            // Any value: it is only used when the two disagree.
             false => {
                 static UNUSED: AtomicU64 = AtomicU64::new(1 << 60);
                 UNUSED.fetch_add(1, Ordering::Relaxed)
@@ -483,7 +483,7 @@ impl<'lab> World<'lab> {
         )
     }
 
-    /// What a socket owns, in whatever order.
+    /// The reservations that a socket owns, in any order.
     fn indexes(&mut self, pid: Pid, on: Descriptor) -> Step_ {
         let (mut kernel, mut model) = (BTreeSet::new(), BTreeSet::new());
         for index in 0.. {
@@ -523,7 +523,7 @@ impl<'lab> World<'lab> {
             state: (state.state, state.error),
             scope: state.scope.into(),
             flags: u32::from(state.flags) & (wire::STRICT | wire::PERSISTENT),
-            // What is bound on ports that were not granted says nothing.
+            // Binds on ports that were not granted prove nothing.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
         }))
@@ -860,7 +860,7 @@ impl<'lab> World<'lab> {
     }
 }
 
-/// What STATE tells, as far as the model knows it.
+/// The answer of STATE, as far as the model knows it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Told {
     token: u64,
