@@ -1,4 +1,4 @@
-//! A server as tests start it: told its port, it binds it when it has come
+//! A server as tests start it: it gets its port, and binds it when it has come
 //! that far, with SO_REUSEADDR as nearly all servers do, and says how that
 //! went.
 
