@@ -85,7 +85,7 @@ impl Ephemeral {
         if left < kept { Err(Exhausted { range: self.range, all, left, kept }) } else { Ok(()) }
     }
 
-    /// The same for adding `more` to what is entered. A change that uses up nothing is never refused, however little there is.
+    /// The same for adding `more` to what is entered. A change that uses up nothing is never refused.
     ///
     /// # Errors
     ///
@@ -97,8 +97,8 @@ impl Ephemeral {
         self.check(&entered.union(more))
     }
 
-    /// The part of a pool that is entered, and the rest, so that enough ports remain for automatic choices. The upper part is
-    /// entered: the kernel's choices and the pool's search both begin below.
+    /// The part of a pool that is entered, and the rest, so that enough ports remain for automatic choices. The upper
+    /// part is entered: the kernel's choices and the pool's search both begin below.
     pub fn shared_with(&self, pool: PortRange) -> Shared {
         let (first, last) = (pool.start().max(self.range.start()), pool.last().min(self.range.last()));
         let Ok(both) = PortRange::inclusive(first, last) else { return Shared::default() };

@@ -550,8 +550,8 @@ fn remove_unfinished(parent: &Path) -> Result<(), InstanceError> {
     Ok(())
 }
 
-/// The contents of a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end before
-/// anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
+/// The contents of a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end
+/// before anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
 fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, bool)>, InstanceError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -334,8 +334,8 @@ map_struct! {
 }
 
 map_struct! {
-    /// The holdings of an account. An account is a uid; that of a subordinate uid is its user, see [`Maps::set_accounts`];
-    /// that of root in another network namespace than `home` is [`root_elsewhere`].
+    /// The holdings of an account. An account is a uid; that of a subordinate uid is its user, see
+    /// [`Maps::set_accounts`]; that of root in another network namespace than `home` is [`root_elsewhere`].
     Quota {
         /// Ports held.
         used: u32,

@@ -41,7 +41,7 @@ fn get(socket: &impl AsRawFd, level: i32, option: i32, size: usize) -> (String, 
 }
 
 fn set(socket: &impl AsRawFd, level: i32, option: i32, value: &[u8]) -> String {
-    // SAFETY: the kernel reads `value`, which is as long as it is told.
+    // SAFETY: the kernel reads `value`, of the size given.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), value.len() as u32) };
     outcome(result)

@@ -565,7 +565,7 @@ fn r5_many_reservations_on_a_socket_and_many_sockets_on_a_reservation() {
     let grants: Vec<_> = (0..wire::OWNED).map(|_| reserve(&owner, 0, 2)).collect();
     let one_more = AcquireRequest { count: 2, ..Default::default() };
     assert_eq!(errno(control::acquire(&owner, &one_more)), Errno::EDQUOT);
-    // A slot is free again whoever ended what was in it.
+    // A slot is free again after every kind of end.
     control::release(&owner, token(&grants[5])).unwrap();
     reserve(&owner, 0, 2);
     control::release(tcp(), token(&grants[77])).unwrap();
@@ -885,7 +885,7 @@ fn r10_another_namespace_is_another_world() {
                 bind(&drawn(token(&same)), 0).unwrap_err();
                 drop(there);
                 audit::assert_empty(&world.maps(), elsewhere);
-                // A socket stays in the namespace it was made in, whoever holds it.
+                // A socket stays in the namespace it was made in, even in another process.
                 bind(&here, 61503).unwrap();
                 assert_eq!(netns::cookie_of(&here).unwrap(), world.netns());
             })

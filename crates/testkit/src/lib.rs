@@ -60,8 +60,8 @@ pub fn kernel_or_skip(test: &str) -> bool {
 }
 
 /// The same for a test that needs a cgroup where nothing is enforced: to have outsiders that are not held, or for a
-/// second instance. If the BPF programs are attached to the root of the hierarchy, it reports that the test is for another
-/// run ([`ATTACH`]).
+/// second instance. If the BPF programs are attached to the root of the hierarchy, it reports that the test is for
+/// another run ([`ATTACH`]).
 #[track_caller]
 pub fn outside_or_skip(test: &str) -> bool {
     possible(test, Needs::Outside)

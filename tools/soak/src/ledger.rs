@@ -248,7 +248,7 @@ impl Ledger {
         here.then_some((entry, grant))
     }
 
-    /// A socket has drawn a port; `Err` names the process that has drawn it and still has it. Gives the mark to cross out.
+    /// A socket has drawn a port; `Err` names the process that has drawn it and holds it. Gives the mark to cross out.
     pub(super) fn draw(&self, transport: Transport, port: u16) -> Result<Drawn, usize> {
         let mark = self.shared.common.sequence.fetch_add(1, SeqCst) + 1;
         let mark = mark << 20 | (self.incarnation & 0xff) << 12 | self.me as u64;

@@ -35,7 +35,7 @@ const IF_EQUAL: u8 = 0x15;
 const IF_NOT: u8 = 0x55;
 
 fn bpf(command: libc::c_long, attr: &[u64]) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads the attribute, of which it is told the size. Pointers in it are those of slices that
+    // SAFETY: the kernel reads the attribute, of the size given. Pointers in it are those of slices that
     // outlive the call; the commands here write through none of them.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
     if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }

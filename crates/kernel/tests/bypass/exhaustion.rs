@@ -196,7 +196,7 @@ fn subordinate_uids_share_their_users_quota() {
         fs::write(format!("/proc/{}/uid_map", inside.pid()), "0 100000 65536").unwrap();
         inside.talk.say(0);
         inside.talk.hear();
-        // The user has nothing left either; whoever comes right behind the range is somebody else.
+        // The user has nothing left either; the uid right behind the range is another user.
         for (uid, outcome) in [(NOBODY, Some(libc::EDQUOT)), (99_999, None), (165_536, None)] {
             in_child(|| {
                 become_user(uid);
@@ -466,7 +466,7 @@ fn memory_cgroup() -> Result<(PathBuf, &'static str, &'static str), String> {
     Ok((folder, "memory.limit_in_bytes", "memory.usage_in_bytes"))
 }
 
-/// The maps' memory is charged to whoever brought Portkeep up. Where that is at its limit, no more is granted; what is
+/// The maps' memory is charged to the process that brought Portkeep up. Where that is at its limit, no more is granted; what is
 /// reserved stays so.
 #[test]
 fn without_memory_nothing_more_is_granted_and_nothing_is_lost() {

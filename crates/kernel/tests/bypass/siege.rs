@@ -160,7 +160,7 @@ pub(crate) fn set_bytes(
     name: i32,
     value: &[u8],
 ) -> std::io::Result<()> {
-    // SAFETY: the kernel reads `value`, which is as long as it is told.
+    // SAFETY: the kernel reads `value`, of the size given.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as u32) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }

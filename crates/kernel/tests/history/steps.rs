@@ -100,7 +100,7 @@ pub enum Step {
         scope: u8,
         whom: u8,
     },
-    Aside {
+    SetAside {
         namespace: u8,
         transport: Transport,
         port: u16,
@@ -274,7 +274,7 @@ fn step() -> impl Strategy<Value = Step> {
                 whom,
             }
         ),
-        1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::Aside { namespace, transport, port }),
+        1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::SetAside { namespace, transport, port }),
         1 => byte().prop_map(Step::GiveBack),
     ];
     prop_oneof![3 => processes, 5 => socket, 5 => descriptors, 16 => reservations, 8 => binds, 5 => agent]

@@ -217,7 +217,7 @@ impl<'lab> World<'lab> {
                 let transports = if *both { Transports::Both } else { (*transport).into() };
                 return self.create((*namespace, *start, *count), transports, *strict, (*scope, *whom));
             }
-            Step::Aside { namespace, transport, port } => {
+            Step::SetAside { namespace, transport, port } => {
                 let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
                 let kernel = self.admin(|lab| lab.admin.set_aside(at.namespace, at.transport, at.port));
                 return same("ASIDE", kernel, self.model.set_aside(at));
@@ -501,7 +501,7 @@ impl<'lab> World<'lab> {
         same("what the socket owns", kernel, model)
     }
 
-    fn state(&mut self, pid: Pid, on: Descriptor, select: Select) -> Result<Result<Told, Errno>, String> {
+    fn state(&mut self, pid: Pid, on: Descriptor, select: Select) -> Result<Result<SeenState, Errno>, String> {
         let select = match select {
             Select::Token(token) => SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() },
             Select::Port(transport, port) => {
@@ -514,7 +514,7 @@ impl<'lab> World<'lab> {
             Select::Associated => SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() },
         };
         self.set(pid, on, wire::SELECT, &select, false).map_err(|errno| format!("SELECT: {errno}"))?;
-        Ok(self.get::<wire::State>(pid, on, wire::STATE).map(|state| Told {
+        Ok(self.get::<wire::State>(pid, on, wire::STATE).map(|state| SeenState {
             token: state.token,
             netns: state.netns,
             cgroup: if u16::from(state.scope) == wire::SCOPE_CGROUP { state.cgroup } else { 0 },
@@ -529,7 +529,7 @@ impl<'lab> World<'lab> {
         }))
     }
 
-    fn told(&self, token: Option<Token>, reservation: &Reservation) -> Told {
+    fn told(&self, token: Option<Token>, reservation: &Reservation) -> SeenState {
         let (scope, cgroup) = match reservation.scope {
             Scope::Process => (wire::SCOPE_PROCESS, 0),
             Scope::User => (wire::SCOPE_USER, 0),
@@ -538,7 +538,7 @@ impl<'lab> World<'lab> {
             Scope::Administrators => (wire::SCOPE_ADMIN, 0),
             other => panic!("{other:?} is news"),
         };
-        Told {
+        SeenState {
             token: token.map_or(0, Token::get),
             netns: reservation.namespace,
             cgroup,
@@ -862,7 +862,7 @@ impl<'lab> World<'lab> {
 
 /// The answer of STATE, as far as the model knows it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Told {
+struct SeenState {
     token: u64,
     netns: u64,
     cgroup: u64,

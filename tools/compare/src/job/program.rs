@@ -17,7 +17,7 @@ pub(super) fn run(port: u16, delay: u64) -> Result<()> {
     thread::sleep(Duration::from_micros(delay));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     println!("{}", listener.as_ref().map_or_else(|error| error.to_string(), |_| BOUND.into()));
-    // Until whoever started it closes its input.
+    // Until the program that started it closes its input.
     io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }

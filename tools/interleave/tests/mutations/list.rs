@@ -18,7 +18,7 @@
 ",
     ),
     (
-        "a bind is let in by the port it was allowed, whoever has reserved it by now",
+        "a bind is let in by the port it was allowed, even if another owner has reserved it by now",
         "bind.h",
         "st->claim_port == port && st->claim_token == l.token;",
         "st->claim_port == port;",

@@ -39,7 +39,7 @@ soon() {
 	"$@"
 }
 
-# What whoever has the port answers.
+# The answer of the program that has the port.
 http() {
 	exec 3<>/dev/tcp/127.0.0.1/80 && printf 'HEAD / HTTP/1.0\r\n\r\n' >&3 && grep -q '^Server: nginx' <&3
 }
