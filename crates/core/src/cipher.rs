@@ -1,8 +1,8 @@
 //! The token cipher, Speck64/128.
 //!
-//! The kernel part numbers reservations and encrypts the number into the
-//! token (`crates/kernel/bpf/token.h` says why); here is the key expansion it
-//! leaves to user space, and the cipher itself for tests.
+//! The BPF programs number reservations and encrypt the number into the
+//! token (`crates/kernel/bpf/token.h` says why); here is the key expansion they
+//! leave to user space, and the cipher itself for tests.
 //!
 //! Beaulieu et al., *The SIMON and SPECK Families of Lightweight Block
 //! Ciphers*, 2013, <https://eprint.iacr.org/2013/404>.

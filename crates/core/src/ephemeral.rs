@@ -20,12 +20,12 @@ use crate::{PortRange, PortSet};
 /// Ephemeral ports that a namespace keeps.
 pub const KEPT: u32 = 4096;
 
-/// What is known about the ephemeral ports of a network namespace.
+/// The ephemeral ports of a network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ephemeral {
     /// `ip_local_port_range`.
     pub range: PortRange,
-    /// What others than Portkeep have in `ip_local_reserved_ports`.
+    /// The ports that others than Portkeep have in `ip_local_reserved_ports`.
     pub foreign: PortSet,
 }
 
@@ -85,7 +85,7 @@ impl Ephemeral {
         if left < kept { Err(Exhausted { range: self.range, all, left, kept }) } else { Ok(()) }
     }
 
-    /// The same for adding `more` to what is entered. What uses up nothing is never refused, however little there is.
+    /// The same for adding `more` to what is entered. A change that uses up nothing is never refused.
     ///
     /// # Errors
     ///
@@ -97,8 +97,8 @@ impl Ephemeral {
         self.check(&entered.union(more))
     }
 
-    /// What of a pool is entered, and what is left to automatic choices, so that enough of them remain. The upper part is
-    /// entered: the kernel's choices and the pool's search both begin below.
+    /// The part of a pool that is entered, and the rest, so that enough ports remain for automatic choices. The upper
+    /// part is entered: the kernel's choices and the pool's search both begin below.
     pub fn shared_with(&self, pool: PortRange) -> Shared {
         let (first, last) = (pool.start().max(self.range.start()), pool.last().min(self.range.last()));
         let Ok(both) = PortRange::inclusive(first, last) else { return Shared::default() };
@@ -162,7 +162,7 @@ mod tests {
         let small = ephemeral(40000, 40999, "");
         assert_eq!(small.check(&entered("40000-40499")), Ok(()));
         assert!(small.check(&entered("40000-40500")).is_err());
-        // What others reserved is no choice of the kernel's, with or without Portkeep.
+        // The kernel never chooses ports that others reserved, with or without Portkeep.
         let smaller = ephemeral(40000, 40999, "40100-40999");
         assert_eq!(smaller.check(&entered("40000-40049,40500-40999")), Ok(()));
         assert_eq!(smaller.check(&entered("40000-40050")).unwrap_err().kept, 50);

@@ -5,7 +5,7 @@ use std::fmt;
 /// An error number as the control codes and `bind(2)` return it.
 ///
 /// The values are those of Linux on x86-64 and every other architecture the
-/// kernel part is built for (`include/uapi/asm-generic/errno.h`).
+/// BPF programs are built for (`include/uapi/asm-generic/errno.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Errno(pub i32);
 
@@ -32,7 +32,7 @@ errnos! {
     ENOENT = 2, "Unknown, already released or zero token.";
     EINTR = 4, "Interrupted by a signal before anything was granted.";
     EBADF = 9, "Bad descriptor.";
-    ENOMEM = 12, "The kernel part could not allocate.";
+    ENOMEM = 12, "The kernel could not allocate.";
     EACCES = 13, "Privileged ports without the right; an associated bind outside its block.";
     EFAULT = 14, "Pointer outside the address space.";
     EINVAL = 22, "Malformed request.";

@@ -119,9 +119,9 @@ pub enum ParsePortsError {
     /// Numbers, but not a block.
     #[error("{text:?}: {source}")]
     Range {
-        /// What was read.
+        /// The text that was read.
         text: String,
-        /// What is wrong with it.
+        /// The problem.
         source: PortRangeError,
     },
     /// The range ends before it begins.

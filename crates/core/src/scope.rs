@@ -1,4 +1,4 @@
-//! Who may consume a reservation.
+//! The scope of a reservation.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire;
 
-/// Who may consume a reservation: associate with it, or bind its ports.
+/// The scope of a reservation: the processes that may associate with it, or bind its ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -16,7 +16,7 @@ pub enum Scope {
     /// Every process with the real uid of the one that acquired it.
     User,
     /// Every process in a cgroup (v2) or below it. The id is the cgroup's inode
-    /// number in the cgroup file system; 0 stands for the caller's own cgroup, and
+    /// number in the cgroup file system; 0 means the caller's own cgroup, and
     /// in a persistent reservation for one that is known by its path.
     Cgroup(u64),
     /// Every process of a group, by gid. Persistent reservations only, as the two below.
@@ -28,7 +28,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// From the fields of a reservation as the kernel part has them: a `SCOPE_` constant, the cgroup's id, the gid.
+    /// From the fields of a reservation in the kernel's layout: a `SCOPE_` constant, the cgroup's id, the gid.
     pub fn from_wire(scope: u8, cgroup: u64, gid: u32) -> Self {
         match scope.into() {
             wire::SCOPE_USER => Self::User,

@@ -18,7 +18,7 @@ impl Transport {
     /// Both, TCP first.
     pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
-    /// The bit that stands for it on the wire (`PORTKEEP_TCP`, `PORTKEEP_UDP`).
+    /// Its bit on the wire (`PORTKEEP_TCP`, `PORTKEEP_UDP`).
     pub const fn bit(self) -> u8 {
         match self {
             Self::Tcp => 1,

@@ -18,7 +18,7 @@ pub const ACQUIRE: i32 = 100;
 pub const RELEASE: i32 = 101;
 /// `setsockopt`: associate this socket with one, the token as a `u64`.
 pub const ASSOCIATE: i32 = 102;
-/// `setsockopt`: choose what [`STATE`] shall tell, [`SelectRequest`].
+/// `setsockopt`: choose what [`STATE`] shall report, [`SelectRequest`].
 pub const SELECT: i32 = 103;
 /// `setsockopt`: mark a socket of the agent, [`AgentMark`].
 pub const AGENT: i32 = 104;
@@ -59,8 +59,8 @@ pub const REFUSED: u8 = 3;
 /// Most reservations one socket can own.
 pub const OWNED: usize = 128;
 
-/// What [`ACQUIRE`] asks for. A request may be cut to its first 8, 16 or 24
-/// bytes; what is missing counts as 0.
+/// The request of [`ACQUIRE`]. It may be cut to its first 8, 16 or 24
+/// bytes; missing bytes count as 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AcquireRequest {
@@ -82,7 +82,7 @@ pub struct AcquireRequest {
     pub label: [u8; 24],
 }
 
-/// What [`GRANTED`] answers.
+/// The answer of [`GRANTED`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Grant {
@@ -111,7 +111,7 @@ pub const BY_INDEX: u16 = 4;
 /// [`SelectRequest::by`]: the one this socket is associated with.
 pub const BY_ASSOCIATED: u16 = 5;
 
-/// Which reservation [`STATE`] shall tell about.
+/// The reservation that [`STATE`] shall report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SelectRequest {
@@ -127,7 +127,7 @@ pub struct SelectRequest {
     pub token: u64,
 }
 
-/// What [`STATE`] answers.
+/// The answer of [`STATE`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct State {
@@ -165,17 +165,17 @@ pub struct State {
     pub comm: [u8; 16],
     /// The label, padded with zeros.
     pub label: [u8; 24],
-    /// Whom it is for, with [`SCOPE_GROUP`].
+    /// The group that may consume it, with [`SCOPE_GROUP`].
     pub gid: u32,
     /// 0.
     pub zero2: u32,
 }
 
-/// What [`VERSION`] answers.
+/// The answer of [`VERSION`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Version {
-    /// [`ABI`] of the loaded kernel part.
+    /// [`ABI`] of the loaded BPF programs.
     pub abi: u32,
     /// 1 while an agent runs.
     pub agent: u32,
@@ -187,7 +187,7 @@ pub struct Version {
     pub reservations: u32,
     /// Ports in them.
     pub ports: u64,
-    /// When the kernel part was brought up, nanoseconds of `CLOCK_MONOTONIC`.
+    /// When kernel enforcement was brought up, nanoseconds of `CLOCK_MONOTONIC`.
     pub since: u64,
 }
 
@@ -198,7 +198,7 @@ pub const AGENT_PROBE: u32 = 2;
 /// [`AgentMark::role`]: while this socket is open events are written to the ring.
 pub const AGENT_READER: u32 = 3;
 
-/// What [`AGENT`] wants to see.
+/// The argument of [`AGENT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AgentMark {

@@ -123,7 +123,7 @@ __inline int claim_holds(struct acquisition *a, struct reservation *r)
 	return 0;
 }
 
-/* Claim one block for the entry at hand. What it is of is written first, so that a bind that meets a claimed port can check. */
+/* Claim one block for the entry at hand. Its start is written first, so that a bind that meets a claimed port can check. */
 __alone int claim_block(struct acquisition *a)
 {
 	struct reservation *r;
@@ -358,7 +358,7 @@ __noinline int announce(struct acquisition *a)
 	return 0;
 }
 
-/* The token of the entry's next reservation. Those that a gate cannot tell from "ended" are skipped: 8 of 2^64. */
+/* The token of the entry's next reservation. Those that look like "ended" in a gate are skipped: 8 of 2^64. */
 __inline __u64 token_next(const struct config *c, struct reservation *r, __u32 id)
 {
 	__u64 token = 0;

@@ -69,7 +69,7 @@ __inline int admin_seal(struct admin_request *q)
 		return EADDRINUSE;
 	if (!reserved_set(w, q->transports, q->start, 0, ~0ULL))
 		return EADDRINUSE;
-	/* What the filter counts are reservations. */
+	/* The filter must count only reservations. */
 	__sync_fetch_and_sub(count, 1);
 	WRITE(w->sealed, 1);
 	return 0;
@@ -259,7 +259,7 @@ __noinline int admin_other(struct __sk_buff *ctx)
 	return EINVAL;
 }
 
-/* The answer is an errno, 0 for done. What CREATE gave is in the packet. */
+/* The answer is an errno, 0 for done. The result of CREATE is in the packet. */
 __inline int on_admin(struct __sk_buff *ctx)
 {
 	struct admin_request *in = request_of(ctx);

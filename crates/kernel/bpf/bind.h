@@ -206,7 +206,7 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	if (st && st->role)
 		return PASS_PRIVILEGED;
-	/* What an earlier bind was allowed and did not get must not open the way for this one. */
+	/* An earlier bind that was allowed but failed must not open the way for this one. */
 	if (st)
 		st->claim_port = 0;
 	/*

@@ -24,7 +24,7 @@ static long close_step(__u32 i, void *ctx)
  * A connection that was accepted on a reserved port must not keep the next
  * holder from binding it. With SO_REUSEADDR, which its listener was given, it
  * does not. So the option stays on, after the end of the reservation too; a
- * program that takes it off is told success.
+ * program that takes it off gets success.
  */
 __inline int keeps_reuseaddr(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {

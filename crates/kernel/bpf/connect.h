@@ -94,7 +94,7 @@ __inline int on_connect(struct bpf_sock_addr *ctx, int v6)
 	if (!r || !reservation_alive(r, st->token))
 		return refuse_with(EACCES);
 	netns = bpf_get_netns_cookie(ctx);
-	/* Whatever fails below, a close must find what was drawn. */
+	/* If a later step fails, a close must find what was drawn. */
 	st->transport = transport;
 	for (int i = 0; i < 4; i++) {
 		__u32 port;
@@ -184,7 +184,7 @@ __inline void on_connecting(struct bpf_sock_ops *ctx, struct socket_state *st)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* What TCP does with connections. Sockets without a reserved or a pool port are none of our business. */
+/* Changes of TCP connections. Sockets without a reserved or a pool port are none of our business. */
 __inline int on_tcp(struct bpf_sock_ops *ctx)
 {
 	struct socket_state *st;

@@ -164,8 +164,8 @@ __inline struct counters *the_counters(void)
 }
 
 /*
- * Who causes an event. What the administrator's program does has no process in
- * its events: older kernels, 6.12 among them, let no program of that type ask about it.
+ * The process that causes an event. Events of the administrator's program have
+ * no process: older kernels, 6.12 among them, let no program of that type ask about it.
  * Always a constant, so that there the verifier does not even see them.
  */
 #define BY_ADMIN 0

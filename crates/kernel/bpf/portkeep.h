@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What Portkeep's kernel part and user space agree on: the control codes with
+ * The interface of the BPF programs and user space: the control codes with
  * their request and answer structures, and the values of the maps. The Rust
  * mirrors are in portkeep-core (wire) and portkeep-kernel (maps); a test holds
  * them against the BTF of the object built from this file.
@@ -19,7 +19,7 @@
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
 #define PORTKEEP_RELEASE 101   /* __u64 token */
 #define PORTKEEP_ASSOCIATE 102 /* __u64 token */
-#define PORTKEEP_SELECT 103    /* struct portkeep_select: what PORTKEEP_STATE shall tell */
+#define PORTKEEP_SELECT 103    /* struct portkeep_select: what PORTKEEP_STATE shall report */
 #define PORTKEEP_AGENT 104     /* struct portkeep_agent: the agent's own sockets */
 
 /* getsockopt */
@@ -36,7 +36,7 @@
 #define PORTKEEP_STRICT 2 /* consumed by association only */
 #define PORTKEEP_PERSISTENT 0x80 /* of a reservation, never of a request: an administrator made it, no socket owns it */
 
-/* Who may consume a reservation. */
+/* The scope of a reservation. */
 #define PORTKEEP_SCOPE_PROCESS 0 /* the owner process: the Windows rule */
 #define PORTKEEP_SCOPE_USER 1    /* processes of the owner's real uid */
 #define PORTKEEP_SCOPE_CGROUP 2  /* a cgroup and all below it */
@@ -86,7 +86,7 @@ struct portkeep_grant {
 	__u16 error; /* errno of a refused request */
 };
 
-/* What PORTKEEP_STATE is to tell about. */
+/* The subject of PORTKEEP_STATE. */
 #define PORTKEEP_BY_TOKEN 1      /* the reservation with this token */
 #define PORTKEEP_BY_PORT 2       /* the one that `port` of `transport` belongs to */
 #define PORTKEEP_BY_NEXT 3       /* the first one whose start is at or after `port` */
@@ -286,7 +286,7 @@ struct reservation {
 };
 
 /*
- * Whom a persistent reservation is for, where that is a name: cgroups come and
+ * The audience of a persistent reservation, if it is a name: cgroups come and
  * go, and have another id each time a service starts, so they are known by
  * their names. Names are padded with zeros.
  *
@@ -306,11 +306,11 @@ struct place {
 };
 
 /* How often a process was refused lately: one that tries in a loop must not fill the ring. */
-#define PORTKEEP_REFUSALS 10 /* told one by one in a second, for each process */
+#define PORTKEEP_REFUSALS 10 /* reported one by one in a second, for each process */
 struct offender {
 	__u64 second; /* when it began, ns */
 	__u32 told; /* in it */
-	__u32 untold; /* since the last one told */
+	__u32 untold; /* since the last one reported */
 };
 
 /* A network namespace: where wildcard searches begin, and when it was last in use. */
@@ -323,7 +323,7 @@ struct space {
 };
 
 /*
- * What an account holds. An account is a uid; that of a subordinate uid
+ * The holdings of an account. An account is a uid; that of a subordinate uid
  * (/etc/subuid) is its user; root in another network namespace than `home` has
  * one for each, ROOT_ELSEWHERE plus the namespace's cookie.
  */
@@ -346,7 +346,7 @@ struct account_key {
 	__u32 uid; /* network byte order */
 };
 
-/* What a socket knows about itself, kept by the kernel as long as the socket lives. */
+/* The state of a socket, kept by the kernel as long as the socket lives. */
 struct socket_state {
 	struct portkeep_select select;
 	__u64 token; /* associated with */
@@ -366,9 +366,9 @@ struct socket_state {
 #define PORTKEEP_HELD_CONNECTION 2 /* a connection uses the port, perhaps longer than that */
 
 /*
- * The reservations a socket owns, so that its last close can end them. What
+ * The reservations a socket owns, so that its last close can end them. One that
  * ended otherwise (released through another socket, or by the administrator)
- * leaves its token over until the slot is wanted again.
+ * leaves its token behind until the slot is wanted again.
  */
 #define PORTKEEP_OWNED 128
 struct owner_state {
@@ -432,7 +432,7 @@ struct admin_request {
 	__u8 transports; /* a set; of ASIDE and UNASIDE one */
 	__u8 scope;
 	__u8 flags;
-	__u8 level; /* of SCOPE_CGROUP: how many `places` will tell which */
+	__u8 level; /* of SCOPE_CGROUP: how many `places` identify it */
 	__u32 error;
 	__u32 uid;
 	__u32 gid;

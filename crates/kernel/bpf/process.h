@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What a process is, beyond its uid: its groups, capabilities, systemd unit and
+ * The identity of a process, beyond its uid: its groups, capabilities, systemd unit and
  * cgroup by name, its network namespace, when it began. No helper reports these,
  * so the kernel's own structures are read. Their fields are at other places in
  * each kernel; the loader finds them in the running kernel's type information

@@ -56,7 +56,7 @@ __inline int report_version(struct bpf_sockopt *ctx)
 	return 0;
 }
 
-/* What a reservation is worth, read once: all that is reported must agree. */
+/* The status of a reservation, read once: all that is reported must agree. */
 struct standing {
 	__u8 state; /* PORTKEEP_PENDING ... */
 	__u16 error;
@@ -168,7 +168,7 @@ struct index_search {
 	__u32 id;
 };
 
-/* What did not end through this socket has left its token over, and does not count. */
+/* Tokens of reservations that ended in another way are still here, and do not count. */
 static long index_step(__u32 i, void *ctx)
 {
 	struct index_search *s = ctx;

@@ -16,7 +16,7 @@
  *
  * A request that has not been granted keeps nobody from a port. So a bind first
  * counts itself (uses) and then looks at the gate; ACQUIRE first claims, then
- * looks whether anything is counted, then opens the gate. If ACQUIRE misses the
+ * checks whether anything is counted, then opens the gate. If ACQUIRE misses the
  * bind, the bind came later, finds CLAIMING or PENDING, and changes it.
  */
 #ifndef PORTKEEP_RESERVATION_H

@@ -23,7 +23,7 @@
 		asm volatile("" : : "r"(old), "r"(&cell) : "memory"); \
 	} while (0)
 
-/* What other CPUs change is read once, and where the source says. */
+/* Data that other CPUs change is read once, and where the source says. */
 #define READ(field) (*(volatile typeof(field) *)&(field))
 #define WRITE(field, value) (*(volatile typeof(field) *)&(field) = (value))
 

@@ -3,7 +3,7 @@
  * Tokens. A token is E(generation << 16 | id): which entry, and the how
  * manieth reservation in it, encrypted with the block cipher Speck64/128 under
  * a key drawn at `up`. A cipher is a permutation, so tokens never repeat;
- * without the key they cannot be told from random numbers, so they cannot be
+ * without the key they look like random numbers, so they cannot be
  * guessed (bpf_get_prandom_u32 would not do: a few outputs give away its
  * state). And D(token) gives back the id: no second index is needed.
  *

@@ -37,7 +37,7 @@ __inline struct word *reserved_word(void *ctx, __u32 transport, __u32 port)
 	return w && READ(w->reserved) & BIT(port) ? w : NULL;
 }
 
-/* What a reserved port is worth at one moment. */
+/* The state of a reserved port at one moment. */
 struct look {
 	__u64 token; /* of the reservation it belongs to, 0 if there is none in force or on the way */
 	__u64 gate;
@@ -126,7 +126,7 @@ __inline void use_less(struct socket_state *st, __u64 netns, __u32 reason)
 		use_over(st, netns);
 }
 
-/* Count the socket at the port. What it had counted before is given up: a bind that others refused afterwards. */
+/* Count the socket at the port. An earlier count is dropped: others refused that bind afterwards. */
 __inline int use_start(struct socket_state *st, struct word *w, __u64 netns, __u32 transport, __u32 port, __u32 reason)
 {
 	if (st->bound_port)

@@ -54,8 +54,8 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdminError {
-    /// The kernel part answered with this. ENOENT: there is no such thing (any more).
-    #[error("the kernel part answers {0}")]
+    /// The BPF programs returned this. ENOENT: the object does not exist (any more).
+    #[error("the BPF programs returned {0}")]
     Refused(Errno),
     /// The program could not be run.
     #[error("running the administrator's program")]
@@ -63,7 +63,7 @@ pub enum AdminError {
 }
 
 impl AdminError {
-    /// The error number, if the kernel part gave one.
+    /// The error number, if the BPF programs returned one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused(errno) => Some(*errno),
@@ -72,7 +72,7 @@ impl AdminError {
     }
 }
 
-/// The administrator's door. Whoever could open the pinned program may do all of this.
+/// The administrator's door. A process that could open the pinned program may do all of this.
 pub struct Admin {
     program: SchedClassifier,
 }
@@ -132,7 +132,7 @@ impl Admin {
         self.run(Request { op: CONFIRM, id, token: token.get(), ..EMPTY }).map(drop)
     }
 
-    /// Take a pending reservation back; its owner is told `error`.
+    /// Take a pending reservation back; its owner gets `error`.
     pub fn refuse(&self, id: u32, token: Token, error: Errno) -> Result<(), AdminError> {
         self.run(Request { op: REFUSE, id, token: token.get(), error: error.0.unsigned_abs(), ..EMPTY }).map(drop)
     }

@@ -1,4 +1,4 @@
-//! The BPF file system the kernel part is pinned in.
+//! The BPF file system that holds the pinned BPF programs and maps.
 
 use std::{
     ffi::OsStr,
@@ -26,7 +26,7 @@ pub fn is_bpffs(path: &Path) -> bool {
 }
 
 /// Make sure there is a BPF file system at `path`, mounting one if need be.
-/// True if it was mounted now, so that whoever tidies up can unmount it.
+/// True if it was mounted now, so that the caller can unmount it.
 ///
 /// Only on an empty folder: a mount hides what is below it, and the parent of
 /// a mistyped path can be anything, `/` included.

@@ -57,7 +57,7 @@ pub fn path_of(id: u64) -> Option<PathBuf> {
     None
 }
 
-/// The cgroup (v2) of a process, as a folder; `None` if it cannot be told.
+/// The cgroup (v2) of a process, as a folder; `None` if it is unknown.
 pub fn of_process(pid: u32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;

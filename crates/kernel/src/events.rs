@@ -1,4 +1,4 @@
-//! What happens in the kernel part, as it happens.
+//! Events of the BPF programs, as they happen.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -33,7 +33,7 @@ struct Raw {
     zero2: u32,
 }
 
-/// What happened.
+/// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -51,7 +51,7 @@ pub enum EventKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
-    /// What.
+    /// The kind of event.
     pub kind: EventKind,
     /// Id of the reservation, 0 if none was hit (a pool port that nobody holds).
     pub id: u32,
@@ -75,7 +75,7 @@ pub struct Event {
     pub owner: u32,
     /// Command name of the process that did it.
     pub comm: String,
-    /// Refusals of the same process before this one that no event told of.
+    /// Earlier refusals of the same process that were not reported.
     pub untold: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The kernel part pinned in a BPF file system: up, down, upgrade, open.
+//! Kernel enforcement, pinned in a BPF file system: up, down, upgrade, open.
 //!
 //! The folder looks like this, and is renamed into place when complete, so
 //! that nobody ever sees half of it:
@@ -44,16 +44,16 @@ const NAME: &str = "portkeep";
 /// Unfinished folders begin with this. No dot: bpffs refuses names that have one (`bpf_lookup` in kernel/bpf/inode.c).
 const UNFINISHED: &str = "portkeep-unfinished-";
 
-/// Why the pinned kernel part could not be handled.
+/// Why the pinned instance could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstanceError {
     /// Nothing is pinned: `portkeep up` has not been run.
-    #[error("the kernel part is not up (nothing is pinned in {0}); root brings it up with `portkeep up`")]
+    #[error("kernel enforcement is not up (nothing is pinned in {0}); root brings it up with `portkeep up`")]
     NotUp(PathBuf),
     /// It is up, but another version of Portkeep brought it up.
     #[error(
-        "version skew: the kernel part that is up is abi {loaded_abi} build {loaded_build:016x}, this program has abi \
+        "version skew: the loaded BPF programs are abi {loaded_abi} build {loaded_build:016x}, this program has abi \
          {own_abi} build {own_build:016x}; `portkeep upgrade` swaps the programs without a gap"
     )]
     Skew {
@@ -68,7 +68,7 @@ pub enum InstanceError {
     },
     /// The layout of the maps changed between the two versions.
     #[error(
-        "the kernel part that is up keeps its state in the layout of abi {loaded}, this program knows abi {own}: run \
+        "the loaded BPF programs keep their state in the layout of abi {loaded}, this program knows abi {own}: run \
          `portkeep down` and `portkeep up` when no reservation is held"
     )]
     Layout {
@@ -89,26 +89,26 @@ pub enum InstanceError {
     },
     /// No cgroup v2 hierarchy is mounted.
     #[error(
-        "no cgroup v2 hierarchy is mounted here, and the kernel part hangs on cgroups: mount one (`mount -t cgroup2 none \
+        "no cgroup v2 hierarchy is mounted here, and kernel enforcement requires one: mount one (`mount -t cgroup2 none \
          DIR` does it beside cgroup v1, too), or in a container have the host run `portkeep up`"
     )]
     NoCgroup2,
     /// Another process holds the lock.
     #[error("locking {path}")]
     Lock {
-        /// What was to be locked.
+        /// The file to lock.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A file system call failed.
     #[error("{what} {path}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         what: &'static str,
         /// To which path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A pin could not be made or opened.
@@ -116,7 +116,7 @@ pub enum InstanceError {
     Pin {
         /// Which one.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         message: String,
     },
     /// The system does not let this process do it, for a reason that somebody can do something about.
@@ -124,9 +124,9 @@ pub enum InstanceError {
     Hindered {
         /// The reason, with a remedy.
         why: Obstacle,
-        /// What was being done.
+        /// The action that failed.
         step: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Loading or attaching failed.
@@ -138,14 +138,14 @@ pub enum InstanceError {
 }
 
 impl InstanceError {
-    /// Say why the system refused, if that can be told. The verifier's log is of no use then.
+    /// Report why the system refused, if that is known. The verifier's log is of no use then.
     fn explained(self) -> Self {
         let mut cause: Option<&(dyn Error + 'static)> = Some(&self);
         let errno = loop {
             match cause {
                 None => return self,
                 Some(error) => {
-                    // aya's error passes for the one inside, and that is then nobody's source.
+                    // aya's error is transparent: the chain of sources skips its inner error.
                     let inner = match error.downcast_ref() {
                         Some(MapError::IoError(inner)) => Some(inner),
                         _ => error.downcast_ref::<io::Error>(),
@@ -165,7 +165,7 @@ impl InstanceError {
     }
 }
 
-/// How `up` shall bring the kernel part up.
+/// How `up` shall bring kernel enforcement up.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct UpOptions {
@@ -179,7 +179,7 @@ pub struct UpOptions {
     pub settings: Settings,
 }
 
-/// What `down` found.
+/// The findings of `down`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DownReport {
     /// Reservations that ended with it.
@@ -197,7 +197,7 @@ struct Lock {
     pins: PathBuf,
 }
 
-/// The kernel part that is pinned in a folder.
+/// The instance that is pinned in a folder.
 #[derive(Debug)]
 pub struct Instance {
     folder: PathBuf,
@@ -235,7 +235,7 @@ impl Lock {
                 return Err(locking(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")));
             }
             flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
-            // Whoever takes the kernel part away removes the folder: then this lock is on nothing.
+            // `down` removes the folder: then this lock is on nothing.
             if same_folder(&file, &path) {
                 return Ok(Self { _file: file, path, pins: folder.to_owned() });
             }
@@ -258,10 +258,10 @@ impl Instance {
         Path::new(bpffs::DEFAULT).join(NAME)
     }
 
-    /// Bring the kernel part up, or adopt the one that is up already.
+    /// Bring kernel enforcement up, or adopt the instance that is up already.
     ///
     /// Idempotent and atomic: of several callers one builds, the others find
-    /// it. Whoever is killed half-way leaves an unfinished folder that enforces
+    /// it. A process that is killed half-way leaves an unfinished folder that enforces
     /// nothing for long: the next `up` or `down` removes it. Needs CAP_BPF,
     /// CAP_NET_ADMIN, CAP_PERFMON, and the right to write the BPF file system.
     pub fn up(options: &UpOptions) -> Result<Self, InstanceError> {
@@ -317,7 +317,7 @@ impl Instance {
         Ok(instance)
     }
 
-    /// The kernel part that is up, if this program is of its version.
+    /// The instance that is up, if this program is of its version.
     pub fn open(folder: &Path) -> Result<Self, InstanceError> {
         let instance = Self::open_any(folder)?;
         let config = &instance.config;
@@ -332,7 +332,7 @@ impl Instance {
         Ok(instance)
     }
 
-    /// The kernel part that is up, of whatever version.
+    /// The instance that is up, of any version.
     fn open_any(folder: &Path) -> Result<Self, InstanceError> {
         if !folder.join("maps").join("config").exists() {
             return Err(InstanceError::NotUp(folder.to_owned()));
@@ -351,7 +351,7 @@ impl Instance {
         Err(InstanceError::Elsewhere { what, have, want: want.display().to_string() })
     }
 
-    /// Take the kernel part away, whatever its version. Reservations end; sockets keep what they have bound. Nothing is
+    /// Remove the instance, whatever its version. Reservations end; sockets keep what they have bound. Nothing is
     /// refused any more when this returns.
     pub fn down(folder: &Path) -> Result<DownReport, InstanceError> {
         let parent = folder.parent().unwrap_or(folder);
@@ -550,8 +550,8 @@ fn remove_unfinished(parent: &Path) -> Result<(), InstanceError> {
     Ok(())
 }
 
-/// What is in a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end before
-/// anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
+/// The contents of a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end
+/// before anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
 fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, bool)>, InstanceError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

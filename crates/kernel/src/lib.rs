@@ -1,4 +1,4 @@
-//! Portkeep's kernel part and everything that touches it: the one crate that
+//! Portkeep's BPF programs and everything that touches them: the one crate that
 //! knows BPF.
 //!
 //! * [`Loaded`]: the programs, loaded and attached for as long as the value

@@ -22,7 +22,7 @@ use crate::{
     sys::{self, AttachPoint},
 };
 
-/// The kernel part. 8-byte alignment is what the ELF parser needs.
+/// The object with the BPF programs. 8-byte alignment is what the ELF parser needs.
 pub(crate) static OBJECT: &[u8] = {
     #[repr(C, align(8))]
     struct Aligned<Bytes: ?Sized>(Bytes);
@@ -48,19 +48,19 @@ pub(crate) const SERVING: [(&str, AttachPoint); 2] =
 /// The administrator's door.
 pub(crate) const ADMIN: &str = "portkeep_admin";
 
-/// Why the kernel part could not be loaded or attached.
+/// Why the BPF programs could not be loaded or attached.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
     /// The object could not be turned into maps; without CAP_BPF this is where it ends.
-    #[error("loading the kernel part")]
+    #[error("loading the BPF programs")]
     Object(#[from] EbpfError),
     /// The kernel refused a program. Linux 6.1 is the oldest that is supported.
     #[error("loading program {name}")]
     Program {
         /// Which one.
         name: String,
-        /// What the kernel said, the verifier's log included.
+        /// The kernel's error, the verifier's log included.
         source: ProgramError,
     },
     /// A program could not be attached to a cgroup.
@@ -70,7 +70,7 @@ pub enum LoadError {
         name: String,
         /// To which cgroup.
         cgroup: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A cgroup folder could not be opened, or is none.
@@ -78,7 +78,7 @@ pub enum LoadError {
     Cgroup {
         /// Which folder.
         path: String,
-        /// What is wrong with it.
+        /// The problem.
         source: io::Error,
     },
     /// `serve` must be `enforce` or below it: otherwise there would be owners whose close nobody sees.
@@ -104,7 +104,7 @@ pub struct Link {
     pub(crate) fd: OwnedFd,
 }
 
-/// The kernel part, loaded into this process.
+/// The BPF programs, loaded into this process.
 ///
 /// Everything goes away with the value: links are detached, and once no socket
 /// uses them the maps are freed.

@@ -38,21 +38,21 @@ macro_rules! map_struct {
 map_struct! {
     /// The element of `config`.
     Config {
-        /// [`wire::ABI`] of the loaded kernel part.
+        /// [`wire::ABI`] of the loaded BPF programs.
         abi: u32,
         /// Round keys of the token cipher.
         round_keys: [u32; cipher::ROUNDS],
-        /// What the agent's sockets are marked with.
+        /// The mark of the agent's sockets.
         secret: [u64; 2],
         /// When it was brought up, nanoseconds of `CLOCK_MONOTONIC`.
         since: u64,
-        /// [`crate::BUILD`] of the loaded kernel part.
+        /// [`crate::BUILD`] of the loaded BPF programs.
         build: u64,
         /// Id of the cgroup whose sockets are held to the reservations.
         enforce: u64,
         /// Id of the cgroup whose sockets may use the control codes.
         serve: u64,
-        /// What an outsider's bind fails with.
+        /// The error of an outsider's bind.
         deny_errno: u32,
         /// Ports a uid may hold.
         quota: u32,
@@ -238,7 +238,7 @@ impl Reservation {
         Token::new(self.token)
     }
 
-    /// The block. The kernel part never enters an impossible one.
+    /// The block. The BPF programs never enter an impossible one.
     pub fn ports(&self) -> Option<PortRange> {
         PortRange::new(self.start, self.count).ok()
     }
@@ -248,7 +248,7 @@ impl Reservation {
         Transports::from_bits(self.transports)
     }
 
-    /// Who may consume it.
+    /// Its scope or audience.
     pub fn scope(&self) -> Scope {
         Scope::from_wire(self.scope, self.cgroup, self.gid)
     }
@@ -300,7 +300,7 @@ map_struct! {
 }
 
 map_struct! {
-    /// What is known about a network namespace.
+    /// The known facts about a network namespace.
     Space {
         /// Where wildcard searches begin: TCP, UDP, both.
         cursor: [u32; 3],
@@ -334,8 +334,8 @@ map_struct! {
 }
 
 map_struct! {
-    /// What an account holds. An account is a uid; that of a subordinate uid is its user, see [`Maps::set_accounts`];
-    /// that of root in another network namespace than `home` is [`root_elsewhere`].
+    /// The holdings of an account. An account is a uid; that of a subordinate uid is its user, see
+    /// [`Maps::set_accounts`]; that of root in another network namespace than `home` is [`root_elsewhere`].
     Quota {
         /// Ports held.
         used: u32,
@@ -350,7 +350,7 @@ map_struct! {
 
 /// No account.
 pub const NOBODY: u64 = u64::MAX;
-/// What a namespace counts in an account's share of the port table.
+/// The part of a namespace in an account's share of the port table.
 pub const SPACE_WORDS: u32 = 8;
 /// So many groups can have the right to acquire privileged ports.
 pub const PRIVILEGED_GROUPS: usize = 8;
@@ -378,7 +378,7 @@ pub enum MapAccessError {
     Call {
         /// Which map.
         name: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: MapError,
     },
 }
@@ -412,7 +412,7 @@ pub(crate) const NAMES: [&str; 17] = [
     "events",
 ];
 
-/// The kernel part's state. Reading is not atomic over several elements: what
+/// The state of the BPF programs. Reading is not atomic over several elements: what
 /// changes meanwhile may be seen half.
 pub struct Maps {
     config: Array<MapData, Config>,
@@ -610,8 +610,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Which uids are whose: subordinate uids share their user's quota. Of overlapping ranges one counts. What is held
-    /// already stays charged to whom it was.
+    /// Map subordinate uids to their users, whose quota they share. Of overlapping ranges one counts. Existing
+    /// reservations stay charged to the same account.
     pub fn set_accounts(&mut self, ranges: &[(RangeInclusive<u32>, u32)]) -> Result<(), MapAccessError> {
         let call = |source| MapAccessError::Call { name: "accounts", source };
         let mut wanted: BTreeMap<(u32, u32), u32> = BTreeMap::new();
@@ -626,12 +626,12 @@ impl Maps {
             self.accounts.insert(&Key::new(length, first.to_be()), user, 0).map_err(call)?;
         }
         let mut config = self.config()?;
-        // Root is nobody's subordinate.
+        // Root is never a subordinate uid.
         config.accounts_from = ranges.iter().map(|(range, _)| (*range.start()).max(1)).min().unwrap_or(0);
         self.set_config(&config)
     }
 
-    /// Change the settings that can change while the kernel part is up.
+    /// Change the settings that can change while kernel enforcement is up.
     pub fn reconfigure(&mut self, settings: &Settings) -> Result<Config, MapAccessError> {
         let mut config = self.config()?;
         settings.change(&mut config);
@@ -656,7 +656,7 @@ impl Maps {
         self.places.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "places", source }))
     }
 
-    /// Whom a reservation is for, as [`Maps::set_places`] was told.
+    /// The audience that [`Maps::set_places`] recorded.
     pub(crate) fn places_of(&self, id: u32, levels: std::ops::RangeInclusive<u32>) -> Option<Vec<String>> {
         levels.map(|level| self.places.get(&PlaceKey { id, level }, 0).ok().map(|p| wire::text(&p.name))).collect()
     }

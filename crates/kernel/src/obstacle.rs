@@ -1,4 +1,4 @@
-//! What stands in the way of bringing the kernel part up, in words with a remedy.
+//! Obstacles to bringing kernel enforcement up, each with a remedy.
 //!
 //! The kernel says EPERM to an ordinary user, to root in a container, to root
 //! in a user namespace and to root without one of three capabilities. Each of
@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::sys;
 
-/// Why this process cannot bring the kernel part up.
+/// Why this process cannot bring kernel enforcement up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Obstacle {
@@ -34,16 +34,17 @@ pub enum Obstacle {
     ReadOnly,
 }
 
-const HOST: &str = "in a container, have the host run `portkeep up`: its kernel part serves containers as well";
+const HOST: &str =
+    "in a container, have the host run `portkeep up`: kernel enforcement of the host serves containers as well";
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::User => f.write_str("it takes root"),
+            Self::User => f.write_str("it requires root"),
             Self::Capabilities(missing) => {
                 write!(f, "it takes {}, which this process does not have ({HOST})", missing.join(" and "))
             }
-            Self::UserNamespace => write!(f, "it takes root of the host, not of a user namespace ({HOST})"),
+            Self::UserNamespace => write!(f, "it requires root of the host, not of a user namespace ({HOST})"),
             Self::Filter => write!(f, "bpf(2) is denied here by a seccomp filter or a security module ({HOST})"),
             Self::Mount => f.write_str(
                 "no BPF file system is mounted, and mounting one takes CAP_SYS_ADMIN: have it mounted (`mount -t bpf bpf \
@@ -65,10 +66,10 @@ impl fmt::Display for Obstacle {
 }
 
 impl Obstacle {
-    /// What keeps this process from using BPF as it is needed, as far as can be told without trying.
+    /// The obstacle to using BPF in this process, as far as it can be found without trying.
     pub fn to_bpf() -> Option<Self> {
         let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-        // CAP_SYS_ADMIN stands for the two that were split off it in Linux 5.8.
+        // CAP_SYS_ADMIN includes the two that were split off it in Linux 5.8.
         let has = |one| {
             effective.contains(one) || (one != CapabilitySet::NET_ADMIN && effective.contains(CapabilitySet::SYS_ADMIN))
         };
@@ -102,7 +103,7 @@ impl Obstacle {
     }
 }
 
-/// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`. Where there is no /proc, this cannot be told.
+/// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`. Without /proc this is unknown.
 fn in_first_user_namespace() -> bool {
     fs::read_link("/proc/self/ns/user").map_or(true, |link| link == Path::new("user:[4026531837]"))
 }

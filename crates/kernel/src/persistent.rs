@@ -1,11 +1,11 @@
-//! Persistent reservations in the kernel part.
+//! Persistent reservations in the BPF maps.
 //!
 //! No socket owns them: an administrator creates them and an administrator ends
 //! them. Creating takes three steps, because whom one is for may be a name that
-//! does not fit into a request, and because somebody has to look whether the ports
+//! does not fit into a request, and because somebody has to check whether the ports
 //! are vacant. From the first step on nobody can bind the ports; a [`Claimed`] that
-//! is dropped before it is confirmed is ended. Whoever is killed in between
-//! leaves a pending reservation behind, which the next agent ends.
+//! is dropped before it is confirmed is ended. A process that is killed in
+//! between leaves a pending reservation behind, which the next agent ends.
 
 use portkeep_core::{PortRange, PortRangeError, Token, Transports, wire};
 
@@ -17,7 +17,7 @@ use crate::{
 /// How deep below the root the cgroup of a scope can be.
 pub const PLACE_DEPTH: u32 = 32;
 
-/// Who may consume a persistent reservation, besides administrators by association.
+/// The audience of a persistent reservation, besides administrators by association.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ForWhom {
     /// Root, and the group of administrators.
@@ -38,7 +38,7 @@ impl ForWhom {
         Self::Cgroup(path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect())
     }
 
-    /// Scope, uid, gid and depth as the kernel part has them.
+    /// Scope, uid, gid and depth in the kernel's layout.
     pub(crate) fn wire(&self) -> (u8, u32, u32, u8) {
         match self {
             Self::Administrators => (wire::SCOPE_ADMIN as u8, 0, 0, 0),
@@ -49,7 +49,7 @@ impl ForWhom {
         }
     }
 
-    /// The names the kernel part compares with, by level.
+    /// The names that the BPF programs compare with, by level.
     pub(crate) fn names(&self) -> Vec<(u32, &str)> {
         match self {
             Self::Unit(name) => vec![(0, name)],
@@ -81,7 +81,7 @@ pub struct Wanted {
     pub align: u16,
     /// Of which transports.
     pub transports: Transports,
-    /// Who may consume it.
+    /// Its audience.
     pub for_whom: ForWhom,
     /// By association only.
     pub strict: bool,
@@ -100,7 +100,7 @@ pub enum CreateError {
     /// The names of its scope could not be written.
     #[error(transparent)]
     Map(#[from] MapAccessError),
-    /// The kernel part gave a block that cannot be.
+    /// The BPF programs returned an impossible block.
     #[error(transparent)]
     Block(#[from] PortRangeError),
     /// A name of its scope is empty or too long, or there are too many.
@@ -108,7 +108,7 @@ pub enum CreateError {
     Name,
 }
 
-/// The kernel part's answer to a claim.
+/// The answer of the BPF programs to a claim.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Created {
     pub(crate) id: u32,
@@ -201,7 +201,7 @@ impl Maps {
         wanted: &Wanted,
     ) -> Result<(), CreateError> {
         wanted.for_whom.check()?;
-        // First nobody's names, then the new names, then theirs.
+        // For administrators only at first: that audience needs no names while the names change.
         admin.change(id, token, &Wanted { for_whom: ForWhom::Administrators, ..wanted.clone() })?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.for_whom)?;
@@ -215,7 +215,7 @@ impl Maps {
         Ok(self.forget_places(id)?)
     }
 
-    /// Whom a persistent reservation is for; `None` if it is none, or its names are not all there.
+    /// The audience of a reservation; `None` if it is not persistent, or if some of its names are missing.
     pub fn for_whom(&self, id: u32, reservation: &Reservation) -> Option<ForWhom> {
         if !reservation.is_persistent() {
             return None;

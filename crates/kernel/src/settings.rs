@@ -1,4 +1,4 @@
-//! What an administrator can set when the kernel part is brought up.
+//! Settings that an administrator chooses when kernel enforcement is brought up.
 
 use portkeep_core::{Errno, PortRange, cipher, wire};
 use zerocopy::FromZeros;
@@ -13,7 +13,7 @@ pub const DEFAULT_POOL: PortRange = match PortRange::inclusive(61000, 65535) {
 };
 
 /// The embedded object's fingerprint (FNV-1a). Two builds of Portkeep whose
-/// kernel parts differ have different ones; `upgrade` goes from one to the other.
+/// BPF programs differ have different ones; `upgrade` goes from one to the other.
 pub const BUILD: u64 = {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut i = 0;
@@ -24,7 +24,7 @@ pub const BUILD: u64 = {
     hash
 };
 
-/// Settings of the kernel part.
+/// Settings of the BPF programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -40,7 +40,7 @@ pub struct Settings {
     /// How much of the port table one account may take, in words of 64 ports of one transport and namespace. There is
     /// room for 1,048,576.
     pub share: u32,
-    /// What the bind of an outsider fails with.
+    /// The error of an outsider's bind.
     pub deny_errno: Errno,
     /// Goes away with the last `portkeep run` that needs it.
     pub transient: bool,
@@ -93,7 +93,7 @@ impl Settings {
         Ok(config)
     }
 
-    /// What can change while the kernel part is up.
+    /// The settings that can change while kernel enforcement is up.
     pub(crate) fn change(&self, config: &mut Config) {
         config.deny_errno = self.deny_errno.0.unsigned_abs();
         config.quota = self.quota;

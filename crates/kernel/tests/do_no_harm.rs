@@ -1,4 +1,4 @@
-//! What is not about reservations must be as if Portkeep were not there: every
+//! Calls that do not concern reservations must work as without Portkeep: every
 //! socket option of any size, binds of ports that are not reserved, other families,
 //! and all that with maps that are full.
 
@@ -41,7 +41,7 @@ fn get(socket: &impl AsRawFd, level: i32, option: i32, size: usize) -> (String, 
 }
 
 fn set(socket: &impl AsRawFd, level: i32, option: i32, value: &[u8]) -> String {
-    // SAFETY: the kernel reads `value`, which is as long as it is told.
+    // SAFETY: the kernel reads `value`, of the size given.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), value.len() as u32) };
     outcome(result)
@@ -74,7 +74,7 @@ fn every_option() -> String {
         (libc::SOL_IPV6, 1..82),
         (libc::SOL_NETLINK, 1..14),
         (libc::SOL_RAW, 1..3),
-        // Nobody's levels, one of them next to ours.
+        // Levels that no program uses, one of them next to ours.
         (0x504c, 99..103),
         (-1, 100..101),
     ];
@@ -106,7 +106,7 @@ fn every_option() -> String {
     protocol
 }
 
-/// What `work` says when done by a child in a cgroup, in a namespace of its own.
+/// The result of `work` in a child, in a cgroup and a namespace of its own.
 fn said_in(cgroup: &TestCgroup, work: fn() -> String) -> String {
     let mut file: File = tempfile::tempfile().unwrap();
     let mut child = Child::fork(|talk| {
@@ -323,7 +323,7 @@ fn full_maps_refuse_what_is_reserved_and_pass_the_rest() {
             bind(&udp(), 61440).unwrap();
         })
         .join();
-        // What goes makes room.
+        // A released reservation makes room.
         control::release(&owner, token(&grant)).unwrap();
         reserve(&owner, 61504, 64);
     });

@@ -214,7 +214,7 @@ fn malformed_requests_are_einval() {
         watch.fails("negative", Errno::EINVAL, || raw_set(fd, option, value.as_ptr(), u32::MAX));
         watch.fails("negative", Errno::EINVAL, || raw_set(fd, option, value.as_ptr(), 1 << 31));
     }
-    // Answers: too small a buffer is EINVAL, a larger one is told how much was written.
+    // Answers: too small a buffer is EINVAL, a larger one gets the number of bytes written.
     control::state(&owner, &select).unwrap();
     for (option, exact) in [
         (wire::VERSION, size_of::<wire::Version>()),
@@ -427,7 +427,7 @@ fn sockets_that_are_neither_tcp_nor_udp() {
         ("crypto", libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
     ] {
         let made = Socket::new(Domain::from(domain), Type::from(kind), Some(Protocol::from(protocol)));
-        // What this kernel does not have cannot be asked.
+        // Skip families that this kernel does not have.
         let Ok(socket) = made else { continue };
         seen.push(what);
         let fd = socket.as_raw_fd();
@@ -445,7 +445,7 @@ fn sockets_that_are_neither_tcp_nor_udp() {
         for option in [wire::GRANTED, wire::STATE] {
             watch.fails(&format!("{option} on {what}"), Errno::EOPNOTSUPP, || get(fd, option, 256).map(drop));
         }
-        // Which Portkeep this is, any socket is told.
+        // Any socket can ask for the version.
         assert_eq!(control::version(&socket).unwrap().abi, wire::ABI, "{what}");
     }
     assert!(seen.contains(&"Unix stream") && seen.contains(&"raw") && seen.contains(&"ping"), "{seen:?}");
@@ -572,7 +572,7 @@ fn over_the_quota_is_edquot() {
         over(request(1, wire::BOTH));
         let last = acquire(&owner, &request(1, 0)).unwrap();
         over(request(1, 0));
-        // What fails for another reason is not charged.
+        // A request that fails for another reason is not charged.
         watch.fails("in use", Errno::EDQUOT, || {
             let taken = AcquireRequest { start: first.start, count: 1, ..Default::default() };
             control::acquire(&owner, &taken).map_err(|error| Errno(error.raw_os_error().unwrap()))
@@ -606,7 +606,7 @@ fn over_the_quota_is_edquot() {
 fn where_the_control_codes_are_not_served_they_are_enoprotoopt() {
     let Some(world) = World::with_outside("not_served") else { return };
     let outside = TestCgroup::new("unserved").unwrap();
-    let mut stranger = Child::fork(|talk| {
+    let mut outsider = Child::fork(|talk| {
         talk.hear();
         for socket in [tcp(), udp(), tcp6(), udp6()] {
             let request = AcquireRequest { count: 1, ..Default::default() };
@@ -623,12 +623,12 @@ fn where_the_control_codes_are_not_served_they_are_enoprotoopt() {
         let brought = Socket::from(talk.take());
         control::version(&brought).unwrap();
     });
-    outside.enter(stranger.pid()).unwrap();
-    stranger.talk.say(0);
+    outside.enter(outsider.pid()).unwrap();
+    outsider.talk.say(0);
     // SAFETY: the descriptor is the socket's own, given up here.
     let socket = unsafe { OwnedFd::from_raw_fd(tcp().into_raw_fd()) };
-    stranger.talk.pass(&socket);
-    stranger.join();
+    outsider.talk.pass(&socket);
+    outsider.join();
     drop(socket);
     world.assert_empty();
 }

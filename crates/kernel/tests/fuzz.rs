@@ -124,7 +124,7 @@ impl Fuzzer {
     fn set(&mut self, slot: usize, option: i32, value: &[u8]) -> bool {
         let Some(socket) = &self.sockets[slot] else { return false };
         let pointer = value.as_ptr().cast();
-        // SAFETY: the kernel reads `value`, which is as long as it is told.
+        // SAFETY: the kernel reads `value`, of the size given.
         unsafe { libc::setsockopt(socket.as_raw_fd(), wire::SOL_PORTKEEP, option, pointer, value.len() as u32) == 0 }
     }
 
@@ -132,7 +132,7 @@ impl Fuzzer {
         let Some(socket) = &self.sockets[slot] else { return false };
         let mut length = buffer.len() as u32;
         let pointer = buffer.as_mut_ptr().cast();
-        // SAFETY: the kernel writes into `buffer`, which is as long as it is told.
+        // SAFETY: the kernel writes into `buffer`, of the size given.
         unsafe { libc::getsockopt(socket.as_raw_fd(), wire::SOL_PORTKEEP, option, pointer, &mut length) == 0 }
     }
 

@@ -1,4 +1,4 @@
-//! The pinned kernel part: up, adopted, of another version, upgraded, down.
+//! The pinned instance: up, adopted, of another version, upgraded, down.
 
 use std::{
     fs, io,
@@ -53,7 +53,7 @@ fn bind_errno(port: u16) -> Option<Errno> {
     error.raw_os_error().map(Errno)
 }
 
-/// Whoever takes it down and starts a server on one of its ports in the next line must not be refused.
+/// A script that runs `down` and then starts a server on one of its ports must not be refused.
 #[test]
 fn nothing_is_enforced_any_more_when_down_returns() {
     if !kernel_or_skip("nothing_is_enforced_any_more_when_down_returns") {
@@ -97,7 +97,7 @@ fn another_version_is_refused_by_name_and_an_upgrade_does_not_blink() {
     let done = AtomicBool::new(false);
     let netns = fs::File::open("/proc/thread-self/ns/net").unwrap();
     thread::scope(|scope| {
-        let stranger = scope.spawn(|| {
+        let outsider = scope.spawn(|| {
             portkeep_kernel::netns::within(&netns, || {
                 let mut tried = 0;
                 while !done.load(Ordering::Relaxed) {
@@ -113,10 +113,10 @@ fn another_version_is_refused_by_name_and_an_upgrade_does_not_blink() {
             assert!(!Instance::upgrade(&ground.folder).unwrap());
         }
         done.store(true, Ordering::Relaxed);
-        assert!(stranger.join().unwrap().unwrap() > 0);
+        assert!(outsider.join().unwrap().unwrap() > 0);
     });
 
-    // What was granted before is still there, and the programs that are there now know it.
+    // Earlier reservations are still in force, and the new programs know them.
     Instance::open(&ground.folder).unwrap();
     assert_eq!(control::granted(&owner).unwrap(), grant);
     control::release(&owner, Token::new(grant.token).unwrap()).unwrap();

@@ -166,7 +166,7 @@ fn the_requests_sizes_are_its_versions() {
     assert_eq!(offset_of!(wire::AcquireRequest, cgroup), 16);
     assert_eq!(offset_of!(wire::AcquireRequest, label), 24);
     assert_eq!(size_of::<wire::AcquireRequest>(), 48);
-    // What is owned is found by slot.
+    // Owned reservations are found by slot.
     let (_, owner) = Btf::read().fields("owner_state");
     let token = owner.iter().find(|(name, ..)| *name == "token").unwrap();
     assert_eq!(token.2, wire::OWNED * 8);

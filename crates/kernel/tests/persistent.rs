@@ -22,14 +22,14 @@ fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
     Wanted { start, count: 1, align: 0, transports: Transports::Tcp, for_whom, strict: false, label: "web".into() }
 }
 
-/// What an administrator has in hand.
-struct Desk {
+/// The tools of an administrator.
+struct Fixture {
     admin: Admin,
     maps: Maps,
     netns: u64,
 }
 
-impl Desk {
+impl Fixture {
     fn of(world: &World) -> Self {
         let admin = world.sandbox().loaded().admin().expect("the administrator's door");
         Self { admin, maps: world.maps(), netns: world.netns() }
@@ -90,8 +90,8 @@ fn as_user(uid: u32, port: u16, token: Token) -> (bool, bool) {
 #[test]
 fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
     let Some(world) = World::enter("persistent_user") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&wanted(8443, ForWhom::User(NOBODY)));
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&wanted(8443, ForWhom::User(NOBODY)));
     // Root binds nothing that is not its own; as administrator it may associate.
     assert!(!may_bind(8443));
     assert!(may_associate(made.1));
@@ -100,7 +100,7 @@ fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
     // Of the other transport nothing is reserved.
     bind(&udp(), 8443).unwrap();
     world.assert_consistent();
-    desk.end(made);
+    fixture.end(made);
     assert!(may_bind(8443));
     world.assert_empty();
 }
@@ -108,23 +108,23 @@ fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
 #[test]
 fn ports_below_1024_are_bound_without_a_capability() {
     let Some(world) = World::enter("persistent_privileged") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&wanted(80, ForWhom::User(NOBODY)));
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&wanted(80, ForWhom::User(NOBODY)));
     assert_eq!(as_user(NOBODY, 80, made.1), (true, true));
     in_child(|| {
         become_user(OTHER);
-        // Port 81 is nobody's, and privileged as ever.
+        // Port 81 is free, and still privileged.
         assert_eq!(errno(bind(&tcp(), 81)), Errno::EACCES);
     });
-    desk.end(made);
+    fixture.end(made);
     world.assert_empty();
 }
 
 #[test]
 fn a_groups_port_is_for_its_members_by_real_effective_and_supplementary_gid() {
     let Some(world) = World::enter("persistent_group") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&wanted(8443, ForWhom::Group(4711)));
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&wanted(8443, ForWhom::Group(4711)));
     assert!(!may_bind(8443));
     let with = |real: u32, effective: u32, groups: &[u32]| {
         let mut child = Child::fork(|talk| {
@@ -150,15 +150,15 @@ fn a_groups_port_is_for_its_members_by_real_effective_and_supplementary_gid() {
     assert!(!with(5, 5, &[]));
     assert!(!with(5, 5, &[1, 4710, 4712, 60000]));
     assert!(!with(0, 0, &[]));
-    desk.end(made);
+    fixture.end(made);
     world.assert_empty();
 }
 
 #[test]
 fn administrators_are_root_and_the_group_that_is_named() {
     let Some(world) = World::enter("persistent_administrators") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&wanted(8443, ForWhom::Administrators));
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&wanted(8443, ForWhom::Administrators));
     assert!(may_bind(8443) && may_associate(made.1));
     assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
     let mut settings = Settings::default();
@@ -169,7 +169,7 @@ fn administrators_are_root_and_the_group_that_is_named() {
     assert_eq!(as_user(NOBODY, 8443, made.1), (false, false));
     world.maps().reconfigure(&Settings::default()).unwrap();
     assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
-    desk.end(made);
+    fixture.end(made);
     world.assert_empty();
 }
 
@@ -211,8 +211,8 @@ impl Drop for Below {
 fn a_units_port_is_for_the_unit_whenever_it_starts() {
     let Some(world) = World::enter("persistent_unit") else { return };
     assert!(world.sandbox().loaded().knows_places(), "this kernel has BTF and no lockdown");
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&wanted(5432, ForWhom::Unit("postgresql.service".into())));
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&wanted(5432, ForWhom::Unit("postgresql.service".into())));
     assert!(!may_bind(5432), "root");
     let manager = |path: &str| Below::new(&world, path);
 
@@ -226,22 +226,22 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
     assert!(manager("postgresql.service").may_bind(5432));
     assert!(manager("system.slice/system-postgresql.slice/postgresql.service").may_bind(5432));
 
-    for stranger in [
+    for outsider in [
         "system.slice/nginx.service",
         "system.slice/postgresql.service2",
         "system.slice/postgresql.servic",
         "system.slice/xpostgresql.service",
         "system.slice",
-        // Whoever runs below a unit of their own can call their cgroups as they like.
+        // A user can choose any name for a cgroup below a unit of its own.
         "user.slice/user-1000.slice/user@1000.service/app.slice/postgresql.service",
         "system.slice/docker-1f.scope/system.slice/postgresql.service",
         "plain/postgresql.service",
         "postgresql.service.slice/x.service",
     ] {
-        assert!(!manager(stranger).may_bind(5432), "{stranger}");
+        assert!(!manager(outsider).may_bind(5432), "{outsider}");
     }
     world.assert_consistent();
-    desk.end(made);
+    fixture.end(made);
     assert_eq!(world.maps().places().count(), 0);
     world.assert_empty();
 }
@@ -249,38 +249,38 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
 #[test]
 fn a_name_of_every_length_is_compared_whole() {
     let Some(world) = World::enter("persistent_names") else { return };
-    let mut desk = Desk::of(&world);
+    let mut fixture = Fixture::of(&world);
     for length in [8, 9, 15, 16, 17, 63, 64, 126, 127] {
         let name = format!("{}.scope", "n".repeat(length - 6));
-        let made = desk.create(&wanted(5432, ForWhom::Unit(name.clone())));
+        let made = fixture.create(&wanted(5432, ForWhom::Unit(name.clone())));
         assert!(Below::new(&world, &name).may_bind(5432), "{length}");
         assert!(!Below::new(&world, &format!("{}m.scope", "n".repeat(length - 7))).may_bind(5432), "{length}");
         assert!(!Below::new(&world, &format!("n{name}")).may_bind(5432), "{length}");
-        desk.end(made);
+        fixture.end(made);
     }
     let too_long = ForWhom::Unit(format!("{}.scope", "n".repeat(122)));
-    assert!(matches!(desk.claim(&wanted(5432, too_long)), Err(CreateError::Name)));
-    assert!(matches!(desk.claim(&wanted(5432, ForWhom::Unit(String::new()))), Err(CreateError::Name)));
-    assert!(matches!(desk.claim(&wanted(5432, ForWhom::cgroup("/"))), Err(CreateError::Name)));
+    assert!(matches!(fixture.claim(&wanted(5432, too_long)), Err(CreateError::Name)));
+    assert!(matches!(fixture.claim(&wanted(5432, ForWhom::Unit(String::new()))), Err(CreateError::Name)));
+    assert!(matches!(fixture.claim(&wanted(5432, ForWhom::cgroup("/"))), Err(CreateError::Name)));
     world.assert_empty();
 }
 
 #[test]
 fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
     let Some(world) = World::enter("persistent_cgroup") else { return };
-    let mut desk = Desk::of(&world);
+    let mut fixture = Fixture::of(&world);
     let name = Below::new(&world, "a/b").name();
-    let made = desk.create(&wanted(5432, ForWhom::cgroup(&name)));
+    let made = fixture.create(&wanted(5432, ForWhom::cgroup(&name)));
     assert!(!may_bind(5432));
     assert!(Below::new(&world, "a/b").may_bind(5432));
     assert!(Below::new(&world, "a/b/c/d").may_bind(5432));
-    for stranger in ["a", "a/c", "b", "b/b", "a/bb", "x/a/b"] {
-        assert!(!Below::new(&world, stranger).may_bind(5432), "{stranger}");
+    for outsider in ["a", "a/c", "b", "b/b", "a/bb", "x/a/b"] {
+        assert!(!Below::new(&world, outsider).may_bind(5432), "{outsider}");
     }
     for path in ["a/b/c", "a/b", "x/a", "x", "a", "b"] {
         let _ = fs::remove_dir(world.sandbox().cgroup().path().join(path));
     }
-    desk.end(made);
+    fixture.end(made);
     world.assert_empty();
 }
 
@@ -288,8 +288,8 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
 #[test]
 fn root_without_capabilities_is_no_administrator() {
     let Some(world) = World::enter("persistent_capless") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&wanted(443, ForWhom::Administrators));
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&wanted(443, ForWhom::Administrators));
     assert!(may_bind(443) && may_associate(made.1));
     in_child(|| {
         let none = CapabilitySets {
@@ -300,15 +300,15 @@ fn root_without_capabilities_is_no_administrator() {
         set_capabilities(None, none).unwrap();
         assert!(!may_bind(443) && !may_associate(made.1));
     });
-    desk.end(made);
+    fixture.end(made);
     world.assert_empty();
 }
 
 #[test]
 fn strict_is_consumed_by_association_only() {
     let Some(world) = World::enter("persistent_strict") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&Wanted { strict: true, count: 3, ..wanted(8000, ForWhom::Administrators) });
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&Wanted { strict: true, count: 3, ..wanted(8000, ForWhom::Administrators) });
     assert!(!may_bind(8000));
     for expected in [8000, 8001, 8002] {
         let socket = tcp6();
@@ -316,15 +316,15 @@ fn strict_is_consumed_by_association_only() {
         bind(&socket, 0).unwrap();
         assert_eq!(port(&socket), expected, "next-fit");
     }
-    desk.end(made);
+    fixture.end(made);
     world.assert_empty();
 }
 
 #[test]
 fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     let Some(world) = World::enter("persistent_claimed") else { return };
-    let mut desk = Desk::of(&world);
-    let claimed = desk.claim(&wanted(8443, ForWhom::Administrators)).unwrap();
+    let mut fixture = Fixture::of(&world);
+    let claimed = fixture.claim(&wanted(8443, ForWhom::Administrators)).unwrap();
     assert_eq!(errno(control::associate(tcp(), claimed.token())), Errno::ENOENT);
     assert!(may_bind(8443));
     assert_eq!(claimed.confirm().unwrap_err().errno(), Some(Errno::EADDRINUSE));
@@ -332,27 +332,27 @@ fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     world.assert_empty();
 
     // The administrator is killed in between: the next one sweeps.
-    std::mem::forget(desk.claim(&wanted(8443, ForWhom::Unit("a.service".into()))).unwrap());
-    let standing = desk.create(&wanted(8444, ForWhom::Unit("b.service".into())));
-    let Desk { admin, maps, .. } = &mut desk;
+    std::mem::forget(fixture.claim(&wanted(8443, ForWhom::Unit("a.service".into()))).unwrap());
+    let standing = fixture.create(&wanted(8444, ForWhom::Unit("b.service".into())));
+    let Fixture { admin, maps, .. } = &mut fixture;
     assert_eq!(maps.sweep_persistent(admin).unwrap(), 1);
     assert!(may_bind(8443));
-    assert_eq!(maps.places().count(), 1, "the name of the one that stands");
+    assert_eq!(maps.places().count(), 1, "the name of the one in force");
     assert!(!may_bind(8444));
-    desk.end(standing);
+    fixture.end(standing);
     world.assert_empty();
 }
 
 #[test]
 fn it_outlives_everybody_and_is_not_charged_to_anybody() {
     let Some(world) = World::enter("persistent_lifetime") else { return };
-    let mut desk = Desk::of(&world);
+    let mut fixture = Fixture::of(&world);
     let charged = || world.maps().quotas().map(|item| u64::from(item.unwrap().1.used)).sum::<u64>();
     assert_eq!(charged(), 0);
     let mut made = None;
     // Not even the process that made it is needed.
     let mut child = Child::fork(|talk| {
-        let (id, token) = desk.create(&Wanted { count: 500, ..wanted(20000, ForWhom::User(NOBODY)) });
+        let (id, token) = fixture.create(&Wanted { count: 500, ..wanted(20000, ForWhom::User(NOBODY)) });
         talk.say(id.into());
         talk.say(token.get());
     });
@@ -366,10 +366,10 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
     control::associate(&bound, made.unwrap().1).unwrap();
     bind(&bound, 20007).unwrap();
     assert_eq!(errno(control::release(tcp(), made.unwrap().1)), Errno::EPERM, "RELEASE is not for persistent ones");
-    desk.end(made.unwrap());
+    fixture.end(made.unwrap());
     assert!(may_bind(20006));
     assert!(!may_bind(20007));
-    assert_eq!(desk.refusal(&wanted(20007, ForWhom::Administrators)), Errno::EADDRINUSE);
+    assert_eq!(fixture.refusal(&wanted(20007, ForWhom::Administrators)), Errno::EADDRINUSE);
     drop(bound);
     assert!(may_bind(20007));
     world.assert_empty();
@@ -378,44 +378,44 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
 #[test]
 fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
     let Some(world) = World::enter("persistent_conflicts") else { return };
-    let mut desk = Desk::of(&world);
-    let made = desk.create(&Wanted { count: 10, ..wanted(9000, ForWhom::Administrators) });
+    let mut fixture = Fixture::of(&world);
+    let made = fixture.create(&Wanted { count: 10, ..wanted(9000, ForWhom::Administrators) });
     for (start, count) in [(9000, 10), (8990, 11), (9009, 1), (8000, 3000)] {
         let overlapping = Wanted { count, ..wanted(start, ForWhom::Administrators) };
-        assert_eq!(desk.refusal(&overlapping), Errno::EADDRINUSE);
+        assert_eq!(fixture.refusal(&overlapping), Errno::EADDRINUSE);
     }
     // The other transport and the neighbours are free; `both` is not.
-    let other = desk.create(&Wanted { transports: Transports::Udp, ..wanted(9000, ForWhom::Administrators) });
+    let other = fixture.create(&Wanted { transports: Transports::Udp, ..wanted(9000, ForWhom::Administrators) });
     let both = Wanted { transports: Transports::Both, ..wanted(9009, ForWhom::Administrators) };
-    assert_eq!(desk.refusal(&both), Errno::EADDRINUSE);
-    let after = desk.create(&Wanted { transports: Transports::Both, ..wanted(9010, ForWhom::Administrators) });
+    assert_eq!(fixture.refusal(&both), Errno::EADDRINUSE);
+    let after = fixture.create(&Wanted { transports: Transports::Both, ..wanted(9010, ForWhom::Administrators) });
 
     for (start, count) in [(0, 0), (5, 0), (65535, 2)] {
         let bad = Wanted { count, ..wanted(start, ForWhom::Administrators) };
-        assert_eq!(desk.refusal(&bad), Errno::EINVAL, "{start}+{count}");
+        assert_eq!(fixture.refusal(&bad), Errno::EINVAL, "{start}+{count}");
     }
     // Any block: from the pool.
-    let any = desk.claim(&Wanted { count: 20, align: 2, ..wanted(0, ForWhom::Administrators) }).unwrap();
+    let any = fixture.claim(&Wanted { count: 20, align: 2, ..wanted(0, ForWhom::Administrators) }).unwrap();
     assert!(any.ports().start() >= 61000 && any.ports().start() % 2 == 0);
     drop(any);
     // A runtime reservation in the way.
     let owner = tcp();
     let taken = portkeep_testkit::sockets::reserve(&owner, 0, 4);
-    assert_eq!(desk.refusal(&wanted(taken.start + 3, ForWhom::Administrators)), Errno::EADDRINUSE);
+    assert_eq!(fixture.refusal(&wanted(taken.start + 3, ForWhom::Administrators)), Errno::EADDRINUSE);
     drop(owner);
     for made in [made, other, after] {
-        desk.end(made);
+        fixture.end(made);
     }
-    assert!(desk.maps.end_persistent(&desk.admin, made.0, made.1).is_err(), "ended already");
+    assert!(fixture.maps.end_persistent(&fixture.admin, made.0, made.1).is_err(), "ended already");
     world.assert_empty();
 }
 
 #[test]
 fn everybody_can_look_it_up() {
     let Some(world) = World::enter("persistent_lookup") else { return };
-    let mut desk = Desk::of(&world);
+    let mut fixture = Fixture::of(&world);
     let wanted = Wanted { count: 2, strict: true, label: "x".repeat(40), ..wanted(7000, ForWhom::User(NOBODY)) };
-    let made = desk.create(&wanted);
+    let made = fixture.create(&wanted);
     let (netns, id) = (world.netns(), made.0);
     in_child(|| {
         become_user(OTHER);
@@ -429,9 +429,9 @@ fn everybody_can_look_it_up() {
         let info = portkeep::who(Transport::Tcp, 7000).unwrap().unwrap();
         assert!(info.persistent && info.strict && info.scope == portkeep::Scope::User);
     });
-    let kept = desk.maps.reservation(id).unwrap().unwrap();
-    assert_eq!(desk.maps.for_whom(id, &kept), Some(ForWhom::User(NOBODY)));
-    desk.end(made);
+    let kept = fixture.maps.reservation(id).unwrap().unwrap();
+    assert_eq!(fixture.maps.for_whom(id, &kept), Some(ForWhom::User(NOBODY)));
+    fixture.end(made);
     world.assert_empty();
 }
 
@@ -468,9 +468,9 @@ fn group_quotas_apply_where_the_user_has_none() {
 #[test]
 fn whom_it_is_for_changes_while_the_ports_stay_reserved() {
     let Some(world) = World::enter("persistent_change") else { return };
-    let mut desk = Desk::of(&world);
+    let mut fixture = Fixture::of(&world);
     let mut wanted = Wanted { count: 3, transports: Transports::Both, ..wanted(8443, ForWhom::User(NOBODY)) };
-    let made = desk.create(&wanted);
+    let made = fixture.create(&wanted);
     // Meanwhile somebody tries all the time.
     let mut hammer = Child::fork(|talk| {
         become_user(OTHER);
@@ -489,15 +489,15 @@ fn whom_it_is_for_changes_while_the_ports_stay_reserved() {
             _ => ForWhom::User(NOBODY),
         };
         wanted.strict = round % 2 == 0;
-        desk.maps.change_persistent(&desk.admin, made, &wanted).unwrap();
-        let kept = desk.maps.reservation(made.0).unwrap().unwrap();
-        assert_eq!(desk.maps.for_whom(made.0, &kept), Some(wanted.for_whom.clone()));
+        fixture.maps.change_persistent(&fixture.admin, made, &wanted).unwrap();
+        let kept = fixture.maps.reservation(made.0).unwrap().unwrap();
+        assert_eq!(fixture.maps.for_whom(made.0, &kept), Some(wanted.for_whom.clone()));
         assert_eq!((kept.token, kept.count, kept.transports), (made.1.get(), 3, 3));
     }
     assert_eq!(hammer.talk.hear(), 20_000);
     hammer.join();
     assert_eq!(as_user(NOBODY, 8443, made.1), (true, true), "the last change");
-    desk.end(made);
+    fixture.end(made);
     assert_eq!(world.maps().places().count(), 0);
     world.assert_empty();
 }

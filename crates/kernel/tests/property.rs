@@ -6,7 +6,7 @@
 //! families in two network namespaces, whose descriptors are duplicated and
 //! passed around. One call happens at a time; what happens when many do at once
 //! is for other tests. Where a call is answered by chance (tokens, automatic
-//! ports), the model is told the kernel's choice and says whether it was allowed.
+//! ports), the model gets the kernel's choice and says whether it was allowed.
 //!
 //! `PORTKEEP_PROPERTY_CASES` sets the number of histories. A history that fails
 //! is shrunk and printed, with every call of it and its answer.
@@ -57,7 +57,7 @@ fn every_answer_is_the_models() {
     let result = runner.run(&history::strategy(), |steps| {
         let mut lab = lab.borrow_mut();
         history(&mut lab, &steps).map_err(|failure| {
-            // What it left behind must not be blamed on the next one.
+            // The next history must start clean.
             if !lab.is_vacant() {
                 *lab = Lab::new().expect("another laboratory");
             }
@@ -71,7 +71,7 @@ fn every_answer_is_the_models() {
     }
 }
 
-/// What all histories share: the loaded kernel part, cgroups, and the nurseries.
+/// The parts that all histories share: the loaded BPF programs, cgroups, and the nurseries.
 struct Lab {
     /// Where processes come from, one for each of our cgroups: being born there is much faster than moving in.
     /// They are dropped first, because a cgroup can only go when nobody lives in it.

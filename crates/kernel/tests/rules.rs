@@ -166,7 +166,7 @@ fn r2_no_outsider_binds_a_port_of_the_block_through_any_door() {
             for port in grant.start..grant.start + 3 {
                 outsiders_are_refused(transport, port, Errno::EADDRINUSE);
             }
-            // What is not reserved is free, in the pool and outside.
+            // Ports that are not reserved are free, in the pool and outside.
             for free in [20000, grant.start + 3] {
                 bind(&socket(Domain::IPV4, transport), free).unwrap();
             }
@@ -565,7 +565,7 @@ fn r5_many_reservations_on_a_socket_and_many_sockets_on_a_reservation() {
     let grants: Vec<_> = (0..wire::OWNED).map(|_| reserve(&owner, 0, 2)).collect();
     let one_more = AcquireRequest { count: 2, ..Default::default() };
     assert_eq!(errno(control::acquire(&owner, &one_more)), Errno::EDQUOT);
-    // A slot is free again whoever ended what was in it.
+    // A slot is free again after every kind of end.
     control::release(&owner, token(&grants[5])).unwrap();
     reserve(&owner, 0, 2);
     control::release(tcp(), token(&grants[77])).unwrap();
@@ -602,9 +602,9 @@ fn r6_the_last_descriptor_ends_it_and_nothing_else_does() {
     let in_force = |grant: &wire::Grant| {
         world.assert_consistent();
         let (port, maps) = (grant.start, world.maps());
-        let stands = maps.reservation(maps.id_of(token(grant)).unwrap()).unwrap().is_some();
-        in_child(|| assert_eq!(bind(&tcp(), port).is_err(), stands));
-        stands
+        let in_force = maps.reservation(maps.id_of(token(grant)).unwrap()).unwrap().is_some();
+        in_child(|| assert_eq!(bind(&tcp(), port).is_err(), in_force));
+        in_force
     };
     // dup
     let owner = tcp();
@@ -814,7 +814,7 @@ fn r9_both_align_and_labels() {
     assert_eq!(errno(control::acquire(&owner, &twice)), Errno::EADDRINUSE);
     assert_eq!(audit::snapshot(&world.maps(), world.netns()), before);
     control::release(tcp(), token(&grant)).unwrap();
-    // A port taken for one transport only stands in the way of both; the claim of the other is taken back.
+    // A port taken for one transport only is in the way of both; the claim of the other is taken back.
     let half = tcp();
     let in_the_way = reserve(&half, 61002, 1);
     assert_eq!(
@@ -885,7 +885,7 @@ fn r10_another_namespace_is_another_world() {
                 bind(&drawn(token(&same)), 0).unwrap_err();
                 drop(there);
                 audit::assert_empty(&world.maps(), elsewhere);
-                // A socket stays in the namespace it was made in, whoever holds it.
+                // A socket stays in the namespace it was made in, even in another process.
                 bind(&here, 61503).unwrap();
                 assert_eq!(netns::cookie_of(&here).unwrap(), world.netns());
             })
@@ -975,8 +975,8 @@ fn a2_scopes_decide_who_may_associate() {
         let cgroup = cgroup::id(&below).unwrap();
         let parent = acquire(&owner, &AcquireRequest { scope: wire::SCOPE_CGROUP, cgroup, ..request }).unwrap();
         // Nobody hands ports to cgroups it is not in.
-        for stranger in [cgroup::id(&aside).unwrap(), 1 << 40] {
-            let request = AcquireRequest { scope: wire::SCOPE_CGROUP, cgroup: stranger, ..request };
+        for outsider in [cgroup::id(&aside).unwrap(), 1 << 40] {
+            let request = AcquireRequest { scope: wire::SCOPE_CGROUP, cgroup: outsider, ..request };
             assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINVAL);
         }
         assert_eq!(errno(control::acquire(&owner, &AcquireRequest { cgroup, ..request })), Errno::EINVAL);
@@ -1002,9 +1002,9 @@ fn a2_scopes_decide_who_may_associate() {
     fs::remove_dir(&below).unwrap();
     fs::remove_dir(&aside).unwrap();
 
-    // An associated socket carries its right with it: inherited, or passed to a stranger.
+    // An associated socket carries its right with it: inherited, or passed to an outsider.
     let handed = associated(Domain::IPV4, Transport::Tcp, token(&process));
-    let mut stranger = Child::fork(|talk| {
+    let mut outsider = Child::fork(|talk| {
         become_user(NOBODY);
         let taken = Socket::from(talk.take());
         bind(&taken, 0).unwrap();
@@ -1017,13 +1017,13 @@ fn a2_scopes_decide_who_may_associate() {
         talk.hear();
     });
     let passed = associated(Domain::IPV4, Transport::Tcp, token(&process));
-    stranger.talk.pass(&passed);
+    outsider.talk.pass(&passed);
     drop(passed);
-    let ports = [stranger.talk.hear() as u16, stranger.talk.hear() as u16];
+    let ports = [outsider.talk.hear() as u16, outsider.talk.hear() as u16];
     assert!(ports.iter().all(|port| (process.start..process.start + 4).contains(port)) && ports[0] != ports[1]);
     assert_eq!(port(&handed), ports[1]);
-    stranger.talk.say(0);
-    stranger.join();
+    outsider.talk.say(0);
+    outsider.join();
     drop((handed, owner));
     world.assert_empty();
 }
@@ -1092,12 +1092,12 @@ fn a4_explicit_ports_inside_the_block_follow_the_ordinary_rules() {
     world.assert_consistent();
     drop(shared);
     assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, 61602), 0);
-    // A failed bind leaves the port as it was: here the address is nobody's.
+    // A failed bind leaves the port as it was: here the address is not local.
     let lost = socket(&grant);
     assert_eq!(bind_to(&lost, "192.0.2.1:61600").unwrap_err().raw_os_error(), Some(libc::EADDRNOTAVAIL));
     assert_eq!(bind_to(&lost, "192.0.2.1:0").unwrap_err().raw_os_error(), Some(libc::EADDRNOTAVAIL));
     bind(&lost, 61600).unwrap();
-    // The families are one: a dual-stack socket stands in the way of IPv4.
+    // The families are one: a dual-stack socket blocks IPv4.
     let dual = associated(Domain::IPV6, Transport::Tcp, token(&grant));
     bind(&dual, 61601).unwrap();
     assert_eq!(errno(bind(&socket(&grant), 61601)), Errno::EADDRINUSE);

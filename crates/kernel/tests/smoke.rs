@@ -38,7 +38,7 @@ fn a_block_is_acquired_drawn_from_and_given_back() {
     associate.bind(&any(0)).unwrap();
     assert_eq!(associate.local_addr().unwrap().as_socket().unwrap().port(), 61000);
 
-    // A7: the owner process may also bind without association. What is not reserved is free (N1).
+    // A7: the owner process may also bind without association. Ports that are not reserved are free (N1).
     tcp().bind(&any(61001)).unwrap();
     tcp().bind(&any(61004)).unwrap();
 

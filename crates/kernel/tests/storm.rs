@@ -1,4 +1,4 @@
-//! What must hold under concurrency: many processes that acquire, release,
+//! Invariants under concurrency: many processes that acquire, release,
 //! bind and connect, and are killed in the middle of it. `PORTKEEP_STORM_MS`
 //! sets how long the storms last (2,000 ms unless set), `PORTKEEP_STORM_CYCLES`
 //! how many acquire-and-release cycles must not make the maps grow (1,000,000 unless set).
@@ -160,7 +160,7 @@ fn a_storm_of_kills_leaves_nothing_behind() {
 #[test]
 fn overlapping_blocks_are_never_granted_at_once() {
     let Some(world) = World::enter("overlapping_blocks_are_never_granted_at_once") else { return };
-    // Who holds a port writes so; whoever is granted one that is written down has caught the kernel part.
+    // A process writes down each port that it holds. A grant of a port that is written down is a defect.
     // SAFETY: zero is a valid atomic.
     let held: Shared<AtomicU32> = unsafe { Shared::zeroed(2 * 65536) };
     // SAFETY: as above.
@@ -308,7 +308,7 @@ fn concurrent_draws_never_get_the_same_port() {
                     let transport = if random.below(2) == 0 { Transport::Tcp } else { Transport::Udp };
                     let mut mine = Vec::new();
                     // Together they fit into the block, so every draw must succeed, at last: the hook runs before the
-                    // kernel lets go of a closed socket's port, and whoever draws it in between is told EADDRINUSE.
+                    // kernel lets go of a closed socket's port, and a process that draws it in between gets EADDRINUSE.
                     for _ in 0..10 {
                         let inside = socket(Domain::IPV4, transport);
                         control::associate(&inside, token(&grant)).unwrap();
@@ -361,7 +361,7 @@ fn cycles_do_not_make_the_maps_grow() {
     drop(owners);
     world.assert_empty();
     audit::assert_consistent(&maps);
-    // What is left is an empty table, and whoever keeps house may forget it.
+    // The table is empty now, and the agent may forget it.
     world.maps().forget_quiet_namespaces(&world.sandbox().loaded().admin().unwrap(), 0).unwrap();
     assert!(!maps.words().map(Result::unwrap).any(|(key, _)| key.netns == world.netns()));
     assert!(!maps.spaces().map(Result::unwrap).any(|(netns, _)| netns == world.netns()));

@@ -9,7 +9,7 @@ use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire}
 /// So many requests of one uid other than root can wait for the agent.
 const PENDING_MAX: u32 = 64;
 
-/// What ACQUIRE asks for.
+/// A request of ACQUIRE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// First port, 0 for "the system chooses".
@@ -22,7 +22,7 @@ pub struct Request {
     pub strict: bool,
     /// `start` shall be a multiple of this; 0 and 1 are "any".
     pub align: u16,
-    /// Who may consume it. [`Scope::Cgroup`] of 0 is the caller's own.
+    /// Its scope. [`Scope::Cgroup`] of 0 is the caller's own.
     pub scope: Scope,
     /// For listings.
     pub label: String,
@@ -34,7 +34,7 @@ impl Request {
         Self { start, count, both: false, strict: false, align: 0, scope: Scope::Process, label: String::new() }
     }
 
-    /// What a request on the wire means. EINVAL: nothing.
+    /// Reads a request on the wire. EINVAL if it is not valid.
     pub fn from_wire(wire: &wire::AcquireRequest) -> Result<Self, Errno> {
         let scope = match wire.scope {
             wire::SCOPE_PROCESS => Scope::Process,
@@ -81,7 +81,7 @@ pub enum Select {
     Associated,
 }
 
-/// What VERSION answers, as far as it changes.
+/// The answer of VERSION, as far as it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     /// Whether an agent runs.
@@ -101,7 +101,7 @@ impl Model {
     /// ACQUIRE. `token` is the one it gets, if it gets any; it must be new.
     ///
     /// `EINPROGRESS` is a success of its own kind: the block is claimed, and in
-    /// force once the agent has confirmed it. [`Model::granted`] tells the rest.
+    /// force once the agent has confirmed it. [`Model::granted`] reports the rest.
     ///
     /// Acquiring privileged ports of the machine's own namespace needs a right; elsewhere the agent decides.
     pub fn acquire(&mut self, pid: Pid, descriptor: Descriptor, ask: &Request, token: Token) -> Result<(), Errno> {
@@ -222,7 +222,7 @@ impl Model {
         if fits { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    /// GRANTED: what the last ACQUIRE on this socket gave. Bad news is told once.
+    /// GRANTED: what the last ACQUIRE on this socket gave. An error is reported once.
     pub fn granted(&mut self, pid: Pid, descriptor: Descriptor) -> Result<(Token, Reservation), Errno> {
         let (id, _) = self.control(pid, descriptor)?;
         let token = self.sockets[&id].last_acquired.ok_or(Errno::ENOENT)?;
@@ -234,7 +234,7 @@ impl Model {
         Ok((token, reservation))
     }
 
-    /// SELECT: what [`Model::state`] shall tell.
+    /// SELECT: what [`Model::state`] shall report.
     pub fn select(&mut self, pid: Pid, descriptor: Descriptor, select: Select) -> Result<(), Errno> {
         let (id, _) = self.control(pid, descriptor)?;
         self.socket_mut(id).selected = Some(select);
@@ -265,7 +265,7 @@ impl Model {
         Ok((visible, reservation))
     }
 
-    /// What STATE reports of a reservation's use: ports in use, of each transport.
+    /// The use of a reservation, as STATE reports it: ports in use, of each transport.
     pub fn bound_ports(&self, reservation: &Reservation) -> u32 {
         reservation.places().filter(|at| self.is_occupied(*at)).count() as u32
     }

@@ -1,4 +1,4 @@
-//! What holds after any history: the model against itself.
+//! Invariants after any history: the model checks itself.
 
 use proptest::prelude::*;
 

@@ -1,10 +1,10 @@
 //! The reference model: the whole facility as plain data and pure functions.
 //!
-//! It says what the kernel part must answer, as simply as it can be said: sets,
+//! It says what the BPF programs must answer, as simply as it can be said: sets,
 //! maps and linear scans, no bit tables, no counters, nothing remembered that
 //! can be derived. `portkeep-kernel` runs long random histories through the
-//! kernel and through this and compares every answer. Whatever chance decides
-//! comes in as an argument: tokens, process numbers, and the ports the system's
+//! kernel and through this and compares every answer. All random results
+//! come in as arguments: tokens, process numbers, and the ports the system's
 //! own automatic choice falls on.
 //!
 //! [`Model`] has three kinds of methods:
@@ -21,7 +21,7 @@
 //! Left out: addresses beyond [`Address`], accepted connections, TIME_WAIT (it
 //! never matters to a consumer, rule A9), events, and the bind of sockets that
 //! are neither TCP nor UDP. The model has no clock: that a port was closed
-//! "lately" ends when it is told so ([`Model::set_closed_lately`]).
+//! "lately" ends when the test says so ([`Model::set_closed_lately`]).
 
 #![forbid(unsafe_code)]
 
@@ -62,14 +62,14 @@ pub struct Place {
     pub port: u16,
 }
 
-/// What an administrator has set.
+/// The settings of an administrator.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where wildcard requests are served from.
     pub pool: Option<PortRange>,
     /// Ports a uid other than 0 may hold, unless [`Model::set_quota`] says otherwise.
     pub quota: u32,
-    /// What an outsider's bind fails with.
+    /// The error of an outsider's bind.
     pub deny: Errno,
     /// Ports below this need a privilege, or a reservation (A8).
     pub unprivileged_start: u16,

@@ -3,7 +3,7 @@
 use super::{Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
 use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
 
-/// What the administrator asks for.
+/// The request of an administrator.
 #[derive(Clone, Debug)]
 pub struct Persistent {
     /// First port, 0 = any block of the pool.
@@ -12,7 +12,7 @@ pub struct Persistent {
     pub count: u16,
     /// Of which transports.
     pub transports: Transports,
-    /// Who may consume it, besides administrators by association. Units are cgroups here, and cgroups are ids.
+    /// Its audience, besides administrators by association. Units are cgroups here, and cgroups are ids.
     pub scope: Scope,
     /// With [`Scope::User`]: who.
     pub uid: u32,

@@ -68,7 +68,7 @@ impl Model {
         }
     }
 
-    /// The process changes its real uid. What it owns stays charged to the old one.
+    /// The process changes its real uid. Its reservations stay charged to the old one.
     pub fn set_uid(&mut self, pid: Pid, uid: u32) {
         self.process_mut(pid).uid = uid;
     }

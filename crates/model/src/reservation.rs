@@ -16,7 +16,7 @@ pub enum State {
     Refused(Errno),
 }
 
-/// Who acquired a reservation.
+/// The owner of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The owner socket.
@@ -36,9 +36,9 @@ pub struct Reservation {
     pub transports: Transports,
     /// The namespace.
     pub namespace: Namespace,
-    /// Who acquired it.
+    /// Its owner.
     pub owner: Owner,
-    /// Who may consume it. A cgroup is named by its id here, never by 0.
+    /// Its scope. A cgroup is named by its id here, never by 0.
     pub scope: Scope,
     /// An administrator made it; the owner then only says whom [`Scope::User`] means.
     pub persistent: bool,

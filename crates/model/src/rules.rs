@@ -152,7 +152,7 @@ fn n2_no_grant_of_a_port_that_is_bound() {
     assert_eq!(w.ask(OWNER, s, Request::new(61000, 2)), Err(Errno::EADDRINUSE));
     assert_eq!(w.ask(OWNER, s, Request::new(0, 2)).unwrap().1, range(61002, 2));
     w.model.close(OTHER, outsider).unwrap();
-    assert!(w.ask(OWNER, s, Request::new(61000, 2)).is_ok(), "without an agent nothing stands in its way");
+    assert!(w.ask(OWNER, s, Request::new(61000, 2)).is_ok(), "without an agent it is granted");
 }
 
 #[test]
@@ -431,11 +431,11 @@ fn r9_wider_scopes() {
     let user = Request { scope: Scope::User, ..Request::new(61000, 1) };
     let group = Request { scope: Scope::Cgroup(10), ..Request::new(61001, 1) };
     let own = Request { scope: Scope::Cgroup(0), ..Request::new(61002, 1) };
-    let stranger = Request { scope: Scope::Cgroup(12), ..Request::new(61003, 1) };
+    let foreign = Request { scope: Scope::Cgroup(12), ..Request::new(61003, 1) };
     for request in [user, group, own] {
         w.ask(OWNER, s, request).unwrap();
     }
-    assert_eq!(w.ask(OWNER, s, stranger), Err(Errno::EINVAL), "a cgroup it is not in");
+    assert_eq!(w.ask(OWNER, s, foreign), Err(Errno::EINVAL), "a cgroup it is not in");
     let expected = [(OWNER, [true, true, true]), (OTHER, [false, true, false]), (102, [true, false, false])];
     for (pid, allowed) in expected {
         for (port, allowed) in (61000..).zip(allowed) {
@@ -665,7 +665,7 @@ fn quotas_count_ports_of_a_uid_and_each_transport() {
     let (token, _) = w.ask(OWNER, s, Request { both: true, ..Request::new(0, 20) }).unwrap();
     assert_eq!(w.ask(OWNER, s, Request::new(0, 11)), Err(Errno::EDQUOT));
     assert!(w.ask(OWNER, s, Request::new(0, 10)).is_ok());
-    // What it holds stays charged to the uid that acquired it.
+    // Its reservations stay charged to the uid that acquired them.
     w.model.set_uid(OWNER, 0);
     assert!(w.ask(OWNER, s, Request::new(0, 60)).is_ok());
     assert_eq!(w.model.ports_of(1000), 50);

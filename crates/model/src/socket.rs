@@ -49,7 +49,7 @@ impl Address {
     }
 }
 
-/// What a socket is created with.
+/// The options that a socket is created with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// SO_REUSEADDR
@@ -58,7 +58,7 @@ pub struct Options {
     pub reuse_port: bool,
 }
 
-/// What the agent has marked a socket as.
+/// The agent's mark on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// While it is open the agent counts as running.

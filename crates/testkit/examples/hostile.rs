@@ -107,7 +107,7 @@ fn try_once(port: u16) -> io::Result<()> {
 fn serve(port: u16) -> io::Result<()> {
     let listener = std::net::TcpListener::bind(("0.0.0.0", port))?;
     for stream in listener.incoming() {
-        // Whoever has gone away already need not be told.
+        // A client that is gone already needs no answer.
         let _ = stream.and_then(|mut stream| stream.write_all(b"plain\n"));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Where the kernel part is attached to: below the root of the hierarchy, as anywhere, or to the root itself, as users
+//! Where the BPF programs are attached: below the root of the hierarchy, as anywhere, or to the root itself, as users
 //! have it. The latter only in a machine that was booted for these tests: everybody on it is held to the reservations.
 
 use std::{env, fs, sync::OnceLock};
@@ -9,21 +9,21 @@ use crate::tell;
 /// the hierarchy; tests that need somebody who is not held are left to the other run. `below`: as anywhere, these only.
 pub const ATTACH: &str = "PORTKEEP_TEST_ATTACH";
 
-/// The word on the kernel's command line without which [`ATTACH`] is refused: nobody's workstation is booted with it.
+/// The word on the kernel's command line without which [`ATTACH`] is refused: no workstation is booted with it.
 pub const GUEST: &str = "portkeep.guest";
 
-/// What this process has to run, and where.
+/// The tests that this process has to run, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Run {
     /// Everything, in a cgroup of its own.
     Anywhere,
     /// All that can be run there, at the root.
     Root,
-    /// What could not be run at the root, in a cgroup of its own.
+    /// The tests that could not run at the root, in a cgroup of their own.
     Below,
 }
 
-/// What a test needs besides the kernel part.
+/// The needs of a test besides the BPF programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
     Nothing,
@@ -57,8 +57,8 @@ pub fn at_root() -> bool {
     run() == Run::Root
 }
 
-/// True if a test with such needs is for this run. What is left to the other run is said, and so is what this one takes
-/// up: whoever starts both compares.
+/// True if a test with such needs is for this run. Tests that are left to the other run are reported, and so are
+/// those that this run takes up: the report on the guests compares both.
 pub(crate) fn mine(test: &str, needs: Needs) -> bool {
     match (run(), needs) {
         (Run::Anywhere, _) | (Run::Root, Needs::Nothing) => true,

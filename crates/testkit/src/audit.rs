@@ -19,7 +19,7 @@ fn bits(first: u32, last: u32) -> u64 {
     (u64::MAX << first) & (u64::MAX >> (63 - last))
 }
 
-/// What the reservations say a word must be.
+/// The value of a word that follows from the reservations.
 #[derive(Default)]
 struct Expected {
     reserved: u64,
@@ -155,7 +155,7 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     wrong
 }
 
-/// What accounts take of the port table.
+/// The share of each account in the port table.
 fn room_taken(maps: &Maps) -> BTreeMap<u64, u32> {
     let mut taken: BTreeMap<u64, u32> = BTreeMap::new();
     for (_, word) in maps.words().map(|item| item.expect("a word")) {
@@ -181,7 +181,7 @@ pub fn assert_consistent(maps: &Maps) {
     assert!(wrong.is_empty(), "the maps are inconsistent:\n{}", wrong.join("\n"));
 }
 
-/// What is left in a namespace: reservations (a refused one that was not asked after included), claimed ports, bound
+/// The remains in a namespace: reservations (a refused one that was not asked after included), claimed ports, bound
 /// sockets, draws under way.
 ///
 /// # Panics
@@ -206,7 +206,7 @@ pub fn assert_empty(maps: &Maps, netns: u64) {
     assert!(left.is_empty(), "left over:\n{}", left.join("\n"));
 }
 
-/// Wait for the end of processes that are nobody's children here: until nothing of theirs is left in the namespace, or
+/// Wait for the end of processes that are not children of this one: until nothing of theirs is left in the namespace, or
 /// it is plain that it never will be, which [`assert_empty`] then says.
 pub fn wait_until_empty(maps: &Maps, netns: u64) {
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! What the tests and benchmarks that need the kernel stand on.
+//! The base of the tests and benchmarks that need the kernel.
 //!
 //! Everything happens in a cgroup and in network namespaces of the test's own:
 //! programs are attached to that cgroup and nowhere else, so running the tests
@@ -41,7 +41,7 @@ pub fn obstacle() -> Option<String> {
     if cgroup::root().is_none() {
         return Some("no cgroup v2 hierarchy is mounted".into());
     }
-    // At the root there is room for one kernel part, and it may be the test's own. That machine is there for the tests:
+    // At the root there is room for one instance, and it may be the test's own. That machine is there for the tests:
     // what does not work is not found out beforehand, it fails.
     if at_root() {
         return None;
@@ -59,9 +59,9 @@ pub fn kernel_or_skip(test: &str) -> bool {
     possible(test, Needs::Nothing)
 }
 
-/// The same for a test that needs a cgroup where nothing is enforced: to have strangers that are not held, or for a
-/// kernel part of its own. Where the kernel part is attached to the root of the hierarchy it says that it is for another
-/// run ([`ATTACH`]).
+/// The same for a test that needs a cgroup where nothing is enforced: to have outsiders that are not held, or for a
+/// second instance. If the BPF programs are attached to the root of the hierarchy, it reports that the test is for
+/// another run ([`ATTACH`]).
 #[track_caller]
 pub fn outside_or_skip(test: &str) -> bool {
     possible(test, Needs::Outside)
@@ -152,7 +152,7 @@ impl TestCgroup {
     }
 }
 
-/// The kernel part, attached to a cgroup that this process lives in.
+/// The BPF programs, attached to a cgroup that this process lives in.
 #[derive(Debug)]
 pub struct Sandbox {
     cgroup: TestCgroup,
@@ -181,14 +181,14 @@ fn process_sandbox() -> &'static Result<Sandbox, String> {
 }
 
 impl Sandbox {
-    /// Another kernel part, with its own maps, attached to a cgroup that nobody lives in yet: whoever shall be under
+    /// A second instance, with its own maps, attached to an empty cgroup: a process that shall be under
     /// it moves in with [`TestCgroup::enter`]. Only for tests with an outside ([`outside_or_skip`]).
     ///
     /// # Panics
     ///
     /// If it cannot be brought up.
     pub fn beside(name: &str, settings: &Settings) -> Self {
-        Self::beside_with(name, settings, Loaded::load().expect("the kernel part loads"))
+        Self::beside_with(name, settings, Loaded::load().expect("the BPF programs load"))
     }
 
     /// The same with what was loaded in a special way.
@@ -197,9 +197,9 @@ impl Sandbox {
     ///
     /// If it cannot be attached.
     pub fn beside_with(name: &str, settings: &Settings, mut loaded: Loaded) -> Self {
-        assert!(!at_root(), "two kernel parts would answer: this test needs an outside");
+        assert!(!at_root(), "two instances would answer: this test needs an outside");
         let cgroup = TestCgroup::new(name).expect("a cgroup of our own");
-        loaded.attach(settings, cgroup.path(), cgroup.path()).expect("the kernel part attaches");
+        loaded.attach(settings, cgroup.path(), cgroup.path()).expect("the BPF programs attach");
         Self { cgroup, loaded: Mutex::new(loaded) }
     }
 
@@ -217,7 +217,7 @@ impl Sandbox {
         &self.cgroup
     }
 
-    /// The loaded kernel part.
+    /// The loaded BPF programs.
     pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

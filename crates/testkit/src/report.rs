@@ -1,4 +1,4 @@
-//! What was measured, put where people read it.
+//! Puts measurements where people read them.
 
 use std::{fs, io, path::Path};
 
@@ -19,8 +19,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Put `text` into a Markdown file, between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`; what stood there
-/// before goes. A file without these lines gets them at its end.
+/// Put `text` into a Markdown file, between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`; the text there
+/// before is replaced. A file without these lines gets them at its end.
 pub fn put(file: &Path, name: &str, text: &str) -> io::Result<()> {
     let old = match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),

@@ -1,5 +1,5 @@
-//! What the maintainers' tools share: the programs of other packages that they start, the folders of the repository, and
-//! their exit status.
+//! The common parts of the maintainers' tools: the programs of other packages that they start, the folders of the
+//! repository, and their exit status.
 
 use std::{
     ffi::OsStr,

@@ -1,4 +1,4 @@
-//! A process that takes ports in the way of one subject, told what to do line
+//! A process that takes ports in the way of one subject, by commands, line
 //! by line. The same for all languages, so that only the taking differs:
 //!
 //! | line | answer |

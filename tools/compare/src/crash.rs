@@ -1,5 +1,5 @@
-//! What becomes of ports when the one that has them is killed: whom do they
-//! belong to before, who can have them afterwards, and when.
+//! The fate of ports when their holder is killed: who has them
+//! before, who can have them afterwards, and when.
 
 use std::{
     fs, thread,
@@ -21,7 +21,7 @@ use portkeep_testkit::places::{Places, moved};
 
 #[derive(Clone, Debug)]
 pub(super) struct Crash {
-    /// Of the 8 ports in hand, how many a stranger can have without an option.
+    /// Of the 8 ports in hand, how many an outsider can have without an option.
     pub(super) plain: usize,
     /// The same with SO_REUSEADDR.
     pub(super) reuse: usize,
@@ -34,16 +34,16 @@ pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Du
     if subject == Subject::Portserver {
         return portserver::observe(kit, places);
     }
-    let stranger = |way, ports: &[u16]| {
-        let cgroup = places.cgroup(subject.under_the_kernel_part());
+    let outsider = |way, ports: &[u16]| {
+        let cgroup = places.cgroup(subject.enforced());
         probe(moved(cgroup.path(), &kit.job("probe")), way, ports)
     };
     let mut allocator = start(subject, kit, places)?;
     let Taken { holder, ports } = allocator.get(PORTS)?.map_err(|reason| anyhow!("no ports: {reason}"))?;
-    let (plain, reuse) = (stranger(Way::Plain, &ports)?, stranger(Way::Reuse, &ports)?);
+    let (plain, reuse) = (outsider(Way::Plain, &ports)?, outsider(Way::Reuse, &ports)?);
 
     if subject == Subject::Kernel {
-        ensure!(stranger(Way::Reservation, &ports)? == 0, "two reservations of {ports:?}");
+        ensure!(outsider(Way::Reservation, &ports)? == 0, "two reservations of {ports:?}");
     }
 
     if holder == allocator.pid() {
@@ -56,10 +56,10 @@ pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Du
         "nothing was held".into()
     } else if subject == Subject::Kernel {
         // Ports of the pool are for reservations only, so it takes one to see that they are free.
-        let free = || Ok(stranger(Way::Reservation, &ports)? == all);
+        let free = || Ok(outsider(Way::Reservation, &ports)? == all);
         format!("{}, to the next reservation", when(free, patience)?)
     } else {
-        let when = when(|| Ok(stranger(Way::Plain, &ports)? == all), patience)?;
+        let when = when(|| Ok(outsider(Way::Plain, &ports)? == all), patience)?;
         let option = if reuse == all { "; with SO_REUSEADDR they always were" } else { "" };
         format!("{when}{option}")
     };

@@ -31,7 +31,7 @@ pub(super) struct Kit {
 }
 
 impl Kit {
-    /// What is in a folder that [`install`](Self::install) has filled.
+    /// The contents of a folder that [`install`](Self::install) has filled.
     pub(super) fn at(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
     }

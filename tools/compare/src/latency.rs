@@ -1,4 +1,4 @@
-//! What taking ports and giving them back costs, in turns: all of them are
+//! The cost of taking ports and giving them back, in turns: all of them are
 //! measured in every round, and the medians compared.
 
 use anyhow::{Context, Result};
@@ -49,6 +49,6 @@ fn bench(subject: Subject, kit: &Kit, places: &Places) -> Result<Bench> {
 
 /// An allocator in a cgroup of its own, so that nobody else is in the scope of what it takes.
 pub(super) fn start(subject: Subject, kit: &Kit, places: &Places) -> Result<Allocator> {
-    let cgroup = places.subgroup(subject.under_the_kernel_part())?;
+    let cgroup = places.subgroup(subject.enforced())?;
     Allocator::start(moved(&cgroup, &subject.allocator(kit))).with_context(|| format!("starting {}", subject.name()))
 }

@@ -70,7 +70,7 @@ fn run(options: &Options) -> Result<()> {
         return run_released();
     }
     if cfg!(debug_assertions) {
-        // Two rounds tell whether it works, not how fast.
+        // Two rounds show whether it works, not how fast.
         build(&["-p", "portkeep-cli"])?;
     }
     let Some(places) = Places::make("cargo xtask compare")? else { return Ok(()) };

@@ -1,6 +1,6 @@
-//! What becomes of a port server's ports when a client of it is killed, and
+//! The fate of a port server's ports when a client of it is killed, and
 //! when it is killed itself. Sockets know nothing of who has which: only its
-//! other clients can tell.
+//! other clients can see it.
 
 use anyhow::{Result, anyhow, ensure};
 
@@ -20,8 +20,8 @@ const POOL: &str = "15000-15007";
 pub(super) fn observe(kit: &Kit, places: &Places) -> Result<Crash> {
     let server = kit.portserver(POOL)?;
     let (first, ports) = client(kit, places)?;
-    let stranger = |way| probe(moved(places.cgroup(false).path(), &kit.job("probe")), way, &ports);
-    let (plain, reuse) = (stranger(Way::Plain)?, stranger(Way::Reuse)?);
+    let outsider = |way| probe(moved(places.cgroup(false).path(), &kit.job("probe")), way, &ports);
+    let (plain, reuse) = (outsider(Way::Plain)?, outsider(Way::Reuse)?);
     let in_time = common(&client(kit, places)?.1, &ports);
     first.kill()?;
     let (second, again) = client(kit, places)?;

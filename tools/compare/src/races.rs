@@ -25,7 +25,7 @@ pub(super) struct Field {
 
 pub(super) fn play(subject: Subject, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
     Places::fresh_network();
-    let cgroup = places.cgroup(subject.under_the_kernel_part());
+    let cgroup = places.cgroup(subject.enforced());
     let _server = (subject == Subject::Portserver).then(|| kit.portserver(PORTSERVER_POOL)).transpose()?;
     let _neighbours = (0..field.neighbours)
         .map(|i| {
@@ -37,8 +37,8 @@ pub(super) fn play(subject: Subject, kit: &Kit, places: &Places, field: &Field) 
 
     let mut runners = Vec::new();
     for i in 0..field.processes {
-        // What it starts, and nobody else, belongs to it.
-        let own = places.subgroup(subject.under_the_kernel_part())?;
+        // Only the programs that it starts belong to it.
+        let own = places.subgroup(subject.enforced())?;
         let mut command = kit.job("runner");
         command.arg(subject.name()).arg(kit.folder()).arg(field.rounds.to_string());
         command.arg((field.seed * 1000 + u64::from(i)).to_string());

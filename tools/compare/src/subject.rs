@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The subjects that are compared.
 
 use std::process::Command;
 
@@ -47,8 +47,8 @@ impl Subject {
         clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Everybody else is measured where the kernel part is not.
-    pub(super) fn under_the_kernel_part(self) -> bool {
+    /// All others are measured without kernel enforcement.
+    pub(super) fn enforced(self) -> bool {
         self == Self::Kernel
     }
 

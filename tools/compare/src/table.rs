@@ -101,7 +101,7 @@ impl Table {
         text
     }
 
-    /// What Portkeep promises of these figures.
+    /// The budget for these figures.
     pub(super) fn check(&self) -> Result<()> {
         let kernel =
             self.rows.iter().find(|row| row.subject == Subject::Kernel).context("Portkeep was not measured")?;

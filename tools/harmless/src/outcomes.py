@@ -1,6 +1,6 @@
 """Results of `python3 -m test --junit-xml`, one test a line: name, tab, outcome.
 
-A test with subtests stands there several times; the worst of them counts.
+A test with subtests is listed several times; the worst of them counts.
 """
 
 import sys

@@ -40,10 +40,14 @@ impl Report {
         Ok(())
     }
 
-    /// Every test came out the same. How fast servers are is told, not asserted.
+    /// Every test came out the same. The speed of servers is reported, not asserted.
     pub(super) fn check(&self) -> Result<()> {
         let different: Vec<_> = self.suites.iter().flat_map(|suite| &suite.different).map(String::as_str).collect();
-        ensure!(different.is_empty(), "these tests come out otherwise with the kernel part:\n{}", different.join("\n"));
+        ensure!(
+            different.is_empty(),
+            "these tests have other results with kernel enforcement:\n{}",
+            different.join("\n")
+        );
         Ok(())
     }
 
@@ -74,7 +78,7 @@ impl fmt::Display for Report {
         let option = if self.short { "--short" } else { "--write" };
         writeln!(
             f,
-            "Made by `cargo xtask do-no-harm {option}` as root. {}. \"With\" is in a cgroup with the kernel part, while \
+            "Made by `cargo xtask do-no-harm {option}` as root. {}. \"With\" is in a cgroup with kernel enforcement, while \
              {} ports are reserved for TCP and UDP that nobody here has to do with; \"without\" is in one beside it.\n",
             report::machine(),
             self.reserved

@@ -1,4 +1,4 @@
-//! Somebody's tests, run without the kernel part and with it.
+//! Tests of another project, run without kernel enforcement and with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ pub(super) type Outcomes = BTreeMap<String, String>;
 
 /// Tests that are run together.
 pub(super) trait Unit: Sync {
-    /// Whose tests.
+    /// The project that the tests belong to.
     fn suite(&self) -> &str;
     /// Which of them.
     fn name(&self) -> String;
@@ -23,16 +23,16 @@ pub(super) trait Unit: Sync {
     fn run(&self, cgroup: &Path) -> Result<Outcomes>;
 }
 
-/// What came of a unit on both sides.
+/// The results of a unit on both sides.
 pub(super) struct Verdict {
     pub(super) suite: String,
     pub(super) passed: usize,
     pub(super) skipped: usize,
     /// On both sides.
     pub(super) failed: Vec<String>,
-    /// Come out now so, now otherwise, without the kernel part or on both sides.
+    /// Tests that vary from run to run, without kernel enforcement or on both sides.
     pub(super) unsteady: Vec<String>,
-    /// Come out otherwise with the kernel part, every time.
+    /// Tests that differ with kernel enforcement, every time.
     pub(super) different: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What instructions compute, apart from memory and calls.
+//! The arithmetic of instructions, apart from memory and calls.
 
 use crate::{cpu::Cpu, program::Instruction};
 

@@ -173,7 +173,7 @@ impl Btf {
         self.field_of(self.structure(structure)?, path)
     }
 
-    /// What lies at an offset, as a reader of the source would write it: `uses[3]`.
+    /// The field at an offset, as a reader of the source would write it: `uses[3]`.
     pub(crate) fn describe(&self, id: u32, at: u32) -> String {
         match &self.types[self.bare(id) as usize] {
             Type::Composite { members, .. } => {

@@ -43,7 +43,7 @@ pub(crate) enum Step {
     AutoBind,
     GiveUp,
     SetOption,
-    /// The agent looks whether a port is vacant.
+    /// The agent checks whether a port is vacant.
     Look,
     /// The port of a socket that is gone.
     FreePort,
@@ -51,7 +51,7 @@ pub(crate) enum Step {
     Note,
     /// It waits until every program has ended that runs now.
     Wait,
-    /// It looks whether the namespace has been quiet since, and has no reservations.
+    /// It checks whether the namespace has been quiet since, and has no reservations.
     Quiet,
     /// It removes a word.
     Remove,
@@ -323,7 +323,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What the kernel keeps for a socket is gone with it.
+    /// The kernel's data for a socket is gone with it.
     fn free_storage(&mut self, state: &mut State, socket: usize) {
         for map in 0..self.program.maps.len() {
             if self.program.maps[map].kind == MapKind::SocketStorage {

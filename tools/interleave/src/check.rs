@@ -1,4 +1,4 @@
-//! What must hold: after every step, after every call, and when everything is over.
+//! Invariants: after every step, after every call, and when everything is over.
 
 use crate::{
     kernel::{EINVAL, Transport},

@@ -28,7 +28,7 @@ struct Frame {
     saved: [u64; 4],
 }
 
-/// What kind of context the program was given.
+/// The kind of context that the program was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Context {
     Bytes,

@@ -19,7 +19,7 @@ use crate::{
     world::new_socket,
 };
 
-/// What a search has seen.
+/// The results of a search.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
     /// Different states.
@@ -37,7 +37,7 @@ pub struct Figures {
 /// A schedule that breaks something.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// What is broken.
+    /// The rule that is broken.
     pub fault: String,
     /// CPUs and how many steps each of them makes, for `--replay`.
     pub schedule: String,
@@ -72,7 +72,7 @@ impl<'a> Search<'a> {
             events: 0,
             limit: None,
             trace: None,
-            // Address 0 of the kernel is nobody's.
+            // Address 0 of the kernel is not used.
             kernel_memory: vec![0; 64],
             kernel_socket: 0,
             instructions: 0,

@@ -50,7 +50,7 @@ impl Machine {
             1 => return self.look_up(state, cpu, a[0], a[1]),
             2 => return self.update(state, cpu, a),
             3 => return self.delete(state, cpu, a[0], a[1]),
-            // The time stands still during a system call: nothing depends on how it passes.
+            // The time does not change during a system call: nothing depends on how it passes.
             5 | 125 | 160 => cpu.now,
             14 => u64::from(process.pid) << 32 | u64::from(process.pid),
             15 => u64::from(process.gid) << 32 | u64::from(process.uid),
@@ -124,7 +124,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The element that a key names, and the cell that stands for its presence.
+    /// The element that a key names, and the cell that records its presence.
     fn element(&mut self, map: usize, key: &[u8]) -> (u32, usize) {
         (self.names.number(map as u16, key), self.program.maps[map].value_size.div_ceil(8) as usize)
     }
@@ -156,7 +156,7 @@ impl Machine {
                     return Ok(None);
                 }
                 let present = state.shared.present(object);
-                self.told(cpu, || format!("looks up, {}:", if present { "found" } else { "not there" }), object, 0);
+                self.describe(cpu, || format!("looks up, {}:", if present { "found" } else { "not there" }), object, 0);
                 Ok(Some(if present { address::shared(object) } else { 0 }))
             }
             // The world has no accounts of many uids.
@@ -195,7 +195,7 @@ impl Machine {
             state.shared.create(object, value_size, true);
         }
         self.put(state, cpu, address::shared(object), &value)?;
-        self.told(cpu, || "enters".to_owned(), object, 0);
+        self.describe(cpu, || "enters".to_owned(), object, 0);
         Ok(Some(0))
     }
 
@@ -214,7 +214,7 @@ impl Machine {
             return Ok(Some(error(ENOENT)));
         }
         state.shared.remove(object);
-        self.told(cpu, || "removes".to_owned(), object, 0);
+        self.describe(cpu, || "removes".to_owned(), object, 0);
         Ok(Some(0))
     }
 

@@ -1,6 +1,6 @@
 //! The kernel around the programs, as small as it can be: processes, sockets, and who has which port.
 //!
-//! What is modelled, and from where (Linux 6.x):
+//! The modelled functions, and their sources (Linux 6.x):
 //! - `inet_csk_get_port` and `udp_lib_get_port`: two sockets share a port if their addresses differ and neither is the
 //!   wildcard, if both have SO_REUSEADDR (TCP: and none listens), or if both have SO_REUSEPORT and the same uid;
 //! - a connection in TIME_WAIT is a socket that has nothing but its port and SO_REUSEADDR;

@@ -25,27 +25,27 @@ use anyhow::{Context, Result, ensure};
 
 pub use explore::{Figures, Found};
 
-/// The scenarios, by name, as they stand in `scenarios/`.
+/// The scenarios in `scenarios/`, by name.
 pub const SCENARIOS: &[(&str, &str)] = include!("../scenarios/list.rs");
 
-/// What one scenario came to.
+/// The result of one scenario.
 #[derive(Debug)]
 pub struct Report {
     /// Its name.
     pub name: String,
-    /// What it is about.
+    /// Its subject.
     pub title: String,
     /// How many CPUs it has.
     pub cpus: usize,
     /// The bound.
     pub preemptions: u32,
-    /// What was seen, or the schedule that breaks something.
+    /// The findings, or the schedule that breaks something.
     pub outcome: Result<Figures, Found>,
 }
 
 fn load(object: &[u8]) -> Result<program::Program> {
     let mut program = program::Program::parse(object)?;
-    // What the loader finds out about the kernel at hand: all that reads the kernel's structures is known.
+    // The loader normally sets these: every kernel structure that the programs read is known.
     for name in ["places_known", "process_known", "processes_known", "structures_known"] {
         program.set_constant(name, 1);
     }

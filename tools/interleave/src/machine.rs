@@ -22,7 +22,7 @@ pub(crate) fn fault<T>(text: impl Into<String>) -> Outcome<T> {
     Err(Fault(text.into()))
 }
 
-/// Why a CPU stands still.
+/// Why a CPU is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// Before an access that others may see.
@@ -31,7 +31,7 @@ pub(crate) enum Stop {
     Done(u64),
 }
 
-/// What all CPUs share and no schedule changes, and what is known about all schedules.
+/// Data that all CPUs share and no schedule changes, and facts about all schedules.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) program: Program,
@@ -41,7 +41,7 @@ pub(crate) struct Machine {
     pub(crate) watching: bool,
     /// Which CPU runs.
     pub(crate) cpu: usize,
-    /// The CPU stands at a point, which it now passes.
+    /// The CPU is at a point, which it now passes.
     pub(crate) passing: bool,
     /// Accesses and kernel steps since the CPU was resumed.
     pub(crate) events: u32,
@@ -180,7 +180,7 @@ impl Machine {
                 return Ok(None);
             }
             let Some(value) = state.shared.load(object, offset, size) else { return self.outside(at, cpu) };
-            self.told(cpu, || format!("reads {value:#x} from"), object, offset);
+            self.describe(cpu, || format!("reads {value:#x} from"), object, offset);
             return Ok(Some(value));
         }
         if address::region(at) == address::SOCKET {
@@ -192,7 +192,7 @@ impl Machine {
             }
             let value = state.kernel.sockets[socket].field(field)?;
             if field == 44 {
-                self.told(cpu, || format!("reads port {value} of"), object, 0);
+                self.describe(cpu, || format!("reads port {value} of"), object, 0);
             }
             return Ok(Some(value));
         }
@@ -223,7 +223,7 @@ impl Machine {
             if !state.shared.store(object, offset, size, value) {
                 return self.outside(at, cpu);
             }
-            self.told(cpu, || format!("writes {value:#x} to"), object, offset);
+            self.describe(cpu, || format!("writes {value:#x} to"), object, offset);
             return Ok(true);
         }
         self.write_private(cpu, at, &value.to_le_bytes()[..size])?;
@@ -286,7 +286,7 @@ impl Machine {
             cpu.registers[i.from as usize] = old;
         }
         if let Some((object, offset)) = place {
-            self.told(cpu, || format!("changes {old:#x} atomically to {new:#x} in"), object, offset);
+            self.describe(cpu, || format!("changes {old:#x} atomically to {new:#x} in"), object, offset);
         }
         Ok(true)
     }
@@ -331,7 +331,7 @@ impl Machine {
         (self.program.function_at(at).to_owned(), line)
     }
 
-    /// What a reader calls a place in shared memory.
+    /// The readable name of a place in shared memory.
     pub(crate) fn name(&self, object: u32, offset: usize) -> String {
         let (map, key) = &self.names.list[object as usize];
         match *map {
@@ -355,7 +355,7 @@ impl Machine {
         }
     }
 
-    pub(crate) fn told(&mut self, cpu: &Cpu, what: impl FnOnce() -> String, object: u32, offset: usize) {
+    pub(crate) fn describe(&mut self, cpu: &Cpu, what: impl FnOnce() -> String, object: u32, offset: usize) {
         if self.trace.is_none() {
             return;
         }

@@ -26,7 +26,7 @@ impl Names {
     }
 }
 
-/// What an access does. Two accesses of the same kind to one cell commute, unless they are stores.
+/// The effect of an access. Two accesses of the same kind to one cell commute, unless they are stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Load,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const SOL_PORTKEEP: u32 = 0x504b;
-/// What comes before the CPUs start is an earlier time; both are in one period of everything that expires.
+/// The setup before the CPUs start is at an earlier time; both are in one period of everything that expires.
 const NOW: u64 = 1_000_000_000_000;
 const BEFORE: u64 = NOW - 1_000_000;
 
@@ -144,7 +144,7 @@ impl Machine {
         Ok(packet)
     }
 
-    /// What the program's verdict means for the call.
+    /// The meaning of the program's verdict for the call.
     #[expect(clippy::too_many_arguments, reason = "all are about the one program that has just returned")]
     pub(crate) fn judge(
         &mut self,

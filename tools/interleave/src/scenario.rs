@@ -1,4 +1,4 @@
-//! Scenarios, as they stand in `scenarios/*.txt`.
+//! The scenarios in `scenarios/*.txt`.
 //!
 //! ```text
 //! title An entry is refilled while a bind looks at it
@@ -33,7 +33,7 @@ pub(crate) struct Terms {
     pub(crate) uid: u32,
 }
 
-/// Who else has a program in the hook, and refuses there.
+/// The hooks where another program also refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Others {
     pub(crate) bind: bool,
@@ -123,7 +123,7 @@ pub(crate) struct Line {
     pub(crate) text: String,
 }
 
-/// What does not change about a reservation.
+/// The fixed properties of a reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Terminology {
     pub(crate) name: String,

@@ -8,7 +8,7 @@ use crate::{
     memory::{Shared, mix},
 };
 
-/// What has become of a reservation, as those know who asked for it.
+/// The phase of a reservation, as its owner knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
     /// Nobody has asked yet.
@@ -43,7 +43,7 @@ pub(crate) type Set = u32;
 pub(crate) struct Task {
     pub(crate) call: usize,
     pub(crate) step: usize,
-    /// It stands before an access that others may see.
+    /// It waits before an access that others may see.
     pub(crate) waiting: bool,
     pub(crate) cpu: Option<Box<Cpu>>,
     /// Of the call at hand, as far as it is known.
@@ -55,9 +55,9 @@ pub(crate) struct Task {
     pub(crate) mine: Set,
     /// Our programs have refused this bind.
     pub(crate) refused: bool,
-    /// What may excuse that.
+    /// The possible excuses for that.
     pub(crate) excuses: Set,
-    /// What may excuse the refusals of earlier ones.
+    /// The possible excuses for earlier refusals.
     pub(crate) refusals: Vec<Set>,
     pub(crate) results: Vec<i32>,
     /// Of forgetting: when the namespace was last used, and which programs ran then.

@@ -49,7 +49,7 @@ impl Machine {
         state.shared.load(object, field.at as usize, field.size as usize).unwrap_or(0)
     }
 
-    /// What `up` writes.
+    /// The settings that `up` writes.
     pub(crate) fn configure(&mut self, state: &mut State) {
         let zero = 0u32.to_le_bytes();
         for (path, value) in [
@@ -125,7 +125,7 @@ impl Machine {
         }
     }
 
-    /// What all sockets lead to: a `struct socket` with a file, as those of programs have.
+    /// The target of all sockets: a `struct socket` with a file, as those of programs have.
     pub(crate) fn build_socket(&mut self) {
         let socket = self.structure("socket");
         if let Some(field) = self.program.btf.field("socket", "file") {

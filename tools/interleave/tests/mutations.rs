@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use portkeep_interleave::{SCENARIOS, explore};
 
-/// What is damaged, in which file, the text before and after.
+/// The name of the mutation, its file, the text before and after.
 type Mutation = (&'static str, &'static str, &'static str, &'static str);
 
 const MUTATIONS: &[Mutation] = include!("mutations/list.rs");

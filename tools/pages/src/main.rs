@@ -64,7 +64,7 @@ fn make() -> Result<Files> {
         clap_complete::generate(shell, &mut shown.clone(), "portkeep", &mut text);
         files.insert(path.into(), text);
     }
-    // What `portkeep help` and `--help` say needs no page of its own.
+    // `portkeep help` and `--help` need no page of their own.
     table = table.disable_help_subcommand(true);
     table.build();
     pages(&table, &[], &mut files)?;
@@ -118,7 +118,7 @@ fn pages(command: &Command, above: &[&str], files: &mut Files) -> Result<()> {
     below.into_iter().try_for_each(|inner| pages(inner, &words, files))
 }
 
-/// What stands behind the options in a help text, in its parts.
+/// The text behind the options in a help text, in its parts.
 #[derive(Default)]
 struct AfterHelp {
     paragraphs: Vec<String>,
@@ -240,7 +240,7 @@ fn configuration() -> String {
     roff.to_roff()
 }
 
-/// Every key with its example: the keys of a table stand together in [`KEYS`].
+/// Every key with its example: the keys of a table are together in [`KEYS`].
 fn example() -> Vec<String> {
     let mut lines = Vec::new();
     let mut table = "";

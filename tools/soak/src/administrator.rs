@@ -36,7 +36,7 @@ pub(crate) struct Options {
 /// How many there can be of each kind.
 const EACH: u64 = 12;
 
-/// What is known of a reservation.
+/// The known facts about a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Known {
     Absent,
@@ -56,11 +56,11 @@ struct Administrator {
     cgroup_id: u64,
     /// Created by command, by number.
     created: BTreeMap<u64, Known>,
-    /// Declared by the file of this number; `None`: there is no file. What the agent has read of late.
+    /// Declared by the file of this number; `None`: there is no file. As the agent has read it last.
     read: BTreeMap<u64, Option<Proposal>>,
-    /// What the files say.
+    /// The contents of the files.
     files: BTreeMap<u64, Option<Proposal>>,
-    /// What stands in the ledger, by name.
+    /// The entries in the ledger, by name.
     written: BTreeMap<String, (Entry, Grant)>,
 }
 
@@ -188,7 +188,7 @@ impl Administrator {
         }
     }
 
-    /// A file comes, changes or goes, and the agent is told.
+    /// A file comes, changes or goes, and the agent is notified.
     fn declare(&mut self, k: u64) {
         let name = format!("d{k}");
         self.cross_out(&name);

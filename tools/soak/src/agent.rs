@@ -73,7 +73,7 @@ impl Place {
     }
 }
 
-/// Whether an agent runs, as the kernel part has it.
+/// Whether an agent runs, according to the BPF programs.
 fn is_served() -> bool {
     control::version(tcp()).is_ok_and(|version| version.agent == 1)
 }
@@ -132,7 +132,7 @@ impl Agent {
     pub(super) fn stop(mut self) -> Result<()> {
         self.signal(Signal::TERM)?;
         let status = self.child.wait()?;
-        ensure!(status.success(), "told to stop, the agent ended with {status}");
+        ensure!(status.success(), "asked to stop, the agent ended with {status}");
         Ok(())
     }
 

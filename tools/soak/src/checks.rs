@@ -1,4 +1,4 @@
-//! What must be true while everybody waits, and what must be left when everybody is gone.
+//! Conditions while all processes wait, and after they are gone.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,8 +16,8 @@ use super::{
     shared::{GRANTS, Shared},
 };
 
-/// What is closed by the kernel in its own time (descriptors in a queue, for one) is given this long. It is no measure of
-/// anything: what is wrong stays wrong.
+/// The time that the kernel gets to close things on its own schedule (descriptors in a queue, for one). It measures
+/// nothing: a real defect does not go away.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ask again until nothing is wrong, or it is plain that it stays so.
@@ -144,7 +144,7 @@ fn is_of_others(key: &WordKey, word: &Word, netns: u64) -> bool {
 /// In the filter: a socket has been counted in this word at some time.
 const COUNTED: u32 = 1 << 31;
 
-/// What is left in the kernel part once every process is gone and every persistent reservation is deleted.
+/// The remains in the BPF maps after every process is gone and every persistent reservation is deleted.
 pub(super) fn left_in_maps(maps: &Maps, netns: u64) -> Result<Vec<String>> {
     let mut left = audit::problems(maps);
     for item in maps.reservations() {

@@ -1,9 +1,9 @@
-//! Who certainly holds what, at this very moment.
+//! The reservations that are certainly in force, at this very moment.
 //!
 //! A grant is written down after ACQUIRE has returned, and crossed out before anything is done that ends it: RELEASE, the
 //! close of the last descriptor, a SIGKILL (the stage first says that the process is no longer alive, then kills). So
-//! what stands here is in force, whatever else is under way: a port of it must be granted to nobody else, and whoever
-//! is not in its scope must not get to bind it. What is not here may still be in force; nothing is concluded from that.
+//! an entry here is in force, whatever else is under way: a port of it must be granted to nobody else, and a process
+//! outside its scope must not get to bind it. Other reservations may also be in force; nothing is concluded from that.
 //!
 //! A look at the ledger proves something about an earlier call if the grant was certain before the call began and is still
 //! certain when one looks: then it was all the while.
@@ -59,7 +59,7 @@ impl Entry {
     }
 }
 
-/// Who is asking.
+/// The process that asks.
 #[derive(Clone, Debug)]
 pub(super) struct Person {
     pub(super) pid: u32,
@@ -176,7 +176,7 @@ impl Ledger {
         })
     }
 
-    /// Write a grant down; `Err` tells whom a port of it belongs to already.
+    /// Write a grant down; `Err` names the owner of a port that is already granted.
     pub(super) fn write(&self, slot: usize, grant: &Grant) -> Result<Entry, (u16, Entry, Grant)> {
         let cell = &self.crew(self.me).grants[slot];
         let entry = self.next(slot);
@@ -248,7 +248,7 @@ impl Ledger {
         here.then_some((entry, grant))
     }
 
-    /// A socket has drawn a port; `Err` tells who has drawn it and still has it. Gives the mark to cross out.
+    /// A socket has drawn a port; `Err` names the process that has drawn it and holds it. Gives the mark to cross out.
     pub(super) fn draw(&self, transport: Transport, port: u16) -> Result<Drawn, usize> {
         let mark = self.shared.common.sequence.fetch_add(1, SeqCst) + 1;
         let mark = mark << 20 | (self.incarnation & 0xff) << 12 | self.me as u64;

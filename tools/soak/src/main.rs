@@ -83,7 +83,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     if let Some(missing) = missing() {
-        // A machine that must run kernel tests says so; elsewhere it is left out, and told.
+        // A machine that must run kernel tests says so; elsewhere the soak is skipped, with a message.
         ensure!(std::env::var_os(portkeep_testkit::REQUIRE).is_none(), "{missing}");
         return Err(missing.into());
     }
@@ -132,10 +132,10 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What a soak cannot do without.
+/// A requirement of the soak that is missing.
 fn missing() -> Option<Missing> {
     if !rustix::process::geteuid().is_root() {
-        return Some(Missing { what: "the right to load the kernel part".into(), remedy: "run it as root".into() });
+        return Some(Missing { what: "the right to load the BPF programs".into(), remedy: "run it as root".into() });
     }
     let mount = "mount -t cgroup2 none /sys/fs/cgroup";
     cgroup::root().is_none().then(|| Missing { what: "a cgroup v2 hierarchy".into(), remedy: mount.into() })
@@ -187,7 +187,7 @@ fn stage_process(options: &stage::Options) -> Result<()> {
     Ok(())
 }
 
-/// What must be afterwards as it was before.
+/// The state that must be the same before and after.
 #[derive(Debug)]
 struct Surroundings {
     mounts: BTreeSet<String>,
@@ -211,7 +211,7 @@ impl Surroundings {
     }
 }
 
-/// What the run has left on the machine.
+/// Things that the run has left on the machine.
 fn left_behind(before: &Surroundings, report: &Report, cgroup: &Path, folder: &Path) -> Result<Vec<String>> {
     let mut left = checks::settled(|| {
         let procs = processes_below(cgroup)?;
@@ -244,7 +244,7 @@ fn left_behind(before: &Surroundings, report: &Report, cgroup: &Path, folder: &P
     let after = Surroundings::look()?;
     left.extend(checks::same("mount", &before.mounts, &after.mounts));
     left.extend(checks::same("pin", &before.pins, &after.pins));
-    // The cgroup's janitor has been told by a pipe of ours since.
+    // The pipe to the janitor of the cgroup is newer than the first look.
     let pipes = |item: &&String| !item.ends_with(" pipe");
     let descriptors = |set: &BTreeSet<String>| set.iter().filter(pipes).cloned().collect::<BTreeSet<_>>();
     left.extend(checks::same("descriptors", &descriptors(&before.descriptors), &descriptors(&after.descriptors)));

@@ -5,7 +5,7 @@
 pub(super) struct Random(u64);
 
 impl Random {
-    /// `path` tells one stream of choices from another: the number of a process, how often it was started.
+    /// `path` distinguishes streams of choices: the number of a process, how often it was started.
     pub(super) fn new(seed: u64, path: &[u64]) -> Self {
         let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
         for step in path {

@@ -1,5 +1,5 @@
-//! The memory that all processes of a soak share. Whatever kills a process, what it wrote here stays, so that the others
-//! and the stage can tell what it held and what it did last.
+//! The memory that all processes of a soak share. When a process is killed, its data here stays, so that the others
+//! and the stage know what it held and what it did last.
 //!
 //! Everything in it is an atomic, all of them may be zero, and they are read and written in one order (`SeqCst`): the
 //! checks rest on what was written before what.
@@ -28,7 +28,7 @@ const STEP_WORDS: usize = 16;
 /// TCP's ports, then UDP's.
 pub(super) const PORTS: usize = 2 * 65536;
 
-/// What concerns everybody.
+/// The data of all processes.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Common {
@@ -58,7 +58,7 @@ pub(super) struct GrantCell {
     pub(super) since: AtomicU64,
 }
 
-/// What one process has written.
+/// The data of one process.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Crew {
@@ -99,7 +99,7 @@ impl Crew {
     }
 }
 
-/// Who certainly holds which port, in one network namespace.
+/// The certain holder of each port, in one network namespace.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Section {
@@ -129,7 +129,7 @@ impl Shared {
         Ok((shared, file.into()))
     }
 
-    /// Open what another process made: the path below `/proc` that [`path_of`] tells.
+    /// Open the memory of another process, by the path below `/proc` from [`path_of`].
     pub(super) fn open(path: &Path, crew: usize, sections: usize) -> io::Result<Self> {
         Self::map(&OpenOptions::new().read(true).write(true).open(path)?, crew, sections)
     }

@@ -1,4 +1,4 @@
-//! Where it all happens: a process in a cgroup, a network and a mount namespace of the run's own, with the kernel part
+//! The stage of a run: a process in a cgroup, a network and a mount namespace of its own, with kernel enforcement
 //! pinned in a BPF file system that nobody else sees. It starts the others, does to them what happens to processes, stops
 //! them now and then for an audit, and counts what is left at the end.
 
@@ -47,7 +47,7 @@ pub(crate) struct Options {
     pub(super) portkeep: PathBuf,
 }
 
-/// What the stage did.
+/// The actions of the stage.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Deeds {
     pub(super) started: u64,
@@ -64,7 +64,7 @@ pub(super) struct Deeds {
     pub(super) most_reservations: u32,
 }
 
-/// What others wrote into the sysctl before.
+/// The ports that others had in the sysctl before.
 const THEIRS: &str = "100,7000-7009,40100";
 /// Of the processes this many live in a network namespace of their own.
 const APART: usize = 8;
@@ -113,7 +113,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     up.settings.quota = 400;
     // Where users' requests of privileged ports are refused at once.
     up.settings.home = Some(netns);
-    let instance = Instance::up(&up).context("bringing the kernel part up")?;
+    let instance = Instance::up(&up).context("bringing kernel enforcement up")?;
 
     let apart = options.processes / APART;
     // The memory stays open as long as this process lives.
@@ -140,7 +140,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         stage.violations.push(format!("the stage failed: {error:#}\n{}", stage.agent_at_work()));
     }
     stage.read_violations()?;
-    // Whatever it was, what was seen until then is told.
+    // In every case, report the findings so far.
     let leaks = match outcome.and_then(|()| stage.strike()) {
         Ok(leaks) => leaks,
         Err(error) => vec![format!("not counted to the end: {error:#}\n{}", stage.agent_at_work())],
@@ -303,7 +303,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Who has ended by itself is started again; who has ended badly is a violation.
+    /// A worker that has ended by itself is started again; one that has failed is a violation.
     fn reap(&mut self) -> Result<()> {
         for number in 0..self.workers.len() {
             let Some(status) = self.workers[number].0.try_wait()? else { continue };

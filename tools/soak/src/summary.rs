@@ -1,4 +1,4 @@
-//! What a run was like, in Markdown.
+//! The summary of a run, in Markdown.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use super::stage::Deeds;
 /// Each outcome of an operation, and how often it was.
 pub(super) type Outcomes = Vec<(String, u64)>;
 
-/// What the stage tells.
+/// The report of the stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Report {
     pub(super) deeds: Deeds,

@@ -1,4 +1,4 @@
-//! What was done how often, and with what outcome.
+//! How often each operation was done, and with which results.
 
 use std::sync::atomic::Ordering::SeqCst;
 

@@ -1,4 +1,4 @@
-//! The object of the kernel part: built the same on every machine, so that
+//! The object of the BPF programs: built the same on every machine, so that
 //! anybody can prove that what is checked in comes from the source beside it.
 
 use std::{
@@ -16,7 +16,7 @@ const CLANG: Tool = Tool {
 };
 const STRIP: Tool = Tool { name: "llvm-strip-19", remedy: "apt-get install llvm-19" };
 
-/// Rebuild the checked-in object of the kernel part
+/// Rebuild the checked-in object of the BPF programs
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Build aside and compare with the checked-in object instead of replacing it

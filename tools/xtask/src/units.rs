@@ -12,15 +12,15 @@ use portkeep_tool::{Tool, cargo, target_folder};
 
 use crate::install;
 
-/// What `systemd-analyze security` may give the service at most, in tenths; below 50 it calls it OK. What is above 0
-/// is what the agent is there for: BPF, other namespaces and processes, the network's sysctls.
+/// The highest score that `systemd-analyze security` may give the service, in tenths; below 50 it calls it OK. The agent
+/// requires the access that the score counts: BPF, other namespaces and processes, the network's sysctls.
 const EXPOSURE: u32 = 29;
 
 const ANALYZE: Tool = Tool { name: "systemd-analyze", remedy: "apt-get install systemd" };
 const SYSUSERS: Tool = Tool { name: "systemd-sysusers", remedy: ANALYZE.remedy };
 const TMPFILES: Tool = Tool { name: "systemd-tmpfiles", remedy: ANALYZE.remedy };
 
-/// Look whether systemd accepts the files in packaging/ and how far the service is confined
+/// Check whether systemd accepts the files in packaging/ and how far the service is confined
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// As ever: nothing is changed

@@ -18,7 +18,7 @@ pub struct Declaration {
     pub ports: PortRange,
     /// TCP, UDP, or both.
     pub transports: Transports,
-    /// Who may consume it, besides administrators.
+    /// Its audience, besides administrators.
     #[serde(default)]
     pub who: Who,
     /// Only associated sockets may bind its ports (rule A7).

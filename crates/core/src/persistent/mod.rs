@@ -1,4 +1,4 @@
-//! What is said about a persistent reservation: its [`Declaration`], whom it is for
+//! The description of a persistent reservation: its [`Declaration`], its audience
 //! ([`Who`]), and where it comes from ([`Origin`]).
 //!
 //! Files, the store, the agent's socket and the library say it in the same words;

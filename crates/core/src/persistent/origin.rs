@@ -21,14 +21,14 @@ pub enum Origin {
     },
     /// Created by a command, until it is deleted.
     Store {
-        /// Whose command it was.
+        /// The uid that gave the command.
         by_uid: u32,
         /// When, in seconds since 1970.
         since: u64,
     },
     /// Created by a command, until the next reboot.
     Active {
-        /// Whose command it was.
+        /// The uid that gave the command.
         by_uid: u32,
         /// When, in seconds since 1970.
         since: u64,

@@ -1,4 +1,4 @@
-//! Who may consume a persistent reservation.
+//! The audience of a persistent reservation.
 
 use std::{fmt, str::FromStr};
 
@@ -14,7 +14,7 @@ pub enum Account {
     Name(String),
 }
 
-/// Who may consume a persistent reservation. Administrators always may.
+/// The audience of a persistent reservation: the processes that may consume it. Administrators always may.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "Raw")]
 pub enum Who {
@@ -49,7 +49,7 @@ impl WhoError {
         Self { message: message.into(), help: Some(help.into()) }
     }
 
-    /// What to write instead, where that can be told.
+    /// The correct spelling, if it is known.
     pub fn help(&self) -> Option<&str> {
         self.help.as_deref()
     }
@@ -173,7 +173,7 @@ impl fmt::Display for Who {
     }
 }
 
-/// What is read before it is checked.
+/// The input before it is checked.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Raw {
@@ -215,7 +215,7 @@ impl Account {
 impl FromStr for Account {
     type Err = WhoError;
 
-    /// Digits are an id; nobody's name consists of digits only.
+    /// Digits are an id; no user or group name consists of digits only.
     fn from_str(text: &str) -> Result<Self, WhoError> {
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             return match text.parse() {

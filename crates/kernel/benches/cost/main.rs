@@ -1,4 +1,4 @@
-//! What Portkeep costs, as ratios of things measured in the same run.
+//! The cost of Portkeep, as ratios of things measured in the same run.
 //!
 //! ```text
 //! cargo bench -p portkeep-kernel           print the table
@@ -37,7 +37,7 @@ fn cycle(socket: &Socket, count: u16) -> io::Result<()> {
     control::release(socket, Token::new(grant.token).ok_or(io::ErrorKind::InvalidData)?)
 }
 
-/// A kernel part of its own, so that a benchmark can have the pool it wants.
+/// A second instance, so that a benchmark can choose its pool.
 struct Bench {
     cgroup: TestCgroup,
     loaded: Loaded,
@@ -66,7 +66,7 @@ fn main() {
         return workers::work(&job);
     }
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: the benchmarks need root to load the kernel part");
+        println!("SKIPPED: the benchmarks need root to load the BPF programs");
         return;
     }
     new_namespace();
@@ -130,7 +130,7 @@ fn calls(bench: &Bench, table: &mut Table) {
     ));
 }
 
-/// What those pay who have nothing to do with reservations.
+/// The cost for programs that do not use reservations.
 fn others(bench: &Bench, table: &mut Table) {
     let bind = |port: u16| {
         let socket = tcp();

@@ -1,4 +1,4 @@
-//! What the maps take. The kernel tells it in fdinfo (`memlock`), exactly since Linux 6.4.
+//! The memory of the maps. The kernel reports it in fdinfo (`memlock`); the figure is exact since Linux 6.4.
 
 use portkeep::control;
 use portkeep_core::wire::AcquireRequest;

@@ -99,7 +99,7 @@ fn every_local_address_is_covered() {
 fn the_families_are_one_with_v6only_and_without() {
     let Some(world) = World::enter("bypass::the_families") else { return };
     for transport in Transport::ALL {
-        // What the owner has bound, and what the outsider tries beside it.
+        // The owner's bind, and the outsider's attempt beside it.
         for owners in ["none", "v4", "v6 only", "dual"] {
             let keeper = socket(Domain::IPV6, transport);
             let grant = reserve(&keeper, 0, 1);

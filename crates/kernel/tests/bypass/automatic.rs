@@ -85,8 +85,8 @@ fn an_ephemeral_range_over_the_pool_needs_ip_local_reserved_ports() {
     in_child(|| {
         become_user(NOBODY);
         for domain in [Domain::IPV4, Domain::IPV6] {
-            let stranger = socket(domain, Transport::Tcp);
-            assert_eq!(bind(&stranger, 0).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+            let outsider = socket(domain, Transport::Tcp);
+            assert_eq!(bind(&outsider, 0).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
         }
     });
     let reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -98,7 +98,7 @@ fn an_ephemeral_range_over_the_pool_needs_ip_local_reserved_ports() {
         assert!(udp().send_to(b"x", &peer.into()).is_err());
     });
     owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-    // What really happens without it.
+    // The behaviour without it.
     fs::write(reserved, "\n").unwrap();
     in_child(|| {
         become_user(NOBODY);
@@ -110,7 +110,7 @@ fn an_ephemeral_range_over_the_pool_needs_ip_local_reserved_ports() {
     world.assert_empty();
 }
 
-/// TCP fast open connects in sendto. The connect hook runs all the same: strangers get an ephemeral port, associated
+/// TCP fast open connects in sendto. The connect hook runs all the same: outsiders get an ephemeral port, associated
 /// sockets one of their block (A6).
 #[test]
 fn tcp_fast_open_is_a_connect() {
@@ -131,9 +131,9 @@ fn tcp_fast_open_is_a_connect() {
         in_child(|| {
             become_user(NOBODY);
             for _ in 0..20 {
-                let stranger = tcp();
-                open(&stranger).unwrap();
-                assert!(port(&stranger) < 61000);
+                let outsider = tcp();
+                open(&outsider).unwrap();
+                assert!(port(&outsider) < 61000);
             }
         });
         let inside = tcp();
@@ -149,7 +149,7 @@ fn tcp_fast_open_is_a_connect() {
     world.assert_empty();
 }
 
-/// Dissolving a connection (connect to AF_UNSPEC) leaves a drawn port with its socket, and gives a stranger no
+/// Dissolving a connection (connect to AF_UNSPEC) leaves a drawn port with its socket, and gives an outsider no
 /// second chance at a reserved one.
 #[test]
 fn disconnecting_and_binding_again_opens_nothing() {

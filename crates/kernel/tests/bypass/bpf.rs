@@ -35,7 +35,7 @@ const IF_EQUAL: u8 = 0x15;
 const IF_NOT: u8 = 0x55;
 
 fn bpf(command: libc::c_long, attr: &[u64]) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads the attribute, of which it is told the size. Pointers in it are those of slices that
+    // SAFETY: the kernel reads the attribute, of the size given. Pointers in it are those of slices that
     // outlive the call; the commands here write through none of them.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
     if result >= 0 { Ok(result) } else { Err(io::Error::last_os_error()) }
@@ -60,10 +60,10 @@ fn load(kind: u32, attach: u32, program: &[u64]) -> io::Result<OwnedFd> {
     bpf(PROG_LOAD, &attr).map(made)
 }
 
-/// What an outsider hangs on a cgroup of its own.
+/// A program that an outsider attaches to a cgroup of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Trick {
-    /// Whatever port a bind names becomes this one.
+    /// Every bind is redirected to this port.
     Rewrite(u16),
     /// Every refusal by a program that ran before is taken back.
     Forgive,
@@ -89,7 +89,7 @@ pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::
     bpf(PROG_ATTACH, &attr).map(drop)
 }
 
-/// What somebody else's program in a cgroup below does, to be attached there by [`attach_other`].
+/// The action of another program in a cgroup below; [`attach_other`] attaches it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Other {
     /// Sets every IP_TOS to 0x10.

@@ -141,7 +141,7 @@ fn a_socket_made_outside_the_enforced_cgroup_is_not_held() {
     let outside = TestCgroup::new("outside").unwrap();
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
-    let mut stranger = Child::fork(|talk| {
+    let mut outsider = Child::fork(|talk| {
         talk.hear();
         let made_outside = tcp();
         enter(world.sandbox().cgroup().path());
@@ -150,14 +150,14 @@ fn a_socket_made_outside_the_enforced_cgroup_is_not_held() {
         talk.say(0);
         talk.hear();
     });
-    outside.enter(stranger.pid()).unwrap();
-    stranger.talk.say(0);
-    stranger.talk.hear();
+    outside.enter(outsider.pid()).unwrap();
+    outsider.talk.say(0);
+    outsider.talk.hear();
     // The kernel, not Portkeep, is in the owner's way now; nothing is counted wrong.
     refused(&tcp(), grant.start);
     world.assert_consistent();
-    stranger.talk.say(0);
-    stranger.join();
+    outsider.talk.say(0);
+    outsider.join();
     bind(&tcp(), grant.start).unwrap();
     drop(owner);
     world.assert_empty();

@@ -17,7 +17,7 @@ use socket2::{Domain, Socket};
 
 use crate::siege::{KINDS, NOBODY, besiege, owner_binds};
 
-/// Passed by SCM_RIGHTS, a stranger's socket is the stranger's still; the owner socket keeps the reservation and lets
+/// Passed by SCM_RIGHTS, an outsider's socket is the outsider's still; the owner socket keeps the reservation and lets
 /// its new holder do nothing else with it; an associated one is a port given away on purpose.
 #[test]
 fn what_a_descriptor_carries_is_what_was_given_with_it() {
@@ -25,7 +25,7 @@ fn what_a_descriptor_carries_is_what_was_given_with_it() {
     for (domain, transport) in KINDS {
         let owner = socket(domain, transport);
         let grant = reserve(&owner, 0, 1);
-        let mut stranger = Child::fork(|talk| {
+        let mut outsider = Child::fork(|talk| {
             become_user(NOBODY);
             let owner = Socket::from(talk.take());
             let plain = Socket::from(talk.take());
@@ -41,16 +41,16 @@ fn what_a_descriptor_carries_is_what_was_given_with_it() {
             bind(&associated, 0).unwrap();
             talk.say(port(&associated).into());
         });
-        stranger.talk.pass(&owner);
+        outsider.talk.pass(&owner);
         // Made by somebody in scope, and not associated: nothing hangs on it.
-        stranger.talk.pass(socket(domain, transport));
-        stranger.talk.hear();
+        outsider.talk.pass(socket(domain, transport));
+        outsider.talk.hear();
         let gift = socket(domain, transport);
         control::associate(&gift, token(&grant)).unwrap();
-        stranger.talk.pass(&gift);
+        outsider.talk.pass(&gift);
         drop(gift);
-        assert_eq!(stranger.talk.hear() as u16, grant.start);
-        stranger.join();
+        assert_eq!(outsider.talk.hear() as u16, grant.start);
+        outsider.join();
         owner_binds(domain, transport, &grant);
         drop(owner);
         world.assert_empty();
@@ -149,20 +149,20 @@ fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
             (owner, grant, socket(domain, transport))
         });
         // The thread is gone, and with it the namespace's last process.
-        let (there, grant, stranger) = detached.join().unwrap();
+        let (there, grant, outsider) = detached.join().unwrap();
         let here = socket(domain, transport);
         let same_numbers = reserve(&here, 62000, 1);
         in_child(|| {
-            for socket in [&stranger, &socket(domain, transport)] {
+            for socket in [&outsider, &socket(domain, transport)] {
                 assert_eq!(bind(socket, 62000).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
             }
         });
         // Tokens do not cross over; each socket has its own world's port.
-        assert_eq!(control::associate(&stranger, token(&same_numbers)).unwrap_err().raw_os_error(), Some(libc::EINVAL));
-        control::associate(&stranger, token(&grant)).unwrap();
-        bind(&stranger, 0).unwrap();
+        assert_eq!(control::associate(&outsider, token(&same_numbers)).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        control::associate(&outsider, token(&grant)).unwrap();
+        bind(&outsider, 0).unwrap();
         owner_binds(domain, transport, &same_numbers);
-        drop((there, stranger, here));
+        drop((there, outsider, here));
         world.assert_empty();
     }
 }
@@ -171,7 +171,7 @@ fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
 #[test]
 fn what_the_owner_binds_for_others_is_counted_as_the_owners() {
     let Some(world) = World::enter("bypass::bound_for_others") else { return };
-    let mut stranger = Child::fork(|talk| {
+    let mut outsider = Child::fork(|talk| {
         become_user(NOBODY);
         let mine = tcp();
         talk.pass(&mine);
@@ -186,17 +186,17 @@ fn what_the_owner_binds_for_others_is_counted_as_the_owners() {
     });
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
-    let theirs = Socket::from(stranger.talk.take());
+    let theirs = Socket::from(outsider.talk.take());
     bind(&theirs, grant.start).unwrap();
     drop(theirs);
-    stranger.talk.say(grant.start.into());
-    stranger.talk.hear();
+    outsider.talk.say(grant.start.into());
+    outsider.talk.hear();
     assert_eq!(portkeep_testkit::audit::uses(&world.maps(), world.netns(), Transport::Tcp, grant.start), 1);
-    stranger.talk.say(0);
-    stranger.talk.hear();
+    outsider.talk.say(0);
+    outsider.talk.hear();
     owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-    stranger.talk.say(0);
-    stranger.join();
+    outsider.talk.say(0);
+    outsider.join();
     drop(owner);
     world.assert_empty();
 }

@@ -29,7 +29,7 @@ fn one() -> AcquireRequest {
     AcquireRequest { count: 1, ..Default::default() }
 }
 
-/// Run `work` in a child below a kernel part of its own.
+/// Run `work` in a child, under an instance of its own.
 fn below(sandbox: &Sandbox, work: impl FnOnce(&mut portkeep_testkit::process::Talk)) {
     let mut child = Child::fork(|talk| {
         talk.hear();
@@ -154,7 +154,7 @@ fn a_containers_root_with_a_socket_of_the_hosts_is_charged_as_a_containers() {
     });
 }
 
-/// Whoever may use several uids (subordinate ones, see /etc/subuid) has one quota with all of them.
+/// A user with several uids (subordinate ones, see /etc/subuid) has one quota for all of them.
 #[test]
 fn subordinate_uids_share_their_users_quota() {
     let Some(_world) = World::with_outside("bypass::subordinate_uids") else { return };
@@ -192,11 +192,11 @@ fn subordinate_uids_share_their_users_quota() {
         if inside.talk.hear() != 0 {
             return inside.join();
         }
-        // What newuidmap does for a user with subordinate uids.
+        // The same as newuidmap for a user with subordinate uids.
         fs::write(format!("/proc/{}/uid_map", inside.pid()), "0 100000 65536").unwrap();
         inside.talk.say(0);
         inside.talk.hear();
-        // The user has nothing left either; whoever comes right behind the range is somebody else.
+        // The user has nothing left either; the uid right behind the range is another user.
         for (uid, outcome) in [(NOBODY, Some(libc::EDQUOT)), (99_999, None), (165_536, None)] {
             in_child(|| {
                 become_user(uid);
@@ -208,7 +208,7 @@ fn subordinate_uids_share_their_users_quota() {
         inside.join();
     });
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
-    // Whose they are can change; a reservation stays with who was charged for it.
+    // Subordinate uids can move to another user; a reservation stays charged to the first one.
     below(&sandbox, |_| {
         let mut holder = Child::fork(|talk| {
             become_user(100_000);
@@ -272,7 +272,7 @@ fn root_of_another_namespace_has_a_quota_there() {
 
 /// Words of the port table stay when their ports are free again, until the agent has found their namespace quiet for
 /// ten minutes. A user who may make network namespaces (unprivileged user namespaces) can make many; it gets as far
-/// as its share of the table, and is in nobody's way.
+/// as its share of the table, and does not hinder others.
 #[test]
 fn many_namespaces_use_up_their_users_share_of_the_port_table() {
     let Some(_world) = World::with_outside("bypass::many_namespaces") else { return };
@@ -312,7 +312,7 @@ fn many_namespaces_use_up_their_users_share_of_the_port_table() {
         });
     });
     audit::assert_consistent(&maps);
-    // What the agent does in time.
+    // The agent does this in time.
     let admin = sandbox.loaded().admin().unwrap();
     maps.forget_quiet_namespaces(&admin, 0).unwrap();
     maps.forget_quiet_namespaces(&admin, 0).unwrap();
@@ -321,8 +321,8 @@ fn many_namespaces_use_up_their_users_share_of_the_port_table() {
     audit::assert_consistent(&maps);
 }
 
-/// Root's network namespaces are another matter: together they can fill the table. What is reserved stays reserved, what
-/// nobody reserved stays free to bind, and words once made stay usable.
+/// Root's network namespaces are another matter: together they can fill the table. Reserved ports stay reserved,
+/// other ports stay free to bind, and existing words stay usable.
 #[test]
 fn a_full_port_table_changes_nothing_for_what_is_in_it() {
     let Some(_world) = World::with_outside("bypass::full_table") else { return };
@@ -347,7 +347,7 @@ fn a_full_port_table_changes_nothing_for_what_is_in_it() {
             bind(&tcp(), 20000).unwrap();
         });
         owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-        // Nobody's namespaces any more, and still in the way; but not within a word that is there.
+        // The namespaces are gone but still count; words that exist already stay usable.
         assert_eq!(errno(control::acquire(&owner, &AcquireRequest { start: 62000, ..one() })), Errno::ENOMEM);
         reserve(&owner, 61010, 5);
     });
@@ -431,7 +431,7 @@ fn a_full_event_ring_loses_events_and_nothing_else() {
     in_child(|| {
         become_user(NOBODY);
         let thief = tcp();
-        // Twice what the ring holds, from one process: all are counted, few are told, so none can crowd others out.
+        // Twice what the ring holds, from one process: all are counted, few are reported, so none can crowd others out.
         for _ in 0..6000 {
             assert_eq!(errno(bind(&thief, grant.start)), Errno::EADDRINUSE);
         }
@@ -440,7 +440,7 @@ fn a_full_event_ring_loses_events_and_nothing_else() {
     assert_eq!((flooded.refused - before.refused, flooded.lost), (6000, before.lost));
     in_child(|| {
         become_user(NOBODY);
-        // Grants and ends are told one by one, and fill it.
+        // Grants and ends are reported one by one, and fill it.
         let owner = tcp();
         for _ in 0..3000 {
             control::release(&owner, token(&reserve(&owner, 0, 1))).unwrap();
@@ -466,7 +466,7 @@ fn memory_cgroup() -> Result<(PathBuf, &'static str, &'static str), String> {
     Ok((folder, "memory.limit_in_bytes", "memory.usage_in_bytes"))
 }
 
-/// The maps' memory is charged to whoever brought Portkeep up. Where that is at its limit, no more is granted; what is
+/// The maps' memory is charged to the process that brought Portkeep up. Where that is at its limit, no more is granted; what is
 /// reserved stays so.
 #[test]
 fn without_memory_nothing_more_is_granted_and_nothing_is_lost() {

@@ -26,7 +26,7 @@ macro_rules! sources {
     };
 }
 
-/// What the page names: `module::test` in backticks.
+/// The names on the page: `module::test` in backticks.
 fn named() -> BTreeSet<String> {
     let quoted = PAGE.split('`').skip(1).step_by(2);
     quoted.filter(|text| text.contains("::") && !text.contains(' ')).map(str::to_owned).collect()

@@ -1,5 +1,5 @@
-//! Who is the owner process? Not its children, not whoever shares its descriptor table, not whoever has its number
-//! in another pid namespace; and the owner still is what it was after exec and setuid.
+//! Who is the owner process? Not its children, not a process that shares its descriptors, not the next one with its
+//! number in another pid namespace; and the owner still is what it was after exec and setuid.
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 
 const AFTER_EXEC: &str = "PORTKEEP_TEST_AFTER_EXEC";
 
-/// What another program does that this process has become.
+/// The work of the program that replaced this one by exec.
 #[test]
 #[ignore = "started by the next test in the place of another program"]
 fn after_exec() {
@@ -138,7 +138,7 @@ fn a_shared_descriptor_table_makes_no_owner() {
             assert_eq!(control::release(&owner, token(&grant)).unwrap_err().raw_os_error(), Some(libc::EPERM));
         });
         owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-        // What it can do is close: there is one table, and its last descriptor of the owner socket is everybody's.
+        // It can close: there is one table, and its last descriptor of the owner socket is everybody's.
         fork_with(libc::CLONE_FILES, || {
             // SAFETY: the owner is forgotten below and never used as a socket again.
             assert_eq!(unsafe { libc::close(owner.as_raw_fd()) }, 0);
@@ -227,8 +227,8 @@ fn fork_as(pid: u32, work: impl FnOnce()) -> std::io::Result<()> {
 }
 
 /// The process scope knows a process by its number. While the owner lives nobody else has it. When it has died and
-/// its socket is still open elsewhere, whoever is given the number next is in scope: this cannot be told apart by what
-/// a BPF program may ask. When the socket went with it, there is nothing left to be in scope of.
+/// its socket is still open elsewhere, the next process with that number is in scope: a BPF program cannot
+/// distinguish the two. When the socket went with it, there is nothing left to be in scope of.
 #[test]
 fn a_reused_pid_is_another_process() {
     let Some(world) = World::enter("bypass::pid_reuse") else { return };

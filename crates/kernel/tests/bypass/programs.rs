@@ -117,7 +117,7 @@ fn a_bind_that_another_program_refuses_afterwards_leaves_no_count() {
     world.assert_empty();
 }
 
-/// bpf_bind passes no bind program. What it gives a connection is looked at when the socket connects.
+/// bpf_bind passes no bind program. The port that it gives a connection is checked when the socket connects.
 #[test]
 fn another_programs_bpf_bind_gives_no_connection_from_a_reserved_port() {
     let Some(world) = World::enter("bypass::other_bpf_bind") else { return };

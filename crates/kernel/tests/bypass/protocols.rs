@@ -182,7 +182,7 @@ fn sockets_of_the_kernel_itself_are_refused_like_others() {
     world.assert_empty();
 }
 
-/// Whoever may send raw packets may write any source port into them, reserved or not. Having the port is another
+/// A process that may send raw packets may write any source port into them, reserved or not. Having the port is another
 /// thing: nothing arrives.
 #[test]
 fn raw_sockets_can_lie_about_the_source_port_as_root() {

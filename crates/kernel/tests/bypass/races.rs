@@ -1,5 +1,5 @@
-//! Two calls at once on the same reservation. What each of many outcomes must look like is simple: an outsider gets
-//! nothing, whoever got a port is counted until it closes, and at the end nothing is left. (Overlapping ACQUIREs,
+//! Two calls at once on the same reservation. The rule for every outcome is simple: an outsider gets
+//! nothing, a socket with a port is counted until it closes, and at the end nothing is left. (Overlapping ACQUIREs,
 //! kills and draws in the open field are in the storms.)
 
 use std::{sync::Barrier, thread};

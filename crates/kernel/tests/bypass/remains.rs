@@ -1,4 +1,4 @@
-//! What requests and sockets leave behind: nothing that keeps others from a port, and nothing for free.
+//! Remains of requests and sockets: they keep nobody from a port, and they are charged.
 
 use std::net::Ipv4Addr;
 
@@ -76,7 +76,7 @@ fn refused_requests_cost_a_port_until_their_owner_asks() {
     world.assert_empty();
 }
 
-/// The agent refuses at the moment at which the owner closes: the entry is free afterwards, whoever was first.
+/// The agent refuses at the moment at which the owner closes: the entry is free afterwards, in either order.
 #[test]
 fn a_close_while_the_agent_refuses_loses_no_entry() {
     let Some(world) = World::enter("bypass::refused_and_closed") else { return };

@@ -1,4 +1,4 @@
-//! What all doors have in common: a reserved port, somebody who wants it, and
+//! The common part of all doors: a reserved port, a process that wants it, and
 //! the owner who must have it afterwards.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,7 +28,7 @@ pub(crate) enum Who {
     User,
 }
 
-/// What the owner does meanwhile.
+/// The action of the owner meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// It has not bound the port yet.
@@ -44,7 +44,7 @@ pub(crate) struct Target {
     pub(crate) transport: Transport,
     pub(crate) port: u16,
     pub(crate) who: Who,
-    /// Told in every message.
+    /// Shown in every message.
     #[allow(dead_code)]
     pub(crate) owner: Owner,
 }
@@ -160,7 +160,7 @@ pub(crate) fn set_bytes(
     name: i32,
     value: &[u8],
 ) -> std::io::Result<()> {
-    // SAFETY: the kernel reads `value`, which is as long as it is told.
+    // SAFETY: the kernel reads `value`, of the size given.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as u32) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }

@@ -21,7 +21,7 @@ fn forged_and_guessed_tokens_name_nothing() {
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
     let before = audit::snapshot(&world.maps(), world.netns());
-    // From the true one: every single bit, its neighbours, its complement (which stands for "pending" inside).
+    // From the true one: every single bit, its neighbours, its complement (which means "pending" inside).
     let near = (0..64).map(|bit| grant.token ^ 1 << bit);
     let near = near.chain((1..1000).flat_map(|n| [grant.token.wrapping_add(n), grant.token.wrapping_sub(n)]));
     let mut number = 1u64;
@@ -29,7 +29,7 @@ fn forged_and_guessed_tokens_name_nothing() {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         number
     });
-    // What a token looks like before it is encrypted: generation and entry.
+    // A token before it is encrypted: generation and entry.
     let plain = (0..200u64).flat_map(|generation| (0..8).map(move |id| generation << 16 | id));
     let tokens: Vec<Token> = near.chain(guessed).chain(plain).chain([!grant.token]).filter_map(Token::new).collect();
     let attack = || {
@@ -106,7 +106,7 @@ fn foreign_tokens_are_of_no_use() {
                 ..Default::default()
             };
             let seen = control::state(tcp(), &select).unwrap();
-            assert_eq!((seen.start, seen.token), (grant.start, 0), "others are told everything but the token");
+            assert_eq!((seen.start, seen.token), (grant.start, 0), "others see everything but the token");
         });
         let inside = tcp();
         control::associate(&inside, token).unwrap();

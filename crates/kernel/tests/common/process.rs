@@ -17,7 +17,7 @@ use super::{
     worker::{Answer, Command, ENTRY},
 };
 
-/// A process that does what it is told. Dropping it kills it and waits until nothing of it is left.
+/// A process that follows commands. Dropping it kills it and waits until nothing of it is left.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
@@ -62,7 +62,7 @@ impl Process {
         self.pid
     }
 
-    /// Tell it something, and wait for the answer.
+    /// Send a command, and wait for the answer.
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! What runs inside a driven process.
+//! The code that runs inside a driven process.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use super::channel::Channel;
 /// The variable that makes the test binary a driven process.
 pub const ENTRY: &str = "PORTKEEP_TEST_WORKER";
 
-/// What a process is told. Descriptors are numbers that the driver chooses.
+/// A command for a process. Descriptors are numbers that the driver chooses.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Fork; the child answers on the descriptor that comes with the message. Answer: its process number.
@@ -54,12 +54,12 @@ pub enum Command {
     Listen(u32),
 }
 
-/// What a process answers if the call succeeded.
+/// The answer of a process if the call succeeded.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
     /// A port, or a process number.
     pub number: u32,
-    /// What a query gave.
+    /// The result of a query.
     pub bytes: Vec<u8>,
     /// SO_REUSEADDR afterwards.
     pub reuse_address: bool,

@@ -1,4 +1,4 @@
-//! What can happen, and how often.
+//! The possible steps, and how often each is chosen.
 //!
 //! Processes, descriptors and tokens are named by numbers that are taken modulo
 //! what there is, so that a history stays meaningful while it is being shrunk.
@@ -96,11 +96,11 @@ pub enum Step {
         both: bool,
         transport: Transport,
         strict: bool,
-        /// Whom it is for: a user, the administrators, or a cgroup.
+        /// Its audience: a user, the administrators, or a cgroup.
         scope: u8,
         whom: u8,
     },
-    Aside {
+    SetAside {
         namespace: u8,
         transport: Transport,
         port: u16,
@@ -274,7 +274,7 @@ fn step() -> impl Strategy<Value = Step> {
                 whom,
             }
         ),
-        1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::Aside { namespace, transport, port }),
+        1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::SetAside { namespace, transport, port }),
         1 => byte().prop_map(Step::GiveBack),
     ];
     prop_oneof![3 => processes, 5 => socket, 5 => descriptors, 16 => reservations, 8 => binds, 5 => agent]

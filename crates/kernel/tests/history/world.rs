@@ -49,7 +49,7 @@ pub fn history(lab: &mut Lab, steps: &[Step]) -> Result<(), Failure> {
     });
     let result = result.and_then(|()| world.finish());
     let log = std::mem::take(&mut world.log);
-    // Whatever happened, the processes end with this.
+    // The processes end here in every case.
     drop(world);
     result.map_err(|complaint| Failure { complaint, log })
 }
@@ -217,7 +217,7 @@ impl<'lab> World<'lab> {
                 let transports = if *both { Transports::Both } else { (*transport).into() };
                 return self.create((*namespace, *start, *count), transports, *strict, (*scope, *whom));
             }
-            Step::Aside { namespace, transport, port } => {
+            Step::SetAside { namespace, transport, port } => {
                 let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
                 let kernel = self.admin(|lab| lab.admin.set_aside(at.namespace, at.transport, at.port));
                 return same("ASIDE", kernel, self.model.set_aside(at));
@@ -399,7 +399,7 @@ impl<'lab> World<'lab> {
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
             true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
-            // Whatever: it is not used unless the two disagree.
+            // Any value: it is only used when the two disagree.
             false => {
                 static UNUSED: AtomicU64 = AtomicU64::new(1 << 60);
                 UNUSED.fetch_add(1, Ordering::Relaxed)
@@ -483,7 +483,7 @@ impl<'lab> World<'lab> {
         )
     }
 
-    /// What a socket owns, in whatever order.
+    /// The reservations that a socket owns, in any order.
     fn indexes(&mut self, pid: Pid, on: Descriptor) -> Step_ {
         let (mut kernel, mut model) = (BTreeSet::new(), BTreeSet::new());
         for index in 0.. {
@@ -501,7 +501,7 @@ impl<'lab> World<'lab> {
         same("what the socket owns", kernel, model)
     }
 
-    fn state(&mut self, pid: Pid, on: Descriptor, select: Select) -> Result<Result<Told, Errno>, String> {
+    fn state(&mut self, pid: Pid, on: Descriptor, select: Select) -> Result<Result<SeenState, Errno>, String> {
         let select = match select {
             Select::Token(token) => SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() },
             Select::Port(transport, port) => {
@@ -514,7 +514,7 @@ impl<'lab> World<'lab> {
             Select::Associated => SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() },
         };
         self.set(pid, on, wire::SELECT, &select, false).map_err(|errno| format!("SELECT: {errno}"))?;
-        Ok(self.get::<wire::State>(pid, on, wire::STATE).map(|state| Told {
+        Ok(self.get::<wire::State>(pid, on, wire::STATE).map(|state| SeenState {
             token: state.token,
             netns: state.netns,
             cgroup: if u16::from(state.scope) == wire::SCOPE_CGROUP { state.cgroup } else { 0 },
@@ -523,13 +523,13 @@ impl<'lab> World<'lab> {
             state: (state.state, state.error),
             scope: state.scope.into(),
             flags: u32::from(state.flags) & (wire::STRICT | wire::PERSISTENT),
-            // What is bound on ports that were not granted says nothing.
+            // Binds on ports that were not granted prove nothing.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
         }))
     }
 
-    fn told(&self, token: Option<Token>, reservation: &Reservation) -> Told {
+    fn told(&self, token: Option<Token>, reservation: &Reservation) -> SeenState {
         let (scope, cgroup) = match reservation.scope {
             Scope::Process => (wire::SCOPE_PROCESS, 0),
             Scope::User => (wire::SCOPE_USER, 0),
@@ -538,7 +538,7 @@ impl<'lab> World<'lab> {
             Scope::Administrators => (wire::SCOPE_ADMIN, 0),
             other => panic!("{other:?} is news"),
         };
-        Told {
+        SeenState {
             token: token.map_or(0, Token::get),
             netns: reservation.namespace,
             cgroup,
@@ -860,9 +860,9 @@ impl<'lab> World<'lab> {
     }
 }
 
-/// What STATE tells, as far as the model knows it.
+/// The answer of STATE, as far as the model knows it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Told {
+struct SeenState {
     token: u64,
     netns: u64,
     cgroup: u64,

@@ -1,6 +1,6 @@
 //! The subjects that are Rust: Portkeep, and what programs do by hand.
 //!
-//! What is timed are calls of the library. What is handed to programs is taken
+//! The timed calls are those of the library. Ports for programs are reserved
 //! with `portkeep acquire`, as a test suite in any language would.
 
 use std::{
@@ -41,7 +41,7 @@ pub(super) fn run(subject: Subject, kit: &Path) -> Result<()> {
                 ports.iter().fold(holder.to_string(), |line, port| format!("{line} {port}"))
             }
             ["hand"] => {
-                // Whoever holds bound sockets has to let go for others to bind the ports.
+                // A holder of bound sockets must close them before others can bind the ports.
                 if matches!(hand, Hand::Sockets(_)) {
                     hand = Hand::Empty;
                 }
@@ -121,12 +121,12 @@ fn port_of(socket: &Socket) -> Result<u16> {
 fn acquire(kit: &Kit, count: u16, kernel: bool) -> Result<(Child, Vec<u16>)> {
     let mut command = Command::new(kit.portkeep());
     command.args(["acquire", "--count", &count.to_string()]);
-    // Should it find no kernel part, it must not bring one up for the machine.
+    // If kernel enforcement is not up, it must not bring it up for the machine.
     command.env("PORTKEEP_PIN_DIR", kit.folder().join("no-pins")).env("PORTKEEP_ENFORCE", kit.folder());
     if kernel {
         command.args(["--scope", "cgroup"]);
     } else {
-        // Held is what those get who may not bring the kernel part up.
+        // A user that may not bring kernel enforcement up gets held mode.
         command.uid(NOBODY).gid(NOBODY);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -24,11 +24,11 @@ pub(crate) enum Job {
     Allocate { subject: Subject, kit: PathBuf },
     /// A test process: takes ports and starts programs on them, again and again
     Runner { subject: Subject, kit: PathBuf, rounds: u32, seed: u64 },
-    /// What a test process starts: binds the port after some microseconds, and keeps it
+    /// The program of a test process: binds the port after some microseconds, and keeps it
     Program { port: u16, delay: u64 },
     /// Binds and connects at random
     Neighbour { seed: u64 },
-    /// How many of these ports a stranger can have
+    /// How many of these ports an outsider can have
     Probe { way: probe::Way, ports: Vec<u16> },
 }
 

@@ -32,7 +32,7 @@ pub(super) fn run(seed: u64) -> Result<()> {
             2 => listen(chosen, true),
             _ => connect(&sink),
         };
-        // What somebody else has is what he is after; on with the next.
+        // A port of another program is the goal; go on with the next.
         kept.extend(made);
         if kept.len() > KEPT {
             kept.pop_front();

@@ -1,4 +1,4 @@
-//! A stranger tries what it can have of ports that were taken for others.
+//! An outsider tries what it can have of ports that were taken for others.
 
 use std::{
     io,
@@ -48,10 +48,10 @@ fn reserved(ports: &[u16]) -> Result<usize> {
     }
 }
 
-/// How many of the ports a stranger started by `command` can have.
+/// How many of the ports an outsider started by `command` can have.
 pub(crate) fn probe(mut command: Command, way: Way, ports: &[u16]) -> Result<usize> {
     command.arg(clap::ValueEnum::to_possible_value(&way).context("a way")?.get_name());
-    let output = command.args(ports.iter().map(u16::to_string)).output().context("starting a stranger")?;
-    ensure!(output.status.success(), "the stranger failed: {}", String::from_utf8_lossy(&output.stderr));
+    let output = command.args(ports.iter().map(u16::to_string)).output().context("starting an outsider")?;
+    ensure!(output.status.success(), "the outsider failed: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout)?.trim().parse().context("a number")
 }

@@ -1,4 +1,4 @@
-//! A server as tests start it: told its port, it binds it when it has come
+//! A server as tests start it: it gets its port, and binds it when it has come
 //! that far, with SO_REUSEADDR as nearly all servers do, and says how that
 //! went.
 
@@ -17,7 +17,7 @@ pub(super) fn run(port: u16, delay: u64) -> Result<()> {
     thread::sleep(Duration::from_micros(delay));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     println!("{}", listener.as_ref().map_or_else(|error| error.to_string(), |_| BOUND.into()));
-    // Until whoever started it closes its input.
+    // Until the program that started it closes its input.
     io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }

@@ -20,10 +20,10 @@ use crate::{allocator::Allocator, kit::Kit, subject::Subject};
 pub(crate) const PORTS: u16 = 8;
 /// Writing configuration files, filling a database.
 const PREPARING: std::ops::Range<u64> = 0..20_000;
-/// What a program does before it comes to bind its port.
+/// The delay of a program before it binds its port.
 const STARTING: std::ops::Range<u64> = 0..10_000;
 
-/// What became of the rounds.
+/// The results of the rounds.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
     pub(crate) rounds: u32,

@@ -18,7 +18,7 @@ use portkeep_tool::Tool;
 const MARK: &str = "@boot ";
 /// The kernel's last word before the first program.
 const STARTED: &str = " as init process";
-/// A processor that is emulated on a busy machine needs half a minute for that. An emulator has been seen to stand still
+/// A processor that is emulated on a busy machine needs half a minute for that. An emulator has been seen to stop
 /// instead, before the kernel said a word.
 const START_LIMIT: Duration = Duration::from_secs(150);
 /// How often one boot is begun anew because of that.
@@ -102,7 +102,7 @@ fn boot(
 ) -> Result<Boot> {
     let mut guest = QEMU.spawn(qemu)?;
     let console = guest.stdout.take().context("the guest's console is not a pipe")?;
-    // Whoever stops reading below, for whatever reason, ends the guest as well.
+    // If reading stops below, for any reason, the guest ends as well.
     let guest = Running::new(guest, limit);
     let mut next = None;
     for line in BufReader::new(console).split(b'\n') {

@@ -73,7 +73,7 @@ fn passes(kernel: &Path, image: &Path, options: &Options) -> Result<bool> {
     CP.run(CP.command().arg("--sparse=always").arg(image).arg(&disk))?;
     let limit = Duration::from_secs(options.limit);
     let report = console::run(kernel, &disk, options.short, limit, options.verbose)?;
-    // Whatever the checks say, a guest that did not get to the end has not passed.
+    // A guest that did not get to the end has not passed, even if all its checks have.
     if !report.complete {
         println!("   FAIL  the guest stopped before its last check");
     }

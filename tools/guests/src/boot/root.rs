@@ -14,7 +14,7 @@ use portkeep_tool::{Missing, Tool, cargo, target_folder};
 
 use crate::kernels::Kernel;
 
-/// What it holds besides what every Debian holds.
+/// Its packages besides those of every Debian.
 const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
 
 const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
@@ -145,7 +145,7 @@ fn base(folder: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// What is built here runs on the Debian that is here.
+/// Programs that are built here run on the same Debian.
 fn suite() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"'));

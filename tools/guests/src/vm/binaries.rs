@@ -13,7 +13,7 @@ use portkeep_tool::cargo;
 /// Worlds around the command that are made of more programs than a guest has, and have little to do with the kernel.
 const NOT_IN_GUESTS: &[&str] = &["small"];
 
-/// What the guest runs, and what the tests themselves start, at the path they were built at.
+/// The binaries that the guest runs, and those that the tests start, at the path they were built at.
 pub(super) struct Binaries {
     pub(super) tests: Vec<Binary>,
     pub(super) programs: Vec<PathBuf>,

@@ -77,7 +77,7 @@ fn boot_once(kernel: &Path, initramfs: &Path, verbose: bool) -> Result<Report> {
     Ok(report)
 }
 
-/// What the guest prints, as it comes.
+/// The output of the guest, as it comes.
 fn lines(guest: &mut Child) -> Result<Receiver<Result<String>>> {
     let console = guest.stdout.take().context("the guest's console is not a pipe")?;
     let (say, hear) = channel();

@@ -12,7 +12,7 @@ use object::{
     read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _},
 };
 
-/// Where the loader looks without being told otherwise.
+/// The folders that the loader searches by default.
 const FOLDERS: [&str; 4] = ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64"];
 
 /// The loader and all the libraries that one of these programs, or one of those libraries, asks for.
@@ -30,7 +30,7 @@ pub(super) fn of(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     Ok(found)
 }
 
-/// The loader's path and libraries' names, as they stand in the file.
+/// The loader's path and libraries' names, as written in the file.
 fn asked_for(file: &Path) -> Result<Vec<String>> {
     let what = || format!("reading {}", file.display());
     let data = fs::read(file).with_context(what)?;

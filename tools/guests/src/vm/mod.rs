@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Print the result of one kernel; true if all tests passed.
 fn judge(report: &Report, binaries: usize) -> bool {
-    // Whatever the tests say, a guest that did not get to the end has not passed.
+    // A guest that did not get to the end has not passed, even if all its tests have.
     let at_root = report.outcomes.iter().filter(|outcome| outcome.attach == "root").count();
     let complete = report.complete && at_root == binaries;
     if !complete {

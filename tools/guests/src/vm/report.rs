@@ -1,11 +1,11 @@
-//! What a guest says, and what follows from it.
+//! The output of a guest, and the verdict on it.
 
 use std::{collections::BTreeSet, fmt};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// What follows this in a line is for us; firmware and kernel may have begun the line.
+/// The rest of a line after this is for us; firmware and kernel may have begun the line.
 const MARK: &str = "@vm ";
 
 /// A line meant for us.
@@ -41,7 +41,7 @@ pub(super) struct Outcome {
     seconds: f64,
     code: i32,
     tests: usize,
-    /// What could not be tested on this kernel, and why.
+    /// The tests that this kernel could not run, and why.
     skipped: Vec<String>,
     left: BTreeSet<String>,
     taken: BTreeSet<String>,
@@ -54,7 +54,7 @@ impl Outcome {
 
     fn of(ended: Ended, printed: &[String]) -> Self {
         let told = |word| printed.iter().filter_map(move |line| Some(line.split_once(word)?.1.to_owned()));
-        // What the harness says at the end; nothing else in a test's output looks like that.
+        // The harness prints this at the end; nothing else in a test's output looks like that.
         let tests = told("test result: ").filter_map(|line| {
             let (before, _) = line.split_once(" passed")?;
             before.rsplit(' ').next()?.parse::<usize>().ok()
@@ -87,7 +87,7 @@ pub(super) struct Report {
     printed: Vec<String>,
 }
 
-/// What a line was.
+/// The kind of a line.
 pub(super) enum Word<'a> {
     /// Printed by a test, or the kernel.
     Console,
@@ -115,7 +115,7 @@ impl Report {
         Ok(Word::Milestone)
     }
 
-    /// What was printed since the last test binary ended.
+    /// The output since the last test binary ended.
     pub(super) fn unexplained(&self) -> &[String] {
         &self.printed
     }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_binary_printed_is_told_and_nothing_else() {
+    fn the_report_holds_the_output_of_binaries_and_nothing_else() {
         let mut report =
             heard(&["before", r#"@vm {"binary":"a","attach":"root","code":0,"milliseconds":1}"#, "panicked"]);
         let ended = r#"@vm {"binary":"b","attach":"root","code":101,"milliseconds":1}"#;

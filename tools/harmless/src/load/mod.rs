@@ -1,4 +1,4 @@
-//! Servers under load, without the kernel part and with it in turns: both
+//! Servers under load, without kernel enforcement and with it in turns: both
 //! servers run all the time, and what loads them is in the same cgroup as the
 //! server.
 
@@ -19,7 +19,7 @@ pub(super) enum Unit {
     Milliseconds,
 }
 
-/// What was measured in one turn.
+/// The measurements of one turn.
 struct Figure {
     what: String,
     unit: Unit,

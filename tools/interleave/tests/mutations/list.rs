@@ -18,7 +18,7 @@
 ",
     ),
     (
-        "a bind is let in by the port it was allowed, whoever has reserved it by now",
+        "a bind is let in by the port it was allowed, even if another owner has reserved it by now",
         "bind.h",
         "st->claim_port == port && st->claim_token == l.token;",
         "st->claim_port == port;",
@@ -42,13 +42,13 @@
 ",
     ),
     (
-        "a request does not look whether its ports are in use",
+        "a request does not check whether its ports are in use",
         "reservation.h",
         "(s->vacant && word_occupied(w) & mask)",
         "(0 && word_occupied(w) & mask)",
     ),
     (
-        "a request looks whether its ports are in use before it claims them",
+        "a request checks whether its ports are in use before it claims them",
         "reservation.h",
         "	if (!word_claim(w, transport, base, mask)) {",
         "	if (s->vacant && word_occupied(w) & mask) {
@@ -137,7 +137,7 @@
         "	st->transport",
     ),
     (
-        "a draw does not look whether the port has been bound meanwhile",
+        "a draw does not check whether the port has been bound meanwhile",
         "draw.h",
         "			if (!uses(w, n)) {",
         "			if (1) {",

@@ -1,4 +1,4 @@
-//! What a process can do to break the promise, or to use up what all share. None of it may succeed; the attacks on what is
+//! Attacks of a process: to break the promise, or to use up shared resources. None of it may succeed; the attacks on what is
 //! shared show up as a leak, as a request that the agent does not answer, or in the agent's memory.
 
 use std::{

@@ -32,7 +32,7 @@ impl Worker {
         let Some(token) = grant.token() else { return };
         let result = control::associate(&self.held[i].socket, token);
         let in_scope = grant.may_associate(&self.person);
-        // What was in force all the while must be found, and for whoever is in its scope nothing is in the way.
+        // A reservation in force all the while must be found, and a process in its scope must succeed.
         let still = self.ledger.is_certain(entry);
         let possible: &[i32] = match (in_scope, still) {
             (true, true) => &[],

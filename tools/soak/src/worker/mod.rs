@@ -1,6 +1,6 @@
 //! One of the many: a process that does everything at random, and holds what it sees against the ledger.
 //!
-//! All its choices come from the seed, its number and how often that number was started. What comes of them depends on the
+//! All its choices come from the seed, its number and how often that number was started. The results depend on the
 //! others, so a run is never repeated to the letter; but the same seed makes the same attempts.
 
 mod attack;
@@ -51,7 +51,7 @@ pub(crate) struct Options {
     cgroup: Vec<PathBuf>,
 }
 
-/// What every process of a soak is told.
+/// The parameters of every process of a soak.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Post {
     /// The shared memory
@@ -91,7 +91,7 @@ const SOCKETS: usize = 16;
 /// Reservations it has written down at a time.
 const RESERVATIONS: usize = 10;
 
-/// What a socket is associated with.
+/// The reservation that a socket is associated with.
 #[derive(Clone, Copy, Debug)]
 struct Association {
     entry: Entry,
@@ -333,7 +333,7 @@ impl Worker {
         }
     }
 
-    /// What it held is crossed out before it is let go.
+    /// Its reservations are crossed out before they end.
     fn close_one(&mut self, i: usize) {
         let held = self.held.swap_remove(i);
         for (entry, grant) in &held.owns {
@@ -359,7 +359,7 @@ impl Worker {
         }
     }
 
-    /// What is asked about one's own grants must be answered with them.
+    /// A query about a grant of this process must return that grant.
     fn query(&mut self) {
         let transport = self.transport();
         let socket = self.fresh_socket(transport);
@@ -379,7 +379,7 @@ impl Worker {
             && let Ok(state) = state
             && (state.start, state.count, state.state) != (grant.start, grant.count, wire::ACTIVE)
         {
-            self.violation(&format!("asked about {}, told of {state:?}", grant.describe()), &[]);
+            self.violation(&format!("asked about {}, got {state:?}", grant.describe()), &[]);
         }
     }
 

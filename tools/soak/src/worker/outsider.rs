@@ -40,7 +40,7 @@ impl Worker {
             if !self.random.one_in(3) {
                 continue;
             }
-            // What this user may not set is not set.
+            // Options that this user may not set are left out.
             let _ = match option {
                 0 => socket.set_reuse_address(true),
                 1 => socket.set_reuse_port(true),

@@ -12,7 +12,7 @@ use crate::ledger::{Grant, now};
 const POOL: (u16, u16) = (61000, 65535);
 
 impl Worker {
-    /// What is asked for, and under which heading it is counted.
+    /// The request, and the heading under which it is counted.
     fn request(&mut self) -> (AcquireRequest, Operation) {
         let random = &mut self.random;
         let mut request = AcquireRequest { count: 1 + random.below(24) as u16, ..Default::default() };
@@ -91,7 +91,7 @@ impl Worker {
         let held = &self.held[i];
         let grant = match control::granted(&held.socket) {
             Ok(grant) => grant,
-            Err(error) => return self.violation(&format!("granted, and not told what: {error}"), &[]),
+            Err(error) => return self.violation(&format!("granted, but the grant cannot be read: {error}"), &[]),
         };
         let transports =
             if request.flags & wire::BOTH != 0 { Transports::Both } else { Transports::from(held.transport) };
@@ -128,7 +128,7 @@ impl Worker {
         }
     }
 
-    /// What the agent has to say to requests for particular ports.
+    /// The agent's answers to requests for particular ports.
     pub(super) fn hear_answers(&mut self) {
         for i in 0..self.held.len() {
             let Some(request) = self.held[i].pending else { continue };
@@ -148,7 +148,7 @@ impl Worker {
                 Ok(_) => {}
                 Err(error) => {
                     self.held[i].pending = None;
-                    self.violation(&format!("what became of {request:?} is not told: {error}"), &[]);
+                    self.violation(&format!("the result of {request:?} cannot be read: {error}"), &[]);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What dup, fork and descriptor passing do to a reservation: nothing (R6).
+//! dup, fork and descriptor passing do not change a reservation (R6).
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -120,7 +120,7 @@ impl Worker {
 }
 
 fn send(mail: &UnixDatagram, to: std::path::PathBuf, socket: &Socket) -> io::Result<()> {
-    // A socket of one's own for each, so that who is gone is told.
+    // A socket of one's own for each, so that a receiver that is gone is noticed.
     let _ = mail;
     let out = UnixDatagram::unbound()?;
     out.set_nonblocking(true)?;

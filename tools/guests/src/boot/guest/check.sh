@@ -39,7 +39,7 @@ soon() {
 	"$@"
 }
 
-# What whoever has the port answers.
+# The answer of the program that has the port.
 http() {
 	exec 3<>/dev/tcp/127.0.0.1/80 && printf 'HEAD / HTTP/1.0\r\n\r\n' >&3 && grep -q '^Server: nginx' <&3
 }
@@ -157,7 +157,7 @@ other_namespace() {
 	unshare --net portkeep run --at 7100 -- cat /proc/sys/net/ipv4/ip_local_reserved_ports | grep -x 7100
 }
 
-# Another user's server is there first, and may stay: /proc tells the service whose it is.
+# Another user's server is there first, and may stay: the service finds its user in /proc.
 around() {
 	setpriv --reuid outsider --clear-groups /usr/lib/boot-test/hostile serve 7300 &
 	local server=$!
@@ -205,7 +205,7 @@ no_complaints() {
 first_boot() {
 	order
 	hostiles
-	check 'two packages want one port: both files are told' tells /usr/lib/portkeep/ports.d/alpha.toml /usr/lib/portkeep/ports.d/beta.toml
+	check 'two packages want one port: both files are reported' tells /usr/lib/portkeep/ports.d/alpha.toml /usr/lib/portkeep/ports.d/beta.toml
 	check 'nginx is stopped and started, under fire' restarts nginx.service http "$many" stop
 	check 'nginx crashes and is started' restarts nginx.service http "$few" crash
 	check 'redis is stopped and started' restarts redis-server.service redis "$few" stop
