@@ -15,7 +15,7 @@ use crate::{
     services::ANY,
 };
 
-/// Who may consume them.
+/// The processes that may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
 const KEYS: [&str; 13] = [
@@ -189,7 +189,7 @@ fn ports(
     None
 }
 
-/// Who one of the keys of [`WHO`] names.
+/// The audience that one of the keys of [`WHO`] names.
 fn who_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Who> {
     let read = match entry.key() {
         "administrators" => {

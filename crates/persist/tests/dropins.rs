@@ -233,7 +233,7 @@ fn check_tells_what_load_would_and_more() {
     assert_eq!(check(&root.path("home/draft.toml")), [""; 0]);
 }
 
-/// Whatever a file is called, what is said about it can be told as JSON.
+/// For any file name, the report can be written as JSON.
 #[test]
 fn a_name_that_is_not_text_is_still_told() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
