@@ -557,7 +557,7 @@ per_second = 0
     }
 
     #[test]
-    fn one_mistake_refuses_the_whole_and_all_are_told() {
+    fn one_mistake_refuses_the_file_and_all_are_reported() {
         let wrong = parse(
             "pol = 1\npool = \"x\"\ndeny_errno = \"EPERM\"\nadministrators = \"\"\nenforce = \"a\"\n[quota]\ndefault = -1\nuser = 1\n\
              [quota.users]\n\"a b\" = 1\nc = \"lots\"\n[privileged]\nusers = \"x\"\ngroups = [true]\n[events]\nper_second = \"\"\n",

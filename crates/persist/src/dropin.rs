@@ -101,7 +101,7 @@ pub fn load(root: &Path) -> Loaded {
 }
 
 /// Read one file as [`load`] would, for `portkeep check FILE`. It may be anywhere; one in a folder named
-/// `portreserve` is read as portreserve's. Stanzas that want the same name or port are told, too, as are a file that
+/// `portreserve` is read as portreserve's. Stanzas that want the same name or port are reported too, as are a file that
 /// does not exist and a name that [`load`] would pass over.
 pub fn check(path: &Path, services: &Services) -> Loaded {
     let mut loaded = Loaded::default();
