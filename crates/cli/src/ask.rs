@@ -68,7 +68,7 @@ impl Ask {
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
         if let Some(align) = self.align.filter(|align| at % align != 0) {
-            anyhow::bail!("port {at} is no multiple of {align}");
+            anyhow::bail!("port {at} is not a multiple of {align}");
         }
         Ok(Some(PortRange::new(at, self.count)?))
     }

@@ -200,7 +200,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
             Ok(subgroup) => Some(subgroup),
             Err(reason) => {
                 note(format_args!(
-                    "no cgroup of its own for the command ({reason:#}), so every process of this user can bind its ports"
+                    "warning: no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
                 ));
                 None
             }

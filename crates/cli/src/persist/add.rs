@@ -167,7 +167,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let declaration = created.declaration;
     // A slip in its name would keep the ports for nobody, for good.
     if let Some(missing) = Known::below(Path::new("/")).missing(&declaration.who) {
-        io.note(format_args!("{missing}, for now"));
+        io.note(format_args!("warning: {missing} yet; the ports are reserved for it"));
     }
     if args.json {
         io.json(&Added { declaration, kept, token: created.token })?;
