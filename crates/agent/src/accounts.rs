@@ -47,7 +47,7 @@ pub(super) fn gid(account: &Account) -> Result<u32, String> {
     }
 }
 
-/// The uids of those the group database lists as members. Whose primary group it is is not listed there.
+/// The uids of those the group database lists as members. Accounts with it as primary group are not listed there.
 pub(super) fn members(account: &Account) -> Vec<u32> {
     let listed = group(account).ok().flatten().map(|group| group.mem).unwrap_or_default();
     listed.iter().filter_map(|name| Some(User::from_name(name).ok()??.uid.as_raw())).collect()

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::vacancy::Prober;
 
-/// What became of pool ports in use.
+/// The outcome for pool ports in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Aside {
     /// Ports set aside now.

@@ -12,9 +12,9 @@ use std::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What fades is reported so often at once, and then after these.
+/// A fading event is reported so often at once, and then after these.
 const AT_ONCE: u32 = 5;
-/// What does not fade is reported so often at once, and then once a second.
+/// An event that does not fade is reported so often at once, and then once a second.
 const STEADY_AT_ONCE: u32 = 100;
 const GAPS: [Duration; 4] = [SECOND, Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
 /// All accounts together may have so many times what one may.
@@ -79,7 +79,7 @@ struct Repeat<T> {
     sample: Option<T>,
 }
 
-/// What was left out of one kind, for a line of its own.
+/// The events left out of one kind, for a line of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeftOut<K, T> {
     pub(super) what: K,
@@ -94,7 +94,7 @@ pub(super) struct Budget<K, T> {
     accounts: HashMap<u32, Second>,
     together: Second,
     repeats: HashMap<K, Repeat<T>>,
-    /// What could not even be remembered.
+    /// The events that could not even be remembered.
     unknown: u32,
 }
 
@@ -143,7 +143,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         None
     }
 
-    /// What was left out and is due for a line, though nothing of the kind came since.
+    /// The events left out that are due for a line, though nothing of the kind came since.
     pub(super) fn due(&mut self, now: Instant) -> Vec<LeftOut<K, T>> {
         let waiting: Vec<(K, u32)> = self
             .repeats
@@ -167,7 +167,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         due
     }
 
-    /// How many could not be told apart any more.
+    /// How many could no longer be distinguished.
     pub(super) fn unknown(&mut self) -> u32 {
         std::mem::take(&mut self.unknown)
     }
@@ -270,7 +270,7 @@ mod tests {
         let (more, counted) = lines(&mut budget, begin + SECOND, 7, 75_000);
         assert!(more <= 4, "{more} lines");
         assert!(counted > 700_000, "{counted}");
-        // What is left out at the end is told as well.
+        // Events left out at the end are reported as well.
         let end = begin + Duration::from_secs(3600);
         let rest: u32 = budget.due(end).iter().map(|left_out| left_out.count).sum();
         assert_eq!(counted + rest + 10 * AT_ONCE, 10 * 76_000);

@@ -1,6 +1,6 @@
 //! One connection to the agent's socket: what is read, what is to be written, and when it ends.
 //!
-//! What one connection may cost is bounded: nothing is read from it while an answer is unread, so there is one answer
+//! The cost of one connection is bounded: nothing is read from it while an answer is unread, so there is one answer
 //! at most, and a list, the only long one, is shared by all that ask for it.
 
 use std::{
@@ -37,7 +37,7 @@ pub(super) fn refusal(reason: Reason, message: impl Into<String>) -> Answer {
     Answer::Refused(Refused { reason, message: message.into() })
 }
 
-/// What is to be written.
+/// The bytes to write.
 #[derive(Debug, Default)]
 struct Outbox {
     lines: VecDeque<Line>,
@@ -109,7 +109,7 @@ impl Connection {
         }
     }
 
-    /// What to poll for. Not for input while an answer is unread: that is what keeps a peer from asking for more than it reads.
+    /// The events to poll for. Not for input while an answer is unread: that is what keeps a peer from asking for more than it reads.
     pub(super) fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
         let flags = if !self.unsaid.is_empty() {
             PollFlags::OUT
@@ -168,7 +168,7 @@ impl Connection {
         self.ends = true;
     }
 
-    /// Tell a watcher, unless it has left too much unread.
+    /// Send it to a watcher, unless it has left too much unread.
     pub(super) fn publish(&mut self, line: &Line) {
         if self.unsaid.bytes + line.len() <= UNREAD {
             self.say(line.clone());

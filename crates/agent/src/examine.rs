@@ -63,7 +63,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a request is examined with.
+/// The tools to examine a request.
 pub(super) struct Examiner<'a> {
     pub(super) keeper: &'a Keeper,
     pub(super) prober: &'a Prober,
@@ -73,7 +73,7 @@ pub(super) struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
-    /// Enter the block and look. What was entered is taken back by the caller. `hints` are the thread and the process that
+    /// Enter the block and look. The caller removes the entry again. `hints` are the thread and the process that
     /// asked.
     pub(super) fn examine(
         &self,

@@ -1,8 +1,8 @@
-//! What happens, reported to people: a line in the log and an event for each watcher.
+//! Events, reported to people: a line in the log and an event for each watcher.
 //!
 //! The BPF programs report ids and numbers; here they become a sentence that names which process, which ports and whose
 //! they are. Users can make things happen as fast as they like, so each account has a [`Budget`], and what repeats
-//! fades. What is left out is counted.
+//! fades. Omitted events are counted.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ use crate::{
 /// How long the end of a request that was refused may take to be reported.
 const REFUSED_ENDS: Duration = Duration::from_secs(5);
 
-/// What counts as the same thing again: the same kind, by the same account, with a command of the same name.
+/// The key of repeated events: the same kind, by the same account, with a command of the same name.
 type Kind = (Happening, u32, String);
 
 /// Reports what happens.
@@ -73,7 +73,7 @@ impl Happenings {
         self.budget.limit(per_second);
     }
 
-    /// An event of the BPF programs, logged; what watchers are to be told of it.
+    /// An event of the BPF programs, logged; the event for the watchers.
     pub(super) fn event(&mut self, event: &Event, maps: &Maps, registry: &Registry, owners: &Owners) -> Option<Told> {
         let what = match event.kind {
             EventKind::Refused => Happening::Refused,
@@ -85,7 +85,7 @@ impl Happenings {
             return None;
         }
         let declared = registry.declared(event.id);
-        // What an administrator does is reported where it is done.
+        // An administrator's action is reported where it is done.
         if what != Happening::Refused && (declared.is_some() || event.owner == 0) {
             return None;
         }
@@ -174,7 +174,7 @@ impl Happenings {
         Some(told)
     }
 
-    /// Report what was left out and is due, also if nothing of the kind came since. What watchers are to be told.
+    /// Report omitted events that are due, also if nothing of the kind came since. Returns the events for the watchers.
     pub(super) fn summarize(&mut self) -> Vec<Told> {
         let due = self.budget.due(Instant::now());
         let unknown = self.budget.unknown();

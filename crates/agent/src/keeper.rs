@@ -19,7 +19,7 @@ pub(super) struct Keeper {
     pub(super) pool: Option<PortRange>,
 }
 
-/// What [`restore_all`] did.
+/// The result of [`restore_all`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// Namespaces that our entries were taken out of.
@@ -62,7 +62,7 @@ impl Keeper {
         }
     }
 
-    /// What of the pool is entered in the calling thread's namespace, and what is left to automatic choices (N3).
+    /// The part of the pool that is entered in the calling thread's namespace, and the part left to automatic choices (N3).
     fn shared(&self, ours: &PortSet, current: &PortSet) -> io::Result<(Option<Ephemeral>, Shared)> {
         let range = sysctl::local_port_range()?;
         let ephemeral = range.map(|range| Ephemeral { range, foreign: current.minus(ours) });
@@ -129,7 +129,7 @@ impl Keeper {
 }
 
 /// Take our entries out of `ip_local_reserved_ports` in every namespace: nothing
-/// of what others wrote there is touched. For `portkeep down`, after the kernel part is gone.
+/// of what others wrote there is touched. For `portkeep down`, after kernel enforcement is gone.
 pub fn restore_all(runtime: &RuntimeDir) -> io::Result<Restored> {
     let mut restored = Restored::default();
     if !runtime.exists() {

@@ -1,4 +1,4 @@
-//! What the agent needs of the kernel part, whoever holds it.
+//! The agent's access to the BPF programs, with or without pins.
 
 use std::{io, os::fd::OwnedFd, path::PathBuf};
 
@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::vacancy::Prober;
 
-/// The kernel part with the event ring, which has one reader at a time.
+/// The BPF programs with the event ring, which has one reader at a time.
 #[derive(Debug)]
 pub struct KernelPart {
     pub(super) maps: Maps,
@@ -42,14 +42,14 @@ impl KernelPart {
         Ok(Self { maps, admin: loaded.admin()?, events: loaded.events()?, config, folder: None })
     }
 
-    /// The event ring. What is taken out here no agent sees.
+    /// The event ring. No agent sees events taken out here.
     pub fn events(&mut self) -> &mut Events {
         &mut self.events
     }
 
     /// Whether it is still the one that is up. It is not after `portkeep down`,
     /// even if another has come up since: maps that are open stay readable, and would mislead.
-    /// Where this cannot be told, it is taken to be up: to believe the contrary is to undo everything.
+    /// Where this is not known, it is taken to be up: to believe the contrary is to undo everything.
     pub(super) fn is_up(&self) -> bool {
         let Some(folder) = &self.folder else { return true };
         match Instance::open(folder) {
@@ -76,7 +76,7 @@ impl KernelPart {
     }
 }
 
-/// What to say when the kernel part does not know a socket of ours.
+/// The message when the BPF programs do not know a socket of ours.
 fn explain(config: &Config) -> impl FnOnce(io::Error) -> anyhow::Error {
     let serve = config.serve;
     move |error| {
@@ -86,10 +86,10 @@ fn explain(config: &Config) -> impl FnOnce(io::Error) -> anyhow::Error {
         }
         let served = cgroup::path_of(serve).map_or_else(|| format!("(id {serve})"), |path| path.display().to_string());
         let own = cgroup::of_process(std::process::id())
-            .map_or_else(|| "a cgroup that cannot be told".into(), |path| path.display().to_string());
+            .map_or_else(|| "an unknown cgroup".into(), |path| path.display().to_string());
         anyhow::anyhow!(
             "the control codes are served in cgroup {served} and below, and this process is outside, in {own}: start \
-             the agent inside, or bring the kernel part up with a `--serve` that includes it"
+             the agent inside, or bring kernel enforcement up with a `--serve` that includes it"
         )
     }
 }

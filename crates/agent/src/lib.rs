@@ -5,7 +5,7 @@
 //! wins, and the request is refused. The agent also keeps `ip_local_reserved_ports` in step ([`keeper`]), marks pool ports
 //! that were in use before `up` ([`aside`]), and writes the log.
 //!
-//! The kernel is the database: the agent may be killed at any instant. What is granted stays granted, requests that need
+//! The kernel is the database: the agent may be killed at any instant. Granted reservations stay granted, requests that need
 //! it fail with ENETDOWN from the moment its sockets close, and the next one starts by putting everything right. Events
 //! only say where to look; every round through the maps would find the same.
 //!
@@ -108,7 +108,7 @@ const PAUSE: Duration = Duration::from_millis(80);
 const FORGET: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(600);
 
-/// What the agent reads, and where it keeps things.
+/// The files that the agent reads, and where it keeps its own.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Its folder in `/run`.
@@ -144,8 +144,8 @@ impl Options {
     }
 }
 
-/// Run the agent in the foreground until SIGTERM or SIGINT, on the kernel part
-/// pinned in `folder`. What is granted stays granted. SIGHUP makes it read its files again.
+/// Run the agent in the foreground until SIGTERM or SIGINT, on the BPF programs
+/// pinned in `folder`. Granted reservations stay granted. SIGHUP makes it read its files again.
 pub fn run_in_foreground(folder: &Path, options: &Options) -> anyhow::Result<()> {
     let signals = Signals::register()?;
     let instance = Instance::open(folder)?;
@@ -201,7 +201,7 @@ fn due(last: &mut Instant, period: Duration) -> bool {
     due
 }
 
-/// What ended a sleep.
+/// The reason why a sleep ended.
 enum Woken {
     Stop,
     Reload,
@@ -249,7 +249,7 @@ pub struct Agent<'k> {
     /// The answer to those who ask for the list, and the version of the registry it is of.
     listed: Option<(u64, Line)>,
     timers: Timers,
-    /// The last reason why something was put off, told once.
+    /// The last reason why something was put off, reported once.
     put_off: String,
     _reader: OwnedFd,
     beacon: Option<OwnedFd>,
@@ -305,7 +305,7 @@ impl<'k> Agent<'k> {
         Ok(agent)
     }
 
-    /// Serve until `stop` can be read, or the kernel part is taken down; read the files again when `reload` can be read.
+    /// Serve until `stop` can be read, or the BPF programs are taken down; read the files again when `reload` can be read.
     pub fn run(mut self, stop: impl AsFd, reload: impl AsFd) -> anyhow::Result<()> {
         loop {
             match self.wait(stop.as_fd(), reload.as_fd())? {
@@ -338,7 +338,7 @@ impl<'k> Agent<'k> {
                 if !self.kernel.is_up() {
                     // Its maps live on as long as we have them open; nobody else looks at them.
                     keeper::restore_all(&self.keeper.runtime)?;
-                    bail!("the kernel part has been taken down");
+                    bail!("kernel enforcement has been taken down");
                 }
                 for told in self.happenings.summarize() {
                     self.server.publish(&told);
@@ -370,7 +370,7 @@ impl<'k> Agent<'k> {
         }
     }
 
-    /// What comes round again anyhow need not end the agent when it fails once: descriptors or memory may have run out.
+    /// A periodic task that fails once need not end the agent: descriptors or memory may have run out.
     fn or_later(&mut self, done: anyhow::Result<()>) {
         if let Err(error) = done {
             let error = format!("{error:#}");
@@ -436,7 +436,7 @@ impl<'k> Agent<'k> {
         Ok(complaints)
     }
 
-    /// Read the drop-ins and bring the kernel part in line with them and the stores.
+    /// Read the drop-ins and bring the BPF programs in line with them and the stores.
     fn load_declarations(&mut self) -> anyhow::Result<Reloaded> {
         let (registry, mut desk) = self.desk();
         let (changes, wrong) = registry.load(&mut desk)?;
@@ -450,7 +450,7 @@ impl<'k> Agent<'k> {
         Ok(Reloaded { added, removed, waiting, complaints })
     }
 
-    /// Read everything again. What is wrong with the configuration leaves it as it was.
+    /// Read everything again. An error in the configuration leaves it as it was.
     fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.service.reloading();
         let mut complaints = match self.policy.reload() {

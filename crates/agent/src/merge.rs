@@ -1,4 +1,4 @@
-//! What to change in `ip_local_reserved_ports`, and what to remember of it.
+//! Changes to `ip_local_reserved_ports`, and the record of them.
 //!
 //! Others write there too, so an entry is taken out only if it was we who put
 //! it in. That is remembered in two steps around the change, and is right
@@ -9,7 +9,7 @@
 
 use portkeep_core::PortSet;
 
-/// What to do, in this order.
+/// The steps, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Remember as ours before anything is changed.

@@ -44,13 +44,13 @@ impl Namespace {
     }
 }
 
-/// Whether there was nothing wrong with the thing looked at, but with us: no descriptor is left, or no memory. What ends
+/// Whether there was nothing wrong with the thing looked at, but with us: no descriptor is left, or no memory. An object that ends
 /// while we look is skipped; to skip this as well would be to say that there is nothing.
 fn ran_out(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-/// What is in a folder, or why that cannot be told for now.
+/// The content of a folder, or why that is unknown for now.
 fn entries(folder: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
     let (entries, error) = match fs::read_dir(folder) {
         Ok(entries) => (Some(entries), None),
@@ -81,7 +81,7 @@ fn of_threads() -> impl Iterator<Item = io::Result<PathBuf>> {
     threads.map(|task| Ok(task?.join("ns/net")))
 }
 
-/// Each namespace once. What ends while we look is skipped.
+/// Each namespace once. A namespace that ends meanwhile is skipped.
 fn distinct(paths: impl Iterator<Item = io::Result<PathBuf>>) -> impl Iterator<Item = io::Result<Namespace>> {
     let mut seen = HashSet::new();
     paths.filter_map(move |path| {

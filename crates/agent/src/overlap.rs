@@ -16,7 +16,7 @@ pub struct Overlap {
     pool: PortRange,
     /// `ip_local_port_range`.
     local_port_range: PortRange,
-    /// What both have.
+    /// The common ports.
     ports: PortRange,
     /// How many of these are in `ip_local_reserved_ports`: no automatic choice comes from them.
     reserved: u32,
@@ -33,7 +33,7 @@ impl Overlap {
         Ok(Some(Self { pool, local_port_range: range, ports, reserved: u32::try_from(reserved).unwrap_or(u32::MAX) }))
     }
 
-    /// What to do about it.
+    /// The remedy.
     pub const HELP: &str = "choose a pool outside net.ipv4.ip_local_port_range (`pool` in portkeep.toml)";
 }
 
@@ -60,7 +60,7 @@ pub fn enter_overlap(pool: Option<PortRange>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Take out again what was entered. What cannot be is returned in words.
+/// Take out again what was entered. Failures are returned in words.
 pub fn leave_overlap() -> Option<String> {
     let restored = restore_all(&RuntimeDir::default());
     restored.err().map(|error| format!("ip_local_reserved_ports could not be put back: {error}"))

@@ -13,7 +13,7 @@ pub(super) struct Waiting {
     pub(super) hints: Vec<u32>,
 }
 
-/// What waits. Bounded by the number of reservations there can be: each is in it once.
+/// The waiting claims. Bounded by the number of reservations there can be: each is in it once.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     lines: BTreeMap<u64, VecDeque<Waiting>>,
@@ -36,7 +36,7 @@ impl Queue {
         self.lines.is_empty()
     }
 
-    /// Whose turn it is.
+    /// The next one.
     pub(super) fn pop(&mut self) -> Option<Waiting> {
         let account = if self.lines.contains_key(&ROOT) {
             ROOT

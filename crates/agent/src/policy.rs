@@ -27,19 +27,19 @@ pub(crate) struct Policy {
     /// The system whose subordinate uids count.
     root: PathBuf,
     config: Config,
-    /// Which keys the file sets. What it does not set stays as `up` was told.
+    /// Which keys the file sets. Other keys stay as `up` set it.
     given: Given,
-    /// As it was when this agent started: what `up` was told, by its flags among others.
+    /// As it was when this agent started: what `up` set, by its flags among others.
     base: kernel::Config,
     /// The administrators' group, 0 = root only.
     admin_gid: u32,
     owners: Owners,
-    /// Who belongs to the administrators' group, and who may have privileged ports.
+    /// The members of the administrators' group, and the accounts that may have privileged ports.
     members: Remembered<(u32, u32), bool>,
     privileged: Remembered<u32, bool>,
 }
 
-/// A limit as the kernel part keeps it.
+/// A limit as the BPF programs keep it.
 fn ports(limit: Limit) -> u32 {
     match limit {
         // 0 means "the default" there, and the most means "none".
@@ -48,7 +48,7 @@ fn ports(limit: Limit) -> u32 {
     }
 }
 
-/// The settings of the kernel part that a configuration means, and what cannot be looked up.
+/// The settings that a configuration means for the BPF programs, and the accounts that cannot be looked up.
 pub fn settings(config: &Config) -> (Settings, Vec<String>) {
     let mut complaints = Vec::new();
     let mut settings = Settings::default();
@@ -127,7 +127,7 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
         0 => None,
         home => Some(home),
     };
-    // What is privileged is said by the namespace of `up`, which the agent may not be in.
+    // The namespace of `up` decides which ports are privileged; the agent may not be in it.
     if settings.home.is_none() || settings.home != netns::current_cookie().ok() {
         settings.unprivileged_start = u16::try_from(base.unprivileged_start).unwrap_or(u16::MAX);
     }
@@ -151,7 +151,7 @@ impl Policy {
         })
     }
 
-    /// Whose the uids are.
+    /// The accounts of the uids.
     pub(crate) fn owners(&self) -> &Owners {
         &self.owners
     }
@@ -168,7 +168,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Put it into effect on the BPF programs that are up. What the file does not set stays as it was brought up.
+    /// Put it into effect on the BPF programs that are up. Keys that the file does not set stay as it was brought up.
     /// Returns what could not be put into effect.
     pub(crate) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
         let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
@@ -208,7 +208,7 @@ impl Policy {
     fn apply_quotas(&self, maps: &mut Maps, admin: &Admin, complaints: &mut Vec<String>) -> anyhow::Result<()> {
         let mut of_users: BTreeMap<u32, u32> = BTreeMap::new();
         let mut of_groups: BTreeMap<u32, u32> = BTreeMap::new();
-        // The kernel part knows a process's primary group; who is only listed as a member is entered here.
+        // The BPF programs know a process's primary group. Accounts that are only listed as members are entered here.
         for (group, limit) in &self.config.quota.groups {
             match accounts::gid(group) {
                 Ok(gid) => drop(of_groups.insert(gid, ports(*limit))),

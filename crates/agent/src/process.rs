@@ -1,4 +1,4 @@
-//! What `/proc` tells about processes and about who has a port bound.
+//! Processes as `/proc` shows them, and the processes that have a port bound.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -37,7 +37,7 @@ impl std::fmt::Display for Process {
     }
 }
 
-/// Whether pids here mean what they mean to the kernel part, which numbers
+/// Whether pids here mean what they mean to the BPF programs, which number
 /// processes as the first pid namespace does. (`PROC_PID_INIT_INO` of
 /// `include/linux/proc_ns.h`.)
 pub fn in_first_pid_namespace() -> bool {
@@ -66,7 +66,7 @@ fn unit(pid: u32) -> Option<String> {
 }
 
 /// The processes that have the port bound, in the network namespace of this
-/// process. Without root only the own ones can be told.
+/// process. Without root only the own ones can be seen.
 #[derive(Debug, Default)]
 pub struct Binders {
     /// Those that can be seen.

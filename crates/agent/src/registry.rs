@@ -1,13 +1,13 @@
-//! What is declared, and how it stands in the kernel part.
+//! The declarations, and their state in the BPF programs.
 //!
 //! Declarations come from drop-in files and, made by commands, from two stores.
-//! Put together they say what shall be in force; the kernel part says what is.
+//! Put together they say what shall be in force; the BPF programs say what is.
 //! Everything here brings the second in line with the first: it can be
 //! killed at any instant and done again. A change made by a command is in the
 //! store before it is in force, and out of the store before it ends, so what was
 //! reported holds whatever happens in between.
 //!
-//! What cannot be put in force (a port is in use, a user does not exist yet) waits, and is tried again.
+//! Declarations that cannot be put in force (a port is in use, a user does not exist yet) wait, and are tried again.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, 
 use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
 use crate::vacancy::{Look, Prober};
 
-/// What the registry works with: the kernel part, and ways to look at the agent's network namespace.
+/// The registry's tools: the BPF programs, and ways to look at the agent's network namespace.
 pub(super) struct Desk<'a> {
     pub(super) kernel: &'a mut KernelPart,
     pub(super) keeper: &'a Keeper,
@@ -70,7 +70,7 @@ enum Shelf {
     Open(Box<Store>),
     Closed {
         why: String,
-        /// A full disk, say: it may open later. What is damaged will not.
+        /// A full disk, say: it may open later. A damaged store will not.
         passing: bool,
     },
 }
@@ -113,7 +113,7 @@ impl Shelf {
     }
 }
 
-/// What bringing the kernel part in line came to.
+/// The result of bringing the BPF programs in line.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) added: usize,
@@ -121,7 +121,7 @@ pub(super) struct Changes {
     pub(super) waiting: usize,
 }
 
-/// What is declared, and how it stands.
+/// The declarations, and their state.
 #[derive(Debug)]
 pub(super) struct Registry {
     persistent: Shelf,
@@ -255,19 +255,19 @@ fn contested(declaration: &Declaration) -> String {
     format!("another process bound a port of {}/{} at this moment", declaration.ports, declaration.transports)
 }
 
-/// What the BPF programs answer to a claim that failed.
+/// The meaning of the answer to a claim that failed.
 fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Refused {
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
     match admin.errno() {
         Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
         Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
-        Some(Errno::ENOMEM) => refused(Reason::Failed, "the kernel part has no room for another reservation"),
+        Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),
         _ => refused(Reason::Failed, chain(admin)),
     }
 }
 
-/// Whose a reserved port of the block is.
+/// The owner of a reserved port of the block.
 fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> String {
     let Ok(ports) = PortRange::new(wanted.start, wanted.count) else { return "a port of the block is reserved".into() };
     let transports = wanted.transports;
@@ -315,11 +315,11 @@ impl Registry {
     fn open_again(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<Option<Changes>> {
         let persistent = self.persistent.open_again(|| Store::open(&self.state));
         let active = self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
-        // What is wrong with files has been told when they were read.
+        // Errors in files were reported when the files were read.
         if persistent || active { self.load(desk).map(|(changes, _)| Some(changes)) } else { Ok(None) }
     }
 
-    /// Read the files again and bring the kernel part in line. What is wrong with files comes back beside.
+    /// Read the files again and bring the BPF programs in line. Errors in files are returned too.
     pub(super) fn load(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<(Changes, Vec<Diagnostic>)> {
         self.persistent.open_again(|| Store::open(&self.state));
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
@@ -526,12 +526,12 @@ impl Registry {
         self.told.retain(|name, _| waits.contains(name));
     }
 
-    /// What declared the reservation with this id, if it is persistent.
+    /// The declaration of the reservation with this id, if it is persistent.
     pub(super) fn declared(&self, id: u32) -> Option<&Declared> {
         self.by_id.get(&id).map(|index| &self.items[*index].declared)
     }
 
-    /// What is declared under this name.
+    /// The declarations under this name.
     pub(super) fn named(&self, name: &portkeep::persistent::Name) -> Option<&Declared> {
         self.items.iter().map(|item| &item.declared).find(|declared| declared.declaration.name == *name)
     }
@@ -555,7 +555,7 @@ impl Registry {
             Block::Any { count, align } => (0, count, align),
         };
         if let Block::Ports(ports) = proposal.block {
-            // What waits for these ports was there first.
+            // A declaration that waits for these ports was there first.
             let declaration = proposal.declaration(ports);
             if let Some(item) = self.items.iter().find(|item| item.declared.declaration.overlaps(&declaration)) {
                 let Declared { declaration: theirs, origin } = &item.declared;
@@ -646,7 +646,7 @@ impl Registry {
         Ok(declared)
     }
 
-    /// "There is none", or that this cannot be told.
+    /// "There is none", or that this is unknown.
     fn missing(&self) -> Refused {
         match (&self.persistent, &self.active) {
             (Shelf::Closed { why, .. }, _) | (_, Shelf::Closed { why, .. }) => refused(Reason::Store, why.clone()),

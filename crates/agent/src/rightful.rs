@@ -1,5 +1,5 @@
 //! Does a process belong to those a reservation is for? Asked for sockets that were there first (`around`): the
-//! kernel part decides the same for those that come later.
+//! the BPF programs decide the same for those that come later.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use portkeep_kernel::{Config, ForWhom, cgroup};
 
 use crate::process::Binders;
 
-/// What `/proc/PID/status` says of who a process is.
+/// The identity of a process, from `/proc/PID/status`.
 struct Identity {
     uid: u32,
     /// Real, effective and supplementary.
@@ -33,12 +33,12 @@ fn cgroup_of(pid: u32) -> Option<Vec<String>> {
     Some(below.iter().map(|part| part.to_string_lossy().into_owned()).collect())
 }
 
-/// The unit a cgroup belongs to, as the kernel part tells it: the topmost below the enforced one that is no slice.
+/// The unit a cgroup belongs to, as the BPF programs see it: the topmost below the enforced one that is no slice.
 fn unit_of(cgroup: &[String], enforced_depth: usize) -> Option<&str> {
     cgroup.iter().skip(enforced_depth).map(String::as_str).find(|name| !name.ends_with(".slice"))
 }
 
-/// What the kernel part goes by, too.
+/// The BPF programs use the same.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Judge {
     /// How deep the enforced cgroup is below the hierarchy's root.
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_are_told_as_the_kernel_part_tells_them() {
+    fn units_are_those_that_the_bpf_programs_see() {
         let unit = |path: &str, depth| {
             let names: Vec<String> = path.split('/').map(str::to_owned).collect();
             unit_of(&names, depth).map(str::to_owned)

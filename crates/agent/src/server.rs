@@ -44,7 +44,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Listen at this path. What a killed agent left there is removed; there is one agent at a time.
+    /// Listen at this path. The socket of a killed agent is removed; there is one agent at a time.
     pub(super) fn listen(path: PathBuf) -> io::Result<Self> {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -57,7 +57,7 @@ impl Server {
         Ok(Self { listener, path, connections: Vec::new(), spare: spare() })
     }
 
-    /// What to poll, and what for.
+    /// The descriptors to poll, and the events.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let connections = self.connections.iter().map(Connection::interest);
         std::iter::once((self.listener.as_fd(), PollFlags::IN)).chain(connections)
@@ -76,7 +76,7 @@ impl Server {
     }
 
     /// Whether the client of a request that was just [heard](Server::hear) has gone. Then the request must not be carried
-    /// out: whoever asked has been told that it failed (R13).
+    /// out: the requester has been informed that it failed (R13).
     pub(super) fn is_deserted(&self, number: usize) -> bool {
         self.connections[number].is_deserted()
     }
@@ -98,7 +98,7 @@ impl Server {
     }
 
     fn accept(&mut self, owners: &Owners) {
-        // Whatever is wrong with one that connects is its own affair, or passes.
+        // An error of one connection concerns only its client, or is temporary.
         for _ in 0..ACCEPTED {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
@@ -145,7 +145,7 @@ impl Server {
         self.spare = spare();
     }
 
-    /// Tell the watchers.
+    /// Send it to the watchers.
     pub(super) fn publish(&mut self, event: &Event) {
         if !self.connections.iter().any(|connection| connection.watches) {
             return;

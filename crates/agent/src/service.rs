@@ -1,4 +1,4 @@
-//! What a service manager is told (sd_notify): ready, reloading, alive. Without one, nobody.
+//! Messages to a service manager (sd_notify): ready, reloading, alive. Without one, none.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ pub(super) struct Service {
 fn tell(state: &[NotifyState<'_>]) {
     // Not being able to say it is no reason to stop.
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "telling the service manager");
+        tracing::debug!(%error, "notifying the service manager");
     }
 }
 

@@ -56,7 +56,7 @@ impl Agent<'_> {
         }
     }
 
-    /// What of each namespace's blocks has to be in its sysctl: of those in force, pending, or declared and waiting for
+    /// The part of each namespace's blocks that has to be in its sysctl: of those in force, pending, or declared and waiting for
     /// sockets to go. Namespaces in which only pool ports are reserved are there as well.
     fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
         let mut wanted = BTreeMap::<u64, PortSet>::new();
@@ -106,7 +106,7 @@ impl Agent<'_> {
         self.settled_in(netns, blocks, settled);
     }
 
-    /// What follows from having put a namespace right, or from having failed to.
+    /// The consequences of having put a namespace right, or from having failed to.
     fn settled_in(&mut self, netns: u64, blocks: Option<&PortSet>, settled: io::Result<Shared>) {
         match settled {
             Ok(shared) => {

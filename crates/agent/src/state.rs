@@ -1,4 +1,4 @@
-//! What the agent remembers across its own death: which entries of which
+//! The agent's memory across its own death: which entries of which
 //! namespace's `ip_local_reserved_ports` it has put there.
 //!
 //! A small JSON file, replaced by renaming, so that a reader finds the old one
@@ -50,7 +50,7 @@ pub(super) struct Held<'a> {
     _lock: File,
 }
 
-/// What this boot is called by the kernel.
+/// The kernel's name of this boot.
 pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
@@ -75,7 +75,7 @@ impl RuntimeDir {
         fs::create_dir_all(&self.folder).map_err(named(&self.folder))?;
         let path = self.folder.join(name);
         loop {
-            // Whoever can open a file can lock it, so others may not open this one.
+            // A process that can open a file can lock it, so others may not open this one.
             let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(named(&path))?;
             flock(&file, operation).map_err(|errno| named(&path)(errno.into()))?;
             // Swept away between the two: the lock is on nothing.
@@ -101,7 +101,7 @@ impl RuntimeDir {
     pub(super) fn sweep(&self) -> io::Result<()> {
         let Some(_agent) = self.become_agent()? else { return Ok(()) };
         let held = self.hold()?;
-        // What commands created until the next reboot comes back with the next agent.
+        // Reservations of commands until the next reboot come back with the next agent.
         let active = self.folder.join(store::ACTIVE);
         let nothing = Store::open_runtime(&self.folder, &boot_id()).is_ok_and(|store| store.list().is_empty());
         if held.state.ours.is_empty() && (nothing || !active.exists()) {
@@ -165,7 +165,7 @@ impl Held<'_> {
         let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, &path));
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);
-            // What is in the file still, so that nothing is believed to be remembered that is not.
+            // The content that is still in the file, so that nothing is believed to be remembered that is not.
             match before {
                 Some(before) => drop(self.state.ours.insert(netns, before)),
                 None => drop(self.state.ours.remove(&netns)),

@@ -1,4 +1,4 @@
-//! Whose the subordinate uids are: `/etc/subuid`, subuid(5).
+//! The owners of the subordinate uids: `/etc/subuid`, subuid(5).
 //!
 //! A user with a line there may use 65,536 uids. Without this each had a quota of its own.
 
@@ -14,7 +14,7 @@ pub(super) const PATH: &str = "etc/subuid";
 /// Ranges of uids with their users' uids.
 pub(super) type Ranges = Vec<(RangeInclusive<u32>, u32)>;
 
-/// Whose a uid is: that of its user, if it is a subordinate one. The same accounts as the quotas' in the kernel.
+/// The account of a uid: that of its user, if it is a subordinate one. The same accounts as the quotas' in the kernel.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Owners(Ranges);
 
@@ -34,7 +34,7 @@ impl Owners {
     }
 }
 
-/// What the file says, and what is wrong with it. None there: nobody has any.
+/// The content of the file, and its errors. Without the file, no user has any.
 pub(super) fn read(root: &Path) -> (Ranges, Vec<String>) {
     let path = root.join(PATH);
     match fs::read_to_string(&path) {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_by_its_line_and_the_rest_counts() {
+    fn an_error_is_reported_with_its_line_and_the_rest_counts() {
         for bad in
             ["root:1", "root:1:2:3", "root:x:1", "root:1:0", "root:4294967295:2", "nobody-has-this-name:1:2", "::"]
         {

@@ -18,7 +18,7 @@ fn named(path: &str) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
     move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
-/// What is reserved.
+/// The reserved ports.
 pub(super) fn reserved() -> io::Result<PortSet> {
     let file = File::open(RESERVED).map_err(named(RESERVED))?;
     // In one read: the kernel has nothing more to say to a second one.
@@ -27,8 +27,8 @@ pub(super) fn reserved() -> io::Result<PortSet> {
     String::from_utf8_lossy(&text[..length]).parse().map_err(io::Error::other)
 }
 
-/// Reserve more. What is written anywhere but at the beginning is added by the
-/// kernel to what is there (`proc_do_large_bitmap`), so nobody's entry can be
+/// Reserve more. Text written anywhere but at the beginning is added by the
+/// kernel to what is there (`proc_do_large_bitmap`), so no entry can be
 /// lost to a change at the same moment.
 pub(super) fn add(ports: &PortSet) -> io::Result<()> {
     write(ports, false)

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_told_roughly() {
+    fn ages_are_rounded() {
         for (seconds, text) in
             [(0, "just now"), (59, "59s ago"), (185, "3m ago"), (7_500, "2h 5m ago"), (90_061, "1day 1h ago")]
         {

@@ -1,4 +1,4 @@
-//! What ten thousand persistent reservations cost: the agent's start and
+//! The cost of ten thousand persistent reservations: the agent's start and
 //! memory, and whether a look-up or a bind gets slower. The real agent, in a
 //! cgroup, a mount namespace and a network namespace of its own. A hundred stanzas
 //! a file; all in one file the most memory is half as much again as at rest.
@@ -60,7 +60,7 @@ impl Agent {
     fn memory(&self) -> (u64, u64) {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let read = |key: &str| {
-            let line = status.lines().find(|line| line.starts_with(key)).expect("the kernel tells");
+            let line = status.lines().find(|line| line.starts_with(key)).expect("the kernel reports");
             line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
         };
         (read("VmRSS"), read("VmHWM"))
@@ -93,7 +93,7 @@ fn costs() -> [f64; 3] {
         median(|| {
             lookup(own, Transport::Tcp).expect("it is in force");
         }),
-        median(|| bind(&tcp(), FIRST + 1).expect("nobody's")),
+        median(|| bind(&tcp(), FIRST + 1).expect("free")),
         median(|| bind(&tcp(), FIRST).expect("ours")),
     ]
 }
@@ -118,7 +118,7 @@ fn main() {
     bed.cgroup.enter(std::process::id()).expect("into the cgroup");
     bed.portkeep(&["up"]).ok();
 
-    // What is in force stays so without the agent, and is measured without it. Once before and once after the many,
+    // Reservations in force stay so without the agent, and is measured without it. Once before and once after the many,
     // because a machine is not the same from one minute to the next.
     let with = |count: u16| {
         declare(&bed, count);

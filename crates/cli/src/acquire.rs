@@ -17,14 +17,15 @@ use crate::{
     DONE, Io,
     ask::Ask,
     claim::Claim,
-    level::{Level, Place},
+    level::{Level, Place, only_held},
     sources::ConfigFile,
 };
 
 const AFTER_HELP: &str = "\
 Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its \
-standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails when somebody else ends the reservation. Without the kernel part the last word is `held`; with \
---require-kernel, --strict or --scope cgroup it fails instead.
+standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails if another process \
+ends the reservation. Without kernel enforcement the last word is `held`. With --require-kernel, --strict or --scope \
+cgroup it fails instead.
 
 Examples:
   portkeep acquire --count 4                      until Ctrl-D
@@ -38,7 +39,7 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// Who can use the ports
+    /// Processes that can use the ports
     #[arg(long, value_enum, default_value_t = AcquireScope::User)]
     scope: AcquireScope,
     /// Only sockets associated with the token can use the ports
@@ -63,7 +64,7 @@ enum AcquireScope {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
-    // What cannot be granted anyway is no reason to bring the kernel part up.
+    // A request that cannot be granted anyway is no reason to bring the BPF programs up.
     args.ask.block()?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
@@ -83,11 +84,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             let claim = Claim::held(&args.ask)?;
             let udp = match claim.transports {
                 Transports::Tcp => "",
-                _ => "; UDP ports can be bound by nobody at all",
+                _ => ", but no program can bind the UDP ports",
             };
             io.note(format_args!(
-                "{reason}; so port {} is only held: whoever sets SO_REUSEADDR can bind it, and nobody else{udp}",
-                claim.ports
+                "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+                only_held(claim.ports)
             ));
             claim
         }
@@ -109,7 +110,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
 }
 
-/// What ended the reservation.
+/// The reason why the reservation ended.
 enum End {
     /// Standard input has ended, or a signal came.
     Wanted,

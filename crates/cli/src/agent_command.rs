@@ -1,4 +1,4 @@
-//! `agent`: look after what the kernel part cannot do alone.
+//! `agent`: look after what kernel enforcement cannot do alone.
 
 use std::io::IsTerminal;
 
@@ -9,21 +9,21 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 use crate::{DONE, Io, agent, level::Place, sources::Sources, up};
 
 const AFTER_HELP: &str = "\
-The agent keeps in force what drop-in files and `persist add` declare, looks whether ports outside the pool are \
-vacant before they are reserved, keeps net.ipv4.ip_local_reserved_ports in step, and tells what happens. Requests \
+The agent keeps in force what drop-in files and `persist add` declare, checks whether ports outside the pool are \
+vacant before they are reserved, keeps net.ipv4.ip_local_reserved_ports in step, and reports events. Requests \
 without a port need no agent. It can be stopped and started at any time: what is reserved stays reserved. SIGHUP makes \
 it read its files again.
 
 Examples:
   portkeep agent                          in the foreground, until SIGTERM or SIGINT
-  portkeep agent --up                     the same, and bring the kernel part up if it is not
+  portkeep agent --up                     the same, and bring kernel enforcement up if it is not
   PORTKEEP_LOG=debug portkeep agent       with more to read";
 
 /// Keep what is declared in force, confirm reservations outside the pool, and log what happens
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Bring the kernel part up first, as the configuration says, if it is not up
+    /// Bring kernel enforcement up first, as the configuration says, if it is not up
     #[arg(long)]
     up: bool,
     #[command(flatten)]
@@ -38,9 +38,9 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     raise_file_limit();
     if args.up {
         let instance =
-            up::by_configuration(&args.place, &args.sources.load()?).context("bringing the kernel part up")?;
+            up::by_configuration(&args.place, &args.sources.load()?).context("bringing kernel enforcement up")?;
         let how = if instance.is_newly_up() { "brought up" } else { "up already" };
-        tracing::info!(pins = %instance.folder().display(), "the kernel part is {how}");
+        tracing::info!(pins = %instance.folder().display(), "kernel enforcement is {how}");
     }
     // Says more than opening it does: whether it is up elsewhere, or can be seen by root only.
     args.place.pins.open()?;

@@ -1,4 +1,4 @@
-//! What `run` and `acquire` can ask for.
+//! The requests of `run` and `acquire`.
 
 use std::time::Duration;
 
@@ -64,11 +64,11 @@ impl Ask {
         }
     }
 
-    /// The block, if its first port is given. What is wrong with it is said before anybody is asked.
+    /// The block, if its first port is given. Errors in it are reported before any request.
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
         if let Some(align) = self.align.filter(|align| at % align != 0) {
-            anyhow::bail!("port {at} is no multiple of {align}");
+            anyhow::bail!("port {at} is not a multiple of {align}");
         }
         Ok(Some(PortRange::new(at, self.count)?))
     }

@@ -21,7 +21,7 @@ use crate::{ask::Ask, conflict, held::Held, signals::Ended};
 pub(crate) struct Claim {
     pub(crate) ports: PortRange,
     pub(crate) transports: Transports,
-    /// Only the kernel part gives one.
+    /// Only kernel enforcement gives one.
     pub(crate) token: Option<Token>,
     keeper: Keeper,
 }
@@ -51,7 +51,7 @@ pub(crate) struct ClaimJson {
 }
 
 impl Claim {
-    /// Have the kernel part reserve what is asked for. `label` is for a request without one.
+    /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
     /// `signal` reports a signal that shall end the wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
@@ -93,7 +93,7 @@ impl Claim {
         Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })
     }
 
-    /// Hold the ports bound, there being no kernel part.
+    /// Hold the ports bound, there being no kernel enforcement.
     pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
         let (ports, held) = Held::take(ask)?;
         Ok(Self { ports, transports: ask.transports(), token: None, keeper: Keeper::Held(held) })

@@ -1,4 +1,4 @@
-//! Why ports were not granted, in words that name who is in the way.
+//! Why ports were not granted, in words that name the process in the way.
 
 use portkeep::{AcquireError, PortRange, Transports, Version};
 
@@ -7,14 +7,14 @@ use crate::{
     process::{self, Binders},
 };
 
-/// What the library says, and what only a program can find out: who has a port
-/// bound that nobody reserved, and what the pool is.
+/// The library's message, with facts that only a program can find out: the process that
+/// has an unreserved port bound, and the pool.
 pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) -> anyhow::Error {
-    let told = match (&error, block) {
+    let text = match (&error, block) {
         (AcquireError::InUse { by: None, .. }, Some(block)) => in_use(block, ask.transports()),
         (AcquireError::NoRoom { .. }, _) => Some(no_room(ask)),
         (AcquireError::AgentAbsent, Some(block)) => Some(format!(
-            "{block} is outside the pool ({}), so the agent has to look whether it is in use, and none is running; \
+            "{block} is outside the pool ({}), so the agent has to check whether it is in use, and no agent runs; \
              start `portkeep agent`, or let the system choose",
             pool()
         )),
@@ -31,7 +31,7 @@ pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) 
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
         _ => None,
     };
-    match told {
+    match text {
         Some(text) => anyhow::anyhow!("{text}"),
         None => error.into(),
     }
@@ -39,7 +39,7 @@ pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) 
 
 pub(crate) fn privileged(block: PortRange) -> String {
     let s = if block.count() == 1 { "" } else { "s" };
-    format!("reserving the privileged port{s} {block} takes root")
+    format!("reserving the privileged port{s} {block} requires root")
 }
 
 fn no_room(ask: &Ask) -> String {

@@ -31,7 +31,7 @@ use crate::{DONE, Io, level, subgroup::Subgroup};
 pub(crate) const NAME: &str = "run-custodian";
 /// A change that was missed, if that can be, is noticed after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// What a command started last may need to end after it.
+/// The processes of a command that may need to end after it.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// Keep the owner socket on standard input until a cgroup is empty
@@ -50,7 +50,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     close_inherited().context("closing inherited descriptors")?;
-    // What ends a service or a terminal goes to all of its processes, and the command may take its time to end.
+    // A signal that ends a service or a terminal goes to all of its processes, and the command may take its time to end.
     let _caught = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]).context("catching signals")?;
     let nothing = File::options().read(true).write(true).open("/dev/null").context("opening /dev/null")?;
     let need = match args.needs {

@@ -1,4 +1,4 @@
-//! `down`: take the kernel part away.
+//! `down`: take kernel enforcement away.
 
 use std::io::Write;
 
@@ -17,7 +17,7 @@ All reservations end. Sockets keep what they have bound, and nothing of Portkeep
 Examples:
   portkeep down";
 
-/// Take the kernel part away, and all reservations with it
+/// Take kernel enforcement away, and all reservations with it
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -43,11 +43,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     let report = match down {
         Ok(report) => Report { was_up: true, reservations_ended: report.reservations },
-        // What was wanted is so.
+        // Nothing is left to do.
         Err(InstanceError::NotUp(_)) => Report { was_up: false, reservations_ended: 0 },
-        Err(error) => return Err(error).context("taking the kernel part away"),
+        Err(error) => return Err(error).context("taking kernel enforcement away"),
     };
-    // What `up` and the agent wrote into the sysctl is for reservations that are no more.
+    // The entries of `up` and the agent in the sysctl are for reservations that are no more.
     if report.was_up
         && let Some(complaint) = agent::leave_overlap()
     {

@@ -24,7 +24,7 @@ pub(crate) struct Entry {
     start: u16,
     count: u16,
     pub(crate) transports: Transports,
-    /// Only told to those who may use it.
+    /// Only shown to those who may use it.
     pub(crate) token: Option<String>,
     state: &'static str,
     /// Network namespace, by its cookie.
@@ -44,12 +44,12 @@ pub(crate) struct Entry {
     pub(crate) strict: bool,
     /// An administrator declared it, and no process owns it: then pid is 0.
     pub(crate) persistent: bool,
-    /// Whom a persistent one is for, as in "unit tomcat.service".
+    /// The audience of a persistent one, as in "unit tomcat.service".
     pub(crate) for_whom: Option<String>,
     /// Which file or command declared a persistent one, if an agent could be asked.
     pub(crate) origin: Option<Origin>,
     pub(crate) description: Option<String>,
-    /// Who has ports of a persistent one of this network namespace bound, as far as can be seen.
+    /// The processes that have its ports bound (persistent, in this network namespace), as far as can be seen.
     pub(crate) bound_by: Vec<Process>,
     pub(crate) label: Option<String>,
     pub(crate) since: String,
@@ -178,7 +178,7 @@ pub(crate) fn here() -> anyhow::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Whom a persistent reservation is for, as far as a query tells: the names of units and cgroups are not in it.
+/// The audience of a persistent reservation, as far as a query shows: the names of units and cgroups are not in it.
 fn for_whom(scope: Scope, uid: u32) -> String {
     match scope {
         Scope::User => format!("user {}", names::user(uid)),
@@ -202,7 +202,7 @@ pub(crate) fn agent_list() -> Vec<persistent::Entry> {
     persistent::Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()).unwrap_or_default()
 }
 
-/// Add what the kernel part does not know: what the agent does, if one runs, and who has the ports bound.
+/// Add facts that the BPF programs lack: the agent's, if one runs, and the processes that have the ports bound.
 pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
     if !entries.iter().any(|entry| entry.persistent) {
         return Ok(());
@@ -216,7 +216,7 @@ pub(crate) fn complete(entries: &mut [Entry]) -> anyhow::Result<()> {
     for entry in entries.iter_mut().filter(|entry| entry.persistent) {
         if let Some(found) = entry.token.as_ref().and_then(|token| by_token.get(token)) {
             let declaration = &found.declaration;
-            // What the kernel part keeps of the name is its beginning.
+            // The BPF programs keep only the beginning of the name.
             entry.label = Some(declaration.name.to_string());
             entry.for_whom = Some(declaration.who.to_string());
             entry.origin = Some(found.origin.clone());
@@ -296,7 +296,7 @@ impl NamespaceNames {
     }
 }
 
-/// What `ip netns add` has made.
+/// The namespaces that `ip netns add` has made.
 fn named() -> BTreeMap<u64, String> {
     let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     entries

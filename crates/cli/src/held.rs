@@ -1,4 +1,4 @@
-//! Held mode: without the kernel part, ports are kept by being bound.
+//! Held mode: without kernel enforcement, ports are kept by being bound.
 //!
 //! This is what every program can do, and it has its limits: a TCP port is
 //! bound but does not listen, and once bound SO_REUSEADDR is set on it, which

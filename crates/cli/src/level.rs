@@ -17,7 +17,7 @@ use crate::{
     sources::ConfigFile,
 };
 
-/// Where the kernel part is, or is to be brought up.
+/// Where kernel enforcement is, or is to be brought up.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Place {
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// What is not said on the command line, the configuration says.
+    /// The configuration decides what the command line leaves open.
     pub(crate) fn or(&self, config: &portkeep_persist::Config) -> Self {
         Self {
             pins: self.pins.clone(),
@@ -50,23 +50,23 @@ impl Place {
     }
 }
 
-/// Who keeps outsiders off the ports.
+/// The enforcement that refuses outsiders.
 #[derive(Debug)]
 pub(crate) enum Level {
-    /// The kernel part.
+    /// Kernel enforcement.
     Kernel(Served),
     /// Nobody but the sockets that hold the ports; with the reason.
     Held(String),
 }
 
-/// The kernel part that serves this process, kept up if it only lives as long as somebody needs it.
+/// The kernel enforcement that serves this process, kept up if it only lives as long as somebody needs it.
 #[derive(Debug)]
 pub(crate) struct Served {
     need: Option<(PathBuf, File)>,
 }
 
 impl Served {
-    /// Let another process give up what is needed, in place of this one. What it gives up is passed to `hand_over`.
+    /// Let another process give up what is needed, in place of this one. `hand_over` receives it.
     pub(crate) fn hand_over<T>(
         &mut self,
         hand_over: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
@@ -93,7 +93,7 @@ impl Drop for Served {
 /// Give up what was up only for those who needed it, if this was the last of them.
 pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceError> {
     if Instance::need_no_more(folder, guard)? {
-        // What is left there is harmless, and the next `down` tries again.
+        // The remains there are harmless, and the next `down` tries again.
         let _ = agent::leave_overlap();
     }
     Ok(())
@@ -108,7 +108,7 @@ pub(crate) fn socket(transport: Transport) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?)
 }
 
-/// The kernel part that serves sockets made here; `None` if none does.
+/// Kernel enforcement that serves sockets made here; `None` if none does.
 pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
     match portkeep::version() {
         Ok(version) => Ok(Some(version)),
@@ -122,6 +122,12 @@ pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
     }
 }
 
+/// "port 61000 is only held", for the warning of held mode.
+pub(crate) fn only_held(ports: portkeep::PortRange) -> String {
+    let (s, is) = if ports.count() == 1 { ("", "is") } else { ("s", "are") };
+    format!("port{s} {ports} {is} only held")
+}
+
 impl Level {
     /// Itself, unless the ports can only be held and somebody asked in so many words (the first of `wishes` that is true)
     /// for what holding them cannot give.
@@ -129,7 +135,7 @@ impl Level {
         if let Self::Held(reason) = &self
             && let Some((_, wish)) = wishes.iter().find(|(wanted, _)| *wanted)
         {
-            anyhow::bail!("{wish} takes the kernel part: {reason}");
+            anyhow::bail!("{wish} requires kernel enforcement: {reason}");
         }
         Ok(self)
     }
@@ -147,18 +153,18 @@ impl Level {
                 _ => return serve(None),
             }
         } else if let Some(obstacle) = Obstacle::to_bpf() {
-            return Ok(Self::Held(format!("the kernel part is not up, and cannot be brought up: {obstacle}")));
+            return Ok(Self::Held(format!("kernel enforcement is not up and cannot be brought up: {obstacle}")));
         }
 
         let config = config.load()?;
-        // What cannot be looked up in it (the administrators' group) does not concern a command that only runs something.
+        // A failed look-up in it (of the administrators' group) does not concern a command that only runs something.
         let (mut settings, _) = agent::settings(&config);
         settings.transient = true;
         let need = match Instance::up_and_need(&place.or(&config).options(settings)) {
             Ok((instance, guard)) => {
                 let need = (instance.folder().to_owned(), guard);
                 if instance.is_newly_up() {
-                    // What it complains of does not concern who only wants to run something.
+                    // Its complaints do not concern a command that only runs something.
                     drop(crate::up::settle_in(&instance)?);
                 }
                 need
@@ -175,7 +181,7 @@ impl Level {
                     Some((first, _)) => (first, "... (`portkeep up` says more)"),
                     None => (&*text, ""),
                 };
-                return Ok(Self::Held(format!("the kernel part cannot be brought up: {text}{more}")));
+                return Ok(Self::Held(format!("kernel enforcement cannot be brought up: {text}{more}")));
             }
         };
         match served_here() {
@@ -183,7 +189,7 @@ impl Level {
             unserved => {
                 let _ = need_no_more(&need.0, need.1);
                 unserved?;
-                Ok(Self::Held("the kernel part is up, but does not serve the cgroup this runs in".into()))
+                Ok(Self::Held("kernel enforcement is up, but does not serve the cgroup this runs in".into()))
             }
         }
     }

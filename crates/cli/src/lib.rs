@@ -80,7 +80,7 @@ struct Cli {
     command: Command,
 }
 
-// In the order of the help: first what most people want, then what stays, then the life of the kernel part, then what
+// In the order of the help: first what most people want, then what stays, then the life of kernel enforcement, then what
 // looks.
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -112,7 +112,7 @@ enum Command {
 
 /// Where a command writes. A command started by `run` inherits the real streams.
 pub struct Io<'a> {
-    /// What was asked for.
+    /// The request.
     pub out: Box<dyn Write + 'a>,
     /// Everything else.
     pub err: Box<dyn Write + 'a>,
@@ -156,7 +156,7 @@ impl Io<'_> {
         let _ = writeln!(self.err, "portkeep: {text}");
     }
 
-    /// What is wrong with the arguments that only shows when they are taken together.
+    /// An error that only shows when the arguments are taken together.
     fn usage(&mut self, text: impl std::fmt::Display) -> u8 {
         self.note(text);
         USAGE

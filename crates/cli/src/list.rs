@@ -13,11 +13,12 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Root sees all network namespaces, everybody else sees the own one. Tokens are only shown to those who may use them. \
+Root sees all network namespaces; other users see only their own. Tokens are only shown to those who may use them. \
 BOUND counts the ports of the block that have a socket, TCP and UDP apart.
 
-Of a persistent reservation OWNER says whom it is for, and the last column which file or command declared it (if an agent \
-runs) and who has ports of it bound. What is declared and not in force is reported on standard error, and is in `portkeep persist list`.
+For a persistent reservation, OWNER shows whom it is for. The last column shows the file or command that declared it (if \
+an agent runs) and the processes that have its ports bound. Declarations that are not in force are reported on standard \
+error; `portkeep persist list` shows them too.
 
 Examples:
   portkeep list
@@ -52,8 +53,8 @@ pub(crate) fn entries(pins: &Pins) -> anyhow::Result<Vec<Entry>> {
     let mut entries = match pins.look() {
         Seen::Up(instance) => entry::all(&instance)?,
         _ if served_here()?.is_some() => entry::here()?,
-        Seen::NotUp => bail!("the kernel part is not up, so nothing is reserved"),
-        Seen::Hidden(reason) => bail!("the kernel part does not serve this cgroup, and {reason}"),
+        Seen::NotUp => bail!("kernel enforcement is not up, so nothing is reserved"),
+        Seen::Hidden(reason) => bail!("kernel enforcement does not serve this cgroup, and {reason}"),
         Seen::Unusable(error) => return Err(error.into()),
     };
     entry::complete(&mut entries)?;

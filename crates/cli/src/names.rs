@@ -13,7 +13,7 @@ pub(crate) fn group(gid: u32) -> String {
     Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// Whether this machine knows the user. Numbers need no name. What cannot be looked up is not said to be missing.
+/// Whether this machine knows the user. Numbers need no name. A name that cannot be looked up is not reported as missing.
 pub(crate) fn is_user(account: &Account) -> bool {
     match account {
         Account::Id(_) => true,

@@ -15,7 +15,7 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, &'static str> {
     seconds.and_then(|seconds| Duration::try_from_secs_f32(seconds).ok()).ok_or("must be a number of seconds above 0")
 }
 
-/// What the environment says.
+/// The value in the environment.
 pub(crate) fn of_environment() -> Duration {
     let text = std::env::var(VARIABLE).unwrap_or_default();
     seconds(&text).or_else(|_| seconds(DEFAULT)).unwrap_or(BRIEF)

@@ -1,4 +1,4 @@
-//! Where the kernel part is pinned, and what can be seen of it from here.
+//! Where kernel enforcement is pinned, and what can be seen of it from here.
 
 use std::{io, path::PathBuf};
 
@@ -6,7 +6,7 @@ use portkeep_kernel::{Instance, InstanceError, Obstacle};
 
 use crate::level::served_here;
 
-/// Where the kernel part is pinned.
+/// Where kernel enforcement is pinned.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Pins {
     /// Folder of the pins, in a BPF file system [default: /sys/fs/bpf/portkeep]
@@ -14,7 +14,7 @@ pub(crate) struct Pins {
     pin_dir: Option<PathBuf>,
 }
 
-/// What can be seen of the kernel part in a folder.
+/// The view of kernel enforcement from a folder.
 #[derive(Debug)]
 pub(crate) enum Seen {
     /// It is up and of this version.
@@ -45,12 +45,12 @@ impl Pins {
         }
     }
 
-    /// An error if a kernel part serves this process although nothing is pinned in the folder: saying that it is not up
+    /// An error if kernel enforcement serves this process although nothing is pinned in the folder: saying that it is not up
     /// would be false.
     pub(crate) fn not_elsewhere(&self) -> anyhow::Result<()> {
         if served_here()?.is_some() {
             anyhow::bail!(
-                "the kernel part is up, but not pinned in {}: this is for where it was brought up (in a container, the \
+                "kernel enforcement is up, but not pinned in {}: this is for where it was brought up (in a container, the \
                  host)",
                 self.folder().display()
             );
@@ -78,7 +78,7 @@ impl Pins {
     }
 }
 
-/// Whether this process has what bringing the kernel part up takes, as far as can be told without trying.
+/// Whether this process has what bringing kernel enforcement up takes, as far as is known without trying.
 pub(crate) fn may_administer() -> bool {
     Obstacle::to_bpf().is_none()
 }

@@ -11,9 +11,9 @@ use serde::Serialize;
 use crate::{DONE, Io, NOTHING, entry, pins::Pins, port_arg::PortArg};
 
 const AFTER_HELP: &str = "\
-Ends a reservation, whoever owns it; this takes root. Sockets bound from it keep running, and each of their ports \
-becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on. A \
-persistent reservation is not ended here but by `portkeep persist delete`, or by taking away the file that declares it.
+Ends the reservation of any owner. Requires root. Sockets bound from it keep running, and each of their ports \
+becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on. To \
+end a persistent reservation use `portkeep persist delete`, or remove the file that declares it.
 
 Examples:
   portkeep release 61004/tcp           the reservation in this network namespace that has the port

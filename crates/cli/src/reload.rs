@@ -5,15 +5,15 @@ use std::io::Write;
 use crate::{DONE, Io, persist};
 
 const AFTER_HELP: &str = "\
-The agent reads /etc/portkeep/portkeep.toml and the files of ports.d again: what is new comes into force, what is gone \
-ends, what is the same is not touched. What is wrong with a file is told on standard error, and is no failure: all \
-that is right stands. Look before with `portkeep check`. Takes an administrator.
+The agent reads /etc/portkeep/portkeep.toml and the files of ports.d again. New reservations come into \
+force, removed ones end, and unchanged ones are not touched. Errors in a file are reported on standard error and do not \
+fail the reload: valid entries are applied. Run `portkeep check` first. Requires an administrator.
 
 Examples:
   portkeep reload
   portkeep check && portkeep reload";
 
-/// Let the agent read its configuration and the drop-ins again
+/// Make the agent read its configuration and the drop-ins again
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -32,6 +32,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         let _ = writeln!(io.err, "{complaint}");
     }
     let (added, removed, waiting) = (reloaded.added, reloaded.removed, reloaded.waiting);
-    writeln!(io.out, "read again: {added} came into force, {removed} ended, {waiting} not in force")?;
+    let see = if waiting > 0 { " (see `portkeep persist list`)" } else { "" };
+    writeln!(io.out, "reloaded: {added} added, {removed} removed; {waiting} not in force{see}")?;
     Ok(DONE)
 }

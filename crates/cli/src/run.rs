@@ -18,7 +18,7 @@ use crate::{
     ask::{Ask, LABEL},
     claim::Claim,
     custodian::Custodian,
-    level::{Level, Place},
+    level::{Level, Place, only_held},
     process::Process,
     signals::Forwarder,
     sources::ConfigFile,
@@ -41,12 +41,12 @@ The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS
 and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
-The command and all that it starts can bind exactly these ports, and nobody else can, until the last of these \
-processes has ended: a server that goes on in the background keeps its ports after `run` has returned, and when `run` is \
-killed. A cgroup (portkeep-run-<pid>) marks the processes. Where none can be made, every process of the same user can bind \
-the ports, and the reservation ends with `run`. Where the kernel part is not up, root brings it up for as long as such a command runs; others get `held` \
-mode, which keeps off automatic choices but not whoever means to have the port. Each of these is said on \
-standard error. With --require-kernel or --scope cgroup it fails instead of holding the ports.
+Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
+processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
+A cgroup (portkeep-run-<pid>) marks the processes. If no cgroup can be created, every process of the same user can bind \
+the ports, and the reservation ends with `run`. If kernel enforcement is not up, root brings it up while such a \
+command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
+is reported on standard error. With --require-kernel or --scope cgroup `run` fails instead of holding the ports.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command.
 
@@ -54,13 +54,13 @@ Exit status:
   that of the command; 128+N if signal N ended it
   125  portkeep failed    126  the command cannot be executed    127  there is no such command";
 
-/// Run a command with ports that nobody else can take
+/// Run a command on reserved ports
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// Who counts as the command
+    /// Processes that count as the command
     #[arg(long, value_enum, default_value_t = RunScope::Auto)]
     scope: RunScope,
     /// Say nothing about limits of the enforcement
@@ -156,7 +156,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The command has ended. What it left running keeps the ports, and is returned.
+    /// The command has ended. Processes that it left running keep the ports, and are returned.
     fn finish(self) -> anyhow::Result<Vec<Process>> {
         let Self { claim, group, level: _level } = self;
         let Some(Group { custodian: Some(custodian), mut cgroup }) = group else { return Ok(Vec::new()) };
@@ -175,7 +175,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
             io.note(text);
         }
     };
-    // What cannot be granted anyway is no reason to bring the kernel part up.
+    // A request that cannot be granted anyway is no reason to bring the BPF programs up.
     args.ask.block()?;
     let wishes =
         [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
@@ -184,12 +184,11 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         let claim = Claim::held(&args.ask)?;
         let udp = match args.ask.transports() {
             portkeep::Transports::Tcp => "",
-            _ => "; the UDP ports are let go when the command starts",
+            _ => "; the UDP ports are released when the command starts",
         };
         note(format_args!(
-            "{reason}; so port {} is only held, which keeps off automatic choices but not programs that ask for this very \
-             port with SO_REUSEADDR{udp}",
-            claim.ports
+            "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+            only_held(claim.ports)
         ));
         return Ok(Stage { claim, group: None, level });
     }
@@ -201,7 +200,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
             Ok(subgroup) => Some(subgroup),
             Err(reason) => {
                 note(format_args!(
-                    "no cgroup of its own for the command ({reason:#}), so every process of this user can bind its ports"
+                    "warning: no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
                 ));
                 None
             }
@@ -213,7 +212,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     Ok(Stage { claim, group, level })
 }
 
-/// What listings call the reservation if nobody gave it a label: the owner process is always a portkeep.
+/// The label of a reservation that was given none: the owner process is always a portkeep.
 fn program_name(command: &[OsString]) -> String {
     let name = command.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let mut label: String = name.chars().filter(|c| !c.is_control()).collect();

@@ -39,7 +39,7 @@ impl Ended {
 
 impl Forwarder {
     pub(crate) fn new() -> io::Result<Self> {
-        // A caught signal is a default one after exec. What somebody (nohup) had ignored must stay ignored in the child.
+        // A caught signal is a default one after exec. A signal that somebody (nohup) had ignored must stay ignored in the child.
         let ignored = ignored_signals();
         let caught = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
         Ok(Self { signals: Signals::new(caught)?, early: Vec::new() })

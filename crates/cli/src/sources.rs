@@ -28,7 +28,7 @@ impl ConfigFile {
         Ok(named.clone())
     }
 
-    /// What the configuration of this machine says.
+    /// The configuration of this machine.
     pub(crate) fn load(&self) -> anyhow::Result<Config> {
         load(&self.path(&root_of_environment())?)
     }
@@ -71,12 +71,12 @@ impl Sources {
         self.config.path(self.root())
     }
 
-    /// What the configuration says.
+    /// The configuration.
     pub(crate) fn load(&self) -> anyhow::Result<Config> {
         load(&self.config()?)
     }
 
-    /// The folder of the store. What the environment says is meant as it stands.
+    /// The folder of the store. A value of the environment is used unchanged.
     pub(crate) fn state_dir(&self, config: &Config) -> PathBuf {
         let folder = config.state_dir();
         if folder == config.state_dir { below(self.root(), &folder) } else { folder }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-What can be asked without root is told to everybody; what could not be seen is named.
+Some fields require root. Fields that could not be read are listed as not seen.
 
 Examples:
   portkeep status
@@ -25,7 +25,7 @@ Examples:
 
 Exit status: 0 if it is up, 3 if it is not (or if that cannot be seen from here)";
 
-/// Tell what is enforced and where
+/// Show what is enforced and where
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -36,11 +36,11 @@ pub(crate) struct Args {
     pins: Pins,
 }
 
-/// What is known. `None`: could not be seen from here.
+/// The state, as far as it is known. `None`: could not be seen from here.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Status {
     up: Option<bool>,
-    /// What a reservation made here is kept by.
+    /// The enforcement of a reservation made here.
     enforcement_here: &'static str,
     abi: Option<u32>,
     build: Option<String>,
@@ -55,14 +55,14 @@ pub(crate) struct Status {
     /// Binds of outsiders that were refused since it came up.
     refused: Option<u64>,
     pool: Option<PortRange>,
-    /// What the pool has in common with the ephemeral ports of this network namespace.
+    /// The overlap of the pool with the ephemeral ports of this network namespace.
     overlap: Option<Overlap>,
     quota: Option<u32>,
     deny_errno: Option<String>,
     agent: Option<bool>,
     /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
     agent_answers: Option<bool>,
-    /// What is declared and not in force, as the agent reports it.
+    /// Declarations that are not in force, as the agent reports them.
     waiting: Vec<Waiting>,
     transient: Option<bool>,
     /// Why something is missing above.
@@ -89,7 +89,7 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.add_version(&version);
         }
         Ok(None) => {}
-        // Skew is what `status` is asked about; the rest can still be told.
+        // Skew is what `status` is asked about; the rest can still be shown.
         Err(error) => io.note(format_args!("{error:#}")),
     }
     match pins.look() {
@@ -101,7 +101,7 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.not_seen = Some(format!("{:#}", anyhow::Error::from(error)));
         }
     }
-    // What cannot be read (a /proc without it) is nothing to fail for.
+    // A value that cannot be read (a /proc without it) is no reason to fail.
     status.overlap = Overlap::of(status.pool).unwrap_or_default();
     status.add_agent();
     Ok(status)
@@ -175,7 +175,7 @@ impl Status {
         let mut line = |name: &str, value: String| writeln!(out, "{name:<13} {value}");
         let in_cgroup = |path: &String| if path == "/" { "the whole host".into() } else { format!("cgroup {path}") };
         line(
-            "kernel part",
+            "enforcement",
             match (self.up, self.since_ns) {
                 (Some(true), Some(since)) => {
                     format!("up since {} ({})", self.since.as_deref().unwrap_or_default(), when::ago(since))
@@ -237,16 +237,17 @@ impl Status {
         Ok(())
     }
 
-    /// What a program started here would get.
+    /// The enforcement that a program started here would get.
     fn here(&self) -> String {
         if self.enforcement_here == Enforcement::Kernel.name() {
             return "by the kernel".into();
         }
-        let cannot = |why: &dyn std::fmt::Display| format!(" (the kernel part cannot be brought up from here: {why})");
+        let cannot =
+            |why: &dyn std::fmt::Display| format!(" (kernel enforcement cannot be brought up from here: {why})");
         let more = match Obstacle::to_bpf() {
             _ if self.up == Some(true) => String::new(),
             None if cgroup::root().is_none() => cannot(&InstanceError::NoCgroup2),
-            None => " (`portkeep run` would bring the kernel part up for its own time)".into(),
+            None => " (`portkeep run` would bring kernel enforcement up while it runs)".into(),
             Some(obstacle) => cannot(&obstacle),
         };
         format!("only by holding the ports{more}")

@@ -72,7 +72,7 @@ impl Subgroup {
         &self.parent
     }
 
-    /// Go back to the cgroup above. What this process has started stays.
+    /// Go back to the cgroup above. Its child processes stay.
     pub(crate) fn leave(&mut self) -> io::Result<()> {
         if self.inside {
             move_to(&self.parent, "0")?;
@@ -102,7 +102,7 @@ impl Drop for Subgroup {
     fn drop(&mut self) {
         // Ignored: there is nothing to be done about it, and the next `run` tries to remove it again.
         let _ = self.leave();
-        // What is populated is removed by the process that keeps the ports.
+        // A populated cgroup is removed by the process that keeps the ports.
         if !self.is_populated() {
             remove(&self.path);
         }
@@ -130,7 +130,7 @@ fn remove(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-/// What nobody was left to remove.
+/// Remains that no process was left to remove.
 fn remove_stale(parent: &Path) {
     for path in below(parent) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `up`: bring the kernel part up.
+//! `up`: bring kernel enforcement up.
 
 use std::{io::Write, path::Path};
 
@@ -17,8 +17,8 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 From here on every program can make reservations and the kernel enforces them, until `portkeep down` or a reboot; no \
-process has to keep running. If it is up already it is left as it is, reservations and all. Of several at once one \
-brings it up and the others find it. Takes root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and a cgroup v2 hierarchy).
+process has to keep running. If enforcement is already up, `up` changes nothing. Concurrent `up` commands are safe: \
+one does the work, the others find it done. Requires root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and a cgroup v2 hierarchy).
 
 Examples:
   portkeep up                              the whole host
@@ -28,7 +28,7 @@ Examples:
 Ports of the pool that are not reserved behave as any other port. The pool is best outside net.ipv4.ip_local_port_range; \
 where they overlap, the overlap is entered into ip_local_reserved_ports, and `portkeep down` takes it out.";
 
-/// Bring the kernel part up
+/// Bring kernel enforcement up
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Ports that one user may hold at a time; root has no limit [default: 1024]
     #[arg(long, value_name = "N")]
     quota: Option<u32>,
-    /// What an outsider's bind of a reserved port fails with [default: EADDRINUSE]
+    /// Error of an outsider's bind of a reserved port [default: EADDRINUSE]
     #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
     deny_errno: Option<Errno>,
     #[command(flatten)]
@@ -78,10 +78,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(error) => {
             if let (Seen::NotUp, Ok(Some(_))) = (args.place.pins.look(), level::served_here()) {
                 io.note(
-                    "a kernel part serves this cgroup already, brought up elsewhere: reservations can be made here",
+                    "kernel enforcement serves this cgroup already, brought up elsewhere: reservations can be made here",
                 );
             }
-            return Err(error).context("bringing the kernel part up");
+            return Err(error).context("bringing kernel enforcement up");
         }
     };
     if instance.is_newly_up() {
@@ -102,7 +102,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Bring the kernel part up as the configuration says, or adopt it as it is. For the agent that starts at boot.
+/// Bring kernel enforcement up as the configuration says, or adopt it as it is. For the agent that starts at boot.
 pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result<Instance> {
     let (settings, _) = agent::settings(config);
     let options = place.or(config).options(settings);
@@ -119,7 +119,7 @@ pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result
     Ok(instance)
 }
 
-/// What is up was set otherwise than asked for: saying "up" would be a lie.
+/// The settings in force differ from those asked for: saying "up" would be a lie.
 fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
     let config = instance.config();
     let have = PortRange::inclusive(config.pool_first, config.pool_last).ok();
@@ -137,7 +137,7 @@ fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What has to be done once the programs are in force. If it cannot be, they are taken away again: a pool of which
+/// The steps once the programs are in force. If it cannot be, they are taken away again: a pool of which
 /// nobody knows what is in use in it is worse than none. Returns what went wrong and is no reason for that.
 pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
     let settled = share_and_look(instance);

@@ -15,7 +15,7 @@ after the package was updated. If the two versions keep their state in different
 Examples:
   portkeep upgrade";
 
-/// Swap the kernel part that is up for the one of this version
+/// Swap kernel enforcement that is up for the one of this version
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -33,7 +33,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let upgraded = Instance::upgrade(&args.pins.folder()).context("upgrading the kernel part")?;
+    let upgraded = Instance::upgrade(&args.pins.folder()).context("upgrading kernel enforcement")?;
     let report = Report { upgraded, build: format!("{BUILD:016x}") };
     if args.json {
         io.json(&report)?;

@@ -16,16 +16,16 @@ pub(crate) struct Waiting {
     name: String,
     ports: PortRange,
     transports: Transports,
-    /// Whom it is for.
+    /// Its audience.
     for_whom: String,
-    /// What it waits for, or what it is in conflict with.
+    /// The obstacle, or the declaration it is in conflict with.
     why: String,
 }
 
-/// What the agent said when it was asked.
+/// The agent's answer.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// What waits.
+    /// The declarations that wait.
     Waiting(Vec<Waiting>),
     /// It answers, but has no list for us now.
     Busy,
@@ -45,7 +45,7 @@ pub(crate) fn ask() -> Heard {
     }
 }
 
-/// What waits, as far as an agent says so at once.
+/// The declarations that wait, as far as an agent says so at once.
 pub(crate) fn list() -> Vec<Waiting> {
     match ask() {
         Heard::Waiting(waiting) => waiting,

@@ -5,15 +5,15 @@ use std::io::Write;
 use crate::{DONE, Io, persist};
 
 const AFTER_HELP: &str = "\
-Tells each reservation that comes into force, is denied or ends, and each bind of an outsider that was refused: which \
-process it was, and whose port it wanted. It ends when the agent does. A process that tries again and again is told \
-once in a while, with the number of its refusals since. Takes an administrator.
+Prints a line when a reservation comes into force, is denied or ends, and when a bind of an outsider is refused: the \
+process, and the owner of the port that it wanted. Repeated events are limited and counted (`events.per_second` in \
+portkeep.toml(5)). The command ends when the agent ends. Requires an administrator.
 
 Examples:
   portkeep watch
   portkeep watch --json | jq -r 'select(.what == \"refused\") | .command'";
 
-/// Tell what happens from now on
+/// Follow events
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

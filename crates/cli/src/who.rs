@@ -30,7 +30,7 @@ Examples:
 
 Exit status: 0 if the port is reserved or bound, 3 if it is free";
 
-/// Tell whose port this is
+/// Show who owns a port
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -94,7 +94,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(if anybody { DONE } else { NOTHING })
 }
 
-/// The reservations. Where they cannot be seen, who has the port bound is still worth telling.
+/// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
 fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Entry>> {
     match list::entries(pins) {
         Ok(entries) => Ok(entries),

@@ -1,4 +1,4 @@
-//! The agent as a process of its own, in a namespace of its own, on the kernel part that this process lives under.
+//! The agent as a process of its own, in a namespace of its own, on kernel enforcement that this process lives under.
 
 use std::{
     fs::{self, File},
@@ -154,7 +154,7 @@ fn a_vacant_block_is_granted_in_the_callers_namespace() {
     });
     assert_eq!(reserved(), "100,5000-5003,7000-7009");
 
-    // What others add meanwhile stays, too, and what was theirs before is not taken for ours.
+    // Entries that others add meanwhile stay too, and their earlier ones are not taken for ours.
     fs::write(RESERVED, "100,5000-5003,7000-7009,8000").unwrap();
     control::release(&owner, token(&grant)).unwrap();
     eventually("our entries go", || reserved() == "100,5002,7000-7009,8000");
@@ -193,8 +193,8 @@ fn many_blocks_make_a_long_sysctl_and_none_is_lost() {
 }
 
 #[test]
-fn whoever_is_there_is_in_the_way() {
-    let Some(world) = World::enter("whoever_is_there_is_in_the_way") else { return };
+fn any_socket_on_the_port_is_in_the_way() {
+    let Some(world) = World::enter("any_socket_on_the_port_is_in_the_way") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start(runtime.path());
     let elsewhere = TcpListener::bind(address(4000)).unwrap();
@@ -444,8 +444,8 @@ fn killed_at_any_instant_nothing_of_ours_stays_in_the_sysctl() {
 }
 
 #[test]
-fn requests_that_nobody_was_told_of_are_found() {
-    let Some(world) = World::enter("requests_that_nobody_was_told_of_are_found") else { return };
+fn requests_without_an_event_are_found() {
+    let Some(world) = World::enter("requests_without_an_event_are_found") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start(runtime.path());
     rustix::process::kill_process(pid(&agent.child), Signal::STOP).unwrap();
@@ -470,7 +470,7 @@ fn a_flood_of_events_keeps_the_agent_from_nothing_else() {
     let Some(world) = World::enter("a_flood_of_events_keeps_the_agent_from_nothing_else") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start(runtime.path());
-    // More events than it can tell of: the ring is never empty.
+    // More events than it can report: the ring is never empty.
     let flood: Vec<Child> = (0..4)
         .map(|_| {
             Child::fork(|_| {
@@ -619,7 +619,7 @@ fn an_agent_has_to_be_served() {
     });
 }
 
-/// The whole life with a pinned kernel part: up, agent, SIGTERM, SIGKILL, down.
+/// The whole life with a pinned kernel enforcement: up, agent, SIGTERM, SIGKILL, down.
 #[test]
 fn on_a_pinned_kernel_part() {
     let Some(_world) = World::with_outside("on_a_pinned_kernel_part") else { return };
@@ -643,7 +643,7 @@ fn on_a_pinned_kernel_part() {
         options.folder = Some(folder.clone());
         options.enforce = Some(home.path().to_owned());
         let instance = Instance::up(&options).unwrap();
-        // Other namespaces are none of this test's business: what is counted there is not told.
+        // Other namespaces are none of this test's business: counts there are not reported.
         let is_aside = || {
             let key = WordKey::of(netns, Transport::Tcp, 61000);
             instance.maps().unwrap().word(&key).unwrap().is_some_and(|word| word.aside & 1 << (61000 % 64) != 0)
@@ -679,7 +679,7 @@ fn on_a_pinned_kernel_part() {
         // `down` under a running agent: it tidies up and goes.
         let mut child = Child::fork(|talk| {
             let error = agent::run_in_foreground(&folder, &Options::below(runtime.path())).unwrap_err();
-            assert_eq!(error.to_string(), "the kernel part has been taken down");
+            assert_eq!(error.to_string(), "kernel enforcement has been taken down");
             talk.say(1);
         });
         eventually("the agent runs", || control::version(tcp()).unwrap().agent == 1);

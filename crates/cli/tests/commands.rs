@@ -103,7 +103,7 @@ fn a_command_finds_its_ports() {
 }
 
 #[test]
-fn the_command_and_its_children_bind_and_strangers_do_not() {
+fn the_command_and_its_children_bind_and_outsiders_do_not() {
     let bed = bed!("children");
     bed.portkeep(&["up"]).ok();
     for (transport, option) in [("tcp", "--tcp"), ("udp", "--udp"), ("tcp", "--both"), ("udp", "--both")] {
@@ -125,7 +125,7 @@ fn the_command_and_its_children_bind_and_strangers_do_not() {
             said.push('\n');
         };
         assert_eq!(answer(&said), "bound", "{option}");
-        assert_eq!(bed.stranger_binds(transport, port), "AddrInUse", "{option}");
+        assert_eq!(bed.outsider_binds(transport, port), "AddrInUse", "{option}");
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
@@ -187,7 +187,7 @@ fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
     let run = bed.portkeep(&["run", "--", "sh", "-c", &script]).ok();
     let (port, pid) = run.out.trim().split_once(' ').unwrap();
     assert!(run.err.contains(&format!("pid {pid} (sh)")) && run.err.contains("stays reserved"), "{run:?}");
-    assert_eq!(bed.stranger_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    assert_eq!(bed.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
     assert_eq!(reservations(&bed), 1);
     std::fs::write(&go, "").unwrap();
     let all = bed.folder.path().join("said.all");
@@ -217,7 +217,7 @@ fn a_killed_run_takes_nothing_from_its_command() {
     let mut input = child.stdin.take().unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
-    assert_eq!(bed.stranger_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    assert_eq!(bed.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
     std::io::Write::write_all(&mut input, b"go\n").unwrap();
     let mut lines = out.lines().map(Result::unwrap);
     let helped = lines.by_ref().find(|line| line.contains("helper: ")).unwrap();
@@ -228,7 +228,7 @@ fn a_killed_run_takes_nothing_from_its_command() {
 }
 
 #[test]
-fn the_holder_of_a_released_reservation_is_told() {
+fn the_holder_of_a_released_reservation_gets_a_message() {
     let bed = bed!("released");
     bed.portkeep(&["up"]).ok();
     let script = "echo $PORTKEEP_TOKEN; exec sleep 60";
@@ -553,7 +553,7 @@ fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     let down = bed.portkeep(&["down"]).ok();
     assert_eq!(reserved(), "7000,65000-65535", "{down:?} {remembered:?}");
 
-    // What `run` brings up for its time goes with it.
+    // Enforcement that `run` brings up ends with it.
     let cat = format!("cat {}", sysctl("ip_local_reserved_ports"));
     let said = bed.portkeep(&["run", "--", "sh", "-c", &cat]).ok();
     assert_eq!(said.out, "7000,61000-65535\n");

@@ -1,4 +1,4 @@
-//! What users can make the agent do is bounded, and root always gets through.
+//! Users can cost the agent only so much, and root always gets through.
 
 mod place;
 
@@ -186,7 +186,7 @@ fn uid_0_without_capabilities_is_no_administrator() {
     world.assert_empty();
 }
 
-/// What a watcher is told until something called `end` is created.
+/// The events that a watcher gets until something called `end` is created.
 fn watch(place: &Place, happens: impl FnOnce()) -> Vec<Event> {
     let events = place.connect().watch().unwrap();
     happens();
@@ -224,7 +224,7 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
     assert!(refused.iter().all(|event| event.uid == NOBODY && event.pid != 0 && !event.command.is_empty()));
     let granted = of(Happening::Granted);
     assert!(!granted.is_empty() && granted.len() < 1000, "{} of 5000", granted.len());
-    // What an administrator does is told with the process that did it.
+    // An administrator's action is reported with the process that did it.
     let made = watch_one(&place);
     assert_eq!((made.pid, made.uid), (std::process::id(), 0));
     assert!(!made.command.is_empty() && made.message.contains(&format!("pid {}", made.pid)), "{made:?}");
@@ -240,7 +240,7 @@ fn watch_one(place: &Place) -> Event {
 }
 
 #[test]
-fn a_refused_request_is_told_once_and_not_as_the_end_of_a_reservation() {
+fn a_refused_request_is_reported_once_and_not_as_an_end() {
     let Some(world) = World::enter("refused_request") else { return };
     let place = Place::new();
     let agent = place.agent();

@@ -18,7 +18,7 @@ use portkeep_testkit::kernel_or_skip;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-/// A bed with the kernel part up, and most of the time an agent.
+/// A bed with kernel enforcement up, and most of the time an agent.
 struct Stage {
     bed: Bed,
     agent: Option<Child>,
@@ -62,7 +62,7 @@ impl Stage {
         fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
     }
 
-    /// A file of the system that commands and agent are told to read.
+    /// A file of the system that commands and agent are made to read.
     fn file(&self, path: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join("root").join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -168,7 +168,7 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let mut stage = stage!("add");
     let added = stage.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
     assert_eq!(added.out, "8443/tcp is reserved as web for user daemon\n");
-    assert_eq!(stage.stranger_binds("tcp", 8443), "AddrInUse");
+    assert_eq!(stage.outsider_binds("tcp", 8443), "AddrInUse");
     let words = ["persist", "add", "--name", "rtp", "--any", "20", "--udp", "--align", "2", "--unit", "sip.service"];
     let rtp = stage.portkeep(&[&words[..], &["--strict", "--description", "media", "--json"]].concat()).ok().json();
     assert_eq!(rtp["transports"], "udp");
@@ -203,7 +203,7 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     );
     assert_eq!(declared[3]["token"], rtp["token"]);
 
-    // Who may, binds; and everybody is told who it is.
+    // The audience can bind, and everybody sees who it is.
     let server = stage.server_of("daemon", 8443);
     let show = stage.portkeep(&["persist", "show", "web"]).ok().out;
     let bound = format!("  bound by     pid {} (", server.pid());
@@ -232,7 +232,7 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let status = stage.portkeep(&["status", "--json"]).ok().json();
     assert_eq!((&status["persistent"], &status["refused"]), (&json!(4), &json!(1)));
 
-    // The same without an agent, out of the stores and the kernel part.
+    // The same without an agent, out of the stores and kernel enforcement.
     fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
     let with_agent = stage.declared();
     stage.stop();
@@ -271,11 +271,11 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     stage.portkeep(&["persist", "delete", "web", "rtp"]).ok();
     assert_eq!(stage.declared(), json!([]));
     drop(server);
-    assert_eq!(stage.stranger_binds("tcp", 8443), "bound");
+    assert_eq!(stage.outsider_binds("tcp", 8443), "bound");
 }
 
 #[test]
-fn what_cannot_be_is_told_with_who_is_in_the_way() {
+fn impossible_requests_are_reported_with_the_process_in_the_way() {
     let stage = stage!("refused");
     stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000-8009"]).ok();
     let add = |words: &[&str]| stage.portkeep(&[&["persist", "add"], words].concat());
@@ -359,7 +359,7 @@ fn files_are_reloaded_and_named_everywhere() {
     let other = stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\nboth = 8443\n");
     let (web, other) = (web.to_str().unwrap(), other.to_str().unwrap());
     let reload = stage.portkeep(&["reload"]).ok();
-    assert!(reload.out.starts_with("read again: 1 came into force, 0 ended, "), "{reload:?}");
+    assert!(reload.out.starts_with("reloaded: 1 added, 0 removed; "), "{reload:?}");
     assert!(
         reload.err.contains(&format!("{other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
         "{reload:?}"
@@ -386,7 +386,7 @@ fn files_are_reloaded_and_named_everywhere() {
 
     fs::remove_file(web).unwrap();
     let reload = stage.portkeep(&["reload"]).ok();
-    assert_eq!(reload.out, "read again: 1 came into force, 1 ended, 0 not in force\n", "{reload:?}");
+    assert_eq!(reload.out, "reloaded: 1 added, 1 removed; 0 not in force\n", "{reload:?}");
 }
 
 #[test]
@@ -401,7 +401,7 @@ fn what_happens_is_watched() {
         reader.read_line(&mut line).unwrap();
         line
     };
-    // They watch as soon as what is created before everybody's eyes is told to both.
+    // They watch as soon as the first public creation is reported to both.
     let mut made = 0;
     let mut first = (String::new(), String::new());
     std::thread::scope(|scope| {
@@ -417,7 +417,7 @@ fn what_happens_is_watched() {
     let event: Value = serde_json::from_str(&first.1).unwrap();
     assert_eq!((&event["what"], &event["transports"]), (&json!("granted"), &json!("tcp")));
 
-    assert_eq!(stage.stranger_binds("tcp", 10_000), "AddrInUse");
+    assert_eq!(stage.outsider_binds("tcp", 10_000), "AddrInUse");
     let refused =
         std::iter::repeat_with(|| line(&mut out)).take(made + 2).find(|line| line.contains(" was refused ")).unwrap();
     assert!(refused.contains("10000/tcp: reserved for user daemon by a command of uid 0"), "{refused}");
@@ -507,7 +507,7 @@ Start Port    End Port
     fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nportkeep: ");
 }
 
-/// What `check` prints, with the folder's name left out.
+/// The output of `check`, with the folder's name left out.
 fn check(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
     let said = Said::from(
         std::process::Command::new(bed::PORTKEEP)
@@ -618,7 +618,7 @@ fn check_knows_what_commands_created() {
     assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }
 
-/// Used by the bed's stranger, and by nothing here by itself.
+/// Used by the bed's outsider, and by nothing here by itself.
 #[test]
 fn the_helper_says_what_became_of_it() {
     assert_eq!(answer("x\nhelper: bound\n"), "bound");
@@ -674,7 +674,7 @@ fn an_agent_that_hangs_keeps_nobody_waiting() {
     killed.wait().unwrap();
     let said = Said::from(waits.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(said.err.contains("none is running"), "{said:?}");
+    assert!(said.err.contains("no agent runs"), "{said:?}");
     assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent"], false);
 
     stage.start();

@@ -88,7 +88,7 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     assert_eq!(lookup(ports(8443, 1), Transport::Tcp).unwrap(), token);
     assert_eq!(place.standing("web"), Some(Standing::Active));
 
-    // The kernel part goes, as in a reboot: it comes back from the store, with another token.
+    // Kernel enforcement goes, as in a reboot: it comes back from the store, with another token.
     agent.stop();
     end_all(&world);
     assert_eq!(bound_by(OTHER, 8443), Ok(()));
@@ -165,17 +165,17 @@ fn any_block_is_chosen_once_and_kept() {
 }
 
 #[test]
-fn who_is_there_is_in_the_way_and_told_and_then_it_comes_into_force() {
+fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
     let Some(world) = World::enter("who_is_there") else { return };
     let place = Place::new();
     place.drop_in("web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nuser = 65534\n");
     // In a process of its own: the agent would inherit the socket.
-    let mut stranger = Child::fork(|talk| {
+    let mut outsider = Child::fork(|talk| {
         let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8443)).unwrap();
         talk.say(1);
         talk.hear();
     });
-    stranger.talk.hear();
+    outsider.talk.hear();
     let agent = place.agent();
     let Some(Standing::Waiting(why)) = place.standing("web") else { panic!("{:?}", place.list()) };
     assert!(why.starts_with("8443/tcp is in use by pid"), "{why}");
@@ -183,7 +183,7 @@ fn who_is_there_is_in_the_way_and_told_and_then_it_comes_into_force() {
     let Err(PersistentError::InUse(why)) = error else { panic!("{error:?}") };
     assert!(why.contains("reserved as `web`"), "{why}");
     // Not reserved, so whoever comes first has it.
-    stranger.kill();
+    outsider.kill();
     eventually("it comes into force", || place.standing("web") == Some(Standing::Active));
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
 
@@ -344,7 +344,7 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
     let Err(PersistentError::FromFile(why)) = place.connect().delete(&Which::Name(name("web"))) else { panic!() };
     assert!(why.contains("web.toml:1") && why.contains("/dev/null"), "{why}");
 
-    // Conflicts name both files; mistakes are told and take nothing else down.
+    // Conflicts name both files; mistakes are reported and affect nothing else.
     place.drop_in("xeb.toml", "[[reservation]]\nname = \"xeb\"\ntcp = 8445\n");
     place.drop_in("yeb.toml", "[[reservation]]\nname = \"yeb\"\ntcp = 8446\nstrickt = true\n");
     place.drop_in("zeb.toml", "[[reservation]]\nname = \"zeb\"\ntcp = 8447\nuser = \"no-such-user\"\n");
@@ -367,7 +367,7 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
 }
 
 #[test]
-fn a_damaged_store_is_told_kept_and_what_is_in_force_stays() {
+fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
     let Some(world) = World::enter("damaged_store") else { return };
     let place = Place::new();
     let agent = place.agent();
@@ -383,7 +383,7 @@ fn a_damaged_store_is_told_kept_and_what_is_in_force_stays() {
     let Err(PersistentError::Store(why)) = error else { panic!("{error:?}") };
     assert!(why.contains("persistent.redb"), "{why}");
     assert_eq!(bind(&tcp(), 9000).map_err(|error| error.to_string()), Ok(()), "nothing half");
-    // What needs no store goes on.
+    // Work that needs no store goes on.
     place.connect().create(&Proposal::new(name("c"), ports(9001, 1), Transports::Tcp), Kept::Active).unwrap();
     assert!(place.connect().reload().unwrap().complaints.iter().any(|why| why.contains("persistent.redb")));
     agent.stop();
@@ -490,7 +490,7 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     place.configure("");
     place.connect().reload().unwrap();
     assert_eq!((most(NOBODY), most(OTHER)), (19, 19));
-    // What `up` was told on its command line is no business of a file that does not mention it.
+    // A file that does not mention an option of `up` does not change it.
     agent.stop();
     let mut settings = portkeep_kernel::Settings::default();
     settings.pool = PortRange::inclusive(62000, 62999).ok();
@@ -510,7 +510,7 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
 }
 
 #[test]
-fn a_refused_bind_is_told_as_an_administrator_wants_to_read_it() {
+fn a_refused_bind_is_reported_readably() {
     let Some(world) = World::enter("a_refused_bind_is_told") else { return };
     let place = Place::new();
     place.drop_in(
@@ -558,7 +558,7 @@ fn a_refused_bind_is_told_as_an_administrator_wants_to_read_it() {
         (granted.what, granted.ports.start(), granted.pid),
         (Happening::Granted, block.start, std::process::id())
     );
-    assert!(refusals < 100, "{refusals} of 5000 told one by one");
+    assert!(refusals < 100, "{refusals} of 5000 reported one by one");
     drop(owner);
     assert_eq!(events.next().unwrap().unwrap().what, Happening::Ended);
     place.connect().create(&web(9443), Kept::Active).unwrap();
@@ -614,7 +614,7 @@ fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
     assert!(matches!(place.connect().create(&much, Kept::Active), Err(PersistentError::NoRoom(_))));
     world.assert_consistent();
 
-    // Too many connections of one user: the next is told so, others are served.
+    // Too many connections of one user: the next is refused, others are served.
     in_child(|| {
         become_user(NOBODY);
         let open: Vec<_> = (0..8).map(|_| UnixStream::connect(place.socket()).unwrap()).collect();
@@ -635,7 +635,7 @@ fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
     world.assert_empty();
 }
 
-/// What a client may get wrong: whole requests with bytes changed, cut, doubled or put in.
+/// The mistakes of a client: whole requests with bytes changed, cut, doubled or put in.
 fn mangled() -> impl Strategy<Value = Vec<u8>> {
     let request = prop_oneof![
         Just(protocol::Request::List),

@@ -1,5 +1,5 @@
 //! Least privilege, found by trying: each command as root with one capability
-//! after the other taken away, until it no longer works. What is left is what it
+//! after the other taken away, until it no longer works. The rest is what it
 //! needs, and what a unit file may bound it to. And the other side: what an
 //! ordinary user sees of the files.
 
@@ -16,7 +16,7 @@ use bed::{Bed, PORTKEEP, Said};
 use portkeep_kernel::Instance;
 use portkeep_testkit::{kernel_or_skip, new_namespace};
 
-/// What could be needed, the most powerful ones last: of two that would do, the lesser is kept.
+/// The rights that could be needed, the most powerful ones last: of two that would do, the lesser is kept.
 const CANDIDATES: [&str; 10] = [
     "sys_admin",
     "dac_override",

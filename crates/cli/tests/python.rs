@@ -75,7 +75,7 @@ impl Environment {
     }
 }
 
-/// What a program printed, or why it failed.
+/// The output of a program, or why it failed.
 fn run(command: &mut Command) -> Result<String, String> {
     let name = format!("{command:?}");
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;

@@ -34,7 +34,7 @@ fn every_command_has_help_with_examples() {
 }
 
 #[test]
-fn wrong_arguments_are_told_apart_from_failures() {
+fn wrong_arguments_have_another_exit_status_than_failures() {
     for words in [
         &["run"][..],
         &["run", "--count", "0", "--", "true"],
@@ -78,7 +78,7 @@ fn wrong_arguments_are_told_apart_from_failures() {
     }
 }
 
-/// What clap alone cannot see is told the same way. None of these gets as far as asking an agent.
+/// Errors that clap alone cannot see are reported the same way. None of these gets as far as asking an agent.
 #[test]
 fn what_only_shows_together_is_wrong_usage_too() {
     for (words, told) in [

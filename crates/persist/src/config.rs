@@ -30,16 +30,16 @@ const DEFAULT_POOL: PortRange = match PortRange::inclusive(61000, 65535) {
     Err(_) => unreachable!(),
 };
 
-/// One key of the configuration, as the manual page tells it.
+/// One key of the configuration, as the manual page shows it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Key {
     /// With its table, as in `quota.default`; `NAME` in the place of a user's or group's name.
     pub name: &'static str,
-    /// What it wants.
+    /// The type of its value.
     pub kind: &'static str,
-    /// What it is when not set, in TOML or in words.
+    /// The default, in TOML or in words.
     pub default: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub text: &'static str,
     /// A value that could be set, in TOML.
     pub example: &'static str,
@@ -51,16 +51,16 @@ pub const KEYS: &[Key] = &[
         name: "pool",
         kind: "\"FIRST-LAST\" or \"none\"",
         default: "\"61000-65535\"",
-        text: "The ports that requests without a port are served from. Nobody can bind them without a reservation. Keep \
-               it outside net.ipv4.ip_local_port_range. \"none\": no such requests.",
+        text: "Requests without a port are served from these ports first. Pool ports that are not reserved are free for \
+               every program. Keep the pool outside net.ipv4.ip_local_port_range. \"none\": no such requests.",
         example: "\"20000-20999\"",
     },
     Key {
         name: "deny_errno",
         kind: "\"EADDRINUSE\" or \"EACCES\"",
         default: "\"EADDRINUSE\"",
-        text: "What the bind of a stranger fails with. Programs know EADDRINUSE and go on to the next port; EACCES is \
-               what Windows gives.",
+        text: "The error of an outsider's bind of a reserved port. After EADDRINUSE most programs try the next port; \
+               Windows gives EACCES.",
         example: "\"EACCES\"",
     },
     Key {
@@ -111,14 +111,14 @@ pub const KEYS: &[Key] = &[
         name: "quota.users.NAME",
         kind: "number or \"unlimited\"",
         default: "quota.default",
-        text: "The same for one user, by name or number. It counts before the groups'.",
+        text: "The same for one user, by name or number. It overrides the groups' quotas.",
         example: "4096",
     },
     Key {
         name: "quota.groups.NAME",
         kind: "number or \"unlimited\"",
         default: "quota.default",
-        text: "The same for each member of a group, by name or number. Of several groups the largest counts.",
+        text: "The same for each member of a group, by name or number. The largest quota of the user's groups counts.",
         example: "\"unlimited\"",
     },
     Key {
@@ -132,24 +132,25 @@ pub const KEYS: &[Key] = &[
         name: "privileged.groups",
         kind: "list of groups",
         default: "[]",
-        text: "Groups whose members may.",
+        text: "Groups whose members may reserve these ports.",
         example: "[\"web\"]",
     },
     Key {
         name: "events.per_second",
         kind: "number",
         default: "20",
-        text: "How many refusals are told one by one in a second; of the others only how many there were. 0: only that.",
+        text: "The largest number of events of one account that are reported one by one in a second. Further events are \
+               counted and reported as a summary. 0: summaries only.",
         example: "5",
     },
 ];
 
-/// What is configured.
+/// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where wildcard requests are served from; `None`: nowhere.
+    /// Requests without a port are served from it first; `None`: they fail.
     pub pool: Option<PortRange>,
-    /// What the bind of an outsider fails with: EADDRINUSE or EACCES.
+    /// The error of an outsider's bind of a reserved port: EADDRINUSE or EACCES.
     pub deny_errno: Errno,
     /// The group that may administer besides root.
     pub administrators: Option<Account>,
@@ -161,9 +162,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Ports per user.
     pub quota: Quota,
-    /// Who may acquire runtime blocks of privileged ports.
+    /// Accounts that may acquire runtime blocks of privileged ports.
     pub privileged: Privileged,
-    /// What is told of events.
+    /// Limits for the reports of events.
     pub events: Events,
 }
 
@@ -198,7 +199,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Who may acquire runtime blocks below `ip_unprivileged_port_start`.
+/// Accounts that may acquire runtime blocks below `ip_unprivileged_port_start`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Privileged {
     /// These users.
@@ -207,10 +208,10 @@ pub struct Privileged {
     pub groups: Vec<Account>,
 }
 
-/// What is told of events.
+/// Limits for the reports of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Events {
-    /// How many refusals are told one by one in a second.
+    /// How many events of one account are reported one by one in a second.
     pub per_second: u32,
 }
 
@@ -556,7 +557,7 @@ per_second = 0
     }
 
     #[test]
-    fn one_mistake_refuses_the_whole_and_all_are_told() {
+    fn one_mistake_refuses_the_file_and_all_are_reported() {
         let wrong = parse(
             "pol = 1\npool = \"x\"\ndeny_errno = \"EPERM\"\nadministrators = \"\"\nenforce = \"a\"\n[quota]\ndefault = -1\nuser = 1\n\
              [quota.users]\n\"a b\" = 1\nc = \"lots\"\n[privileged]\nusers = \"x\"\ngroups = [true]\n[events]\nper_second = \"\"\n",

@@ -1,4 +1,4 @@
-//! What is wrong with a file, said so that it can be mended.
+//! Errors in a file, reported so that they can be corrected.
 
 use std::{
     fmt,
@@ -23,9 +23,9 @@ pub struct Diagnostic {
     pub line: Option<usize>,
     /// The column in characters, from 1; `None` if it is the file as a whole.
     pub column: Option<usize>,
-    /// What is wrong, one sentence without a full stop.
+    /// The error, one sentence without a full stop.
     pub message: String,
-    /// What to write instead, where that can be told.
+    /// The correction, where that is known.
     pub help: Option<String>,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Report<'a> {
 
 /// The one of `known` that `word` most likely was meant to be.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Long garbage is nobody's slip, and comparing it takes time.
+    // Long garbage is no slip, and comparing it takes time.
     if word.len() > 64 {
         return None;
     }

@@ -1,7 +1,7 @@
 //! TOML with the place of every key and value.
 //!
-//! `serde` stops at the first mistake and often cannot tell where it is. Here a file is read as a tree of which every
-//! key and value knows its bytes, and what it should be is asked piece by piece, so that all mistakes are told at once.
+//! `serde` stops at the first mistake and often does not know where it is. Here a file is read as a tree of which every
+//! key and value knows its bytes, and what it should be is asked piece by piece, so that all mistakes are reported at once.
 
 use std::ops::Range;
 

@@ -23,12 +23,12 @@ use crate::{
 /// The folders, the one that counts most first.
 pub const FOLDERS: [&str; 3] = ["/etc/portkeep/ports.d", "/run/portkeep/ports.d", "/usr/lib/portkeep/ports.d"];
 
-/// What the files say.
+/// The content of the files.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Loaded {
-    /// What they declare, in the order that [`merge`](crate::merge()) wants.
+    /// Their declarations, in the order that [`merge`](crate::merge()) wants.
     pub declared: Vec<Declared>,
-    /// What is wrong with them. A stanza that is named here is left out; the others of its file stand.
+    /// Their errors. A stanza that is named here is left out; the others of its file stand.
     pub diagnostics: Vec<Diagnostic>,
     /// The files, masked and hidden ones included, in order.
     pub files: Vec<DropIn>,
@@ -44,7 +44,7 @@ pub struct DropIn {
     pub state: State,
 }
 
-/// What has become of a file.
+/// The outcome for a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -101,7 +101,7 @@ pub fn load(root: &Path) -> Loaded {
 }
 
 /// Read one file as [`load`] would, for `portkeep check FILE`. It may be anywhere; one in a folder named
-/// `portreserve` is read as portreserve's. Stanzas that want the same name or port are told, too, as are a file that
+/// `portreserve` is read as portreserve's. Stanzas that want the same name or port are reported too, as are a file that
 /// does not exist and a name that [`load`] would pass over.
 pub fn check(path: &Path, services: &Services) -> Loaded {
     let mut loaded = Loaded::default();

@@ -13,7 +13,7 @@ use crate::Diagnostic;
 /// The largest file that is read.
 pub(crate) const LARGEST: u64 = 1 << 20;
 
-/// What a path led to.
+/// The target of a path.
 pub(crate) enum Content {
     /// A regular file of UTF-8 text.
     Text(String),
@@ -35,7 +35,7 @@ impl Root<'_> {
 
     /// Read a file below the root. Links stay below the root, as they would if it were the root.
     pub(crate) fn read(self, path: &Path) -> Result<Content, Diagnostic> {
-        // A mask is told by where the link points: an image need not have a /dev/null.
+        // A mask is recognised by where the link points: an image need not have a /dev/null.
         if std::fs::read_link(path).is_ok_and(|target| target == Path::new("/dev/null")) {
             return Ok(Content::Null);
         }
@@ -109,7 +109,7 @@ pub(crate) fn decode(path: &Path, bytes: Vec<u8>) -> Result<String, Diagnostic> 
     })
 }
 
-/// For serde: a path as text. One that is not UTF-8 is still told, if not quite.
+/// For serde: a path as text. One that is not UTF-8 is still shown, if not exactly.
 // serde asks for a reference to the field's type.
 #[allow(clippy::ptr_arg)]
 pub(crate) fn shown<S: serde::Serializer>(path: &PathBuf, serializer: S) -> Result<S::Ok, S::Error> {

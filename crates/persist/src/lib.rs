@@ -1,4 +1,4 @@
-//! What is declared about persistent reservations, and where it is kept.
+//! Declarations of persistent reservations, and where they are kept.
 //!
 //! A **persistent reservation** stands until it is deleted, across reboots. It is
 //! declared in one of two ways: in a file that a package or an administrator drops
@@ -6,7 +6,7 @@
 //! give [`Declaration`]s; [`merge`](merge()) puts them together and says which of two
 //! that want the same port stands. [`config`] is the one configuration file.
 //!
-//! Nothing here talks to the kernel part or makes a socket. Whatever is read from a
+//! Nothing here talks to the BPF programs or makes a socket. Anything read from a
 //! file, however damaged or hostile, gives values or [`Diagnostic`]s that point at the
 //! line and column; never a panic.
 //!

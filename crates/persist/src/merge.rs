@@ -13,13 +13,13 @@ use crate::{Declaration, Diagnostic, Name, Origin};
 /// A declaration and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Declared {
-    /// What is declared.
+    /// The declaration.
     pub declaration: Declaration,
     /// By which file or command.
     pub origin: Origin,
 }
 
-/// What is in force, and what would be if nothing stood in its way.
+/// The declarations in force, and those that would be if nothing were in the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Merged {
     /// In force: no two of one name, no port twice for one transport. In the order given.
@@ -35,11 +35,11 @@ pub struct Conflict {
     pub loser: Declared,
     /// In force.
     pub winner: Declared,
-    /// What they both want.
+    /// The thing that both want.
     pub reason: Reason,
 }
 
-/// What two declarations both want.
+/// The thing that two declarations both want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
@@ -99,12 +99,12 @@ impl Conflict {
     }
 }
 
-/// Put together what commands created and what files declare. Who comes first stands: commands before files, and both
+/// Merge the declarations of commands and files. The first one wins: commands before files, and both
 /// in the order given ([`crate::Store::list`] and [`crate::dropin::load`] give it). A declaration loses as a whole.
 pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoIterator<Item = Declared>) -> Merged {
     let mut merged = Merged::default();
     let mut names: HashMap<Name, usize> = HashMap::new();
-    // What is taken, per transport, by its first port. No two overlap, so looking at the neighbours will do.
+    // The ports taken, per transport, by its first port. No two overlap, so looking at the neighbours will do.
     let mut taken: [BTreeMap<u16, (PortRange, usize)>; 2] = [BTreeMap::new(), BTreeMap::new()];
 
     for declared in commands.into_iter().chain(files) {

@@ -6,7 +6,7 @@ use portkeep_core::{PortRange, Transport, Transports};
 
 use crate::{diagnostic::nearest, document::shown, files};
 
-/// What to do instead of asking for port 0.
+/// The alternative to asking for port 0.
 pub(crate) const ANY: &str = "`portkeep persist add --any N` chooses once and keeps the numbers";
 
 /// Why a text does not say which ports. The sentence in [`std::fmt::Display`] is whole; [`PortsError::help`] says what to
@@ -23,13 +23,13 @@ impl PortsError {
         Self { message: message.into(), help: help.into() }
     }
 
-    /// What to write instead, where that can be told.
+    /// The correction, where that is known.
     pub fn help(&self) -> Option<&str> {
         self.help.as_deref()
     }
 }
 
-/// What /etc/services says: ports by name.
+/// The content of /etc/services: ports by name.
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     ports: HashMap<(String, Transport), u16>,

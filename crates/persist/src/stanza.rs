@@ -1,7 +1,7 @@
 //! The TOML form of declarations: `[[reservation]]` stanzas.
 //!
 //! A stanza has a name, one of `tcp`, `udp` and `both`, and at most one of the keys of [`WHO`]. All mistakes of a file
-//! are told, and a stanza with one is left out while the others stand.
+//! are reported, and a stanza with one is left out while the others stand.
 
 use std::{ops::Range, path::Path};
 
@@ -15,7 +15,7 @@ use crate::{
     services::ANY,
 };
 
-/// Who may consume them.
+/// The processes that may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
 const KEYS: [&str; 13] = [
@@ -189,7 +189,7 @@ fn ports(
     None
 }
 
-/// Who one of the keys of [`WHO`] names.
+/// The audience that one of the keys of [`WHO`] names.
 fn who_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Who> {
     let read = match entry.key() {
         "administrators" => {
@@ -411,7 +411,7 @@ administrators = true
     }
 
     #[test]
-    fn all_mistakes_are_told_and_the_other_stanzas_stand() {
+    fn all_mistakes_are_reported_and_the_other_stanzas_stay() {
         let (found, wrong) = read_all(
             "title = 1\n[[reservation]]\nname = \"\"\ntpc = 1\nuser = \"\"\n[[reservation]]\nname = \"good\"\ntcp = 1\n[other]\n",
         );

@@ -56,7 +56,7 @@ fn the_portreserve_example_is_what_is_read() {
 
 /// The complaints that are shown are those that are made.
 #[test]
-fn the_mistakes_are_told_as_shown() {
+fn the_mistakes_are_reported_as_shown() {
     let text = "[[reservation]]\nname = \"web\"\ntcp = 443\nunit = \"nginx\"\nstrickt = true\n";
     let told = import(Path::new("/etc/portkeep/ports.d/web.toml"), text, &services()).unwrap_err();
     let told: String = told.iter().map(|one| format!("{one}\n")).collect();

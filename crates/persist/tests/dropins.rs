@@ -142,7 +142,7 @@ fn other_files_are_passed_over() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_the_others_are_read() {
+fn an_unreadable_file_is_reported_and_the_others_are_read() {
     let root = Root::new();
     fs::create_dir_all(root.path(&format!("{ETC}/a-directory.toml/x"))).unwrap();
     let fifo = root.path(&format!("{ETC}/b-fifo.toml"));
@@ -218,7 +218,7 @@ fn portreserves_files_come_last() {
 }
 
 #[test]
-fn check_tells_what_load_would_and_more() {
+fn check_reports_all_that_load_would_and_more() {
     let root = Root::new();
     let services = Services::default();
     let check = |path: &Path| -> Vec<String> {
@@ -233,9 +233,9 @@ fn check_tells_what_load_would_and_more() {
     assert_eq!(check(&root.path("home/draft.toml")), [""; 0]);
 }
 
-/// Whatever a file is called, what is said about it can be told as JSON.
+/// For any file name, the report can be written as JSON.
 #[test]
-fn a_name_that_is_not_text_is_still_told() {
+fn a_name_that_is_not_text_is_still_reported() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
     let root = Root::new();
     let path = root.path(&format!("{ETC}/x")).with_file_name(OsStr::from_bytes(b"caf\xe9.toml"));

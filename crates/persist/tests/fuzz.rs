@@ -1,4 +1,4 @@
-//! Whatever is in a file: values or complaints, never a panic.
+//! For any content of a file: values or complaints, never a panic.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The files that packages install are valid, and the configuration tells the truth.
+//! The files that packages install are valid, and the configuration file shows the true defaults.
 
 use std::path::Path;
 

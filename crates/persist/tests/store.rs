@@ -82,7 +82,7 @@ fn kill_nine_loses_nothing_that_was_reported() {
                 killed = true;
             }
             let mut line = String::new();
-            // What was said before the end is still in the pipe; the last line may be cut off.
+            // Output from before the end is still in the pipe; the last line may be cut off.
             if lines.read_line(&mut line).unwrap() == 0 || !line.ends_with('\n') {
                 break;
             }
@@ -203,7 +203,7 @@ fn one_process_at_a_time_and_readers_any_time() {
     assert_eq!(names(&Store::open(folder.path()).unwrap()), ["r2"]);
 }
 
-/// Whoever lists while another process changes gets a state that was there, never a mixture.
+/// A list made while another process changes the store shows a state that was there, never a mixture.
 #[test]
 fn readers_see_whole_states_while_another_writes() {
     let folder = tempfile::tempdir().unwrap();
@@ -274,7 +274,7 @@ fn another_boot_discards_what_was_active() {
     assert_eq!(names(&Store::open_runtime(folder.path(), "boot-2").unwrap()), ["r2"]);
 }
 
-/// A store of a newer Portkeep, and one of a newer library: told as such, named, and kept byte for byte.
+/// A store of a newer Portkeep, and one of a newer library: reported as such, named, and kept byte for byte.
 #[test]
 fn damaged_and_newer_stores_are_named_and_kept() {
     let folder = tempfile::tempdir().unwrap();

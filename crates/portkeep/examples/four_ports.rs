@@ -1,4 +1,4 @@
-//! A server with four ports in a row. Each connection is told which one it came to.
+//! A server with four ports in a row. Each connection is sent the port that it came to.
 //!
 //!     cargo run -p portkeep --example four_ports            # four ports of the pool
 //!     cargo run -p portkeep --example four_ports -- 7000    # 7000 to 7003 or none

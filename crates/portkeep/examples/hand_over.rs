@@ -1,7 +1,7 @@
 //! Two ways to let others have a port: the token for a thread, and a socket for another process.
 //!
 //! A socket that is associated carries its right with it, so the child needs neither the token nor to be in the scope.
-//! Without the kernel part an association cannot be had, and the child gets a socket that is already bound.
+//! Without kernel enforcement an association cannot be had, and the child gets a socket that is already bound.
 //!
 //!     cargo run -p portkeep --example hand_over
 

@@ -53,7 +53,7 @@ fn set_struct<T: IntoBytes + Immutable>(socket: impl AsFd, option: i32, value: &
     set(socket, option, value.as_bytes())
 }
 
-/// ACQUIRE. `EINPROGRESS` means: claimed, and [`granted`] will tell what the agent found.
+/// ACQUIRE. `EINPROGRESS` means: claimed, and [`granted`] will report what the agent found.
 ///
 /// The shortest form of the request that says everything is sent, because the
 /// kernel handles up to 32 bytes without allocating.
@@ -73,7 +73,7 @@ pub fn associate(socket: impl AsFd, token: Token) -> io::Result<()> {
     set_struct(socket, wire::ASSOCIATE, &token.get())
 }
 
-/// What the last ACQUIRE on this socket gave. A refusal is told once.
+/// The result of the last ACQUIRE on this socket. A refusal is reported once.
 pub fn granted(socket: impl AsFd) -> io::Result<Grant> {
     get_struct(socket, wire::GRANTED)
 }
@@ -85,7 +85,7 @@ pub fn state(socket: impl AsFd, select: &SelectRequest) -> io::Result<State> {
     get_struct(socket, wire::STATE)
 }
 
-/// Which kernel part serves this socket. `ENOPROTOOPT`: none.
+/// Which BPF programs serve this socket. `ENOPROTOOPT`: none.
 pub fn version(socket: impl AsFd) -> io::Result<Version> {
     get_struct(socket, wire::VERSION)
 }

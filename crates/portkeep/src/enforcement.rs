@@ -1,14 +1,14 @@
-//! Who keeps outsiders off the ports.
+//! The enforcement that keeps outsiders off the ports.
 
 use std::fmt;
 
-/// What stands behind a reservation. Every [`crate::Reservation`] says which one it has.
+/// The enforcement of a reservation. Every [`crate::Reservation`] says which one it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Enforcement {
-    /// Portkeep's kernel part refuses every outsider's bind, whoever it is.
+    /// The kernel refuses every outsider's bind, even root's.
     Kernel,
-    /// There is no kernel part here, so this process holds the ports with sockets of its own.
+    /// No BPF programs serve this process, so this process holds the ports with sockets of its own.
     ///
     /// A port that has not been handed out yet is safe from everybody, root included, since it is bound. Beyond that:
     ///
@@ -52,6 +52,6 @@ pub enum Require {
     Any,
     /// The kernel's or none: [`crate::AcquireError::KernelAbsent`].
     Kernel,
-    /// Held, even where the kernel part is there (for tests).
+    /// Held, even where kernel enforcement is there (for tests).
     Held,
 }

@@ -41,7 +41,7 @@ into_io!(
     crate::persistent::PersistentError
 );
 
-/// What is wrong with a request in itself. Found before the kernel is asked.
+/// An error in the request itself. Found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MalformedRequest {
@@ -94,7 +94,7 @@ pub enum AcquireError {
     },
     /// `EDQUOT`: the user holds as many ports as it may, or the owner socket as many
     /// reservations (128). Release some.
-    #[error("over the quota of this user, or of the owner socket")]
+    #[error("over the port quota of this user, or of the owner socket (see `quota` in portkeep.toml(5))")]
     OverQuota,
     /// `EACCES`: the block has privileged ports. Run as root, or let the administrator allow it.
     #[error("privileged ports need a right this process does not have")]
@@ -120,26 +120,26 @@ pub enum AcquireError {
     /// `ECANCELED`: the request was cancelled, or an administrator ended it while it was pending.
     #[error("the request was cancelled")]
     Cancelled,
-    /// `ENOPROTOOPT`: there is no kernel part, and the request requires it. Bring it up (`portkeep
+    /// `ENOPROTOOPT`: kernel enforcement is not up, and the request requires it. Bring it up (`portkeep
     /// up`), or accept [`crate::Require::Any`].
-    #[error("Portkeep's kernel part is not in force here")]
+    #[error("kernel enforcement is not up here")]
     KernelAbsent,
-    /// `ENOPROTOOPT`: the kernel part is of another version. Upgrade whichever is older.
-    #[error("the kernel part speaks version {found} of the control codes, this library version {expected}")]
+    /// `ENOPROTOOPT`: the BPF programs have another version. Upgrade whichever is older.
+    #[error("the BPF programs have version {found} of the control codes, this library has version {expected}")]
     OtherAbi {
-        /// The kernel part's.
+        /// The version of the BPF programs.
         found: u32,
         /// The library's.
         expected: u32,
     },
-    /// `EOPNOTSUPP`: without the kernel part this cannot be had. Bring it up, or ask for less.
-    #[error("{what} needs Portkeep's kernel part")]
+    /// `EOPNOTSUPP`: this requires kernel enforcement. Bring it up, or ask for less.
+    #[error("{what} requires kernel enforcement")]
     HeldCannot {
-        /// What was asked for.
+        /// The request.
         what: &'static str,
     },
     /// `EMFILE`: held mode takes a descriptor for each port and transport, and the limit is too low for this block.
-    /// Raise it (`ulimit -n`), ask for fewer ports, or have the kernel part brought up, which takes one for all.
+    /// Raise it (`ulimit -n`), ask for fewer ports, or bring kernel enforcement up, which needs one for all.
     #[error(
         "holding {count} ports takes a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"
     )]
@@ -153,13 +153,13 @@ pub enum AcquireError {
     /// Making or binding a socket failed.
     #[error("making a socket")]
     SocketCall {
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
     /// ACQUIRE failed in a way that has no name above.
     #[error("acquiring a reservation")]
     AcquireCall {
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
 }
@@ -211,13 +211,13 @@ pub enum ReleaseError {
     /// `EINVAL`: the reservation is in another network namespace. Release it from there.
     #[error("the reservation is in another network namespace")]
     OtherNamespace,
-    /// `ENOPROTOOPT`: there is no kernel part, and this process holds nothing under that token.
-    #[error("Portkeep's kernel part is not in force here")]
+    /// `ENOPROTOOPT`: kernel enforcement is not up, and this process holds nothing under that token.
+    #[error("kernel enforcement is not up here")]
     KernelAbsent,
     /// RELEASE failed in a way that has no name above.
     #[error("releasing a reservation")]
     ReleaseCall {
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
 }
@@ -259,13 +259,13 @@ pub enum AssociateError {
     /// know nothing of it. Use [`crate::PortkeepSocket::bind_from`], which does both.
     #[error("a held reservation cannot be associated; bind with bind_from")]
     Held,
-    /// `ENOPROTOOPT`: there is no kernel part, and this process holds nothing under that token.
-    #[error("Portkeep's kernel part is not in force here")]
+    /// `ENOPROTOOPT`: kernel enforcement is not up, and this process holds nothing under that token.
+    #[error("kernel enforcement is not up here")]
     KernelAbsent,
     /// ASSOCIATE failed in a way that has no name above.
     #[error("associating a socket")]
     AssociateCall {
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
 }
@@ -318,7 +318,7 @@ pub enum BindError {
     /// The system refused for a reason of its own, such as an address that is not local.
     #[error("binding a socket")]
     BindCall {
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
 }
@@ -346,9 +346,9 @@ pub enum ConnectError {
     /// The peer did not answer or refused, as with any connection.
     #[error("connecting to {peer}")]
     ConnectCall {
-        /// Who was called.
+        /// The server that was called.
         peer: std::net::SocketAddr,
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
 }
@@ -367,13 +367,13 @@ impl ConnectError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
-    /// `ENOPROTOOPT`: there is no kernel part to ask. Bring it up (`portkeep up`).
-    #[error("Portkeep's kernel part is not in force here")]
+    /// `ENOPROTOOPT`: kernel enforcement is not up. Bring it up (`portkeep up`).
+    #[error("kernel enforcement is not up here")]
     KernelAbsent,
-    /// `ENOPROTOOPT`: the kernel part is of another version. Upgrade whichever is older.
-    #[error("the kernel part speaks version {found} of the control codes, this library version {expected}")]
+    /// `ENOPROTOOPT`: the BPF programs have another version. Upgrade whichever is older.
+    #[error("the BPF programs have version {found} of the control codes, this library has version {expected}")]
     OtherAbi {
-        /// The kernel part's.
+        /// The version of the BPF programs.
         found: u32,
         /// The library's.
         expected: u32,
@@ -385,9 +385,9 @@ pub enum QueryError {
     #[error("the reservation has ended")]
     Ended,
     /// The question failed in a way that has no name above.
-    #[error("asking the kernel part")]
+    #[error("asking the BPF programs")]
     QueryCall {
-        /// What the call said.
+        /// The error of the call.
         source: io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! What is known about a reservation and about the kernel part.
+//! Facts about a reservation and about kernel enforcement.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// Claimed: no newcomer can bind the ports, and the agent is looking whether somebody already has.
+    /// Claimed: no newcomer can bind the ports, and the agent is checking whether somebody already has.
     Pending,
     /// In force.
     Active,
@@ -35,7 +35,7 @@ impl fmt::Display for State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Info {
-    /// The token, told only to those who may consume the reservation; that of a persistent one to everybody.
+    /// The token, shown only to those who may consume the reservation; that of a persistent one to everybody.
     pub token: Option<Token>,
     /// The block, host byte order.
     pub ports: PortRange,
@@ -43,7 +43,7 @@ pub struct Info {
     pub transports: Transports,
     /// Where it is in its life.
     pub state: State,
-    /// Who may consume it.
+    /// The scope: the processes that may consume it.
     pub scope: Scope,
     /// Whether it is consumed by association only.
     pub strict: bool,
@@ -71,7 +71,7 @@ pub struct Info {
 }
 
 impl Info {
-    /// `None` for an answer that makes no sense, which a kernel part of this ABI does not give.
+    /// `None` for an answer that makes no sense, which BPF programs of this ABI do not give.
     pub(crate) fn from_wire(state: &wire::State) -> Option<Self> {
         Some(Self {
             token: Token::new(state.token),
@@ -152,7 +152,7 @@ impl fmt::Display for Age {
     }
 }
 
-/// The kernel part that serves this process.
+/// The kernel enforcement that serves this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Version {
@@ -166,7 +166,7 @@ pub struct Version {
     pub reservations: u32,
     /// Ports in them.
     pub ports: u64,
-    /// When the kernel part was brought up, on `CLOCK_MONOTONIC`.
+    /// When kernel enforcement was brought up, on `CLOCK_MONOTONIC`.
     pub since: Duration,
 }
 

@@ -21,7 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What there is
+//! # Overview
 //!
 //! - [`Reservation::tcp`] and [`Reservation::udp`] begin a [`Request`]: how many ports, where, for whom.
 //! - [`Reservation`] is the guard. Dropping it ends the reservation, as does the end of the process, however it comes.
@@ -31,13 +31,13 @@
 //!   [`AsFd`](std::os::fd::AsFd).
 //! - A [`Token`] names a reservation. Give it to other threads or, with a wider [`Scope`], to other processes.
 //! - [`persistent`] has the reservations that outlive processes and reboots.
-//! - [`who`], [`lookup`] and [`list`] tell whose a port is; [`version`] tells about the kernel part.
+//! - [`who`], [`lookup`] and [`list`] report the owner of a port; [`version`] describes kernel enforcement.
 //! - [`control`] has the bare control codes, and [`Pending`] a request that need not be waited for.
 //!
-//! # Who enforces it
+//! # Enforcement
 //!
 //! Normally the kernel: an administrator has brought Portkeep up (`portkeep up`), and this library only makes
-//! `setsockopt` calls, for which no right and no daemon is needed. Where there is no kernel part, a request falls back to
+//! `setsockopt` calls, for which no right and no daemon is needed. Where there is no kernel enforcement, a request falls back to
 //! *holding* the ports with sockets of this process. That is weaker, [`Enforcement::Held`] says how, and
 //! [`Reservation::enforcement`] says which one you have. To have it no other way, say
 //! [`require(Require::Kernel)`](Request::require).

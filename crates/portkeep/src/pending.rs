@@ -23,8 +23,8 @@ impl Pending {
         Self { reservation: Some(reservation), decided: true }
     }
 
-    /// A claim of which the kernel part has told this already. An agent that was quick may have refused it, and that is
-    /// told once.
+    /// A claim for which the BPF programs have reported this already. An agent that was quick may have refused it, and that is
+    /// reported once.
     pub(crate) fn told(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
         let decided = grant.state == wire::ACTIVE;
         match (grant.state, grant.error) {
@@ -52,10 +52,10 @@ impl Pending {
     }
 
     fn claimed(&self) -> &Reservation {
-        self.reservation.as_ref().expect("the outcome has been told already")
+        self.reservation.as_ref().expect("the outcome has been reported already")
     }
 
-    /// Look whether it is decided. Never blocks.
+    /// Check whether it is decided. Never blocks.
     ///
     /// Nothing wakes the caller: come again after some 50 microseconds, then at growing intervals.
     ///
@@ -79,7 +79,7 @@ impl Pending {
     pub fn cancel(self) {}
 }
 
-/// What became of a claim, `None` while the agent is still looking.
+/// The outcome of a claim, `None` while the agent is still looking.
 fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
     let info = match state_of(claimed) {
         Ok(Some(info)) => info,
@@ -89,7 +89,7 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
     };
     match (info.state, info.refused) {
         (State::Active, _) => Some(Ok(())),
-        // Who takes it back enters the reason last; in between there is none.
+        // The agent that takes it back enters the reason last; in between there is none.
         (State::Refused, None) => None,
         (State::Refused, Some(reason)) => Some(Err(refused(claimed, reason))),
         (State::Pending, _) => match query::version_of(claimed) {
@@ -99,7 +99,7 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
     }
 }
 
-/// What the error number that the agent gave means.
+/// The meaning of the error number that the agent gave.
 fn refused(claimed: &Reservation, error: Errno) -> AcquireError {
     let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
     match request.name(io::Error::from_raw_os_error(error.0)) {

@@ -1,4 +1,4 @@
-//! Questions to the kernel part. They need no right and change nothing.
+//! Questions to the BPF programs. They need no right and change nothing.
 
 use std::{
     os::fd::AsFd,
@@ -40,7 +40,7 @@ pub(crate) fn asker() -> Result<(Socket, Version), QueryError> {
 
 pub(crate) fn version_of(socket: impl AsFd) -> Result<Version, QueryError> {
     let version = control::version(socket).map_err(|source| match source.raw_os_error().map(Errno) {
-        // The kernel part answers this one on any socket. Without it, what an unknown level gets depends on the family:
+        // The BPF programs answer this one on any socket. Without it, what an unknown level gets depends on the family:
         // EOPNOTSUPP from IPv4 and Unix sockets, ENOPROTOOPT from IPv6.
         Some(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => QueryError::KernelAbsent,
         _ => QueryError::QueryCall { source },
@@ -51,12 +51,12 @@ pub(crate) fn version_of(socket: impl AsFd) -> Result<Version, QueryError> {
     Ok(Version::from_wire(&version))
 }
 
-/// The kernel part that serves this process, if there is one.
+/// The kernel enforcement that serves this process, if there is one.
 pub fn version() -> Result<Version, QueryError> {
     asker().map(|(_, version)| version)
 }
 
-/// What a request that accepts anything would get here.
+/// The enforcement that a request with any enforcement would get here.
 pub fn enforcement() -> Enforcement {
     if version().is_ok() { Enforcement::Kernel } else { Enforcement::Held }
 }
@@ -74,8 +74,8 @@ pub fn lookup(token: Token) -> Result<Option<Info>, QueryError> {
 
 /// The reservation that a port belongs to, in the current network namespace.
 ///
-/// What processes merely hold is not known to anybody but them, so without the
-/// kernel part this is an error rather than "nobody".
+/// Only a process itself knows the ports that it merely holds, so without
+/// kernel enforcement this is an error rather than "nobody".
 pub fn who(transport: Transport, port: u16) -> Result<Option<Info>, QueryError> {
     let (socket, _) = asker()?;
     ask(&socket, &SelectRequest { by: wire::BY_PORT, port, transport: transport.bit(), ..Default::default() })
@@ -106,7 +106,7 @@ pub fn list() -> Result<Vec<Info>, QueryError> {
 
 /// The first reservation that starts at or after a port.
 ///
-/// The kernel part answers "none" as well when it meets one that is just being
+/// The BPF programs answer "none" as well when they meet one that is just being
 /// entered or ended, so a single "none" is not believed.
 fn next(socket: &Socket, transport: Transport, from: u16) -> Result<Option<Info>, QueryError> {
     let select = SelectRequest { by: wire::BY_NEXT, port: from, transport: transport.bit(), ..Default::default() };

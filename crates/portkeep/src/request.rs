@@ -93,8 +93,8 @@ impl Request {
         self
     }
 
-    /// Who may consume the reservation; by default this process only. For children, use [`Scope::User`] or
-    /// [`Scope::Cgroup`]. Only the kernel part can do this.
+    /// The processes that may consume the reservation; by default this process only. For children, use [`Scope::User`] or
+    /// [`Scope::Cgroup`]. Only kernel enforcement can do this.
     pub fn scope(mut self, scope: Scope) -> Self {
         self.scope = scope;
         self
@@ -107,13 +107,13 @@ impl Request {
         self
     }
 
-    /// What listings and other people's error messages shall call it; at most 24 bytes.
+    /// The label in listings and in other people's error messages; at most 24 bytes.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
         self
     }
 
-    /// What has to stand behind the reservation; by default whatever there is.
+    /// The enforcement that the reservation requires; by default any.
     pub fn require(mut self, require: Require) -> Self {
         self.require = require;
         self
@@ -240,7 +240,7 @@ impl Request {
         request
     }
 
-    /// What the error number of an ACQUIRE of this request means.
+    /// The meaning of the error number of an ACQUIRE of this request.
     pub(crate) fn name(&self, source: std::io::Error) -> AcquireError {
         match source.raw_os_error().map(Errno) {
             Some(Errno::EADDRINUSE) => match PortRange::new(self.start, self.count) {

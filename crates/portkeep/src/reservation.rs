@@ -30,7 +30,7 @@ pub struct Reservation {
     enforcement: Enforcement,
 }
 
-/// What a [`Reservation`] consists of, for those who want to keep it in another form.
+/// The parts of a [`Reservation`], for those who want to keep it in another form.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Parts {
@@ -43,7 +43,7 @@ pub struct Parts {
     pub ports: PortRange,
     /// Its transports.
     pub transports: Transports,
-    /// Who keeps outsiders off.
+    /// The enforcement against outsiders.
     pub enforcement: Enforcement,
 }
 
@@ -58,7 +58,7 @@ impl Reservation {
         Request::new(Transport::Udp)
     }
 
-    /// The name of the reservation. Whoever is in its scope can associate sockets with it.
+    /// The name of the reservation. Every process in its scope can associate sockets with it.
     pub fn token(&self) -> Token {
         self.token
     }
@@ -73,7 +73,7 @@ impl Reservation {
         self.transports
     }
 
-    /// What really keeps outsiders off the ports.
+    /// The enforcement that keeps outsiders off the ports.
     pub fn enforcement(&self) -> Enforcement {
         self.enforcement
     }
@@ -161,7 +161,7 @@ pub fn release(token: Token) -> Result<(), ReleaseError> {
         let socket = new_socket(transport, Kind::Any).map_err(|source| ReleaseError::ReleaseCall { source })?;
         control::release(&socket, token).map_err(name)
     };
-    // Any socket of the process will do, as long as it is of the transport; the token does not tell which that is.
+    // Any socket of the process will do, as long as it is of the transport; the token does not show which that is.
     match through(Transport::Tcp) {
         Err(ReleaseError::OtherNamespace) => through(Transport::Udp),
         outcome => outcome,

@@ -19,7 +19,7 @@ mod sealed {
     impl<T: std::os::fd::AsFd + ?Sized> Sealed for T {}
 }
 
-/// What a reservation can do for any TCP or UDP socket: std's, socket2's, tokio's, a bare [`std::os::fd::OwnedFd`].
+/// The operations of a reservation on any TCP or UDP socket: std's, socket2's, tokio's, a bare [`std::os::fd::OwnedFd`].
 pub trait PortkeepSocket: AsFd + sealed::Sealed {
     /// Let this unbound socket take its port out of a reservation.
     ///
@@ -29,7 +29,7 @@ pub trait PortkeepSocket: AsFd + sealed::Sealed {
     ///
     /// A UDP socket has to `bind` or `connect`: the port that a first `sendto` chooses is not out of the block.
     ///
-    /// Needs the kernel part, because it is the later `bind` that does the work;
+    /// Needs kernel enforcement, because it is the later `bind` that does the work;
     /// [`bind_from`](Self::bind_from) also does without.
     fn associate(&self, token: Token) -> Result<(), AssociateError> {
         if held::holds(token) {
@@ -70,7 +70,7 @@ pub trait PortkeepSocket: AsFd + sealed::Sealed {
     fn owned(&self) -> Result<Vec<Info>, QueryError> {
         query::version_of(self)?;
         let mut found = Vec::new();
-        // What has ended otherwise leaves a gap behind, so a gap is not the end.
+        // A reservation that has ended leaves a gap behind, so a gap is not the end.
         for index in 0..wire::OWNED as u16 {
             let select = SelectRequest { by: wire::BY_INDEX, port: index, ..Default::default() };
             found.extend(query::ask(self, &select)?);
@@ -107,7 +107,7 @@ pub(crate) fn new_socket(transport: Transport, kind: Kind) -> io::Result<Socket>
     }
 }
 
-/// TCP, UDP or neither, by the rule the kernel part has.
+/// TCP, UDP or neither, by the rule of the BPF programs.
 pub(crate) fn transport_of(socket: &Socket) -> io::Result<Option<Transport>> {
     let domain = socket.domain()?;
     if domain != Domain::IPV4 && domain != Domain::IPV6 {
@@ -131,7 +131,7 @@ pub(crate) fn bind_associated(socket: &Socket, token: Token, address: SocketAddr
     socket.bind(&address.into()).map_err(|source| match source.raw_os_error().map(Errno) {
         Some(Errno::EADDRINUSE) if port == 0 => BindError::Exhausted,
         Some(Errno::EADDRINUSE) => BindError::InUse { port },
-        // Two reasons have this number; the reservation's existence tells which it was.
+        // Two reasons have this number; the reservation's existence shows which it was.
         Some(Errno::EACCES) => match query::lookup(token) {
             Ok(Some(info)) if port != 0 && !info.ports.contains(port) => BindError::OutsideBlock { port },
             Ok(Some(_)) => BindError::BindCall { source },

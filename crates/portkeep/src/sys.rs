@@ -4,7 +4,7 @@ use std::{io, os::fd::RawFd, time::Duration};
 
 use portkeep_core::Token;
 
-/// A token nobody can guess, for reservations the kernel part knows nothing of.
+/// A token nobody can guess, for reservations that the BPF programs do not know.
 pub(crate) fn random_token() -> io::Result<Token> {
     loop {
         let mut bytes = [0u8; 8];

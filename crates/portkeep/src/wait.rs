@@ -13,7 +13,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 impl Pending {
     /// Wait until it is decided, but no longer than `limit` ([`AcquireError::AgentSilent`]), not past a signal that this
-    /// thread handles, and not after `stop` has said so ([`AcquireError::Interrupted`]). Whatever ends the wait, nothing is
+    /// thread handles, and not after `stop` has said so ([`AcquireError::Interrupted`]). However the wait ends, nothing is
     /// left behind.
     ///
     /// A signal may come while this thread does not sleep, or to another thread: a program that must notice each of them

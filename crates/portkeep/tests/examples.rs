@@ -1,4 +1,4 @@
-//! The examples run, with the kernel part and without. `cargo test` has built them beside this test.
+//! The examples run, with kernel enforcement and without. `cargo test` has built them beside this test.
 
 use std::{
     io::{BufRead, BufReader, Read},

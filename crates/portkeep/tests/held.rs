@@ -1,4 +1,4 @@
-//! The library without the kernel part. Needs no right; run as root, each test has a namespace of its own.
+//! The library without kernel enforcement. Needs no right; run as root, each test has a namespace of its own.
 
 use std::{
     collections::HashSet,
@@ -57,10 +57,10 @@ fn is_local(ip: &IpAddr) -> bool {
 fn is_held(transport: Transport, port: u16) -> bool {
     let addresses: [IpAddr; 4] = [V4.into(), LOCAL.into(), V6.into(), Ipv6Addr::LOCALHOST.into()];
     addresses.into_iter().filter(is_local).all(|ip| {
-        let stranger = socket(if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, transport);
-        stranger.set_reuse_address(true).unwrap();
-        stranger.set_reuse_port(true).unwrap();
-        in_use(stranger.bind(&SocketAddr::new(ip, port).into()))
+        let outsider = socket(if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, transport);
+        outsider.set_reuse_address(true).unwrap();
+        outsider.set_reuse_port(true).unwrap();
+        in_use(outsider.bind(&SocketAddr::new(ip, port).into()))
     })
 }
 
@@ -135,9 +135,9 @@ fn datagrams_from_before_are_not_delivered() {
 
 /// No option left on from the moment when holder and successor overlapped.
 fn is_bound_alone(server: &UdpSocket) -> bool {
-    let stranger = socket(Domain::IPV4, Transport::Udp);
-    stranger.set_reuse_address(true).unwrap();
-    in_use(stranger.bind(&SocketAddr::from((LOCAL, server.local_addr().unwrap().port())).into()))
+    let outsider = socket(Domain::IPV4, Transport::Udp);
+    outsider.set_reuse_address(true).unwrap();
+    in_use(outsider.bind(&SocketAddr::from((LOCAL, server.local_addr().unwrap().port())).into()))
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn tokens_work_inside_the_process() {
     // A new thread is in the namespace of the one that started it.
     assert!(there.join().unwrap());
     release(token).unwrap();
-    // Unknown to the kernel part too, or there is none.
+    // Unknown to the BPF programs too, or there is none.
     assert!(matches!(release(token), Err(ReleaseError::Unknown | ReleaseError::KernelAbsent)));
     UdpSocket::bind((V4, port)).unwrap();
 }
@@ -196,13 +196,13 @@ fn a_specific_block_is_all_or_nothing() {
     let free = tcp().ports(4).acquire().unwrap();
     let ports = free.ports();
     drop(free);
-    let stranger = TcpListener::bind((V4, ports.last())).unwrap();
+    let outsider = TcpListener::bind((V4, ports.last())).unwrap();
     let error = tcp().range(ports).acquire().unwrap_err();
     assert!(matches!(error, AcquireError::InUse { .. }), "{error:?}");
     for port in ports.start()..ports.last() {
         TcpListener::bind((V4, port)).unwrap();
     }
-    drop(stranger);
+    drop(outsider);
     assert_eq!(tcp().range(ports).acquire().unwrap().ports(), ports);
 }
 
@@ -238,7 +238,7 @@ fn without_the_kernel_part_nothing_is_pretended() {
 }
 
 #[test]
-fn malformed_requests_are_told_apart() {
+fn malformed_requests_have_different_errors() {
     let reason = |request: Request| match request.acquire().unwrap_err() {
         AcquireError::Malformed(reason) => reason,
         error => panic!("{error:?}"),

@@ -1,4 +1,4 @@
-//! The library over the kernel part, each test in a network namespace of its own.
+//! The library over kernel enforcement, each test in a network namespace of its own.
 
 use std::{
     io::{self, Read, Write},
@@ -310,7 +310,7 @@ fn listings_are_complete_while_others_come_and_go() {
 }
 }
 
-/// What the agent does, by hand. One test at a time: an agent serves the whole machine.
+/// The agent's work, by hand. One test at a time: an agent serves the whole machine.
 struct Agent {
     beacon: Option<UdpSocket>,
     _turn: MutexGuard<'static, ()>,
@@ -419,8 +419,8 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
 }
 
 kernel_test! {
-/// An agent that is quick has decided before the requester asks for the first time, and a refusal is told once.
-fn a_refusal_that_comes_at_once_is_told_as_one() {
+/// An agent that is quick has decided before the requester asks for the first time, and a refusal is reported once.
+fn an_immediate_refusal_is_reported_as_one() {
     let mut agent = Agent::turn();
     agent.start();
     let stop = std::sync::atomic::AtomicBool::new(false);

@@ -1,4 +1,4 @@
-//! What WSAIoctl adds to the control code it stands on: both in turns, in many
+//! The cost of WSAIoctl above its control code: both in turns, in many
 //! short rounds of which the quickest counts, so that whatever else the machine does falls on neither.
 
 use std::{hint::black_box, os::fd::AsRawFd, time::Instant};

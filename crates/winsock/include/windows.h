@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
  * The part of the Windows interface that programs around port reservations
- * use: types, events, waiting, errors, cancelling. What is here behaves; what
+ * use: types, events, waiting, errors, cancelling. Everything here works; what
  * is not here is not there.
  */
 #ifndef PORTKEEP_WINDOWS_H

@@ -29,7 +29,7 @@ pub struct PortRange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Instance {
-    /// What was granted.
+    /// The grant.
     pub range: PortRange,
     /// Always 0.
     pub padding: u32,

@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 /// How often a waiting operation makes sure that there still is an agent to wait for.
 const AGENT_CHECK: Duration = Duration::from_millis(200);
 
-/// The instance a program is told about.
+/// The instance that a program sees.
 pub(crate) fn instance(grant: &Grant) -> Instance {
     Instance {
         range: crate::abi::PortRange { start: grant.start.to_be(), count: grant.count },

@@ -72,7 +72,7 @@ pub(crate) fn set_last(code: i32) {
     LAST.set(code);
 }
 
-/// What an ordinary socket call's errno is called in Winsock.
+/// The Winsock error for the errno of an ordinary socket call.
 pub(crate) fn of_errno(errno: i32) -> i32 {
     match errno {
         libc::EINTR => WSAEINTR,
@@ -115,7 +115,7 @@ pub(crate) fn of_errno(errno: i32) -> i32 {
     }
 }
 
-/// What a control code's errno is called in Winsock: the page knows neither
+/// The Winsock error for the errno of a control code: the page knows neither
 /// "no such token" nor "not yours", and an unserved code is an unsupported one.
 pub(crate) fn of_control(error: &io::Error) -> i32 {
     match error.raw_os_error().unwrap_or(libc::EIO) {
@@ -125,7 +125,7 @@ pub(crate) fn of_control(error: &io::Error) -> i32 {
     }
 }
 
-/// What the call that just failed left in errno.
+/// The errno of the call that just failed.
 pub(crate) fn of_last_errno() -> i32 {
     of_errno(io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }

@@ -57,7 +57,7 @@ pub const SPELLINGS: &[(&str, &str)] = &[
 const PKG_CONFIG: &str = include_str!("../portkeep-winsock.pc.in");
 const SUPPRESSIONS: &str = include_str!("../portkeep-winsock.supp");
 
-/// What was put where.
+/// The installed files.
 #[derive(Debug)]
 pub struct Installed {
     /// For `PKG_CONFIG_PATH`, if the prefix is not one pkg-config knows.

@@ -28,7 +28,7 @@ const SIO_ASSOCIATE_PORT_RESERVATION: u32 = 0x9800_0066;
 const SIO_FLUSH: u32 = 0x2800_0004;
 const FIONBIO: u32 = 0x8004_667e;
 const FIONREAD: u32 = 0x4004_667f;
-/// What `<sys/ioctl.h>` calls by the same names, for programs that include it too.
+/// The codes with the same names in `<sys/ioctl.h>`, for programs that include it too.
 const SYSTEM_FIONBIO: u32 = libc::FIONBIO as u32;
 const SYSTEM_FIONREAD: u32 = libc::FIONREAD as u32;
 
@@ -105,7 +105,7 @@ impl Call {
         if self.input_size < input { Err(self.blame(error::WSAEINVAL)) } else { Ok(()) }
     }
 
-    /// What is to be written at the end has to be writable before anything is
+    /// The memory written at the end has to be writable before anything is
     /// done: a RELEASE cannot be taken back. A call that blocks leaves 0 bytes
     /// behind if it fails after this; one that is overlapped leaves nothing.
     fn mode(&self) -> Result<Mode, i32> {
@@ -248,7 +248,7 @@ impl Call {
             return Ok(grant.token);
         }
         let error = io::Error::last_os_error();
-        // It cannot be told, so it shall not be.
+        // It could not be reported, so it must not happen.
         if let Ok(grant) = control::granted(fd) {
             claim::give_back(fd, grant.token);
         }
@@ -285,7 +285,7 @@ impl Call {
         }
     }
 
-    /// What Winsock queues to send the kernel has already here; only control codes can be pending.
+    /// The kernel already has the data that Winsock queues to send; only control codes can be pending.
     fn flush(&self) -> Result<(), i32> {
         let mode = self.mode()?;
         let place = Place::of(self.socket).filter(|_| socket::is_socket(self.socket)).ok_or(error::WSAENOTSOCK)?;

@@ -108,7 +108,7 @@ fn page_of(address: usize) -> usize {
 }
 
 /// The kernel copies a signal mask in before it looks at what shall be done with
-/// it: with an impossible wish nothing is done, and the answer tells whether the
+/// it: with an impossible wish nothing is done, and the answer shows whether the
 /// eight bytes could be read. Aligned, they are all on one page.
 fn page_readable(address: usize) -> Option<Result<(), Fault>> {
     const NO_SUCH_WISH: i32 = 100;
@@ -190,7 +190,7 @@ fn through_pipe(address: usize, access: Access) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What one call of the program has found out about memory: the last page it looked at.
+/// The knowledge of one call of the program about memory: the last page it looked at.
 #[derive(Default)]
 pub(crate) struct Memory {
     seen: Cell<Option<(usize, Access)>>,
@@ -206,7 +206,7 @@ impl Memory {
             return Ok(());
         }
         for page in pages(address, end) {
-            // What can be written can be read.
+            // Writable memory is readable.
             if self.seen.get().is_some_and(|seen| seen == (page, access) || seen == (page, Access::Write)) {
                 continue;
             }
@@ -427,7 +427,7 @@ mod tests {
         let first = Pages::new(libc::PROT_READ | libc::PROT_WRITE);
         assert!(Memory::default().readable(first.0 + 10, 4086).is_ok());
         assert!(Memory::default().readable(first.0 + 10, 3 * 4096).is_err());
-        // What one page said is not taken for another's answer.
+        // The answer for one page is not used for another.
         let memory = Memory::default();
         memory.writable(first.0, 8).unwrap();
         assert!(memory.writable(first.0 + 4096, 8).is_err());

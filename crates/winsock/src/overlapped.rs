@@ -84,7 +84,7 @@ impl Completion {
             Ok(bytes) => (0, bytes),
             Err(code) => (code, 0),
         };
-        // The structure must live until now; a program that freed it early is told nothing, and does not crash.
+        // The structure must live until now; a program that freed it early gets no answer, and does not crash.
         let _ = memory::write_late(internal_high(self.overlapped), bytes as usize);
         let _ = memory::write_late(internal(self.overlapped), status_of(code));
         self.tell(code, bytes);

@@ -85,7 +85,7 @@ impl Operation {
         Self { claim, out, completion, thread, due: Instant::now() + FIRST_PAUSE }
     }
 
-    /// End the claim, which closes its descriptor. What is left is to report the end, with the lock given up.
+    /// End the claim, which closes its descriptor. It remains to report the end, with the lock given up.
     fn settle(self, outcome: Result<(), i32>) -> Ended {
         let result = outcome.and_then(|()| {
             memory::write_late(self.out, instance(&self.claim.grant)).map_err(|_| error::WSAEFAULT)?;
@@ -276,7 +276,7 @@ pub extern "C" fn CancelIo(handle: usize) -> i32 {
     cancel(handle, |operation| operation.thread == me, false)
 }
 
-/// Where and how an operation started by this call tells that it is done.
+/// Where and how an operation started by this call reports that it is done.
 pub(crate) fn completion(
     at: usize,
     overlapped: &crate::abi::Overlapped,

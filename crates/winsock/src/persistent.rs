@@ -56,7 +56,7 @@ mod store {
                 // SAFETY: geteuid only reads who we are.
                 PersistentError::AgentAbsent { .. } if unsafe { libc::geteuid() } != 0 => Self::AccessDenied,
                 PersistentError::AgentAbsent { .. } => Self::Unsupported,
-                // What a file declares is not a command's to delete.
+                // A command cannot delete a file's declaration.
                 PersistentError::NotAllowed(_) | PersistentError::FromFile(_) => Self::AccessDenied,
                 // The name is made of the block, so one of that name is that block.
                 PersistentError::InUse(_) | PersistentError::NameTaken(_) => Self::Sharing,
@@ -130,7 +130,7 @@ fn lookup(start: u16, count: u16, token: usize, transport: Transport) -> Result<
     tell(token, store::lookup(start, count, transport)?)
 }
 
-/// What is reserved stays reserved if the place for its token has gone meanwhile: Lookup tells it again.
+/// The reservation stays if the place for its token has gone meanwhile: Lookup reports it again.
 fn tell(at: usize, token: u64) -> Result<(), Failure> {
     memory::write(at, token).map_err(|_| Failure::Invalid)
 }

@@ -61,7 +61,7 @@ pub(crate) fn select(read: usize, write: usize, except: usize, timeout: usize) -
     let wanted = [
         (Set::read(read)?, libc::POLLIN, libc::POLLIN | libc::POLLHUP | libc::POLLERR),
         (Set::read(write)?, libc::POLLOUT, libc::POLLOUT),
-        // A connection that could not be made is told of here.
+        // A failed connection is reported here.
         (Set::read(except)?, libc::POLLPRI, libc::POLLPRI | libc::POLLERR),
     ];
     let mut polled: Vec<libc::pollfd> = Vec::new();
@@ -78,7 +78,7 @@ pub(crate) fn select(read: usize, write: usize, except: usize, timeout: usize) -
         return Err(error::WSAEINVAL);
     }
     let timeout = milliseconds(timeout)?;
-    // SAFETY: the vector has as many entries as the call is told.
+    // SAFETY: the vector has as many entries as the call is passed.
     if unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, timeout) } < 0 {
         return Err(error::of_last_errno());
     }

@@ -20,7 +20,7 @@ static UPCALL: Mutex<Option<QueueApc>> = Mutex::new(None);
 fn value<T: Copy>(error: usize, failure: T, body: impl FnOnce() -> Result<T, i32>) -> T {
     crate::boundary(failure, || {
         body().unwrap_or_else(|code| {
-            // Without a place to tell the error there still is one.
+            // Without a place for the error there still is one.
             let _ = memory::write(error, code);
             failure
         })
@@ -59,7 +59,7 @@ pub(crate) fn queue_apc(thread: ThreadId, apc: Apc) {
             }
         }
         (_, apc) => {
-            // A thread that is gone is told nothing.
+            // A thread that is gone gets no answer.
             let _ = wait::queue(thread.reserved, apc);
         }
     }
@@ -236,7 +236,7 @@ extern "C" fn new_socket(
     value(e, INVALID_SOCKET, || socket::wsa_socket(family, kind, protocol, info, flags))
 }
 
-/// What Windows has and this layer has not: each says so, where its own `lpErrno` is.
+/// Functions of Windows that this layer lacks: each says so, where its own `lpErrno` is.
 mod missing {
     use super::{Pointer, Socket, error, status, value};
 

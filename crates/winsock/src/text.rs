@@ -1,4 +1,4 @@
-//! What a wide-character program for Windows needs to print what it prints
+//! The functions that a wide-character program for Windows needs to print as it does
 //! there: its arguments as wide strings, `_wtoi`, and Microsoft's format words.
 //!
 //! `WCHAR` is the system's `wchar_t`, 32 bits: `L"..."` literals are made of it

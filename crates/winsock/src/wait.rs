@@ -82,7 +82,7 @@ fn add(object: Object) -> Handle {
     table.last_handle
 }
 
-/// What ends with a thread: its queue, and the operations it started.
+/// Things that end with a thread: its queue, and the operations it started.
 struct Me(usize);
 
 impl Drop for Me {

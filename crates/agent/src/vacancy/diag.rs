@@ -23,7 +23,7 @@ const BOUND_INACTIVE: u32 = 1 << 13;
 /// Every state before that one.
 const ACTIVE: u32 = BOUND_INACTIVE - 1;
 
-/// What a socket does with its port.
+/// The use that a socket makes of its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Use {
     /// Bound or listening: in use, whatever its options.
@@ -43,7 +43,7 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// What the calling thread's network namespace has. Without sock_diag in the kernel: nothing, and incomplete.
+    /// The sockets of the calling thread's network namespace. Without sock_diag in the kernel: nothing, and incomplete.
     pub(super) fn of(transport: Transport) -> io::Result<Self> {
         let mut listing = Self::default();
         let result = match transport {
@@ -96,7 +96,7 @@ pub(crate) struct Holder {
     pub(crate) local: SocketAddress,
     /// The other end, if it is connected.
     pub(crate) peer: Option<SocketAddress>,
-    /// What it does, as people call it.
+    /// Its name for people.
     pub(crate) state: &'static str,
     /// Inode of its descriptors; `None` if no process has one open.
     pub(crate) inode: Option<u64>,

@@ -17,7 +17,7 @@
 //! does not listen: bind with SO_REUSEADDR already conflicts with listeners, and a probe that listened might accept
 //! another program's connection.
 //!
-//! What cannot be seen: a client that set SO_REUSEADDR, bound and connected looks like an accepted connection and does
+//! Not visible: a client that set SO_REUSEADDR, bound and connected looks like an accepted connection and does
 //! not count. Before Linux 6.8 sock_diag does not list TCP sockets that are bound and nothing else; the probe meets them
 //! all the same, except where such a socket shares its port, by SO_REUSEADDR, with connections or TIME_WAIT.
 
@@ -48,7 +48,7 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// One whose probes pass reserved ports, by the secret in the kernel part's configuration.
+    /// One whose probes pass reserved ports, by the secret in the configuration of the BPF programs.
     pub(crate) fn marked(secret: [u64; 2]) -> Self {
         Self { mark: Some(AgentMark { secret, role: AGENT_PROBE, zero: 0 }) }
     }

@@ -8,7 +8,7 @@ use portkeep_persist::{Declared, Diagnostic, Origin};
 
 use crate::agent::{Overlap, ephemeral_ports};
 
-/// What is wrong with a pool for the ephemeral ports of this network namespace: an error, or a warning.
+/// The problem of a pool with the ephemeral ports of this network namespace: an error, or a warning.
 pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Diagnostic, Diagnostic>> {
     let overlap = Overlap::of(pool).ok().flatten()?;
     let nothing = PortSet::default();
@@ -22,7 +22,7 @@ pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Dia
     })
 }
 
-/// The declarations of files that would leave too few ephemeral ports, with those before them. What is declared is in
+/// The declarations of files that would leave too few ephemeral ports, with those before them. Declarations are in
 /// `ip_local_reserved_ports` where it is in force, and does not count twice.
 pub(super) fn exhausting(declared: &[Declared]) -> Vec<Diagnostic> {
     let all: PortSet = declared.iter().map(|declared| declared.declaration.ports).collect();

@@ -1,10 +1,10 @@
-//! What kind of file it is.
+//! The type of a file.
 
 use std::{fs, path::Path};
 
 use portkeep_persist::config::KEYS;
 
-/// Files in a folder named `portreserve` are told apart where they are read.
+/// Files in a folder named `portreserve` are distinguished where they are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Configuration,

@@ -1,4 +1,4 @@
-//! Who and what exists on a system: users, groups and units.
+//! The names that exist on a system: users, groups and units.
 
 use std::{
     collections::HashSet,

@@ -22,12 +22,12 @@ pub(crate) use known::Known;
 
 const AFTER_HELP: &str = "\
 Without FILE: the drop-ins of /etc/portkeep/ports.d, /run/portkeep/ports.d and /usr/lib/portkeep/ports.d with their \
-masks, those of portreserve in /etc/portreserve, and /etc/portkeep/portkeep.toml; root has them compared with what \
-commands created, too.
+masks, those of portreserve in /etc/portreserve, and /etc/portkeep/portkeep.toml. As root they are also \
+compared with reservations that commands created.
 
-What a FILE is, is told by where it is and what is in it: one in a folder named `portreserve` is portreserve's; one named \
-portkeep.toml, or with keys of the configuration and no [[reservation]], is the configuration; every other is a drop-in. \
-Of a folder all files are checked that would be read there. Reservations in several FILEs must not conflict.
+The type of a FILE is inferred. A file in a folder named `portreserve` is a portreserve file. A file named portkeep.toml, \
+or with keys of the configuration and no [[reservation]], is the configuration. Any other file is a drop-in. \
+For a folder, `check` reads the files that would be read there. Reservations in several FILEs must not conflict.
 
 With --root services, users, groups and units are those of that system, too. One that does not exist is a warning: \
 it may be installed later.
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     sources: Sources,
 }
 
-/// What was found.
+/// The findings.
 #[derive(Debug, Default, Serialize)]
 struct Findings {
     /// Files that were read, in order.
@@ -114,11 +114,11 @@ impl Findings {
         Ok(())
     }
 
-    /// What commands created, which files must not conflict with.
+    /// Reservations of commands, which files must not conflict with.
     fn commands(&mut self, state_dir: &Path) -> Vec<Declared> {
         match Store::list_readonly(state_dir) {
             Ok(stored) => return stored.into_iter().map(Stored::persistent).collect(),
-            // Who may not read the store learns of conflicts with it from `portkeep persist list`.
+            // A user who may not read the store learns of conflicts with it from `portkeep persist list`.
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => {
                 let file = state_dir.join(PERSISTENT);
@@ -149,7 +149,7 @@ impl Findings {
             }
         }
         let merged = merge([], declared);
-        // Those within one file are told already.
+        // Those within one file are reported already.
         let of = |declared: &Declared| match &declared.origin {
             Origin::File { path, .. } => Some(path.clone()),
             _ => None,

@@ -19,21 +19,21 @@ use serde::Serialize;
 use crate::{DONE, FAILED, Io, USAGE, list, persist, pins::Pins, sources::Sources};
 
 const AFTER_HELP: &str = "\
-The words are netsh's: tags and values, or the values alone in their order, shortened as far as they stay clear. \
-store=persistent, the default of add and delete, is for good; store=active is until the next reboot. show tells what is \
-reserved now, or with store=persistent what is declared to stay.
+The words are netsh's: tags and values, or the values alone in their order, shortened as long as they are unambiguous. \
+store=persistent, the default of add and delete, is for good; store=active is until the next reboot. show lists the ports \
+reserved now, or with store=persistent those declared to stay.
 
-What an administrator added has an asterisk: persistent reservations. The others belong to running programs; `portkeep \
-list` tells whose. delete wants start and number exactly as they were added.
+Persistent reservations have an asterisk: an administrator added them. The others belong to running programs; `portkeep \
+list` shows their owners. delete requires start and number exactly as they were added.
 
-Unlike on Windows nobody but administrators can bind the ports, explicitly or not. To give them to a service use \
+Unlike on Windows, only administrators can bind the ports, explicitly or not. To give them to a service use \
 `portkeep persist add`, which does the same and more.
 
 Examples:
   portkeep excludedportrange show protocol=tcp
   portkeep excludedportrange add protocol=tcp startport=40000 numberofports=11 store=persistent
   portkeep excludedportrange del tcp 40000 11
-  portkeep netsh int ipv4 show ex tcp          what is pasted is understood as well";
+  portkeep netsh int ipv4 show ex tcp          pasted lines work as well";
 
 /// Exclude ports in the words of Windows' netsh
 #[derive(Debug, clap::Args)]
@@ -81,7 +81,7 @@ enum Verb {
     },
 }
 
-/// What is pasted from a Windows manual: `netsh interface ipv4 add excludedportrange ...`
+/// A line pasted from a Windows manual: `netsh interface ipv4 add excludedportrange ...`
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  portkeep netsh interface ipv4 show excludedportrange protocol=tcp")]
 pub(crate) struct Netsh {

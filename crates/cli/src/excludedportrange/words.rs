@@ -3,7 +3,7 @@
 
 use portkeep::{PortRange, Transport, persistent::Kept};
 
-/// What the words say.
+/// The meaning of the words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) protocol: Option<Transport>,
@@ -90,7 +90,7 @@ pub(super) const BLOCK: &[&str] = &TAGS;
 /// The tags of `show`.
 pub(super) const SHOW: &[&str] = &[TAGS[0], TAGS[3]];
 
-/// What stands behind `netsh`: a context, a verb, what it is about, and the rest. Gives the verb and the rest.
+/// The words after `netsh`: a context, a verb, its object, and the rest. Gives the verb and the rest.
 pub(super) fn behind_netsh(words: &[String]) -> Result<(&'static str, &[String]), String> {
     let mut rest = words;
     for context in [&["interface"][..], &["ipv4", "ipv6"]] {

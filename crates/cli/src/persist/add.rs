@@ -17,7 +17,7 @@ PORTS is a port, a range, or a name of /etc/services. Without --user, --group, -
 administrators; they may use every reservation, by its token.
 
 When this returns the reservation is in force and on the disk. With --any the agent chooses once, from the pool, and \
-keeps the numbers; --tcp, --udp or --both then stands without ports and says the transport (without: TCP).
+keeps the numbers. With --any, give --tcp, --udp or --both without PORTS (default: TCP).
 
 Examples:
   portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
@@ -32,7 +32,7 @@ Examples:
 #[command(group = clap::ArgGroup::new("who").args(["user", "group", "unit", "cgroup", "administrators"]))]
 #[command(group = clap::ArgGroup::new("block").args(["tcp", "udp", "both", "any"]).multiple(true).required(true))]
 pub(crate) struct Args {
-    /// What commands and listings call it: letters, digits and . _ @ : + -
+    /// The name in commands and listings: letters, digits and . _ @ : + -
     #[arg(long)]
     name: Name,
 
@@ -148,7 +148,7 @@ impl Args {
     }
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Debug, Serialize)]
 struct Added {
     #[serde(flatten)]
@@ -167,7 +167,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let declaration = created.declaration;
     // A slip in its name would keep the ports for nobody, for good.
     if let Some(missing) = Known::below(Path::new("/")).missing(&declaration.who) {
-        io.note(format_args!("{missing}, for now"));
+        io.note(format_args!("warning: {missing} yet; the ports are reserved for it"));
     }
     if args.json {
         io.json(&Added { declaration, kept, token: created.token })?;

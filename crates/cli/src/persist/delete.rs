@@ -11,8 +11,8 @@ use super::{connect, ports};
 use crate::{DONE, FAILED, Io, NOTHING};
 
 const AFTER_HELP: &str = "\
-Deletes what a command created. By ports, it has to be exactly the block and the transports of a reservation. Sockets \
-bound from it keep running. What a file declares is not deleted here: remove or mask the file, and `portkeep reload`.
+Deletes reservations that a command created. Ports and transports must match a reservation exactly. Sockets bound from \
+it keep running. To end a reservation that a file declares, remove or mask the file and run `portkeep reload`.
 
 Examples:
   portkeep persist delete tomcat
@@ -61,7 +61,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 });
                 code = code.max(NOTHING);
             }
-            // What was deleted before is told all the same.
+            // Earlier deletions are reported all the same.
             Err(error) => {
                 io.note(format_args!("{:#}", anyhow::Error::from(error)));
                 code = FAILED;

@@ -13,14 +13,14 @@ use super::view;
 use crate::{DONE, Io, pins::Pins, sources::Sources};
 
 const AFTER_HELP: &str = "\
-Writes what commands created to stay, in the form of a drop-in file. What files declare is in those files. Without a \
-running agent the store itself is read, which takes root.
+Writes the permanent reservations that commands created, in the form of a drop-in file. Reservations declared in files \
+are not included. Without a running agent this reads the store itself, which requires root.
 
 Examples:
   portkeep persist export > reservations.toml
   portkeep persist export /root/reservations.toml";
 
-/// Write what commands created as TOML
+/// Write reservations created by commands as TOML
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

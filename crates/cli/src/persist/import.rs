@@ -38,7 +38,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Debug, Default, Serialize)]
 struct Imported {
     created: Vec<Declaration>,
@@ -108,7 +108,7 @@ enum Found {
     Other(String),
 }
 
-/// What of all that is declared stands in its way.
+/// The declaration that is in its way.
 fn standing(wanted: &Declaration, declared: &[Entry]) -> Found {
     let here = declared.iter().filter(|entry| !matches!(entry.standing, Standing::Conflict(_)));
     for Entry { declaration, origin, .. } in here {

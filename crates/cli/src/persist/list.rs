@@ -8,7 +8,7 @@ use super::view::{self, Flat};
 use crate::{DONE, Io, pins::Pins, sources::Sources, table};
 
 const AFTER_HELP: &str = "\
-STATE is `in force`; `waits` if something is in its way, which is told below it, and the agent tries again; or \
+STATE is `in force`; `waits` if something is in its way (the next line says what; the agent tries again); or \
 `conflict` if another declaration has the port or the name. FROM is the file and line, or the command's user.
 
 Examples:

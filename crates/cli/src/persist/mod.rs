@@ -1,8 +1,8 @@
 //! `persist`: reservations that stand whether or not somebody runs.
 //!
-//! What changes something goes through the agent, which is the only one to write the
-//! store. What looks asks the agent, too; where none runs, the files, the store
-//! and the kernel part are read instead ([`view`]).
+//! Changes go through the agent, which is the only one to write the
+//! store. Queries ask the agent, too; where none runs, the files, the store
+//! and the BPF programs are read instead ([`view`]).
 
 mod add;
 mod delete;

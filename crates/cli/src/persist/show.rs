@@ -17,7 +17,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Which process has a port bound can be told of own processes only, unless root asks.
+Only root can see which processes of other users have a port bound.
 
 Examples:
   portkeep persist show tomcat
@@ -25,7 +25,7 @@ Examples:
 
 Exit status: 3 if there is no such reservation";
 
-/// Tell everything about one of them
+/// Show everything about one of them
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

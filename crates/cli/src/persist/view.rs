@@ -1,4 +1,4 @@
-//! What is declared, as the agent tells it or, where none runs, as the files, the store and the kernel part show it.
+//! The declarations, as the agent reports them or, where none runs, as the files, the store and the BPF programs show them.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -18,7 +18,7 @@ pub(crate) struct View {
     pub(crate) with_store: bool,
 }
 
-/// Look. What could not be seen is said.
+/// Look. Gaps are reported.
 pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
     let mut view = match Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list()) {
         Ok(entries) => View { entries, with_store: true },
@@ -33,7 +33,7 @@ pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::R
 }
 
 fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
-    io.note("no agent runs; what is declared is read from the files and the store, and what is in force from the kernel part");
+    io.note("no agent runs; declarations are read from the files and the store, and their state from the BPF programs");
     let loaded = dropin::load(sources.root());
     for wrong in &loaded.diagnostics {
         io.note(wrong);
@@ -59,7 +59,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     Ok(View { entries: stand(commands, loaded.declared, &in_force), with_store })
 }
 
-/// What commands created, from their two stores.
+/// The reservations that commands created, from their two stores.
 fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     let config = sources.load().unwrap_or_default();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -70,7 +70,7 @@ fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     Ok(persistent.chain(active).collect())
 }
 
-/// How things stand with each: what is in force is so because the kernel part has it, whatever was declared since.
+/// How things stand with each: what is in force is so because the BPF programs have it, whatever was declared since.
 fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[entry::Entry]) -> Vec<Entry> {
     let merged = merge(commands, files);
     let in_force: HashMap<_, _> = in_force.iter().map(|entry| ((entry.ports, entry.transports), entry)).collect();

@@ -25,14 +25,14 @@ pub(crate) struct Bed {
     pub(crate) folder: TempDir,
     /// The mount namespace lives as long as this process, and with it the pins.
     holder: Child,
-    /// What of the holder's the programs enter.
+    /// The holder's entry for the programs.
     enter: Vec<&'static str>,
     _alone: Option<MutexGuard<'static, ()>>,
 }
 
 static AT_THE_ROOT: Mutex<()> = Mutex::new(());
 
-/// What a command said and how it ended.
+/// The output of a command and how it ended.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
@@ -172,7 +172,7 @@ impl Bed {
     }
 
     /// Somebody in the cgroup who has nothing to do with any reservation binds the port.
-    pub(crate) fn stranger_binds(&self, transport: &str, port: u16) -> String {
+    pub(crate) fn outsider_binds(&self, transport: &str, port: u16) -> String {
         let helper = std::env::current_exe().unwrap();
         let mut command =
             self.program(&[helper.to_str().unwrap(), "--exact", "helper_binds", "--ignored", "--nocapture"]);
@@ -254,13 +254,13 @@ pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
 pub(crate) const HELPER: &str = "PORTKEEP_TEST_BIND";
 const MARK: &str = "helper: ";
 
-/// What a helper said, without what the test harness says around it.
+/// The output of a helper, without what the test harness says around it.
 pub(crate) fn answer(out: &str) -> String {
     let line = out.lines().find_map(|line| line.split_once(MARK));
     line.map(|(_, answer)| answer.to_owned()).unwrap_or_else(|| panic!("no answer in {out:?}"))
 }
 
-/// The body of the helper: bind what the variable says, tell how it went.
+/// The body of the helper: bind the port of the variable, report how it went.
 pub(crate) fn help() {
     let Ok(what) = std::env::var(HELPER) else { return };
     let (transport, port) = what.split_once(' ').unwrap();

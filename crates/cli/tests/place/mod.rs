@@ -97,7 +97,7 @@ impl AgentProcess {
     }
 }
 
-/// What the agents of this test left in force ends here.
+/// Reservations that the agents of this test left in force end here.
 pub(crate) fn end_all(world: &World) {
     let admin = world.sandbox().loaded().admin().unwrap();
     let mut maps = world.maps();

@@ -64,7 +64,7 @@ pub(crate) fn ways(root: bool) -> Vec<Way> {
         mapped(Ipv4Addr::LOCALHOST),
         mapped(second),
     ];
-    // Nobody's: only with FREE_BIND.
+    // Not a local address: only with FREE_BIND.
     let foreign = [
         (Ipv4Addr::new(192, 0, 2, 7).into(), false),
         (Ipv6Addr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]).into(), false),
@@ -128,7 +128,7 @@ fn by_control_codes(root: bool, declared: &Declared) -> Option<&'static str> {
     for transport in declared.transports.iter() {
         let request = AcquireRequest { start: declared.port, count: 1, ..Default::default() };
         let acquired = control::acquire(socket(Domain::IPV4, transport), &request);
-        // In progress means that the kernel part gave it away, but for the agent's word.
+        // In progress means that the BPF programs granted it, but for the agent's answer.
         if acquired.map_or_else(|error| error.raw_os_error() == Some(Errno::EINPROGRESS.0), |()| true) {
             return Some("ACQUIRE");
         }

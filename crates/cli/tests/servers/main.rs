@@ -49,7 +49,7 @@ const DECLARED: [Declared; 5] = [
     Declared { port: POSTGRES, transports: Transports::Tcp },
 ];
 
-/// What the packages would declare: for a unit, a group, a user, a cgroup.
+/// The declarations of the packages: for a unit, a group, a user, a cgroup.
 fn declare(place: &Place, cgroup: &str) {
     place.drop_in(
         "nginx.toml",
@@ -69,7 +69,7 @@ fn guard(sandbox: &Path) -> Child {
     let script = "cat >/dev/null; for slice in system.slice database.slice; do echo 1 >\"$0/$slice/cgroup.kill\"; done";
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(sandbox).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // Who kills a test by its process group shall not hit this.
+    // Killing a test by its process group must not hit this.
     std::os::unix::process::CommandExt::process_group(&mut command, 0).spawn().unwrap()
 }
 
@@ -119,7 +119,7 @@ impl Servers {
     }
 }
 
-/// What befalls the agent meanwhile. It is gone after an odd number of these.
+/// The agent's accidents meanwhile. It is gone after an odd number of these.
 fn trouble(place: &Place, agent: Option<AgentProcess>, round: usize) -> Option<AgentProcess> {
     // Outside the range: nobody has it already.
     let unrelated = format!("[[reservation]]\nname = \"unrelated\"\nboth = {}\nuser = 4711\n", 9100 + round);
@@ -151,7 +151,7 @@ fn in_time_wait() -> BTreeSet<u16> {
     waiting.map(|fields| u16::from_str_radix(fields[1].rsplit(':').next().unwrap(), 16).unwrap()).collect()
 }
 
-/// What the hostile could not do, and anybody can where nothing is declared.
+/// Binds that the hostile could not do, and anybody can where nothing is declared.
 fn bind_all_in_every_way(root: bool) {
     let time_wait = in_time_wait();
     for way in ways(root) {

@@ -94,7 +94,7 @@ fn udp(round: usize) -> io::Result<Option<Socket>> {
     match round / 2 % 3 {
         0 => socket.connect(&to.into())?,
         1 => socket.bind(&SocketAddr::from((local, 0)).into())?,
-        // Nobody is there; what may be told of that comes later.
+        // Nobody is there; reports of that come later.
         _ => drop(socket.send_to(b"?", &to.into())?),
     }
     Ok(Some(socket))
@@ -131,7 +131,7 @@ pub(crate) fn exhaust(slot: &Slot<'_>, transport: Transport, declared: &[Declare
                     kept = !kept;
                     kept
                 });
-                // Who holds next to nothing leaves the others time to give something back.
+                // A process that holds next to nothing leaves the others time to give something back.
                 if held.len() < 10 {
                     thread::sleep(Duration::from_millis(1));
                 }

@@ -14,7 +14,7 @@ use crate::{
 /// Nobody in particular.
 pub(crate) const STRANGER: u32 = 65533;
 
-/// What they try.
+/// Their attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trade {
     Binds,

@@ -52,7 +52,7 @@ impl Place {
         Connection::open_at(&protocol::socket_in(self.path())).unwrap()
     }
 
-    /// What is declared and in force, by name.
+    /// The declarations in force, by name.
     pub(crate) fn in_force(&self) -> Vec<String> {
         let active = self.connect().list().unwrap().into_iter().filter(|entry| entry.standing == Standing::Active);
         active.map(|entry| entry.declaration.name.to_string()).collect()
@@ -81,7 +81,7 @@ pub(crate) struct AgentProcess {
 }
 
 impl AgentProcess {
-    /// What SIGHUP does; done when it pleases.
+    /// The effect of SIGHUP; done when it pleases.
     pub(crate) fn hang_up(&self) {
         (&self.hup).write_all(b"h").unwrap();
     }

@@ -1,4 +1,4 @@
-//! Three servers as Debian packages them, each told no more than its port and a folder.
+//! Three servers as Debian packages them, each given no more than its port and a folder.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// What is missing if not all are there.
+    /// The missing ones, if any.
     pub(crate) fn find() -> Result<Self, String> {
         let there = |path: &str| {
             let path = PathBuf::from(path);
@@ -253,7 +253,7 @@ impl Nginx {
         self.serves(&[HTTPS, HTTPS_ALT, INTRANET], "an upgrade");
     }
 
-    /// Capabilities in effect of all its processes, as `/proc` tells them.
+    /// Capabilities in effect of all its processes, as `/proc` shows them.
     pub(crate) fn capabilities(&self) -> Vec<String> {
         let of = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let lines = self.unit.processes().iter().map(of).collect::<String>();

@@ -1,4 +1,4 @@
-//! What the outsiders did so far, in files: they write at any instant, are killed at any instant, and never wait.
+//! The outsiders' work so far, in files: they write at any instant, are killed at any instant, and never wait.
 
 use std::{
     cell::Cell,

@@ -75,7 +75,7 @@ impl Unit {
     }
 
     /// A command in the cgroup, as the user and without any capability, with an IPC namespace of its own: what a killed
-    /// server leaves in System V memory goes with it. Whatever it prints is in the log.
+    /// server leaves in System V memory goes with it. Its output is in the log.
     fn command(&self, program: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let log = File::options().append(true).open(self.folder.join("log")).unwrap();
         let mut command = Command::new("sh");
@@ -97,7 +97,7 @@ impl Unit {
         drop(self.command(program, arguments).spawn().unwrap());
     }
 
-    /// What is new in the log since the last time.
+    /// New lines in the log since the last time.
     pub(crate) fn news(&mut self) -> String {
         let mut text = String::new();
         File::open(self.folder.join("log")).unwrap().read_to_string(&mut text).unwrap();

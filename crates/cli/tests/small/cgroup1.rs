@@ -20,20 +20,20 @@ fn without_cgroup_v2_ports_are_held_and_the_message_says_how_to_mount_it() {
     bed.portkeep(&["run", "--require-kernel", "--", "echo", "started"]).fails(125, why);
     let said = bed.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
-    said.tells(why).tells(&["is only held"]);
+    said.tells(why).tells(&["only held"]);
     bed.portkeep(&["acquire", "--count", "2"]).ok().tells(why);
     let status = bed.portkeep(&["status"]);
     assert_eq!(status.code, Some(3));
     assert!(status.out.contains(why[0]) && !status.out.contains("would bring"), "{status:?}");
-    bed.portkeep(&["upgrade"]).fails(1, &["the kernel part is not up"]);
-    bed.portkeep(&["agent"]).fails(1, &["the kernel part is not up"]);
+    bed.portkeep(&["upgrade"]).fails(1, &["is not up"]);
+    bed.portkeep(&["agent"]).fails(1, &["is not up"]);
     assert_eq!(bed.portkeep(&["down"]).ok().out, "was not up\n");
     let library = bed.helper(&[], "library 5").ok();
     assert!(library.out.starts_with("5 held\n5 held\n"), "{library:?}");
     bed.is_clean();
 }
 
-/// The host's kernel part serves who cannot see the hierarchy.
+/// The host's kernel enforcement serves processes that cannot see the hierarchy.
 #[test]
 fn a_process_that_sees_no_cgroup_v2_is_served_all_the_same() {
     let bed = machine!("v1-served");

@@ -1,5 +1,5 @@
 //! Containers: root that is not root. In a user namespace; without capabilities; behind a seccomp filter. And with the
-//! host's kernel part up, which serves them as everybody else.
+//! host's kernel enforcement up, which serves them as everybody else.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const HOST: &str = "in a container, have the host run `portkeep up`";
 const CONTAINER: [&str; 7] = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"];
-/// What Docker takes away from root, as far as it matters here.
+/// The rights that Docker takes away from root, as far as it matters here.
 const DROPPED: [&str; 3] =
     ["setpriv", "--bounding-set=-sys_admin,-bpf,-perfmon,-net_admin,-sys_ptrace,-sys_resource", "--inh-caps=-all"];
 
@@ -29,15 +29,15 @@ fn user_namespaces(test: &str) -> bool {
     allowed
 }
 
-/// What root in such a container is told, and that it gets held ports.
+/// The messages for root in such a container, and that it gets held ports.
 #[track_caller]
 fn is_told(bed: &Bed, container: &[&str], why: &str) {
     let say = |words: &[&str]| Said::from(bed.program(&inside(container, words)).output().unwrap());
-    say(&["up"]).fails(1, &["bringing the kernel part up", why]);
-    say(&["agent", "--up"]).fails(1, &["bringing the kernel part up", why]);
+    say(&["up"]).fails(1, &["bringing kernel enforcement up", why]);
+    say(&["agent", "--up"]).fails(1, &["bringing kernel enforcement up", why]);
     let said = say(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n", "{said:?}");
-    let said = said.tells(&["cannot be brought up", why, "is only held"]);
+    let said = said.tells(&["cannot be brought up", why, "only held"]);
     assert_eq!(said.err.lines().count(), 1, "the verifier's log is not for this: {said:?}");
     let said = say(&["acquire"]).ok();
     assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
@@ -81,7 +81,7 @@ fn a_filter_on_bpf_is_named() {
     }
     let said = bed.helper(&[], &format!("without-bpf {PORTKEEP} run -- env")).ok();
     assert!(said.out.contains("PORTKEEP_ENFORCEMENT=held"), "{said:?}");
-    said.tells(&["bpf(2) is denied", "is only held"]);
+    said.tells(&["bpf(2) is denied", "only held"]);
     bed.is_clean();
     bed.works();
 }
@@ -95,8 +95,8 @@ fn containers_use_the_kernel_part_of_their_host() {
     }
     bed.portkeep(&["up"]).ok();
     let own = bed.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
-    let stranger = format!("PORTKEEP_TEST_BIND=\"tcp $PORT\" {own} --exact helper_binds --ignored --nocapture");
-    let check = format!("{PORTKEEP} list; {PORTKEEP} who $PORT; {stranger}");
+    let outsider = format!("PORTKEEP_TEST_BIND=\"tcp $PORT\" {own} --exact helper_binds --ignored --nocapture");
+    let check = format!("{PORTKEEP} list; {PORTKEEP} who $PORT; {outsider}");
     // The pins of the host are not there, as in a container whose /sys/fs/bpf is its own.
     let hide = format!(r#"mount -t tmpfs none "{}" && exec "$@""#, bed.folder.path().join("bpf").display());
     let userns = [&CONTAINER[..], &["sh", "-c", &hide, "sh"]].concat();
@@ -113,9 +113,9 @@ fn containers_use_the_kernel_part_of_their_host() {
         say(&["status"]).ok();
         say(&["list"]).ok();
         for words in [&["down"][..], &["agent"], &["release", "61000"]] {
-            say(words).fails(1, &["the kernel part is up, but not pinned in", "in a container, the host"]);
+            say(words).fails(1, &["kernel enforcement is up, but not pinned in", "in a container, the host"]);
         }
-        say(&["up"]).fails(1, &["a kernel part serves this cgroup already", "reservations can be made here"]);
+        say(&["up"]).fails(1, &["kernel enforcement serves this cgroup already", "reservations can be made here"]);
         // The host's reservations hold in the container, which shares its network here.
         let holding = bed.hold(&["--at", "61100"]);
         say(&["acquire", "--at", "61100"]).fails(1, &["61100/tcp belongs to"]);

@@ -89,7 +89,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
     bed.works();
 }
 
-/// Found here: `who` said "nobody's" of a port it could not ask about.
+/// Found here: `who` reported a port as free although it could not ask about it.
 #[test]
 fn no_command_takes_a_lack_of_descriptors_for_an_answer() {
     let bed = machine!("nofile-answer");
@@ -141,7 +141,7 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     bed.is_clean();
 }
 
-/// As many connections to the agent as it can take, and what one more is told.
+/// As many connections to the agent as it can take, and the answer to one more.
 fn take_all_descriptors(bed: &Bed) -> (Vec<UnixStream>, String) {
     let socket = bed.folder.path().join("run/agent.sock");
     let mut taken = Vec::new();
@@ -190,7 +190,7 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     let (taken, refusal) = take_all_descriptors(&bed);
     assert!(refusal.contains("no descriptor left for another connection; try again"), "{refusal}");
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).fails(1, &["no descriptor left"]);
-    // What it is there for goes on once they are gone.
+    // Its work goes on once they are gone.
     drop(taken);
     eventually(|| bed.portkeep(&["acquire", "--at", "20000"]).code == Some(0));
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).ok();
@@ -199,7 +199,7 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     bed.is_clean();
 }
 
-/// Found here: the agent took the lack of descriptors for the end of the kernel part, took all its entries out of
+/// Found here: the agent took the lack of descriptors for the end of kernel enforcement, took all its entries out of
 /// `ip_local_reserved_ports`, and ended.
 ///
 /// A namespace with a port outside the pool takes a descriptor of the agent's for as long as the port is reserved.
@@ -227,7 +227,7 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
     };
     refused.fails(1, &["the agent could not find out whether it is in use"]);
     assert!(holders.len() > 10, "{}", holders.len());
-    // What it granted it keeps, and it is the agent still.
+    // It keeps its grants, and it is the agent still.
     assert_eq!(bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), holders.len());
     assert_eq!(bed.portkeep(&["status", "--json"]).ok().json()["agent"], true);
     for mut holder in holders {

@@ -45,7 +45,7 @@ fn add<'a>(name: &'a str, port: &'a str) -> [&'a str; 6] {
     ["persist", "add", "--name", name, "--tcp", port]
 }
 
-/// What needs no disk works on a full one.
+/// Commands that need no disk work on a full one.
 #[test]
 fn what_needs_no_disk_works_on_a_full_one() {
     let bed = machine!("disk-none", bed("disk-none"));
@@ -120,7 +120,7 @@ fn what_a_full_disk_kept_from_being_read_comes_into_force_by_itself() {
     bed.is_clean();
 }
 
-/// Found here: the agent ran, and who asked for a port was told that none is running.
+/// Found here: the agent ran, and a request for a port was answered that none is running.
 #[test]
 fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     let bed = machine!("disk-fills", bed("disk-fills"));
@@ -237,7 +237,7 @@ fn a_full_standard_output_is_named() {
     assert_eq!(
         bed.portkeep(&["list", "--json"]).ok().json(),
         serde_json::json!([]),
-        "acquire kept what it could not tell"
+        "acquire kept ports that it could not report"
     );
     bed.portkeep(&["down"]).ok();
     bed.is_clean();

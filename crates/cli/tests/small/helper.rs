@@ -85,7 +85,7 @@ fn tell(request: &Request) -> Option<Reservation> {
     }
 }
 
-/// What a program with the library gets: `count` ports; for TCP and UDP together; what holding cannot give; and after
+/// The grants of a program with the library: `count` ports; for TCP and UDP together; what holding cannot give; and after
 /// all of it as many descriptors as before.
 fn library(count: u16) {
     let before = descriptors();

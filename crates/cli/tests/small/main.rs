@@ -2,7 +2,7 @@
 //! agent, with few descriptors, with a full disk. The real command in each of these worlds, made for real, and the
 //! library where it matters.
 //!
-//! What is asked of each: a message that names the thing and what to do, the documented exit status, held mode where that
+//! Each needs: a message that names the thing and what to do, the documented exit status, held mode where that
 //! is a sensible fallback and never where enforcement was asked for, and nothing half-done left behind.
 //! `docs/guides/small-machines.md` is the table of it.
 
@@ -38,7 +38,7 @@ macro_rules! machine {
 }
 pub(crate) use machine;
 
-/// What a stranger cannot make anything of: an error number and nothing to do about it.
+/// A message that helps nobody: an error number without a remedy.
 fn is_bare(line: &str) -> bool {
     let line = line.strip_prefix("portkeep: ").unwrap_or(line);
     std::io::Error::from_raw_os_error(number_in(line)).to_string() == line
@@ -126,7 +126,7 @@ fn helper_binds() {
 }
 
 #[test]
-fn bare_messages_are_told_from_others() {
+fn bare_messages_are_recognised() {
     assert!(is_bare("portkeep: Permission denied (os error 13)"));
     assert!(is_bare("Too many open files (os error 24)"));
     assert!(!is_bare("portkeep: reading /etc/x: Permission denied (os error 13)"));

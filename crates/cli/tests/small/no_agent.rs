@@ -6,7 +6,7 @@ use crate::machine;
 fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
     let bed = machine!("no-agent");
     bed.portkeep(&["up"]).ok();
-    let why = &["20000 is outside the pool (61000-65535)", "none is running", "start `portkeep agent`"];
+    let why = &["20000 is outside the pool (61000-65535)", "no agent runs", "start `portkeep agent`"];
     bed.portkeep(&["acquire", "--at", "20000"]).fails(1, why);
     bed.portkeep_as_nobody(&["acquire", "--at", "20000"]).fails(1, why);
     bed.portkeep(&["run", "--at", "20000", "--", "echo", "started"]).fails(125, why);
@@ -36,8 +36,8 @@ fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
     let holding = bed.hold(&["--at", "20000", "--strict"]);
     assert!(holding.line.starts_with("20000 "), "{}", holding.line);
     drop(agent);
-    assert_eq!(bed.stranger_binds("tcp", 20000), "AddrInUse");
-    bed.portkeep(&["acquire", "--at", "20001"]).fails(1, &["none is running"]);
+    assert_eq!(bed.outsider_binds("tcp", 20000), "AddrInUse");
+    bed.portkeep(&["acquire", "--at", "20001"]).fails(1, &["no agent runs"]);
     holding.let_go();
     bed.portkeep(&["down"]).ok();
     bed.is_clean();

@@ -8,12 +8,12 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
     let by_root = &["root brings it up with `portkeep up`"][..];
     let no_agent = &["the agent is not running", "portkeep agent"][..];
     let table: &[(&[&str], i32, &[&str])] = &[
-        (&["up"], 1, &["bringing the kernel part up: it takes root"]),
-        (&["upgrade"], 1, &["upgrading the kernel part: it takes root"]),
+        (&["up"], 1, &["bringing kernel enforcement up: it takes root"]),
+        (&["upgrade"], 1, &["upgrading kernel enforcement: it takes root"]),
         (&["agent"], 1, by_root),
         (&["agent", "--up"], 1, &["it takes root"]),
         (&["release", "61000"], 1, by_root),
-        (&["list"], 1, &["the kernel part is not up"]),
+        (&["list"], 1, &["kernel enforcement is not up"]),
         (&["who", "61000"], 3, &[]),
         (&["status"], 3, &[]),
         (&["persist", "add", "--name", "a", "--tcp", "8443"], 1, no_agent),
@@ -21,11 +21,11 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
         (&["reload"], 1, no_agent),
         (&["watch"], 1, no_agent),
         (&["excludedportrange", "add", "tcp", "5000", "2"], 1, no_agent),
-        (&["excludedportrange", "show", "tcp"], 1, &["the kernel part is not up"]),
+        (&["excludedportrange", "show", "tcp"], 1, &["kernel enforcement is not up"]),
         (&["excludedportrange", "show", "tcp", "persistent"], 0, &["no agent runs"]),
-        (&["persist", "list"], 0, &["no agent runs", "the kernel part is not up"]),
+        (&["persist", "list"], 0, &["no agent runs", "kernel enforcement is not up"]),
         (&["check"], 0, &[]),
-        (&["down"], 1, &["taking the kernel part away: it takes root"]),
+        (&["down"], 1, &["taking kernel enforcement away: it takes root"]),
     ];
     for (words, code, told) in table {
         bed.portkeep_as_nobody(words).fails(*code, told);
@@ -41,7 +41,7 @@ fn a_user_gets_held_ports_and_is_told_their_limits() {
     let bed = machine!("user-held");
     let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
-    said.tells(&["it takes root", "is only held", "SO_REUSEADDR"]);
+    said.tells(&["it takes root", "only held", "SO_REUSEADDR"]);
     let said = bed.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
     said.tells(&["the UDP ports are let go when the command starts"]);
     let said = bed.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
@@ -63,7 +63,7 @@ fn what_holding_cannot_give_is_refused_and_not_pretended() {
         (125, &["run", "--require-kernel", "--", "echo", "started"]),
         (125, &["run", "--quiet", "--require-kernel", "--", "echo", "started"]),
     ] {
-        let said = bed.portkeep_as_nobody(words).fails(code, &["takes the kernel part", "it takes root"]);
+        let said = bed.portkeep_as_nobody(words).fails(code, &["requires kernel enforcement", "it takes root"]);
         assert_eq!(said.out, "", "{words:?}");
     }
     // And where it is to be had, it is had.
@@ -77,7 +77,7 @@ fn what_holding_cannot_give_is_refused_and_not_pretended() {
 #[test]
 fn a_privileged_port_takes_root_in_held_mode_and_that_is_said() {
     let bed = machine!("privileged");
-    let why = &["reserving the privileged port 80 takes root"];
+    let why = &["reserving the privileged port 80 requires root"];
     bed.portkeep_as_nobody(&["acquire", "--at", "80"]).fails(1, why);
     bed.portkeep_as_nobody(&["run", "--at", "80", "--", "true"]).fails(125, why);
 }
@@ -89,7 +89,7 @@ fn the_library_holds_for_a_user_what_it_can() {
     let said = bed.helper(&nobody, "library 5").ok();
     let lines: Vec<&str> = said.out.lines().collect();
     assert_eq!(lines[..2], ["5 held", "5 held"], "{said:?}");
-    assert_eq!(lines[2], "Some(92): Portkeep's kernel part is not in force here");
-    assert_eq!(lines[3], "Some(95): a scope wider than the process needs Portkeep's kernel part");
+    assert_eq!(lines[2], "Some(92): kernel enforcement is not up here");
+    assert_eq!(lines[3], "Some(95): a scope wider than the process requires kernel enforcement");
     assert_eq!(lines[4], "2 held");
 }

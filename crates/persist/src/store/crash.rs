@@ -19,7 +19,7 @@ use redb::StorageBackend;
 use super::{Disk, Engine, StoreError, Stored};
 use crate::{Declaration, Name, Who};
 
-/// What happened to the disk.
+/// The fault of the disk.
 #[derive(Clone, Debug)]
 enum Event {
     Create { name: String, file: usize },
@@ -30,7 +30,7 @@ enum Event {
     SyncNames,
 }
 
-/// What is on it.
+/// Its content.
 #[derive(Clone, Debug, Default)]
 struct Image {
     files: Vec<Vec<u8>>,
@@ -62,7 +62,7 @@ impl Image {
         &mut self.files[file]
     }
 
-    /// What lies past the end (its length was lost) is lost.
+    /// Data past the end (its length was lost) is lost.
     fn write(&mut self, file: usize, at: u64, data: &[u8]) {
         let content = self.file(file);
         let begin = usize::try_from(at).unwrap().min(content.len());
@@ -253,7 +253,7 @@ impl Walk {
         }
     }
 
-    /// What the machine finds when it comes up again.
+    /// The disk as the machine finds it when it comes up again.
     fn cut(&self, loss: Loss, dice: &mut Dice) -> Image {
         let mut image = self.durable.clone();
         let mut names_lost = false;
@@ -375,7 +375,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
                     let (engine, _) = recover(walk.cut(LOSSES[number % LOSSES.len()], &mut dice))
                         .unwrap_or_else(|error| panic!("{}, and again: {error}", told()));
                     assert!(allowed.contains(&&engine.content), "{}, and again after {number}", told());
-                    // What was seen once stays.
+                    // A state seen once stays.
                     assert!(number < opened || engine.content == first, "{}, and again after {number}", told());
                     again += 1;
                 }
@@ -501,7 +501,7 @@ fn discarding_is_whole_too() {
         for loss in LOSSES {
             let image = walk.cut(loss, &mut Dice::new((position * LOSSES.len() + loss as usize) as u64));
             assert!(Engine::open(Sim::with(image.clone()), NAME, Some("two")).unwrap().content.is_empty());
-            // Whoever asks for the first boot gets all or nothing.
+            // A query for the first boot gets all or nothing.
             let engine = Engine::open(Sim::with(image), NAME, Some("one")).unwrap();
             assert!(engine.content.is_empty() || engine.content == full);
             whole += usize::from(!engine.content.is_empty());

@@ -1,4 +1,4 @@
-//! What the store needs of a disk: a folder with a few files.
+//! The store's view of a disk: a folder with a few files.
 //!
 //! It is a trait so that the crash test can put a disk in its place that loses what was not synced.
 
@@ -20,7 +20,7 @@ pub(super) trait Disk: Debug {
     /// An open file.
     type File: StorageBackend;
 
-    /// What is in a file, `None` if there is no such file.
+    /// The content of a file, `None` if there is no such file.
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
     /// Open a file that exists.
     fn open(&self, name: &str) -> io::Result<Self::File>;

@@ -1,4 +1,4 @@
-//! What can go wrong with the store.
+//! Errors of the store.
 
 use std::{io, path::PathBuf};
 
@@ -16,12 +16,12 @@ pub enum StoreError {
         /// That process, if it left its number.
         pid: Option<u32>,
     },
-    /// What is in the file is not what was written there. The file was not touched.
+    /// The file's content is not as it was written. The file was not touched.
     #[error("{} is damaged: {what}; it was left as it is. Move it away to begin with an empty store, and `portkeep persist import` an export if there is one", path.display())]
     Damaged {
         /// The store.
         path: PathBuf,
-        /// What was found.
+        /// The value found.
         what: String,
     },
     /// A newer Portkeep wrote it. The file was not touched.
@@ -59,7 +59,7 @@ pub enum StoreError {
     Unsure {
         /// The store.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// Reading or writing failed. Nothing was changed.
@@ -67,7 +67,7 @@ pub enum StoreError {
     Io {
         /// The store or its folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }

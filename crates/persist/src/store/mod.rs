@@ -3,7 +3,7 @@
 //! It is one file of [redb](https://docs.rs/redb): pages with checksums, and two commit slots of which a commit writes
 //! the older one, so that the newer stands until all of a change is on the disk. Four things are added here:
 //!
-//! - The file comes into being under another name and is renamed when it is whole. What is under its name was complete
+//! - The file comes into being under another name and is renamed when it is whole. A file under its name was complete
 //!   once, so what cannot be read is damage and never a beginning.
 //! - Before the file is opened for writing, a copy in memory is opened, checked to the last page and read. A damaged or
 //!   newer file is known by then and has not been touched. Should the library panic over it, that is damage, too.
@@ -42,9 +42,9 @@ pub const ACTIVE: &str = "active.redb";
 
 /// By name, as JSON.
 const RESERVATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("reservations");
-/// What the file says about itself: `format`, `boot` (of [`ACTIVE`]), `commit`.
+/// The file's description of itself: `format`, `boot` (of [`ACTIVE`]), `commit`.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
-/// What `format` is. Whoever adds a member to [`Stored`] counts it up.
+/// The value of `format`. Increment it when a member is added to [`Stored`].
 const FORMAT: u32 = 1;
 /// A file that is larger is none of ours: 65,535 reservations of the longest kind are not.
 const LARGEST: u64 = 256 << 20;
@@ -53,7 +53,7 @@ const LARGEST: u64 = 256 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stored {
-    /// What was declared.
+    /// The declaration.
     pub declaration: Declaration,
     /// The user whose command it was.
     pub by_uid: u32,
@@ -94,7 +94,7 @@ impl Store {
         Self::open_as(dir, PERSISTENT, None)
     }
 
-    /// Open the store of reservations that live until the next reboot. What another boot than `boot_id`
+    /// Open the store of reservations that live until the next reboot. Entries that another boot than `boot_id`
     /// (`/proc/sys/kernel/random/boot_id`) left there is discarded.
     ///
     /// # Errors
@@ -141,8 +141,8 @@ impl Store {
         all
     }
 
-    /// What the store of `dir` has, as [`Store::list`] gives it, whether or not another process has it open. Nothing is
-    /// written and nothing locked: a copy is read, and if the other process was writing meanwhile the checksums tell
+    /// The content of the store of `dir`, as [`Store::list`] gives it, whether or not another process has it open. Nothing is
+    /// written and nothing locked: a copy is read, and if the other process was writing meanwhile the checksums show
     /// and another copy is read. No such store is an empty one.
     ///
     /// # Errors
@@ -183,7 +183,7 @@ fn oldest_first(content: Option<Content>) -> Vec<Stored> {
     all
 }
 
-/// What a file has.
+/// The content of a file.
 #[derive(Debug, Default)]
 struct Content {
     stored: BTreeMap<Name, Stored>,
@@ -371,7 +371,7 @@ impl<D: Disk> Engine<D> {
     }
 }
 
-/// Everything gone; `number` tells apart the two commits that do it.
+/// Everything gone; `number` distinguishes the two commits that do it.
 fn discard(database: &Database, boot: Option<&str>, number: u32) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     transaction.delete_table(RESERVATIONS)?;
@@ -399,7 +399,7 @@ fn builder() -> Builder {
 const KNOWN_FORMAT: u8 = 3;
 const FORMAT_AT: [usize; 2] = [64, 192];
 
-/// What is in a file, checked to the last page, without touching it. `None`: there is no file.
+/// The content of a file, checked to the last page, without touching it. `None`: there is no file.
 fn read<D: Disk>(disk: &D, name: &str) -> Result<Option<Content>, StoreError> {
     let bytes = match disk.read(name) {
         Ok(Some(bytes)) => bytes,

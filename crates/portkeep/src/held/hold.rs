@@ -33,7 +33,7 @@ pub(super) fn hold(request: &Request) -> Result<Sockets, AcquireError> {
             _ => call_failed(source, request),
         });
     }
-    // Where the kernel part is in force, a process without a reservation cannot have a port of the pool.
+    // Where kernel enforcement is in force, a process without a reservation cannot have a port of the pool.
     let pool = query::version().ok().and_then(|version| version.pool);
     let places = PLACES.iter().filter(|(first, last)| !pool.is_some_and(|p| p.start() <= *last && *first <= p.last()));
     for &(first, last) in places {

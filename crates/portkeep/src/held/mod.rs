@@ -1,8 +1,8 @@
-//! Reservations without the kernel part: this process binds the ports itself.
+//! Reservations without kernel enforcement: this process binds the ports itself.
 //!
 //! A registry of the process has them by token, so that the functions that
-//! take a token work with them too. What `bind(2)` of the program's own would
-//! need the kernel part for is refused, not pretended: see
+//! take a token work with them too. An operation for which `bind(2)` of the program's own would
+//! need kernel enforcement is refused, not pretended: see
 //! [`crate::Enforcement::Held`].
 
 mod block;

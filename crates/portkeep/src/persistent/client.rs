@@ -82,7 +82,7 @@ impl Connection {
         }
     }
 
-    /// Let the agent read its configuration and the drop-ins again. Takes an administrator.
+    /// Let the agent read its configuration and the drop-ins again. Requires an administrator.
     pub fn reload(&mut self) -> Result<Reloaded, PersistentError> {
         match self.ask(&Request::Reload)? {
             Answer::Reloaded(reloaded) => Ok(reloaded),
@@ -90,7 +90,7 @@ impl Connection {
         }
     }
 
-    /// What happens from now on. Takes an administrator. The iterator ends when the agent does; a slow reader misses
+    /// The events from now on. Requires an administrator. The iterator ends when the agent does; a slow reader misses
     /// events rather than hold the agent up.
     pub fn watch(mut self) -> Result<impl Iterator<Item = Result<Event, PersistentError>>, PersistentError> {
         match self.ask(&Request::Watch)? {

@@ -15,7 +15,7 @@ pub enum PersistentError {
         /// The socket that was tried.
         path: std::path::PathBuf,
     },
-    /// `EACCES`: it takes an administrator: root, or a member of the group that the configuration names.
+    /// `EACCES`: it requires an administrator: root, or a member of the group that the configuration names.
     #[error("{0}")]
     NotAllowed(String),
     /// `EINVAL`: no such reservation is possible. A bug in the program.
@@ -42,7 +42,7 @@ pub enum PersistentError {
     /// `EIO`: it could not be kept on the disk.
     #[error("{0}")]
     Store(String),
-    /// `ETIMEDOUT`: the agent went away, or was silent for too long, before it answered. Whether it was done is told by a
+    /// `ETIMEDOUT`: the agent went away, or was silent for too long, before it answered. Whether it was done is shown by a
     /// list.
     #[error("the agent did not answer")]
     Lost(#[source] io::Error),
@@ -52,7 +52,7 @@ pub enum PersistentError {
     /// Anything else that the agent says.
     #[error("{0}")]
     Failed(String),
-    /// The kernel part could not be asked.
+    /// The BPF programs could not be asked.
     #[error(transparent)]
     Query(#[from] QueryError),
     /// A socket could not be made or connected.

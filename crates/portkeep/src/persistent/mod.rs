@@ -3,7 +3,7 @@
 //! A component that needs particular ports declares them once, usually by a file its package brings along
 //! (`/usr/lib/portkeep/ports.d/NAME.toml`), or with [`create`] and `portkeep persist add`. From then on nobody but whom
 //! the declaration names can bind them, whether or not the component runs. It need not do anything: it binds its port as
-//! ever. What it may do is [`lookup`] the token, which is a new one after each boot, and associate sockets with it.
+//! ever. It may [`lookup`] the token, which is a new one after each boot, and associate sockets with it.
 //!
 //! ```no_run
 //! use std::net::Ipv4Addr;
@@ -17,8 +17,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`create`] and [`delete`] are done by the agent and take an administrator: root, or a member of the group that the
-//! configuration names. [`lookup`] asks the kernel part, needs no agent and no right. All three are about the network
+//! [`create`] and [`delete`] are done by the agent and require an administrator: root, or a member of the group that the
+//! configuration names. [`lookup`] asks the BPF programs, needs no agent and no right. All three are about the network
 //! namespace: the agent's for the first two, the caller's for the last.
 //!
 //! Windows has this as `CreatePersistentTcpPortReservation`, `DeletePersistentTcpPortReservation` and
@@ -41,7 +41,7 @@ use crate::{State, query};
 
 /// Create a persistent reservation. When this returns it is in force, and on the disk unless it is [`Kept::Active`].
 ///
-/// Takes an administrator and a running agent.
+/// Requires an administrator and a running agent.
 pub fn create(proposal: &Proposal, kept: Kept) -> Result<Created, PersistentError> {
     Connection::open()?.create(proposal, kept)
 }
@@ -49,7 +49,7 @@ pub fn create(proposal: &Proposal, kept: Kept) -> Result<Created, PersistentErro
 /// Delete a persistent reservation that a command created. Sockets bound from it keep running. One that a file declares
 /// is not deleted here: remove or mask the file, and `portkeep reload`.
 ///
-/// Takes an administrator and a running agent.
+/// Requires an administrator and a running agent.
 pub fn delete(which: &Which) -> Result<Declaration, PersistentError> {
     Connection::open()?.delete(which)
 }

@@ -1,4 +1,4 @@
-//! What is said on the agent's socket: a line of JSON each way, for each request.
+//! The protocol on the agent's socket: a line of JSON each way, for each request.
 //!
 //! The socket is a Unix stream socket, `agent.sock` in the agent's runtime folder. A request is a [`Request`], the answer an
 //! [`Answer`]. After [`Request::Watch`] answers go on coming, an [`Event`] each. The agent knows who is at the other
@@ -60,7 +60,7 @@ pub enum Block {
     },
 }
 
-/// What is to be created.
+/// The reservation to create.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proposal {
@@ -70,7 +70,7 @@ pub struct Proposal {
     pub block: Block,
     /// Of which transports.
     pub transports: Transports,
-    /// Who may consume it, besides administrators by association.
+    /// The audience, besides administrators by association.
     #[serde(default)]
     pub who: Who,
     /// By association only.
@@ -155,14 +155,14 @@ pub enum Which {
     },
 }
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Request {
     /// Create one.
     Create {
-        /// What.
+        /// The kind.
         proposal: Proposal,
         /// For how long.
         #[serde(default)]
@@ -174,11 +174,11 @@ pub enum Request {
     List,
     /// Read configuration and drop-ins again.
     Reload,
-    /// Tell what happens from now on.
+    /// Follow events.
     Watch,
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -223,7 +223,7 @@ pub enum Standing {
 /// Something that is declared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// What.
+    /// The kind.
     pub declaration: Declaration,
     /// By which file or command.
     pub origin: Origin,
@@ -231,7 +231,7 @@ pub struct Entry {
     pub standing: Standing,
     /// Its token until the next boot, as 16 hexadecimal digits, if it is in force.
     pub token: Option<String>,
-    /// What it waits for: sockets that have to go before it can be in force. The first few.
+    /// The obstacles: sockets that have to go before it can be in force. The first few.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits_for: Vec<InTheWay>,
 }
@@ -243,7 +243,7 @@ pub struct InTheWay {
     pub port: u16,
     /// Of which transport.
     pub transport: Transport,
-    /// What it does: "listening", "bound", "connected", "closing" or "TIME-WAIT".
+    /// Its state: "listening", "bound", "connected", "closing" or "TIME-WAIT".
     pub state: String,
     /// Its own address and port.
     pub local: String,
@@ -257,7 +257,7 @@ pub struct InTheWay {
     pub unit: Option<String>,
 }
 
-/// What reading again came to.
+/// The result of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
     /// Reservations that came into force.
@@ -266,7 +266,7 @@ pub struct Reloaded {
     pub removed: usize,
     /// Not in force, see the list.
     pub waiting: usize,
-    /// What is wrong with files, and what takes more than a reload. One sentence each.
+    /// Errors in files, and changes that need more than a reload. One sentence each.
     pub complaints: Vec<String>,
 }
 
@@ -277,7 +277,7 @@ pub struct Reloaded {
 pub enum Reason {
     /// Not a request, or not a possible one.
     Malformed,
-    /// It takes an administrator.
+    /// It requires an administrator.
     NotAllowed,
     /// A port is in use or reserved.
     InUse,
@@ -306,7 +306,7 @@ pub struct Refused {
     pub message: String,
 }
 
-/// What happened.
+/// The kind of event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -326,7 +326,7 @@ pub enum Happening {
 pub struct Event {
     /// When, RFC 3339, UTC.
     pub when: String,
-    /// What.
+    /// The kind.
     pub what: Happening,
     /// The block, or the port refused; host byte order.
     pub ports: PortRange,
@@ -334,7 +334,7 @@ pub struct Event {
     pub transports: Transports,
     /// Cookie of the network namespace.
     pub netns: u64,
-    /// Who did it: process, 0 if it was an administrator's doing.
+    /// The process that did it, 0 if it was an administrator's doing.
     pub pid: u32,
     /// Its command name.
     pub command: String,
@@ -350,7 +350,7 @@ pub struct Event {
     pub name: Option<String>,
     /// Owner process of that reservation, 0 if it has none.
     pub owner: u32,
-    /// Refusals of the same process before this one that were not told.
+    /// Refusals of the same process before this one that were not reported.
     pub untold: u32,
     /// All of it as a sentence.
     pub message: String,

@@ -44,7 +44,7 @@ pub(crate) fn transport(fd: i32) -> Result<Transport, i32> {
 pub(crate) fn is_bound(fd: i32) -> bool {
     let mut name = [0u8; 128];
     let mut size = 128;
-    // SAFETY: a local of the size the call is told.
+    // SAFETY: a local of the size passed to the call.
     unsafe { libc::getsockname(fd, name.as_mut_ptr().cast(), &mut size) == 0 && name[2..4] != [0, 0] }
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn bind(s: Socket, name: usize, size: i32) -> Result<(), i32> {
         Err(error::WSAEAFNOSUPPORT) => {
             // The page of bind has WSAEFAULT for an address of another family than the socket's.
             let address = with_our_family(name, size).ok_or(error::WSAEFAULT)?;
-            // SAFETY: a local of the size the call is told.
+            // SAFETY: a local of the size passed to the call.
             check(unsafe { libc::bind(fd, (&raw const address).cast(), size_of_val(&address) as u32) }).map(drop)
         }
         result => result,

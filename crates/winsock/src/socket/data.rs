@@ -64,7 +64,7 @@ fn vectors(buffers: usize, count: u32) -> Result<Vec<libc::iovec>, i32> {
     Ok(buffers.iter().map(vector).collect())
 }
 
-/// What WSASend and its three siblings have in common.
+/// The common part of WSASend and its three siblings.
 pub(crate) struct Transfer {
     pub(crate) s: Socket,
     pub(crate) buffers: usize,

@@ -1,8 +1,8 @@
 //! The ordinary socket functions: the system's own, with Winsock's errors.
 //!
-//! What differs from a bare system call differs because Windows does: `socket`
+//! The differences from a bare system call are those of Windows: `socket`
 //! knows 23 for IPv6 and guesses a type left at 0, IPv6 sockets take IPv6 only
-//! unless told otherwise, timeouts come in milliseconds, nothing raises SIGPIPE.
+//! unless set otherwise, timeouts come in milliseconds, nothing raises SIGPIPE.
 
 use std::{
     collections::HashMap,
@@ -49,13 +49,13 @@ pub(crate) fn type_of(fd: i32) -> Option<i32> {
 
 pub(crate) fn option(fd: i32, level: i32, name: i32) -> Option<i32> {
     let (mut value, mut length) = (0i32, 4);
-    // SAFETY: `value` and `length` are locals of the sizes the call is told.
+    // SAFETY: `value` and `length` are locals of the sizes passed to the call.
     let result = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &mut length) };
     (result == 0).then_some(value)
 }
 
 pub(crate) fn set_option(fd: i32, level: i32, name: i32, value: i32) -> Result<(), i32> {
-    // SAFETY: `value` is a local of the size the call is told.
+    // SAFETY: `value` is a local of the size passed to the call.
     check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) }).map(drop)
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn setsockopt(s: Socket, level: i32, name: i32, value: usize, size: i
     }
     if level == libc::SOL_SOCKET && name == SO_DONTLINGER {
         let linger = libc::linger { l_onoff: (number()? == 0).into(), l_linger: 0 };
-        // SAFETY: a local of the size the call is told.
+        // SAFETY: a local of the size passed to the call.
         return check(unsafe {
             libc::setsockopt(fd, level, libc::SO_LINGER, (&raw const linger).cast(), size_of_val(&linger) as u32)
         })
@@ -33,7 +33,7 @@ pub(crate) fn setsockopt(s: Socket, level: i32, name: i32, value: usize, size: i
     if is_timeout(level, name) && size == 4 {
         let ms = number()? as u32;
         let time = libc::timeval { tv_sec: (ms / 1000).into(), tv_usec: (ms % 1000 * 1000).into() };
-        // SAFETY: a local of the size the call is told.
+        // SAFETY: a local of the size passed to the call.
         return check(unsafe {
             libc::setsockopt(fd, level, name, (&raw const time).cast(), size_of_val(&time) as u32)
         })
@@ -50,7 +50,7 @@ pub(crate) fn getsockopt(s: Socket, level: i32, name: i32, value: usize, size: u
     if is_timeout(level, name) && memory::read::<i32>(size).map_err(fault)? == 4 {
         let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
         let mut length = size_of_val(&time) as u32;
-        // SAFETY: locals of the sizes the call is told.
+        // SAFETY: locals of the sizes passed to the call.
         check(unsafe { libc::getsockopt(fd, level, name, (&raw mut time).cast(), &mut length) })?;
         let ms = time.tv_sec * 1000 + time.tv_usec / 1000;
         return memory::write(value, ms as i32).map_err(fault);

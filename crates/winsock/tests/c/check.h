@@ -1,4 +1,4 @@
-/* What the C tests have in common: say what went wrong and go on. */
+/* The common part of the C tests: say what went wrong and go on. */
 #ifndef CHECK_H
 #define CHECK_H
 

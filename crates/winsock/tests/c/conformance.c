@@ -40,12 +40,12 @@
 
 /* Worlds. */
 #define W_WINDOWS 1 /* the original */
-#define W_AGENT 2 /* kernel part and agent, as root */
-#define W_NO_AGENT 4 /* kernel part, as root */
+#define W_AGENT 2 /* kernel enforcement and agent, as root */
+#define W_NO_AGENT 4 /* kernel enforcement, as root */
 #define W_STOPPED 8 /* the agent does not get round to anything, as root */
-#define W_USER 16 /* kernel part and agent, as a user without any right, with a quota of 1024 ports */
+#define W_USER 16 /* kernel enforcement and agent, as a user without any right, with a quota of 1024 ports */
 #define W_EACCES 32 /* no agent, as root; outsiders get EACCES */
-#define W_HELD 64 /* no kernel part, as root */
+#define W_HELD 64 /* no kernel enforcement, as root */
 #define W_KERNEL (W_AGENT | W_NO_AGENT | W_USER | W_EACCES)
 #define W_ROOT (W_AGENT | W_NO_AGENT | W_EACCES)
 #define W_ALL (W_WINDOWS | W_KERNEL | W_HELD)
@@ -64,7 +64,7 @@ enum socket_kind {
 	RAW, PING, MPTCP, UDP_LITE, SCTP, LOCAL
 };
 enum input { GOOD, NOTHING, ODD, BAD };
-/* What is wrong with the outputs. */
+/* Errors in the outputs. */
 enum how { AS_IT_SHOULD_BE, NO_OUTPUT, BAD_OUTPUT, NO_RETURNED, BAD_RETURNED };
 
 #define ANY 0xffffffffu
@@ -1072,7 +1072,7 @@ static const struct {
 	{ "an event that is none", bad_event, W_ALL, 0 },
 #ifndef _WIN32
 	{ "token of another network namespace (OURS)", token_of_another_namespace, W_ROOT, 0 },
-	{ "no kernel part: more ports than descriptors (OURS)", more_than_descriptors, W_HELD, 0 },
+	{ "no kernel enforcement: more ports than descriptors (OURS)", more_than_descriptors, W_HELD, 0 },
 	{ "WSA_IO_PENDING", pending, W_STOPPED, 0 },
 	{ "WSA_IO_INCOMPLETE", incomplete, W_STOPPED, 0 },
 	{ "CancelIoEx is WSA_OPERATION_ABORTED", cancelled, W_STOPPED, 0 },

@@ -1,5 +1,5 @@
 /*
- * What Windows programs declare and call around port reservations: annotations, the small types, messages. Compiles as
+ * The declarations and calls of Windows programs around port reservations: annotations, the small types, messages. Compiles as
  * C and as C++.
  */
 #include <winsock2.h>

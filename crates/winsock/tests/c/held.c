@@ -1,4 +1,4 @@
-/* Without a kernel part: what the layer can do by itself. */
+/* Without kernel enforcement: what the layer can do by itself. */
 #include <sys/resource.h>
 #include <winsock2.h>
 #include <mstcpip.h>

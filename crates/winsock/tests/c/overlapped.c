@@ -176,7 +176,7 @@ static void a_routine_waits_for_another(void)
 	closesocket(s);
 }
 
-/* What a cancelled request had claimed is anybody's again: another socket claims it, and has it once the agent goes on. */
+/* The ports of a cancelled request are free again: another socket claims it, and has it once the agent goes on. */
 static void given_back(int port)
 {
 	SOCKET s = tcp();
@@ -236,7 +236,7 @@ static char *page(void)
 	return mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
-/* What a request was to write to goes away while it waits. That is the program's mistake, and no crash. */
+/* The output memory of a request goes away while it waits. That is the program's mistake, and no crash. */
 static void vanished(void)
 {
 	SOCKET s = tcp();
@@ -251,7 +251,7 @@ static void vanished(void)
 		    WSA_IO_PENDING);
 	mprotect(there, 4096, PROT_NONE); /* not munmap: something else might move in */
 	agent_goes_on();
-	/* It cannot be told, so it is given back. */
+	/* It cannot be reported, so it is given back. */
 	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == WSAEFAULT);
 	CHECK(acquire(s, 40060, 2, &out) == 0);
 	CHECK(release(s, &out) == 0);
@@ -377,7 +377,7 @@ static void without_the_attribute(void)
 
 	memset(&ov, 0, sizeof(ov));
 	calls = 0;
-	/* It waits for the agent, and is told nothing in the overlapped way. */
+	/* It waits for the agent, and gets no answer in the overlapped way. */
 	CHECK(start(s, 41060, routine) == 0);
 	CHECK(bytes == 16 && START_OF(out) == 41060 && ov.Internal == 0 && ov.InternalHigh == 0);
 	CHECK(SleepEx(20, TRUE) == 0 && calls == 0);

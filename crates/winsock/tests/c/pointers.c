@@ -70,7 +70,7 @@ static void abuse(DWORD code, int position, char *pointer)
 	} while (0)
 #define FAULTS(call) FAILS(call, SOCKET_ERROR, WSAEFAULT)
 
-/* What is written to: none of the ways will do. */
+/* Memory that is written to: none of the ways will do. */
 static void outputs(char *x)
 {
 	SOCKET s = socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
@@ -112,7 +112,7 @@ static void outputs(char *x)
 	CHECK(WSPStartup(MAKEWORD(2, 2), (LPWSPDATA)x, NULL, upcalls, &table) == WSAEFAULT);
 	CHECK(WSPStartup(MAKEWORD(2, 2), &data, NULL, upcalls, (LPWSPPROC_TABLE)x) == WSAEFAULT);
 	CHECK(WPUOpenCurrentThread((LPWSATHREADID)x, &error) == SOCKET_ERROR && error == WSAEFAULT);
-	/* A wrong lpErrno: the failure itself is told. */
+	/* A wrong lpErrno: the failure itself is reported. */
 	(void)WPUOpenCurrentThread(&thread, (LPINT)x);
 	CHECK(WPUCloseThread((LPWSATHREADID)x, (LPINT)x) == SOCKET_ERROR);
 	CHECK(WPUQueueApc((LPWSATHREADID)x, NULL, 0, (LPINT)x) == SOCKET_ERROR);
@@ -123,7 +123,7 @@ static void outputs(char *x)
 	closesocket(s);
 }
 
-/* What is read: `readable` says whether that much is there after all. */
+/* Memory that is read: `readable` says whether that much is there after all. */
 static void inputs(char *x, int readable)
 {
 	SOCKET s = socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);

@@ -10,7 +10,7 @@
 
 static int queued, ran;
 
-/* What ws2_32 would do: note it, and pass it on. */
+/* The part of ws2_32: note it, and pass it on. */
 static int queue_apc(LPWSATHREADID thread, LPWSAUSERAPC apc, DWORD_PTR context, LPINT error)
 {
 	queued++;

@@ -163,7 +163,7 @@ static void many_threads_share_a_keeper(void)
 	stop = 1;
 	for (int i = 0; i < 2; i++)
 		pthread_join(wildcards[i], NULL);
-	/* Nothing is left over that the program was not told of. */
+	/* Nothing is left over that the program did not learn of. */
 	for (int port = 43000; port < 43050; port += 2)
 		CHECK(claimable(port) && claimable(port + 100));
 	closesocket(keeper);

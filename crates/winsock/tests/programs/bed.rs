@@ -28,7 +28,7 @@ impl AgentProcess {
         fs::create_dir(&folder).expect("a folder");
         let (tell, told) = UnixStream::pair().expect("a pair of sockets");
         let mut child = Child::fork(|talk| {
-            let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).expect("the kernel part");
+            let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).expect("kernel enforcement");
             let agent = Agent::start(&mut kernel, &Options::below(&folder)).expect("the agent starts");
             talk.say(1);
             let (never, _kept) = UnixStream::pair().expect("a pair of sockets");

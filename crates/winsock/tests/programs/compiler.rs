@@ -13,7 +13,7 @@ use portkeep::persistent::protocol::RUNTIME_DIR;
 use portkeep_winsock::install::{Installed, install};
 use tempfile::TempDir;
 
-/// What every C program of these tests is compiled with.
+/// The compiler options of every C program of these tests.
 pub(crate) const STRICT: &[&str] = &["-std=c11", "-g", "-Wall", "-Wextra", "-Werror"];
 
 /// The layer, installed where only these tests see it.
@@ -31,7 +31,7 @@ pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name)
 }
 
-/// What a static holds is never dropped, so somebody else removes the folder: he waits for the end of his input, which
+/// A static is never dropped, so another process removes the folder: it waits for the end of its input, which
 /// comes when this process is gone, however it goes.
 #[expect(clippy::zombie_processes, reason = "it outlives this process")]
 fn remove_at_the_end(folder: &Path) {
@@ -74,7 +74,7 @@ impl Kit {
         self.folder.path()
     }
 
-    /// What Valgrind takes for an error in the layer and is none.
+    /// Reports of Valgrind that are not errors of the layer.
     pub(crate) fn suppressions(&self) -> PathBuf {
         self.installed.suppressions.clone()
     }
@@ -94,7 +94,7 @@ impl Kit {
         String::from_utf8(output.stdout).expect("text").split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Compile, and give back the program's path. What the compiler says in its failure is the test's failure.
+    /// Compile, and give back the program's path. The compiler's message becomes the test's failure.
     #[track_caller]
     pub(crate) fn build(&self, compiler: &str, options: &[&str], source: &Path) -> PathBuf {
         let name = format!("{compiler} {} {}", options.join(" "), source.file_name().unwrap().to_string_lossy());

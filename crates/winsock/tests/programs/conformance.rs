@@ -13,7 +13,7 @@ use crate::{
     skipped,
 };
 
-/// What one run said.
+/// The output of one run.
 #[derive(Default)]
 struct Heard {
     asked: BTreeSet<String>,

@@ -10,7 +10,7 @@ use crate::{
     skipped,
 };
 
-/// Each with the agent beside it, whose process id it is told.
+/// Each with the agent beside it, whose process id it is given.
 const PROGRAMS: &[&str] =
     &["patterns.c", "overlapped.c", "provider.c", "pointers.c", "sockets.c", "shared.c", "declarations.c"];
 

@@ -1,4 +1,4 @@
-//! What the shared library exports is what the headers declare, no more and no less.
+//! The shared library exports exactly what the headers declare.
 
 use std::{collections::BTreeSet, process::Command};
 
