@@ -582,11 +582,22 @@ impl Registry {
             Kept::Active => &mut self.active,
         };
         let store = shelf.store()?;
+        let mut is_kept = false;
         let keep = |declaration: &Declaration| {
             let stored = Stored { declaration: declaration.clone(), by_uid, created };
-            store.create(&stored).map_err(|error| refused(Reason::Store, chain(&error)))
+            store.create(&stored).map_err(|error| refused(Reason::Store, chain(&error)))?;
+            is_kept = true;
+            Ok(())
         };
-        let (declaration, id, token) = desk.establish(&wanted, |ports| proposal.declaration(ports), keep)?;
+        let established = desk.establish(&wanted, |ports| proposal.declaration(ports), keep);
+        if established.is_err()
+            && is_kept
+            && let Err(error) = store.delete(&proposal.name)
+        {
+            // A bind came between. What was refused must not come into force later.
+            tracing::error!(name = %proposal.name, reason = chain(&error), "refused, but still in the store");
+        }
+        let (declaration, id, token) = established?;
         let stored = Stored { declaration: declaration.clone(), by_uid, created };
         let declared = match kept {
             Kept::Persistent => stored.persistent(),
