@@ -54,7 +54,7 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
     if !user_namespaces("container::root_of_a_user_namespace") {
         return;
     }
-    is_told(&bed, &CONTAINER, "it takes root of the host, not of a user namespace");
+    is_told(&bed, &CONTAINER, "it requires root of the host, not of a user namespace");
     is_told(&bed, &CONTAINER, HOST);
     bed.works();
 }

@@ -8,10 +8,10 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
     let by_root = &["root brings it up with `portkeep up`"][..];
     let no_agent = &["the agent is not running", "portkeep agent"][..];
     let table: &[(&[&str], i32, &[&str])] = &[
-        (&["up"], 1, &["bringing kernel enforcement up: it takes root"]),
-        (&["upgrade"], 1, &["upgrading kernel enforcement: it takes root"]),
+        (&["up"], 1, &["bringing kernel enforcement up: it requires root"]),
+        (&["upgrade"], 1, &["upgrading kernel enforcement: it requires root"]),
         (&["agent"], 1, by_root),
-        (&["agent", "--up"], 1, &["it takes root"]),
+        (&["agent", "--up"], 1, &["it requires root"]),
         (&["release", "61000"], 1, by_root),
         (&["list"], 1, &["kernel enforcement is not up"]),
         (&["who", "61000"], 3, &[]),
@@ -25,13 +25,13 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
         (&["excludedportrange", "show", "tcp", "persistent"], 0, &["no agent runs"]),
         (&["persist", "list"], 0, &["no agent runs", "kernel enforcement is not up"]),
         (&["check"], 0, &[]),
-        (&["down"], 1, &["taking kernel enforcement away: it takes root"]),
+        (&["down"], 1, &["taking kernel enforcement away: it requires root"]),
     ];
     for (words, code, told) in table {
         bed.portkeep_as_nobody(words).fails(*code, told);
     }
     let status = bed.portkeep_as_nobody(&["status"]);
-    assert!(status.out.contains("only by holding the ports") && status.out.contains("it takes root"), "{status:?}");
+    assert!(status.out.contains("only by holding the ports") && status.out.contains("it requires root"), "{status:?}");
     bed.is_clean();
     bed.works();
 }
@@ -41,7 +41,7 @@ fn a_user_gets_held_ports_and_is_told_their_limits() {
     let bed = machine!("user-held");
     let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
-    said.tells(&["it takes root", "only held", "SO_REUSEADDR"]);
+    said.tells(&["it requires root", "only held", "SO_REUSEADDR"]);
     let said = bed.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
     said.tells(&["the UDP ports are let go when the command starts"]);
     let said = bed.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
@@ -63,7 +63,7 @@ fn what_holding_cannot_give_is_refused_and_not_pretended() {
         (125, &["run", "--require-kernel", "--", "echo", "started"]),
         (125, &["run", "--quiet", "--require-kernel", "--", "echo", "started"]),
     ] {
-        let said = bed.portkeep_as_nobody(words).fails(code, &["requires kernel enforcement", "it takes root"]);
+        let said = bed.portkeep_as_nobody(words).fails(code, &["requires kernel enforcement", "it requires root"]);
         assert_eq!(said.out, "", "{words:?}");
     }
     // And where it is to be had, it is had.
