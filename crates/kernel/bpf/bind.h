@@ -15,6 +15,10 @@
 
 #define REFUSE 0
 #define PASS 1
+/* The TCP socket under an MPTCP socket: whether the latter is counted for it. */
+#define SUBFLOW_COUNTED 1
+#define SUBFLOW 2
+
 #define PASS_PRIVILEGED 3 /* also without CAP_NET_BIND_SERVICE (A8) */
 
 /* Whether a refusal of the process at hand is reported, and how many before it were not. Two threads may miscount by a few. */
@@ -184,7 +188,7 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	}
 	allow_time_wait(ctx, transport, w, port);
 	mptcp = mptcp_of(sk, transport);
-	st->subflow = mptcp != NULL;
+	st->subflow = mptcp ? SUBFLOW_COUNTED : 0;
 	if (mptcp && !count_mptcp(mptcp, netns, port)) {
 		st->claim_port = 0;
 		return refuse(netns, transport, port, l.id);
@@ -199,6 +203,7 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct socket_state *st;
 	struct word *w;
+	int verdict;
 	void *mptcp;
 
 	if (!transport || !sk)
@@ -219,16 +224,17 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 		st->consumer = 0;
 	if (st && st->token)
 		return bind_associated(ctx, st, transport, port);
-	if (!port)
-		return PASS;
-	w = reserved_word(ctx, transport, port);
-	if (w)
-		return bind_reserved(ctx, sk, w, transport, port);
-	mptcp = in_pool(port) ? mptcp_of(sk, transport) : NULL;
+	w = port ? reserved_word(ctx, transport, port) : NULL;
+	verdict = w ? bind_reserved(ctx, sk, w, transport, port) : PASS;
+	if (verdict != PASS)
+		return verdict;
+	/* Whatever the second program counts, a request that is not granted yet included: of MPTCP it would not see the close. */
+	mptcp = mptcp_of(sk, transport);
 	if (mptcp) {
 		st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (st)
-			st->subflow = count_mptcp(mptcp, bpf_get_netns_cookie(ctx), port);
+			st->subflow = (w || in_pool(port)) && count_mptcp(mptcp, bpf_get_netns_cookie(ctx), port) ?
+					      SUBFLOW_COUNTED : SUBFLOW;
 	}
 	return PASS;
 }
@@ -241,9 +247,9 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 
 __inline int count_bound(struct bpf_sock *ctx, struct socket_state *st, struct word *w, __u64 netns, __u32 transport, __u32 port)
 {
-	if (st && st->subflow)
+	if (st && st->subflow == SUBFLOW_COUNTED)
 		return COUNTED_MPTCP;
-	if (is_kernel_socket(ctx)) {
+	if (is_kernel_socket(ctx) || (st && st->subflow)) {
 		filter_counted(transport, port);
 		return __sync_fetch_and_or(&w->aside, BIT(port)) & BIT(port) ? COUNTED_NOT : COUNTED_ASIDE;
 	}

@@ -226,9 +226,15 @@ __inline void use_end(struct word *w, __u32 transport, __u32 port)
 #define LEFT_SHIFT 36 /* 69 s: longer than TIME_WAIT */
 #define CLOSING_SHIFT 28 /* 0.27 s: the kernel was seen to need 81 ms at most */
 
+/* From 1 on: 0 is the period of a word in which nothing was written yet. */
+__inline __u64 period_now(__u32 shift)
+{
+	return (bpf_ktime_get_ns() >> shift) + 1;
+}
+
 __inline void expiring_set(struct expiring *e, __u32 port, __u32 shift)
 {
-	__u64 now = bpf_ktime_get_ns() >> shift;
+	__u64 now = period_now(shift);
 
 	if (READ(e->period) != now) {
 		if (e->period + 1 != now)
@@ -245,7 +251,7 @@ __inline __u64 expiring_get(struct expiring *e, __u32 shift)
 
 	if (!period)
 		return 0;
-	now = bpf_ktime_get_ns() >> shift;
+	now = period_now(shift);
 	if (now == period)
 		return e->ports[0] | e->ports[1];
 	return now == period + 1 ? e->ports[period & 1] : 0;

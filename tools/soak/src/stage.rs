@@ -434,8 +434,13 @@ impl Stage {
             let now = reserved_ports()?;
             Ok(if now == THEIRS { Vec::new() } else { vec![format!("ip_local_reserved_ports: {now}, was {THEIRS}")] })
         })?);
-        let descriptors = super::worker::descriptors(self.agent.as_ref().context("no agent")?.pid())?;
-        left.extend(descriptors.get("socket").filter(|n| **n > 8).map(|n| format!("the agent has {n} sockets open")));
+        let pid = self.agent.as_ref().context("no agent")?.pid();
+        // Connections of processes that were killed just now are closed one after the other.
+        left.extend(checks::settled(|| {
+            let descriptors = super::worker::descriptors(pid)?;
+            let many = descriptors.get("socket").filter(|n| **n > 8);
+            Ok(many.map(|n| format!("the agent has {n} sockets open")).into_iter().collect())
+        })?);
         let agent = self.agent.take().context("no agent")?;
         agent.stop()?;
         let mut maps = self.instance.maps()?;

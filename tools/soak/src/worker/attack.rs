@@ -176,7 +176,7 @@ impl Worker {
     }
 
     /// A granted port can be bound, at the latest when sockets that are being closed are gone. Counted, because
-    /// connections of 32-bit programs and orphans are not seen where the pool is all but used up.
+    /// orphaned connections are not seen where the pool is all but used up.
     fn bind_what_was_granted(&mut self) {
         let owner = sockets::tcp();
         let acquired = sockets::acquire(&owner, &ask(0, 1));
