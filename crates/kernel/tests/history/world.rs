@@ -887,7 +887,7 @@ fn wire_state(state: State) -> (u8, u16) {
 /// Which bits of a word that expires still count, as the programs see it.
 fn in_force(expiring: &Expiring) -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    let now = (now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> 36;
+    let now = ((now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> 36) + 1;
     match now.checked_sub(expiring.period) {
         _ if expiring.period == 0 => 0,
         Some(0) => expiring.ports[0] | expiring.ports[1],
