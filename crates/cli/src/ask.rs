@@ -109,6 +109,6 @@ mod tests {
         assert_eq!(block(&["-n4"]), Ok(None));
         assert_eq!(block(&["--at", "5000", "-n20"]), Ok(Some("5000-5019".into())));
         assert!(block(&["--at", "65535", "-n2"]).unwrap_err().contains("past 65535"));
-        assert!(block(&["--at", "5001", "--align", "2"]).unwrap_err().contains("no multiple of 2"));
+        assert!(block(&["--at", "5001", "--align", "2"]).unwrap_err().contains("not a multiple of 2"));
     }
 }

@@ -7,8 +7,10 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::TcpStream,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use bed::{Bed, PORTKEEP, eventually};
@@ -25,8 +27,25 @@ fn example(name: &str) -> String {
     repository().join("examples").join(name).to_str().unwrap().to_owned()
 }
 
+/// Beds share the network namespace of this process, and each has enforcement of its own that knows nothing of the others:
+/// both would grant port 61000. So there is one at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct OwnTurn {
+    bed: Bed,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for OwnTurn {
+    type Target = Bed;
+
+    fn deref(&self) -> &Bed {
+        &self.bed
+    }
+}
+
 /// A bed where the kernel enforces; `None`, with the reason on standard error, where that or a tool is missing.
-fn ready(test: &str, tools: &[&str]) -> Option<Bed> {
+fn ready(test: &str, tools: &[&str]) -> Option<OwnTurn> {
     if !kernel_or_skip(test) {
         return None;
     }
@@ -37,9 +56,10 @@ fn ready(test: &str, tools: &[&str]) -> Option<Bed> {
             return None;
         }
     }
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let bed = Bed::new(test);
     bed.portkeep(&["up"]).ok();
-    Some(bed)
+    Some(OwnTurn { bed, _turn: turn })
 }
 
 /// A program of the bed that listens. Dropping it ends everything in the bed's cgroup.

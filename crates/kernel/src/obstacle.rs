@@ -42,7 +42,7 @@ impl fmt::Display for Obstacle {
         match self {
             Self::User => f.write_str("it requires root"),
             Self::Capabilities(missing) => {
-                write!(f, "it takes {}, which this process does not have ({HOST})", missing.join(" and "))
+                write!(f, "it requires {}, which this process does not have ({HOST})", missing.join(" and "))
             }
             Self::UserNamespace => write!(f, "it requires root of the host, not of a user namespace ({HOST})"),
             Self::Filter => write!(f, "bpf(2) is denied here by a seccomp filter or a security module ({HOST})"),
@@ -96,6 +96,8 @@ impl Obstacle {
                     || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
                 Self::to_bpf().or_else(|| (mounting && !may_mount()).then_some(Self::Mount))
             }
+            // Without CAP_PERFMON the verifier does not know all helpers.
+            libc::EINVAL => Self::to_bpf(),
             libc::EMFILE => Some(Self::Files(getrlimit(Resource::Nofile).current)),
             libc::EROFS => Some(Self::ReadOnly),
             _ => None,

@@ -62,6 +62,5 @@
     ("release-acquire-words", include_str!("release-acquire-words.txt")),
     ("release-release", include_str!("release-release.txt")),
     ("strict-bind", include_str!("strict-bind.txt")),
-    ("time-wait", include_str!("time-wait.txt")),
     ("user-scope", include_str!("user-scope.txt")),
 ]

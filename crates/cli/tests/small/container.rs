@@ -63,11 +63,11 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
 #[test]
 fn root_without_capabilities_is_told_which() {
     let bed = machine!("capabilities");
-    is_told(&bed, &DROPPED, "it takes CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have");
+    is_told(&bed, &DROPPED, "it requires CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have");
     for (left_out, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {
         let bounding = format!("--bounding-set=-sys_admin,-{left_out}");
         let without = ["setpriv", &bounding, "--inh-caps=-all"];
-        is_told(&bed, &without, &format!("it takes {name}, which"));
+        is_told(&bed, &without, &format!("it requires {name}, which"));
     }
     bed.works();
 }

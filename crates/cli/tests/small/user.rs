@@ -43,7 +43,7 @@ fn a_user_gets_held_ports_and_is_told_their_limits() {
     assert_eq!(said.out, "held\n");
     said.tells(&["it requires root", "only held", "SO_REUSEADDR"]);
     let said = bed.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
-    said.tells(&["the UDP ports are let go when the command starts"]);
+    said.tells(&["the UDP ports are released when the command starts"]);
     let said = bed.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
     assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
     let said = bed.portkeep_as_nobody(&["acquire", "--json"]).ok();

@@ -26,9 +26,9 @@
     (
         "a look does not check that the reservation found has the port",
         "use.h",
-        "holds = port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
-		READ(r->netns) == netns && READ(r->transports) & transport;",
-        "holds = 1;",
+        "if (port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
+		    READ(r->netns) == netns && READ(r->transports) & transport && l->gate &&",
+        "if (l->gate &&",
     ),
     (
         "a request is in force although a bind was quicker",
