@@ -153,12 +153,18 @@
     ),
     (
         "lingering is marked after the counts are read",
-        "table.h",
-        "	__sync_fetch_and_or(&w->lingering, mask);
-	mine = mask & ~word_in_use(w);
+        "reservation.h",
+        "	if (linger)
+		__sync_fetch_and_or(&w->lingering, mask);
+	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 ",
-        "	mine = mask & ~word_in_use(w);
-	__sync_fetch_and_or(&w->lingering, mask);
+        "	if (linger) {
+		__u64 mine = mask & ~word_in_use(w);
+
+		__sync_fetch_and_or(&w->lingering, mask);
+		mask = mine & __sync_fetch_and_and(&w->lingering, ~mine);
+	}
+	reserved_clear(w, transport, base, mask);
 ",
     ),
     (
@@ -204,15 +210,15 @@
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
 		w->lead = 0;
-	if (s->in_force)
-		word_free(w, transport, base, span_mask(s, base));
-	else
-		reserved_clear(w, transport, base, span_mask(s, base));
+	linger = s->in_force && READ(w->bound);
+	if (linger)
+		__sync_fetch_and_or(&w->lingering, mask);
+	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 ",
-        "	if (s->in_force)
-		word_free(w, transport, base, span_mask(s, base));
-	else
-		reserved_clear(w, transport, base, span_mask(s, base));
+        "	linger = s->in_force && READ(w->bound);
+	if (linger)
+		__sync_fetch_and_or(&w->lingering, mask);
+	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
