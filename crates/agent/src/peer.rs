@@ -14,9 +14,9 @@ use nix::sys::socket::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// `CAP_NET_BIND_SERVICE` and `CAP_NET_ADMIN`: whoever has one of them could have the port without Portkeep, or could take
-/// the network away from everybody.
-const OF_ROOT: u64 = 1 << 10 | 1 << 12;
+/// `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`: a process with one of them could have the port without
+/// Portkeep, or could take the network away from everybody. The BPF programs ask for the same (`is_root` in process.h).
+const OF_ROOT: u64 = 1 << 10 | 1 << 12 | 1 << 21;
 
 /// The process at the other end, as the kernel reports it (`SO_PEERCRED`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_from_the_status() {
-        assert_eq!(capabilities("Name:\tx\nCapEff:\t0000000000001400\n"), Some(OF_ROOT));
+        assert_eq!(capabilities("Name:\tx\nCapEff:\t0000000000201400\n"), Some(OF_ROOT));
         assert_eq!(capabilities("Name:\tx\nCapEff:\t0000000000000000\n"), Some(0));
         assert_eq!(capabilities("Name:\tx\n"), None);
     }

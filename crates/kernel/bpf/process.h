@@ -90,6 +90,7 @@ struct inet_sock {
 #define PF_KTHREAD 0x00200000
 #define CAP_NET_BIND_SERVICE 10
 #define CAP_NET_ADMIN 12
+#define CAP_SYS_ADMIN 21
 
 /* to = from->field, 0 if it cannot be read. */
 #define FETCH(to, from, field) bpf_probe_read_kernel(&(to), sizeof(to), &(from)->field)
@@ -141,7 +142,8 @@ __inline int is_root(void)
 {
 	if ((__u32)bpf_get_current_uid_gid())
 		return 0;
-	return !places_known || has_capability(1ULL << CAP_NET_BIND_SERVICE | 1ULL << CAP_NET_ADMIN);
+	return !places_known ||
+	       has_capability(1ULL << CAP_NET_BIND_SERVICE | 1ULL << CAP_NET_ADMIN | 1ULL << CAP_SYS_ADMIN);
 }
 
 /* The network namespace that the process at hand is in, which need not be that of the socket it was handed. 0: not known. */
