@@ -228,8 +228,11 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	verdict = w ? bind_reserved(ctx, sk, w, transport, port) : PASS;
 	if (verdict != PASS)
 		return verdict;
-	/* Whatever the second program counts, a request that is not granted yet included: of MPTCP it would not see the close. */
-	mptcp = mptcp_of(sk, transport);
+	/*
+	 * Whatever the second program counts, a request that is not granted yet included: of MPTCP it would not see the
+	 * close. Of a bind to port 0 it finds out by itself where it may (is_kernel_socket).
+	 */
+	mptcp = w || in_pool(port) || (!port && !places_known) ? mptcp_of(sk, transport) : NULL;
 	if (mptcp) {
 		st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (st)
