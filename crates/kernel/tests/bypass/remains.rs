@@ -1,6 +1,6 @@
 //! Remains of requests and sockets: they keep nobody from a port, and they are charged.
 
-use std::net::Ipv4Addr;
+use std::{fs, net::Ipv4Addr};
 
 use portkeep::control;
 use portkeep_core::{
@@ -10,12 +10,13 @@ use portkeep_core::{
 use portkeep_kernel::WordKey;
 use portkeep_testkit::{
     World,
+    audit::uses,
     process::{Child, become_user, in_child},
-    sockets::{bind, bind_to, connect, errno, reserve, tcp, tcp6, token, udp},
+    sockets::{bind, bind_to, connect, errno, port, reserve, tcp, tcp6, token, udp},
 };
-use socket2::Socket;
+use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::siege::NOBODY;
+use crate::siege::{NOBODY, absent};
 
 fn beacon(world: &World) -> Socket {
     let beacon = udp();
@@ -207,4 +208,31 @@ fn a_second_bind_of_a_reserved_port_is_refused_before_anything_else_is_looked_at
     bind(&udp(), grant.start).unwrap();
     drop(owner);
     world.assert_empty();
+}
+
+/// The kernel binds an MPTCP socket by a TCP socket whose close no program sees. Where it chooses a port of a request that
+/// is not granted yet, the use must not stay for ever.
+#[test]
+fn mptcp_that_is_given_a_port_of_a_pending_request_leaves_nothing_behind() {
+    let Some(world) = World::enter("bypass::mptcp_pending") else { return };
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40015").unwrap();
+    let mptcp = |domain| Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP));
+    if mptcp(Domain::IPV4).is_err() {
+        return absent("MPTCP", "no such protocol");
+    }
+    let beacon = beacon(&world);
+    for domain in [Domain::IPV4, Domain::IPV6] {
+        let owner = tcp();
+        let request = AcquireRequest { count: 16, ..ask(40000) };
+        assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
+        let socket = mptcp(domain).unwrap();
+        bind(&socket, 0).unwrap();
+        let chosen = port(&socket);
+        assert!((40000..=40015).contains(&chosen));
+        drop((socket, owner));
+        assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, chosen), 0, "{domain:?}");
+        // No program sees the close, so user space clears the mark.
+        world.assert_consistent();
+    }
+    drop(beacon);
 }
