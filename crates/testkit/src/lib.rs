@@ -13,19 +13,27 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock},
+    thread,
+    time::{Duration, Instant},
 };
 
 use portkeep_kernel::{Loaded, Settings, cgroup};
 
+pub mod agent;
 mod attach;
 pub mod audit;
+pub mod driven;
+pub mod machine;
+mod outcome;
 pub mod places;
 pub mod process;
+pub mod random;
 pub mod report;
 pub mod sockets;
 mod world;
 
 pub use attach::{ATTACH, GUEST, at_root};
+pub use outcome::Outcome;
 pub use world::World;
 
 use crate::attach::Needs;
@@ -220,6 +228,30 @@ impl Sandbox {
     /// The loaded BPF programs.
     pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Wait for what another process is about to do.
+///
+/// # Panics
+///
+/// If that takes longer than on any machine that is not stuck.
+#[track_caller]
+pub fn eventually(condition: impl FnMut() -> bool) {
+    eventually_or(|| "it did not happen".into(), condition);
+}
+
+/// The same, with the words for a failure.
+///
+/// # Panics
+///
+/// As [`eventually`].
+#[track_caller]
+pub fn eventually_or(failure: impl Fn() -> String, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", failure());
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

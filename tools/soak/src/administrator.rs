@@ -12,11 +12,11 @@ use portkeep::persistent::{
 };
 use portkeep_core::{PortRange, Token, Transports, wire};
 use portkeep_kernel::cgroup;
+use portkeep_testkit::random::Random;
 
 use super::{
     agent::Place,
     ledger::{Entry, Grant, Ledger, now},
-    random::Random,
     report::Reporter,
     shared::{Crew, Shared},
     tally::{self, Operation},

@@ -17,15 +17,15 @@ use portkeep_kernel::{Claimed, CreateError, Expiring, ForWhom, Wanted, Word, Wor
 use portkeep_model::{
     Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId, State,
 };
-use portkeep_testkit::new_namespace;
+use portkeep_testkit::{
+    driven::{Answer, Command, Process},
+    new_namespace,
+};
 use rustix::time::{ClockId, clock_gettime};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::steps::{Ask, At, How, Query, Step};
-use crate::{
-    Lab, POOL,
-    common::{Answer, Command, Process},
-};
+use crate::{Lab, POOL};
 
 /// The kernel and the model disagree, or a call went wrong that cannot.
 pub struct Failure {
