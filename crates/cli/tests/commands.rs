@@ -294,6 +294,25 @@ fn without_rights_ports_are_held_and_the_limits_said() {
     }
 }
 
+#[test]
+fn acquire_holds_as_run_does() {
+    let bed = bed!("acquire-held");
+    let copy = bed.for_everybody(PORTKEEP);
+    let mut command = bed.as_nobody(&[&copy, "acquire", "--both"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (port, rest) = line.split_once(' ').unwrap();
+    assert_eq!(rest, "tcp+udp held\n");
+    let port = port.parse().unwrap();
+    // The helper sets SO_REUSEADDR for TCP, as servers do.
+    assert_eq!(bed.outsider_binds("tcp", port), "bound");
+    assert_eq!(bed.outsider_binds("udp", port), "AddrInUse");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(bed.outsider_binds("udp", port), "bound");
+}
+
 /// Like [`binds`] with `$PORT`, but of a copy that nobody can reach.
 fn copied_binds(bed: &Machine, transport: &str) -> String {
     let copy = bed.folder.path().join("helper");

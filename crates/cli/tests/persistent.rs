@@ -10,7 +10,7 @@ use std::{
 };
 
 use portkeep::{
-    PortRange, Transport, Transports,
+    Align, PortRange, Transport, Transports,
     persistent::{
         Account, Kept, Name, PersistentError, Proposal, Standing, Which, Who, lookup,
         protocol::{self, Happening},
@@ -139,7 +139,7 @@ fn any_block_is_chosen_once_and_kept() {
     let place = AgentFolder::new();
     let agent = place.agent();
     let mut any = Proposal::any(name("rtp"), 20, Transports::Both);
-    any.block = portkeep::persistent::Block::Any { count: 20, align: 2 };
+    any.block = portkeep::persistent::Block::Any { count: 20, align: Align::new(2).unwrap() };
     let created = place.connect().create(&any, Kept::Persistent).unwrap();
     let block = created.declaration.ports;
     assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);

@@ -85,7 +85,7 @@ pub use enforcement::{Enforcement, Require};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};
 pub use info::{Info, State, Version};
 pub use pending::Pending;
-pub use portkeep_core::{Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports};
+pub use portkeep_core::{Align, AlignError, Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports};
 pub use query::{enforcement, list, lookup, version, who};
 pub use request::Request;
 pub use reservation::{Parts, Reservation, release};

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use portkeep_kernel::{Loaded, Settings, cgroup};
 
 pub mod agent;
@@ -169,23 +170,16 @@ pub struct Sandbox {
 
 fn process_sandbox() -> &'static Result<Sandbox, String> {
     static SANDBOX: OnceLock<Result<Sandbox, String>> = OnceLock::new();
-    SANDBOX.get_or_init(|| {
-        let describe = |error: &dyn std::error::Error| {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                text.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            text
-        };
-        let cgroup = if at_root() { TestCgroup::root() } else { TestCgroup::new("sandbox") };
-        let cgroup = cgroup.map_err(|error| format!("no cgroup of our own: {error}"))?;
-        let mut loaded = Loaded::load().map_err(|error| describe(&error))?;
-        loaded.attach(&Settings::default(), cgroup.path(), cgroup.path()).map_err(|error| describe(&error))?;
-        cgroup.enter(std::process::id()).map_err(|error| format!("moving into {:?}: {error}", cgroup.path()))?;
-        Ok(Sandbox { cgroup, loaded: Mutex::new(loaded) })
-    })
+    SANDBOX.get_or_init(|| make_sandbox().map_err(|error| format!("{error:#}")))
+}
+
+fn make_sandbox() -> anyhow::Result<Sandbox> {
+    let cgroup = if at_root() { TestCgroup::root() } else { TestCgroup::new("sandbox") };
+    let cgroup = cgroup.context("no cgroup of our own")?;
+    let mut loaded = Loaded::load()?;
+    loaded.attach(&Settings::default(), cgroup.path(), cgroup.path())?;
+    cgroup.enter(std::process::id()).with_context(|| format!("moving into {:?}", cgroup.path()))?;
+    Ok(Sandbox { cgroup, loaded: Mutex::new(loaded) })
 }
 
 impl Sandbox {

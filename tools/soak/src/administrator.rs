@@ -139,7 +139,7 @@ impl Administrator {
         let transports = self.random.of(&[Transports::Tcp, Transports::Udp, Transports::Both]);
         let mut proposal = Proposal::new(name, ports, transports);
         if letter == 'c' && self.random.one_in(6) {
-            let block = portkeep::persistent::Block::Any { count: ports.count(), align: 0 };
+            let block = portkeep::persistent::Block::Any { count: ports.count(), align: portkeep_core::Align::ANY };
             proposal.block = block;
         }
         proposal.who(self.who()).strict(self.random.one_in(4))

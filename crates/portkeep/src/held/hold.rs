@@ -52,7 +52,7 @@ fn search(
     attempt: impl Fn(u16) -> Result<Sockets, (u16, io::Error)>,
 ) -> Result<Option<Sockets>, AcquireError> {
     static CURSOR: AtomicU32 = AtomicU32::new(0);
-    let align = u32::from(request.align.max(1));
+    let align = u32::from(request.align.unwrap_or_default().get());
     let length = u32::from(last - first) + 1;
     // Processes begin at different places, or each would have to pass by all the others.
     let _ = CURSOR.compare_exchange(0, std::process::id().wrapping_mul(64) | 1, Ordering::Relaxed, Ordering::Relaxed);
