@@ -66,6 +66,7 @@
 //! (<https://learn.microsoft.com/windows/win32/winsock/sio-acquire-port-reservation> and its sisters).
 #![deny(missing_docs)]
 
+mod associate;
 mod bind;
 pub mod control;
 mod enforcement;
@@ -81,6 +82,7 @@ mod socket;
 mod sys;
 mod wait;
 
+pub use associate::PortkeepSocket;
 pub use enforcement::{Enforcement, Require};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};
 pub use info::{Info, State, Version};
@@ -89,4 +91,3 @@ pub use portkeep_core::{Align, AlignError, Errno, PortRange, PortRangeError, Sco
 pub use query::{enforcement, list, lookup, version, who};
 pub use request::Request;
 pub use reservation::{Parts, Reservation, release};
-pub use socket::PortkeepSocket;

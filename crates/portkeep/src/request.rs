@@ -183,7 +183,7 @@ impl Request {
         };
         let transports = self.transports();
         if !kernel {
-            let (token, ports) = held::acquire(self)?;
+            let (token, ports) = held::acquire(self, query::version().ok().and_then(|version| version.pool))?;
             let enforcement = Enforcement::Held;
             let parts = Parts { token, owner: owner.into(), ports, transports, enforcement };
             return Ok(Pending::decided(Reservation::from_parts(parts)));

@@ -8,7 +8,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, UdpSocket},
     os::{fd::AsFd, unix::fs::PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -22,6 +22,16 @@ use crate::{Outcome, TestCgroup, at_root, eventually, new_namespace};
 const NOBODY: &str = "65534";
 /// The namespaces of the machine, as nsenter names them.
 const NAMESPACES: [&str; 2] = ["--mount", "--net"];
+
+/// The folder of the pins, below that of the machine.
+const PINS: &str = "bpf/portkeep";
+
+/// Have a `portkeep` command keep everything below `folder`: its pins, the agent's socket, the store, and the files of the
+/// system that it reads.
+pub fn keep_below(folder: &Path, command: &mut Command) {
+    command.env("PORTKEEP_PIN_DIR", folder.join(PINS)).env("PORTKEEP_RUNTIME_DIR", folder.join("run"));
+    command.env("PORTKEEP_STATE_DIR", folder.join("state")).env("PORTKEEP_ROOT", folder.join("root"));
+}
 
 /// The machine. Dropped, its namespaces and its cgroup go.
 #[derive(Debug)]
@@ -83,7 +93,7 @@ impl Machine {
 
     /// The folder of the pins.
     pub fn pins(&self) -> PathBuf {
-        self.folder.path().join("bpf").join("portkeep")
+        self.folder.path().join(PINS)
     }
 
     /// Where `up` enforces, as the commands name it.
@@ -102,15 +112,12 @@ impl Machine {
         let mut command = Command::new("sh");
         command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string());
         command.args(NAMESPACES).arg("--").args(words);
-        command.env("PORTKEEP_PIN_DIR", self.pins());
+        keep_below(self.folder.path(), &mut command);
         if at_root() {
             command.env_remove("PORTKEEP_ENFORCE");
         } else {
             command.env("PORTKEEP_ENFORCE", self.cgroup.path());
         }
-        command.env("PORTKEEP_RUNTIME_DIR", self.folder.path().join("run"));
-        command.env("PORTKEEP_STATE_DIR", self.folder.path().join("state"));
-        command.env("PORTKEEP_ROOT", self.folder.path().join("root"));
         command.env_remove("PORTKEEP_CONFIG");
         command.env_remove("PORTKEEP_SERVE");
         command.stdin(Stdio::null());
@@ -141,7 +148,7 @@ impl Machine {
 
     /// A copy of a program that anybody can start: where the build folder is in somebody's home, nobody else could.
     pub fn for_everybody(&self, program: &str) -> String {
-        let name = std::path::Path::new(program).file_name().unwrap();
+        let name = Path::new(program).file_name().unwrap();
         let copy = self.folder.path().join(name);
         if !copy.exists() {
             // By another process: a child that is forked meanwhile would have our copy open for writing for a moment,

@@ -38,11 +38,11 @@ pub(crate) fn info(token: Token) -> Option<Info> {
     registry().get(&token).map(|block| block.info(token))
 }
 
-pub(crate) fn acquire(request: &Request) -> Result<(Token, PortRange), AcquireError> {
+pub(crate) fn acquire(request: &Request, pool: Option<PortRange>) -> Result<(Token, PortRange), AcquireError> {
     if request.scope != Scope::Process {
         return Err(AcquireError::HeldCannot { what: "a scope wider than the process" });
     }
-    let sockets = hold::hold(request)?;
+    let sockets = hold::hold(request, pool)?;
     let block = Block::new(request, sockets);
     let ports = block.ports();
     let token = sys::random_token().map_err(|source| AcquireError::AcquireCall { source })?;
