@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     calls::{enabled, line},
     end,
-    kernel::{Kernel, Process},
+    kernel::{Kernel, Process, Socket},
     machine::{Fault, Machine, Outcome},
     memory::{Shared, Watch, mix},
     program::Program,
@@ -98,7 +98,10 @@ impl<'a> Search<'a> {
         let mut sockets: Vec<_> = scenario
             .sockets
             .iter()
-            .map(|plan| new_socket(&plan.name, plan.process, plan.transport, plan.netns))
+            .map(|plan| Socket {
+                mptcp: plan.mptcp,
+                ..new_socket(&plan.name, plan.process, plan.transport, plan.netns)
+            })
             .collect();
         for (n, (name, _)) in scenario.processes.iter().enumerate() {
             for transport in [crate::kernel::Transport::Tcp, crate::kernel::Transport::Udp] {

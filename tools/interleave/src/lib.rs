@@ -45,8 +45,8 @@ pub struct Report {
 
 fn load(object: &[u8]) -> Result<program::Program> {
     let mut program = program::Program::parse(object)?;
-    // The loader normally sets these: every kernel structure that the programs read is known.
-    for name in ["places_known", "process_known", "processes_known", "structures_known"] {
+    // The loader normally sets these: every kernel structure that the programs read is known, and so is MPTCP.
+    for name in ["places_known", "process_known", "processes_known", "structures_known", "mptcp_known"] {
         program.set_constant(name, 1);
     }
     Ok(program)
@@ -54,7 +54,7 @@ fn load(object: &[u8]) -> Result<program::Program> {
 
 /// Whether a scenario shows a limit of the design that `docs/internals/interleavings.md` explains, and is expected to fail.
 pub fn is_known_limit(name: &str) -> bool {
-    matches!(name, "forget-bind-acquire" | "lingering-bind")
+    matches!(name, "accept-acquire" | "forget-bind-acquire" | "lingering-bind" | "mptcp-pending")
 }
 
 /// Explores one scenario with an object, in the short or the long form.
