@@ -37,6 +37,10 @@ impl Machine {
             }
             return cpu.begin_loop(rounds, address::offset(callback), a[2]).map(|()| true);
         }
+        // Helpers that write or take locks are taken for barriers.
+        if matches!(number, 2 | 3 | 16 | 49 | 57 | 59 | 64 | 107 | 130) && !self.catch_up(state, cpu)? {
+            return Ok(false);
+        }
         let Some(result) = self.call(state, cpu, number, a)? else { return Ok(false) };
         cpu.registers[0] = result;
         cpu.registers[1..6].fill(0);
