@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use super::{Model, Namespace, Place, Socket};
-use portkeep_core::{PortRange, Transports};
+use portkeep_core::{Align, PortRange, Transports};
 
 impl Model {
     pub(super) fn place(
@@ -18,7 +18,7 @@ impl Model {
         namespace: Namespace,
         transports: Transports,
         count: u16,
-        align: u16,
+        align: Align,
     ) -> Option<PortRange> {
         let pool = self.settings.pool?;
         let occupied: BTreeSet<Place> =
@@ -28,7 +28,7 @@ impl Model {
         let avoided = self.avoided.get(&namespace);
         let fits = |start: u16, fresh: bool, avoiding: bool| {
             let block = PortRange::new(start, count).ok().filter(|block| block.last() <= pool.last());
-            start.is_multiple_of(align)
+            align.allows(start)
                 && block.is_some_and(|block| {
                     !(avoiding && avoided.is_some_and(|avoided| avoided.overlaps(block)))
                         && places_of(namespace, transports, block)

@@ -54,7 +54,7 @@ fn load(object: &[u8]) -> Result<program::Program> {
 
 /// Whether a scenario shows a limit of the design that `docs/internals/interleavings.md` explains, and is expected to fail.
 pub fn is_known_limit(name: &str) -> bool {
-    matches!(name, "accept-acquire" | "forget-bind-acquire" | "lingering-bind" | "mptcp-pending")
+    matches!(name, "forget-bind-acquire" | "lingering-bind")
 }
 
 /// Explores one scenario with an object, in the short or the long form.

@@ -155,13 +155,13 @@
         "lingering is marked after the counts are read",
         "reservation.h",
         "	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 ",
         "	if (linger) {
 		__u64 mine = mask & ~word_in_use(w);
 
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 		mask = mine & __sync_fetch_and_and(&w->lingering, ~mine);
 	}
 	reserved_clear(w, transport, base, mask);
@@ -212,12 +212,12 @@
 		w->lead = 0;
 	linger = s->in_force && READ(w->bound);
 	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 ",
         "	linger = s->in_force && READ(w->bound);
 	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
@@ -315,8 +315,8 @@
     (
         "an accepted connection is not counted",
         "connect.h",
-        "	if (in_pool(port) && st && use_start(",
-        "	if (0 && use_start(",
+        "		if (!in_pool(port) || !st || !use_start(",
+        "		if (1 || !use_start(",
     ),
     (
         "an accepted connection counts until its descriptor is closed",
@@ -333,8 +333,29 @@
     (
         "an automatic choice of an MPTCP socket is counted with the TCP socket under it",
         "bind.h",
-        "	mptcp = w || in_pool(port) || !port ? mptcp_of(sk, transport) : NULL;",
-        "	mptcp = w || in_pool(port) ? mptcp_of(sk, transport) : NULL;",
+        "	mptcp = mptcp_of(sk, transport);
+	if (mptcp) {",
+        "	mptcp = w || in_pool(port) ? mptcp_of(sk, transport) : NULL;
+	if (mptcp) {",
+    ),
+    (
+        "a port of an MPTCP socket that is requested meanwhile is counted with the TCP socket under it",
+        "bind.h",
+        "	mptcp = mptcp_of(sk, transport);
+	if (mptcp) {",
+        "	mptcp = w || in_pool(port) || !port ? mptcp_of(sk, transport) : NULL;
+	if (mptcp) {",
+    ),
+    (
+        "an accepted connection looks first and counts itself second",
+        "connect.h",
+        "		/* Order: count first, look second. See reservation.h. */
+		if (!(READ(w->reserved) & BIT(port)))
+			return;
+		use_over(st, netns);
+",
+        "		return;
+",
     ),
     (
         "an MPTCP socket that a reservation lets in is not counted",
