@@ -41,9 +41,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&entries)?;
     } else {
         write(&entries, &mut io.out)?;
-        for waiting in waiting::list() {
-            io.note(waiting);
-        }
+    }
+    for waiting in waiting::list() {
+        io.note(waiting);
     }
     Ok(DONE)
 }

@@ -114,6 +114,23 @@ fn helper_serves() {
     }
 }
 
+/// Set for the process that plays a client: its own port.
+const CONNECT: &str = "PORTKEEP_TEST_CONNECT";
+
+/// Started by the other tests in the place of a client, with a connection to a server of its own.
+#[test]
+#[ignore = "plays a client for the other tests"]
+fn helper_connects() {
+    let Ok(port) = std::env::var(CONNECT) else { return };
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = server.local_addr().unwrap().to_string();
+    let client = portkeep_testkit::sockets::tcp();
+    portkeep_testkit::sockets::bind(&client, port.parse().unwrap()).unwrap();
+    portkeep_testkit::sockets::connect(&client, &peer).unwrap();
+    println!("\nhelper: {peer}");
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
 impl Drop for Stage {
     fn drop(&mut self) {
         if let Some(agent) = &mut self.agent {
@@ -292,6 +309,93 @@ fn impossible_requests_are_reported_with_the_process_in_the_way() {
     // Looking takes no right.
     assert_eq!(stage.portkeep_as_nobody(&["persist", "list", "--json"]).ok().json(), stage.declared());
     assert_eq!(stage.declared().as_array().unwrap().len(), 1);
+}
+
+/// Where something waits, every display shows it, and what it waits for: the process, and the other end of a connection.
+#[test]
+fn what_waits_is_shown_with_what_it_waits_for() {
+    let stage = stage!("waits");
+    let helper = ["--exact", "helper_connects", "--ignored", "--nocapture"];
+    let copy = stage.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut command = stage.program(&[&[copy.as_str()], &helper[..]].concat());
+    command.env(CONNECT, "8443").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let peer =
+        out.by_ref().lines().map_while(Result::ok).find_map(|line| Some(line.strip_prefix("helper: ")?.to_owned()));
+    let client = Server { child, _out: out };
+    let (peer, pid) = (peer.expect("the client is connected"), client.pid());
+
+    stage
+        .file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"web.service\"\n");
+    let reload = stage.portkeep(&["reload"]).ok().out;
+    assert!(reload.starts_with("reloaded: 0 added, 0 removed; 1 not in force"), "{reload}");
+    let declared = stage.declared();
+    let why = declared[0]["reason"].as_str().unwrap().to_owned();
+    assert!(why.starts_with(&format!("8443/tcp is in use by pid {pid} (")), "{why}");
+    assert!(why.ends_with(&format!("): connected with {peer}")), "{why}");
+    assert_eq!(declared[0]["state"], "waiting");
+    let socket = &declared[0]["waits_for"][0];
+    assert_eq!((&socket["pid"], &socket["peer"], &socket["port"]), (&json!(pid), &json!(peer), &json!(8443)));
+
+    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines[1].starts_with("web ") && lines[1].contains(" waits "), "{list}");
+    assert_eq!(lines[2], format!("    {why}"));
+    let sentence = format!("web, 8443/tcp for unit web.service, is not in force: {why}");
+    let status = stage.portkeep(&["status"]).ok().out;
+    assert!(status.lines().any(|line| line.starts_with("waits ") && line.ends_with(&sentence)), "{status}");
+    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["why"], why);
+    // What is not in force is no reservation: it is not among them, and is not overlooked either.
+    let list = stage.portkeep(&["list"]).ok();
+    assert!(!list.out.contains("8443") && list.err.contains(&sentence), "{list:?}");
+    let list = stage.portkeep(&["list", "--json"]).ok();
+    assert_eq!(list.json(), json!([]));
+    assert!(list.err.contains(&sentence), "{list:?}");
+    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    assert!(who.contains(&format!("pid {pid}")) && who.contains(&sentence), "{who}");
+    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["why"], why);
+}
+
+/// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in
+/// force, however many there are.
+#[test]
+fn the_agent_is_ready_when_what_is_declared_is_in_force() {
+    let mut stage = stage!("ready");
+    stage.stop();
+    const MANY: usize = 3000;
+    let stanza = |port| format!("[[reservation]]\nname = \"web{port}\"\ntcp = {port}\n");
+    stage.file("etc/portkeep/ports.d/many.toml", &(20000..20000 + MANY).map(stanza).collect::<String>());
+    let path = stage.folder.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let mut said = {
+        let mut buffer = [0; 1024];
+        manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        move || {
+            let length = manager.recv(&mut buffer).expect("the agent reports to the service manager");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        }
+    };
+    let log = fs::File::create(stage.folder.path().join("agent.log")).unwrap();
+    stage.agent = Some(stage.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
+    let pid = Pid::from_child(stage.agent.as_ref().unwrap());
+    assert!(said().lines().any(|line| line == "READY=1"));
+    // Whatever it has not done yet it does not do now.
+    kill_process(pid, Signal::STOP).unwrap();
+    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    assert_eq!(in_force.as_array().unwrap().len(), MANY);
+    assert_eq!(stage.outsider_binds("tcp", 20000 + MANY as u16 - 1), "AddrInUse");
+    kill_process(pid, Signal::CONT).unwrap();
+
+    // A reload is one too: what has been added is in force when the agent is ready again.
+    stage.file("etc/portkeep/ports.d/more.toml", &stanza(30000));
+    kill_process(pid, Signal::HUP).unwrap();
+    let reloading = said();
+    assert!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="), "{reloading}");
+    assert_eq!(said().trim_end(), "READY=1");
+    assert_eq!(stage.outsider_binds("tcp", 30000), "AddrInUse");
+    stage.stop();
+    assert_eq!(said().trim_end(), "STOPPING=1");
 }
 
 #[test]

@@ -277,6 +277,41 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     world.assert_empty();
 }
 
+/// A bind between the agent's look and the confirmation wins. The declaration was in the store by then: what was refused must
+/// not come into force later.
+#[test]
+fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
+    let Some(world) = World::enter("overtaken") else { return };
+    let place = Place::new();
+    let mut agent = place.agent();
+    let mut outsider = Child::fork(|talk| {
+        become_user(OTHER);
+        talk.say(1);
+        loop {
+            let _ = bind(&tcp(), 8443);
+        }
+    });
+    outsider.talk.hear();
+    for kept in [Kept::Persistent, Kept::Active] {
+        eventually(|| match place.connect().create(&web(8443), kept) {
+            Ok(_) => {
+                place.connect().delete(&Which::Name(name("web"))).unwrap();
+                false
+            }
+            Err(PersistentError::InUse(why)) => why.contains("at this moment"),
+            Err(error) => panic!("{error}"),
+        });
+        assert_eq!(place.list(), []);
+        agent.kill();
+        agent = place.agent();
+        assert_eq!(place.list(), [], "it is not in the store either");
+    }
+    outsider.kill();
+    assert_eq!(bound_by(OTHER, 8443), Ok(()));
+    agent.stop();
+    world.assert_empty();
+}
+
 #[test]
 fn around_lets_the_rightful_stay_and_nobody_else() {
     let Some(world) = World::enter("around") else { return };

@@ -107,6 +107,8 @@ pub struct Model {
     aside: BTreeSet<Place>,
     lingering: BTreeSet<Place>,
     closed_lately: BTreeSet<Place>,
+    /// Pool ports that automatic choices may give to anybody: wildcard requests come to them last.
+    avoided: BTreeMap<Namespace, PortRange>,
     next_socket: SocketId,
 }
 

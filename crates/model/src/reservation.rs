@@ -157,6 +157,14 @@ impl Model {
         Ok(())
     }
 
+    /// Ports of a namespace that automatic choices may give to anybody: wildcard requests come to them last.
+    pub fn avoid(&mut self, namespace: Namespace, ports: Option<PortRange>) {
+        match ports {
+            Some(ports) => self.avoided.insert(namespace, ports),
+            None => self.avoided.remove(&namespace),
+        };
+    }
+
     /// It no longer is.
     pub fn give_back(&mut self, at: Place) -> Result<(), Errno> {
         if self.aside.remove(&at) { Ok(()) } else { Err(Errno::ENOENT) }

@@ -170,6 +170,21 @@ fn n2_ports_closed_lately_come_last() {
 }
 
 #[test]
+fn n3_ports_of_automatic_choices_come_last() {
+    let mut w = World::new();
+    w.model.settings.pool = PortRange::new(61000, 6).ok();
+    w.model.avoid(HERE, PortRange::new(61000, 3).ok());
+    w.model.avoid(HERE + 1, PortRange::new(61003, 3).ok());
+    let outsider = w.tcp(OTHER);
+    w.bind(OTHER, outsider, 61004).unwrap();
+    w.model.close(OTHER, outsider).unwrap();
+    let s = w.tcp(OWNER);
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 2)).unwrap().1, range(61003, 2), "rather those closed lately");
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 1)).unwrap().1, range(61005, 1));
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 3)).unwrap().1, range(61000, 3), "nothing else is left");
+}
+
+#[test]
 fn r3_no_automatic_choice_lands_in_a_block() {
     let mut w = World::with_agent();
     let s = w.tcp(OWNER);

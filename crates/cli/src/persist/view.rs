@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, path::Path};
 
 use anyhow::Context;
-use portkeep::persistent::{Connection, Entry, Origin, PersistentError, Standing, protocol};
+use portkeep::persistent::{Connection, Entry, InTheWay, Origin, PersistentError, Standing, protocol};
 use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
 use serde::Serialize;
 
@@ -117,6 +117,8 @@ pub(super) struct Flat<'a> {
     /// `active`, `waiting` or `conflict`.
     state: &'static str,
     reason: Option<&'a str>,
+    /// The sockets in its way.
+    waits_for: &'a [InTheWay],
     origin: &'a Origin,
     token: Option<&'a str>,
 }
@@ -133,6 +135,7 @@ impl<'a> From<&'a Entry> for Flat<'a> {
                 Standing::Conflict(_) => "conflict",
             },
             reason: reason(&entry.standing),
+            waits_for: &entry.waits_for,
             origin: &entry.origin,
             token: entry.token.as_deref(),
         }

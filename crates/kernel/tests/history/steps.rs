@@ -108,6 +108,12 @@ pub enum Step {
         port: u16,
     },
     GiveBack(u8),
+    /// Wildcard requests come to these ports last; a count of 0: to none.
+    Avoid {
+        namespace: u8,
+        start: u16,
+        count: u16,
+    },
 }
 
 /// An ACQUIRE.
@@ -279,6 +285,8 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::SetAside { namespace, transport, port }),
         1 => byte().prop_map(Step::GiveBack),
+        1 => (byte(), port(), prop_oneof![Just(0u16), 1..60u16])
+            .prop_map(|(namespace, start, count)| Step::Avoid { namespace, start, count }),
     ];
     prop_oneof![3 => processes, 5 => socket, 5 => descriptors, 16 => reservations, 8 => binds, 5 => agent]
 }

@@ -227,6 +227,12 @@ impl<'lab> World<'lab> {
                 let Some(at) = pick(&aside, *number) else { return Ok(()) };
                 return self.give_back(at);
             }
+            Step::Avoid { namespace, start, count } => {
+                let namespace = self.net(*namespace).cookie;
+                let ports = PortRange::new(*start, *count).ok();
+                same("AVOID", self.admin(|lab| lab.admin.avoid(namespace, ports)), Ok(()))?;
+                self.model.avoid(namespace, ports);
+            }
         }
         Ok(())
     }
