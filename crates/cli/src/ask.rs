@@ -14,9 +14,9 @@ pub(crate) const LABEL: usize = 24;
 /// The block that is wanted.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Ask {
-    /// Number of ports, in a row
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) count: u16,
+    /// Number of ports, in a row [default: 1]
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    wanted: Option<u16>,
     /// TCP ports [default]
     #[arg(long, group = "transport")]
     tcp: bool,
@@ -56,6 +56,21 @@ impl Ask {
         }
     }
 
+    pub(crate) fn count(&self) -> u16 {
+        self.wanted.unwrap_or(1)
+    }
+
+    /// Whether fixed ports are asked for in so many words.
+    pub(crate) const fn names_ports(&self) -> bool {
+        self.wanted.is_some() || self.at.is_some() || self.align.is_some()
+    }
+
+    /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
+    pub(crate) fn for_range(&self, count: u16) -> Self {
+        let both = self.both || !(self.tcp || self.udp);
+        Self { wanted: Some(count), at: None, align: None, both, ..self.clone() }
+    }
+
     pub(crate) const fn transports(&self) -> Transports {
         match (self.udp, self.both) {
             (_, true) => Transports::Both,
@@ -70,7 +85,7 @@ impl Ask {
         if let Some(align) = self.align.filter(|align| at % align != 0) {
             anyhow::bail!("port {at} is not a multiple of {align}");
         }
-        Ok(Some(PortRange::new(at, self.count)?))
+        Ok(Some(PortRange::new(at, self.count())?))
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use portkeep::{
     AcquireError, Enforcement, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
@@ -24,6 +25,16 @@ pub(crate) struct Claim {
     /// Only kernel enforcement gives one.
     pub(crate) token: Option<Token>,
     keeper: Keeper,
+}
+
+/// What a reservation is to be, beside its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    /// For associated sockets only.
+    Strict,
+    /// A private ephemeral range.
+    Ephemeral,
 }
 
 #[derive(Debug)]
@@ -52,19 +63,20 @@ pub(crate) struct ClaimJson {
 
 impl Claim {
     /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
-    /// `signal` reports a signal that shall end the wait for the agent.
+    /// With `beside` it gets the owner socket of that claim, and ends with it. `signal` reports a signal that shall end the wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
         label: &str,
         scope: Scope,
-        strict: bool,
+        kind: Kind,
+        beside: Option<&Self>,
         mut signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
         let block = ask.block()?;
         let transports = ask.transports();
         let first = transports.iter().next().unwrap_or(Transport::Tcp);
         let mut request = Request::new(first)
-            .ports(ask.count)
+            .ports(ask.count())
             .align(ask.align.unwrap_or(1))
             .label(ask.label.as_deref().unwrap_or(label))
             .scope(scope)
@@ -75,11 +87,22 @@ impl Claim {
         if transports == Transports::Both {
             request = request.both();
         }
-        if strict {
-            request = request.strict();
+        match kind {
+            Kind::Plain => {}
+            Kind::Strict => request = request.strict(),
+            Kind::Ephemeral => request = request.ephemeral(),
         }
         let mut ended_by = None;
-        let granted = request.start().and_then(|pending| {
+        // One owner socket for both: they end together.
+        let owner = match beside {
+            Some(claim) => claim.owner().context("duplicating the owner socket")?,
+            None => None,
+        };
+        let started = match owner {
+            Some(owner) => request.start_on(owner),
+            None => request.start(),
+        };
+        let granted = started.and_then(|pending| {
             pending.wait_for(ask.timeout, || {
                 ended_by = signal();
                 ended_by.is_some()

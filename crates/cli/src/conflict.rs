@@ -29,6 +29,7 @@ pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) 
             limit.as_secs_f32()
         )),
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
+        (AcquireError::OverQuota, _) if ask.count() > 1 => Some(over_quota(ask)),
         _ => None,
     };
     match text {
@@ -44,9 +45,18 @@ pub(crate) fn privileged(block: PortRange) -> String {
 
 fn no_room(ask: &Ask) -> String {
     let aligned = ask.align.filter(|n| *n > 1).map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
-    let what = if ask.count == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count) };
+    let what = if ask.count() == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count()) };
     let reserved = portkeep::version().map_or(0, |version| version.ports);
     format!("the pool ({}) has no {what} left; {reserved} ports are reserved on this machine", pool())
+}
+
+fn over_quota(ask: &Ask) -> String {
+    let (count, each) = (u32::from(ask.count()), ask.transports().iter().count() as u32);
+    let sum = if each > 1 { format!(" ({count} for TCP and as many for UDP)") } else { String::new() };
+    format!(
+        "this takes {} ports{sum}, more than is left of your quota; ask for fewer, or see `quota` in portkeep.toml(5)",
+        count * each
+    )
 }
 
 fn pool() -> String {

@@ -41,14 +41,14 @@ impl Held {
                 Err(error) => Err(explain(ask, block, error)),
             };
         }
-        for block in candidates(ask.count, ask.align.unwrap_or(1).max(1)) {
+        for block in candidates(ask.count(), ask.align.unwrap_or(1).max(1)) {
             match Self::bind_all(ask, block) {
                 Ok(held) => return Ok((block, held)),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) => return Err(explain(ask, block, error)),
             }
         }
-        anyhow::bail!("no {} ports in a row are free in {DEFAULT_POOL}", ask.count)
+        anyhow::bail!("no {} ports in a row are free in {DEFAULT_POOL}", ask.count())
     }
 
     fn bind_all(ask: &Ask, block: PortRange) -> io::Result<Self> {

@@ -720,7 +720,8 @@ fn malformed_requests() {
     let valid = wire::AcquireRequest { count: 1, ..Default::default() };
     assert!(Request::from_wire(&valid).is_ok());
     for bad in [
-        wire::AcquireRequest { flags: 4, ..valid },
+        wire::AcquireRequest { flags: 8, ..valid },
+        wire::AcquireRequest { flags: wire::STRICT | wire::EPHEMERAL, ..valid },
         wire::AcquireRequest { scope: 3, ..valid },
         wire::AcquireRequest { zero: 1, ..valid },
         wire::AcquireRequest { cgroup: 1, ..valid },
