@@ -99,7 +99,9 @@ impl Happenings {
         };
         let hit = match what {
             // The entry may be another reservation's by now.
-            Happening::Refused | Happening::Exhausted => reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports))),
+            Happening::Refused | Happening::Exhausted => {
+                reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports)))
+            }
             Happening::Granted => reservation,
             Happening::Ended | Happening::Denied => None,
             // Not one of the kinds above.

@@ -248,7 +248,8 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
     let name = program_name(&args.command);
-    let mut claim_as = |ask: &Ask, kind, beside| Claim::kernel(ask, &name, scope, kind, beside, || forwarder.ended_by());
+    let mut claim_as =
+        |ask: &Ask, kind, beside| Claim::kernel(ask, &name, scope, kind, beside, || forwarder.ended_by());
     let claim = if fixed { Some(claim_as(&args.ask, Kind::Plain, None)?) } else { None };
     let range = match args.ephemeral {
         Some(count) => Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, claim.as_ref())?),

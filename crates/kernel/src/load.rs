@@ -155,7 +155,7 @@ impl Loaded {
     pub(crate) fn with(loader: &mut EbpfLoader<'_>) -> Result<Self, LoadError> {
         if Path::new("/sys/kernel/btf/vmlinux").exists() {
             match Self::knowing(loader, true) {
-                Err(e @ (LoadError::Object(_) | LoadError::Program { .. })) => {eprintln!("DEBUG {}", format!("{e:?}").chars().rev().take(3000).collect::<String>().chars().rev().collect::<String>());}
+                Err(LoadError::Object(_) | LoadError::Program { .. }) => {}
                 done => return done,
             }
         }

@@ -183,7 +183,8 @@ fn e3_a_range_that_is_used_up_is_reported_once_a_second() {
         assert_eq!(port(&s), 0, "never a port from elsewhere");
     }
     let seconds = began.elapsed().as_secs() as usize;
-    let reported = std::iter::from_fn(|| events.next_event()).filter(|event| event.kind == EventKind::Exhausted).count();
+    let reported =
+        std::iter::from_fn(|| events.next_event()).filter(|event| event.kind == EventKind::Exhausted).count();
     assert!((1..=seconds + 2).contains(&reported), "{reported} events in {seconds} s");
     if let Some(server) = mptcp() {
         assert_eq!(errno(bind(&server, 0)), Errno::EADDRINUSE);
@@ -499,7 +500,10 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
     // A second one for the same audience is refused, and a change to it leaves the first one as it is.
     let second = Wanted { start: 700, ..user(OTHER, true) };
     let refused = maps.claim_persistent(&admin, world.netns(), &second);
-    assert!(matches!(&refused, Err(CreateError::Admin(error)) if error.errno() == Some(Errno(libc::EEXIST))), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(CreateError::Admin(error)) if error.errno() == Some(Errno(libc::EEXIST))),
+        "{refused:?}"
+    );
     // Neither is there one for administrators, nor a strict one.
     for bad in [
         Wanted { for_whom: ForWhom::Administrators, ..second.clone() },

@@ -8,7 +8,9 @@
 use std::{collections::HashMap, mem::offset_of};
 
 use portkeep_core::wire;
-use portkeep_kernel::{Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word, WordKey};
+use portkeep_kernel::{
+    Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word, WordKey,
+};
 
 static OBJECT: &[u8] = include_bytes!("../bpf/portkeep.bpf.o");
 

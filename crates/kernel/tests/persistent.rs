@@ -19,7 +19,16 @@ const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
 
 fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
-    Wanted { start, count: 1, align: 0, transports: Transports::Tcp, for_whom, strict: false, ephemeral: false, label: "web".into() }
+    Wanted {
+        start,
+        count: 1,
+        align: 0,
+        transports: Transports::Tcp,
+        for_whom,
+        strict: false,
+        ephemeral: false,
+        label: "web".into(),
+    }
 }
 
 /// The tools of an administrator.

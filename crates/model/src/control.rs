@@ -33,7 +33,16 @@ pub struct Request {
 impl Request {
     /// `count` ports from `start`, nothing else said.
     pub fn new(start: u16, count: u16) -> Self {
-        Self { start, count, both: false, strict: false, ephemeral: false, align: 0, scope: Scope::Process, label: String::new() }
+        Self {
+            start,
+            count,
+            both: false,
+            strict: false,
+            ephemeral: false,
+            align: 0,
+            scope: Scope::Process,
+            label: String::new(),
+        }
     }
 
     /// Reads a request on the wire. EINVAL if it is not valid.

@@ -80,7 +80,10 @@ impl fmt::Display for Table {
              with `portkeep acquire` (the times are those of \
              the library, which makes a socket for each reservation).\n"
         )?;
-        writeln!(f, "| the same pickers, unchanged | rounds lost | under `portkeep run --ephemeral 64` |\n|---|---:|---:|")?;
+        writeln!(
+            f,
+            "| the same pickers, unchanged | rounds lost | under `portkeep run --ephemeral 64` |\n|---|---:|---:|"
+        )?;
         for Row { subject, races, within_range, .. } in &self.rows {
             if let Some(within) = within_range {
                 writeln!(f, "| {} | {} | {} |", subject.title(), lost(*races), lost(*within))?;
@@ -114,7 +117,11 @@ impl Table {
     pub(super) fn check(&self) -> Result<()> {
         for Row { subject, within_range, .. } in &self.rows {
             if let Some(within) = within_range {
-                ensure!(within.lost == 0 && within.refused == 0, "{} lost rounds under run --ephemeral", subject.title());
+                ensure!(
+                    within.lost == 0 && within.refused == 0,
+                    "{} lost rounds under run --ephemeral",
+                    subject.title()
+                );
             }
         }
         let kernel =
