@@ -261,6 +261,10 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Ref
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
     match admin.errno() {
         Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
+        Some(Errno::EEXIST) => refused(
+            Reason::InUse,
+            "those it is for have a private ephemeral range for this transport already; a second one would never be used",
+        ),
         Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
         Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),

@@ -170,13 +170,13 @@ public class Pick {
 }
 
 #[test]
-fn the_range_stands_beside_or_instead_of_fixed_ports() {
+fn e8_the_range_stands_beside_or_instead_of_fixed_ports() {
     let Some(bed) = ready("ephemeral-beside") else { return };
     let script = r#"echo "$PORTKEEP_EPHEMERAL/$PORT/$PORTS/$PORTKEEP_ENFORCEMENT/${PORTKEEP_TOKEN:+token}""#;
     let alone = bed.portkeep(&["run", "-e", "10", "--", "sh", "-c", script]).ok();
     assert_eq!((alone.out.as_str(), alone.err.as_str()), ("61000-61009///kernel/token\n", ""));
     let beside = bed.portkeep(&["run", "-e", "10", "-n", "2", "--", "sh", "-c", script]).ok();
-    assert_eq!(beside.out, "61012-61021/61010/61010,61011/kernel/token\n");
+    assert_eq!(beside.out, "61010-61019/61000/61000,61001/kernel/token\n");
     let wrong = bed.portkeep(&["run", "-e", "10", "--", "echo", "{PORT}"]);
     assert_eq!(wrong.code, Some(125));
     assert!(wrong.err.contains("--count 1"), "{wrong:?}");
@@ -263,7 +263,7 @@ fn what_cannot_be_is_refused_with_a_reason() {
 }
 
 #[test]
-fn held_mode_says_that_it_cannot() {
+fn e8_held_mode_says_that_it_cannot() {
     if !kernel_or_skip("ephemeral-held") {
         return;
     }

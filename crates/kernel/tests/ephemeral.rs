@@ -9,8 +9,9 @@ use portkeep_core::{
 };
 use portkeep_kernel::{CreateError, EventKind, ForWhom, Wanted, cgroup};
 use portkeep_testkit::{
-    World, audit,
+    REQUIRE, World, audit,
     process::{Child, become_user, in_child},
+    skip,
     sockets::{
         acquire, bind, bind_to, choose_at_connect, connect, errno, port, reserve, socket, tcp, tcp6, token, udp, udp6,
     },
@@ -395,7 +396,7 @@ fn e4_groups_by_real_effective_and_supplementary_gid() {
 fn e5_sockets_that_wait_for_connect_are_left_alone() {
     let Some(world) = World::enter("e5") else { return };
     if !world.sandbox().loaded().knows_places() {
-        return eprintln!("SKIPPED e5: no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen");
+        return skip("e5", "no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen", REQUIRE);
     }
     let server = tcp6();
     bind(&server, 5000).unwrap();
@@ -431,13 +432,13 @@ fn e5_sockets_that_wait_for_connect_are_left_alone() {
 fn e5_ten_thousand_connections_leave_one_address() {
     let Some(world) = World::enter("e5_many") else { return };
     if !world.sandbox().loaded().knows_places() {
-        return eprintln!("SKIPPED e5_many: no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen");
+        return skip("e5_many", "no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen", REQUIRE);
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let wanted = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
     if limit.maximum.is_some_and(|most| most < 21_000) {
-        return eprintln!("SKIPPED e5_many: only {:?} descriptors", limit.maximum);
+        return skip("e5_many", &format!("only {:?} descriptors", limit.maximum), REQUIRE);
     }
     let server = tcp();
     bind(&server, 5000).unwrap();

@@ -35,6 +35,7 @@
     ("ephemeral-acquire-acquire", include_str!("ephemeral-acquire-acquire.txt")),
     ("ephemeral-bind-fails", include_str!("ephemeral-bind-fails.txt")),
     ("ephemeral-draw-draw", include_str!("ephemeral-draw-draw.txt")),
+    ("ephemeral-end-acquire", include_str!("ephemeral-end-acquire.txt")),
     ("ephemeral-refilled", include_str!("ephemeral-refilled.txt")),
     ("ephemeral-release", include_str!("ephemeral-release.txt")),
     ("forget-acquire", include_str!("forget-acquire.txt")),
