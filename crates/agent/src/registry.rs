@@ -164,6 +164,7 @@ fn wanted(declaration: &Declaration, for_whom: ForWhom) -> Wanted {
         transports: declaration.transports,
         for_whom,
         strict: declaration.strict,
+        ephemeral: declaration.ephemeral,
         label: declaration.name.to_string(),
     }
 }
@@ -255,6 +256,10 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Ref
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
     match admin.errno() {
         Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
+        Some(Errno::EEXIST) => refused(
+            Reason::InUse,
+            "those it is for have a private ephemeral range for this transport already; a second one would never be used",
+        ),
         Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
         Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),
@@ -561,6 +566,11 @@ impl Registry {
                 ));
             }
         }
+        if proposal.ephemeral
+            && let Some(why) = Declaration::no_range(&proposal.who, proposal.strict)
+        {
+            return Err(refused(Reason::Malformed, format!("a private ephemeral range {why}")));
+        }
         let for_whom = resolve(&proposal.who).map_err(|why| refused(Reason::Malformed, why))?;
         let wanted = Wanted {
             start,
@@ -569,6 +579,7 @@ impl Registry {
             transports: proposal.transports,
             for_whom,
             strict: proposal.strict,
+            ephemeral: proposal.ephemeral,
             label: proposal.name.to_string(),
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -712,9 +723,10 @@ fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declarat
     let kernel = &mut *desk.kernel;
     let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
     let same = reservation.is_some_and(|r| {
-        let strict = u32::from(r.flags) & wire::STRICT != 0;
+        let flag = |flag| u32::from(r.flags) & flag != 0;
         kernel.maps.for_whom(id, &r).as_ref() == Some(&wanted.for_whom)
-            && strict == wanted.strict
+            && flag(wire::STRICT) == wanted.strict
+            && flag(wire::EPHEMERAL) == wanted.ephemeral
             && r.label == wire::label(&wanted.label)
     });
     if same {

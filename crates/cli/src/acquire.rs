@@ -16,7 +16,7 @@ use signal_hook::{
 use crate::{
     DONE, Io,
     ask::Ask,
-    claim::Claim,
+    claim::{Claim, Kind},
     level::{Level, Place, only_held},
     sources::ConfigFile,
 };
@@ -78,7 +78,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 AcquireScope::User => Scope::User,
                 AcquireScope::Cgroup => Scope::Cgroup(0),
             };
-            Claim::kernel(&args.ask, "", scope, args.strict, || signals.pending().next())?
+            let kind = if args.strict { Kind::Strict } else { Kind::Plain };
+            Claim::kernel(&args.ask, "", scope, kind, None, || signals.pending().next())?
         }
         Level::Held(reason) => {
             let claim = Claim::held(&args.ask)?;

@@ -14,9 +14,9 @@ pub(crate) const LABEL: usize = 24;
 /// The block that is wanted.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Ask {
-    /// Number of ports, in a row
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) count: u16,
+    /// Number of ports, in a row [default: 1]
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    wanted: Option<u16>,
     /// TCP ports [default]
     #[arg(long, group = "transport")]
     tcp: bool,
@@ -56,6 +56,21 @@ impl Ask {
         }
     }
 
+    pub(crate) fn count(&self) -> u16 {
+        self.wanted.unwrap_or(1)
+    }
+
+    /// Whether fixed ports are asked for in so many words.
+    pub(crate) fn names_ports(&self) -> bool {
+        self.wanted.is_some() || self.at.is_some() || self.align != Align::ANY
+    }
+
+    /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
+    pub(crate) fn for_range(&self, count: u16) -> Self {
+        let both = self.both || !(self.tcp || self.udp);
+        Self { wanted: Some(count), at: None, align: Align::ANY, both, ..self.clone() }
+    }
+
     pub(crate) const fn transports(&self) -> Transports {
         match (self.udp, self.both) {
             (_, true) => Transports::Both,
@@ -68,7 +83,7 @@ impl Ask {
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
         self.align.check(at)?;
-        Ok(Some(PortRange::new(at, self.count)?))
+        Ok(Some(PortRange::new(at, self.count())?))
     }
 }
 

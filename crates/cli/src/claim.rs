@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use portkeep::{
     AcquireError, Enforcement, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
@@ -24,6 +25,16 @@ pub(crate) struct Claim {
     /// Only kernel enforcement gives one.
     pub(crate) token: Option<Token>,
     reservation: Reservation,
+}
+
+/// What a reservation is to be, beside its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    /// For associated sockets only.
+    Strict,
+    /// A private ephemeral range.
+    Ephemeral,
 }
 
 /// So often a reservation is looked up to see whether it is still there.
@@ -46,21 +57,34 @@ pub(crate) struct ClaimJson {
 
 impl Claim {
     /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
-    /// `signal` reports a signal that shall end the wait for the agent.
+    /// With `beside` it gets the owner socket of that claim, and ends with it. `signal` reports a signal that shall end the
+    /// wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
         label: &str,
         scope: Scope,
-        strict: bool,
+        kind: Kind,
+        beside: Option<&Self>,
         mut signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
         let mut request =
             request(ask)?.label(ask.label.as_deref().unwrap_or(label)).scope(scope).require(Require::Kernel);
-        if strict {
-            request = request.strict();
+        match kind {
+            Kind::Plain => {}
+            Kind::Strict => request = request.strict(),
+            Kind::Ephemeral => request = request.ephemeral(),
         }
         let mut ended_by = None;
-        let granted = request.start().and_then(|pending| {
+        // One owner socket for both: they end together.
+        let owner = match beside {
+            Some(claim) => claim.owner().context("duplicating the owner socket")?,
+            None => None,
+        };
+        let started = match owner {
+            Some(owner) => request.start_on(owner),
+            None => request.start(),
+        };
+        let granted = started.and_then(|pending| {
             pending.wait_for(ask.timeout, || {
                 ended_by = signal();
                 ended_by.is_some()
@@ -148,7 +172,7 @@ impl Claim {
 fn request(ask: &Ask) -> anyhow::Result<Request> {
     let transports = ask.transports();
     let first = transports.iter().next().unwrap_or(Transport::Tcp);
-    let request = Request::new(first).ports(ask.count).align(ask.align.get());
+    let request = Request::new(first).ports(ask.count()).align(ask.align.get());
     let request = if transports == Transports::Both { request.both() } else { request };
     Ok(match ask.block()? {
         Some(block) => request.range(block),

@@ -29,6 +29,7 @@ pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) 
             limit.as_secs_f32()
         )),
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
+        (AcquireError::OverQuota, _) if ask.count() > 1 => Some(over_quota(ask)),
         _ => None,
     };
     match text {
@@ -48,9 +49,18 @@ fn no_room(ask: &Ask) -> Option<String> {
     let aligned = Some(ask.align)
         .filter(|n| *n != Align::ANY)
         .map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
-    let what = if ask.count == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count) };
+    let what = if ask.count() == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count()) };
     let reserved = version.ports;
     Some(format!("the pool ({}) has no {what} left; {reserved} ports are reserved on this machine", pool()))
+}
+
+fn over_quota(ask: &Ask) -> String {
+    let (count, each) = (u32::from(ask.count()), ask.transports().iter().count() as u32);
+    let sum = if each > 1 { format!(" ({count} for TCP and as many for UDP)") } else { String::new() };
+    format!(
+        "this needs {} ports{sum}, more than is left of your quota; ask for fewer, or see `quota` in portkeep.toml(5)",
+        count * each
+    )
 }
 
 fn pool() -> String {

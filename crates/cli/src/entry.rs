@@ -43,6 +43,8 @@ pub(crate) struct Entry {
     /// With scope cgroup: its path.
     pub(crate) cgroup: Option<String>,
     pub(crate) strict: bool,
+    /// A private ephemeral range: binds to port 0 of its scope draw from it.
+    pub(crate) ephemeral: bool,
     /// An administrator declared it, and no process owns it: then pid is 0.
     pub(crate) persistent: bool,
     /// The audience of a persistent one, as in "unit tomcat.service".
@@ -91,6 +93,7 @@ impl Entry {
                 _ => None,
             },
             strict: u32::from(state.flags) & wire::STRICT != 0,
+            ephemeral: u32::from(state.flags) & wire::EPHEMERAL != 0,
             persistent,
             for_whom: persistent.then(|| for_whom(scope, state.uid)),
             origin: None,
@@ -114,6 +117,15 @@ impl Entry {
         match &self.for_whom {
             Some(whom) => whom.clone(),
             None => format!("pid {} ({})", self.pid, self.comm),
+        }
+    }
+
+    /// What its scope is subject to: ", strict", ", ephemeral" or nothing.
+    pub(crate) const fn terms(&self) -> &'static str {
+        match (self.strict, self.ephemeral) {
+            (true, _) => ", strict",
+            (_, true) => ", ephemeral",
+            _ => "",
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::{QueryError, Transport, Version};
+use portkeep::{Enforcement, QueryError, Transport, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -129,6 +129,13 @@ pub(crate) fn only_held(ports: portkeep::PortRange) -> String {
 }
 
 impl Level {
+    pub(crate) const fn enforcement(&self) -> Enforcement {
+        match self {
+            Self::Kernel(_) => Enforcement::Kernel,
+            Self::Held(_) => Enforcement::Held,
+        }
+    }
+
     /// Itself, unless the ports can only be held and somebody asked in so many words (the first of `wishes` that is true)
     /// for what holding them cannot give.
     pub(crate) fn that_grants(self, wishes: &[(bool, &str)]) -> anyhow::Result<Self> {

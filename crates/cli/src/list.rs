@@ -86,7 +86,7 @@ fn row(entry: &Entry) -> [String; 11] {
         entry.transports.to_string(),
         owner,
         if entry.persistent { dash() } else { entry.uid.to_string() },
-        if entry.strict { format!("{scope}, strict") } else { scope.to_owned() },
+        format!("{scope}{}", entry.terms()),
         entry.bound.to_string(),
         when::ago(entry.since_ns),
         entry.netns_name.clone().unwrap_or_else(|| entry.netns.to_string()),

@@ -137,7 +137,11 @@ impl Whose {
                 if let Some(origin) = &entry.origin {
                     line("from", &origin.to_string())?;
                 }
-                let strict = if entry.strict { ", associated sockets only" } else { "" };
+                let strict = match (entry.strict, entry.ephemeral) {
+                    (true, _) => ", associated sockets only",
+                    (_, true) => ", its private ephemeral range",
+                    _ => "",
+                };
                 if entry.persistent {
                     line("scope", &format!("persistent{strict}"))?;
                 } else {

@@ -22,7 +22,7 @@ use portkeep_testkit::{
     agent::{AgentFolder, end_all},
     eventually,
     process::{Child, become_user, in_child},
-    sockets::{acquire, bind, errno, reserve, tcp, udp},
+    sockets::{acquire, bind, errno, port, reserve, tcp, udp},
 };
 use proptest::prelude::*;
 
@@ -282,7 +282,7 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
 #[test]
 fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
     let Some(world) = World::enter("overtaken") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let mut agent = place.agent();
     let mut outsider = Child::fork(|talk| {
         become_user(OTHER);
@@ -808,5 +808,87 @@ fn ten_thousand_come_into_force_at_once_and_cost_little() {
     assert_eq!(place.connect().reload().unwrap().added, 0);
     agent.stop();
     end_all(&world);
+    world.assert_empty();
+}
+
+/// The ports that binds of a user to port 0 get, TCP and UDP.
+fn chosen_by(uid: u32) -> (u16, u16) {
+    let mut child = Child::fork(|talk| {
+        become_user(uid);
+        let (stream, datagram) = (tcp(), udp());
+        bind(&stream, 0).unwrap();
+        bind(&datagram, 0).unwrap();
+        talk.say(u64::from(port(&stream)) << 16 | u64::from(port(&datagram)));
+    });
+    let answer = child.talk.hear();
+    child.join();
+    ((answer >> 16) as u16, answer as u16)
+}
+
+#[test]
+fn e6_private_ephemeral_ranges_are_declared_and_created() {
+    let Some(world) = World::enter("e6_declared") else { return };
+    let place = AgentFolder::new();
+    let stanza = |ports: &str, more: &str| {
+        format!("[[reservation]]\nname = \"rmi\"\nboth = \"{ports}\"\nuser = {NOBODY}\n{more}")
+    };
+    place.drop_in("rmi.toml", &stanza("20000-20009", "ephemeral = true\n"));
+    let agent = place.agent();
+    let inside =
+        |(tcp, udp): (u16, u16), first: u16| (first..first + 10).contains(&tcp) && (first..first + 10).contains(&udp);
+    assert!(inside(chosen_by(NOBODY), 20000));
+    assert!(!inside(chosen_by(OTHER), 20000));
+    assert!(place.list()[0].declaration.ephemeral);
+
+    // A change in place, there and back.
+    for (more, still) in [("", false), ("ephemeral = true\n", true)] {
+        place.drop_in("rmi.toml", &stanza("20000-20009", more));
+        agent.hang_up();
+        eventually(|| inside(chosen_by(NOBODY), 20000) == still);
+    }
+    world.assert_consistent();
+
+    // What cannot be.
+    let range = |start: u16| Proposal::new(name("other"), ports(start, 10), Transports::Both).ephemeral(true);
+    let refusal = |proposal: &Proposal| place.connect().create(proposal, Kept::Persistent).unwrap_err().to_string();
+    let text = refusal(&range(21000).who(user(NOBODY)));
+    assert!(text.contains("have a private ephemeral range"), "{text}");
+    let text = refusal(&range(21000));
+    assert!(text.contains("needs a user, group, unit or cgroup"), "{text}");
+    let text = refusal(&range(21000).who(user(OTHER)).strict(true));
+    assert!(text.contains("cannot be `strict`"), "{text}");
+    place.connect().create(&range(21000).who(user(OTHER)), Kept::Persistent).unwrap();
+    assert!(inside(chosen_by(OTHER), 21000));
+
+    // In use to the last port: the bind fails, and watchers are told.
+    let mut events = place.connect().watch().unwrap();
+    let mut hog = Child::fork(|talk| {
+        become_user(OTHER);
+        let held: Vec<_> = (0..10)
+            .map(|_| {
+                let socket = tcp();
+                bind(&socket, 0).unwrap();
+                socket
+            })
+            .collect();
+        assert_eq!(errno(bind(&tcp(), 0)), Errno::EADDRINUSE);
+        talk.say(held.len() as u64);
+        talk.hear();
+    });
+    assert_eq!(hog.talk.hear(), 10);
+    let event = events.next().unwrap().unwrap();
+    assert_eq!((event.what, event.ports), (Happening::Exhausted, ports(21000, 10)), "{event:?}");
+    assert!(event.message.contains("private ephemeral range"), "{}", event.message);
+    hog.kill();
+
+    // Through the death of the agent, and to the end.
+    agent.kill();
+    assert!(inside(chosen_by(OTHER), 21000));
+    let agent = place.agent();
+    place.connect().delete(&Which::Name(name("other"))).unwrap();
+    assert!(!inside(chosen_by(OTHER), 21000));
+    agent.stop();
+    end_all(&world);
+    assert!(!inside(chosen_by(NOBODY), 20000));
     world.assert_empty();
 }

@@ -40,6 +40,7 @@ errnos! {
     ENOTSOCK = 88, "Not a socket.";
     ENOPROTOOPT = 92, "The control codes are not served here.";
     EOPNOTSUPP = 95, "The socket is neither TCP nor UDP.";
+    EEXIST = 17, "There is one already.";
     EADDRINUSE = 98, "A port is in use, reserved or excluded.";
     ENETDOWN = 100, "The confirming agent is needed and not running.";
     EINPROGRESS = 115, "Claimed; the agent is looking whether the ports are vacant.";

@@ -199,10 +199,14 @@ impl Admin {
 fn for_whom(wanted: &Wanted) -> Request {
     let (scope, uid, gid, level) = wanted.for_whom.wire();
     let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };
+    if wanted.ephemeral {
+        flags |= wire::EPHEMERAL as u8;
+    }
     if wanted.transports == Transports::Both {
         flags |= wire::BOTH as u8;
     }
-    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), ..EMPTY }
+    let account = wanted.for_whom.names_hash();
+    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), account, ..EMPTY }
 }
 
 const EMPTY: Request = Request {

@@ -58,6 +58,22 @@ impl ForWhom {
         }
     }
 
+    /// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
+    pub(crate) fn names_hash(&self) -> u64 {
+        let mut hash = 0u64;
+        for (_, name) in self.names() {
+            let mut padded = [0; PLACE_NAME];
+            let length = name.len().min(PLACE_NAME);
+            padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+            for characters in padded.chunks_exact(8) {
+                let characters = u64::from_le_bytes(characters.try_into().expect("eight bytes"));
+                hash = (hash ^ characters).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                hash ^= hash >> 32;
+            }
+        }
+        hash
+    }
+
     fn check(&self) -> Result<(), CreateError> {
         let names = self.names();
         if names.iter().any(|(_, name)| name.is_empty() || name.len() >= PLACE_NAME) {
@@ -85,6 +101,8 @@ pub struct Wanted {
     pub for_whom: ForWhom,
     /// By association only.
     pub strict: bool,
+    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
+    pub ephemeral: bool,
     /// Shown in listings; what is beyond 24 bytes is not.
     pub label: String,
 }
@@ -94,7 +112,7 @@ pub struct Wanted {
 #[non_exhaustive]
 pub enum CreateError {
     /// EADDRINUSE: a port of the block is reserved. ENOSPC: no such block is free in the pool. EINVAL: no such block
-    /// exists. ENOMEM: no room for another.
+    /// exists. EEXIST: its audience has a private ephemeral range already. ENOMEM: no room for another.
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// The names of its scope could not be written.
@@ -202,7 +220,8 @@ impl Maps {
     ) -> Result<(), CreateError> {
         wanted.for_whom.check()?;
         // For administrators only at first: that audience needs no names while the names change.
-        admin.change(id, token, &Wanted { for_whom: ForWhom::Administrators, ..wanted.clone() })?;
+        let meanwhile = Wanted { for_whom: ForWhom::Administrators, ephemeral: false, ..wanted.clone() };
+        admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.for_whom)?;
         Ok(admin.change(id, token, wanted)?)

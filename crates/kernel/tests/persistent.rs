@@ -26,6 +26,7 @@ fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
         transports: Transports::Tcp,
         for_whom,
         strict: false,
+        ephemeral: false,
         label: "web".into(),
     }
 }

@@ -30,6 +30,7 @@ mod control;
 mod persistent;
 mod place;
 mod process;
+mod range;
 mod reservation;
 mod socket;
 

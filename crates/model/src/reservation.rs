@@ -44,6 +44,8 @@ pub struct Reservation {
     pub persistent: bool,
     /// Consumed by association only (A7).
     pub strict: bool,
+    /// Binds to port 0 of its scope draw from it (E1).
+    pub ephemeral: bool,
     /// For listings.
     pub label: String,
     /// How far it has come.
@@ -74,7 +76,7 @@ impl Reservation {
             .flat_map(move |port| transports.iter().map(move |transport| Place { namespace, transport, port }))
     }
 
-    fn claims(&self) -> bool {
+    pub(super) fn claims(&self) -> bool {
         !matches!(self.state, State::Refused(_))
     }
 

@@ -51,6 +51,9 @@ pub enum MalformedRequest {
     /// The alignment is not a power of two, or the start is not a multiple of it.
     #[error(transparent)]
     Align(#[from] AlignError),
+    /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
+    #[error("a reservation cannot be strict and a private ephemeral range at once")]
+    StrictRange,
     /// The label has a zero byte or more than 24 bytes: shorten it.
     #[error("a label has at most 24 bytes and no zero among them, unlike {0:?}")]
     Label(String),
@@ -88,6 +91,10 @@ pub enum AcquireError {
     /// reservations (128). Release some.
     #[error("over the port quota of this user, or of the owner socket (see `quota` in portkeep.toml(5))")]
     OverQuota,
+    /// `EEXIST`: the processes of this scope have a private ephemeral range for this transport already. Release that one
+    /// first, or ask with a narrower scope.
+    #[error("the processes of this scope have a private ephemeral range already (see `portkeep list`)")]
+    SecondRange,
     /// `EACCES`: the block has privileged ports. Run as root, or let the administrator allow it.
     #[error("privileged ports need a right this process does not have")]
     Privileged,
@@ -164,6 +171,7 @@ impl AcquireError {
             Self::InUse { .. } => Errno::EADDRINUSE,
             Self::NoRoom { .. } => Errno::ENOSPC,
             Self::OverQuota => Errno::EDQUOT,
+            Self::SecondRange => Errno::EEXIST,
             Self::Privileged => Errno::EACCES,
             Self::AgentAbsent | Self::AgentFailed => Errno::ENETDOWN,
             Self::TooManyFiles { .. } => Errno(libc::EMFILE),

@@ -47,6 +47,8 @@ pub struct Info {
     pub scope: Scope,
     /// Whether it is consumed by association only.
     pub strict: bool,
+    /// Whether it is a private ephemeral range: binds to port 0 of its scope draw from it.
+    pub ephemeral: bool,
     /// Whether an administrator made it, for good: then it has no owner process.
     pub persistent: bool,
     /// The owner process, as the first pid namespace numbers it (in a container: not as `getpid` there does); 0 for a
@@ -84,6 +86,7 @@ impl Info {
             },
             scope: Scope::from_wire(state.scope, state.cgroup, state.gid),
             strict: u32::from(state.flags) & wire::STRICT != 0,
+            ephemeral: u32::from(state.flags) & wire::EPHEMERAL != 0,
             persistent: u32::from(state.flags) & wire::PERSISTENT != 0,
             pid: state.pid,
             uid: state.uid,

@@ -142,7 +142,7 @@ impl Machine {
                 put("count", u64::from(*count));
                 put("transports", u64::from(scenario.reservations[*reservation].transports));
                 put("scope", 1);
-                put("flags", u64::from(terms.strict) << 1);
+                put("flags", u64::from(terms.strict) << 1 | u64::from(terms.ephemeral) << 2);
                 put("uid", u64::from(terms.uid));
             }
             Call::Change { reservation, uid } => {
@@ -264,7 +264,7 @@ fn option(state: &State, line: &Line) -> (u32, Vec<u8>) {
             let mut ask = vec![0; 16];
             ask[0..2].copy_from_slice(&start.to_le_bytes());
             ask[2..4].copy_from_slice(&count.to_le_bytes());
-            ask[4] = u8::from(terms.both) | u8::from(terms.strict) << 1;
+            ask[4] = u8::from(terms.both) | u8::from(terms.strict) << 1 | u8::from(terms.ephemeral) << 2;
             ask[8] = u8::from(terms.user);
             (100, ask)
         }

@@ -30,6 +30,8 @@ use crate::kernel::Transport;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Terms {
     pub(crate) strict: bool,
+    /// A private ephemeral range.
+    pub(crate) ephemeral: bool,
     pub(crate) both: bool,
     pub(crate) user: bool,
     /// Only of `create`: for this uid.
@@ -336,7 +338,7 @@ impl Parser {
     }
 }
 
-/// `[strict] [both] [user] [uid N] = NAME`
+/// `[strict] [ephemeral] [both] [user] [uid N] = NAME`
 fn terms<'a>(words: &[&'a str]) -> Result<(Terms, &'a str)> {
     let mut terms = Terms::default();
     let mut words = words;
@@ -345,6 +347,10 @@ fn terms<'a>(words: &[&'a str]) -> Result<(Terms, &'a str)> {
             ["=", name] => return Ok((terms, name)),
             ["strict", rest @ ..] => {
                 terms.strict = true;
+                rest
+            }
+            ["ephemeral", rest @ ..] => {
+                terms.ephemeral = true;
                 rest
             }
             ["both", rest @ ..] => {

@@ -205,7 +205,7 @@ impl Machine {
             let fields: &[&str] = match map.name.as_str() {
                 "words" => &["reserved", "heads", "lingering", "bound", "uses", "drawn", "lead", "aside"],
                 "quotas" => &["used", "refused", "pending"],
-                "counters" => &["ports", "reservations", "agents"],
+                "counters" => &["ports", "reservations", "agents", "ranges"],
                 "filter" | "entries" => &["words", "taken"],
                 "reservations" => &["gate", "token"],
                 _ => &[],
@@ -213,6 +213,9 @@ impl Machine {
             let (value, map) = (map.value, map.clone());
             if key.len() > 4 && !state.shared.present(number as u32) {
                 continue;
+            }
+            if map.name == "ranges" {
+                return fault(format!("{} is there after everything has ended", self.name(number as u32, 0)));
             }
             for path in fields {
                 let Some(field) = self.program.btf.field_of(value, path) else { continue };

@@ -6,7 +6,7 @@ use portkeep::{
     Align, PortRange, Transports,
     persistent::{Account, Block, Kept, Name, Proposal, Who},
 };
-use portkeep_core::persistent::check_description;
+use portkeep_core::persistent::{Declaration, check_description};
 use serde::Serialize;
 
 use super::{INSTEAD, connect, ports};
@@ -74,6 +74,9 @@ pub(crate) struct Args {
     /// Only sockets that are associated with it may bind its ports, not whoever names the number
     #[arg(long)]
     strict: bool,
+    /// A private ephemeral range: when a process that it is for binds to port 0, it gets one of these ports
+    #[arg(long)]
+    ephemeral: bool,
     /// Reserve it although those it is for have some of the ports bound already
     #[arg(long)]
     around: bool,
@@ -115,7 +118,7 @@ fn description(text: &str) -> Result<String, String> {
 }
 
 impl Args {
-    fn proposal(&self) -> Result<Proposal, &'static str> {
+    fn proposal(&self) -> Result<Proposal, String> {
         let (transports, ports) = match (self.tcp, self.udp, self.both) {
             (None, None, None) => (Transports::Tcp, None),
             (Some(ports), ..) => (Transports::Tcp, ports),
@@ -126,21 +129,29 @@ impl Args {
             (Some(count), None) => Block::Any { count, align: self.align.unwrap_or_default() },
             (None, Some(ports)) => Block::Ports(ports),
             (Some(_), Some(_)) => {
-                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then");
+                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then".into());
             }
-            (None, None) => return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)"),
+            (None, None) => {
+                return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)".into());
+            }
         };
         let who = match (&self.user, &self.group) {
             (Some(user), _) => Who::User(user.clone()),
             (_, Some(group)) => Who::Group(group.clone()),
             _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned().unwrap_or_default(),
         };
+        if self.ephemeral
+            && let Some(why) = Declaration::no_range(&who, self.strict)
+        {
+            return Err(format!("a private ephemeral range {why}"));
+        }
         Ok(Proposal {
             name: self.name.clone(),
             block,
             transports,
             who,
             strict: self.strict,
+            ephemeral: self.ephemeral,
             around: self.around,
             force: self.force,
             description: self.description.clone().unwrap_or_default(),

@@ -137,6 +137,7 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
             transports: declaration.transports,
             who: declaration.who.clone(),
             strict: declaration.strict,
+            ephemeral: declaration.ephemeral,
             around: declaration.around,
             force: declaration.force,
             description: declaration.description.clone(),

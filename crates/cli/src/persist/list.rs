@@ -50,11 +50,12 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 fn row(entry: &Entry) -> [String; 6] {
     let declaration = &entry.declaration;
     let strict = if declaration.strict { ", strict" } else { "" };
+    let ephemeral = if declaration.ephemeral { ", ephemeral" } else { "" };
     [
         declaration.name.to_string(),
         declaration.ports.to_string(),
         declaration.transports.to_string(),
-        format!("{}{strict}", declaration.who),
+        format!("{}{strict}{ephemeral}", declaration.who),
         view::word(&entry.standing).into(),
         entry.origin.to_string(),
     ]

@@ -101,6 +101,9 @@ fn write(entry: &Entry, out: &mut dyn Write) -> anyhow::Result<()> {
     if declaration.strict {
         line("strict", "associated sockets only")?;
     }
+    if declaration.ephemeral {
+        line("ephemeral", "binds to port 0 of those it is for draw from it")?;
+    }
     if declaration.around {
         line("around", "sockets of those it is for may have been there before it")?;
     }

@@ -11,6 +11,7 @@
 
 mod memory;
 mod paired;
+mod ranges;
 mod sockets;
 mod table;
 mod workers;
@@ -73,9 +74,10 @@ fn main() {
     sockets::leave_cgroup();
     let mut table = Table::default();
     let wide = PortRange::inclusive(1024, 65535).expect("a range");
-    let bench = Bench::new(portkeep_kernel::DEFAULT_POOL);
+    let mut bench = Bench::new(portkeep_kernel::DEFAULT_POOL);
     calls(&bench, &mut table);
     others(&bench, &mut table);
+    ranges::measure(&mut bench, &mut table);
     workers::throughput(&bench, &mut table);
     fragmented(&bench, &mut table);
     drop(bench);

@@ -62,6 +62,7 @@ impl Block {
             state: State::Active,
             scope: Scope::Process,
             strict: self.strict,
+            ephemeral: false,
             persistent: false,
             pid: self.pid,
             uid: sys::real_uid(),

@@ -76,6 +76,9 @@ pub struct Proposal {
     /// By association only.
     #[serde(default)]
     pub strict: bool,
+    /// Binds to port 0 of those it is for draw from it (E6).
+    #[serde(default)]
+    pub ephemeral: bool,
     /// Sockets of those it is for may be there already.
     #[serde(default)]
     pub around: bool,
@@ -105,6 +108,7 @@ impl Proposal {
             transports,
             who: Who::Administrators,
             strict: false,
+            ephemeral: false,
             around: false,
             force: false,
             description: String::new(),
@@ -125,6 +129,13 @@ impl Proposal {
         self
     }
 
+    /// A private ephemeral range. Not for administrators, and not a strict one.
+    #[must_use]
+    pub fn ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
     /// As declared once its ports are known.
     pub fn declaration(&self, ports: PortRange) -> Declaration {
         Declaration {
@@ -133,6 +144,7 @@ impl Proposal {
             transports: self.transports,
             who: self.who.clone(),
             strict: self.strict,
+            ephemeral: self.ephemeral,
             around: self.around,
             force: self.force,
             description: self.description.clone(),
@@ -319,6 +331,8 @@ pub enum Happening {
     Ended,
     /// The bind of an outsider was refused.
     Refused,
+    /// A bind to port 0 failed, because every port of the private ephemeral range is in use.
+    Exhausted,
 }
 
 /// Something that happened.

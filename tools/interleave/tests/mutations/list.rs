@@ -239,10 +239,10 @@
     (
         "a request that fails keeps its entry",
         "acquire.h",
-        "	__sync_lock_test_and_set(&r->gate, 0);
+        "		range_leave(r, id);
 	entry_vacate(r, id);
 ",
-        "	__sync_lock_test_and_set(&r->gate, 0);
+        "		range_leave(r, id);
 ",
     ),
     (
@@ -362,5 +362,46 @@
         "bind.h",
         "	if (mptcp && !count_mptcp(mptcp, netns, port)) {",
         "	if (0) {",
+    ),
+    (
+        "a private ephemeral range is found after its end",
+        "reservation.h",
+        "	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+
+	payer",
+        "	payer",
+    ),
+    (
+        "a private ephemeral range is taken off after its entry can be refilled",
+        "reservation.h",
+        "	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+
+	payer = r->payer;
+",
+        "	entry_vacate(r, id);
+	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+	entry_free(0);
+
+	payer = r->payer;
+",
+    ),
+    (
+        "a private ephemeral range that was not granted keeps the next one away",
+        "acquire.h",
+        "	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+	entry_vacate(r, id);
+",
+        "	entry_vacate(r, id);
+",
+    ),
+    (
+        "a draw from a private ephemeral range is not noted for the second program",
+        "bind.h",
+        "		if (!w || !claim(st, r, s.token, port)) {",
+        "		if (!w || !reservation_alive(r, s.token)) {",
     ),
 ]
