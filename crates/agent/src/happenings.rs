@@ -264,7 +264,7 @@ impl Happenings {
             transports,
             netns: 0,
             pid: doer.pid,
-            command: printable(&doer.command),
+            command: doer.command.clone(),
             uid: doer.uid,
             user: self.names.of(doer.uid),
             unit: None,
@@ -282,7 +282,7 @@ impl Happenings {
             return "an administrator".into();
         }
         let user = self.names.of(doer.uid).unwrap_or_else(|| format!("uid {}", doer.uid));
-        format!("{} (pid {}, {user})", printable(&doer.command), doer.pid)
+        format!("{} (pid {}, {user})", doer.command, doer.pid)
     }
 }
 
@@ -296,16 +296,11 @@ fn whose(hit: Option<&Reservation>, declared: Option<&Declared>) -> Option<Strin
     if hit.is_persistent() {
         return Some(format!("{}{label}", hit.scope()));
     }
-    Some(format!("pid {} ({}){label}", hit.pid, printable(&wire::text(&hit.comm))))
+    Some(format!("pid {} ({}){label}", hit.pid, wire::text(&hit.comm)))
 }
 
 fn label(reservation: &Reservation) -> Option<String> {
-    Some(printable(&wire::text(&reservation.label))).filter(|label| !label.is_empty())
-}
-
-/// A terminal and a log are no place for the control characters somebody may have put into a name.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    Some(wire::text(&reservation.label)).filter(|label| !label.is_empty())
 }
 
 /// One line, with the parts as fields for who reads with a program.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use portkeep::{PortRange, Transport};
+use portkeep_core::wire;
 use portkeep_kernel::cgroup;
 use serde::Serialize;
 
@@ -26,7 +27,7 @@ pub struct Process {
 impl Process {
     /// The process with this number, `None` if it is gone.
     pub fn of(pid: u32) -> Option<Self> {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
+        let comm = wire::printable(fs::read(format!("/proc/{pid}/comm")).ok()?.trim_ascii_end());
         Some(Self { pid, comm, command: command_line(pid), unit: unit(pid) })
     }
 }
@@ -51,9 +52,7 @@ fn command_line(pid: u32) -> Option<String> {
     if words.is_empty() {
         return None;
     }
-    // A terminal is no place for the control characters somebody may have put into an argument.
-    let text = String::from_utf8_lossy(&words.join(&b' ')).into_owned();
-    Some(text.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+    Some(wire::printable(&words.join(&b' ')))
 }
 
 fn unit(pid: u32) -> Option<String> {

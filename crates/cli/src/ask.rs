@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portkeep::{PortRange, Transports};
+use portkeep::{Align, PortRange, Transports};
 
 use crate::patience;
 
@@ -30,8 +30,8 @@ pub(crate) struct Ask {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) at: Option<u16>,
     /// Make the first port a multiple of N, a power of two (2 for RTP pairs)
-    #[arg(long, value_name = "N", value_parser = power_of_two)]
-    pub(crate) align: Option<u16>,
+    #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
+    pub(crate) align: Align,
     /// Name shown in listings, at most 24 bytes; `run` also sets <LABEL>_PORT
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
@@ -61,14 +61,14 @@ impl Ask {
     }
 
     /// Whether fixed ports are asked for in so many words.
-    pub(crate) const fn names_ports(&self) -> bool {
-        self.wanted.is_some() || self.at.is_some() || self.align.is_some()
+    pub(crate) fn names_ports(&self) -> bool {
+        self.wanted.is_some() || self.at.is_some() || self.align != Align::ANY
     }
 
     /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
     pub(crate) fn for_range(&self, count: u16) -> Self {
         let both = self.both || !(self.tcp || self.udp);
-        Self { wanted: Some(count), at: None, align: None, both, ..self.clone() }
+        Self { wanted: Some(count), at: None, align: Align::ANY, both, ..self.clone() }
     }
 
     pub(crate) const fn transports(&self) -> Transports {
@@ -82,15 +82,9 @@ impl Ask {
     /// The block, if its first port is given. Errors in it are reported before any request.
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
-        if let Some(align) = self.align.filter(|align| at % align != 0) {
-            anyhow::bail!("port {at} is not a multiple of {align}");
-        }
+        self.align.check(at)?;
         Ok(Some(PortRange::new(at, self.count())?))
     }
-}
-
-pub(crate) fn power_of_two(text: &str) -> Result<u16, String> {
-    text.parse::<u16>().ok().filter(|n| n.is_power_of_two()).ok_or_else(|| "must be 1, 2, 4, 8, ...".into())
 }
 
 fn label(text: &str) -> Result<String, &'static str> {

@@ -15,7 +15,7 @@ use portkeep::{
 };
 use serde::Serialize;
 
-use crate::{ask::Ask, conflict, held::Held, signals::Ended};
+use crate::{ask::Ask, conflict, signals::Ended};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Claim {
     pub(crate) transports: Transports,
     /// Only kernel enforcement gives one.
     pub(crate) token: Option<Token>,
-    keeper: Keeper,
+    reservation: Reservation,
 }
 
 /// What a reservation is to be, beside its ports.
@@ -35,12 +35,6 @@ pub(crate) enum Kind {
     Strict,
     /// A private ephemeral range.
     Ephemeral,
-}
-
-#[derive(Debug)]
-enum Keeper {
-    Kernel(Reservation),
-    Held(Held),
 }
 
 /// So often a reservation is looked up to see whether it is still there.
@@ -62,8 +56,8 @@ pub(crate) struct ClaimJson {
 }
 
 impl Claim {
-    /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
-    /// With `beside` it gets the owner socket of that claim, and ends with it. `signal` reports a signal that shall end the wait for the agent.
+    /// Have kernel enforcement reserve what is asked for. `label` is for a request without one. With `beside` it gets the
+    /// owner socket of that claim, and ends with it. `signal` reports a signal that shall end the wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
         label: &str,
@@ -72,21 +66,8 @@ impl Claim {
         beside: Option<&Self>,
         mut signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
-        let block = ask.block()?;
-        let transports = ask.transports();
-        let first = transports.iter().next().unwrap_or(Transport::Tcp);
-        let mut request = Request::new(first)
-            .ports(ask.count())
-            .align(ask.align.unwrap_or(1))
-            .label(ask.label.as_deref().unwrap_or(label))
-            .scope(scope)
-            .require(Require::Kernel);
-        if let Some(block) = block {
-            request = request.range(block);
-        }
-        if transports == Transports::Both {
-            request = request.both();
-        }
+        let mut request =
+            request(ask)?.label(ask.label.as_deref().unwrap_or(label)).scope(scope).require(Require::Kernel);
         match kind {
             Kind::Plain => {}
             Kind::Strict => request = request.strict(),
@@ -108,41 +89,43 @@ impl Claim {
                 ended_by.is_some()
             })
         });
-        let reservation = granted.map_err(|error| match ended_by.or_else(signal) {
-            Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-            _ => conflict::explain(ask, block, error),
-        })?;
-        let (ports, token) = (reservation.ports(), Some(reservation.token()));
-        Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })
-    }
-
-    /// Hold the ports bound, there being no kernel enforcement.
-    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
-        let (ports, held) = Held::take(ask)?;
-        Ok(Self { ports, transports: ask.transports(), token: None, keeper: Keeper::Held(held) })
-    }
-
-    pub(crate) const fn enforcement(&self) -> Enforcement {
-        match self.keeper {
-            Keeper::Kernel(_) => Enforcement::Kernel,
-            Keeper::Held(_) => Enforcement::Held,
+        match granted {
+            Ok(reservation) => Ok(Self { token: Some(reservation.token()), ..Self::of(reservation) }),
+            Err(error) => Err(match ended_by.or_else(signal) {
+                Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
+                _ => conflict::explain(ask, ask.block()?, error),
+            }),
         }
+    }
+
+    /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
+    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
+        let held = request(ask)?.require(Require::Held).acquire();
+        let reservation = held.or_else(|error| Err(conflict::explain(ask, ask.block()?, error)))?;
+        reservation.open_held(Transports::Tcp)?;
+        Ok(Self::of(reservation))
+    }
+
+    fn of(reservation: Reservation) -> Self {
+        let (ports, transports) = (reservation.ports(), reservation.transports());
+        Self { ports, transports, token: None, reservation }
+    }
+
+    pub(crate) fn enforcement(&self) -> Enforcement {
+        self.reservation.enforcement()
     }
 
     /// Another descriptor of the owner socket, which keeps the reservation as this claim does. None of a held one.
     pub(crate) fn owner(&self) -> io::Result<Option<OwnedFd>> {
-        match &self.keeper {
-            Keeper::Kernel(reservation) => reservation.as_fd().try_clone_to_owned().map(Some),
-            Keeper::Held(_) => Ok(None),
+        match self.enforcement() {
+            Enforcement::Kernel => self.reservation.as_fd().try_clone_to_owned().map(Some),
+            _ => Ok(None),
         }
     }
 
     /// Give it up here without ending it: it goes on as long as another descriptor of its owner socket is open.
     pub(crate) fn close(self) {
-        match self.keeper {
-            Keeper::Kernel(reservation) => drop(reservation.into_parts().owner),
-            Keeper::Held(held) => drop(held),
-        }
+        drop(self.reservation.into_parts().owner);
     }
 
     /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
@@ -168,10 +151,8 @@ impl Claim {
     }
 
     /// The command is about to start: let go what it could not bind otherwise.
-    pub(crate) fn make_way(&mut self) {
-        if let Keeper::Held(held) = &mut self.keeper {
-            held.let_udp_go();
-        }
+    pub(crate) fn make_way(&self) -> anyhow::Result<()> {
+        Ok(self.reservation.open_held(Transports::Both)?)
     }
 
     pub(crate) fn json(&self) -> ClaimJson {
@@ -184,4 +165,16 @@ impl Claim {
             enforcement: self.enforcement().name(),
         }
     }
+}
+
+/// The block that is asked for, as a request.
+fn request(ask: &Ask) -> anyhow::Result<Request> {
+    let transports = ask.transports();
+    let first = transports.iter().next().unwrap_or(Transport::Tcp);
+    let request = Request::new(first).ports(ask.count()).align(ask.align.get());
+    let request = if transports == Transports::Both { request.both() } else { request };
+    Ok(match ask.block()? {
+        Some(block) => request.range(block),
+        None => request,
+    })
 }

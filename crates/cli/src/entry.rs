@@ -7,12 +7,13 @@ use portkeep::{
     Errno, PortRange, Scope, Transport, Transports, control,
     persistent::{self, Origin},
 };
+use portkeep_agent::accounts;
 use portkeep_core::wire::{self, SelectRequest, State};
 use portkeep_kernel::{ForWhom, Instance, Maps, Reservation, WordKey, cgroup, netns};
 use serde::Serialize;
 
 use crate::{
-    level, names, patience,
+    level, patience,
     process::{self, Binders, Process},
     when,
 };
@@ -193,8 +194,8 @@ pub(crate) fn here() -> anyhow::Result<Vec<Entry>> {
 /// The audience of a persistent reservation, as far as a query shows: the names of units and cgroups are not in it.
 fn for_whom(scope: Scope, uid: u32) -> String {
     match scope {
-        Scope::User => format!("user {}", names::user(uid)),
-        Scope::Group(gid) => format!("group {}", names::group(gid)),
+        Scope::User => format!("user {}", accounts::user_name(uid)),
+        Scope::Group(gid) => format!("group {}", accounts::group_name(gid)),
         other => other.to_string(),
     }
 }
@@ -202,8 +203,8 @@ fn for_whom(scope: Scope, uid: u32) -> String {
 fn in_words(whom: &ForWhom) -> String {
     match whom {
         ForWhom::Administrators => "administrators".into(),
-        ForWhom::User(uid) => format!("user {}", names::user(*uid)),
-        ForWhom::Group(gid) => format!("group {}", names::group(*gid)),
+        ForWhom::User(uid) => format!("user {}", accounts::user_name(*uid)),
+        ForWhom::Group(gid) => format!("group {}", accounts::group_name(*gid)),
         ForWhom::Unit(name) => format!("unit {name}"),
         ForWhom::Cgroup(path) => format!("cgroup /{}", path.join("/")),
     }

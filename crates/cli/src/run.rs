@@ -128,8 +128,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         command.env("PORTKEEP_TOKEN", token.to_string());
     }
 
-    if let Some(claim) = &mut stage.claim {
-        claim.make_way();
+    if let Some(claim) = &stage.claim {
+        claim.make_way()?;
     }
     stage.keep()?;
     let all: Vec<String> = stage.claims().map(|claim| claim.ports.to_string()).collect();

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use portkeep::control;
 use portkeep_core::{
-    Errno, Token, Transport, Transports,
+    Align, Errno, Token, Transport, Transports,
     wire::{self, SelectRequest},
 };
 use portkeep_kernel::{Admin, Claimed, CreateError, ForWhom, Maps, Settings, Wanted, cgroup};
@@ -22,7 +22,7 @@ fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
     Wanted {
         start,
         count: 1,
-        align: 0,
+        align: Align::ANY,
         transports: Transports::Tcp,
         for_whom,
         strict: false,
@@ -404,7 +404,9 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
         assert_eq!(fixture.refusal(&bad), Errno::EINVAL, "{start}+{count}");
     }
     // Any block: from the pool.
-    let any = fixture.claim(&Wanted { count: 20, align: 2, ..wanted(0, ForWhom::Administrators) }).unwrap();
+    let any = fixture
+        .claim(&Wanted { count: 20, align: Align::new(2).unwrap(), ..wanted(0, ForWhom::Administrators) })
+        .unwrap();
     assert!(any.ports().start() >= 61000 && any.ports().start() % 2 == 0);
     drop(any);
     // A runtime reservation in the way.

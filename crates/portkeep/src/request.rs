@@ -7,7 +7,7 @@ use std::{
 };
 
 use portkeep_core::{
-    Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
+    Align, AlignError, Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
     wire::{self, AcquireRequest},
 };
 use socket2::Socket;
@@ -36,7 +36,7 @@ pub struct Request {
     pub(crate) both: bool,
     pub(crate) start: u16,
     pub(crate) count: u16,
-    pub(crate) align: u16,
+    pub(crate) align: Result<Align, AlignError>,
     pub(crate) scope: Scope,
     pub(crate) strict: bool,
     pub(crate) ephemeral: bool,
@@ -53,7 +53,7 @@ impl Request {
             both: false,
             start: 0,
             count: 1,
-            align: 1,
+            align: Ok(Align::ANY),
             scope: Scope::Process,
             strict: false,
             ephemeral: false,
@@ -84,7 +84,7 @@ impl Request {
 
     /// Start at a multiple of this power of two: `align(2)` gives an even port first.
     pub fn align(mut self, align: u16) -> Self {
-        self.align = align;
+        self.align = Align::new(align);
         self
     }
 
@@ -202,7 +202,7 @@ impl Request {
         };
         let transports = self.transports();
         if !kernel {
-            let (token, ports) = held::acquire(self)?;
+            let (token, ports) = held::acquire(self, query::version().ok().and_then(|version| version.pool))?;
             let enforcement = Enforcement::Held;
             let parts = Parts { token, owner: owner.into(), ports, transports, enforcement };
             return Ok(Pending::decided(Reservation::from_parts(parts)));
@@ -228,12 +228,7 @@ impl Request {
         if self.start != 0 {
             PortRange::new(self.start, self.count)?;
         }
-        if self.align > 1 && !self.align.is_power_of_two() {
-            return Err(MalformedRequest::Align(self.align));
-        }
-        if self.align > 1 && !self.start.is_multiple_of(self.align) {
-            return Err(MalformedRequest::Unaligned { start: self.start, align: self.align });
-        }
+        self.align?.check(self.start)?;
         if self.strict && self.ephemeral {
             return Err(MalformedRequest::StrictRange);
         }
@@ -256,7 +251,7 @@ impl Request {
                 .iter()
                 .fold(0, |flags, (wanted, flag)| if *wanted { flags | flag } else { flags }),
             scope,
-            align: self.align,
+            align: self.align.unwrap_or_default().to_wire(),
             cgroup,
             ..Default::default()
         };

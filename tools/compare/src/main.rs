@@ -28,6 +28,7 @@ use portkeep_tool::{cargo, repository, target_folder};
 
 use kit::Kit;
 use races::Field;
+use subject::Subject;
 use table::{Row, Table};
 
 use job::Job;
@@ -91,7 +92,11 @@ fn run(options: &Options) -> Result<()> {
         eprintln!("{}: racing, and crashing", subject.name());
         let races = races::play(subject, false, &kit, &places, &field)?;
         let within_range = subject.picks().then(|| races::play(subject, true, &kit, &places, &field)).transpose()?;
-        let crash = crash::observe(subject, &kit, &places, Duration::from_secs(patience))?;
+        Places::fresh_network();
+        let crash = match subject {
+            Subject::Portserver => portserver::observe(&kit, &places)?,
+            _ => crash::observe(subject, &kit, &places, Duration::from_secs(patience))?,
+        };
         rows.push(Row { subject, latency, races, within_range, crash });
     }
     let command = if options.short { "cargo xtask compare --short" } else { "cargo xtask compare --write" };

@@ -1,6 +1,6 @@
 //! An ordinary user on a machine where nobody ran `portkeep up`.
 
-use crate::machine;
+use crate::{helper::Helper, machine, works};
 
 #[test]
 fn a_user_is_told_what_takes_root_and_what_to_do() {
@@ -33,7 +33,7 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
     let status = bed.portkeep_as_nobody(&["status"]);
     assert!(status.out.contains("only by holding the ports") && status.out.contains("it requires root"), "{status:?}");
     bed.is_clean();
-    bed.works();
+    works(&bed);
 }
 
 #[test]

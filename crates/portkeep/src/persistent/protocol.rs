@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use portkeep_core::{
-    PortRange, Transport, Transports,
+    Align, PortRange, Transport, Transports,
     persistent::{Declaration, Name, Origin, Who},
 };
 use serde::{Deserialize, Serialize};
@@ -54,9 +54,9 @@ pub enum Block {
     Any {
         /// How many.
         count: u16,
-        /// The first is a multiple of this power of two; 0 and 1: any.
+        /// Of the first port.
         #[serde(default)]
-        align: u16,
+        align: Align,
     },
 }
 
@@ -98,7 +98,7 @@ impl Proposal {
 
     /// Any `count` ports in a row.
     pub fn any(name: Name, count: u16, transports: Transports) -> Self {
-        Self::of(name, Block::Any { count, align: 0 }, transports)
+        Self::of(name, Block::Any { count, align: Align::ANY }, transports)
     }
 
     fn of(name: Name, block: Block, transports: Transports) -> Self {
