@@ -1,8 +1,5 @@
 //! `run --ephemeral`: private ephemeral ranges, with the port pickers that people use, unchanged.
 
-#[allow(dead_code)] // Shared with the other test binaries.
-mod bed;
-
 use std::{
     io::{BufRead, BufReader},
     ops::RangeInclusive,
@@ -10,15 +7,16 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bed::{Bed, Said, eventually};
-use portkeep_testkit::{kernel_or_skip, skip};
+use portkeep_testkit::{Outcome, eventually, kernel_or_skip, machine::Machine, skip};
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 /// Set on machines that have the compilers and interpreters of all languages: there, a missing one is a failure.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_LANGUAGES";
 
-/// A bed with a network namespace of its own, and kernel enforcement.
-fn ready(test: &str) -> Option<Bed> {
-    let bed = kernel_or_skip(test).then(|| Bed::with_network(test))?;
+/// A machine with a network namespace of its own, and kernel enforcement.
+fn ready(test: &str) -> Option<Machine> {
+    let bed = kernel_or_skip(test).then(|| Machine::new(PORTKEEP, test))?;
     bed.portkeep(&["up"]).ok();
     Some(bed)
 }
@@ -40,7 +38,7 @@ fn range(text: &str) -> RangeInclusive<u16> {
 
 /// The first line is the range, the others are ports that were picked: all different, and all inside.
 #[track_caller]
-fn picked(said: &Said, count: usize) {
+fn picked(said: &Outcome, count: usize) {
     let mut lines = said.out.lines();
     let range = range(lines.next().unwrap_or_else(|| panic!("{said:?}")));
     let mut ports: Vec<u16> = lines.map(|line| line.parse().unwrap_or_else(|_| panic!("{said:?}"))).collect();
@@ -93,7 +91,7 @@ print(os.environ["PORTKEEP_EPHEMERAL"])
 for _ in range(20): print(portpicker.pick_unused_port())
 "#;
     let mut command = bed.command(&["run", "-e100", "--", "python3", "-c", script]);
-    let said = Said::from(command.env("PYTHONPATH", &target).env_remove("PORTSERVER_ADDRESS").output().unwrap());
+    let said = Outcome::from(command.env("PYTHONPATH", &target).env_remove("PORTSERVER_ADDRESS").output().unwrap());
     picked(&said.ok(), 20);
 }
 
@@ -204,7 +202,7 @@ fn of_nested_ranges_the_inner_one_counts_and_the_outer_one_comes_back() {
     if !has("ephemeral-nested", "python3") {
         return;
     }
-    let portkeep = bed::PORTKEEP;
+    let portkeep = PORTKEEP;
     let inner = format!(r#"echo "$PORTKEEP_EPHEMERAL"; {PICK}"#).replace('\'', r"'\''");
     let outer = format!("echo $PORTKEEP_EPHEMERAL; {PICK}; {portkeep} run -e 5 -- sh -c '{inner}'; {PICK}");
     let said = bed.portkeep(&["run", "-e", "10", "--", "sh", "-c", &outer]).ok();
@@ -267,7 +265,7 @@ fn e8_held_mode_says_that_it_cannot() {
     if !kernel_or_skip("ephemeral-held") {
         return;
     }
-    let bed = Bed::with_network("ephemeral-held");
+    let bed = Machine::new(PORTKEEP, "ephemeral-held");
     let script = r#"echo "$PORT/$PORTKEEP_EPHEMERAL/$PORTKEEP_ENFORCEMENT""#;
     let said = bed.portkeep_as_nobody(&["run", "-e", "5", "--", "sh", "-c", script]).ok();
     assert_eq!(said.out, "//held\n");

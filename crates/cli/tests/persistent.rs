@@ -793,7 +793,7 @@ fn chosen_by(uid: u32) -> (u16, u16) {
 #[test]
 fn e6_private_ephemeral_ranges_are_declared_and_created() {
     let Some(world) = World::enter("e6_declared") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let stanza = |ports: &str, more: &str| {
         format!("[[reservation]]\nname = \"rmi\"\nboth = \"{ports}\"\nuser = {NOBODY}\n{more}")
     };
@@ -809,7 +809,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     for (more, still) in [("", false), ("ephemeral = true\n", true)] {
         place.drop_in("rmi.toml", &stanza("20000-20009", more));
         agent.hang_up();
-        eventually("it is read again", || inside(chosen_by(NOBODY), 20000) == still);
+        eventually(|| inside(chosen_by(NOBODY), 20000) == still);
     }
     world.assert_consistent();
 
