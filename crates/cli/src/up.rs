@@ -151,9 +151,7 @@ pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
 
 fn share_and_look(instance: &Instance) -> anyhow::Result<Vec<String>> {
     let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
-    let config = instance.config();
-    let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
-    agent::enter_overlap(pool).context("keeping automatic choices off the pool")?;
+    agent::enter_overlap(instance).context("keeping automatic choices off the pool")?;
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
     agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
     Ok(complaints)
