@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use portkeep::control;
 use portkeep_core::{
-    Errno, Transport, Transports,
+    Align, Errno, Transport, Transports,
     wire::{self, AcquireRequest, AgentMark},
 };
 use portkeep_kernel::{CreateError, EventKind, ForWhom, Wanted, cgroup};
@@ -252,7 +252,7 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
         let wanted = Wanted {
             start,
             count: 10,
-            align: portkeep_core::Align::ANY,
+            align: Align::ANY,
             transports: Transports::Both,
             for_whom,
             strict: false,
@@ -361,7 +361,7 @@ fn e4_groups_by_real_effective_and_supplementary_gid() {
     let wanted = Wanted {
         start: 10000,
         count: 10,
-        align: portkeep_core::Align::ANY,
+        align: Align::ANY,
         transports: Transports::Tcp,
         for_whom: ForWhom::Group(4711),
         strict: false,
@@ -465,7 +465,7 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
     let user = |uid: u32, ephemeral: bool| Wanted {
         start: 600,
         count: 10,
-        align: portkeep_core::Align::ANY,
+        align: Align::ANY,
         transports: Transports::Both,
         for_whom: ForWhom::User(uid),
         strict: false,

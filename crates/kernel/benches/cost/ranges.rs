@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use portkeep::control;
 use portkeep_core::{
-    Token, Transports,
+    Align, Token, Transports,
     wire::{self, AcquireRequest},
 };
 use portkeep_kernel::{ForWhom, Wanted};
@@ -101,7 +101,7 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
                 let wanted = Wanted {
                     start: 0,
                     count: 1,
-                    align: portkeep_core::Align::ANY,
+                    align: Align::ANY,
                     transports: Transports::Both,
                     for_whom: ForWhom::Unit(format!("unit-{number}.service")),
                     strict: false,
