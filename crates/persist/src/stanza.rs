@@ -18,7 +18,7 @@ use crate::{
 /// The processes that may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
-const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 13] = [
     "name",
     "tcp",
     "udp",
