@@ -11,8 +11,8 @@ use crate::{
     unit::eventually,
 };
 
-/// Nobody in particular.
-pub(crate) const STRANGER: u32 = 65533;
+/// A user of no particular kind.
+pub(crate) const OUTSIDER: u32 = 65533;
 
 /// Their attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Outsider {
         fs::create_dir_all(cgroup).unwrap();
         fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
         if !self.root {
-            become_user(STRANGER);
+            become_user(OUTSIDER);
         }
     }
 }

@@ -34,7 +34,7 @@ def say(*words):
 
 
 if which == "portserver":
-    # What portpicker prints when its server is killed is known; the answers tell what it then does.
+    # The messages of portpicker after its server was killed are known; its answers show what it does then.
     sys.stderr = open(os.devnull, "w")
 held = []
 say("ready")
