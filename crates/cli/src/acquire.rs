@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 AcquireScope::User => Scope::User,
                 AcquireScope::Cgroup => Scope::Cgroup(0),
             };
-            Claim::kernel(&args.ask, "", scope, args.strict, || signals.pending().next())?
+            Claim::kernel(&args.ask, &args.config, "", scope, args.strict, || signals.pending().next())?
         }
         Level::Held(reason) => {
             let claim = Claim::held(&args.ask)?;
@@ -86,8 +86,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 Transports::Tcp => "",
                 _ => ", but no program can bind the UDP ports",
             };
-            io.note(format_args!(
-                "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+            io.warning(format_args!(
+                "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
                 only_held(claim.ports)
             ));
             claim

@@ -14,7 +14,7 @@ use portkeep::{
 };
 use serde::Serialize;
 
-use crate::{ask::Ask, conflict, held::Held, signals::Ended};
+use crate::{ask::Ask, conflict, held::Held, signals::Ended, sources::ConfigFile};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ impl Claim {
     /// `signal` reports a signal that shall end the wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
+        config: &ConfigFile,
         label: &str,
         scope: Scope,
         strict: bool,
@@ -87,7 +88,7 @@ impl Claim {
         });
         let reservation = granted.map_err(|error| match ended_by.or_else(signal) {
             Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-            _ => conflict::explain(ask, block, error),
+            _ => conflict::explain(ask, config, block, error),
         })?;
         let (ports, token) = (reservation.ports(), Some(reservation.token()));
         Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })

@@ -69,10 +69,10 @@ impl Held {
 /// Why a block cannot be held.
 fn explain(ask: &Ask, block: PortRange, error: io::Error) -> anyhow::Error {
     let told = match Errno::from_io_error(&error) {
-        Some(Errno::ADDRINUSE) => conflict::in_use(block, ask.transports()),
+        Some(Errno::ADDRINUSE) => Some(conflict::in_use(block, ask.transports())),
         Some(Errno::ACCESS) if block.start() < PRIVILEGED => Some(conflict::privileged(block)),
         Some(Errno::MFILE) => Some(format!(
-            "holding {block}/{} takes a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)",
+            "holding {block}/{} requires a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)",
             ask.transports()
         )),
         _ => None,
@@ -98,7 +98,7 @@ fn candidates(count: u16, align: u16) -> impl Iterator<Item = PortRange> {
 }
 
 /// Bind the port on all addresses of both families.
-fn hold(transport: Transport, port: u16) -> io::Result<OwnedFd> {
+pub(crate) fn hold(transport: Transport, port: u16) -> io::Result<OwnedFd> {
     let kind = match transport {
         Transport::Tcp => SocketType::STREAM,
         Transport::Udp => SocketType::DGRAM,

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, Write},
+    io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -38,7 +38,7 @@ Examples:
   portkeep run --count 4 -- torchrun --master-port {PORT} train.py
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
-and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
@@ -118,7 +118,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
     stage.claim.make_way();
     stage.keep()?;
-    let watch = stage.claim.watch(|reason| drop(writeln!(io::stderr(), "portkeep: {reason}")));
+    let watch = stage.claim.watch(|reason| Io::standard().error(reason));
     let group = stage.group.as_mut().map(|group| &mut group.cgroup);
     // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
     let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
@@ -140,7 +140,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// Report that a command cannot be started. Returns the exit status.
 pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.note(format_args!("{}: {error}", program.display()));
+    io.error(format_args!("{}: {error}", program.display()));
     if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
 }
 
@@ -170,9 +170,9 @@ impl Stage {
 }
 
 fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
-    let mut note = |text: std::fmt::Arguments<'_>| {
+    let mut warning = |text: std::fmt::Arguments<'_>| {
         if !args.quiet {
-            io.note(text);
+            io.warning(text);
         }
     };
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
@@ -186,8 +186,8 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
-        note(format_args!(
-            "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+        warning(format_args!(
+            "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
             only_held(claim.ports)
         ));
         return Ok(Stage { claim, group: None, level });
@@ -199,15 +199,16 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         RunScope::Auto => match Subgroup::enter() {
             Ok(subgroup) => Some(subgroup),
             Err(reason) => {
-                note(format_args!(
-                    "warning: no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
+                warning(format_args!(
+                    "no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
                 ));
                 None
             }
         },
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
-    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false, || forwarder.ended_by())?;
+    let label = program_name(&args.command);
+    let claim = Claim::kernel(&args.ask, &args.config, &label, scope, false, || forwarder.ended_by())?;
     let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
     Ok(Stage { claim, group, level })
 }
@@ -279,7 +280,9 @@ fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
     let index = digits.parse::<u16>().ok().filter(|index| *index < ports.count());
     index.map(|index| ports.start() + index).with_context(|| {
         let last = ports.count() - 1;
-        format!("an argument wants {{PORT{digits}}}, but the last one is {{PORT{last}}}; ask for more with --count")
+        format!(
+            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count"
+        )
     })
 }
 

@@ -126,7 +126,7 @@ fn trouble(place: &Place, agent: Option<AgentProcess>, round: usize) -> Option<A
     match agent {
         Some(agent) => {
             place.drop_in("unrelated.toml", &unrelated);
-            assert_eq!(place.reload().complaints, [""; 0]);
+            assert_eq!(place.reload().errors, [""; 0]);
             agent.hang_up();
             place.withdraw("unrelated.toml");
             place.reload();
