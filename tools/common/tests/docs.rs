@@ -209,9 +209,9 @@ fn comments_and_texts(text: &str, comment: &str) -> Vec<(usize, String)> {
         };
         let piece = &rest[..length];
         let words = |piece: &str| {
-            let lines = piece
-                .lines()
-                .map(|line| line.trim().trim_start_matches(['/', '!', '*', '#', '"', ' ']).trim_end_matches(['\\']));
+            let lines = piece.lines().map(|line| {
+                line.trim().trim_start_matches(['/', '!', '*', '#', '"', ' ']).trim_end_matches(['\\', '"'])
+            });
             lines.collect::<Vec<_>>().join(" ").trim().to_owned()
         };
         match kind {
@@ -219,8 +219,10 @@ fn comments_and_texts(text: &str, comment: &str) -> Vec<(usize, String)> {
                 Some((_, paragraph)) => *paragraph += &format!(" {}", words(piece)),
                 None => found.push((number, words(piece))),
             },
-            // A single word is a value.
-            "block" | "text" if words(piece).contains(' ') => found.push((number, words(piece))),
+            // A single word is a value, and a heading is no sentence.
+            "block" | "text" if words(piece).contains(' ') && !piece.starts_with("\"# ") => {
+                found.push((number, words(piece)))
+            }
             _ => {}
         }
         if kind == "line" && !words(piece).is_empty() {
@@ -244,7 +246,7 @@ fn relatives(paragraph: &str) -> Vec<&str> {
     }
     sentences.push(&paragraph[begin..]);
     sentences.retain(|sentence| {
-        let word = sentence.split(|letter: char| !letter.is_alphanumeric()).find(|word| !word.is_empty());
+        let word = sentence.trim_start_matches(['"', '\'', '(', '`', '[', '*', '-', ' ']).split(' ').next();
         word.is_some_and(|word| RELATIVES.contains(&word)) && !sentence.contains('?')
     });
     sentences

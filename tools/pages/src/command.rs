@@ -7,7 +7,7 @@ use clap_mangen::{
     roff::{Inline, Roff, bold, italic, roman},
 };
 
-use crate::SOURCE;
+use crate::title;
 
 /// A row of a section: what it is about, its text, and the commands that it concerns, those below them included.
 type Row = (&'static str, &'static str, &'static [&'static str]);
@@ -66,9 +66,7 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
     let name = words.join("-");
     let help = AfterHelp::of(command);
     let man = Man::new(command.clone().display_name(&name));
-    let man = man.manual("Portkeep").title(name.to_uppercase()).source(SOURCE);
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
+    let mut page = title(&name, 1).into_bytes();
     man.render_name_section(&mut page)?;
     let mut rest = synopsis(command, words);
     rest.control("SH", ["DESCRIPTION"]);
@@ -103,7 +101,8 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
     verbatim(&mut rest, &help.examples);
     rest.control("SH", ["SEE ALSO"]).text([roman(see_also(words))]);
     page.extend(rest.to_roff().bytes());
-    Ok(page)
+    // Formatters complain about an empty line between two breaks.
+    Ok(String::from_utf8(page)?.replace(".br\n\n.br\n", ".sp\n").into_bytes())
 }
 
 /// The commands below a command that people see.

@@ -4,13 +4,12 @@ use clap_mangen::roff::{Roff, bold, italic, roman};
 use portkeep_persist::config::{KEYS, PATH};
 
 use crate::{
-    SOURCE,
     command::{list, verbatim},
+    title,
 };
 
 pub(crate) fn page() -> String {
     let mut roff = Roff::new();
-    roff.control("TH", ["PORTKEEP.TOML", "5", "", SOURCE, "Portkeep"]);
     roff.control("SH", ["NAME"]).text([roman("portkeep.toml - the configuration of Portkeep")]);
     roff.control("SH", ["SYNOPSIS"]).text([italic(PATH)]);
     roff.control("SH", ["DESCRIPTION"]);
@@ -62,7 +61,7 @@ pub(crate) fn page() -> String {
     roff.text([roman(
         "portkeep(1), portkeep-agent(1), portkeep-check(1), portkeep-reload(1), portkeep-up(1), portkeep-ports.d(5)",
     )]);
-    roff.to_roff()
+    title("portkeep.toml", 5) + &roff.to_roff()
 }
 
 /// Every key with its example: the keys of a table are together in [`KEYS`].

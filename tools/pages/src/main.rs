@@ -74,6 +74,12 @@ fn make() -> Result<Files> {
     Ok(files)
 }
 
+/// The title of a page, behind the string that stands for an apostrophe. There is no date: it would make each build another.
+fn title(name: &str, section: u8) -> String {
+    let name = name.to_uppercase().replace('-', "\\-");
+    format!(".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH {name} {section} \"\" \"{SOURCE}\" Portkeep\n")
+}
+
 /// The same commands without the hidden ones, which completions would offer.
 fn without_hidden(table: &Command) -> Command {
     let shown = table.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
@@ -173,7 +179,6 @@ mod tests {
                     break;
                 };
                 let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
-                // A date would make each build another one.
                 let found: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();
                 assert!(found.is_empty(), "{program} {}: {found:#?}", page.display());
             }
