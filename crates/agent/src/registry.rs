@@ -10,7 +10,7 @@
 //! Declarations that cannot be put in force (a port is in use, a user does not exist yet) wait, and are tried again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +18,7 @@ use std::{
 use portkeep::{
     Align, PortRange, Token,
     persistent::{
-        Declaration, Origin, Who,
+        Declaration, Name, Origin, Who,
         protocol::{Block, Created, Entry, InTheWay, Kept, Proposal, Reason, Refused, Standing, Which},
     },
 };
@@ -117,7 +117,9 @@ impl Shelf {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) added: usize,
+    pub(super) changed: usize,
     pub(super) removed: usize,
+    /// Those in conflict among them.
     pub(super) waiting: usize,
 }
 
@@ -199,11 +201,19 @@ impl<'a> Sockets<'a> {
                 if look.vacant(port).unwrap_or(false) {
                     return None;
                 }
-                if declaration.around && self.judge.all_rightful(transport, port, for_whom) {
+                // Without a service it is for, a socket of root is nothing to go by.
+                let for_service = *for_whom != ForWhom::Administrators;
+                let rightful =
+                    (declaration.around || for_service) && self.judge.all_rightful(transport, port, for_whom);
+                if declaration.around && rightful {
                     return None;
                 }
                 let sockets = in_the_way::sockets(transport, port);
-                Some(Obstacle { why: in_the_way::sentence(transport, port, &sockets), sockets })
+                let mut why = in_the_way::sentence(transport, port, &sockets);
+                if rightful && for_service {
+                    why += "; the reservation is for this process, and `around` reserves the port beside it";
+                }
+                Some(Obstacle { why, sockets })
             })
         })
     }
@@ -319,17 +329,20 @@ impl Registry {
         if persistent || active { self.load(desk).map(|(changes, _)| Some(changes)) } else { Ok(None) }
     }
 
-    /// Read the files again and bring the BPF programs in line. Errors in files are returned too.
+    /// Read the files again and bring the BPF programs in line. Mistakes in files are returned too.
     pub(super) fn load(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<(Changes, Vec<Diagnostic>)> {
         self.persistent.open_again(|| Store::open(&self.state));
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
         let loaded = dropin::load(&self.root);
         let merged = merge(self.commands(), loaded.declared);
         self.conflicts = merged.conflicts;
-        let mut diagnostics = loaded.diagnostics;
-        diagnostics.extend(self.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic));
         let changes = self.bring_in_line(desk, merged.in_force)?;
-        Ok((changes, diagnostics))
+        Ok((changes, loaded.diagnostics))
+    }
+
+    /// Files that lost against another declaration. Each may be right by itself.
+    pub(super) fn conflicts(&self) -> Vec<Diagnostic> {
+        self.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic).collect()
     }
 
     /// Make what is in force what is `declared`: keep what is the same, change what is for somebody else now, end what
@@ -352,18 +365,29 @@ impl Registry {
             }
         }
 
-        self.items = Vec::with_capacity(declared.len());
+        let key_of = |declaration: &Declaration| (declaration.ports, declaration.transports);
+        let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
+            .into_iter()
+            .filter(|item| matches!(item.how, How::Active { .. }))
+            .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
+            .collect();
+        let mut ended: HashSet<Name> = before.values().map(|declaration| declaration.name.clone()).collect();
         for declared in declared {
-            let key = (declared.declaration.ports, declared.declaration.transports);
+            let key = key_of(&declared.declaration);
             let how = match standing.remove(&key) {
-                Some((id, token)) => match adjust(desk, (id, token), &declared.declaration) {
-                    Ok(()) => How::Active { id, token },
-                    // In force for whom it was for before: better than for nobody.
-                    Err(why) => {
-                        self.tell(&declared, &why);
-                        How::Active { id, token }
+                Some((id, token)) => {
+                    let was = before.get(&key);
+                    was.inspect(|was| _ = ended.remove(&was.name));
+                    match adjust(desk, (id, token), &declared.declaration) {
+                        Ok(adjusted) => {
+                            let differs = was.is_some_and(|was| *was != declared.declaration);
+                            changes.changed += usize::from(adjusted || differs);
+                        }
+                        // In force for its former audience: better than for nobody.
+                        Err(why) => self.tell(&declared, &why),
                     }
-                },
+                    How::Active { id, token }
+                }
                 None => How::Waiting(Obstacle::default()),
             };
             self.items.push(Item { declared, how });
@@ -375,8 +399,20 @@ impl Registry {
                 changes.removed += 1;
             }
         }
-        changes.added = self.begin_waiting(desk)?;
-        changes.waiting = self.items.iter().filter(|item| matches!(item.how, How::Waiting(_))).count();
+        let begins: Vec<bool> = self.items.iter().map(|item| matches!(item.how, How::Waiting(_))).collect();
+        self.begin_waiting(desk)?;
+        for (item, began) in self.items.iter().zip(begins) {
+            match item.how {
+                // Another block of the same name is a change.
+                How::Active { .. } if began && changes.removed > 0 && ended.remove(&item.declared.declaration.name) => {
+                    changes.changed += 1;
+                    changes.removed -= 1;
+                }
+                How::Active { .. } => changes.added += usize::from(began),
+                How::Waiting(_) => changes.waiting += 1,
+            }
+        }
+        changes.waiting += self.conflicts.len();
         self.index();
         Ok(changes)
     }
@@ -532,7 +568,7 @@ impl Registry {
     }
 
     /// The declarations under this name.
-    pub(super) fn named(&self, name: &portkeep::persistent::Name) -> Option<&Declared> {
+    pub(super) fn named(&self, name: &Name) -> Option<&Declared> {
         self.items.iter().map(|item| &item.declared).find(|declared| declared.declaration.name == *name)
     }
 
@@ -600,7 +636,7 @@ impl Registry {
             && is_kept
             && let Err(error) = store.delete(&proposal.name)
         {
-            // A bind came between. What was refused must not come into force later.
+            // A bind came between. A refused reservation must not come into force later.
             tracing::error!(name = %proposal.name, reason = chain(&error), "refused, but still in the store");
         }
         let (declaration, id, token) = established?;
@@ -717,8 +753,8 @@ fn entry(Declared { declaration, origin }: &Declared, standing: Standing, token:
     Entry { declaration, origin, standing, token, waits_for: Vec::new() }
 }
 
-/// Let a reservation in force be for whom it is declared for now.
-fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<(), String> {
+/// Give a reservation in force the audience that is declared now. False if there was nothing to change.
+fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<bool, String> {
     let wanted = wanted(declaration, resolve(&declaration.who)?);
     let kernel = &mut *desk.kernel;
     let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
@@ -729,8 +765,8 @@ fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declarat
             && flag(wire::EPHEMERAL) == wanted.ephemeral
             && r.label == wire::label(&wanted.label)
     });
-    if same {
-        return Ok(());
+    if !same {
+        kernel.maps.change_persistent(&kernel.admin, (id, token), &wanted).map_err(|error| chain(&error))?;
     }
-    kernel.maps.change_persistent(&kernel.admin, (id, token), &wanted).map_err(|error| chain(&error))
+    Ok(!same)
 }

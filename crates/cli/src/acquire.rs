@@ -79,16 +79,16 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 AcquireScope::Cgroup => Scope::Cgroup(0),
             };
             let kind = if args.strict { Kind::Strict } else { Kind::Plain };
-            Claim::kernel(&args.ask, "", scope, kind, None, || signals.pending().next())?
+            Claim::kernel(&args.ask, &args.config, "", scope, kind, None, || signals.pending().next())?
         }
         Level::Held(reason) => {
-            let claim = Claim::held(&args.ask)?;
+            let claim = Claim::held(&args.ask, &args.config)?;
             let udp = match claim.transports {
                 Transports::Tcp => "",
                 _ => ", but no program can bind the UDP ports",
             };
-            io.note(format_args!(
-                "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+            io.warning(format_args!(
+                "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
                 only_held(claim.ports)
             ));
             claim

@@ -26,19 +26,19 @@ pub(crate) struct Ask {
     /// The same numbers for TCP and UDP
     #[arg(long, group = "transport")]
     both: bool,
-    /// First port; without it the system chooses from the pool
+    /// First port [default: chosen from the pool]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) at: Option<u16>,
-    /// Make the first port a multiple of N, a power of two (2 for RTP pairs)
+    /// The first port is a multiple of N, a power of two (2 for RTP pairs)
     #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
     pub(crate) align: Align,
-    /// Name shown in listings, at most 24 bytes; `run` also sets <LABEL>_PORT
+    /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
-    /// Fail where the kernel cannot keep others off, rather than only hold the ports
+    /// Fail without kernel enforcement (PORTKEEP_REQUIRE=kernel)
     #[arg(long)]
     pub(crate) require_kernel: bool,
-    /// Give up when the agent has not answered a request for particular ports within so many seconds
+    /// Seconds to wait for an agent that does not answer
     #[arg(long, value_name = "SECONDS", env = patience::VARIABLE, hide_env_values = true)]
     #[arg(default_value = patience::DEFAULT, value_parser = patience::seconds)]
     pub(crate) timeout: Duration,

@@ -15,7 +15,7 @@ use portkeep::{
 };
 use serde::Serialize;
 
-use crate::{ask::Ask, conflict, signals::Ended};
+use crate::{ask::Ask, conflict, signals::Ended, sources::ConfigFile};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -61,6 +61,7 @@ impl Claim {
     /// wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
+        config: &ConfigFile,
         label: &str,
         scope: Scope,
         kind: Kind,
@@ -94,15 +95,15 @@ impl Claim {
             Ok(reservation) => Ok(Self { token: Some(reservation.token()), ..Self::of(reservation) }),
             Err(error) => Err(match ended_by.or_else(signal) {
                 Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-                _ => conflict::explain(ask, ask.block()?, error),
+                _ => conflict::explain(ask, config, ask.block()?, error),
             }),
         }
     }
 
     /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
-    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
+    pub(crate) fn held(ask: &Ask, config: &ConfigFile) -> anyhow::Result<Self> {
         let held = request(ask)?.require(Require::Held).acquire();
-        let reservation = held.or_else(|error| Err(conflict::explain(ask, ask.block()?, error)))?;
+        let reservation = held.or_else(|error| Err(conflict::explain(ask, config, ask.block()?, error)))?;
         reservation.open_held(Transports::Tcp)?;
         Ok(Self::of(reservation))
     }

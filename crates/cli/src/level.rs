@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::{
     agent,
+    help::ADVANCED,
     pins::{Pins, Seen},
     sources::ConfigFile,
 };
@@ -23,10 +24,10 @@ pub(crate) struct Place {
     #[command(flatten)]
     pub(crate) pins: Pins,
     /// Cgroup folder whose sockets are held to the reservations [default: the whole host]
-    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_ENFORCE", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_ENFORCE", hide_env_values = true, help_heading = ADVANCED)]
     pub(crate) enforce: Option<PathBuf>,
     /// Cgroup folder whose sockets may make reservations [default: that of --enforce]
-    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_SERVE", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_SERVE", hide_env_values = true, help_heading = ADVANCED)]
     pub(crate) serve: Option<PathBuf>,
 }
 

@@ -17,6 +17,8 @@ mod custodian;
 mod down;
 mod entry;
 mod excludedportrange;
+pub mod exit;
+mod help;
 mod level;
 mod list;
 mod patience;
@@ -44,36 +46,20 @@ use std::{
     io::{self, Write},
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// Exit status: done.
-pub const DONE: u8 = 0;
-/// Exit status: failed; the reason is on standard error.
-pub const FAILED: u8 = 1;
-/// Exit status: the arguments make no sense.
-pub const USAGE: u8 = 2;
-/// Exit status: nothing there (`status` of what is not up, `who` of a port that is free).
-pub const NOTHING: u8 = 3;
+pub use exit::{DONE, FAILED, NOTHING, USAGE};
 
-const EXIT_CODES: &str = "\
-Exit status:
-  0  done
-  1  failed, the reason is on standard error (of `check`: something is wrong)
-  2  wrong usage
-  3  nothing there: not up (status), a free port (who), no such reservation (release, persist)
-  `run` exits with what the command exits with; see `portkeep help run`
-
-Environment:
-  PORTKEEP_TIMEOUT  seconds to wait for an agent that does not answer [default: 30]
-  PORTKEEP_REQUIRE  `kernel`: `run` and `acquire` behave as with --require-kernel";
+/// Without the empty line that clap leaves before the usage: there are many commands.
+const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///
 /// A reservation is a block of consecutive ports that only its owner, and whom
 /// the owner let in, can bind. Everybody else is refused by the kernel.
 #[derive(Debug, Parser)]
-#[command(name = "portkeep", version, max_term_width = 100, after_help = EXIT_CODES)]
-#[command(arg_required_else_help = true, infer_subcommands = false)]
+#[command(name = "portkeep", version, max_term_width = 100, after_long_help = help::of_all_commands())]
+#[command(arg_required_else_help = true, infer_subcommands = false, help_template = ON_ONE_SCREEN)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -151,14 +137,30 @@ impl Write for Output {
 }
 
 impl Io<'_> {
-    /// Something the user should know that is not an error. Not being able to say it is no reason to fail.
+    /// The command fails, or a part of it.
+    fn error(&mut self, text: impl std::fmt::Display) {
+        self.message("error", text);
+    }
+
+    /// The command goes on, and the result is less than the user may expect.
+    fn warning(&mut self, text: impl std::fmt::Display) {
+        self.message("warning", text);
+    }
+
+    /// Something the user should know.
     fn note(&mut self, text: impl std::fmt::Display) {
-        let _ = writeln!(self.err, "portkeep: {text}");
+        self.message("note", text);
+    }
+
+    /// The one place that prints messages. In one piece, since others may write to the same stream. A failure to print one
+    /// is ignored: the command does its work all the same.
+    fn message(&mut self, severity: &str, text: impl std::fmt::Display) {
+        let _ = self.err.write_all(format!("{severity}: {text}\n").as_bytes());
     }
 
     /// An error that only shows when the arguments are taken together.
     fn usage(&mut self, text: impl std::fmt::Display) -> u8 {
-        self.note(text);
+        self.error(text);
         USAGE
     }
 
@@ -173,12 +175,13 @@ impl Io<'_> {
 
 /// The table of commands: help texts, manual pages and completions are made from it.
 pub fn command() -> clap::Command {
-    Cli::command()
+    help::arrange(Cli::command())
 }
 
 /// Run the command that `args` (the program's name first) ask for. Returns the exit status.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
+    let parsed = command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render();
@@ -219,7 +222,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 true => "; the limit of open files is too low (`ulimit -n`)",
                 false => "",
             };
-            let _ = writeln!(io.err, "portkeep: {text}{advice}");
+            io.error(format_args!("{text}{advice}"));
             error.downcast_ref::<signals::Ended>().map_or(failed, signals::Ended::status)
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         write(&entries, &mut io.out)?;
     }
     for waiting in waiting::list() {
-        io.note(waiting);
+        io.warning(waiting);
     }
     Ok(DONE)
 }

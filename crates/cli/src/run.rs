@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, Write},
+    io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -39,7 +39,7 @@ Examples:
   portkeep run --ephemeral 500 -- pytest -n 8
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
-and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
 With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --at or --align then. In a command inside another one, the inner range counts.
@@ -133,8 +133,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     stage.keep()?;
     let all: Vec<String> = stage.claims().map(|claim| claim.ports.to_string()).collect();
-    let tell = |reason| drop(writeln!(io::stderr(), "portkeep: {reason}"));
-    let watches: Vec<Watch> = stage.claims().map(|claim| claim.watch(tell)).collect();
+    let watches: Vec<Watch> = stage.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
     let group = stage.group.as_mut().map(|group| &mut group.cgroup);
     // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
     let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
@@ -157,7 +156,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// Report that a command cannot be started. Returns the exit status.
 pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.note(format_args!("{}: {error}", program.display()));
+    io.error(format_args!("{}: {error}", program.display()));
     if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
 }
 
@@ -194,9 +193,9 @@ impl Stage {
 }
 
 fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
-    let mut note = |text: std::fmt::Arguments<'_>| {
+    let mut warning = |text: std::fmt::Arguments<'_>| {
         if !args.quiet {
-            io.note(text);
+            io.warning(text);
         }
     };
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
@@ -207,21 +206,21 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     let fixed = args.ephemeral.is_none() || args.ask.names_ports();
     if let Level::Held(reason) = &level {
         if args.ephemeral.is_some() {
-            note(format_args!(
-                "warning: no private ephemeral range, only kernel enforcement can give one: a free port that the \
+            warning(format_args!(
+                "no private ephemeral range, only kernel enforcement can give one: a free port that the \
                  command chooses can be lost to another program before it is bound ({reason})"
             ));
         }
         if !fixed {
             return Ok(Stage { claim: None, range: None, group: None, level });
         }
-        let claim = Claim::held(&args.ask)?;
+        let claim = Claim::held(&args.ask, &args.config)?;
         let udp = match args.ask.transports() {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
-        note(format_args!(
-            "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+        warning(format_args!(
+            "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
             only_held(claim.ports)
         ));
         return Ok(Stage { claim: Some(claim), range: None, group: None, level });
@@ -239,8 +238,8 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
                 ));
             }
             Err(reason) => {
-                note(format_args!(
-                    "warning: no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
+                warning(format_args!(
+                    "no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
                 ));
                 None
             }
@@ -249,7 +248,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
     let name = program_name(&args.command);
     let mut claim_as =
-        |ask: &Ask, kind, beside| Claim::kernel(ask, &name, scope, kind, beside, || forwarder.ended_by());
+        |ask: &Ask, kind, beside| Claim::kernel(ask, &args.config, &name, scope, kind, beside, || forwarder.ended_by());
     let claim = if fixed { Some(claim_as(&args.ask, Kind::Plain, None)?) } else { None };
     let range = match args.ephemeral {
         Some(count) => Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, claim.as_ref())?),
@@ -330,7 +329,9 @@ fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
     let index = digits.parse::<u16>().ok().filter(|index| *index < ports.count());
     index.map(|index| ports.start() + index).with_context(|| {
         let last = ports.count() - 1;
-        format!("an argument wants {{PORT{digits}}}, but the last one is {{PORT{last}}}; ask for more with --count")
+        format!(
+            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count"
+        )
     })
 }
 

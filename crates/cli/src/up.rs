@@ -68,7 +68,7 @@ fn deny_errno(text: &str) -> Result<Errno, &'static str> {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let config = args.config.load()?;
     let (mut settings, complaints) = agent::settings(&config);
-    complaints.into_iter().for_each(|complaint| io.note(complaint));
+    complaints.into_iter().for_each(|complaint| io.warning(complaint));
     settings.pool = args.pool.map_or(settings.pool, |pool| pool.0);
     settings.quota = args.quota.unwrap_or(settings.quota);
     settings.deny_errno = args.deny_errno.unwrap_or(settings.deny_errno);
@@ -85,13 +85,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     };
     if instance.is_newly_up() {
-        settle_in(&instance)?.into_iter().for_each(|complaint| io.note(complaint));
+        settle_in(&instance)?.into_iter().for_each(|complaint| io.warning(complaint));
     } else {
         adopt(&instance, &args)?;
     }
     let status = status::of(&args.place.pins, io)?;
     if let Some(overlap) = status.overlap() {
-        io.note(format_args!("warning: {overlap}; {}", agent::Overlap::HELP));
+        io.warning(format_args!("{overlap}; {}", agent::Overlap::HELP));
     }
     if args.json {
         io.json(&status)?;

@@ -102,7 +102,7 @@ fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Entry>> {
         Err(error) if ran_out(&error) => Err(error),
         Err(error) => {
             if !matches!(pins.look(), Seen::NotUp) {
-                io.note(format_args!("{error:#}"));
+                io.warning(format_args!("{error:#}"));
             }
             Ok(Vec::new())
         }

@@ -2,9 +2,6 @@
 //! and none gives a reserved port, where the ephemeral range is as wide as the whole machine and where it is the pool itself
 //! (N1, N3, R3): in the namespace of `up` and in a new one, with an agent and without.
 
-#[allow(dead_code, reason = "the other tests use the rest")]
-mod bed;
-
 use std::{
     env, fs,
     net::{SocketAddr, TcpListener, UdpSocket},
@@ -12,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use bed::{Bed, answer, eventually};
 use portkeep_core::{
     PortRange, PortSet,
     wire::{self, AcquireRequest},
 };
 use portkeep_testkit::{
-    kernel_or_skip, loopback_up, new_namespace,
+    eventually, kernel_or_skip, loopback_up,
+    machine::{Machine, answer},
+    new_namespace,
     process::Child,
     sockets::{acquire, bind, port, tcp, tcp6, udp, udp6},
 };
@@ -111,10 +109,10 @@ fn helper_chooses() {
     println!("\nhelper: {counts:?}");
 }
 
-fn chosen(bed: &Bed, range: PortRange, place: &str, reserved: &str) -> String {
+fn chosen(machine: &Machine, range: PortRange, place: &str, reserved: &str) -> String {
     let helper = env::current_exe().unwrap();
     let words = [helper.to_str().unwrap(), "--exact", "helper_chooses", "--ignored", "--nocapture"];
-    let mut command = bed.program(&words);
+    let mut command = machine.program(&words);
     command.env(CHOOSE, format!("{} {} {place} {reserved}", range.start(), range.last()));
     let output = command.output().unwrap();
     assert!(output.status.success(), "{place}, {reserved}: {output:?}");
@@ -125,9 +123,9 @@ fn chosen(bed: &Bed, range: PortRange, place: &str, reserved: &str) -> String {
 struct Agent(process::Child);
 
 impl Agent {
-    fn start(bed: &Bed) -> Self {
-        let agent = Self(bed.command(&["agent"]).stderr(Stdio::null()).spawn().unwrap());
-        eventually(|| bed.portkeep(&["status", "--json"]).json()["agent_answers"] == true);
+    fn start(machine: &Machine) -> Self {
+        let agent = Self(machine.command(&["agent"]).stderr(Stdio::null()).spawn().unwrap());
+        eventually(|| machine.portkeep(&["status", "--json"]).json()["agent_answers"] == true);
         agent
     }
 }
@@ -143,21 +141,21 @@ fn beside_portkeep(name: &str, range: PortRange) {
     if !kernel_or_skip(&format!("automatic::{name}")) {
         return;
     }
-    let bed = Bed::with_network(name);
+    let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), name);
     let script = format!("echo {} {} > /proc/sys/net/ipv4/ip_local_port_range", range.start(), range.last());
-    assert!(bed.program(&["sh", "-c", &script]).status().unwrap().success());
-    let without = chosen(&bed, range, "here", "free");
+    assert!(machine.program(&["sh", "-c", &script]).status().unwrap().success());
+    let without = chosen(&machine, range, "here", "free");
     assert!(without.ends_with(" 0]"), "the test is wrong: {without}");
 
-    bed.portkeep(&["up"]).ok();
-    assert_eq!(chosen(&bed, range, "here", "reserved"), without, "without an agent");
-    assert_eq!(chosen(&bed, range, "new", "free"), without, "without an agent, in a new namespace");
-    let agent = Agent::start(&bed);
+    machine.portkeep(&["up"]).ok();
+    assert_eq!(chosen(&machine, range, "here", "reserved"), without, "without an agent");
+    assert_eq!(chosen(&machine, range, "new", "free"), without, "without an agent, in a new namespace");
+    let agent = Agent::start(&machine);
     for (place, reserved) in [("here", "reserved"), ("new", "free"), ("new", "reserved")] {
-        assert_eq!(chosen(&bed, range, place, reserved), without, "with an agent, {place}, {reserved}");
+        assert_eq!(chosen(&machine, range, place, reserved), without, "with an agent, {place}, {reserved}");
     }
     drop(agent);
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 }
 
 #[test]

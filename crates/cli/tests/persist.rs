@@ -463,9 +463,12 @@ fn files_are_reloaded_and_named_everywhere() {
     let other = stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\nboth = 8443\n");
     let (web, other) = (web.to_str().unwrap(), other.to_str().unwrap());
     let reload = stage.portkeep(&["reload"]).ok();
-    assert!(reload.out.starts_with("reloaded: 1 added, 0 removed; "), "{reload:?}");
+    assert_eq!(
+        reload.out, "reloaded: 1 added, 0 changed, 0 removed; 2 not in force (see `portkeep persist list`)\n",
+        "{reload:?}"
+    );
     assert!(
-        reload.err.contains(&format!("{other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
+        reload.err.contains(&format!("warning: {other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
         "{reload:?}"
     );
     let json = stage.portkeep(&["reload", "--json"]).ok().json();
@@ -486,11 +489,21 @@ fn files_are_reloaded_and_named_everywhere() {
     assert!(who.contains(&format!("  from      {web}:1\n")) && who.contains("  what      the shop\n"), "{who}");
     fails(&stage.portkeep(&["persist", "delete", "web"]), 1, web);
     fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "remove or mask the file, and `portkeep reload`");
-    fails(&stage.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nportkeep: ");
+    fails(&stage.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nerror: ");
 
     fs::remove_file(web).unwrap();
     let reload = stage.portkeep(&["reload"]).ok();
-    assert_eq!(reload.out, "reloaded: 1 added, 1 removed; 0 not in force\n", "{reload:?}");
+    assert_eq!(reload.out, "reloaded: 1 added, 0 changed, 1 removed; 0 not in force\n", "{reload:?}");
+    // Another audience, and another block of the same name, are changes.
+    for text in ["both = 8443\nuser = \"daemon\"\n", "both = 8450\nuser = \"daemon\"\n"] {
+        stage.file("usr/lib/portkeep/ports.d/z.toml", &format!("[[reservation]]\nname = \"z\"\n{text}"));
+        let reload = stage.portkeep(&["reload"]).ok();
+        assert_eq!(reload.out, "reloaded: 0 added, 1 changed, 0 removed; 0 not in force\n", "{reload:?}");
+    }
+    stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\n");
+    let reload = stage.portkeep(&["reload"]);
+    assert_eq!((reload.code, &*reload.out), (Some(1), "reloaded: 0 added, 0 changed, 1 removed; 0 not in force\n"));
+    assert!(reload.err.starts_with("error: /"), "{reload:?}");
 }
 
 #[test]
@@ -534,7 +547,7 @@ fn what_happens_is_watched() {
     // They end when the agent does.
     stage.stop();
     let said = Outcome::from(watch.wait_with_output().unwrap());
-    assert_eq!((said.code, said.err.as_str()), (Some(0), "portkeep: the agent has ended\n"));
+    assert_eq!((said.code, said.err.as_str()), (Some(0), "note: the agent has ended\n"));
     assert!(as_json.wait().unwrap().success());
 }
 
@@ -567,7 +580,7 @@ Start Port    End Port
     let row = |start: u16, end: u16| json!({"start": start, "end": end, "administered": true});
     assert_eq!(stays, json!([row(40000, 40010), row(50000, 50059)]));
 
-    let in_use = "The process cannot access the file because it is being used by another process.\nportkeep: ";
+    let in_use = "The process cannot access the file because it is being used by another process.\nerror: ";
     fails(&netsh(&stage, add), 1, in_use);
     fails(&netsh(&stage, "excludedportrange add tcp 40010 2"), 1, in_use);
     fails(&netsh(&stage, "excludedportrange add tcp 61011 1"), 1, &format!("pid {}", holding.child.id()));
@@ -579,22 +592,18 @@ Start Port    End Port
     );
     drop(server);
     // Exactly, or not at all.
-    let not_found = "The system cannot find the file specified.\nportkeep: ";
+    let not_found = "The system cannot find the file specified.\nerror: ";
     fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 1, not_found);
     fails(
         &netsh(&stage, "excludedportrange del tcp 40001 10"),
         1,
         "excludedportrange:tcp:40000-40010 is 40000-40010/tcp",
     );
-    fails(
-        &netsh(&stage, "excludedportrange delete tcp 61010 2"),
-        1,
-        "Access is denied.\nportkeep: 61010-61011/tcp, pid ",
-    );
-    fails(&netsh(&stage, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nportkeep: ");
+    fails(&netsh(&stage, "excludedportrange delete tcp 61010 2"), 1, "Access is denied.\nerror: 61010-61011/tcp, pid ");
+    fails(&netsh(&stage, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nerror: ");
     let nobody = stage.portkeep_as_nobody(&["excludedportrange", "add", "tcp", "43000", "1"]);
-    fails(&nobody, 1, "The requested operation requires elevation (Run as administrator).\nportkeep: ");
-    let syntax = "The syntax supplied for this command is not valid. Check help for the correct syntax.\nportkeep: ";
+    fails(&nobody, 1, "The requested operation requires elevation (Run as administrator).\nerror: ");
+    let syntax = "The syntax supplied for this command is not valid. Check help for the correct syntax.\nerror: ";
     fails(&netsh(&stage, "excludedportrange add tcp"), 2, &format!("{syntax}startport is missing"));
     fails(&netsh(&stage, "excludedportrange show store=active"), 2, &format!("{syntax}protocol is missing"));
     fails(&netsh(&stage, "netsh interface ipv4 show dynamicport tcp"), 2, syntax);
@@ -608,7 +617,7 @@ Start Port    End Port
     let rows = netsh(&stage, "excludedportrange show udp --json").ok().json();
     assert_eq!(rows, json!([row(40000, 40010)]));
     stage.stop();
-    fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nportkeep: ");
+    fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nerror: ");
 }
 
 /// The output of `check`, with the folder's name left out.
@@ -667,11 +676,11 @@ fn check_speaks_as_a_compiler_does() {
     file("etc/portkeep/portkeep.toml", "pol = \"20000-20999\"\n");
     let bad = check(dir.path(), &["--root", root]);
     let expected = "\
-etc/portkeep/portkeep.toml:1:1: unknown key `pol`
+etc/portkeep/portkeep.toml:1:1: error: unknown key `pol`
 help: did you mean `pool`?
-etc/portkeep/ports.d/a.toml:3:7: \"htps\" is neither a port, nor a range, nor a service of /etc/services
+etc/portkeep/ports.d/a.toml:3:7: error: \"htps\" is neither a port, nor a range, nor a service of /etc/services
 help: did you mean \"https\"?
-usr/lib/portkeep/ports.d/nginx.toml:1:1: 443/tcp of `web` is reserved as `b` by etc/portkeep/ports.d/a.toml:5
+usr/lib/portkeep/ports.d/nginx.toml:1:1: error: 443/tcp of `web` is reserved as `b` by etc/portkeep/ports.d/a.toml:5
 help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
 etc/portkeep/ports.d/a.toml:10:1: warning: there is no group voice (`c`)
 help: the reservation waits until there is one
@@ -687,10 +696,10 @@ etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:c
     file("x/portreserve/svc", "7/sctp\n");
     let named = check(dir.path(), &["x/one.toml", "x/two.toml", "x/conf.toml", "x/portreserve", "x/absent.toml"]);
     let expected = "\
-x/conf.toml:1:14: `deny_errno` is \"EADDRINUSE\" or \"EACCES\"
-x/portreserve/svc:1:1: \"7/sctp\": a transport is tcp or udp
-x/absent.toml: does not exist
-x/two.toml:1:1: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
+x/conf.toml:1:14: error: `deny_errno` is \"EADDRINUSE\" or \"EACCES\"
+x/portreserve/svc:1:1: error: \"7/sctp\": a transport is tcp or udp
+x/absent.toml: error: does not exist
+x/two.toml:1:1: error: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
 help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
 5 files with 1 reservation: 4 mistakes
 ";
@@ -709,7 +718,7 @@ fn check_knows_what_commands_created() {
     let web = stage.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
     let said = stage.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
-    let told = format!("{}:1:1: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
+    let told = format!("{}:1:1: error: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
     assert!(said.out.starts_with(&told), "{said:?}");
 
     stage.stop();
@@ -717,7 +726,7 @@ fn check_knows_what_commands_created() {
     fs::write(&store, "rubbish").unwrap();
     let said = stage.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
-    assert!(said.out.starts_with(&format!("{}: is damaged: ", store.display())), "{said:?}");
+    assert!(said.out.starts_with(&format!("{}: error: is damaged: ", store.display())), "{said:?}");
     assert!(stage.portkeep(&["persist", "list"]).err.contains("is damaged"));
     assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }

@@ -374,10 +374,10 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
     place.drop_in("yeb.toml", "[[reservation]]\nname = \"yeb\"\ntcp = 8446\nstrickt = true\n");
     place.drop_in("zeb.toml", "[[reservation]]\nname = \"zeb\"\ntcp = 8447\nuser = \"no-such-user\"\n");
     let reloaded = place.connect().reload().unwrap();
-    assert_eq!((reloaded.added, reloaded.removed, reloaded.waiting), (0, 0, 1));
-    let complaints = reloaded.complaints.join("\n");
-    assert!(complaints.contains("xeb.toml") && complaints.contains("web.toml"), "{complaints}");
-    assert!(complaints.contains("strickt") && complaints.contains("strict"), "{complaints}");
+    assert_eq!((reloaded.added, reloaded.removed, reloaded.waiting), (0, 0, 2));
+    let (conflicts, mistakes) = (reloaded.complaints.join("\n"), reloaded.errors.join("\n"));
+    assert!(conflicts.contains("xeb.toml") && conflicts.contains("web.toml"), "{conflicts}");
+    assert!(mistakes.contains("strickt") && mistakes.contains("strict"), "{mistakes}");
     assert!(matches!(place.standing("xeb"), Some(Standing::Conflict(_))));
     let Some(Standing::Waiting(why)) = place.standing("zeb") else { panic!() };
     assert_eq!(why, "there is no user \"no-such-user\"");
@@ -410,7 +410,7 @@ fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
     assert_eq!(bind(&tcp(), 9000).map_err(|error| error.to_string()), Ok(()), "nothing half");
     // Work that needs no store goes on.
     place.connect().create(&Proposal::new(name("c"), ports(9001, 1), Transports::Tcp), Kept::Active).unwrap();
-    assert!(place.connect().reload().unwrap().complaints.iter().any(|why| why.contains("persistent.redb")));
+    assert!(place.connect().reload().unwrap().errors.iter().any(|why| why.contains("persistent.redb")));
     agent.stop();
     assert_eq!(fs::read(&file).unwrap(), rubbish, "kept untouched");
     end_all(&world);
@@ -510,7 +510,7 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     }
     place.configure("pool = \"1-\"\nquotas = 3\n");
     let reloaded = place.connect().reload().unwrap();
-    assert!(reloaded.complaints.len() >= 2, "{reloaded:?}");
+    assert!(reloaded.errors.len() >= 2, "{reloaded:?}");
     assert_eq!(most(NOBODY), 7, "as before");
     place.configure("");
     place.connect().reload().unwrap();

@@ -19,7 +19,7 @@ use crate::{
 /// The processes that may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
-const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 14] = [
     "name",
     "tcp",
     "udp",

@@ -95,7 +95,7 @@ impl Layout {
         for document in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
             write(&documents.join(document), &read(&repository.join(document))?)?;
         }
-        for folder in ["", "guides", "reference", "internals"] {
+        for folder in ["guides", "reference", "internals"] {
             let pages = repository.join("docs").join(folder);
             for page in files(&pages)? {
                 copy(&page, &documents.join("docs").join(folder))?;

@@ -27,12 +27,12 @@ Examples:
 
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add --name <NAME> [OPTIONS]")]
 #[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
 #[command(group = clap::ArgGroup::new("who").args(["user", "group", "unit", "cgroup", "administrators"]))]
 #[command(group = clap::ArgGroup::new("block").args(["tcp", "udp", "both", "any"]).multiple(true).required(true))]
 pub(crate) struct Args {
-    /// The name in commands and listings: letters, digits and . _ @ : + -
+    /// Its name: letters, digits and . _ @ : + -
     #[arg(long)]
     name: Name,
 
@@ -77,7 +77,7 @@ pub(crate) struct Args {
     /// A private ephemeral range: when a process that it is for binds to port 0, it gets one of these ports
     #[arg(long)]
     ephemeral: bool,
-    /// Reserve it although those it is for have some of the ports bound already
+    /// Sockets of those it is for may be on the ports already
     #[arg(long)]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail
@@ -178,7 +178,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let declaration = created.declaration;
     // A slip in its name would keep the ports for nobody, for good.
     if let Some(missing) = Known::below(Path::new("/")).missing(&declaration.who) {
-        io.note(format_args!("warning: {missing} yet; the ports are reserved for it"));
+        io.warning(format_args!("{missing} yet; the ports are reserved for it"));
     }
     if args.json {
         io.json(&Added { declaration, kept, token: created.token })?;

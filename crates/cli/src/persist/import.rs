@@ -52,7 +52,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(declarations) => declarations,
         Err(wrong) => {
             for each in wrong {
-                let _ = writeln!(io.err, "{each}");
+                io.error(each);
             }
             io.note("nothing was imported");
             return Ok(FAILED);
@@ -67,7 +67,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         match standing(&declaration, &declared) {
             Found::Same => imported.there_already.push(declaration),
             Found::Other(text) => {
-                io.note(text);
+                io.error(text);
                 in_the_way += 1;
             }
             Found::Nothing => wanted.push(declaration),

@@ -68,7 +68,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     if found.is_empty() {
-        io.note(format_args!("there is no persistent reservation {}", args.name));
+        io.error(format_args!("there is no persistent reservation {}", args.name));
         return Ok(NOTHING);
     }
     Ok(DONE)
@@ -112,7 +112,7 @@ fn write(entry: &Entry, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     let bound = bound(entry);
     if bound.is_empty() {
-        line("bound by", "nobody")?;
+        line("bound by", "no process")?;
     }
     for (index, Bound { port, transport, by }) in bound.iter().enumerate() {
         let who: Vec<String> = by

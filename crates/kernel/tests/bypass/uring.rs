@@ -165,7 +165,8 @@ fn what_a_ring_acquires_is_charged_to_its_process() {
     }
     // The machine's root made the socket; root has no quota.
     let socket = tcp();
-    let charged = || world.maps().quotas().flatten().find(|(uid, _)| *uid == u64::from(NOBODY)).map_or(0, |(_, q)| q.used);
+    let charged =
+        || world.maps().quotas().flatten().find(|(uid, _)| *uid == u64::from(NOBODY)).map_or(0, |(_, q)| q.used);
     for (polls, flags) in WAYS {
         let before = charged();
         in_child(|| {

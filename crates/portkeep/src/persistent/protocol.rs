@@ -274,11 +274,17 @@ pub struct InTheWay {
 pub struct Reloaded {
     /// Reservations that came into force.
     pub added: usize,
+    /// Reservations of the same name or block that are declared otherwise now.
+    #[serde(default)]
+    pub changed: usize,
     /// Reservations that ended.
     pub removed: usize,
-    /// Not in force, see the list.
+    /// Declared and not in force: those that wait and those in conflict, see the list.
     pub waiting: usize,
-    /// Errors in files, and changes that need more than a reload. One sentence each.
+    /// Mistakes in files, and stores that cannot be read. One sentence each; a reload with any has failed in part.
+    #[serde(default)]
+    pub errors: Vec<String>,
+    /// Conflicts, and names in the configuration that the machine does not have. One sentence each.
     pub complaints: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-# What is looked at in the guest. Each boot does its part and goes on to the next; the host reads the console.
+# The checks in the guest. Each boot does its part and goes on to the next; the host reads the console.
 exec </dev/null >/var/log/boot-test 2>&1
 set -u
 state=/var/lib/boot-test
@@ -152,7 +152,7 @@ reloads() {
 	check 'a removed file no longer does' not root_refused 7000
 }
 
-# What takes the most rights: another namespace, found by its processes, entered, and its sysctl written.
+# This requires the most rights: another namespace, found by its processes, entered, and its sysctl written.
 other_namespace() {
 	unshare --net portkeep run --at 7100 -- cat /proc/sys/net/ipv4/ip_local_reserved_ports | grep -x 7100
 }
@@ -173,7 +173,7 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
-# What the README shows, on a machine where it is up for everybody.
+# The commands of the README, on a machine where it is up for everybody.
 readme() {
 	portkeep run --count 2 --label web -- bash -c 'echo "$PORTS" >/run/web; exec /usr/lib/boot-test/hostile serve "${PORTS%,*}"' &
 	local run=$! port second failed=
