@@ -1,9 +1,10 @@
-//! The maintainers' tasks: `cargo xtask NAME`. It has four tasks of its own and starts the other tools with cargo.
+//! The maintainers' tasks: `cargo xtask NAME`. It has five tasks of its own and starts the other tools with cargo.
 //!
 //! Exit status: 0 success, 1 failure, 2 wrong usage, 3 a program or a right is missing.
 
 mod bpf;
 mod install;
+mod package;
 mod tools;
 mod units;
 
@@ -16,6 +17,7 @@ use clap::Parser;
 enum Task {
     Bpf(bpf::Options),
     Install(install::Options),
+    Package(package::Options),
     Units(units::Options),
     #[command(flatten)]
     Tool(tools::Tool),
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
     portkeep_tool::exit(match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
         Task::Install(options) => install::run(&options),
+        Task::Package(options) => package::run(&options),
         Task::Units(options) => units::run(&options),
         Task::Tool(tool) => return tool.run(),
     })

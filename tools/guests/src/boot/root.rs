@@ -10,14 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use portkeep_tool::{Missing, Tool, cargo, target_folder};
+use portkeep_tool::{Missing, Tool, cargo, debian, target_folder};
 
 use crate::kernels::Kernel;
 
-/// Its packages besides those of every Debian.
-const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
-
-const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
 const MKE2FS: Tool = Tool { name: "mke2fs", remedy: "apt-get install e2fsprogs" };
 const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
 const CHROOT: Tool = Tool { name: "chroot", remedy: "apt-get install coreutils" };
@@ -78,7 +74,7 @@ const MASKED: &[&str] = &[
 
 /// Found out before the long preparations.
 pub(super) fn check() -> Result<()> {
-    MMDEBSTRAP.output(MMDEBSTRAP.command().arg("--version"))?;
+    debian::check()?;
     MKE2FS.output(MKE2FS.command().arg("-V"))?;
     if !rustix::process::geteuid().is_root() {
         return Err(Missing { what: "root".into(), remedy: "files of several users are put on a disk".into() }.into());
@@ -87,12 +83,12 @@ pub(super) fn check() -> Result<()> {
 }
 
 pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()> {
-    let base = base(folder)?;
+    let base = debian::base()?;
     let stage = tempfile::tempdir_in(folder).context("making a temporary folder")?;
     let root = stage.path();
     TAR.run(TAR.command().arg("-C").arg(root).args(["--numeric-owner", "-xpf"]).arg(&base))?;
     install(root)?;
-    place_hostile(root)?;
+    debian::place_hostile(root)?;
     place_guest(root)?;
     kernels.iter().try_for_each(|kernel| place_modules(kernel, root))?;
     // The folder was ours alone, and would be the root of everybody.
@@ -121,51 +117,6 @@ fn install(root: &Path) -> Result<()> {
         .context("starting cargo xtask install")?;
     ensure!(status.success(), "installing failed");
     Ok(())
-}
-
-/// The bare Debian, from the cache, or else from Debian.
-fn base(folder: &Path) -> Result<PathBuf> {
-    let suite = suite()?;
-    let archive = folder.join(format!("debian-{suite}-{}.tar", PACKAGES.replace(',', "-")));
-    if !archive.exists() {
-        println!("fetching Debian {suite}");
-        let aside = archive.with_extension("part.tar");
-        let mut fetch = MMDEBSTRAP.command();
-        fetch.args(["--quiet", "--variant=minbase", "--format=tar", &format!("--include={PACKAGES}")]);
-        for left_out in ["doc", "man", "locale", "info"] {
-            fetch.arg(format!("--dpkgopt=path-exclude=/usr/share/{left_out}/*"));
-        }
-        let fetched = MMDEBSTRAP.run(fetch.arg(&suite).arg(&aside));
-        if let Err(error) = fetched {
-            let remedy = format!("Debian's archive has to be within reach ({error:#})");
-            return Err(Missing { what: format!("Debian {suite}"), remedy }.into());
-        }
-        fs::rename(&aside, &archive).with_context(|| format!("keeping {}", archive.display()))?;
-    }
-    Ok(archive)
-}
-
-/// Programs that are built here run on the same Debian.
-fn suite() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"'));
-    match (value("ID="), value("VERSION_CODENAME=")) {
-        (Some("debian"), Some(suite)) => Ok(suite.to_owned()),
-        _ => Err(Missing { what: "Debian".into(), remedy: "the guest is the same system as this one".into() }.into()),
-    }
-}
-
-fn place_hostile(root: &Path) -> Result<()> {
-    let status = cargo()
-        .args(["build", "--package=portkeep-testkit", "--example=hostile"])
-        .status()
-        .context("starting cargo build")?;
-    ensure!(status.success(), "building failed");
-    let to = root.join("usr/lib/boot-test/hostile");
-    fs::create_dir_all(to.parent().unwrap_or(root)).with_context(|| format!("making {}", to.display()))?;
-    fs::copy(target_folder().join("debug/examples/hostile"), &to)
-        .with_context(|| format!("making {}", to.display()))?;
-    set_mode(&to, 0o755)
 }
 
 /// Where the guest's own tools find them.
