@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -39,10 +39,32 @@ pub(super) fn linker() -> Result<PathBuf> {
         let root = folder.join("root");
         let _ = fs::remove_dir_all(&root);
         fs::rename(&aside, &root).with_context(|| format!("keeping {}", root.display()))?;
-        write(&linker, &format!("#!/bin/sh\nexec cc --sysroot='{}' \"$@\"\n", root.display()))?;
+        for folder in ["lib64", "usr/lib/x86_64-linux-gnu"] {
+            keep_links_inside(&root, &root.join(folder))?;
+        }
+        // The compiler's own folders come after those: they lead to this machine's glibc.
+        let script = format!(
+            "#!/bin/sh\nroot='{}'\nexec cc --sysroot=\"$root\" -B\"$root/usr/lib/x86_64-linux-gnu\" \\\n\
+             \t-L\"$root/usr/lib/x86_64-linux-gnu\" -L\"$root/lib/x86_64-linux-gnu\" \"$@\"\n",
+            root.display()
+        );
+        write(&linker, &script)?;
         fs::set_permissions(&linker, fs::Permissions::from_mode(0o755)).context("making the linker executable")?;
     }
     Ok(linker)
+}
+
+/// Absolute links would lead to this machine's glibc.
+fn keep_links_inside(root: &Path, folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
+        let link = entry?.path();
+        let Ok(target) = fs::read_link(&link) else { continue };
+        if let Ok(inside) = target.strip_prefix("/") {
+            fs::remove_file(&link).with_context(|| format!("removing {}", link.display()))?;
+            symlink(root.join(inside), &link).with_context(|| format!("making {}", link.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The newest version of glibc whose symbols the program asks for.
