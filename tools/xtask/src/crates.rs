@@ -1,10 +1,6 @@
 //! The crates that are published: complete, and whole without the repository.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::Path,
-};
+use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use portkeep_tool::{Tool, cargo, repository, target_folder};

@@ -1,4 +1,4 @@
-//! The machine's disk: the Debian of this machine with two servers, Portkeep installed as a package would install it,
+//! The machine's disk: the Debian of this machine with two servers, the package of Portkeep,
 //! and what is in `guest/`.
 
 use std::{
@@ -19,9 +19,6 @@ const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
 const CHROOT: Tool = Tool { name: "chroot", remedy: "apt-get install coreutils" };
 const CP: Tool = Tool { name: "cp", remedy: CHROOT.remedy };
 const TRUNCATE: Tool = Tool { name: "truncate", remedy: CHROOT.remedy };
-
-/// The profile that the workspace's tests are built with, so that little has to be built anew.
-const PROFILE: &str = "dev";
 
 macro_rules! guest {
     ($($name:literal => $to:literal)*) => { &[$(($to, include_str!(concat!("guest/", $name)))),*] };
@@ -47,9 +44,8 @@ const FILES: &[(&str, &str)] = guest! {
     "plain.toml" => "etc/portkeep/ports.d/plain.toml"
 };
 
-/// Which units are started, and by which.
+/// Which units are started, and by which. The package enables its own.
 const ENABLED: &[(&str, &str)] = &[
-    ("sysinit.target.wants", "/usr/lib/systemd/system/portkeep.service"),
     ("basic.target.wants", "/etc/systemd/system/early.service"),
     ("sockets.target.wants", "/etc/systemd/system/squatter.socket"),
     ("sockets.target.wants", "/etc/systemd/system/listen.socket"),
@@ -98,25 +94,21 @@ pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()
     MKE2FS.run(MKE2FS.command().args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d"]).arg(root).arg(image))
 }
 
-/// Portkeep as a distribution's package has it.
+/// An earlier version of the package, installed, and this one, to be installed in the guest.
 fn install(root: &Path) -> Result<()> {
-    let status = cargo()
-        .args([
-            "run",
-            "--quiet",
-            "--package=xtask",
-            "--",
-            "install",
-            "--prefix=/usr",
-            "--profile",
-            PROFILE,
-            "--destdir",
-        ])
-        .arg(root)
-        .status()
-        .context("starting cargo xtask install")?;
-    ensure!(status.success(), "installing failed");
-    Ok(())
+    let packages = root.join("usr/lib/boot-test");
+    for (name, version) in [("old", "0.0.1"), ("new", env!("CARGO_PKG_VERSION"))] {
+        let out = packages.join(name);
+        let mut package = cargo();
+        package.args(["run", "--quiet", "--package=xtask", "--", "package", "--short", "--only-deb"]);
+        package.args(["--version", version, "--out"]).arg(&out);
+        ensure!(package.status().context("starting cargo xtask package")?.success(), "packaging failed");
+        let package = out.join(format!("portkeep_{version}_amd64.deb"));
+        fs::rename(&package, packages.join(format!("{name}.deb")))
+            .with_context(|| format!("moving {}", package.display()))?;
+        fs::remove_dir_all(&out).with_context(|| format!("removing {}", out.display()))?;
+    }
+    CHROOT.run(CHROOT.command().arg(root).args(["dpkg", "--install", "/usr/lib/boot-test/old.deb"]))
 }
 
 /// Where the guest's own tools find them.

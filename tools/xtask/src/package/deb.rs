@@ -67,7 +67,8 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
 fn fields(job: &Job, kind: Kind, edition: &Edition, root: &Path) -> Result<String> {
     let mut size = 0;
     for path in files::below(root)? {
-        size += fs::symlink_metadata(&path).with_context(|| format!("reading {}", path.display()))?.len().div_ceil(1024);
+        size +=
+            fs::symlink_metadata(&path).with_context(|| format!("reading {}", path.display()))?.len().div_ceil(1024);
     }
     let (section, more) = match kind {
         Kind::Portkeep => (
@@ -97,7 +98,8 @@ fn first_small(text: &str) -> String {
 }
 
 fn changes(job: &Job, kind: Kind, edition: &Edition) -> Result<String> {
-    let date = DATE.output(DATE.command().env("LC_ALL", "C").args(["-u", "-R", "-d"]).arg(format!("@{}", job.epoch)))?;
+    let date =
+        DATE.output(DATE.command().env("LC_ALL", "C").args(["-u", "-R", "-d"]).arg(format!("@{}", job.epoch)))?;
     Ok(format!(
         "{} ({}) unstable; urgency=medium\n\n  * See {HOMEPAGE}/blob/main/CHANGELOG.md.\n\n -- {MAINTAINER}  {}\n",
         kind.name(),
@@ -108,11 +110,15 @@ fn changes(job: &Job, kind: Kind, edition: &Edition) -> Result<String> {
 
 fn copyright() -> Result<String> {
     let mit = read(&repository().join("LICENSE-MIT"))?;
-    let owner = mit.lines().find_map(|line| line.strip_prefix("Copyright (c) ")).context("LICENSE-MIT names no owner")?;
+    let owner =
+        mit.lines().find_map(|line| line.strip_prefix("Copyright (c) ")).context("LICENSE-MIT names no owner")?;
     let terms = mit.split_once("\n\nPermission").context("LICENSE-MIT is not the usual text")?.1;
     let terms = format!("Permission{terms}");
-    let terms: String =
-        terms.trim_end().lines().map(|line| if line.is_empty() { " .\n".into() } else { format!(" {line}\n") }).collect();
+    let terms: String = terms
+        .trim_end()
+        .lines()
+        .map(|line| if line.is_empty() { " .\n".into() } else { format!(" {line}\n") })
+        .collect();
     Ok(format!(
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: Portkeep\n\
          Source: {HOMEPAGE}\nComment: The licences of the crates that are linked in are in THIRD-PARTY.txt, in this folder.\n\n\

@@ -39,6 +39,12 @@ pub(crate) struct Options {
     /// Build with the profile of the tests and this machine's glibc: quick, and for checks only
     #[arg(long)]
     short: bool,
+    /// The .deb only
+    #[arg(long)]
+    only_deb: bool,
+    /// Version that the packages claim to be, for tests of upgrades
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    version: String,
 }
 
 /// One package.
@@ -100,10 +106,10 @@ struct Edition {
 }
 
 impl Edition {
-    fn current() -> Result<Self> {
+    fn new(version: &str) -> Result<Self> {
         let header = read(&repository().join("crates/kernel/bpf/portkeep.h"))?;
         let abi = header.lines().find_map(|line| line.strip_prefix("#define PORTKEEP_ABI "));
-        Ok(Self { version: env!("CARGO_PKG_VERSION").into(), abi: abi.context("portkeep.h has no PORTKEEP_ABI")?.into() })
+        Ok(Self { version: version.into(), abi: abi.context("portkeep.h has no PORTKEEP_ABI")?.into() })
     }
 }
 
@@ -122,14 +128,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| target_folder().join("dist"));
     let out = std::path::absolute(&out).with_context(|| format!("looking for {}", out.display()))?;
     let job = Job::new(options.short, out)?;
-    job.packages(&Edition::current()?)?;
-    job.list()?;
+    let edition = Edition::new(&options.version)?;
+    if options.only_deb {
+        return Kind::ALL.iter().try_for_each(|kind| deb::make(&job, *kind, &edition).map(drop));
+    }
+    let made = job.packages(&edition)?;
+    job.list(&made)?;
     if options.twice {
         let other = tempfile::tempdir().context("making a temporary folder")?;
         job.again(other.path(), options.short)?;
     }
     if options.check {
-        check::run(&job)?;
+        check::run(&job, &edition, &made)?;
     }
     Ok(())
 }
@@ -204,27 +214,21 @@ impl Job {
         Ok(made)
     }
 
-    /// The files that this version's packages consist of, by name.
-    fn made(&self) -> Result<Vec<PathBuf>> {
-        let packages = files::below(&self.out)?;
-        Ok(packages.into_iter().filter(|path| !path.ends_with("SHA256SUMS") && !path.ends_with("CONTENTS")).collect())
-    }
-
     /// `SHA256SUMS` and `CONTENTS` beside the packages.
-    fn list(&self) -> Result<()> {
+    fn list(&self, made: &[PathBuf]) -> Result<()> {
         let mut contents = String::new();
         let mut sum = SHA256SUM.command();
         sum.current_dir(&self.out);
-        for path in self.made()? {
+        for path in made {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             sum.arg(&name);
             let listing = match path.extension().and_then(|extension| extension.to_str()) {
-                Some("deb") => deb::DPKG_DEB.output(deb::DPKG_DEB.command().arg("--contents").arg(&path))?,
-                Some("rpm") => rpm::RPM.output(rpm::RPM.command().args(["-qplv"]).arg(&path))?,
-                _ => archive::TAR.output(archive::TAR.command().args(["-tvf"]).arg(&path))?,
+                Some("deb") => deb::DPKG_DEB.output(deb::DPKG_DEB.command().arg("--contents").arg(path))?,
+                Some("rpm") => rpm::RPM.output(rpm::RPM.command().args(["-qplv"]).arg(path))?,
+                _ => archive::TAR.output(archive::TAR.command().args(["-tvf"]).arg(path))?,
             };
             contents.push_str(&format!("{name}\n\n{listing}\n"));
-            let size = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?.len();
+            let size = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
             println!("{} ({:.1} MB)", path.display(), size as f64 / 1e6);
         }
         write(&self.out.join("CONTENTS"), &contents)?;

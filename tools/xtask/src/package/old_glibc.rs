@@ -71,7 +71,9 @@ fn keep_links_inside(root: &Path, folder: &Path) -> Result<()> {
 pub(super) fn required(program: &Path) -> Result<String> {
     let symbols = OBJDUMP.output(OBJDUMP.command().arg("-T").arg(program))?;
     let versions = symbols.split("GLIBC_").skip(1).filter_map(|rest| rest.split([')', ' ', '\n']).next());
-    Ok(versions.filter(|version| number(version).is_some()).fold(String::new(), |newest, version| newer(&newest, version)))
+    Ok(versions
+        .filter(|version| number(version).is_some())
+        .fold(String::new(), |newest, version| newer(&newest, version)))
 }
 
 pub(super) fn newer(a: &str, b: &str) -> String {
