@@ -49,16 +49,17 @@ gone() {
 load() {
 	rm -rf "$root/run/load"
 	mkdir "$root/run/load"
-	in_root portkeep agent --up >"$root/run/agent" 2>&1 &
+	# Not by in_root: $! is to be the program.
+	chroot "$root" portkeep agent --up >"$root/run/agent" 2>&1 &
 	agent=$!
 	for _ in $(seq 100); do in_root portkeep status --json 2>/dev/null | grep -q '"agent":true' && break; sleep 0.1; done
-	in_root portkeep run --count 2 --label load -- sh -c 'echo "$PORTS" >/run/load/ports; exec sleep 1000' &
+	chroot "$root" portkeep run --count 2 --label load -- sh -c 'echo "$PORTS" >/run/load/ports; exec sleep 1000' 2>/dev/null &
 	run=$!
 	for _ in $(seq 100); do [ -s "$root/run/load/ports" ] && break; sleep 0.1; done
 	ports=$(tr ',' ' ' <"$root/run/load/ports")
 	in_root portkeep list --json >"$root/run/load/before"
 	# shellcheck disable=SC2086  # a list
-	in_root /usr/lib/boot-test/hostile hammer /run/load/tally $ports &
+	chroot "$root" /usr/lib/boot-test/hostile hammer /run/load/tally $ports &
 	hostile=$!
 	tries 1
 }
@@ -84,8 +85,8 @@ no_load() {
 # A package's commands: install FILE, upgrade FILE, remove.
 deb_install() { deb --install "/packages/$1/portkeep_$2_amd64.deb"; }
 deb_remove() { deb --remove portkeep; }
-rpm_install() { rpm --root "$root" --nodeps --upgrade "$root/packages/$1/portkeep-$2-1.x86_64.rpm" >"$root/run/log" 2>&1; }
-rpm_remove() { rpm --root "$root" --nodeps --erase portkeep >"$root/run/log" 2>&1; }
+rpm_install() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --upgrade "$root/packages/$1/portkeep-$2-1.x86_64.rpm" >"$root/run/log" 2>&1; }
+rpm_remove() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase portkeep >"$root/run/log" 2>&1; }
 
 new=$(basename "$root"/packages/new/portkeep_*_amd64.deb | cut -d_ -f2)
 everything >"$root/run/before"
