@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use portkeep_tool::{Missing, Tool, cargo, debian, target_folder};
+use portkeep_tool::{Missing, Tool, cargo, debian};
 
 use crate::kernels::Kernel;
 

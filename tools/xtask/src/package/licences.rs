@@ -79,7 +79,8 @@ fn files(folder: &Path) -> Result<Vec<String>> {
         let is_licence =
             ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE"].iter().any(|word| name.starts_with(word));
         if is_licence && path.is_file() {
-            found.push(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?);
+            let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            found.push(String::from_utf8_lossy(&text).into_owned());
         }
     }
     Ok(found)
