@@ -138,6 +138,7 @@ impl Layout {
         for example in files(&packaging.join("examples"))? {
             copy(&example, &documents.join("examples"))?;
         }
+        copy(&repository.join("examples/server.c"), &documents.join("examples"))?;
         Ok(())
     }
 

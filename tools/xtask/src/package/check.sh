@@ -153,3 +153,18 @@ rm "$root/run/portkeep-$new-x86_64-linux/MANIFEST"
 cp --recursive --no-target-directory "$root/run/portkeep-$new-x86_64-linux" "$root"
 [ "$(in_root portkeep --version)" = "portkeep $new" ] || fail 'the program does not run'
 shown 'unpacked: the program runs'
+if command -v cc >/dev/null && command -v pkg-config >/dev/null; then
+	# shellcheck disable=SC2046  # options
+	cc -Wall -Werror -o "$root/run/server" "$root/usr/local/share/doc/portkeep/examples/server.c" \
+		$(PKG_CONFIG_PATH=$root/usr/local/share/pkgconfig pkg-config --define-prefix --cflags portkeep)
+	in_root portkeep up >/dev/null
+	chroot "$root" /run/server >"$root/run/log" 2>&1 &
+	server=$!
+	for _ in $(seq 100); do [ -s "$root/run/log" ] && break; sleep 0.1; done
+	said 'listening on port'
+	kill "$server"
+	in_root portkeep down >/dev/null
+	shown 'its header and pkg-config file: the example in C runs'
+else
+	echo 'SKIPPED: no cc or pkg-config'
+fi
