@@ -42,10 +42,11 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         ensure!(run.status().context("starting cargo")?.success(), "cargo {} failed outside", arguments.join(" "));
         Ok(())
     };
-    cargo_outside(&["build", "--quiet", "--workspace"])?;
+    // With these two, every crate is built: the command requires the others.
+    cargo_outside(&["build", "--quiet", "--package=portkeep-winsock"])?;
     let (cli, version) = crates.iter().find(|(name, _)| name == "portkeep-cli").context("portkeep-cli is published")?;
     let (path, root) = (format!("{cli}-{version}"), outside.join("installed").display().to_string());
-    cargo_outside(&["install", "--quiet", "--debug", "--no-track", "--path", &path, "--root", &root])?;
+    cargo_outside(&["install", "--quiet", "--locked", "--debug", "--no-track", "--path", &path, "--root", &root])?;
     let program = Path::new(&root).join("bin/portkeep");
     ensure!(program.is_file(), "cargo install {cli} gives no portkeep");
     println!("{} crates are packed, build outside of the repository, and install portkeep", crates.len());
