@@ -31,7 +31,7 @@ pub(super) fn run(job: &Job, edition: &Edition, made: &[PathBuf]) -> Result<()> 
 /// Packing the same files twice gives the same bytes.
 fn repeatable(job: &Job, edition: &Edition) -> Result<()> {
     let second = tempfile::tempdir().context("making a temporary folder")?;
-    let again = job.into_folder(second.path());
+    let again = job.in_folder(second.path());
     for package in again.packages(edition)? {
         let first = job.out.join(package.file_name().unwrap_or_default());
         let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
@@ -58,7 +58,7 @@ fn in_a_debian(job: &Job, edition: &Edition) -> Result<()> {
         ("new", edition.clone()),
         ("other", Edition { version: "9.0.0".into(), abi: "999".into() }),
     ] {
-        let job = job.into_folder(&packages.join(name));
+        let job = job.in_folder(&packages.join(name));
         fs::create_dir_all(&job.out).with_context(|| format!("making {}", job.out.display()))?;
         deb::make(&job, Kind::Portkeep, &edition)?;
         rpm::make(&job, Kind::Portkeep, &edition)?;

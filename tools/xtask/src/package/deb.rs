@@ -133,8 +133,8 @@ fn sums(root: &Path) -> Result<String> {
     command.current_dir(root);
     for path in files::below(root)? {
         let path = path.strip_prefix(root).context("a file outside of the stage")?.to_owned();
-        // Neither the control files nor what the administrator changes.
-        if !path.starts_with("DEBIAN") && !path.starts_with("etc") {
+        // Neither the control files, nor what the administrator changes, nor links.
+        if !path.starts_with("DEBIAN") && !path.starts_with("etc") && !root.join(&path).is_symlink() {
             command.arg(path);
         }
     }

@@ -166,7 +166,7 @@ impl Job {
         Ok(job)
     }
 
-    fn into_folder(&self, out: &Path) -> Self {
+    fn in_folder(&self, out: &Path) -> Self {
         Self { out: out.into(), ..self.clone() }
     }
 
