@@ -89,6 +89,8 @@ rpm_install() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --upgrade "$ro
 rpm_remove() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase portkeep >"$root/run/log" 2>&1; }
 
 new=$(basename "$root"/packages/new/portkeep_*_amd64.deb | cut -d_ -f2)
+# Every system has these.
+mkdir -p "$root/usr/share/man/man1" "$root/usr/share/man/man5"
 everything >"$root/run/before"
 for kind in deb rpm; do
 	if [ "$kind" = rpm ] && ! command -v rpm >/dev/null; then echo 'SKIPPED: no rpm'; continue; fi

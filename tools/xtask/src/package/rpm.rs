@@ -78,7 +78,16 @@ fn specification(kind: Kind, edition: &Edition, root: &Path) -> Result<String> {
 /// The files, and the folders that no other package has.
 fn listed(root: &Path) -> Result<String> {
     let mut lines = vec![];
-    let own = ["/usr/share/doc/", "/usr/include/portkeep", "/usr/share/portkeep", "/usr/lib/portkeep", "/etc/portkeep"];
+    let own = [
+        "/usr/share/doc/",
+        "/usr/include/portkeep",
+        "/usr/share/portkeep",
+        "/usr/lib/portkeep",
+        "/etc/portkeep",
+        // Of shells that need not be installed.
+        "/usr/share/fish",
+        "/usr/share/zsh/site-functions",
+    ];
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         let at = root.join(&folder);
