@@ -50,8 +50,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use exit::{DONE, FAILED, NOTHING, USAGE};
 
-/// Without the empty line that clap leaves before the usage: there are many commands.
-const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
+/// Without the empty lines that clap leaves around the usage: there are many commands.
+const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n{all-args}{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///

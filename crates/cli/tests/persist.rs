@@ -329,7 +329,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     stage
         .file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"web.service\"\n");
     let reload = stage.portkeep(&["reload"]).ok().out;
-    assert!(reload.starts_with("reloaded: 0 added, 0 removed; 1 not in force"), "{reload}");
+    assert!(reload.starts_with("reloaded: 0 added, 0 changed, 0 removed; 1 not in force"), "{reload}");
     let declared = stage.declared();
     let why = declared[0]["reason"].as_str().unwrap().to_owned();
     assert!(why.starts_with(&format!("8443/tcp is in use by pid {pid} (")), "{why}");
@@ -364,7 +364,7 @@ fn the_agent_is_ready_when_what_is_declared_is_in_force() {
     let mut stage = stage!("ready");
     stage.stop();
     const MANY: usize = 3000;
-    let stanza = |port| format!("[[reservation]]\nname = \"web{port}\"\ntcp = {port}\n");
+    let stanza = |port| format!("[[reservation]]\nname = \"web{port}\"\ntcp = {port}\nuser = 65533\n");
     stage.file("etc/portkeep/ports.d/many.toml", &(20000..20000 + MANY).map(stanza).collect::<String>());
     let path = stage.folder.path().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();

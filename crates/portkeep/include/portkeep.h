@@ -83,7 +83,7 @@ extern "C" {
 /* The level of setsockopt(2) and getsockopt(2). */
 #define SOL_PORTKEEP 0x504b
 /* Of the structures here, as PORTKEEP_VERSION reports it. */
-#define PORTKEEP_ABI 3
+#define PORTKEEP_ABI 4
 
 /* setsockopt */
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
@@ -103,6 +103,7 @@ extern "C" {
 /* Flags */
 #define PORTKEEP_BOTH 1          /* the same numbers for TCP and UDP, one token */
 #define PORTKEEP_STRICT 2        /* only associated sockets can bind the ports */
+#define PORTKEEP_EPHEMERAL 4     /* binds to port 0 in the scope draw from the block; not with STRICT */
 #define PORTKEEP_PERSISTENT 0x80 /* reported only: an administrator made it, and no socket owns it */
 
 /* The scope: the processes that may bind the ports. */
@@ -120,7 +121,7 @@ extern "C" {
 struct portkeep_acquire {
 	uint16_t start; /* the first port; 0: the system chooses ports of the pool */
 	uint16_t count; /* how many ports, not 0 */
-	uint32_t flags; /* PORTKEEP_BOTH | PORTKEEP_STRICT */
+	uint32_t flags; /* PORTKEEP_BOTH | PORTKEEP_STRICT or PORTKEEP_EPHEMERAL */
 	/* 8 */
 	uint16_t scope; /* PORTKEEP_SCOPE_PROCESS, _USER or _CGROUP */
 	uint16_t align; /* start is a multiple of this power of two; 0 and 1: any */
