@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portkeep::{PortRange, Transports};
 
-use crate::patience;
+use crate::{exit::Usage, patience};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
@@ -68,9 +68,9 @@ impl Ask {
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
         if let Some(align) = self.align.filter(|align| at % align != 0) {
-            anyhow::bail!("port {at} is not a multiple of {align}");
+            return Err(Usage(format!("port {at} is not a multiple of {align}")).into());
         }
-        Ok(Some(PortRange::new(at, self.count)?))
+        Ok(Some(PortRange::new(at, self.count).map_err(|error| Usage(error.to_string()))?))
     }
 }
 

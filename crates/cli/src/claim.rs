@@ -9,12 +9,11 @@ use std::{
 };
 
 use portkeep::{
-    AcquireError, Enforcement, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
+    AcquireError, Enforcement, Info, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
-use serde::Serialize;
 
-use crate::{ask::Ask, conflict, held::Held, signals::Ended};
+use crate::{ask::Ask, conflict, held::Held, reservations, signals::Ended};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -38,17 +37,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Watches for the end of a reservation.
 #[derive(Debug)]
 pub(crate) struct Watch(#[expect(dead_code, reason = "its end ends the watch")] mpsc::Sender<()>);
-
-/// A claim as `--json` prints it.
-#[derive(Debug, Serialize)]
-pub(crate) struct ClaimJson {
-    ports: PortRange,
-    start: u16,
-    count: u16,
-    transports: Transports,
-    token: Option<String>,
-    enforcement: &'static str,
-}
 
 impl Claim {
     /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
@@ -151,14 +139,13 @@ impl Claim {
         }
     }
 
-    pub(crate) fn json(&self) -> ClaimJson {
-        ClaimJson {
-            ports: self.ports,
-            start: self.ports.start(),
-            count: self.ports.count(),
-            transports: self.transports,
-            token: self.token.map(|token| token.to_string()),
-            enforcement: self.enforcement().name(),
-        }
+    /// It, as listings show it.
+    pub(crate) fn info(&self) -> anyhow::Result<Info> {
+        let mut info = match &self.keeper {
+            Keeper::Kernel(reservation) => reservation.state()?,
+            Keeper::Held(_) => Info::held(self.ports, self.transports, ""),
+        };
+        reservations::complete(std::slice::from_mut(&mut info))?;
+        Ok(info)
     }
 }

@@ -16,16 +16,13 @@ use std::{
 };
 
 use portkeep::{PortRange, Transport};
-use portkeep_kernel::DEFAULT_POOL;
+use portkeep_core::defaults::{POOL, UNPRIVILEGED_START};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
 };
 
 use crate::{ask::Ask, conflict};
-
-/// Unless the namespace's `ip_unprivileged_port_start` says otherwise; it is for a message only.
-const PRIVILEGED: u16 = 1024;
 
 /// Bound sockets, one for each port and transport.
 #[derive(Debug)]
@@ -48,7 +45,7 @@ impl Held {
                 Err(error) => return Err(explain(ask, block, error)),
             }
         }
-        anyhow::bail!("no {} ports in a row are free in {DEFAULT_POOL}", ask.count)
+        anyhow::bail!("no {} ports in a row are free in {POOL}", ask.count)
     }
 
     fn bind_all(ask: &Ask, block: PortRange) -> io::Result<Self> {
@@ -70,7 +67,7 @@ impl Held {
 fn explain(ask: &Ask, block: PortRange, error: io::Error) -> anyhow::Error {
     let told = match Errno::from_io_error(&error) {
         Some(Errno::ADDRINUSE) => conflict::in_use(block, ask.transports()),
-        Some(Errno::ACCESS) if block.start() < PRIVILEGED => Some(conflict::privileged(block)),
+        Some(Errno::ACCESS) if block.start() < UNPRIVILEGED_START => Some(conflict::privileged(block)),
         Some(Errno::MFILE) => Some(format!(
             "holding {block}/{} takes a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)",
             ask.transports()
@@ -86,7 +83,7 @@ fn explain(ask: &Ask, block: PortRange, error: io::Error) -> anyhow::Error {
 /// Blocks to try, from somewhere in the pool once round, so that two who start at once do not race for the same.
 fn candidates(count: u16, align: u16) -> impl Iterator<Item = PortRange> {
     let (first, last) =
-        (u32::from(DEFAULT_POOL.start()).next_multiple_of(align.into()), u32::from(DEFAULT_POOL.last()));
+        (u32::from(POOL.start()).next_multiple_of(align.into()), u32::from(POOL.last()));
     let step = u32::from(count).next_multiple_of(align.into());
     let places = (last + 1).saturating_sub(first + u32::from(count) - 1).div_ceil(step);
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_micros());
@@ -136,7 +133,7 @@ mod tests {
             let all: Vec<_> = candidates(count, align).collect();
             assert!(!all.is_empty(), "{count} {align}");
             for block in all {
-                assert!(block.start() % align == 0 && block.start() >= DEFAULT_POOL.start(), "{block}");
+                assert!(block.start() % align == 0 && block.start() >= POOL.start(), "{block}");
             }
         }
         assert_eq!(candidates(4537, 1).count(), 0);

@@ -15,8 +15,8 @@ mod claim;
 mod conflict;
 mod custodian;
 mod down;
-mod entry;
 mod excludedportrange;
+mod exit;
 mod held;
 mod level;
 mod list;
@@ -27,6 +27,7 @@ mod pins;
 mod port_arg;
 mod release;
 mod reload;
+mod reservations;
 mod run;
 mod signals;
 mod sources;
@@ -39,7 +40,7 @@ mod waiting;
 mod watch;
 mod who;
 
-use portkeep_agent::{self as agent, process, when};
+use portkeep_agent::{self as agent, process};
 use std::{
     ffi::OsString,
     io::{self, Write},
@@ -47,23 +48,14 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-/// Exit status: done.
-pub const DONE: u8 = 0;
-/// Exit status: failed; the reason is on standard error.
-pub const FAILED: u8 = 1;
-/// Exit status: the arguments make no sense.
-pub const USAGE: u8 = 2;
-/// Exit status: nothing there (`status` of what is not up, `who` of a port that is free).
-pub const NOTHING: u8 = 3;
+pub use exit::Exit;
 
-const EXIT_CODES: &str = "\
-Exit status:
-  0  done
-  1  failed, the reason is on standard error (of `check`: something is wrong)
-  2  wrong usage
-  3  nothing there: not up (status), a free port (who), no such reservation (release, persist)
-  `run` exits with what the command exits with; see `portkeep help run`
+const DONE: u8 = Exit::Done.code();
+const FAILED: u8 = Exit::Failed.code();
+const USAGE: u8 = Exit::Usage.code();
+const NOTHING: u8 = Exit::Nothing.code();
 
+const ENVIRONMENT: &str = "\
 Environment:
   PORTKEEP_TIMEOUT  seconds to wait for an agent that does not answer [default: 30]
   PORTKEEP_REQUIRE  `kernel`: `run` and `acquire` behave as with --require-kernel";
@@ -73,7 +65,7 @@ Environment:
 /// A reservation is a block of consecutive ports that only its owner, and whom
 /// the owner let in, can bind. Everybody else is refused by the kernel.
 #[derive(Debug, Parser)]
-#[command(name = "portkeep", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "portkeep", version, max_term_width = 100, after_help = format!("{}\n\n{ENVIRONMENT}", Exit::help()))]
 #[command(arg_required_else_help = true, infer_subcommands = false)]
 struct Cli {
     #[command(subcommand)]
@@ -178,16 +170,18 @@ pub fn command() -> clap::Command {
 
 /// Run the command that `args` (the program's name first) ask for. Returns the exit status.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let is_run = args.get(1).is_some_and(|command| command == "run");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render();
-            let (to, code) = if error.use_stderr() { (&mut io.err, USAGE) } else { (&mut io.out, DONE) };
+            let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
+            let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
             let _ = write!(to, "{text}");
             return code;
         }
     };
-    let failed = cli.command.failure();
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
@@ -219,17 +213,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 false => "",
             };
             let _ = writeln!(io.err, "portkeep: {text}{advice}");
-            error.downcast_ref::<signals::Ended>().map_or(failed, signals::Ended::status)
-        }
-    }
-}
-
-impl Command {
-    /// The exit status of a failure. That of `run` must not look like one of the command it runs.
-    const fn failure(&self) -> u8 {
-        match self {
-            Self::Run(_) => run::FAILED,
-            _ => FAILED,
+            Exit::of(&error, is_run)
         }
     }
 }

@@ -1,16 +1,34 @@
 //! Users and groups as people know them.
 
 use nix::unistd::{Gid, Group, Uid, User};
-use portkeep::persistent::Account;
+use portkeep::persistent::{Account, Audience};
 
 /// The name of a user, or its number if it has none.
 pub(crate) fn user(uid: u32) -> String {
-    User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+    user_name(uid).unwrap_or_else(|| uid.to_string())
+}
+
+/// The name of a user, if it has one.
+pub(crate) fn user_name(uid: u32) -> Option<String> {
+    Some(User::from_uid(Uid::from_raw(uid)).ok()??.name)
 }
 
 /// The name of a group, or its number if it has none.
 pub(crate) fn group(gid: u32) -> String {
     Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
+}
+
+/// An audience with names in place of numbers.
+pub(crate) fn of(audience: &Audience) -> Audience {
+    let name = |id: &Account, name: fn(u32) -> String| match id {
+        Account::Id(id) => name(*id).parse().unwrap_or(Account::Id(*id)),
+        Account::Name(name) => Account::Name(name.clone()),
+    };
+    let known = |found: Account| Ok::<_, std::convert::Infallible>(found);
+    match audience.try_map(|id| known(name(id, user)), |id| known(name(id, group))) {
+        Ok(audience) => audience,
+        Err(never) => match never {},
+    }
 }
 
 /// Whether this machine knows the user. Numbers need no name. A name that cannot be looked up is not reported as missing.

@@ -172,10 +172,10 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let words = ["persist", "add", "--name", "rtp", "--any", "20", "--udp", "--align", "2", "--unit", "sip.service"];
     let rtp = stage.portkeep(&[&words[..], &["--strict", "--description", "media", "--json"]].concat()).ok().json();
     assert_eq!(rtp["transports"], "udp");
-    assert_eq!(rtp["who"], json!({"unit": "sip.service"}));
+    assert_eq!(rtp["audience"], json!({"kind": "unit", "value": "sip.service"}));
     assert_eq!(
-        (&rtp["strict"], &rtp["description"], &rtp["kept"]),
-        (&json!(true), &json!("media"), &json!("persistent"))
+        (&rtp["strict"], &rtp["description"], &rtp["origin"]["until_reboot"]),
+        (&json!(true), &json!("media"), &json!(false))
     );
     assert_eq!(rtp["token"].as_str().unwrap().len(), 16);
     stage
@@ -210,16 +210,16 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     assert!(show.starts_with("web 8443/tcp\n  for          user daemon\n  state        in force\n"), "{show}");
     assert!(show.contains(&bound) && show.contains("  token        "), "{show}");
     let show = stage.portkeep(&["persist", "show", "web", "--json"]).ok().json();
-    assert_eq!(show[0]["bound"][0]["by"][0]["pid"], server.pid());
+    assert_eq!(show[0]["bound_by"][0]["process"]["pid"], server.pid());
     fails(&stage.portkeep(&["persist", "show", "nothing"]), 3, "there is no persistent reservation nothing");
 
     let list = stage.portkeep(&["list", "--json"]).ok().json();
     let web = list.as_array().unwrap().iter().find(|entry| entry["ports"] == "8443").unwrap().clone();
     assert_eq!(
-        (&web["persistent"], &web["for_whom"], &web["label"]),
-        (&json!(true), &json!("user daemon"), &json!("web"))
+        (&web["persistent"], &web["audience"], &web["name"]),
+        (&json!(true), &json!({"kind": "user", "value": "daemon"}), &json!("web"))
     );
-    assert_eq!((&web["bound"], &web["bound_by"][0]["pid"]), (&json!(1), &json!(server.pid())));
+    assert_eq!((&web["bound"], &web["bound_by"][0]["process"]["pid"]), (&json!(1), &json!(server.pid())));
     let table = stage.portkeep(&["list"]).ok().out;
     let row = table.lines().find(|line| line.starts_with("8443")).unwrap();
     let told = format!("  from a command of uid 0; bound by pid {} (", server.pid());
@@ -241,8 +241,11 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     assert_eq!(without.json(), with_agent);
     fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
     let list = stage.portkeep(&["list", "--json"]).ok().json();
-    let whom: Vec<&str> = list.as_array().unwrap().iter().map(|entry| entry["for_whom"].as_str().unwrap()).collect();
-    assert_eq!(whom, ["user daemon", "cgroup /x", "administrators", "unit sip.service"]);
+    let audience = |entry: &Value| (entry["audience"]["kind"].clone(), entry["audience"]["value"].clone());
+    let audiences: Vec<_> = list.as_array().unwrap().iter().map(audience).collect();
+    let expected = [("user", "daemon"), ("cgroup", "/x"), ("administrators", ""), ("unit", "sip.service")];
+    let expected = expected.map(|(kind, value)| (json!(kind), if value.is_empty() { Value::Null } else { json!(value) }));
+    assert_eq!(audiences, expected);
     for words in
         [&["persist", "delete", "web"][..], &["reload"], &["watch"], &["persist", "add", "--name", "x", "--tcp", "7"]]
     {
@@ -425,7 +428,7 @@ fn what_happens_is_watched() {
         .take(made + 2)
         .find(|event| event["what"] == "refused")
         .unwrap();
-    assert_eq!((&event["name"], &event["ports"]), (&json!("n0"), &json!("10000")));
+    assert_eq!((&event["reservation"]["name"], &event["ports"]), (&json!("n0"), &json!("10000")));
 
     // They end when the agent does.
     stage.stop();
@@ -476,7 +479,7 @@ Start Port    End Port
     drop(server);
     // Exactly, or not at all.
     let not_found = "The system cannot find the file specified.\nportkeep: ";
-    fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 1, not_found);
+    fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
         &netsh(&stage, "excludedportrange del tcp 40001 10"),
         1,

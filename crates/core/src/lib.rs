@@ -10,12 +10,14 @@
 #![forbid(unsafe_code)]
 
 pub mod cipher;
+pub mod defaults;
 pub mod ephemeral;
 mod errno;
 pub mod persistent;
 mod port_set;
 mod ports;
 mod scope;
+pub mod time;
 mod token;
 mod transport;
 pub mod wire;
@@ -24,5 +26,6 @@ pub use errno::Errno;
 pub use port_set::{ParsePortSetError, PortSet};
 pub use ports::{ParsePortsError, PortRange, PortRangeError};
 pub use scope::Scope;
+pub use time::Time;
 pub use token::Token;
 pub use transport::{Transport, Transports};

@@ -3,6 +3,8 @@
 //! root cgroup nor its pins are touched, whatever happens to the test. In a machine that was booted for the tests it
 //! may be the root that is enforced in: then the programs only live in the cgroup, and there is one bed at a time.
 
+pub(crate) mod schema;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
@@ -144,13 +146,17 @@ impl Bed {
     }
 
     pub(crate) fn portkeep(&self, words: &[&str]) -> Said {
-        self.command(words).output().unwrap().into()
+        let said: Said = self.command(words).output().unwrap().into();
+        schema::check(words, &said.out);
+        said
     }
 
     /// The same as a user without any right.
     pub(crate) fn portkeep_as_nobody(&self, words: &[&str]) -> Said {
         let copy = self.for_everybody(PORTKEEP);
-        self.as_nobody(&[&[copy.as_str()], words].concat()).output().unwrap().into()
+        let said: Said = self.as_nobody(&[&[copy.as_str()], words].concat()).output().unwrap().into();
+        schema::check(words, &said.out);
+        said
     }
 
     /// Any program as a user without any right.

@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::persistent::{Connection, Entry, Standing, protocol};
+use portkeep::{
+    Info, State,
+    persistent::{Connection, protocol},
+};
 use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_testkit::{Sandbox, World, process::Child};
 
@@ -51,13 +54,23 @@ impl Place {
         AgentProcess::start(self.path())
     }
 
-    pub(crate) fn list(&self) -> Vec<Entry> {
+    pub(crate) fn list(&self) -> Vec<Info> {
         self.connect().list().unwrap()
     }
 
-    pub(crate) fn standing(&self, name: &str) -> Option<Standing> {
-        let listed = self.list();
-        listed.into_iter().find(|entry| entry.declaration.name.as_str() == name).map(|entry| entry.standing)
+    pub(crate) fn state(&self, name: &str) -> Option<State> {
+        self.named(name).map(|info| info.state)
+    }
+
+    /// Why it is in this state.
+    pub(crate) fn reason(&self, name: &str, state: State) -> String {
+        let info = self.named(name).unwrap_or_else(|| panic!("{:?}", self.list()));
+        assert_eq!(info.state, state, "{info:?}");
+        info.reason.unwrap()
+    }
+
+    fn named(&self, name: &str) -> Option<Info> {
+        self.list().into_iter().find(|info| info.name.as_deref() == Some(name))
     }
 }
 

@@ -7,9 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::persistent::{
-    Connection, Standing,
-    protocol::{self, Reloaded},
+use portkeep::{
+    State,
+    persistent::{
+        Connection,
+        protocol::{self, Reloaded},
+    },
 };
 use portkeep_agent::{Agent, KernelPart, Options};
 use portkeep_testkit::{Sandbox, process::Child};
@@ -54,8 +57,8 @@ impl Place {
 
     /// The declarations in force, by name.
     pub(crate) fn in_force(&self) -> Vec<String> {
-        let active = self.connect().list().unwrap().into_iter().filter(|entry| entry.standing == Standing::Active);
-        active.map(|entry| entry.declaration.name.to_string()).collect()
+        let active = self.connect().list().unwrap().into_iter().filter(|info| info.state == State::Active);
+        active.map(|info| info.name.unwrap()).collect()
     }
 
     /// Start it.

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Name, Who};
+use super::{Audience, Name};
 use crate::{PortRange, Transports};
 
 /// One persistent reservation as declared: what the files, the store and the agent's socket say alike.
 ///
-/// As JSON: `{"name":"web","ports":"8443","transports":"tcp","who":{"unit":"nginx.service"}}`, and `strict`, `around`
-/// and `description` where they are not the default. Reading checks everything and refuses unknown members.
+/// As JSON: `{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"unit","value":"nginx.service"}}`, and
+/// `strict`, `around`, `force` and `description` where they are not the default. Reading checks everything and refuses unknown members.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declaration {
@@ -20,7 +20,7 @@ pub struct Declaration {
     pub transports: Transports,
     /// Its audience, besides administrators.
     #[serde(default)]
-    pub who: Who,
+    pub audience: Audience,
     /// Only associated sockets may bind its ports (rule A7).
     #[serde(default, skip_serializing_if = "is_false")]
     pub strict: bool,
@@ -76,7 +76,7 @@ impl Declaration {
             name,
             ports,
             transports,
-            who: Who::Administrators,
+            audience: Audience::Administrators,
             strict: false,
             around: false,
             force: false,
@@ -97,10 +97,11 @@ mod tests {
     #[test]
     fn json_is_read_as_it_is_written() {
         let mut web = Declaration::new("web".parse().unwrap(), PortRange::single(8443).unwrap(), Transports::Tcp);
-        let short = r#"{"name":"web","ports":"8443","transports":"tcp","who":"administrators"}"#;
+        let short =
+            r#"{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"administrators","value":null}}"#;
         assert_eq!(serde_json::to_string(&web).unwrap(), short);
         assert_eq!(serde_json::from_str::<Declaration>(short).unwrap(), web);
-        web.who = Who::unit("nginx.service").unwrap();
+        web.audience = Audience::unit("nginx.service").unwrap();
         web.strict = true;
         web.around = true;
         web.description = "the front door".into();
