@@ -5,10 +5,7 @@ use std::collections::BTreeSet;
 use portkeep::BoundSocket;
 use portkeep_core::{PortRange, Transport};
 
-use crate::{
-    process::by_inode,
-    vacancy::holders,
-};
+use crate::{process::by_inode, vacancy::holders};
 
 /// So many are named.
 const NAMED: usize = 8;
@@ -40,9 +37,7 @@ pub(super) fn sentence(transport: Transport, port: u16, sockets: &[BoundSocket])
     let state = first.state.as_deref().unwrap_or_default();
     let by = match &first.process {
         Some(process) => format!(" by {process}"),
-        None if state == "closing" || state == "TIME-WAIT" => {
-            " by a connection that no process has open".into()
-        }
+        None if state == "closing" || state == "TIME-WAIT" => " by a connection that no process has open".into(),
         None => " by a process that cannot be seen from here".into(),
     };
     let peer = first.peer.as_ref().map_or_else(String::new, |peer| format!(" with {peer}"));
@@ -63,8 +58,10 @@ mod tests {
         let port = client.local_addr().unwrap().port();
         let found = sockets(Transport::Tcp, port);
         let of_client = found.iter().find(|socket| socket.peer.as_deref() == Some(&there.to_string())).unwrap();
-        assert_eq!((of_client.process.as_ref().map(|process| process.pid), of_client.state.as_deref()),
-            (Some(std::process::id()), Some("connected")));
+        assert_eq!(
+            (of_client.process.as_ref().map(|process| process.pid), of_client.state.as_deref()),
+            (Some(std::process::id()), Some("connected"))
+        );
         let text = sentence(Transport::Tcp, port, std::slice::from_ref(of_client));
         assert!(
             text.contains(&format!("by pid {}", std::process::id())) && text.ends_with(&there.to_string()),

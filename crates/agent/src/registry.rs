@@ -665,10 +665,8 @@ impl Registry {
                 info
             }
         });
-        let conflicts = self
-            .conflicts
-            .iter()
-            .map(|conflict| not_in_force(&conflict.loser, State::Conflict, conflict.to_string()));
+        let conflicts =
+            self.conflicts.iter().map(|conflict| not_in_force(&conflict.loser, State::Conflict, conflict.to_string()));
         items.chain(conflicts).collect()
     }
 

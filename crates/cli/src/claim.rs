@@ -140,10 +140,10 @@ impl Claim {
     }
 
     /// It, as listings show it.
-    pub(crate) fn info(&self) -> anyhow::Result<Info> {
+    pub(crate) fn info(&self, ask: &Ask) -> anyhow::Result<Info> {
         let mut info = match &self.keeper {
             Keeper::Kernel(reservation) => reservation.state()?,
-            Keeper::Held(_) => Info::held(self.ports, self.transports, ""),
+            Keeper::Held(_) => Info::held(self.ports, self.transports, ask.label.as_deref().unwrap_or_default()),
         };
         reservations::complete(std::slice::from_mut(&mut info))?;
         Ok(info)

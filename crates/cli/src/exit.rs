@@ -28,15 +28,8 @@ pub enum Exit {
 
 impl Exit {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Done,
-        Self::Failed,
-        Self::Usage,
-        Self::Nothing,
-        Self::RunFailed,
-        Self::NotExecutable,
-        Self::NotFound,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Done, Self::Failed, Self::Usage, Self::Nothing, Self::RunFailed, Self::NotExecutable, Self::NotFound];
 
     /// The number.
     pub const fn code(self) -> u8 {

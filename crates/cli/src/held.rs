@@ -82,8 +82,7 @@ fn explain(ask: &Ask, block: PortRange, error: io::Error) -> anyhow::Error {
 
 /// Blocks to try, from somewhere in the pool once round, so that two who start at once do not race for the same.
 fn candidates(count: u16, align: u16) -> impl Iterator<Item = PortRange> {
-    let (first, last) =
-        (u32::from(POOL.start()).next_multiple_of(align.into()), u32::from(POOL.last()));
+    let (first, last) = (u32::from(POOL.start()).next_multiple_of(align.into()), u32::from(POOL.last()));
     let step = u32::from(count).next_multiple_of(align.into());
     let places = (last + 1).saturating_sub(first + u32::from(count) - 1).div_ceil(step);
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_micros());

@@ -23,9 +23,7 @@ pub(crate) enum Heard {
 /// Ask the agent.
 pub(crate) fn ask() -> Heard {
     match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
-        Ok(declared) => {
-            Heard::Waiting(declared.into_iter().filter(|info| info.state != State::Active).collect())
-        }
+        Ok(declared) => Heard::Waiting(declared.into_iter().filter(|info| info.state != State::Active).collect()),
         Err(PersistentError::Lost(_)) => Heard::Silence,
         Err(PersistentError::AgentAbsent { .. } | PersistentError::ConnectCall(_)) => Heard::NotHere,
         Err(_) => Heard::Busy,

@@ -9,8 +9,7 @@ use portkeep_kernel::netns;
 use serde::Serialize;
 
 use crate::{
-    DONE, Io, NOTHING,
-    list,
+    DONE, Io, NOTHING, list,
     pins::{Pins, Seen},
     port_arg::PortArg,
     process::Binders,

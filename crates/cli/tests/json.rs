@@ -108,7 +108,9 @@ fn every_command_prints_what_the_schema_says() {
     let of_list = listed.as_array().unwrap().iter().find(|info| info["token"] == held["token"]).unwrap();
     let who = say(&["who", &start.to_string()]).ok().json();
     assert_eq!(&who[0]["reservation"], of_list);
-    let stays = |info: &Value| [&info["name"], &info["ports"], &info["owner"], &info["scope"], &info["since"]].map(Value::clone);
+    let stays = |info: &Value| {
+        [&info["name"], &info["ports"], &info["owner"], &info["scope"], &info["since"]].map(Value::clone)
+    };
     assert_eq!(stays(of_list), stays(&held));
     let declared = say(&["persist", "list"]).ok().json();
     let states: Vec<&str> = declared.as_array().unwrap().iter().map(|info| info["state"].as_str().unwrap()).collect();

@@ -244,7 +244,8 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let audience = |entry: &Value| (entry["audience"]["kind"].clone(), entry["audience"]["value"].clone());
     let audiences: Vec<_> = list.as_array().unwrap().iter().map(audience).collect();
     let expected = [("user", "daemon"), ("cgroup", "/x"), ("administrators", ""), ("unit", "sip.service")];
-    let expected = expected.map(|(kind, value)| (json!(kind), if value.is_empty() { Value::Null } else { json!(value) }));
+    let expected =
+        expected.map(|(kind, value)| (json!(kind), if value.is_empty() { Value::Null } else { json!(value) }));
     assert_eq!(audiences, expected);
     for words in
         [&["persist", "delete", "web"][..], &["reload"], &["watch"], &["persist", "add", "--name", "x", "--tcp", "7"]]

@@ -81,7 +81,8 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
 #[test]
 fn exit_statuses_are_one_table() {
     let page = include_str!("../../../docs/reference/exit-status.md");
-    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit()).collect();
+    let rows: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit()).collect();
     let table = Exit::ALL.map(|exit| format!("| {} | {} |", exit.code(), exit.meaning()));
     assert_eq!(rows, table);
     // Nothing else exits with 2 what asks for too much; `run` keeps its own statuses apart from the command's.

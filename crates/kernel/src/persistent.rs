@@ -24,9 +24,7 @@ pub(crate) fn wire_of(audience: &Audience<u32>) -> (u8, u32, u32, u8) {
         Audience::User(uid) => (wire::SCOPE_USER as u8, *uid, 0, 0),
         Audience::Group(gid) => (wire::SCOPE_GROUP as u8, 0, *gid, 0),
         Audience::Unit(_) => (wire::SCOPE_UNIT as u8, 0, 0, 0),
-        Audience::Cgroup(_) => {
-            (wire::SCOPE_CGROUP as u8, 0, 0, names(audience).len().min(usize::from(u8::MAX)) as u8)
-        }
+        Audience::Cgroup(_) => (wire::SCOPE_CGROUP as u8, 0, 0, names(audience).len().min(usize::from(u8::MAX)) as u8),
     }
 }
 

@@ -40,7 +40,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portkeep_core::{defaults, Errno, PortRange, Token, Transport, Transports};
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports, defaults};
 
 pub use control::{Request, Select, Version};
 pub use persistent::Persistent;

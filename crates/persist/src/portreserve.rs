@@ -97,7 +97,8 @@ mod tests {
 
     fn read_as(name: &str, text: &str) -> (Vec<String>, Vec<String>) {
         let (found, wrong) = read(Path::new(name), text, &services());
-        let found = found.iter().map(|(d, line)| format!("{line} {} {} {} {}", d.name, d.ports, d.transports, d.audience));
+        let found =
+            found.iter().map(|(d, line)| format!("{line} {} {} {} {}", d.name, d.ports, d.transports, d.audience));
         (found.collect(), wrong.iter().map(ToString::to_string).collect())
     }
 

@@ -298,7 +298,8 @@ mod tests {
     fn read_all(text: &str) -> (Vec<String>, Vec<String>) {
         let services = Services::parse("https 443/tcp\ndomain 53/tcp\ndomain 53/udp\nodd 1/tcp\nodd 2/udp\n");
         let (found, wrong) = read(Path::new("f"), text, &services);
-        let found = found.iter().map(|(d, line)| format!("{line}: {} {}/{} {}", d.name, d.ports, d.transports, d.audience));
+        let found =
+            found.iter().map(|(d, line)| format!("{line}: {} {}/{} {}", d.name, d.ports, d.transports, d.audience));
         (found.collect(), wrong.iter().map(ToString::to_string).collect())
     }
 

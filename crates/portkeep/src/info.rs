@@ -209,12 +209,7 @@ impl Info {
             name: Some(label.to_owned()).filter(|label| !label.is_empty()),
             enforcement: Some(Enforcement::Held),
             scope: Some(Scope::Process),
-            owner: Some(Process {
-                pid: std::process::id(),
-                comm,
-                uid: Some(sys::real_uid()),
-                ..Process::default()
-            }),
+            owner: Some(Process { pid: std::process::id(), comm, uid: Some(sys::real_uid()), ..Process::default() }),
             since: Some(SystemTime::now().into()),
             ..Self::of_block(ports, transports, State::Active)
         }
@@ -257,12 +252,8 @@ impl Info {
         let id = |id: &u32| Ok::<_, std::convert::Infallible>(Account::Id(*id));
         let audience = Audience::from_wire(state.scope, state.uid, state.gid);
         let refused = (state.error != 0).then_some(Errno(i32::from(state.error)));
-        let owner = Process {
-            pid: state.pid,
-            comm: wire::text(&state.comm),
-            uid: Some(state.uid),
-            ..Process::default()
-        };
+        let owner =
+            Process { pid: state.pid, comm: wire::text(&state.comm), uid: Some(state.uid), ..Process::default() };
         let stands = match state.state {
             wire::PENDING => State::Pending,
             wire::ACTIVE => State::Active,

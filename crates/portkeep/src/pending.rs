@@ -3,8 +3,8 @@
 use std::{io, task::Poll};
 
 use portkeep_core::{
-    defaults::TIMEOUT,
     Errno, PortRange, Token,
+    defaults::TIMEOUT,
     wire::{self, SelectRequest},
 };
 

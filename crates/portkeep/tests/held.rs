@@ -76,7 +76,10 @@ fn held_ports_are_everybody_elses_taboo() {
     }
     let info = reservation.state().unwrap();
     assert_eq!((info.bound, info.name.as_deref()), (Some(0), Some("x")));
-    assert_eq!((info.owner.map(|owner| owner.pid), info.enforcement), (Some(std::process::id()), Some(Enforcement::Held)));
+    assert_eq!(
+        (info.owner.map(|owner| owner.pid), info.enforcement),
+        (Some(std::process::id()), Some(Enforcement::Held))
+    );
     assert_eq!(lookup(reservation.token()).unwrap(), Some(info));
     let ports = reservation.ports();
     drop(reservation);

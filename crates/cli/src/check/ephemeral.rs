@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use portkeep_core::{PortRange, PortSet};
 use portkeep_core::defaults::POOL;
+use portkeep_core::{PortRange, PortSet};
 use portkeep_persist::{Declared, Diagnostic, Origin};
 
 use crate::agent::{Overlap, ephemeral_ports};

@@ -11,7 +11,8 @@ use std::{
 };
 
 use portkeep_persist::{
-    Audience, Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, dropin, merge, store::PERSISTENT,
+    Audience, Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, dropin, merge,
+    store::PERSISTENT,
 };
 use serde::Serialize;
 

@@ -155,7 +155,8 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
     // A slip in its name would keep the ports for nobody, for good.
-    if let Some(missing) = created.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
+    if let Some(missing) = created.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience))
+    {
         io.note(format_args!("warning: {missing} yet; the ports are reserved for it"));
     }
     if args.json {

@@ -81,17 +81,14 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 /// That no reservation is exactly this block, and which one it may have been meant.
-pub(crate) fn not_exactly(
-    declared: &[Info],
-    ports: PortRange,
-    transports: Transports,
-) -> String {
-    let near = declared
-        .iter()
-        .find(|info| info.ports.overlaps(ports) && info.transports.bits() & transports.bits() != 0);
+pub(crate) fn not_exactly(declared: &[Info], ports: PortRange, transports: Transports) -> String {
+    let near =
+        declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.bits() & transports.bits() != 0);
     let none = format!("no persistent reservation is exactly {ports}/{transports}");
     match near {
-        Some(near) => format!("{none}; {} is {}/{}", near.name.as_deref().unwrap_or_default(), near.ports, near.transports),
+        Some(near) => {
+            format!("{none}; {} is {}/{}", near.name.as_deref().unwrap_or_default(), near.ports, near.transports)
+        }
         None => none,
     }
 }

@@ -8,13 +8,7 @@ use portkeep::{
 };
 
 use super::view;
-use crate::{
-    DONE, Io, NOTHING,
-    pins::Pins,
-    process::Binders,
-    reservations,
-    sources::Sources,
-};
+use crate::{DONE, Io, NOTHING, pins::Pins, process::Binders, reservations, sources::Sources};
 
 const AFTER_HELP: &str = "\
 Only root can see which processes of other users have a port bound.

@@ -1,8 +1,8 @@
 //! The memory of the maps. The kernel reports it in fdinfo (`memlock`); the figure is exact since Linux 6.4.
 
 use portkeep::control;
-use portkeep_core::wire::AcquireRequest;
 use portkeep_core::defaults::POOL;
+use portkeep_core::wire::AcquireRequest;
 
 use crate::{
     Bench, cycle, sockets,

@@ -16,7 +16,8 @@ use portkeep_core::{
 };
 use portkeep_kernel::{Claimed, CreateError, Expiring, Wanted, Word, WordKey, cgroup};
 use portkeep_model::{
-    Access, Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId, State,
+    Access, Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
+    State,
 };
 use portkeep_testkit::new_namespace;
 use rustix::time::{ClockId, clock_gettime};
