@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use portkeep_persist::Account;
+use portkeep_persist::{Account, Audience};
 
 /// The databases are asked again after this.
 const FRESH: Duration = Duration::from_secs(30);
@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_secs(30);
 const KNOWN: usize = 1024;
 
 /// The uid of a user; a sentence if there is none.
-pub(super) fn uid(account: &Account) -> Result<u32, String> {
+pub(crate) fn uid(account: &Account) -> Result<u32, String> {
     match account {
         Account::Id(id) => Ok(*id),
         Account::Name(name) => match User::from_name(name) {
@@ -37,7 +37,7 @@ fn group(account: &Account) -> Result<Option<Group>, String> {
 }
 
 /// The gid of a group; a sentence if there is none.
-pub(super) fn gid(account: &Account) -> Result<u32, String> {
+pub(crate) fn gid(account: &Account) -> Result<u32, String> {
     match account {
         Account::Id(id) => Ok(*id),
         Account::Name(name) => match group(account)? {
@@ -47,15 +47,58 @@ pub(super) fn gid(account: &Account) -> Result<u32, String> {
     }
 }
 
+/// The name of a user, or its number if it has none.
+pub fn user_name(uid: u32) -> String {
+    known_user(uid).unwrap_or_else(|| uid.to_string())
+}
+
+/// The name of a user, if it has one.
+pub fn known_user(uid: u32) -> Option<String> {
+    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
+}
+
+/// The name of a group, or its number if it has none.
+pub fn group_name(gid: u32) -> String {
+    Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
+}
+
+/// An audience with names in place of numbers.
+pub fn named(audience: &Audience) -> Audience {
+    let name = |id: &Account, name: fn(u32) -> String| match id {
+        Account::Id(id) => Ok::<_, std::convert::Infallible>(name(*id).parse().unwrap_or(Account::Id(*id))),
+        Account::Name(name) => Ok(Account::Name(name.clone())),
+    };
+    match audience.try_map(|id| name(id, user_name), |id| name(id, group_name)) {
+        Ok(audience) => audience,
+        Err(never) => match never {},
+    }
+}
+
+/// Whether this machine knows the user. Numbers need no name. A name that cannot be looked up is not reported as missing.
+pub fn is_user(account: &Account) -> bool {
+    match account {
+        Account::Id(_) => true,
+        Account::Name(name) => !matches!(User::from_name(name), Ok(None)),
+    }
+}
+
+/// Whether this machine knows the group, as [`is_user`].
+pub fn is_group(account: &Account) -> bool {
+    match account {
+        Account::Id(_) => true,
+        Account::Name(name) => !matches!(Group::from_name(name), Ok(None)),
+    }
+}
+
 /// The uids of those the group database lists as members. Accounts with it as primary group are not listed there.
-pub(super) fn members(account: &Account) -> Vec<u32> {
+pub(crate) fn members(account: &Account) -> Vec<u32> {
     let listed = group(account).ok().flatten().map(|group| group.mem).unwrap_or_default();
     listed.iter().filter_map(|name| Some(User::from_name(name).ok()??.uid.as_raw())).collect()
 }
 
 /// Whether a user belongs to a group by what the databases say. Not what one of its processes may have
 /// put on or off: this is asked for processes that may be gone.
-pub(super) fn belongs(uid: u32, gid: u32) -> bool {
+pub(crate) fn belongs(uid: u32, gid: u32) -> bool {
     let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
     let Ok(name) = CString::new(user.name) else { return false };
     let groups = getgrouplist(&name, user.gid).unwrap_or_default();
@@ -65,7 +108,7 @@ pub(super) fn belongs(uid: u32, gid: u32) -> bool {
 /// Answers of the databases, remembered for a while: users make the agent ask as often as they like, and a look-up may
 /// go over the network.
 #[derive(Debug)]
-pub(super) struct Remembered<K, V> {
+pub(crate) struct Remembered<K, V> {
     known: Mutex<HashMap<K, (Instant, V)>>,
 }
 
@@ -76,7 +119,7 @@ impl<K, V> Default for Remembered<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
-    pub(super) fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
+    pub(crate) fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((when, value)) = known.get(&key)
             && when.elapsed() < FRESH
@@ -94,11 +137,11 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
 
 /// Names of users for messages.
 #[derive(Debug, Default)]
-pub(super) struct UserNames(Remembered<u32, Option<String>>);
+pub(crate) struct UserNames(Remembered<u32, Option<String>>);
 
 impl UserNames {
-    pub(super) fn of(&self, uid: u32) -> Option<String> {
-        self.0.of(uid, |uid| User::from_uid(Uid::from_raw(*uid)).ok().flatten().map(|user| user.name))
+    pub(crate) fn of(&self, uid: u32) -> Option<String> {
+        self.0.of(uid, |uid| known_user(*uid))
     }
 }
 
@@ -113,6 +156,11 @@ mod tests {
         assert_eq!(UserNames::default().of(0).as_deref(), Some("root"));
         assert!(uid(&Account::Name("nobody-has-this-name".into())).unwrap_err().contains("nobody-has-this-name"));
         assert!(gid(&Account::Name("nobody-has-this-name".into())).is_err());
+        assert_eq!((user_name(0), group_name(0)), ("root".into(), "root".into()));
+        assert_eq!((user_name(4_000_000_000), group_name(4_000_000_000)), ("4000000000".into(), "4000000000".into()));
+        let name = |name: &str| Account::Name(name.into());
+        assert!(is_user(&name("root")) && is_group(&name("root")) && is_user(&Account::Id(4711)));
+        assert!(!is_user(&name("nobody-has-this-name")) && !is_group(&name("nobody-has-this-name")));
         assert!(belongs(0, 0) && !belongs(0, 4711) && !belongs(4711, 0));
     }
 }

@@ -61,19 +61,19 @@ impl KernelPart {
     }
 
     pub(super) fn beacon(&self) -> anyhow::Result<OwnedFd> {
-        self.marked(AGENT_BEACON)
+        marked(&self.config, AGENT_BEACON).map_err(explain(&self.config))
     }
 
     pub(super) fn reader(&self) -> anyhow::Result<OwnedFd> {
-        self.marked(AGENT_READER)
+        marked(&self.config, AGENT_READER).map_err(explain(&self.config))
     }
+}
 
-    fn marked(&self, role: u32) -> anyhow::Result<OwnedFd> {
-        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        control::agent_mark(&socket, &AgentMark { secret: self.config.secret, role, zero: 0 })
-            .map_err(explain(&self.config))?;
-        Ok(socket)
-    }
+/// A socket of the agent, in this role as long as it is open.
+fn marked(config: &Config, role: u32) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    control::agent_mark(&socket, &AgentMark { secret: config.secret, role, zero: 0 })?;
+    Ok(socket)
 }
 
 /// The message when the BPF programs do not know a socket of ours.
@@ -101,10 +101,8 @@ pub(super) fn pool(config: &Config) -> Option<PortRange> {
 
 /// The best prober this process can have: the control codes may not be served to it.
 pub(super) fn prober(config: &Config) -> anyhow::Result<Prober> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let mark = AgentMark { secret: config.secret, role: AGENT_PROBE, zero: 0 };
-    match control::agent_mark(&socket, &mark) {
-        Ok(()) => Ok(Prober::marked(config.secret)),
+    match marked(config, AGENT_PROBE) {
+        Ok(_) => Ok(Prober::marked(config.secret)),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
             Ok(Prober::listing_only())
         }

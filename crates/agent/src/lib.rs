@@ -14,7 +14,7 @@
 
 #![forbid(unsafe_code)]
 
-mod accounts;
+pub mod accounts;
 mod aside;
 mod budget;
 mod connection;

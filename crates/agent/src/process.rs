@@ -13,7 +13,7 @@ use portkeep_kernel::cgroup;
 /// The process with this number, `None` if it is gone. Users are left without a name.
 pub fn of(pid: u32) -> Option<Process> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let comm = wire::text(comm.trim_ascii_end());
+    let comm = wire::printable(comm.trim_ascii_end());
     Some(Process { pid, comm, command: command_line(pid), uid: real_uid(pid), user: None, unit: unit(pid) })
 }
 
@@ -36,7 +36,7 @@ fn command_line(pid: u32) -> Option<String> {
     if words.is_empty() {
         return None;
     }
-    Some(wire::text(&words.join(&b' ')))
+    Some(wire::printable(&words.join(&b' ')))
 }
 
 fn unit(pid: u32) -> Option<String> {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use portkeep::{
-    BoundSocket, Info, PortRange, State, Token,
+    Align, BoundSocket, Info, PortRange, State, Token,
     persistent::{
         Audience, Declaration, Origin,
         protocol::{Block, Kept, Proposal, Reason, Refused, Which},
@@ -137,14 +137,9 @@ pub(super) struct Registry {
     version: u64,
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+/// The message, with its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn refused(reason: Reason, message: impl Into<String>) -> Refused {
@@ -159,7 +154,7 @@ fn wanted(declaration: &Declaration, audience: Audience<u32>) -> Wanted {
     Wanted {
         start: declaration.ports.start(),
         count: declaration.ports.count(),
-        align: 0,
+        align: Align::ANY,
         transports: declaration.transports,
         audience,
         strict: declaration.strict,
@@ -540,7 +535,7 @@ impl Registry {
             return Err(refused(Reason::NameTaken, format!("the name `{}` is used by {origin}", proposal.name)));
         }
         let (start, count, align) = match proposal.block {
-            Block::Ports(ports) => (ports.start(), ports.count(), 0),
+            Block::Ports(ports) => (ports.start(), ports.count(), Align::ANY),
             Block::Any { count, align } => (0, count, align),
         };
         if let Block::Ports(ports) = proposal.block {

@@ -5,10 +5,6 @@
 //!
 //! `cargo bench -p portkeep-cli --bench persistent` as root.
 
-#[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../tests/bed/mod.rs"]
-mod bed;
-
 use std::{
     fs,
     process::{Child, Stdio},
@@ -16,13 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bed::Bed;
 use portkeep::{
     PortRange, Transport,
     persistent::{Connection, lookup, protocol},
 };
 use portkeep_testkit::{
-    new_namespace,
+    machine::Machine,
     sockets::{bind, tcp},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -39,7 +34,7 @@ struct Agent {
 
 impl Agent {
     /// Start it, and wait until it answers.
-    fn start(bed: &Bed) -> Self {
+    fn start(bed: &Machine) -> Self {
         let begun = Instant::now();
         let mut command = bed.command(&["agent"]);
         let root = bed.folder.path().join("root");
@@ -98,7 +93,7 @@ fn costs() -> [f64; 3] {
     ]
 }
 
-fn declare(bed: &Bed, count: u16) {
+fn declare(bed: &Machine, count: u16) {
     let folder = bed.folder.path().join("root/etc/portkeep/ports.d");
     fs::create_dir_all(&folder).expect("a folder");
     let stanza = |n: u16| format!("[[reservation]]\nname = \"p{n}\"\ntcp = {}\nuser = 0\n", FIRST + 4 * n);
@@ -113,8 +108,8 @@ fn main() {
         println!("SKIPPED: not root");
         return;
     }
-    new_namespace();
-    let bed = Bed::new("bench");
+    let bed = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "bench");
+    bed.enter_network();
     bed.cgroup.enter(std::process::id()).expect("into the cgroup");
     bed.portkeep(&["up"]).ok();
 

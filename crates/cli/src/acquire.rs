@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     };
     if args.json {
-        io.json(&claim.info(&args.ask)?)?;
+        io.json(&claim.info()?)?;
     } else {
         let token = claim.token.map_or_else(|| "held".into(), |token| token.to_string());
         writeln!(io.out, "{} {} {token}", claim.ports, claim.transports)?;

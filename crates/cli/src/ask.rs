@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portkeep::{PortRange, Transports};
+use portkeep::{Align, PortRange, Transports};
 
 use crate::{exit::Usage, patience};
 
@@ -30,8 +30,8 @@ pub(crate) struct Ask {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) at: Option<u16>,
     /// Make the first port a multiple of N, a power of two (2 for RTP pairs)
-    #[arg(long, value_name = "N", value_parser = power_of_two)]
-    pub(crate) align: Option<u16>,
+    #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
+    pub(crate) align: Align,
     /// Name shown in listings, at most 24 bytes; `run` also sets <LABEL>_PORT
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
@@ -67,15 +67,9 @@ impl Ask {
     /// The block, if its first port is given. Errors in it are reported before any request.
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
-        if let Some(align) = self.align.filter(|align| at % align != 0) {
-            return Err(Usage(format!("port {at} is not a multiple of {align}")).into());
-        }
+        self.align.check(at).map_err(|error| Usage(error.to_string()))?;
         Ok(Some(PortRange::new(at, self.count).map_err(|error| Usage(error.to_string()))?))
     }
-}
-
-pub(crate) fn power_of_two(text: &str) -> Result<u16, String> {
-    text.parse::<u16>().ok().filter(|n| n.is_power_of_two()).ok_or_else(|| "must be 1, 2, 4, 8, ...".into())
 }
 
 fn label(text: &str) -> Result<String, &'static str> {

@@ -13,7 +13,7 @@ use portkeep::{
     Transports,
 };
 
-use crate::{ask::Ask, conflict, held::Held, reservations, signals::Ended};
+use crate::{ask::Ask, conflict, reservations, signals::Ended};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -22,13 +22,7 @@ pub(crate) struct Claim {
     pub(crate) transports: Transports,
     /// Only kernel enforcement gives one.
     pub(crate) token: Option<Token>,
-    keeper: Keeper,
-}
-
-#[derive(Debug)]
-enum Keeper {
-    Kernel(Reservation),
-    Held(Held),
+    reservation: Reservation,
 }
 
 /// So often a reservation is looked up to see whether it is still there.
@@ -48,21 +42,8 @@ impl Claim {
         strict: bool,
         mut signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
-        let block = ask.block()?;
-        let transports = ask.transports();
-        let first = transports.iter().next().unwrap_or(Transport::Tcp);
-        let mut request = Request::new(first)
-            .ports(ask.count)
-            .align(ask.align.unwrap_or(1))
-            .label(ask.label.as_deref().unwrap_or(label))
-            .scope(scope)
-            .require(Require::Kernel);
-        if let Some(block) = block {
-            request = request.range(block);
-        }
-        if transports == Transports::Both {
-            request = request.both();
-        }
+        let mut request =
+            request(ask)?.label(ask.label.as_deref().unwrap_or(label)).scope(scope).require(Require::Kernel);
         if strict {
             request = request.strict();
         }
@@ -73,41 +54,44 @@ impl Claim {
                 ended_by.is_some()
             })
         });
-        let reservation = granted.map_err(|error| match ended_by.or_else(signal) {
-            Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-            _ => conflict::explain(ask, block, error),
-        })?;
-        let (ports, token) = (reservation.ports(), Some(reservation.token()));
-        Ok(Self { ports, transports, token, keeper: Keeper::Kernel(reservation) })
-    }
-
-    /// Hold the ports bound, there being no kernel enforcement.
-    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
-        let (ports, held) = Held::take(ask)?;
-        Ok(Self { ports, transports: ask.transports(), token: None, keeper: Keeper::Held(held) })
-    }
-
-    pub(crate) const fn enforcement(&self) -> Enforcement {
-        match self.keeper {
-            Keeper::Kernel(_) => Enforcement::Kernel,
-            Keeper::Held(_) => Enforcement::Held,
+        match granted {
+            Ok(reservation) => Ok(Self { token: Some(reservation.token()), ..Self::of(reservation) }),
+            Err(error) => Err(match ended_by.or_else(signal) {
+                Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
+                _ => conflict::explain(ask, ask.block()?, error),
+            }),
         }
+    }
+
+    /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
+    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
+        let label = ask.label.as_deref().unwrap_or_default();
+        let held = request(ask)?.label(label).require(Require::Held).acquire();
+        let reservation = held.or_else(|error| Err(conflict::explain(ask, ask.block()?, error)))?;
+        reservation.open_held(Transports::Tcp)?;
+        Ok(Self::of(reservation))
+    }
+
+    fn of(reservation: Reservation) -> Self {
+        let (ports, transports) = (reservation.ports(), reservation.transports());
+        Self { ports, transports, token: None, reservation }
+    }
+
+    pub(crate) fn enforcement(&self) -> Enforcement {
+        self.reservation.enforcement()
     }
 
     /// Another descriptor of the owner socket, which keeps the reservation as this claim does. None of a held one.
     pub(crate) fn owner(&self) -> io::Result<Option<OwnedFd>> {
-        match &self.keeper {
-            Keeper::Kernel(reservation) => reservation.as_fd().try_clone_to_owned().map(Some),
-            Keeper::Held(_) => Ok(None),
+        match self.enforcement() {
+            Enforcement::Kernel => self.reservation.as_fd().try_clone_to_owned().map(Some),
+            _ => Ok(None),
         }
     }
 
     /// Give it up here without ending it: it goes on as long as another descriptor of its owner socket is open.
     pub(crate) fn close(self) {
-        match self.keeper {
-            Keeper::Kernel(reservation) => drop(reservation.into_parts().owner),
-            Keeper::Held(held) => drop(held),
-        }
+        drop(self.reservation.into_parts().owner);
     }
 
     /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
@@ -133,19 +117,27 @@ impl Claim {
     }
 
     /// The command is about to start: let go what it could not bind otherwise.
-    pub(crate) fn make_way(&mut self) {
-        if let Keeper::Held(held) = &mut self.keeper {
-            held.let_udp_go();
-        }
+    pub(crate) fn make_way(&self) -> anyhow::Result<()> {
+        Ok(self.reservation.open_held(Transports::Both)?)
     }
 
     /// It, as listings show it.
-    pub(crate) fn info(&self, ask: &Ask) -> anyhow::Result<Info> {
-        let mut info = match &self.keeper {
-            Keeper::Kernel(reservation) => reservation.state()?,
-            Keeper::Held(_) => Info::held(self.ports, self.transports, ask.label.as_deref().unwrap_or_default()),
-        };
+    pub(crate) fn info(&self) -> anyhow::Result<Info> {
+        let mut info = self.reservation.state()?;
+        info.token = self.token;
         reservations::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
     }
+}
+
+/// The block that is asked for, as a request.
+fn request(ask: &Ask) -> anyhow::Result<Request> {
+    let transports = ask.transports();
+    let first = transports.iter().next().unwrap_or(Transport::Tcp);
+    let request = Request::new(first).ports(ask.count).align(ask.align.get());
+    let request = if transports == Transports::Both { request.both() } else { request };
+    Ok(match ask.block()? {
+        Some(block) => request.range(block),
+        None => request,
+    })
 }

@@ -1,6 +1,6 @@
 //! Why ports were not granted, in words that name the process in the way.
 
-use portkeep::{AcquireError, PortRange, Transports, Version};
+use portkeep::{AcquireError, Align, PortRange, Transports, Version};
 
 use crate::{
     ask::Ask,
@@ -12,7 +12,7 @@ use crate::{
 pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) -> anyhow::Error {
     let text = match (&error, block) {
         (AcquireError::InUse { by: None, .. }, Some(block)) => in_use(block, ask.transports()),
-        (AcquireError::NoRoom { .. }, _) => Some(no_room(ask)),
+        (AcquireError::NoRoom { .. }, _) => no_room(ask),
         (AcquireError::AgentAbsent, Some(block)) => Some(format!(
             "{block} is outside the pool ({}), so the agent has to check whether it is in use, and no agent runs; \
              start `portkeep agent`, or let the system choose",
@@ -42,11 +42,15 @@ pub(crate) fn privileged(block: PortRange) -> String {
     format!("reserving the privileged port{s} {block} requires root")
 }
 
-fn no_room(ask: &Ask) -> String {
-    let aligned = ask.align.filter(|n| *n > 1).map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
+/// `None` if the ports were to be held: there is no pool to be full.
+fn no_room(ask: &Ask) -> Option<String> {
+    let version = portkeep::version().ok()?;
+    let aligned = Some(ask.align)
+        .filter(|n| *n != Align::ANY)
+        .map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
     let what = if ask.count == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count) };
-    let reserved = portkeep::version().map_or(0, |version| version.ports);
-    format!("the pool ({}) has no {what} left; {reserved} ports are reserved on this machine", pool())
+    let reserved = version.ports;
+    Some(format!("the pool ({}) has no {what} left; {reserved} ports are reserved on this machine", pool()))
 }
 
 fn pool() -> String {

@@ -17,14 +17,13 @@ mod custodian;
 mod down;
 mod excludedportrange;
 mod exit;
-mod held;
 mod level;
 mod list;
-mod names;
 mod patience;
 mod persist;
 mod pins;
 mod port_arg;
+mod portserver;
 mod release;
 mod reload;
 mod reservations;
@@ -95,6 +94,7 @@ enum Command {
     Down(down::Args),
     Upgrade(upgrade::Args),
     Agent(agent_command::Args),
+    Portserver(portserver::Args),
 
     Status(status::Args),
     List(list::Args),
@@ -197,6 +197,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Down(args) => down::run(args, io),
         Command::Upgrade(args) => upgrade::run(args, io),
         Command::Agent(args) => agent_command::run(args, io),
+        Command::Portserver(args) => portserver::run(args, io),
         Command::Status(args) => status::run(args, io),
         Command::List(args) => list::run(args, io),
         Command::Who(args) => who::run(args, io),

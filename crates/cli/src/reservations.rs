@@ -7,11 +7,12 @@ use portkeep::{
     Info, PortRange, Process, Scope, Transport,
     persistent::{self, Account},
 };
+use portkeep_agent::accounts;
 use portkeep_core::wire;
 use portkeep_kernel::{Instance, cgroup, netns};
 
 use crate::{
-    names, patience,
+    patience,
     process::{self, Binders},
 };
 
@@ -70,7 +71,7 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
             info.description.clone_from(&declared.description);
             (info.around, info.force) = (declared.around, declared.force);
         } else {
-            info.audience = info.audience.as_ref().map(names::of);
+            info.audience = info.audience.as_ref().map(accounts::named);
         }
         if let Some(owner) = &mut info.owner {
             complete_owner(owner, first_pids);
@@ -101,7 +102,7 @@ pub(crate) fn is_here(info: &Info, own_netns: u64) -> bool {
 /// The names of the users of processes.
 pub(crate) fn name_users<'a>(processes: impl Iterator<Item = &'a mut Process>) {
     for process in processes {
-        process.user = process.uid.and_then(names::user_name);
+        process.user = process.uid.and_then(accounts::known_user);
     }
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         command.env("PORTKEEP_TOKEN", token.to_string());
     }
 
-    stage.claim.make_way();
+    stage.claim.make_way()?;
     stage.keep()?;
     let watch = stage.claim.watch(|reason| drop(writeln!(io::stderr(), "portkeep: {reason}")));
     let group = stage.group.as_mut().map(|group| &mut group.cgroup);

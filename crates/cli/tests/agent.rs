@@ -4,8 +4,6 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::net::UnixStream,
-    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +19,9 @@ use portkeep_core::{
 };
 use portkeep_kernel::{Instance, UpOptions, WordKey, bpffs, cgroup};
 use portkeep_testkit::{
-    Sandbox, TestCgroup, World, new_namespace,
+    Sandbox, TestCgroup, World,
+    agent::AgentProcess,
+    eventually, new_namespace,
     process::{Child, become_user, in_child},
     sockets::{bind, bind_to, connect, errno, port, tcp, tcp6, token, udp, udp6},
 };
@@ -36,38 +36,6 @@ const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// With an event ring of its own: a reader that was opened before another one took events out would find them again.
 fn kernel_part() -> KernelPart {
     KernelPart::of_loaded(&mut Sandbox::get().loaded()).unwrap()
-}
-
-/// A running agent; dropped, it is killed. It holds copies of the descriptors that were open when it was forked.
-struct AgentProcess {
-    child: Child,
-    stop: UnixStream,
-}
-
-impl AgentProcess {
-    fn start(runtime: &Path) -> Self {
-        let (stop, told) = UnixStream::pair().unwrap();
-        let mut child = Child::fork(|talk| {
-            // Not in the namespace of those who ask.
-            new_namespace();
-            let mut kernel = kernel_part();
-            let agent = Agent::start(&mut kernel, &Options::below(runtime)).unwrap();
-            talk.say(1);
-            let (never, _kept) = UnixStream::pair().unwrap();
-            agent.run(&told, &never).unwrap();
-        });
-        assert_eq!(child.talk.hear(), 1);
-        Self { child, stop }
-    }
-
-    fn stop(self) {
-        io::Write::write_all(&mut &self.stop, b"!").unwrap();
-        self.child.join();
-    }
-
-    fn kill(self) {
-        self.child.kill();
-    }
 }
 
 /// ACQUIRE, and the agent's answer.
@@ -98,7 +66,7 @@ fn request(socket: &Socket, request: &AcquireRequest) -> Result<Grant, Errno> {
 #[track_caller]
 fn ask_until_vacant(socket: &Socket, start: u16, count: u16) -> Grant {
     let mut grant = None;
-    eventually("the ports are vacant", || match ask(socket, start, count) {
+    eventually(|| match ask(socket, start, count) {
         Err(Errno::EADDRINUSE) => false,
         other => {
             grant = Some(other.unwrap());
@@ -106,15 +74,6 @@ fn ask_until_vacant(socket: &Socket, start: u16, count: u16) -> Grant {
         }
     });
     grant.unwrap()
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{what} did not come true");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Of this thread's namespace, in one read.
@@ -132,7 +91,7 @@ fn address(port: u16) -> String {
 fn a_vacant_block_is_granted_in_the_callers_namespace() {
     let Some(world) = World::enter("a_vacant_block_is_granted_in_the_callers_namespace") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     fs::write(RESERVED, "100,5002,7000-7009").unwrap();
 
     let owner = tcp();
@@ -149,7 +108,7 @@ fn a_vacant_block_is_granted_in_the_callers_namespace() {
             ask(&owner, 5000, 4).unwrap();
             assert_eq!(reserved(), "5000-5003");
             control::release(&owner, token(&control::granted(&owner).unwrap())).unwrap();
-            eventually("the other namespace's entry goes", || reserved().is_empty());
+            eventually(|| reserved().is_empty());
         });
     });
     assert_eq!(reserved(), "100,5000-5003,7000-7009");
@@ -157,7 +116,7 @@ fn a_vacant_block_is_granted_in_the_callers_namespace() {
     // Entries that others add meanwhile stay too, and their earlier ones are not taken for ours.
     fs::write(RESERVED, "100,5000-5003,7000-7009,8000").unwrap();
     control::release(&owner, token(&grant)).unwrap();
-    eventually("our entries go", || reserved() == "100,5002,7000-7009,8000");
+    eventually(|| reserved() == "100,5002,7000-7009,8000");
 
     let owner = udp();
     request(&owner, &AcquireRequest { start: 1000, count: 1, flags: wire::BOTH, ..Default::default() }).unwrap();
@@ -170,7 +129,7 @@ fn a_vacant_block_is_granted_in_the_callers_namespace() {
 fn many_blocks_make_a_long_sysctl_and_none_is_lost() {
     let Some(world) = World::enter("many_blocks_make_a_long_sysctl_and_none_is_lost") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     // 20,000 bytes of them: five writes.
     let theirs: Vec<String> = (40000..48000u16).step_by(2).map(|port| port.to_string()).collect();
     let theirs = theirs.join(",");
@@ -187,7 +146,7 @@ fn many_blocks_make_a_long_sysctl_and_none_is_lost() {
     assert!(reserved().ends_with(&theirs) && reserved().starts_with("10000-10004,10010-10014,"));
     ask(&tcp(), 20000, 5000).unwrap();
     drop(owners);
-    eventually("our entries go", || reserved() == theirs);
+    eventually(|| reserved() == theirs);
     agent.stop();
     world.assert_empty();
 }
@@ -196,7 +155,7 @@ fn many_blocks_make_a_long_sysctl_and_none_is_lost() {
 fn any_socket_on_the_port_is_in_the_way() {
     let Some(world) = World::enter("any_socket_on_the_port_is_in_the_way") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     let elsewhere = TcpListener::bind(address(4000)).unwrap();
 
     type Occupy = fn() -> Socket;
@@ -282,7 +241,7 @@ fn any_socket_on_the_port_is_in_the_way() {
         // A long block is looked at in another way.
         assert_eq!(ask(&same, 5000, 500), Err(Errno::EADDRINUSE), "{what}");
         assert_eq!(request(&other, &both), Err(Errno::EADDRINUSE), "{what}");
-        eventually("the sysctl is put right", || reserved().is_empty());
+        eventually(|| reserved().is_empty());
         world.assert_empty();
         // Nothing is left of the refusal, and the other transport's ports are others.
         let grant = ask(&other, 5000, 4).unwrap();
@@ -319,7 +278,7 @@ fn connection(reuse: bool, port: u16, from: u16) -> (Socket, Socket, Socket) {
 fn what_would_keep_the_next_holder_from_binding_counts_as_in_use() {
     let Some(world) = World::enter("what_would_keep_the_next_holder_from_binding_counts_as_in_use") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
 
     // The side that closes first is in TIME_WAIT: here the server. One with SO_REUSEADDR leaves its port to the next.
     let (listener, client, server) = connection(true, 5000, 0);
@@ -353,7 +312,7 @@ fn what_would_keep_the_next_holder_from_binding_counts_as_in_use() {
         let left = if first { port } else { from };
         let reusing = tcp();
         reusing.set_reuse_address(true).unwrap();
-        eventually("the connection is in TIME_WAIT", || {
+        eventually(|| {
             let tables = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
             tables.lines().any(|line| line.contains(&format!(":{left:04X} ")) && line.contains(" 06 "))
         });
@@ -385,7 +344,7 @@ fn a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs() {
     let Some(world) = World::enter("a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs") else { return };
     let runtime = tempfile::tempdir().unwrap();
     assert_eq!(ask(&tcp(), 5000, 1), Err(Errno::ENETDOWN));
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     let (first, second) = (tcp(), tcp());
     fs::write(RESERVED, "100").unwrap();
     let grant = ask(&first, 5000, 4).unwrap();
@@ -400,8 +359,8 @@ fn a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs() {
     // Somebody overwrites the sysctl while nobody looks.
     fs::write(RESERVED, "200,5000-5003").unwrap();
     // This thread's namespace is not a process's, so the next agent finds it by the state alone.
-    let agent = AgentProcess::start(runtime.path());
-    eventually("what is left over is taken out", || reserved() == "200,6000-6003");
+    let agent = AgentProcess::start_apart(runtime.path());
+    eventually(|| reserved() == "200,6000-6003");
     ask(&first, 5100, 1).unwrap();
     assert_eq!(reserved(), "200,5100,6000-6003");
 
@@ -420,7 +379,7 @@ fn killed_at_any_instant_nothing_of_ours_stays_in_the_sysctl() {
     let runtime = tempfile::tempdir().unwrap();
     fs::write(RESERVED, "100,10003").unwrap();
     for round in 0..20u64 {
-        let agent = AgentProcess::start(runtime.path());
+        let agent = AgentProcess::start_apart(runtime.path());
         let end = Instant::now() + Duration::from_micros(round * 1500);
         let mut asked = Vec::new();
         for i in 0.. {
@@ -437,8 +396,8 @@ fn killed_at_any_instant_nothing_of_ours_stays_in_the_sysctl() {
         }
         agent.kill();
     }
-    let agent = AgentProcess::start(runtime.path());
-    eventually("our entries go", || reserved() == "100,10003");
+    let agent = AgentProcess::start_apart(runtime.path());
+    eventually(|| reserved() == "100,10003");
     agent.stop();
     world.assert_empty();
 }
@@ -447,8 +406,8 @@ fn killed_at_any_instant_nothing_of_ours_stays_in_the_sysctl() {
 fn requests_without_an_event_are_found() {
     let Some(world) = World::enter("requests_without_an_event_are_found") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
-    rustix::process::kill_process(pid(&agent.child), Signal::STOP).unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    agent.signal(Signal::STOP);
     let owner = tcp();
     assert_eq!(
         errno(control::acquire(&owner, &AcquireRequest { start: 5000, count: 1, ..Default::default() })),
@@ -458,8 +417,8 @@ fn requests_without_an_event_are_found() {
     let mut kernel = kernel_part();
     let taken = std::iter::from_fn(|| kernel.events().next_event()).count();
     assert!(taken > 0);
-    kill_process(pid(&agent.child), Signal::CONT).unwrap();
-    eventually("the request is granted", || control::granted(&owner).unwrap().state == wire::ACTIVE);
+    agent.signal(Signal::CONT);
+    eventually(|| control::granted(&owner).unwrap().state == wire::ACTIVE);
     drop(owner);
     agent.stop();
     world.assert_empty();
@@ -469,7 +428,7 @@ fn requests_without_an_event_are_found() {
 fn a_flood_of_events_keeps_the_agent_from_nothing_else() {
     let Some(world) = World::enter("a_flood_of_events_keeps_the_agent_from_nothing_else") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     // More events than it can report: the ring is never empty.
     let flood: Vec<Child> = (0..4)
         .map(|_| {
@@ -500,7 +459,7 @@ fn pid(child: &Child) -> Pid {
 fn privileged_blocks_are_for_root() {
     let Some(world) = World::enter("privileged_blocks_are_for_root") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     let owner = tcp();
     let grant = ask(&owner, 1020, 4).unwrap();
     control::release(&owner, token(&grant)).unwrap();
@@ -517,7 +476,7 @@ fn privileged_blocks_are_for_root() {
         ask(&tcp(), 500, 4).unwrap();
         assert_eq!(ask(&tcp(), 499, 4), Err(Errno::EACCES));
     });
-    eventually("the sysctl is put right", || reserved().is_empty());
+    eventually(|| reserved().is_empty());
     drop(owner);
     agent.stop();
     world.assert_empty();
@@ -541,14 +500,14 @@ fn pool_ports_in_use_before_up_are_set_aside_and_given_back() {
     // Forked after the sockets were made, so what is let go here stays open there until it is gone.
     drop((listening, bound, datagram));
 
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     let aside = |transport, port: u16| {
         let key = WordKey::of(world.netns(), transport, port);
         world.maps().word(&key).unwrap().is_some_and(|word| word.aside & 1 << (port % 64) != 0)
     };
     let expected = [(Transport::Tcp, 61000), (Transport::Tcp, 61002), (Transport::Udp, 61001)];
     for (transport, port) in expected {
-        eventually(&format!("{port}/{transport} is set aside"), || aside(transport, port));
+        eventually(|| aside(transport, port));
     }
     let owner = tcp();
     assert_eq!(ask(&owner, 0, 1).unwrap().start, 61001);
@@ -557,14 +516,14 @@ fn pool_ports_in_use_before_up_are_set_aside_and_given_back() {
     // The agent was forked with them open, too.
     drop(agent);
     resident.kill();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     for (transport, port) in expected {
-        eventually("the port is given back", || !aside(transport, port));
+        eventually(|| !aside(transport, port));
     }
     ask(&owner, 61002, 1).unwrap();
     drop(owner);
     agent.stop();
-    eventually("nothing is left", || world.maps().reservations().count() == 0);
+    eventually(|| world.maps().reservations().count() == 0);
 }
 
 #[test]
@@ -574,22 +533,22 @@ fn the_part_of_the_pool_that_automatic_choices_reach_is_entered() {
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "60000 62000").unwrap();
     fs::write(RESERVED, "61500").unwrap();
     let _resident = Child::fork(|talk| _ = talk.try_hear());
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     let (owner, other) = (tcp(), tcp());
     // Nothing is reserved here, and nothing is entered.
     assert_eq!(reserved(), "61500");
     ask(&owner, 0, 1).unwrap();
-    eventually("the pool is entered where something is granted", || reserved() == "61000-62000");
+    eventually(|| reserved() == "61000-62000");
     // Half of the 2,001 ports have to remain (N5).
     assert_eq!(ask(&other, 60980, 20), Err(Errno::ENOSPC));
     ask(&other, 59990, 10).unwrap();
-    eventually("the block is entered, too", || reserved() == "59990-59999,61000-62000");
+    eventually(|| reserved() == "59990-59999,61000-62000");
     ask(&other, 61100, 2).unwrap();
     assert_eq!(reserved(), "59990-59999,61000-62000");
     drop(other);
-    eventually("the block goes, the pool stays", || reserved() == "61000-62000");
+    eventually(|| reserved() == "61000-62000");
     drop(owner);
-    eventually("nothing is reserved here, and only what others entered stays", || reserved() == "61500");
+    eventually(|| reserved() == "61500");
     agent.stop();
     agent::restore_all(&RuntimeDir::at(runtime.path())).unwrap();
     assert_eq!(reserved(), "61500");
@@ -599,7 +558,7 @@ fn the_part_of_the_pool_that_automatic_choices_reach_is_entered() {
 fn there_is_one_agent() {
     let Some(_world) = World::enter("there_is_one_agent") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let agent = AgentProcess::start(runtime.path());
+    let agent = AgentProcess::start_apart(runtime.path());
     let mut kernel = kernel_part();
     let error = Agent::start(&mut kernel, &Options::below(runtime.path())).unwrap_err();
     assert_eq!(error.to_string(), "another agent is running");
@@ -659,7 +618,7 @@ fn on_a_pinned_kernel_part() {
 
         let start = || {
             let child = Child::fork(|_| agent::run_in_foreground(&folder, &Options::below(runtime.path())).unwrap());
-            eventually("the agent runs", || control::version(tcp()).unwrap().agent == 1);
+            eventually(|| control::version(tcp()).unwrap().agent == 1);
             child
         };
         let child = start();
@@ -682,7 +641,7 @@ fn on_a_pinned_kernel_part() {
             assert_eq!(error.to_string(), "kernel enforcement has been taken down");
             talk.say(1);
         });
-        eventually("the agent runs", || control::version(tcp()).unwrap().agent == 1);
+        eventually(|| control::version(tcp()).unwrap().agent == 1);
         Instance::down(&folder).unwrap();
         assert_eq!(child.talk.hear(), 1);
         child.join();

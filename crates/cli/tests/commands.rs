@@ -1,23 +1,23 @@
 //! The real binary, in a cgroup and a mount namespace of its own.
 
-// Not every test file uses all of the bed.
-#[allow(dead_code)]
-mod bed;
-
 use std::{
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
     process::Stdio,
 };
 
-use bed::{Bed, HELPER, answer, eventually};
-use portkeep_testkit::kernel_or_skip;
+use portkeep_testkit::{
+    Outcome, eventually, kernel_or_skip,
+    machine::{self, HELPER, Machine, answer},
+};
 use rustix::process::{Pid, Signal, kill_process};
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 macro_rules! bed {
     ($name:literal) => {
         match kernel_or_skip(concat!("commands::", $name)) {
-            true => Bed::new($name),
+            true => Machine::new(PORTKEEP, $name),
             false => return,
         }
     };
@@ -27,7 +27,7 @@ macro_rules! bed {
 #[test]
 #[ignore = "plays somebody else for the other tests"]
 fn helper_binds() {
-    bed::help();
+    machine::help();
 }
 
 /// A shell script that makes the helper bind `$1 $2`.
@@ -82,7 +82,7 @@ fn of_two_ups_at_once_one_builds_and_the_other_finds() {
     for _ in 0..2 {
         ups.push(bed.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     }
-    let said: Vec<bed::Said> = ups.into_iter().map(|up| bed::Said::from(up.wait_with_output().unwrap()).ok()).collect();
+    let said: Vec<Outcome> = ups.into_iter().map(|up| Outcome::from(up.wait_with_output().unwrap()).ok()).collect();
     assert_eq!(said.iter().filter(|said| said.out.starts_with("up\n")).count(), 1, "{said:?}");
     bed.portkeep(&["down"]).ok();
     assert!(bed.nothing_pinned());
@@ -167,7 +167,7 @@ fn kill(pid: &str) {
     kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
 }
 
-fn reservations(bed: &Bed) -> usize {
+fn reservations(bed: &Machine) -> usize {
     bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len()
 }
 
@@ -249,7 +249,7 @@ fn the_holder_of_a_released_reservation_gets_a_message() {
     BufReader::new(acquire.stdout.take().unwrap()).read_line(&mut line).unwrap();
     bed.portkeep(&["release", line.split_whitespace().last().unwrap()]).ok();
     let input = acquire.stdin.take();
-    let said = bed::Said::from(acquire.wait_with_output().unwrap());
+    let said = Outcome::from(acquire.wait_with_output().unwrap());
     drop(input);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.err.contains("was released by an administrator"), "{said:?}");
@@ -259,7 +259,7 @@ fn the_holder_of_a_released_reservation_gets_a_message() {
 fn a_transient_kernel_part_goes_with_the_last_run() {
     let bed = bed!("transient");
     // Two of them, of which the first ends first.
-    let nested = "portkeep status --json; portkeep run -- sh -c 'echo $PORT'".replace("portkeep", bed::PORTKEEP);
+    let nested = "portkeep status --json; portkeep run -- sh -c 'echo $PORT'".replace("portkeep", PORTKEEP);
     let said = bed.portkeep(&["run", "--", "sh", "-c", &nested]).ok();
     let (status, port) = said.out.split_once('\n').unwrap();
     let status: serde_json::Value = serde_json::from_str(status).unwrap();
@@ -271,7 +271,7 @@ fn a_transient_kernel_part_goes_with_the_last_run() {
     assert_eq!(bed.portkeep(&["status"]).code, Some(3));
 
     // Unless somebody says that it shall stay.
-    let up = format!("{} up", bed::PORTKEEP);
+    let up = format!("{} up", PORTKEEP);
     bed.portkeep(&["run", "--", "sh", "-c", &up]).ok();
     assert_eq!(bed.portkeep(&["status", "--json"]).ok().json()["transient"], false);
     bed.portkeep(&["down"]).ok();
@@ -294,8 +294,27 @@ fn without_rights_ports_are_held_and_the_limits_said() {
     }
 }
 
+#[test]
+fn acquire_holds_as_run_does() {
+    let bed = bed!("acquire-held");
+    let copy = bed.for_everybody(PORTKEEP);
+    let mut command = bed.as_nobody(&[&copy, "acquire", "--both"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (port, rest) = line.split_once(' ').unwrap();
+    assert_eq!(rest, "tcp+udp held\n");
+    let port = port.parse().unwrap();
+    // The helper sets SO_REUSEADDR for TCP, as servers do.
+    assert_eq!(bed.outsider_binds("tcp", port), "bound");
+    assert_eq!(bed.outsider_binds("udp", port), "AddrInUse");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(bed.outsider_binds("udp", port), "bound");
+}
+
 /// Like [`binds`] with `$PORT`, but of a copy that nobody can reach.
-fn copied_binds(bed: &Bed, transport: &str) -> String {
+fn copied_binds(bed: &Machine, transport: &str) -> String {
     let copy = bed.folder.path().join("helper");
     if !copy.exists() {
         std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
@@ -415,6 +434,7 @@ fn list_who_and_release_tell_the_same() {
 fn who_names_the_process_that_has_the_port() {
     let bed = bed!("who");
     bed.portkeep(&["up"]).ok();
+    bed.enter_network();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let who = bed.portkeep(&["who", &format!("{port}/tcp"), "--json"]).ok().json();
@@ -449,7 +469,7 @@ fn a_configuration_that_was_named_must_exist() {
         (&["persist", "list"], 1),
     ];
     for (words, code) in all {
-        let said: bed::Said = bed.command(words).env("PORTKEEP_CONFIG", &missing).output().unwrap().into();
+        let said: Outcome = bed.command(words).env("PORTKEEP_CONFIG", &missing).output().unwrap().into();
         assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
         assert!(said.err.contains(missing.to_str().unwrap()), "{words:?}: {said:?}");
     }
@@ -484,16 +504,15 @@ fn a_command_of_a_socket_activated_run_is_activated() {
     bed.portkeep(&["up"]).ok();
     let script = r#"echo "$LISTEN_PID $$ $LISTEN_FDS""#;
     // As systemd does: the number is that of `run`.
-    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- sh -c '{script}'", bed::PORTKEEP);
-    let said: bed::Said = bed.program(&["sh", "-c", &run]).output().unwrap().into();
+    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- sh -c '{script}'", PORTKEEP);
+    let said: Outcome = bed.program(&["sh", "-c", &run]).output().unwrap().into();
     let said = said.ok();
     let words: Vec<&str> = said.out.split_whitespace().collect();
     assert!(words.len() == 3 && words[0] == words[1], "{said:?}");
-    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- /no/such/command", bed::PORTKEEP);
+    let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- /no/such/command", PORTKEEP);
     assert_eq!(bed.program(&["sh", "-c", &run]).output().unwrap().status.code(), Some(127));
     // Sockets for another process are not the command's.
-    let said: bed::Said =
-        bed.command(&["run", "--", "sh", "-c", script]).env("LISTEN_PID", "1").output().unwrap().into();
+    let said: Outcome = bed.command(&["run", "--", "sh", "-c", script]).env("LISTEN_PID", "1").output().unwrap().into();
     assert!(said.out.starts_with("1 "), "{said:?}");
 }
 
@@ -501,12 +520,12 @@ fn a_command_of_a_socket_activated_run_is_activated() {
 fn the_environment_can_require_the_kernel() {
     let bed = bed!("require");
     for words in [&["run", "--", "true"][..], &["acquire"]] {
-        let copy = bed.for_everybody(bed::PORTKEEP);
+        let copy = bed.for_everybody(PORTKEEP);
         let mut command = bed.as_nobody(&[&[copy.as_str()], words].concat());
-        let said: bed::Said = command.env("PORTKEEP_REQUIRE", "kernel").output().unwrap().into();
+        let said: Outcome = command.env("PORTKEEP_REQUIRE", "kernel").output().unwrap().into();
         assert!(matches!(said.code, Some(1 | 125)) && said.err.contains("--require-kernel"), "{said:?}");
     }
-    let said: bed::Said = bed.command(&["run", "--", "true"]).env("PORTKEEP_REQUIRE", "held").output().unwrap().into();
+    let said: Outcome = bed.command(&["run", "--", "true"]).env("PORTKEEP_REQUIRE", "held").output().unwrap().into();
     assert_eq!(said.code, Some(125), "{said:?}");
     assert!(said.err.contains("PORTKEEP_REQUIRE"), "{said:?}");
 }
@@ -517,7 +536,7 @@ fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     if !kernel_or_skip("commands::overlap") {
         return;
     }
-    let bed = Bed::with_network("overlap");
+    let bed = Machine::new(PORTKEEP, "overlap");
     let sysctl = |name: &str| format!("/proc/sys/net/ipv4/{name}");
     let set = |name: &str, value: &str| {
         let script = format!("echo '{value}' > {}", sysctl(name));
@@ -540,7 +559,7 @@ fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     let status = bed.portkeep(&["status", "--json"]).ok().json();
     assert_eq!((&status["overlap"]["ports"], &status["overlap"]["reserved"]), (&"61000-65535".into(), &4536.into()));
     assert!(bed.portkeep(&["status"]).ok().out.contains("overlaps"));
-    let check: bed::Said = bed.command(&["check"]).env_remove("PORTKEEP_ROOT").output().unwrap().into();
+    let check: Outcome = bed.command(&["check"]).env_remove("PORTKEEP_ROOT").output().unwrap().into();
     assert!(check.out.contains("warning: the pool 61000-65535 overlaps"), "{check:?}");
     let remembered = std::fs::read_to_string(bed.folder.path().join("run/reserved-ports.json"));
     let down = bed.portkeep(&["down"]).ok();
@@ -566,12 +585,12 @@ fn check_reports_what_would_use_up_the_ephemeral_ports() {
     if !kernel_or_skip("commands::exhausts") {
         return;
     }
-    let bed = Bed::with_network("exhausts");
+    let bed = Machine::new(PORTKEEP, "exhausts");
     let file = bed.folder.path().join("much.toml");
     let check = |text: &str| {
         std::fs::write(&file, text).unwrap();
         let words = ["check", file.to_str().unwrap()];
-        bed::Said::from(bed.command(&words).env_remove("PORTKEEP_ROOT").output().unwrap())
+        Outcome::from(bed.command(&words).env_remove("PORTKEEP_ROOT").output().unwrap())
     };
     // 28,232 ephemeral ports, of which 4,096 have to be left.
     let declared = |force: &str| {

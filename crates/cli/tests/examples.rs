@@ -1,20 +1,16 @@
 //! The programs of `examples/`, one in each language: compiled, run where the kernel enforces, and asked for an answer.
 
-#[allow(dead_code)] // Shared with the other test binaries.
-mod bed;
-
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::TcpStream,
-    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use bed::{Bed, PORTKEEP, eventually};
-use portkeep_testkit::{kernel_or_skip, skip};
+use portkeep_testkit::{eventually, kernel_or_skip, machine::Machine, skip};
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 /// Set on machines that have the compilers and interpreters of all languages: there, a missing one is a failure.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_LANGUAGES";
@@ -27,25 +23,8 @@ fn example(name: &str) -> String {
     repository().join("examples").join(name).to_str().unwrap().to_owned()
 }
 
-/// Beds share the network namespace of this process, and each has enforcement of its own that knows nothing of the others:
-/// both would grant port 61000. So there is one at a time.
-static TURN: Mutex<()> = Mutex::new(());
-
-struct OwnTurn {
-    bed: Bed,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl Deref for OwnTurn {
-    type Target = Bed;
-
-    fn deref(&self) -> &Bed {
-        &self.bed
-    }
-}
-
-/// A bed where the kernel enforces; `None`, with the reason on standard error, where that or a tool is missing.
-fn ready(test: &str, tools: &[&str]) -> Option<OwnTurn> {
+/// A machine where the kernel enforces, with this thread in its network; `None`, with the reason on standard error, where that or a tool is missing.
+fn ready(test: &str, tools: &[&str]) -> Option<Machine> {
     if !kernel_or_skip(test) {
         return None;
     }
@@ -56,15 +35,15 @@ fn ready(test: &str, tools: &[&str]) -> Option<OwnTurn> {
             return None;
         }
     }
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let bed = Bed::new(test);
+    let bed = Machine::new(PORTKEEP, test);
     bed.portkeep(&["up"]).ok();
-    Some(OwnTurn { bed, _turn: turn })
+    bed.enter_network();
+    Some(bed)
 }
 
 /// A program of the bed that listens. Dropping it ends everything in the bed's cgroup.
 struct Server<'a> {
-    bed: &'a Bed,
+    bed: &'a Machine,
     child: Child,
     /// Open to the end: a program that prints more must not fail.
     _out: BufReader<ChildStdout>,
@@ -73,7 +52,7 @@ struct Server<'a> {
 
 impl<'a> Server<'a> {
     /// Waits for its line "listening on port ...".
-    fn start(bed: &'a Bed, words: &[&str]) -> Self {
+    fn start(bed: &'a Machine, words: &[&str]) -> Self {
         let mut command = bed.program(words);
         command.env("PYTHONPATH", repository().join("python/src")).env("PATH", path_with_portkeep());
         command.env("PYTHONDONTWRITEBYTECODE", "1");
@@ -112,7 +91,7 @@ fn path_with_portkeep() -> std::ffi::OsString {
 }
 
 #[track_caller]
-fn says_hello(bed: &Bed, words: &[&str]) {
+fn says_hello(bed: &Machine, words: &[&str]) {
     let server = Server::start(bed, words);
     assert_eq!(server.ports.len(), 1);
     server.answers(server.ports[0]);

@@ -1,16 +1,18 @@
 //! Every `--json` output is described, and every command with `--json` is tried. The other tests check what they see of it
 //! against the same schema.
 
-mod bed;
-
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    net::TcpListener,
+    process::{Child, Stdio},
 };
 
-use bed::{Bed, eventually, schema};
-use portkeep_testkit::kernel_or_skip;
+use portkeep_testkit::{
+    eventually, kernel_or_skip,
+    machine::{self, Machine},
+    schema,
+};
 use serde_json::{Value, json};
 
 const PAGE: &str = include_str!("../../../docs/reference/json.md");
@@ -56,27 +58,23 @@ impl Drop for Ends {
     }
 }
 
-fn start(command: &mut Command) -> Ends {
-    Ends(command.stderr(Stdio::null()).spawn().unwrap())
-}
-
-/// [`Bed::portkeep`] holds each of these against the schema.
+/// [`Machine::portkeep`] holds each of these against the schema.
 #[test]
 fn every_command_prints_what_the_schema_says() {
     if !kernel_or_skip("json::every_command") {
         return;
     }
-    let bed = Bed::with_network("json");
-    let drop_ins = bed.folder.path().join("root/etc/portkeep/ports.d");
+    let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "json");
+    let drop_ins = machine.folder.path().join("root/etc/portkeep/ports.d");
     fs::create_dir_all(&drop_ins).unwrap();
     let web = "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"web.service\"\n";
     fs::write(drop_ins.join("a.toml"), web).unwrap();
     fs::write(drop_ins.join("b.toml"), web).unwrap();
-    let exported = bed.folder.path().join("exported.toml");
+    let exported = machine.folder.path().join("exported.toml");
     let mut tried = Vec::new();
     let mut say = |words: &[&str]| {
         tried.push(words[..if words[0] == "persist" || words[0] == "excludedportrange" { 2 } else { 1 }].join(" "));
-        bed.portkeep(&[words, &["--json"]].concat())
+        machine.portkeep(&[words, &["--json"]].concat())
     };
 
     // Before it is up there is an answer, too.
@@ -85,23 +83,25 @@ fn every_command_prints_what_the_schema_says() {
     say(&["status"]);
     say(&["down"]).ok();
     say(&["up"]).ok();
-    let _agent = start(&mut bed.command(&["agent"]));
-    eventually(|| bed.portkeep(&["status", "--json"]).json()["agent_answers"] == true);
+    let agent = machine.agent(machine.command(&["agent"]));
+    eventually(|| machine.portkeep(&["status", "--json"]).json()["agent_answers"] == true);
 
-    let mut watch = bed.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch = machine.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut events = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
     let watch = Ends(watch);
     say(&["acquire", "--both", "--label", "short"]).ok();
-    let holding = bed.hold(&["--count", "2", "--label", "of root", "--json"]);
+    let holding = machine.hold(&["--count", "2", "--label", "of root", "--json"]);
     schema::check(&["acquire", "--json"], &holding.line);
     let held: Value = serde_json::from_str(&holding.line).unwrap();
     let start = held["start"].as_u64().unwrap();
-    assert_eq!(bed.outsider_binds("tcp", u16::try_from(start).unwrap()), "bound", "it is of the same user");
-    let listener = bed.program(&["sh", "-c", &format!("exec nc -l -p {} 127.0.0.1", start + 1)]).spawn();
-    let _listener = listener.ok().map(Ends);
+    assert_eq!(machine.outsider_binds("tcp", u16::try_from(start).unwrap()), "bound", "it is of the same user");
+    machine.enter_network();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = say(&["who", &listener.local_addr().unwrap().port().to_string()]).ok().json();
+    assert_eq!(taken[0]["bound_by"][0]["process"]["pid"], std::process::id());
 
     say(&["persist", "add", "--name", "mine", "--tcp", "9000-9009", "--user", "root", "--strict"]).ok();
-    bed.portkeep(&["persist", "export", exported.to_str().unwrap()]).ok();
+    machine.portkeep(&["persist", "export", exported.to_str().unwrap()]).ok();
     say(&["persist", "import", exported.to_str().unwrap()]).ok();
     let listed = say(&["list"]).ok().json();
     // The same object, whichever command shows it.
@@ -125,14 +125,20 @@ fn every_command_prints_what_the_schema_says() {
     say(&["persist", "delete", "mine"]).ok();
     say(&["upgrade"]).ok();
 
-    let seen: Vec<String> = events.by_ref().take(6).collect();
+    let mut seen = Vec::new();
+    loop {
+        seen.push(events.next().expect("the agent runs"));
+        let event: Value = serde_json::from_str(seen.last().unwrap()).unwrap();
+        if event["reservation"]["name"] == "mine" && event["what"] == "ended" {
+            break;
+        }
+    }
     tried.push("watch".into());
     schema::check(&["watch", "--json"], &seen.join("\n"));
-    let deleted = seen.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    assert!(deleted.into_iter().any(|event| event["reservation"]["name"] == "mine" && event["what"] == "granted"));
+    assert!(seen.len() >= 4, "{seen:?}");
     drop(watch);
-    drop(_agent);
-    bed.portkeep(&["down", "--json"]).ok();
+    drop(agent);
+    machine.portkeep(&["down", "--json"]).ok();
     let missed: Vec<String> = commands().into_iter().filter(|command| !tried.contains(command)).collect();
     assert!(missed.is_empty(), "{missed:?} are not tried");
 }
@@ -140,5 +146,5 @@ fn every_command_prints_what_the_schema_says() {
 #[test]
 #[ignore = "plays somebody else for the other tests"]
 fn helper_binds() {
-    bed::help();
+    machine::help();
 }

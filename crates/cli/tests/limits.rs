@@ -1,16 +1,13 @@
 //! Users can cost the agent only so much, and root always gets through.
 
-mod place;
-
 use std::{
     fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use place::{AgentProcess, Place};
 use portkeep::{
     PortRange, Process, Transports,
     persistent::{
@@ -20,11 +17,13 @@ use portkeep::{
 };
 use portkeep_testkit::{
     World,
+    agent::{AgentFolder, end_all},
+    eventually,
     process::{Child, become_user, in_child},
     sockets::{bind, reserve, tcp, token},
 };
 use rustix::{
-    process::{Pid, Signal, kill_process},
+    process::Signal,
     thread::{CapabilitySet, CapabilitySets, set_capabilities},
 };
 
@@ -35,38 +34,18 @@ fn proposal(name: &str, port: u16) -> Proposal {
     Proposal::new(name.parse().unwrap(), PortRange::single(port).unwrap(), Transports::Tcp)
 }
 
-fn send(agent: &AgentProcess, signal: Signal) {
-    kill_process(Pid::from_raw(agent.child.pid() as i32).unwrap(), signal).unwrap();
-}
-
 fn line(request: &Request) -> Vec<u8> {
     let mut line = serde_json::to_vec(request).unwrap();
     line.push(b'\n');
     line
 }
 
-/// The most memory the agent has had, in kilobytes.
-fn peak(agent: &AgentProcess) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.child.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "in vain: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn a_request_whose_client_has_gone_is_never_carried_out() {
     let Some(world) = World::enter("client_has_gone") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
-    send(&agent, Signal::STOP);
+    agent.signal(Signal::STOP);
     let mut client = UnixStream::connect(place.socket()).unwrap();
     let create = Request::Create { proposal: proposal("gone", 8443), kept: Kept::Active };
     client.write_all(&line(&create)).unwrap();
@@ -76,7 +55,7 @@ fn a_request_whose_client_has_gone_is_never_carried_out() {
     let create = Request::Create { proposal: proposal("there", 8444), kept: Kept::Active };
     waiting.write_all(&line(&create)).unwrap();
     waiting.shutdown(std::net::Shutdown::Write).unwrap();
-    send(&agent, Signal::CONT);
+    agent.signal(Signal::CONT);
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("created"), "{answer}");
@@ -90,7 +69,7 @@ fn a_request_whose_client_has_gone_is_never_carried_out() {
 #[test]
 fn a_peer_that_asks_and_never_reads_costs_one_answer() {
     let Some(world) = World::enter("asks_and_never_reads") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let stanzas: String = (0..500)
         .map(|n| {
             format!("[[reservation]]\nname = \"p{n}\"\ntcp = {}\ndescription = \"{}\"\n", 10_000 + n, "d".repeat(200))
@@ -99,7 +78,7 @@ fn a_peer_that_asks_and_never_reads_costs_one_answer() {
     place.drop_in("many.toml", &stanzas);
     let agent = place.agent();
     assert_eq!(place.list().len(), 500);
-    let before = peak(&agent);
+    let before = agent.peak_memory();
     let mut flood = Child::fork(|talk| {
         become_user(NOBODY);
         let peers: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(place.socket()).unwrap()).collect();
@@ -122,18 +101,18 @@ fn a_peer_that_asks_and_never_reads_costs_one_answer() {
     }
     assert_eq!(flood.talk.hear(), 2);
     // Each list has 170,000 bytes; ten thousand of them were asked for eight times over.
-    let more = peak(&agent) - before;
+    let more = agent.peak_memory() - before;
     assert!(more < 16 * 1024, "{more} kB more");
     flood.kill();
     agent.stop();
-    place::end_all(&world);
+    end_all(&world);
     world.assert_empty();
 }
 
 #[test]
 fn subordinate_uids_have_the_connections_of_their_user_and_root_has_its_own() {
     let Some(world) = World::enter("connections") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     fs::create_dir_all(place.path().join("root/etc")).unwrap();
     fs::write(place.path().join("root/etc/subuid"), format!("{OTHER}:100000:1000\n")).unwrap();
     let agent = place.agent();
@@ -171,7 +150,7 @@ fn subordinate_uids_have_the_connections_of_their_user_and_root_has_its_own() {
 #[test]
 fn uid_0_without_capabilities_is_no_administrator() {
     let Some(world) = World::enter("without_capabilities") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     in_child(|| {
         let none = CapabilitySet::empty();
@@ -182,7 +161,7 @@ fn uid_0_without_capabilities_is_no_administrator() {
     });
     place.connect().create(&proposal("web", 8443), Kept::Active).unwrap();
     agent.stop();
-    place::end_all(&world);
+    end_all(&world);
     world.assert_empty();
 }
 
@@ -191,7 +170,7 @@ fn name_of(event: &Event) -> Option<&str> {
 }
 
 /// The events that a watcher gets until something called `end` is created.
-fn watch(place: &Place, happens: impl FnOnce()) -> Vec<Event> {
+fn watch(place: &AgentFolder, happens: impl FnOnce()) -> Vec<Event> {
     let events = place.connect().watch().unwrap();
     happens();
     place.connect().create(&proposal("end", 9999), Kept::Active).unwrap();
@@ -202,7 +181,7 @@ fn watch(place: &Place, happens: impl FnOnce()) -> Vec<Event> {
 #[test]
 fn a_storm_costs_a_few_lines_and_is_counted() {
     let Some(world) = World::enter("storm") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     place.connect().create(&proposal("web", 8443), Kept::Active).unwrap();
     let events = watch(&place, || {
@@ -234,11 +213,11 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
     assert_eq!((made.pid, made.uid), (std::process::id(), 0));
     assert!(!made.command.is_empty() && made.message.contains(&format!("pid {}", made.pid)), "{made:?}");
     agent.stop();
-    place::end_all(&world);
+    end_all(&world);
     world.assert_empty();
 }
 
-fn watch_one(place: &Place) -> Event {
+fn watch_one(place: &AgentFolder) -> Event {
     let mut events = place.connect().watch().unwrap();
     place.connect().create(&proposal("made", 8500), Kept::Active).unwrap();
     events.find_map(|event| event.ok().filter(|event| name_of(event) == Some("made"))).unwrap()
@@ -247,7 +226,7 @@ fn watch_one(place: &Place) -> Event {
 #[test]
 fn a_refused_request_is_reported_once_and_not_as_an_end() {
     let Some(world) = World::enter("refused_request") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     let there = tcp();
     bind(&there, 5000).unwrap();
@@ -260,8 +239,8 @@ fn a_refused_request_is_reported_once_and_not_as_an_end() {
     assert_eq!(what, [Happening::Denied], "{events:?}");
     assert_eq!(events[0].process.as_ref().unwrap().pid, std::process::id());
     drop(there);
-    eventually("the refused entry goes", || world.maps().reservations().flatten().all(|(_, r)| r.is_persistent()));
+    eventually(|| world.maps().reservations().flatten().all(|(_, r)| r.is_persistent()));
     agent.stop();
-    place::end_all(&world);
+    end_all(&world);
     world.assert_empty();
 }

@@ -1,10 +1,6 @@
 //! The commands about persistent reservations: the real binary and the real agent, in a cgroup, a mount and a network
 //! namespace of their own.
 
-// Not every test file uses all of the bed.
-#[allow(dead_code)]
-mod bed;
-
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -13,28 +9,32 @@ use std::{
     process::{Child, Stdio},
 };
 
-use bed::{Bed, HELPER, Said, answer, eventually};
-use portkeep_testkit::kernel_or_skip;
+use portkeep_testkit::{
+    Outcome, eventually, kernel_or_skip,
+    machine::{self, HELPER, Machine, answer},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
+
 /// A bed with kernel enforcement up, and most of the time an agent.
 struct Stage {
-    bed: Bed,
+    bed: Machine,
     agent: Option<Child>,
 }
 
 impl Deref for Stage {
-    type Target = Bed;
+    type Target = Machine;
 
-    fn deref(&self) -> &Bed {
+    fn deref(&self) -> &Machine {
         &self.bed
     }
 }
 
 impl Stage {
     fn new(name: &str) -> Self {
-        let bed = Bed::with_network(name);
+        let bed = Machine::new(PORTKEEP, name);
         bed.portkeep(&["up"]).ok();
         let mut stage = Self { bed, agent: None };
         stage.start();
@@ -154,11 +154,11 @@ macro_rules! stage {
 #[test]
 #[ignore = "plays somebody else for the other tests"]
 fn helper_binds() {
-    bed::help();
+    machine::help();
 }
 
 #[track_caller]
-fn fails(said: &Said, code: i32, told: &str) {
+fn fails(said: &Outcome, code: i32, told: &str) {
     assert_eq!(said.code, Some(code), "{said:?}");
     assert!(said.err.contains(told), "{told}: {said:?}");
 }
@@ -333,7 +333,7 @@ strict = true
         let mut child = stage.command(&["persist", "import", "-"]);
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-        Said::from(child.wait_with_output().unwrap())
+        Outcome::from(child.wait_with_output().unwrap())
     };
     let first = "[[reservation]]\nname = \"d\"\ntcp = 8200\n";
     let mistake = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 0\n"));
@@ -433,7 +433,7 @@ fn what_happens_is_watched() {
 
     // They end when the agent does.
     stage.stop();
-    let said = Said::from(watch.wait_with_output().unwrap());
+    let said = Outcome::from(watch.wait_with_output().unwrap());
     assert_eq!((said.code, said.err.as_str()), (Some(0), "portkeep: the agent has ended\n"));
     assert!(as_json.wait().unwrap().success());
 }
@@ -513,8 +513,8 @@ Start Port    End Port
 
 /// The output of `check`, with the folder's name left out.
 fn check(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
-    let said = Said::from(
-        std::process::Command::new(bed::PORTKEEP)
+    let said = Outcome::from(
+        std::process::Command::new(PORTKEEP)
             .arg("check")
             .args(words)
             .current_dir(folder)
@@ -665,7 +665,7 @@ fn an_agent_that_hangs_keeps_nobody_waiting() {
         (&["reload"], 1),
     ];
     for (words, code) in limited {
-        let said: Said = stage.command(words).env("PORTKEEP_TIMEOUT", "0.3").output().unwrap().into();
+        let said: Outcome = stage.command(words).env("PORTKEEP_TIMEOUT", "0.3").output().unwrap().into();
         assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
         assert!(said.err.contains("not answer"), "{words:?}: {said:?}");
     }
@@ -676,7 +676,7 @@ fn an_agent_that_hangs_keeps_nobody_waiting() {
     let mut killed = stage.agent.take().unwrap();
     killed.kill().unwrap();
     killed.wait().unwrap();
-    let said = Said::from(waits.wait_with_output().unwrap());
+    let said = Outcome::from(waits.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.err.contains("no agent runs"), "{said:?}");
     assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent"], false);

@@ -1,7 +1,5 @@
 //! Persistent reservations as the agent keeps them: declared by files and by commands, over its socket, through kills.
 
-mod place;
-
 use std::{
     fs,
     io::{Read, Write},
@@ -11,9 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use place::{Place, end_all};
 use portkeep::{
-    PortRange, State, Transport, Transports,
+    Align, PortRange, State, Transport, Transports,
     persistent::{
         Account, Audience, Kept, Name, PersistentError, Proposal, Which, lookup,
         protocol::{self, Happening},
@@ -22,6 +19,8 @@ use portkeep::{
 use portkeep_core::{Errno, wire};
 use portkeep_testkit::{
     World,
+    agent::{AgentFolder, end_all},
+    eventually,
     process::{Child, become_user, in_child},
     sockets::{acquire, bind, errno, reserve, tcp, udp},
 };
@@ -56,19 +55,10 @@ fn bound_by(uid: u32, port: u16) -> Result<(), Errno> {
     if answer == 0 { Ok(()) } else { Err(Errno(answer as i32)) }
 }
 
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "in vain: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     let Some(world) = World::enter("created_it_is_in_force") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     let created = place.connect().create(&web(8443), Kept::Persistent).unwrap();
     assert_eq!(created.ports, ports(8443, 1));
@@ -110,7 +100,7 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
 #[test]
 fn until_the_reboot_is_until_the_reboot() {
     let Some(world) = World::enter("until_the_reboot") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     place.connect().create(&web(8443), Kept::Active).unwrap();
     agent.kill();
@@ -125,7 +115,7 @@ fn until_the_reboot_is_until_the_reboot() {
 #[test]
 fn delete_matches_the_block_exactly() {
     let Some(world) = World::enter("delete_matches") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     let rtp = Proposal::new(name("rtp"), ports(5000, 20), Transports::Udp);
     place.connect().create(&rtp, Kept::Persistent).unwrap();
@@ -146,10 +136,10 @@ fn delete_matches_the_block_exactly() {
 #[test]
 fn any_block_is_chosen_once_and_kept() {
     let Some(world) = World::enter("any_block") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     let mut any = Proposal::any(name("rtp"), 20, Transports::Both);
-    any.block = portkeep::persistent::Block::Any { count: 20, align: 2 };
+    any.block = portkeep::persistent::Block::Any { count: 20, align: Align::new(2).unwrap() };
     let created = place.connect().create(&any, Kept::Persistent).unwrap();
     let block = created.ports;
     assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);
@@ -167,7 +157,7 @@ fn any_block_is_chosen_once_and_kept() {
 #[test]
 fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
     let Some(world) = World::enter("who_is_there") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     place.drop_in("web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nuser = 65534\n");
     // In a process of its own: the agent would inherit the socket.
     let mut outsider = Child::fork(|talk| {
@@ -184,7 +174,7 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
     assert!(why.contains("reserved as `web`"), "{why}");
     // Not reserved, so whoever comes first has it.
     outsider.kill();
-    eventually("it comes into force", || place.state("web") == Some(State::Active));
+    eventually(|| place.state("web") == Some(State::Active));
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
 
     // A runtime reservation is in the way, too, and named.
@@ -202,7 +192,7 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
 #[test]
 fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
     let Some(world) = World::enter("what_waits") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     // Before there are sockets that it would inherit.
     let agent = place.agent();
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -232,7 +222,7 @@ fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
     // The server closes first, so that no TIME_WAIT stays with the client's port.
     drop(accepted);
     client.kill();
-    eventually("it comes into force", || place.state("web") == Some(State::Active));
+    eventually(|| place.state("web") == Some(State::Active));
     assert_eq!(place.list()[0].waits_for, []);
     agent.stop();
     end_all(&world);
@@ -242,7 +232,7 @@ fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
 #[test]
 fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     let Some(world) = World::enter("outgoing_connections") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40999").unwrap();
     place.drop_in(
         "much.toml",
@@ -282,7 +272,7 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     assert_eq!((user.talk.hear(), user.talk.hear()), (1, 0));
     user.kill();
     more.force = true;
-    eventually("the ports of the user are free again", || place.connect().create(&more, Kept::Persistent).is_ok());
+    eventually(|| place.connect().create(&more, Kept::Persistent).is_ok());
     agent.stop();
     end_all(&world);
     world.assert_empty();
@@ -291,7 +281,7 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
 #[test]
 fn around_lets_the_rightful_stay_and_nobody_else() {
     let Some(world) = World::enter("around") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     // A service of that user is there already.
     let mut service = Child::fork(|talk| {
@@ -327,7 +317,7 @@ fn around_lets_the_rightful_stay_and_nobody_else() {
 #[test]
 fn files_come_go_and_change_and_the_ports_stay_reserved() {
     let Some(world) = World::enter("files_change") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let stanza = |user: u32| format!("[[reservation]]\nname = \"web\"\ntcp = \"8443-8445\"\nuser = {user}\n");
     place.drop_in("web.toml", &stanza(NOBODY));
     let agent = place.agent();
@@ -337,7 +327,7 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
     // For somebody else from now on, by SIGHUP's pipe; the token shows that it never ended.
     place.drop_in("web.toml", &stanza(OTHER));
     agent.hang_up();
-    eventually("it changes hands", || bound_by(OTHER, 8444) == Ok(()));
+    eventually(|| bound_by(OTHER, 8444) == Ok(()));
     assert_eq!(bound_by(NOBODY, 8444), Err(Errno::EADDRINUSE));
     assert_eq!(lookup(ports(8443, 3), Transport::Tcp).unwrap(), token);
 
@@ -370,7 +360,7 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
 #[test]
 fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
     let Some(world) = World::enter("damaged_store") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     place.connect().create(&web(8443), Kept::Persistent).unwrap();
     agent.stop();
@@ -396,7 +386,7 @@ fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
 #[test]
 fn only_administrators_change_anything() {
     let Some(world) = World::enter("only_administrators") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     place.configure(&format!("administrators = {OTHER}\n"));
     let agent = place.agent();
     in_child(|| {
@@ -429,7 +419,7 @@ fn only_administrators_change_anything() {
 #[test]
 fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     let Some(world) = World::enter("configuration") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     // Outside of where automatic choices come from: a pool that reaches in there is entered into the sysctl of every
     // namespace that can be seen, this machine's own among them.
     place.configure(&format!(
@@ -513,7 +503,7 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
 #[test]
 fn a_refused_bind_is_reported_readably() {
     let Some(world) = World::enter("a_refused_bind_is_told") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     place.drop_in(
         "tomcat.toml",
         "# tomcat\n[[reservation]]\nname = \"tomcat\"\ntcp = 8443\nunit = \"tomcat.service\"\n",
@@ -574,7 +564,7 @@ fn a_refused_bind_is_reported_readably() {
 #[test]
 fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
     let Some(world) = World::enter("nonsense_on_the_socket") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     let say = |bytes: &[u8]| {
         let mut stream = UnixStream::connect(place.socket()).unwrap();
@@ -669,7 +659,7 @@ fn mangled() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn whatever_is_said_is_answered_line_by_line() {
     let Some(world) = World::enter("whatever_is_said_is_answered") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let agent = place.agent();
     let config = proptest::test_runner::Config { cases: 400, failure_persistence: None, ..Default::default() };
     proptest::test_runner::TestRunner::new(config)
@@ -700,7 +690,7 @@ fn whatever_is_said_is_answered_line_by_line() {
 #[test]
 fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
     let Some(world) = World::enter("killed_in_the_middle") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let mut known: std::collections::BTreeMap<u16, bool> = Default::default();
     for round in 0..25u32 {
         let agent = place.agent();
@@ -763,7 +753,7 @@ fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
 #[test]
 fn ten_thousand_come_into_force_at_once_and_cost_little() {
     let Some(world) = World::enter("ten_thousand") else { return };
-    let place = Place::new();
+    let place = AgentFolder::new();
     let stanzas: String = (0..10_000)
         .map(|n| format!("[[reservation]]\nname = \"p{n}\"\ntcp = {}\nuser = {NOBODY}\n", 10_000 + 4 * n))
         .collect();
@@ -771,9 +761,8 @@ fn ten_thousand_come_into_force_at_once_and_cost_little() {
     let began = Instant::now();
     let agent = place.agent();
     let took = began.elapsed();
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.child.pid())).unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap().to_owned();
-    eprintln!("10,000 persistent reservations: agent start-up {took:?} in this build, {peak}");
+    let peak = agent.peak_memory();
+    eprintln!("10,000 persistent reservations: agent start-up {took:?} in this build, at most {peak} KiB");
     assert_eq!(world.maps().reservations().flatten().filter(|(_, r)| r.is_persistent()).count(), 10_000);
     assert_eq!(bound_by(NOBODY, 10_000 + 4 * 9_999), Ok(()));
     assert_eq!(bound_by(OTHER, 10_000 + 4 * 5_000), Err(Errno::EADDRINUSE));

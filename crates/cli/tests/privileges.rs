@@ -3,18 +3,16 @@
 //! needs, and what a unit file may bound it to. And the other side: what an
 //! ordinary user sees of the files.
 
-#[allow(dead_code)]
-mod bed;
-
 use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use bed::{Bed, PORTKEEP, Said};
 use portkeep_kernel::Instance;
-use portkeep_testkit::{kernel_or_skip, new_namespace};
+use portkeep_testkit::{Outcome, kernel_or_skip, machine::Machine};
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 /// The rights that could be needed, the most powerful ones last: of two that would do, the lesser is kept.
 const CANDIDATES: [&str; 10] = [
@@ -36,7 +34,7 @@ fn bounded(capabilities: &[&str]) -> Vec<String> {
     vec!["setpriv".into(), format!("--bounding-set=-all{set}"), "--inh-caps=-all".into(), "--".into()]
 }
 
-fn with(bed: &Bed, capabilities: &[&str], words: &[&str]) -> Said {
+fn with(bed: &Machine, capabilities: &[&str], words: &[&str]) -> Outcome {
     let mut all = bounded(capabilities);
     all.extend([PORTKEEP].iter().chain(words).map(|word| (*word).to_owned()));
     let words: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -78,8 +76,7 @@ fn each_command_needs_these_capabilities_and_no_others() {
     if !kernel_or_skip("privileges::each_command_needs") {
         return;
     }
-    new_namespace();
-    let bed = Bed::new("least");
+    let bed = Machine::new(PORTKEEP, "least");
     let of = |words: &'static [&'static str]| least(words[0], |caps| with(&bed, caps, words).code == Some(0));
 
     let up = least("up", |caps| {
@@ -119,7 +116,7 @@ fn each_command_needs_these_capabilities_and_no_others() {
         let mut agent = bed.program(&words).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let worked = running(&bed, &mut agent) && {
             let mut acquire = bed.program(&["unshare", "--net", PORTKEEP, "acquire", "--at", "20000"]);
-            Said::from(acquire.output().unwrap()).code == Some(0)
+            Outcome::from(acquire.output().unwrap()).code == Some(0)
         };
         let _ = agent.kill();
         agent.wait().unwrap();
@@ -131,7 +128,7 @@ fn each_command_needs_these_capabilities_and_no_others() {
 }
 
 /// True once it is the agent, false if it gave up.
-fn running(bed: &Bed, agent: &mut Child) -> bool {
+fn running(bed: &Machine, agent: &mut Child) -> bool {
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(10) {
         if agent.try_wait().unwrap().is_some() {
@@ -149,8 +146,7 @@ fn an_ordinary_user_needs_none_and_cannot_administer() {
     if !kernel_or_skip("privileges::an_ordinary_user") {
         return;
     }
-    new_namespace();
-    let bed = Bed::new("ordinary");
+    let bed = Machine::new(PORTKEEP, "ordinary");
     bed.portkeep(&["up"]).ok();
     let holding = bed.hold(&["--label", "roots"]);
     for words in [&["status"][..], &["list"], &["who", "61000"], &["acquire"], &["run", "--", "true"]] {
@@ -173,8 +169,7 @@ fn pins_and_locks_are_roots_alone() {
     if !kernel_or_skip("privileges::pins") {
         return;
     }
-    new_namespace();
-    let bed = Bed::new("modes");
+    let bed = Machine::new(PORTKEEP, "modes");
     bed.portkeep(&["up"]).ok();
     let mut agent = bed.command(&["agent"]).stderr(Stdio::null()).spawn().unwrap();
     assert!(running(&bed, &mut agent));

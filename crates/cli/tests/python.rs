@@ -1,18 +1,16 @@
 //! The Python package: built as a wheel, installed into an environment of its own, and its tests run where the kernel
 //! enforces reservations and where it does not.
 
-#[allow(dead_code)] // Shared with the other test binaries.
-mod bed;
-
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
-use bed::{Bed, PORTKEEP, eventually};
-use portkeep_testkit::{kernel_or_skip, skip};
+use portkeep_testkit::{kernel_or_skip, machine::Machine, skip};
 use tempfile::TempDir;
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 /// Set on machines that must build and test the Python package: there, being unable to is a failure.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_PYTHON";
@@ -110,33 +108,13 @@ fn the_package_passes_its_tests_where_the_kernel_enforces() {
         return;
     }
     let Some(environment) = Environment::new(test) else { return };
-    let bed = Bed::with_network("python");
-    bed.program(&["ip", "link", "set", "lo", "up"]).output().unwrap();
+    let bed = Machine::new(PORTKEEP, "python");
     bed.portkeep(&["up"]).ok();
-    let agent = Agent::start(&bed);
+    let agent = bed.agent(bed.command(&["agent"]));
 
     let mut command = environment.suite(bed.program(&[environment.interpreter().to_str().unwrap()]));
-    command.env(portkeep_testkit::REQUIRE, "1").env("PORTKEEP_TEST_AGENT", agent.0.id().to_string());
+    command.env(portkeep_testkit::REQUIRE, "1").env("PORTKEEP_TEST_AGENT", agent.pid().to_string());
     println!("{}", run(&mut command).unwrap());
     drop(agent);
     bed.portkeep(&["down"]).ok();
-}
-
-/// An agent that is killed with the test.
-struct Agent(Child);
-
-impl Agent {
-    fn start(bed: &Bed) -> Self {
-        let mut command = bed.program(&[PORTKEEP, "agent"]);
-        let agent = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        eventually(|| bed.portkeep(&["status", "--json"]).ok().json()["agent"] == true);
-        agent
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

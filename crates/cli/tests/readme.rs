@@ -1,17 +1,14 @@
 //! The session in the README prints what it shows.
 
-// Not every test file uses all of the bed.
-#[allow(dead_code)]
-mod bed;
-
 use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
 };
 
-use bed::{Bed, PORTKEEP};
-use portkeep_testkit::{kernel_or_skip, skip};
+use portkeep_testkit::{kernel_or_skip, machine::Machine, skip};
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 const README: &str = include_str!("../../../README.md");
 
@@ -55,7 +52,7 @@ fn the_session_prints_what_the_readme_shows() {
         return;
     }
     // Its own ports: the pool of the machine may be in use.
-    let bed = Bed::with_network("readme");
+    let bed = Machine::new(PORTKEEP, "readme");
     let steps = session();
     // With job control, as at a prompt. A reader types slower than `run` reserves.
     let mut script = String::from("set -m\ncd \"$FOLDER\"\n");

@@ -9,6 +9,7 @@
 //! Every port in this crate is in host byte order.
 #![forbid(unsafe_code)]
 
+mod align;
 pub mod cipher;
 pub mod defaults;
 pub mod ephemeral;
@@ -22,6 +23,7 @@ mod token;
 mod transport;
 pub mod wire;
 
+pub use align::{Align, AlignError};
 pub use errno::Errno;
 pub use port_set::{ParsePortSetError, PortSet};
 pub use ports::{ParsePortsError, PortRange, PortRangeError};

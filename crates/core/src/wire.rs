@@ -210,10 +210,15 @@ pub struct AgentMark {
     pub zero: u32,
 }
 
-/// The text in a zero-padded field, fit to be shown: who wrote it may be anybody, and a terminal obeys control characters.
+/// The text in a zero-padded field, [printable].
 pub fn text(field: &[u8]) -> String {
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    printable(&field[..end])
+}
+
+/// Bytes that any user may have written, fit for a terminal and a log: these obey control characters.
+pub fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// A label field: padded with zeros, and cut between two characters if it is too long.

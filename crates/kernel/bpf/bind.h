@@ -230,10 +230,10 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 		return verdict;
 	/*
 	 * Whatever the second program counts, a request that is not granted yet included: of MPTCP it would not see the
-	 * close. A bind to port 0 may get a port of such a request. (is_kernel_socket does not find these sockets: they
-	 * point to the MPTCP socket's file.)
+	 * close. Any port may belong to such a request by then. (is_kernel_socket does not find these sockets: they point
+	 * to the MPTCP socket's file.)
 	 */
-	mptcp = w || in_pool(port) || !port ? mptcp_of(sk, transport) : NULL;
+	mptcp = mptcp_of(sk, transport);
 	if (mptcp) {
 		st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (st)

@@ -163,14 +163,18 @@ __inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 	if (!w)
 		return;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (READ(w->reserved) & BIT(port)) {
-		share_port(ctx);
-		if (st)
-			st->consumer = 1;
-		return;
-	}
-	if (in_pool(port) && st && use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_CONNECTION))
+	if (!(READ(w->reserved) & BIT(port))) {
+		if (!in_pool(port) || !st || !use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_CONNECTION))
+			return;
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		/* Order: count first, look second. See reservation.h. */
+		if (!(READ(w->reserved) & BIT(port)))
+			return;
+		use_over(st, netns);
+	}
+	share_port(ctx);
+	if (st)
+		st->consumer = 1;
 }
 
 /* A socket with a port connects. One that no reservation let in may leave the connection behind when it is closed. */

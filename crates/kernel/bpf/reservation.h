@@ -92,7 +92,8 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 	}
 	if (base <= s->first) {
 		w->owner[index64(s->first)] = s->id;
-		__sync_fetch_and_or(&w->heads, BIT(s->first));
+		/* The head comes before the look at the sockets; a bind counts itself before it looks for the head. */
+		ORDERED(__sync_fetch_and_or(&w->heads, BIT(s->first)));
 	} else {
 		__sync_lock_test_and_set(&w->lead, s->id);
 	}
@@ -141,7 +142,7 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 		w->lead = 0;
 	linger = s->in_force && READ(w->bound);
 	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 }
 

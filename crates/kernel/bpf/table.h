@@ -23,6 +23,16 @@
 		asm volatile("" : : "r"(old), "r"(&cell) : "memory"); \
 	} while (0)
 
+/*
+ * An atomic operation that is a full barrier. Where its old value is not used, the
+ * compiler emits one that does not return it, and that is no barrier on arm64.
+ */
+#define ORDERED(operation)                           \
+	do {                                         \
+		__u64 old = (operation);             \
+		asm volatile("" : : "r"(old) : "memory"); \
+	} while (0)
+
 /* Data that other CPUs change is read once, and where the source says. */
 #define READ(field) (*(volatile typeof(field) *)&(field))
 #define WRITE(field, value) (*(volatile typeof(field) *)&(field) = (value))

@@ -115,7 +115,7 @@ impl Admin {
             start: wanted.start,
             count: wanted.count,
             transports: wanted.transports.bits(),
-            align: wanted.align,
+            align: wanted.align.to_wire(),
             ..of_audience(wanted)
         })?;
         let token = Token::new(answer.token).ok_or(AdminError::Refused(Errno::ENOENT))?;

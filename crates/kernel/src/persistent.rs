@@ -7,7 +7,7 @@
 //! is dropped before it is confirmed is ended. A process that is killed in
 //! between leaves a pending reservation behind, which the next agent ends.
 
-use portkeep_core::{PortRange, PortRangeError, Token, Transports, persistent::Audience, wire};
+use portkeep_core::{Align, PortRange, PortRangeError, Token, Transports, persistent::Audience, wire};
 
 use crate::{
     admin::{Admin, AdminError},
@@ -55,8 +55,8 @@ pub struct Wanted {
     pub start: u16,
     /// Number of ports.
     pub count: u16,
-    /// With `start` 0: a multiple of this power of two; 0 and 1 are "any".
-    pub align: u16,
+    /// Of the block that is chosen, with `start` 0.
+    pub align: Align,
     /// Of which transports.
     pub transports: Transports,
     /// Its audience.

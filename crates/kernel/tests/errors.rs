@@ -18,6 +18,7 @@ use portkeep_kernel::Maps;
 use portkeep_testkit::{
     TestCgroup, World, audit,
     process::{Child, become_user, in_child},
+    random::Random,
     sockets::{acquire, bind, errno, reserve, tcp, tcp6, token, udp, udp6},
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -239,13 +240,8 @@ fn malformed_requests_are_einval() {
 #[test]
 fn random_bytes_get_an_errno_of_the_table_or_a_whole_grant() {
     let Some(world) = World::enter("random_bytes") else { return };
-    let mut random = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
+    let mut random = Random::new(1);
+    let mut next = || random.number();
     let owner = udp();
     let known = [
         Errno::EINVAL,

@@ -16,40 +16,17 @@ use portkeep_core::{
 use portkeep_testkit::{
     World, audit,
     process::{Child, Talk},
+    random::Random,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use zerocopy::IntoBytes;
 
 const SLOTS: usize = 24;
 
-/// xorshift64*: quick, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
-    /// A port near something interesting: edges of the pool, of words, of the numbers.
-    fn port(&mut self) -> u16 {
-        let base = self.pick(&[0, 1, 80, 1023, 5000, 60999, 61000, 61056, 61060, 61063, 61119, 62000, 65472, 65535]);
-        (base as u16).wrapping_add(self.below(20) as u16)
-    }
+/// A port near something interesting: edges of the pool, of words, of the numbers.
+fn some_port(random: &mut Random) -> u16 {
+    let base = random.of(&[0, 1, 80, 1023, 5000, 60999, 61000, 61056, 61060, 61063, 61119, 62000, 65472, 65535]);
+    (base as u16).wrapping_add(random.below(20) as u16)
 }
 
 struct Fuzzer {
@@ -62,12 +39,12 @@ struct Fuzzer {
 
 impl Fuzzer {
     fn new(seed: u64, secret: [u64; 2]) -> Self {
-        Self { random: Random(seed | 1), sockets: Default::default(), tokens: [0; 16], secret }
+        Self { random: Random::new(seed), sockets: Default::default(), tokens: [0; 16], secret }
     }
 
     fn fresh(&mut self) -> Option<Socket> {
-        let domain = self.random.pick(&[Domain::IPV4, Domain::IPV4, Domain::IPV6]);
-        let (kind, protocol) = self.random.pick(&[
+        let domain = self.random.of(&[Domain::IPV4, Domain::IPV4, Domain::IPV6]);
+        let (kind, protocol) = self.random.of(&[
             (Type::STREAM, Protocol::TCP),
             (Type::STREAM, Protocol::TCP),
             (Type::DGRAM, Protocol::UDP),
@@ -86,10 +63,10 @@ impl Fuzzer {
     }
 
     fn token(&mut self) -> u64 {
-        let number = self.random.pick(&[self.tokens; 1])[self.random.below(16) as usize];
+        let number = self.random.of(&[self.tokens; 1])[self.random.below(16) as usize];
         match self.random.below(12) {
             0 => number ^ 1 << self.random.below(64),
-            1 => self.random.next(),
+            1 => self.random.number(),
             _ => number,
         }
     }
@@ -97,22 +74,22 @@ impl Fuzzer {
     fn acquire_request(&mut self) -> Vec<u8> {
         let r = &mut self.random;
         let mut request = AcquireRequest {
-            start: if r.one_in(2) { 0 } else { r.port() },
-            count: r.pick(&[1, 1, 2, 3, 4, 8, 20, 63, 64, 65, 200, 1000]),
+            start: if r.one_in(2) { 0 } else { some_port(r) },
+            count: r.of(&[1, 1, 2, 3, 4, 8, 20, 63, 64, 65, 200, 1000]),
             ..Default::default()
         };
-        request.flags = r.pick(&[0, 0, 0, wire::BOTH, wire::BOTH, wire::STRICT, wire::BOTH | wire::STRICT]);
-        request.scope = r.pick(&[0, 0, 0, 1, 2]);
+        request.flags = r.of(&[0, 0, 0, wire::BOTH, wire::BOTH, wire::STRICT, wire::BOTH | wire::STRICT]);
+        request.scope = r.of(&[0, 0, 0, 1, 2]);
         if r.one_in(4) {
             request.align = 1 << r.below(8);
             request.start = 0;
         }
-        let size = r.pick(&[8, 16, 24, 48, 48, 64]);
+        let size = r.of(&[8, 16, 24, 48, 48, 64]);
         let mut bytes = request.as_bytes().to_vec();
         bytes.resize(size, 0);
         if r.one_in(10) {
             let at = r.below(size as u64) as usize;
-            bytes[at] = r.next() as u8;
+            bytes[at] = r.number() as u8;
         }
         if r.one_in(30) {
             let cut = r.below(size as u64 + 1) as usize;
@@ -160,11 +137,10 @@ impl Fuzzer {
                 self.set(slot, wire::ASSOCIATE, token.as_bytes());
             }
             10..=12 => {
-                let port = if self.random.one_in(2) { 0 } else { self.random.port() };
+                let port = if self.random.one_in(2) { 0 } else { some_port(&mut self.random) };
                 if let Some(socket) = &self.sockets[slot] {
-                    let v4 =
-                        self.random.pick(&[Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 1)]);
-                    let v6 = self.random.pick(&[Ipv6Addr::UNSPECIFIED, Ipv6Addr::LOCALHOST, v4.to_ipv6_mapped()]);
+                    let v4 = self.random.of(&[Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 1)]);
+                    let v6 = self.random.of(&[Ipv6Addr::UNSPECIFIED, Ipv6Addr::LOCALHOST, v4.to_ipv6_mapped()]);
                     let address = match socket.domain() {
                         Ok(Domain::IPV6) => SocketAddr::from((v6, port)),
                         _ => SocketAddr::from((v4, port)),
@@ -188,7 +164,7 @@ impl Fuzzer {
                 let r = &mut self.random;
                 let select = SelectRequest {
                     by: r.below(7) as u16,
-                    port: r.port(),
+                    port: some_port(r),
                     transport: r.below(4) as u8,
                     zero: [0; 3],
                     token: self.tokens[r.below(16) as usize],
@@ -200,21 +176,21 @@ impl Fuzzer {
             15 => {
                 let size = self.random.below(120) as usize;
                 let mut buffer = vec![0; size];
-                let option = self.random.pick(&[wire::VERSION, wire::GRANTED, wire::STATE, 203, 100]);
+                let option = self.random.of(&[wire::VERSION, wire::GRANTED, wire::STATE, 203, 100]);
                 self.get(slot, option, &mut buffer);
             }
             16 => {
                 // Any code with any bytes.
-                let size = self.random.pick(&[0, 1, 7, 8, 9, 16, 24, 48, 100, 256, 257, 5000]);
+                let size = self.random.of(&[0, 1, 7, 8, 9, 16, 24, 48, 100, 256, 257, 5000]);
                 let zeros = self.random.one_in(2);
-                let value: Vec<u8> = (0..size).map(|_| if zeros { 0 } else { self.random.next() as u8 }).collect();
+                let value: Vec<u8> = (0..size).map(|_| if zeros { 0 } else { self.random.number() as u8 }).collect();
                 let option = 99 + self.random.below(7) as i32;
                 self.set(slot, option, &value);
             }
             17 => {
                 let r = &mut self.random;
                 // An agent that comes and goes lets specific requests outside the pool become PENDING.
-                let role = r.pick(&[0, wire::AGENT_BEACON, wire::AGENT_BEACON, wire::AGENT_PROBE, 4]);
+                let role = r.of(&[0, wire::AGENT_BEACON, wire::AGENT_BEACON, wire::AGENT_PROBE, 4]);
                 let mark = AgentMark { secret: self.secret, role, zero: 0 };
                 if r.one_in(6) {
                     self.set(slot, wire::AGENT, mark.as_bytes());
@@ -242,7 +218,7 @@ fn random_requests_leave_the_maps_consistent() {
     println!("PORTKEEP_FUZZ_REQUESTS={requests} PORTKEEP_FUZZ_SEED={seed}");
     let secret = world.maps().config().unwrap().secret;
     let admin = world.sandbox().loaded().admin().unwrap();
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
 
     // Rounds: in each, two processes at once, the second forked from the first with all its sockets in the middle of
     // it; then silence, and a look at the maps with everything still open.
@@ -251,12 +227,12 @@ fn random_requests_leave_the_maps_consistent() {
     let mut done = 0;
     let mut round = 0;
     while done < requests {
-        let seed = random.next() << 8 | 1;
+        let seed = random.number();
         let work = move |talk: &mut Talk| {
             let mut fuzzer = Fuzzer::new(seed, secret);
             (0..per_round / 4).for_each(|_| fuzzer.step());
             let mut heir = Child::fork(|talk| {
-                fuzzer.random = Random(seed ^ 0xabcd_ef01);
+                fuzzer.random = Random::stream(seed, &[1]);
                 (0..per_round / 4).for_each(|_| fuzzer.step());
                 talk.say(0);
                 talk.try_hear();

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use portkeep::control;
 use portkeep_core::{
-    Errno, Token, Transport, Transports,
+    Align, Errno, Token, Transport, Transports,
     persistent::Audience,
     wire::{self, SelectRequest},
 };
@@ -20,7 +20,15 @@ const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
 
 fn wanted(start: u16, audience: Audience<u32>) -> Wanted {
-    Wanted { start, count: 1, align: 0, transports: Transports::Tcp, audience, strict: false, label: "web".into() }
+    Wanted {
+        start,
+        count: 1,
+        align: Align::ANY,
+        transports: Transports::Tcp,
+        audience,
+        strict: false,
+        label: "web".into(),
+    }
 }
 
 /// The tools of an administrator.
@@ -396,7 +404,9 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
         assert_eq!(fixture.refusal(&bad), Errno::EINVAL, "{start}+{count}");
     }
     // Any block: from the pool.
-    let any = fixture.claim(&Wanted { count: 20, align: 2, ..wanted(0, Audience::Administrators) }).unwrap();
+    let any = fixture
+        .claim(&Wanted { count: 20, align: Align::new(2).unwrap(), ..wanted(0, Audience::Administrators) })
+        .unwrap();
     assert!(any.ports().start() >= 61000 && any.ports().start() % 2 == 0);
     drop(any);
     // A runtime reservation in the way.

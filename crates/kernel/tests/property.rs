@@ -13,24 +13,26 @@
 
 #![allow(unreachable_pub, reason = "a test has no outside; `pub` marks what a module offers the others")]
 
-mod common;
 mod history;
 
 use std::{cell::RefCell, panic::AssertUnwindSafe, path::PathBuf};
 
-use common::Process;
 use history::history;
 use portkeep_core::{Errno, PortRange};
 use portkeep_kernel::{Admin, Loaded, Maps, Settings, cgroup};
 use portkeep_model::Settings as ModelSettings;
-use portkeep_testkit::{REQUIRE, TestCgroup, outside_or_skip};
+use portkeep_testkit::{
+    REQUIRE, TestCgroup,
+    driven::{self, Process},
+    outside_or_skip,
+};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 
 /// Entry of the driven processes; as a test it does nothing.
 #[test]
 #[ignore = "not a test: the driven processes of the other tests start here"]
 fn worker() {
-    common::entry();
+    driven::entry();
 }
 
 /// Small, so that histories meet: 96 ports that begin and end within words of the port table.

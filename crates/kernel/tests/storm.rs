@@ -17,6 +17,7 @@ use portkeep_kernel::Maps;
 use portkeep_testkit::{
     World, audit,
     process::Child,
+    random::Random,
     sockets::{acquire, bind, connect, port, socket, tcp, token, udp},
 };
 use socket2::{Domain, Socket};
@@ -27,21 +28,6 @@ fn number(name: &str, otherwise: u64) -> u64 {
 
 fn storm_end() -> Instant {
     Instant::now() + Duration::from_millis(number("PORTKEEP_STORM_MS", 2000))
-}
-
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
 }
 
 /// Memory that forked children share with this process.

@@ -4,7 +4,7 @@
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
 use super::{Access, Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
-use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+use portkeep_core::{Align, Errno, PortRange, Scope, Token, Transport, Transports, wire};
 
 /// So many requests of one uid other than root can wait for the agent.
 const PENDING_MAX: u32 = 64;
@@ -20,7 +20,7 @@ pub struct Request {
     pub both: bool,
     /// Consumed by association only.
     pub strict: bool,
-    /// `start` shall be a multiple of this; 0 and 1 are "any".
+    /// As on the wire: see [`Align`].
     pub align: u16,
     /// Its scope. [`Scope::Cgroup`] of 0 is the caller's own.
     pub scope: Scope,
@@ -54,11 +54,8 @@ impl Request {
     }
 
     fn is_valid(&self) -> bool {
-        let align = self.align.max(1);
-        self.count > 0
-            && u32::from(self.start) + u32::from(self.count) <= 65536
-            && align.is_power_of_two()
-            && self.start.is_multiple_of(align)
+        let aligned = Align::new(self.align).is_ok_and(|align| align.allows(self.start));
+        self.count > 0 && u32::from(self.start) + u32::from(self.count) <= 65536 && aligned
     }
 }
 
@@ -128,7 +125,7 @@ impl Model {
         let (block, state) = match PortRange::new(ask.start, ask.count) {
             Ok(block) => (block, self.claim_specific(pid, namespace, transports, block)?),
             Err(_) => {
-                let align = ask.align.max(1);
+                let align = Align::new(ask.align).map_err(|_| Errno::EINVAL)?;
                 (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
             }
         };

@@ -1,7 +1,7 @@
 //! Persistent reservations: no socket owns them, an administrator makes and ends them.
 
 use super::{Access, Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
-use portkeep_core::{Errno, PortRange, Token, Transports};
+use portkeep_core::{Align, Errno, PortRange, Token, Transports};
 
 /// The request of an administrator.
 #[derive(Clone, Debug)]
@@ -10,6 +10,8 @@ pub struct Persistent {
     pub start: u16,
     /// How many.
     pub count: u16,
+    /// Of the block that is chosen, with `start` 0.
+    pub align: Align,
     /// Of which transports.
     pub transports: Transports,
     /// Its audience, besides administrators by association.
@@ -34,7 +36,7 @@ impl Model {
                 }
                 block
             }
-            Err(_) => self.place(namespace, ask.transports, ask.count, 1).ok_or(Errno::ENOSPC)?,
+            Err(_) => self.place(namespace, ask.transports, ask.count, ask.align).ok_or(Errno::ENOSPC)?,
         };
         let reservation = Reservation {
             block,

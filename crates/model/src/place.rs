@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use super::{Model, Namespace, Place, Socket};
-use portkeep_core::{PortRange, Transports};
+use portkeep_core::{Align, PortRange, Transports};
 
 impl Model {
     pub(super) fn place(
@@ -17,7 +17,7 @@ impl Model {
         namespace: Namespace,
         transports: Transports,
         count: u16,
-        align: u16,
+        align: Align,
     ) -> Option<PortRange> {
         let pool = self.settings.pool?;
         let occupied: BTreeSet<Place> =
@@ -26,7 +26,7 @@ impl Model {
         let free = |at: &Place| !reserved.contains(at) && !occupied.contains(at) && !self.aside.contains(at);
         let fits = |start: u16, fresh: bool| {
             let block = PortRange::new(start, count).ok().filter(|block| block.last() <= pool.last());
-            start.is_multiple_of(align)
+            align.allows(start)
                 && block.is_some_and(|block| {
                     places_of(namespace, transports, block)
                         .all(|at| free(&at) && !(fresh && self.closed_lately.contains(&at)))

@@ -122,15 +122,6 @@ pub fn check(path: &Path, services: &Services) -> Loaded {
     loaded
 }
 
-/// Stanzas of one file that want the same name or port.
-pub(crate) fn clashes(file: &Path, read: &[stanza::Read]) -> Vec<Diagnostic> {
-    let declared = read.iter().map(|(declaration, line)| Declared {
-        declaration: declaration.clone(),
-        origin: Origin::File { path: file.to_owned(), line: *line },
-    });
-    merge([], declared).conflicts.iter().filter_map(crate::Conflict::diagnostic).collect()
-}
-
 impl Loaded {
     fn take(
         &mut self,

@@ -9,9 +9,10 @@ use portkeep_core::{PortRange, Transports, persistent::check_description};
 use toml::{Spanned, de::DeTable, de::DeValue};
 
 use crate::{
-    Account, Audience, Declaration, Diagnostic, Name, PortsError, Services,
+    Account, Audience, Conflict, Declaration, Declared, Diagnostic, Name, Origin, PortsError, Services,
     diagnostic::Report,
     document::{self, Entry, integer, kind},
+    merge::merge,
     services::ANY,
 };
 
@@ -283,12 +284,21 @@ pub fn import(file: &Path, text: &str, services: &Services) -> Result<Vec<Declar
         return Err(vec![Diagnostic::whole(file, "is larger than 16 MiB; it was not read")]);
     }
     let (read, mut diagnostics) = read(file, text, services);
-    diagnostics.extend(crate::dropin::clashes(file, &read));
+    diagnostics.extend(clashes(file, &read));
     if diagnostics.is_empty() {
         Ok(read.into_iter().map(|(declaration, _)| declaration).collect())
     } else {
         Err(diagnostics)
     }
+}
+
+/// Stanzas of one file that want the same name or port.
+fn clashes(file: &Path, read: &[Read]) -> Vec<Diagnostic> {
+    let declared = read.iter().map(|(declaration, line)| Declared {
+        declaration: declaration.clone(),
+        origin: Origin::File { path: file.to_owned(), line: *line },
+    });
+    merge([], declared).conflicts.iter().filter_map(Conflict::diagnostic).collect()
 }
 
 #[cfg(test)]

@@ -17,8 +17,9 @@ pub enum Enforcement {
     ///
     /// - A port handed out is protected only as far as the socket bound to it protects it. When that socket closes,
     ///   anybody may take the port; the next draw takes it back if nobody has.
-    /// - Other processes cannot be let in: the scope is always the process, and only this library's functions can give
-    ///   out the ports. An ordinary `bind(2)` to one fails with `EADDRINUSE`, in this process too.
+    /// - The scope is always the process, and only this library's functions can give out the ports. An ordinary `bind(2)`
+    ///   to one fails with `EADDRINUSE`, in this process too. [`open_held`](crate::Reservation::open_held) lets other
+    ///   processes bind them, and cannot choose which.
     /// - Ports already in use are found by trying, and every port costs a descriptor for each transport.
     /// - The reservation ends with the process or the guard, not with the owner socket.
     Held,

@@ -7,7 +7,7 @@
 
 use std::{fmt, io};
 
-use portkeep_core::{Errno, PortRange, PortRangeError, Transport, Transports};
+use portkeep_core::{AlignError, Errno, PortRange, PortRangeError, Transport, Transports};
 
 use crate::info::{Info, Owner};
 
@@ -48,17 +48,9 @@ pub enum MalformedRequest {
     /// The number of ports is 0, or the block runs past 65535: ask for less, or lower.
     #[error(transparent)]
     Block(#[from] PortRangeError),
-    /// The alignment is not a power of two: use 2, 4, 8 and so on.
-    #[error("an alignment of {0} is not a power of two")]
-    Align(u16),
-    /// The start is not a multiple of the alignment: change one of them.
-    #[error("port {start} is not a multiple of {align}")]
-    Unaligned {
-        /// The start asked for.
-        start: u16,
-        /// The alignment asked for.
-        align: u16,
-    },
+    /// The alignment is not a power of two, or the start is not a multiple of it.
+    #[error(transparent)]
+    Align(#[from] AlignError),
     /// The label has a zero byte or more than 24 bytes: shorten it.
     #[error("a label has at most 24 bytes and no zero among them, unlike {0:?}")]
     Label(String),
@@ -428,8 +420,7 @@ mod tests {
         let ports = PortRange::new(61000, 4).unwrap();
         let acquire = [
             (AcquireError::Malformed(MalformedRequest::Block(PortRangeError::Empty)), 22),
-            (AcquireError::Malformed(MalformedRequest::Align(3)), 22),
-            (AcquireError::Malformed(MalformedRequest::Unaligned { start: 1, align: 2 }), 22),
+            (AcquireError::Malformed(MalformedRequest::Align(AlignError::NotPowerOfTwo(3))), 22),
             (AcquireError::Malformed(MalformedRequest::Label("\0".into())), 22),
             (AcquireError::ForeignCgroup, 22),
             (AcquireError::InUse { ports, transports: Transports::Both, by: None }, 98),

@@ -203,7 +203,7 @@ impl Info {
     }
 
     /// One that is held without kernel enforcement, by this process.
-    pub fn held(ports: PortRange, transports: Transports, label: &str) -> Self {
+    pub(crate) fn held(ports: PortRange, transports: Transports, label: &str) -> Self {
         let comm = std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned();
         Self {
             name: Some(label.to_owned()).filter(|label| !label.is_empty()),

@@ -66,6 +66,7 @@
 //! (<https://learn.microsoft.com/windows/win32/winsock/sio-acquire-port-reservation> and its sisters).
 #![deny(missing_docs)]
 
+mod associate;
 mod bind;
 pub mod control;
 mod enforcement;
@@ -81,13 +82,15 @@ mod socket;
 mod sys;
 mod wait;
 
+pub use associate::PortkeepSocket;
 pub use enforcement::{Enforcement, Require};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};
 pub use info::{BoundSocket, Info, Process, State, Version};
 pub use pending::Pending;
-pub use portkeep_core::{Errno, PortRange, PortRangeError, Scope, Time, Token, Transport, Transports};
+pub use portkeep_core::{
+    Align, AlignError, Errno, PortRange, PortRangeError, Scope, Time, Token, Transport, Transports,
+};
 pub use query::{enforcement, list, lookup, version, who};
 pub use request::Request;
 pub use reservation::{Parts, Reservation, release};
-pub use socket::PortkeepSocket;
 pub use sys::wall_clock;

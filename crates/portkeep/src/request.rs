@@ -7,7 +7,7 @@ use std::{
 };
 
 use portkeep_core::{
-    Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
+    Align, AlignError, Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
     defaults::TIMEOUT,
     wire::{self, AcquireRequest},
 };
@@ -36,7 +36,7 @@ pub struct Request {
     pub(crate) both: bool,
     pub(crate) start: u16,
     pub(crate) count: u16,
-    pub(crate) align: u16,
+    pub(crate) align: Result<Align, AlignError>,
     pub(crate) scope: Scope,
     pub(crate) strict: bool,
     pub(crate) label: String,
@@ -52,7 +52,7 @@ impl Request {
             both: false,
             start: 0,
             count: 1,
-            align: 1,
+            align: Ok(Align::ANY),
             scope: Scope::Process,
             strict: false,
             label: String::new(),
@@ -82,7 +82,7 @@ impl Request {
 
     /// Start at a multiple of this power of two: `align(2)` gives an even port first.
     pub fn align(mut self, align: u16) -> Self {
-        self.align = align;
+        self.align = Align::new(align);
         self
     }
 
@@ -191,7 +191,7 @@ impl Request {
         };
         let transports = self.transports();
         if !kernel {
-            let (token, ports) = held::acquire(self)?;
+            let (token, ports) = held::acquire(self, query::version().ok().and_then(|version| version.pool))?;
             let enforcement = Enforcement::Held;
             let parts = Parts { token, owner: owner.into(), ports, transports, enforcement };
             return Ok(Pending::decided(Reservation::from_parts(parts)));
@@ -217,12 +217,7 @@ impl Request {
         if self.start != 0 {
             PortRange::new(self.start, self.count)?;
         }
-        if self.align > 1 && !self.align.is_power_of_two() {
-            return Err(MalformedRequest::Align(self.align));
-        }
-        if self.align > 1 && !self.start.is_multiple_of(self.align) {
-            return Err(MalformedRequest::Unaligned { start: self.start, align: self.align });
-        }
+        self.align?.check(self.start)?;
         if self.label.len() > AcquireRequest::default().label.len() || self.label.contains('\0') {
             return Err(MalformedRequest::Label(self.label.clone()));
         }
@@ -236,7 +231,7 @@ impl Request {
             count: self.count,
             flags: if self.both { wire::BOTH } else { 0 } | if self.strict { wire::STRICT } else { 0 },
             scope,
-            align: self.align,
+            align: self.align.unwrap_or_default().to_wire(),
             cgroup,
             ..Default::default()
         };

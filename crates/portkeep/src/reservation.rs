@@ -93,6 +93,19 @@ impl Reservation {
         socket.as_fd().bind_from(self.token, address)
     }
 
+    /// Let other processes bind held ports by number, as a child that is a server does. Without this, only the functions of
+    /// this library give out held ports. Where the kernel enforces the reservation, this changes nothing: its scope decides.
+    ///
+    /// A TCP port stays bound, with SO_REUSEADDR: programs that set this option, as nearly all servers do, can bind it as
+    /// well. A UDP port cannot be shared like this, since either socket could receive, so it is no longer held at all.
+    /// Open UDP ports at the last moment.
+    pub fn open_held(&self, transports: Transports) -> Result<(), BindError> {
+        match self.enforcement {
+            Enforcement::Kernel => Ok(()),
+            Enforcement::Held => held::open(self.token, transports),
+        }
+    }
+
     /// End the reservation, and hear whether that went well. Dropping does the same without a word.
     ///
     /// In a process that only inherited the guard this is [`ReleaseError::NotOwner`]; its descriptor is closed all the

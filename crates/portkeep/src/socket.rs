@@ -1,85 +1,9 @@
-//! Sockets of the program's own, seen from a reservation.
+//! Plain sockets: made, and asked what they are.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-};
+use std::{io, net::IpAddr, os::fd::AsFd};
 
-use portkeep_core::{
-    Errno, Token, Transport,
-    wire::{self, SelectRequest},
-};
+use portkeep_core::Transport;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-
-use crate::{AssociateError, BindError, Info, QueryError, control, held, query};
-
-mod sealed {
-    pub trait Sealed {}
-    impl<T: std::os::fd::AsFd + ?Sized> Sealed for T {}
-}
-
-/// The operations of a reservation on any TCP or UDP socket: std's, socket2's, tokio's, a bare [`std::os::fd::OwnedFd`].
-pub trait PortkeepSocket: AsFd + sealed::Sealed {
-    /// Let this unbound socket take its port out of a reservation.
-    ///
-    /// From then on `bind` to port 0 gets a free port of the block, `bind` to a port of the block gets that one, and
-    /// `connect` without `bind` takes its source port from it. The socket carries the right with it: whoever it is
-    /// handed to may bind it.
-    ///
-    /// A UDP socket has to `bind` or `connect`: the port that a first `sendto` chooses is not out of the block.
-    ///
-    /// Needs kernel enforcement, because it is the later `bind` that does the work;
-    /// [`bind_from`](Self::bind_from) also does without.
-    fn associate(&self, token: Token) -> Result<(), AssociateError> {
-        if held::holds(token) {
-            return Err(AssociateError::Held);
-        }
-        let socket = self.as_fd();
-        control::associate(socket, token).map_err(|source| match source.raw_os_error().map(Errno) {
-            Some(Errno::ENOENT) => AssociateError::Unknown,
-            Some(Errno::EPERM) => AssociateError::NotInScope,
-            Some(Errno::EINVAL) if local_port(socket) != 0 => AssociateError::AlreadyBound,
-            Some(Errno::EINVAL) => AssociateError::Mismatch,
-            Some(Errno::EOPNOTSUPP) => AssociateError::NotTcpOrUdp,
-            Some(Errno::ENOPROTOOPT) => AssociateError::KernelAbsent,
-            _ => AssociateError::AssociateCall { source },
-        })
-    }
-
-    /// Associate this unbound socket and bind it, in one step. Port 0: any free port of the block. Returns the port.
-    ///
-    /// This works with held reservations too: the socket takes the place of the one that held the port.
-    fn bind_from(&self, token: Token, address: SocketAddr) -> Result<u16, BindError> {
-        let descriptor = self.as_fd();
-        let socket = SockRef::from(&descriptor);
-        if held::holds(token) {
-            return held::bind(token, &socket, address);
-        }
-        self.associate(token)?;
-        bind_associated(&socket, token, address)
-    }
-
-    /// The reservation this socket is associated with, `None` if it is with none or that one has ended.
-    fn reservation(&self) -> Result<Option<Info>, QueryError> {
-        query::version_of(self)?;
-        query::ask(self, &SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() })
-    }
-
-    /// The reservations this socket owns. One socket can own up to 128.
-    fn owned(&self) -> Result<Vec<Info>, QueryError> {
-        query::version_of(self)?;
-        let mut found = Vec::new();
-        // A reservation that has ended leaves a gap behind, so a gap is not the end.
-        for index in 0..wire::OWNED as u16 {
-            let select = SelectRequest { by: wire::BY_INDEX, port: index, ..Default::default() };
-            found.extend(query::ask(self, &select)?);
-        }
-        Ok(found)
-    }
-}
-
-impl<T: AsFd + ?Sized> PortkeepSocket for T {}
 
 /// Which address family a new socket shall have.
 #[derive(Clone, Copy)]
@@ -123,21 +47,4 @@ pub(crate) fn transport_of(socket: &Socket) -> io::Result<Option<Transport>> {
 pub(crate) fn local_port(socket: impl AsFd) -> u16 {
     let address = SockRef::from(&socket).local_addr();
     address.ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port())
-}
-
-/// Bind a socket that is already associated.
-pub(crate) fn bind_associated(socket: &Socket, token: Token, address: SocketAddr) -> Result<u16, BindError> {
-    let port = address.port();
-    socket.bind(&address.into()).map_err(|source| match source.raw_os_error().map(Errno) {
-        Some(Errno::EADDRINUSE) if port == 0 => BindError::Exhausted,
-        Some(Errno::EADDRINUSE) => BindError::InUse { port },
-        // Two reasons have this number; the reservation's existence shows which it was.
-        Some(Errno::EACCES) => match query::lookup(token) {
-            Ok(Some(info)) if port != 0 && !info.ports.contains(port) => BindError::OutsideBlock { port },
-            Ok(Some(_)) => BindError::BindCall { source },
-            _ => BindError::Ended,
-        },
-        _ => BindError::BindCall { source },
-    })?;
-    Ok(local_port(socket))
 }

@@ -9,8 +9,9 @@ use std::{
 };
 
 use portkeep::{
-    AcquireError, AssociateError, BindError, Enforcement, MalformedRequest, PortRangeError, PortkeepSocket, QueryError,
-    ReleaseError, Request, Require, Reservation, Scope, Token, Transport, Transports, lookup, release, version,
+    AcquireError, AlignError, AssociateError, BindError, Enforcement, MalformedRequest, PortRangeError, PortkeepSocket,
+    QueryError, ReleaseError, Request, Require, Reservation, Scope, Token, Transport, Transports, lookup, release,
+    version,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -211,6 +212,34 @@ fn a_specific_block_is_all_or_nothing() {
 }
 
 #[test]
+fn opened_ports_can_be_bound_by_other_programs_that_mean_them() {
+    isolate();
+    let reservation = tcp().ports(2).both().acquire().unwrap();
+    let port = reservation.ports().start();
+    reservation.open_held(Transports::Tcp).unwrap();
+    let bind = |transport, reuse| {
+        let socket = socket(Domain::IPV4, transport);
+        socket.set_reuse_address(reuse).unwrap();
+        socket.bind(&SocketAddr::from((V4, port)).into()).map(|()| socket)
+    };
+    assert!(in_use(bind(Transport::Tcp, false)));
+    let server = bind(Transport::Tcp, true).unwrap();
+    server.listen(1).unwrap();
+    assert!(matches!(tcp().at(port).acquire(), Err(AcquireError::InUse { .. })), "two hold it");
+    drop(server);
+    // The next server as well, and the other transport not.
+    bind(Transport::Tcp, true).unwrap();
+    assert!(is_held(Transport::Udp, port));
+    reservation.open_held(Transports::Both).unwrap();
+    bind(Transport::Udp, false).unwrap();
+    // This process can still have them.
+    let listener = reservation.bind_tcp_port(V4, port).unwrap();
+    assert!(in_use(bind(Transport::Tcp, true)));
+    drop(listener);
+    drop(reservation.bind_udp_port(V4, port).unwrap());
+}
+
+#[test]
 fn what_only_the_kernel_part_can_do_is_refused() {
     isolate();
     let error = tcp().scope(Scope::User).acquire().unwrap_err();
@@ -249,8 +278,11 @@ fn malformed_requests_have_different_errors() {
     };
     assert!(matches!(reason(tcp().ports(0)), MalformedRequest::Block(PortRangeError::Empty)));
     assert!(matches!(reason(tcp().at(65535).ports(2)), MalformedRequest::Block(PortRangeError::PastEnd { .. })));
-    assert!(matches!(reason(tcp().align(6)), MalformedRequest::Align(6)));
-    assert!(matches!(reason(tcp().at(7001).align(2)), MalformedRequest::Unaligned { start: 7001, align: 2 }));
+    assert!(matches!(reason(tcp().align(6)), MalformedRequest::Align(AlignError::NotPowerOfTwo(6))));
+    assert!(matches!(
+        reason(tcp().at(7001).align(2)),
+        MalformedRequest::Align(AlignError::Unaligned { start: 7001, align: 2 })
+    ));
     assert!(matches!(reason(tcp().label("x".repeat(25))), MalformedRequest::Label(_)));
 }
 

@@ -13,19 +13,29 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock},
+    thread,
+    time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use portkeep_kernel::{Loaded, Settings, cgroup};
 
+pub mod agent;
 mod attach;
 pub mod audit;
+pub mod driven;
+pub mod machine;
+mod outcome;
 pub mod places;
 pub mod process;
+pub mod random;
 pub mod report;
+pub mod schema;
 pub mod sockets;
 mod world;
 
 pub use attach::{ATTACH, GUEST, at_root};
+pub use outcome::Outcome;
 pub use world::World;
 
 use crate::attach::Needs;
@@ -161,23 +171,16 @@ pub struct Sandbox {
 
 fn process_sandbox() -> &'static Result<Sandbox, String> {
     static SANDBOX: OnceLock<Result<Sandbox, String>> = OnceLock::new();
-    SANDBOX.get_or_init(|| {
-        let describe = |error: &dyn std::error::Error| {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                text.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            text
-        };
-        let cgroup = if at_root() { TestCgroup::root() } else { TestCgroup::new("sandbox") };
-        let cgroup = cgroup.map_err(|error| format!("no cgroup of our own: {error}"))?;
-        let mut loaded = Loaded::load().map_err(|error| describe(&error))?;
-        loaded.attach(&Settings::default(), cgroup.path(), cgroup.path()).map_err(|error| describe(&error))?;
-        cgroup.enter(std::process::id()).map_err(|error| format!("moving into {:?}: {error}", cgroup.path()))?;
-        Ok(Sandbox { cgroup, loaded: Mutex::new(loaded) })
-    })
+    SANDBOX.get_or_init(|| make_sandbox().map_err(|error| format!("{error:#}")))
+}
+
+fn make_sandbox() -> anyhow::Result<Sandbox> {
+    let cgroup = if at_root() { TestCgroup::root() } else { TestCgroup::new("sandbox") };
+    let cgroup = cgroup.context("no cgroup of our own")?;
+    let mut loaded = Loaded::load()?;
+    loaded.attach(&Settings::default(), cgroup.path(), cgroup.path())?;
+    cgroup.enter(std::process::id()).with_context(|| format!("moving into {:?}", cgroup.path()))?;
+    Ok(Sandbox { cgroup, loaded: Mutex::new(loaded) })
 }
 
 impl Sandbox {
@@ -220,6 +223,30 @@ impl Sandbox {
     /// The loaded BPF programs.
     pub fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Wait for what another process is about to do.
+///
+/// # Panics
+///
+/// If that takes longer than on any machine that is not stuck.
+#[track_caller]
+pub fn eventually(condition: impl FnMut() -> bool) {
+    eventually_or(|| "it did not happen".into(), condition);
+}
+
+/// The same, with the words for a failure.
+///
+/// # Panics
+///
+/// As [`eventually`].
+#[track_caller]
+pub fn eventually_or(failure: impl Fn() -> String, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", failure());
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

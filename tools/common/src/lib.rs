@@ -62,18 +62,19 @@ impl Tool {
     }
 }
 
-/// The root folder of the repository that cargo runs the tool from.
+/// The root folder of the repository that cargo runs the tool from, or that the working directory is in.
 ///
 /// Cargo names the folder of the tool's package in the environment. A path from compile time would be that of another
 /// checkout if both share a target folder.
 ///
 /// # Panics
 ///
-/// If the tool was not started by cargo.
+/// If the tool was started outside of a repository, and not by cargo.
 pub fn repository() -> PathBuf {
-    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("the tools are started by cargo: cargo xtask NAME");
-    let root = Path::new(&package).ancestors().find(|folder| folder.join("Cargo.lock").exists());
-    root.expect("the package is in a cargo workspace").to_owned()
+    let from = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| ".".into());
+    let from = Path::new(&from).canonicalize().expect("the folder exists");
+    let root = from.ancestors().find(|folder| folder.join("Cargo.lock").exists());
+    root.expect("start the tools with cargo (cargo xtask NAME), or in the repository").to_owned()
 }
 
 /// The cargo that started the tool, in the repository.

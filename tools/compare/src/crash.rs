@@ -14,7 +14,6 @@ use super::{
     job::{PORTS, Way, probe},
     kit::Kit,
     latency::start,
-    portserver,
     subject::Subject,
 };
 use portkeep_testkit::places::{Places, moved};
@@ -30,10 +29,6 @@ pub(super) struct Crash {
 }
 
 pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Duration) -> Result<Crash> {
-    Places::fresh_network();
-    if subject == Subject::Portserver {
-        return portserver::observe(kit, places);
-    }
     let outsider = |way, ports: &[u16]| {
         let cgroup = places.cgroup(subject.enforced());
         probe(moved(cgroup.path(), &kit.job("probe")), way, ports)

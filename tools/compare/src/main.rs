@@ -28,6 +28,7 @@ use portkeep_tool::{cargo, repository, target_folder};
 
 use kit::Kit;
 use races::Field;
+use subject::Subject;
 use table::{Row, Table};
 
 use job::Job;
@@ -90,7 +91,11 @@ fn run(options: &Options) -> Result<()> {
     for (subject, latency) in subjects.into_iter().zip(latencies) {
         eprintln!("{}: racing, and crashing", subject.name());
         let races = races::play(subject, &kit, &places, &field)?;
-        let crash = crash::observe(subject, &kit, &places, Duration::from_secs(patience))?;
+        Places::fresh_network();
+        let crash = match subject {
+            Subject::Portserver => portserver::observe(&kit, &places)?,
+            _ => crash::observe(subject, &kit, &places, Duration::from_secs(patience))?,
+        };
         rows.push(Row { subject, latency, races, crash });
     }
     let command = if options.short { "cargo xtask compare --short" } else { "cargo xtask compare --write" };

@@ -6,6 +6,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use portkeep_interleave::{SCENARIOS, explore, is_known_limit, replay};
+use portkeep_tool::repository;
 
 /// Try every order in which CPUs can run the shipped BPF programs, up to a bound
 #[derive(Parser)]
@@ -21,8 +22,8 @@ struct Options {
     #[arg(long, value_name = "SCHEDULE", requires = "scenario")]
     replay: Option<String>,
     /// Run another object than the checked-in one
-    #[arg(long, value_name = "PATH", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/kernel/bpf/portkeep.bpf.o"), hide_default_value = true)]
-    object: PathBuf,
+    #[arg(long, value_name = "PATH")]
+    object: Option<PathBuf>,
     /// Print the names of the scenarios
     #[arg(long)]
     list: bool,
@@ -54,7 +55,9 @@ fn run(options: &Options) -> Result<bool> {
         }
         return Ok(true);
     }
-    let object = std::fs::read(&options.object).with_context(|| format!("reading {}", options.object.display()))?;
+    let shipped = || repository().join("crates/kernel/bpf/portkeep.bpf.o");
+    let path = options.object.clone().unwrap_or_else(shipped);
+    let object = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     if let (Some(name), Some(schedule)) = (&options.scenario, &options.replay) {
         let (trace, fault) = replay(&object, name, schedule)?;
         for line in trace {

@@ -13,11 +13,11 @@ use portkeep::{
 };
 use portkeep_core::{PortRange, Token, Transports, wire};
 use portkeep_kernel::cgroup;
+use portkeep_testkit::random::Random;
 
 use super::{
     agent::Place,
     ledger::{Entry, Grant, Ledger, now},
-    random::Random,
     report::Reporter,
     shared::{Crew, Shared},
     tally::{self, Operation},
@@ -140,7 +140,7 @@ impl Administrator {
         let transports = self.random.of(&[Transports::Tcp, Transports::Udp, Transports::Both]);
         let mut proposal = Proposal::new(name, ports, transports);
         if letter == 'c' && self.random.one_in(6) {
-            let block = portkeep::persistent::Block::Any { count: ports.count(), align: 0 };
+            let block = portkeep::persistent::Block::Any { count: ports.count(), align: portkeep_core::Align::ANY };
             proposal.block = block;
         }
         proposal.audience(self.audience()).strict(self.random.one_in(4))

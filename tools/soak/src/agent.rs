@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use portkeep::{control, persistent::Connection};
-use portkeep_testkit::sockets::tcp;
+use portkeep_testkit::{machine::keep_below, sockets::tcp};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::worker::die_with_parent;
@@ -50,8 +50,7 @@ impl Place {
 
     pub(super) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.portkeep);
-        command.args(words).env("PORTKEEP_PIN_DIR", self.pins()).env("PORTKEEP_RUNTIME_DIR", self.runtime());
-        command.env("PORTKEEP_STATE_DIR", self.folder.join("state")).env("PORTKEEP_ROOT", self.folder.join("root"));
+        keep_below(&self.folder, command.args(words));
         command.env("PORTKEEP_CONFIG", self.folder.join("portkeep.toml")).env("PORTKEEP_LOG", "info");
         command.env_remove("PORTKEEP_ENFORCE").env_remove("PORTKEEP_SERVE").stdin(Stdio::null());
         // SAFETY: the new process does one system call, prctl, before it becomes another program.

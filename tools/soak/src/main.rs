@@ -12,7 +12,6 @@ mod administrator;
 mod agent;
 mod checks;
 mod ledger;
-mod random;
 mod report;
 mod shared;
 mod stage;

@@ -15,15 +15,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use portkeep::persistent::{PersistentError, Which};
 use portkeep_kernel::{Instance, UpOptions, bpffs, cgroup};
-use portkeep_testkit::{new_namespace, private_mounts};
+use portkeep_testkit::{new_namespace, private_mounts, random::Random};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::{
     agent::{Agent, Place, RESERVED, reserved_ports, reserved_set},
-    checks,
-    random::Random,
-    report,
+    checks, report,
     shared::{Shared, path_of},
     summary::Report,
     tally,
@@ -123,7 +121,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         agent: Some(Agent::start(&place)?),
         agent_due: Instant::now(),
         shared_path: path_of(&memory),
-        random: Random::new(options.seed, &[0]),
+        random: Random::stream(options.seed, &[0]),
         options: options.clone(),
         workers: Vec::new(),
         administrator: None,
@@ -487,9 +485,10 @@ impl Stage {
         let mut agent = self.place.connect()?;
         agent.reload()?;
         for listed in agent.list()? {
-            agent.delete(&Which::Name(listed.declaration.name))?;
+            let Some(declaration) = listed.declaration() else { continue };
+            agent.delete(&Which::Name(declaration.name))?;
         }
-        let left: BTreeSet<String> = agent.list()?.into_iter().map(|e| e.declaration.name.to_string()).collect();
+        let left: BTreeSet<String> = agent.list()?.into_iter().filter_map(|info| info.name).collect();
         if !left.is_empty() {
             bail!("still listed: {left:?}");
         }

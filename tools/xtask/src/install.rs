@@ -72,6 +72,8 @@ impl Layout {
         let packaging = repository.join("packaging");
         for (from, to) in [
             ("systemd/portkeep.service", "lib/systemd/system"),
+            ("systemd/portkeep-portserver.service", "lib/systemd/system"),
+            ("systemd/portkeep-portserver.socket", "lib/systemd/system"),
             ("sysusers.d/portkeep.conf", "lib/sysusers.d"),
             ("tmpfiles.d/portkeep.conf", "lib/tmpfiles.d"),
         ] {

@@ -7,9 +7,8 @@ use std::{
 };
 
 use portkeep::persistent::{Account, Audience};
+use portkeep_agent::accounts;
 use portkeep_persist::Config;
-
-use crate::names;
 
 /// Where systemd looks for units, and where its generators put them.
 const UNITS: [&str; 9] = [
@@ -81,7 +80,7 @@ impl Known {
     fn missing_user(&self, account: &Account) -> Option<String> {
         let exists = match (&self.others, account) {
             (Some((users, _)), Account::Name(name)) => users.contains(name),
-            _ => names::is_user(account),
+            _ => accounts::is_user(account),
         };
         (!exists).then(|| format!("there is no user {account}"))
     }
@@ -89,7 +88,7 @@ impl Known {
     fn missing_group(&self, account: &Account) -> Option<String> {
         let exists = match (&self.others, account) {
             (Some((_, groups)), Account::Name(name)) => groups.contains(name),
-            _ => names::is_group(account),
+            _ => accounts::is_group(account),
         };
         (!exists).then(|| format!("there is no group {account}"))
     }

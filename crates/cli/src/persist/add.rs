@@ -3,13 +3,13 @@
 use std::{io::Write, path::Path};
 
 use portkeep::{
-    PortRange, Transports,
+    Align, PortRange, Transports,
     persistent::{Account, Audience, Block, Kept, Name, Proposal},
 };
 use portkeep_core::persistent::check_description;
 
 use super::{INSTEAD, connect, ports};
-use crate::{DONE, Io, ask::power_of_two, check::Known, reservations};
+use crate::{DONE, Io, check::Known, reservations};
 
 const AFTER_HELP: &str = "\
 PORTS is a port, a range, or a name of /etc/services. Without --user, --group, --unit or --cgroup it is for \
@@ -51,8 +51,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
     any: Option<u16>,
     /// With --any: make the first port a multiple of N, a power of two
-    #[arg(long, value_name = "N", value_parser = power_of_two, requires = "any", help_heading = "Ports")]
-    align: Option<u16>,
+    #[arg(long, value_name = "N", requires = "any", help_heading = "Ports")]
+    align: Option<Align>,
 
     /// For the processes of this user, by name or number
     #[arg(long, help_heading = "For whom")]

@@ -9,7 +9,6 @@
 mod hostile;
 mod outgoing;
 mod outsiders;
-mod place;
 mod services;
 mod tally;
 mod unit;
@@ -22,12 +21,15 @@ use std::{
 };
 
 use portkeep_core::{Errno, Transports};
-use portkeep_testkit::{World, skip};
+use portkeep_testkit::{
+    World,
+    agent::{AgentFolder, AgentProcess},
+    skip,
+};
 use rustix::process::{getpid, set_child_subreaper};
 
 use hostile::ways;
 use outsiders::{Outsiders, as_outsider};
-use place::{AgentProcess, Place};
 use services::{Binaries, HTTPS, HTTPS_ALT, INTRANET, Nginx, POSTGRES, Postgres, REDIS, Redis};
 use tally::Board;
 
@@ -50,7 +52,7 @@ const DECLARED: [Declared; 5] = [
 ];
 
 /// The declarations of the packages: for a unit, a group, a user, a cgroup.
-fn declare(place: &Place, cgroup: &str) {
+fn declare(place: &AgentFolder, cgroup: &str) {
     place.drop_in(
         "nginx.toml",
         &format!(
@@ -120,7 +122,7 @@ impl Servers {
 }
 
 /// The agent's accidents meanwhile. It is gone after an odd number of these.
-fn trouble(place: &Place, agent: Option<AgentProcess>, round: usize) -> Option<AgentProcess> {
+fn trouble(place: &AgentFolder, agent: Option<AgentProcess>, round: usize) -> Option<AgentProcess> {
     // Outside the range: nobody has it already.
     let unrelated = format!("[[reservation]]\nname = \"unrelated\"\nboth = {}\nuser = 4711\n", 9100 + round);
     match agent {
@@ -185,7 +187,7 @@ fn declared_ports_survive_stops_crashes_hostile_binds_and_outgoing_connections()
     let rounds = std::env::var("PORTKEEP_SERVERS_ROUNDS").map_or(6, |text| text.parse().expect("a number of rounds"));
 
     let sandbox = world.sandbox().cgroup().path();
-    let place = Place::new();
+    let place = AgentFolder::new();
     let board = Board::new(place.path());
     let folder = |name: &str| place.path().join(name);
     let mut guard = guard(sandbox);

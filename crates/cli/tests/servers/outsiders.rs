@@ -3,12 +3,14 @@
 use std::{fs, path::PathBuf};
 
 use portkeep_core::Transport;
-use portkeep_testkit::process::{Child, become_user};
+use portkeep_testkit::{
+    eventually_or,
+    process::{Child, become_user},
+};
 
 use crate::{
     Declared, hostile, outgoing,
     tally::{Board, Counts},
-    unit::eventually,
 };
 
 /// Nobody in particular.
@@ -92,7 +94,7 @@ impl<'a> Outsiders<'a> {
                     Trade::Takes(_) => now.tries >= before.tries + 100,
                 }
             };
-            eventually(|| format!("a turn of {outsider:?}: {:?}", self.board.read(number)), done);
+            eventually_or(|| format!("a turn of {outsider:?}: {:?}", self.board.read(number)), done);
         }
     }
 

@@ -10,7 +10,9 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::unit::{Account, Unit, eventually};
+use portkeep_testkit::eventually_or;
+
+use crate::unit::{Account, Unit};
 
 pub(crate) const HTTPS: u16 = 443;
 pub(crate) const HTTPS_ALT: u16 = 8443;
@@ -70,7 +72,7 @@ fn ask(address: IpAddr, port: u16, question: &[u8], expected: &[u8]) -> io::Resu
 fn answers(port: u16, question: &[u8], expected: &[u8]) {
     for address in LOOPBACK {
         let mut last = None;
-        eventually(
+        eventually_or(
             || format!("an answer from {address} port {port}: {last:?}", last = ask(address, port, question, expected)),
             || {
                 last = ask(address, port, question, expected).err();
@@ -225,7 +227,7 @@ impl Nginx {
     pub(crate) fn give_up_intranet(&mut self) {
         self.configure(false);
         self.reload();
-        eventually(
+        eventually_or(
             || format!("{INTRANET} given up"),
             || LOOPBACK.iter().all(|address| TcpStream::connect((*address, INTRANET)).is_err()),
         );
@@ -247,7 +249,7 @@ impl Nginx {
         let old = self.master().expect("it runs");
         let before = self.unit.processes();
         self.unit.signal(old, Signal::USR2);
-        eventually(|| "a new master".into(), || self.master().is_some_and(|master| master != old));
+        eventually_or(|| "a new master".into(), || self.master().is_some_and(|master| master != old));
         self.unit.signal(old, Signal::QUIT);
         self.unit.await_end(&before);
         self.serves(&[HTTPS, HTTPS_ALT, INTRANET], "an upgrade");

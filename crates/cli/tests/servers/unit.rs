@@ -9,22 +9,12 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
-    time::{Duration, Instant},
 };
 
 use nix::unistd::User;
 use portkeep_kernel::cgroup;
+use portkeep_testkit::eventually_or;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-
-/// Wait for something that is sure to come on a machine that is not stuck.
-#[track_caller]
-pub(crate) fn eventually(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "in vain: {}", what());
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// An ordinary user of the machine.
 #[derive(Clone, Debug)]
@@ -130,7 +120,7 @@ impl Unit {
     pub(crate) fn await_end(&self, pids: &BTreeSet<i32>) {
         for pid in pids {
             let pid = Pid::from_raw(*pid).unwrap();
-            eventually(
+            eventually_or(
                 || format!("the end of {pid:?} of {}", self.cgroup()),
                 || {
                     let _ = waitpid(Some(pid), WaitOptions::NOHANG);
@@ -152,7 +142,7 @@ impl Unit {
     /// Wait until all have ended.
     fn await_all(&self) {
         self.await_end(&self.processes());
-        eventually(|| format!("an empty {}", self.cgroup()), || self.processes().is_empty());
+        eventually_or(|| format!("an empty {}", self.cgroup()), || self.processes().is_empty());
     }
 
     /// SIGKILL for all at once.

@@ -1,6 +1,8 @@
 //! Cgroup v1 only: the v2 hierarchy is not mounted.
 
-use crate::{bed::Bed, machine};
+use portkeep_testkit::{Outcome, machine::Machine};
+
+use crate::{PORTKEEP, helper::Helper, machine};
 
 /// Every mount of the v2 hierarchy goes, and where `/sys/fs/cgroup` was it, a v1-like tmpfs comes in its place.
 const V1_ONLY: &str = r#"
@@ -13,7 +15,7 @@ mount -t tmpfs none "$0/v1"
 /// Found here: `status` promised that `run` would bring it up, and `upgrade` left its lock behind.
 #[test]
 fn without_cgroup_v2_ports_are_held_and_the_message_says_how_to_mount_it() {
-    let bed = machine!("v1", Bed::made("v1", &["--mount", "--net"], V1_ONLY));
+    let bed = machine!("v1", Machine::made(PORTKEEP, "v1", V1_ONLY));
     let why = &["no cgroup v2 hierarchy is mounted here", "mount -t cgroup2"];
     bed.portkeep(&["up"]).fails(1, why);
     bed.portkeep(&["agent", "--up"]).fails(1, why);
@@ -25,8 +27,8 @@ fn without_cgroup_v2_ports_are_held_and_the_message_says_how_to_mount_it() {
     let status = bed.portkeep(&["status"]);
     assert_eq!(status.code, Some(3));
     assert!(status.out.contains(why[0]) && !status.out.contains("would bring"), "{status:?}");
-    bed.portkeep(&["upgrade"]).fails(1, &["is not up"]);
-    bed.portkeep(&["agent"]).fails(1, &["is not up"]);
+    bed.portkeep(&["upgrade"]).fails(3, &["is not up"]);
+    bed.portkeep(&["agent"]).fails(3, &["is not up"]);
     assert_eq!(bed.portkeep(&["down"]).ok().out, "was not up\n");
     let library = bed.helper(&[], "library 5").ok();
     assert!(library.out.starts_with("5 held\n5 held\n"), "{library:?}");
@@ -40,10 +42,10 @@ fn a_process_that_sees_no_cgroup_v2_is_served_all_the_same() {
     bed.portkeep(&["up"]).ok();
     let hide = r#"while at=$(awk '$3 == "cgroup2" { print $2 }' /proc/self/mounts | tail -n 1) && [ -n "$at" ]; do
                   umount -l "$at"; done; exec "$@""#;
-    let portkeep = crate::bed::PORTKEEP;
+    let portkeep = PORTKEEP;
     let words =
         ["unshare", "--mount", "sh", "-c", hide, "sh", portkeep, "run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"];
-    let said = crate::bed::Said::from(bed.program(&words).output().unwrap()).ok();
+    let said = Outcome::from(bed.program(&words).output().unwrap()).ok();
     assert_eq!(said.out, "kernel\n");
     said.tells(&["no cgroup of its own for the command", "every process of this user can bind its ports"]);
     bed.portkeep(&["down"]).ok();

@@ -3,12 +3,9 @@
 
 use std::process::{Command, Stdio};
 
-use portkeep_testkit::{REQUIRE, skip};
+use portkeep_testkit::{Outcome, REQUIRE, machine::Machine, skip};
 
-use crate::{
-    bed::{Bed, PORTKEEP, Said},
-    machine,
-};
+use crate::{PORTKEEP, helper::Helper, machine, works};
 
 const HOST: &str = "in a container, have the host run `portkeep up`";
 const CONTAINER: [&str; 7] = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"];
@@ -31,8 +28,8 @@ fn user_namespaces(test: &str) -> bool {
 
 /// The messages for root in such a container, and that it gets held ports.
 #[track_caller]
-fn is_told(bed: &Bed, container: &[&str], why: &str) {
-    let say = |words: &[&str]| Said::from(bed.program(&inside(container, words)).output().unwrap());
+fn is_told(bed: &Machine, container: &[&str], why: &str) {
+    let say = |words: &[&str]| Outcome::from(bed.program(&inside(container, words)).output().unwrap());
     say(&["up"]).fails(1, &["bringing kernel enforcement up", why]);
     say(&["agent", "--up"]).fails(1, &["bringing kernel enforcement up", why]);
     let said = say(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
@@ -56,7 +53,7 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
     }
     is_told(&bed, &CONTAINER, "it requires root of the host, not of a user namespace");
     is_told(&bed, &CONTAINER, HOST);
-    bed.works();
+    works(&bed);
 }
 
 /// Found here: without CAP_PERFMON the whole log of the verifier came, in `run`'s one line, too.
@@ -69,7 +66,7 @@ fn root_without_capabilities_is_told_which() {
         let without = ["setpriv", &bounding, "--inh-caps=-all"];
         is_told(&bed, &without, &format!("it requires {name}, which"));
     }
-    bed.works();
+    works(&bed);
 }
 
 #[test]
@@ -83,7 +80,7 @@ fn a_filter_on_bpf_is_named() {
     assert!(said.out.contains("PORTKEEP_ENFORCEMENT=held"), "{said:?}");
     said.tells(&["bpf(2) is denied", "only held"]);
     bed.is_clean();
-    bed.works();
+    works(&bed);
 }
 
 /// Found here: `down` said "was not up", and `agent` that it is not, where `status` said that it is.
@@ -104,7 +101,7 @@ fn containers_use_the_kernel_part_of_their_host() {
     let dropped = [&mount_first[..], &DROPPED].concat();
     let filtered_part = format!("without-bpf {PORTKEEP} run -- env");
     for container in [&userns, &dropped] {
-        let say = |words: &[&str]| Said::from(bed.program(&inside(container, words)).output().unwrap());
+        let say = |words: &[&str]| Outcome::from(bed.program(&inside(container, words)).output().unwrap());
         let said = say(&["run", "--label", "inside", "--scope", "user", "--", "sh", "-c", &check]).ok();
         assert!(said.out.contains("inside") && said.out.contains("helper: bound"), "{said:?}");
         assert_eq!(said.err, "", "{said:?}");

@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    bed::{Bed, PORTKEEP, Said, eventually},
-    machine,
-};
+use portkeep_testkit::{Outcome, eventually, machine::Machine};
 
-fn with(bed: &Bed, limit: u32, words: &[&str]) -> Said {
+use crate::{PORTKEEP, helper::Helper, machine, works};
+
+fn with(bed: &Machine, limit: u32, words: &[&str]) -> Outcome {
     let limit = format!("--nofile={limit}");
-    Said::from(bed.program(&[&["prlimit", &limit, PORTKEEP], words].concat()).output().unwrap())
+    Outcome::from(bed.program(&[&["prlimit", &limit, PORTKEEP], words].concat()).output().unwrap())
 }
 
 #[test]
@@ -86,7 +85,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
         }
         bed.is_clean();
     }
-    bed.works();
+    works(&bed);
 }
 
 /// Found here: `who` reported a port as free although it could not ask about it.
@@ -126,9 +125,11 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     let held = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
     let copy = bed.for_everybody(PORTKEEP);
     let say = |limit: &str, words: &[&str]| {
-        Said::from(bed.program(&[&["prlimit", limit], &held[..], &[copy.as_str()], words].concat()).output().unwrap())
+        Outcome::from(
+            bed.program(&[&["prlimit", limit], &held[..], &[copy.as_str()], words].concat()).output().unwrap(),
+        )
     };
-    let why = &["takes a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)"];
+    let why = &["a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"];
     say("--nofile=64", &["acquire", "--count", "100"]).fails(1, why);
     say("--nofile=64", &["acquire", "--at", "20000", "--count", "100"]).fails(1, why);
     say("--nofile=64", &["run", "--count", "100", "--both", "--", "echo", "started"]).fails(125, why);
@@ -142,7 +143,7 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
 }
 
 /// As many connections to the agent as it can take, and the answer to one more.
-fn take_all_descriptors(bed: &Bed) -> (Vec<UnixStream>, String) {
+fn take_all_descriptors(bed: &Machine) -> (Vec<UnixStream>, String) {
     let socket = bed.folder.path().join("run/agent.sock");
     let mut taken = Vec::new();
     loop {
@@ -219,7 +220,7 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
         let mut line = String::new();
         BufReader::new(holder.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         if line.is_empty() {
-            break Said::from(holder.wait_with_output().unwrap());
+            break Outcome::from(holder.wait_with_output().unwrap());
         }
         assert!(line.starts_with("20000 tcp "), "{line}");
         holders.push(holder);
@@ -234,7 +235,7 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
         drop(holder.stdin.take());
         assert!(holder.wait().unwrap().success());
     }
-    eventually(|| Said::from(elsewhere().wait_with_output().unwrap()).code == Some(0));
+    eventually(|| Outcome::from(elsewhere().wait_with_output().unwrap()).code == Some(0));
     drop(agent);
     bed.portkeep(&["down"]).ok();
     bed.is_clean();

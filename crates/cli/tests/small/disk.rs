@@ -2,10 +2,9 @@
 
 use std::fs::File;
 
-use crate::{
-    bed::{Bed, Said, eventually},
-    machine,
-};
+use portkeep_testkit::{Outcome, eventually, machine::Machine};
+
+use crate::{PORTKEEP, machine};
 
 /// Three small file systems.
 const DISKS: &str = r#"
@@ -15,11 +14,18 @@ for name in state run tmp; do mkdir "$0/$name"; mount -t tmpfs -o size=256k,mode
 const FILL: &str = r#"for name in state run tmp; do cat /dev/zero >"$0/$name/filler" 2>/dev/null || :; done"#;
 const EMPTY: &str = r#"rm "$0"/*/filler"#;
 
-fn bed(name: &str) -> Bed {
-    Bed::made(name, &["--mount", "--net"], DISKS)
+fn bed(name: &str) -> Machine {
+    Machine::made(PORTKEEP, name, DISKS)
 }
 
-impl Bed {
+/// The state of a machine that is kept on its disks.
+trait State {
+    fn files(&self) -> Vec<String>;
+    fn in_force(&self) -> Vec<String>;
+    fn reserved(&self) -> String;
+}
+
+impl State for Machine {
     fn files(&self) -> Vec<String> {
         let listed = self.shell(r#"cd "$0" && find state run tmp -type f"#).ok().out;
         let mut files: Vec<String> =
@@ -232,7 +238,7 @@ fn a_full_standard_output_is_named() {
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let output = bed.command(words).stdout(full).output().unwrap();
-        Said::from(output).fails(1, &["writing to standard output: No space left on device"]);
+        Outcome::from(output).fails(1, &["writing to standard output: No space left on device"]);
     }
     assert_eq!(
         bed.portkeep(&["list", "--json"]).ok().json(),

@@ -7,9 +7,8 @@ use std::{
 };
 
 use portkeep::{AcquireError, Request, Reservation};
+use portkeep_testkit::{Outcome, machine::Machine};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-
-use crate::bed::{Bed, Said};
 
 const PART: &str = "PORTKEEP_TEST_PART";
 /// Written before what another program prints, whose output comes after what the test harness says.
@@ -37,22 +36,21 @@ fn plays() {
     }
 }
 
-impl Bed {
-    /// This binary as a helper, as root or as nobody.
-    pub(crate) fn helper(&self, before: &[&str], part: &str) -> Said {
-        without_frame(self.helper_command(before, part).output().unwrap())
+/// This binary as other programs of the machine.
+pub(crate) trait Helper {
+    /// In the part `part`, started by the command `before`.
+    fn helper(&self, before: &[&str], part: &str) -> Outcome;
+    /// Listens on a TCP port until its input ends.
+    fn listener(&self, port: u16) -> Child;
+}
+
+impl Helper for Machine {
+    fn helper(&self, before: &[&str], part: &str) -> Outcome {
+        without_frame(helper_command(self, before, part).output().unwrap())
     }
 
-    fn helper_command(&self, before: &[&str], part: &str) -> Command {
-        let own = self.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
-        let mut command = self.program(&[before, &[own.as_str()], &WORDS].concat());
-        command.env(PART, part);
-        command
-    }
-
-    /// Somebody who listens on a TCP port until its input ends.
-    pub(crate) fn listener(&self, port: u16) -> Child {
-        let mut command = self.helper_command(&[], &format!("listen {port}"));
+    fn listener(&self, port: u16) -> Child {
+        let mut command = helper_command(self, &[], &format!("listen {port}"));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
         assert!(lines.map_while(Result::ok).any(|line| line == "listening"));
@@ -60,8 +58,15 @@ impl Bed {
     }
 }
 
-fn without_frame(output: Output) -> Said {
-    let mut said = Said::from(output);
+fn helper_command(bed: &Machine, before: &[&str], part: &str) -> Command {
+    let own = bed.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut command = bed.program(&[before, &[own.as_str()], &WORDS].concat());
+    command.env(PART, part);
+    command
+}
+
+fn without_frame(output: Output) -> Outcome {
+    let mut said = Outcome::from(output);
     let (_, out) = said.out.split_once(MARK).unwrap_or_else(|| panic!("{said:?}"));
     said.out = out.split("test helper::plays").next().unwrap_or_default().to_owned();
     said

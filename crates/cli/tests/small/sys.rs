@@ -1,9 +1,8 @@
 //! A read-only `/sys`; a BPF file system that is not there, cannot be mounted, or is read-only.
 
-use crate::{
-    bed::{Bed, PORTKEEP, Said},
-    machine,
-};
+use portkeep_testkit::{Outcome, machine::Machine};
+
+use crate::{PORTKEEP, machine, works};
 
 const USUAL: &str = r#"mount -t bpf bpf "$0/bpf""#;
 /// `/sys`, the BPF file system below it and every cgroup hierarchy, as container engines mount them.
@@ -14,7 +13,7 @@ for at in $(awk '$2 ~ "^/sys(/|$)" { print $2 }' /proc/self/mounts); do mount -o
 
 #[test]
 fn with_a_read_only_sys_the_command_has_no_cgroup_of_its_own() {
-    let bed = machine!("ro-sys", Bed::made("ro-sys", &["--mount", "--net"], READ_ONLY));
+    let bed = machine!("ro-sys", Machine::made(PORTKEEP, "ro-sys", READ_ONLY));
     bed.portkeep(&["up"]).ok();
     let said = bed.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "kernel\n");
@@ -32,7 +31,7 @@ fn with_a_read_only_sys_the_command_has_no_cgroup_of_its_own() {
 #[test]
 fn a_read_only_bpf_file_system_is_named() {
     let script = format!("{USUAL}; mount -o remount,bind,ro \"$0/bpf\"");
-    let bed = machine!("ro-bpf", Bed::made("ro-bpf", &["--mount", "--net"], &script));
+    let bed = machine!("ro-bpf", Machine::made(PORTKEEP, "ro-bpf", &script));
     let why = &["the file system is read-only", "remount it writable", "--pin-dir", "portkeep-lock"];
     bed.portkeep(&["up"]).fails(1, why);
     let said = bed.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
@@ -40,16 +39,16 @@ fn a_read_only_bpf_file_system_is_named() {
     said.tells(why);
     bed.portkeep(&["down"]).fails(1, &["the file system is read-only"]);
     bed.shell(r#"mount -o remount,bind,rw "$0/bpf""#).ok();
-    bed.works();
+    works(&bed);
 }
 
 /// At the usual place, in a mount namespace of the test's own.
 #[test]
 fn a_bpf_file_system_is_mounted_where_there_is_none_and_unmounted_again() {
     let script = "while umount /sys/fs/bpf 2>/dev/null; do :; done";
-    let bed = machine!("no-bpffs", Bed::made("no-bpffs", &["--mount", "--net"], script));
+    let bed = machine!("no-bpffs", Machine::made(PORTKEEP, "no-bpffs", script));
     let mounted = || bed.shell("awk '$2 == \"/sys/fs/bpf\"' /proc/self/mounts").ok().out;
-    let say = |words: &[&str]| Said::from(bed.command(words).env_remove("PORTKEEP_PIN_DIR").output().unwrap());
+    let say = |words: &[&str]| Outcome::from(bed.command(words).env_remove("PORTKEEP_PIN_DIR").output().unwrap());
     assert_eq!(mounted(), "");
     let said = say(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!((said.out.as_str(), mounted().as_str()), ("kernel\n", ""));
@@ -59,19 +58,19 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_unmounted_again() {
     assert_eq!(mounted(), "");
     // One that fails half-way unmounts it, too.
     let few = ["prlimit", "--nofile=16", PORTKEEP, "up"];
-    Said::from(bed.program(&few).env_remove("PORTKEEP_PIN_DIR").output().unwrap()).fails(1, &["ulimit -n"]);
+    Outcome::from(bed.program(&few).env_remove("PORTKEEP_PIN_DIR").output().unwrap()).fails(1, &["ulimit -n"]);
     assert_eq!(mounted(), "");
 }
 
 /// Found here: folders that had been made for the mount stayed.
 #[test]
 fn where_none_can_be_mounted_nothing_is_made() {
-    let bed = machine!("no-mount", Bed::made("no-mount", &["--mount", "--net"], ":"));
+    let bed = machine!("no-mount", Machine::made(PORTKEEP, "no-mount", ":"));
     let pins = bed.folder.path().join("made/for/bpf/portkeep");
     let no_mount = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", PORTKEEP];
     for (words, code) in [(&["up"][..], 1), (&["run", "--", "true"], 0)] {
         let said =
-            Said::from(bed.program(&[&no_mount, words].concat()).env("PORTKEEP_PIN_DIR", &pins).output().unwrap());
+            Outcome::from(bed.program(&[&no_mount, words].concat()).env("PORTKEEP_PIN_DIR", &pins).output().unwrap());
         said.fails(code, &["no BPF file system is mounted", "mount -t bpf bpf /sys/fs/bpf"]);
     }
     assert!(!bed.folder.path().join("made").exists());
@@ -81,5 +80,5 @@ fn where_none_can_be_mounted_nothing_is_made() {
     bed.portkeep(&["up"]).fails(1, &["not empty, so none is mounted over it", "--pin-dir"]);
     assert!(precious.exists());
     std::fs::remove_file(&precious).unwrap();
-    bed.works();
+    works(&bed);
 }

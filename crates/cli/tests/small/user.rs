@@ -1,6 +1,6 @@
 //! An ordinary user on a machine where nobody ran `portkeep up`.
 
-use crate::machine;
+use crate::{helper::Helper, machine, works};
 
 #[test]
 fn a_user_is_told_what_takes_root_and_what_to_do() {
@@ -10,10 +10,10 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
     let table: &[(&[&str], i32, &[&str])] = &[
         (&["up"], 1, &["bringing kernel enforcement up: it requires root"]),
         (&["upgrade"], 1, &["upgrading kernel enforcement: it requires root"]),
-        (&["agent"], 1, by_root),
+        (&["agent"], 3, by_root),
         (&["agent", "--up"], 1, &["it requires root"]),
-        (&["release", "61000"], 1, by_root),
-        (&["list"], 1, &["kernel enforcement is not up"]),
+        (&["release", "61000"], 3, by_root),
+        (&["list"], 3, &["kernel enforcement is not up"]),
         (&["who", "61000"], 3, &[]),
         (&["status"], 3, &[]),
         (&["persist", "add", "--name", "a", "--tcp", "8443"], 1, no_agent),
@@ -21,7 +21,7 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
         (&["reload"], 1, no_agent),
         (&["watch"], 1, no_agent),
         (&["excludedportrange", "add", "tcp", "5000", "2"], 1, no_agent),
-        (&["excludedportrange", "show", "tcp"], 1, &["kernel enforcement is not up"]),
+        (&["excludedportrange", "show", "tcp"], 3, &["kernel enforcement is not up"]),
         (&["excludedportrange", "show", "tcp", "persistent"], 0, &["no agent runs"]),
         (&["persist", "list"], 0, &["no agent runs", "kernel enforcement is not up"]),
         (&["check"], 0, &[]),
@@ -33,7 +33,7 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
     let status = bed.portkeep_as_nobody(&["status"]);
     assert!(status.out.contains("only by holding the ports") && status.out.contains("it requires root"), "{status:?}");
     bed.is_clean();
-    bed.works();
+    works(&bed);
 }
 
 #[test]

@@ -93,6 +93,8 @@ pub enum Step {
         namespace: u8,
         start: u16,
         count: u16,
+        /// Of a chosen block: 2 to the power of this.
+        align: u8,
         both: bool,
         transport: Transport,
         strict: bool,
@@ -262,11 +264,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Agent),
         6 => (byte(), prop::bool::weighted(0.7)).prop_map(|(token, confirm)| Step::Decide { token, confirm }),
         1 => byte().prop_map(Step::End),
-        3 => (byte(), port_or_zero(), 1..6u16, any::<bool>(), transport(), prop::bool::weighted(0.2), byte(), byte()).prop_map(
-            |(namespace, start, count, both, transport, strict, scope, whom)| Step::Create {
+        3 => (byte(), port_or_zero(), 1..6u16, 0..7u8, any::<bool>(), transport(), prop::bool::weighted(0.2), byte(), byte()).prop_map(
+            |(namespace, start, count, align, both, transport, strict, scope, whom)| Step::Create {
                 namespace: u8::from(namespace % 4 == 0),
                 start,
                 count,
+                align,
                 both,
                 transport,
                 strict,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use portkeep_core::{
-    Errno, PortRange, Token, Transport, Transports,
+    Align, Errno, PortRange, Token, Transport, Transports,
     persistent::Audience,
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
@@ -19,15 +19,15 @@ use portkeep_model::{
     Access, Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
     State,
 };
-use portkeep_testkit::new_namespace;
+use portkeep_testkit::{
+    driven::{Answer, Command, Process},
+    new_namespace,
+};
 use rustix::time::{ClockId, clock_gettime};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::steps::{Ask, At, How, Query, Step};
-use crate::{
-    Lab, POOL,
-    common::{Answer, Command, Process},
-};
+use crate::{Lab, POOL};
 
 /// The kernel and the model disagree, or a call went wrong that cannot.
 pub struct Failure {
@@ -215,9 +215,9 @@ impl<'lab> World<'lab> {
                 let kernel = self.admin(|lab| lab.admin.end(lab.maps.id_of(token).expect("the config map"), token));
                 return same("END", kernel, self.model.end(token));
             }
-            Step::Create { namespace, start, count, both, transport, strict, scope, whom } => {
+            Step::Create { namespace, start, count, align, both, transport, strict, scope, whom } => {
                 let transports = if *both { Transports::Both } else { (*transport).into() };
-                return self.create((*namespace, *start, *count), transports, *strict, (*scope, *whom));
+                return self.create((*namespace, *start, *count), *align, transports, *strict, (*scope, *whom));
             }
             Step::SetAside { namespace, transport, port } => {
                 let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
@@ -706,6 +706,7 @@ impl<'lab> World<'lab> {
     fn create(
         &mut self,
         (namespace, start, count): (u8, u16, u16),
+        align: u8,
         transports: Transports,
         strict: bool,
         (scope, whom): (u8, u8),
@@ -723,7 +724,8 @@ impl<'lab> World<'lab> {
                 (Audience::Cgroup(path), Access::Cgroup(*id), 0)
             }
         };
-        let wanted = Wanted { start, count, align: 0, transports, audience, strict, label: String::new() };
+        let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
+        let wanted = Wanted { start, count, align, transports, audience, strict, label: String::new() };
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
         let kernel = match Claimed::claim(admin, maps, netns, &wanted) {
@@ -737,7 +739,7 @@ impl<'lab> World<'lab> {
             Err(error) => return Err(error.to_string()),
         };
         let token = kernel.map_or(Token::new(u64::MAX).expect("not 0"), |(_, token)| token);
-        let ask = Persistent { start, count, transports, access, uid, strict };
+        let ask = Persistent { start, count, align, transports, access, uid, strict };
         let model = self.model.create_persistent(netns, &ask, token);
         if kernel.is_ok() {
             self.tokens.push(token);

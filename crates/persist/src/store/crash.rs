@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use fastrand::Rng;
 use portkeep_core::{PortRange, Transports};
 use redb::StorageBackend;
 
@@ -192,26 +193,6 @@ impl StorageBackend for SimFile {
     }
 }
 
-/// A small generator (xorshift), so that a seed names a run.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        let mut dice = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        for _ in 0..4 {
-            dice.throw(2);
-        }
-        dice
-    }
-
-    fn throw(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % sides
-    }
-}
-
 /// How much of what was not synced survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
@@ -254,14 +235,14 @@ impl Walk {
     }
 
     /// The disk as the machine finds it when it comes up again.
-    fn cut(&self, loss: Loss, dice: &mut Dice) -> Image {
+    fn cut(&self, loss: Loss, dice: &mut Rng) -> Image {
         let mut image = self.durable.clone();
         let mut names_lost = false;
         for event in &self.pending {
             let kept = match loss {
                 Loss::All => false,
                 Loss::None => true,
-                Loss::Writes | Loss::Sectors => dice.throw(2) == 0,
+                Loss::Writes | Loss::Sectors => dice.u64(..2) == 0,
             };
             match event {
                 // Names are journalled: in their order, up to some point.
@@ -280,7 +261,7 @@ impl Walk {
                 }
                 Event::Write { file, at, data } if loss == Loss::Sectors => {
                     for (number, sector) in data.chunks(SECTOR).enumerate() {
-                        if dice.throw(2) == 0 {
+                        if dice.u64(..2) == 0 {
                             image.write(*file, at + (number * SECTOR) as u64, sector);
                         }
                     }
@@ -294,12 +275,12 @@ impl Walk {
 }
 
 const NAME: &str = super::PERSISTENT;
-fn stored(number: u64, dice: &mut Dice) -> Stored {
+fn stored(number: u64, dice: &mut Rng) -> Stored {
     let ports =
-        PortRange::new(u16::try_from(1 + dice.throw(60000)).unwrap(), 1 + u16::try_from(dice.throw(100)).unwrap());
+        PortRange::new(u16::try_from(1 + dice.u64(..60000)).unwrap(), 1 + u16::try_from(dice.u64(..100)).unwrap());
     let mut declaration = Declaration::new(format!("r{number}").parse().unwrap(), ports.unwrap(), Transports::Both);
     declaration.audience = Audience::Unit(format!("unit-{number}.service"));
-    declaration.description = "d".repeat(usize::try_from(dice.throw(250)).unwrap());
+    declaration.description = "d".repeat(usize::try_from(dice.u64(..250)).unwrap());
     Stored { declaration, by_uid: 0, created: number }
 }
 
@@ -326,17 +307,17 @@ fn seed() -> u64 {
 fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
     const OPERATIONS: u64 = 120;
     let seed = seed();
-    let mut dice = Dice::new(seed);
+    let mut dice = Rng::with_seed(seed);
     // Run once, and note what is to be there after each event: what was reported, and what was under way.
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
     let mut states = vec![(0, BTreeMap::new()), (sim.events(), BTreeMap::new())];
     for operation in 0..OPERATIONS {
         let present: Vec<u64> = engine.content.values().map(|stored| stored.created).collect();
-        if present.is_empty() || dice.throw(5) < 3 {
+        if present.is_empty() || dice.u64(..5) < 3 {
             engine.create(&stored(operation, &mut dice)).unwrap();
         } else {
-            let victim = present[usize::try_from(dice.throw(present.len() as u64)).unwrap()];
+            let victim = present[usize::try_from(dice.u64(..present.len() as u64)).unwrap()];
             engine.delete(&name(victim)).unwrap();
         }
         states.push((sim.events(), content(&engine)));
@@ -352,7 +333,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
         let before = states[after.saturating_sub(1)].1.clone();
         let allowed = [&before, &states[after].1];
         for loss in LOSSES {
-            let mut dice = Dice::new(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16);
+            let mut dice = Rng::with_seed(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16);
             let told = || format!("cut off after event {position} of {}, losing {loss:?}", log.len());
             let (engine, sim) =
                 recover(walk.cut(loss, &mut dice)).unwrap_or_else(|error| panic!("{}: {error}", told()));
@@ -366,8 +347,10 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
                 drop(engine);
                 let second = std::mem::take(&mut sim.state().log);
                 let mut walk = Walk {
-                    durable: walk
-                        .cut(loss, &mut Dice::new(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16)),
+                    durable: walk.cut(
+                        loss,
+                        &mut Rng::with_seed(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16),
+                    ),
                     pending: Vec::new(),
                 };
                 for (number, event) in second.iter().enumerate() {
@@ -399,7 +382,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
 fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
-    let mut dice = Dice::new(7);
+    let mut dice = Rng::with_seed(7);
     for number in 0..20 {
         engine.create(&stored(number, &mut dice)).unwrap();
     }
@@ -478,7 +461,7 @@ fn a_store_that_could_not_be_made_is_made_another_time() {
             Err(error) => assert!(matches!(error, StoreError::Full { .. }), "{after}: {error}"),
         }
         sim.state().fault = None;
-        Engine::open(sim, NAME, None).unwrap().create(&stored(1, &mut Dice::new(1))).unwrap();
+        Engine::open(sim, NAME, None).unwrap().create(&stored(1, &mut Rng::with_seed(1))).unwrap();
     }
 }
 
@@ -488,7 +471,7 @@ fn discarding_is_whole_too() {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, Some("one")).unwrap();
     for number in 0..10 {
-        engine.create(&stored(number, &mut Dice::new(number))).unwrap();
+        engine.create(&stored(number, &mut Rng::with_seed(number))).unwrap();
     }
     let full = content(&engine);
     drop(engine);
@@ -499,7 +482,7 @@ fn discarding_is_whole_too() {
     let mut whole = 0;
     for position in 0..=log.len() {
         for loss in LOSSES {
-            let image = walk.cut(loss, &mut Dice::new((position * LOSSES.len() + loss as usize) as u64));
+            let image = walk.cut(loss, &mut Rng::with_seed((position * LOSSES.len() + loss as usize) as u64));
             assert!(Engine::open(Sim::with(image.clone()), NAME, Some("two")).unwrap().content.is_empty());
             // A query for the first boot gets all or nothing.
             let engine = Engine::open(Sim::with(image), NAME, Some("one")).unwrap();
@@ -517,7 +500,7 @@ fn discarding_is_whole_too() {
 fn example(closed: bool) -> (Image, BTreeMap<Name, Stored>) {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
-    let mut dice = Dice::new(3);
+    let mut dice = Rng::with_seed(3);
     for number in 0..40 {
         engine.create(&stored(number, &mut dice)).unwrap();
     }
@@ -541,21 +524,21 @@ fn damage(closed: bool) {
     let (image, content) = example(closed);
     let file = image.names[NAME];
     let bytes = image.files[file].clone();
-    let mut dice = Dice::new(11);
+    let mut dice = Rng::with_seed(11);
     let mut cases: Vec<Vec<u8>> = Vec::new();
     let used = bytes.len();
     for number in 0..1820 {
         // The headers to the last byte, and the rest here and there.
-        let at = if number < 320 { number } else { usize::try_from(dice.throw(used as u64)).unwrap() };
+        let at = if number < 320 { number } else { usize::try_from(dice.u64(..used as u64)).unwrap() };
         let mut damaged = bytes.clone();
-        damaged[at] ^= 1 << dice.throw(8);
+        damaged[at] ^= 1 << dice.u64(..8);
         cases.push(damaged);
     }
     for _ in 0..100 {
         let mut damaged = bytes.clone();
-        let from = usize::try_from(dice.throw(used as u64)).unwrap();
-        let until = (from + usize::try_from(1 + dice.throw(8192)).unwrap()).min(used);
-        damaged[from..until].iter_mut().for_each(|byte| *byte = u8::try_from(dice.throw(256)).unwrap());
+        let from = usize::try_from(dice.u64(..used as u64)).unwrap();
+        let until = (from + usize::try_from(1 + dice.u64(..8192)).unwrap()).min(used);
+        damaged[from..until].iter_mut().for_each(|byte| *byte = u8::try_from(dice.u64(..256)).unwrap());
         cases.push(damaged);
         cases.push(bytes[..from].to_vec());
     }

@@ -20,6 +20,8 @@ pub(super) struct Block {
     pid: u32,
     /// Of the ports that are not handed out.
     sockets: Sockets,
+    /// Other processes can bind the TCP ports, too: holders have SO_REUSEADDR.
+    open: bool,
     /// Where the next draw begins, for each transport.
     next: [u16; 2],
 }
@@ -36,6 +38,7 @@ impl Block {
             since: SystemTime::now().into(),
             pid: std::process::id(),
             sockets,
+            open: false,
             next: [start; 2],
         }
     }
@@ -113,6 +116,20 @@ impl Block {
         Err(in_use(address.port()))
     }
 
+    /// Let programs of other processes bind the ports of a transport by number.
+    pub(super) fn open(&mut self, transport: Transport) -> io::Result<()> {
+        if transport == Transport::Udp {
+            // Of two UDP sockets on a port either could receive, so the holder goes.
+            self.sockets.retain(|(holder, _), _| *holder != transport);
+            return Ok(());
+        }
+        self.open = true;
+        self.sockets
+            .iter()
+            .filter(|((of, _), _)| *of == transport)
+            .try_for_each(|(_, holder)| holder.set_reuse_address(true))
+    }
+
     fn check(&self, transport: Transport, port: u16) -> Result<(), BindError> {
         if !self.transports.contains(transport) {
             return Err(BindError::OtherTransport { transport });
@@ -139,7 +156,10 @@ impl Block {
     fn take_back(&mut self, transport: Transport, port: u16) -> io::Result<bool> {
         if let Entry::Vacant(place) = self.sockets.entry((transport, port)) {
             match hold::hold_again(transport, port) {
-                Ok(holder) => place.insert(holder),
+                Ok(holder) => {
+                    holder.set_reuse_address(self.open && transport == Transport::Tcp)?;
+                    place.insert(holder)
+                }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(false),
                 Err(error) => return Err(error),
             };
@@ -164,7 +184,7 @@ impl Block {
             // Only for the moment: an outsider with the option must not slip in too.
             socket.set_reuse_address(wanted)?;
             if outcome.is_err() {
-                holder.set_reuse_address(false)?;
+                holder.set_reuse_address(self.open && transport == Transport::Tcp)?;
             } else {
                 self.sockets.remove(&key);
             }

@@ -11,7 +11,7 @@ use portkeep_core::{PortRange, Transport, defaults};
 use socket2::{Domain, SockFilter, Socket};
 
 use crate::{
-    AcquireError, Request, query,
+    AcquireError, Request,
     socket::{Kind, new_socket},
 };
 
@@ -22,8 +22,8 @@ pub(super) type Sockets = HashMap<(Transport, u16), Socket>;
 /// ephemeral range, where there is more company.
 const PLACES: [(u16, u16); 2] = [(defaults::POOL.start(), defaults::POOL.last()), (10000, 32767)];
 
-/// Bind a socket to every port of a block that fits.
-pub(super) fn hold(request: &Request) -> Result<Sockets, AcquireError> {
+/// Bind a socket to every port of a block that fits. Of a `pool` that the kernel serves, none is chosen.
+pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets, AcquireError> {
     let transports = request.transports();
     let attempt = |start| hold_block(transports.iter(), PortRange::new(start, request.count));
     if request.start != 0 {
@@ -33,8 +33,6 @@ pub(super) fn hold(request: &Request) -> Result<Sockets, AcquireError> {
             _ => call_failed(source, request),
         });
     }
-    // Where kernel enforcement is in force, a process without a reservation cannot have a port of the pool.
-    let pool = query::version().ok().and_then(|version| version.pool);
     let places = PLACES.iter().filter(|(first, last)| !pool.is_some_and(|p| p.start() <= *last && *first <= p.last()));
     for &(first, last) in places {
         if let Some(sockets) = search(first, last, request, attempt)? {
@@ -52,7 +50,7 @@ fn search(
     attempt: impl Fn(u16) -> Result<Sockets, (u16, io::Error)>,
 ) -> Result<Option<Sockets>, AcquireError> {
     static CURSOR: AtomicU32 = AtomicU32::new(0);
-    let align = u32::from(request.align.max(1));
+    let align = u32::from(request.align.unwrap_or_default().get());
     let length = u32::from(last - first) + 1;
     // Processes begin at different places, or each would have to pass by all the others.
     let _ = CURSOR.compare_exchange(0, std::process::id().wrapping_mul(64) | 1, Ordering::Relaxed, Ordering::Relaxed);

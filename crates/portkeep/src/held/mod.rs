@@ -14,7 +14,7 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use portkeep_core::{PortRange, Scope, Token, Transport};
+use portkeep_core::{PortRange, Scope, Token, Transport, Transports};
 use socket2::Socket;
 
 use crate::{
@@ -38,11 +38,11 @@ pub(crate) fn info(token: Token) -> Option<Info> {
     registry().get(&token).map(|block| block.info(token))
 }
 
-pub(crate) fn acquire(request: &Request) -> Result<(Token, PortRange), AcquireError> {
+pub(crate) fn acquire(request: &Request, pool: Option<PortRange>) -> Result<(Token, PortRange), AcquireError> {
     if request.scope != Scope::Process {
         return Err(AcquireError::HeldCannot { what: "a scope wider than the process" });
     }
-    let sockets = hold::hold(request)?;
+    let sockets = hold::hold(request, pool)?;
     let block = Block::new(request, sockets);
     let ports = block.ports();
     let token = sys::random_token().map_err(|source| AcquireError::AcquireCall { source })?;
@@ -80,6 +80,12 @@ pub(crate) fn bind(token: Token, socket: &Socket, address: SocketAddr) -> Result
 /// A socket bound to a port of the block; port 0: a free one.
 pub(crate) fn hand_out(token: Token, transport: Transport, address: SocketAddr) -> Result<Socket, BindError> {
     with(token, |block| block.hand_out(transport, address))
+}
+
+/// Let other processes bind the ports by number.
+pub(crate) fn open(token: Token, transports: Transports) -> Result<(), BindError> {
+    let call = |source| BindError::BindCall { source };
+    with(token, |block| transports.iter().try_for_each(|transport| block.open(transport).map_err(call)))
 }
 
 fn with<T>(token: Token, work: impl FnOnce(&mut Block) -> Result<T, BindError>) -> Result<T, BindError> {

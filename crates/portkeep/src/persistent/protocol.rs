@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use portkeep_core::{
-    PortRange, Time, Transports,
+    Align, PortRange, Time, Transports,
     persistent::{Audience, Declaration, Name},
 };
 use serde::{Deserialize, Serialize};
@@ -56,9 +56,9 @@ pub enum Block {
     Any {
         /// How many.
         count: u16,
-        /// The first is a multiple of this power of two; 0 and 1: any.
+        /// Of the first port.
         #[serde(default)]
-        align: u16,
+        align: Align,
     },
 }
 
@@ -97,7 +97,7 @@ impl Proposal {
 
     /// Any `count` ports in a row.
     pub fn any(name: Name, count: u16, transports: Transports) -> Self {
-        Self::of(name, Block::Any { count, align: 0 }, transports)
+        Self::of(name, Block::Any { count, align: Align::ANY }, transports)
     }
 
     fn of(name: Name, block: Block, transports: Transports) -> Self {

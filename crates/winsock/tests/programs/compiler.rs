@@ -10,6 +10,7 @@ use std::{
 };
 
 use portkeep::persistent::protocol::RUNTIME_DIR;
+use portkeep_testkit::{World, agent::AgentProcess};
 use portkeep_winsock::install::{Installed, install};
 use tempfile::TempDir;
 
@@ -153,6 +154,14 @@ impl Kit {
         command.env(RUNTIME_DIR, self.agent_folder());
         command
     }
+}
+
+/// The agent, beside the programs, with an empty store.
+pub(crate) fn start_agent(_world: &World) -> AgentProcess {
+    let folder = kit("the agent").expect("a kit").agent_folder();
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).expect("a folder");
+    AgentProcess::start(&folder)
 }
 
 pub(crate) fn text(output: &Output) -> String {

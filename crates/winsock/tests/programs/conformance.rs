@@ -1,15 +1,15 @@
 //! The conformance suite in every world it knows. Each row is asked in at least
 //! one of them: a rule that nobody asks after would hold in any case.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, os::unix::process::CommandExt, path::Path, process::Command};
 
 use portkeep_core::Errno;
 use portkeep_kernel::Settings;
 use portkeep_testkit::{Sandbox, TestCgroup, World, new_namespace};
+use rustix::process::Signal;
 
 use crate::{
-    bed::{AgentProcess, as_nobody},
-    compiler::{Kit, STRICT, kit, source, text},
+    compiler::{Kit, STRICT, kit, source, start_agent, text},
     skipped,
 };
 
@@ -37,6 +37,14 @@ impl Heard {
     }
 }
 
+/// A user without any right.
+const NOBODY: u32 = 65534;
+
+fn as_nobody(mut command: Command) -> Command {
+    command.uid(NOBODY).gid(NOBODY);
+    command
+}
+
 /// The suite, moved into a cgroup before it starts.
 fn within(kit: &Kit, cgroup: &Path, program: &Path) -> Command {
     let mut command = kit.command("sh");
@@ -55,13 +63,13 @@ fn every_row_of_the_contract_holds() {
     let mut heard = Heard::default();
     heard.hear("no-agent", kit.command(&program));
 
-    let agent = AgentProcess::start(&world);
+    let agent = start_agent(&world);
     heard.hear("agent", kit.command(&program));
     heard.hear("user", as_nobody(kit.command(&program)));
-    agent.end();
-
-    let agent = AgentProcess::start(&world);
     agent.stop();
+
+    let agent = start_agent(&world);
+    agent.signal(Signal::STOP);
     heard.hear("stopped", kit.command(&program));
     drop(agent);
 

@@ -1,7 +1,6 @@
 //! C programs, compiled with the documented line and run as processes in the
 //! sandbox: the layer as its users meet it.
 
-mod bed;
 mod compiler;
 mod conformance;
 mod declarations;

@@ -5,8 +5,7 @@ use std::fs;
 use portkeep_testkit::World;
 
 use crate::{
-    bed::AgentProcess,
-    compiler::{kit, text},
+    compiler::{kit, start_agent, text},
     symbols::declared,
 };
 
@@ -17,7 +16,7 @@ fn the_programs_of_the_manual_run() {
     let test = "the_programs_of_the_manual_run";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
-    let _agent = AgentProcess::start(&world);
+    let _agent = start_agent(&world);
     let page = fs::read_to_string(PAGE).expect("the page");
     let programs: Vec<&str> = page.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!programs.is_empty());

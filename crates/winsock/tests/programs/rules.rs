@@ -5,8 +5,7 @@ use std::process::Command;
 use portkeep_testkit::World;
 
 use crate::{
-    bed::AgentProcess,
-    compiler::{Kit, STRICT, has, kit, source, text},
+    compiler::{Kit, STRICT, has, kit, source, start_agent, text},
     skipped,
 };
 
@@ -30,7 +29,7 @@ fn run(test: &str, name: &str) {
 }
 
 fn with_agent(world: &World, mut command: Command) {
-    let agent = AgentProcess::start(world);
+    let agent = start_agent(world);
     command.arg(agent.pid().to_string());
     passes(command);
 }
@@ -76,7 +75,7 @@ fn the_static_library_works() {
 }
 
 fn conformance(world: &World, mut command: Command) {
-    let _agent = AgentProcess::start(world);
+    let _agent = start_agent(world);
     command.arg("agent");
     passes(command);
 }

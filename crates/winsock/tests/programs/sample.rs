@@ -13,8 +13,7 @@ use std::{
 use portkeep_testkit::{TestCgroup, World};
 
 use crate::{
-    bed::AgentProcess,
-    compiler::{Kit, has, kit, text},
+    compiler::{Kit, has, kit, start_agent, text},
     skipped,
 };
 
@@ -103,7 +102,7 @@ fn the_sample_program_acquires_and_releases() {
     let test = "the_sample_program_acquires_and_releases";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
-    let _agent = AgentProcess::start(&world);
+    let _agent = start_agent(&world);
     for program in programs(kit, test) {
         succeeds(kit, &program, "2 1 6 5000 20", Some(5000), 20);
         succeeds(kit, &program, "2 2 17 5000 20", Some(5000), 20);
@@ -120,7 +119,7 @@ fn the_sample_program_fails_as_it_should() {
     let test = "the_sample_program_fails_as_it_should";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
-    let _agent = AgentProcess::start(&world);
+    let _agent = start_agent(&world);
     let taken = portkeep::Reservation::tcp().at(5010).ports(1).acquire().expect("a reservation of this process");
     for program in programs(kit, test) {
         let acquire = |number: u32| format!("WSAIoctl(SIO_ACQUIRE_PORT_RESERVATION) failed with error = {number}");

@@ -34,7 +34,7 @@ def say(*words):
 
 
 if which == "portserver":
-    # What portpicker prints when its server is killed is known; the answers tell what it then does.
+    # The messages of portpicker when its server is killed are known; the answers show its fallback.
     sys.stderr = open(os.devnull, "w")
 held = []
 say("ready")

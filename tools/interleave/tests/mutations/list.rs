@@ -155,13 +155,13 @@
         "lingering is marked after the counts are read",
         "reservation.h",
         "	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 ",
         "	if (linger) {
 		__u64 mine = mask & ~word_in_use(w);
 
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 		mask = mine & __sync_fetch_and_and(&w->lingering, ~mine);
 	}
 	reserved_clear(w, transport, base, mask);
@@ -212,12 +212,12 @@
 		w->lead = 0;
 	linger = s->in_force && READ(w->bound);
 	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 ",
         "	linger = s->in_force && READ(w->bound);
 	if (linger)
-		__sync_fetch_and_or(&w->lingering, mask);
+		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 	reserved_clear(w, transport, base, linger ? vacant_of(w, mask) : mask);
 	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));

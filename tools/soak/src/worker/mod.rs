@@ -23,13 +23,12 @@ use std::{
 use anyhow::{Context, Result};
 use portkeep_core::{Transport, wire};
 use portkeep_kernel::cgroup;
-use portkeep_testkit::{new_namespace, process::become_user, sockets};
+use portkeep_testkit::{new_namespace, process::become_user, random::Random, sockets};
 use rustix::process::{Signal, nice, set_parent_process_death_signal};
 use socket2::{Domain, Socket};
 
 use super::{
     ledger::{Drawn, Entry, Grant, Ledger, Person},
-    random::Random,
     report::Reporter,
     shared::{Crew, Shared},
     tally::{self, Operation},
@@ -82,7 +81,7 @@ impl Post {
     }
 
     pub(super) fn random(&self) -> Random {
-        Random::new(self.seed, &[self.number as u64 + 1, self.incarnation])
+        Random::stream(self.seed, &[self.number as u64 + 1, self.incarnation])
     }
 }
 

@@ -19,10 +19,11 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::channel::Channel;
 
 /// The variable that makes the test binary a driven process.
-pub const ENTRY: &str = "PORTKEEP_TEST_WORKER";
+pub(super) const ENTRY: &str = "PORTKEEP_TEST_WORKER";
 
 /// A command for a process. Descriptors are numbers that the driver chooses.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the arguments of the calls")]
 pub enum Command {
     /// Fork; the child answers on the descriptor that comes with the message. Answer: its process number.
     Fork,

@@ -16,7 +16,15 @@
 //!
 //! Nothing is remembered from one call to the next: memory can go at any time.
 
-use std::{cell::Cell, mem, ptr, sync::atomic::AtomicU32};
+mod code;
+mod plain;
+mod probe;
+
+use std::{cell::Cell, ptr};
+
+pub(crate) use code::executable;
+pub(crate) use plain::Plain;
+use probe::{Pipe, on_own_stack, page_of, page_readable, page_writable, pages, through_pipe};
 
 /// The memory is not there, or not writable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,168 +34,6 @@ pub(crate) struct Fault;
 enum Access {
     Read,
     Write,
-}
-
-/// Types without padding that any bytes are a value of.
-///
-/// # Safety
-///
-/// Both must be so: values are made from, and given out as, the caller's bytes.
-pub(crate) unsafe trait Plain: Copy {}
-
-// SAFETY: integers and structures of integers without padding.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for i32 {}
-// SAFETY: as above.
-unsafe impl Plain for u64 {}
-// SAFETY: as above.
-unsafe impl Plain for usize {}
-// SAFETY: as above.
-unsafe impl Plain for u8 {}
-// SAFETY: as above.
-unsafe impl Plain for i8 {}
-// SAFETY: as above.
-unsafe impl Plain for i16 {}
-// SAFETY: as above.
-unsafe impl Plain for u16 {}
-// SAFETY: as above.
-unsafe impl Plain for crate::abi::PortRange {}
-// SAFETY: as above; its padding is a field.
-unsafe impl Plain for crate::abi::Instance {}
-// SAFETY: as above.
-unsafe impl Plain for crate::abi::Overlapped {}
-// SAFETY: as above.
-unsafe impl Plain for crate::abi::ThreadId {}
-
-// SAFETY: two integers.
-unsafe impl Plain for libc::timeval {}
-// SAFETY: as above; its padding is a field.
-unsafe impl Plain for crate::abi::PollFd {}
-// SAFETY: as above.
-unsafe impl Plain for crate::abi::Buffer {}
-
-thread_local! {
-    /// Lowest and highest address of this thread's stack, (0, 0) before the first look.
-    static STACK: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
-}
-
-fn find_stack() -> (usize, usize) {
-    // SAFETY: all-zero is a valid pthread_attr_t to be filled in, and it is destroyed only after it was.
-    unsafe {
-        let mut attributes: libc::pthread_attr_t = mem::zeroed();
-        if libc::pthread_getattr_np(libc::pthread_self(), &mut attributes) != 0 {
-            return (1, 1);
-        }
-        let (mut low, mut size) = (ptr::null_mut(), 0);
-        let found = libc::pthread_attr_getstack(&attributes, &mut low, &mut size) == 0;
-        libc::pthread_attr_destroy(&mut attributes);
-        if found { (low as usize, low as usize + size) } else { (1, 1) }
-    }
-}
-
-/// True for what lies between this frame and the end of the stack: those pages
-/// hold live frames. A program on a stack of its own making (a coroutine) is
-/// never in these bounds and takes the slower ways.
-fn on_own_stack(address: usize, end: usize) -> bool {
-    let marker = 0u8;
-    let here = &raw const marker as usize;
-    let mut bounds = STACK.get();
-    if bounds == (0, 0) {
-        bounds = find_stack();
-        STACK.set(bounds);
-    }
-    bounds.0 <= here && here < bounds.1 && here <= address && end <= bounds.1
-}
-
-/// A page is this large or a multiple of it.
-const PAGE: usize = 4096;
-
-fn page_of(address: usize) -> usize {
-    address & !(PAGE - 1)
-}
-
-/// The kernel copies a signal mask in before it looks at what shall be done with
-/// it: with an impossible wish nothing is done, and the answer shows whether the
-/// eight bytes could be read. Aligned, they are all on one page.
-fn page_readable(address: usize) -> Option<Result<(), Fault>> {
-    const NO_SUCH_WISH: i32 = 100;
-    let mask = address & !7;
-    if mask == 0 {
-        // To the kernel that is "no mask".
-        return Some(Err(Fault));
-    }
-    // SAFETY: the kernel checks the address, changes no memory, and refuses the wish.
-    let result = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_SUCH_WISH, mask, 0usize, 8usize) };
-    match (result, std::io::Error::last_os_error().raw_os_error()) {
-        (-1, Some(libc::EINVAL)) => Some(Ok(())),
-        (-1, Some(libc::EFAULT)) => Some(Err(Fault)),
-        _ => None,
-    }
-}
-
-/// A word of the page is ORed with 0, in one atomic step, by the kernel. Nobody
-/// waits at the word that the operation is nominally about; whoever waits at
-/// the other one, and has nearly all its bits set, may be woken for nothing, which a futex always may.
-fn page_writable(address: usize) -> Option<Result<(), Fault>> {
-    static NOBODY: AtomicU32 = AtomicU32::new(0);
-    const OR_0_THEN_IF_LESS_THAN_MINUS_2048: u32 = 2 << 28 | 2 << 24 | 0x800;
-    let (nobody, word) = (NOBODY.as_ptr(), address & !3);
-    let operation = libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: the kernel checks the address, and an OR with 0 changes nothing, whoever else writes there.
-    let result = unsafe {
-        libc::syscall(libc::SYS_futex, nobody, operation, 0, 0usize, word, OR_0_THEN_IF_LESS_THAN_MINUS_2048)
-    };
-    match (result, std::io::Error::last_os_error().raw_os_error()) {
-        (0.., _) => Some(Ok(())),
-        (_, Some(libc::EFAULT)) => Some(Err(Fault)),
-        _ => None,
-    }
-}
-
-struct Pipe([i32; 2]);
-
-impl Pipe {
-    fn new() -> Result<Self, Fault> {
-        let mut ends = [0; 2];
-        // SAFETY: `ends` has room for the two descriptors.
-        if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
-            return Err(Fault);
-        }
-        Ok(Self(ends))
-    }
-
-    fn put(&self, from: usize, length: usize) -> Result<(), Fault> {
-        // SAFETY: the kernel checks the address; a wrong one makes the call fail.
-        let count = unsafe { libc::write(self.0[1], from as *const _, length) };
-        if count == length as isize { Ok(()) } else { Err(Fault) }
-    }
-
-    fn take(&self, to: usize, length: usize) -> Result<(), Fault> {
-        // SAFETY: the kernel checks the address; what lies there belongs to whoever passed it to be written.
-        let count = unsafe { libc::read(self.0[0], to as *mut _, length) };
-        if count == length as isize { Ok(()) } else { Err(Fault) }
-    }
-}
-
-impl Drop for Pipe {
-    fn drop(&mut self) {
-        // SAFETY: both descriptors are this value's own.
-        unsafe {
-            libc::close(self.0[0]);
-            libc::close(self.0[1]);
-        }
-    }
-}
-
-fn through_pipe(address: usize, access: Access) -> Result<(), Fault> {
-    let pipe = Pipe::new()?;
-    pipe.put(address, 1)?;
-    if access == Access::Write {
-        // The same byte back to where it came from: only the right to write is tried.
-        pipe.take(address, 1)?;
-    }
-    Ok(())
 }
 
 /// The knowledge of one call of the program about memory: the last page it looked at.
@@ -293,11 +139,6 @@ impl Memory {
     }
 }
 
-/// The pages of `address..end`, which is not empty.
-fn pages(address: usize, end: usize) -> impl Iterator<Item = usize> {
-    (page_of(address)..=page_of(end - 1)).step_by(PAGE)
-}
-
 /// Whether `length` bytes can be written there. Nothing is changed.
 pub(crate) fn writable(address: usize, length: usize) -> Result<(), Fault> {
     Memory::default().writable(address, length)
@@ -322,54 +163,15 @@ pub(crate) fn write_late<T: Plain>(address: usize, value: T) -> Result<(), Fault
     pipe.take(address, size_of::<T>())
 }
 
-/// Whether a routine can be there: code of the program, of a library, or made
-/// at run time. That it is a routine of the right type is the caller's word.
-pub(crate) fn executable(address: usize) -> Result<(), Fault> {
-    /// Nonzero, which ends the walk, once the address is found in a segment of code.
-    unsafe extern "C" fn look(object: *mut libc::dl_phdr_info, _size: usize, wanted: *mut libc::c_void) -> i32 {
-        // SAFETY: the walk passes a valid description, with as many headers as it says.
-        let (base, headers) = unsafe {
-            let object = &*object;
-            (object.dlpi_addr as usize, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
-        };
-        let code = headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_X != 0);
-        let found = code.into_iter().any(|header| {
-            let start = base.wrapping_add(header.p_vaddr as usize);
-            (start..start.wrapping_add(header.p_memsz as usize)).contains(&(wanted as usize))
-        });
-        found.into()
-    }
-    if address == 0 {
-        return Err(Fault);
-    }
-    // SAFETY: `look` has the type the walk wants, and the number passed through is no pointer to it.
-    if unsafe { libc::dl_iterate_phdr(Some(look), address as *mut libc::c_void) } != 0 {
-        return Ok(());
-    }
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
-        return Memory::default().readable(address, 1);
-    };
-    let found = maps.lines().any(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let (Some(range), Some(rights)) = (words.next(), words.next()) else { return false };
-        let Some((start, end)) = range.split_once('-') else { return false };
-        let number = |text| usize::from_str_radix(text, 16);
-        rights.contains('x')
-            && number(start).is_ok_and(|start| start <= address)
-            && number(end).is_ok_and(|end| address < end)
-    });
-    if found { Ok(()) } else { Err(Fault) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Pages(usize);
+    pub(super) struct Pages(pub(super) usize);
 
     impl Pages {
         /// One page of `protection`, and after it one that is not there.
-        fn new(protection: i32) -> Self {
+        pub(super) fn new(protection: i32) -> Self {
             // SAFETY: an anonymous mapping at an address of the kernel's choice, and a part of it unmapped again.
             unsafe {
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -453,17 +255,6 @@ mod tests {
         assert_eq!(Memory::default().string::<u8>(page.0 + 4092), Ok(b"abc".to_vec()));
         Memory::default().write_list(page.0 + 4092, b"abcd").unwrap();
         assert_eq!(Memory::default().string::<u8>(page.0 + 4092), Err(Fault));
-    }
-
-    #[test]
-    fn code_is_told_from_data() {
-        let data = Box::new(7u64);
-        assert!(executable(Pages::new as *const () as usize).is_ok());
-        assert!(executable(libc::getpid as *const () as usize).is_ok());
-        assert!(executable(&raw const *data as usize).is_err());
-        assert!(executable(0).is_err() && executable(8).is_err() && executable(usize::MAX).is_err());
-        let made = Pages::new(libc::PROT_READ | libc::PROT_EXEC);
-        assert!(executable(made.0).is_ok() && executable(made.0 + 4096).is_err());
     }
 
     #[test]

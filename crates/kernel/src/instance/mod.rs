@@ -13,157 +13,36 @@
 //! folder that only root can open: on the BPF file system itself, which others
 //! may be able to open, anybody could hold the lock and everything up.
 
+mod error;
+mod lock;
+mod pins;
+
 use std::{
-    error::Error,
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use aya::{EbpfLoader, maps::MapError};
-use rustix::{
-    fs::{FlockOperation, flock},
-    process::geteuid,
-};
+use aya::EbpfLoader;
+use rustix::fs::{FlockOperation, flock};
+
+pub use error::InstanceError;
+use error::{MOUNTING, io_error, pin_error};
+use lock::{Lock, same_folder};
+use pins::{UNFINISHED, build, remove_tree, remove_unfinished};
 
 use crate::{
     admin::Admin,
     bpffs, cgroup,
     events::Events,
-    load::{ADMIN, ENFORCING, LoadError, Loaded, SERVING},
-    maps::{self, Config, MapAccessError, Maps},
-    obstacle::Obstacle,
+    load::{ADMIN, ENFORCING, Loaded, SERVING},
+    maps::{self, Config, Maps},
     settings::{BUILD, Settings},
     sys,
 };
 
-const MOUNTING: &str = "mounting a BPF file system at";
 /// Name of the folder below the BPF file system.
 const NAME: &str = "portkeep";
-/// Unfinished folders begin with this. No dot: bpffs refuses names that have one (`bpf_lookup` in kernel/bpf/inode.c).
-const UNFINISHED: &str = "portkeep-unfinished-";
-
-/// Why the pinned instance could not be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InstanceError {
-    /// Nothing is pinned: `portkeep up` has not been run.
-    #[error("kernel enforcement is not up (nothing is pinned in {0}); root brings it up with `portkeep up`")]
-    NotUp(PathBuf),
-    /// It is up, but another version of Portkeep brought it up.
-    #[error(
-        "version skew: the loaded BPF programs are abi {loaded_abi} build {loaded_build:016x}, this program has abi \
-         {own_abi} build {own_build:016x}; `portkeep upgrade` swaps the programs without a gap"
-    )]
-    Skew {
-        /// ABI of what is up.
-        loaded_abi: u32,
-        /// Build of what is up.
-        loaded_build: u64,
-        /// ABI of this program.
-        own_abi: u32,
-        /// Build of this program.
-        own_build: u64,
-    },
-    /// The layout of the maps changed between the two versions.
-    #[error(
-        "the loaded BPF programs keep their state in the layout of abi {loaded}, this program knows abi {own}: run \
-         `portkeep down` and `portkeep up` when no reservation is held"
-    )]
-    Layout {
-        /// ABI of what is up.
-        loaded: u32,
-        /// ABI of this program.
-        own: u32,
-    },
-    /// It is up, but on other cgroups than asked for.
-    #[error("already up, {what} in {have}, not in {want}; run `portkeep down` first")]
-    Elsewhere {
-        /// "enforced" or "served".
-        what: &'static str,
-        /// Where it is.
-        have: String,
-        /// Where it was to be.
-        want: String,
-    },
-    /// No cgroup v2 hierarchy is mounted.
-    #[error(
-        "no cgroup v2 hierarchy is mounted here, and kernel enforcement requires one: mount one (`mount -t cgroup2 none \
-         DIR` does it beside cgroup v1, too), or in a container have the host run `portkeep up`"
-    )]
-    NoCgroup2,
-    /// Another process holds the lock.
-    #[error("locking {path}")]
-    Lock {
-        /// The file to lock.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A file system call failed.
-    #[error("{what} {path}")]
-    Io {
-        /// The action that failed.
-        what: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A pin could not be made or opened.
-    #[error("pin {path}: {message}")]
-    Pin {
-        /// Which one.
-        path: PathBuf,
-        /// The problem.
-        message: String,
-    },
-    /// The system does not let this process do it, for a reason that somebody can do something about.
-    #[error("{why}; what failed is {step}")]
-    Hindered {
-        /// The reason, with a remedy.
-        why: Obstacle,
-        /// The action that failed.
-        step: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Loading or attaching failed.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// A map could not be read.
-    #[error(transparent)]
-    Map(#[from] MapAccessError),
-}
-
-impl InstanceError {
-    /// Report why the system refused, if that is known. The verifier's log is of no use then.
-    fn explained(self) -> Self {
-        let mut cause: Option<&(dyn Error + 'static)> = Some(&self);
-        let errno = loop {
-            match cause {
-                None => return self,
-                Some(error) => {
-                    // aya's error is transparent: the chain of sources skips its inner error.
-                    let inner = match error.downcast_ref() {
-                        Some(MapError::IoError(inner)) => Some(inner),
-                        _ => error.downcast_ref::<io::Error>(),
-                    };
-                    match inner.and_then(io::Error::raw_os_error) {
-                        Some(errno) => break errno,
-                        None => cause = error.source(),
-                    }
-                }
-            }
-        };
-        let mounting = matches!(&self, Self::Io { what, .. } if *what == MOUNTING);
-        match Obstacle::behind(errno, mounting) {
-            Some(why) => Self::Hindered { why, step: self.to_string(), source: io::Error::from_raw_os_error(errno) },
-            None => self,
-        }
-    }
-}
 
 /// How `up` shall bring kernel enforcement up.
 #[derive(Clone, Debug, Default)]
@@ -188,68 +67,12 @@ pub struct DownReport {
     pub unmounted: bool,
 }
 
-/// An exclusive lock on the folder beside the pins, gone when dropped. Its folder goes with it if nothing is up then,
-/// so that whatever failed leaves no trace.
-#[derive(Debug)]
-struct Lock {
-    _file: File,
-    path: PathBuf,
-    pins: PathBuf,
-}
-
 /// The instance that is pinned in a folder.
 #[derive(Debug)]
 pub struct Instance {
     folder: PathBuf,
     config: Config,
     newly_up: bool,
-}
-
-fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> InstanceError + use<'a> {
-    move |source| InstanceError::Io { what, path: path.to_owned(), source }
-}
-
-fn pin_error<E: std::error::Error>(path: &Path) -> impl FnOnce(E) -> InstanceError + use<'_, E> {
-    move |error| {
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        InstanceError::Pin { path: path.to_owned(), message: format!("{error}{cause}") }
-    }
-}
-
-impl Lock {
-    fn exclusive(folder: &Path) -> Result<Self, InstanceError> {
-        let mut name = folder.file_name().unwrap_or_default().to_owned();
-        name.push("-lock");
-        let path = folder.with_file_name(name);
-        let locking = |source: io::Error| InstanceError::Lock { path: path.clone(), source };
-        loop {
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(locking(error)),
-                _ => {}
-            }
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened.map_err(locking)?,
-            };
-            if !file.metadata().is_ok_and(|meta| meta.uid() == geteuid().as_raw()) {
-                return Err(locking(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")));
-            }
-            flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
-            // `down` removes the folder: then this lock is on nothing.
-            if same_folder(&file, &path) {
-                return Ok(Self { _file: file, path, pins: folder.to_owned() });
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Before the file closes: who comes next either waits for this lock or makes a new folder.
-        if !self.pins.exists() {
-            let _ = fs::remove_dir(&self.path);
-        }
-    }
 }
 
 impl Instance {
@@ -508,80 +331,5 @@ impl Instance {
         drop(guard);
         bpffs::unmount_own(parent);
         Ok(true)
-    }
-}
-
-fn same_folder(open: &File, path: &Path) -> bool {
-    match (open.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-/// Load, pin and attach everything in a folder that is not in its place yet.
-fn build(folder: &Path, settings: &Settings, enforce: &Path, serve: &Path) -> Result<(), InstanceError> {
-    for part in ["maps", "links", "programs"] {
-        let path = folder.join(part);
-        fs::create_dir_all(&path).map_err(io_error("making", &path))?;
-    }
-    for path in [folder.to_owned(), folder.join("maps"), folder.join("links"), folder.join("programs")] {
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(io_error("protecting", &path))?;
-    }
-    let mut loaded = Loaded::load()?;
-    for name in maps::NAMES {
-        let path = folder.join("maps").join(name);
-        loaded.pin_map(name, &path)?;
-    }
-    loaded.pin_admin(&folder.join("programs").join(ADMIN))?;
-    loaded.attach(settings, enforce, serve)?;
-    for link in std::mem::take(&mut loaded.links) {
-        let path = folder.join("links").join(link.name);
-        sys::pin(&link.fd, &path).map_err(io_error("pinning", &path))?;
-    }
-    Ok(())
-}
-
-fn remove_unfinished(parent: &Path) -> Result<(), InstanceError> {
-    for (path, _) in entries_of(parent)? {
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
-            remove_tree(&path)?;
-        }
-    }
-    Ok(())
-}
-
-/// The contents of a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end
-/// before anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
-fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, bool)>, InstanceError> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(io_error("reading", folder))?,
-    };
-    let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    Ok(entries.flatten().map(|entry| (entry.path(), is_folder(&entry))).collect())
-}
-
-/// `fs::remove_dir_all` opens files in ways bpffs does not know; these few levels are done by hand.
-fn remove_tree(folder: &Path) -> Result<(), InstanceError> {
-    for (path, is_folder) in entries_of(folder)? {
-        if is_folder {
-            remove_tree(&path)?;
-        } else {
-            fs::remove_file(&path).map_err(io_error("removing", &path))?;
-        }
-    }
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", folder)(error)),
-        _ => Ok(()),
-    }
-}
-
-impl Loaded {
-    fn pin_map(&self, name: &'static str, path: &Path) -> Result<(), InstanceError> {
-        self.ebpf.map(name).ok_or(MapAccessError::Missing(name))?.pin(path).map_err(pin_error(path))
-    }
-
-    fn pin_admin(&self, path: &Path) -> Result<(), InstanceError> {
-        sys::pin(self.program_fd(ADMIN)?, path).map_err(io_error("pinning", path))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
-const SCHEMA: &str = include_str!("../../../../docs/reference/portkeep.schema.json");
+const SCHEMA: &str = include_str!("../../../docs/reference/portkeep.schema.json");
 
 /// The schema, but here nothing may come that it does not name.
 static STRICT: LazyLock<Value> = LazyLock::new(|| {
@@ -27,19 +27,23 @@ fn forbid_others(schema: &mut Value) {
 }
 
 /// Whether the schema describes the output of this command.
-pub(crate) fn has(command: &str) -> bool {
+pub fn has(command: &str) -> bool {
     STRICT["$defs"].get(command).is_some()
 }
 
 /// The command that a command line names: "list", "persist add".
-fn command<'a>(words: &'a [&'a str]) -> String {
+fn command(words: &[&str]) -> String {
     let inner = matches!(words, ["persist" | "excludedportrange", ..]);
     words[..if inner { 2 } else { 1 }].join(" ")
 }
 
 /// The output of this command line fits, a line at a time. Without `--json` there is nothing to check.
+///
+/// # Panics
+///
+/// If it does not.
 #[track_caller]
-pub(crate) fn check(words: &[&str], out: &str) {
+pub fn check(words: &[&str], out: &str) {
     if !words.contains(&"--json") || words.contains(&"run") {
         return;
     }

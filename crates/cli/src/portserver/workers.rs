@@ -1,0 +1,106 @@
+//! Root's server: each user's connections go to a process of that user.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    process::{Child, Command, Stdio},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::sockopt::socket_peercred,
+};
+
+use super::{SignalPipe, pass};
+use crate::Io;
+
+/// A process that serves one user.
+struct Worker {
+    child: Child,
+    channel: UnixStream,
+}
+
+impl Worker {
+    fn start(uid: u32, gid: u32) -> io::Result<Self> {
+        let (channel, theirs) = UnixStream::pair()?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("portkeep").args(["portserver", "--worker"]).stdin(Stdio::from(OwnedFd::from(theirs)));
+        if uid != 0 {
+            // `uid` also drops the supplementary groups.
+            command.uid(uid).gid(gid);
+        }
+        Ok(Self { child: command.spawn()?, channel })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It ends when its channel does, and its reservations with it.
+        let _ = self.channel.shutdown(std::net::Shutdown::Both);
+        let _ = self.child.wait();
+    }
+}
+
+/// Serve until SIGTERM or SIGINT.
+pub(super) fn serve(listener: UnixListener, io: &mut Io<'_>) -> io::Result<()> {
+    let signals = SignalPipe::new()?;
+    listener.set_nonblocking(true)?;
+    let mut workers = HashMap::new();
+    loop {
+        let mut ready = [&listener as &dyn std::os::fd::AsFd, &signals.end, &signals.statistics]
+            .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+        match poll(&mut ready, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            polled => polled?,
+        };
+        let [connections, end, statistics] = ready.map(|fd| !fd.revents().is_empty());
+        if end {
+            return Ok(());
+        }
+        if statistics {
+            ask_for_statistics(&signals, &workers, io);
+        }
+        if connections {
+            match listener.accept() {
+                Ok((connection, _)) => dispatch(&mut workers, connection, io),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => io.note(format_args!("a connection was lost: {error}")),
+            }
+        }
+    }
+}
+
+/// A worker that its user has killed is started again.
+fn dispatch(workers: &mut HashMap<u32, Worker>, connection: UnixStream, io: &mut Io<'_>) {
+    let Ok(peer) = socket_peercred(&connection) else { return };
+    let uid = peer.uid.as_raw();
+    if workers.get_mut(&uid).is_some_and(|worker| !matches!(worker.child.try_wait(), Ok(None))) {
+        workers.remove(&uid);
+    }
+    let worker = match workers.entry(uid) {
+        std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+        std::collections::hash_map::Entry::Vacant(entry) => match Worker::start(uid, peer.gid.as_raw()) {
+            Ok(worker) => entry.insert(worker),
+            Err(error) => return io.note(format_args!("no server for user {uid}: {error}")),
+        },
+    };
+    // A user that floods its worker loses its own requests.
+    let _ = pass(&worker.channel, &connection);
+}
+
+fn ask_for_statistics(signals: &SignalPipe, workers: &HashMap<u32, Worker>, io: &mut Io<'_>) {
+    let mut bytes = [0; 64];
+    let _ = io::Read::read(&mut &signals.statistics, &mut bytes);
+    io.note(format_args!("{} users have asked for ports; each one's server reports next", workers.len()));
+    for worker in workers.values() {
+        let pid = rustix::process::Pid::from_child(&worker.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);
+    }
+}

@@ -1,0 +1,213 @@
+//! `portkeep portserver`: portpicker's protocol, answered with reserved ports.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
+
+use portkeep_testkit::{eventually, kernel_or_skip, machine::Machine, skip};
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
+/// Set on machines that must run the tests with packages of PyPI: there, being unable to is a failure.
+const REQUIRE: &str = "PORTKEEP_REQUIRE_PYTHON";
+
+/// What each script begins with: `ask` sends a request and returns the answer.
+const CLIENT: &str = r#"
+import os, socket, subprocess, sys, time
+
+def connect():
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(60)
+    s.connect("\0portkeep")
+    return s
+
+def ask(request):
+    with connect() as s:
+        s.sendall(request)
+        return s.recv(100)
+
+def line(pid):
+    return b"%d\n" % pid
+
+def bind(port, kind=socket.SOCK_STREAM):
+    s = socket.socket(socket.AF_INET, kind)
+    s.bind(("", port))
+    return s
+
+me = line(os.getpid())
+"#;
+
+/// A machine with enforcement and a port server.
+struct Served {
+    machine: Machine,
+    server: Option<Child>,
+}
+
+impl Served {
+    fn new(test: &str) -> Option<Self> {
+        if !kernel_or_skip(test) {
+            return None;
+        }
+        let machine = Machine::new(PORTKEEP, test);
+        machine.portkeep(&["up"]).ok();
+        let log = fs::File::create(machine.folder.path().join("portserver.log")).unwrap();
+        let server = machine.command(&["portserver"]).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        let served = Self { machine, server: Some(server) };
+        eventually(|| served.log().contains("serving"));
+        Some(served)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.machine.folder.path().join("portserver.log")).unwrap()
+    }
+
+    fn script(&self, text: &str) -> String {
+        let script = format!("{CLIENT}\n{text}");
+        let done = self.machine.program(&["python3", "-c", &script]).output().unwrap();
+        assert!(done.status.success(), "{}\n{}", String::from_utf8_lossy(&done.stderr), self.log());
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    fn reserved(&self) -> usize {
+        self.machine.portkeep(&["list", "--json"]).ok().out.lines().filter(|line| line.contains("portserver")).count()
+    }
+
+    /// A signal to the server; its workers notice by themselves.
+    fn end(&mut self, signal: &str) {
+        let Some(mut server) = self.server.take() else { return };
+        let _ = Command::new("kill").args([signal, &server.id().to_string()]).status();
+        let _ = server.wait();
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.end("-TERM");
+    }
+}
+
+#[test]
+fn answers_are_reserved_ports() {
+    let Some(served) = Served::new("portserver_answers") else { return };
+    let port = served.script(
+        r#"
+a, b = int(ask(me)), int(ask(me))
+assert a != b
+for port in (a, b):
+    bind(port), bind(port, socket.SOCK_DGRAM)
+# A child binds what its parent asked for.
+c = int(ask(me))
+child = subprocess.run([sys.executable, "-c", "import socket, sys; socket.socket().bind(('', int(sys.argv[1])))", str(c)])
+assert child.returncode == 0
+# For another process of this user, until that ends.
+other = subprocess.Popen(["sleep", "600"])
+d = int(ask(line(other.pid)))
+assert subprocess.run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable, "-c",
+    "import socket, sys, errno\ntry: socket.socket().bind(('', int(sys.argv[1])))\n"
+    "except OSError as e: sys.exit(e.errno != errno.EADDRINUSE)\nelse: sys.exit(2)", str(d)]).returncode == 0
+other.kill(), other.wait()
+print(d)
+"#,
+    );
+    assert!((61000..=65535).contains(&port.parse().unwrap()));
+    // All of its processes have ended.
+    eventually(|| served.reserved() == 0);
+    assert_eq!(served.machine.outsider_binds("tcp", port.parse().unwrap()), "bound");
+}
+
+#[test]
+fn malformed_requests_get_nothing() {
+    let Some(served) = Served::new("portserver_malformed") else { return };
+    served.script(
+        r#"
+gone = subprocess.Popen(["true"])
+gone.wait()
+for request in (b"1\n", b"0\n", b"-3\n", b"x\n", b"\n", b"9" * 21, b"9" * 5000, b"12 13\n", line(gone.pid)):
+    assert ask(request) == b"", request
+# Those that send nothing, or go away, keep nobody waiting.
+silent = [connect() for _ in range(400)]
+for _ in range(20):
+    connect().close()
+assert int(ask(me))
+"#,
+    );
+}
+
+#[test]
+fn every_user_has_a_server_and_a_quota_of_its_own() {
+    let Some(mut served) = Served::new("portserver_users") else { return };
+    served.script(
+        r#"
+mine = int(ask(me))
+child = os.fork()
+if not child:
+    os.setgid(65534)
+    os.setuid(65534)
+    own = line(os.getpid())
+    port = int(ask(own))
+    bind(port)
+    assert ask(me) == b"", "of another user"
+    try:
+        bind(mine)
+        os._exit(1)
+    except OSError:
+        pass
+    # As many as the quota has: each is a TCP and a UDP port.
+    got = 1
+    while ask(own):
+        got += 1
+    os._exit(0 if got == 512 else 2)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+# Others are not affected.
+assert int(ask(me))
+"#,
+    );
+    eventually(|| served.reserved() == 0);
+    assert!(served.log().contains("no port for process"), "{}", served.log());
+    // Killed, the server leaves nothing behind: its workers end with it.
+    let mut client =
+        served.machine.program(&["python3", "-c", &format!("{CLIENT}\nask(me)\ntime.sleep(600)")]).spawn().unwrap();
+    eventually(|| served.reserved() == 1);
+    served.end("-KILL");
+    eventually(|| served.reserved() == 0);
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+/// portpicker itself, from PyPI.
+#[test]
+fn portpicker_gets_reserved_ports() {
+    let Some(served) = Served::new("portserver_portpicker") else { return };
+    let packages = served.machine.folder.path().join("packages");
+    let pip = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--target"])
+        .arg(&packages)
+        .arg("portpicker")
+        .output();
+    match pip {
+        Ok(done) if done.status.success() => {}
+        Ok(done) => return skip("portserver_portpicker", &String::from_utf8_lossy(&done.stderr), REQUIRE),
+        Err(error) => return skip("portserver_portpicker", &format!("no pip: {error}"), REQUIRE),
+    }
+    let script = r#"
+import os, socket, portpicker
+ports = [portpicker.pick_unused_port() for _ in range(20)]
+assert len(set(ports)) == 20 and all(61000 <= port <= 65535 for port in ports), ports
+for port in ports:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        socket.socket(socket.AF_INET6, kind).bind(("", port))
+"#;
+    let mut command = served.machine.program(&["python3", "-c", script]);
+    let done = command.env("PYTHONPATH", &packages).env("PORTSERVER_ADDRESS", "@portkeep").output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn without_enforcement_there_is_no_server() {
+    if !kernel_or_skip("portserver_without") {
+        return;
+    }
+    let machine = Machine::new(PORTKEEP, "portserver_without");
+    let outcome = machine.portkeep(&["portserver"]);
+    assert!(outcome.err.contains("portkeep up"), "{}", outcome.err);
+}
