@@ -1,4 +1,4 @@
-"""What the tests share. Those that need the kernel run where `portkeep up` was run, and are skipped elsewhere."""
+"""Shared by the tests. Those that need the kernel run where `portkeep up` was run, and are skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOBODY = 65534
 
 
 def in_child(work: Callable[[], str], *, user: int | None = None) -> str:
-    """What ``work`` returns in another process, as another user if one is named."""
+    """The result of ``work`` in another process, as another user if one is named."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

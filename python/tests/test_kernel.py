@@ -1,4 +1,4 @@
-"""What only the kernel can do."""
+"""Only the kernel can do this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reservation does in both modes."""
+"""A reservation in both modes."""
 
 from __future__ import annotations
 

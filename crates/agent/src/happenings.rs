@@ -69,6 +69,7 @@ impl Happenings {
             EventKind::Refused => Happening::Refused,
             EventKind::Granted => Happening::Granted,
             EventKind::Ended => Happening::Ended,
+            EventKind::Exhausted => Happening::Exhausted,
             _ => return None,
         };
         if what == Happening::Ended && self.was_refused(event.id) {
@@ -76,7 +77,7 @@ impl Happenings {
         }
         let declared = registry.declared(event.id);
         // An administrator's action is reported where it is done.
-        if what != Happening::Refused && (declared.is_some() || event.owner == 0) {
+        if matches!(what, Happening::Granted | Happening::Ended) && (declared.is_some() || event.owner == 0) {
             return None;
         }
         let reservation = maps.reservation(event.id).ok().flatten();
@@ -88,7 +89,9 @@ impl Happenings {
         };
         let hit = match what {
             // The entry may be another reservation's by now.
-            Happening::Refused => reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports))),
+            Happening::Refused | Happening::Exhausted => {
+                reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports)))
+            }
             Happening::Granted => reservation,
             Happening::Ended | Happening::Denied => None,
             // Not one of the kinds above.
@@ -165,7 +168,7 @@ impl Happenings {
     /// Log what may be logged now, and count the rest.
     fn report(&mut self, account: u32, more: u32, mut told: Told) -> Option<Told> {
         let pace = match told.what {
-            Happening::Refused | Happening::Denied => Pace::Fading,
+            Happening::Refused | Happening::Denied | Happening::Exhausted => Pace::Fading,
             _ => Pace::Steady,
         };
         let command = told.process.as_ref().map_or_else(String::new, |process| process.comm.clone());
@@ -200,6 +203,7 @@ impl Happenings {
             Happening::Refused => "was refused",
             Happening::Granted => "reserved ports",
             Happening::Denied => "was not granted ports",
+            Happening::Exhausted => "found its private ephemeral range used up",
             _ => "ended reservations",
         };
         let times = if count == 1 { "once".into() } else { format!("{count} times") };
@@ -233,6 +237,9 @@ impl Happenings {
                 let whose = reservation.as_ref().map_or_else(|| "a reservation that has ended".into(), described);
                 format!("{who} was refused {}/{transports}: reserved for {whose}", ports.start())
             }
+            Happening::Exhausted => format!(
+                "{who} got no port for a bind to port 0: all of its private ephemeral range, {ports}/{transports}, are in use"
+            ),
             Happening::Granted => {
                 let name = reservation.as_ref().and_then(|reservation| reservation.name.as_ref());
                 let named = name.map_or_else(String::new, |name| format!(" as {name:?}"));
@@ -305,7 +312,7 @@ fn log(told: &Told) {
         };
     }
     match told.what {
-        Happening::Refused | Happening::Denied => line!(warn),
+        Happening::Refused | Happening::Denied | Happening::Exhausted => line!(warn),
         _ => line!(info),
     }
 }

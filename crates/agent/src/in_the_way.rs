@@ -31,7 +31,14 @@ pub(super) fn sockets(transport: Transport, port: u16) -> Vec<BoundSocket> {
     named.collect()
 }
 
-/// "8443/tcp is in use by pid 812 (nginx), listening".
+/// Which port of a block is in use and by which socket, in a sentence; `None` if no socket is listed. In the calling
+/// thread's network namespace.
+pub fn in_use(transport: Transport, block: PortRange) -> Option<String> {
+    let port = holders(transport, block).ok()?.first()?.local.port();
+    Some(sentence(transport, port, &sockets(transport, port)))
+}
+
+/// "8443/tcp is in use by pid 812 (nginx): listening".
 pub(super) fn sentence(transport: Transport, port: u16, sockets: &[BoundSocket]) -> String {
     let Some(first) = sockets.first() else { return format!("{port}/{transport} is in use") };
     let state = first.state.as_deref().unwrap_or_default();

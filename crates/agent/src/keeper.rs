@@ -73,13 +73,16 @@ impl Keeper {
         Ok((ephemeral, shared))
     }
 
-    /// Make `blocks` (outside the pool), and what of the pool automatic choices would reach, the whole of our entries in
-    /// the calling thread's namespace. Returns how pool and automatic choices share their ports there.
+    /// Make `blocks`, and what of the pool automatic choices would reach, the whole of our entries in the calling thread's
+    /// namespace. The part of the pool that is left to automatic choices is entered where it is reserved all the same.
+    /// Returns how pool and automatic choices share their ports there.
     pub(super) fn settle_here(&self, netns: u64, blocks: &PortSet) -> io::Result<Shared> {
         let mut found = Shared::default();
         settle_here(&self.runtime, netns, |ours, current| {
             found = self.shared(ours, current)?.1;
-            Ok(found.enter.into_iter().fold(blocks.clone(), |all, part| all.union(&part.into())))
+            let within = |part: Option<PortRange>| part.map(PortSet::from).unwrap_or_default();
+            let reserved_there = within(found.avoid).intersection(blocks);
+            Ok(self.outside_pool(blocks.clone()).union(&within(found.enter)).union(&reserved_there))
         })?;
         Ok(found)
     }

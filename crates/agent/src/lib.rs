@@ -84,10 +84,11 @@ use service::Service;
 use settle::Sweep;
 
 pub use aside::{Aside, set_aside_used_pool_ports};
+pub use in_the_way::in_use;
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
 pub use overlap::{Overlap, enter_overlap, leave_overlap};
-pub use policy::{settings, share_quotas};
+pub use policy::{quota, settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 pub use sysctl::ephemeral as ephemeral_ports;
 
@@ -441,32 +442,35 @@ impl<'k> Agent<'k> {
     fn load_declarations(&mut self) -> anyhow::Result<Reloaded> {
         let (registry, mut desk) = self.desk();
         let (changes, wrong) = registry.load(&mut desk)?;
-        let mut complaints = registry.complaints();
-        for diagnostic in &wrong {
+        let conflicts = registry.conflicts();
+        let mut errors = registry.complaints();
+        for diagnostic in wrong.iter().chain(&conflicts) {
             tracing::warn!("{}", one_line(diagnostic));
         }
-        complaints.extend(wrong.iter().map(one_line));
+        errors.extend(wrong.iter().map(one_line));
+        let complaints = conflicts.iter().map(one_line).collect();
         self.unsettle(self.netns, &[]);
-        let Changes { added, removed, waiting } = changes;
-        Ok(Reloaded { added, removed, waiting, complaints })
+        let Changes { added, changed, removed, waiting } = changes;
+        Ok(Reloaded { added, changed, removed, waiting, errors, complaints })
     }
 
     /// Read everything again. An error in the configuration leaves it as it was.
     fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.service.reloading();
-        let mut complaints = match self.policy.reload() {
-            Ok(()) => self.apply_configuration()?,
+        let (mut complaints, mut errors) = match self.policy.reload() {
+            Ok(()) => (self.apply_configuration()?, Vec::new()),
             Err(wrong) => {
                 tracing::warn!("the configuration stays as it was: {}", lines(&wrong));
-                wrong.iter().map(one_line).collect()
+                (Vec::new(), wrong.iter().map(one_line).collect())
             }
         };
         let mut reloaded = self.load_declarations()?;
+        errors.append(&mut reloaded.errors);
         complaints.append(&mut reloaded.complaints);
-        let (added, removed, waiting) = (reloaded.added, reloaded.removed, reloaded.waiting);
-        tracing::info!(added, removed, waiting, "read again");
+        let Reloaded { added, changed, removed, waiting, .. } = reloaded;
+        tracing::info!(added, changed, removed, waiting, "reloaded");
         self.service.ready();
-        Ok(Reloaded { complaints, ..reloaded })
+        Ok(Reloaded { complaints, errors, ..reloaded })
     }
 
     fn retry_declarations(&mut self) -> anyhow::Result<()> {

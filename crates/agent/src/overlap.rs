@@ -6,6 +6,7 @@
 use std::{fmt, io};
 
 use portkeep_core::PortRange;
+use portkeep_kernel::Instance;
 use serde::Serialize;
 
 use super::{keeper::Keeper, restore_all, state::RuntimeDir, sysctl};
@@ -50,12 +51,16 @@ impl fmt::Display for Overlap {
     }
 }
 
-/// Keep automatic choices in the calling thread's namespace off the overlap, as far as enough ephemeral ports are left.
-pub fn enter_overlap(pool: Option<PortRange>) -> anyhow::Result<()> {
+/// Keep automatic choices in the calling thread's namespace off the overlap, as far as enough ephemeral ports are left, and
+/// wildcard requests off the rest.
+pub fn enter_overlap(instance: &Instance) -> anyhow::Result<()> {
+    let config = instance.config();
+    let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
     if Overlap::of(pool)?.is_some() {
         let keeper = Keeper { runtime: RuntimeDir::default(), pool };
         let netns = portkeep_kernel::netns::current_cookie()?;
-        keeper.settle_here(netns, &Default::default()).map(drop)?;
+        let shared = keeper.settle_here(netns, &Default::default())?;
+        instance.admin()?.avoid(netns, shared.avoid)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
 use portkeep_core::{Errno, PortSet, defaults};
 use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
 use portkeep_persist::{
-    Config, Diagnostic,
+    Account, Config, Diagnostic,
     config::{Given, Limit, Privileged},
 };
 
@@ -46,6 +46,17 @@ fn ports(limit: Limit) -> u32 {
         Limit::Ports(number) => number.clamp(1, u32::MAX - 1),
         Limit::Unlimited => u32::MAX,
     }
+}
+
+/// The quota of a user with this primary group, as the configuration has it.
+pub fn quota(config: &Config, uid: u32, gid: u32) -> Limit {
+    let quota = &config.quota;
+    if let Some((_, limit)) = quota.users.iter().find(|(user, _)| accounts::uid(user) == Ok(uid)) {
+        return *limit;
+    }
+    let has = |group: &Account| accounts::gid(group) == Ok(gid) || accounts::members(group).contains(&uid);
+    let of_groups = quota.groups.iter().filter(|(group, _)| has(group)).map(|(_, limit)| *limit).max();
+    of_groups.unwrap_or(if uid == 0 { quota.containers } else { quota.default })
 }
 
 /// The settings that a configuration means for the BPF programs, and the accounts that cannot be looked up.
@@ -188,7 +199,9 @@ impl Policy {
             if let Some(wanted) = wanted
                 && cgroup::id(wanted).ok() != Some(have)
             {
-                complaints.push(format!("{key} takes `portkeep down` and `portkeep up`: it is another cgroup now"));
+                complaints.push(format!(
+                    "a change of {key} requires `portkeep down` and `portkeep up`; another cgroup is in effect"
+                ));
             }
         }
         self.apply_quotas(maps, admin, &mut complaints)?;

@@ -124,11 +124,6 @@ fn socket_inode(link: &str) -> Option<u64> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The lowest port of the block that a socket has bound, as far as `/proc/net` shows.
-pub fn first_in_use(transport: Transport, block: PortRange) -> Option<u16> {
-    sockets(transport).into_iter().map(|(port, _)| port).filter(|port| block.contains(*port)).min()
-}
-
 fn sockets(transport: Transport) -> Vec<(u16, u64)> {
     // Of this thread, not of the process: a thread can be in another network namespace.
     let tables = [format!("/proc/thread-self/net/{transport}"), format!("/proc/thread-self/net/{transport}6")];

@@ -10,7 +10,7 @@
 //! Declarations that cannot be put in force (a port is in use, a user does not exist yet) wait, and are tried again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +18,7 @@ use std::{
 use portkeep::{
     Align, BoundSocket, Info, PortRange, State, Token,
     persistent::{
-        Audience, Declaration, Origin,
+        Audience, Declaration, Name, Origin,
         protocol::{Block, Kept, Proposal, Reason, Refused, Which},
     },
 };
@@ -117,7 +117,9 @@ impl Shelf {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) added: usize,
+    pub(super) changed: usize,
     pub(super) removed: usize,
+    /// Those in conflict among them.
     pub(super) waiting: usize,
 }
 
@@ -158,6 +160,7 @@ fn wanted(declaration: &Declaration, audience: Audience<u32>) -> Wanted {
         transports: declaration.transports,
         audience,
         strict: declaration.strict,
+        ephemeral: declaration.ephemeral,
         label: declaration.name.to_string(),
     }
 }
@@ -192,11 +195,19 @@ impl<'a> Sockets<'a> {
                 if look.vacant(port).unwrap_or(false) {
                     return None;
                 }
-                if declaration.around && self.judge.all_rightful(transport, port, audience) {
+                // Without a service it is for, a socket of root is nothing to go by.
+                let for_service = *audience != Audience::Administrators;
+                let rightful =
+                    (declaration.around || for_service) && self.judge.all_rightful(transport, port, audience);
+                if declaration.around && rightful {
                     return None;
                 }
                 let sockets = in_the_way::sockets(transport, port);
-                Some(Obstacle { why: in_the_way::sentence(transport, port, &sockets), sockets })
+                let mut why = in_the_way::sentence(transport, port, &sockets);
+                if rightful && for_service {
+                    why += "; the reservation is for this process, and `around` reserves the port beside it";
+                }
+                Some(Obstacle { why, sockets })
             })
         })
     }
@@ -249,6 +260,10 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Ref
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
     match admin.errno() {
         Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
+        Some(Errno::EEXIST) => refused(
+            Reason::InUse,
+            "those it is for have a private ephemeral range for this transport already; a second one would never be used",
+        ),
         Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
         Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),
@@ -308,17 +323,20 @@ impl Registry {
         if persistent || active { self.load(desk).map(|(changes, _)| Some(changes)) } else { Ok(None) }
     }
 
-    /// Read the files again and bring the BPF programs in line. Errors in files are returned too.
+    /// Read the files again and bring the BPF programs in line. Mistakes in files are returned too.
     pub(super) fn load(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<(Changes, Vec<Diagnostic>)> {
         self.persistent.open_again(|| Store::open(&self.state));
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
         let loaded = dropin::load(&self.root);
         let merged = merge(self.commands(), loaded.declared);
         self.conflicts = merged.conflicts;
-        let mut diagnostics = loaded.diagnostics;
-        diagnostics.extend(self.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic));
         let changes = self.bring_in_line(desk, merged.in_force)?;
-        Ok((changes, diagnostics))
+        Ok((changes, loaded.diagnostics))
+    }
+
+    /// Files that lost against another declaration. Each may be right by itself.
+    pub(super) fn conflicts(&self) -> Vec<Diagnostic> {
+        self.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic).collect()
     }
 
     /// Make what is in force what is `declared`: keep what is the same, change what is for somebody else now, end what
@@ -341,18 +359,29 @@ impl Registry {
             }
         }
 
-        self.items = Vec::with_capacity(declared.len());
+        let key_of = |declaration: &Declaration| (declaration.ports, declaration.transports);
+        let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
+            .into_iter()
+            .filter(|item| matches!(item.how, How::Active { .. }))
+            .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
+            .collect();
+        let mut ended: HashSet<Name> = before.values().map(|declaration| declaration.name.clone()).collect();
         for declared in declared {
-            let key = (declared.declaration.ports, declared.declaration.transports);
+            let key = key_of(&declared.declaration);
             let how = match standing.remove(&key) {
-                Some((id, token)) => match adjust(desk, (id, token), &declared.declaration) {
-                    Ok(()) => How::Active { id, token },
-                    // In force for whom it was for before: better than for nobody.
-                    Err(why) => {
-                        self.tell(&declared, &why);
-                        How::Active { id, token }
+                Some((id, token)) => {
+                    let was = before.get(&key);
+                    was.inspect(|was| _ = ended.remove(&was.name));
+                    match adjust(desk, (id, token), &declared.declaration) {
+                        Ok(adjusted) => {
+                            let differs = was.is_some_and(|was| *was != declared.declaration);
+                            changes.changed += usize::from(adjusted || differs);
+                        }
+                        // In force for its former audience: better than for nobody.
+                        Err(why) => self.tell(&declared, &why),
                     }
-                },
+                    How::Active { id, token }
+                }
                 None => How::Waiting(Obstacle::default()),
             };
             self.items.push(Item { declared, how });
@@ -364,8 +393,20 @@ impl Registry {
                 changes.removed += 1;
             }
         }
-        changes.added = self.begin_waiting(desk)?;
-        changes.waiting = self.items.iter().filter(|item| matches!(item.how, How::Waiting(_))).count();
+        let begins: Vec<bool> = self.items.iter().map(|item| matches!(item.how, How::Waiting(_))).collect();
+        self.begin_waiting(desk)?;
+        for (item, began) in self.items.iter().zip(begins) {
+            match item.how {
+                // Another block of the same name is a change.
+                How::Active { .. } if began && changes.removed > 0 && ended.remove(&item.declared.declaration.name) => {
+                    changes.changed += 1;
+                    changes.removed -= 1;
+                }
+                How::Active { .. } => changes.added += usize::from(began),
+                How::Waiting(_) => changes.waiting += 1,
+            }
+        }
+        changes.waiting += self.conflicts.len();
         self.index();
         Ok(changes)
     }
@@ -550,6 +591,11 @@ impl Registry {
                 ));
             }
         }
+        if proposal.ephemeral
+            && let Some(why) = Declaration::no_range(&proposal.audience, proposal.strict)
+        {
+            return Err(refused(Reason::Malformed, format!("a private ephemeral range {why}")));
+        }
         let audience = resolve(&proposal.audience).map_err(|why| refused(Reason::Malformed, why))?;
         let wanted = Wanted {
             start,
@@ -558,6 +604,7 @@ impl Registry {
             transports: proposal.transports,
             audience,
             strict: proposal.strict,
+            ephemeral: proposal.ephemeral,
             label: proposal.name.to_string(),
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -578,7 +625,7 @@ impl Registry {
             && is_kept
             && let Err(error) = store.delete(&proposal.name)
         {
-            // A bind came between. What was refused must not come into force later.
+            // A bind came between. A refused reservation must not come into force later.
             tracing::error!(name = %proposal.name, reason = chain(&error), "refused, but still in the store");
         }
         let (declaration, id, token) = established?;
@@ -702,19 +749,20 @@ fn not_in_force(Declared { declaration, origin }: &Declared, state: State, reaso
     info
 }
 
-/// Let a reservation in force be for whom it is declared for now.
-fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<(), String> {
+/// Give a reservation in force the audience that is declared now. False if there was nothing to change.
+fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<bool, String> {
     let wanted = wanted(declaration, resolve(&declaration.audience)?);
     let kernel = &mut *desk.kernel;
     let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
     let same = reservation.is_some_and(|r| {
-        let strict = u32::from(r.flags) & wire::STRICT != 0;
+        let flag = |flag| u32::from(r.flags) & flag != 0;
         kernel.maps.audience(id, &r).as_ref() == Some(&wanted.audience)
-            && strict == wanted.strict
+            && flag(wire::STRICT) == wanted.strict
+            && flag(wire::EPHEMERAL) == wanted.ephemeral
             && r.label == wire::label(&wanted.label)
     });
-    if same {
-        return Ok(());
+    if !same {
+        kernel.maps.change_persistent(&kernel.admin, (id, token), &wanted).map_err(|error| chain(&error))?;
     }
-    kernel.maps.change_persistent(&kernel.admin, (id, token), &wanted).map_err(|error| chain(&error))
+    Ok(!same)
 }

@@ -56,8 +56,7 @@ impl Agent<'_> {
         }
     }
 
-    /// The part of each namespace's blocks that has to be in its sysctl: of those in force, pending, or declared and waiting for
-    /// sockets to go. Namespaces in which only pool ports are reserved are there as well.
+    /// The blocks of each namespace: those in force, pending, or declared and waiting for sockets to go.
     fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
         let mut wanted = BTreeMap::<u64, PortSet>::new();
         // New automatic choices stay out of what is to be in force as soon as the present ones have gone.
@@ -69,10 +68,12 @@ impl Agent<'_> {
                 wanted.entry(reservation.netns).or_default().insert(ports);
             }
         }
-        for ports in wanted.values_mut() {
-            *ports = self.keeper.outside_pool(std::mem::take(ports));
-        }
         Ok(wanted)
+    }
+
+    /// Whether blocks need entries of their own: pool ports are entered only where automatic choices come from them.
+    fn needs_entries(&self, blocks: &PortSet) -> bool {
+        !self.keeper.outside_pool(blocks.clone()).is_empty()
     }
 
     /// Put the sysctls right where something has changed, for a while.
@@ -87,7 +88,7 @@ impl Agent<'_> {
         {
             let blocks = wanted.get(&netns);
             // To look for a namespace costs a walk through all processes: only where there are entries to be changed.
-            let entries = blocks.is_some_and(|blocks| !blocks.is_empty()) || remembered.contains(&netns);
+            let entries = blocks.is_some_and(|blocks| self.needs_entries(blocks)) || remembered.contains(&netns);
             let found = if entries {
                 self.kept.get(netns, &hints).is_ok()
             } else {
@@ -116,7 +117,10 @@ impl Agent<'_> {
                     tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
                 }
                 // Without entries it is not ours to keep alive.
-                if blocks.is_none_or(PortSet::is_empty) && shared.enter.is_none() && netns != self.netns {
+                if !blocks.is_some_and(|blocks| self.needs_entries(blocks))
+                    && shared.enter.is_none()
+                    && netns != self.netns
+                {
                     self.kept.let_go(netns);
                 }
             }

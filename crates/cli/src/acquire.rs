@@ -17,7 +17,7 @@ use signal_hook::{
 use crate::{
     DONE, Io,
     ask::Ask,
-    claim::Claim,
+    claim::{Claim, Kind},
     level::{Level, Place, only_held},
     sources::ConfigFile,
 };
@@ -75,15 +75,18 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     ];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     let claim = match &level {
-        Level::Kernel(_) => Claim::kernel(&args.ask, "", args.scope, args.strict, || signals.pending().next())?,
+        Level::Kernel(_) => {
+            let kind = if args.strict { Kind::Strict } else { Kind::Plain };
+            Claim::kernel(&args.ask, &args.config, "", args.scope, kind, None, || signals.pending().next())?
+        }
         Level::Held(reason) => {
-            let claim = Claim::held(&args.ask)?;
+            let claim = Claim::held(&args.ask, &args.config)?;
             let udp = match claim.transports {
                 Transports::Tcp => "",
                 _ => ", but no program can bind the UDP ports",
             };
-            io.note(format_args!(
-                "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+            io.warning(format_args!(
+                "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
                 only_held(claim.ports)
             ));
             claim

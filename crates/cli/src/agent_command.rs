@@ -19,7 +19,7 @@ Examples:
   portkeep agent --up                     the same, and bring kernel enforcement up if it is not
   PORTKEEP_LOG=debug portkeep agent       with more to read";
 
-/// Keep what is declared in force, confirm reservations outside the pool, and log what happens
+/// Run the agent, for declared and for particular ports
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

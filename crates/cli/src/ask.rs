@@ -14,9 +14,9 @@ pub(crate) const LABEL: usize = 24;
 /// The block that is wanted.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Ask {
-    /// Number of ports, in a row
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) count: u16,
+    /// Number of ports, in a row [default: 1]
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    wanted: Option<u16>,
     /// TCP ports [default]
     #[arg(long, group = "transport")]
     tcp: bool,
@@ -26,19 +26,19 @@ pub(crate) struct Ask {
     /// The same numbers for TCP and UDP
     #[arg(long, group = "transport")]
     both: bool,
-    /// First port; without it the system chooses from the pool
+    /// First port [default: chosen from the pool]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) at: Option<u16>,
-    /// Make the first port a multiple of N, a power of two (2 for RTP pairs)
+    /// The first port is a multiple of N, a power of two (2 for RTP pairs)
     #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
     pub(crate) align: Align,
-    /// Name shown in listings, at most 24 bytes; `run` also sets <LABEL>_PORT
+    /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
-    /// Fail where the kernel cannot keep others off, rather than only hold the ports
+    /// Fail without kernel enforcement (PORTKEEP_REQUIRE=kernel)
     #[arg(long)]
     pub(crate) require_kernel: bool,
-    /// Give up when the agent has not answered a request for particular ports within so many seconds
+    /// Seconds to wait for an agent that does not answer
     #[arg(long, value_name = "SECONDS", env = patience::VARIABLE, hide_env_values = true)]
     #[arg(default_value = patience::DEFAULT, value_parser = patience::seconds)]
     pub(crate) timeout: Duration,
@@ -56,6 +56,21 @@ impl Ask {
         }
     }
 
+    pub(crate) fn count(&self) -> u16 {
+        self.wanted.unwrap_or(1)
+    }
+
+    /// Whether fixed ports are asked for in so many words.
+    pub(crate) fn names_ports(&self) -> bool {
+        self.wanted.is_some() || self.at.is_some() || self.align != Align::ANY
+    }
+
+    /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
+    pub(crate) fn for_range(&self, count: u16) -> Self {
+        let both = self.both || !(self.tcp || self.udp);
+        Self { wanted: Some(count), at: None, align: Align::ANY, both, ..self.clone() }
+    }
+
     pub(crate) const fn transports(&self) -> Transports {
         match (self.udp, self.both) {
             (_, true) => Transports::Both,
@@ -68,7 +83,7 @@ impl Ask {
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
         self.align.check(at).map_err(|error| Usage(error.to_string()))?;
-        Ok(Some(PortRange::new(at, self.count).map_err(|error| Usage(error.to_string()))?))
+        Ok(Some(PortRange::new(at, self.count()).map_err(|error| Usage(error.to_string()))?))
     }
 }
 

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use portkeep::{
     AcquireError, Enforcement, Info, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
 
-use crate::{ask::Ask, conflict, reservations, signals::Ended};
+use crate::{ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -25,6 +26,16 @@ pub(crate) struct Claim {
     reservation: Reservation,
 }
 
+/// What a reservation is to be, beside its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    /// For associated sockets only.
+    Strict,
+    /// A private ephemeral range.
+    Ephemeral,
+}
+
 /// So often a reservation is looked up to see whether it is still there.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -34,21 +45,35 @@ pub(crate) struct Watch(#[expect(dead_code, reason = "its end ends the watch")] 
 
 impl Claim {
     /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
-    /// `signal` reports a signal that shall end the wait for the agent.
+    /// With `beside` it gets the owner socket of that claim, and ends with it. `signal` reports a signal that shall end the
+    /// wait for the agent.
     pub(crate) fn kernel(
         ask: &Ask,
+        config: &ConfigFile,
         label: &str,
         scope: Scope,
-        strict: bool,
+        kind: Kind,
+        beside: Option<&Self>,
         mut signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
         let mut request =
             request(ask)?.label(ask.label.as_deref().unwrap_or(label)).scope(scope).require(Require::Kernel);
-        if strict {
-            request = request.strict();
+        match kind {
+            Kind::Plain => {}
+            Kind::Strict => request = request.strict(),
+            Kind::Ephemeral => request = request.ephemeral(),
         }
         let mut ended_by = None;
-        let granted = request.start().and_then(|pending| {
+        // One owner socket for both: they end together.
+        let owner = match beside {
+            Some(claim) => claim.owner().context("duplicating the owner socket")?,
+            None => None,
+        };
+        let started = match owner {
+            Some(owner) => request.start_on(owner),
+            None => request.start(),
+        };
+        let granted = started.and_then(|pending| {
             pending.wait_for(ask.timeout, || {
                 ended_by = signal();
                 ended_by.is_some()
@@ -58,16 +83,16 @@ impl Claim {
             Ok(reservation) => Ok(Self { token: Some(reservation.token()), ..Self::of(reservation) }),
             Err(error) => Err(match ended_by.or_else(signal) {
                 Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-                _ => conflict::explain(ask, ask.block()?, error),
+                _ => conflict::explain(ask, config, ask.block()?, error),
             }),
         }
     }
 
     /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
-    pub(crate) fn held(ask: &Ask) -> anyhow::Result<Self> {
+    pub(crate) fn held(ask: &Ask, config: &ConfigFile) -> anyhow::Result<Self> {
         let label = ask.label.as_deref().unwrap_or_default();
         let held = request(ask)?.label(label).require(Require::Held).acquire();
-        let reservation = held.or_else(|error| Err(conflict::explain(ask, ask.block()?, error)))?;
+        let reservation = held.or_else(|error| Err(conflict::explain(ask, config, ask.block()?, error)))?;
         reservation.open_held(Transports::Tcp)?;
         Ok(Self::of(reservation))
     }
@@ -134,7 +159,7 @@ impl Claim {
 fn request(ask: &Ask) -> anyhow::Result<Request> {
     let transports = ask.transports();
     let first = transports.iter().next().unwrap_or(Transport::Tcp);
-    let request = Request::new(first).ports(ask.count).align(ask.align.get());
+    let request = Request::new(first).ports(ask.count()).align(ask.align.get());
     let request = if transports == Transports::Both { request.both() } else { request };
     Ok(match ask.block()? {
         Some(block) => request.range(block),

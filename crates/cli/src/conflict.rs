@@ -1,18 +1,27 @@
 //! Why ports were not granted, in words that name the process in the way.
 
-use portkeep::{AcquireError, Align, PortRange, Transports, Version};
-
-use crate::{
-    ask::Ask,
-    process::{self, Binders},
+use std::{
+    io,
+    net::{TcpListener, UdpSocket},
 };
 
+use portkeep::{AcquireError, Align, Info, PortRange, Transport, Transports, Version};
+use portkeep_persist::config::Limit;
+use rustix::process::{getgid, getuid};
+
+use crate::{agent, ask::Ask, sources::ConfigFile};
+
 /// The library's message, with facts that only a program can find out: the process that
-/// has an unreserved port bound, and the pool.
-pub(crate) fn explain(ask: &Ask, block: Option<PortRange>, error: AcquireError) -> anyhow::Error {
+/// has an unreserved port bound, the pool, and the quota.
+pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, error: AcquireError) -> anyhow::Error {
     let text = match (&error, block) {
-        (AcquireError::InUse { by: None, .. }, Some(block)) => in_use(block, ask.transports()),
-        (AcquireError::NoRoom { .. }, _) => no_room(ask),
+        (AcquireError::InUse { by: None, .. }, Some(block)) => Some(in_use(block, ask.transports())),
+        (AcquireError::NoRoom { .. }, Some(block)) => Some(format!(
+            "reserving {block} would leave too few ephemeral ports for outgoing connections; choose ports outside \
+             net.ipv4.ip_local_port_range"
+        )),
+        (AcquireError::NoRoom { .. }, None) => no_room(ask),
+        (AcquireError::OverQuota, _) => Some(over_quota(ask, config)),
         (AcquireError::AgentAbsent, Some(block)) => Some(format!(
             "{block} is outside the pool ({}), so the agent has to check whether it is in use, and no agent runs; \
              start `portkeep agent`, or let the system choose",
@@ -44,13 +53,39 @@ pub(crate) fn privileged(block: PortRange) -> String {
 
 /// `None` if the ports were to be held: there is no pool to be full.
 fn no_room(ask: &Ask) -> Option<String> {
-    let version = portkeep::version().ok()?;
+    let Version { pool, ports, .. } = portkeep::version().ok()?;
+    let count = ask.count();
     let aligned = Some(ask.align)
         .filter(|n| *n != Align::ANY)
         .map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
-    let what = if ask.count == 1 { "port".into() } else { format!("{} ports in a row{aligned}", ask.count) };
-    let reserved = version.ports;
-    Some(format!("the pool ({}) has no {what} left; {reserved} ports are reserved on this machine", pool()))
+    let what = if count == 1 { "port".into() } else { format!("{count} ports in a row{aligned}") };
+    Some(match pool {
+        None => "there is no pool; name the first port with --at".into(),
+        Some(pool) if pool.count() < count => {
+            format!("this needs {count} ports, and the pool ({pool}) has {}; ask for fewer", pool.count())
+        }
+        Some(pool) => format!(
+            "the pool ({pool}) has no {what} left; {ports} ports are reserved on this machine (see `portkeep list`)"
+        ),
+    })
+}
+
+/// "this needs 100 ports, and you hold 1000 of your quota of 1024".
+fn over_quota(ask: &Ask, config: &ConfigFile) -> String {
+    let ports = |count: u16, transports: Transports| u32::from(count) * transports.iter().map(|_| 1).sum::<u32>();
+    let needed = ports(ask.count(), ask.transports());
+    let sum = if needed > u32::from(ask.count()) { " (for TCP and as many for UDP)" } else { "" };
+    let uid = getuid().as_raw();
+    let is_own = |info: &Info| info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid));
+    let own = portkeep::list().unwrap_or_default().into_iter().filter(is_own);
+    let held: u32 = own.map(|info| ports(info.ports.count(), info.transports)).sum();
+    let quota = config.load().ok().map(|config| agent::quota(&config, uid, getgid().as_raw()));
+    let found = match quota {
+        Some(Limit::Ports(quota)) if held + needed > quota => format!("{held} of your quota of {quota}"),
+        // An option of `up` set it, or reservations in other network namespaces count too.
+        _ => format!("{held} here: more than your quota allows, or 64 of your requests wait for the agent"),
+    };
+    format!("this needs {needed} ports{sum}, and you hold {found}. See `quota` in portkeep.toml(5).")
 }
 
 fn pool() -> String {
@@ -58,14 +93,26 @@ fn pool() -> String {
     pool.map_or_else(|| "none".into(), |pool| pool.to_string())
 }
 
-/// "61004/tcp is in use by pid 812 (nginx)".
-pub(crate) fn in_use(block: PortRange, transports: Transports) -> Option<String> {
-    transports.iter().find_map(|transport| {
-        let port = process::first_in_use(transport, block)?;
-        let who = match Binders::of(transport, port)?.known.first() {
-            Some(process) => process.to_string(),
-            None => "a process that cannot be seen from here".into(),
+/// "61004/tcp is in use by pid 812 (nginx): listening".
+pub(crate) fn in_use(block: PortRange, transports: Transports) -> String {
+    let listed = transports.iter().find_map(|transport| agent::in_use(transport, block));
+    // Before Linux 6.8 a TCP socket that is bound and does not listen is in no list.
+    let unlisted = || {
+        let all = transports.iter().flat_map(|transport| block.iter().map(move |port| (transport, port)));
+        let (transport, port) = { all }.find(|(transport, port)| cannot_be_bound(*transport, *port))?;
+        Some(format!("{port}/{transport} is in use by a socket of a process that cannot be seen from here"))
+    };
+    listed.or_else(unlisted).unwrap_or_else(|| {
+        format!("a port of {block}/{transports} was in use by another process, and is free now: try again")
+    })
+}
+
+fn cannot_be_bound(transport: Transport, port: u16) -> bool {
+    ["::", "0.0.0.0"].into_iter().any(|address| {
+        let bound = match transport {
+            Transport::Tcp => TcpListener::bind((address, port)).map(drop),
+            Transport::Udp => UdpSocket::bind((address, port)).map(drop),
         };
-        Some(format!("{port}/{transport} is in use by {who}"))
+        bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
     })
 }

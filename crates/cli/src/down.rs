@@ -51,7 +51,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if report.was_up
         && let Some(complaint) = agent::leave_overlap()
     {
-        io.note(complaint);
+        io.warning(complaint);
     }
     if args.json {
         io.json(&report)?;

@@ -40,7 +40,7 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
-            Self::Failed => "failed, the reason is on standard error (of `check`: something is wrong)",
+            Self::Failed => "failed, the reason is on standard error (of `check` and `reload`: a file is wrong)",
             Self::Usage => "wrong usage",
             Self::Nothing => {
                 "nothing there: kernel enforcement is not up, the port is free (who), no such reservation (release, \
@@ -69,11 +69,10 @@ impl Exit {
         .code()
     }
 
-    /// The part of the help that all commands share.
+    /// The table, as help texts have it.
     pub(crate) fn help() -> String {
-        let line = |exit: Self| format!("  {:<4} {}\n", exit.code(), exit.meaning());
-        let table: String = Self::ALL.into_iter().map(line).collect();
-        format!("Exit status:\n{table}  `run` exits with what the command exits with, or 128+N if signal N ended it")
+        let line = |exit: Self| format!("\n  {:<4} {}", exit.code(), exit.meaning());
+        Self::ALL.into_iter().map(line).collect()
     }
 }
 

@@ -5,11 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::{QueryError, Version};
+use portkeep::{Enforcement, QueryError, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 
 use crate::{
     agent,
+    help::ADVANCED,
     pins::{Pins, Seen},
     sources::ConfigFile,
 };
@@ -20,10 +21,10 @@ pub(crate) struct Place {
     #[command(flatten)]
     pub(crate) pins: Pins,
     /// Cgroup folder whose sockets are held to the reservations [default: the whole host]
-    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_ENFORCE", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_ENFORCE", hide_env_values = true, help_heading = ADVANCED)]
     pub(crate) enforce: Option<PathBuf>,
     /// Cgroup folder whose sockets may make reservations [default: that of --enforce]
-    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_SERVE", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "CGROUP", env = "PORTKEEP_SERVE", hide_env_values = true, help_heading = ADVANCED)]
     pub(crate) serve: Option<PathBuf>,
 }
 
@@ -117,6 +118,13 @@ pub(crate) fn only_held(ports: portkeep::PortRange) -> String {
 }
 
 impl Level {
+    pub(crate) const fn enforcement(&self) -> Enforcement {
+        match self {
+            Self::Kernel(_) => Enforcement::Kernel,
+            Self::Held(_) => Enforcement::Held,
+        }
+    }
+
     /// Itself, unless the ports can only be held and somebody asked in so many words (the first of `wishes` that is true)
     /// for what holding them cannot give.
     pub(crate) fn that_grants(self, wishes: &[(bool, &str)]) -> anyhow::Result<Self> {

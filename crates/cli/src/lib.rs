@@ -17,6 +17,7 @@ mod custodian;
 mod down;
 mod excludedportrange;
 mod exit;
+mod help;
 mod level;
 mod list;
 mod patience;
@@ -45,7 +46,7 @@ use std::{
     io::{self, Write},
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use exit::Exit;
 
@@ -54,18 +55,16 @@ const FAILED: u8 = Exit::Failed.code();
 const USAGE: u8 = Exit::Usage.code();
 const NOTHING: u8 = Exit::Nothing.code();
 
-const ENVIRONMENT: &str = "\
-Environment:
-  PORTKEEP_TIMEOUT  seconds to wait for an agent that does not answer [default: 30]
-  PORTKEEP_REQUIRE  `kernel`: `run` and `acquire` behave as with --require-kernel";
+/// Without the empty line that clap leaves before the usage: there are many commands.
+const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///
 /// A reservation is a block of consecutive ports that only its owner, and whom
 /// the owner let in, can bind. Everybody else is refused by the kernel.
 #[derive(Debug, Parser)]
-#[command(name = "portkeep", version, max_term_width = 100, after_help = format!("{}\n\n{ENVIRONMENT}", Exit::help()))]
-#[command(arg_required_else_help = true, infer_subcommands = false)]
+#[command(name = "portkeep", version, max_term_width = 100, after_long_help = help::of_all_commands())]
+#[command(arg_required_else_help = true, infer_subcommands = false, help_template = ON_ONE_SCREEN)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -143,14 +142,30 @@ impl Write for Output {
 }
 
 impl Io<'_> {
-    /// Something the user should know that is not an error. Not being able to say it is no reason to fail.
+    /// The command fails, or a part of it.
+    fn error(&mut self, text: impl std::fmt::Display) {
+        self.message("error", text);
+    }
+
+    /// The command goes on, and the result is less than the user may expect.
+    fn warning(&mut self, text: impl std::fmt::Display) {
+        self.message("warning", text);
+    }
+
+    /// Something the user should know.
     fn note(&mut self, text: impl std::fmt::Display) {
-        let _ = writeln!(self.err, "portkeep: {text}");
+        self.message("note", text);
+    }
+
+    /// The one place that prints messages. In one piece, since others may write to the same stream. A failure to print one
+    /// is ignored: the command does its work all the same.
+    fn message(&mut self, severity: &str, text: impl std::fmt::Display) {
+        let _ = self.err.write_all(format!("{severity}: {text}\n").as_bytes());
     }
 
     /// An error that only shows when the arguments are taken together.
     fn usage(&mut self, text: impl std::fmt::Display) -> u8 {
-        self.note(text);
+        self.error(text);
         USAGE
     }
 
@@ -165,14 +180,15 @@ impl Io<'_> {
 
 /// The table of commands: help texts, manual pages and completions are made from it.
 pub fn command() -> clap::Command {
-    Cli::command()
+    help::arrange(Cli::command())
 }
 
 /// Run the command that `args` (the program's name first) ask for. Returns the exit status.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
-    let cli = match Cli::try_parse_from(args) {
+    let parsed = command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render();
@@ -213,7 +229,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 true => "; the limit of open files is too low (`ulimit -n`)",
                 false => "",
             };
-            let _ = writeln!(io.err, "portkeep: {text}{advice}");
+            io.error(format_args!("{text}{advice}"));
             Exit::of(&error, is_run)
         }
     }

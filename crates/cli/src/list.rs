@@ -50,9 +50,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&found)?;
     } else {
         write(&found, &mut io.out)?;
-        for waiting in waiting::list() {
-            io.note(waiting::sentence(&waiting));
-        }
+    }
+    for waiting in waiting::list() {
+        io.warning(waiting::sentence(&waiting));
     }
     Ok(DONE)
 }
@@ -98,7 +98,7 @@ fn row(info: &Info) -> [String; 11] {
             None => reservations::owner(info),
         },
         uid.map_or_else(dash, |uid| uid.to_string()),
-        if info.strict { format!("{scope}, strict") } else { scope },
+        format!("{scope}{}", reservations::terms(info)),
         info.bound.unwrap_or_default().to_string(),
         info.age().map_or_else(dash, time::ago),
         info.netns_name.clone().or_else(|| Some(info.netns?.to_string())).unwrap_or_else(dash),

@@ -4,13 +4,13 @@ use std::{io, path::PathBuf};
 
 use portkeep_kernel::{Instance, InstanceError, Obstacle};
 
-use crate::level::served_here;
+use crate::{help::ADVANCED, level::served_here};
 
 /// Where kernel enforcement is pinned.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Pins {
     /// Folder of the pins, in a BPF file system [default: /sys/fs/bpf/portkeep]
-    #[arg(long, value_name = "DIR", env = "PORTKEEP_PIN_DIR", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "DIR", env = "PORTKEEP_PIN_DIR", hide_env_values = true, help_heading = ADVANCED)]
     pin_dir: Option<PathBuf>,
 }
 

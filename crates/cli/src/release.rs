@@ -79,7 +79,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     if released.is_empty() {
-        io.note("there is no such reservation");
+        io.error(match args.which {
+            Which::Token(token) => format!("no reservation has the token {token}"),
+            Which::Port(port) => format!("no reservation of this network namespace has port {port}"),
+        });
         return Ok(NOTHING);
     }
     Ok(DONE)

@@ -114,6 +114,15 @@ fn complete_owner(owner: &mut Process, first_pids: bool) {
     name_users(std::iter::once(owner));
 }
 
+/// The terms of its scope or audience: ", strict", ", ephemeral" or nothing.
+pub(crate) const fn terms(info: &Info) -> &'static str {
+    match (info.strict, info.ephemeral) {
+        (true, _) => ", strict",
+        (_, true) => ", ephemeral",
+        _ => "",
+    }
+}
+
 /// Whose it is, as messages name it: "pid 812 (nginx)", "unit tomcat.service".
 pub(crate) fn owner(info: &Info) -> String {
     match (&info.owner, &info.audience) {

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, Write},
+    io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -16,7 +16,7 @@ use portkeep::{PortRange, Process, Scope};
 use crate::{
     Exit, Io, activated,
     ask::{Ask, LABEL},
-    claim::Claim,
+    claim::{Claim, Kind, Watch},
     custodian::Custodian,
     level::{Level, Place, only_held},
     process,
@@ -31,10 +31,13 @@ Examples:
   portkeep run --count 2 --align 2 --udp -- ./rtp {PORT0} {PORT1}
   portkeep run --both --label dns -- sh -c 'exec ./resolver --port $DNS_PORT'
   portkeep run --count 4 -- torchrun --master-port {PORT} train.py
+  portkeep run --ephemeral 500 -- pytest -n 8
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
-and, with --label, <LABEL>_PORT; PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
+
+With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --at or --align then. In a command inside another one, the inner range counts.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
@@ -55,6 +58,9 @@ Exit status:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
+    /// A private ephemeral range of N ports: binds to port 0 draw from it
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    ephemeral: Option<u16>,
     /// Processes that count as the command
     #[arg(long, value_enum, default_value_t = RunScope::Auto)]
     scope: RunScope,
@@ -82,7 +88,8 @@ enum RunScope {
 
 // The fields are given up in this order: the ports first, the BPF programs last.
 struct Stage {
-    claim: Claim,
+    claim: Option<Claim>,
+    range: Option<Claim>,
     group: Option<Group>,
     level: Level,
 }
@@ -98,26 +105,34 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut forwarder = Forwarder::new().context("catching signals")?;
     let mut stage = set_up(&args, &mut forwarder, io)?;
 
-    let ports = stage.claim.ports;
+    let ports = stage.claim.as_ref().map(|claim| claim.ports);
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
     let mut command = activated::command(program);
     for word in words {
         command.arg(fill_in(word, ports)?);
     }
-    command.envs(environment(ports, args.ask.label.as_deref()));
-    command.env("PORTKEEP_ENFORCEMENT", stage.claim.enforcement().name());
-    if let Some(token) = stage.claim.token {
+    if let Some(ports) = ports {
+        command.envs(environment(ports, args.ask.label.as_deref()));
+    }
+    command.env("PORTKEEP_ENFORCEMENT", stage.level.enforcement().name());
+    if let Some(range) = &stage.range {
+        command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
+    }
+    if let Some(token) = stage.claims().find_map(|claim| claim.token) {
         command.env("PORTKEEP_TOKEN", token.to_string());
     }
 
-    stage.claim.make_way()?;
+    if let Some(claim) = &stage.claim {
+        claim.make_way()?;
+    }
     stage.keep()?;
-    let watch = stage.claim.watch(|reason| drop(writeln!(io::stderr(), "portkeep: {reason}")));
+    let all: Vec<String> = stage.claims().map(|claim| claim.ports.to_string()).collect();
+    let watches: Vec<Watch> = stage.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
     let group = stage.group.as_mut().map(|group| &mut group.cgroup);
     // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
     let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
-    drop(watch);
+    drop(watches);
     let code = match ended {
         Ok(status) => exit_code(status.code(), status.signal()),
         Err(error) => not_started(program, &error, io),
@@ -126,8 +141,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if !left.is_empty() && !args.quiet {
         let names: Vec<String> = left.iter().map(Process::to_string).collect();
         io.note(format_args!(
-            "the command left {} running; {ports} stays reserved for it until it ends",
-            names.join(", ")
+            "the command left {} running; {} stays reserved for it until it ends",
+            names.join(", "),
+            all.join(" and ")
         ));
     }
     Ok(code)
@@ -135,17 +151,24 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// Report that a command cannot be started. Returns the exit status.
 pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.note(format_args!("{}: {error}", program.display()));
+    io.error(format_args!("{}: {error}", program.display()));
     let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
     exit.code()
 }
 
 impl Stage {
+    fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.claim.iter().chain(&self.range)
+    }
+
     /// Have the ports kept beyond the end of this process, as long as the command's cgroup is populated.
     fn keep(&mut self) -> anyhow::Result<()> {
-        let (Some(group), Level::Kernel(served), Some(owner)) =
-            (&mut self.group, &mut self.level, self.claim.owner().context("duplicating the owner socket")?)
-        else {
+        // Both claims have the same owner socket.
+        let owner = match self.claims().next() {
+            Some(claim) => claim.owner().context("duplicating the owner socket")?,
+            None => None,
+        };
+        let (Some(group), Level::Kernel(served), Some(owner)) = (&mut self.group, &mut self.level, owner) else {
             return Ok(());
         };
         group.custodian = Some(served.hand_over(|need| Custodian::start(&group.cgroup, owner, need))?);
@@ -154,10 +177,10 @@ impl Stage {
 
     /// The command has ended. Processes that it left running keep the ports, and are returned.
     fn finish(self) -> anyhow::Result<Vec<Process>> {
-        let Self { claim, group, level: _level } = self;
+        let Self { claim, range, group, level: _level } = self;
         let Some(Group { custodian: Some(custodian), mut cgroup }) = group else { return Ok(Vec::new()) };
         cgroup.leave().context("leaving the cgroup of the command")?;
-        claim.close();
+        claim.into_iter().chain(range).for_each(Claim::close);
         if custodian.finish(&cgroup).context("waiting for the cgroup of the command")? {
             return Ok(Vec::new());
         }
@@ -166,9 +189,9 @@ impl Stage {
 }
 
 fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
-    let mut note = |text: std::fmt::Arguments<'_>| {
+    let mut warning = |text: std::fmt::Arguments<'_>| {
         if !args.quiet {
-            io.note(text);
+            io.warning(text);
         }
     };
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
@@ -176,17 +199,27 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     let wishes =
         [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
+    let fixed = args.ephemeral.is_none() || args.ask.names_ports();
     if let Level::Held(reason) = &level {
-        let claim = Claim::held(&args.ask)?;
+        if args.ephemeral.is_some() {
+            warning(format_args!(
+                "no private ephemeral range, only kernel enforcement can give one: a free port that the \
+                 command chooses can be lost to another program before it is bound ({reason})"
+            ));
+        }
+        if !fixed {
+            return Ok(Stage { claim: None, range: None, group: None, level });
+        }
+        let claim = Claim::held(&args.ask, &args.config)?;
         let udp = match args.ask.transports() {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
-        note(format_args!(
-            "warning: {}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+        warning(format_args!(
+            "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
             only_held(claim.ports)
         ));
-        return Ok(Stage { claim, group: None, level });
+        return Ok(Stage { claim: Some(claim), range: None, group: None, level });
     }
 
     let subgroup = match args.scope {
@@ -194,18 +227,31 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         RunScope::Cgroup => Some(Subgroup::enter()?),
         RunScope::Auto => match Subgroup::enter() {
             Ok(subgroup) => Some(subgroup),
+            Err(reason) if args.ephemeral.is_some() => {
+                return Err(reason.context(
+                    "--ephemeral requires a cgroup of its own for the command, and none can be made; with --scope user \
+                     all processes of this user draw from the range",
+                ));
+            }
             Err(reason) => {
-                note(format_args!(
-                    "warning: no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
+                warning(format_args!(
+                    "no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
                 ));
                 None
             }
         },
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
-    let claim = Claim::kernel(&args.ask, &program_name(&args.command), scope, false, || forwarder.ended_by())?;
+    let name = program_name(&args.command);
+    let mut claim_as =
+        |ask: &Ask, kind, beside| Claim::kernel(ask, &args.config, &name, scope, kind, beside, || forwarder.ended_by());
+    let claim = if fixed { Some(claim_as(&args.ask, Kind::Plain, None)?) } else { None };
+    let range = match args.ephemeral {
+        Some(count) => Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, claim.as_ref())?),
+        None => None,
+    };
     let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
-    Ok(Stage { claim, group, level })
+    Ok(Stage { claim, range, group, level })
 }
 
 /// The label of a reservation that was given none: the owner process is always a portkeep.
@@ -242,7 +288,7 @@ fn environment(ports: PortRange, label: Option<&str>) -> Vec<(String, String)> {
 }
 
 /// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` stand. Other braces are none of our business.
-fn fill_in(word: &OsStr, ports: PortRange) -> anyhow::Result<OsString> {
+fn fill_in(word: &OsStr, ports: Option<PortRange>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
     while let Some(at) = rest.windows(5).position(|window| window == b"{PORT") {
@@ -250,9 +296,9 @@ fn fill_in(word: &OsStr, ports: PortRange) -> anyhow::Result<OsString> {
         filled.extend_from_slice(before);
         let inner = from[5..].iter().position(|byte| *byte == b'}').map(|end| &from[5..5 + end]);
         let value = match inner {
-            Some(b"") => Some(ports.start().to_string()),
-            Some(b"S") => Some(comma_list(ports)),
-            Some(digits) if digits.iter().all(u8::is_ascii_digit) => Some(nth(digits, ports)?.to_string()),
+            Some(b"") => Some(wanted(ports)?.start().to_string()),
+            Some(b"S") => Some(comma_list(wanted(ports)?)),
+            Some(digits) if digits.iter().all(u8::is_ascii_digit) => Some(nth(digits, wanted(ports)?)?.to_string()),
             _ => None,
         };
         match (value, inner) {
@@ -270,12 +316,18 @@ fn fill_in(word: &OsStr, ports: PortRange) -> anyhow::Result<OsString> {
     Ok(OsString::from_vec(filled))
 }
 
+fn wanted(ports: Option<PortRange>) -> anyhow::Result<PortRange> {
+    ports.context("an argument wants a port by its number, and --ephemeral alone gives none; add --count 1")
+}
+
 fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
     let digits = String::from_utf8_lossy(digits);
     let index = digits.parse::<u16>().ok().filter(|index| *index < ports.count());
     index.map(|index| ports.start() + index).with_context(|| {
         let last = ports.count() - 1;
-        format!("an argument wants {{PORT{digits}}}, but the last one is {{PORT{last}}}; ask for more with --count")
+        format!(
+            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count"
+        )
     })
 }
 
@@ -284,7 +336,7 @@ mod tests {
     use super::*;
 
     fn filled(word: &str) -> String {
-        fill_in(OsStr::new(word), PortRange::new(61000, 3).unwrap()).unwrap().into_string().unwrap()
+        fill_in(OsStr::new(word), PortRange::new(61000, 3).ok()).unwrap().into_string().unwrap()
     }
 
     #[test]
@@ -293,13 +345,15 @@ mod tests {
         assert_eq!(filled("{PORT0},{PORT2};{PORTS}"), "61000,61002;61000,61001,61002");
         assert_eq!(filled("{PORT"), "{PORT");
         assert_eq!(filled("${PORTABLE} {} {{PORT1}}"), "${PORTABLE} {} {61001}");
-        assert!(fill_in(OsStr::new("{PORT3}"), PortRange::new(61000, 3).unwrap()).is_err());
+        assert!(fill_in(OsStr::new("{PORT3}"), PortRange::new(61000, 3).ok()).is_err());
+        assert!(fill_in(OsStr::new("{PORT}"), None).is_err());
+        assert_eq!(fill_in(OsStr::new("${PORTABLE}"), None).unwrap(), "${PORTABLE}");
     }
 
     #[test]
     fn arguments_need_not_be_text() {
         let word = OsString::from_vec(b"\xff{PORT}\xfe".to_vec());
-        let filled = fill_in(&word, PortRange::single(80).unwrap()).unwrap();
+        let filled = fill_in(&word, PortRange::single(80).ok()).unwrap();
         assert_eq!(filled.into_vec(), b"\xff80\xfe");
     }
 

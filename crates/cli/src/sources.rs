@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use portkeep_persist::{Config, config};
 
+use crate::help::ADVANCED;
+
 /// The configuration file that commands read.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct ConfigFile {
     /// Configuration file [default: /etc/portkeep/portkeep.toml]
-    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "FILE", env = "PORTKEEP_CONFIG", hide_env_values = true, help_heading = ADVANCED)]
     config: Option<PathBuf>,
 }
 
@@ -57,7 +59,7 @@ pub(crate) struct Sources {
     #[command(flatten)]
     config: ConfigFile,
     /// The system whose files are read, where it is mounted [default: /]
-    #[arg(long, value_name = "DIR", env = "PORTKEEP_ROOT", hide_env_values = true, help_heading = "Place")]
+    #[arg(long, value_name = "DIR", env = "PORTKEEP_ROOT", hide_env_values = true, help_heading = ADVANCED)]
     root: Option<PathBuf>,
 }
 

@@ -90,7 +90,7 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
         }
         Ok(None) => {}
         // Skew is what `status` is asked about; the rest can still be shown.
-        Err(error) => io.note(format_args!("{error:#}")),
+        Err(error) => io.warning(format_args!("{error:#}")),
     }
     match pins.look() {
         Seen::Up(instance) => status.add_instance(&instance)?,

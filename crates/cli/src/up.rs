@@ -68,7 +68,7 @@ fn deny_errno(text: &str) -> Result<Errno, &'static str> {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let config = args.config.load()?;
     let (mut settings, complaints) = agent::settings(&config);
-    complaints.into_iter().for_each(|complaint| io.note(complaint));
+    complaints.into_iter().for_each(|complaint| io.warning(complaint));
     settings.pool = args.pool.map_or(settings.pool, |pool| pool.0);
     settings.quota = args.quota.unwrap_or(settings.quota);
     settings.deny_errno = args.deny_errno.unwrap_or(settings.deny_errno);
@@ -85,13 +85,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     };
     if instance.is_newly_up() {
-        settle_in(&instance)?.into_iter().for_each(|complaint| io.note(complaint));
+        settle_in(&instance)?.into_iter().for_each(|complaint| io.warning(complaint));
     } else {
         adopt(&instance, &args)?;
     }
     let status = status::of(&args.place.pins, io)?;
     if let Some(overlap) = status.overlap() {
-        io.note(format_args!("warning: {overlap}; {}", agent::Overlap::HELP));
+        io.warning(format_args!("{overlap}; {}", agent::Overlap::HELP));
     }
     if args.json {
         io.json(&status)?;
@@ -151,9 +151,7 @@ pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
 
 fn share_and_look(instance: &Instance) -> anyhow::Result<Vec<String>> {
     let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
-    let config = instance.config();
-    let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
-    agent::enter_overlap(pool).context("keeping automatic choices off the pool")?;
+    agent::enter_overlap(instance).context("keeping automatic choices off the pool")?;
     // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
     agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
     Ok(complaints)

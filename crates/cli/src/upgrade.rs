@@ -15,7 +15,7 @@ after the package was updated. If the two versions keep their state in different
 Examples:
   portkeep upgrade";
 
-/// Swap kernel enforcement that is up for the one of this version
+/// Swap the loaded BPF programs for those of this version
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

@@ -102,7 +102,7 @@ fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
         Err(error) if ran_out(&error) => Err(error),
         Err(error) => {
             if !matches!(pins.look(), Seen::NotUp) {
-                io.note(format_args!("{error:#}"));
+                io.warning(format_args!("{error:#}"));
             }
             Ok(Vec::new())
         }
@@ -143,10 +143,14 @@ impl Whose {
                 if let Some(uid) = info.owner.as_ref().and_then(|owner| owner.uid) {
                     line("uid", &uid.to_string())?;
                 }
-                let strict = if info.strict { ", associated sockets only" } else { "" };
+                let terms = match (info.strict, info.ephemeral) {
+                    (true, _) => ", associated sockets only",
+                    (_, true) => ", its private ephemeral range",
+                    _ => "",
+                };
                 let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
                 let cgroup = info.cgroup.as_deref().unwrap_or_default();
-                line("scope", &format!("{}{strict}", format!("{scope} {cgroup}").trim_end()))?;
+                line("scope", &format!("{}{terms}", format!("{scope} {cgroup}").trim_end()))?;
                 if let Some(since) = info.since {
                     line("since", &since.to_string())?;
                 }

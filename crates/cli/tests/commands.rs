@@ -601,7 +601,7 @@ fn check_reports_what_would_use_up_the_ephemeral_ports() {
     };
     let said = check(&declared(""));
     assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(said.out.contains("much.toml:4:1: `second`: this would leave 2999 of the 28232"), "{said:?}");
+    assert!(said.out.contains("much.toml:4:1: error: `second`: this would leave 2999 of the 28232"), "{said:?}");
     assert!(said.out.contains("force = true"), "{said:?}");
     check(&declared("force = true\n")).ok();
     check("[[reservation]]\nname = \"first\"\ntcp = \"1024-32767\"\n").ok();

@@ -99,11 +99,21 @@ fn says_hello(bed: &Machine, words: &[&str]) {
 
 #[test]
 fn c() {
-    let Some(bed) = ready("c", &["cc"]) else { return };
+    c_with("c", "cc", &["-std=c99", "-D_DEFAULT_SOURCE"]);
+}
+
+#[test]
+fn cpp() {
+    c_with("cpp", "c++", &["-std=c++11", "-x", "c++"]);
+}
+
+fn c_with(test: &str, compiler: &str, options: &[&str]) {
+    let Some(bed) = ready(test, &[compiler]) else { return };
     let program = bed.folder.path().join("server");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(example("server.c"));
-    assert!(compiler.status().unwrap().success());
+    let mut command = Command::new(compiler);
+    command.args(options).args(["-Wall", "-Wextra", "-pedantic", "-Werror", "-I"]);
+    command.arg(repository().join("crates/portkeep/include")).arg("-o").arg(&program).arg(example("server.c"));
+    assert!(command.status().unwrap().success());
     says_hello(&bed, &[program.to_str().unwrap()]);
 }
 

@@ -210,8 +210,9 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
     assert!(!granted.is_empty() && granted.len() < 1000, "{} of 5000", granted.len());
     // An administrator's action is reported with the process that did it.
     let made = watch_one(&place);
-    assert_eq!((made.pid, made.uid), (std::process::id(), 0));
-    assert!(!made.command.is_empty() && made.message.contains(&format!("pid {}", made.pid)), "{made:?}");
+    let Some(process) = &made.process else { panic!("{made:?}") };
+    assert_eq!((process.pid, process.uid), (std::process::id(), Some(0)));
+    assert!(!process.comm.is_empty() && made.message.contains(&format!("pid {}", process.pid)), "{made:?}");
     agent.stop();
     end_all(&world);
     world.assert_empty();

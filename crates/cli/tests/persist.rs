@@ -114,6 +114,23 @@ fn helper_serves() {
     }
 }
 
+/// Set for the process that plays a client: its own port.
+const CONNECT: &str = "PORTKEEP_TEST_CONNECT";
+
+/// Started by the other tests in the place of a client, with a connection to a server of its own.
+#[test]
+#[ignore = "plays a client for the other tests"]
+fn helper_connects() {
+    let Ok(port) = std::env::var(CONNECT) else { return };
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = server.local_addr().unwrap().to_string();
+    let client = portkeep_testkit::sockets::tcp();
+    portkeep_testkit::sockets::bind(&client, port.parse().unwrap()).unwrap();
+    portkeep_testkit::sockets::connect(&client, &peer).unwrap();
+    println!("\nhelper: {peer}");
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
 impl Drop for Stage {
     fn drop(&mut self) {
         if let Some(agent) = &mut self.agent {
@@ -298,6 +315,96 @@ fn impossible_requests_are_reported_with_the_process_in_the_way() {
     assert_eq!(stage.declared().as_array().unwrap().len(), 1);
 }
 
+/// Where something waits, every display shows it, and what it waits for: the process, and the other end of a connection.
+#[test]
+fn what_waits_is_shown_with_what_it_waits_for() {
+    let stage = stage!("waits");
+    let helper = ["--exact", "helper_connects", "--ignored", "--nocapture"];
+    let copy = stage.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut command = stage.program(&[&[copy.as_str()], &helper[..]].concat());
+    command.env(CONNECT, "8443").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let peer =
+        out.by_ref().lines().map_while(Result::ok).find_map(|line| Some(line.strip_prefix("helper: ")?.to_owned()));
+    let client = Server { child, _out: out };
+    let (peer, pid) = (peer.expect("the client is connected"), client.pid());
+
+    stage
+        .file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"web.service\"\n");
+    let reload = stage.portkeep(&["reload"]).ok().out;
+    assert!(reload.starts_with("reloaded: 0 added, 0 removed; 1 not in force"), "{reload}");
+    let declared = stage.declared();
+    let why = declared[0]["reason"].as_str().unwrap().to_owned();
+    assert!(why.starts_with(&format!("8443/tcp is in use by pid {pid} (")), "{why}");
+    assert!(why.ends_with(&format!("): connected with {peer}")), "{why}");
+    assert_eq!(declared[0]["state"], "waiting");
+    let socket = &declared[0]["waits_for"][0];
+    assert_eq!(
+        (&socket["process"]["pid"], &socket["peer"], &socket["port"]),
+        (&json!(pid), &json!(peer), &json!(8443))
+    );
+
+    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines[1].starts_with("web ") && lines[1].contains(" waits "), "{list}");
+    assert_eq!(lines[2], format!("    {why}"));
+    let sentence = format!("web, 8443/tcp for unit web.service, is not in force: {why}");
+    let status = stage.portkeep(&["status"]).ok().out;
+    assert!(status.lines().any(|line| line.starts_with("waits ") && line.ends_with(&sentence)), "{status}");
+    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["reason"], why);
+    // What is not in force is no reservation: it is not among them, and is not overlooked either.
+    let list = stage.portkeep(&["list"]).ok();
+    assert!(!list.out.contains("8443") && list.err.contains(&sentence), "{list:?}");
+    let list = stage.portkeep(&["list", "--json"]).ok();
+    assert_eq!(list.json(), json!([]));
+    assert!(list.err.contains(&sentence), "{list:?}");
+    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    assert!(who.contains(&format!("pid {pid}")) && who.contains(&sentence), "{who}");
+    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
+}
+
+/// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in
+/// force, however many there are.
+#[test]
+fn the_agent_is_ready_when_what_is_declared_is_in_force() {
+    let mut stage = stage!("ready");
+    stage.stop();
+    const MANY: usize = 3000;
+    let stanza = |port| format!("[[reservation]]\nname = \"web{port}\"\ntcp = {port}\n");
+    stage.file("etc/portkeep/ports.d/many.toml", &(20000..20000 + MANY).map(stanza).collect::<String>());
+    let path = stage.folder.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let mut said = {
+        let mut buffer = [0; 1024];
+        manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        move || {
+            let length = manager.recv(&mut buffer).expect("the agent reports to the service manager");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        }
+    };
+    let log = fs::File::create(stage.folder.path().join("agent.log")).unwrap();
+    stage.agent = Some(stage.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
+    let pid = Pid::from_child(stage.agent.as_ref().unwrap());
+    assert!(said().lines().any(|line| line == "READY=1"));
+    // Whatever it has not done yet it does not do now.
+    kill_process(pid, Signal::STOP).unwrap();
+    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    assert_eq!(in_force.as_array().unwrap().len(), MANY);
+    assert_eq!(stage.outsider_binds("tcp", 20000 + MANY as u16 - 1), "AddrInUse");
+    kill_process(pid, Signal::CONT).unwrap();
+
+    // A reload is one too: what has been added is in force when the agent is ready again.
+    stage.file("etc/portkeep/ports.d/more.toml", &stanza(30000));
+    kill_process(pid, Signal::HUP).unwrap();
+    let reloading = said();
+    assert!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="), "{reloading}");
+    assert_eq!(said().trim_end(), "READY=1");
+    assert_eq!(stage.outsider_binds("tcp", 30000), "AddrInUse");
+    stage.stop();
+    assert_eq!(said().trim_end(), "STOPPING=1");
+}
+
 #[test]
 fn an_export_is_imported_whole_or_not_at_all() {
     let stage = stage!("import");
@@ -363,9 +470,12 @@ fn files_are_reloaded_and_named_everywhere() {
     let other = stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\nboth = 8443\n");
     let (web, other) = (web.to_str().unwrap(), other.to_str().unwrap());
     let reload = stage.portkeep(&["reload"]).ok();
-    assert!(reload.out.starts_with("reloaded: 1 added, 0 removed; "), "{reload:?}");
+    assert_eq!(
+        reload.out, "reloaded: 1 added, 0 changed, 0 removed; 2 not in force (see `portkeep persist list`)\n",
+        "{reload:?}"
+    );
     assert!(
-        reload.err.contains(&format!("{other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
+        reload.err.contains(&format!("warning: {other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
         "{reload:?}"
     );
     let json = stage.portkeep(&["reload", "--json"]).ok().json();
@@ -386,11 +496,21 @@ fn files_are_reloaded_and_named_everywhere() {
     assert!(who.contains(&format!("  from      {web}:1\n")) && who.contains("  what      the shop\n"), "{who}");
     fails(&stage.portkeep(&["persist", "delete", "web"]), 1, web);
     fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "remove or mask the file, and `portkeep reload`");
-    fails(&stage.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nportkeep: ");
+    fails(&stage.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nerror: ");
 
     fs::remove_file(web).unwrap();
     let reload = stage.portkeep(&["reload"]).ok();
-    assert_eq!(reload.out, "reloaded: 1 added, 1 removed; 0 not in force\n", "{reload:?}");
+    assert_eq!(reload.out, "reloaded: 1 added, 0 changed, 1 removed; 0 not in force\n", "{reload:?}");
+    // Another audience, and another block of the same name, are changes.
+    for text in ["both = 8443\nuser = \"daemon\"\n", "both = 8450\nuser = \"daemon\"\n"] {
+        stage.file("usr/lib/portkeep/ports.d/z.toml", &format!("[[reservation]]\nname = \"z\"\n{text}"));
+        let reload = stage.portkeep(&["reload"]).ok();
+        assert_eq!(reload.out, "reloaded: 0 added, 1 changed, 0 removed; 0 not in force\n", "{reload:?}");
+    }
+    stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\n");
+    let reload = stage.portkeep(&["reload"]);
+    assert_eq!((reload.code, &*reload.out), (Some(1), "reloaded: 0 added, 0 changed, 1 removed; 0 not in force\n"));
+    assert!(reload.err.starts_with("error: /"), "{reload:?}");
 }
 
 #[test]
@@ -434,7 +554,7 @@ fn what_happens_is_watched() {
     // They end when the agent does.
     stage.stop();
     let said = Outcome::from(watch.wait_with_output().unwrap());
-    assert_eq!((said.code, said.err.as_str()), (Some(0), "portkeep: the agent has ended\n"));
+    assert_eq!((said.code, said.err.as_str()), (Some(0), "note: the agent has ended\n"));
     assert!(as_json.wait().unwrap().success());
 }
 
@@ -467,7 +587,7 @@ Start Port    End Port
     let row = |start: u16, end: u16| json!({"start": start, "end": end, "administered": true});
     assert_eq!(stays, json!([row(40000, 40010), row(50000, 50059)]));
 
-    let in_use = "The process cannot access the file because it is being used by another process.\nportkeep: ";
+    let in_use = "The process cannot access the file because it is being used by another process.\nerror: ";
     fails(&netsh(&stage, add), 1, in_use);
     fails(&netsh(&stage, "excludedportrange add tcp 40010 2"), 1, in_use);
     fails(&netsh(&stage, "excludedportrange add tcp 61011 1"), 1, &format!("pid {}", holding.child.id()));
@@ -479,22 +599,18 @@ Start Port    End Port
     );
     drop(server);
     // Exactly, or not at all.
-    let not_found = "The system cannot find the file specified.\nportkeep: ";
+    let not_found = "The system cannot find the file specified.\nerror: ";
     fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
         &netsh(&stage, "excludedportrange del tcp 40001 10"),
         1,
         "excludedportrange:tcp:40000-40010 is 40000-40010/tcp",
     );
-    fails(
-        &netsh(&stage, "excludedportrange delete tcp 61010 2"),
-        1,
-        "Access is denied.\nportkeep: 61010-61011/tcp, pid ",
-    );
-    fails(&netsh(&stage, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nportkeep: ");
+    fails(&netsh(&stage, "excludedportrange delete tcp 61010 2"), 1, "Access is denied.\nerror: 61010-61011/tcp, pid ");
+    fails(&netsh(&stage, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nerror: ");
     let nobody = stage.portkeep_as_nobody(&["excludedportrange", "add", "tcp", "43000", "1"]);
-    fails(&nobody, 1, "The requested operation requires elevation (Run as administrator).\nportkeep: ");
-    let syntax = "The syntax supplied for this command is not valid. Check help for the correct syntax.\nportkeep: ";
+    fails(&nobody, 1, "The requested operation requires elevation (Run as administrator).\nerror: ");
+    let syntax = "The syntax supplied for this command is not valid. Check help for the correct syntax.\nerror: ";
     fails(&netsh(&stage, "excludedportrange add tcp"), 2, &format!("{syntax}startport is missing"));
     fails(&netsh(&stage, "excludedportrange show store=active"), 2, &format!("{syntax}protocol is missing"));
     fails(&netsh(&stage, "netsh interface ipv4 show dynamicport tcp"), 2, syntax);
@@ -508,7 +624,7 @@ Start Port    End Port
     let rows = netsh(&stage, "excludedportrange show udp --json").ok().json();
     assert_eq!(rows, json!([row(40000, 40010)]));
     stage.stop();
-    fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nportkeep: ");
+    fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nerror: ");
 }
 
 /// The output of `check`, with the folder's name left out.
@@ -567,11 +683,11 @@ fn check_speaks_as_a_compiler_does() {
     file("etc/portkeep/portkeep.toml", "pol = \"20000-20999\"\n");
     let bad = check(dir.path(), &["--root", root]);
     let expected = "\
-etc/portkeep/portkeep.toml:1:1: unknown key `pol`
+etc/portkeep/portkeep.toml:1:1: error: unknown key `pol`
 help: did you mean `pool`?
-etc/portkeep/ports.d/a.toml:3:7: \"htps\" is neither a port, nor a range, nor a service of /etc/services
+etc/portkeep/ports.d/a.toml:3:7: error: \"htps\" is neither a port, nor a range, nor a service of /etc/services
 help: did you mean \"https\"?
-usr/lib/portkeep/ports.d/nginx.toml:1:1: 443/tcp of `web` is reserved as `b` by etc/portkeep/ports.d/a.toml:5
+usr/lib/portkeep/ports.d/nginx.toml:1:1: error: 443/tcp of `web` is reserved as `b` by etc/portkeep/ports.d/a.toml:5
 help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
 etc/portkeep/ports.d/a.toml:10:1: warning: there is no group voice (`c`)
 help: the reservation waits until there is one
@@ -587,10 +703,10 @@ etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:c
     file("x/portreserve/svc", "7/sctp\n");
     let named = check(dir.path(), &["x/one.toml", "x/two.toml", "x/conf.toml", "x/portreserve", "x/absent.toml"]);
     let expected = "\
-x/conf.toml:1:14: `deny_errno` is \"EADDRINUSE\" or \"EACCES\"
-x/portreserve/svc:1:1: \"7/sctp\": a transport is tcp or udp
-x/absent.toml: does not exist
-x/two.toml:1:1: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
+x/conf.toml:1:14: error: `deny_errno` is \"EADDRINUSE\" or \"EACCES\"
+x/portreserve/svc:1:1: error: \"7/sctp\": a transport is tcp or udp
+x/absent.toml: error: does not exist
+x/two.toml:1:1: error: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
 help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
 5 files with 1 reservation: 4 mistakes
 ";
@@ -609,7 +725,7 @@ fn check_knows_what_commands_created() {
     let web = stage.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
     let said = stage.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
-    let told = format!("{}:1:1: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
+    let told = format!("{}:1:1: error: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
     assert!(said.out.starts_with(&told), "{said:?}");
 
     stage.stop();
@@ -617,7 +733,7 @@ fn check_knows_what_commands_created() {
     fs::write(&store, "rubbish").unwrap();
     let said = stage.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
-    assert!(said.out.starts_with(&format!("{}: is damaged: ", store.display())), "{said:?}");
+    assert!(said.out.starts_with(&format!("{}: error: is damaged: ", store.display())), "{said:?}");
     assert!(stage.portkeep(&["persist", "list"]).err.contains("is damaged"));
     assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }

@@ -22,7 +22,7 @@ use portkeep_testkit::{
     agent::{AgentFolder, end_all},
     eventually,
     process::{Child, become_user, in_child},
-    sockets::{acquire, bind, errno, reserve, tcp, udp},
+    sockets::{acquire, bind, errno, port, reserve, tcp, udp},
 };
 use proptest::prelude::*;
 
@@ -278,6 +278,41 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     world.assert_empty();
 }
 
+/// A bind between the agent's look and the confirmation wins. The declaration was in the store by then: what was refused must
+/// not come into force later.
+#[test]
+fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
+    let Some(world) = World::enter("overtaken") else { return };
+    let place = AgentFolder::new();
+    let mut agent = place.agent();
+    let mut outsider = Child::fork(|talk| {
+        become_user(OTHER);
+        talk.say(1);
+        loop {
+            let _ = bind(&tcp(), 8443);
+        }
+    });
+    outsider.talk.hear();
+    for kept in [Kept::Persistent, Kept::Active] {
+        eventually(|| match place.connect().create(&web(8443), kept) {
+            Ok(_) => {
+                place.connect().delete(&Which::Name(name("web"))).unwrap();
+                false
+            }
+            Err(PersistentError::InUse(why)) => why.contains("at this moment"),
+            Err(error) => panic!("{error}"),
+        });
+        assert_eq!(place.list(), []);
+        agent.kill();
+        agent = place.agent();
+        assert_eq!(place.list(), [], "it is not in the store either");
+    }
+    outsider.kill();
+    assert_eq!(bound_by(OTHER, 8443), Ok(()));
+    agent.stop();
+    world.assert_empty();
+}
+
 #[test]
 fn around_lets_the_rightful_stay_and_nobody_else() {
     let Some(world) = World::enter("around") else { return };
@@ -340,10 +375,10 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
     place.drop_in("yeb.toml", "[[reservation]]\nname = \"yeb\"\ntcp = 8446\nstrickt = true\n");
     place.drop_in("zeb.toml", "[[reservation]]\nname = \"zeb\"\ntcp = 8447\nuser = \"no-such-user\"\n");
     let reloaded = place.connect().reload().unwrap();
-    assert_eq!((reloaded.added, reloaded.removed, reloaded.waiting), (0, 0, 1));
-    let complaints = reloaded.complaints.join("\n");
-    assert!(complaints.contains("xeb.toml") && complaints.contains("web.toml"), "{complaints}");
-    assert!(complaints.contains("strickt") && complaints.contains("strict"), "{complaints}");
+    assert_eq!((reloaded.added, reloaded.removed, reloaded.waiting), (0, 0, 2));
+    let (conflicts, mistakes) = (reloaded.complaints.join("\n"), reloaded.errors.join("\n"));
+    assert!(conflicts.contains("xeb.toml") && conflicts.contains("web.toml"), "{conflicts}");
+    assert!(mistakes.contains("strickt") && mistakes.contains("strict"), "{mistakes}");
     assert_eq!(place.state("xeb"), Some(State::Conflict));
     let why = place.reason("zeb", State::Waiting);
     assert_eq!(why, "there is no user \"no-such-user\"");
@@ -376,7 +411,7 @@ fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
     assert_eq!(bind(&tcp(), 9000).map_err(|error| error.to_string()), Ok(()), "nothing half");
     // Work that needs no store goes on.
     place.connect().create(&Proposal::new(name("c"), ports(9001, 1), Transports::Tcp), Kept::Active).unwrap();
-    assert!(place.connect().reload().unwrap().complaints.iter().any(|why| why.contains("persistent.redb")));
+    assert!(place.connect().reload().unwrap().errors.iter().any(|why| why.contains("persistent.redb")));
     agent.stop();
     assert_eq!(fs::read(&file).unwrap(), rubbish, "kept untouched");
     end_all(&world);
@@ -476,7 +511,7 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     }
     place.configure("pool = \"1-\"\nquotas = 3\n");
     let reloaded = place.connect().reload().unwrap();
-    assert!(reloaded.complaints.len() >= 2, "{reloaded:?}");
+    assert!(reloaded.errors.len() >= 2, "{reloaded:?}");
     assert_eq!(most(NOBODY), 7, "as before");
     place.configure("");
     place.connect().reload().unwrap();
@@ -775,5 +810,87 @@ fn ten_thousand_come_into_force_at_once_and_cost_little() {
     assert_eq!(place.connect().reload().unwrap().added, 0);
     agent.stop();
     end_all(&world);
+    world.assert_empty();
+}
+
+/// The ports that binds of a user to port 0 get, TCP and UDP.
+fn chosen_by(uid: u32) -> (u16, u16) {
+    let mut child = Child::fork(|talk| {
+        become_user(uid);
+        let (stream, datagram) = (tcp(), udp());
+        bind(&stream, 0).unwrap();
+        bind(&datagram, 0).unwrap();
+        talk.say(u64::from(port(&stream)) << 16 | u64::from(port(&datagram)));
+    });
+    let answer = child.talk.hear();
+    child.join();
+    ((answer >> 16) as u16, answer as u16)
+}
+
+#[test]
+fn e6_private_ephemeral_ranges_are_declared_and_created() {
+    let Some(world) = World::enter("e6_declared") else { return };
+    let place = AgentFolder::new();
+    let stanza = |ports: &str, more: &str| {
+        format!("[[reservation]]\nname = \"rmi\"\nboth = \"{ports}\"\nuser = {NOBODY}\n{more}")
+    };
+    place.drop_in("rmi.toml", &stanza("20000-20009", "ephemeral = true\n"));
+    let agent = place.agent();
+    let inside =
+        |(tcp, udp): (u16, u16), first: u16| (first..first + 10).contains(&tcp) && (first..first + 10).contains(&udp);
+    assert!(inside(chosen_by(NOBODY), 20000));
+    assert!(!inside(chosen_by(OTHER), 20000));
+    assert!(place.list()[0].ephemeral);
+
+    // A change in place, there and back.
+    for (more, still) in [("", false), ("ephemeral = true\n", true)] {
+        place.drop_in("rmi.toml", &stanza("20000-20009", more));
+        agent.hang_up();
+        eventually(|| inside(chosen_by(NOBODY), 20000) == still);
+    }
+    world.assert_consistent();
+
+    // What cannot be.
+    let range = |start: u16| Proposal::new(name("other"), ports(start, 10), Transports::Both).ephemeral(true);
+    let refusal = |proposal: &Proposal| place.connect().create(proposal, Kept::Persistent).unwrap_err().to_string();
+    let text = refusal(&range(21000).audience(user(NOBODY)));
+    assert!(text.contains("have a private ephemeral range"), "{text}");
+    let text = refusal(&range(21000));
+    assert!(text.contains("needs a user, group, unit or cgroup"), "{text}");
+    let text = refusal(&range(21000).audience(user(OTHER)).strict(true));
+    assert!(text.contains("cannot be `strict`"), "{text}");
+    place.connect().create(&range(21000).audience(user(OTHER)), Kept::Persistent).unwrap();
+    assert!(inside(chosen_by(OTHER), 21000));
+
+    // In use to the last port: the bind fails, and watchers are told.
+    let mut events = place.connect().watch().unwrap();
+    let mut hog = Child::fork(|talk| {
+        become_user(OTHER);
+        let held: Vec<_> = (0..10)
+            .map(|_| {
+                let socket = tcp();
+                bind(&socket, 0).unwrap();
+                socket
+            })
+            .collect();
+        assert_eq!(errno(bind(&tcp(), 0)), Errno::EADDRINUSE);
+        talk.say(held.len() as u64);
+        talk.hear();
+    });
+    assert_eq!(hog.talk.hear(), 10);
+    let event = events.next().unwrap().unwrap();
+    assert_eq!((event.what, event.ports), (Happening::Exhausted, ports(21000, 10)), "{event:?}");
+    assert!(event.message.contains("private ephemeral range"), "{}", event.message);
+    hog.kill();
+
+    // Through the death of the agent, and to the end.
+    agent.kill();
+    assert!(inside(chosen_by(OTHER), 21000));
+    let agent = place.agent();
+    place.connect().delete(&Which::Name(name("other"))).unwrap();
+    assert!(!inside(chosen_by(OTHER), 21000));
+    agent.stop();
+    end_all(&world);
+    assert!(!inside(chosen_by(NOBODY), 20000));
     world.assert_empty();
 }

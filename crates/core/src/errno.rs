@@ -40,9 +40,10 @@ errnos! {
     ENOTSOCK = 88, "Not a socket.";
     ENOPROTOOPT = 92, "The control codes are not served here.";
     EOPNOTSUPP = 95, "The socket is neither TCP nor UDP.";
-    EADDRINUSE = 98, "A port is in use, reserved or excluded.";
+    EEXIST = 17, "There is one already.";
+    EADDRINUSE = 98, "A port is in use or reserved.";
     ENETDOWN = 100, "The confirming agent is needed and not running.";
-    EINPROGRESS = 115, "Claimed; the agent is looking whether the ports are vacant.";
+    EINPROGRESS = 115, "Claimed; the agent is checking whether the ports are vacant.";
     EDQUOT = 122, "Over the caller's quota.";
     ECANCELED = 125, "Cancelled, or the socket was closed under it.";
 }

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The private level of `setsockopt` and `getsockopt`: "PK".
 pub const SOL_PORTKEEP: i32 = 0x504b;
 /// The version of these structures and of the maps.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// `setsockopt`: acquire a reservation, [`AcquireRequest`].
 pub const ACQUIRE: i32 = 100;
@@ -33,6 +33,8 @@ pub const STATE: i32 = 202;
 pub const BOTH: u32 = 1;
 /// Flag of a request: consumed by association only (rule A7).
 pub const STRICT: u32 = 2;
+/// Flag of a request: a private ephemeral range, for binds to port 0 of its scope (rule E1).
+pub const EPHEMERAL: u32 = 4;
 /// Flag of a reservation, never of a request: an administrator made it, no socket owns it.
 pub const PERSISTENT: u32 = 0x80;
 
@@ -68,7 +70,7 @@ pub struct AcquireRequest {
     pub start: u16,
     /// Number of ports, not 0.
     pub count: u16,
-    /// [`BOTH`] and [`STRICT`].
+    /// [`BOTH`], and [`STRICT`] or [`EPHEMERAL`].
     pub flags: u32,
     /// One of the `SCOPE_` constants.
     pub scope: u16,
@@ -153,7 +155,7 @@ pub struct State {
     pub state: u8,
     /// One of the `SCOPE_` constants.
     pub scope: u8,
-    /// [`STRICT`] and [`PERSISTENT`].
+    /// [`BOTH`], [`STRICT`], [`EPHEMERAL`] and [`PERSISTENT`].
     pub flags: u8,
     /// Ports with at least one bound socket; TCP and UDP count apart.
     pub bound: u32,

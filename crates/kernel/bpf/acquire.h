@@ -74,7 +74,10 @@ __inline int request_valid(const struct portkeep_acquire *ask)
 {
 	if (!ask->count || (__u32)ask->start + ask->count > 65536)
 		return 0;
-	if (ask->flags & ~(PORTKEEP_BOTH | PORTKEEP_STRICT))
+	if (ask->flags & ~(PORTKEEP_BOTH | PORTKEEP_STRICT | PORTKEEP_EPHEMERAL))
+		return 0;
+	/* A strict one demands association, a private ephemeral range is for sockets without. */
+	if (ask->flags & PORTKEEP_STRICT && ask->flags & PORTKEEP_EPHEMERAL)
 		return 0;
 	if (ask->scope > PORTKEEP_SCOPE_CGROUP || ask->zero)
 		return 0;
@@ -310,6 +313,8 @@ __noinline __u32 find_slot(struct owner_state *o)
 /* The entry is the caller's alone until the ports point to it, and until its gate is open nothing is in force. */
 __noinline int enter_reservation(struct acquisition *a, struct reservation *r, __u32 slot, __u32 by)
 {
+	int error;
+
 	if (!a || !r)
 		return ENOMEM;
 	r->netns = a->span.netns;
@@ -332,15 +337,20 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	else
 		__builtin_memset(r->comm, 0, sizeof(r->comm));
 	__builtin_memcpy(r->label, a->ask.label, sizeof(r->label));
+	/* Before the gate, or a bind that still looks at an earlier block of this entry would contest the new one. */
+	WRITE(r->start, a->ask.start);
 	WRITE(r->token, a->token);
+	error = r->flags & PORTKEEP_EPHEMERAL ? range_enter(r, a->span.id) : 0;
 	__sync_lock_test_and_set(&r->gate, gate_of(a->token, PORTKEEP_GATE_CLAIMING));
-	return 0;
+	return error;
 }
 
 /* Nothing was granted: the entry is free again. */
 __inline void leave_reservation(struct reservation *r, __u32 id)
 {
 	__sync_lock_test_and_set(&r->gate, 0);
+	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
 	entry_vacate(r, id);
 }
 
@@ -445,8 +455,9 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		sp->last = a.now;
 		a.token = token_next(c, r, id);
 		a.span.vacant = !a.pending;
-		enter_reservation(&a, r, slot, BY_PROCESS);
-		error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
+		error = enter_reservation(&a, r, slot, BY_PROCESS);
+		if (!error)
+			error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
 		if (error)
 			leave_reservation(r, id);
 	}

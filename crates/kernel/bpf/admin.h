@@ -132,7 +132,7 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.ask.start = in->start;
 	a.ask.count = in->count;
 	a.ask.align = in->align;
-	a.ask.flags = in->flags & (PORTKEEP_BOTH | PORTKEEP_STRICT);
+	a.ask.flags = in->flags & (PORTKEEP_BOTH | PORTKEEP_STRICT | PORTKEEP_EPHEMERAL);
 	a.span.netns = in->netns;
 	a.span.transports = in->transports;
 	if (!request_valid(&a.ask) || !a.span.transports || a.span.transports > (PORTKEEP_TCP | PORTKEEP_UDP))
@@ -142,6 +142,7 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.ask.flags |= PORTKEEP_PERSISTENT;
 	a.ask.scope = in->scope;
 	__builtin_memcpy(a.ask.label, in->label, sizeof(a.ask.label));
+	a.cgroup = in->account;
 	a.uid = in->uid;
 	a.gid = in->gid;
 	a.level = in->level;
@@ -161,8 +162,9 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.span.first = a.ask.start;
 	a.span.last = (__u32)a.ask.start + a.ask.count - 1;
 	a.span.vacant = !a.ask.start;
-	enter_reservation(&a, r, 0, BY_ADMIN);
-	error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
+	error = enter_reservation(&a, r, 0, BY_ADMIN);
+	if (!error)
+		error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
 	if (error) {
 		leave_reservation(r, id);
 		return error;
@@ -199,25 +201,40 @@ __inline int admin_forget(struct admin_request *q)
 	return 0;
 }
 
-/* In between it is for administrators only, so that a bind that meets half of the change is refused. */
+/*
+ * In between it is for administrators only, so that a bind that meets half of the change is refused. User space
+ * changes and ends a persistent reservation from one thread, so its element in `ranges` has one writer.
+ */
 __inline int admin_change(struct reservation *r, struct admin_request *q)
 {
 	__u8 fixed = PORTKEEP_PERSISTENT | PORTKEEP_BOTH;
+	int error;
 
 	if (!r || !reservation_alive(r, q->token) || !(r->flags & PORTKEEP_PERSISTENT))
 		return ENOENT;
 	if (q->scope < PORTKEEP_SCOPE_USER || q->scope > PORTKEEP_SCOPE_ADMIN || q->level > PORTKEEP_PLACE_DEPTH)
 		return EINVAL;
+	if (q->flags & PORTKEEP_EPHEMERAL && (q->scope == PORTKEEP_SCOPE_ADMIN || q->flags & PORTKEEP_STRICT))
+		return EINVAL;
+	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, q->id);
 	*(volatile __u8 *)&r->scope = PORTKEEP_SCOPE_ADMIN;
 	FENCE();
-	r->flags = (r->flags & fixed) | (q->flags & PORTKEEP_STRICT);
+	r->flags = (r->flags & fixed) | (q->flags & (PORTKEEP_STRICT | PORTKEEP_EPHEMERAL));
+	r->cgroup = q->account;
 	r->uid = q->uid;
 	r->gid = q->gid;
 	r->level = q->level;
 	__builtin_memcpy(r->label, q->label, sizeof(r->label));
 	FENCE();
 	*(volatile __u8 *)&r->scope = q->scope;
-	return 0;
+	if (!(r->flags & PORTKEEP_EPHEMERAL))
+		return 0;
+	error = range_enter(r, q->id);
+	/* It is in force all the same, and its scope may bind its ports by number. */
+	if (error)
+		r->flags &= ~PORTKEEP_EPHEMERAL;
+	return error;
 }
 
 __noinline int admin_other(struct __sk_buff *ctx)

@@ -12,6 +12,7 @@
 #define PORTKEEP_BIND_H
 
 #include "draw.h"
+#include "ephemeral.h"
 
 #define REFUSE 0
 #define PASS 1
@@ -196,6 +197,59 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	return PASS_PRIVILEGED;
 }
 
+/*
+ * A socket that is not associated binds to port 0: out of the private ephemeral range of its process, if there is one
+ * (E1). One that ends meanwhile is as good as none, so the next round looks for another.
+ */
+__inline int bind_ephemeral(struct bpf_sock_addr *ctx, struct bpf_sock *sk, __u32 transport)
+{
+	struct range_search s = { .netns = bpf_get_netns_cookie(ctx), .transport = transport };
+	struct socket_state *st = NULL;
+	struct reservation *r;
+	struct word *w = NULL;
+	__u32 port = 0;
+	void *mptcp;
+
+	for (int i = 0; i < 2 && !w; i++) {
+		__u32 id = range_find(&s);
+
+		r = bpf_map_lookup_elem(&reservations, &id);
+		if (!id || !r || waits_for_connect(ctx))
+			return PASS;
+		st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+		if (!st)
+			return refuse_with(EADDRINUSE);
+		undraw(st, s.netns, transport);
+		port = draw(r, transport, 0);
+		if (!port && !reservation_alive(r, s.token))
+			continue;
+		if (!port) {
+			report_exhausted(r, id);
+			return refuse_with(EADDRINUSE);
+		}
+		st->transport = transport;
+		st->drawn_port = port;
+		w = word_of(s.netns, transport, port);
+		if (!w || !claim(st, r, s.token, port)) {
+			st->claim_port = 0;
+			st->consumer = 0;
+			undraw(st, s.netns, transport);
+			w = NULL;
+		}
+	}
+	if (!w || !st)
+		return PASS;
+	allow_time_wait(ctx, transport, w, port);
+	mptcp = mptcp_of(sk, transport);
+	st->subflow = mptcp ? SUBFLOW_COUNTED : 0;
+	if (mptcp && !count_mptcp(mptcp, s.netns, port)) {
+		st->claim_port = 0;
+		return refuse_with(EADDRINUSE);
+	}
+	*(volatile __u32 *)&ctx->user_port = bpf_htons((__u16)port);
+	return PASS_PRIVILEGED;
+}
+
 __inline int on_bind(struct bpf_sock_addr *ctx)
 {
 	__u32 transport = transport_of(ctx->type, ctx->protocol);
@@ -226,6 +280,8 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 		return bind_associated(ctx, st, transport, port);
 	w = port ? reserved_word(ctx, transport, port) : NULL;
 	verdict = w ? bind_reserved(ctx, sk, w, transport, port) : PASS;
+	if (!port && ranges_exist())
+		verdict = bind_ephemeral(ctx, sk, transport);
 	if (verdict != PASS)
 		return verdict;
 	/*

@@ -112,6 +112,14 @@ struct {
 	__type(value, struct place);
 } places SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 2 * PORTKEEP_RESERVATIONS);
+	__type(key, struct range_key);
+	__type(value, __u32);
+} ranges SEC(".maps");
+
 /* By process id. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -21,12 +21,14 @@
  *   token.h        making tokens that nobody can guess
  *   table.h        the port table: claiming, counting, freeing
  *   search.h       finding a free run in the pool
+ *   range.h        private ephemeral ranges, by whom they are for
  *   reservation.h  the life of a reservation
  *   acquire.h      ACQUIRE
  *   manage.h       RELEASE, ASSOCIATE and the agent's mark
  *   query.h        what getsockopt reports
  *   use.h          which sockets count as users of a port
  *   draw.h         a free port of a block
+ *   ephemeral.h    the private ephemeral range of a process
  *   bind.h         bind
  *   connect.h      connect, and TCP connections
  *   close.h        the last close

@@ -13,7 +13,7 @@
 
 /* The private level of setsockopt(2) and getsockopt(2): "PK". */
 #define SOL_PORTKEEP 0x504b
-#define PORTKEEP_ABI 3
+#define PORTKEEP_ABI 4
 
 /* setsockopt */
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
@@ -34,6 +34,7 @@
 /* Flags of a request and of a reservation. */
 #define PORTKEEP_BOTH 1   /* the same numbers for TCP and UDP, one token */
 #define PORTKEEP_STRICT 2 /* consumed by association only */
+#define PORTKEEP_EPHEMERAL 4 /* a private ephemeral range: binds to port 0 in its scope draw from it (E1) */
 #define PORTKEEP_PERSISTENT 0x80 /* of a reservation, never of a request: an administrator made it, no socket owns it */
 
 /* The scope of a reservation. */
@@ -60,7 +61,7 @@
 struct portkeep_acquire {
 	__u16 start; /* first port, 0 = the system chooses (wildcard) */
 	__u16 count; /* how many ports, not 0 */
-	__u32 flags; /* PORTKEEP_BOTH | PORTKEEP_STRICT */
+	__u32 flags; /* PORTKEEP_BOTH | PORTKEEP_STRICT, or PORTKEEP_BOTH | PORTKEEP_EPHEMERAL */
 	/* 8 */
 	__u16 scope; /* PORTKEEP_SCOPE_* */
 	__u16 align; /* start is a multiple of this power of two; 0 and 1: any */
@@ -182,6 +183,7 @@ struct counters {
 	__u32 listeners; /* who reads the event ring */
 	__u32 lost; /* events that found the ring full */
 	__u64 refused; /* binds of outsiders */
+	__u32 ranges[8]; /* elements of the map of that name, by kind */
 };
 
 /*
@@ -265,7 +267,7 @@ struct reservation {
 	__u64 generation; /* how many reservations this entry has had */
 	__u64 refusal; /* refused entries: see reservation.h */
 	__u64 netns;
-	__u64 cgroup;
+	__u64 cgroup; /* of a persistent range the hash of its names, see range_key */
 	__u64 since;
 	__u64 payer; /* the account its ports are charged to; NOBODY: none */
 	__u32 pid;
@@ -282,8 +284,24 @@ struct reservation {
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
 	__u32 gid; /* for SCOPE_GROUP */
-	__u32 zero;
+	__u32 exhausted; /* when this was last reported of a private ephemeral range, s */
 };
+
+/*
+ * Private ephemeral ranges by whom they are for. The value is the id of the reservation.
+ *
+ * Example: a range for TCP and UDP of the user 1000 in the namespace 1 is two
+ * elements, {1, 1000, SCOPE_USER, TCP, 0} and {1, 1000, SCOPE_USER, UDP, 0}.
+ */
+struct range_key {
+	__u64 netns;
+	__u64 id; /* pid, cgroup id, uid or gid; of a unit the hash of its name, of a path that of its names */
+	__u32 kind; /* PORTKEEP_SCOPE_*, or PORTKEEP_RANGE_PATH */
+	__u16 transport; /* PORTKEEP_TCP or PORTKEEP_UDP */
+	__u16 level; /* of RANGE_PATH: below the root */
+};
+#define PORTKEEP_RANGE_PATH 5 /* a persistent SCOPE_CGROUP */
+#define PORTKEEP_RANGE_ALL 7 /* in counters: the sum */
 
 /*
  * The audience of a persistent reservation, if it is a name: cgroups come and
@@ -383,6 +401,7 @@ struct owner_state {
 #define PORTKEEP_EVENT_ENDED 2
 #define PORTKEEP_EVENT_REFUSED 3 /* a bind of an outsider */
 #define PORTKEEP_EVENT_PENDING 4 /* to be confirmed by the agent */
+#define PORTKEEP_EVENT_EXHAUSTED 5 /* a bind to port 0 found its private ephemeral range used up */
 
 struct event {
 	__u32 kind;
@@ -441,7 +460,7 @@ struct admin_request {
 	char label[PORTKEEP_LABEL];
 	__u32 limit; /* 0 = the default, UNLIMITED = none */
 	__u32 zero2;
-	__u64 account;
+	__u64 account; /* CREATE and CHANGE: the hash of the names it is for, see range_key */
 };
 
 #endif

@@ -27,6 +27,7 @@ struct cgroup {
 	struct cgroup_subsys_state self;
 	int level;
 	struct kernfs_node *kn;
+	struct cgroup *ancestors[]; /* from the root down to itself */
 } RELOCATED;
 
 struct css_set {
@@ -85,6 +86,14 @@ struct sock {
 
 struct inet_sock {
 	struct ip_mc_socklist *mc_list;
+	unsigned long inet_flags; /* since Linux 6.6 ... */
+	__u8 bind_address_no_port : 1; /* ... before */
+} RELOCATED;
+#define INET_FLAGS_BIND_ADDRESS_NO_PORT 18
+
+/* What the kernel has behind a struct bpf_sock_addr. */
+struct bpf_sock_addr_kern {
+	struct sock *sk;
 } RELOCATED;
 
 #define PF_KTHREAD 0x00200000
@@ -182,6 +191,32 @@ __inline int leaves_multicast(struct bpf_sock *ctx)
 	struct ip_mc_socklist *list = NULL;
 
 	return places_known && !FETCH(list, (struct inet_sock *)ctx, mc_list) && list;
+}
+
+/* Facts about a field in the running kernel, see the enum bpf_core_relo_kind. */
+#define FIELD_OFFSET 0
+#define FIELD_SIZE 1
+#define FIELD_EXISTS 2
+#define FIELD_LEFT 4
+#define FIELD_RIGHT 5
+#define FIELD(field, what) __builtin_preserve_field_info(field, what)
+
+/* Whether the socket has IP_BIND_ADDRESS_NO_PORT: it gets its port when it connects (E5). */
+__inline int waits_for_connect(struct bpf_sock_addr *ctx)
+{
+	struct inet_sock *inet = NULL;
+	__u64 flags = 0;
+
+	if (!places_known || FETCH(inet, (struct bpf_sock_addr_kern *)ctx, sk))
+		return 0;
+	if (FIELD(inet->inet_flags, FIELD_EXISTS))
+		return !FETCH(flags, inet, inet_flags) && flags >> INET_FLAGS_BIND_ADDRESS_NO_PORT & 1;
+	if (!FIELD(inet->bind_address_no_port, FIELD_EXISTS))
+		return 0;
+	bpf_probe_read_kernel(&flags, FIELD(inet->bind_address_no_port, FIELD_SIZE),
+			      (void *)inet + FIELD(inet->bind_address_no_port, FIELD_OFFSET));
+	return flags << FIELD(inet->bind_address_no_port, FIELD_LEFT) >>
+	       FIELD(inet->bind_address_no_port, FIELD_RIGHT);
 }
 
 /* The real or the effective group of the process at hand, or one of its supplementary ones. */

@@ -286,7 +286,7 @@ __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	/* That of a persistent one is no secret: the right to consume it is checked when it is used. */
 	out->token = r->flags & PORTKEEP_PERSISTENT || in_scope(r, id) ? token : 0;
 	out->netns = r->netns;
-	out->cgroup = r->cgroup;
+	out->cgroup = r->flags & PORTKEEP_PERSISTENT ? 0 : r->cgroup;
 	out->since = r->since;
 	out->pid = r->pid;
 	out->uid = r->uid;

@@ -23,6 +23,7 @@
 #define PORTKEEP_RESERVATION_H
 
 #include "quota.h"
+#include "range.h"
 #include "search.h"
 #include "token.h"
 
@@ -363,6 +364,8 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	s.stop = ~0;
 	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 	span_free(&s);
+	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
 
 	payer = r->payer;
 	ports = transports_of(r->transports, r->count);

@@ -114,6 +114,7 @@ struct __sk_buff {
 #define ENOMEM 12
 #define EACCES 13
 #define EFAULT 14
+#define EEXIST 17
 #define EINVAL 22
 #define ENOSPC 28
 #define ENOPROTOOPT 92

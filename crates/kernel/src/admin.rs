@@ -47,7 +47,7 @@ const AVOID: u32 = 12;
 
 use crate::{
     maps::WordKey,
-    persistent::{Created, Wanted, wire_of},
+    persistent::{Created, Wanted, names_hash, wire_of},
 };
 
 /// Why an administrator's change was not made.
@@ -199,10 +199,14 @@ impl Admin {
 fn of_audience(wanted: &Wanted) -> Request {
     let (scope, uid, gid, level) = wire_of(&wanted.audience);
     let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };
+    if wanted.ephemeral {
+        flags |= wire::EPHEMERAL as u8;
+    }
     if wanted.transports == Transports::Both {
         flags |= wire::BOTH as u8;
     }
-    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), ..EMPTY }
+    let account = names_hash(&wanted.audience);
+    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), account, ..EMPTY }
 }
 
 const EMPTY: Request = Request {

@@ -45,6 +45,8 @@ pub enum EventKind {
     Refused,
     /// A reservation waits for the agent.
     Pending,
+    /// A bind to port 0 found its private ephemeral range used up.
+    Exhausted,
 }
 
 /// Something that happened.
@@ -88,6 +90,7 @@ impl Event {
                 2 => EventKind::Ended,
                 3 => EventKind::Refused,
                 4 => EventKind::Pending,
+                5 => EventKind::Exhausted,
                 _ => return None,
             },
             id: raw.id,

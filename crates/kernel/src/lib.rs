@@ -32,7 +32,7 @@ pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use load::{Link, LoadError, Loaded};
 pub use maps::{
     Config, Counters, Entries, Expiring, Filter, ForgetError, MapAccessError, Maps, NOBODY, PRIVILEGED_GROUPS, Place,
-    PlaceKey, Quota, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
+    PlaceKey, Quota, RangeKey, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
 pub use obstacle::Obstacle;
 pub use persistent::{Claimed, CreateError, PLACE_DEPTH, Wanted};

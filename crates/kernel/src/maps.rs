@@ -100,6 +100,8 @@ map_struct! {
         lost: u32,
         /// Binds of outsiders.
         refused: u64,
+        /// Elements of the map of private ephemeral ranges by kind; the last one: all of them.
+        ranges: [u32; 8],
     }
 }
 
@@ -193,7 +195,7 @@ map_struct! {
         refusal: u64,
         /// Network namespace cookie.
         netns: u64,
-        /// Id of the scope's cgroup, or of the owner's.
+        /// Id of the scope's cgroup, or of the owner's. Of a persistent private ephemeral range: the hash of its names.
         cgroup: u64,
         /// Nanoseconds of `CLOCK_MONOTONIC`.
         since: u64,
@@ -211,7 +213,7 @@ map_struct! {
         transports: u8,
         /// A `SCOPE_` constant of [`wire`].
         scope: u8,
-        /// [`wire::STRICT`] and [`wire::PERSISTENT`].
+        /// [`wire::STRICT`], [`wire::EPHEMERAL`] and [`wire::PERSISTENT`].
         flags: u8,
         /// Depth of the scope's cgroup below the root.
         level: u8,
@@ -227,8 +229,24 @@ map_struct! {
         label: [u8; 24],
         /// The group it is for, with [`wire::SCOPE_GROUP`].
         gid: u32,
-        /// 0.
-        zero: u32,
+        /// When a private ephemeral range was last reported to be used up, in seconds.
+        exhausted: u32,
+    }
+}
+
+map_struct! {
+    /// A private ephemeral range, by whom it is for. The value is the id of its reservation.
+    RangeKey {
+        /// Network namespace cookie.
+        netns: u64,
+        /// Pid, cgroup id, uid or gid; of names their hash.
+        id: u64,
+        /// A `SCOPE_` constant of [`wire`], or 5: a cgroup by its path.
+        kind: u32,
+        /// Bit of [`Transport`].
+        transport: u16,
+        /// Depth of a cgroup by its path.
+        level: u16,
     }
 }
 
@@ -387,7 +405,7 @@ pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
 }
 
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 17] = [
+pub(crate) const NAMES: [&str; 18] = [
     "config",
     "counters",
     "blank",
@@ -401,6 +419,7 @@ pub(crate) const NAMES: [&str; 17] = [
     "group_limits",
     "privileged",
     "places",
+    "ranges",
     "offenders",
     "sockets",
     "owners",
@@ -422,6 +441,7 @@ pub struct Maps {
     group_limits: HashMap<MapData, u32, u32>,
     privileged: HashMap<MapData, u32, u32>,
     places: HashMap<MapData, PlaceKey, Place>,
+    ranges: HashMap<MapData, RangeKey, u32>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -450,6 +470,7 @@ impl Maps {
             group_limits: typed("group_limits", Map::HashMap(source("group_limits")?))?,
             privileged: typed("privileged", Map::HashMap(source("privileged")?))?,
             places: typed("places", Map::HashMap(source("places")?))?,
+            ranges: typed("ranges", Map::HashMap(source("ranges")?))?,
         })
     }
 
@@ -687,6 +708,11 @@ impl Maps {
     /// The places of all reservations.
     pub fn places(&self) -> impl Iterator<Item = Result<(PlaceKey, Place), MapAccessError>> {
         self.places.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "places", source }))
+    }
+
+    /// The private ephemeral ranges: whom each is for, and the id of its reservation.
+    pub fn ranges(&self) -> impl Iterator<Item = Result<(RangeKey, u32), MapAccessError>> {
+        self.ranges.iter().map(|item| item.map_err(|source| MapAccessError::Call { name: "ranges", source }))
     }
 
     /// The audience that [`Maps::set_places`] recorded.

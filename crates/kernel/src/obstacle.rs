@@ -26,7 +26,7 @@ pub enum Obstacle {
     UserNamespace,
     /// A seccomp filter or a security module denies bpf(2) as a whole.
     Filter,
-    /// A BPF file system would have to be mounted, and that takes CAP_SYS_ADMIN.
+    /// A BPF file system would have to be mounted, and that requires CAP_SYS_ADMIN.
     Mount,
     /// It may have only so many open files.
     Files(Option<u64>),
@@ -47,7 +47,7 @@ impl fmt::Display for Obstacle {
             Self::UserNamespace => write!(f, "it requires root of the host, not of a user namespace ({HOST})"),
             Self::Filter => write!(f, "bpf(2) is denied here by a seccomp filter or a security module ({HOST})"),
             Self::Mount => f.write_str(
-                "no BPF file system is mounted, and mounting one takes CAP_SYS_ADMIN: have it mounted (`mount -t bpf bpf \
+                "no BPF file system is mounted, and mounting one requires CAP_SYS_ADMIN: have it mounted (`mount -t bpf bpf \
                  /sys/fs/bpf`)",
             ),
             Self::Files(limit) => {

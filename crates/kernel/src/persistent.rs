@@ -37,6 +37,22 @@ pub(crate) fn names(audience: &Audience<u32>) -> Vec<(u32, &str)> {
     }
 }
 
+/// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
+pub(crate) fn names_hash(audience: &Audience<u32>) -> u64 {
+    let mut hash = 0u64;
+    for (_, name) in names(audience) {
+        let mut padded = [0; PLACE_NAME];
+        let length = name.len().min(PLACE_NAME);
+        padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+        for characters in padded.chunks_exact(8) {
+            let characters = u64::from_le_bytes(characters.try_into().expect("eight bytes"));
+            hash = (hash ^ characters).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^= hash >> 32;
+        }
+    }
+    hash
+}
+
 fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
     let names = names(audience);
     if names.iter().any(|(_, name)| name.is_empty() || name.len() >= PLACE_NAME) {
@@ -63,6 +79,8 @@ pub struct Wanted {
     pub audience: Audience<u32>,
     /// By association only.
     pub strict: bool,
+    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
+    pub ephemeral: bool,
     /// Shown in listings; what is beyond 24 bytes is not.
     pub label: String,
 }
@@ -72,7 +90,7 @@ pub struct Wanted {
 #[non_exhaustive]
 pub enum CreateError {
     /// EADDRINUSE: a port of the block is reserved. ENOSPC: no such block is free in the pool. EINVAL: no such block
-    /// exists. ENOMEM: no room for another.
+    /// exists. EEXIST: its audience has a private ephemeral range already. ENOMEM: no room for another.
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// The names of its scope could not be written.
@@ -180,7 +198,8 @@ impl Maps {
     ) -> Result<(), CreateError> {
         check(&wanted.audience)?;
         // For administrators only at first: that audience needs no names while the names change.
-        admin.change(id, token, &Wanted { audience: Audience::Administrators, ..wanted.clone() })?;
+        let meanwhile = Wanted { audience: Audience::Administrators, ephemeral: false, ..wanted.clone() };
+        admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.audience)?;
         Ok(admin.change(id, token, wanted)?)

@@ -78,7 +78,17 @@ impl Fuzzer {
             count: r.of(&[1, 1, 2, 3, 4, 8, 20, 63, 64, 65, 200, 1000]),
             ..Default::default()
         };
-        request.flags = r.of(&[0, 0, 0, wire::BOTH, wire::BOTH, wire::STRICT, wire::BOTH | wire::STRICT]);
+        request.flags = r.of(&[
+            0,
+            0,
+            0,
+            wire::BOTH,
+            wire::BOTH,
+            wire::STRICT,
+            wire::BOTH | wire::STRICT,
+            wire::EPHEMERAL,
+            wire::BOTH | wire::EPHEMERAL,
+        ]);
         request.scope = r.of(&[0, 0, 0, 1, 2]);
         if r.one_in(4) {
             request.align = 1 << r.below(8);

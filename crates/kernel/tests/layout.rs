@@ -8,7 +8,9 @@
 use std::{collections::HashMap, mem::offset_of};
 
 use portkeep_core::wire;
-use portkeep_kernel::{Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, Reservation, Space, Word, WordKey};
+use portkeep_kernel::{
+    Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word, WordKey,
+};
 
 static OBJECT: &[u8] = include_bytes!("../bpf/portkeep.bpf.o");
 
@@ -204,7 +206,8 @@ fn the_map_structures_are_those_of_the_object() {
             privileged_gids
         ]
     );
-    same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost, refused]);
+    same!(btf, "counters", Counters, [ports, reservations, agents, listeners, lost, refused, ranges]);
+    same!(btf, "range_key", RangeKey, [netns, id, kind, transport, level]);
     same!(btf, "word_key", WordKey, [netns, word, transport, zero]);
     same!(
         btf,
@@ -220,7 +223,7 @@ fn the_map_structures_are_those_of_the_object() {
         Reservation,
         [
             gate, token, generation, refusal, netns, cgroup, since, payer, pid, uid, start, count, transports, scope,
-            flags, level, next, slot, error, comm, label, gid, zero
+            flags, level, next, slot, error, comm, label, gid, exhausted
         ]
     );
     same!(btf, "space", Space, [cursor, avoid_first, avoid_last, payer, last]);

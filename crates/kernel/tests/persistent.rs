@@ -27,6 +27,7 @@ fn wanted(start: u16, audience: Audience<u32>) -> Wanted {
         transports: Transports::Tcp,
         audience,
         strict: false,
+        ephemeral: false,
         label: "web".into(),
     }
 }

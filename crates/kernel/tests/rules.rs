@@ -387,6 +387,39 @@ fn n2_wildcards_pass_by_what_is_bound() {
     world.assert_empty();
 }
 
+/// What the kernel's automatic choice may give to anybody is handed out last, whatever the cursor and the alignment say.
+#[test]
+fn n3_wildcards_come_last_to_the_ports_of_automatic_choices() {
+    let Some(world) = World::enter("n3_avoid") else { return };
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let starts = |owner: &Socket, count: u16, align: u16, requests: usize| -> Vec<u16> {
+        let ask = AcquireRequest { count, align, ..Default::default() };
+        (0..requests).map(|_| acquire(owner, &ask).unwrap().start).collect()
+    };
+    // Up to the end of the pool, from its beginning, in the middle; within a word and across some.
+    for (first, last, requests) in [(61005, 65535, 5), (61000, 65530, 5), (61064, 65500, 99)] {
+        let ports = PortRange::inclusive(first, last).unwrap();
+        admin.avoid(world.netns(), Some(ports)).unwrap();
+        let owner = udp();
+        let mut taken = starts(&owner, 1, 1, requests);
+        taken.sort_unstable();
+        let allowed: Vec<u16> = (61000..=65535).filter(|port| !ports.contains(*port)).collect();
+        assert_eq!(taken, allowed, "{ports}");
+        let rest = starts(&owner, 1, 1, 1)[0];
+        assert!(ports.contains(rest), "the rest is for requests that find nothing else: {rest}");
+    }
+    // A block that lies there only in part comes last, too.
+    admin.avoid(world.netns(), PortRange::inclusive(61003, 65529).ok()).unwrap();
+    let owner = udp();
+    assert_eq!(starts(&owner, 4, 1, 1), [65530]);
+    let aligned = starts(&owner, 4, 4, 1)[0];
+    assert!((61003..=65526).contains(&aligned) && aligned % 4 == 0, "{aligned}");
+    admin.avoid(world.netns(), None).unwrap();
+    assert_eq!(starts(&owner, 4, 4, 1), [aligned + 4], "the cursor goes on as ever");
+    drop(owner);
+    world.assert_empty();
+}
+
 /// A request that waits for the agent keeps nobody from a port, the owner included, and gives way.
 #[test]
 fn a_request_that_waits_gives_way_to_a_bind() {

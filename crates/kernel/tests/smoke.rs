@@ -26,6 +26,9 @@ fn a_block_is_acquired_drawn_from_and_given_back() {
     }
     let sandbox = Sandbox::get();
     let netns = new_namespace();
+    // The loader goes on without, so a program that the verifier refuses with them would pass unnoticed.
+    let types = std::path::Path::new("/sys/kernel/btf/vmlinux").exists();
+    assert_eq!(sandbox.loaded().knows_places(), types, "what a process is, is known where the kernel has BTF");
     let owner = tcp();
     control::acquire(&owner, &AcquireRequest { count: 4, ..Default::default() }).unwrap();
     let grant = control::granted(&owner).unwrap();

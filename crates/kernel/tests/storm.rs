@@ -85,7 +85,7 @@ fn rage(seed: u64, beacon: Option<[u64; 2]>) {
                 let request = AcquireRequest {
                     start: if random.below(3) == 0 { 0 } else { 61040 + random.below(100) as u16 },
                     count: 1 + random.below(70) as u16,
-                    flags: random.below(2) as u32 * wire::BOTH,
+                    flags: random.below(2) as u32 * wire::BOTH + u32::from(random.below(3) == 0) * wire::EPHEMERAL,
                     scope: random.below(3) as u16,
                     ..Default::default()
                 };
@@ -139,6 +139,7 @@ fn a_storm_of_kills_leaves_nothing_behind() {
     world.assert_empty();
     let counters = maps.counters().unwrap();
     assert_eq!((counters.reservations, counters.ports, counters.agents, counters.listeners), (0, 0, 0, 0));
+    assert_eq!((counters.ranges, maps.ranges().count()), ([0; 8], 0));
     assert_eq!(maps.entries_taken().unwrap(), 0);
     assert!(maps.quotas().map(Result::unwrap).all(|(_, quota)| quota.used == 0));
 }

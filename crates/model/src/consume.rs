@@ -40,6 +40,10 @@ impl Model {
                 None
             }
             Some(token) if socket.role.is_none() => Some(self.take(id, token, transport, port, 0)?),
+            None if port == 0 && socket.role.is_none() => match self.range_of(pid, namespace, transport) {
+                Some(token) => Some(self.take(id, token, transport, 0, 0)?),
+                None => None,
+            },
             _ => self.admit(pid, id, transport, port)?.then_some(port),
         };
         let consumer = chosen.is_some();

@@ -20,6 +20,8 @@ pub struct Request {
     pub both: bool,
     /// Consumed by association only.
     pub strict: bool,
+    /// Binds to port 0 of its scope draw from it (E1).
+    pub ephemeral: bool,
     /// As on the wire: see [`Align`].
     pub align: u16,
     /// Its scope. [`Scope::Cgroup`] of 0 is the caller's own.
@@ -31,7 +33,16 @@ pub struct Request {
 impl Request {
     /// `count` ports from `start`, nothing else said.
     pub fn new(start: u16, count: u16) -> Self {
-        Self { start, count, both: false, strict: false, align: 0, scope: Scope::Process, label: String::new() }
+        Self {
+            start,
+            count,
+            both: false,
+            strict: false,
+            ephemeral: false,
+            align: 0,
+            scope: Scope::Process,
+            label: String::new(),
+        }
     }
 
     /// Reads a request on the wire. EINVAL if it is not valid.
@@ -39,7 +50,7 @@ impl Request {
         let kind = u8::try_from(wire.scope).map_err(|_| Errno::EINVAL)?;
         let scope = Scope::from_wire(kind, wire.cgroup).ok_or(Errno::EINVAL)?;
         let stray_cgroup = wire.cgroup != 0 && wire.scope != wire::SCOPE_CGROUP;
-        if wire.flags & !(wire::BOTH | wire::STRICT) != 0 || wire.zero != 0 || stray_cgroup {
+        if wire.flags & !(wire::BOTH | wire::STRICT | wire::EPHEMERAL) != 0 || wire.zero != 0 || stray_cgroup {
             return Err(Errno::EINVAL);
         }
         Ok(Self {
@@ -47,6 +58,7 @@ impl Request {
             count: wire.count,
             both: wire.flags & wire::BOTH != 0,
             strict: wire.flags & wire::STRICT != 0,
+            ephemeral: wire.flags & wire::EPHEMERAL != 0,
             align: wire.align,
             scope,
             label: wire::text(&wire.label),
@@ -55,7 +67,8 @@ impl Request {
 
     fn is_valid(&self) -> bool {
         let aligned = Align::new(self.align).is_ok_and(|align| align.allows(self.start));
-        self.count > 0 && u32::from(self.start) + u32::from(self.count) <= 65536 && aligned
+        let fits = self.count > 0 && u32::from(self.start) + u32::from(self.count) <= 65536;
+        fits && aligned && !(self.strict && self.ephemeral)
     }
 }
 
@@ -122,8 +135,10 @@ impl Model {
         }
 
         let namespace = self.sockets[&id].namespace;
+        let taken = ask.ephemeral && self.has_range(namespace, transports, access, (pid, uid), false);
         let (block, state) = match PortRange::new(ask.start, ask.count) {
-            Ok(block) => (block, self.claim_specific(pid, namespace, transports, block)?),
+            Ok(block) => (block, self.claim_specific(pid, namespace, transports, block, taken)?),
+            Err(_) if taken => return Err(Errno::EEXIST),
             Err(_) => {
                 let align = Align::new(ask.align).map_err(|_| Errno::EINVAL)?;
                 (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
@@ -137,6 +152,7 @@ impl Model {
             access,
             persistent: false,
             strict: ask.strict,
+            ephemeral: ask.ephemeral,
             label: ask.label.clone(),
             state,
             order: self.next_order(),
@@ -153,6 +169,7 @@ impl Model {
         namespace: u64,
         transports: Transports,
         block: PortRange,
+        has_range: bool,
     ) -> Result<State, Errno> {
         let process = self.process(pid);
         let privileged = block.start() < self.settings.unprivileged_start && self.settings.home == Some(namespace);
@@ -166,6 +183,9 @@ impl Model {
         }
         if pending && process.uid != 0 && self.pending_of(process.uid) >= PENDING_MAX {
             return Err(Errno::EDQUOT);
+        }
+        if has_range {
+            return Err(Errno::EEXIST);
         }
         if places().any(|at| self.is_reserved(at) || !pending && self.is_occupied(at)) {
             return Err(Errno::EADDRINUSE);

@@ -25,15 +25,15 @@ fn step() -> impl Strategy<Value = Step> {
     let on = || 0..6u32;
     let transport = prop::sample::select(&Transport::ALL[..]);
     let port = || prop_oneof![Just(0u16), 61000..61032u16, 5000..5008u16];
-    let request =
-        (port(), 1..9u16, any::<bool>(), any::<bool>(), prop::sample::select(vec![0u16, 2, 4]), any::<bool>())
-            .prop_map(|(start, count, both, strict, align, user)| Request {
-                both,
-                strict,
-                align,
-                scope: if user { Scope::User } else { Scope::Process },
-                ..Request::new(start, count)
-            });
+    let request = (port(), 1..9u16, any::<bool>(), 0..3u8, prop::sample::select(vec![0u16, 2, 4]), any::<bool>())
+        .prop_map(|(start, count, both, kind, align, user)| Request {
+            both,
+            strict: kind == 1,
+            ephemeral: kind == 2,
+            align,
+            scope: if user { Scope::User } else { Scope::Process },
+            ..Request::new(start, count)
+        });
     prop_oneof![
         3 => (pid(), 1..3u64, transport, any::<bool>())
             .prop_map(|(pid, namespace, transport, reuse)| Step::Socket { pid, namespace, transport, reuse }),

@@ -30,6 +30,7 @@ mod control;
 mod persistent;
 mod place;
 mod process;
+mod range;
 mod reservation;
 mod socket;
 
@@ -107,6 +108,8 @@ pub struct Model {
     aside: BTreeSet<Place>,
     lingering: BTreeSet<Place>,
     closed_lately: BTreeSet<Place>,
+    /// Pool ports that automatic choices may give to anybody: wildcard requests come to them last.
+    avoided: BTreeMap<Namespace, PortRange>,
     next_socket: SocketId,
 }
 
@@ -169,8 +172,8 @@ impl Model {
         self.block_at(at).is_some() || self.lingers(at)
     }
 
-    /// Whether a port is in use as far as the programs in the kernel know by themselves. (What else is bound outside
-    /// the pool, the agent finds out.)
+    /// Whether a port is in use as far as the programs in the kernel know by themselves. (Other sockets that are
+    /// bound outside the pool are for the agent to find.)
     pub fn is_occupied(&self, at: Place) -> bool {
         self.users(at) > 0 || self.aside.contains(&at)
     }

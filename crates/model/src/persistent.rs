@@ -20,6 +20,8 @@ pub struct Persistent {
     pub uid: u32,
     /// By association only.
     pub strict: bool,
+    /// Binds to port 0 of those it is for draw from it (E6).
+    pub ephemeral: bool,
 }
 
 impl Model {
@@ -28,6 +30,12 @@ impl Model {
     pub fn create_persistent(&mut self, namespace: Namespace, ask: &Persistent, token: Token) -> Result<(), Errno> {
         if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.access == Access::Process {
             return Err(Errno::EINVAL);
+        }
+        if ask.ephemeral && (ask.strict || ask.access == Access::Administrators) {
+            return Err(Errno::EINVAL);
+        }
+        if ask.ephemeral && self.has_range(namespace, ask.transports, ask.access, (0, ask.uid), true) {
+            return Err(Errno::EEXIST);
         }
         let block = match PortRange::new(ask.start, ask.count) {
             Ok(block) => {
@@ -46,6 +54,7 @@ impl Model {
             access: ask.access,
             persistent: true,
             strict: ask.strict,
+            ephemeral: ask.ephemeral,
             label: String::new(),
             state: State::Pending,
             order: self.next_order(),

@@ -57,6 +57,8 @@ pub struct Reservation {
     pub persistent: bool,
     /// Consumed by association only (A7).
     pub strict: bool,
+    /// Binds to port 0 of its scope draw from it (E1).
+    pub ephemeral: bool,
     /// For listings.
     pub label: String,
     /// How far it has come.
@@ -87,7 +89,7 @@ impl Reservation {
             .flat_map(move |port| transports.iter().map(move |transport| Place { namespace, transport, port }))
     }
 
-    fn claims(&self) -> bool {
+    pub(super) fn claims(&self) -> bool {
         !matches!(self.state, State::Refused(_))
     }
 
@@ -168,6 +170,14 @@ impl Model {
         }
         self.aside.insert(at);
         Ok(())
+    }
+
+    /// Ports of a namespace that automatic choices may give to anybody: wildcard requests come to them last.
+    pub fn avoid(&mut self, namespace: Namespace, ports: Option<PortRange>) {
+        match ports {
+            Some(ports) => self.avoided.insert(namespace, ports),
+            None => self.avoided.remove(&namespace),
+        };
     }
 
     /// It no longer is.

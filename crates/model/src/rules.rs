@@ -170,6 +170,21 @@ fn n2_ports_closed_lately_come_last() {
 }
 
 #[test]
+fn n3_ports_of_automatic_choices_come_last() {
+    let mut w = World::new();
+    w.model.settings.pool = PortRange::new(61000, 6).ok();
+    w.model.avoid(HERE, PortRange::new(61000, 3).ok());
+    w.model.avoid(HERE + 1, PortRange::new(61003, 3).ok());
+    let outsider = w.tcp(OTHER);
+    w.bind(OTHER, outsider, 61004).unwrap();
+    w.model.close(OTHER, outsider).unwrap();
+    let s = w.tcp(OWNER);
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 2)).unwrap().1, range(61003, 2), "rather those closed lately");
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 1)).unwrap().1, range(61005, 1));
+    assert_eq!(w.ask(OWNER, s, Request::new(0, 3)).unwrap().1, range(61000, 3), "nothing else is left");
+}
+
+#[test]
 fn r3_no_automatic_choice_lands_in_a_block() {
     let mut w = World::with_agent();
     let s = w.tcp(OWNER);
@@ -720,7 +735,7 @@ fn malformed_requests() {
     let valid = wire::AcquireRequest { count: 1, ..Default::default() };
     assert!(Request::from_wire(&valid).is_ok());
     for bad in [
-        wire::AcquireRequest { flags: 4, ..valid },
+        wire::AcquireRequest { flags: 8, ..valid },
         wire::AcquireRequest { scope: 3, ..valid },
         wire::AcquireRequest { zero: 1, ..valid },
         wire::AcquireRequest { cgroup: 1, ..valid },
@@ -760,4 +775,61 @@ fn queries() {
     assert_eq!(tell(OTHER, t, Select::Port(Transport::Tcp, 61011)), Err(Errno::ENOENT));
     assert_eq!(w.model.bound_ports(&w.model.reservations()[&second]), 1);
     assert_eq!(w.model.version(), Version { agent: false, reservations: 2, ports: 4 });
+}
+
+#[test]
+fn e1_to_e3_binds_to_port_0_draw_from_the_range_and_from_nowhere_else() {
+    let mut w = World::new();
+    let s = w.tcp(OWNER);
+    let range = Request { ephemeral: true, scope: Scope::User, ..Request::new(61000, 2) };
+    assert_eq!(w.ask(OWNER, s, Request { strict: true, ..range.clone() }), Err(Errno::EINVAL));
+    let (token, _) = w.ask(OWNER, s, range.clone()).unwrap();
+    let (t, u, v) = (w.tcp(OWNER), w.tcp(OWNER), w.tcp(OWNER));
+    assert_eq!(w.bind(OWNER, t, 0), Ok(61000));
+    assert_eq!(w.bind(OWNER, u, 0), Ok(61001));
+    assert_eq!(w.bind(OWNER, v, 0), Err(Errno::EADDRINUSE));
+    w.model.close(OWNER, t).unwrap();
+    assert_eq!(w.bind(OWNER, v, 0), Ok(61000));
+    // Not outsiders, not UDP, and not those that are associated with another one.
+    let outsider = w.tcp(OTHER);
+    assert_eq!(w.bind(OTHER, outsider, 0), Ok(AUTOMATIC));
+    let udp = w.udp(OWNER);
+    assert_eq!(w.bind(OWNER, udp, 0), Ok(AUTOMATIC));
+    let (other, _) = w.ask(OWNER, s, Request::new(61010, 1)).unwrap();
+    let associated = w.tcp(OWNER);
+    w.model.associate(OWNER, associated, other.get()).unwrap();
+    assert_eq!(w.bind(OWNER, associated, 0), Ok(61010));
+    // One for each scope and transport.
+    assert_eq!(w.ask(OWNER, s, Request { start: 0, ..range.clone() }), Err(Errno::EEXIST));
+    w.model.release(OWNER, s, token.get()).unwrap();
+    assert_eq!(w.ask(OWNER, s, Request { start: 0, ..range }).unwrap().1.count(), 2);
+}
+
+#[test]
+fn e4_the_most_specific_range_wins() {
+    let mut w = World::new();
+    let s = w.tcp(OWNER);
+    let ask = |w: &mut World, start: u16, scope: Scope| {
+        w.ask(OWNER, s, Request { ephemeral: true, scope, ..Request::new(start, 5) }).unwrap().0
+    };
+    let first = |w: &mut World| {
+        let t = w.tcp(OWNER);
+        w.bind(OWNER, t, 0).unwrap() / 10 * 10
+    };
+    let user = ask(&mut w, 61000, Scope::User);
+    assert_eq!(first(&mut w), 61000);
+    ask(&mut w, 61010, Scope::Cgroup(10));
+    assert_eq!(first(&mut w), 61010);
+    let near = ask(&mut w, 61020, Scope::Cgroup(11));
+    assert_eq!(first(&mut w), 61020);
+    let own = ask(&mut w, 61030, Scope::Process);
+    assert_eq!(first(&mut w), 61030);
+    for (token, next) in [(own, 61020), (near, 61010)] {
+        w.model.release(OWNER, s, token.get()).unwrap();
+        assert_eq!(first(&mut w), next);
+    }
+    // The other process is in the outer cgroup, and of another user.
+    let t = w.tcp(OTHER);
+    assert_eq!(w.bind(OTHER, t, 0).unwrap() / 10 * 10, 61010);
+    w.model.release(OWNER, s, user.get()).unwrap();
 }

@@ -13,6 +13,8 @@ use std::{
 
 use serde::Serialize;
 
+pub use crate::stanza::KEYS;
+
 use crate::{
     Declared, Diagnostic, Origin, Services,
     files::{self, Content, Root},

@@ -19,7 +19,7 @@ use crate::{
 /// The processes that may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
-const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "name",
     "tcp",
     "udp",
@@ -30,6 +30,7 @@ const KEYS: [&str; 13] = [
     "cgroup",
     "administrators",
     "strict",
+    "ephemeral",
     "around",
     "force",
     "description",
@@ -83,6 +84,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     let mut block: Option<(Entry<'_, '_>, Transports, PortRange)> = None;
     let mut audience: Option<(Entry<'_, '_>, Audience)> = None;
     let mut strict = false;
+    let mut ephemeral: Option<Entry<'_, '_>> = None;
     let mut around = false;
     let mut force = false;
     let mut description = String::new();
@@ -131,6 +133,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
                 }
             }
             "strict" => strict = entry.boolean(report).unwrap_or_default(),
+            "ephemeral" => ephemeral = entry.boolean(report).unwrap_or_default().then_some(entry),
             "around" => around = entry.boolean(report).unwrap_or_default(),
             "force" => force = entry.boolean(report).unwrap_or_default(),
             "description" => {
@@ -155,13 +158,20 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
             "write `tcp = 8443`, `udp = \"5000-5019\"` or `both = \"domain\"`",
         );
     }
+    let for_whom = audience.as_ref().map_or(&Audience::Administrators, |(_, audience)| audience);
+    if let Some(entry) = &ephemeral
+        && let Some(why) = Declaration::no_range(for_whom, strict)
+    {
+        report.say(entry.key_at(), format!("a private ephemeral range {why}"));
+    }
     // A stanza is whole or not there: a slip in `user` must not give the ports to administrators alone.
     if report.count() != before {
         return None;
     }
     let (_, transports, ports) = block?;
     let audience = audience.map_or(Audience::Administrators, |(_, audience)| audience);
-    Some(Declaration { name: name?, ports, transports, audience, strict, around, force, description })
+    let ephemeral = ephemeral.is_some();
+    Some(Declaration { name: name?, ports, transports, audience, strict, ephemeral, around, force, description })
 }
 
 /// A port, a range or the name of a service.
@@ -259,6 +269,9 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
         }
         if declaration.strict {
             key("strict", true.into());
+        }
+        if declaration.ephemeral {
+            key("ephemeral", true.into());
         }
         if declaration.around {
             key("around", true.into());
@@ -408,6 +421,14 @@ administrators = true
             ("name = \"a\"\ntcp = 1\nuser = -1", "4:8: -1 is not a user or group"),
             ("name = \"a\"\ntcp = 1\nuser = true", "4:8: `user` wants a name in quotes or a number, not true or false"),
             ("name = \"a\"\ntcp = 1\nadministrators = false", "4:18: `administrators` can only be true"),
+            (
+                "name = \"a\"\ntcp = 1\nephemeral = true",
+                "4:1: a private ephemeral range needs a user, group, unit or cgroup that it is for",
+            ),
+            (
+                "name = \"a\"\ntcp = 1\nuser = 7\nephemeral = true\nstrict = true",
+                "5:1: a private ephemeral range cannot be `strict` as well: only sockets that are not associated draw from it",
+            ),
             ("name = \"a\"\ntcp = 1\nstrict = 1", "4:10: `strict` wants true or false, not a number"),
             ("name = \"a\"\ntcp = 1\ndescription = \"a\\nb\"", "4:15: a description is one line of text"),
             ("name = \"a\"\ntcp = 1\ntcp = 2", "4:1: not TOML: duplicate key"),

@@ -51,6 +51,9 @@ pub enum MalformedRequest {
     /// The alignment is not a power of two, or the start is not a multiple of it.
     #[error(transparent)]
     Align(#[from] AlignError),
+    /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
+    #[error("a reservation cannot be strict and a private ephemeral range at once")]
+    StrictRange,
     /// The label has a zero byte or more than 24 bytes: shorten it.
     #[error("a label has at most 24 bytes and no zero among them, unlike {0:?}")]
     Label(String),
@@ -66,7 +69,7 @@ pub enum AcquireError {
     /// `EINVAL`: the cgroup of the scope is neither the caller's own nor one above it. Name one that is.
     #[error("the cgroup of the scope is not the caller's nor one above it")]
     ForeignCgroup,
-    /// `EADDRINUSE`: a port of the block asked for is reserved, in use or excluded. Ask for other
+    /// `EADDRINUSE`: a port of the block asked for is reserved or in use. Ask for other
     /// ports, or end what has them.
     #[error("{}", Conflict(.ports, .transports, .by))]
     InUse {
@@ -86,8 +89,14 @@ pub enum AcquireError {
     },
     /// `EDQUOT`: the user holds as many ports as it may, or the owner socket as many
     /// reservations (128). Release some.
-    #[error("over the port quota of this user, or of the owner socket (see `quota` in portkeep.toml(5))")]
+    #[error(
+        "more than the port quota of this user, or than 128 reservations of one socket; see `quota` in portkeep.toml(5)"
+    )]
     OverQuota,
+    /// `EEXIST`: the processes of this scope have a private ephemeral range for this transport already. Release that one
+    /// first, or ask with a narrower scope.
+    #[error("the processes of this scope have a private ephemeral range already (see `portkeep list`)")]
+    SecondRange,
     /// `EACCES`: the block has privileged ports. Run as root, or let the administrator allow it.
     #[error("privileged ports need a right this process does not have")]
     Privileged,
@@ -130,10 +139,10 @@ pub enum AcquireError {
         /// The request.
         what: &'static str,
     },
-    /// `EMFILE`: held mode takes a descriptor for each port and transport, and the limit is too low for this block.
+    /// `EMFILE`: held mode requires a descriptor for each port and transport, and the limit is too low for this block.
     /// Raise it (`ulimit -n`), ask for fewer ports, or bring kernel enforcement up, which needs one for all.
     #[error(
-        "holding {count} ports takes a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"
+        "holding {count} ports requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"
     )]
     TooManyFiles {
         /// How many ports were asked for.
@@ -164,6 +173,7 @@ impl AcquireError {
             Self::InUse { .. } => Errno::EADDRINUSE,
             Self::NoRoom { .. } => Errno::ENOSPC,
             Self::OverQuota => Errno::EDQUOT,
+            Self::SecondRange => Errno::EEXIST,
             Self::Privileged => Errno::EACCES,
             Self::AgentAbsent | Self::AgentFailed => Errno::ENETDOWN,
             Self::TooManyFiles { .. } => Errno(libc::EMFILE),
@@ -184,7 +194,7 @@ impl fmt::Display for Conflict<'_> {
         let Self(ports, transports, by) = *self;
         match by.as_ref().and_then(|info| Some((info, info.overlap(*ports, *transports)?))) {
             Some((info, (port, transport))) => write!(f, "{port}/{transport} belongs to {}", Owner(info)),
-            None => write!(f, "{ports}/{transports}: a port is in use or excluded"),
+            None => write!(f, "a socket of another process has a port of {ports}/{transports}"),
         }
     }
 }

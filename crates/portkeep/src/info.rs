@@ -126,6 +126,8 @@ pub struct Info {
     pub audience: Option<Audience>,
     /// Whether it is consumed by association only.
     pub strict: bool,
+    /// Whether it is a private ephemeral range: binds to port 0 of its scope or audience draw from it.
+    pub ephemeral: bool,
     /// Declared so that sockets of its audience may have been there before it (R4).
     pub around: bool,
     /// Declared so that it may leave few ephemeral ports (N5).
@@ -189,6 +191,7 @@ impl Info {
             cgroup: None,
             audience: None,
             strict: false,
+            ephemeral: false,
             around: false,
             force: false,
             origin: None,
@@ -225,6 +228,7 @@ impl Info {
             persistent: true,
             audience: Some(declaration.audience.clone()),
             strict: declaration.strict,
+            ephemeral: declaration.ephemeral,
             around: declaration.around,
             force: declaration.force,
             origin: Some(origin.clone()),
@@ -240,6 +244,7 @@ impl Info {
             transports: self.transports,
             audience: self.audience.clone()?,
             strict: self.strict,
+            ephemeral: self.ephemeral,
             around: self.around,
             force: self.force,
             description: self.description.clone().unwrap_or_default(),
@@ -272,6 +277,7 @@ impl Info {
                 Err(never) => match never {},
             }),
             strict: u32::from(state.flags) & wire::STRICT != 0,
+            ephemeral: u32::from(state.flags) & wire::EPHEMERAL != 0,
             owner: (!persistent).then_some(owner),
             since: Some(sys::wall_clock(Duration::from_nanos(state.since))),
             netns: Some(state.netns),

@@ -39,6 +39,7 @@ pub struct Request {
     pub(crate) align: Result<Align, AlignError>,
     pub(crate) scope: Scope,
     pub(crate) strict: bool,
+    pub(crate) ephemeral: bool,
     pub(crate) label: String,
     pub(crate) require: Require,
     pub(crate) timeout: Duration,
@@ -55,6 +56,7 @@ impl Request {
             align: Ok(Align::ANY),
             scope: Scope::Process,
             strict: false,
+            ephemeral: false,
             label: String::new(),
             require: Require::Any,
             timeout: TIMEOUT,
@@ -112,6 +114,23 @@ impl Request {
     /// that unmodified servers work.
     pub fn strict(mut self) -> Self {
         self.strict = true;
+        self
+    }
+
+    /// A private ephemeral range: a socket of the scope that is not associated and binds to port 0 gets a port of the
+    /// block, in rotation. Programs that choose a free port, close it and bind it later then cannot lose it to an
+    /// outsider. Only kernel enforcement can do this, and each scope can have one for each transport.
+    ///
+    /// ```no_run
+    /// use portkeep::{Reservation, Scope};
+    ///
+    /// let range = Reservation::tcp().ports(100).both().scope(Scope::User).ephemeral().acquire()?;
+    /// let server = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// assert!(range.ports().contains(server.local_addr()?.port()));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn ephemeral(mut self) -> Self {
+        self.ephemeral = true;
         self
     }
 
@@ -218,6 +237,9 @@ impl Request {
             PortRange::new(self.start, self.count)?;
         }
         self.align?.check(self.start)?;
+        if self.strict && self.ephemeral {
+            return Err(MalformedRequest::StrictRange);
+        }
         if self.label.len() > AcquireRequest::default().label.len() || self.label.contains('\0') {
             return Err(MalformedRequest::Label(self.label.clone()));
         }
@@ -229,7 +251,9 @@ impl Request {
         let mut request = AcquireRequest {
             start: self.start,
             count: self.count,
-            flags: if self.both { wire::BOTH } else { 0 } | if self.strict { wire::STRICT } else { 0 },
+            flags: [(self.both, wire::BOTH), (self.strict, wire::STRICT), (self.ephemeral, wire::EPHEMERAL)]
+                .iter()
+                .fold(0, |flags, (wanted, flag)| if *wanted { flags | flag } else { flags }),
             scope,
             align: self.align.unwrap_or_default().to_wire(),
             cgroup,
@@ -252,6 +276,7 @@ impl Request {
             Some(Errno::EINVAL) if matches!(self.scope, Scope::Cgroup(_)) => AcquireError::ForeignCgroup,
             Some(Errno::ENOSPC) => AcquireError::NoRoom { count: self.count },
             Some(Errno::EDQUOT) => AcquireError::OverQuota,
+            Some(Errno::EEXIST) => AcquireError::SecondRange,
             Some(Errno::EACCES) => AcquireError::Privileged,
             Some(Errno::ENETDOWN) if query::version().is_ok_and(|version| version.agent) => AcquireError::AgentFailed,
             Some(Errno::ENETDOWN) => AcquireError::AgentAbsent,

@@ -71,7 +71,7 @@ fn four_ports_for_a_server() {
         reservation.bind_udp(V4),
         Err(BindError::OtherTransport { transport: Transport::Udp })
     ));
-    assert_eq!(reservation.state().unwrap().bound, 4);
+    assert_eq!(reservation.state().unwrap().bound, Some(4));
 
     let mut client = TcpStream::connect((LOCAL, ports[2])).unwrap();
     let (mut server, _) = listeners.iter().find(|l| l.local_addr().unwrap().port() == ports[2]).unwrap().accept().unwrap();
@@ -217,7 +217,7 @@ fn a_conflict_is_named() {
         assert!(text.starts_with(&wanted) && text.contains("as \"mine\", reserved "), "{text}");
         let AcquireError::InUse { by: Some(by), .. } = error else { panic!("{error:?}") };
         assert_eq!(by.token, Some(first.token()));
-        assert_eq!(by.pid, std::process::id());
+        assert_eq!(by.owner.map(|owner| owner.pid), Some(std::process::id()));
     }
     // In the way is no reservation but a socket that outlived one.
     let listener = first.bind_tcp_port(V4, pool.start() + 101).unwrap();

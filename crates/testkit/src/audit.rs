@@ -37,6 +37,7 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     let mut spaces: BTreeMap<u64, u32> = BTreeMap::new();
     let (mut ports, mut count) = (0u64, 0u32);
     let mut tokens = BTreeSet::new();
+    let mut ranges: BTreeMap<(u32, u16), u32> = BTreeMap::new();
 
     for (id, r) in live(maps) {
         let (Some(block), Some(transports), Some(token)) = (r.ports(), r.transports(), r.token()) else {
@@ -47,6 +48,9 @@ pub fn problems(maps: &Maps) -> Vec<String> {
             wrong.push(format!("token of {id} is of another, or twice: {r:?}"));
         }
         for transport in transports.iter() {
+            if u32::from(r.flags) & wire::EPHEMERAL != 0 {
+                ranges.insert((id, transport.bit().into()), range_kind(&r));
+            }
             ports += u64::from(block.count());
             if !r.is_persistent() {
                 *quotas.entry(r.payer).or_default() += u64::from(block.count());
@@ -131,6 +135,18 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     if (counters.ports, counters.reservations) != (ports, count) {
         wrong.push(format!("counters say {counters:?}, there are {count} reservations of {ports} ports"));
     }
+    let mut by_kind = [0u32; 8];
+    for (key, id) in maps.ranges().map(|item| item.expect("a range")) {
+        if ranges.remove(&(id, key.transport)) != Some(key.kind) {
+            wrong.push(format!("a range that belongs to no reservation: {key:?} of {id}"));
+        }
+        by_kind[key.kind as usize & 7] += 1;
+        by_kind[7] += 1;
+    }
+    wrong.extend(ranges.keys().map(|(id, transport)| format!("{id} is not found as a range of transport {transport}")));
+    if counters.ranges != by_kind {
+        wrong.push(format!("the counters say {:?} ranges, there are {by_kind:?}", counters.ranges));
+    }
     let mut room = room_taken(maps);
     for (uid, quota) in maps.quotas().map(|item| item.expect("a quota")) {
         let used = quotas.remove(&uid).unwrap_or(0);
@@ -153,6 +169,12 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     }
     wrong.extend(spaces.keys().map(|netns| format!("namespace {netns} has reservations and no entry")));
     wrong
+}
+
+/// How the BPF programs find a private ephemeral range.
+fn range_kind(r: &Reservation) -> u32 {
+    const PATH: u32 = 5;
+    if r.is_persistent() && u16::from(r.scope) == wire::SCOPE_CGROUP { PATH } else { r.scope.into() }
 }
 
 /// The share of each account in the port table.

@@ -57,7 +57,7 @@ impl Outcome {
 
 /// A message that helps nobody: an error number without a remedy.
 fn is_bare(line: &str) -> bool {
-    let line = line.strip_prefix("portkeep: ").unwrap_or(line);
+    let line = line.strip_prefix("error: ").unwrap_or(line);
     io::Error::from_raw_os_error(number_in(line)).to_string() == line
 }
 
@@ -72,9 +72,9 @@ mod tests {
 
     #[test]
     fn bare_messages_are_recognised() {
-        assert!(is_bare("portkeep: Permission denied (os error 13)"));
+        assert!(is_bare("error: Permission denied (os error 13)"));
         assert!(is_bare("Too many open files (os error 24)"));
-        assert!(!is_bare("portkeep: reading /etc/x: Permission denied (os error 13)"));
-        assert!(!is_bare("portkeep: was not up"));
+        assert!(!is_bare("error: reading /etc/x: Permission denied (os error 13)"));
+        assert!(!is_bare("note: was not up"));
     }
 }

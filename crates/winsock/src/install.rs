@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -54,6 +55,10 @@ pub const SPELLINGS: &[(&str, &str)] = &[
     ("MswSock.h", "mswsock.h"),
 ];
 
+/// The name that programs look for at run time, which `build.rs` writes into the library. Its number is raised when
+/// programs that were built with an earlier version can no longer use it.
+const SHARED_LIBRARY: &str = "libportkeep_winsock.so.0";
+
 const PKG_CONFIG: &str = include_str!("../portkeep-winsock.pc.in");
 const SUPPRESSIONS: &str = include_str!("../portkeep-winsock.supp");
 
@@ -88,11 +93,16 @@ pub fn install(prefix: &Path, built: &Path) -> io::Result<Installed> {
             fs::write(include.join(spelling), format!("#include \"{name}\"\n"))?;
         }
     }
-    for library in ["libportkeep_winsock.a", "libportkeep_winsock.so"] {
+    for (library, name) in
+        [("libportkeep_winsock.a", "libportkeep_winsock.a"), ("libportkeep_winsock.so", SHARED_LIBRARY)]
+    {
         // Replaced, not overwritten: a program may be running from the old one.
-        let _ = fs::remove_file(libraries.join(library));
-        fs::copy(built.join(library), libraries.join(library))?;
+        let _ = fs::remove_file(libraries.join(name));
+        fs::copy(built.join(library), libraries.join(name))?;
     }
+    let link = libraries.join("libportkeep_winsock.so");
+    let _ = fs::remove_file(&link);
+    symlink(SHARED_LIBRARY, link)?;
     let text =
         PKG_CONFIG.replace("@prefix@", &prefix.display().to_string()).replace("@version@", env!("CARGO_PKG_VERSION"));
     fs::write(pkg_config.join("portkeep-winsock.pc"), text)?;

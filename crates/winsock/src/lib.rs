@@ -4,8 +4,8 @@
 //!
 //! # The rules of this C interface
 //!
-//! * Names, parameters, return values and error numbers are Winsock's. What
-//!   libc already has under the same name (`socket`, `bind`, ...) is exported
+//! * Names, parameters, return values and error numbers are Winsock's. A
+//!   function that libc has under the same name (`socket`, `bind`, ...) is exported
 //!   as `portkeep_ws_...`, and the headers give it its Winsock name by an
 //!   assembler label: the system's own functions stay what they are for
 //!   everybody else in the process.

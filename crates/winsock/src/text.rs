@@ -2,8 +2,8 @@
 //! there: its arguments as wide strings, `_wtoi`, and Microsoft's format words.
 //!
 //! `WCHAR` is the system's `wchar_t`, 32 bits: `L"..."` literals are made of it
-//! and the system's functions take it. What a Windows program does with WCHARs
-//! (pass them on, compare them, print them) works; that they have 16 bits is
+//! and the system's functions take it. A Windows program can pass
+//! them on, compare and print them; that they have 16 bits is
 //! what it must not rely on. The narrow form is UTF-8. Bytes that are not UTF-8
 //! travel as U+DC80..U+DCFF and come out as they went in.
 //!

@@ -218,11 +218,11 @@ def _hold(request: _Request) -> Reservation:
 
 
 def _explained(request: _Request, number: int) -> Error:
-    """What the error number of a request means."""
+    """The meaning of a request's error number."""
     if number == errno.EADDRINUSE and request.at is not None:
         holder = _info.conflict(range(request.at, request.at + request.count), request.transport)
         if holder is None:
-            return InUseError(number, f"{request.block}: a port is bound by another program, or excluded")
+            return InUseError(number, f"{request.block}: another program has a port of it bound")
         port = max(request.at, holder.ports[0])
         return InUseError(number, f"{port}/{holder.transport} belongs to {holder.owner}", holder)
     if number in (errno.ENOSPC, errno.EADDRINUSE):

@@ -20,7 +20,7 @@ class Error(OSError):
 
 
 class InUseError(Error):
-    """``EADDRINUSE``: a port is reserved by somebody else, bound, or excluded."""
+    """``EADDRINUSE``: a port is reserved by another process, or bound."""
 
 
 class NotEnforcedError(Error):

@@ -19,7 +19,7 @@ class Info:
     state: str
     """``"pending"``, ``"active"`` or ``"refused"``."""
     scope: str
-    """Who may use it: ``"process"``, ``"user"``, ``"cgroup"``, and of persistent ones ``"group"``, ``"unit"``,
+    """The processes that may use it: ``"process"``, ``"user"``, ``"cgroup"``, and of persistent ones ``"group"``, ``"unit"``,
     ``"administrators"``."""
     strict: bool
     persistent: bool
@@ -94,7 +94,7 @@ def _text(padded: bytes) -> str:
 
 
 def enforcement() -> Enforcement:
-    """What a reservation gets here: ``"kernel"`` or ``"held"``."""
+    """The enforcement of a reservation made here: ``"kernel"`` or ``"held"``."""
     with _control.new_socket("udp") as sock:
         try:
             return "kernel" if _control.version(sock) else "held"

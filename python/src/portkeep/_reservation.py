@@ -38,7 +38,7 @@ class Reservation:
         self.transport = transport
         """``"tcp"``, ``"udp"`` or ``"tcp+udp"``."""
         self.scope = scope
-        """Who may use it: ``"process"``, ``"user"`` or ``"cgroup"``."""
+        """The processes that may use it: ``"process"``, ``"user"`` or ``"cgroup"``."""
         self.label = label
         self._owner = owner
         self._held = held

@@ -1,6 +1,8 @@
 //! The common parts of the maintainers' tools: the programs of other packages that they start, the folders of the
 //! repository, and their exit status.
 
+pub mod debian;
+
 use std::{
     ffi::OsStr,
     io,

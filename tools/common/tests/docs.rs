@@ -1,4 +1,5 @@
-//! The documents and the rest of the repository agree: rule numbers exist, links resolve, and the README stays short.
+//! The documents and the rest of the repository agree: rule numbers exist, links resolve, the README stays short, and the
+//! language is plain.
 
 use std::{
     collections::BTreeSet,
@@ -10,7 +11,7 @@ use portkeep_tool::repository;
 
 /// Folders whose files are sources or documents of the project.
 const FOLDERS: [&str; 6] = ["crates", "docs", "packaging", "python", "tools", "fuzz"];
-const SOURCES: [&str; 7] = ["rs", "h", "c", "md", "py", "toml", "sh"];
+const SOURCES: [&str; 9] = ["rs", "h", "c", "md", "py", "toml", "sh", "service", "conf"];
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
@@ -83,12 +84,13 @@ fn every_cited_rule_is_on_the_page() {
     }
 }
 
-/// Each rule of the first release has a test that cites it.
+/// Each rule of these three kinds has a test that cites it.
 #[test]
-fn the_rules_of_reservations_and_binds_have_tests() {
+fn the_rules_of_reservations_binds_and_ranges_have_tests() {
     let tests = texts().into_iter().filter(|(path, _)| path.components().any(|part| part.as_os_str() == "tests"));
     let cited: BTreeSet<String> = tests.flat_map(|(_, text)| cited(&text)).collect();
     let first = (1..=10).map(|number| format!("R{number}")).chain((1..=9).map(|number| format!("A{number}")));
+    let first = first.chain((1..=8).map(|number| format!("E{number}")));
     let without: Vec<String> = first.filter(|rule| !cited.contains(rule)).collect();
     assert!(without.is_empty(), "{without:?}");
 }
@@ -138,4 +140,156 @@ fn the_citations_are_found() {
     let text = "/* R7, A3: see N1. */ fn e8_run() {} fn r10_x() fn a() {} RFC1 XR2 E1x EACCES L_3 R123 A4_x";
     let found: Vec<String> = cited(text).into_iter().collect();
     assert_eq!(found, ["A3", "E8", "N1", "R10", "R7"]);
+}
+
+/// Words that the glossary has others for.
+const BANNED: [&str; 3] = [concat!("nobody", "'s"), concat!("stran", "ger"), concat!("kernel", " part")];
+/// A sentence that begins so has a relative clause as its subject. Questions may.
+const RELATIVES: [&str; 5] = ["Who", "Whoever", "Whose", "Whom", "What"];
+
+/// The prose of a file, in paragraphs with the line each begins on: comments and texts of a program, and a document
+/// without its headings and listings.
+fn prose(path: &Path, text: &str) -> Vec<(usize, String)> {
+    match path.extension().and_then(|extension| extension.to_str()).unwrap_or_default() {
+        "md" => paragraphs(text),
+        "rs" | "c" | "h" => comments_and_texts(text, "//"),
+        _ => comments_and_texts(text, "#"),
+    }
+}
+
+fn paragraphs(text: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let (mut listing, mut continues) = (false, false);
+    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+        listing ^= line.starts_with("```");
+        if listing || line.is_empty() || line.starts_with(['#', '`']) {
+            continues = false;
+        } else if line.starts_with('|') {
+            found.extend(line.split('|').map(|cell| (number, cell.trim().to_owned())));
+            continues = false;
+        } else {
+            let item = line
+                .strip_prefix("- ")
+                .or_else(|| line.split_once(". ").filter(|(n, _)| n.parse::<u8>().is_ok()).map(|x| x.1));
+            match found.last_mut().filter(|_| continues && item.is_none()) {
+                Some((_, paragraph)) => *paragraph += &format!(" {line}"),
+                None => found.push((number, item.unwrap_or(line).to_owned())),
+            }
+            continues = true;
+        }
+    }
+    found
+}
+
+fn comments_and_texts(text: &str, comment: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let (mut number, mut rest) = (1, text);
+    let mut last = 0;
+    while let Some(letter) = rest.chars().next() {
+        let c_like = comment == "//";
+        let (kind, length) = if rest.starts_with(comment) {
+            ("line", rest.find('\n').unwrap_or(rest.len()))
+        } else if c_like && rest.starts_with("/*") {
+            ("block", rest.find("*/").map_or(rest.len(), |end| end + 2))
+        } else if !c_like && rest.starts_with("\"\"\"") {
+            ("text", rest[3..].find("\"\"\"").map_or(rest.len(), |end| end + 6))
+        } else if letter == '"' {
+            let mut escaped = false;
+            let end = rest[1..].find(|next| {
+                let ends = next == '"' && !escaped;
+                escaped = next == '\\' && !escaped;
+                ends
+            });
+            ("text", end.map_or(rest.len(), |end| end + 2))
+        } else if c_like && letter == '\'' && rest.chars().nth(1) == Some('\\') {
+            ("code", rest[3..].find('\'').map_or(rest.len(), |end| end + 4))
+        } else if c_like && letter == '\'' && rest.chars().nth(2) == Some('\'') {
+            ("code", rest.char_indices().nth(3).map_or(rest.len(), |(end, _)| end))
+        } else {
+            ("code", letter.len_utf8())
+        };
+        let piece = &rest[..length];
+        let words = |piece: &str| {
+            let lines = piece.lines().map(|line| {
+                line.trim().trim_start_matches(['/', '!', '*', '#', '"', ' ']).trim_end_matches(['\\', '"'])
+            });
+            lines.collect::<Vec<_>>().join(" ").trim().to_owned()
+        };
+        match kind {
+            "line" => match found.last_mut().filter(|_| number == last + 1 && !words(piece).is_empty()) {
+                Some((_, paragraph)) => *paragraph += &format!(" {}", words(piece)),
+                None => found.push((number, words(piece))),
+            },
+            // A single word is a value, and a heading is no sentence.
+            "block" | "text" if words(piece).contains(' ') && !piece.starts_with("\"# ") => {
+                found.push((number, words(piece)))
+            }
+            _ => {}
+        }
+        if kind == "line" && !words(piece).is_empty() {
+            last = number;
+        }
+        number += piece.matches('\n').count();
+        rest = &rest[length..];
+    }
+    found
+}
+
+/// The sentences of a paragraph that begin with a bare relative.
+fn relatives(paragraph: &str) -> Vec<&str> {
+    let mut sentences = Vec::new();
+    let mut begin = 0;
+    for (at, _) in paragraph.match_indices([' ']) {
+        if paragraph[..at].ends_with(['.', '!', '?', ':', ';']) {
+            sentences.push(&paragraph[begin..at]);
+            begin = at + 1;
+        }
+    }
+    sentences.push(&paragraph[begin..]);
+    sentences.retain(|sentence| {
+        let word = sentence.trim_start_matches(['"', '\'', '(', '`', '[', '*', '-', ' ']).split(' ').next();
+        word.is_some_and(|word| RELATIVES.contains(&word)) && !sentence.contains('?')
+    });
+    sentences
+}
+
+#[test]
+fn the_language_is_plain() {
+    let mut found = Vec::new();
+    for (path, text) in texts() {
+        // The history keeps its words, and the test below has such sentences.
+        if path.ends_with("CHANGELOG.md") || path.ends_with(file!()) {
+            continue;
+        }
+        let place = path.strip_prefix(repository()).unwrap_or(&path).display().to_string();
+        for (number, paragraph) in prose(&path, &text) {
+            found.extend(relatives(&paragraph).iter().map(|sentence| format!("{place}:{number}: {sentence}")));
+        }
+        for (number, line) in (1..).zip(text.lines().map(str::to_lowercase)) {
+            let banned = BANNED.iter().filter(|word| line.contains(**word));
+            found.extend(banned.map(|word| format!("{place}:{number}: the word \"{word}\"")));
+        }
+    }
+    assert!(found.is_empty(), "{} places:\n{}", found.len(), found.join("\n"));
+}
+
+#[test]
+fn relatives_are_found_in_comments_texts_and_documents() {
+    let rust = "//! Fine.\n//! What is\n//! this.\nfn a() { say(\"It ends. Who asks\"); b('\"'); /* Whose it is: fine. */ }\n// What?\nlet a: &'a str = \"What\";\n";
+    let of = |name: &str, text: &str| {
+        let prose = prose(Path::new(name), text);
+        prose
+            .iter()
+            .flat_map(|(line, text)| relatives(text).into_iter().map(|s| format!("{line} {s}")).collect::<Vec<_>>())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of("a.rs", rust), ["1 What is this.", "4 Who asks", "4 Whose it is:"]);
+    assert_eq!(
+        of("a.md", "# What\n\nFine, what.\n- What is\n  that\n\n```\nWhat\n```\n| Who asks | a |\n"),
+        ["4 What is that", "10 Who asks"]
+    );
+    assert_eq!(
+        of("a.py", "x = 1  # Who asks\n\"\"\"Fine.\n\nWhat it does.\"\"\"\n"),
+        ["1 Who asks", "2 What it does."]
+    );
 }

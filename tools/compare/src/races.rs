@@ -23,9 +23,14 @@ pub(super) struct Field {
     pub(super) seed: u64,
 }
 
-pub(super) fn play(subject: Subject, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
+/// A private ephemeral range of each test process: twice the ports of a round for the programs that still end, and more.
+const RANGE: u16 = 64;
+
+/// With `within_range` each test process runs under `portkeep run --ephemeral`, unchanged.
+pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
     Places::fresh_network();
-    let cgroup = places.cgroup(subject.enforced());
+    let enforced = subject.enforced() || within_range;
+    let cgroup = places.cgroup(enforced);
     let _server = (subject == Subject::Portserver).then(|| kit.portserver(PORTSERVER_POOL)).transpose()?;
     let _neighbours = (0..field.neighbours)
         .map(|i| {
@@ -38,10 +43,18 @@ pub(super) fn play(subject: Subject, kit: &Kit, places: &Places, field: &Field) 
     let mut runners = Vec::new();
     for i in 0..field.processes {
         // Only the programs that it starts belong to it.
-        let own = places.subgroup(subject.enforced())?;
+        let own = places.subgroup(enforced)?;
         let mut command = kit.job("runner");
         command.arg(subject.name()).arg(kit.folder()).arg(field.rounds.to_string());
         command.arg((field.seed * 1000 + u64::from(i)).to_string());
+        if within_range {
+            let mut run = Command::new(kit.portkeep());
+            run.args(["run", "--require-kernel", "--ephemeral", &RANGE.to_string(), "--"]);
+            command = {
+                run.arg(command.get_program()).args(command.get_args());
+                run
+            };
+        }
         runners.push(Runner::start(moved(&own, &command))?);
     }
     for runner in &mut runners {

@@ -52,6 +52,11 @@ impl Subject {
         self == Self::Kernel
     }
 
+    /// A picker: it lets the kernel choose a port, lets it go, and returns its number.
+    pub(super) fn picks(self) -> bool {
+        matches!(self, Self::Bind0 | Self::Portpicker | Self::GetPort | Self::EphemeralPortReserve)
+    }
+
     /// Measured so many times in a row. Those that leave something behind with each port must come to an end before
     /// they run out of ports.
     pub(super) fn iterations(self) -> u32 {

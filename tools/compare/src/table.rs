@@ -17,6 +17,8 @@ pub(super) struct Row {
     pub(super) subject: Subject,
     pub(super) latency: Latency,
     pub(super) races: Tally,
+    /// The same picker under `portkeep run --ephemeral`.
+    pub(super) within_range: Option<Tally>,
     pub(super) crash: Crash,
 }
 
@@ -53,7 +55,7 @@ impl fmt::Display for Table {
              ports in hand: plainly / with SO_REUSEADDR | after `kill -9` |"
         )?;
         writeln!(f, "|---|---:|---:|---:|---:|---|")?;
-        for Row { subject, latency, races, crash } in &self.rows {
+        for Row { subject, latency, races, crash, .. } in &self.rows {
             writeln!(
                 f,
                 "| {} | {} | {} | {} | {} / {} | {} |",
@@ -76,8 +78,18 @@ impl fmt::Display for Table {
              connect. Everybody has the same neighbours, and is used as its documentation says: portserver with its \
              default pool, the sockets that hold ports closed just before the programs start, Portkeep's ports taken \
              with `portkeep acquire` (the times are those of \
-             the library, which makes a socket for each reservation)."
-        )
+             the library, which makes a socket for each reservation).\n"
+        )?;
+        writeln!(
+            f,
+            "| the same pickers, unchanged | rounds lost | under `portkeep run --ephemeral 64` |\n|---|---:|---:|"
+        )?;
+        for Row { subject, races, within_range, .. } in &self.rows {
+            if let Some(within) = within_range {
+                writeln!(f, "| {} | {} | {} |", subject.title(), lost(*races), lost(*within))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -88,7 +100,7 @@ impl Table {
             "| | test rounds lost | outsiders get of 8 ports: plainly / with SO_REUSEADDR | 8 ports, time |\n\
              |---|---:|---:|---:|\n",
         );
-        for Row { subject, latency, races, crash } in &self.rows {
+        for Row { subject, latency, races, crash, .. } in &self.rows {
             let (title, Tally { lost, rounds, .. }) = (subject.title(), races);
             let _ = writeln!(
                 text,
@@ -103,6 +115,15 @@ impl Table {
 
     /// The budget for these figures.
     pub(super) fn check(&self) -> Result<()> {
+        for Row { subject, within_range, .. } in &self.rows {
+            if let Some(within) = within_range {
+                ensure!(
+                    within.lost == 0 && within.refused == 0,
+                    "{} lost rounds under run --ephemeral",
+                    subject.title()
+                );
+            }
+        }
         let kernel =
             self.rows.iter().find(|row| row.subject == Subject::Kernel).context("Portkeep was not measured")?;
         let Row { races, crash, .. } = kernel;

@@ -1,5 +1,6 @@
 //! `cargo xtask do-no-harm`: programs that use no reserved port notice nothing of Portkeep. The test suites of others give
-//! the same results with the BPF programs attached and without, and servers under load are as fast.
+//! the same results with the BPF programs attached and without, servers that bind ports of the pool work as they do without,
+//! and servers under load are as fast.
 //!
 //! Each side has network namespaces of its own. One side is in a cgroup where the programs are attached, the other is not.
 
@@ -7,6 +8,8 @@ mod cpython;
 mod crates;
 mod load;
 mod report;
+mod server;
+mod servers;
 mod suite;
 
 use std::process::ExitCode;
@@ -14,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use portkeep::{Require, Reservation};
-use portkeep_testkit::places::Places;
+use portkeep_testkit::{Sandbox, places::Places};
 
 use report::Report;
 use suite::Unit;
@@ -25,7 +28,7 @@ use suite::Unit;
 #[derive(Parser)]
 #[command(name = "cargo xtask do-no-harm")]
 struct Options {
-    /// Run only CPython's test_socket, and a short load
+    /// Run only CPython's test_socket, the servers, and a short load
     #[arg(long)]
     short: bool,
     /// Put the tables into docs/internals/benchmarks.md
@@ -42,6 +45,8 @@ enum Part {
     Cpython,
     /// Tests of crates
     Crates,
+    /// Servers on ports of the pool
+    Servers,
     /// nginx and redis under load
     Load,
 }
@@ -69,6 +74,14 @@ fn run(options: &Options) -> Result<()> {
         eprintln!("{}, without and with", unit.name());
         report.suites.push(suite::compare(&*unit, &places)?);
     }
+    if wanted(Part::Servers) {
+        let before = refused()?;
+        for unit in servers::units() {
+            eprintln!("{}, without and with", unit.name());
+            report.servers.push(suite::compare(&*unit, &places)?);
+        }
+        report.refused = refused()? - before;
+    }
     if wanted(Part::Load) {
         report.loads = load::measure(&places, folder.path(), options.short)?;
     }
@@ -78,6 +91,11 @@ fn run(options: &Options) -> Result<()> {
         report.write()?;
     }
     report.check()
+}
+
+/// Binds that Portkeep has refused so far.
+fn refused() -> Result<u64> {
+    Ok(Sandbox::get().loaded().maps()?.counters()?.refused)
 }
 
 /// Reservations that have nothing to do with what is going on, about half of the pool.

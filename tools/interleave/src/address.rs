@@ -10,6 +10,8 @@ pub(crate) const READ_ONLY: u64 = 5 << 32;
 pub(crate) const FUNCTION: u64 = 6 << 32;
 /// A socket; its number is in bits 16 to 31.
 pub(crate) const SOCKET: u64 = 7 << 32;
+/// A socket's number plus this: the MPTCP socket over it.
+pub(crate) const MPTCP: usize = 0x80;
 /// The kernel's own structures.
 pub(crate) const KERNEL: u64 = 8 << 32;
 /// Map values and socket storage: the only memory that CPUs share.
@@ -22,6 +24,16 @@ pub(crate) const fn region(address: u64) -> u64 {
 
 pub(crate) const fn offset(address: u64) -> usize {
     (address & 0xffff_ffff) as usize
+}
+
+/// The TCP socket with a number.
+pub(crate) const fn socket(number: usize) -> u64 {
+    SOCKET | (number as u64) << 16
+}
+
+/// The MPTCP socket over it.
+pub(crate) const fn mptcp(number: usize) -> u64 {
+    socket(number + MPTCP)
 }
 
 pub(crate) const fn shared(object: u32) -> u64 {

@@ -2,7 +2,7 @@
 //! kernel does between two programs.
 
 use crate::{
-    kernel::EINVAL,
+    kernel::{EINVAL, Transport},
     machine::{Machine, Outcome, Stop, fault},
     memory::Access,
     program::MapKind,
@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub(crate) const EPERM: i32 = 1;
+const ECONNREFUSED: i32 = 111;
 
 /// A CPU ran until it has to let others choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) enum Hook {
     PostBind,
     Connect,
     Release,
+    /// The sock_ops program.
+    Tcp,
     Admin,
 }
 
@@ -43,9 +46,13 @@ pub(crate) enum Step {
     AutoBind,
     GiveUp,
     SetOption,
+    /// A connection gets its socket.
+    Establish,
+    /// It is over.
+    Hangup,
     /// The agent checks whether a port is vacant.
     Look,
-    /// The port of a socket that is gone.
+    /// The port of a socket that is gone, unless its connection goes on.
     FreePort,
     /// User space notes when a namespace was last used.
     Note,
@@ -59,7 +66,8 @@ pub(crate) enum Step {
 }
 
 use Step::{
-    AutoBind, Begin, Finish, FreePort, GiveUp, Lock, Look, Note, Quiet, Remove, Run, SetOption, TakePort, Unlock, Wait,
+    AutoBind, Begin, Establish, Finish, FreePort, GiveUp, Hangup, Lock, Look, Note, Quiet, Remove, Run, SetOption,
+    TakePort, Unlock, Wait,
 };
 
 /// Since words are sealed, the first wait is left out; before that, all between `Quiet` and `Remove` was.
@@ -75,10 +83,14 @@ pub(crate) const fn steps(call: &Call) -> &'static [Step] {
         }
         Call::Granted => &[Begin, Lock, Run(Hook::Get), Finish],
         Call::Bind { .. } => &[Begin, Lock, Run(Hook::Bind), Unlock, Lock, TakePort, Run(Hook::PostBind), Finish],
-        Call::Connect => &[Begin, Lock, Run(Hook::Connect), Unlock, Lock, AutoBind, Finish],
-        Call::Disconnect => &[Begin, Lock, GiveUp, Finish],
-        Call::Listen | Call::ReuseAddress | Call::ReusePort => &[Begin, Lock, SetOption, Finish],
-        Call::Close => &[Begin, Run(Hook::Release), FreePort, Finish],
+        Call::Connect => &[Begin, Lock, Run(Hook::Connect), Unlock, Lock, AutoBind, Run(Hook::Tcp), Finish],
+        Call::Disconnect => &[Begin, Lock, Run(Hook::Tcp), GiveUp, Finish],
+        Call::Accept { .. } => &[Begin, Lock, Establish, Run(Hook::Tcp), Finish],
+        Call::Over => &[Begin, Lock, Run(Hook::Tcp), Hangup, Finish],
+        Call::Listen => &[Begin, Lock, SetOption, Run(Hook::Tcp), Finish],
+        Call::ReuseAddress | Call::ReusePort => &[Begin, Lock, SetOption, Finish],
+        Call::Close => &[Begin, Run(Hook::Release), Lock, FreePort, Finish],
+        Call::Vacate { .. } => &[Begin, Run(Hook::Admin), Finish],
         Call::Confirm { .. } => &[Begin, Look, Run(Hook::Admin), Finish],
         Call::Create { .. } | Call::Refuse { .. } | Call::End { .. } | Call::Change { .. } => {
             &[Begin, Run(Hook::Admin), Finish]
@@ -105,6 +117,18 @@ pub(crate) fn enabled(lists: &[Vec<Line>], state: &State, cpu: usize) -> bool {
         }),
         _ => true,
     }
+}
+
+/// Whether the kernel calls the sock_ops program at this point of a call.
+fn tells(state: &State, line: &Line) -> bool {
+    let s = &state.kernel.sockets[line.socket];
+    s.transport == Transport::Tcp
+        && !s.mptcp
+        && match line.call {
+            Call::Over | Call::Disconnect => s.connected && s.watched,
+            Call::Listen => s.listens,
+            _ => true,
+        }
 }
 
 impl Machine {
@@ -147,7 +171,8 @@ impl Machine {
         let cells = match step {
             Begin | Run(_) | Wait => vec![],
             Note | Quiet | Remove => self.forget_cells(scenario, line, step == Remove),
-            Lock | Unlock | GiveUp | SetOption => vec![socket_cell],
+            Lock | Unlock | GiveUp | SetOption | Hangup => vec![socket_cell],
+            Establish => self.establish_cells(state, line),
             Finish if state.kernel.sockets[socket].locked == Some(cpu) => vec![socket_cell],
             Finish => vec![],
             TakePort | AutoBind => vec![socket_cell, (self.port_cell(state.tasks[cpu].port), 0, Access::Store)],
@@ -168,16 +193,26 @@ impl Machine {
                 }
             }
             Lock => state.kernel.sockets[socket].locked = Some(cpu),
-            Unlock => state.kernel.sockets[socket].locked = None,
+            // A bind of MPTCP and a connect of TCP keep the lock.
+            Unlock => {
+                let s = &mut state.kernel.sockets[socket];
+                if !s.mptcp && (s.transport == Transport::Udp || line.call != Call::Connect) {
+                    s.locked = None;
+                }
+            }
+            Run(Hook::Tcp) if !runs && !tells(state, line) => {}
             Run(hook) => return self.run_hook(scenario, state, cpu, line, hook),
             TakePort => self.take_port(scenario, state, cpu, line)?,
             AutoBind => {
                 if state.kernel.sockets[socket].port == 0 {
                     state.tasks[cpu].result = self.automatic(state, socket, 0, 0);
                 }
+                let s = &mut state.kernel.sockets[socket];
+                s.connected = s.transport == Transport::Tcp && state.tasks[cpu].result == 0;
             }
             GiveUp => {
                 let s = &mut state.kernel.sockets[socket];
+                s.connected = false;
                 if !s.bound_by_number {
                     state.kernel.give_port_up(socket);
                     state.settled[socket] = false;
@@ -197,10 +232,29 @@ impl Machine {
                     return self.jump_to_finish(state, cpu, line, -crate::kernel::EADDRINUSE);
                 }
             }
+            Establish => {
+                let Call::Accept { listener } = line.call else { return fault("only a connection is established") };
+                if !state.kernel.establish(listener, socket) {
+                    return self.jump_to_finish(state, cpu, line, -ECONNREFUSED);
+                }
+            }
+            Hangup => {
+                let s = &mut state.kernel.sockets[socket];
+                s.connected = false;
+                if s.orphan {
+                    s.orphan = false;
+                    self.free_socket(state, socket);
+                } else if !s.bound_by_number {
+                    state.kernel.give_port_up(socket);
+                }
+            }
             FreePort => {
-                state.kernel.give_port_up(socket);
-                state.settled[socket] = false;
-                self.free_storage(state, socket);
+                let s = &mut state.kernel.sockets[socket];
+                if s.connected {
+                    s.orphan = true;
+                } else {
+                    self.free_socket(state, socket);
+                }
             }
             Note => {
                 state.tasks[cpu].noted = self.last_use(state, scenario);
@@ -239,6 +293,22 @@ impl Machine {
         Ok(true)
     }
 
+    fn free_socket(&mut self, state: &mut State, socket: usize) {
+        state.kernel.give_port_up(socket);
+        state.settled[socket] = false;
+        self.free_storage(state, socket);
+    }
+
+    fn establish_cells(&mut self, state: &State, line: &Line) -> Vec<(u32, usize, Access)> {
+        let Call::Accept { listener } = line.call else { return vec![] };
+        let port = self.port_cell(state.kernel.sockets[listener].port);
+        vec![
+            (self.socket_object(line.socket), 0, Access::Store),
+            (self.socket_object(listener), 0, Access::Load),
+            (port, 0, Access::Store),
+        ]
+    }
+
     fn jump(&self, state: &mut State, cpu: usize, step: usize) -> Outcome<bool> {
         state.tasks[cpu].step = step;
         Ok(true)
@@ -271,9 +341,10 @@ impl Machine {
             }
             Call::Confirm { reservation } | Call::Refuse { reservation } => state.reservations[reservation].token != 0,
             Call::Acquire { reservation, .. } | Call::Create { reservation, .. } => phase(reservation) == Phase::None,
+            Call::Over => state.kernel.sockets[line.socket].connected,
             _ => true,
         };
-        let on_socket = line.call.is_on_socket();
+        let on_socket = line.call.holds_descriptor();
         if let Some(trace) = &mut self.trace {
             trace.push(format!("CPU {cpu}: {}{}", line.text, if possible { "" } else { " (nothing to do)" }));
         }
@@ -300,7 +371,7 @@ impl Machine {
         if socket.locked == Some(cpu) {
             socket.locked = None;
         }
-        if line.call.is_on_socket() {
+        if line.call.holds_descriptor() {
             socket.users -= 1;
         }
         let result = state.tasks[cpu].result;
@@ -327,11 +398,13 @@ impl Machine {
     fn free_storage(&mut self, state: &mut State, socket: usize) {
         for map in 0..self.program.maps.len() {
             if self.program.maps[map].kind == MapKind::SocketStorage {
-                let object = self.names.number(map as u16, &[socket as u8]);
-                if state.shared.present(object) {
-                    // As if it had never been: a socket that is opened again has nothing.
-                    state.shared.create(object, self.program.maps[map].value_size, true);
-                    state.shared.remove(object);
+                for number in [socket, socket + crate::address::MPTCP] {
+                    let object = self.names.number(map as u16, &[number as u8]);
+                    if state.shared.present(object) {
+                        // As if it had never been: a socket that is opened again has nothing.
+                        state.shared.create(object, self.program.maps[map].value_size, true);
+                        state.shared.remove(object);
+                    }
                 }
             }
         }

@@ -95,6 +95,8 @@ pub(crate) fn begin(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
                 }
             }
         }
+        // Once the program has run, the port is as good as free.
+        Call::Over => state.settled[line.socket] = false,
         Call::Bind { .. } => {
             let port = state.tasks[cpu].port;
             let granted = over(scenario, state, line, port, &[Phase::Granted]);
@@ -120,8 +122,10 @@ pub(crate) fn begin(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
         | Call::ReuseAddress
         | Call::ReusePort
         | Call::Refuse { .. }
+        | Call::Accept { .. }
         | Call::Change { .. }
-        | Call::Forget { .. } => {}
+        | Call::Forget { .. }
+        | Call::Vacate { .. } => {}
     }
 }
 
@@ -241,8 +245,11 @@ pub(crate) fn finish(
         | Call::Listen
         | Call::ReuseAddress
         | Call::ReusePort
+        | Call::Accept { .. }
+        | Call::Over
         | Call::Change { .. }
-        | Call::Forget { .. } => {}
+        | Call::Forget { .. }
+        | Call::Vacate { .. } => {}
     }
     if state.tasks.iter().any(|task| task.refusals.contains(&0)) {
         return fault("a bind was refused, and no reservation that was in force or about to be covers the port");
@@ -342,7 +349,7 @@ pub(crate) fn after_call(scenario: &Scenario, state: &State) -> Outcome<()> {
     for r in in_force {
         for (n, s) in state.kernel.sockets.iter().enumerate() {
             if state.settled[n]
-                && s.open
+                && (s.open || s.orphan)
                 && s.port != 0
                 && covers(scenario, state, r, s.port, s.transport, s.netns)
                 && !allowed(scenario, state, r, n, s.process)

@@ -40,6 +40,17 @@ pub(crate) const PACKET: usize = 256;
 
 pub(crate) const STACK_SIZE: usize = 512;
 
+/// A store that others do not see yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Late {
+    pub(crate) object: u32,
+    pub(crate) offset: usize,
+    pub(crate) size: usize,
+    /// Of an atomic operation without a result; `None`: a plain store.
+    pub(crate) operation: Option<i64>,
+    pub(crate) value: u64,
+}
+
 /// A program in the middle of its run.
 #[derive(Debug, Clone)]
 pub(crate) struct Cpu {
@@ -55,6 +66,7 @@ pub(crate) struct Cpu {
     pub(crate) socket: usize,
     pub(crate) process: usize,
     pub(crate) now: u64,
+    pub(crate) late: Vec<Late>,
 }
 
 impl Cpu {
@@ -74,7 +86,18 @@ impl Cpu {
             socket: 0,
             process: 0,
             now: 0,
+            late: Vec::new(),
         }
+    }
+
+    /// In the program itself, not in a function it has called.
+    pub(crate) fn is_outermost(&self) -> bool {
+        self.frames.len() == 1
+    }
+
+    /// Whether a store to these eight bytes is late.
+    pub(crate) fn is_late(&self, object: u32, cell: usize) -> bool {
+        self.late.iter().any(|late| late.object == object && late.offset / 8 == cell)
     }
 
     pub(crate) fn hash(&self) -> u64 {
@@ -100,6 +123,9 @@ impl Cpu {
                 word[..eight.len()].copy_from_slice(eight);
                 h = mix(h, u64::from_le_bytes(word));
             }
+        }
+        for late in &self.late {
+            h = mix(mix(h, u64::from(late.object) << 32 | late.offset as u64), late.value);
         }
         mix(h, self.result as u64)
     }

@@ -40,7 +40,7 @@ pub(crate) fn end(machine: &mut Machine, scenario: &Scenario, mut state: State) 
                         .kernel
                         .sockets
                         .iter()
-                        .any(|s| s.port == port && s.transport == transport && s.netns == plan.netns)
+                        .any(|s| s.port == port && s.transport == transport && s.netns == plan.netns && !s.accepted)
                 {
                     continue;
                 }
@@ -60,6 +60,12 @@ pub(crate) fn end(machine: &mut Machine, scenario: &Scenario, mut state: State) 
     }
     for socket in 0..spares {
         call(machine, scenario, &mut state, Call::Close, socket, "the end: close")?;
+    }
+    for socket in (0..spares).filter(|n| scenario.sockets[*n].transport == Transport::Tcp) {
+        call(machine, scenario, &mut state, Call::Over, socket, "the end: over")?;
+    }
+    for (netns, port) in machine.ports_aside(&state) {
+        call(machine, scenario, &mut state, Call::Vacate { netns, port }, 0, "the end: vacate")?;
     }
     for (reservation, plan) in scenario.reservations.iter().enumerate() {
         if plan.persistent && state.reservations[reservation].token != 0 {

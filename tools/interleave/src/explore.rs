@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     calls::{enabled, line},
     end,
-    kernel::{Kernel, Process},
+    kernel::{Kernel, Process, Socket},
     machine::{Fault, Machine, Outcome},
     memory::{Shared, Watch, mix},
     program::Program,
@@ -48,10 +48,15 @@ pub(crate) struct Search<'a> {
     scenario: &'a Scenario,
     seen: HashMap<u64, f64>,
     ends: HashSet<u64>,
-    path: Vec<(usize, u32)>,
+    path: Vec<Leg>,
+    /// Stores of a schedule that others may see late.
+    pub(crate) late: u32,
     /// Give up as soon as another cell is contended.
     strict: bool,
 }
+
+/// A part of a schedule: a CPU, how many steps it makes, and whether others see the first of them late.
+pub(crate) type Leg = (usize, u32, bool);
 
 enum Trouble {
     Fault(Fault),
@@ -69,6 +74,7 @@ impl<'a> Search<'a> {
             watching: false,
             cpu: 0,
             passing: false,
+            delaying: false,
             events: 0,
             limit: None,
             trace: None,
@@ -78,7 +84,7 @@ impl<'a> Search<'a> {
             instructions: 0,
             requests_lose,
         };
-        Self { machine, scenario, seen: HashMap::new(), ends: HashSet::new(), path: Vec::new(), strict: false }
+        Self { machine, scenario, seen: HashMap::new(), ends: HashSet::new(), path: Vec::new(), late: 0, strict: false }
     }
 
     /// The state before the CPUs start.
@@ -98,7 +104,10 @@ impl<'a> Search<'a> {
         let mut sockets: Vec<_> = scenario
             .sockets
             .iter()
-            .map(|plan| new_socket(&plan.name, plan.process, plan.transport, plan.netns))
+            .map(|plan| Socket {
+                mptcp: plan.mptcp,
+                ..new_socket(&plan.name, plan.process, plan.transport, plan.netns)
+            })
             .collect();
         for (n, (name, _)) in scenario.processes.iter().enumerate() {
             for transport in [crate::kernel::Transport::Tcp, crate::kernel::Transport::Udp] {
@@ -138,7 +147,7 @@ impl<'a> Search<'a> {
                 self.seen.clear();
                 self.ends.clear();
                 self.path.clear();
-                match self.visit(start.clone(), None, bound) {
+                match self.visit(start.clone(), None, bound, self.late) {
                     Err(Trouble::Fault(fault)) => {
                         return Err(Found { fault: fault.0, schedule: spell(&self.path) });
                     }
@@ -163,13 +172,13 @@ impl<'a> Search<'a> {
     }
 
     /// How many schedules go on from here.
-    fn visit(&mut self, state: State, current: Option<usize>, left: u32) -> Result<f64, Trouble> {
+    fn visit(&mut self, state: State, current: Option<usize>, left: u32, late: u32) -> Result<f64, Trouble> {
         let lists: &'a [Vec<Line>] = &self.scenario.cpus;
         let ready: Vec<usize> = (0..lists.len()).filter(|cpu| enabled(lists, &state, *cpu)).collect();
         // To take the CPU away from a call that could go on is a preemption; all else is free.
         let running = current.filter(|cpu| state.tasks[*cpu].busy() && ready.contains(cpu));
         let hash = state.hash();
-        let key = mix(hash, u64::from(left) << 8 | running.map_or(0xff, |cpu| cpu as u64));
+        let key = mix(hash, u64::from(late) << 16 | u64::from(left) << 8 | running.map_or(0xff, |cpu| cpu as u64));
         if let Some(known) = self.seen.get(&key) {
             return Ok(*known);
         }
@@ -190,15 +199,20 @@ impl<'a> Search<'a> {
                 if cost > left {
                     continue;
                 }
-                let mut next = state.clone();
-                let outcome = self.machine.resume(self.scenario, lists, &mut next, cpu);
-                self.path.push((cpu, self.machine.events));
-                outcome.map_err(Trouble::Fault)?;
-                if self.strict && self.machine.watch.grown {
-                    return Err(Trouble::Again);
+                let may_delay = late > 0 && self.machine.may_delay(&state, cpu);
+                for delays in [false, true].into_iter().take(1 + usize::from(may_delay)) {
+                    let mut next = state.clone();
+                    self.machine.delaying = delays;
+                    let outcome = self.machine.resume(self.scenario, lists, &mut next, cpu);
+                    self.machine.delaying = false;
+                    self.path.push((cpu, self.machine.events, delays));
+                    outcome.map_err(Trouble::Fault)?;
+                    if self.strict && self.machine.watch.grown {
+                        return Err(Trouble::Again);
+                    }
+                    schedules += self.visit(next, Some(cpu), left - cost, late - u32::from(delays))?;
+                    self.path.pop();
                 }
-                schedules += self.visit(next, Some(cpu), left - cost)?;
-                self.path.pop();
             }
         }
         self.seen.insert(key, schedules);
@@ -206,13 +220,14 @@ impl<'a> Search<'a> {
     }
 
     /// Follows one schedule and writes down what happens.
-    pub(crate) fn replay(&mut self, schedule: &[(usize, u32)]) -> Outcome<()> {
+    pub(crate) fn replay(&mut self, schedule: &[Leg]) -> Outcome<()> {
         let mut state = self.start()?;
         let lists = &self.scenario.cpus;
         self.machine.watching = true;
         self.machine.trace = Some(Vec::new());
-        for (cpu, events) in schedule {
+        for (cpu, events, delays) in schedule {
             let mut left = *events;
+            self.machine.delaying = *delays;
             while left > 0 {
                 if !enabled(lists, &state, *cpu) {
                     return Err(Fault(format!("CPU {cpu} cannot go on: this is a schedule of something else")));
@@ -230,23 +245,25 @@ impl<'a> Search<'a> {
     }
 }
 
-/// `0:12,1:40`: CPU 0 makes twelve steps, then CPU 1 forty.
-fn spell(path: &[(usize, u32)]) -> String {
-    let mut parts: Vec<(usize, u32)> = Vec::new();
-    for (cpu, events) in path.iter().filter(|(_, events)| *events > 0) {
+/// `0:12,1:40,0:late5`: CPU 0 makes twelve steps, then CPU 1 forty, then CPU 0 five, the first of which is seen late.
+fn spell(path: &[Leg]) -> String {
+    let mut parts: Vec<Leg> = Vec::new();
+    for (cpu, events, delays) in path.iter().filter(|(_, events, _)| *events > 0) {
         match parts.last_mut() {
-            Some((last, sum)) if last == cpu => *sum += events,
-            _ => parts.push((*cpu, *events)),
+            Some((last, sum, _)) if last == cpu && !delays => *sum += events,
+            _ => parts.push((*cpu, *events, *delays)),
         }
     }
-    parts.iter().map(|(cpu, events)| format!("{cpu}:{events}")).collect::<Vec<_>>().join(",")
+    let part = |(cpu, events, delays): &Leg| format!("{cpu}:{}{events}", if *delays { "late" } else { "" });
+    parts.iter().map(part).collect::<Vec<_>>().join(",")
 }
 
-pub(crate) fn read_schedule(text: &str) -> Option<Vec<(usize, u32)>> {
+pub(crate) fn read_schedule(text: &str) -> Option<Vec<Leg>> {
     text.split(',')
         .map(|part| {
             let (cpu, events) = part.split_once(':')?;
-            Some((cpu.parse().ok()?, events.parse().ok()?))
+            let delays = events.starts_with("late");
+            Some((cpu.parse().ok()?, events.trim_start_matches("late").parse().ok()?, delays))
         })
         .collect()
 }

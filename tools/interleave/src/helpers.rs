@@ -37,6 +37,10 @@ impl Machine {
             }
             return cpu.begin_loop(rounds, address::offset(callback), a[2]).map(|()| true);
         }
+        // Helpers that write or take locks are taken for barriers.
+        if matches!(number, 2 | 3 | 16 | 49 | 57 | 59 | 64 | 107 | 130) && !self.catch_up(state, cpu)? {
+            return Ok(false);
+        }
         let Some(result) = self.call(state, cpu, number, a)? else { return Ok(false) };
         cpu.registers[0] = result;
         cpu.registers[1..6].fill(0);
@@ -58,6 +62,11 @@ impl Machine {
             35 => address::KERNEL | process.task,
             49 => return self.set_option(state, cpu, a),
             57 => return self.get_option(state, cpu, a),
+            // The socket's lock is held: nobody notices when.
+            59 => {
+                state.kernel.sockets[cpu.socket].watched = a[1] & 4 != 0;
+                0
+            }
             64 => return self.bind_from_program(state, cpu, a[1]),
             80 => process.cgroups.last().copied().unwrap_or(0),
             107 => return self.storage(state, cpu, a),
@@ -73,7 +82,8 @@ impl Machine {
                 cpu.result = a[0] as i32;
                 0
             }
-            // No socket here is one of MPTCP.
+            196 if address::region(a[0]) != address::SOCKET => return fault("this is no socket"),
+            196 if state.kernel.sockets[cpu.socket].mptcp => address::mptcp(cpu.socket),
             196 => 0,
             unknown => return fault(format!("unknown helper {unknown}")),
         }))

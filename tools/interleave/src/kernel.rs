@@ -5,7 +5,12 @@
 //!   wildcard, if both have SO_REUSEADDR (TCP: and none listens), or if both have SO_REUSEPORT and the same uid;
 //! - a connection in TIME_WAIT is a socket that has nothing but its port and SO_REUSEADDR;
 //! - `__udp_disconnect`: connect to AF_UNSPEC gives the port up unless it was bound by number;
-//! - `bpf_bind` binds by number and runs no program.
+//! - `bpf_bind` binds by number and runs no program;
+//! - `tcp_check_req`: an accepted connection has the listener's port and options, and no storage; it is made without a bind;
+//! - `tcp_connect`, `tcp_set_state`, `__inet_listen_sk`: the sock_ops program, with the socket's lock held; a connection
+//!   outlives its last descriptor, and then the port is free when the connection is over, not before;
+//! - `mptcp_bind`: the MPTCP socket's lock is held throughout, and what is bound is a TCP socket under it, whose close
+//!   passes no program. The two are one socket here, with two storages.
 
 use crate::machine::{Outcome, fault};
 
@@ -58,6 +63,16 @@ pub(crate) struct Socket {
     pub(crate) reuse_port: bool,
     pub(crate) bound_by_number: bool,
     pub(crate) listens: bool,
+    /// An MPTCP socket with its TCP socket.
+    pub(crate) mptcp: bool,
+    /// It was accepted, never bound.
+    pub(crate) accepted: bool,
+    /// It has a TCP connection, or is about to have one.
+    pub(crate) connected: bool,
+    /// A program wants to know when its state changes.
+    pub(crate) watched: bool,
+    /// It has been closed, and its connection goes on.
+    pub(crate) orphan: bool,
 }
 
 impl Socket {
@@ -103,6 +118,19 @@ impl Kernel {
         asks.port = port;
         asks.address = address;
         Ok(())
+    }
+
+    /// Gives a connection to the listener its socket. False: the listener is gone.
+    pub(crate) fn establish(&mut self, listener: usize, socket: usize) -> bool {
+        let of = self.sockets[listener].clone();
+        if !of.listens {
+            return false;
+        }
+        let new = &mut self.sockets[socket];
+        (new.port, new.address) = (of.port, of.address);
+        (new.reuse_address, new.reuse_port) = (of.reuse_address, of.reuse_port);
+        (new.accepted, new.connected) = (true, true);
+        true
     }
 
     fn conflict(&self, asks: &Socket, has: &Socket, port: u16, address: u32) -> bool {

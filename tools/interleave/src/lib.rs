@@ -45,8 +45,8 @@ pub struct Report {
 
 fn load(object: &[u8]) -> Result<program::Program> {
     let mut program = program::Program::parse(object)?;
-    // The loader normally sets these: every kernel structure that the programs read is known.
-    for name in ["places_known", "process_known", "processes_known", "structures_known"] {
+    // The loader normally sets these: every kernel structure that the programs read is known, and so is MPTCP.
+    for name in ["places_known", "process_known", "processes_known", "structures_known", "mptcp_known"] {
         program.set_constant(name, 1);
     }
     Ok(program)
@@ -62,18 +62,19 @@ pub fn is_known_limit(name: &str) -> bool {
 /// # Errors
 /// The object cannot be read, or there is no such scenario.
 pub fn explore(object: &[u8], name: &str, short: bool) -> Result<Report> {
-    let (_, text) = SCENARIOS.iter().find(|(n, _)| *n == name).context("there is no such scenario")?;
-    explore_text(object, name, text, short)
+    explore_weak(object, name, short, 0)
 }
 
-/// The same with a scenario of one's own.
+/// The same on CPUs whose stores are seen late: at most so many of a schedule.
 ///
 /// # Errors
 /// The object or the scenario cannot be read.
-pub fn explore_text(object: &[u8], name: &str, text: &str, short: bool) -> Result<Report> {
+pub fn explore_weak(object: &[u8], name: &str, short: bool, late: u32) -> Result<Report> {
+    let (_, text) = SCENARIOS.iter().find(|(n, _)| *n == name).context("there is no such scenario")?;
     let plan = scenario::parse(name, text)?;
     let preemptions = if short { plan.short } else { plan.long };
     let mut search = explore::Search::new(load(object)?, &plan);
+    search.late = late;
     let outcome = search.run(preemptions);
     let (title, cpus) = (plan.title.clone(), plan.cpus.len());
     Ok(Report { name: name.to_owned(), title, cpus, preemptions, outcome })
@@ -87,7 +88,7 @@ pub fn replay(object: &[u8], name: &str, schedule: &str) -> Result<(Vec<String>,
     let (_, text) = SCENARIOS.iter().find(|(n, _)| *n == name).context("there is no such scenario")?;
     let plan = scenario::parse(name, text)?;
     let steps = explore::read_schedule(schedule).context("a schedule looks like 0:12,1:40,0:3")?;
-    ensure!(steps.iter().all(|(cpu, _)| *cpu < plan.cpus.len()), "the scenario has {} CPUs", plan.cpus.len());
+    ensure!(steps.iter().all(|(cpu, ..)| *cpu < plan.cpus.len()), "the scenario has {} CPUs", plan.cpus.len());
     let mut search = explore::Search::new(load(object)?, &plan);
     let outcome = search.replay(&steps);
     Ok((search.machine.trace.take().unwrap_or_default(), outcome.err().map(|fault| fault.0)))

@@ -6,7 +6,7 @@
 use crate::{
     address,
     arithmetic::{alu, jumps, sign_extend, width},
-    cpu::{Context, Cpu, PACKET, Return},
+    cpu::{Context, Cpu, Late, PACKET, Return},
     memory::{Access, Names, Watch},
     program::{Instruction, Program},
     state::State,
@@ -43,6 +43,8 @@ pub(crate) struct Machine {
     pub(crate) cpu: usize,
     /// The CPU is at a point, which it now passes.
     pub(crate) passing: bool,
+    /// The store that the CPU is at is seen late.
+    pub(crate) delaying: bool,
     /// Accesses and kernel steps since the CPU was resumed.
     pub(crate) events: u32,
     /// In a replay: stop after so many.
@@ -55,6 +57,17 @@ pub(crate) struct Machine {
     /// Requests that were not granted keep nobody from a port: the object is newer than commit 9edba43.
     pub(crate) requests_lose: bool,
     pub(crate) instructions: u64,
+}
+
+/// The result of an atomic operation other than an exchange.
+fn combined(operation: i64, old: u64, operand: u64) -> Outcome<u64> {
+    Ok(match operation {
+        0x00 => old.wrapping_add(operand),
+        0x40 => old | operand,
+        0x50 => old & operand,
+        0xa0 => old ^ operand,
+        other => return fault(format!("unknown atomic operation {other:#x}")),
+    })
 }
 
 impl Machine {
@@ -152,6 +165,10 @@ impl Machine {
                         _ => return self.unknown(i, here),
                     },
                     0x95 => {
+                        if cpu.is_outermost() && !self.catch_up(state, cpu)? {
+                            cpu.at = here;
+                            return Ok(Stop::Point);
+                        }
                         if cpu.leave() {
                             return Ok(Stop::Done(cpu.registers[0]));
                         }
@@ -176,6 +193,9 @@ impl Machine {
     pub(crate) fn load(&mut self, state: &mut State, cpu: &mut Cpu, at: u64, size: usize) -> Outcome<Option<u64>> {
         if let Some(object) = address::object(at) {
             let offset = address::offset(at);
+            if cpu.is_late(object, offset / 8) && !self.catch_up(state, cpu)? {
+                return Ok(None);
+            }
             if self.stops_at(&[(object, offset / 8, Access::Load)]) {
                 return Ok(None);
             }
@@ -214,8 +234,16 @@ impl Machine {
     fn store(&mut self, state: &mut State, cpu: &mut Cpu, at: u64, size: usize, value: u64) -> Outcome<bool> {
         if let Some(object) = address::object(at) {
             let offset = address::offset(at);
+            if cpu.is_late(object, offset / 8) && !self.catch_up(state, cpu)? {
+                return Ok(false);
+            }
             if self.stops_at(&[(object, offset / 8, Access::Store)]) {
                 return Ok(false);
+            }
+            if std::mem::take(&mut self.delaying) {
+                self.describe(cpu, || format!("writes {value:#x}, late, to"), object, offset);
+                cpu.late.push(Late { object, offset, size, operation: None, value });
+                return Ok(true);
             }
             if !state.shared.present(object) {
                 return self.removed(object, offset);
@@ -244,6 +272,11 @@ impl Machine {
             _ => Access::Store,
         };
         let place = address::object(at).map(|object| (object, address::offset(at)));
+        // With a result it is a full barrier. (On the stack it is a fence, and nothing else.)
+        let catches_up = fetches || place.is_some_and(|(object, offset)| cpu.is_late(object, offset / 8));
+        if catches_up && !self.catch_up(state, cpu)? {
+            return Ok(false);
+        }
         if let Some((object, offset)) = place {
             if self.stops_at(&[(object, offset / 8, access)]) {
                 return Ok(false);
@@ -251,8 +284,12 @@ impl Machine {
             if !state.shared.present(object) {
                 return self.removed(object, offset);
             }
+            if std::mem::take(&mut self.delaying) {
+                self.describe(cpu, || "changes, late,".to_owned(), object, offset);
+                cpu.late.push(Late { object, offset, size, operation: Some(i.immediate), value: operand });
+                return Ok(true);
+            }
         }
-        // On the stack it is a fence, which a machine without reordering does not need.
         let old = match place {
             Some((object, offset)) => state.shared.load(object, offset, size),
             None => self.private(cpu, at, size).map(|bytes| {
@@ -264,14 +301,10 @@ impl Machine {
         let Some(old) = old else { return self.outside(at, cpu) };
         let expected = if size == 4 { cpu.registers[0] & 0xffff_ffff } else { cpu.registers[0] };
         let new = match i.immediate & !1 {
-            0x00 => old.wrapping_add(operand),
-            0x40 => old | operand,
-            0x50 => old & operand,
-            0xa0 => old ^ operand,
             0xe0 => operand,
             0xf0 if old == expected => operand,
             0xf0 => old,
-            other => return fault(format!("unknown atomic operation {other:#x}")),
+            other => combined(other, old, operand)?,
         };
         let new = if size == 4 { new & 0xffff_ffff } else { new };
         match place {
@@ -289,6 +322,41 @@ impl Machine {
             self.describe(cpu, || format!("changes {old:#x} atomically to {new:#x} in"), object, offset);
         }
         Ok(true)
+    }
+
+    /// Stores that were late are seen by all. False: a point comes first.
+    pub(crate) fn catch_up(&mut self, state: &mut State, cpu: &mut Cpu) -> Outcome<bool> {
+        if cpu.late.is_empty() {
+            return Ok(true);
+        }
+        let cells: Vec<_> = cpu.late.iter().map(|late| (late.object, late.offset / 8, Access::Store)).collect();
+        if self.stops_at(&cells) {
+            return Ok(false);
+        }
+        for Late { object, offset, size, operation, value } in std::mem::take(&mut cpu.late) {
+            if !state.shared.present(object) {
+                return self.removed(object, offset);
+            }
+            let Some(old) = state.shared.load(object, offset, size) else {
+                return fault("a late store outside all memory");
+            };
+            let new = operation.map_or(Ok(value), |operation| combined(operation, old, value))?;
+            state.shared.store(object, offset, size, new);
+            self.describe(cpu, || format!("now seen: {old:#x} has become {new:#x} in"), object, offset);
+        }
+        Ok(true)
+    }
+
+    /// Whether a CPU is at a store that may be seen late, past its later loads: a plain one, or an atomic operation
+    /// without a result.
+    pub(crate) fn may_delay(&self, state: &State, cpu: usize) -> bool {
+        let task = &state.tasks[cpu];
+        let Some(cpu) = task.cpu.as_ref().filter(|_| task.waiting) else { return false };
+        let Some(i) = self.program.code.get(cpu.at) else { return false };
+        let store =
+            matches!((i.code & 7, i.code >> 5), (2 | 3, 3)) || (i.code & 7, i.code >> 5, i.immediate & 1) == (3, 6, 0);
+        let at = cpu.registers[i.to as usize].wrapping_add_signed(i64::from(i.offset));
+        store && address::object(at).is_some_and(|object| !cpu.is_late(object, address::offset(at) / 8))
     }
 
     /// Memory that only this CPU uses, for reading.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use portkeep_interleave::{SCENARIOS, explore, is_known_limit, replay};
+use portkeep_interleave::{SCENARIOS, explore_weak, is_known_limit, replay};
 use portkeep_tool::repository;
 
 /// Try every order in which CPUs can run the shipped BPF programs, up to a bound
@@ -21,6 +21,9 @@ struct Options {
     /// Follow one schedule of the scenario, access by access
     #[arg(long, value_name = "SCHEDULE", requires = "scenario")]
     replay: Option<String>,
+    /// Memory order: so many stores of a schedule are seen late, past the CPU's later loads
+    #[arg(long, value_name = "STORES", default_value_t = 0)]
+    late: u32,
     /// Run another object than the checked-in one
     #[arg(long, value_name = "PATH")]
     object: Option<PathBuf>,
@@ -74,7 +77,7 @@ fn run(options: &Options) -> Result<bool> {
             continue;
         }
         let began = Instant::now();
-        let report = explore(&object, name, options.short)?;
+        let report = explore_weak(&object, name, options.short, options.late)?;
         let seconds = began.elapsed().as_secs_f64();
         let (cpus, bound) = (report.cpus, report.preemptions);
         match report.outcome {

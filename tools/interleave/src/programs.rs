@@ -32,10 +32,12 @@ impl Machine {
             Hook::PostBind => "portkeep_bound4",
             Hook::Connect => "portkeep_conn4",
             Hook::Release => "portkeep_close",
+            Hook::Tcp => "portkeep_tcp",
             Hook::Admin => "portkeep_admin",
         };
         let Ok(entry) = self.program.entry(entry) else { return fault(format!("the object has no program {entry}")) };
-        let pointer = address::SOCKET | (line.socket as u64) << 16;
+        let mptcp = hook == Hook::Release && state.kernel.sockets[line.socket].mptcp;
+        let pointer = if mptcp { address::mptcp(line.socket) } else { address::socket(line.socket) };
         let first = match hook {
             Hook::PostBind | Hook::Release => pointer,
             _ => address::CONTEXT,
@@ -80,6 +82,22 @@ impl Machine {
                 put(64, &pointer.to_le_bytes());
             }
             Hook::PostBind | Hook::Release => {}
+            Hook::Tcp => {
+                let sk = &state.kernel.sockets[line.socket];
+                let (op, new_state) = match line.call {
+                    Call::Connect => (3u32, 0u32),
+                    Call::Accept { .. } => (5, 0),
+                    Call::Listen => (11, 0),
+                    // TCP_CLOSE.
+                    _ => (10, 7),
+                };
+                put(0, &op.to_le_bytes());
+                put(8, &new_state.to_le_bytes());
+                put(20, &2u32.to_le_bytes());
+                put(68, &u32::from(sk.port).to_le_bytes());
+                put(84, &(u32::from(sk.watched) << 2).to_le_bytes());
+                put(184, &pointer.to_le_bytes());
+            }
             Hook::Admin => {
                 cpu.kind = Context::Packet;
                 put(0, &[0; 192]);
@@ -124,7 +142,7 @@ impl Machine {
                 put("count", u64::from(*count));
                 put("transports", u64::from(scenario.reservations[*reservation].transports));
                 put("scope", 1);
-                put("flags", u64::from(terms.strict) << 1);
+                put("flags", u64::from(terms.strict) << 1 | u64::from(terms.ephemeral) << 2);
                 put("uid", u64::from(terms.uid));
             }
             Call::Change { reservation, uid } => {
@@ -136,6 +154,12 @@ impl Machine {
                 put("op", 10);
                 put("limit", u64::from(state.tasks[number].step == SEALING));
                 put("netns", netns_of(scenario));
+                put("start", u64::from(*port));
+                put("transports", 1);
+            }
+            Call::Vacate { netns, port } => {
+                put("op", 5);
+                put("netns", *netns);
                 put("start", u64::from(*port));
                 put("transports", 1);
             }
@@ -220,7 +244,7 @@ impl Machine {
                     state.settled[line.socket] = true;
                 }
             }
-            Hook::Release => result = 0,
+            Hook::Release | Hook::Tcp => result = 0,
         }
         state.tasks[number].result = result;
         if result != 0 {
@@ -240,7 +264,7 @@ fn option(state: &State, line: &Line) -> (u32, Vec<u8>) {
             let mut ask = vec![0; 16];
             ask[0..2].copy_from_slice(&start.to_le_bytes());
             ask[2..4].copy_from_slice(&count.to_le_bytes());
-            ask[4] = u8::from(terms.both) | u8::from(terms.strict) << 1;
+            ask[4] = u8::from(terms.both) | u8::from(terms.strict) << 1 | u8::from(terms.ephemeral) << 2;
             ask[8] = u8::from(terms.user);
             (100, ask)
         }

@@ -14,6 +14,9 @@
 //!   release a R1
 //! ```
 //!
+//! `socket m owner mptcp` is an MPTCP socket. `accept c from l`: a connection to the listener `l` is established, and `c` is
+//! its socket. `over c`: the connection of `c` is over.
+//!
 //! A call that must succeed in every schedule begins with `must`, one that must fail with `never`. A call in another process than its socket's
 //! begins with `by PROCESS`.
 
@@ -27,6 +30,8 @@ use crate::kernel::Transport;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Terms {
     pub(crate) strict: bool,
+    /// A private ephemeral range.
+    pub(crate) ephemeral: bool,
     pub(crate) both: bool,
     pub(crate) user: bool,
     /// Only of `create`: for this uid.
@@ -68,6 +73,12 @@ pub(crate) enum Call {
     },
     Connect,
     Disconnect,
+    /// A connection to the listener is established; the call's socket is the new one.
+    Accept {
+        listener: usize,
+    },
+    /// The connection is over: reset by the peer, or ended by both.
+    Over,
     Listen,
     ReuseAddress,
     ReusePort,
@@ -96,6 +107,11 @@ pub(crate) enum Call {
     Forget {
         port: u16,
     },
+    /// The agent has found out that a TCP port which was set aside is vacant. Only after the scenario.
+    Vacate {
+        netns: u64,
+        port: u16,
+    },
 }
 
 impl Call {
@@ -109,7 +125,13 @@ impl Call {
                 | Self::End { .. }
                 | Self::Change { .. }
                 | Self::Forget { .. }
+                | Self::Vacate { .. }
         )
+    }
+
+    /// Whether it holds a descriptor of the socket, which is not closed for the last time meanwhile. Packets need none.
+    pub(crate) const fn holds_descriptor(&self) -> bool {
+        self.is_on_socket() && !matches!(self, Self::Accept { .. } | Self::Over)
     }
 }
 
@@ -141,6 +163,7 @@ pub(crate) struct SocketPlan {
     pub(crate) process: usize,
     pub(crate) transport: Transport,
     pub(crate) netns: u64,
+    pub(crate) mptcp: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -206,10 +229,11 @@ impl Parser {
             }
             ["socket", name, process, transport, ref rest @ ..] => {
                 let process = *self.processes.get(process).context("there is no such process")?;
+                let mptcp = transport == "mptcp";
                 let transport = match transport {
-                    "tcp" => Transport::Tcp,
+                    "tcp" | "mptcp" => Transport::Tcp,
                     "udp" => Transport::Udp,
-                    other => bail!("`{other}` is neither tcp nor udp"),
+                    other => bail!("`{other}` is neither tcp nor udp nor mptcp"),
                 };
                 let netns = match rest {
                     [] => crate::world::HOME,
@@ -217,7 +241,7 @@ impl Parser {
                     other => bail!("a socket is not {other:?}"),
                 };
                 self.sockets.insert(name.to_owned(), self.scenario.sockets.len());
-                self.scenario.sockets.push(SocketPlan { name: name.to_owned(), process, transport, netns });
+                self.scenario.sockets.push(SocketPlan { name: name.to_owned(), process, transport, netns, mptcp });
             }
             ["before"] => *before = true,
             ["cpu"] => {
@@ -275,6 +299,10 @@ impl Parser {
             ["bind", _, port, ref rest @ ..] => bind(port, rest)?,
             ["connect", _] => Call::Connect,
             ["disconnect", _] => Call::Disconnect,
+            ["accept", _, "from", listener] => {
+                Call::Accept { listener: *self.sockets.get(listener).context("there is no such listener")? }
+            }
+            ["over", _] => Call::Over,
             ["listen", _] => Call::Listen,
             ["reuseaddr", _] => Call::ReuseAddress,
             ["reuseport", _] => Call::ReusePort,
@@ -310,7 +338,7 @@ impl Parser {
     }
 }
 
-/// `[strict] [both] [user] [uid N] = NAME`
+/// `[strict] [ephemeral] [both] [user] [uid N] = NAME`
 fn terms<'a>(words: &[&'a str]) -> Result<(Terms, &'a str)> {
     let mut terms = Terms::default();
     let mut words = words;
@@ -319,6 +347,10 @@ fn terms<'a>(words: &[&'a str]) -> Result<(Terms, &'a str)> {
             ["=", name] => return Ok((terms, name)),
             ["strict", rest @ ..] => {
                 terms.strict = true;
+                rest
+            }
+            ["ephemeral", rest @ ..] => {
+                terms.ephemeral = true;
                 rest
             }
             ["both", rest @ ..] => {

@@ -139,6 +139,7 @@ impl State {
         for socket in &self.kernel.sockets {
             (socket.port, socket.address, socket.open, socket.users, socket.locked).hash(&mut h);
             (socket.reuse_address, socket.reuse_port, socket.bound_by_number, socket.listens).hash(&mut h);
+            (socket.accepted, socket.connected, socket.watched, socket.orphan).hash(&mut h);
         }
         self.reservations.hash(&mut h);
         self.associated.hash(&mut h);

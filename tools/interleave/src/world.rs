@@ -168,19 +168,44 @@ pub(crate) fn new_socket(name: &str, process: usize, transport: Transport, netns
         reuse_port: false,
         bound_by_number: false,
         listens: false,
+        mptcp: false,
+        accepted: false,
+        connected: false,
+        watched: false,
+        orphan: false,
     }
 }
 
 impl Machine {
+    /// TCP ports in use by sockets whose close no program sees, with their namespaces: for the agent to look at.
+    pub(crate) fn ports_aside(&mut self, state: &State) -> Vec<(u64, u16)> {
+        let words = self.program.map("words").map_or(u16::MAX, |n| n as u16);
+        let keys: Vec<_> = self
+            .names
+            .list
+            .iter()
+            .filter(|(map, key)| *map == words && key[10] == 1)
+            .map(|(_, key)| key.clone())
+            .collect();
+        let mut ports = Vec::new();
+        for key in keys {
+            let netns = u64::from_le_bytes(key[..8].try_into().expect("eight bytes"));
+            let first = u16::from_le_bytes([key[8], key[9]]) * 64;
+            let aside = self.get(state, "words", &key, "aside");
+            ports.extend((0..64).filter(|bit| aside & 1 << bit != 0).map(|bit| (netns, first + bit)));
+        }
+        ports
+    }
+
     /// Everything that must be zero once all sockets are closed and all reservations have ended.
     pub(crate) fn leftovers(&mut self, state: &State) -> Outcome<()> {
         let names = self.names.list.clone();
         for (number, (map, key)) in names.iter().enumerate() {
             let Some(map) = self.program.maps.get(*map as usize) else { continue };
             let fields: &[&str] = match map.name.as_str() {
-                "words" => &["reserved", "heads", "lingering", "bound", "uses", "drawn", "lead"],
+                "words" => &["reserved", "heads", "lingering", "bound", "uses", "drawn", "lead", "aside"],
                 "quotas" => &["used", "refused", "pending"],
-                "counters" => &["ports", "reservations", "agents"],
+                "counters" => &["ports", "reservations", "agents", "ranges"],
                 "filter" | "entries" => &["words", "taken"],
                 "reservations" => &["gate", "token"],
                 _ => &[],
@@ -188,6 +213,9 @@ impl Machine {
             let (value, map) = (map.value, map.clone());
             if key.len() > 4 && !state.shared.present(number as u32) {
                 continue;
+            }
+            if map.name == "ranges" {
+                return fault(format!("{} is there after everything has ended", self.name(number as u32, 0)));
             }
             for path in fields {
                 let Some(field) = self.program.btf.field_of(value, path) else { continue };

@@ -2,12 +2,14 @@
 
 use std::{fs, path::Path, process::Command};
 
-use portkeep_interleave::{SCENARIOS, explore};
+use portkeep_interleave::{SCENARIOS, explore_weak};
 
 /// The name of the mutation, its file, the text before and after.
 type Mutation = (&'static str, &'static str, &'static str, &'static str);
 
 const MUTATIONS: &[Mutation] = include!("mutations/list.rs");
+/// What only CPUs show whose stores are seen late.
+const LATE: &[Mutation] = include!("mutations/late.rs");
 
 fn source() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/kernel/bpf"))
@@ -38,25 +40,25 @@ fn compile(folder: &Path) -> Option<Vec<u8>> {
 }
 
 /// The first scenario that breaks, and how. One that the undamaged object breaks as well proves nothing.
-fn found(object: &[u8], broken: &[&str]) -> Option<(&'static str, String)> {
+fn found(object: &[u8], broken: &[&str], late: u32) -> Option<(&'static str, String)> {
     SCENARIOS.iter().filter(|(name, _)| !broken.contains(name)).find_map(|(name, _)| {
-        let report = explore(object, name, true).expect("the object and the scenario can be read");
+        let report = explore_weak(object, name, true, late).expect("the object and the scenario can be read");
         report.outcome.err().map(|found| (*name, found.fault))
     })
 }
 
-fn each_is_found() {
+fn each_is_found(mutations: &[Mutation], late: u32) {
     if Command::new("clang-19").arg("--version").output().is_err() {
         println!("SKIPPED: clang-19 is not installed, nothing was mutated");
         return;
     }
     let shipped = fs::read(source().join("portkeep.bpf.o")).expect("the checked-in object can be read");
     let mut broken = Vec::new();
-    while let Some((name, _)) = found(&shipped, &broken) {
+    while let Some((name, _)) = found(&shipped, &broken, late) {
         broken.push(name);
     }
     let mut missed = Vec::new();
-    for (what, file, before, after) in MUTATIONS {
+    for (what, file, before, after) in mutations {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         for entry in fs::read_dir(source()).expect("the source can be listed") {
             let entry = entry.expect("the source can be listed");
@@ -67,7 +69,7 @@ fn each_is_found() {
         assert_eq!(text.matches(before).count(), 1, "{what}: {file} has changed, and so must this mutation");
         fs::write(&path, text.replace(before, after)).expect("the file can be written");
         let object = compile(folder.path()).expect("clang-19 is there");
-        match found(&object, &broken) {
+        match found(&object, &broken, late) {
             Some((scenario, fault)) => println!("{what} | {scenario} | {fault}"),
             None => missed.push(*what),
         }
@@ -75,9 +77,19 @@ fn each_is_found() {
     assert!(missed.is_empty(), "not found: {missed:#?}");
 }
 
+#[track_caller]
+fn all_found(mutations: &'static [Mutation], late: u32) {
+    // The search is as deep as a schedule is long.
+    let search = std::thread::Builder::new().stack_size(1 << 30).spawn(move || each_is_found(mutations, late));
+    search.expect("a thread can be started").join().expect("every mutation is found");
+}
+
 #[test]
 fn every_mutation_is_found() {
-    // The search is as deep as a schedule is long.
-    let search = std::thread::Builder::new().stack_size(1 << 30).spawn(each_is_found);
-    search.expect("a thread can be started").join().expect("every mutation is found");
+    all_found(MUTATIONS, 0);
+}
+
+#[test]
+fn every_missing_barrier_is_found() {
+    all_found(LATE, 1);
 }

@@ -221,8 +221,9 @@ impl Administrator {
         self.say(Operation::Reload, "", &result);
         match result {
             Ok(reloaded) => {
-                if !reloaded.complaints.is_empty() {
-                    self.crew.step(&format!("complaints: {:?}", reloaded.complaints));
+                let wrong = [reloaded.errors, reloaded.complaints].concat();
+                if !wrong.is_empty() {
+                    self.crew.step(&format!("complaints: {wrong:?}"));
                 }
                 self.read = self.files.clone();
                 self.list();

@@ -39,8 +39,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let root =
         std::path::absolute(&options.destdir).with_context(|| format!("looking for {}", options.destdir.display()))?;
     let layout = Layout { root, prefix: options.prefix.clone() };
+    let build = Build { profile: options.profile.clone(), rustflags: Vec::new(), linker: None };
     layout.place_files()?;
-    layout.place_built(&options.profile)?;
+    layout.place_program(&build)?;
+    layout.place_winsock(&build)?;
     println!("installed below {}", layout.below_prefix("").display());
     Ok(())
 }
@@ -50,24 +52,52 @@ pub(crate) fn stage_files(root: &Path) -> Result<()> {
     Layout { root: root.into(), prefix: "/usr".into() }.place_files()
 }
 
-struct Layout {
-    root: PathBuf,
-    prefix: PathBuf,
+/// How the programs are built.
+#[derive(Clone)]
+pub(crate) struct Build {
+    pub(crate) profile: String,
+    /// None: those of the environment.
+    pub(crate) rustflags: Vec<String>,
+    /// None: the usual one.
+    pub(crate) linker: Option<PathBuf>,
+}
+
+impl Build {
+    fn cargo(&self, arguments: &[&str]) -> Result<()> {
+        let mut run = cargo();
+        run.args(arguments.iter().take(1)).args(["--profile", &self.profile]).args(&arguments[1..]);
+        if !self.rustflags.is_empty() {
+            run.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags.join("\x1f"));
+        }
+        if let Some(linker) = &self.linker {
+            run.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", linker);
+        }
+        let status = run.status().context("starting cargo")?;
+        ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+        Ok(())
+    }
+}
+
+/// Where the files of an installed system are.
+pub(crate) struct Layout {
+    /// The folder that stands for `/`.
+    pub(crate) root: PathBuf,
+    pub(crate) prefix: PathBuf,
 }
 
 impl Layout {
     /// A path of the installed system, in this one.
-    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    fn below_prefix(&self, path: &str) -> PathBuf {
+    pub(crate) fn below_prefix(&self, path: &str) -> PathBuf {
         self.at(self.prefix.join(path))
     }
 
     /// The files that need no building.
-    fn place_files(&self) -> Result<()> {
+    pub(crate) fn place_files(&self) -> Result<()> {
         let repository = repository();
         let packaging = repository.join("packaging");
         for (from, to) in [
@@ -91,11 +121,17 @@ impl Layout {
         } else {
             write(&configuration, &read(&packaging.join("etc/portkeep.toml"))?)?;
         }
+        let library = repository.join("crates/portkeep");
+        copy(&library.join("include/portkeep.h"), &self.below_prefix("include"))?;
+        let package = read(&library.join("portkeep.pc.in"))?
+            .replace("@prefix@", &self.prefix.display().to_string())
+            .replace("@version@", env!("CARGO_PKG_VERSION"));
+        write(&self.below_prefix("share/pkgconfig/portkeep.pc"), &package)?;
         let documents = self.below_prefix("share/doc/portkeep");
         for document in ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"] {
             write(&documents.join(document), &read(&repository.join(document))?)?;
         }
-        for folder in ["", "guides", "reference", "internals"] {
+        for folder in ["guides", "reference", "internals"] {
             let pages = repository.join("docs").join(folder);
             for page in files(&pages)? {
                 copy(&page, &documents.join("docs").join(folder))?;
@@ -104,35 +140,31 @@ impl Layout {
         for example in files(&packaging.join("examples"))? {
             copy(&example, &documents.join("examples"))?;
         }
+        copy(&repository.join("examples/server.c"), &documents.join("examples"))?;
         Ok(())
     }
 
-    fn place_built(&self, profile: &str) -> Result<()> {
-        run_cargo(&["build", "--package=portkeep-cli", "--package=portkeep-winsock", "--profile", profile])?;
+    /// The program, its manual pages and completions.
+    pub(crate) fn place_program(&self, build: &Build) -> Result<()> {
+        build.cargo(&["build", "--package=portkeep-cli"])?;
         // Cargo calls the folder of its default profile `debug`.
-        let built = target_folder().join(if profile == "dev" { "debug" } else { profile });
+        let folder = if build.profile == "dev" { "debug" } else { &build.profile };
         let program = self.below_prefix("bin/portkeep");
-        replace(&built.join("portkeep"), &program)?;
+        replace(&target_folder().join(folder).join("portkeep"), &program)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("making {} executable", program.display()))?;
         let prefix = self.at(&self.prefix).display().to_string();
-        run_cargo(&["run", "--quiet", "--package=portkeep-pages", "--profile", profile, "--", &prefix])?;
-        self.place_winsock(profile, &prefix)
+        build.cargo(&["run", "--quiet", "--package=portkeep-pages", "--", &prefix])
     }
 
-    /// The pkg-config file names the prefix of the installed system, not the folder it is staged in.
-    fn place_winsock(&self, profile: &str, staged: &str) -> Result<()> {
-        let example = ["--package=portkeep-winsock", "--example=install", "--profile", profile];
-        run_cargo(&[&["run", "--quiet"], &example[..], &["--", staged]].concat())?;
+    /// The Winsock layer. The pkg-config file names the prefix of the installed system, not the folder it is staged in.
+    pub(crate) fn place_winsock(&self, build: &Build) -> Result<()> {
+        build.cargo(&["build", "--package=portkeep-winsock"])?;
+        let staged = self.at(&self.prefix).display().to_string();
+        build.cargo(&["run", "--quiet", "--package=portkeep-winsock", "--example=install", "--", &staged])?;
         let file = self.below_prefix("lib/pkgconfig/portkeep-winsock.pc");
-        write(&file, &read(&file)?.replace(staged, &self.prefix.display().to_string()))
+        write(&file, &read(&file)?.replace(&staged, &self.prefix.display().to_string()))
     }
-}
-
-fn run_cargo(arguments: &[&str]) -> Result<()> {
-    let status = cargo().args(arguments).status().context("starting cargo")?;
-    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
-    Ok(())
 }
 
 /// The files of a folder; none if there is no such folder.
@@ -148,20 +180,20 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn make(folder: &Path) -> Result<()> {
+pub(crate) fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(crate) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     make(path.parent().unwrap_or(path))?;
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-fn copy(file: &Path, folder: &Path) -> Result<()> {
+pub(crate) fn copy(file: &Path, folder: &Path) -> Result<()> {
     write(&folder.join(file.file_name().unwrap_or_default()), &read(file)?)
 }
 

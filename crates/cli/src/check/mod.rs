@@ -214,13 +214,13 @@ impl Findings {
     }
 
     fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        for each in &self.errors {
-            writeln!(out, "{each}")?;
-        }
-        for each in &self.warnings {
-            let mut warning = each.clone();
-            warning.message.insert_str(0, "warning: ");
-            writeln!(out, "{warning}")?;
+        // As compilers do, so that editors find the place.
+        for (severity, all) in [("error: ", &self.errors), ("warning: ", &self.warnings)] {
+            for each in all {
+                let mut each = each.clone();
+                each.message.insert_str(0, severity);
+                writeln!(out, "{each}")?;
+            }
         }
         let s = |n: usize| if n == 1 { "" } else { "s" };
         let (files, reservations) = (self.files.len(), self.reservations);

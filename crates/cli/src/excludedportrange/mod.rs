@@ -5,7 +5,7 @@
 
 mod words;
 
-use std::{fmt, io::Write};
+use std::io::Write;
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -16,7 +16,7 @@ use portkeep::{
 use portkeep_kernel::netns;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, NOTHING, USAGE, list, persist, pins::Pins, reservations, sources::Sources};
+use crate::{DONE, FAILED, Io, NOTHING, list, persist, pins::Pins, reservations, sources::Sources};
 
 const AFTER_HELP: &str = "\
 The words are netsh's: tags and values, or the values alone in their order, shortened as long as they are unambiguous. \
@@ -134,18 +134,17 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             Ok(DONE)
         }
         Err(failure) => {
-            let _ = writeln!(io.err, "{failure}");
-            Ok(if failure.netsh == NOT_FOUND { NOTHING } else { FAILED })
+            let _ = writeln!(io.err, "{}", failure.netsh);
+            let exit = if failure.netsh == NOT_FOUND { NOTHING } else { FAILED };
+            io.error(failure.reason);
+            Ok(exit)
         }
     }
 }
 
 fn syntax(io: &mut Io<'_>, why: &str) -> u8 {
-    let _ = writeln!(
-        io.err,
-        "The syntax supplied for this command is not valid. Check help for the correct syntax.\nportkeep: {why}"
-    );
-    USAGE
+    let _ = writeln!(io.err, "The syntax supplied for this command is not valid. Check help for the correct syntax.");
+    io.usage(why)
 }
 
 /// netsh's message, and what is behind it.
@@ -153,12 +152,6 @@ fn syntax(io: &mut Io<'_>, why: &str) -> u8 {
 struct Failure {
     netsh: &'static str,
     reason: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\nportkeep: {}", self.netsh, self.reason)
-    }
 }
 
 const IN_USE: &str = "The process cannot access the file because it is being used by another process.";

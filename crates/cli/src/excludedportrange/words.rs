@@ -44,7 +44,7 @@ pub(super) fn complete(word: &str, words: &[&'static str]) -> Result<&'static st
     match (fitting.next(), fitting.next()) {
         (Some(one), None) => Ok(one),
         (Some(one), Some(other)) => Err(format!("{word:?} could be {one} or {other}")),
-        _ => Err(format!("{word:?} is none of {}", words.join(", "))),
+        _ => Err(format!("{word:?} is not one of {}", words.join(", "))),
     }
 }
 
@@ -186,11 +186,11 @@ mod tests {
             ("tcp 1 70000", "70000: numberofports is a number from 1 to 65535"),
             ("tcp 65535 2", "past 65535"),
             ("st=1", "st=1: \"st\" could be startport or store"),
-            ("port=1", "port=1: \"port\" is none of protocol, startport, numberofports, store"),
+            ("port=1", "port=1: \"port\" is not one of protocol, startport, numberofports, store"),
             ("tcp protocol=udp", "protocol=udp: protocol is given twice"),
             ("tcp 1 1 active more", "more: there is nothing left that this could be"),
             ("tcp 1 1 store=never", "store=never: store is active (until the next reboot) or persistent"),
-            ("=1", "=1: \"\" is none of"),
+            ("=1", "=1: \"\" is not one of"),
         ] {
             let wrong = add(text).unwrap_err();
             assert!(wrong.contains(told), "{text}: {wrong}");

@@ -6,7 +6,7 @@ use portkeep::{
     Align, PortRange, Transports,
     persistent::{Account, Audience, Block, Kept, Name, Proposal},
 };
-use portkeep_core::persistent::check_description;
+use portkeep_core::persistent::{Declaration, check_description};
 
 use super::{INSTEAD, connect, ports};
 use crate::{DONE, Io, check::Known, reservations};
@@ -26,12 +26,12 @@ Examples:
 
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add --name <NAME> [OPTIONS]")]
 #[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
 #[command(group = clap::ArgGroup::new("who").args(["user", "group", "unit", "cgroup", "administrators"]))]
 #[command(group = clap::ArgGroup::new("block").args(["tcp", "udp", "both", "any"]).multiple(true).required(true))]
 pub(crate) struct Args {
-    /// The name in commands and listings: letters, digits and . _ @ : + -
+    /// Its name: letters, digits and . _ @ : + -
     #[arg(long)]
     name: Name,
 
@@ -73,7 +73,10 @@ pub(crate) struct Args {
     /// Only sockets that are associated with it may bind its ports, not whoever names the number
     #[arg(long)]
     strict: bool,
-    /// Reserve it although those it is for have some of the ports bound already
+    /// A private ephemeral range: when a process that it is for binds to port 0, it gets one of these ports
+    #[arg(long)]
+    ephemeral: bool,
+    /// Sockets of those it is for may be on the ports already
     #[arg(long)]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail
@@ -114,7 +117,7 @@ fn description(text: &str) -> Result<String, String> {
 }
 
 impl Args {
-    fn proposal(&self) -> Result<Proposal, &'static str> {
+    fn proposal(&self) -> Result<Proposal, String> {
         let (transports, ports) = match (self.tcp, self.udp, self.both) {
             (None, None, None) => (Transports::Tcp, None),
             (Some(ports), ..) => (Transports::Tcp, ports),
@@ -125,21 +128,29 @@ impl Args {
             (Some(count), None) => Block::Any { count, align: self.align.unwrap_or_default() },
             (None, Some(ports)) => Block::Ports(ports),
             (Some(_), Some(_)) => {
-                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then");
+                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then".into());
             }
-            (None, None) => return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)"),
+            (None, None) => {
+                return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)".into());
+            }
         };
         let audience = match (&self.user, &self.group) {
             (Some(user), _) => Audience::User(user.clone()),
             (_, Some(group)) => Audience::Group(group.clone()),
             _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned().unwrap_or_default(),
         };
+        if self.ephemeral
+            && let Some(why) = Declaration::no_range(&audience, self.strict)
+        {
+            return Err(format!("a private ephemeral range {why}"));
+        }
         Ok(Proposal {
             name: self.name.clone(),
             block,
             transports,
             audience,
             strict: self.strict,
+            ephemeral: self.ephemeral,
             around: self.around,
             force: self.force,
             description: self.description.clone().unwrap_or_default(),
@@ -157,7 +168,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // A slip in its name would keep the ports for nobody, for good.
     if let Some(missing) = created.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience))
     {
-        io.note(format_args!("warning: {missing} yet; the ports are reserved for it"));
+        io.warning(format_args!("{missing} yet; the ports are reserved for it"));
     }
     if args.json {
         io.json(&created)?;

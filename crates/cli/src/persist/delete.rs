@@ -22,7 +22,7 @@ Exit status: 3 if there is no such reservation";
 
 /// Delete persistent reservations
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = "portkeep persist delete [OPTIONS] <NAME>...")]
 #[command(group = clap::ArgGroup::new("which").args(["names", "tcp", "udp", "both"]).required(true))]
 pub(crate) struct Args {
     /// Their names
@@ -55,7 +55,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         match agent.delete(&which) {
             Ok(info) => deleted.push(info),
             Err(PersistentError::NotFound) => {
-                io.note(match &which {
+                io.error(match &which {
                     Which::Name(name) => format!("there is no persistent reservation {name}"),
                     Which::Block { ports, transports } => not_exactly(&agent.list()?, *ports, *transports),
                 });
@@ -63,7 +63,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
             // Earlier deletions are reported all the same.
             Err(error) => {
-                io.note(format_args!("{:#}", anyhow::Error::from(error)));
+                io.error(format_args!("{:#}", anyhow::Error::from(error)));
                 code = FAILED;
                 break;
             }

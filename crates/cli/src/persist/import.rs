@@ -55,7 +55,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(declarations) => declarations,
         Err(wrong) => {
             for each in wrong {
-                let _ = writeln!(io.err, "{each}");
+                io.error(each);
             }
             io.note("nothing was imported");
             return Ok(FAILED);
@@ -70,7 +70,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         match standing(&declaration, &declared) {
             Found::Same(info) => imported.there_already.push(*info),
             Found::Other(text) => {
-                io.note(text);
+                io.error(text);
                 in_the_way += 1;
             }
             Found::Nothing => wanted.push(declaration),
@@ -141,6 +141,7 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
             transports: declaration.transports,
             audience: declaration.audience.clone(),
             strict: declaration.strict,
+            ephemeral: declaration.ephemeral,
             around: declaration.around,
             force: declaration.force,
             description: declaration.description.clone(),

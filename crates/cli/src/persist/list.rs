@@ -48,12 +48,11 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 fn row(info: &Info) -> [String; 6] {
-    let strict = if info.strict { ", strict" } else { "" };
     [
         info.name.clone().unwrap_or_default(),
         info.ports.to_string(),
         info.transports.to_string(),
-        format!("{}{strict}", reservations::owner(info)),
+        format!("{}{}", reservations::owner(info), reservations::terms(info)),
         view::word(info.state),
         info.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
     ]

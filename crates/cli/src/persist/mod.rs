@@ -34,7 +34,7 @@ Examples:
   portkeep persist delete tomcat
   portkeep persist export > reservations.toml";
 
-/// Reserve ports for a service, user, group or cgroup, for good
+/// Reserve ports for a service, user or group, for good
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, arg_required_else_help = true)]
 pub(crate) struct Args {

@@ -49,7 +49,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     if found.is_empty() {
-        io.note(format_args!("there is no persistent reservation {}", args.name));
+        io.error(format_args!("there is no persistent reservation {}", args.name));
         return Ok(NOTHING);
     }
     Ok(DONE)
@@ -83,6 +83,9 @@ fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
     if info.strict {
         line("strict", "associated sockets only")?;
     }
+    if info.ephemeral {
+        line("ephemeral", "binds to port 0 of those it is for draw from it")?;
+    }
     if info.around {
         line("around", "sockets of those it is for may have been there before it")?;
     }
@@ -99,7 +102,7 @@ fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
         }));
     }
     if bound.is_empty() {
-        line("bound by", "nobody")?;
+        line("bound by", "no process")?;
     }
     for (index, ((transport, port), who)) in bound.iter().enumerate() {
         let who = if who.is_empty() { "a process that cannot be seen from here".into() } else { who.join(", ") };

@@ -35,13 +35,13 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     io.note("no agent runs; declarations are read from the files and the store, and their state from the BPF programs");
     let loaded = dropin::load(sources.root());
     for wrong in &loaded.diagnostics {
-        io.note(wrong);
+        io.warning(wrong);
     }
     sources.config()?;
     let (commands, with_store) = match commands(sources) {
         Ok(commands) => (commands, true),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            io.note("the store can only be read by root; what commands created is not shown");
+            io.warning("the store can only be read by root; what commands created is not shown");
             (Vec::new(), false)
         }
         Err(error) => return Err(error).context("reading the store"),
@@ -49,7 +49,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     let in_force = match list::seen(pins) {
         Ok(found) => found,
         Err(error) => {
-            io.note(format_args!("{error:#}"));
+            io.warning(format_args!("{error:#}"));
             Vec::new()
         }
     };

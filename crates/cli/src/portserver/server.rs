@@ -147,10 +147,7 @@ impl Server {
                 Ok(None) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 // The client is gone, or there are no descriptors left: the next one may fare better.
-                Err(error) => {
-                    let _ = error;
-                    return Ok(true);
-                }
+                Err(_) => return Ok(true),
             }
         }
     }
@@ -177,6 +174,10 @@ impl Server {
         let Some((mut connection, _)) = self.connections.remove(&number) else { return };
         let mut request = [0; 100];
         let Ok(length) = connection.read(&mut request) else { return };
+        if length == request.len() {
+            // A close with unread bytes would look like a reset to the client.
+            let _ = connection.read(&mut [0; 64 * 1024]);
+        }
         match self.allocate(&request[..length], &connection) {
             Ok(port) => {
                 self.statistics.allocated += 1;

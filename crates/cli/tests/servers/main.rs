@@ -128,7 +128,7 @@ fn trouble(place: &AgentFolder, agent: Option<AgentProcess>, round: usize) -> Op
     match agent {
         Some(agent) => {
             place.drop_in("unrelated.toml", &unrelated);
-            assert_eq!(place.reload().complaints, [""; 0]);
+            assert_eq!(place.reload().errors, [""; 0]);
             agent.hang_up();
             place.withdraw("unrelated.toml");
             place.reload();

@@ -13,8 +13,8 @@ use crate::{
     tally::{Board, Counts},
 };
 
-/// Nobody in particular.
-pub(crate) const STRANGER: u32 = 65533;
+/// A user of no particular kind.
+pub(crate) const OUTSIDER: u32 = 65533;
 
 /// Their attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Outsider {
         fs::create_dir_all(cgroup).unwrap();
         fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
         if !self.root {
-            become_user(STRANGER);
+            become_user(OUTSIDER);
         }
     }
 }

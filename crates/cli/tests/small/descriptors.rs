@@ -129,7 +129,7 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
             bed.program(&[&["prlimit", limit], &held[..], &[copy.as_str()], words].concat()).output().unwrap(),
         )
     };
-    let why = &["a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"];
+    let why = &["requires a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)"];
     say("--nofile=64", &["acquire", "--count", "100"]).fails(1, why);
     say("--nofile=64", &["acquire", "--at", "20000", "--count", "100"]).fails(1, why);
     say("--nofile=64", &["run", "--count", "100", "--both", "--", "echo", "started"]).fails(125, why);
@@ -137,7 +137,7 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     // The library: all or nothing, the same number of descriptors afterwards, and what fits is held.
     let said = bed.helper(&[&["prlimit", "--nofile=64"], &held[..]].concat(), "library 100").ok();
     let lines: Vec<&str> = said.out.lines().collect();
-    let told = "Some(24): holding 100 ports takes a descriptor for each, more than the limit of open files leaves (`ulimit -n`)";
+    let told = "Some(24): holding 100 ports requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)";
     assert_eq!((lines[0], lines[1], lines[4]), (told, told, "2 held"), "{said:?}");
     bed.is_clean();
 }

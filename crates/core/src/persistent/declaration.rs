@@ -24,6 +24,9 @@ pub struct Declaration {
     /// Only associated sockets may bind its ports (rule A7).
     #[serde(default, skip_serializing_if = "is_false")]
     pub strict: bool,
+    /// A private ephemeral range: binds to port 0 of those it is for draw from it (rule E6).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ephemeral: bool,
     /// Sockets of those who may consume it stay where they are if they are bound there already (rule R4).
     #[serde(default, skip_serializing_if = "is_false")]
     pub around: bool,
@@ -78,9 +81,19 @@ impl Declaration {
             transports,
             audience: Audience::Administrators,
             strict: false,
+            ephemeral: false,
             around: false,
             force: false,
             description: String::new(),
+        }
+    }
+
+    /// Why it cannot be a private ephemeral range, if it is to be one: a sentence without subject.
+    pub fn no_range(audience: &Audience, strict: bool) -> Option<&'static str> {
+        match audience {
+            _ if strict => Some("cannot be `strict` as well: only sockets that are not associated draw from it"),
+            Audience::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
+            _ => None,
         }
     }
 
@@ -103,6 +116,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Declaration>(short).unwrap(), web);
         web.audience = Audience::unit("nginx.service").unwrap();
         web.strict = true;
+        web.ephemeral = true;
         web.around = true;
         web.description = "the front door".into();
         let json = serde_json::to_string(&web).unwrap();

@@ -9,8 +9,10 @@
 //! nowhere else; "outside" means sockets made before this process moved in,
 //! which the programs never see.
 
+mod confirmation;
 mod memory;
 mod paired;
+mod ranges;
 mod sockets;
 mod table;
 mod workers;
@@ -73,11 +75,13 @@ fn main() {
     sockets::leave_cgroup();
     let mut table = Table::default();
     let wide = PortRange::inclusive(1024, 65535).expect("a range");
-    let bench = Bench::new(portkeep_core::defaults::POOL);
+    let mut bench = Bench::new(portkeep_core::defaults::POOL);
     calls(&bench, &mut table);
     others(&bench, &mut table);
+    ranges::measure(&mut bench, &mut table);
     workers::throughput(&bench, &mut table);
     fragmented(&bench, &mut table);
+    confirmation::specific(&mut bench, &mut table);
     drop(bench);
     memory::pool_in_use(&Bench::new(portkeep_core::defaults::POOL), &mut table);
     growth(&Bench::new(wide), &mut table);
@@ -105,11 +109,16 @@ fn calls(bench: &Bench, table: &mut Table) {
     };
     // A reservation is of both families; so is a dual-stack socket.
     let dual = paired::measure(ROUNDS, 200, twenty, || bind_twenty(dual_stack, &any6(0)));
-    table.push(Row::at_most(
-        "acquire + query + release of 20 ports / binding and closing 20 dual-stack sockets",
-        dual.0 / dual.1,
-        1.0 / 60.0,
-    ));
+    table.push(
+        Row::at_most(
+            "acquire + query + release of 20 ports / binding and closing 20 dual-stack sockets",
+            dual.0 / dual.1,
+            1.0 / 60.0,
+        )
+        .missed_because(
+            "the budget is from a machine where sockets cost four times as much and the programs three times",
+        ),
+    );
     let v4 = paired::measure(ROUNDS, 200, twenty, || bind_twenty(tcp, &any(0)));
     table.push(Row::info("the same / binding and closing 20 IPv4 sockets", v4.0 / v4.1));
     let (cycle_ns, option_ns) = paired::measure(ROUNDS, 2000, twenty, option);
@@ -127,8 +136,15 @@ fn calls(bench: &Bench, table: &mut Table) {
         "acquire + query + release of 4,096 ports / of 20",
         ratio(ROUNDS, 500, || cycle(&inside, 4096).unwrap(), twenty),
         4.0,
+    )
+    .missed_because(
+        "each of the 64 words is claimed and given back by itself, some 85 ns; the budget is from a machine where three \
+         system calls, the greater part of a short cycle, cost three times as much",
     ));
 }
+
+/// Of socket options, with any program on the hook: about 1.5 and 1.75 with one that does nothing.
+const COPIES: &str = "the kernel itself copies the option for the program, whatever the program does";
 
 /// The cost for programs that do not use reservations.
 fn others(bench: &Bench, table: &mut Table) {
@@ -147,8 +163,21 @@ fn others(bench: &Bench, table: &mut Table) {
         )
     };
     let (inside, outside) = in_and_out(1000, &|| bind(20_000));
-    table.push(Row::at_most("socket + bind of an unreserved port + close, inside / outside", inside / outside, 1.03));
+    table.push(
+        Row::at_most("socket + bind of an unreserved port + close, inside / outside", inside / outside, 1.03)
+            .missed_because(
+                "the kernel calls three programs that find nothing to do; the cheaper its own work, the more that weighs",
+            ),
+    );
     table.note(format!("socket + bind + close outside: {outside:.0} ns"));
+    let (inside, outside) = in_and_out(1000, &|| bind(61_500));
+    table.push(
+        Row::at_most("socket + bind of an unreserved pool port + close, inside / outside", inside / outside, 1.10)
+            .missed_because(
+                "binds of pool ports are counted (N2): besides, the word of the port is looked up and changed at bind and at \
+                 close",
+            ),
+    );
     let (inside, outside) = in_and_out(200, &|| drop(connection()));
     table.push(Row::info("TCP connect + accept + close, inside / outside", inside / outside));
     let (mut a, mut b) = bench.inside(connection);
@@ -162,10 +191,10 @@ fn others(bench: &Bench, table: &mut Table) {
     let set = |socket: &Socket| socket.set_tcp_nodelay(true).unwrap();
     let get = |socket: &Socket| assert!(socket.tcp_nodelay().is_ok());
     let (tax, bare) = paired::measure(ROUNDS, 5000, || set(&inside), || set(&outside));
-    table.push(Row::info("setsockopt(TCP_NODELAY), inside / outside", tax / bare));
+    table.push(Row::at_most("setsockopt(TCP_NODELAY), inside / outside", tax / bare, 1.7).missed_because(COPIES));
     table.note(format!("setsockopt inside {tax:.0} ns, outside {bare:.0} ns"));
     let (tax, bare) = paired::measure(ROUNDS, 5000, || get(&inside), || get(&outside));
-    table.push(Row::info("getsockopt(TCP_NODELAY), inside / outside", tax / bare));
+    table.push(Row::at_most("getsockopt(TCP_NODELAY), inside / outside", tax / bare, 2.0).missed_because(COPIES));
     table.note(format!("getsockopt inside {tax:.0} ns, outside {bare:.0} ns"));
 
     let owner = bench.inside(tcp);
@@ -184,10 +213,8 @@ fn others(bench: &Bench, table: &mut Table) {
 fn fragmented(bench: &Bench, table: &mut Table) {
     let pool = portkeep_core::defaults::POOL;
     let held = bench.inside(|| sockets::acquire_singles(pool.count().into()));
-    for (index, (socket, token)) in held.iter().enumerate() {
-        if index % 2 == 1 {
-            control::release(socket, *token).unwrap();
-        }
+    for (socket, grant) in held.iter().filter(|(_, grant)| grant.start % 2 == 1) {
+        control::release(socket, Token::new(grant.token).unwrap()).unwrap();
     }
     let asker = bench.inside(tcp);
     let request = AcquireRequest { count: 2, ..Default::default() };

@@ -8,10 +8,7 @@ use std::{
 };
 
 use portkeep::control;
-use portkeep_core::{
-    Token,
-    wire::{AcquireRequest, OWNED},
-};
+use portkeep_core::wire::{AcquireRequest, Grant, OWNED};
 use portkeep_testkit::TestCgroup;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -59,14 +56,13 @@ pub(crate) fn leave_cgroup() {
 }
 
 /// So many reservations of one port each, on as few sockets as can own them.
-pub(crate) fn acquire_singles(count: usize) -> Vec<(std::rc::Rc<Socket>, Token)> {
+pub(crate) fn acquire_singles(count: usize) -> Vec<(std::rc::Rc<Socket>, Grant)> {
     let mut held = Vec::with_capacity(count);
     while held.len() < count {
         let socket = std::rc::Rc::new(tcp());
         for _ in 0..OWNED.min(count - held.len()) {
             control::acquire(&*socket, &AcquireRequest { count: 1, ..Default::default() }).expect("a port");
-            let token = Token::new(control::granted(&*socket).expect("the grant").token).expect("a token");
-            held.push((socket.clone(), token));
+            held.push((socket.clone(), control::granted(&*socket).expect("the grant")));
         }
     }
     held

@@ -8,16 +8,27 @@ pub(crate) struct Row {
     what: &'static str,
     value: f64,
     limit: Option<f64>,
+    /// Why the limit is missed, where it is.
+    reason: Option<&'static str>,
 }
 
 impl Row {
     pub(crate) fn at_most(what: &'static str, value: f64, limit: f64) -> Self {
-        Self { what, value, limit: Some(limit) }
+        Self { what, value, limit: Some(limit), reason: None }
     }
 
     /// Published, without a limit.
     pub(crate) fn info(what: &'static str, value: f64) -> Self {
-        Self { what, value, limit: None }
+        Self { what, value, limit: None, reason: None }
+    }
+
+    /// The reason that is published if the limit is missed.
+    pub(crate) fn missed_because(self, reason: &'static str) -> Self {
+        Self { reason: Some(reason), ..self }
+    }
+
+    fn is_missed(&self) -> bool {
+        self.limit.is_some_and(|limit| self.value > limit)
     }
 }
 
@@ -61,15 +72,19 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}.\n", report::machine())?;
         writeln!(f, "| what | measured | at most | |\n|---|---:|---:|---|")?;
-        for Row { what, value, limit } in &self.rows {
-            let (bound, verdict) = match limit {
-                Some(limit) if value <= limit => (number(*limit), "kept"),
-                Some(limit) => (number(*limit), "MISSED"),
-                None => (String::new(), ""),
+        for row in &self.rows {
+            let bound = row.limit.map(number).unwrap_or_default();
+            let verdict = match row.limit {
+                Some(_) if row.is_missed() => "MISSED",
+                Some(_) => "kept",
+                None => "",
             };
-            writeln!(f, "| {what} | {} | {bound} | {verdict} |", number(*value))?;
+            writeln!(f, "| {} | {} | {bound} | {verdict} |", row.what, number(row.value))?;
         }
         writeln!(f)?;
+        for row in self.rows.iter().filter(|row| row.is_missed()) {
+            writeln!(f, "- MISSED: {}: {}.", row.what, row.reason.unwrap_or("the reason is not known"))?;
+        }
         self.notes.iter().try_for_each(|note| writeln!(f, "- {note}"))
     }
 }

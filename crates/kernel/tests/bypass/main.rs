@@ -12,6 +12,7 @@ mod addresses;
 mod automatic;
 mod bpf;
 mod cgroups;
+mod compat;
 mod descriptors;
 mod exhaustion;
 mod options;

@@ -1,4 +1,4 @@
-//! BPF programs of others, in cgroups below: what they do to us, and what we must not do to them.
+//! BPF programs of others, in cgroups below and above: what they do to us, and what we must not do to them.
 
 use std::{
     fs,
@@ -10,8 +10,9 @@ use std::{
 };
 
 use portkeep_core::{Errno, Transport};
+use portkeep_kernel::{Loaded, Settings};
 use portkeep_testkit::{
-    World,
+    TestCgroup, World,
     audit::uses,
     process::in_child,
     sockets::{bind, connect, errno, port, reserve, tcp, udp},
@@ -34,45 +35,62 @@ fn enter(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
 }
 
+const SOCKOPT_PROGRAMS: [Other; 3] = [Other::RewriteTos, Other::SkipPriority, Other::AnswerOwn];
+
 /// Options that are not ours stay what other programs have made of them (N4): rewritten, skipped, answered.
 #[test]
 fn other_peoples_sockopt_programs_keep_their_say() {
     let Some(world) = World::enter("bypass::other_sockopt") else { return };
-    for other in [Other::RewriteTos, Other::SkipPriority, Other::AnswerOwn] {
+    for other in SOCKOPT_PROGRAMS {
         let own = below(&world, other);
         in_child(|| {
             enter(&own);
-            let socket = udp();
-            let mut answer = [0u8; 4];
-            let mut length = 4;
-            // SAFETY: the kernel writes at most `length` bytes into `answer`, which has as many.
-            let own =
-                unsafe { libc::getsockopt(socket.as_raw_fd(), 0x504c, 7, answer.as_mut_ptr().cast(), &mut length) };
-            socket.set_tos_v4(0x04).unwrap();
-            let priority = 3i32;
-            // SAFETY: the kernel reads four bytes from `priority`.
-            let set = unsafe {
-                libc::setsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_PRIORITY,
-                    (&raw const priority).cast(),
-                    4,
-                )
-            };
-            assert_eq!(set, 0);
-            match other {
-                Other::RewriteTos => assert_eq!(socket.tos_v4().unwrap(), 0x10),
-                Other::SkipPriority => assert_eq!(read_priority(&socket).unwrap(), 0),
-                Other::AnswerOwn => assert_eq!((own, length, answer), (0, 4, [42, 0, 0, 0])),
-                Other::RefuseAfterBind | Other::BindAtConnect(_) => unreachable!("not in the list above"),
-            }
-            // Ours are served as before.
-            reserve(&socket, 0, 1);
+            has_its_say(other);
         });
         fs::remove_dir(&own).unwrap();
     }
     world.assert_empty();
+}
+
+/// The same of those above a narrow enforcement, which run after ours.
+#[test]
+fn other_peoples_sockopt_programs_above_keep_their_say() {
+    let Some(_world) = World::with_outside("bypass::other_sockopt_above") else { return };
+    for other in SOCKOPT_PROGRAMS {
+        let above = TestCgroup::new("above").unwrap();
+        let own = above.child("below").unwrap();
+        let mut loaded = Loaded::load().unwrap();
+        loaded.attach(&Settings::default(), &own, &own).unwrap();
+        attach_other(&File::open(above.path()).unwrap(), other).unwrap();
+        in_child(|| {
+            enter(&own);
+            has_its_say(other);
+        });
+        fs::remove_dir(&own).unwrap();
+    }
+}
+
+fn has_its_say(other: Other) {
+    let socket = udp();
+    let mut answer = [0u8; 4];
+    let mut length = 4;
+    // SAFETY: the kernel writes at most `length` bytes into `answer`, which has as many.
+    let own = unsafe { libc::getsockopt(socket.as_raw_fd(), 0x504c, 7, answer.as_mut_ptr().cast(), &mut length) };
+    socket.set_tos_v4(0x04).unwrap();
+    let priority = 3i32;
+    // SAFETY: the kernel reads four bytes from `priority`.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, (&raw const priority).cast(), 4)
+    };
+    assert_eq!(set, 0);
+    match other {
+        Other::RewriteTos => assert_eq!(socket.tos_v4().unwrap(), 0x10),
+        Other::SkipPriority => assert_eq!(read_priority(&socket).unwrap(), 0),
+        Other::AnswerOwn => assert_eq!((own, length, answer), (0, 4, [42, 0, 0, 0])),
+        Other::RefuseAfterBind | Other::BindAtConnect(_) => unreachable!("not in the list above"),
+    }
+    // Ours are served as before.
+    reserve(&socket, 0, 1);
 }
 
 fn read_priority(socket: &impl AsRawFd) -> io::Result<i32> {

@@ -3,17 +3,17 @@
 use std::{io, net::SocketAddr, os::fd::AsRawFd};
 
 use io_uring::{IoUring, Probe, opcode, squeue, types::Fd};
-use portkeep_core::wire;
+use portkeep_core::{Transport, wire};
 use portkeep_kernel::netns;
 use portkeep_testkit::{
     World,
     audit::uses,
-    process::in_child,
-    sockets::{acquire, port, socket},
+    process::{become_user, in_child},
+    sockets::{acquire, port, socket, tcp},
 };
 use socket2::{SockAddr, Socket};
 
-use crate::siege::{KINDS, absent, besiege};
+use crate::siege::{KINDS, NOBODY, absent, besiege};
 
 /// A ring that can bind, if this kernel's can and this machine lets us have one.
 fn ring() -> Result<IoUring, String> {
@@ -111,5 +111,81 @@ fn a_ring_of_the_owner_acts_for_the_owner() {
     assert_eq!(port(&spare), grant.start);
     drop((spare, owner, polling));
     portkeep_testkit::audit::wait_until_empty(&world.maps(), world.netns());
+    world.assert_empty();
+}
+
+/// How the kernel carries an operation out: at once, by a worker thread, by the thread that polls the ring.
+const WAYS: [(bool, squeue::Flags); 3] =
+    [(false, squeue::Flags::empty()), (false, squeue::Flags::ASYNC), (true, squeue::Flags::empty())];
+
+fn ring_for(polls: bool) -> IoUring {
+    if polls { IoUring::builder().setup_sqpoll(10).build(4).unwrap() } else { IoUring::new(4).unwrap() }
+}
+
+/// The threads that work for a ring are no kernel threads: every scope holds for them as for their process. So another
+/// process of the user or of the cgroup gets in by them, and an outsider does not.
+#[test]
+fn the_threads_of_a_ring_are_in_the_scopes_of_their_process() {
+    let Some(world) = World::enter("bypass::uring_scopes") else { return };
+    if let Err(why) = ring() {
+        return absent("io_uring bind in the scopes", why);
+    }
+    for scope in [wire::SCOPE_USER, wire::SCOPE_CGROUP] {
+        let owner = tcp();
+        let grant = acquire(&owner, &wire::AcquireRequest { count: 1, scope, ..Default::default() }).unwrap();
+        let to = SocketAddr::from(([127, 0, 0, 1], grant.start));
+        for (polls, flags) in WAYS {
+            in_child(|| {
+                let socket = tcp();
+                bind(&mut ring_for(polls), &socket, to, flags).unwrap();
+                assert_eq!(port(&socket), grant.start);
+            });
+            in_child(|| {
+                become_user(NOBODY);
+                let outcome = bind(&mut ring_for(polls), &tcp(), to, flags);
+                let expected = (scope == wire::SCOPE_USER).then_some(libc::EADDRINUSE);
+                assert_eq!(outcome.err().and_then(|error| error.raw_os_error()), expected, "{scope} {polls} {flags:?}");
+            });
+            // A ring outlives its process for a moment, and the socket with it.
+            while uses(&world.maps(), world.netns(), Transport::Tcp, grant.start) > 0 {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        drop(owner);
+        world.assert_empty();
+    }
+}
+
+/// A control code through a ring is charged to the account of the process that made the ring, whoever handed it the socket.
+#[test]
+fn what_a_ring_acquires_is_charged_to_its_process() {
+    let Some(world) = World::enter("bypass::uring_acquires") else { return };
+    if let Err(why) = ring() {
+        return absent("socket options by io_uring", why);
+    }
+    // The machine's root made the socket; root has no quota.
+    let socket = tcp();
+    let charged =
+        || world.maps().quotas().flatten().find(|(uid, _)| *uid == u64::from(NOBODY)).map_or(0, |(_, q)| q.used);
+    for (polls, flags) in WAYS {
+        let before = charged();
+        in_child(|| {
+            become_user(NOBODY);
+            let request = wire::AcquireRequest { count: 3, ..Default::default() };
+            let bytes = zerocopy::IntoBytes::as_bytes(&request);
+            let code = opcode::SetSockOpt::new(
+                Fd(socket.as_raw_fd()),
+                wire::SOL_PORTKEEP as u32,
+                wire::ACQUIRE as u32,
+                bytes.as_ptr().cast(),
+                bytes.len() as u32,
+            );
+            submit(&mut ring_for(polls), code.build().flags(flags)).unwrap();
+        });
+        assert_eq!(charged(), before + 3, "{polls} {flags:?}");
+    }
+    drop(socket);
+    portkeep_testkit::audit::wait_until_empty(&world.maps(), world.netns());
+    assert_eq!(charged(), 0);
     world.assert_empty();
 }

@@ -98,6 +98,7 @@ pub enum Step {
         both: bool,
         transport: Transport,
         strict: bool,
+        ephemeral: bool,
         /// Its audience: a user, the administrators, or a cgroup.
         scope: u8,
         whom: u8,
@@ -108,6 +109,12 @@ pub enum Step {
         port: u16,
     },
     GiveBack(u8),
+    /// Wildcard requests come to these ports last; a count of 0: to none.
+    Avoid {
+        namespace: u8,
+        start: u16,
+        count: u16,
+    },
 }
 
 /// An ACQUIRE.
@@ -117,6 +124,7 @@ pub struct Ask {
     pub count: u16,
     pub both: bool,
     pub strict: bool,
+    pub ephemeral: bool,
     pub align: u16,
     pub scope: u8,
     pub cgroup: u8,
@@ -169,12 +177,14 @@ fn ask() -> impl Strategy<Value = Ask> {
     let label = prop_oneof![3 => Just(String::new()), 1 => "[a-z]{1,24}"];
     let scope = prop_oneof![4 => Just(0u8), 1 => Just(1), 2 => Just(2)];
     let cgroup = prop_oneof![2 => Just(0u8), 3 => 1..6u8];
-    (start, count, any::<bool>(), prop::bool::weighted(0.2), align, scope, cgroup, label, any::<bool>()).prop_map(
-        |(start, count, both, strict, align, scope, cgroup, label, thread)| Ask {
+    let kind = (prop::bool::weighted(0.2), prop::bool::weighted(0.3));
+    (start, count, any::<bool>(), kind, align, scope, cgroup, label, any::<bool>()).prop_map(
+        |(start, count, both, (strict, ephemeral), align, scope, cgroup, label, thread)| Ask {
             start,
             count,
             both: both && count % 2 == 0,
             strict,
+            ephemeral,
             align,
             scope,
             cgroup,
@@ -264,8 +274,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Agent),
         6 => (byte(), prop::bool::weighted(0.7)).prop_map(|(token, confirm)| Step::Decide { token, confirm }),
         1 => byte().prop_map(Step::End),
-        3 => (byte(), port_or_zero(), 1..6u16, 0..7u8, any::<bool>(), transport(), prop::bool::weighted(0.2), byte(), byte()).prop_map(
-            |(namespace, start, count, align, both, transport, strict, scope, whom)| Step::Create {
+        3 => (byte(), port_or_zero(), (1..6u16, 0..7u8), any::<bool>(), transport(), (prop::bool::weighted(0.2), prop::bool::weighted(0.3)), byte(), byte()).prop_map(
+            |(namespace, start, (count, align), both, transport, (strict, ephemeral), scope, whom)| Step::Create {
                 namespace: u8::from(namespace % 4 == 0),
                 start,
                 count,
@@ -273,12 +283,15 @@ fn step() -> impl Strategy<Value = Step> {
                 both,
                 transport,
                 strict,
+                ephemeral,
                 scope,
                 whom,
             }
         ),
         1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::SetAside { namespace, transport, port }),
         1 => byte().prop_map(Step::GiveBack),
+        1 => (byte(), port(), prop_oneof![Just(0u16), 1..60u16])
+            .prop_map(|(namespace, start, count)| Step::Avoid { namespace, start, count }),
     ];
     prop_oneof![3 => processes, 5 => socket, 5 => descriptors, 16 => reservations, 8 => binds, 5 => agent]
 }

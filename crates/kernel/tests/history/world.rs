@@ -62,7 +62,8 @@ impl Lab {
         let vacant =
             |word: &Word| word.is_vacant() && (word.heads, word.lingering, word.drawn, word.aside) == (0, 0, 0, 0);
         let counters = self.maps.counters().expect("the counters map");
-        (counters.reservations, counters.ports, counters.agents) == (0, 0, 0)
+        (counters.reservations, counters.ports, counters.agents, counters.ranges) == (0, 0, 0, [0; 8])
+            && self.maps.ranges().next().is_none()
             && self.maps.reservations().next().is_none()
             && self.maps.words().flatten().all(|(_, word)| vacant(&word))
             && self.maps.quotas().flatten().all(|(_, quota)| (quota.used, quota.pending) == (0, 0))
@@ -215,9 +216,10 @@ impl<'lab> World<'lab> {
                 let kernel = self.admin(|lab| lab.admin.end(lab.maps.id_of(token).expect("the config map"), token));
                 return same("END", kernel, self.model.end(token));
             }
-            Step::Create { namespace, start, count, align, both, transport, strict, scope, whom } => {
+            Step::Create { namespace, start, count, align, both, transport, strict, ephemeral, scope, whom } => {
                 let transports = if *both { Transports::Both } else { (*transport).into() };
-                return self.create((*namespace, *start, *count), *align, transports, *strict, (*scope, *whom));
+                let kind = (*strict, *ephemeral);
+                return self.create((*namespace, *start, *count), *align, transports, kind, (*scope, *whom));
             }
             Step::SetAside { namespace, transport, port } => {
                 let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
@@ -228,6 +230,12 @@ impl<'lab> World<'lab> {
                 let aside: Vec<Place> = self.model.aside().iter().copied().collect();
                 let Some(at) = pick(&aside, *number) else { return Ok(()) };
                 return self.give_back(at);
+            }
+            Step::Avoid { namespace, start, count } => {
+                let namespace = self.net(*namespace).cookie;
+                let ports = PortRange::new(*start, *count).ok();
+                same("AVOID", self.admin(|lab| lab.admin.avoid(namespace, ports)), Ok(()))?;
+                self.model.avoid(namespace, ports);
             }
         }
         Ok(())
@@ -376,7 +384,9 @@ impl<'lab> World<'lab> {
         let mut wire = AcquireRequest {
             start: ask.start,
             count: ask.count,
-            flags: u32::from(ask.both) * wire::BOTH + u32::from(ask.strict) * wire::STRICT,
+            flags: u32::from(ask.both) * wire::BOTH
+                + u32::from(ask.strict) * wire::STRICT
+                + u32::from(ask.ephemeral) * wire::EPHEMERAL,
             scope: ask.scope.into(),
             align: ask.align,
             ..AcquireRequest::default()
@@ -524,7 +534,7 @@ impl<'lab> World<'lab> {
             block: (state.start, state.count, state.transports),
             state: (state.state, state.error),
             scope: state.scope.into(),
-            flags: u32::from(state.flags) & (wire::STRICT | wire::PERSISTENT),
+            flags: u32::from(state.flags) & (wire::STRICT | wire::EPHEMERAL | wire::PERSISTENT),
             // Binds on ports that were not granted prove nothing.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
@@ -547,7 +557,9 @@ impl<'lab> World<'lab> {
             block: (reservation.block.start(), reservation.block.count(), reservation.transports.bits()),
             state: wire_state(reservation.state),
             scope,
-            flags: u32::from(reservation.strict) * wire::STRICT + u32::from(reservation.persistent) * wire::PERSISTENT,
+            flags: u32::from(reservation.strict) * wire::STRICT
+                + u32::from(reservation.ephemeral) * wire::EPHEMERAL
+                + u32::from(reservation.persistent) * wire::PERSISTENT,
             bound: if wire_state(reservation.state).0 == wire::REFUSED {
                 0
             } else {
@@ -708,7 +720,7 @@ impl<'lab> World<'lab> {
         (namespace, start, count): (u8, u16, u16),
         align: u8,
         transports: Transports,
-        strict: bool,
+        (strict, ephemeral): (bool, bool),
         (scope, whom): (u8, u8),
     ) -> Step_ {
         let netns = self.net(namespace).cookie;
@@ -725,7 +737,7 @@ impl<'lab> World<'lab> {
             }
         };
         let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
-        let wanted = Wanted { start, count, align, transports, audience, strict, label: String::new() };
+        let wanted = Wanted { start, count, align, transports, audience, strict, ephemeral, label: String::new() };
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
         let kernel = match Claimed::claim(admin, maps, netns, &wanted) {
@@ -739,7 +751,7 @@ impl<'lab> World<'lab> {
             Err(error) => return Err(error.to_string()),
         };
         let token = kernel.map_or(Token::new(u64::MAX).expect("not 0"), |(_, token)| token);
-        let ask = Persistent { start, count, align, transports, access, uid, strict };
+        let ask = Persistent { start, count, align, transports, access, uid, strict, ephemeral };
         let model = self.model.create_persistent(netns, &ask, token);
         if kernel.is_ok() {
             self.tokens.push(token);

@@ -9,7 +9,7 @@
 //!   newer file is known by then and has not been touched. Should the library panic over it, that is damage, too.
 //! - Every change is committed twice, so that both slots have it. If one of them is damaged later and the library goes
 //!   back to the other, nothing is lost that was reported done.
-//! - What is in it is also in memory. Reading never waits for the disk, and what a failed write left behind is found out
+//! - Its content is also in memory. Reading never waits for the disk, and what a failed write left behind is found out
 //!   by comparing.
 
 #[cfg(test)]

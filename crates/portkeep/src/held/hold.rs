@@ -66,7 +66,7 @@ fn search(
                     CURSOR.store(start - u32::from(first) + u32::from(request.count), Ordering::Relaxed);
                     return Ok(Some(sockets));
                 }
-                // No block that includes this port will do. (Whoever forbids a port may call it EACCES.)
+                // No block that includes this port will do. (A security module may forbid a port with EACCES.)
                 Err((port, error))
                     if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
                 {

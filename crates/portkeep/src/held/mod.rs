@@ -42,6 +42,9 @@ pub(crate) fn acquire(request: &Request, pool: Option<PortRange>) -> Result<(Tok
     if request.scope != Scope::Process {
         return Err(AcquireError::HeldCannot { what: "a scope wider than the process" });
     }
+    if request.ephemeral {
+        return Err(AcquireError::HeldCannot { what: "a private ephemeral range" });
+    }
     let sockets = hold::hold(request, pool)?;
     let block = Block::new(request, sockets);
     let ports = block.ports();

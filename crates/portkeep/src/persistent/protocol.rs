@@ -78,6 +78,9 @@ pub struct Proposal {
     /// By association only.
     #[serde(default)]
     pub strict: bool,
+    /// Binds to port 0 of those it is for draw from it (E6).
+    #[serde(default)]
+    pub ephemeral: bool,
     /// Sockets of those it is for may be there already.
     #[serde(default)]
     pub around: bool,
@@ -107,6 +110,7 @@ impl Proposal {
             transports,
             audience: Audience::Administrators,
             strict: false,
+            ephemeral: false,
             around: false,
             force: false,
             description: String::new(),
@@ -127,6 +131,13 @@ impl Proposal {
         self
     }
 
+    /// A private ephemeral range. Not for administrators, and not a strict one.
+    #[must_use]
+    pub fn ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
     /// As declared once its ports are known.
     pub fn declaration(&self, ports: PortRange) -> Declaration {
         Declaration {
@@ -135,6 +146,7 @@ impl Proposal {
             transports: self.transports,
             audience: self.audience.clone(),
             strict: self.strict,
+            ephemeral: self.ephemeral,
             around: self.around,
             force: self.force,
             description: self.description.clone(),
@@ -206,11 +218,17 @@ pub enum Answer {
 pub struct Reloaded {
     /// Reservations that came into force.
     pub added: usize,
+    /// Reservations of the same name or block that are declared otherwise now.
+    #[serde(default)]
+    pub changed: usize,
     /// Reservations that ended.
     pub removed: usize,
-    /// Not in force, see the list.
+    /// Declared and not in force: those that wait and those in conflict, see the list.
     pub waiting: usize,
-    /// Errors in files, and changes that need more than a reload. One sentence each.
+    /// Mistakes in files, and stores that cannot be read. One sentence each; a reload with any has failed in part.
+    #[serde(default)]
+    pub errors: Vec<String>,
+    /// Conflicts, and names in the configuration that the machine does not have. One sentence each.
     pub complaints: Vec<String>,
 }
 
@@ -263,6 +281,8 @@ pub enum Happening {
     Ended,
     /// The bind of an outsider was refused.
     Refused,
+    /// A bind to port 0 failed, because every port of the private ephemeral range is in use.
+    Exhausted,
 }
 
 /// Something that happened.

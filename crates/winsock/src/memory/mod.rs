@@ -4,7 +4,7 @@
 //! its EFAULT is the answer ([`crate::ioctl`] does so with tokens and grants).
 //! For the rest a pointer is looked at, the cheap way first:
 //!
-//! * What lies on the calling thread's own stack, above the frame that looks, is
+//! * Memory on the calling thread's own stack, above the frame that looks, is
 //!   known to be there: that is where nearly every program keeps the arguments
 //!   of these calls, and it costs no system call.
 //! * Elsewhere the kernel is asked, once for each page and call, in a way that changes

@@ -9,7 +9,7 @@ use crate::{
     symbols::declared,
 };
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/porting-from-windows.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guides/porting-from-windows.md");
 
 #[test]
 fn the_programs_of_the_manual_run() {

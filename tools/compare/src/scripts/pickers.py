@@ -34,7 +34,7 @@ def say(*words):
 
 
 if which == "portserver":
-    # The messages of portpicker when its server is killed are known; the answers show its fallback.
+    # The messages of portpicker after its server was killed are known; its answers show what it does then.
     sys.stderr = open(os.devnull, "w")
 held = []
 say("ready")
@@ -57,5 +57,5 @@ for line in sys.stdin:
             for _ in range(numbers[0]):
                 cycle(numbers[1])
             say(time.perf_counter_ns() - begun)
-    except Exception as error:  # What the peer says is part of the result.
+    except Exception as error:  # Errors of the peer are part of the result.
         say("none", repr(error))

@@ -1,31 +1,24 @@
-//! The machine's disk: the Debian of this machine with two servers, Portkeep installed as a package would install it,
+//! The machine's disk: the Debian of this machine with two servers, the package of Portkeep,
 //! and what is in `guest/`.
 
 use std::{
     fmt::Write as _,
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context, Result, ensure};
 
-use portkeep_tool::{Missing, Tool, cargo, target_folder};
+use portkeep_tool::{Missing, Tool, cargo, debian};
 
 use crate::kernels::Kernel;
 
-/// Its packages besides those of every Debian.
-const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
-
-const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
 const MKE2FS: Tool = Tool { name: "mke2fs", remedy: "apt-get install e2fsprogs" };
 const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };
 const CHROOT: Tool = Tool { name: "chroot", remedy: "apt-get install coreutils" };
 const CP: Tool = Tool { name: "cp", remedy: CHROOT.remedy };
 const TRUNCATE: Tool = Tool { name: "truncate", remedy: CHROOT.remedy };
-
-/// The profile that the workspace's tests are built with, so that little has to be built anew.
-const PROFILE: &str = "dev";
 
 macro_rules! guest {
     ($($name:literal => $to:literal)*) => { &[$(($to, include_str!(concat!("guest/", $name)))),*] };
@@ -51,9 +44,8 @@ const FILES: &[(&str, &str)] = guest! {
     "plain.toml" => "etc/portkeep/ports.d/plain.toml"
 };
 
-/// Which units are started, and by which.
+/// Which units are started, and by which. The package enables its own.
 const ENABLED: &[(&str, &str)] = &[
-    ("sysinit.target.wants", "/usr/lib/systemd/system/portkeep.service"),
     ("basic.target.wants", "/etc/systemd/system/early.service"),
     ("sockets.target.wants", "/etc/systemd/system/squatter.socket"),
     ("sockets.target.wants", "/etc/systemd/system/listen.socket"),
@@ -78,7 +70,7 @@ const MASKED: &[&str] = &[
 
 /// Found out before the long preparations.
 pub(super) fn check() -> Result<()> {
-    MMDEBSTRAP.output(MMDEBSTRAP.command().arg("--version"))?;
+    debian::check()?;
     MKE2FS.output(MKE2FS.command().arg("-V"))?;
     if !rustix::process::geteuid().is_root() {
         return Err(Missing { what: "root".into(), remedy: "files of several users are put on a disk".into() }.into());
@@ -87,12 +79,12 @@ pub(super) fn check() -> Result<()> {
 }
 
 pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()> {
-    let base = base(folder)?;
+    let base = debian::base()?;
     let stage = tempfile::tempdir_in(folder).context("making a temporary folder")?;
     let root = stage.path();
     TAR.run(TAR.command().arg("-C").arg(root).args(["--numeric-owner", "-xpf"]).arg(&base))?;
     install(root)?;
-    place_hostile(root)?;
+    debian::place_hostile(root)?;
     place_guest(root)?;
     kernels.iter().try_for_each(|kernel| place_modules(kernel, root))?;
     // The folder was ours alone, and would be the root of everybody.
@@ -102,70 +94,21 @@ pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()
     MKE2FS.run(MKE2FS.command().args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d"]).arg(root).arg(image))
 }
 
-/// Portkeep as a distribution's package has it.
+/// An earlier version of the package, installed, and this one, to be installed in the guest.
 fn install(root: &Path) -> Result<()> {
-    let status = cargo()
-        .args([
-            "run",
-            "--quiet",
-            "--package=xtask",
-            "--",
-            "install",
-            "--prefix=/usr",
-            "--profile",
-            PROFILE,
-            "--destdir",
-        ])
-        .arg(root)
-        .status()
-        .context("starting cargo xtask install")?;
-    ensure!(status.success(), "installing failed");
-    Ok(())
-}
-
-/// The bare Debian, from the cache, or else from Debian.
-fn base(folder: &Path) -> Result<PathBuf> {
-    let suite = suite()?;
-    let archive = folder.join(format!("debian-{suite}-{}.tar", PACKAGES.replace(',', "-")));
-    if !archive.exists() {
-        println!("fetching Debian {suite}");
-        let aside = archive.with_extension("part.tar");
-        let mut fetch = MMDEBSTRAP.command();
-        fetch.args(["--quiet", "--variant=minbase", "--format=tar", &format!("--include={PACKAGES}")]);
-        for left_out in ["doc", "man", "locale", "info"] {
-            fetch.arg(format!("--dpkgopt=path-exclude=/usr/share/{left_out}/*"));
-        }
-        let fetched = MMDEBSTRAP.run(fetch.arg(&suite).arg(&aside));
-        if let Err(error) = fetched {
-            let remedy = format!("Debian's archive has to be within reach ({error:#})");
-            return Err(Missing { what: format!("Debian {suite}"), remedy }.into());
-        }
-        fs::rename(&aside, &archive).with_context(|| format!("keeping {}", archive.display()))?;
+    let packages = root.join("usr/lib/boot-test");
+    for (name, version) in [("old", "0.0.1"), ("new", env!("CARGO_PKG_VERSION"))] {
+        let out = packages.join(name);
+        let mut package = cargo();
+        package.args(["run", "--quiet", "--package=xtask", "--", "package", "--short", "--only-deb"]);
+        package.args(["--version", version, "--out"]).arg(&out);
+        ensure!(package.status().context("starting cargo xtask package")?.success(), "packaging failed");
+        let package = out.join(format!("portkeep_{version}_amd64.deb"));
+        fs::rename(&package, packages.join(format!("{name}.deb")))
+            .with_context(|| format!("moving {}", package.display()))?;
+        fs::remove_dir_all(&out).with_context(|| format!("removing {}", out.display()))?;
     }
-    Ok(archive)
-}
-
-/// Programs that are built here run on the same Debian.
-fn suite() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"'));
-    match (value("ID="), value("VERSION_CODENAME=")) {
-        (Some("debian"), Some(suite)) => Ok(suite.to_owned()),
-        _ => Err(Missing { what: "Debian".into(), remedy: "the guest is the same system as this one".into() }.into()),
-    }
-}
-
-fn place_hostile(root: &Path) -> Result<()> {
-    let status = cargo()
-        .args(["build", "--package=portkeep-testkit", "--example=hostile"])
-        .status()
-        .context("starting cargo build")?;
-    ensure!(status.success(), "building failed");
-    let to = root.join("usr/lib/boot-test/hostile");
-    fs::create_dir_all(to.parent().unwrap_or(root)).with_context(|| format!("making {}", to.display()))?;
-    fs::copy(target_folder().join("debug/examples/hostile"), &to)
-        .with_context(|| format!("making {}", to.display()))?;
-    set_mode(&to, 0o755)
+    CHROOT.run(CHROOT.command().arg(root).args(["dpkg", "--install", "/usr/lib/boot-test/old.deb"]))
 }
 
 /// Where the guest's own tools find them.

@@ -20,7 +20,7 @@ done
 
 now() { read -r up idle </proc/uptime; echo "${up%.*}${up#*.}0"; }
 
-# What a test binary has left behind, janitors that are still at work included. Kernel threads have no exe.
+# Processes that a test binary has left behind, janitors that are still at work included. Kernel threads have no exe.
 remains() {
 	for process in /proc/[0-9]*; do
 		[ "$process" != /proc/1 ] && [ -e "$process/exe" ] &&

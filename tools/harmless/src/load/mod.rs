@@ -4,7 +4,6 @@
 
 mod nginx;
 mod redis;
-mod server;
 
 use std::path::Path;
 

@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    super::server::{Server, installed},
     Bench, Figure, Unit,
-    server::{Server, installed},
 };
 use portkeep_testkit::places::{Places, inside};
 
@@ -16,7 +16,7 @@ struct Nginx {
 }
 
 pub(super) fn start(places: &Places, with: bool, folder: &Path) -> Result<Option<Box<dyn Bench>>> {
-    if !installed("nginx", &["nginx", "wrk"], "nginx-light wrk") {
+    if !installed("nginx under load", &["nginx", "wrk"], "nginx-light wrk") {
         return Ok(None);
     }
     let port = if with { 8081 } else { 8080 };

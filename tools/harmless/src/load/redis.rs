@@ -6,8 +6,8 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    super::server::{Server, installed},
     Bench, Figure, Unit,
-    server::{Server, installed},
 };
 use portkeep_testkit::places::{Places, inside};
 
@@ -17,7 +17,7 @@ struct Redis {
 }
 
 pub(super) fn start(places: &Places, with: bool, folder: &Path) -> Result<Option<Box<dyn Bench>>> {
-    if !installed("redis", &["redis-server", "redis-benchmark"], "redis-server redis-tools") {
+    if !installed("redis under load", &["redis-server", "redis-benchmark"], "redis-server redis-tools") {
         return Ok(None);
     }
     let port = if with { 8091 } else { 8090 };

@@ -239,10 +239,10 @@
     (
         "a request that fails keeps its entry",
         "acquire.h",
-        "	__sync_lock_test_and_set(&r->gate, 0);
+        "		range_leave(r, id);
 	entry_vacate(r, id);
 ",
-        "	__sync_lock_test_and_set(&r->gate, 0);
+        "		range_leave(r, id);
 ",
     ),
     (
@@ -285,5 +285,123 @@
 ",
         "	s.in_force = 0;
 ",
+    ),
+    (
+        "the last two reasons to count a socket are taken off in two steps",
+        "use.h",
+        "	__u32 old = __sync_fetch_and_and(&st->held, ~reason);
+",
+        "	__u32 old = READ(st->held);
+
+	WRITE(st->held, old & ~reason);
+",
+    ),
+    (
+        "a connection does not count longer than its descriptor",
+        "connect.h",
+        "	__sync_fetch_and_or(&st->held, PORTKEEP_HELD_CONNECTION);
+",
+        "",
+    ),
+    (
+        "the end of a connection is not noticed",
+        "connect.h",
+        "	__sync_fetch_and_or(&st->held, PORTKEEP_HELD_CONNECTION);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+",
+        "	__sync_fetch_and_or(&st->held, PORTKEEP_HELD_CONNECTION);
+",
+    ),
+    (
+        "an accepted connection is not counted",
+        "connect.h",
+        "		if (!in_pool(port) || !st || !use_start(",
+        "		if (1 || !use_start(",
+    ),
+    (
+        "an accepted connection counts until its descriptor is closed",
+        "connect.h",
+        "use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_CONNECTION)",
+        "use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_OPEN)",
+    ),
+    (
+        "an MPTCP socket is taken for a TCP socket",
+        "bind.h",
+        "	return mptcp_known && transport == PORTKEEP_TCP ? bpf_skc_to_mptcp_sock(sk) : NULL;",
+        "	return NULL;",
+    ),
+    (
+        "an automatic choice of an MPTCP socket is counted with the TCP socket under it",
+        "bind.h",
+        "	mptcp = mptcp_of(sk, transport);
+	if (mptcp) {",
+        "	mptcp = w || in_pool(port) ? mptcp_of(sk, transport) : NULL;
+	if (mptcp) {",
+    ),
+    (
+        "a port of an MPTCP socket that is requested meanwhile is counted with the TCP socket under it",
+        "bind.h",
+        "	mptcp = mptcp_of(sk, transport);
+	if (mptcp) {",
+        "	mptcp = w || in_pool(port) || !port ? mptcp_of(sk, transport) : NULL;
+	if (mptcp) {",
+    ),
+    (
+        "an accepted connection looks first and counts itself second",
+        "connect.h",
+        "		/* Order: count first, look second. See reservation.h. */
+		if (!(READ(w->reserved) & BIT(port)))
+			return;
+		use_over(st, netns);
+",
+        "		return;
+",
+    ),
+    (
+        "an MPTCP socket that a reservation lets in is not counted",
+        "bind.h",
+        "	if (mptcp && !count_mptcp(mptcp, netns, port)) {",
+        "	if (0) {",
+    ),
+    (
+        "a private ephemeral range is found after its end",
+        "reservation.h",
+        "	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+
+	payer",
+        "	payer",
+    ),
+    (
+        "a private ephemeral range is taken off after its entry can be refilled",
+        "reservation.h",
+        "	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+
+	payer = r->payer;
+",
+        "	entry_vacate(r, id);
+	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+	entry_free(0);
+
+	payer = r->payer;
+",
+    ),
+    (
+        "a private ephemeral range that was not granted keeps the next one away",
+        "acquire.h",
+        "	if (r->flags & PORTKEEP_EPHEMERAL)
+		range_leave(r, id);
+	entry_vacate(r, id);
+",
+        "	entry_vacate(r, id);
+",
+    ),
+    (
+        "a draw from a private ephemeral range is not noted for the second program",
+        "bind.h",
+        "		if (!w || !claim(st, r, s.token, port)) {",
+        "		if (!w || !reservation_alive(r, s.token)) {",
     ),
 ]

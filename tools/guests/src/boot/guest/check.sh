@@ -1,4 +1,4 @@
-# What is looked at in the guest. Each boot does its part and goes on to the next; the host reads the console.
+# The checks in the guest. Each boot does its part and goes on to the next; the host reads the console.
 exec </dev/null >/var/log/boot-test 2>&1
 set -u
 state=/var/lib/boot-test
@@ -143,6 +143,26 @@ agents_come_and_go() {
 	check 'what is up is adopted' [ "$(in_force)" = "$before" ]
 }
 
+upgrades() {
+	local before=$1 pid
+	pid=$(main_pid)
+	check 'the package is upgraded' dpkg --install /usr/lib/boot-test/new.deb
+	check 'the agent is another' soon is_another_agent "$pid"
+	check 'the reservations and tokens are the same' [ "$(in_force)" = "$before" ]
+	hostiles
+}
+
+removed() {
+	systemctl stop early.service outsider.service
+	check 'the package is removed' dpkg --remove portkeep
+	check 'and nothing is reserved any more' not root_refused 8443
+	check 'no pins are left' [ -z "$(ls /sys/fs/bpf | grep -v debug)" ]
+	check 'no reserved ports are left' [ -z "$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)" ]
+	check 'the service is gone' not systemctl -q is-active portkeep.service
+	check 'it is purged' dpkg --purge portkeep
+	check 'its group, state and configuration are gone' eval '! getent group portkeep && [ ! -e /var/lib/portkeep ] && [ ! -e /etc/portkeep ] && [ ! -e /run/portkeep ]'
+}
+
 reloads() {
 	printf '[[reservation]]\nname = "new"\ntcp = 7000\nuser = "outsider"\n' >/etc/portkeep/ports.d/new.toml
 	check 'the service is reloaded' systemctl reload portkeep.service
@@ -152,7 +172,7 @@ reloads() {
 	check 'a removed file no longer does' not root_refused 7000
 }
 
-# What takes the most rights: another namespace, found by its processes, entered, and its sysctl written.
+# This requires the most rights: another namespace, found by its processes, entered, and its sysctl written.
 other_namespace() {
 	unshare --net portkeep run --at 7100 -- cat /proc/sys/net/ipv4/ip_local_reserved_ports | grep -x 7100
 }
@@ -173,7 +193,7 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
-# What the README shows, on a machine where it is up for everybody.
+# The commands of the README, on a machine where it is up for everybody.
 readme() {
 	portkeep run --count 2 --label web -- bash -c 'echo "$PORTS" >/run/web; exec /usr/lib/boot-test/hostile serve "${PORTS%,*}"' &
 	local run=$! port second failed=
@@ -210,6 +230,7 @@ first_boot() {
 	check 'nginx crashes and is started' restarts nginx.service http "$few" crash
 	check 'redis is stopped and started' restarts redis-server.service redis "$few" stop
 	check 'the service without rights crashes and is started' restarts plain.service plain 2 crash
+	upgrades "$(in_force)"
 	agents_come_and_go "$(in_force)"
 	reloads
 	check 'a port of another network namespace is confirmed' other_namespace
@@ -232,7 +253,7 @@ second_boot() {
 	check 'what was reported as deleted is gone' not root_refused 9200
 	check 'a user is refused as well' outsider_refused 9100
 	check 'the service lacked no right' no_complaints
-	[ -n "$short" ] && end
+	[ -n "$short" ] && { removed; end; }
 	check 'it is deleted' portkeep persist delete metrics
 	echo 'pool = ' >/etc/portkeep/portkeep.toml
 	next reboot
@@ -252,11 +273,7 @@ third_boot() {
 fourth_boot() {
 	order
 	hostiles
-	systemctl stop early.service outsider.service portkeep.service
-	check 'it is taken down' portkeep down
-	check 'and nothing is reserved any more' not root_refused 8443
-	check 'no pins are left' [ -z "$(ls /sys/fs/bpf | grep -v debug)" ]
-	check 'no reserved ports are left' [ -z "$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)" ]
+	removed
 	end
 }
 

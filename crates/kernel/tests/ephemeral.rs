@@ -1,0 +1,590 @@
+//! Private ephemeral ranges, rules E1 to E7, with real sockets and processes.
+
+use std::{fs, path::PathBuf};
+
+use portkeep::control;
+use portkeep_core::{
+    Align, Errno, Transport, Transports,
+    persistent::Audience,
+    wire::{self, AcquireRequest, AgentMark},
+};
+use portkeep_kernel::{CreateError, EventKind, Wanted, cgroup};
+use portkeep_testkit::{
+    REQUIRE, World, audit,
+    process::{Child, become_user, in_child},
+    skip,
+    sockets::{
+        acquire, bind, bind_to, choose_at_connect, connect, errno, port, reserve, socket, tcp, tcp6, token, udp, udp6,
+    },
+};
+use rustix::thread::set_thread_res_gid;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Linux's number of MPTCP, which the C library's headers of older distributions lack.
+const IPPROTO_MPTCP: i32 = 262;
+const USER: u32 = 65534;
+const OTHER: u32 = 65533;
+
+fn request(start: u16, count: u16, flags: u32, scope: u16) -> AcquireRequest {
+    AcquireRequest { start, count, flags: flags | wire::EPHEMERAL, scope, ..Default::default() }
+}
+
+/// A range of this process.
+#[track_caller]
+fn range(owner: &Socket, start: u16, count: u16, flags: u32) -> wire::Grant {
+    acquire(owner, &request(start, count, flags, wire::SCOPE_PROCESS)).expect("the range is granted")
+}
+
+/// The port that a bind to port 0 gives.
+#[track_caller]
+fn chosen(socket: &Socket) -> u16 {
+    bind(socket, 0).expect("a port");
+    port(socket)
+}
+
+fn mptcp() -> Option<Socket> {
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(IPPROTO_MPTCP))).ok()
+}
+
+#[test]
+fn e1_binds_to_port_0_draw_from_the_range_whatever_the_socket() {
+    let Some(world) = World::enter("e1") else { return };
+    let owner = tcp();
+    let made = range(&owner, 61000, 100, wire::BOTH);
+    let inside = |port: u16, what: &str| assert!((61000..61100).contains(&port), "{what}: {port}");
+    for (domain, addresses) in [
+        (Domain::IPV4, &["0.0.0.0:0", "127.0.0.1:0", "127.8.9.1:0"][..]),
+        (Domain::IPV6, &["[::]:0", "[::1]:0", "[::ffff:127.0.0.1]:0"][..]),
+    ] {
+        for transport in Transport::ALL {
+            for address in addresses {
+                let s = socket(domain, transport);
+                bind_to(&s, address).unwrap();
+                inside(port(&s), address);
+                assert_eq!(audit::uses(&world.maps(), world.netns(), transport, port(&s)), 1, "{address}");
+            }
+            if domain == Domain::IPV6 {
+                let s = socket(domain, transport);
+                s.set_only_v6(true).unwrap();
+                inside(chosen(&s), "v6 only");
+            }
+            let s = socket(domain, transport);
+            s.set_reuse_port(true).unwrap();
+            inside(chosen(&s), "SO_REUSEPORT");
+            // The rest of a group binds the number.
+            let second = socket(domain, transport);
+            second.set_reuse_port(true).unwrap();
+            bind(&second, port(&s)).unwrap();
+        }
+    }
+    if let Some(server) = mptcp() {
+        inside(chosen(&server), "MPTCP");
+        server.listen(1).unwrap();
+        assert_eq!(audit::uses(&world.maps(), world.netns(), Transport::Tcp, port(&server)), 1);
+    }
+    // An associated socket draws from its own reservation.
+    let other = reserve(&owner, 62000, 2);
+    let associated = tcp();
+    control::associate(&associated, token(&other)).unwrap();
+    assert_eq!(chosen(&associated), 62000);
+    world.assert_consistent();
+    // At the end the kernel chooses again, and what is bound stays.
+    let kept = tcp();
+    let kept_port = chosen(&kept);
+    control::release(&owner, token(&made)).unwrap();
+    let s = tcp();
+    assert!(!(61000..61100).contains(&chosen(&s)));
+    assert_eq!(port(&kept), kept_port);
+    drop((kept, s, associated, owner));
+    world.assert_empty();
+}
+
+#[test]
+fn e1_a_range_of_one_transport_is_for_that_one() {
+    let Some(world) = World::enter("e1_transport") else { return };
+    let (tcp_owner, udp_owner) = (tcp(), udp());
+    range(&tcp_owner, 61000, 10, 0);
+    assert_eq!(chosen(&tcp()), 61000);
+    assert!(!(61000..61010).contains(&chosen(&udp())));
+    // UDP may have another one.
+    range(&udp_owner, 61020, 10, 0);
+    assert_eq!((chosen(&tcp()), chosen(&udp())), (61001, 61020));
+    drop(tcp_owner);
+    assert!(!(61000..61030).contains(&chosen(&tcp())));
+    assert_eq!(chosen(&udp()), 61021);
+    drop(udp_owner);
+    world.assert_empty();
+}
+
+#[test]
+fn e2_a_port_given_up_stays_in_the_scope_and_comes_round_last() {
+    let Some(world) = World::enter("e2") else { return };
+    let owner = tcp();
+    acquire(&owner, &request(61000, 5, wire::BOTH, wire::SCOPE_USER)).unwrap();
+    // The way of every port picker: bind, note the number, close. Another process binds it later.
+    let picked: Vec<u16> = (0..5).map(|_| chosen(&tcp())).collect();
+    assert_eq!(picked, [61000, 61001, 61002, 61003, 61004]);
+    in_child(|| {
+        let server = tcp();
+        bind(&server, 61000).unwrap();
+        server.listen(1).unwrap();
+        bind(&udp(), 61000).unwrap();
+    });
+    in_child(|| {
+        become_user(USER);
+        assert_eq!(errno(bind(&tcp(), 61000)), Errno::EADDRINUSE, "an outsider");
+        assert!(!(61000..61005).contains(&chosen(&tcp())));
+    });
+    // One that is in use is passed by.
+    let server = tcp();
+    bind(&server, 61001).unwrap();
+    assert_eq!((0..5).map(|_| chosen(&tcp())).collect::<Vec<_>>(), [61000, 61002, 61003, 61004, 61000]);
+    drop((server, owner));
+    world.assert_empty();
+}
+
+#[test]
+fn e2_connections_that_were_closed_do_not_block_a_port() {
+    let Some(world) = World::enter("e2_time_wait") else { return };
+    let owner = tcp();
+    range(&owner, 61000, 1, 0);
+    for _ in 0..3 {
+        let server = tcp();
+        assert_eq!(chosen(&server), 61000);
+        server.listen(1).unwrap();
+        // The server closes first: its side is left in TIME_WAIT.
+        let client = tcp();
+        connect(&client, "127.0.0.1:61000").unwrap();
+        drop(server.accept().unwrap());
+        drop((server, client));
+    }
+    drop(owner);
+    world.assert_empty();
+}
+
+#[test]
+fn e3_a_range_that_is_used_up_is_reported_once_a_second() {
+    let Some(world) = World::enter("e3") else { return };
+    let reader = udp();
+    let secret = world.maps().config().unwrap().secret;
+    control::agent_mark(&reader, &AgentMark { secret, role: wire::AGENT_READER, zero: 0 }).unwrap();
+    let mut events = world.sandbox().loaded().events().unwrap();
+    let owner = tcp();
+    range(&owner, 61000, 3, 0);
+    let held: Vec<Socket> = (0..3)
+        .map(|_| {
+            let s = tcp();
+            chosen(&s);
+            s
+        })
+        .collect();
+    let began = std::time::Instant::now();
+    for _ in 0..50 {
+        let s = tcp();
+        assert_eq!(errno(bind(&s, 0)), Errno::EADDRINUSE);
+        assert_eq!(port(&s), 0, "never a port from elsewhere");
+    }
+    let seconds = began.elapsed().as_secs() as usize;
+    let reported =
+        std::iter::from_fn(|| events.next_event()).filter(|event| event.kind == EventKind::Exhausted).count();
+    assert!((1..=seconds + 2).contains(&reported), "{reported} events in {seconds} s");
+    if let Some(server) = mptcp() {
+        assert_eq!(errno(bind(&server, 0)), Errno::EADDRINUSE);
+    }
+    drop(held);
+    assert!((61000..61003).contains(&chosen(&tcp())));
+    drop((owner, reader));
+    world.assert_empty();
+}
+
+/// A cgroup below the sandbox's, removed at the end.
+struct Below(PathBuf);
+
+impl Below {
+    fn new(world: &World, path: &str) -> Self {
+        let path = world.sandbox().cgroup().path().join(path);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn id(&self) -> u64 {
+        cgroup::id(&self.0).unwrap()
+    }
+
+    /// The path below the hierarchy's root.
+    fn name(&self) -> String {
+        format!("/{}", self.0.strip_prefix(cgroup::root().unwrap()).unwrap().display())
+    }
+
+    /// The port that a process in there gets.
+    fn chosen(&self) -> u16 {
+        self.chosen_as(0)
+    }
+
+    /// The same of a user.
+    fn chosen_as(&self, uid: u32) -> u16 {
+        let procs = self.0.join("cgroup.procs");
+        let mut child = Child::fork(|talk| {
+            fs::write(&procs, "0").unwrap();
+            if uid != 0 {
+                become_user(uid);
+            }
+            talk.say(chosen(&tcp()).into());
+        });
+        let answer = child.talk.hear();
+        child.join();
+        answer as u16
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
+    let Some(world) = World::enter("e4") else { return };
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let mut maps = world.maps();
+    let (outer, inner) = (Below::new(&world, "outer.service"), Below::new(&world, "outer.service/inner"));
+    let mut persistent = |start: u16, audience: Audience<u32>| {
+        let wanted = Wanted {
+            start,
+            count: 10,
+            align: Align::ANY,
+            transports: Transports::Both,
+            audience,
+            strict: false,
+            ephemeral: true,
+            label: String::new(),
+        };
+        let (id, token, _) = maps.claim_persistent(&admin, world.netns(), &wanted).unwrap();
+        admin.confirm(id, token).unwrap();
+        (id, token)
+    };
+    let in_range = |port: u16, first: u16| assert_eq!(port / 10 * 10, first, "{port}");
+    let outside = |port: u16| assert!(!(10000..20000).contains(&port), "{port}");
+
+    outside(inner.chosen());
+    let group = persistent(10000, Audience::Group(0));
+    in_range(inner.chosen(), 10000);
+    in_range(chosen(&tcp()), 10000);
+    let user = persistent(10100, Audience::User(0));
+    in_range(inner.chosen(), 10100);
+    let unit = persistent(10200, Audience::Unit("outer.service".into()));
+    in_range(inner.chosen(), 10200);
+    in_range(outer.chosen(), 10200);
+    in_range(chosen(&tcp()), 10100);
+    let path = persistent(10300, Audience::Cgroup(outer.name()));
+    in_range(inner.chosen(), 10300);
+    in_range(outer.chosen(), 10300);
+    world.assert_consistent();
+    // A runtime range of a cgroup below is nearer; it ends with its owner's socket.
+    let procs = inner.0.join("cgroup.procs");
+    let inner_id = inner.id();
+    let mut child = Child::fork(|talk| {
+        fs::write(&procs, "0").unwrap();
+        let owner = tcp();
+        let request = AcquireRequest { cgroup: inner_id, ..request(61000, 10, 0, wire::SCOPE_CGROUP) };
+        acquire(&owner, &request).unwrap();
+        talk.say(chosen(&tcp()).into());
+        // Its own process is more specific still.
+        let mine = tcp();
+        range(&mine, 61010, 10, 0);
+        talk.say(chosen(&tcp()).into());
+        talk.hear();
+        drop(owner);
+    });
+    in_range(child.talk.hear() as u16, 61000);
+    in_range(child.talk.hear() as u16, 61010);
+    in_range(inner.chosen(), 61000);
+    in_range(outer.chosen(), 10300);
+    child.talk.say(0);
+    child.join();
+    in_range(inner.chosen(), 10300);
+
+    for ((id, token), next) in [(path, 10200), (unit, 10100), (user, 10000)] {
+        maps.end_persistent(&admin, id, token).unwrap();
+        in_range(inner.chosen(), next);
+    }
+    maps.end_persistent(&admin, group.0, group.1).unwrap();
+    outside(inner.chosen());
+    drop((inner, outer));
+    world.assert_empty();
+}
+
+#[test]
+fn e4_scopes_do_not_leak() {
+    let Some(world) = World::enter("e4_scopes") else { return };
+    let (mine, other) = (Below::new(&world, "mine"), Below::new(&world, "other"));
+    let procs = mine.0.join("cgroup.procs");
+    let mut child = Child::fork(|talk| {
+        fs::write(&procs, "0").unwrap();
+        let owner = tcp();
+        acquire(&owner, &request(61000, 10, 0, wire::SCOPE_CGROUP)).unwrap();
+        talk.say(0);
+        talk.hear();
+    });
+    child.talk.hear();
+    let inside = |port: u16| (61000..61010).contains(&port);
+    assert!(inside(mine.chosen()));
+    assert!(inside(mine.chosen_as(USER)));
+    assert!(!inside(other.chosen()));
+    assert!(!inside(chosen(&tcp())));
+    child.talk.say(0);
+    child.join();
+    assert!(!inside(mine.chosen()));
+    // Of a user.
+    let mut child = Child::fork(|talk| {
+        become_user(USER);
+        let owner = tcp();
+        acquire(&owner, &request(61000, 10, 0, wire::SCOPE_USER)).unwrap();
+        talk.say(0);
+        talk.hear();
+    });
+    child.talk.hear();
+    assert!(inside(other.chosen_as(USER)));
+    assert!(!inside(other.chosen_as(OTHER)));
+    assert!(!inside(other.chosen()));
+    child.kill();
+    assert!(!inside(other.chosen_as(USER)));
+    drop((mine, other));
+    world.assert_empty();
+}
+
+#[test]
+fn e4_groups_by_real_effective_and_supplementary_gid() {
+    let Some(world) = World::enter("e4_groups") else { return };
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let mut maps = world.maps();
+    let wanted = Wanted {
+        start: 10000,
+        count: 10,
+        align: Align::ANY,
+        transports: Transports::Tcp,
+        audience: Audience::Group(4711),
+        strict: false,
+        ephemeral: true,
+        label: String::new(),
+    };
+    let (id, token, _) = maps.claim_persistent(&admin, world.netns(), &wanted).unwrap();
+    admin.confirm(id, token).unwrap();
+    let with = |real: u32, effective: u32, groups: &[u32]| {
+        let mut child = Child::fork(|talk| {
+            // SAFETY: this changes this child's credentials only.
+            assert_eq!(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }, 0);
+            let gid = rustix::process::Gid::from_raw;
+            set_thread_res_gid(gid(real), gid(effective), gid(effective)).unwrap();
+            talk.say(chosen(&tcp()).into());
+        });
+        let answer = child.talk.hear() as u16;
+        child.join();
+        (10000..10010).contains(&answer)
+    };
+    assert!(with(4711, 5, &[]));
+    assert!(with(5, 4711, &[]));
+    assert!(with(5, 5, &[1, 2, 4711, 9000]));
+    assert!(with(5, 5, &(4700..4712).collect::<Vec<_>>()));
+    assert!(!with(5, 5, &[1, 4710, 4712]));
+    assert!(!with(5, 5, &[]));
+    maps.end_persistent(&admin, id, token).unwrap();
+    world.assert_empty();
+}
+
+#[test]
+fn e5_sockets_that_wait_for_connect_are_left_alone() {
+    let Some(world) = World::enter("e5") else { return };
+    if !world.sandbox().loaded().knows_places() {
+        return skip("e5", "no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen", REQUIRE);
+    }
+    let server = tcp6();
+    bind(&server, 5000).unwrap();
+    server.listen(128).unwrap();
+    let owner = tcp();
+    range(&owner, 61000, 2, wire::BOTH);
+    for client in [tcp(), tcp6()] {
+        choose_at_connect(&client).unwrap();
+        bind_to(&client, if client.domain().unwrap() == Domain::IPV6 { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+        assert_eq!(port(&client), 0, "it has no port yet");
+        let to = if client.domain().unwrap() == Domain::IPV6 { "[::1]:5000" } else { "127.0.0.1:5000" };
+        connect(&client, to).unwrap();
+        assert!(!(61000..61002).contains(&port(&client)));
+    }
+    for datagrams in [udp(), udp6()] {
+        choose_at_connect(&datagrams).unwrap();
+        bind(&datagrams, 0).unwrap();
+        assert_eq!(port(&datagrams), 0);
+    }
+    // A connect without a bind is the kernel's choice, too.
+    let client = tcp();
+    connect(&client, "127.0.0.1:5000").unwrap();
+    assert!(!(61000..61002).contains(&port(&client)));
+    // Without the option the two ports are what there is.
+    let held: Vec<Socket> = [tcp(), tcp()].into_iter().inspect(|s| assert_ne!(chosen(s), 0)).collect();
+    assert_eq!(errno(bind(&tcp(), 0)), Errno::EADDRINUSE);
+    drop((held, client, server, owner));
+    world.assert_empty();
+}
+
+/// More connections than the range has ports, and than one address has ephemeral ports to bind.
+#[test]
+fn e5_ten_thousand_connections_leave_one_address() {
+    let Some(world) = World::enter("e5_many") else { return };
+    if !world.sandbox().loaded().knows_places() {
+        return skip("e5_many", "no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen", REQUIRE);
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = limit.maximum.map(|most| most.max(30_000));
+    let wanted = rustix::process::Rlimit { current: wanted, maximum: wanted };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
+    let server = tcp();
+    bind(&server, 5000).unwrap();
+    server.listen(1024).unwrap();
+    let owner = tcp();
+    range(&owner, 61000, 100, wire::BOTH);
+    let connections: Vec<(Socket, Socket)> = (0..10_000)
+        .map(|n| {
+            let client = tcp();
+            choose_at_connect(&client).unwrap();
+            bind_to(&client, "127.0.0.1:0").unwrap();
+            connect(&client, "127.0.0.1:5000").unwrap_or_else(|error| panic!("connection {n}: {error}"));
+            (client, server.accept().unwrap().0)
+        })
+        .collect();
+    assert!(connections.iter().all(|(client, _)| !(61000..61100).contains(&port(client))));
+    drop((connections, server, owner));
+    world.assert_empty();
+}
+
+#[test]
+fn e6_a_persistent_range_changes_its_audience_and_ends() {
+    let Some(world) = World::enter("e6") else { return };
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let mut maps = world.maps();
+    let user = |uid: u32, ephemeral: bool| Wanted {
+        start: 600,
+        count: 10,
+        align: Align::ANY,
+        transports: Transports::Both,
+        audience: Audience::User(uid),
+        strict: false,
+        ephemeral,
+        label: String::new(),
+    };
+    let (id, token, _) = maps.claim_persistent(&admin, world.netns(), &user(USER, true)).unwrap();
+    let as_user = |uid: u32| {
+        let mut child = Child::fork(|talk| {
+            become_user(uid);
+            talk.say(u64::from(chosen(&tcp())) << 16 | u64::from(chosen(&udp())));
+        });
+        let answer = child.talk.hear();
+        child.join();
+        ((answer >> 16) as u16, answer as u16)
+    };
+    let inside = |(tcp, udp): (u16, u16)| (600..610).contains(&tcp) && (600..610).contains(&udp);
+    assert!(!inside(as_user(USER)), "not in force yet");
+    admin.confirm(id, token).unwrap();
+    // Below 1024, and no capability is needed.
+    assert!(inside(as_user(USER)));
+    assert!(!inside(as_user(OTHER)));
+    world.assert_consistent();
+    maps.change_persistent(&admin, (id, token), &user(OTHER, true)).unwrap();
+    assert!(inside(as_user(OTHER)) && !inside(as_user(USER)));
+    maps.change_persistent(&admin, (id, token), &user(OTHER, false)).unwrap();
+    assert!(!inside(as_user(OTHER)));
+    world.assert_consistent();
+    maps.change_persistent(&admin, (id, token), &user(OTHER, true)).unwrap();
+    assert!(inside(as_user(OTHER)));
+    // A second one for the same audience is refused, and a change to it leaves the first one as it is.
+    let second = Wanted { start: 700, ..user(OTHER, true) };
+    let refused = maps.claim_persistent(&admin, world.netns(), &second);
+    assert!(
+        matches!(&refused, Err(CreateError::Admin(error)) if error.errno() == Some(Errno(libc::EEXIST))),
+        "{refused:?}"
+    );
+    // Neither is there one for administrators, nor a strict one.
+    for bad in [
+        Wanted { audience: Audience::Administrators, ..second.clone() },
+        Wanted { strict: true, ..Wanted { start: 700, ..user(USER, true) } },
+    ] {
+        let refused = maps.claim_persistent(&admin, world.netns(), &bad);
+        assert!(matches!(&refused, Err(CreateError::Admin(error)) if error.errno() == Some(Errno::EINVAL)), "{bad:?}");
+    }
+    world.assert_consistent();
+    maps.end_persistent(&admin, id, token).unwrap();
+    assert!(!inside(as_user(OTHER)));
+    world.assert_empty();
+}
+
+#[test]
+fn e7_another_namespace_is_another_world() {
+    let Some(world) = World::enter("e7") else { return };
+    let owner = tcp();
+    acquire(&owner, &request(61000, 10, 0, wire::SCOPE_USER)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            portkeep_testkit::new_namespace();
+            assert!(!(61000..61010).contains(&chosen(&tcp())));
+        });
+    });
+    assert_eq!(chosen(&tcp()), 61000);
+    drop(owner);
+    world.assert_empty();
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_and_leave_nothing() {
+    let Some(world) = World::enter("e_bad") else { return };
+    let owner = tcp();
+    let before = audit::snapshot(&world.maps(), world.netns());
+    let refused = |request: AcquireRequest| {
+        let error = errno(control::acquire(&owner, &request));
+        assert_eq!(audit::snapshot(&world.maps(), world.netns()), before);
+        world.assert_consistent();
+        error
+    };
+    assert_eq!(refused(request(0, 0, 0, wire::SCOPE_CGROUP)), Errno::EINVAL);
+    assert_eq!(refused(request(0, 10, wire::STRICT, wire::SCOPE_CGROUP)), Errno::EINVAL);
+    assert_eq!(refused(request(0, 5000, 0, wire::SCOPE_CGROUP)), Errno::ENOSPC);
+    assert_eq!(refused(request(0, 10, 8, wire::SCOPE_CGROUP)), Errno::EINVAL);
+    let first = range(&owner, 0, 10, wire::BOTH);
+    // Another one for the same processes: it would never be drawn from.
+    let twice = AcquireRequest { count: 10, flags: wire::EPHEMERAL, ..Default::default() };
+    assert_eq!(errno(control::acquire(&owner, &twice)), Errno(libc::EEXIST));
+    world.assert_consistent();
+    control::release(&owner, token(&first)).unwrap();
+    range(&owner, 0, 10, wire::BOTH);
+    drop(owner);
+    world.assert_empty();
+}
+
+#[test]
+fn a_request_that_waits_is_no_range_yet() {
+    let Some(world) = World::enter("e_pending") else { return };
+    let beacon = udp();
+    let secret = world.maps().config().unwrap().secret;
+    control::agent_mark(&beacon, &AgentMark { secret, role: wire::AGENT_BEACON, zero: 0 }).unwrap();
+    let owner = tcp();
+    let asked = request(20000, 10, 0, wire::SCOPE_USER);
+    assert_eq!(errno(control::acquire(&owner, &asked)), Errno::EINPROGRESS);
+    let grant = control::granted(&owner).unwrap();
+    assert!(!(20000..20010).contains(&chosen(&tcp())));
+    let maps = world.maps();
+    let admin = world.sandbox().loaded().admin().unwrap();
+    let id = maps.id_of(token(&grant)).unwrap();
+    admin.confirm(id, token(&grant)).unwrap();
+    assert!((20000..20010).contains(&chosen(&tcp())));
+    world.assert_consistent();
+    admin.end(id, token(&grant)).unwrap();
+    assert!(!(20000..20010).contains(&chosen(&tcp())));
+    // And one that is refused.
+    assert_eq!(errno(control::acquire(&owner, &asked)), Errno::EINPROGRESS);
+    let grant = control::granted(&owner).unwrap();
+    let id = maps.id_of(token(&grant)).unwrap();
+    admin.refuse(id, token(&grant), Errno::EADDRINUSE).unwrap();
+    world.assert_consistent();
+    drop((owner, beacon));
+    world.assert_empty();
+}

@@ -1,0 +1,77 @@
+//! What is tried with the packages: lintian, and a Debian in a folder into which they are installed, upgraded under load,
+//! removed and purged. `check.sh` has the steps.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use portkeep_tool::{Missing, Tool, debian};
+
+use super::{Edition, Job, Kind, archive, deb, rpm};
+
+const LINTIAN: Tool = Tool { name: "lintian", remedy: "apt-get install lintian" };
+const UNSHARE: Tool = Tool { name: "unshare", remedy: "apt-get install util-linux" };
+
+pub(super) fn run(job: &Job, edition: &Edition, made: &[PathBuf]) -> Result<()> {
+    // Errors only: `package` makes no Debian source package, and some warnings are about that.
+    LINTIAN.run(
+        LINTIAN
+            .command()
+            .args(["--allow-root", "--fail-on=error", "--tag-display-limit=0"])
+            .args(made.iter().filter(|path| path.extension().is_some_and(|extension| extension == "deb"))),
+    )?;
+    println!("lintian: no errors");
+    repeatable(job, edition)?;
+    in_a_debian(job, edition)
+}
+
+/// Packing the same files twice gives the same bytes.
+fn repeatable(job: &Job, edition: &Edition) -> Result<()> {
+    let second = tempfile::tempdir().context("making a temporary folder")?;
+    let again = job.in_folder(second.path());
+    for package in again.packages(edition)? {
+        let first = job.out.join(package.file_name().unwrap_or_default());
+        let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+        ensure!(read(&first)? == read(&package)?, "{} differs when it is packed twice", first.display());
+    }
+    println!("packed twice: the same bytes");
+    Ok(())
+}
+
+fn in_a_debian(job: &Job, edition: &Edition) -> Result<()> {
+    let id = Command::new("id").arg("-u").output().context("starting id")?;
+    if id.stdout != b"0\n" {
+        return Err(Missing { what: "root".into(), remedy: "packages are installed into a folder".into() }.into());
+    }
+    let base = debian::base()?;
+    let folder = tempfile::tempdir().context("making a temporary folder")?;
+    let root = folder.path().join("root");
+    fs::create_dir(&root).with_context(|| format!("making {}", root.display()))?;
+    archive::TAR.run(archive::TAR.command().arg("-C").arg(&root).args(["--numeric-owner", "-xpf"]).arg(&base))?;
+    debian::place_hostile(&root)?;
+    let packages = root.join("packages");
+    for (name, edition) in [
+        ("old", Edition { version: "0.0.1".into(), ..edition.clone() }),
+        ("new", edition.clone()),
+        ("other", Edition { version: "9.0.0".into(), abi: "999".into() }),
+    ] {
+        let job = job.in_folder(&packages.join(name));
+        fs::create_dir_all(&job.out).with_context(|| format!("making {}", job.out.display()))?;
+        deb::make(&job, Kind::Portkeep, &edition)?;
+        rpm::make(&job, Kind::Portkeep, &edition)?;
+        if name == "new" {
+            deb::make(&job, Kind::Winsock, &edition)?;
+            rpm::make(&job, Kind::Winsock, &edition)?;
+            archive::make(&job, Kind::Portkeep, &edition)?;
+        }
+    }
+    let script = folder.path().join("check.sh");
+    fs::write(&script, include_str!("check.sh")).with_context(|| format!("writing {}", script.display()))?;
+    UNSHARE.output(UNSHARE.command().arg("--version"))?;
+    let status = Command::new("bash").arg(&script).arg("outside").arg(&root).status().context("starting bash")?;
+    ensure!(status.success(), "the packages failed a check");
+    Ok(())
+}

@@ -1,0 +1,172 @@
+# Installs, upgrades, removes and purges the packages in a Debian in a folder, with a cgroup, a network and a BPF file
+# system of its own. Each step says what it has shown.
+set -eu
+self=$0 part=$1 root=$2
+
+fail() { echo "error: $*" >&2; exit 1; }
+shown() { echo "  $*"; }
+
+if [ "$part" = outside ]; then
+	mount=$(findmnt --noheadings --types cgroup2 --output TARGET | head -n 1)
+	group=$mount/portkeep-package-$$
+	mkdir "$group"
+	status=0
+	bash -c 'echo $$ >"$1/cgroup.procs" && shift && exec unshare --mount --net --cgroup --pid --fork --kill-child "$@"' \
+		- "$group" bash "$self" inside "$root" || status=$?
+	for _ in $(seq 50); do find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && exit "$status"; sleep 0.1; done
+	fail "$group is still in use"
+fi
+
+mount --make-rprivate /
+mount -t proc proc "$root/proc"
+mount -t sysfs sysfs "$root/sys"
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+mount -t bpf bpf "$root/sys/fs/bpf"
+mount -t tmpfs tmpfs "$root/run"
+ip link set lo up
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+
+in_root() { chroot "$root" "$@"; }
+deb() { in_root dpkg "$@" >"$root/run/log" 2>&1; }
+said() { grep -qF "$1" "$root/run/log" || { cat "$root/run/log"; fail "not a word of: $1"; }; }
+ok() { "$@" || { cat "$root/run/log" 2>/dev/null; fail "failed: $*"; }; }
+# Every file, without the records of dpkg and rpm.
+everything() {
+	find "$root" -xdev \( -path "$root/packages" -o -path "$root/var/lib/dpkg" -o -path "$root/var/lib/rpm" -o -path "$root/usr/lib/sysimage" \
+		-o -path "$root/var/lib/systemd" -o -path "$root/var/log" -o -path "$root/var/cache" -o -name '.updated' -o -name 'gshadow*' -o -name 'group*' \
+		-o -path "$root/etc/ld.so.cache" \) -prune -o -print | sort
+}
+reserved() { cat /proc/sys/net/ipv4/ip_local_reserved_ports; }
+# The kernel puts two files of its own there.
+pins() { ls --almost-all --ignore='*.debug' "$root/sys/fs/bpf"; }
+gone() {
+	[ -z "$(pins)" ] || fail "pins are left: $(pins)"
+	[ -z "$(reserved)" ] || fail "reserved ports are left: $(reserved)"
+	[ ! -e "$root/run/portkeep" ] || fail '/run/portkeep is left'
+	[ ! -e "$root/usr/bin/portkeep" ] || fail 'the program is left'
+}
+# A program that has two ports, and one that tries to bind them all the time.
+load() {
+	rm -rf "$root/run/load"
+	mkdir "$root/run/load"
+	# Not by in_root: $! is to be the program.
+	chroot "$root" portkeep agent --up >"$root/run/agent" 2>&1 &
+	agent=$!
+	for _ in $(seq 100); do in_root portkeep status --json 2>/dev/null | grep -q '"agent":true' && break; sleep 0.1; done
+	chroot "$root" portkeep run --count 2 --label load -- sh -c 'echo "$PORTS" >/run/load/ports; exec sleep 1000' 2>/dev/null &
+	run=$!
+	for _ in $(seq 100); do [ -s "$root/run/load/ports" ] && break; sleep 0.1; done
+	ports=$(tr ',' ' ' <"$root/run/load/ports")
+	in_root portkeep list --json >"$root/run/load/before"
+	# shellcheck disable=SC2086  # a list
+	chroot "$root" /usr/lib/boot-test/hostile hammer /run/load/tally $ports &
+	hostile=$!
+	tries 1
+}
+# So many more tries, and no bind that was not refused.
+tries() {
+	local first now refused odd
+	first=$(cut -d' ' -f1 "$root/run/load/tally" 2>/dev/null || echo 0)
+	for _ in $(seq 100); do
+		{ read -r now refused odd <"$root/run/load/tally"; } 2>/dev/null || now=0
+		[ "$now" -ge $((first + $1)) ] && break
+		sleep 0.1
+	done
+	[ "$now" -ge $((first + $1)) ] || fail 'the outsider stopped trying'
+	[ "$now" = "$refused" ] && [ "$odd" = 0 ] || { cat "$root/run/load/tally"; fail 'a bind was not refused'; }
+}
+# The same reservations with the same tokens.
+unchanged() { [ "$(in_root portkeep list --json | grep -o '"token":"[^"]*"')" = "$(grep -o '"token":"[^"]*"' "$root/run/load/before")" ] || fail 'the reservations are others'; }
+no_load() {
+	kill "$hostile" "$run" 2>/dev/null || true
+	wait "$hostile" "$run" 2>/dev/null || true
+}
+
+# A package's commands: install FILE, upgrade FILE, remove.
+deb_install() { deb --install "/packages/$1/portkeep_$2_amd64.deb"; }
+deb_remove() { deb --remove portkeep; }
+rpm_install() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --upgrade "$root/packages/$1/portkeep-$2-1.x86_64.rpm" >"$root/run/log" 2>&1; }
+rpm_remove() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase portkeep >"$root/run/log" 2>&1; }
+
+new=$(basename "$root"/packages/new/portkeep_*_amd64.deb | cut -d_ -f2)
+# Every system has these.
+mkdir -p "$root/usr/share/man/man1" "$root/usr/share/man/man5"
+everything >"$root/run/before"
+for kind in deb rpm; do
+	if [ "$kind" = rpm ] && ! command -v rpm >/dev/null; then echo 'SKIPPED: no rpm'; continue; fi
+	echo "$kind"
+	ok ${kind}_install old 0.0.1
+	in_root getent group portkeep >/dev/null || fail 'there is no group portkeep'
+	[ -d "$root/etc/portkeep/ports.d" ] || fail 'there is no /etc/portkeep/ports.d'
+	in_root portkeep check >/dev/null
+	shown 'installed: group, folders, a valid configuration'
+
+	load
+	sum=$(sha256sum "$root/usr/bin/portkeep" "$root/usr/lib/systemd/system/portkeep.service")
+	if ${kind}_install other 9.0.0; then fail 'a version with another layout was installed'; fi
+	said 'portkeep down'
+	[ "$sum" = "$(sha256sum "$root/usr/bin/portkeep" "$root/usr/lib/systemd/system/portkeep.service")" ] || fail 'files were changed'
+	unchanged
+	tries 500
+	shown 'another layout: refused before anything was changed, with what to do'
+
+	ok ${kind}_install new "$new"
+	unchanged
+	tries 500
+	shown 'upgraded under load: the same reservations, every bind of the outsider was refused'
+
+	kill "$agent"
+	wait "$agent" || true
+	ok ${kind}_remove
+	kill "$hostile" "$run" 2>/dev/null || true
+	gone
+	no_load
+	shown 'removed: nothing is enforced any more'
+
+	ok ${kind}_install old 0.0.1
+	ok in_root portkeep up >/dev/null
+	ok ${kind}_install other 9.0.0
+	[ -z "$(pins)" ] || fail 'the old version is still up'
+	ok ${kind}_remove
+	shown 'another layout, and nothing is reserved: upgraded'
+
+	if [ "$kind" = deb ]; then
+		mkdir -p "$root/var/lib/portkeep"
+		ok deb --purge portkeep
+		in_root getent group portkeep >/dev/null && fail 'the group is left'
+	else
+		rm -rf "$root/var/lib/portkeep" "$root/etc/portkeep"
+		in_root groupdel portkeep
+	fi
+	everything >"$root/run/after"
+	diff "$root/run/before" "$root/run/after" || fail 'files are left'
+	shown 'nothing is left'
+done
+
+echo winsock
+ok deb --install "/packages/new/portkeep-winsock_${new}_amd64.deb"
+in_root ldconfig -p | grep -q libportkeep_winsock.so.0 || fail 'the loader does not know the library'
+ok deb --purge portkeep-winsock
+shown 'installed and removed'
+
+echo tar.gz
+tar -C "$root/run" -xzf "$root/packages/new/portkeep-$new-x86_64-linux.tar.gz"
+rm "$root/run/portkeep-$new-x86_64-linux/MANIFEST"
+cp --recursive --no-target-directory "$root/run/portkeep-$new-x86_64-linux" "$root"
+[ "$(in_root portkeep --version)" = "portkeep $new" ] || fail 'the program does not run'
+shown 'unpacked: the program runs'
+if command -v cc >/dev/null && command -v pkg-config >/dev/null; then
+	# shellcheck disable=SC2046  # options
+	cc -Wall -Werror -o "$root/run/server" "$root/usr/local/share/doc/portkeep/examples/server.c" \
+		$(PKG_CONFIG_PATH=$root/usr/local/share/pkgconfig pkg-config --define-prefix --cflags portkeep)
+	in_root portkeep up >/dev/null
+	chroot "$root" /run/server >"$root/run/log" 2>&1 &
+	server=$!
+	for _ in $(seq 100); do [ -s "$root/run/log" ] && break; sleep 0.1; done
+	said 'listening on port'
+	kill "$server"
+	in_root portkeep down >/dev/null
+	shown 'its header and pkg-config file: the example in C runs'
+else
+	echo 'SKIPPED: no cc or pkg-config'
+fi

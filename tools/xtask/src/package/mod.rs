@@ -1,0 +1,301 @@
+//! Packages: `.deb`, `.rpm` and a tar archive, for the program and for the Winsock layer. What is in them is what
+//! `cargo xtask install` lays out. Two builds of one commit have the same bytes: the times are the commit's, and no path of
+//! the building machine is in a program.
+
+mod archive;
+mod check;
+mod deb;
+mod files;
+mod licences;
+mod old_glibc;
+mod rpm;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use portkeep_tool::{Tool, cargo, repository, target_folder};
+
+use crate::install::{Build, Layout, read, write};
+
+const SHA256SUM: Tool = Tool { name: "sha256sum", remedy: "apt-get install coreutils" };
+const STRIP: Tool = Tool { name: "strip", remedy: "apt-get install binutils" };
+
+/// Build the packages: .deb, .rpm and tar.gz
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Folder for the packages [default: `dist` in cargo's target folder]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Check the packages: lintian, installing, upgrading, removing, purging (as root)
+    #[arg(long)]
+    check: bool,
+    /// Build twice, in two folders, and compare
+    #[arg(long)]
+    twice: bool,
+    /// Build with the profile of the tests and this machine's glibc: quick, and for checks only
+    #[arg(long)]
+    short: bool,
+    /// The .deb only
+    #[arg(long)]
+    only_deb: bool,
+    /// Version that the packages claim to be, for tests of upgrades
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    version: String,
+}
+
+/// One package.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The program and what belongs to it.
+    Portkeep,
+    /// The library and headers for programs that come from Windows.
+    Winsock,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Portkeep, Self::Winsock];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Portkeep => "portkeep",
+            Self::Winsock => "portkeep-winsock",
+        }
+    }
+
+    /// The crate that it is built from.
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Portkeep => "portkeep-cli",
+            Self::Winsock => "portkeep-winsock",
+        }
+    }
+
+    const fn summary(self) -> &'static str {
+        match self {
+            Self::Portkeep => "Port reservations that the kernel enforces",
+            Self::Winsock => "Windows port reservations for C programs on Linux",
+        }
+    }
+
+    const fn description(self) -> &'static [&'static str] {
+        match self {
+            Self::Portkeep => &[
+                "A program reserves a block of TCP or UDP ports. Until the reservation",
+                "ends, no other program can bind one of them, and the kernel gives none",
+                "of them to outgoing connections. Linux 6.1 or newer and cgroup v2 are",
+                "required.",
+            ],
+            Self::Winsock => &[
+                "WSAIoctl with SIO_ACQUIRE_PORT_RESERVATION and its sisters over Portkeep,",
+                "with the declarations that Windows programs include: headers, a shared",
+                "and a static library.",
+            ],
+        }
+    }
+}
+
+/// What the checks vary.
+#[derive(Clone)]
+struct Edition {
+    version: String,
+    abi: String,
+}
+
+impl Edition {
+    fn new(version: &str) -> Result<Self> {
+        let header = read(&repository().join("crates/kernel/bpf/portkeep.h"))?;
+        let abi = header.lines().find_map(|line| line.strip_prefix("#define PORTKEEP_ABI "));
+        Ok(Self { version: version.into(), abi: abi.context("portkeep.h has no PORTKEEP_ABI")?.into() })
+    }
+}
+
+/// All that the formats share.
+#[derive(Clone)]
+struct Job {
+    build: Build,
+    out: PathBuf,
+    /// Seconds since 1970: the time of everything in the packages.
+    epoch: String,
+    /// The newest version of glibc that the programs require.
+    glibc: String,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let out = options.out.clone().unwrap_or_else(|| target_folder().join("dist"));
+    let out = std::path::absolute(&out).with_context(|| format!("looking for {}", out.display()))?;
+    let job = Job::new(options.short, out)?;
+    let edition = Edition::new(&options.version)?;
+    if options.only_deb {
+        return Kind::ALL.iter().try_for_each(|kind| deb::make(&job, *kind, &edition).map(drop));
+    }
+    let made = job.packages(&edition)?;
+    job.list(&made)?;
+    if options.twice {
+        let other = tempfile::tempdir().context("making a temporary folder")?;
+        job.again(other.path(), options.short)?;
+    }
+    if options.check {
+        check::run(&job, &edition, &made)?;
+    }
+    Ok(())
+}
+
+impl Job {
+    fn new(short: bool, out: PathBuf) -> Result<Self> {
+        let build = if short {
+            Build { profile: "dev".into(), rustflags: Vec::new(), linker: None }
+        } else {
+            Build { profile: "dist".into(), rustflags: without_paths()?, linker: Some(old_glibc::linker()?) }
+        };
+        let epoch = epoch()?;
+        fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+        let mut job = Self { build, out, epoch, glibc: String::new() };
+        let stage = tempfile::tempdir().context("making a temporary folder")?;
+        let programs = Kind::ALL.map(|kind| job.stage(kind, &stage.path().join(kind.name()), "/usr"));
+        for program in programs {
+            job.glibc = old_glibc::newer(&job.glibc, &old_glibc::required(&program?)?);
+        }
+        println!("the programs require glibc {}", job.glibc);
+        if !short && old_glibc::newer(&job.glibc, old_glibc::OLDEST) != old_glibc::OLDEST {
+            bail!("the programs require glibc {} and must run with {}", job.glibc, old_glibc::OLDEST);
+        }
+        Ok(job)
+    }
+
+    fn in_folder(&self, out: &Path) -> Self {
+        Self { out: out.into(), ..self.clone() }
+    }
+
+    /// Lay out the files of a package; the one that is linked to glibc.
+    fn stage(&self, kind: Kind, root: &Path, prefix: &str) -> Result<PathBuf> {
+        let layout = Layout { root: root.into(), prefix: prefix.into() };
+        let documents = layout.below_prefix("share/doc").join(kind.name());
+        let program = match kind {
+            Kind::Portkeep => {
+                layout.place_files()?;
+                layout.place_program(&self.build)?;
+                layout.below_prefix("bin/portkeep")
+            }
+            Kind::Winsock => {
+                layout.place_winsock(&self.build)?;
+                for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+                    write(&documents.join(licence), &read(&repository().join(licence))?)?;
+                }
+                let libraries = layout.below_prefix("lib");
+                // Cargo strips no archives.
+                STRIP.run(
+                    STRIP
+                        .command()
+                        .args(["--strip-debug", "--enable-deterministic-archives"])
+                        .arg(libraries.join("libportkeep_winsock.a")),
+                )?;
+                libraries.join("libportkeep_winsock.so.0")
+            }
+        };
+        if self.build.profile == "dev" {
+            STRIP.run(STRIP.command().arg("--strip-unneeded").arg(&program))?;
+        }
+        write(&documents.join("THIRD-PARTY.txt"), &licences::text(kind.package())?)?;
+        Ok(program)
+    }
+
+    /// Every format of every package.
+    fn packages(&self, edition: &Edition) -> Result<Vec<PathBuf>> {
+        let mut made = Vec::new();
+        for kind in Kind::ALL {
+            made.push(deb::make(self, kind, edition)?);
+            made.push(rpm::make(self, kind, edition)?);
+            made.push(archive::make(self, kind, edition)?);
+        }
+        Ok(made)
+    }
+
+    /// `SHA256SUMS` and `CONTENTS` beside the packages.
+    fn list(&self, made: &[PathBuf]) -> Result<()> {
+        let mut contents = String::new();
+        let mut sum = SHA256SUM.command();
+        sum.current_dir(&self.out);
+        for path in made {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            sum.arg(&name);
+            let listing = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("deb") => deb::DPKG_DEB.output(deb::DPKG_DEB.command().arg("--contents").arg(path))?,
+                Some("rpm") => rpm::RPM.output(rpm::RPM.command().args(["-qplv"]).arg(path))?,
+                _ => archive::TAR.output(archive::TAR.command().args(["-tvf"]).arg(path))?,
+            };
+            contents.push_str(&format!("{name}\n\n{listing}\n"));
+            let size = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
+            println!("{} ({:.1} MB)", path.display(), size as f64 / 1e6);
+        }
+        write(&self.out.join("CONTENTS"), &contents)?;
+        let sums = SHA256SUM.output(&mut sum)?;
+        write(&self.out.join("SHA256SUMS"), &sums)
+    }
+
+    /// The same, built from a copy of the sources in another folder, has the same bytes.
+    fn again(&self, folder: &Path, short: bool) -> Result<()> {
+        let copy = folder.join("sources/of/the/second/build");
+        fs::create_dir_all(&copy).with_context(|| format!("making {}", copy.display()))?;
+        let archive = folder.join("sources.tar");
+        let listed = folder.join("list");
+        let tracked = Command::new("git")
+            .current_dir(repository())
+            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+            .output()
+            .context("starting git")?;
+        ensure!(tracked.status.success(), "git ls-files failed");
+        fs::write(&listed, tracked.stdout).with_context(|| format!("writing {}", listed.display()))?;
+        let tar = archive::TAR;
+        tar.run(tar.command().current_dir(repository()).args(["--null", "-T"]).arg(&listed).arg("-cf").arg(&archive))?;
+        tar.run(tar.command().arg("-C").arg(&copy).arg("-xf").arg(&archive))?;
+        let out = folder.join("dist");
+        let mut run = cargo();
+        run.current_dir(&copy)
+            .env("SOURCE_DATE_EPOCH", &self.epoch)
+            .env("CARGO_TARGET_DIR", folder.join("target"))
+            .args(["run", "--quiet", "--package=xtask", "--", "package", "--out"])
+            .arg(&out)
+            .args(short.then_some("--short"));
+        ensure!(run.status().context("starting cargo")?.success(), "the second build failed");
+        let sums = ["SHA256SUMS", "CONTENTS"];
+        for name in sums {
+            let (first, second) = (read(&self.out.join(name))?, read(&out.join(name))?);
+            ensure!(first == second, "two builds differ in {name}:\n{first}\nand\n{second}");
+        }
+        println!("a second build has the same checksums");
+        Ok(())
+    }
+}
+
+/// Paths of this machine stay out of the programs.
+fn without_paths() -> Result<Vec<String>> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"))).context("HOME is not set")?;
+    Ok(vec![
+        format!("--remap-path-prefix={}=/portkeep", repository().display()),
+        format!("--remap-path-prefix={}=/cargo", home.display()),
+    ])
+}
+
+/// `SOURCE_DATE_EPOCH`, or the time of the commit.
+fn epoch() -> Result<String> {
+    if let Ok(epoch) = env::var("SOURCE_DATE_EPOCH") {
+        return Ok(epoch);
+    }
+    let log = Command::new("git").current_dir(repository()).args(["log", "-1", "--format=%ct"]).output();
+    match log {
+        Ok(log) if log.status.success() => Ok(String::from_utf8_lossy(&log.stdout).trim().to_owned()),
+        _ => bail!("there is no commit to date the packages by: set SOURCE_DATE_EPOCH"),
+    }
+}
+
+/// A script of `packaging/`, complete.
+fn script(path: &str, edition: &Edition) -> Result<String> {
+    let packaging = repository().join("packaging");
+    let functions = read(&packaging.join("functions.sh"))?;
+    Ok(read(&packaging.join(path))?.replace("@functions.sh@", functions.trim_end()).replace("@ABI@", &edition.abi))
+}
