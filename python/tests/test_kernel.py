@@ -84,8 +84,8 @@ def test_who():
             info = portkeep.who(r.ports[1], transport)
             assert info is not None
             assert (info.ports, info.transport, info.state, info.scope) == (r.ports, "tcp+udp", "active", "user")
-            assert (info.label, info.uid, info.token, info.persistent) == ("web", os.getuid(), r.token, False)
-            assert f"{info}".endswith("as 'web', reserved 0 s ago") or "reserved" in str(info)
+            assert (info.name, info.uid, info.token, info.persistent) == ("web", os.getuid(), r.token, False)
+            assert f"{info}".endswith("as 'web', reserved just now") or "reserved" in str(info)
     assert portkeep.who(r.port) is None
 
 
@@ -96,7 +96,7 @@ def test_specific_ports_and_their_holder(agent):
             portkeep.reserve(2, at=20009)
         error = caught.value
         assert error.errno == errno.EADDRINUSE
-        assert error.holder is not None and error.holder.label == "first"
+        assert error.holder is not None and error.holder.name == "first"
         assert "20010/tcp belongs to pid" in str(error) and "'first'" in str(error)
 
 

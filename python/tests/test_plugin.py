@@ -29,7 +29,7 @@ def test_a_port_stays_reserved_until_the_test_ends(pytester):
             seen.extend([free_port, *row])
             for port in seen:
                 if portkeep.enforcement() == "kernel":
-                    assert portkeep.who(port, "tcp").label == portkeep.who(port, "udp").label == "test_one"
+                    assert portkeep.who(port, "tcp").name == portkeep.who(port, "udp").name == "test_one"
                 with socket.create_server(("", port)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
                     datagrams.bind(("", port))
 

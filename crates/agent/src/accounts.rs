@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use portkeep_persist::Account;
+use portkeep_persist::{Account, Audience};
 
 /// The databases are asked again after this.
 const FRESH: Duration = Duration::from_secs(30);
@@ -52,13 +52,26 @@ pub fn user_name(uid: u32) -> String {
     known_user(uid).unwrap_or_else(|| uid.to_string())
 }
 
-fn known_user(uid: u32) -> Option<String> {
+/// The name of a user, if it has one.
+pub fn known_user(uid: u32) -> Option<String> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
 /// The name of a group, or its number if it has none.
 pub fn group_name(gid: u32) -> String {
     Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
+}
+
+/// An audience with names in place of numbers.
+pub fn named(audience: &Audience) -> Audience {
+    let name = |id: &Account, name: fn(u32) -> String| match id {
+        Account::Id(id) => Ok::<_, std::convert::Infallible>(name(*id).parse().unwrap_or(Account::Id(*id))),
+        Account::Name(name) => Ok(Account::Name(name.clone())),
+    };
+    match audience.try_map(|id| name(id, user_name), |id| name(id, group_name)) {
+        Ok(audience) => audience,
+        Err(never) => match never {},
+    }
 }
 
 /// Whether this machine knows the user. Numbers need no name. A name that cannot be looked up is not reported as missing.

@@ -6,10 +6,13 @@
 
 use std::{
     collections::HashMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use portkeep::persistent::protocol::{Event as Told, Happening};
+use portkeep::{
+    Info, Process, State,
+    persistent::protocol::{Event as Told, Happening},
+};
 use portkeep_core::wire;
 use portkeep_kernel::{Event, EventKind, Maps, Reservation};
 use portkeep_persist::Declared;
@@ -22,10 +25,7 @@ use super::{
     registry::Registry,
     subordinate::Owners,
 };
-use crate::{
-    process::{Process, in_first_pid_namespace},
-    when,
-};
+use crate::process::{self, in_first_pid_namespace};
 
 /// How long the end of a request that was refused may take to be reported.
 const REFUSED_ENDS: Duration = Duration::from_secs(5);
@@ -37,21 +37,11 @@ type Kind = (Happening, u32, String);
 #[derive(Debug)]
 pub(super) struct Happenings {
     names: UserNames,
-    budget: Budget<Kind, (Doer, Told)>,
+    budget: Budget<Kind, Told>,
     /// Requests that were refused a moment ago: their end is no news.
     refused: HashMap<u32, Instant>,
     /// Whether pids here mean what they mean to the BPF programs.
     first_pids: bool,
-}
-
-/// Which process did it.
-#[derive(Clone, Debug)]
-struct Doer {
-    pid: u32,
-    uid: u32,
-    command: String,
-    /// Its unit or cgroup, if it still runs.
-    unit: Option<String>,
 }
 
 impl Happenings {
@@ -94,8 +84,8 @@ impl Happenings {
         // Confirmed by the agent: the process that asked is in the entry.
         let holder = reservation.as_ref().filter(|r| what == Happening::Granted && r.pid != event.pid);
         let doer = match holder {
-            Some(r) => Doer { pid: r.pid, uid: r.uid, command: wire::text(&r.comm), unit: None },
-            None => Doer { pid: event.pid, uid: event.uid, command: event.comm.clone(), unit: None },
+            Some(r) => self.process(r.pid, r.uid, wire::text(&r.comm)),
+            None => self.process(event.pid, event.uid, event.comm.clone()),
         };
         let hit = match what {
             // The entry may be another reservation's by now.
@@ -107,31 +97,42 @@ impl Happenings {
             // Not one of the kinds above.
             _ => return None,
         };
-        let told = self.told(event, what, &doer, hit.as_ref(), declared);
-        self.report(owners.account(doer.uid), event.untold, doer, told)
+        let info = match (declared, hit) {
+            (Some(Declared { declaration, origin }), _) => Some(Info::declared(declaration, origin, State::Active)),
+            (None, Some(hit)) => info(maps, &hit),
+            (None, None) => None,
+        };
+        let account = owners.account(doer.uid.unwrap_or_default());
+        let told = self.told(event, what, doer, info);
+        self.report(account, event.untold, told)
     }
 
     /// A request for particular ports that was not granted.
     pub(super) fn denied(
         &mut self,
-        id: u32,
-        reservation: &Reservation,
+        (id, reservation): (u32, &Reservation),
+        maps: &Maps,
         refusal: &Refusal,
         owners: &Owners,
     ) -> Option<Told> {
-        let (ports, transports) = (reservation.ports()?, reservation.transports()?);
+        let mut info = info(maps, reservation)?;
         self.refused.retain(|_, when| when.elapsed() < REFUSED_ENDS);
         self.refused.insert(id, Instant::now());
-        let doer =
-            Doer { pid: reservation.pid, uid: reservation.uid, command: wire::text(&reservation.comm), unit: None };
-        let message = format!("{} was not granted {ports}/{transports}: {refusal}", self.name(&doer));
+        (info.state, info.reason) = (State::Refused, Some(refusal.to_string()));
+        let doer = self.process(reservation.pid, reservation.uid, wire::text(&reservation.comm));
+        let message = format!("{} was not granted {}/{}: {refusal}", named(&doer), info.ports, info.transports);
         let told = Told {
+            when: SystemTime::now().into(),
+            what: Happening::Denied,
+            ports: info.ports,
+            transports: info.transports,
             netns: reservation.netns,
-            name: label(reservation),
+            process: Some(doer),
+            reservation: Some(info),
+            unreported: 0,
             message,
-            ..self.blank(Happening::Denied, &doer, (ports, transports))
         };
-        self.report(owners.account(doer.uid), 0, doer, told)
+        self.report(owners.account(reservation.uid), 0, told)
     }
 
     /// Whether this is the end of a request that was refused: it had never been granted.
@@ -140,41 +141,51 @@ impl Happenings {
     }
 
     /// An administrator created or deleted a persistent reservation.
-    pub(super) fn administered(&self, what: Happening, declared: &Declared, netns: u64, by: &Peer) -> Told {
-        let Declared { declaration, origin } = declared;
-        let (ports, transports, who) = (declaration.ports, declaration.transports, &declaration.who);
-        let process = Process::of(by.pid);
-        let command = process.as_ref().map_or_else(String::new, |process| process.comm.clone());
-        let doer = Doer { pid: by.pid, uid: by.uid, command, unit: process.and_then(|process| process.unit) };
+    pub(super) fn administered(&self, what: Happening, reservation: Info, netns: u64, by: &Peer) -> Told {
+        let comm = process::of(by.pid).map_or_else(String::new, |process| process.comm);
+        let mut doer = self.process(by.pid, by.uid, comm);
+        self.complete(&mut doer);
         let verb = if what == Happening::Ended { "is no longer reserved" } else { "is reserved" };
-        let name = self.name(&doer);
+        let (ports, transports) = (reservation.ports, reservation.transports);
+        let audience = reservation.audience.as_ref().map(|audience| format!(" for {audience}")).unwrap_or_default();
+        let name = reservation.name.as_deref().unwrap_or_default();
+        let message = format!("{ports}/{transports} {verb}{audience} as {name:?}, by {}", named(&doer));
         let told = Told {
+            when: SystemTime::now().into(),
+            what,
+            ports,
+            transports,
             netns,
-            unit: doer.unit.clone(),
-            reservation: Some(format!("{who} by {origin}")),
-            name: Some(declaration.name.to_string()),
-            message: format!("{ports}/{transports} {verb} for {who} as {:?}, by {name}", declaration.name.as_str()),
-            ..self.blank(what, &doer, (ports, transports))
+            process: Some(doer),
+            reservation: Some(reservation),
+            unreported: 0,
+            message,
         };
         log(&told);
         told
     }
 
     /// Log what may be logged now, and count the rest.
-    fn report(&mut self, account: u32, more: u32, doer: Doer, mut told: Told) -> Option<Told> {
+    fn report(&mut self, account: u32, more: u32, mut told: Told) -> Option<Told> {
         let pace = match told.what {
             Happening::Refused | Happening::Denied | Happening::Exhausted => Pace::Fading,
             _ => Pace::Steady,
         };
-        let kind = (told.what, account, doer.command.clone());
-        let now = Instant::now();
-        told.untold = self.budget.report(now, (account, pace), &kind, more, (doer.clone(), told.clone()))?;
-        if told.untold > 0 {
-            told.message.push_str(&format!(" ({} more of the kind were not reported)", told.untold));
+        let command = told.process.as_ref().map_or_else(String::new, |process| process.comm.clone());
+        let kind = (told.what, account, command);
+        told.unreported = self.budget.report(Instant::now(), (account, pace), &kind, more, told.clone())?;
+        if told.unreported > 0 {
+            told.message.push_str(&format!(" ({} more of the kind were not reported)", told.unreported));
         }
-        told.unit = self.unit_of(&doer);
+        Some(self.logged(told))
+    }
+
+    fn logged(&self, mut told: Told) -> Told {
+        if let Some(process) = &mut told.process {
+            self.complete(process);
+        }
         log(&told);
-        Some(told)
+        told
     }
 
     /// Report omitted events that are due, also if nothing of the kind came since. Returns the events for the watchers.
@@ -187,7 +198,7 @@ impl Happenings {
         due.into_iter().map(|left_out| self.summary(left_out)).collect()
     }
 
-    fn summary(&self, LeftOut { what: (what, ..), last: (doer, last), count }: LeftOut<Kind, (Doer, Told)>) -> Told {
+    fn summary(&self, LeftOut { what: (what, ..), last, count }: LeftOut<Kind, Told>) -> Told {
         let verb = match what {
             Happening::Refused => "was refused",
             Happening::Granted => "reserved ports",
@@ -196,126 +207,105 @@ impl Happenings {
             _ => "ended reservations",
         };
         let times = if count == 1 { "once".into() } else { format!("{count} times") };
-        let name = self.name(&doer);
+        let name = doer(last.process.as_ref());
         let message = format!("{name} {verb} {times} more, the last time: {}", last.message);
-        let told = Told { untold: count - 1, unit: self.unit_of(&doer), message, ..last };
-        log(&told);
-        told
+        self.logged(Told { unreported: count - 1, message, ..last })
     }
 
-    fn unit_of(&self, doer: &Doer) -> Option<String> {
-        if doer.unit.is_some() || !self.first_pids || doer.pid == 0 {
-            return doer.unit.clone();
+    /// A process as the BPF programs report it.
+    fn process(&self, pid: u32, uid: u32, comm: String) -> Process {
+        Process { pid, comm, uid: Some(uid), user: self.names.of(uid), ..Process::default() }
+    }
+
+    /// Add facts about a process that still runs.
+    fn complete(&self, process: &mut Process) {
+        if process.unit.is_some() || !self.first_pids || process.pid == 0 {
+            return;
         }
-        Process::of(doer.pid).and_then(|process| process.unit)
+        if let Some(found) = process::of(process.pid) {
+            (process.command, process.unit) = (found.command, found.unit);
+        }
     }
 
-    fn told(
-        &self,
-        event: &Event,
-        what: Happening,
-        doer: &Doer,
-        hit: Option<&Reservation>,
-        declared: Option<&Declared>,
-    ) -> Told {
+    fn told(&self, event: &Event, what: Happening, process: Process, reservation: Option<Info>) -> Told {
         let (ports, transports) = (event.ports, event.transports);
-        let reservation = whose(hit, declared);
-        let name = declared.map(|declared| declared.declaration.name.to_string()).or_else(|| label(hit?));
-        let who = self.name(doer);
+        let process = Some(process).filter(|process| process.pid != 0 || !process.comm.is_empty());
+        let who = doer(process.as_ref());
         let message = match what {
             Happening::Refused => {
                 // The reservation may have ended meanwhile.
-                let whose = reservation.clone().unwrap_or_else(|| "a reservation that has ended".into());
+                let whose = reservation.as_ref().map_or_else(|| "a reservation that has ended".into(), described);
                 format!("{who} was refused {}/{transports}: reserved for {whose}", ports.start())
             }
             Happening::Exhausted => format!(
                 "{who} got no port for a bind to port 0: all of its private ephemeral range, {ports}/{transports}, are in use"
             ),
             Happening::Granted => {
-                let named = name.as_ref().map_or_else(String::new, |name| format!(" as {name:?}"));
+                let name = reservation.as_ref().and_then(|reservation| reservation.name.as_ref());
+                let named = name.map_or_else(String::new, |name| format!(" as {name:?}"));
                 format!("{who} reserved {ports}/{transports}{named}")
             }
             _ => {
-                let by = if doer.pid == event.owner { String::new() } else { format!(", ended by {who}") };
+                let by_owner = process.as_ref().is_some_and(|process| process.pid == event.owner);
+                let by = if by_owner { String::new() } else { format!(", ended by {who}") };
                 format!("{ports}/{transports} of pid {} is free again{by}", event.owner)
             }
         };
-        Told {
-            when: when::rfc3339(event.when),
-            netns: event.netns,
-            reservation,
-            name,
-            owner: event.owner,
-            message,
-            ..self.blank(what, doer, (ports, transports))
-        }
+        let reservation = match what {
+            // The entry is another's by now, or nobody's.
+            Happening::Ended => {
+                let mut ended = Info::of_block(ports, transports, State::Ended);
+                ended.owner = process.clone().filter(|process| process.pid == event.owner);
+                Some(ended)
+            }
+            _ => reservation,
+        };
+        let when = portkeep::wall_clock(Duration::from_nanos(event.when));
+        Told { when, what, ports, transports, netns: event.netns, process, reservation, unreported: 0, message }
     }
+}
 
-    fn blank(
-        &self,
-        what: Happening,
-        doer: &Doer,
-        (ports, transports): (portkeep::PortRange, portkeep::Transports),
-    ) -> Told {
-        Told {
-            when: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-            what,
-            ports,
-            transports,
-            netns: 0,
-            pid: doer.pid,
-            command: doer.command.clone(),
-            uid: doer.uid,
-            user: self.names.of(doer.uid),
-            unit: None,
-            reservation: None,
-            name: None,
-            owner: 0,
-            untold: 0,
-            message: String::new(),
-        }
-    }
+/// A reservation of the BPF programs.
+fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
+    Info::from_wire(&maps.state(reservation).ok()?)
+}
 
-    /// "nginx (pid 812, www-data)".
-    fn name(&self, doer: &Doer) -> String {
-        if doer.pid == 0 && doer.command.is_empty() {
-            return "an administrator".into();
-        }
-        let user = self.names.of(doer.uid).unwrap_or_else(|| format!("uid {}", doer.uid));
-        format!("{} (pid {}, {user})", doer.command, doer.pid)
-    }
+/// "nginx (pid 812, www-data)".
+fn named(process: &Process) -> String {
+    let user = process.user.clone().or_else(|| process.uid.map(|uid| format!("uid {uid}"))).unwrap_or_default();
+    format!("{} (pid {}, {user})", process.comm, process.pid)
+}
+
+fn doer(process: Option<&Process>) -> String {
+    process.map_or_else(|| "an administrator".into(), named)
 }
 
 /// "unit tomcat.service by /etc/portkeep/ports.d/tomcat.toml:3", or whose runtime reservation it is.
-fn whose(hit: Option<&Reservation>, declared: Option<&Declared>) -> Option<String> {
-    if let Some(Declared { declaration, origin }) = declared {
-        return Some(format!("{} by {origin}", declaration.who));
+fn described(info: &Info) -> String {
+    let label = info.name.as_ref().map_or_else(String::new, |name| format!(" as {name:?}"));
+    match (&info.owner, &info.audience, &info.origin) {
+        (_, Some(audience), Some(origin)) => format!("{audience} by {origin}"),
+        (_, Some(audience), None) => format!("{audience}{label}"),
+        (Some(owner), None, _) => format!("{owner}{label}"),
+        (None, None, _) => format!("a service or cgroup{label}"),
     }
-    let hit = hit?;
-    let label = label(hit).map_or_else(String::new, |label| format!(" as {label:?}"));
-    if hit.is_persistent() {
-        return Some(format!("{}{label}", hit.scope()));
-    }
-    Some(format!("pid {} ({}){label}", hit.pid, wire::text(&hit.comm)))
-}
-
-fn label(reservation: &Reservation) -> Option<String> {
-    Some(wire::text(&reservation.label)).filter(|label| !label.is_empty())
 }
 
 /// One line, with the parts as fields for who reads with a program.
 fn log(told: &Told) {
+    let process = told.process.clone().unwrap_or_default();
+    let reservation = told.reservation.as_ref().filter(|info| info.state != State::Ended).map(described);
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
-                process = told.pid,
-                command = told.command,
-                uid = told.uid,
-                unit = told.unit,
+                process = process.pid,
+                command = process.comm,
+                uid = process.uid.unwrap_or_default(),
+                unit = process.unit,
                 ports = %told.ports,
                 transports = %told.transports,
                 netns = told.netns,
-                reservation = told.reservation,
+                reservation,
                 "{}",
                 told.message
             )

@@ -2,19 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use portkeep::persistent::InTheWay;
+use portkeep::BoundSocket;
 use portkeep_core::{PortRange, Transport};
 
-use crate::{
-    process::{Process, by_inode},
-    vacancy::holders,
-};
+use crate::{process::by_inode, vacancy::holders};
 
 /// So many are named.
 const NAMED: usize = 8;
 
 /// The sockets on one port, in the calling thread's network namespace.
-pub(super) fn sockets(transport: Transport, port: u16) -> Vec<InTheWay> {
+pub(super) fn sockets(transport: Transport, port: u16) -> Vec<BoundSocket> {
     let block = PortRange::single(port).expect("a bound port is not 0");
     let mut holders = holders(transport, block).unwrap_or_default();
     holders.truncate(NAMED);
@@ -22,15 +19,13 @@ pub(super) fn sockets(transport: Transport, port: u16) -> Vec<InTheWay> {
     let processes = by_inode(&inodes);
     let named = holders.into_iter().map(|holder| {
         let process = holder.inode.and_then(|inode| processes.get(&inode));
-        InTheWay {
+        BoundSocket {
             port,
             transport,
-            state: holder.state.to_owned(),
-            local: holder.local.to_string(),
+            state: Some(holder.state.to_owned()),
+            local: Some(holder.local.to_string()),
             peer: holder.peer.map(|peer| peer.to_string()),
-            pid: process.map(|process| process.pid),
-            command: process.map(|process| process.comm.clone()),
-            unit: process.and_then(|process: &Process| process.unit.clone()),
+            process: process.cloned(),
         }
     });
     named.collect()
@@ -44,17 +39,16 @@ pub fn in_use(transport: Transport, block: PortRange) -> Option<String> {
 }
 
 /// "8443/tcp is in use by pid 812 (nginx): listening".
-pub(super) fn sentence(transport: Transport, port: u16, sockets: &[InTheWay]) -> String {
+pub(super) fn sentence(transport: Transport, port: u16, sockets: &[BoundSocket]) -> String {
     let Some(first) = sockets.first() else { return format!("{port}/{transport} is in use") };
-    let by = match (first.pid, &first.command) {
-        (Some(pid), Some(command)) => format!(" by pid {pid} ({command})"),
-        _ if first.state == "closing" || first.state == "TIME-WAIT" => {
-            " by a connection that no process has open".into()
-        }
-        _ => " by a process that cannot be seen from here".into(),
+    let state = first.state.as_deref().unwrap_or_default();
+    let by = match &first.process {
+        Some(process) => format!(" by {process}"),
+        None if state == "closing" || state == "TIME-WAIT" => " by a connection that no process has open".into(),
+        None => " by a process that cannot be seen from here".into(),
     };
     let peer = first.peer.as_ref().map_or_else(String::new, |peer| format!(" with {peer}"));
-    format!("{port}/{transport} is in use{by}: {}{peer}", first.state)
+    format!("{port}/{transport} is in use{by}: {state}{peer}")
 }
 
 #[cfg(test)]
@@ -71,12 +65,15 @@ mod tests {
         let port = client.local_addr().unwrap().port();
         let found = sockets(Transport::Tcp, port);
         let of_client = found.iter().find(|socket| socket.peer.as_deref() == Some(&there.to_string())).unwrap();
-        assert_eq!((of_client.pid, of_client.state.as_str()), (Some(std::process::id()), "connected"));
+        assert_eq!(
+            (of_client.process.as_ref().map(|process| process.pid), of_client.state.as_deref()),
+            (Some(std::process::id()), Some("connected"))
+        );
         let text = sentence(Transport::Tcp, port, std::slice::from_ref(of_client));
         assert!(
             text.contains(&format!("by pid {}", std::process::id())) && text.ends_with(&there.to_string()),
             "{text}"
         );
-        assert_eq!(sockets(Transport::Tcp, there.port()).first().unwrap().state, "listening");
+        assert_eq!(sockets(Transport::Tcp, there.port()).first().unwrap().state.as_deref(), Some("listening"));
     }
 }

@@ -40,7 +40,6 @@ mod state;
 mod subordinate;
 mod sysctl;
 mod vacancy;
-pub mod when;
 
 use std::{
     collections::BTreeMap,
@@ -55,9 +54,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use portkeep::persistent::protocol::{Answer, Happening, Reason, Reloaded, Request};
+use portkeep::{
+    Info,
+    persistent::protocol::{Answer, Happening, Reason, Reloaded, Request},
+};
 use portkeep_kernel::{EventKind, Instance};
-use portkeep_persist::Declared;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -511,8 +512,8 @@ impl<'k> Agent<'k> {
         }
     }
 
-    fn tell_of(&mut self, what: Happening, declared: &Declared, by: &Peer) {
-        let told = self.happenings.administered(what, declared, self.netns, by);
+    fn tell_of(&mut self, what: Happening, reservation: Info, by: &Peer) {
+        let told = self.happenings.administered(what, reservation, self.netns, by);
         self.server.publish(&told);
     }
 
@@ -535,10 +536,8 @@ impl<'k> Agent<'k> {
                 self.unsettle(netns, &[]);
                 match created {
                     Ok(created) => {
-                        if let Some(declared) = self.registry.named(&created.declaration.name).cloned() {
-                            self.tell_of(Happening::Granted, &declared, &peer);
-                        }
-                        Answer::Created(created)
+                        self.tell_of(Happening::Granted, created.clone(), &peer);
+                        Answer::Created(Box::new(created))
                     }
                     Err(refused) => Answer::Refused(refused),
                 }
@@ -548,9 +547,9 @@ impl<'k> Agent<'k> {
                 let deleted = registry.delete(&mut desk, &which);
                 self.unsettle(netns, &[]);
                 match deleted {
-                    Ok(declared) => {
-                        self.tell_of(Happening::Ended, &declared, &peer);
-                        Answer::Deleted(declared.declaration)
+                    Ok(deleted) => {
+                        self.tell_of(Happening::Ended, deleted.clone(), &peer);
+                        Answer::Deleted(Box::new(deleted))
                     }
                     Err(refused) => Answer::Refused(refused),
                 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep_core::{Errno, PortSet};
+use portkeep_core::{Errno, PortSet, defaults};
 use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
 use portkeep_persist::{
     Account, Config, Diagnostic,
@@ -77,8 +77,10 @@ pub fn settings(config: &Config) -> (Settings, Vec<String>) {
     };
     settings.group_quotas = !config.quota.groups.is_empty();
     // A namespace without the sysctl has no such ports either.
-    settings.unprivileged_start =
-        sysctl::unprivileged_port_start().ok().and_then(|start| u16::try_from(start).ok()).unwrap_or(1024);
+    settings.unprivileged_start = sysctl::unprivileged_port_start()
+        .ok()
+        .and_then(|start| u16::try_from(start).ok())
+        .unwrap_or(defaults::UNPRIVILEGED_START);
     for group in &config.privileged.groups {
         match accounts::gid(group) {
             Ok(gid) => settings.privileged_gids.push(gid),

@@ -6,36 +6,20 @@ use std::{
     path::Path,
 };
 
-use portkeep::{PortRange, Transport};
+use portkeep::{BoundSocket, PortRange, Process, Transport};
 use portkeep_core::wire;
 use portkeep_kernel::cgroup;
-use serde::Serialize;
 
-/// A process as messages name it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Process {
-    /// Its number in this process's pid namespace.
-    pub pid: u32,
-    /// Its name; at most 15 bytes.
-    pub comm: String,
-    /// Its command line, if it can be read.
-    pub command: Option<String>,
-    /// The systemd unit, or else the cgroup.
-    pub unit: Option<String>,
+/// The process with this number, `None` if it is gone. Users are left without a name.
+pub fn of(pid: u32) -> Option<Process> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let comm = wire::printable(comm.trim_ascii_end());
+    Some(Process { pid, comm, command: command_line(pid), uid: real_uid(pid), user: None, unit: unit(pid) })
 }
 
-impl Process {
-    /// The process with this number, `None` if it is gone.
-    pub fn of(pid: u32) -> Option<Self> {
-        let comm = wire::printable(fs::read(format!("/proc/{pid}/comm")).ok()?.trim_ascii_end());
-        Some(Self { pid, comm, command: command_line(pid), unit: unit(pid) })
-    }
-}
-
-impl std::fmt::Display for Process {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "pid {} ({})", self.pid, self.comm)
-    }
+fn real_uid(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether pids here mean what they mean to the BPF programs, which number
@@ -66,7 +50,7 @@ fn unit(pid: u32) -> Option<String> {
 
 /// The processes that have the port bound, in the network namespace of this
 /// process. Without root only the own ones can be seen.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Binders {
     /// Those that can be seen.
     pub known: Vec<Process>,
@@ -76,6 +60,15 @@ impl Binders {
     /// `None`: nobody has it bound, as far as `/proc/net` shows. (It does not show TCP sockets that do not listen yet.)
     pub fn of(transport: Transport, port: u16) -> Option<Self> {
         Self::in_block(transport, PortRange::single(port).ok()?).remove(&port)
+    }
+
+    /// The sockets of these processes on one port; one without a process if none can be seen.
+    pub fn sockets(self, transport: Transport, port: u16) -> Vec<BoundSocket> {
+        let socket = |process| BoundSocket { port, transport, state: None, local: None, peer: None, process };
+        match self.known.is_empty() {
+            true => vec![socket(None)],
+            false => self.known.into_iter().map(|process| socket(Some(process))).collect(),
+        }
     }
 
     /// For each port of the block that somebody has bound. One round through `/proc`, however large the block.
@@ -92,7 +85,7 @@ impl Binders {
             let links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
             let its: BTreeSet<u16> =
                 links.filter_map(|link| ports.get(&socket_inode(link.to_str()?)?).copied()).collect();
-            let Some(process) = (!its.is_empty()).then(|| Process::of(pid)).flatten() else { continue };
+            let Some(process) = (!its.is_empty()).then(|| self::of(pid)).flatten() else { continue };
             for port in its {
                 owners.entry(port).or_default().known.push(process.clone());
             }
@@ -115,7 +108,7 @@ pub fn by_inode(inodes: &BTreeSet<u64>) -> HashMap<u64, Process> {
         let links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
         let its: Vec<u64> =
             links.filter_map(|link| socket_inode(link.to_str()?)).filter(|inode| inodes.contains(inode)).collect();
-        if let Some(process) = (!its.is_empty()).then(|| Process::of(pid)).flatten() {
+        if let Some(process) = (!its.is_empty()).then(|| of(pid)).flatten() {
             its.into_iter().for_each(|inode| _ = found.entry(inode).or_insert_with(|| process.clone()));
         }
     }

@@ -16,14 +16,14 @@ use std::{
 };
 
 use portkeep::{
-    Align, PortRange, Token,
+    Align, BoundSocket, Info, PortRange, State, Token,
     persistent::{
-        Declaration, Name, Origin, Who,
-        protocol::{Block, Created, Entry, InTheWay, Kept, Proposal, Reason, Refused, Standing, Which},
+        Audience, Declaration, Name, Origin,
+        protocol::{Block, Kept, Proposal, Reason, Refused, Which},
     },
 };
 use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
-use portkeep_kernel::{Claimed, CreateError, ForWhom, Maps, Wanted};
+use portkeep_kernel::{Claimed, CreateError, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
 use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
@@ -49,7 +49,7 @@ enum How {
 struct Obstacle {
     why: String,
     /// Sockets that have to go. While there are any, new automatic choices are kept out of the block.
-    sockets: Vec<InTheWay>,
+    sockets: Vec<BoundSocket>,
 }
 
 impl From<String> for Obstacle {
@@ -148,23 +148,17 @@ fn refused(reason: Reason, message: impl Into<String>) -> Refused {
     Refused { reason, message: message.into() }
 }
 
-fn resolve(who: &Who) -> Result<ForWhom, String> {
-    Ok(match who {
-        Who::Administrators => ForWhom::Administrators,
-        Who::User(account) => ForWhom::User(accounts::uid(account)?),
-        Who::Group(account) => ForWhom::Group(accounts::gid(account)?),
-        Who::Unit(unit) => ForWhom::Unit(unit.clone()),
-        Who::Cgroup(path) => ForWhom::cgroup(path),
-    })
+fn resolve(audience: &Audience) -> Result<Audience<u32>, String> {
+    audience.try_map(accounts::uid, accounts::gid)
 }
 
-fn wanted(declaration: &Declaration, for_whom: ForWhom) -> Wanted {
+fn wanted(declaration: &Declaration, audience: Audience<u32>) -> Wanted {
     Wanted {
         start: declaration.ports.start(),
         count: declaration.ports.count(),
         align: Align::ANY,
         transports: declaration.transports,
-        for_whom,
+        audience,
         strict: declaration.strict,
         ephemeral: declaration.ephemeral,
         label: declaration.name.to_string(),
@@ -194,7 +188,7 @@ impl<'a> Sockets<'a> {
     }
 
     /// Why the block cannot be had, if a socket is there that may not be.
-    fn obstacle(&self, declaration: &Declaration, for_whom: &ForWhom) -> Option<Obstacle> {
+    fn obstacle(&self, declaration: &Declaration, audience: &Audience<u32>) -> Option<Obstacle> {
         declaration.transports.iter().find_map(|transport| {
             let (look, bound) = (&self.looks[transport as usize], &self.bound[transport as usize]);
             declaration.ports.iter().filter(|port| bound.contains(*port)).find_map(|port| {
@@ -202,9 +196,9 @@ impl<'a> Sockets<'a> {
                     return None;
                 }
                 // Without a service it is for, a socket of root is nothing to go by.
-                let for_service = *for_whom != ForWhom::Administrators;
+                let for_service = *audience != Audience::Administrators;
                 let rightful =
-                    (declaration.around || for_service) && self.judge.all_rightful(transport, port, for_whom);
+                    (declaration.around || for_service) && self.judge.all_rightful(transport, port, audience);
                 if declaration.around && rightful {
                     return None;
                 }
@@ -244,7 +238,7 @@ impl Desk<'_> {
             return Err(refused(Reason::Exhausts, format!("{}: {why}; `force` overrides", declaration.ports)));
         }
         let sockets = Sockets::look(self.prober, judge).map_err(|why| refused(Reason::Failed, why))?;
-        if let Some(obstacle) = sockets.obstacle(&declaration, &proposal.for_whom) {
+        if let Some(obstacle) = sockets.obstacle(&declaration, &proposal.audience) {
             return Err(refused(Reason::InUse, obstacle.why));
         }
         keep(&declaration)?;
@@ -440,10 +434,10 @@ impl Registry {
         let mut claims = Vec::new();
         for index in waiting {
             let declaration = &self.items[index].declared.declaration;
-            let claimed = resolve(&declaration.who).and_then(|for_whom| {
-                let wanted = wanted(declaration, for_whom.clone());
+            let claimed = resolve(&declaration.audience).and_then(|audience| {
+                let wanted = wanted(declaration, audience.clone());
                 match desk.kernel.maps.claim_persistent(&desk.kernel.admin, desk.netns, &wanted) {
-                    Ok((id, token, _)) => Ok((index, id, token, for_whom)),
+                    Ok((id, token, _)) => Ok((index, id, token, audience)),
                     Err(error) => Err(explain(&desk.kernel.maps, desk.netns, &error, &wanted).message),
                 }
             });
@@ -455,10 +449,10 @@ impl Registry {
         let mut begun = 0;
         if !claims.is_empty() {
             let sockets = Sockets::look(desk.prober, desk.judge());
-            for (index, id, token, for_whom) in claims {
+            for (index, id, token, audience) in claims {
                 let declaration = &self.items[index].declared.declaration;
                 let mut obstacle = match &sockets {
-                    Ok(sockets) => sockets.obstacle(declaration, &for_whom),
+                    Ok(sockets) => sockets.obstacle(declaration, &audience),
                     Err(why) => Some(why.clone().into()),
                 };
                 if obstacle.is_none() {
@@ -567,11 +561,6 @@ impl Registry {
         self.by_id.get(&id).map(|index| &self.items[*index].declared)
     }
 
-    /// The declarations under this name.
-    pub(super) fn named(&self, name: &Name) -> Option<&Declared> {
-        self.items.iter().map(|item| &item.declared).find(|declared| declared.declaration.name == *name)
-    }
-
     /// Create one, for an administrator with this uid.
     pub(super) fn create(
         &mut self,
@@ -579,7 +568,7 @@ impl Registry {
         proposal: &Proposal,
         kept: Kept,
         by_uid: u32,
-    ) -> Result<Created, Refused> {
+    ) -> Result<Info, Refused> {
         self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
         let taken = self.items.iter().find(|item| item.declared.declaration.name == proposal.name);
         if let Some(item) = taken {
@@ -603,17 +592,17 @@ impl Registry {
             }
         }
         if proposal.ephemeral
-            && let Some(why) = Declaration::no_range(&proposal.who, proposal.strict)
+            && let Some(why) = Declaration::no_range(&proposal.audience, proposal.strict)
         {
             return Err(refused(Reason::Malformed, format!("a private ephemeral range {why}")));
         }
-        let for_whom = resolve(&proposal.who).map_err(|why| refused(Reason::Malformed, why))?;
+        let audience = resolve(&proposal.audience).map_err(|why| refused(Reason::Malformed, why))?;
         let wanted = Wanted {
             start,
             count,
             align,
             transports: proposal.transports,
-            for_whom,
+            audience,
             strict: proposal.strict,
             ephemeral: proposal.ephemeral,
             label: proposal.name.to_string(),
@@ -645,14 +634,15 @@ impl Registry {
             Kept::Persistent => stored.persistent(),
             Kept::Active => stored.active(),
         };
+        let created = active(&declared, token);
         self.version += 1;
         self.by_id.insert(id, self.items.len());
         self.items.push(Item { declared, how: How::Active { id, token } });
-        Ok(Created { declaration, token: format!("{:016x}", token.get()) })
+        Ok(created)
     }
 
     /// Delete one that a command created.
-    pub(super) fn delete(&mut self, desk: &mut Desk<'_>, which: &Which) -> Result<Declared, Refused> {
+    pub(super) fn delete(&mut self, desk: &mut Desk<'_>, which: &Which) -> Result<Info, Refused> {
         self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
         let meant = |declaration: &Declaration| match which {
             Which::Name(name) => declaration.name == *name,
@@ -668,8 +658,8 @@ impl Registry {
             },
         };
         let shelf = match &declared.origin {
-            Origin::Store { .. } => &mut self.persistent,
-            Origin::Active { .. } => &mut self.active,
+            Origin::Command { until_reboot: false, .. } => &mut self.persistent,
+            Origin::Command { until_reboot: true, .. } => &mut self.active,
             Origin::File { path, line } => {
                 let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 return Err(refused(
@@ -696,7 +686,7 @@ impl Registry {
         }
         self.conflicts.retain(|conflict| conflict.loser != declared);
         self.index();
-        Ok(declared)
+        Ok(Info::declared(&declared.declaration, &declared.origin, State::Ended))
     }
 
     /// "There is none", or that this is unknown.
@@ -708,18 +698,17 @@ impl Registry {
     }
 
     /// All that is declared.
-    pub(super) fn list(&self) -> Vec<Entry> {
-        let items = self.items.iter().map(|Item { declared, how }| {
-            let (standing, token, waits_for) = match how {
-                How::Active { token, .. } => (Standing::Active, Some(format!("{:016x}", token.get())), Vec::new()),
-                How::Waiting(Obstacle { why, sockets }) => (Standing::Waiting(why.clone()), None, sockets.clone()),
-            };
-            Entry { waits_for, ..entry(declared, standing, token) }
+    pub(super) fn list(&self) -> Vec<Info> {
+        let items = self.items.iter().map(|Item { declared, how }| match how {
+            How::Active { token, .. } => active(declared, *token),
+            How::Waiting(Obstacle { why, sockets }) => {
+                let mut info = not_in_force(declared, State::Waiting, why.clone());
+                info.waits_for.clone_from(sockets);
+                info
+            }
         });
-        let conflicts = self
-            .conflicts
-            .iter()
-            .map(|conflict| entry(&conflict.loser, Standing::Conflict(conflict.to_string()), None));
+        let conflicts =
+            self.conflicts.iter().map(|conflict| not_in_force(&conflict.loser, State::Conflict, conflict.to_string()));
         items.chain(conflicts).collect()
     }
 
@@ -748,19 +737,26 @@ fn name_of(item: &Item) -> String {
     item.declared.declaration.name.to_string()
 }
 
-fn entry(Declared { declaration, origin }: &Declared, standing: Standing, token: Option<String>) -> Entry {
-    let (declaration, origin) = (declaration.clone(), origin.clone());
-    Entry { declaration, origin, standing, token, waits_for: Vec::new() }
+fn active(Declared { declaration, origin }: &Declared, token: Token) -> Info {
+    let mut info = Info::declared(declaration, origin, State::Active);
+    info.token = Some(token);
+    info
+}
+
+fn not_in_force(Declared { declaration, origin }: &Declared, state: State, reason: String) -> Info {
+    let mut info = Info::declared(declaration, origin, state);
+    info.reason = Some(reason);
+    info
 }
 
 /// Give a reservation in force the audience that is declared now. False if there was nothing to change.
 fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<bool, String> {
-    let wanted = wanted(declaration, resolve(&declaration.who)?);
+    let wanted = wanted(declaration, resolve(&declaration.audience)?);
     let kernel = &mut *desk.kernel;
     let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
     let same = reservation.is_some_and(|r| {
         let flag = |flag| u32::from(r.flags) & flag != 0;
-        kernel.maps.for_whom(id, &r).as_ref() == Some(&wanted.for_whom)
+        kernel.maps.audience(id, &r).as_ref() == Some(&wanted.audience)
             && flag(wire::STRICT) == wanted.strict
             && flag(wire::EPHEMERAL) == wanted.ephemeral
             && r.label == wire::label(&wanted.label)

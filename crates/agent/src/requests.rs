@@ -80,7 +80,7 @@ impl Agent<'_> {
             }
         }
         let Err(refusal) = judged else { return Ok(()) };
-        let told = self.happenings.denied(id, &reservation, &refusal, self.policy.owners());
+        let told = self.happenings.denied((id, &reservation), &self.kernel.maps, &refusal, self.policy.owners());
         if let Some(told) = told {
             self.server.publish(&told);
         }

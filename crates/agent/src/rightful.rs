@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use portkeep_core::Transport;
-use portkeep_kernel::{Config, ForWhom, cgroup};
+use portkeep_core::{Transport, persistent::Audience};
+use portkeep_kernel::{Config, cgroup};
 
 use crate::process::Binders;
 
@@ -51,27 +51,33 @@ impl Judge {
         Self { enforced_depth: config.enforce_level as usize, admin_gid: config.admin_gid }
     }
 
-    fn is_rightful(&self, pid: u32, for_whom: &ForWhom) -> bool {
+    fn is_rightful(&self, pid: u32, audience: &Audience<u32>) -> bool {
         let Some(identity) = identity(pid) else { return false };
-        match for_whom {
-            ForWhom::Administrators => {
+        match audience {
+            Audience::Administrators => {
                 identity.uid == 0 || self.admin_gid != 0 && identity.gids.contains(&self.admin_gid)
             }
-            ForWhom::User(uid) => identity.uid == *uid,
-            ForWhom::Group(gid) => identity.gids.contains(gid),
-            ForWhom::Unit(unit) => {
+            Audience::User(uid) => identity.uid == *uid,
+            Audience::Group(gid) => identity.gids.contains(gid),
+            Audience::Unit(unit) => {
                 cgroup_of(pid).is_some_and(|cgroup| unit_of(&cgroup, self.enforced_depth) == Some(unit.as_str()))
             }
-            ForWhom::Cgroup(path) => cgroup_of(pid).is_some_and(|cgroup| cgroup.starts_with(path)),
+            Audience::Cgroup(path) => {
+                let mut parts = path.split('/').filter(|part| !part.is_empty());
+                cgroup_of(pid).is_some_and(|cgroup| {
+                    let mut names = cgroup.iter();
+                    parts.all(|part| names.next().is_some_and(|name| name == part))
+                })
+            }
         }
     }
 
     /// Whether everybody who has the port bound, in the calling thread's network namespace, is rightful. A process
     /// that cannot be seen is not.
-    pub(super) fn all_rightful(&self, transport: Transport, port: u16, for_whom: &ForWhom) -> bool {
+    pub(super) fn all_rightful(&self, transport: Transport, port: u16, audience: &Audience<u32>) -> bool {
         match Binders::of(transport, port) {
             Some(binders) if !binders.known.is_empty() => {
-                binders.known.iter().all(|process| self.is_rightful(process.pid, for_whom))
+                binders.known.iter().all(|process| self.is_rightful(process.pid, audience))
             }
             _ => false,
         }
@@ -100,11 +106,11 @@ mod tests {
         let who = identity(own).unwrap();
         let judge = Judge { enforced_depth: 0, admin_gid: who.gids[0] };
         assert!(
-            judge.is_rightful(own, &ForWhom::User(who.uid)) && !judge.is_rightful(own, &ForWhom::User(who.uid + 1))
+            judge.is_rightful(own, &Audience::User(who.uid)) && !judge.is_rightful(own, &Audience::User(who.uid + 1))
         );
-        assert!(judge.is_rightful(own, &ForWhom::Group(who.gids[0])));
+        assert!(judge.is_rightful(own, &Audience::Group(who.gids[0])));
         if let Some(cgroup) = cgroup_of(own).filter(|cgroup| !cgroup.is_empty()) {
-            assert!(judge.is_rightful(own, &ForWhom::Cgroup(cgroup)));
+            assert!(judge.is_rightful(own, &Audience::Cgroup(format!("/{}", cgroup.join("/")))));
         }
     }
 }

@@ -150,7 +150,7 @@ impl Server {
         if !self.connections.iter().any(|connection| connection.watches) {
             return;
         }
-        let line = line_of(&Answer::Event(event.clone()));
+        let line = line_of(&Answer::Event(Box::new(event.clone())));
         self.connections.iter_mut().filter(|connection| connection.watches).for_each(|c| c.publish(&line));
     }
 }

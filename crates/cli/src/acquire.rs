@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use portkeep::{Scope, Transports};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -40,8 +41,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
     /// Processes that can use the ports
-    #[arg(long, value_enum, default_value_t = AcquireScope::User)]
-    scope: AcquireScope,
+    #[arg(long, default_value = "user", value_parser = scope())]
+    scope: Scope,
     /// Only sockets associated with the token can use the ports
     #[arg(long)]
     strict: bool,
@@ -54,12 +55,13 @@ pub(crate) struct Args {
     place: Place,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum AcquireScope {
-    /// Every process of the same user
-    User,
-    /// Every process in the cgroup of the caller and below it
-    Cgroup,
+/// The process alone would be this one, which binds nothing.
+fn scope() -> impl TypedValueParser<Value = Scope> {
+    let values = [
+        PossibleValue::new("user").help("Every process of the same user"),
+        PossibleValue::new("cgroup").help("Every process in the cgroup of the caller and below it"),
+    ];
+    PossibleValuesParser::new(values).map(|name| if name == "cgroup" { Scope::Cgroup(0) } else { Scope::User })
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -68,18 +70,14 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     args.ask.block()?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
-        (args.scope == AcquireScope::Cgroup, "--scope cgroup"),
+        (args.scope == Scope::Cgroup(0), "--scope cgroup"),
         (args.strict, "--strict"),
     ];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     let claim = match &level {
         Level::Kernel(_) => {
-            let scope = match args.scope {
-                AcquireScope::User => Scope::User,
-                AcquireScope::Cgroup => Scope::Cgroup(0),
-            };
             let kind = if args.strict { Kind::Strict } else { Kind::Plain };
-            Claim::kernel(&args.ask, &args.config, "", scope, kind, None, || signals.pending().next())?
+            Claim::kernel(&args.ask, &args.config, "", args.scope, kind, None, || signals.pending().next())?
         }
         Level::Held(reason) => {
             let claim = Claim::held(&args.ask, &args.config)?;
@@ -95,7 +93,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     };
     if args.json {
-        io.json(&claim.json())?;
+        io.json(&claim.info()?)?;
     } else {
         let token = claim.token.map_or_else(|| "held".into(), |token| token.to_string());
         writeln!(io.out, "{} {} {token}", claim.ports, claim.transports)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portkeep::{Align, PortRange, Transports};
 
-use crate::patience;
+use crate::{exit::Usage, patience};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
@@ -82,8 +82,8 @@ impl Ask {
     /// The block, if its first port is given. Errors in it are reported before any request.
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
-        self.align.check(at)?;
-        Ok(Some(PortRange::new(at, self.count())?))
+        self.align.check(at).map_err(|error| Usage(error.to_string()))?;
+        Ok(Some(PortRange::new(at, self.count()).map_err(|error| Usage(error.to_string()))?))
     }
 }
 

@@ -10,12 +10,11 @@ use std::{
 
 use anyhow::Context;
 use portkeep::{
-    AcquireError, Enforcement, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
+    AcquireError, Enforcement, Info, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
-use serde::Serialize;
 
-use crate::{ask::Ask, conflict, signals::Ended, sources::ConfigFile};
+use crate::{ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
 
 /// A block of ports that is ours until this is dropped.
 #[derive(Debug)]
@@ -43,17 +42,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Watches for the end of a reservation.
 #[derive(Debug)]
 pub(crate) struct Watch(#[expect(dead_code, reason = "its end ends the watch")] mpsc::Sender<()>);
-
-/// A claim as `--json` prints it.
-#[derive(Debug, Serialize)]
-pub(crate) struct ClaimJson {
-    ports: PortRange,
-    start: u16,
-    count: u16,
-    transports: Transports,
-    token: Option<String>,
-    enforcement: &'static str,
-}
 
 impl Claim {
     /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
@@ -102,7 +90,8 @@ impl Claim {
 
     /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
     pub(crate) fn held(ask: &Ask, config: &ConfigFile) -> anyhow::Result<Self> {
-        let held = request(ask)?.require(Require::Held).acquire();
+        let label = ask.label.as_deref().unwrap_or_default();
+        let held = request(ask)?.label(label).require(Require::Held).acquire();
         let reservation = held.or_else(|error| Err(conflict::explain(ask, config, ask.block()?, error)))?;
         reservation.open_held(Transports::Tcp)?;
         Ok(Self::of(reservation))
@@ -157,15 +146,12 @@ impl Claim {
         Ok(self.reservation.open_held(Transports::Both)?)
     }
 
-    pub(crate) fn json(&self) -> ClaimJson {
-        ClaimJson {
-            ports: self.ports,
-            start: self.ports.start(),
-            count: self.ports.count(),
-            transports: self.transports,
-            token: self.token.map(|token| token.to_string()),
-            enforcement: self.enforcement().name(),
-        }
+    /// It, as listings show it.
+    pub(crate) fn info(&self) -> anyhow::Result<Info> {
+        let mut info = self.reservation.state()?;
+        info.token = self.token;
+        reservations::complete(std::slice::from_mut(&mut info))?;
+        Ok(info)
     }
 }
 

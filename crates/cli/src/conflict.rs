@@ -5,7 +5,7 @@ use std::{
     net::{TcpListener, UdpSocket},
 };
 
-use portkeep::{AcquireError, Align, PortRange, Transport, Transports, Version};
+use portkeep::{AcquireError, Align, Info, PortRange, Transport, Transports, Version};
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
@@ -76,7 +76,8 @@ fn over_quota(ask: &Ask, config: &ConfigFile) -> String {
     let needed = ports(ask.count(), ask.transports());
     let sum = if needed > u32::from(ask.count()) { " (for TCP and as many for UDP)" } else { "" };
     let uid = getuid().as_raw();
-    let own = portkeep::list().unwrap_or_default().into_iter().filter(|info| !info.persistent && info.uid == uid);
+    let is_own = |info: &Info| info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid));
+    let own = portkeep::list().unwrap_or_default().into_iter().filter(is_own);
     let held: u32 = own.map(|info| ports(info.ports.count(), info.transports)).sum();
     let quota = config.load().ok().map(|config| agent::quota(&config, uid, getgid().as_raw()));
     let found = match quota {

@@ -2,7 +2,7 @@
 
 use clap::Command;
 
-use crate::exit;
+use crate::Exit;
 
 /// The heading of options about places. Few people need them, so `-h` leaves them out.
 pub(crate) const ADVANCED: &str = "Advanced";
@@ -37,13 +37,9 @@ pub(crate) fn arrange(command: Command) -> Command {
 
 /// The text behind the commands in `portkeep --help`.
 pub(crate) fn of_all_commands() -> String {
-    let mut text = String::from(
-        "Examples:\n  portkeep up\n  portkeep run -- ./server --listen 127.0.0.1:{PORT}\n  portkeep who 8443\n\nExit status:",
-    );
-    for (code, meaning) in exit::TABLE {
-        text.push_str(&format!("\n  {code}  {meaning}"));
-    }
-    text + "\n  `run` exits with the status of its command; see `portkeep help run`"
+    let examples = "Examples:\n  portkeep up\n  portkeep run -- ./server --listen 127.0.0.1:{PORT}\n  portkeep who 8443\n\nExit status:";
+    let run = "\n  `run` exits with the status of its command, or with 128+N if signal N ended it";
+    [examples, &Exit::help(), run].concat()
 }
 
 #[cfg(test)]

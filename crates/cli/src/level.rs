@@ -2,14 +2,11 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
-use portkeep::{Enforcement, QueryError, Transport, Version};
+use portkeep::{Enforcement, QueryError, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::{
     agent,
@@ -98,15 +95,6 @@ pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceErr
         let _ = agent::leave_overlap();
     }
     Ok(())
-}
-
-/// A new socket of the transport, unbound.
-pub(crate) fn socket(transport: Transport) -> io::Result<OwnedFd> {
-    let kind = match transport {
-        Transport::Tcp => SocketType::STREAM,
-        Transport::Udp => SocketType::DGRAM,
-    };
-    Ok(socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Kernel enforcement that serves sockets made here; `None` if none does.

@@ -15,9 +15,8 @@ mod claim;
 mod conflict;
 mod custodian;
 mod down;
-mod entry;
 mod excludedportrange;
-pub mod exit;
+mod exit;
 mod help;
 mod level;
 mod list;
@@ -28,6 +27,7 @@ mod port_arg;
 mod portserver;
 mod release;
 mod reload;
+mod reservations;
 mod run;
 mod signals;
 mod sources;
@@ -40,7 +40,7 @@ mod waiting;
 mod watch;
 mod who;
 
-use portkeep_agent::{self as agent, process, when};
+use portkeep_agent::{self as agent, process};
 use std::{
     ffi::OsString,
     io::{self, Write},
@@ -48,7 +48,12 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use exit::{DONE, FAILED, NOTHING, USAGE};
+pub use exit::Exit;
+
+const DONE: u8 = Exit::Done.code();
+const FAILED: u8 = Exit::Failed.code();
+const USAGE: u8 = Exit::Usage.code();
+const NOTHING: u8 = Exit::Nothing.code();
 
 /// Without the empty lines that clap leaves around the usage: there are many commands.
 const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n{all-args}{after-help}";
@@ -180,17 +185,19 @@ pub fn command() -> clap::Command {
 
 /// Run the command that `args` (the program's name first) ask for. Returns the exit status.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let is_run = args.get(1).is_some_and(|command| command == "run");
     let parsed = command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render();
-            let (to, code) = if error.use_stderr() { (&mut io.err, USAGE) } else { (&mut io.out, DONE) };
+            let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
+            let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
             let _ = write!(to, "{text}");
             return code;
         }
     };
-    let failed = cli.command.failure();
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
@@ -223,17 +230,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 false => "",
             };
             io.error(format_args!("{text}{advice}"));
-            error.downcast_ref::<signals::Ended>().map_or(failed, signals::Ended::status)
-        }
-    }
-}
-
-impl Command {
-    /// The exit status of a failure. That of `run` must not look like one of the command it runs.
-    const fn failure(&self) -> u8 {
-        match self {
-            Self::Run(_) => run::FAILED,
-            _ => FAILED,
+            Exit::of(&error, is_run)
         }
     }
 }

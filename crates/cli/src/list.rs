@@ -1,15 +1,17 @@
 //! `list`: all reservations.
 
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write};
 
 use anyhow::bail;
+use portkeep::Info;
+use portkeep_core::time;
 
 use crate::{
     DONE, Io,
-    entry::{self, Entry},
+    exit::Nothing,
     level::served_here,
     pins::{Pins, Seen},
-    table, waiting, when,
+    reservations, table, waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -22,7 +24,7 @@ error; `portkeep persist list` shows them too.
 
 Examples:
   portkeep list
-  portkeep list --json | jq -r '.[] | select(.uid == 1000) | .ports'";
+  portkeep list --json | jq -r '.[] | select(.owner.uid == 1000) | .ports'";
 
 /// List reservations and who holds them
 #[derive(Debug, clap::Args)]
@@ -36,35 +38,42 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let entries = entries(&args.pins)?;
+    let found = match seen(&args.pins) {
+        // An answer for programs, whatever the exit status says to scripts.
+        Err(error) if args.json && error.is::<Nothing>() => {
+            io.json(&[(); 0])?;
+            return Err(error);
+        }
+        found => found?,
+    };
     if args.json {
-        io.json(&entries)?;
+        io.json(&found)?;
     } else {
-        write(&entries, &mut io.out)?;
+        write(&found, &mut io.out)?;
     }
     for waiting in waiting::list() {
-        io.warning(waiting);
+        io.warning(waiting::sentence(&waiting));
     }
     Ok(DONE)
 }
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.
-pub(crate) fn entries(pins: &Pins) -> anyhow::Result<Vec<Entry>> {
-    let mut entries = match pins.look() {
-        Seen::Up(instance) => entry::all(&instance)?,
-        _ if served_here()?.is_some() => entry::here()?,
-        Seen::NotUp => bail!("kernel enforcement is not up, so nothing is reserved"),
+pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
+    let mut found = match pins.look() {
+        Seen::Up(instance) => reservations::all(&instance)?,
+        _ if served_here()?.is_some() => reservations::here()?,
+        Seen::NotUp => return Err(Nothing("kernel enforcement is not up, so nothing is reserved".into()).into()),
         Seen::Hidden(reason) => bail!("kernel enforcement does not serve this cgroup, and {reason}"),
         Seen::Unusable(error) => return Err(error.into()),
     };
-    entry::complete(&mut entries)?;
-    Ok(entries)
+    reservations::complete(&mut found)?;
+    Ok(found)
 }
 
-fn write(entries: &[Entry], out: &mut dyn Write) -> anyhow::Result<()> {
+fn write(found: &[Info], out: &mut dyn Write) -> anyhow::Result<()> {
     let header = ["PORTS", "PROTO", "OWNER", "UID", "SCOPE", "BOUND", "SINCE", "NETNS", "LABEL", "TOKEN", "COMMAND"];
     let mut rows = vec![header.map(String::from)];
-    rows.extend(entries.iter().map(row));
+    rows.extend(found.iter().map(row));
     table::write(&rows, out)
 }
 
@@ -77,33 +86,37 @@ fn short(command: &str) -> String {
     }
 }
 
-fn row(entry: &Entry) -> [String; 11] {
+fn row(info: &Info) -> [String; 11] {
     let dash = || "-".to_owned();
-    let scope = if entry.persistent { "persistent" } else { &entry.scope };
-    let owner = if entry.persistent { entry.owner() } else { format!("{} ({})", entry.pid, entry.comm) };
+    let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
+    let uid = info.owner.as_ref().and_then(|owner| owner.uid);
     [
-        entry.ports.to_string(),
-        entry.transports.to_string(),
-        owner,
-        if entry.persistent { dash() } else { entry.uid.to_string() },
-        format!("{scope}{}", entry.terms()),
-        entry.bound.to_string(),
-        when::ago(entry.since_ns),
-        entry.netns_name.clone().unwrap_or_else(|| entry.netns.to_string()),
-        entry.label.clone().unwrap_or_else(dash),
-        entry.token.clone().unwrap_or_else(dash),
-        last(entry).unwrap_or_else(dash),
+        info.ports.to_string(),
+        info.transports.to_string(),
+        match &info.owner {
+            Some(owner) => format!("{} ({})", owner.pid, owner.comm),
+            None => reservations::owner(info),
+        },
+        uid.map_or_else(dash, |uid| uid.to_string()),
+        format!("{scope}{}", reservations::terms(info)),
+        info.bound.unwrap_or_default().to_string(),
+        info.age().map_or_else(dash, time::ago),
+        info.netns_name.clone().or_else(|| Some(info.netns?.to_string())).unwrap_or_else(dash),
+        info.name.clone().unwrap_or_else(dash),
+        info.token.map_or_else(dash, |token| token.to_string()),
+        last(info).unwrap_or_else(dash),
     ]
 }
 
 /// The command of a process; of a persistent reservation, where it comes from and who is there.
-fn last(entry: &Entry) -> Option<String> {
-    if !entry.persistent {
-        return entry.command.as_deref().map(short);
+fn last(info: &Info) -> Option<String> {
+    if let Some(owner) = &info.owner {
+        return owner.command.as_deref().map(short);
     }
-    let origin = entry.origin.as_ref().map(|origin| format!("from {origin}"));
-    let bound: Vec<String> = entry.bound_by.iter().map(ToString::to_string).collect();
-    let bound = (!bound.is_empty()).then(|| format!("bound by {}", bound.join(", ")));
+    let origin = info.origin.as_ref().map(|origin| format!("from {origin}"));
+    let bound = info.bound_by.iter().flatten().filter_map(|socket| socket.process.as_ref());
+    let bound: BTreeSet<String> = bound.map(ToString::to_string).collect();
+    let bound = (!bound.is_empty()).then(|| format!("bound by {}", Vec::from_iter(bound).join(", ")));
     let parts: Vec<String> = origin.into_iter().chain(bound).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }

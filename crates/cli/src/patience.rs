@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use portkeep_core::defaults::TIMEOUT;
+
 /// The variable that sets it, in seconds.
 pub(crate) const VARIABLE: &str = "PORTKEEP_TIMEOUT";
-/// Unless something else is said.
+/// [`TIMEOUT`], as an option's default is written.
 pub(crate) const DEFAULT: &str = "30";
 /// For what only completes an answer: nobody waits half a minute for a name.
 pub(crate) const BRIEF: Duration = Duration::from_secs(2);
@@ -18,5 +20,15 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, &'static str> {
 /// The value in the environment.
 pub(crate) fn of_environment() -> Duration {
     let text = std::env::var(VARIABLE).unwrap_or_default();
-    seconds(&text).or_else(|_| seconds(DEFAULT)).unwrap_or(BRIEF)
+    seconds(&text).unwrap_or(TIMEOUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_of_the_option_is_the_default() {
+        assert_eq!(seconds(DEFAULT), Ok(TIMEOUT));
+    }
 }

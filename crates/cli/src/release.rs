@@ -3,12 +3,11 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use portkeep::{Errno, PortRange, Token, Transports, persistent::Origin};
+use portkeep::{Errno, Info, State, Token, persistent::Origin};
 use portkeep_core::wire;
 use portkeep_kernel::{Admin, Maps, Reservation, netns};
-use serde::Serialize;
 
-use crate::{DONE, Io, NOTHING, entry, pins::Pins, port_arg::PortArg};
+use crate::{DONE, Io, NOTHING, pins::Pins, port_arg::PortArg, reservations};
 
 const AFTER_HELP: &str = "\
 Ends the reservation of any owner. Requires root. Sockets bound from it keep running, and each of their ports \
@@ -28,7 +27,7 @@ pub(crate) struct Args {
     /// A token (16 hexadecimal digits), or a port as 61004/tcp
     #[arg(value_name = "TOKEN|PORT[/TRANSPORT]")]
     which: Which,
-    /// One JSON object
+    /// One JSON array of what was released
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -68,23 +67,15 @@ impl Which {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Released {
-    ports: String,
-    transports: String,
-    token: String,
-    pid: u32,
-    comm: String,
-}
-
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let instance = args.pins.open()?;
-    let released = end(&instance.maps()?, &instance.admin()?, args.which)?;
+    let mut released = end(&instance.maps()?, &instance.admin()?, args.which)?;
+    reservations::complete(&mut released)?;
     if args.json {
         io.json(&released)?;
     } else {
         for each in &released {
-            writeln!(io.out, "released {}/{} of pid {} ({})", each.ports, each.transports, each.pid, each.comm)?;
+            writeln!(io.out, "released {}/{} of {}", each.ports, each.transports, reservations::owner(each))?;
         }
     }
     if released.is_empty() {
@@ -97,7 +88,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>> {
+fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Info>> {
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let mut released = Vec::new();
     for item in maps.reservations() {
@@ -105,22 +96,16 @@ fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>
         if reservation.state() == wire::REFUSED || !which.means(&reservation, own) {
             continue;
         }
-        let (Some(token), Some(ports), Some(transports)) =
-            (reservation.token(), reservation.ports(), reservation.transports())
-        else {
-            continue;
-        };
-        if reservation.is_persistent() {
-            refuse(token, ports, transports, &reservation)?;
+        let Some(mut info) = Info::from_wire(&maps.state(&reservation)?) else { continue };
+        let Some(token) = info.token else { continue };
+        if info.persistent {
+            refuse(&info)?;
         }
         match admin.end(id, token) {
-            Ok(()) => released.push(Released {
-                ports: ports.to_string(),
-                transports: transports.to_string(),
-                token: token.to_string(),
-                pid: reservation.pid,
-                comm: wire::text(&reservation.comm),
-            }),
+            Ok(()) => {
+                (info.state, info.enforcement) = (State::Ended, None);
+                released.push(info);
+            }
             // Its owner was faster.
             Err(error) if error.errno() == Some(Errno::ENOENT) => {}
             Err(error) => return Err(error.into()),
@@ -130,11 +115,11 @@ fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Released>
 }
 
 /// A persistent one would come back with the agent's next look: say how it is done.
-fn refuse(token: Token, ports: PortRange, transports: Transports, reservation: &Reservation) -> anyhow::Result<()> {
-    let declared = entry::agent_list();
-    let found = declared.iter().find(|entry| entry.token.as_deref() == Some(token.to_string().as_str()));
-    let name = found.map_or_else(|| wire::text(&reservation.label), |entry| entry.declaration.name.to_string());
-    match found.map(|entry| &entry.origin) {
+fn refuse(info: &Info) -> anyhow::Result<()> {
+    let declared = reservations::agent_list();
+    let found = declared.iter().find(|each| each.token == info.token).unwrap_or(info);
+    let (ports, transports, name) = (info.ports, info.transports, found.name.as_deref().unwrap_or_default());
+    match &found.origin {
         Some(Origin::File { path, .. }) => bail!(
             "{ports}/{transports} is the persistent reservation {name}, declared by {}: remove or mask the file, and \
              `portkeep reload`",

@@ -11,24 +11,19 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep::{PortRange, Scope};
+use portkeep::{PortRange, Process, Scope};
 
 use crate::{
-    Io, activated,
+    Exit, Io, activated,
     ask::{Ask, LABEL},
     claim::{Claim, Kind, Watch},
     custodian::Custodian,
     level::{Level, Place, only_held},
-    process::Process,
+    process,
     signals::Forwarder,
     sources::ConfigFile,
     subgroup::Subgroup,
 };
-
-/// Exit status: Portkeep itself failed. This and the next two are those of env(1) and timeout(1).
-pub(crate) const FAILED: u8 = 125;
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -157,7 +152,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 /// Report that a command cannot be started. Returns the exit status.
 pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
     io.error(format_args!("{}: {error}", program.display()));
-    if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
+    exit.code()
 }
 
 impl Stage {
@@ -188,7 +184,7 @@ impl Stage {
         if custodian.finish(&cgroup).context("waiting for the cgroup of the command")? {
             return Ok(Vec::new());
         }
-        Ok(cgroup.processes().into_iter().filter_map(Process::of).collect())
+        Ok(cgroup.processes().into_iter().filter_map(process::of).collect())
     }
 }
 
@@ -270,7 +266,7 @@ fn program_name(command: &[OsString]) -> String {
 
 fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
     let code = code.or_else(|| signal.map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::RunFailed.code())
 }
 
 /// All ports, comma-separated.

@@ -1,9 +1,13 @@
 //! `status`: what is enforced, where, and for whom.
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::Write,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
-use portkeep::{Enforcement, Errno, PortRange, Version};
-use portkeep_core::wire;
+use portkeep::{Enforcement, Errno, Info, PortRange, Time, Version};
+use portkeep_core::{time, wire};
 use portkeep_kernel::{Instance, InstanceError, Obstacle, cgroup};
 use serde::Serialize;
 
@@ -12,8 +16,7 @@ use crate::{
     agent::Overlap,
     level::served_here,
     pins::{Pins, Seen},
-    waiting::{self, Heard, Waiting},
-    when,
+    waiting::{self, Heard},
 };
 
 const AFTER_HELP: &str = "\
@@ -41,13 +44,12 @@ pub(crate) struct Args {
 pub(crate) struct Status {
     up: Option<bool>,
     /// The enforcement of a reservation made here.
-    enforcement_here: &'static str,
+    enforcement_here: Option<Enforcement>,
     abi: Option<u32>,
     build: Option<String>,
     enforced_in: Option<String>,
     served_in: Option<String>,
-    since: Option<String>,
-    age_seconds: Option<u64>,
+    since: Option<Time>,
     reservations: Option<u32>,
     ports: Option<u64>,
     /// Of these, those that administrators declared.
@@ -63,12 +65,10 @@ pub(crate) struct Status {
     /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
     agent_answers: Option<bool>,
     /// Declarations that are not in force, as the agent reports them.
-    waiting: Vec<Waiting>,
+    waiting: Vec<Info>,
     transient: Option<bool>,
     /// Why something is missing above.
     not_seen: Option<String>,
-    #[serde(skip)]
-    since_ns: Option<u64>,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -82,10 +82,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
-    let mut status = Status { enforcement_here: Enforcement::Held.name(), ..Status::default() };
+    let mut status = Status { enforcement_here: Some(Enforcement::Held), ..Status::default() };
     match served_here() {
         Ok(Some(version)) => {
-            status.enforcement_here = Enforcement::Kernel.name();
+            status.enforcement_here = Some(Enforcement::Kernel);
             status.add_version(&version);
         }
         Ok(None) => {}
@@ -131,17 +131,11 @@ impl Status {
     fn add_version(&mut self, version: &Version) {
         self.up = Some(true);
         self.abi = Some(version.abi);
-        self.add_since(u64::try_from(version.since.as_nanos()).unwrap_or(0));
+        self.since = Some(version.since);
         self.reservations = Some(version.reservations);
         self.ports = Some(version.ports);
         self.pool = version.pool;
         self.agent = Some(version.agent);
-    }
-
-    fn add_since(&mut self, since: u64) {
-        self.since_ns = Some(since);
-        self.since = Some(when::rfc3339(since));
-        self.age_seconds = Some(when::age(since).as_secs());
     }
 
     fn add_instance(&mut self, instance: &Instance) -> anyhow::Result<()> {
@@ -158,7 +152,7 @@ impl Status {
         self.build = Some(format!("{:016x}", config.build));
         self.enforced_in = Some(cgroup_name(config.enforce));
         self.served_in = Some(cgroup_name(config.serve));
-        self.add_since(config.since);
+        self.since = Some(portkeep::wall_clock(Duration::from_nanos(config.since)));
         self.reservations = Some(counters.reservations);
         self.ports = Some(counters.ports);
         self.persistent = Some(persistent);
@@ -176,9 +170,9 @@ impl Status {
         let in_cgroup = |path: &String| if path == "/" { "the whole host".into() } else { format!("cgroup {path}") };
         line(
             "enforcement",
-            match (self.up, self.since_ns) {
+            match (self.up, self.since) {
                 (Some(true), Some(since)) => {
-                    format!("up since {} ({})", self.since.as_deref().unwrap_or_default(), when::ago(since))
+                    format!("up since {since} ({})", time::ago(since.age_at(SystemTime::now())))
                 }
                 (Some(true), None) => "up".into(),
                 (Some(false), _) => "not up".into(),
@@ -225,7 +219,7 @@ impl Status {
             (None, _) => {}
         }
         for waiting in &self.waiting {
-            line("waits", waiting.to_string())?;
+            line("waits", waiting::sentence(waiting))?;
         }
         if self.transient == Some(true) {
             line("transient", "goes with the last `portkeep run` that needs it".into())?;
@@ -239,7 +233,7 @@ impl Status {
 
     /// The enforcement that a program started here would get.
     fn here(&self) -> String {
-        if self.enforcement_here == Enforcement::Kernel.name() {
+        if self.enforcement_here == Some(Enforcement::Kernel) {
             return "by the kernel".into();
         }
         let cannot =

@@ -2,16 +2,16 @@
 
 use std::io::Write;
 
-use crate::{DONE, Io, persist};
+use crate::{FAILED, Io, persist};
 
 const AFTER_HELP: &str = "\
 Prints a line when a reservation comes into force, is denied or ends, and when a bind of an outsider is refused: the \
 process, and the owner of the port that it wanted. Repeated events are limited and counted (`events.per_second` in \
-portkeep.toml(5)). The command ends when the agent ends. Requires an administrator.
+portkeep.toml(5)). The command ends, with status 1, when the agent ends. Requires an administrator.
 
 Examples:
   portkeep watch
-  portkeep watch --json | jq -r 'select(.what == \"refused\") | .command'";
+  portkeep watch --json | jq -r 'select(.what == \"refused\") | .process.command'";
 
 /// Follow events
 #[derive(Debug, clap::Args)]
@@ -33,5 +33,5 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     io.note("the agent has ended");
-    Ok(DONE)
+    Ok(FAILED)
 }

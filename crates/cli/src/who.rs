@@ -3,20 +3,17 @@
 use std::io::Write;
 
 use anyhow::Context;
-use portkeep::Transport;
+use portkeep::{BoundSocket, Info, Transport};
+use portkeep_core::time;
 use portkeep_kernel::netns;
 use serde::Serialize;
 
 use crate::{
-    DONE, Io, NOTHING,
-    entry::Entry,
-    list,
+    DONE, Io, NOTHING, list,
     pins::{Pins, Seen},
     port_arg::PortArg,
-    process::{Binders, Process},
-    ran_out,
-    waiting::{self, Waiting},
-    when,
+    process::Binders,
+    ran_out, reservations, waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -44,19 +41,21 @@ pub(crate) struct Args {
     pins: Pins,
 }
 
+/// One port of one transport.
 #[derive(Debug, Serialize)]
 struct Whose {
     port: u16,
     transport: Transport,
-    reservation: Option<Entry>,
-    bound: bool,
-    bound_by: Vec<Process>,
+    /// The reservation that has it.
+    reservation: Option<Info>,
+    /// The sockets that have it bound.
+    bound_by: Vec<BoundSocket>,
     /// Persistent reservations of the port that are not in force.
-    waiting: Vec<Waiting>,
+    waiting: Vec<Info>,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let entries = reserved(&args.pins, io)?;
+    let found = reserved(&args.pins, io)?;
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let waiting = waiting::list();
     let whose: Vec<Whose> = args
@@ -64,23 +63,24 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         .transports()
         .map(|transport| {
             let port = args.port.port;
-            let mine = |entry: &&Entry| entry.is_here(own) && entry.has(transport, port);
-            let binders = Binders::of(transport, port);
+            let mine = |info: &&Info| reservations::is_here(info, own) && info.has(transport, port);
+            let mut bound_by =
+                Binders::of(transport, port).map(|each| each.sockets(transport, port)).unwrap_or_default();
+            reservations::name_users(bound_by.iter_mut().filter_map(|socket| socket.process.as_mut()));
             Whose {
                 port,
                 transport,
-                reservation: entries.iter().find(mine).cloned(),
-                bound: binders.is_some(),
-                bound_by: binders.map(|binders| binders.known).unwrap_or_default(),
+                reservation: found.iter().find(mine).cloned(),
+                bound_by,
                 waiting: waiting.iter().filter(|waiting| waiting.has(transport, port)).cloned().collect(),
             }
         })
         .collect();
-    let anybody = whose.iter().any(|whose| whose.reservation.is_some() || whose.bound);
+    let anybody = whose.iter().any(Whose::is_somebodys);
     if args.json {
         io.json(&whose)?;
     } else {
-        for each in whose.iter().filter(|whose| whose.reservation.is_some() || whose.bound) {
+        for each in whose.iter().filter(|whose| whose.is_somebodys()) {
             each.write(&mut io.out)?;
         }
         if !anybody {
@@ -88,16 +88,16 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
         for waiting in waiting.iter().filter(|waiting| whose.iter().any(|each| waiting.has(each.transport, each.port)))
         {
-            writeln!(io.out, "{waiting}")?;
+            writeln!(io.out, "{}", waiting::sentence(waiting))?;
         }
     }
     Ok(if anybody { DONE } else { NOTHING })
 }
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
-fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Entry>> {
-    match list::entries(pins) {
-        Ok(entries) => Ok(entries),
+fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
+    match list::seen(pins) {
+        Ok(found) => Ok(found),
         // Neither is anything else to be found out then.
         Err(error) if ran_out(&error) => Err(error),
         Err(error) => {
@@ -110,54 +110,59 @@ fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Entry>> {
 }
 
 impl Whose {
+    fn is_somebodys(&self) -> bool {
+        self.reservation.is_some() || !self.bound_by.is_empty()
+    }
+
     fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         let name = format!("{}/{}", self.port, self.transport);
         match &self.reservation {
-            Some(entry) => {
-                let (owner, since) = (entry.owner(), when::ago(entry.since_ns));
-                if entry.persistent {
-                    writeln!(out, "{name} is reserved for {owner}")?;
-                } else {
-                    writeln!(out, "{name} belongs to {owner}, reserved {since}")?;
+            Some(info) => {
+                let owner = reservations::owner(info);
+                match info.age().filter(|_| !info.persistent) {
+                    Some(age) => writeln!(out, "{name} belongs to {owner}, reserved {}", time::ago(age))?,
+                    None => writeln!(out, "{name} is reserved for {owner}")?,
                 }
                 let mut line = |name: &str, value: &str| writeln!(out, "  {name:<9} {value}");
-                line("block", &format!("{}/{}", entry.ports, entry.transports))?;
-                if let Some(label) = &entry.label {
-                    line(if entry.persistent { "name" } else { "label" }, label)?;
+                line("block", &format!("{}/{}", info.ports, info.transports))?;
+                if let Some(label) = &info.name {
+                    line(if info.persistent { "name" } else { "label" }, label)?;
                 }
-                if let Some(command) = &entry.command {
+                if let Some(command) = info.owner.as_ref().and_then(|owner| owner.command.as_ref()) {
                     line("command", command)?;
                 }
-                if let Some(unit) = &entry.unit {
+                if let Some(unit) = info.owner.as_ref().and_then(|owner| owner.unit.as_ref()) {
                     line("unit", unit)?;
                 }
-                if let Some(description) = &entry.description {
+                if let Some(description) = &info.description {
                     line("what", description)?;
                 }
-                if let Some(origin) = &entry.origin {
+                if let Some(origin) = &info.origin {
                     line("from", &origin.to_string())?;
                 }
-                let strict = match (entry.strict, entry.ephemeral) {
+                if let Some(uid) = info.owner.as_ref().and_then(|owner| owner.uid) {
+                    line("uid", &uid.to_string())?;
+                }
+                let terms = match (info.strict, info.ephemeral) {
                     (true, _) => ", associated sockets only",
                     (_, true) => ", its private ephemeral range",
                     _ => "",
                 };
-                if entry.persistent {
-                    line("scope", &format!("persistent{strict}"))?;
-                } else {
-                    line("uid", &entry.uid.to_string())?;
-                    let cgroup = entry.cgroup.as_deref().unwrap_or_default();
-                    line("scope", format!("{} {cgroup}{strict}", entry.scope).trim())?;
+                let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
+                let cgroup = info.cgroup.as_deref().unwrap_or_default();
+                line("scope", &format!("{}{terms}", format!("{scope} {cgroup}").trim_end()))?;
+                if let Some(since) = info.since {
+                    line("since", &since.to_string())?;
                 }
-                line("since", &entry.since)?;
             }
             None => writeln!(out, "{name} is not reserved")?,
         }
-        let bound: Vec<String> = self.bound_by.iter().map(Process::to_string).collect();
-        let bound = match (self.bound, bound.is_empty()) {
-            (false, _) => "no process".into(),
-            (true, true) => "a process that cannot be seen from here".into(),
-            (true, false) => bound.join(", "),
+        let known: Vec<String> =
+            self.bound_by.iter().filter_map(|socket| socket.process.as_ref()).map(ToString::to_string).collect();
+        let bound = match (self.bound_by.is_empty(), known.is_empty()) {
+            (true, _) => "no process".into(),
+            (false, true) => "a process that cannot be seen from here".into(),
+            (false, false) => known.join(", "),
         };
         writeln!(out, "  {:<9} {bound}", "bound by")?;
         Ok(())

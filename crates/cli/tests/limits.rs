@@ -9,7 +9,7 @@ use std::{
 };
 
 use portkeep::{
-    PortRange, Transports,
+    PortRange, Process, Transports,
     persistent::{
         Connection, Kept, PersistentError, Proposal,
         protocol::{Event, Happening, Request},
@@ -59,7 +59,7 @@ fn a_request_whose_client_has_gone_is_never_carried_out() {
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("created"), "{answer}");
-    let names: Vec<String> = place.list().iter().map(|entry| entry.declaration.name.to_string()).collect();
+    let names: Vec<String> = place.list().iter().map(|info| info.name.clone().unwrap()).collect();
     assert_eq!(names, ["there"]);
     place.connect().delete(&portkeep::persistent::Which::Name("there".parse().unwrap())).unwrap();
     agent.stop();
@@ -165,13 +165,17 @@ fn uid_0_without_capabilities_is_no_administrator() {
     world.assert_empty();
 }
 
+fn name_of(event: &Event) -> Option<&str> {
+    event.reservation.as_ref()?.name.as_deref()
+}
+
 /// The events that a watcher gets until something called `end` is created.
 fn watch(place: &AgentFolder, happens: impl FnOnce()) -> Vec<Event> {
     let events = place.connect().watch().unwrap();
     happens();
     place.connect().create(&proposal("end", 9999), Kept::Active).unwrap();
     let events = events.map(Result::unwrap);
-    events.take_while(|event| event.name.as_deref() != Some("end")).collect()
+    events.take_while(|event| name_of(event) != Some("end")).collect()
 }
 
 #[test]
@@ -200,13 +204,15 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
     let of = |what: Happening| events.iter().filter(|event| event.what == what).collect::<Vec<_>>();
     let refused = of(Happening::Refused);
     assert!(refused.len() >= 2 && refused.len() < 20, "{}", refused.len());
-    assert!(refused.iter().all(|event| event.uid == NOBODY && event.pid != 0 && !event.command.is_empty()));
+    let by_somebody = |process: &Process| process.uid == Some(NOBODY) && process.pid != 0 && !process.comm.is_empty();
+    assert!(refused.iter().all(|event| event.process.as_ref().is_some_and(by_somebody)));
     let granted = of(Happening::Granted);
     assert!(!granted.is_empty() && granted.len() < 1000, "{} of 5000", granted.len());
     // An administrator's action is reported with the process that did it.
     let made = watch_one(&place);
-    assert_eq!((made.pid, made.uid), (std::process::id(), 0));
-    assert!(!made.command.is_empty() && made.message.contains(&format!("pid {}", made.pid)), "{made:?}");
+    let Some(process) = &made.process else { panic!("{made:?}") };
+    assert_eq!((process.pid, process.uid), (std::process::id(), Some(0)));
+    assert!(!process.comm.is_empty() && made.message.contains(&format!("pid {}", process.pid)), "{made:?}");
     agent.stop();
     end_all(&world);
     world.assert_empty();
@@ -215,7 +221,7 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
 fn watch_one(place: &AgentFolder) -> Event {
     let mut events = place.connect().watch().unwrap();
     place.connect().create(&proposal("made", 8500), Kept::Active).unwrap();
-    events.find_map(|event| event.ok().filter(|event| event.name.as_deref() == Some("made"))).unwrap()
+    events.find_map(|event| event.ok().filter(|event| name_of(event) == Some("made"))).unwrap()
 }
 
 #[test]
@@ -232,7 +238,7 @@ fn a_refused_request_is_reported_once_and_not_as_an_end() {
     });
     let what: Vec<Happening> = events.iter().map(|event| event.what).collect();
     assert_eq!(what, [Happening::Denied], "{events:?}");
-    assert_eq!(events[0].pid, std::process::id());
+    assert_eq!(events[0].process.as_ref().unwrap().pid, std::process::id());
     drop(there);
     eventually(|| world.maps().reservations().flatten().all(|(_, r)| r.is_persistent()));
     agent.stop();

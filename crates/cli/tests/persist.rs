@@ -189,10 +189,10 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let words = ["persist", "add", "--name", "rtp", "--any", "20", "--udp", "--align", "2", "--unit", "sip.service"];
     let rtp = stage.portkeep(&[&words[..], &["--strict", "--description", "media", "--json"]].concat()).ok().json();
     assert_eq!(rtp["transports"], "udp");
-    assert_eq!(rtp["who"], json!({"unit": "sip.service"}));
+    assert_eq!(rtp["audience"], json!({"kind": "unit", "value": "sip.service"}));
     assert_eq!(
-        (&rtp["strict"], &rtp["description"], &rtp["kept"]),
-        (&json!(true), &json!("media"), &json!("persistent"))
+        (&rtp["strict"], &rtp["description"], &rtp["origin"]["until_reboot"]),
+        (&json!(true), &json!("media"), &json!(false))
     );
     assert_eq!(rtp["token"].as_str().unwrap().len(), 16);
     stage
@@ -227,16 +227,16 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     assert!(show.starts_with("web 8443/tcp\n  for          user daemon\n  state        in force\n"), "{show}");
     assert!(show.contains(&bound) && show.contains("  token        "), "{show}");
     let show = stage.portkeep(&["persist", "show", "web", "--json"]).ok().json();
-    assert_eq!(show[0]["bound"][0]["by"][0]["pid"], server.pid());
+    assert_eq!(show[0]["bound_by"][0]["process"]["pid"], server.pid());
     fails(&stage.portkeep(&["persist", "show", "nothing"]), 3, "there is no persistent reservation nothing");
 
     let list = stage.portkeep(&["list", "--json"]).ok().json();
     let web = list.as_array().unwrap().iter().find(|entry| entry["ports"] == "8443").unwrap().clone();
     assert_eq!(
-        (&web["persistent"], &web["for_whom"], &web["label"]),
-        (&json!(true), &json!("user daemon"), &json!("web"))
+        (&web["persistent"], &web["audience"], &web["name"]),
+        (&json!(true), &json!({"kind": "user", "value": "daemon"}), &json!("web"))
     );
-    assert_eq!((&web["bound"], &web["bound_by"][0]["pid"]), (&json!(1), &json!(server.pid())));
+    assert_eq!((&web["bound"], &web["bound_by"][0]["process"]["pid"]), (&json!(1), &json!(server.pid())));
     let table = stage.portkeep(&["list"]).ok().out;
     let row = table.lines().find(|line| line.starts_with("8443")).unwrap();
     let told = format!("  from a command of uid 0; bound by pid {} (", server.pid());
@@ -258,8 +258,12 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     assert_eq!(without.json(), with_agent);
     fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
     let list = stage.portkeep(&["list", "--json"]).ok().json();
-    let whom: Vec<&str> = list.as_array().unwrap().iter().map(|entry| entry["for_whom"].as_str().unwrap()).collect();
-    assert_eq!(whom, ["user daemon", "cgroup /x", "administrators", "unit sip.service"]);
+    let audience = |entry: &Value| (entry["audience"]["kind"].clone(), entry["audience"]["value"].clone());
+    let audiences: Vec<_> = list.as_array().unwrap().iter().map(audience).collect();
+    let expected = [("user", "daemon"), ("cgroup", "/x"), ("administrators", ""), ("unit", "sip.service")];
+    let expected =
+        expected.map(|(kind, value)| (json!(kind), if value.is_empty() { Value::Null } else { json!(value) }));
+    assert_eq!(audiences, expected);
     for words in
         [&["persist", "delete", "web"][..], &["reload"], &["watch"], &["persist", "add", "--name", "x", "--tcp", "7"]]
     {
@@ -336,7 +340,10 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     assert!(why.ends_with(&format!("): connected with {peer}")), "{why}");
     assert_eq!(declared[0]["state"], "waiting");
     let socket = &declared[0]["waits_for"][0];
-    assert_eq!((&socket["pid"], &socket["peer"], &socket["port"]), (&json!(pid), &json!(peer), &json!(8443)));
+    assert_eq!(
+        (&socket["process"]["pid"], &socket["peer"], &socket["port"]),
+        (&json!(pid), &json!(peer), &json!(8443))
+    );
 
     let list = stage.portkeep(&["persist", "list"]).ok().out;
     let lines: Vec<&str> = list.lines().collect();
@@ -345,7 +352,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     let sentence = format!("web, 8443/tcp for unit web.service, is not in force: {why}");
     let status = stage.portkeep(&["status"]).ok().out;
     assert!(status.lines().any(|line| line.starts_with("waits ") && line.ends_with(&sentence)), "{status}");
-    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["why"], why);
+    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["reason"], why);
     // What is not in force is no reservation: it is not among them, and is not overlooked either.
     let list = stage.portkeep(&["list"]).ok();
     assert!(!list.out.contains("8443") && list.err.contains(&sentence), "{list:?}");
@@ -354,7 +361,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     assert!(list.err.contains(&sentence), "{list:?}");
     let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
     assert!(who.contains(&format!("pid {pid}")) && who.contains(&sentence), "{who}");
-    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["why"], why);
+    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
 }
 
 /// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in
@@ -542,7 +549,7 @@ fn what_happens_is_watched() {
         .take(made + 2)
         .find(|event| event["what"] == "refused")
         .unwrap();
-    assert_eq!((&event["name"], &event["ports"]), (&json!("n0"), &json!("10000")));
+    assert_eq!((&event["reservation"]["name"], &event["ports"]), (&json!("n0"), &json!("10000")));
 
     // They end when the agent does.
     stage.stop();
@@ -593,7 +600,7 @@ Start Port    End Port
     drop(server);
     // Exactly, or not at all.
     let not_found = "The system cannot find the file specified.\nerror: ";
-    fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 1, not_found);
+    fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
         &netsh(&stage, "excludedportrange del tcp 40001 10"),
         1,

@@ -10,9 +10,9 @@ use std::{
 };
 
 use portkeep::{
-    Align, PortRange, Transport, Transports,
+    Align, PortRange, State, Transport, Transports,
     persistent::{
-        Account, Kept, Name, PersistentError, Proposal, Standing, Which, Who, lookup,
+        Account, Audience, Kept, Name, PersistentError, Proposal, Which, lookup,
         protocol::{self, Happening},
     },
 };
@@ -37,12 +37,12 @@ fn ports(start: u16, count: u16) -> PortRange {
     PortRange::new(start, count).unwrap()
 }
 
-fn user(uid: u32) -> Who {
-    Who::User(Account::Id(uid))
+fn user(uid: u32) -> Audience {
+    Audience::User(Account::Id(uid))
 }
 
 fn web(start: u16) -> Proposal {
-    Proposal::new(name("web"), ports(start, 1), Transports::Tcp).who(user(NOBODY))
+    Proposal::new(name("web"), ports(start, 1), Transports::Tcp).audience(user(NOBODY))
 }
 
 fn bound_by(uid: u32, port: u16) -> Result<(), Errno> {
@@ -61,9 +61,9 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     let place = AgentFolder::new();
     let agent = place.agent();
     let created = place.connect().create(&web(8443), Kept::Persistent).unwrap();
-    assert_eq!(created.declaration.ports, ports(8443, 1));
+    assert_eq!(created.ports, ports(8443, 1));
     let token = lookup(ports(8443, 1), Transport::Tcp).unwrap();
-    assert_eq!(format!("{:016x}", token.get()), created.token);
+    assert_eq!(Some(token), created.token);
     assert!(matches!(lookup(ports(8443, 1), Transport::Udp), Err(PersistentError::NotFound)));
     assert!(matches!(lookup(ports(8442, 2), Transport::Tcp), Err(PersistentError::NotFound)));
     assert_eq!(bound_by(NOBODY, 8443), Ok(()));
@@ -76,7 +76,7 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
     let agent = place.agent();
     assert_eq!(lookup(ports(8443, 1), Transport::Tcp).unwrap(), token);
-    assert_eq!(place.standing("web"), Some(Standing::Active));
+    assert_eq!(place.state("web"), Some(State::Active));
 
     // Kernel enforcement goes, as in a reboot: it comes back from the store, with another token.
     agent.stop();
@@ -106,7 +106,7 @@ fn until_the_reboot_is_until_the_reboot() {
     agent.kill();
     end_all(&world);
     let agent = place.agent();
-    assert_eq!(place.standing("web"), Some(Standing::Active), "the same boot");
+    assert_eq!(place.state("web"), Some(State::Active), "the same boot");
     place.connect().delete(&Which::Block { ports: ports(8443, 1), transports: Transports::Tcp }).unwrap();
     agent.stop();
     world.assert_empty();
@@ -141,13 +141,13 @@ fn any_block_is_chosen_once_and_kept() {
     let mut any = Proposal::any(name("rtp"), 20, Transports::Both);
     any.block = portkeep::persistent::Block::Any { count: 20, align: Align::new(2).unwrap() };
     let created = place.connect().create(&any, Kept::Persistent).unwrap();
-    let block = created.declaration.ports;
+    let block = created.ports;
     assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);
     agent.stop();
     end_all(&world);
     // Somebody else would get the same numbers now, were they not kept.
     let agent = place.agent();
-    assert_eq!(place.list()[0].declaration.ports, block);
+    assert_eq!(place.list()[0].ports, block);
     assert_ne!(reserve(&tcp(), 0, 1).start, block.start());
     place.connect().delete(&Which::Name(name("rtp"))).unwrap();
     agent.stop();
@@ -167,14 +167,14 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
     });
     outsider.talk.hear();
     let agent = place.agent();
-    let Some(Standing::Waiting(why)) = place.standing("web") else { panic!("{:?}", place.list()) };
+    let why = place.reason("web", State::Waiting);
     assert!(why.starts_with("8443/tcp is in use by pid"), "{why}");
     let error = place.connect().create(&Proposal::new(name("x"), ports(8443, 1), Transports::Tcp), Kept::Active);
     let Err(PersistentError::InUse(why)) = error else { panic!("{error:?}") };
     assert!(why.contains("reserved as `web`"), "{why}");
     // Not reserved, so whoever comes first has it.
     outsider.kill();
-    eventually(|| place.standing("web") == Some(Standing::Active));
+    eventually(|| place.state("web") == Some(State::Active));
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
 
     // A runtime reservation is in the way, too, and named.
@@ -207,10 +207,11 @@ fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
     place.drop_in("web.toml", &format!("[[reservation]]\nname = \"web\"\ntcp = \"{}-{port}\"\n", port - 1));
     assert_eq!(place.connect().reload().unwrap().waiting, 1);
     let entry = place.list().pop().unwrap();
-    let Standing::Waiting(why) = &entry.standing else { panic!("{entry:?}") };
+    let why = place.reason("web", State::Waiting);
     assert!(why.contains(&format!("{port}/tcp is in use by pid {}", client.pid())), "{why}");
     let [socket] = &entry.waits_for[..] else { panic!("{entry:?}") };
-    assert_eq!((socket.port, socket.pid, socket.state.as_str()), (port, Some(client.pid()), "connected"));
+    let pid = socket.process.as_ref().map(|process| process.pid);
+    assert_eq!((socket.port, pid, socket.state.as_deref()), (port, Some(client.pid()), Some("connected")));
     assert_eq!(socket.peer.as_deref(), Some(peer.to_string().as_str()));
     // It waits, and its ports are no longer chosen.
     let entered = || fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap();
@@ -221,7 +222,7 @@ fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
     // The server closes first, so that no TIME_WAIT stays with the client's port.
     drop(accepted);
     client.kill();
-    eventually(|| place.standing("web") == Some(Standing::Active));
+    eventually(|| place.state("web") == Some(State::Active));
     assert_eq!(place.list()[0].waits_for, []);
     agent.stop();
     end_all(&world);
@@ -238,9 +239,9 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
         "[[reservation]]\nname = \"much\"\ntcp = \"40000-40999\"\n[[reservation]]\nname = \"bit\"\nudp = \"40000-40399\"\n",
     );
     let agent = place.agent();
-    let Some(Standing::Waiting(why)) = place.standing("much") else { panic!("{:?}", place.list()) };
+    let why = place.reason("much", State::Waiting);
     assert!(why.contains("leave 0 of the 1000 ephemeral ports") && why.contains("at least 500"), "{why}");
-    assert_eq!(place.standing("bit"), Some(Standing::Active));
+    assert_eq!(place.state("bit"), Some(State::Active));
     // It keeps its ports from others' declarations while it waits, so it goes.
     place.drop_in("much.toml", "[[reservation]]\nname = \"bit\"\nudp = \"40000-40399\"\n");
     place.connect().reload().unwrap();
@@ -333,7 +334,7 @@ fn around_lets_the_rightful_stay_and_nobody_else() {
     let mut around = web(8443);
     around.around = true;
     let mut others = around.clone();
-    others.who = user(OTHER);
+    others.audience = user(OTHER);
     let error = place.connect().create(&others, Kept::Persistent);
     assert!(matches!(error, Err(PersistentError::InUse(_))), "{error:?}");
     place.connect().create(&around, Kept::Persistent).unwrap();
@@ -378,8 +379,8 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
     let (conflicts, mistakes) = (reloaded.complaints.join("\n"), reloaded.errors.join("\n"));
     assert!(conflicts.contains("xeb.toml") && conflicts.contains("web.toml"), "{conflicts}");
     assert!(mistakes.contains("strickt") && mistakes.contains("strict"), "{mistakes}");
-    assert!(matches!(place.standing("xeb"), Some(Standing::Conflict(_))));
-    let Some(Standing::Waiting(why)) = place.standing("zeb") else { panic!() };
+    assert_eq!(place.state("xeb"), Some(State::Conflict));
+    let why = place.reason("zeb", State::Waiting);
     assert_eq!(why, "there is no user \"no-such-user\"");
 
     fs::remove_file(place.path().join("root/etc/portkeep/ports.d/web.toml")).unwrap();
@@ -554,9 +555,10 @@ fn a_refused_bind_is_reported_readably() {
     });
     let pid = hammer.talk.hear();
     let event = events.next().unwrap().unwrap();
-    assert_eq!((event.what, event.ports, event.uid), (Happening::Refused, ports(8443, 1), NOBODY));
-    assert_eq!((u64::from(event.pid), event.command.as_str()), (pid, "nginx"));
-    let user = event.user.clone().unwrap_or_else(|| format!("uid {NOBODY}"));
+    assert_eq!((event.what, event.ports), (Happening::Refused, ports(8443, 1)));
+    let process = event.process.unwrap();
+    assert_eq!((u64::from(process.pid), process.comm.as_str(), process.uid), (pid, "nginx", Some(NOBODY)));
+    let user = process.user.clone().unwrap_or_else(|| format!("uid {NOBODY}"));
     let file = place.path().join("root/etc/portkeep/ports.d/tomcat.toml");
     assert_eq!(
         event.message,
@@ -565,7 +567,7 @@ fn a_refused_bind_is_reported_readably() {
             file.display()
         )
     );
-    assert_eq!(event.name.as_deref(), Some("tomcat"));
+    assert_eq!(event.reservation.unwrap().name.as_deref(), Some("tomcat"));
     hammer.join();
 
     // Everything else that happens comes through, however many refusals there were.
@@ -580,7 +582,7 @@ fn a_refused_bind_is_reported_readably() {
         }
     };
     assert_eq!(
-        (granted.what, granted.ports.start(), granted.pid),
+        (granted.what, granted.ports.start(), granted.process.unwrap().pid),
         (Happening::Granted, block.start, std::process::id())
     );
     assert!(refusals < 100, "{refusals} of 5000 reported one by one");
@@ -631,7 +633,7 @@ fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
     assert!(say(&deep).contains("malformed"));
     // Unknown accounts and blocks that cannot be.
     let mut bad = web(8443);
-    bad.who = Who::User(Account::Name("no-such-user".into()));
+    bad.audience = Audience::User(Account::Name("no-such-user".into()));
     assert!(matches!(place.connect().create(&bad, Kept::Active), Err(PersistentError::Malformed(_))));
     let none = Proposal::any(name("none"), 0, Transports::Tcp);
     assert!(matches!(place.connect().create(&none, Kept::Active), Err(PersistentError::Malformed(_))));
@@ -766,8 +768,8 @@ fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
         }
         client.join();
         let agent = place.agent();
-        let listed: Vec<u16> = place.list().iter().map(|entry| entry.declaration.ports.start()).collect();
-        assert!(place.list().iter().all(|entry| entry.standing == Standing::Active));
+        let listed: Vec<u16> = place.list().iter().map(|info| info.ports.start()).collect();
+        assert!(place.list().iter().all(|info| info.state == State::Active));
         for port in 20000..20040 {
             let reserved = lookup(ports(port, 1), Transport::Tcp).is_ok();
             assert_eq!(reserved, listed.contains(&port), "{port}: kernel and store agree");
@@ -838,7 +840,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
         |(tcp, udp): (u16, u16), first: u16| (first..first + 10).contains(&tcp) && (first..first + 10).contains(&udp);
     assert!(inside(chosen_by(NOBODY), 20000));
     assert!(!inside(chosen_by(OTHER), 20000));
-    assert!(place.list()[0].declaration.ephemeral);
+    assert!(place.list()[0].ephemeral);
 
     // A change in place, there and back.
     for (more, still) in [("", false), ("ephemeral = true\n", true)] {
@@ -851,13 +853,13 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     // What cannot be.
     let range = |start: u16| Proposal::new(name("other"), ports(start, 10), Transports::Both).ephemeral(true);
     let refusal = |proposal: &Proposal| place.connect().create(proposal, Kept::Persistent).unwrap_err().to_string();
-    let text = refusal(&range(21000).who(user(NOBODY)));
+    let text = refusal(&range(21000).audience(user(NOBODY)));
     assert!(text.contains("have a private ephemeral range"), "{text}");
     let text = refusal(&range(21000));
     assert!(text.contains("needs a user, group, unit or cgroup"), "{text}");
-    let text = refusal(&range(21000).who(user(OTHER)).strict(true));
+    let text = refusal(&range(21000).audience(user(OTHER)).strict(true));
     assert!(text.contains("cannot be `strict`"), "{text}");
-    place.connect().create(&range(21000).who(user(OTHER)), Kept::Persistent).unwrap();
+    place.connect().create(&range(21000).audience(user(OTHER)), Kept::Persistent).unwrap();
     assert!(inside(chosen_by(OTHER), 21000));
 
     // In use to the last port: the bind fails, and watchers are told.

@@ -1,7 +1,7 @@
 //! The table of commands and what is wrong with arguments. In-process, so nothing here may ever get as far as doing
 //! something: only `--help` is run.
 
-use portkeep_cli::{Io, USAGE};
+use portkeep_cli::{Exit, Io};
 
 fn run(words: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -74,8 +74,25 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         // Parsed and not run: should one of them turn out to be right, nothing must happen to this machine.
         let parsed = portkeep_cli::command().try_get_matches_from([&["portkeep"], words].concat());
         let error = parsed.expect_err(&format!("{words:?}"));
-        assert!(error.use_stderr() && error.exit_code() == i32::from(USAGE), "{words:?}");
+        assert!(error.use_stderr() && error.exit_code() == i32::from(Exit::Usage.code()), "{words:?}");
     }
+}
+
+#[test]
+fn exit_statuses_are_one_table() {
+    let page = include_str!("../../../docs/reference/exit-status.md");
+    let rows: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit()).collect();
+    let table = Exit::ALL.map(|exit| format!("| {} | {} |", exit.code(), exit.meaning()));
+    assert_eq!(rows, table);
+    // Nothing else exits with 2 what asks for too much; `run` keeps its own statuses apart from the command's.
+    assert_eq!(run(&["acquire", "--at", "65535", "--count", "2"]).0, Exit::Usage.code());
+    assert_eq!(run(&["acquire", "--at", "61001", "--align", "2"]).0, Exit::Usage.code());
+    assert_eq!(run(&["run", "--at", "65535", "--count", "2", "--", "true"]).0, Exit::RunFailed.code());
+    assert_eq!(run(&["run", "--no-such-option", "--", "true"]).0, Exit::RunFailed.code());
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run(&["check", folder.path().to_str().unwrap()]).0, Exit::Nothing.code());
+    assert_eq!(run(&["--help"]).0, Exit::Done.code());
 }
 
 /// Errors that clap alone cannot see are reported the same way. None of these gets as far as asking an agent.
@@ -89,7 +106,7 @@ fn what_only_shows_together_is_wrong_usage_too() {
         (&["netsh", "interface", "ipv4"], "only `netsh interface ipv4 show|add|delete excludedportrange`"),
     ] {
         let (code, out, err) = run(words);
-        assert_eq!((code, out.as_str()), (USAGE, ""), "{words:?}");
+        assert_eq!((code, out.as_str()), (Exit::Usage.code(), ""), "{words:?}");
         assert!(err.contains(told), "{words:?}: {err}");
     }
 }

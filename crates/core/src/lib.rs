@@ -11,12 +11,14 @@
 
 mod align;
 pub mod cipher;
+pub mod defaults;
 pub mod ephemeral;
 mod errno;
 pub mod persistent;
 mod port_set;
 mod ports;
 mod scope;
+pub mod time;
 mod token;
 mod transport;
 pub mod wire;
@@ -26,5 +28,6 @@ pub use errno::Errno;
 pub use port_set::{ParsePortSetError, PortSet};
 pub use ports::{ParsePortsError, PortRange, PortRangeError};
 pub use scope::Scope;
+pub use time::Time;
 pub use token::Token;
 pub use transport::{Transport, Transports};

@@ -2,11 +2,14 @@
 
 use std::{fmt, num::NonZeroU64, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// The 64-bit name of a reservation: unpredictable, never zero, and never used
 /// again within a boot. It is `INET_PORT_RESERVATION_TOKEN` of `mstcpip.h`.
 ///
 /// Written and read as 16 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Token(NonZeroU64);
 
 impl Token {
@@ -46,5 +49,19 @@ impl FromStr for Token {
             .ok()
             .and_then(Self::new)
             .ok_or("a token is 1 to 16 hexadecimal digits and not 0")
+    }
+}
+
+impl TryFrom<String> for Token {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Token> for String {
+    fn from(token: Token) -> Self {
+        token.to_string()
     }
 }

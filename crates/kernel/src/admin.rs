@@ -47,7 +47,7 @@ const AVOID: u32 = 12;
 
 use crate::{
     maps::WordKey,
-    persistent::{Created, Wanted},
+    persistent::{Created, Wanted, names_hash, wire_of},
 };
 
 /// Why an administrator's change was not made.
@@ -116,7 +116,7 @@ impl Admin {
             count: wanted.count,
             transports: wanted.transports.bits(),
             align: wanted.align.to_wire(),
-            ..for_whom(wanted)
+            ..of_audience(wanted)
         })?;
         let token = Token::new(answer.token).ok_or(AdminError::Refused(Errno::ENOENT))?;
         Ok(Created { id: answer.id, token, start: answer.start })
@@ -124,7 +124,7 @@ impl Admin {
 
     /// Change whom a persistent reservation is for, and its label, while its ports stay reserved.
     pub(crate) fn change(&self, id: u32, token: Token, wanted: &Wanted) -> Result<(), AdminError> {
-        self.run(Request { op: CHANGE, id, token: token.get(), ..for_whom(wanted) }).map(drop)
+        self.run(Request { op: CHANGE, id, token: token.get(), ..of_audience(wanted) }).map(drop)
     }
 
     /// A pending reservation is vacant and shall be in force. EADDRINUSE: a bind of one of its ports was quicker.
@@ -196,8 +196,8 @@ impl Admin {
 }
 
 /// The part of a request that says whom a persistent reservation is for.
-fn for_whom(wanted: &Wanted) -> Request {
-    let (scope, uid, gid, level) = wanted.for_whom.wire();
+fn of_audience(wanted: &Wanted) -> Request {
+    let (scope, uid, gid, level) = wire_of(&wanted.audience);
     let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };
     if wanted.ephemeral {
         flags |= wire::EPHEMERAL as u8;
@@ -205,7 +205,7 @@ fn for_whom(wanted: &Wanted) -> Request {
     if wanted.transports == Transports::Both {
         flags |= wire::BOTH as u8;
     }
-    let account = wanted.for_whom.names_hash();
+    let account = names_hash(&wanted.audience);
     Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), account, ..EMPTY }
 }
 

@@ -14,12 +14,12 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
-use portkeep_core::{PortRange, Scope, Token, Transport, Transports, cipher, wire};
+use portkeep_core::{PortRange, Token, Transport, Transports, cipher, persistent::Audience, wire};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     admin::{Admin, AdminError},
-    persistent::{ForWhom, PLACE_DEPTH},
+    persistent::{PLACE_DEPTH, names},
     settings::Settings,
 };
 
@@ -264,11 +264,6 @@ impl Reservation {
     /// The transports.
     pub fn transports(&self) -> Option<Transports> {
         Transports::from_bits(self.transports)
-    }
-
-    /// Its scope or audience.
-    pub fn scope(&self) -> Scope {
-        Scope::from_wire(self.scope, if self.is_persistent() { 0 } else { self.cgroup }, self.gid)
     }
 
     /// Whether an administrator made it, and no socket owns it.
@@ -661,8 +656,8 @@ impl Maps {
     }
 
     /// Say whom a reservation is for: the names on the way to a cgroup, or a unit.
-    pub(crate) fn set_places(&mut self, id: u32, place: &ForWhom) -> Result<(), MapAccessError> {
-        for (level, name) in place.names() {
+    pub(crate) fn set_places(&mut self, id: u32, audience: &Audience<u32>) -> Result<(), MapAccessError> {
+        for (level, name) in names(audience) {
             let mut padded = [0; PLACE_NAME];
             padded[..name.len()].copy_from_slice(name.as_bytes());
             self.places
@@ -670,6 +665,44 @@ impl Maps {
                 .map_err(|source| MapAccessError::Call { name: "places", source })?;
         }
         Ok(())
+    }
+
+    /// What a query for this reservation reports, to an administrator.
+    pub fn state(&self, r: &Reservation) -> Result<wire::State, MapAccessError> {
+        Ok(wire::State {
+            token: r.token,
+            netns: r.netns,
+            cgroup: r.cgroup,
+            since: r.since,
+            pid: r.pid,
+            uid: r.uid,
+            start: r.start,
+            count: r.count,
+            transports: r.transports,
+            state: r.state(),
+            scope: r.scope,
+            flags: r.flags,
+            bound: self.bound(r)?,
+            error: r.error,
+            zero: 0,
+            comm: r.comm,
+            label: r.label,
+            gid: r.gid,
+            zero2: 0,
+        })
+    }
+
+    fn bound(&self, r: &Reservation) -> Result<u32, MapAccessError> {
+        let (Some(ports), Some(transports)) = (r.ports(), r.transports()) else { return Ok(0) };
+        let mut bound = 0;
+        for transport in transports.iter() {
+            for base in ports.start() / 64..=ports.last() / 64 {
+                let Some(word) = self.word(&WordKey::of(r.netns, transport, base * 64))? else { continue };
+                let in_use = |bit: &u16| ports.contains(base * 64 + bit) && word.uses(usize::from(*bit)) > 0;
+                bound += u32::try_from((0..64).filter(in_use).count()).unwrap_or(0);
+            }
+        }
+        Ok(bound)
     }
 
     /// The places of all reservations.

@@ -7,7 +7,7 @@
 //! is dropped before it is confirmed is ended. A process that is killed in
 //! between leaves a pending reservation behind, which the next agent ends.
 
-use portkeep_core::{Align, PortRange, PortRangeError, Token, Transports, wire};
+use portkeep_core::{Align, PortRange, PortRangeError, Token, Transports, persistent::Audience, wire};
 
 use crate::{
     admin::{Admin, AdminError},
@@ -17,72 +17,50 @@ use crate::{
 /// How deep below the root the cgroup of a scope can be.
 pub const PLACE_DEPTH: u32 = 32;
 
-/// The audience of a persistent reservation, besides administrators by association.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ForWhom {
-    /// Root, and the group of administrators.
-    Administrators,
-    /// Processes with this real uid.
-    User(u32),
-    /// Processes with this real, effective or supplementary gid.
-    Group(u32),
-    /// Processes of this systemd unit, a service or scope.
-    Unit(String),
-    /// Processes in the cgroup with this path below the hierarchy's root, and below it.
-    Cgroup(Vec<String>),
+/// Scope, uid, gid and depth of an audience in the kernel's layout.
+pub(crate) fn wire_of(audience: &Audience<u32>) -> (u8, u32, u32, u8) {
+    match audience {
+        Audience::Administrators => (wire::SCOPE_ADMIN as u8, 0, 0, 0),
+        Audience::User(uid) => (wire::SCOPE_USER as u8, *uid, 0, 0),
+        Audience::Group(gid) => (wire::SCOPE_GROUP as u8, 0, *gid, 0),
+        Audience::Unit(_) => (wire::SCOPE_UNIT as u8, 0, 0, 0),
+        Audience::Cgroup(_) => (wire::SCOPE_CGROUP as u8, 0, 0, names(audience).len().min(usize::from(u8::MAX)) as u8),
+    }
 }
 
-impl ForWhom {
-    /// From a path as `/proc/PID/cgroup` shows it.
-    pub fn cgroup(path: &str) -> Self {
-        Self::Cgroup(path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect())
+/// The names that the BPF programs compare with, by level.
+pub(crate) fn names(audience: &Audience<u32>) -> Vec<(u32, &str)> {
+    match audience {
+        Audience::Unit(name) => vec![(0, name)],
+        Audience::Cgroup(path) => (1..).zip(path.split('/').filter(|part| !part.is_empty())).collect(),
+        Audience::Administrators | Audience::User(_) | Audience::Group(_) => Vec::new(),
     }
+}
 
-    /// Scope, uid, gid and depth in the kernel's layout.
-    pub(crate) fn wire(&self) -> (u8, u32, u32, u8) {
-        match self {
-            Self::Administrators => (wire::SCOPE_ADMIN as u8, 0, 0, 0),
-            Self::User(uid) => (wire::SCOPE_USER as u8, *uid, 0, 0),
-            Self::Group(gid) => (wire::SCOPE_GROUP as u8, 0, *gid, 0),
-            Self::Unit(_) => (wire::SCOPE_UNIT as u8, 0, 0, 0),
-            Self::Cgroup(path) => (wire::SCOPE_CGROUP as u8, 0, 0, path.len().min(usize::from(u8::MAX)) as u8),
-        }
-    }
-
-    /// The names that the BPF programs compare with, by level.
-    pub(crate) fn names(&self) -> Vec<(u32, &str)> {
-        match self {
-            Self::Unit(name) => vec![(0, name)],
-            Self::Cgroup(path) => (1..).zip(path.iter().map(String::as_str)).collect(),
-            _ => Vec::new(),
+/// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
+pub(crate) fn names_hash(audience: &Audience<u32>) -> u64 {
+    let mut hash = 0u64;
+    for (_, name) in names(audience) {
+        let mut padded = [0; PLACE_NAME];
+        let length = name.len().min(PLACE_NAME);
+        padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+        for characters in padded.chunks_exact(8) {
+            let characters = u64::from_le_bytes(characters.try_into().expect("eight bytes"));
+            hash = (hash ^ characters).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^= hash >> 32;
         }
     }
+    hash
+}
 
-    /// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
-    pub(crate) fn names_hash(&self) -> u64 {
-        let mut hash = 0u64;
-        for (_, name) in self.names() {
-            let mut padded = [0; PLACE_NAME];
-            let length = name.len().min(PLACE_NAME);
-            padded[..length].copy_from_slice(&name.as_bytes()[..length]);
-            for characters in padded.chunks_exact(8) {
-                let characters = u64::from_le_bytes(characters.try_into().expect("eight bytes"));
-                hash = (hash ^ characters).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                hash ^= hash >> 32;
-            }
-        }
-        hash
+fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
+    let names = names(audience);
+    if names.iter().any(|(_, name)| name.is_empty() || name.len() >= PLACE_NAME) {
+        return Err(CreateError::Name);
     }
-
-    fn check(&self) -> Result<(), CreateError> {
-        let names = self.names();
-        if names.iter().any(|(_, name)| name.is_empty() || name.len() >= PLACE_NAME) {
-            return Err(CreateError::Name);
-        }
-        match self {
-            Self::Cgroup(path) if path.is_empty() || path.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
-            _ => Ok(()),
-        }
+    match audience {
+        Audience::Cgroup(_) if names.is_empty() || names.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
+        _ => Ok(()),
     }
 }
 
@@ -98,7 +76,7 @@ pub struct Wanted {
     /// Of which transports.
     pub transports: Transports,
     /// Its audience.
-    pub for_whom: ForWhom,
+    pub audience: Audience<u32>,
     /// By association only.
     pub strict: bool,
     /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
@@ -196,11 +174,11 @@ impl Maps {
         netns: u64,
         wanted: &Wanted,
     ) -> Result<(u32, Token, PortRange), CreateError> {
-        wanted.for_whom.check()?;
+        check(&wanted.audience)?;
         let Created { id, token, start } = admin.create(netns, wanted)?;
         let claimed = PortRange::new(start, wanted.count)
             .map_err(CreateError::from)
-            .and_then(|ports| self.set_places(id, &wanted.for_whom).map(|()| ports).map_err(CreateError::from));
+            .and_then(|ports| self.set_places(id, &wanted.audience).map(|()| ports).map_err(CreateError::from));
         match claimed {
             Ok(ports) => Ok((id, token, ports)),
             Err(error) => {
@@ -218,12 +196,12 @@ impl Maps {
         (id, token): (u32, Token),
         wanted: &Wanted,
     ) -> Result<(), CreateError> {
-        wanted.for_whom.check()?;
+        check(&wanted.audience)?;
         // For administrators only at first: that audience needs no names while the names change.
-        let meanwhile = Wanted { for_whom: ForWhom::Administrators, ephemeral: false, ..wanted.clone() };
+        let meanwhile = Wanted { audience: Audience::Administrators, ephemeral: false, ..wanted.clone() };
         admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
-        self.set_places(id, &wanted.for_whom)?;
+        self.set_places(id, &wanted.audience)?;
         Ok(admin.change(id, token, wanted)?)
     }
 
@@ -235,17 +213,18 @@ impl Maps {
     }
 
     /// The audience of a reservation; `None` if it is not persistent, or if some of its names are missing.
-    pub fn for_whom(&self, id: u32, reservation: &Reservation) -> Option<ForWhom> {
+    pub fn audience(&self, id: u32, reservation: &Reservation) -> Option<Audience<u32>> {
         if !reservation.is_persistent() {
             return None;
         }
-        Some(match reservation.scope.into() {
-            wire::SCOPE_USER => ForWhom::User(reservation.uid),
-            wire::SCOPE_GROUP => ForWhom::Group(reservation.gid),
-            wire::SCOPE_UNIT => ForWhom::Unit(self.places_of(id, 0..=0)?.pop()?),
-            wire::SCOPE_CGROUP => ForWhom::Cgroup(self.places_of(id, 1..=reservation.level.into())?),
-            _ => ForWhom::Administrators,
-        })
+        match reservation.scope.into() {
+            wire::SCOPE_UNIT => Some(Audience::Unit(self.places_of(id, 0..=0)?.pop()?)),
+            wire::SCOPE_CGROUP => {
+                let parts = self.places_of(id, 1..=reservation.level.into())?;
+                Some(Audience::Cgroup(format!("/{}", parts.join("/"))))
+            }
+            _ => Audience::from_wire(reservation.scope, reservation.uid, reservation.gid),
+        }
     }
 
     /// End what a killed administrator left pending, and forget names that belong to no reservation. Returns how many

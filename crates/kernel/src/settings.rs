@@ -1,16 +1,9 @@
 //! Settings that an administrator chooses when kernel enforcement is brought up.
 
-use portkeep_core::{Errno, PortRange, cipher, wire};
+use portkeep_core::{Errno, PortRange, cipher, defaults, wire};
 use zerocopy::FromZeros;
 
 use crate::maps::{Config, PRIVILEGED_GROUPS};
-
-/// The pool when nothing else is said: above the default ephemeral range
-/// (32768-60999), so that neither is in the other's way.
-pub const DEFAULT_POOL: PortRange = match PortRange::inclusive(61000, 65535) {
-    Ok(range) => range,
-    Err(_) => unreachable!(),
-};
 
 /// The embedded object's fingerprint (FNV-1a). Two builds of Portkeep whose
 /// BPF programs differ have different ones; `upgrade` goes from one to the other.
@@ -58,15 +51,15 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            pool: Some(DEFAULT_POOL),
-            quota: 1024,
+            pool: Some(defaults::POOL),
+            quota: defaults::QUOTA,
             home: None,
-            quota_elsewhere: 4096,
+            quota_elsewhere: defaults::CONTAINER_QUOTA,
             share: 1 << 16,
             deny_errno: Errno::EADDRINUSE,
             transient: false,
             admin_gid: 0,
-            unprivileged_start: 1024,
+            unprivileged_start: defaults::UNPRIVILEGED_START,
             privileged_gids: Vec::new(),
             group_quotas: false,
         }

@@ -5,9 +5,10 @@ use std::{fs, path::PathBuf};
 use portkeep::control;
 use portkeep_core::{
     Align, Errno, Transport, Transports,
+    persistent::Audience,
     wire::{self, AcquireRequest, AgentMark},
 };
-use portkeep_kernel::{CreateError, EventKind, ForWhom, Wanted, cgroup};
+use portkeep_kernel::{CreateError, EventKind, Wanted, cgroup};
 use portkeep_testkit::{
     REQUIRE, World, audit,
     process::{Child, become_user, in_child},
@@ -248,13 +249,13 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
     let admin = world.sandbox().loaded().admin().unwrap();
     let mut maps = world.maps();
     let (outer, inner) = (Below::new(&world, "outer.service"), Below::new(&world, "outer.service/inner"));
-    let mut persistent = |start: u16, for_whom: ForWhom| {
+    let mut persistent = |start: u16, audience: Audience<u32>| {
         let wanted = Wanted {
             start,
             count: 10,
             align: Align::ANY,
             transports: Transports::Both,
-            for_whom,
+            audience,
             strict: false,
             ephemeral: true,
             label: String::new(),
@@ -267,16 +268,16 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
     let outside = |port: u16| assert!(!(10000..20000).contains(&port), "{port}");
 
     outside(inner.chosen());
-    let group = persistent(10000, ForWhom::Group(0));
+    let group = persistent(10000, Audience::Group(0));
     in_range(inner.chosen(), 10000);
     in_range(chosen(&tcp()), 10000);
-    let user = persistent(10100, ForWhom::User(0));
+    let user = persistent(10100, Audience::User(0));
     in_range(inner.chosen(), 10100);
-    let unit = persistent(10200, ForWhom::Unit("outer.service".into()));
+    let unit = persistent(10200, Audience::Unit("outer.service".into()));
     in_range(inner.chosen(), 10200);
     in_range(outer.chosen(), 10200);
     in_range(chosen(&tcp()), 10100);
-    let path = persistent(10300, ForWhom::cgroup(&outer.name()));
+    let path = persistent(10300, Audience::Cgroup(outer.name()));
     in_range(inner.chosen(), 10300);
     in_range(outer.chosen(), 10300);
     world.assert_consistent();
@@ -363,7 +364,7 @@ fn e4_groups_by_real_effective_and_supplementary_gid() {
         count: 10,
         align: Align::ANY,
         transports: Transports::Tcp,
-        for_whom: ForWhom::Group(4711),
+        audience: Audience::Group(4711),
         strict: false,
         ephemeral: true,
         label: String::new(),
@@ -467,7 +468,7 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
         count: 10,
         align: Align::ANY,
         transports: Transports::Both,
-        for_whom: ForWhom::User(uid),
+        audience: Audience::User(uid),
         strict: false,
         ephemeral,
         label: String::new(),
@@ -505,7 +506,7 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
     );
     // Neither is there one for administrators, nor a strict one.
     for bad in [
-        Wanted { for_whom: ForWhom::Administrators, ..second.clone() },
+        Wanted { audience: Audience::Administrators, ..second.clone() },
         Wanted { strict: true, ..Wanted { start: 700, ..user(USER, true) } },
     ] {
         let refused = maps.claim_persistent(&admin, world.netns(), &bad);

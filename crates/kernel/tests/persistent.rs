@@ -5,9 +5,10 @@ use std::{fs, path::PathBuf};
 use portkeep::control;
 use portkeep_core::{
     Align, Errno, Token, Transport, Transports,
+    persistent::Audience,
     wire::{self, SelectRequest},
 };
-use portkeep_kernel::{Admin, Claimed, CreateError, ForWhom, Maps, Settings, Wanted, cgroup};
+use portkeep_kernel::{Admin, Claimed, CreateError, Maps, Settings, Wanted, cgroup};
 use portkeep_testkit::{
     World,
     process::{Child, become_user, in_child},
@@ -18,13 +19,13 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
 
-fn wanted(start: u16, for_whom: ForWhom) -> Wanted {
+fn wanted(start: u16, audience: Audience<u32>) -> Wanted {
     Wanted {
         start,
         count: 1,
         align: Align::ANY,
         transports: Transports::Tcp,
-        for_whom,
+        audience,
         strict: false,
         ephemeral: false,
         label: "web".into(),
@@ -100,7 +101,7 @@ fn as_user(uid: u32, port: u16, token: Token) -> (bool, bool) {
 fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
     let Some(world) = World::enter("persistent_user") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&wanted(8443, ForWhom::User(NOBODY)));
+    let made = fixture.create(&wanted(8443, Audience::User(NOBODY)));
     // Root binds nothing that is not its own; as administrator it may associate.
     assert!(!may_bind(8443));
     assert!(may_associate(made.1));
@@ -118,7 +119,7 @@ fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
 fn ports_below_1024_are_bound_without_a_capability() {
     let Some(world) = World::enter("persistent_privileged") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&wanted(80, ForWhom::User(NOBODY)));
+    let made = fixture.create(&wanted(80, Audience::User(NOBODY)));
     assert_eq!(as_user(NOBODY, 80, made.1), (true, true));
     in_child(|| {
         become_user(OTHER);
@@ -133,7 +134,7 @@ fn ports_below_1024_are_bound_without_a_capability() {
 fn a_groups_port_is_for_its_members_by_real_effective_and_supplementary_gid() {
     let Some(world) = World::enter("persistent_group") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&wanted(8443, ForWhom::Group(4711)));
+    let made = fixture.create(&wanted(8443, Audience::Group(4711)));
     assert!(!may_bind(8443));
     let with = |real: u32, effective: u32, groups: &[u32]| {
         let mut child = Child::fork(|talk| {
@@ -167,7 +168,7 @@ fn a_groups_port_is_for_its_members_by_real_effective_and_supplementary_gid() {
 fn administrators_are_root_and_the_group_that_is_named() {
     let Some(world) = World::enter("persistent_administrators") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&wanted(8443, ForWhom::Administrators));
+    let made = fixture.create(&wanted(8443, Audience::Administrators));
     assert!(may_bind(8443) && may_associate(made.1));
     assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
     let mut settings = Settings::default();
@@ -221,7 +222,7 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
     let Some(world) = World::enter("persistent_unit") else { return };
     assert!(world.sandbox().loaded().knows_places(), "this kernel has BTF and no lockdown");
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&wanted(5432, ForWhom::Unit("postgresql.service".into())));
+    let made = fixture.create(&wanted(5432, Audience::Unit("postgresql.service".into())));
     assert!(!may_bind(5432), "root");
     let manager = |path: &str| Below::new(&world, path);
 
@@ -261,16 +262,16 @@ fn a_name_of_every_length_is_compared_whole() {
     let mut fixture = Fixture::of(&world);
     for length in [8, 9, 15, 16, 17, 63, 64, 126, 127] {
         let name = format!("{}.scope", "n".repeat(length - 6));
-        let made = fixture.create(&wanted(5432, ForWhom::Unit(name.clone())));
+        let made = fixture.create(&wanted(5432, Audience::Unit(name.clone())));
         assert!(Below::new(&world, &name).may_bind(5432), "{length}");
         assert!(!Below::new(&world, &format!("{}m.scope", "n".repeat(length - 7))).may_bind(5432), "{length}");
         assert!(!Below::new(&world, &format!("n{name}")).may_bind(5432), "{length}");
         fixture.end(made);
     }
-    let too_long = ForWhom::Unit(format!("{}.scope", "n".repeat(122)));
+    let too_long = Audience::Unit(format!("{}.scope", "n".repeat(122)));
     assert!(matches!(fixture.claim(&wanted(5432, too_long)), Err(CreateError::Name)));
-    assert!(matches!(fixture.claim(&wanted(5432, ForWhom::Unit(String::new()))), Err(CreateError::Name)));
-    assert!(matches!(fixture.claim(&wanted(5432, ForWhom::cgroup("/"))), Err(CreateError::Name)));
+    assert!(matches!(fixture.claim(&wanted(5432, Audience::Unit(String::new()))), Err(CreateError::Name)));
+    assert!(matches!(fixture.claim(&wanted(5432, Audience::Cgroup("/".into()))), Err(CreateError::Name)));
     world.assert_empty();
 }
 
@@ -279,7 +280,7 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
     let Some(world) = World::enter("persistent_cgroup") else { return };
     let mut fixture = Fixture::of(&world);
     let name = Below::new(&world, "a/b").name();
-    let made = fixture.create(&wanted(5432, ForWhom::cgroup(&name)));
+    let made = fixture.create(&wanted(5432, Audience::Cgroup(name.clone())));
     assert!(!may_bind(5432));
     assert!(Below::new(&world, "a/b").may_bind(5432));
     assert!(Below::new(&world, "a/b/c/d").may_bind(5432));
@@ -298,7 +299,7 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
 fn root_without_capabilities_is_no_administrator() {
     let Some(world) = World::enter("persistent_capless") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&wanted(443, ForWhom::Administrators));
+    let made = fixture.create(&wanted(443, Audience::Administrators));
     assert!(may_bind(443) && may_associate(made.1));
     in_child(|| {
         let none = CapabilitySets {
@@ -317,7 +318,7 @@ fn root_without_capabilities_is_no_administrator() {
 fn strict_is_consumed_by_association_only() {
     let Some(world) = World::enter("persistent_strict") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&Wanted { strict: true, count: 3, ..wanted(8000, ForWhom::Administrators) });
+    let made = fixture.create(&Wanted { strict: true, count: 3, ..wanted(8000, Audience::Administrators) });
     assert!(!may_bind(8000));
     for expected in [8000, 8001, 8002] {
         let socket = tcp6();
@@ -333,7 +334,7 @@ fn strict_is_consumed_by_association_only() {
 fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     let Some(world) = World::enter("persistent_claimed") else { return };
     let mut fixture = Fixture::of(&world);
-    let claimed = fixture.claim(&wanted(8443, ForWhom::Administrators)).unwrap();
+    let claimed = fixture.claim(&wanted(8443, Audience::Administrators)).unwrap();
     assert_eq!(errno(control::associate(tcp(), claimed.token())), Errno::ENOENT);
     assert!(may_bind(8443));
     assert_eq!(claimed.confirm().unwrap_err().errno(), Some(Errno::EADDRINUSE));
@@ -341,8 +342,8 @@ fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     world.assert_empty();
 
     // The administrator is killed in between: the next one sweeps.
-    std::mem::forget(fixture.claim(&wanted(8443, ForWhom::Unit("a.service".into()))).unwrap());
-    let standing = fixture.create(&wanted(8444, ForWhom::Unit("b.service".into())));
+    std::mem::forget(fixture.claim(&wanted(8443, Audience::Unit("a.service".into()))).unwrap());
+    let standing = fixture.create(&wanted(8444, Audience::Unit("b.service".into())));
     let Fixture { admin, maps, .. } = &mut fixture;
     assert_eq!(maps.sweep_persistent(admin).unwrap(), 1);
     assert!(may_bind(8443));
@@ -361,7 +362,7 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
     let mut made = None;
     // Not even the process that made it is needed.
     let mut child = Child::fork(|talk| {
-        let (id, token) = fixture.create(&Wanted { count: 500, ..wanted(20000, ForWhom::User(NOBODY)) });
+        let (id, token) = fixture.create(&Wanted { count: 500, ..wanted(20000, Audience::User(NOBODY)) });
         talk.say(id.into());
         talk.say(token.get());
     });
@@ -378,7 +379,7 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
     fixture.end(made.unwrap());
     assert!(may_bind(20006));
     assert!(!may_bind(20007));
-    assert_eq!(fixture.refusal(&wanted(20007, ForWhom::Administrators)), Errno::EADDRINUSE);
+    assert_eq!(fixture.refusal(&wanted(20007, Audience::Administrators)), Errno::EADDRINUSE);
     drop(bound);
     assert!(may_bind(20007));
     world.assert_empty();
@@ -388,31 +389,31 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
 fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
     let Some(world) = World::enter("persistent_conflicts") else { return };
     let mut fixture = Fixture::of(&world);
-    let made = fixture.create(&Wanted { count: 10, ..wanted(9000, ForWhom::Administrators) });
+    let made = fixture.create(&Wanted { count: 10, ..wanted(9000, Audience::Administrators) });
     for (start, count) in [(9000, 10), (8990, 11), (9009, 1), (8000, 3000)] {
-        let overlapping = Wanted { count, ..wanted(start, ForWhom::Administrators) };
+        let overlapping = Wanted { count, ..wanted(start, Audience::Administrators) };
         assert_eq!(fixture.refusal(&overlapping), Errno::EADDRINUSE);
     }
     // The other transport and the neighbours are free; `both` is not.
-    let other = fixture.create(&Wanted { transports: Transports::Udp, ..wanted(9000, ForWhom::Administrators) });
-    let both = Wanted { transports: Transports::Both, ..wanted(9009, ForWhom::Administrators) };
+    let other = fixture.create(&Wanted { transports: Transports::Udp, ..wanted(9000, Audience::Administrators) });
+    let both = Wanted { transports: Transports::Both, ..wanted(9009, Audience::Administrators) };
     assert_eq!(fixture.refusal(&both), Errno::EADDRINUSE);
-    let after = fixture.create(&Wanted { transports: Transports::Both, ..wanted(9010, ForWhom::Administrators) });
+    let after = fixture.create(&Wanted { transports: Transports::Both, ..wanted(9010, Audience::Administrators) });
 
     for (start, count) in [(0, 0), (5, 0), (65535, 2)] {
-        let bad = Wanted { count, ..wanted(start, ForWhom::Administrators) };
+        let bad = Wanted { count, ..wanted(start, Audience::Administrators) };
         assert_eq!(fixture.refusal(&bad), Errno::EINVAL, "{start}+{count}");
     }
     // Any block: from the pool.
     let any = fixture
-        .claim(&Wanted { count: 20, align: Align::new(2).unwrap(), ..wanted(0, ForWhom::Administrators) })
+        .claim(&Wanted { count: 20, align: Align::new(2).unwrap(), ..wanted(0, Audience::Administrators) })
         .unwrap();
     assert!(any.ports().start() >= 61000 && any.ports().start() % 2 == 0);
     drop(any);
     // A runtime reservation in the way.
     let owner = tcp();
     let taken = portkeep_testkit::sockets::reserve(&owner, 0, 4);
-    assert_eq!(fixture.refusal(&wanted(taken.start + 3, ForWhom::Administrators)), Errno::EADDRINUSE);
+    assert_eq!(fixture.refusal(&wanted(taken.start + 3, Audience::Administrators)), Errno::EADDRINUSE);
     drop(owner);
     for made in [made, other, after] {
         fixture.end(made);
@@ -425,7 +426,7 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
 fn everybody_can_look_it_up() {
     let Some(world) = World::enter("persistent_lookup") else { return };
     let mut fixture = Fixture::of(&world);
-    let wanted = Wanted { count: 2, strict: true, label: "x".repeat(40), ..wanted(7000, ForWhom::User(NOBODY)) };
+    let wanted = Wanted { count: 2, strict: true, label: "x".repeat(40), ..wanted(7000, Audience::User(NOBODY)) };
     let made = fixture.create(&wanted);
     let (netns, id) = (world.netns(), made.0);
     in_child(|| {
@@ -438,10 +439,10 @@ fn everybody_can_look_it_up() {
         assert_eq!(u32::from(state.flags), wire::STRICT | wire::PERSISTENT);
         assert_eq!(wire::text(&state.label), "x".repeat(24));
         let info = portkeep::who(Transport::Tcp, 7000).unwrap().unwrap();
-        assert!(info.persistent && info.strict && info.scope == portkeep::Scope::User);
+        assert!(info.persistent && info.strict && info.scope.is_none());
     });
     let kept = fixture.maps.reservation(id).unwrap().unwrap();
-    assert_eq!(fixture.maps.for_whom(id, &kept), Some(ForWhom::User(NOBODY)));
+    assert_eq!(fixture.maps.audience(id, &kept), Some(Audience::User(NOBODY)));
     fixture.end(made);
     world.assert_empty();
 }
@@ -480,7 +481,7 @@ fn group_quotas_apply_where_the_user_has_none() {
 fn whom_it_is_for_changes_while_the_ports_stay_reserved() {
     let Some(world) = World::enter("persistent_change") else { return };
     let mut fixture = Fixture::of(&world);
-    let mut wanted = Wanted { count: 3, transports: Transports::Both, ..wanted(8443, ForWhom::User(NOBODY)) };
+    let mut wanted = Wanted { count: 3, transports: Transports::Both, ..wanted(8443, Audience::User(NOBODY)) };
     let made = fixture.create(&wanted);
     // Meanwhile somebody tries all the time.
     let mut hammer = Child::fork(|talk| {
@@ -493,16 +494,16 @@ fn whom_it_is_for_changes_while_the_ports_stay_reserved() {
         talk.say(tries);
     });
     for round in 0..300 {
-        wanted.for_whom = match round % 4 {
-            0 => ForWhom::Unit("a.service".into()),
-            1 => ForWhom::cgroup("/a/b/c"),
-            2 => ForWhom::Group(4711),
-            _ => ForWhom::User(NOBODY),
+        wanted.audience = match round % 4 {
+            0 => Audience::Unit("a.service".into()),
+            1 => Audience::Cgroup("/a/b/c".into()),
+            2 => Audience::Group(4711),
+            _ => Audience::User(NOBODY),
         };
         wanted.strict = round % 2 == 0;
         fixture.maps.change_persistent(&fixture.admin, made, &wanted).unwrap();
         let kept = fixture.maps.reservation(made.0).unwrap().unwrap();
-        assert_eq!(fixture.maps.for_whom(made.0, &kept), Some(wanted.for_whom.clone()));
+        assert_eq!(fixture.maps.audience(made.0, &kept), Some(wanted.audience.clone()));
         assert_eq!((kept.token, kept.count, kept.transports), (made.1.get(), 3, 3));
     }
     assert_eq!(hammer.talk.hear(), 20_000);

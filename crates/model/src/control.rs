@@ -3,7 +3,7 @@
 //! Every one of them answers EBADF for a bad descriptor and EOPNOTSUPP for a
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
-use super::{Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
+use super::{Access, Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
 use portkeep_core::{Align, Errno, PortRange, Scope, Token, Transport, Transports, wire};
 
 /// So many requests of one uid other than root can wait for the agent.
@@ -47,12 +47,8 @@ impl Request {
 
     /// Reads a request on the wire. EINVAL if it is not valid.
     pub fn from_wire(wire: &wire::AcquireRequest) -> Result<Self, Errno> {
-        let scope = match wire.scope {
-            wire::SCOPE_PROCESS => Scope::Process,
-            wire::SCOPE_USER => Scope::User,
-            wire::SCOPE_CGROUP => Scope::Cgroup(wire.cgroup),
-            _ => return Err(Errno::EINVAL),
-        };
+        let kind = u8::try_from(wire.scope).map_err(|_| Errno::EINVAL)?;
+        let scope = Scope::from_wire(kind, wire.cgroup).ok_or(Errno::EINVAL)?;
         let stray_cgroup = wire.cgroup != 0 && wire.scope != wire::SCOPE_CGROUP;
         if wire.flags & !(wire::BOTH | wire::STRICT | wire::EPHEMERAL) != 0 || wire.zero != 0 || stray_cgroup {
             return Err(Errno::EINVAL);
@@ -121,11 +117,13 @@ impl Model {
         }
         let process = self.process(pid);
         let uid = process.uid;
-        let scope = match ask.scope {
-            Scope::Cgroup(0) => Scope::Cgroup(process.own_cgroup()),
+        let access = match ask.scope {
+            Scope::Process => Access::Process,
+            Scope::User => Access::User,
+            Scope::Cgroup(0) => Access::Cgroup(process.own_cgroup()),
             // Nobody hands ports to outsiders: the caller's own cgroup or one above it.
             Scope::Cgroup(cgroup) if !process.cgroups.contains(&cgroup) => return Err(Errno::EINVAL),
-            scope => scope,
+            Scope::Cgroup(cgroup) => Access::Cgroup(cgroup),
         };
         if self.owned(id).count() >= wire::OWNED && !self.make_room(id) {
             return Err(Errno::EDQUOT);
@@ -137,7 +135,7 @@ impl Model {
         }
 
         let namespace = self.sockets[&id].namespace;
-        let taken = ask.ephemeral && self.has_range(namespace, transports, scope, (pid, uid), false);
+        let taken = ask.ephemeral && self.has_range(namespace, transports, access, (pid, uid), false);
         let (block, state) = match PortRange::new(ask.start, ask.count) {
             Ok(block) => (block, self.claim_specific(pid, namespace, transports, block, taken)?),
             Err(_) if taken => return Err(Errno::EEXIST),
@@ -151,7 +149,7 @@ impl Model {
             transports,
             namespace,
             owner: Owner { socket: id, pid, uid },
-            scope,
+            access,
             persistent: false,
             strict: ask.strict,
             ephemeral: ask.ephemeral,

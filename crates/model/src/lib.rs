@@ -41,12 +41,12 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portkeep_core::{Errno, PortRange, Token, Transport, Transports};
+use portkeep_core::{Errno, PortRange, Token, Transport, Transports, defaults};
 
 pub use control::{Request, Select, Version};
 pub use persistent::Persistent;
 pub use process::{Descriptor, Pid, Process};
-pub use reservation::{Owner, Reservation, State};
+pub use reservation::{Access, Owner, Reservation, State};
 pub use socket::{Address, Bound, Options, Role, Socket, SocketId};
 
 /// Id of a network namespace: its cookie.
@@ -83,10 +83,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            pool: PortRange::inclusive(61000, 65535).ok(),
-            quota: 1024,
+            pool: Some(defaults::POOL),
+            quota: defaults::QUOTA,
             deny: Errno::EADDRINUSE,
-            unprivileged_start: 1024,
+            unprivileged_start: defaults::UNPRIVILEGED_START,
             home: None,
             admin_gid: 0,
         }

@@ -1,7 +1,7 @@
 //! Persistent reservations: no socket owns them, an administrator makes and ends them.
 
-use super::{Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
-use portkeep_core::{Align, Errno, PortRange, Scope, Token, Transports};
+use super::{Access, Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
+use portkeep_core::{Align, Errno, PortRange, Token, Transports};
 
 /// The request of an administrator.
 #[derive(Clone, Debug)]
@@ -14,9 +14,9 @@ pub struct Persistent {
     pub align: Align,
     /// Of which transports.
     pub transports: Transports,
-    /// Its audience, besides administrators by association. Units are cgroups here, and cgroups are ids.
-    pub scope: Scope,
-    /// With [`Scope::User`]: who.
+    /// Its audience, besides administrators by association.
+    pub access: Access,
+    /// With [`Access::User`]: who.
     pub uid: u32,
     /// By association only.
     pub strict: bool,
@@ -28,13 +28,13 @@ impl Model {
     /// Claim the block. It is in force once it is [confirmed](Model::confirm); a bind of one of its ports until then
     /// wins.
     pub fn create_persistent(&mut self, namespace: Namespace, ask: &Persistent, token: Token) -> Result<(), Errno> {
-        if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.scope == Scope::Process {
+        if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.access == Access::Process {
             return Err(Errno::EINVAL);
         }
-        if ask.ephemeral && (ask.strict || ask.scope == Scope::Administrators) {
+        if ask.ephemeral && (ask.strict || ask.access == Access::Administrators) {
             return Err(Errno::EINVAL);
         }
-        if ask.ephemeral && self.has_range(namespace, ask.transports, ask.scope, (0, ask.uid), true) {
+        if ask.ephemeral && self.has_range(namespace, ask.transports, ask.access, (0, ask.uid), true) {
             return Err(Errno::EEXIST);
         }
         let block = match PortRange::new(ask.start, ask.count) {
@@ -51,7 +51,7 @@ impl Model {
             transports: ask.transports,
             namespace,
             owner: Owner { socket: NO_SOCKET, pid: 0, uid: ask.uid },
-            scope: ask.scope,
+            access: ask.access,
             persistent: true,
             strict: ask.strict,
             ephemeral: ask.ephemeral,
@@ -71,14 +71,11 @@ impl Model {
 
     pub(super) fn in_scope(&self, reservation: &Reservation, pid: Pid) -> bool {
         let process = self.process(pid);
-        match reservation.scope {
-            Scope::Process => reservation.owner.pid == pid,
-            Scope::User => reservation.owner.uid == process.uid,
-            Scope::Cgroup(id) => process.cgroups.contains(&id),
-            Scope::Group(gid) => process.gid == gid,
-            Scope::Administrators => self.is_administrator(process),
-            // Named as the cgroup it is.
-            Scope::Unit => false,
+        match reservation.access {
+            Access::Process => reservation.owner.pid == pid,
+            Access::User => reservation.owner.uid == process.uid,
+            Access::Cgroup(id) => process.cgroups.contains(&id),
+            Access::Administrators => self.is_administrator(process),
         }
     }
 

@@ -1,22 +1,21 @@
 //! Private ephemeral ranges: which one a process draws from.
 
-use super::{Model, Namespace, Pid, Reservation, State};
-use portkeep_core::{Scope, Token, Transport, Transports};
+use super::{Access, Model, Namespace, Pid, Reservation, State};
+use portkeep_core::{Token, Transport, Transports};
 
 impl Model {
     /// The range that a bind to port 0 draws from: the most specific one (E4). `None`: the kernel chooses.
     pub fn range_of(&self, pid: Pid, namespace: Namespace, transport: Transport) -> Option<Token> {
         let process = self.process(pid);
-        let rank = |reservation: &Reservation| match reservation.scope {
-            Scope::Process => (0, 0, false),
+        let rank = |reservation: &Reservation| match reservation.access {
+            Access::Process => (0, 0, false),
             // The nearest cgroup is the last on the way from the root; a runtime one comes before a persistent one.
-            Scope::Cgroup(id) => {
+            Access::Cgroup(id) => {
                 let level = process.cgroups.iter().position(|own| *own == id).unwrap_or(0);
                 (1, process.cgroups.len() - level, reservation.persistent)
             }
-            Scope::Unit => (2, 0, false),
-            Scope::User => (3, 0, false),
-            Scope::Group(_) | Scope::Administrators => (4, 0, false),
+            Access::User => (2, 0, false),
+            Access::Administrators => (3, 0, false),
         };
         self.reservations()
             .iter()
@@ -31,16 +30,15 @@ impl Model {
         &self,
         namespace: Namespace,
         transports: Transports,
-        scope: Scope,
+        access: Access,
         (pid, uid): (Pid, u32),
         persistent: bool,
     ) -> bool {
         self.reservations().values().filter(|r| r.ephemeral && r.claims() && r.namespace == namespace).any(|r| {
-            let same = match (r.scope, scope) {
-                (Scope::Process, Scope::Process) => r.owner.pid == pid,
-                (Scope::User, Scope::User) => r.owner.uid == uid,
-                (Scope::Cgroup(one), Scope::Cgroup(other)) => one == other && r.persistent == persistent,
-                (Scope::Group(one), Scope::Group(other)) => one == other,
+            let same = match (r.access, access) {
+                (Access::Process, Access::Process) => r.owner.pid == pid,
+                (Access::User, Access::User) => r.owner.uid == uid,
+                (Access::Cgroup(one), Access::Cgroup(other)) => one == other && r.persistent == persistent,
                 _ => false,
             };
             same && r.transports.bits() & transports.bits() != 0

@@ -1,7 +1,7 @@
 //! Reservations, and what the agent and the administrator do with them.
 
 use super::{Model, Namespace, Pid, Place, SocketId};
-use portkeep_core::{Errno, PortRange, Scope, Token, Transports};
+use portkeep_core::{Errno, PortRange, Token, Transports};
 
 /// How far a reservation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,19 @@ pub struct Owner {
     pub uid: u32,
 }
 
+/// The processes that may consume a reservation: scopes and audiences in one. Units are cgroups here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The owner process.
+    Process,
+    /// Processes with the owner's uid.
+    User,
+    /// Processes in the cgroup with this id, never 0, and below it.
+    Cgroup(u64),
+    /// Root, and the group of administrators.
+    Administrators,
+}
+
 /// A block of ports.
 #[derive(Clone, Debug)]
 pub struct Reservation {
@@ -38,9 +51,9 @@ pub struct Reservation {
     pub namespace: Namespace,
     /// Its owner.
     pub owner: Owner,
-    /// Its scope. A cgroup is named by its id here, never by 0.
-    pub scope: Scope,
-    /// An administrator made it; the owner then only says whom [`Scope::User`] means.
+    /// The processes that may consume it.
+    pub access: Access,
+    /// An administrator made it; the owner then only says whom [`Access::User`] means.
     pub persistent: bool,
     /// Consumed by association only (A7).
     pub strict: bool,

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep_core::{Errno, PortRange};
+use portkeep_core::{Errno, PortRange, defaults};
 use serde::Serialize;
 use toml::de::{DeTable, DeValue};
 
@@ -23,12 +23,6 @@ use crate::{
 
 /// Where it is.
 pub const PATH: &str = "/etc/portkeep/portkeep.toml";
-
-/// The pool when nothing is said: above the default ephemeral range.
-const DEFAULT_POOL: PortRange = match PortRange::inclusive(61000, 65535) {
-    Ok(range) => range,
-    Err(_) => unreachable!(),
-};
 
 /// One key of the configuration, as the manual page shows it.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -218,15 +212,15 @@ pub struct Events {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            pool: Some(DEFAULT_POOL),
+            pool: Some(defaults::POOL),
             deny_errno: Errno::EADDRINUSE,
             administrators: None,
             enforce: None,
             serve: None,
             state_dir: "/var/lib/portkeep".into(),
             quota: Quota {
-                default: Limit::Ports(1024),
-                containers: Limit::Ports(4096),
+                default: Limit::Ports(defaults::QUOTA),
+                containers: Limit::Ports(defaults::CONTAINER_QUOTA),
                 users: BTreeMap::new(),
                 groups: BTreeMap::new(),
             },

@@ -39,7 +39,7 @@ pub mod store;
 pub use config::Config;
 pub use diagnostic::Diagnostic;
 pub use merge::{Conflict, Declared, Merged, Reason, merge};
-pub use portkeep_core::persistent::{Account, Declaration, Name, NameError, Origin, Who, WhoError};
+pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin};
 pub use services::{PortsError, Services};
 pub use stanza::{export, import};
 pub use store::{Store, StoreError, Stored};

@@ -143,7 +143,7 @@ fn common(a: PortRange, b: PortRange) -> Option<PortRange> {
 
 #[cfg(test)]
 mod tests {
-    use portkeep_core::Transports;
+    use portkeep_core::{Time, Transports};
     use proptest::prelude::*;
 
     use super::*;
@@ -157,8 +157,10 @@ mod tests {
 
     #[test]
     fn who_comes_first_stands_and_both_are_named() {
-        let command =
-            Declared { origin: Origin::Store { by_uid: 0, since: 1 }, ..file("", 0, "db", "5432", Transports::Tcp) };
+        let command = Declared {
+            origin: Origin::Command { uid: 0, created: Time::from_unix(1), until_reboot: false },
+            ..file("", 0, "db", "5432", Transports::Tcp)
+        };
         let merged = merge(
             [command],
             [

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use portkeep_core::{PortRange, Transport, Transports};
 
-use crate::{Declaration, Diagnostic, PortsError, Services, Who, diagnostic::Report, document::shown, stanza};
+use crate::{Audience, Declaration, Diagnostic, PortsError, Services, diagnostic::Report, document::shown, stanza};
 
 /// The folder.
 pub const FOLDER: &str = "/etc/portreserve";
@@ -38,8 +38,8 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
     }
 
     let service = file.file_name().unwrap_or_default().to_string_lossy();
-    let who = match Who::unit(&format!("{service}.service")) {
-        Ok(who) => who,
+    let audience = match Audience::unit(&format!("{service}.service")) {
+        Ok(audience) => audience,
         Err(error) => {
             return (Vec::new(), vec![Diagnostic::whole(file, format!("is not named for a service: {error}"))]);
         }
@@ -49,7 +49,7 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
         match (format!("portreserve:{service}:{port}").parse(), PortRange::single(port)) {
             (Ok(name), Ok(range)) => {
                 let mut declaration = Declaration::new(name, range, transports);
-                declaration.who = who.clone();
+                declaration.audience = audience.clone();
                 // Its service is often running already when portreserve's files are taken over.
                 declaration.around = true;
                 found.push((declaration, line));
@@ -97,7 +97,8 @@ mod tests {
 
     fn read_as(name: &str, text: &str) -> (Vec<String>, Vec<String>) {
         let (found, wrong) = read(Path::new(name), text, &services());
-        let found = found.iter().map(|(d, line)| format!("{line} {} {} {} {}", d.name, d.ports, d.transports, d.who));
+        let found =
+            found.iter().map(|(d, line)| format!("{line} {} {} {} {}", d.name, d.ports, d.transports, d.audience));
         (found.collect(), wrong.iter().map(ToString::to_string).collect())
     }
 

@@ -9,7 +9,7 @@ use portkeep_core::{PortRange, Transports, persistent::check_description};
 use toml::{Spanned, de::DeTable, de::DeValue};
 
 use crate::{
-    Account, Conflict, Declaration, Declared, Diagnostic, Name, Origin, PortsError, Services, Who,
+    Account, Audience, Conflict, Declaration, Declared, Diagnostic, Name, Origin, PortsError, Services,
     diagnostic::Report,
     document::{self, Entry, integer, kind},
     merge::merge,
@@ -82,7 +82,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     let before = report.count();
     let mut name = None;
     let mut block: Option<(Entry<'_, '_>, Transports, PortRange)> = None;
-    let mut who: Option<(Entry<'_, '_>, Who)> = None;
+    let mut audience: Option<(Entry<'_, '_>, Audience)> = None;
     let mut strict = false;
     let mut ephemeral: Option<Entry<'_, '_>> = None;
     let mut around = false;
@@ -122,9 +122,9 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
                 };
             }
             _ if WHO.contains(&key) => {
-                let Some(named) = who_of(report, &entry) else { continue };
-                match &who {
-                    None => who = Some((entry, named)),
+                let Some(named) = audience_of(report, &entry) else { continue };
+                match &audience {
+                    None => audience = Some((entry, named)),
                     Some((first, _)) => report.advise(
                         entry.key_at(),
                         format!("`{key}` and `{}` both say who may use the ports", first.key()),
@@ -158,9 +158,9 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
             "write `tcp = 8443`, `udp = \"5000-5019\"` or `both = \"domain\"`",
         );
     }
-    let audience = who.as_ref().map_or(&Who::Administrators, |(_, who)| who);
+    let for_whom = audience.as_ref().map_or(&Audience::Administrators, |(_, audience)| audience);
     if let Some(entry) = &ephemeral
-        && let Some(why) = Declaration::no_range(audience, strict)
+        && let Some(why) = Declaration::no_range(for_whom, strict)
     {
         report.say(entry.key_at(), format!("a private ephemeral range {why}"));
     }
@@ -169,9 +169,9 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
         return None;
     }
     let (_, transports, ports) = block?;
-    let who = who.map_or(Who::Administrators, |(_, who)| who);
+    let audience = audience.map_or(Audience::Administrators, |(_, audience)| audience);
     let ephemeral = ephemeral.is_some();
-    Some(Declaration { name: name?, ports, transports, who, strict, ephemeral, around, force, description })
+    Some(Declaration { name: name?, ports, transports, audience, strict, ephemeral, around, force, description })
 }
 
 /// A port, a range or the name of a service.
@@ -201,11 +201,11 @@ fn ports(
 }
 
 /// The audience that one of the keys of [`WHO`] names.
-fn who_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Who> {
+fn audience_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Audience> {
     let read = match entry.key() {
         "administrators" => {
             return match entry.boolean(report)? {
-                true => Some(Who::Administrators),
+                true => Some(Audience::Administrators),
                 false => {
                     let help = "administrators may use every reservation; leave the key out";
                     report.advise(entry.at(), "`administrators` can only be true", help);
@@ -213,10 +213,10 @@ fn who_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Who> {
                 }
             };
         }
-        "user" => return account(report, "user", entry.value()).map(Who::User),
-        "group" => return account(report, "group", entry.value()).map(Who::Group),
-        "unit" => Who::unit(entry.string(report)?),
-        _ => Who::cgroup(entry.string(report)?),
+        "user" => return account(report, "user", entry.value()).map(Audience::User),
+        "group" => return account(report, "group", entry.value()).map(Audience::Group),
+        "unit" => Audience::unit(entry.string(report)?),
+        _ => Audience::cgroup(entry.string(report)?),
     };
     read.map_err(|error| report.add(entry.at(), error.to_string(), error.help().map(str::to_owned))).ok()
 }
@@ -260,12 +260,12 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
         };
         key("\n[[reservation]]\nname", declaration.name.as_str().into());
         key(transports, ports);
-        match &declaration.who {
-            Who::Administrators => key("administrators", true.into()),
-            Who::User(user) => key("user", account(user)),
-            Who::Group(group) => key("group", account(group)),
-            Who::Unit(name) => key("unit", name.as_str().into()),
-            Who::Cgroup(path) => key("cgroup", path.as_str().into()),
+        match &declaration.audience {
+            Audience::Administrators => key("administrators", true.into()),
+            Audience::User(user) => key("user", account(user)),
+            Audience::Group(group) => key("group", account(group)),
+            Audience::Unit(name) => key("unit", name.as_str().into()),
+            Audience::Cgroup(path) => key("cgroup", path.as_str().into()),
         }
         if declaration.strict {
             key("strict", true.into());
@@ -321,7 +321,8 @@ mod tests {
     fn read_all(text: &str) -> (Vec<String>, Vec<String>) {
         let services = Services::parse("https 443/tcp\ndomain 53/tcp\ndomain 53/udp\nodd 1/tcp\nodd 2/udp\n");
         let (found, wrong) = read(Path::new("f"), text, &services);
-        let found = found.iter().map(|(d, line)| format!("{line}: {} {}/{} {}", d.name, d.ports, d.transports, d.who));
+        let found =
+            found.iter().map(|(d, line)| format!("{line}: {} {}/{} {}", d.name, d.ports, d.transports, d.audience));
         (found.collect(), wrong.iter().map(ToString::to_string).collect())
     }
 

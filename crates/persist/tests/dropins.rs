@@ -211,7 +211,7 @@ fn portreserves_files_come_last() {
     assert_eq!(wrong.len(), 1);
     assert!(wrong[0].starts_with("/etc/portreserve/broken:2:1: \"nonsense\" is neither"), "{wrong:?}");
     let declared = &root.load().declared[2];
-    assert_eq!(declared.declaration.who.to_string(), "unit cups.service");
+    assert_eq!(declared.declaration.audience.to_string(), "unit cups.service");
     assert!(matches!(&declared.origin, Origin::File { line: 1, .. }));
     let checked = dropin::check(&root.path("etc/portreserve/cups"), &Services::parse("ipp 631/tcp\n"));
     assert_eq!(checked.declared[0].declaration.transports.to_string(), "tcp");

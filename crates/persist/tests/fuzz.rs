@@ -4,7 +4,7 @@ use std::path::Path;
 
 use portkeep_core::{PortRange, Transports};
 use portkeep_persist::{
-    Account, Config, Declaration, Diagnostic, Services, Stored, Who,
+    Account, Audience, Config, Declaration, Diagnostic, Services, Stored,
     config::{KEYS, Key},
     dropin, export, import,
 };
@@ -141,13 +141,13 @@ fn account() -> impl Strategy<Value = Account> {
     prop_oneof![(0..u32::MAX).prop_map(Account::Id), "[a-z_][a-z0-9_.$-]{0,30}".prop_map(Account::Name)]
 }
 
-fn who() -> impl Strategy<Value = Who> {
+fn audience() -> impl Strategy<Value = Audience> {
     prop_oneof![
-        Just(Who::Administrators),
-        account().prop_map(Who::User),
-        account().prop_map(Who::Group),
-        "[A-Za-z0-9:_.\\\\-]{1,40}(@[a-z0-9]{1,8})?\\.(service|scope)".prop_map(Who::Unit),
-        "(/[^/.\\p{Cc}][^/\\p{Cc}]{0,30}){1,16}".prop_map(Who::Cgroup),
+        Just(Audience::Administrators),
+        account().prop_map(Audience::User),
+        account().prop_map(Audience::Group),
+        "[A-Za-z0-9:_.\\\\-]{1,40}(@[a-z0-9]{1,8})?\\.(service|scope)".prop_map(Audience::Unit),
+        "(/[^/.\\p{Cc}][^/\\p{Cc}]{0,30}){1,16}".prop_map(Audience::Cgroup),
     ]
 }
 
@@ -156,7 +156,7 @@ prop_compose! {
         name in "[A-Za-z0-9][A-Za-z0-9._@:+-]{0,63}",
         (start, count) in (1u16..=65535).prop_flat_map(|start| (Just(start), 1..=u16::try_from((65536 - u32::from(start)).min(65535)).unwrap())),
         bits in 1u8..4,
-        who in who(),
+        audience in audience(),
         strict: bool,
         around: bool,
         description in "\\PC{0,60}",
@@ -166,7 +166,7 @@ prop_compose! {
             PortRange::new(start, count).unwrap(),
             Transports::from_bits(bits).unwrap(),
         );
-        (declaration.who, declaration.strict, declaration.around) = (who, strict, around);
+        (declaration.audience, declaration.strict, declaration.around) = (audience, strict, around);
         declaration.description = description.chars().filter(|c| !c.is_control()).collect();
         while declaration.description.len() > Declaration::DESCRIPTION_MAX {
             declaration.description.pop();

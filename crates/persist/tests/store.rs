@@ -11,12 +11,12 @@ use std::{
 };
 
 use portkeep_core::{PortRange, Transports};
-use portkeep_persist::{Declaration, Name, Services, Store, StoreError, Stored, Who, export, import, store};
+use portkeep_persist::{Audience, Declaration, Name, Services, Store, StoreError, Stored, export, import, store};
 
 fn entry(number: u64) -> Stored {
     let port = PortRange::single(u16::try_from(number % 65535 + 1).unwrap()).unwrap();
     let mut declaration = Declaration::new(format!("r{number}").parse().unwrap(), port, Transports::Tcp);
-    declaration.who = Who::unit(&format!("unit-{number}.service")).unwrap();
+    declaration.audience = Audience::unit(&format!("unit-{number}.service")).unwrap();
     declaration.description = "some words about it".into();
     Stored { declaration, by_uid: 0, created: number }
 }
@@ -317,15 +317,15 @@ fn damaged_and_newer_stores_are_named_and_kept() {
 fn what_would_not_be_read_again_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path()).unwrap();
-    for who in [
-        Who::Unit("postgresql".into()),
-        Who::Cgroup("/a/../b".into()),
-        Who::User(portkeep_persist::Account::Name(String::new())),
-        Who::User(portkeep_persist::Account::Name("33".into())),
-        Who::Group(portkeep_persist::Account::Id(u32::MAX)),
+    for audience in [
+        Audience::Unit("postgresql".into()),
+        Audience::Cgroup("/a/../b".into()),
+        Audience::User(portkeep_persist::Account::Name(String::new())),
+        Audience::User(portkeep_persist::Account::Name("33".into())),
+        Audience::Group(portkeep_persist::Account::Id(u32::MAX)),
     ] {
         let mut wrong = entry(1);
-        wrong.declaration.who = who;
+        wrong.declaration.audience = audience;
         assert!(matches!(store.create(&wrong), Err(StoreError::Invalid(_))), "{wrong:?}");
     }
     let mut wrong = entry(1);

@@ -5,12 +5,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use portkeep_core::{Errno, PortRange, Scope, Token, Transport, Transports, wire};
+use portkeep_core::{
+    Errno, PortRange, Scope, Time, Token, Transport, Transports,
+    persistent::{Account, Audience, Declaration, Origin},
+    time, wire,
+};
+use serde::{Deserialize, Serialize};
 
-use crate::sys;
+use crate::{Enforcement, sys};
 
 /// Where a reservation is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum State {
     /// Claimed: no newcomer can bind the ports, and the agent is checking whether somebody already has.
@@ -19,6 +25,12 @@ pub enum State {
     Active,
     /// Taken back by the agent.
     Refused,
+    /// Declared and not in force: something is in its way. The agent tries again.
+    Waiting,
+    /// Declared and not in force: another declaration has the port or the name.
+    Conflict,
+    /// No longer in force.
+    Ended,
 }
 
 impl fmt::Display for State {
@@ -27,87 +39,265 @@ impl fmt::Display for State {
             Self::Pending => "pending",
             Self::Active => "active",
             Self::Refused => "refused",
+            Self::Waiting => "waiting",
+            Self::Conflict => "conflict",
+            Self::Ended => "ended",
         })
     }
 }
 
-/// One reservation, as it was at the moment of the question.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A process as listings name it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number. Of the owner of a reservation: as the first pid namespace numbers it (in a container: not as `getpid`
+    /// there does).
+    pub pid: u32,
+    /// Its command name, at most 15 bytes.
+    pub comm: String,
+    /// Its command line, if it still runs and can be seen.
+    pub command: Option<String>,
+    /// Its real uid, if it can be seen. Of the owner of a reservation: when it acquired.
+    pub uid: Option<u32>,
+    /// The name of that user, if it has one and was looked up.
+    pub user: Option<String>,
+    /// Its systemd unit, or else its cgroup, if it still runs and can be seen.
+    pub unit: Option<String>,
+}
+
+/// "pid 812 (nginx)".
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} ({})", self.pid, self.comm)
+    }
+}
+
+/// A socket on a port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BoundSocket {
+    /// The port, host byte order.
+    pub port: u16,
+    /// Of which transport.
+    pub transport: Transport,
+    /// Its state: "listening", "bound", "connected", "closing" or "TIME-WAIT", if it was looked up.
+    pub state: Option<String>,
+    /// Its own address and port, if they were looked up.
+    pub local: Option<String>,
+    /// The address and port at the other end, if it is connected and they were looked up.
+    pub peer: Option<String>,
+    /// The process that has it open; `None` if none has, or none that can be seen.
+    pub process: Option<Process>,
+}
+
+/// One reservation, as it was at the moment of the question. Its serde form is the one JSON object of a reservation.
+///
+/// It comes from the BPF programs ([`list`](crate::list), [`who`](crate::who), [`lookup`](crate::lookup)), which know what
+/// is in force, or from the agent ([`persistent::list`](crate::persistent::list)), which knows what is declared. Each
+/// leaves open what only the other knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Info {
-    /// The token, shown only to those who may consume the reservation; that of a persistent one to everybody.
-    pub token: Option<Token>,
+    /// The label of a runtime reservation, the name of a persistent one. The BPF programs keep its first 24 bytes.
+    pub name: Option<String>,
+    /// The description that was declared.
+    pub description: Option<String>,
     /// The block, host byte order.
+    #[serde(flatten, with = "block")]
     pub ports: PortRange,
     /// Its transports.
     pub transports: Transports,
     /// Where it is in its life.
     pub state: State,
-    /// The scope: the processes that may consume it.
-    pub scope: Scope,
+    /// Why it is not in force, unless it is.
+    pub reason: Option<String>,
+    /// Why it was refused, with [`State::Refused`].
+    #[serde(skip)]
+    pub refused: Option<Errno>,
+    /// The token, shown only to those who may consume the reservation; that of a persistent one to everybody.
+    pub token: Option<Token>,
+    /// The enforcement against outsiders, where it is in force.
+    pub enforcement: Option<Enforcement>,
+    /// Whether an administrator declared it: then it has an audience instead of a scope, and no owner process.
+    pub persistent: bool,
+    /// The scope of a runtime reservation: the processes that may consume it.
+    pub scope: Option<Scope>,
+    /// With [`Scope::Cgroup`]: the path of the cgroup, if it was looked up.
+    pub cgroup: Option<String>,
+    /// The audience of a persistent one. The BPF programs do not show the names of units and cgroups to everybody.
+    pub audience: Option<Audience>,
     /// Whether it is consumed by association only.
     pub strict: bool,
-    /// Whether it is a private ephemeral range: binds to port 0 of its scope draw from it.
+    /// Whether it is a private ephemeral range: binds to port 0 of its scope or audience draw from it.
     pub ephemeral: bool,
-    /// Whether an administrator made it, for good: then it has no owner process.
-    pub persistent: bool,
-    /// The owner process, as the first pid namespace numbers it (in a container: not as `getpid` there does); 0 for a
-    /// persistent one.
-    pub pid: u32,
-    /// The real uid of the owner process when it acquired. Of a persistent one with [`Scope::User`]: whom it is for.
-    pub uid: u32,
-    /// The command name of the owner process then, at most 15 bytes; empty for a persistent one.
-    pub command: String,
-    /// The label of the request, empty if it had none.
-    pub label: String,
-    /// When it was acquired, on `CLOCK_MONOTONIC`; see [`Info::age`] and [`Info::acquired_at`].
-    pub since: Duration,
+    /// Declared so that sockets of its audience may have been there before it (R4).
+    pub around: bool,
+    /// Declared so that it may leave few ephemeral ports (N5).
+    pub force: bool,
+    /// Which file or command declared it.
+    pub origin: Option<Origin>,
+    /// The owner process of a runtime reservation.
+    pub owner: Option<Process>,
+    /// When it was acquired or came into force.
+    pub since: Option<Time>,
+    /// The cookie of its network namespace (`SO_NETNS_COOKIE`).
+    pub netns: Option<u64>,
+    /// The name of that namespace in /run/netns, `this` for the caller's, if it was looked up.
+    pub netns_name: Option<String>,
     /// Ports with at least one bound socket; of a reservation for both transports, TCP and UDP count apart.
-    pub bound: u32,
-    /// The cookie of its network namespace (`SO_NETNS_COOKIE`); 0 for a held one.
-    pub netns: u64,
-    /// Id of the scope's cgroup, or of the one the owner process was in; 0 for a held one.
-    pub cgroup: u64,
-    /// Why it was refused, with [`State::Refused`].
-    pub refused: Option<Errno>,
+    pub bound: Option<u32>,
+    /// The sockets that have its ports bound, if they were looked up: one for each port and process.
+    pub bound_by: Option<Vec<BoundSocket>>,
+    /// The sockets that have to go before it can be in force: the first few.
+    pub waits_for: Vec<BoundSocket>,
+}
+
+/// A block as JSON has it, in three keys: `ports` as text, and `start` and `count`.
+pub(crate) mod block {
+    use portkeep_core::PortRange;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Block {
+        ports: PortRange,
+        start: u16,
+        count: u16,
+    }
+
+    // serde asks for a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(crate) fn serialize<S: Serializer>(ports: &PortRange, serializer: S) -> Result<S::Ok, S::Error> {
+        Block { ports: *ports, start: ports.start(), count: ports.count() }.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortRange, D::Error> {
+        Block::deserialize(deserializer).map(|block| block.ports)
+    }
 }
 
 impl Info {
-    /// `None` for an answer that makes no sense, which BPF programs of this ABI do not give.
-    pub(crate) fn from_wire(state: &wire::State) -> Option<Self> {
-        Some(Self {
-            token: Token::new(state.token),
-            ports: PortRange::new(state.start, state.count).ok()?,
-            transports: Transports::from_bits(state.transports)?,
-            state: match state.state {
-                wire::PENDING => State::Pending,
-                wire::ACTIVE => State::Active,
-                _ => State::Refused,
-            },
-            scope: Scope::from_wire(state.scope, state.cgroup, state.gid),
-            strict: u32::from(state.flags) & wire::STRICT != 0,
-            ephemeral: u32::from(state.flags) & wire::EPHEMERAL != 0,
-            persistent: u32::from(state.flags) & wire::PERSISTENT != 0,
-            pid: state.pid,
-            uid: state.uid,
-            command: wire::text(&state.comm),
-            label: wire::text(&state.label),
-            since: Duration::from_nanos(state.since),
-            bound: state.bound,
-            netns: state.netns,
-            cgroup: state.cgroup,
-            refused: (state.error != 0).then_some(Errno(i32::from(state.error))),
+    /// A block of which nothing else is known.
+    pub fn of_block(ports: PortRange, transports: Transports, state: State) -> Self {
+        Self {
+            name: None,
+            description: None,
+            ports,
+            transports,
+            state,
+            reason: None,
+            refused: None,
+            token: None,
+            enforcement: None,
+            persistent: false,
+            scope: None,
+            cgroup: None,
+            audience: None,
+            strict: false,
+            ephemeral: false,
+            around: false,
+            force: false,
+            origin: None,
+            owner: None,
+            since: None,
+            netns: None,
+            netns_name: None,
+            bound: None,
+            bound_by: None,
+            waits_for: Vec::new(),
+        }
+    }
+
+    /// One that is held without kernel enforcement, by this process.
+    pub(crate) fn held(ports: PortRange, transports: Transports, label: &str) -> Self {
+        let comm = std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned();
+        Self {
+            name: Some(label.to_owned()).filter(|label| !label.is_empty()),
+            enforcement: Some(Enforcement::Held),
+            scope: Some(Scope::Process),
+            owner: Some(Process { pid: std::process::id(), comm, uid: Some(sys::real_uid()), ..Process::default() }),
+            since: Some(SystemTime::now().into()),
+            ..Self::of_block(ports, transports, State::Active)
+        }
+    }
+
+    /// One that is declared.
+    pub fn declared(declaration: &Declaration, origin: &Origin, state: State) -> Self {
+        let description = Some(declaration.description.clone());
+        Self {
+            name: Some(declaration.name.to_string()),
+            description: description.filter(|text| !text.is_empty()),
+            enforcement: (state == State::Active).then_some(Enforcement::Kernel),
+            persistent: true,
+            audience: Some(declaration.audience.clone()),
+            strict: declaration.strict,
+            ephemeral: declaration.ephemeral,
+            around: declaration.around,
+            force: declaration.force,
+            origin: Some(origin.clone()),
+            ..Self::of_block(declaration.ports, declaration.transports, state)
+        }
+    }
+
+    /// The declaration of one that is declared; `None` of any other.
+    pub fn declaration(&self) -> Option<Declaration> {
+        Some(Declaration {
+            name: self.name.as_deref()?.parse().ok()?,
+            ports: self.ports,
+            transports: self.transports,
+            audience: self.audience.clone()?,
+            strict: self.strict,
+            ephemeral: self.ephemeral,
+            around: self.around,
+            force: self.force,
+            description: self.description.clone().unwrap_or_default(),
         })
     }
 
-    /// How long ago it was acquired (time asleep does not count).
-    pub fn age(&self) -> Duration {
-        sys::monotonic().saturating_sub(self.since)
+    /// From the answer to a query. `None` for one that makes no sense, which BPF programs of this ABI do not give.
+    pub fn from_wire(state: &wire::State) -> Option<Self> {
+        let persistent = u32::from(state.flags) & wire::PERSISTENT != 0;
+        let id = |id: &u32| Ok::<_, std::convert::Infallible>(Account::Id(*id));
+        let audience = Audience::from_wire(state.scope, state.uid, state.gid);
+        let refused = (state.error != 0).then_some(Errno(i32::from(state.error)));
+        let owner =
+            Process { pid: state.pid, comm: wire::text(&state.comm), uid: Some(state.uid), ..Process::default() };
+        let stands = match state.state {
+            wire::PENDING => State::Pending,
+            wire::ACTIVE => State::Active,
+            _ => State::Refused,
+        };
+        Some(Self {
+            name: Some(wire::text(&state.label)).filter(|label| !label.is_empty()),
+            reason: refused.map(|errno| errno.to_string()),
+            refused,
+            token: Token::new(state.token),
+            enforcement: (stands == State::Active).then_some(Enforcement::Kernel),
+            persistent,
+            scope: if persistent { None } else { Some(Scope::from_wire(state.scope, state.cgroup)?) },
+            audience: audience.filter(|_| persistent).map(|audience| match audience.try_map(id, id) {
+                Ok(audience) => audience,
+                Err(never) => match never {},
+            }),
+            strict: u32::from(state.flags) & wire::STRICT != 0,
+            ephemeral: u32::from(state.flags) & wire::EPHEMERAL != 0,
+            owner: (!persistent).then_some(owner),
+            since: Some(sys::wall_clock(Duration::from_nanos(state.since))),
+            netns: Some(state.netns),
+            bound: Some(state.bound),
+            ..Self::of_block(
+                PortRange::new(state.start, state.count).ok()?,
+                Transports::from_bits(state.transports)?,
+                stands,
+            )
+        })
     }
 
-    /// When it was acquired, on the wall clock as it stands now.
-    pub fn acquired_at(&self) -> SystemTime {
-        SystemTime::now().checked_sub(self.age()).unwrap_or(SystemTime::UNIX_EPOCH)
+    /// Whether it has this port (host byte order).
+    pub fn has(&self, transport: Transport, port: u16) -> bool {
+        self.transports.contains(transport) && self.ports.contains(port)
+    }
+
+    /// How long ago it was acquired or came into force.
+    pub fn age(&self) -> Option<Duration> {
+        Some(self.since?.age_at(SystemTime::now()))
     }
 
     /// The first port and transport that this reservation shares with a block.
@@ -117,7 +307,7 @@ impl Info {
     }
 }
 
-/// "61004-61007/tcp, pid 812 (nginx), reserved 3 min ago".
+/// "61004-61007/tcp, pid 812 (nginx), reserved 3m ago".
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}, {}", self.ports, self.transports, Owner(self))
@@ -130,27 +320,15 @@ pub(crate) struct Owner<'a>(pub(crate) &'a Info);
 impl fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(info) = self;
-        if info.persistent {
-            return write!(f, "the persistent reservation {:?}", info.label);
+        let name = info.name.as_deref().unwrap_or_default();
+        let Some(owner) = &info.owner else { return write!(f, "the persistent reservation {name:?}") };
+        owner.fmt(f)?;
+        if !name.is_empty() {
+            write!(f, " as {name:?}")?;
         }
-        write!(f, "pid {} ({})", info.pid, info.command)?;
-        if !info.label.is_empty() {
-            write!(f, " as {:?}", info.label)?;
-        }
-        write!(f, ", reserved {} ago", Age(info.age()))
-    }
-}
-
-/// A duration in its largest whole unit.
-struct Age(Duration);
-
-impl fmt::Display for Age {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_secs() {
-            s @ 0..60 => write!(f, "{s} s"),
-            s @ 60..3600 => write!(f, "{} min", s / 60),
-            s @ 3600..172_800 => write!(f, "{} h", s / 3600),
-            s => write!(f, "{} days", s / 86_400),
+        match info.age() {
+            Some(age) => write!(f, ", reserved {}", time::ago(age)),
+            None => Ok(()),
         }
     }
 }
@@ -169,8 +347,8 @@ pub struct Version {
     pub reservations: u32,
     /// Ports in them.
     pub ports: u64,
-    /// When kernel enforcement was brought up, on `CLOCK_MONOTONIC`.
-    pub since: Duration,
+    /// When kernel enforcement was brought up.
+    pub since: Time,
 }
 
 impl Version {
@@ -181,18 +359,7 @@ impl Version {
             pool: PortRange::inclusive(version.pool_first, version.pool_last).ok(),
             reservations: version.reservations,
             ports: version.ports,
-            since: Duration::from_nanos(version.since),
+            since: sys::wall_clock(Duration::from_nanos(version.since)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_read_like_speech() {
-        let say = |s| Age(Duration::from_secs(s)).to_string();
-        assert_eq!([say(0), say(59), say(180), say(7300), say(172_800)], ["0 s", "59 s", "3 min", "2 h", "2 days"]);
     }
 }

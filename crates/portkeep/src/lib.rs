@@ -49,7 +49,7 @@
 //! taken, [`AcquireError::InUse`] knows by whom:
 //!
 //! ```text
-//! 61004/tcp belongs to pid 812 (nginx), reserved 3 min ago
+//! 61004/tcp belongs to pid 812 (nginx), reserved 3m ago
 //! ```
 //!
 //! # With an async runtime
@@ -85,9 +85,12 @@ mod wait;
 pub use associate::PortkeepSocket;
 pub use enforcement::{Enforcement, Require};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};
-pub use info::{Info, State, Version};
+pub use info::{BoundSocket, Info, Process, State, Version};
 pub use pending::Pending;
-pub use portkeep_core::{Align, AlignError, Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports};
+pub use portkeep_core::{
+    Align, AlignError, Errno, PortRange, PortRangeError, Scope, Time, Token, Transport, Transports,
+};
 pub use query::{enforcement, list, lookup, version, who};
 pub use request::Request;
 pub use reservation::{Parts, Reservation, release};
+pub use sys::wall_clock;

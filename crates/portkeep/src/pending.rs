@@ -4,10 +4,11 @@ use std::{io, task::Poll};
 
 use portkeep_core::{
     Errno, PortRange, Token,
+    defaults::TIMEOUT,
     wire::{self, SelectRequest},
 };
 
-use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query, wait};
+use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query};
 
 /// A block that is claimed and perhaps not confirmed yet. Dropping it gives the block back.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Pending {
 
     /// Wait until it is decided, 30 seconds at most; see [`wait_for`](Self::wait_for).
     pub fn wait(self) -> Result<Reservation, AcquireError> {
-        self.wait_for(wait::LIMIT, || false)
+        self.wait_for(TIMEOUT, || false)
     }
 
     /// Give the block back. The same as dropping it, in a word.
@@ -92,6 +93,8 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
         // The agent that takes it back enters the reason last; in between there is none.
         (State::Refused, None) => None,
         (State::Refused, Some(reason)) => Some(Err(refused(claimed, reason))),
+        // No query reports these.
+        (State::Waiting | State::Conflict | State::Ended, _) => Some(Err(AcquireError::Cancelled)),
         (State::Pending, _) => match query::version_of(claimed) {
             Ok(version) if version.agent => None,
             _ => Some(Err(AcquireError::AgentAbsent)),

@@ -8,6 +8,7 @@ use std::{
 
 use portkeep_core::{
     Align, AlignError, Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
+    defaults::TIMEOUT,
     wire::{self, AcquireRequest},
 };
 use socket2::Socket;
@@ -16,7 +17,6 @@ use crate::{
     AcquireError, Enforcement, MalformedRequest, Pending, QueryError, Require, Reservation, control, held, query,
     reservation::Parts,
     socket::{Kind, new_socket, transport_of},
-    wait,
 };
 
 /// A request for a reservation, made by [`Reservation::tcp`] or [`Reservation::udp`]. Without further ado: one port,
@@ -59,7 +59,7 @@ impl Request {
             ephemeral: false,
             label: String::new(),
             require: Require::Any,
-            timeout: wait::LIMIT,
+            timeout: TIMEOUT,
         }
     }
 
@@ -97,6 +97,14 @@ impl Request {
 
     /// The processes that may consume the reservation; by default this process only. For children, use [`Scope::User`] or
     /// [`Scope::Cgroup`]. Only kernel enforcement can do this.
+    ///
+    /// A service, a group or administrators are audiences, which only a [persistent](crate::persistent) reservation has:
+    ///
+    /// ```compile_fail,E0308
+    /// use portkeep::{Reservation, persistent::Audience};
+    ///
+    /// let request = Reservation::tcp().scope(Audience::<u32>::Unit("nginx.service".into()));
+    /// ```
     pub fn scope(mut self, scope: Scope) -> Self {
         self.scope = scope;
         self
@@ -239,11 +247,7 @@ impl Request {
     }
 
     fn to_wire(&self) -> AcquireRequest {
-        let (scope, cgroup) = match self.scope {
-            Scope::User => (wire::SCOPE_USER, 0),
-            Scope::Cgroup(id) => (wire::SCOPE_CGROUP, id),
-            _ => (wire::SCOPE_PROCESS, 0),
-        };
+        let (scope, cgroup) = self.scope.to_wire();
         let mut request = AcquireRequest {
             start: self.start,
             count: self.count,

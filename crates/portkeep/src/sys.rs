@@ -1,8 +1,12 @@
 //! The few calls that neither std nor socket2 has.
 
-use std::{io, os::fd::RawFd, time::Duration};
+use std::{
+    io,
+    os::fd::RawFd,
+    time::{Duration, SystemTime},
+};
 
-use portkeep_core::Token;
+use portkeep_core::{Time, Token};
 
 /// A token nobody can guess, for reservations that the BPF programs do not know.
 pub(crate) fn random_token() -> io::Result<Token> {
@@ -23,8 +27,14 @@ pub(crate) fn random_token() -> io::Result<Token> {
     }
 }
 
-/// `CLOCK_MONOTONIC`, the clock of every `since`. (`Instant` is the same clock, but does not say its number.)
-pub(crate) fn monotonic() -> Duration {
+/// A point of `CLOCK_MONOTONIC`, the clock of the BPF programs, on the wall clock. (Time asleep does not count.)
+pub fn wall_clock(point: Duration) -> Time {
+    let ago = monotonic().saturating_sub(point);
+    SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).into()
+}
+
+/// (`Instant` is the same clock, but does not say its number.)
+fn monotonic() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid timespec to write to; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

@@ -7,10 +7,6 @@ use std::{
 
 use crate::{AcquireError, Pending, Reservation, sys};
 
-/// How long a request waits for the agent unless it says otherwise. The agent answers within milliseconds; one that needs
-/// so long hangs.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-
 impl Pending {
     /// Wait until it is decided, but no longer than `limit` ([`AcquireError::AgentSilent`]), not past a signal that this
     /// thread handles, and not after `stop` has said so ([`AcquireError::Interrupted`]). However the wait ends, nothing is

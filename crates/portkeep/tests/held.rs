@@ -76,7 +76,11 @@ fn held_ports_are_everybody_elses_taboo() {
         assert!(is_held(Transport::Tcp, port) && is_held(Transport::Udp, port));
     }
     let info = reservation.state().unwrap();
-    assert_eq!((info.pid, info.bound, info.label.as_str()), (std::process::id(), 0, "x"));
+    assert_eq!((info.bound, info.name.as_deref()), (Some(0), Some("x")));
+    assert_eq!(
+        (info.owner.as_ref().map(|owner| owner.pid), info.enforcement),
+        (Some(std::process::id()), Some(Enforcement::Held))
+    );
     assert_eq!(lookup(reservation.token()).unwrap(), Some(info));
     let ports = reservation.ports();
     drop(reservation);
@@ -110,7 +114,7 @@ fn listeners_in_every_form() {
     assert!(matches!(reservation.bind_tcp_port(V4, start), Err(BindError::InUse { port }) if port == start));
     assert!(matches!(reservation.bind_tcp_port(V4, start - 1), Err(BindError::OutsideBlock { .. })));
     assert!(matches!(reservation.bind_udp(V4), Err(BindError::OtherTransport { .. })));
-    assert_eq!(reservation.state().unwrap().bound, 4);
+    assert_eq!(reservation.state().unwrap().bound, Some(4));
     // Given up, and drawn again.
     drop(listeners.remove(1));
     assert_eq!(reservation.bind_tcp(V4).unwrap().local_addr().unwrap().port(), start + 1);

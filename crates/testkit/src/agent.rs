@@ -7,9 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::persistent::{
-    Connection, Entry, Standing,
-    protocol::{self, Reloaded},
+use portkeep::{
+    Info, State,
+    persistent::{
+        Connection,
+        protocol::{self, Reloaded},
+    },
 };
 use portkeep_agent::{Agent, KernelPart, Options};
 use rustix::process::{Pid, Signal, kill_process};
@@ -80,20 +83,31 @@ impl AgentFolder {
     }
 
     /// All declarations.
-    pub fn list(&self) -> Vec<Entry> {
+    pub fn list(&self) -> Vec<Info> {
         self.connect().list().expect("it lists")
     }
 
     /// The declarations in force, by name.
     pub fn in_force(&self) -> Vec<String> {
-        let active = self.list().into_iter().filter(|entry| entry.standing == Standing::Active);
-        active.map(|entry| entry.declaration.name.to_string()).collect()
+        let active = self.list().into_iter().filter(|info| info.state == State::Active);
+        active.filter_map(|info| info.name).collect()
     }
 
     /// The state of one declaration.
-    pub fn standing(&self, name: &str) -> Option<Standing> {
-        let listed = self.list();
-        listed.into_iter().find(|entry| entry.declaration.name.as_str() == name).map(|entry| entry.standing)
+    pub fn state(&self, name: &str) -> Option<State> {
+        self.named(name).map(|info| info.state)
+    }
+
+    /// Why a declaration is in this state.
+    #[track_caller]
+    pub fn reason(&self, name: &str, state: State) -> String {
+        let info = self.named(name).unwrap_or_else(|| panic!("{:?}", self.list()));
+        assert_eq!(info.state, state, "{info:?}");
+        info.reason.expect("a reason")
+    }
+
+    fn named(&self, name: &str) -> Option<Info> {
+        self.list().into_iter().find(|info| info.name.as_deref() == Some(name))
     }
 }
 

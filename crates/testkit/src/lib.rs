@@ -30,6 +30,7 @@ pub mod places;
 pub mod process;
 pub mod random;
 pub mod report;
+pub mod schema;
 pub mod sockets;
 mod world;
 

@@ -131,13 +131,17 @@ impl Machine {
 
     /// The same to its end.
     pub fn portkeep(&self, words: &[&str]) -> Outcome {
-        self.command(words).output().unwrap().into()
+        let said: Outcome = self.command(words).output().unwrap().into();
+        crate::schema::check(words, &said.out);
+        said
     }
 
     /// The same as a user without any right.
     pub fn portkeep_as_nobody(&self, words: &[&str]) -> Outcome {
         let copy = self.for_everybody(self.portkeep);
-        self.as_nobody(&[&[copy.as_str()], words].concat()).output().unwrap().into()
+        let said: Outcome = self.as_nobody(&[&[copy.as_str()], words].concat()).output().unwrap().into();
+        crate::schema::check(words, &said.out);
+        said
     }
 
     /// Any program as a user without any right.

@@ -79,7 +79,7 @@ mod store {
     pub(super) fn create(start: u16, count: u16, transport: Transport) -> Result<u64, Failure> {
         let ports = PortRange::new(start, count).map_err(|_| Failure::Invalid)?;
         let created = persistent::create(&proposal(ports, transport)?, Kept::Persistent)?;
-        u64::from_str_radix(&created.token, 16).map_err(|_| Failure::Unsupported)
+        created.token.map(portkeep::Token::get).ok_or(Failure::Unsupported)
     }
 
     /// Keep it no longer.

@@ -28,7 +28,8 @@ class Info:
     """The owner process, numbered as in the first PID namespace."""
     uid: int
     command: str
-    label: str
+    name: str
+    """Its label, or the name of a persistent one; empty if it has none."""
     bound: int
     """How many of its ports have a socket."""
     since: float
@@ -41,11 +42,11 @@ class Info:
 
     @property
     def owner(self) -> str:
-        """The owner in words: ``pid 812 (nginx) as 'web', reserved 3 min ago``."""
+        """The owner in words: ``pid 812 (nginx) as 'web', reserved 3m ago``."""
         if self.persistent:
-            return f"the persistent reservation {self.label!r}"
-        label = f" as {self.label!r}" if self.label else ""
-        return f"pid {self.pid} ({self.command}){label}, reserved {_age(time.monotonic() - self.since)} ago"
+            return f"the persistent reservation {self.name!r}"
+        label = f" as {self.name!r}" if self.name else ""
+        return f"pid {self.pid} ({self.command}){label}, reserved {_ago(int(time.monotonic() - self.since))}"
 
 
 def block(ports: range) -> str:
@@ -53,11 +54,19 @@ def block(ports: range) -> str:
     return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
 
 
-def _age(seconds: float) -> str:
-    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds // 86_400)} days"
+def _ago(seconds: int) -> str:
+    """As the commands write it: the two largest units, and seconds only below a minute."""
+    if seconds < 60:
+        return f"{seconds}s ago" if seconds else "just now"
+    if seconds >= 86_400:
+        seconds -= seconds % 3600
+    units = ((86_400, "day"), (3600, "h"), (60, "m"))
+    parts = []
+    for size, unit in units:
+        number, seconds = divmod(seconds, size)
+        if number:
+            parts.append(f"{number}{unit}{'s' if unit == 'day' and number > 1 else ''}")
+    return " ".join(parts) + " ago"
 
 
 def _info(state: _control.State | None) -> Info | None:
@@ -73,7 +82,7 @@ def _info(state: _control.State | None) -> Info | None:
         pid=state.pid,
         uid=state.uid,
         command=_text(state.comm),
-        label=_text(state.label),
+        name=_text(state.label),
         bound=state.bound,
         since=state.since / 1e9,
         token=state.token or None,

@@ -93,8 +93,8 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
     verbatim(&mut rest, &help.status);
     // `run` exits as its command does.
     if words.get(1) != Some(&"run") && words.len() > 1 {
-        for (code, meaning) in portkeep_cli::exit::TABLE {
-            rest.control("TP", []).text([bold(code.to_string())]).text([roman(*meaning)]);
+        for exit in portkeep_cli::Exit::ALL {
+            rest.control("TP", []).text([bold(exit.code().to_string())]).text([roman(exit.meaning())]);
         }
     }
     rest.control("SH", ["EXAMPLES"]);

@@ -7,8 +7,9 @@
 use std::{collections::BTreeMap, fs, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use anyhow::Result;
-use portkeep::persistent::{
-    Account, Declaration, Entry as Listed, Kept, PersistentError, Proposal, Standing, Which, Who,
+use portkeep::{
+    Info, State,
+    persistent::{Account, Audience, Kept, PersistentError, Proposal, Which},
 };
 use portkeep_core::{PortRange, Token, Transports, wire};
 use portkeep_kernel::cgroup;
@@ -40,8 +41,8 @@ const EACH: u64 = 12;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Known {
     Absent,
-    /// With the token it was reported with.
-    Standing(Declaration, String),
+    /// As it was reported.
+    Standing(Box<Info>),
     Doubt,
 }
 
@@ -119,13 +120,13 @@ impl Administrator {
         self.reporter.violation(text, &[]);
     }
 
-    fn who(&mut self) -> Who {
+    fn audience(&mut self) -> Audience {
         let user = self.random.of(&USERS);
         match self.random.below(4) {
-            0 => Who::Administrators,
-            1 => Who::User(Account::Id(user)),
-            2 => Who::Group(Account::Id(user)),
-            _ => Who::cgroup(&self.cgroup).unwrap_or(Who::Administrators),
+            0 => Audience::Administrators,
+            1 => Audience::User(Account::Id(user)),
+            2 => Audience::Group(Account::Id(user)),
+            _ => Audience::cgroup(&self.cgroup).unwrap_or(Audience::Administrators),
         }
     }
 
@@ -142,7 +143,7 @@ impl Administrator {
             let block = portkeep::persistent::Block::Any { count: ports.count(), align: portkeep_core::Align::ANY };
             proposal.block = block;
         }
-        proposal.who(self.who()).strict(self.random.one_in(4))
+        proposal.audience(self.audience()).strict(self.random.one_in(4))
     }
 
     fn create(&mut self, k: u64) {
@@ -152,10 +153,10 @@ impl Administrator {
         self.say(Operation::Create, &format!("{proposal:?}"), &result);
         let before = self.created[&k].clone();
         match (result, before) {
-            (Ok(_), Known::Standing(known, _)) => self.violation(&format!("created again beside {known:?}")),
+            (Ok(_), Known::Standing(known)) => self.violation(&format!("created again beside {known:?}")),
             (Ok(created), _) => {
-                self.write(&created.declaration, Some(&created.token));
-                self.created.insert(k, Known::Standing(created.declaration, created.token));
+                self.write(&created);
+                self.created.insert(k, Known::Standing(Box::new(created)));
             }
             (Err(PersistentError::NameTaken(why)), Known::Absent) => {
                 self.violation(&format!("c{k} was deleted, or never created, and is there: {why}"));
@@ -178,7 +179,7 @@ impl Administrator {
         match (result, before) {
             (Ok(_), Known::Absent) => self.violation(&format!("{name} was deleted, or never created, and was there")),
             (Ok(_), _) => drop(self.created.insert(k, Known::Absent)),
-            (Err(PersistentError::NotFound), Known::Standing(known, _)) => {
+            (Err(PersistentError::NotFound), Known::Standing(known)) => {
                 self.violation(&format!("{known:?} was reported created and is gone"));
             }
             (Err(PersistentError::NotFound), _) => drop(self.created.insert(k, Known::Absent)),
@@ -198,7 +199,7 @@ impl Administrator {
         let new = match there {
             Some(_) if self.random.one_in(2) => None,
             // For others: the ports stay, so the reservation need not end in between.
-            Some(old) if self.random.one_in(2) => Some(old.who(self.who())),
+            Some(old) if self.random.one_in(2) => Some(old.audience(self.audience())),
             _ => Some(self.proposal('d', k)),
         };
         let done = match &new {
@@ -240,55 +241,53 @@ impl Administrator {
             Err(error) if is_absence(&error) => return,
             Err(error) => return self.violation(&format!("list: {error}")),
         };
-        let listed: BTreeMap<String, Listed> =
-            listed.into_iter().map(|entry| (entry.declaration.name.to_string(), entry)).collect();
+        let listed: BTreeMap<String, Info> =
+            listed.into_iter().map(|info| (info.name.clone().unwrap_or_default(), info)).collect();
         for k in 0..EACH {
             self.compare_created(k, listed.get(&format!("c{k}")));
             self.compare_declared(k, listed.get(&format!("d{k}")));
         }
     }
 
-    fn compare_created(&mut self, k: u64, listed: Option<&Listed>) {
+    fn compare_created(&mut self, k: u64, listed: Option<&Info>) {
         match (self.created[&k].clone(), listed) {
             (Known::Absent, Some(listed)) => self.violation(&format!("{listed:?} has come back")),
-            (Known::Standing(known, _), None) => {
+            (Known::Standing(known), None) => {
                 self.violation(&format!("{known:?} was reported created and is not listed"));
             }
-            (Known::Standing(known, token), Some(listed)) => {
-                let same = listed.standing == Standing::Active
-                    && (&known, Some(&token)) == (&listed.declaration, listed.token.as_ref());
-                if !same {
-                    self.violation(&format!("{known:?} was created with {token}, and now it is {listed:?}"));
+            (Known::Standing(known), Some(listed)) => {
+                let declared = |info: &Info| (info.state, info.declaration(), info.token);
+                if declared(&known) != declared(listed) {
+                    self.violation(&format!("{known:?} was created, and now it is {listed:?}"));
                 }
-                self.write(&known, Some(&token));
+                self.write(&known);
             }
-            (Known::Doubt, Some(listed)) if listed.standing == Standing::Active => {
-                self.write(&listed.declaration, listed.token.as_deref());
-                let token = listed.token.clone().unwrap_or_default();
-                self.created.insert(k, Known::Standing(listed.declaration.clone(), token));
+            (Known::Doubt, Some(listed)) if listed.state == State::Active => {
+                self.write(listed);
+                self.created.insert(k, Known::Standing(Box::new(listed.clone())));
             }
             (Known::Doubt, None) => drop(self.created.insert(k, Known::Absent)),
             _ => {}
         }
     }
 
-    fn compare_declared(&mut self, k: u64, listed: Option<&Listed>) {
+    fn compare_declared(&mut self, k: u64, listed: Option<&Info>) {
         let name = format!("d{k}");
         let Some(read) = self.read.get(&k).cloned() else { return };
         match (read, listed) {
             (None, Some(listed)) => self.violation(&format!("{listed:?} is declared no more and is listed")),
             (Some(proposal), None) => self.violation(&format!("{proposal:?} is declared and is not listed")),
             (Some(proposal), Some(listed)) => {
-                if listed.declaration.who != proposal.who || listed.declaration.strict != proposal.strict {
+                if listed.audience.as_ref() != Some(&proposal.audience) || listed.strict != proposal.strict {
                     self.violation(&format!("{proposal:?} is declared and {listed:?} is listed"));
                 }
                 if let Some((_, grant)) = self.written.get(&name)
-                    && (listed.standing != Standing::Active || listed.token != Some(format!("{:016x}", grant.token)))
+                    && (listed.state != State::Active || listed.token.map(Token::get) != Some(grant.token))
                 {
                     self.violation(&format!("{} was in force, and now it is {listed:?}", grant.describe()));
                 }
-                if listed.standing == Standing::Active {
-                    self.write(&listed.declaration, listed.token.as_deref());
+                if listed.state == State::Active {
+                    self.write(listed);
                 }
             }
             (None, None) => {}
@@ -296,26 +295,26 @@ impl Administrator {
     }
 
     /// It is in force: everybody may rely on it from now on.
-    fn write(&mut self, declaration: &Declaration, token: Option<&str>) {
-        let name = declaration.name.to_string();
+    fn write(&mut self, info: &Info) {
+        let name = info.name.clone().unwrap_or_default();
         if self.written.contains_key(&name) {
             return;
         }
-        let Some(token) = token.and_then(|text| text.parse::<Token>().ok()) else {
-            return self.violation(&format!("in force and without a token: {declaration:?}"));
+        let Some(token) = info.token else {
+            return self.violation(&format!("in force and without a token: {info:?}"));
         };
-        let (scope, uid) = match &declaration.who {
-            Who::User(Account::Id(uid)) => (wire::SCOPE_USER, *uid),
-            Who::Group(Account::Id(gid)) => (wire::SCOPE_GROUP, *gid),
-            Who::Cgroup(_) => (wire::SCOPE_CGROUP, 0),
+        let (scope, uid) = match info.audience.clone().unwrap_or_default() {
+            Audience::User(Account::Id(uid)) => (wire::SCOPE_USER, uid),
+            Audience::Group(Account::Id(gid)) => (wire::SCOPE_GROUP, gid),
+            Audience::Cgroup(_) => (wire::SCOPE_CGROUP, 0),
             _ => (wire::SCOPE_ADMIN, 0),
         };
-        let flags = wire::PERSISTENT | if declaration.strict { wire::STRICT } else { 0 };
+        let flags = wire::PERSISTENT | if info.strict { wire::STRICT } else { 0 };
         let grant = Grant {
             token: token.get(),
-            start: declaration.ports.start(),
-            count: declaration.ports.count(),
-            transports: declaration.transports.bits(),
+            start: info.ports.start(),
+            count: info.ports.count(),
+            transports: info.transports.bits(),
             scope: scope as u8,
             flags: flags as u8,
             pid: 0,
@@ -349,10 +348,10 @@ impl Drop for Administrator {
 /// A proposal as a drop-in says it.
 fn stanza(proposal: &Proposal) -> String {
     let portkeep::persistent::Block::Ports(ports) = proposal.block else { return String::new() };
-    let who = match &proposal.who {
-        Who::User(Account::Id(uid)) => format!("user = {uid}\n"),
-        Who::Group(Account::Id(gid)) => format!("group = {gid}\n"),
-        Who::Cgroup(path) => format!("cgroup = \"{path}\"\n"),
+    let who = match &proposal.audience {
+        Audience::User(Account::Id(uid)) => format!("user = {uid}\n"),
+        Audience::Group(Account::Id(gid)) => format!("group = {gid}\n"),
+        Audience::Cgroup(path) => format!("cgroup = \"{path}\"\n"),
         _ => "administrators = true\n".into(),
     };
     let key = match proposal.transports {

@@ -485,9 +485,10 @@ impl Stage {
         let mut agent = self.place.connect()?;
         agent.reload()?;
         for listed in agent.list()? {
-            agent.delete(&Which::Name(listed.declaration.name))?;
+            let Some(declaration) = listed.declaration() else { continue };
+            agent.delete(&Which::Name(declaration.name))?;
         }
-        let left: BTreeSet<String> = agent.list()?.into_iter().map(|e| e.declaration.name.to_string()).collect();
+        let left: BTreeSet<String> = agent.list()?.into_iter().filter_map(|info| info.name).collect();
         if !left.is_empty() {
             bail!("still listed: {left:?}");
         }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use portkeep_core::defaults::POOL;
 use portkeep_core::{PortRange, PortSet};
-use portkeep_kernel::DEFAULT_POOL;
 use portkeep_persist::{Declared, Diagnostic, Origin};
 
 use crate::agent::{Overlap, ephemeral_ports};
@@ -12,7 +12,7 @@ use crate::agent::{Overlap, ephemeral_ports};
 pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Diagnostic, Diagnostic>> {
     let overlap = Overlap::of(pool).ok().flatten()?;
     let nothing = PortSet::default();
-    let exhausted = pool.filter(|pool| *pool != DEFAULT_POOL).and_then(|pool| {
+    let exhausted = pool.filter(|pool| *pool != POOL).and_then(|pool| {
         let ephemeral = ephemeral_ports(&pool.into()).ok().flatten()?;
         ephemeral.check_more(&nothing, &pool.into()).err()
     });

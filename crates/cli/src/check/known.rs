@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::persistent::{Account, Who};
+use portkeep::persistent::{Account, Audience};
 use portkeep_agent::accounts;
 use portkeep_persist::Config;
 
@@ -52,13 +52,13 @@ impl Known {
     }
 
     /// A sentence about what does not exist.
-    pub(crate) fn missing(&self, who: &Who) -> Option<String> {
-        match who {
-            Who::User(account) => self.missing_user(account),
-            Who::Group(account) => self.missing_group(account),
-            Who::Unit(unit) => self.missing_unit(unit),
+    pub(crate) fn missing(&self, audience: &Audience) -> Option<String> {
+        match audience {
+            Audience::User(account) => self.missing_user(account),
+            Audience::Group(account) => self.missing_group(account),
+            Audience::Unit(unit) => self.missing_unit(unit),
             // Cgroups come and go with what runs in them.
-            Who::Administrators | Who::Cgroup(_) => None,
+            Audience::Administrators | Audience::Cgroup(_) => None,
         }
     }
 
@@ -124,18 +124,18 @@ mod tests {
         file("etc/group", "voice:x:44:\n");
         let known = Known::below(root.path());
         let who = |text: &str| known.missing(&serde_json::from_str(text).unwrap());
-        assert_eq!(who(r#"{"user":"web"}"#), None);
-        assert_eq!(who(r#"{"user":4711}"#), None);
-        assert_eq!(who(r#"{"user":"root"}"#).as_deref(), Some("there is no user root"));
-        assert_eq!(who(r#"{"group":"voice"}"#), None);
-        assert_eq!(who(r#"{"group":"web"}"#).as_deref(), Some("there is no group web"));
+        assert_eq!(who(r#"{"kind":"user","value":"web"}"#), None);
+        assert_eq!(who(r#"{"kind":"user","value":4711}"#), None);
+        assert_eq!(who(r#"{"kind":"user","value":"root"}"#).as_deref(), Some("there is no user root"));
+        assert_eq!(who(r#"{"kind":"group","value":"voice"}"#), None);
+        assert_eq!(who(r#"{"kind":"group","value":"web"}"#).as_deref(), Some("there is no group web"));
         // No systemd, no units to be missing.
-        assert_eq!(who(r#"{"unit":"a.service"}"#), None);
+        assert_eq!(who(r#"{"kind":"unit","value":"a.service"}"#), None);
 
         file("usr/lib/systemd/system/getty@.service", "");
         file("etc/systemd/system/a.service", "");
         let known = Known::below(root.path());
-        let unit = |name: &str| known.missing(&Who::unit(name).unwrap());
+        let unit = |name: &str| known.missing(&Audience::unit(name).unwrap());
         assert_eq!((unit("a.service"), unit("getty@tty1.service"), unit("session-1.scope")), (None, None, None));
         assert_eq!(unit("b.service").as_deref(), Some("there is no unit b.service"));
     }

@@ -11,11 +11,12 @@ use std::{
 };
 
 use portkeep_persist::{
-    Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, Who, dropin, merge, store::PERSISTENT,
+    Audience, Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, dropin, merge,
+    store::PERSISTENT,
 };
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, sources::Sources};
+use crate::{DONE, FAILED, Io, exit::Nothing, sources::Sources};
 
 use kind::Kind;
 pub(crate) use known::Known;
@@ -37,7 +38,7 @@ Examples:
   portkeep check debian/portkeep/web.toml
   portkeep check --root /mnt/image
 
-Exit status: 0 if all is right, warnings or not; 1 if something is wrong";
+Exit status: 0 if all is right, warnings or not; 1 if something is wrong; 3 if the FILEs are folders with nothing to check";
 
 /// Check drop-ins and the configuration for mistakes
 #[derive(Debug, clap::Args)]
@@ -71,6 +72,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         findings.machine(&args.sources, &known)?;
     } else {
         findings.named(&args.files, args.sources.root(), &known);
+    }
+    if findings.files.is_empty() && findings.errors.is_empty() && !args.files.is_empty() {
+        return Err(Nothing("there are no such files in the folders that were named".into()).into());
     }
     let wrong = !findings.errors.is_empty();
     if args.json {
@@ -198,10 +202,10 @@ impl Findings {
         self.reservations = in_force.len();
         for Declared { declaration, origin } in in_force {
             let Origin::File { path, line } = origin else { continue };
-            if let Some(missing) = known.missing(&declaration.who) {
+            if let Some(missing) = known.missing(&declaration.audience) {
                 let mut warning = Diagnostic::whole(path, format!("{missing} (`{}`)", declaration.name));
                 (warning.line, warning.column) = (Some(*line), Some(1));
-                if let Who::User(_) | Who::Group(_) = declaration.who {
+                if let Audience::User(_) | Audience::Group(_) = declaration.audience {
                     warning = warning.with_help("the reservation waits until there is one");
                 }
                 self.warnings.push(warning);

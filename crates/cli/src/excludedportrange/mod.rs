@@ -10,13 +10,13 @@ use std::io::Write;
 use anyhow::Context;
 use clap::Subcommand;
 use portkeep::{
-    PortRange, Transport, Transports,
+    Info, PortRange, Transport, Transports,
     persistent::{Connection, Kept, Origin, PersistentError, Proposal, Which},
 };
 use portkeep_kernel::netns;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, list, persist, pins::Pins, sources::Sources};
+use crate::{DONE, FAILED, Io, NOTHING, list, persist, pins::Pins, reservations, sources::Sources};
 
 const AFTER_HELP: &str = "\
 The words are netsh's: tags and values, or the values alone in their order, shortened as long as they are unambiguous. \
@@ -135,8 +135,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
         Err(failure) => {
             let _ = writeln!(io.err, "{}", failure.netsh);
+            let exit = if failure.netsh == NOT_FOUND { NOTHING } else { FAILED };
             io.error(failure.reason);
-            Ok(FAILED)
+            Ok(exit)
         }
     }
 }
@@ -193,10 +194,7 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
     let transports = Transports::from(protocol);
     let mut agent = Connection::open()?;
     let declared = agent.list()?;
-    let exact = declared.iter().find(|entry| {
-        let declaration = &entry.declaration;
-        (declaration.ports, declaration.transports) == (ports, transports)
-    });
+    let exact = declared.iter().find(|info| (info.ports, info.transports) == (ports, transports));
     match exact {
         None => {
             // A row without an asterisk is somebody's who is running.
@@ -211,11 +209,12 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
                 None => Failure { netsh: NOT_FOUND, reason: persist::not_exactly(&declared, ports, transports) },
             })
         }
-        Some(entry) if store == Some(Kept::Active) && !matches!(entry.origin, Origin::Active { .. }) => Err(Failure {
+        Some(info) if store == Some(Kept::Active) && stays(info) => Err(Failure {
             netsh: DENIED,
             reason: format!(
-                "{} is declared to stay by {}; it cannot be taken back until the next reboot only",
-                entry.declaration.name, entry.origin
+                "{} is declared to stay{}; it cannot be taken back until the next reboot only",
+                info.name.as_deref().unwrap_or_default(),
+                info.origin.as_ref().map_or_else(String::new, |origin| format!(" by {origin}"))
             ),
         }),
         Some(_) => {
@@ -223,6 +222,10 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
             Ok(())
         }
     }
+}
+
+fn stays(info: &Info) -> bool {
+    !matches!(info.origin, Some(Origin::Command { until_reboot: true, .. }))
 }
 
 /// A row of the table.
@@ -244,16 +247,14 @@ fn show(
     let mut rows: Vec<Row> = match store {
         Kept::Active => {
             let own = netns::current_cookie().context("finding out which network namespace this is")?;
-            let entries = list::entries(pins)?.into_iter().filter(|entry| entry.is_here(own));
-            let of_protocol = entries.filter(|entry| entry.transports.contains(protocol));
-            of_protocol.map(|entry| row(entry.ports, entry.persistent)).collect()
+            let here = list::seen(pins)?.into_iter().filter(|info| reservations::is_here(info, own));
+            let of_protocol = here.filter(|info| info.transports.contains(protocol));
+            of_protocol.map(|info| row(info.ports, info.persistent)).collect()
         }
         Kept::Persistent => {
-            let declared = persist::view::look(pins, sources, io)?.entries.into_iter();
-            let stays = declared.filter(|entry| {
-                entry.declaration.transports.contains(protocol) && !matches!(entry.origin, Origin::Active { .. })
-            });
-            stays.map(|entry| row(entry.declaration.ports, true)).collect()
+            let declared = persist::view::look(pins, sources, io)?.declared.into_iter();
+            let stays = declared.filter(|info| info.transports.contains(protocol) && stays(info));
+            stays.map(|info| row(info.ports, true)).collect()
         }
     };
     rows.sort();

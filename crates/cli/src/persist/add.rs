@@ -4,13 +4,12 @@ use std::{io::Write, path::Path};
 
 use portkeep::{
     Align, PortRange, Transports,
-    persistent::{Account, Block, Kept, Name, Proposal, Who},
+    persistent::{Account, Audience, Block, Kept, Name, Proposal},
 };
 use portkeep_core::persistent::{Declaration, check_description};
-use serde::Serialize;
 
 use super::{INSTEAD, connect, ports};
-use crate::{DONE, Io, check::Known};
+use crate::{DONE, Io, check::Known, reservations};
 
 const AFTER_HELP: &str = "\
 PORTS is a port, a range, or a name of /etc/services. Without --user, --group, --unit or --cgroup it is for \
@@ -63,10 +62,10 @@ pub(crate) struct Args {
     group: Option<Account>,
     /// For the processes of this systemd service or scope
     #[arg(long, value_parser = unit, help_heading = "For whom")]
-    unit: Option<Who>,
+    unit: Option<Audience>,
     /// For the processes of this cgroup and those below it: a path below /sys/fs/cgroup, as /system.slice
     #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "For whom")]
-    cgroup: Option<Who>,
+    cgroup: Option<Audience>,
     /// For administrators and nobody else [default]
     #[arg(long, help_heading = "For whom")]
     administrators: bool,
@@ -94,8 +93,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn unit(text: &str) -> Result<Who, String> {
-    Who::unit(text).map_err(|error| match error.help() {
+fn unit(text: &str) -> Result<Audience, String> {
+    Audience::unit(text).map_err(|error| match error.help() {
         // The help is for those who write a file.
         Some(_) if text.ends_with(".socket") => {
             format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
@@ -106,8 +105,8 @@ fn unit(text: &str) -> Result<Who, String> {
     })
 }
 
-fn cgroup(text: &str) -> Result<Who, String> {
-    Who::cgroup(text).map_err(|error| match error.help() {
+fn cgroup(text: &str) -> Result<Audience, String> {
+    Audience::cgroup(text).map_err(|error| match error.help() {
         Some(help) => format!("{error}; {help}"),
         None => error.to_string(),
     })
@@ -135,13 +134,13 @@ impl Args {
                 return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)".into());
             }
         };
-        let who = match (&self.user, &self.group) {
-            (Some(user), _) => Who::User(user.clone()),
-            (_, Some(group)) => Who::Group(group.clone()),
+        let audience = match (&self.user, &self.group) {
+            (Some(user), _) => Audience::User(user.clone()),
+            (_, Some(group)) => Audience::Group(group.clone()),
             _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned().unwrap_or_default(),
         };
         if self.ephemeral
-            && let Some(why) = Declaration::no_range(&who, self.strict)
+            && let Some(why) = Declaration::no_range(&audience, self.strict)
         {
             return Err(format!("a private ephemeral range {why}"));
         }
@@ -149,7 +148,7 @@ impl Args {
             name: self.name.clone(),
             block,
             transports,
-            who,
+            audience,
             strict: self.strict,
             ephemeral: self.ephemeral,
             around: self.around,
@@ -159,15 +158,6 @@ impl Args {
     }
 }
 
-/// The output of `--json`.
-#[derive(Debug, Serialize)]
-struct Added {
-    #[serde(flatten)]
-    declaration: portkeep::persistent::Declaration,
-    kept: Kept,
-    token: String,
-}
-
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let proposal = match args.proposal() {
         Ok(proposal) => proposal,
@@ -175,17 +165,17 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
-    let declaration = created.declaration;
     // A slip in its name would keep the ports for nobody, for good.
-    if let Some(missing) = Known::below(Path::new("/")).missing(&declaration.who) {
+    if let Some(missing) = created.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience))
+    {
         io.warning(format_args!("{missing} yet; the ports are reserved for it"));
     }
     if args.json {
-        io.json(&Added { declaration, kept, token: created.token })?;
+        io.json(&created)?;
         return Ok(DONE);
     }
     let until = if args.until_reboot { ", until the next reboot" } else { "" };
-    let (ports, transports) = (declaration.ports, declaration.transports);
-    writeln!(io.out, "{ports}/{transports} is reserved as {} for {}{until}", declaration.name, declaration.who)?;
+    let (ports, transports, whom) = (created.ports, created.transports, reservations::owner(&created));
+    writeln!(io.out, "{ports}/{transports} is reserved as {} for {whom}{until}", proposal.name)?;
     Ok(DONE)
 }

@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use portkeep::{
-    PortRange, Transports,
+    Info, PortRange, Transports,
     persistent::{Name, PersistentError, Which},
 };
 
 use super::{connect, ports};
-use crate::{DONE, FAILED, Io, NOTHING};
+use crate::{DONE, FAILED, Io, NOTHING, reservations};
 
 const AFTER_HELP: &str = "\
 Deletes reservations that a command created. Ports and transports must match a reservation exactly. Sockets bound from \
@@ -53,7 +53,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut code = DONE;
     for which in which {
         match agent.delete(&which) {
-            Ok(declaration) => deleted.push(declaration),
+            Ok(info) => deleted.push(info),
             Err(PersistentError::NotFound) => {
                 io.error(match &which {
                     Which::Name(name) => format!("there is no persistent reservation {name}"),
@@ -73,24 +73,22 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&deleted)?;
     } else {
         for each in deleted {
-            writeln!(io.out, "{} is deleted; it was {}/{} for {}", each.name, each.ports, each.transports, each.who)?;
+            let (name, whom) = (each.name.as_deref().unwrap_or_default(), reservations::owner(&each));
+            writeln!(io.out, "{name} is deleted; it was {}/{} for {whom}", each.ports, each.transports)?;
         }
     }
     Ok(code)
 }
 
 /// That no reservation is exactly this block, and which one it may have been meant.
-pub(crate) fn not_exactly(
-    declared: &[portkeep::persistent::Entry],
-    ports: PortRange,
-    transports: Transports,
-) -> String {
-    let near = declared.iter().map(|entry| &entry.declaration).find(|declaration| {
-        declaration.ports.overlaps(ports) && declaration.transports.bits() & transports.bits() != 0
-    });
+pub(crate) fn not_exactly(declared: &[Info], ports: PortRange, transports: Transports) -> String {
+    let near =
+        declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.bits() & transports.bits() != 0);
     let none = format!("no persistent reservation is exactly {ports}/{transports}");
     match near {
-        Some(near) => format!("{none}; {} is {}/{}", near.name, near.ports, near.transports),
+        Some(near) => {
+            format!("{none}; {} is {}/{}", near.name.as_deref().unwrap_or_default(), near.ports, near.transports)
+        }
         None => none,
     }
 }

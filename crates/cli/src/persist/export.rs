@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use portkeep::persistent::Origin;
+use portkeep::{
+    Info,
+    persistent::{Declaration, Origin},
+};
 
 use super::view;
 use crate::{DONE, Io, pins::Pins, sources::Sources};
@@ -38,14 +41,20 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if !view.with_store {
         bail!("the store cannot be read, so there is nothing to export");
     }
-    let stored = view.entries.iter().filter(|entry| matches!(entry.origin, Origin::Store { .. }));
-    let text = portkeep_persist::export(stored.map(|entry| &entry.declaration));
+    let stored = view.declared.iter().filter(|info| is_stored(info));
+    let stored: Vec<Declaration> = stored.filter_map(Info::declaration).collect();
+    let text = portkeep_persist::export(&stored);
     if args.file.as_os_str() == "-" {
         write!(io.out, "{text}")?;
     } else {
         write_whole(&args.file, &text).with_context(|| format!("writing {}", args.file.display()))?;
     }
     Ok(DONE)
+}
+
+/// Created by a command, to stay.
+const fn is_stored(info: &Info) -> bool {
+    matches!(info.origin, Some(Origin::Command { until_reboot: false, .. }))
 }
 
 /// All of it or nothing: an export that is there stays as it is until the new one is whole on the disk.

@@ -11,12 +11,15 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep::persistent::{Block, Connection, Declaration, Entry, Kept, Proposal, Standing, Which};
+use portkeep::{
+    Info, State,
+    persistent::{Block, Connection, Declaration, Kept, Proposal, Which},
+};
 use portkeep_persist::Services;
 use serde::Serialize;
 
 use super::{INSTEAD, connect};
-use crate::{DONE, FAILED, Io};
+use crate::{DONE, FAILED, Io, reservations};
 
 const AFTER_HELP: &str = "\
 Creates the reservations of a file in the form that `portkeep persist export` writes, which is that of a drop-in. All or \
@@ -41,9 +44,9 @@ pub(crate) struct Args {
 /// The output of `--json`.
 #[derive(Debug, Default, Serialize)]
 struct Imported {
-    created: Vec<Declaration>,
+    created: Vec<Info>,
     /// The same in everything, and not touched.
-    there_already: Vec<Declaration>,
+    there_already: Vec<Info>,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -65,7 +68,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut in_the_way = 0;
     for declaration in declarations {
         match standing(&declaration, &declared) {
-            Found::Same => imported.there_already.push(declaration),
+            Found::Same(info) => imported.there_already.push(*info),
             Found::Other(text) => {
                 io.error(text);
                 in_the_way += 1;
@@ -82,9 +85,10 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&imported)?;
         return Ok(DONE);
     }
-    for (declarations, what) in [(&imported.created, "created"), (&imported.there_already, "there already")] {
-        for each in declarations {
-            writeln!(io.out, "{what}: {} {}/{} for {}", each.name, each.ports, each.transports, each.who)?;
+    for (each_of, what) in [(&imported.created, "created"), (&imported.there_already, "there already")] {
+        for each in each_of {
+            let (name, whom) = (each.name.as_deref().unwrap_or_default(), reservations::owner(each));
+            writeln!(io.out, "{what}: {name} {}/{} for {whom}", each.ports, each.transports)?;
         }
     }
     Ok(DONE)
@@ -103,17 +107,17 @@ fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
 enum Found {
     Nothing,
     /// The same in everything.
-    Same,
+    Same(Box<Info>),
     /// It cannot be created, as the sentence says.
     Other(String),
 }
 
 /// The declaration that is in its way.
-fn standing(wanted: &Declaration, declared: &[Entry]) -> Found {
-    let here = declared.iter().filter(|entry| !matches!(entry.standing, Standing::Conflict(_)));
-    for Entry { declaration, origin, .. } in here {
-        if declaration == wanted {
-            return Found::Same;
+fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
+    for info in declared.iter().filter(|info| info.state != State::Conflict) {
+        let (Some(declaration), Some(origin)) = (info.declaration(), &info.origin) else { continue };
+        if declaration == *wanted {
+            return Found::Same(Box::new(info.clone()));
         }
         if declaration.name == wanted.name {
             return Found::Other(format!("the name {} is used by {origin}", wanted.name));
@@ -135,21 +139,25 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
             name: declaration.name.clone(),
             block: Block::Ports(declaration.ports),
             transports: declaration.transports,
-            who: declaration.who.clone(),
+            audience: declaration.audience.clone(),
             strict: declaration.strict,
             ephemeral: declaration.ephemeral,
             around: declaration.around,
             force: declaration.force,
             description: declaration.description.clone(),
         };
-        let Err(error) = agent.create(&proposal, Kept::Persistent) else {
-            imported.created.push(declaration);
-            continue;
+        let error = match agent.create(&proposal, Kept::Persistent) {
+            Ok(created) => {
+                imported.created.push(created);
+                continue;
+            }
+            Err(error) => error,
         };
         let mut left = Vec::new();
         for created in imported.created.drain(..).rev() {
-            if agent.delete(&Which::Name(created.name.clone())).is_err() {
-                left.push(created.name.to_string());
+            let Some(declaration) = created.declaration() else { continue };
+            if agent.delete(&Which::Name(declaration.name.clone())).is_err() {
+                left.push(declaration.name.to_string());
             }
         }
         let outcome = if left.is_empty() {
@@ -177,14 +185,8 @@ mod tests {
     fn what_stands_in_the_way_is_named() {
         let origin = Origin::File { path: "/etc/portkeep/ports.d/web.toml".into(), line: 3 };
         let web = declaration("web", "80-90", Transports::Both);
-        let declared = [Entry {
-            declaration: web.clone(),
-            origin,
-            standing: Standing::Active,
-            token: None,
-            waits_for: Vec::new(),
-        }];
-        assert!(matches!(standing(&web, &declared), Found::Same));
+        let declared = [Info::declared(&web, &origin, State::Active)];
+        assert!(matches!(standing(&web, &declared), Found::Same(_)));
         let told = |wanted: &Declaration| match standing(wanted, &declared) {
             Found::Other(text) => text,
             _ => String::new(),

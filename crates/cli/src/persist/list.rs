@@ -2,10 +2,10 @@
 
 use std::io::Write;
 
-use portkeep::persistent::Entry;
+use portkeep::Info;
 
-use super::view::{self, Flat};
-use crate::{DONE, Io, pins::Pins, sources::Sources, table};
+use super::view;
+use crate::{DONE, Io, pins::Pins, reservations, sources::Sources, table};
 
 const AFTER_HELP: &str = "\
 STATE is `in force`; `waits` if something is in its way (the next line says what; the agent tries again); or \
@@ -29,34 +29,31 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let entries = view::look(&args.pins, &args.sources, io)?.entries;
+    let declared = view::look(&args.pins, &args.sources, io)?.declared;
     if args.json {
-        io.json(&entries.iter().map(Flat::from).collect::<Vec<_>>())?;
+        io.json(&declared)?;
         return Ok(DONE);
     }
     let mut rows = vec![["NAME", "PORTS", "PROTO", "FOR", "STATE", "FROM"].map(String::from)];
-    rows.extend(entries.iter().map(row));
+    rows.extend(declared.iter().map(row));
     let widths = table::widths(&rows);
     writeln!(io.out, "{}", table::line(&rows[0], &widths))?;
-    for (row, entry) in rows[1..].iter().zip(&entries) {
+    for (row, info) in rows[1..].iter().zip(&declared) {
         writeln!(io.out, "{}", table::line(row, &widths))?;
-        if let Some(reason) = view::reason(&entry.standing) {
+        if let Some(reason) = &info.reason {
             writeln!(io.out, "    {reason}")?;
         }
     }
     Ok(DONE)
 }
 
-fn row(entry: &Entry) -> [String; 6] {
-    let declaration = &entry.declaration;
-    let strict = if declaration.strict { ", strict" } else { "" };
-    let ephemeral = if declaration.ephemeral { ", ephemeral" } else { "" };
+fn row(info: &Info) -> [String; 6] {
     [
-        declaration.name.to_string(),
-        declaration.ports.to_string(),
-        declaration.transports.to_string(),
-        format!("{}{strict}{ephemeral}", declaration.who),
-        view::word(&entry.standing).into(),
-        entry.origin.to_string(),
+        info.name.clone().unwrap_or_default(),
+        info.ports.to_string(),
+        info.transports.to_string(),
+        format!("{}{}", reservations::owner(info), reservations::terms(info)),
+        view::word(info.state),
+        info.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
     ]
 }

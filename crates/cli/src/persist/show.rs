@@ -1,27 +1,21 @@
 //! `persist show`.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use portkeep::{
-    Transport,
-    persistent::{Entry, Name, Origin},
+    BoundSocket, Info, Transport,
+    persistent::{Name, Origin},
 };
-use serde::Serialize;
 
-use super::view::{self, Flat};
-use crate::{
-    DONE, Io, NOTHING,
-    pins::Pins,
-    process::{Binders, Process},
-    sources::Sources,
-};
+use super::view;
+use crate::{DONE, Io, NOTHING, pins::Pins, process::Binders, reservations, sources::Sources};
 
 const AFTER_HELP: &str = "\
 Only root can see which processes of other users have a port bound.
 
 Examples:
   portkeep persist show tomcat
-  portkeep persist show tomcat --json | jq -r '.bound[].by[].pid'
+  portkeep persist show tomcat --json | jq -r '.[].bound_by[].process.pid'
 
 Exit status: 3 if there is no such reservation";
 
@@ -40,31 +34,18 @@ pub(crate) struct Args {
     sources: Sources,
 }
 
-/// A port that somebody has bound.
-#[derive(Debug, Serialize)]
-struct Bound {
-    port: u16,
-    transport: Transport,
-    /// Those that can be seen from here.
-    by: Vec<Process>,
-}
-
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    #[serde(flatten)]
-    entry: Flat<'a>,
-    bound: Vec<Bound>,
-}
-
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let entries = view::look(&args.pins, &args.sources, io)?.entries;
-    let found: Vec<&Entry> = entries.iter().filter(|entry| entry.declaration.name == args.name).collect();
+    let declared = view::look(&args.pins, &args.sources, io)?.declared;
+    let mut found: Vec<Info> =
+        declared.into_iter().filter(|info| info.name.as_deref() == Some(args.name.as_str())).collect();
+    for info in &mut found {
+        info.bound_by = Some(bound_by(info));
+    }
     if args.json {
-        let shown = found.iter().map(|entry| Shown { entry: Flat::from(*entry), bound: bound(entry) });
-        io.json(&shown.collect::<Vec<_>>())?;
+        io.json(&found)?;
     } else {
-        for entry in &found {
-            write(entry, &mut io.out)?;
+        for info in &found {
+            write(info, &mut io.out)?;
         }
     }
     if found.is_empty() {
@@ -74,54 +55,56 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-fn bound(entry: &Entry) -> Vec<Bound> {
-    let declaration = &entry.declaration;
+fn bound_by(info: &Info) -> Vec<BoundSocket> {
     let of = |transport| {
-        let binders = Binders::in_block(transport, declaration.ports);
-        binders.into_iter().map(move |(port, binders)| Bound { port, transport, by: binders.known })
+        let binders = Binders::in_block(transport, info.ports);
+        binders.into_iter().flat_map(move |(port, binders)| binders.sockets(transport, port))
     };
-    declaration.transports.iter().flat_map(of).collect()
+    let mut sockets: Vec<BoundSocket> = info.transports.iter().flat_map(of).collect();
+    reservations::name_users(sockets.iter_mut().filter_map(|socket| socket.process.as_mut()));
+    sockets
 }
 
-fn write(entry: &Entry, out: &mut dyn Write) -> anyhow::Result<()> {
-    let declaration = &entry.declaration;
-    writeln!(out, "{} {}/{}", declaration.name, declaration.ports, declaration.transports)?;
+fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
+    writeln!(out, "{} {}/{}", info.name.as_deref().unwrap_or_default(), info.ports, info.transports)?;
     let mut line = |name: &str, value: &str| writeln!(out, "  {name:<12} {value}");
-    line("for", &declaration.who.to_string())?;
-    let reason = view::reason(&entry.standing).map_or_else(String::new, |reason| format!(": {reason}"));
-    line("state", &format!("{}{reason}", view::word(&entry.standing)))?;
-    if !declaration.description.is_empty() {
-        line("description", &declaration.description)?;
+    line("for", &reservations::owner(info))?;
+    let reason = info.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    line("state", &format!("{}{reason}", view::word(info.state)))?;
+    if let Some(description) = &info.description {
+        line("description", description)?;
     }
-    line("from", &entry.origin.to_string())?;
-    if let Origin::Store { since, .. } | Origin::Active { since, .. } = entry.origin {
-        let since = std::time::UNIX_EPOCH + std::time::Duration::from_secs(since);
-        line("created", &humantime::format_rfc3339_seconds(since).to_string())?;
+    if let Some(origin) = &info.origin {
+        line("from", &origin.to_string())?;
     }
-    if declaration.strict {
+    if let Some(Origin::Command { created, .. }) = info.origin {
+        line("created", &created.to_string())?;
+    }
+    if info.strict {
         line("strict", "associated sockets only")?;
     }
-    if declaration.ephemeral {
+    if info.ephemeral {
         line("ephemeral", "binds to port 0 of those it is for draw from it")?;
     }
-    if declaration.around {
+    if info.around {
         line("around", "sockets of those it is for may have been there before it")?;
     }
-    if let Some(token) = &entry.token {
-        line("token", token)?;
+    if let Some(token) = info.token {
+        line("token", &token.to_string())?;
     }
-    let bound = bound(entry);
+    // Those of a port in one line.
+    let mut bound: BTreeMap<(Transport, u16), Vec<String>> = BTreeMap::new();
+    for socket in info.bound_by.iter().flatten() {
+        let who = bound.entry((socket.transport, socket.port)).or_default();
+        who.extend(socket.process.as_ref().map(|process| match &process.unit {
+            Some(unit) => format!("{process} of {unit}"),
+            None => process.to_string(),
+        }));
+    }
     if bound.is_empty() {
         line("bound by", "no process")?;
     }
-    for (index, Bound { port, transport, by }) in bound.iter().enumerate() {
-        let who: Vec<String> = by
-            .iter()
-            .map(|process| match &process.unit {
-                Some(unit) => format!("{process} of {unit}"),
-                None => process.to_string(),
-            })
-            .collect();
+    for (index, ((transport, port), who)) in bound.iter().enumerate() {
         let who = if who.is_empty() { "a process that cannot be seen from here".into() } else { who.join(", ") };
         line(if index == 0 { "bound by" } else { "" }, &format!("{who}: {port}/{transport}"))?;
     }

@@ -27,8 +27,8 @@ fn without_cgroup_v2_ports_are_held_and_the_message_says_how_to_mount_it() {
     let status = bed.portkeep(&["status"]);
     assert_eq!(status.code, Some(3));
     assert!(status.out.contains(why[0]) && !status.out.contains("would bring"), "{status:?}");
-    bed.portkeep(&["upgrade"]).fails(1, &["is not up"]);
-    bed.portkeep(&["agent"]).fails(1, &["is not up"]);
+    bed.portkeep(&["upgrade"]).fails(3, &["is not up"]);
+    bed.portkeep(&["agent"]).fails(3, &["is not up"]);
     assert_eq!(bed.portkeep(&["down"]).ok().out, "was not up\n");
     let library = bed.helper(&[], "library 5").ok();
     assert!(library.out.starts_with("5 held\n5 held\n"), "{library:?}");

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Name, Who};
+use super::{Audience, Name};
 use crate::{PortRange, Transports};
 
 /// One persistent reservation as declared: what the files, the store and the agent's socket say alike.
 ///
-/// As JSON: `{"name":"web","ports":"8443","transports":"tcp","who":{"unit":"nginx.service"}}`, and `strict`, `around`
-/// and `description` where they are not the default. Reading checks everything and refuses unknown members.
+/// As JSON: `{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"unit","value":"nginx.service"}}`, and
+/// `strict`, `around`, `force` and `description` where they are not the default. Reading checks everything and refuses unknown members.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declaration {
@@ -20,7 +20,7 @@ pub struct Declaration {
     pub transports: Transports,
     /// Its audience, besides administrators.
     #[serde(default)]
-    pub who: Who,
+    pub audience: Audience,
     /// Only associated sockets may bind its ports (rule A7).
     #[serde(default, skip_serializing_if = "is_false")]
     pub strict: bool,
@@ -79,7 +79,7 @@ impl Declaration {
             name,
             ports,
             transports,
-            who: Who::Administrators,
+            audience: Audience::Administrators,
             strict: false,
             ephemeral: false,
             around: false,
@@ -89,10 +89,10 @@ impl Declaration {
     }
 
     /// Why it cannot be a private ephemeral range, if it is to be one: a sentence without subject.
-    pub fn no_range(who: &Who, strict: bool) -> Option<&'static str> {
-        match who {
+    pub fn no_range(audience: &Audience, strict: bool) -> Option<&'static str> {
+        match audience {
             _ if strict => Some("cannot be `strict` as well: only sockets that are not associated draw from it"),
-            Who::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
+            Audience::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
             _ => None,
         }
     }
@@ -110,10 +110,11 @@ mod tests {
     #[test]
     fn json_is_read_as_it_is_written() {
         let mut web = Declaration::new("web".parse().unwrap(), PortRange::single(8443).unwrap(), Transports::Tcp);
-        let short = r#"{"name":"web","ports":"8443","transports":"tcp","who":"administrators"}"#;
+        let short =
+            r#"{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"administrators","value":null}}"#;
         assert_eq!(serde_json::to_string(&web).unwrap(), short);
         assert_eq!(serde_json::from_str::<Declaration>(short).unwrap(), web);
-        web.who = Who::unit("nginx.service").unwrap();
+        web.audience = Audience::unit("nginx.service").unwrap();
         web.strict = true;
         web.ephemeral = true;
         web.around = true;

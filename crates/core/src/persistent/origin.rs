@@ -1,43 +1,76 @@
 //! Where a persistent reservation comes from.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Time;
+
 /// Where a declaration comes from.
+///
+/// As JSON: `{"path":"/etc/portkeep/ports.d/web.toml","line":3,"uid":null,"created":null,"until_reboot":false}`, and of a
+/// command without path and line, but with the rest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(into = "Object", try_from = "Object")]
 pub enum Origin {
     /// A drop-in file.
     File {
         /// The file, as it was opened.
-        #[serde(serialize_with = "shown")]
         path: PathBuf,
         /// The line its stanza begins on, from 1.
         line: usize,
     },
-    /// Created by a command, until it is deleted.
-    Store {
+    /// A command.
+    Command {
         /// The uid that gave the command.
-        by_uid: u32,
-        /// When, in seconds since 1970.
-        since: u64,
-    },
-    /// Created by a command, until the next reboot.
-    Active {
-        /// The uid that gave the command.
-        by_uid: u32,
-        /// When, in seconds since 1970.
-        since: u64,
+        uid: u32,
+        /// When.
+        created: Time,
+        /// Kept until the next reboot only, else until it is deleted.
+        until_reboot: bool,
     },
 }
 
-/// A path may have bytes that are no text; JSON may not.
-fn shown<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
+/// An [`Origin`] as JSON has it: the same keys in both cases.
+#[derive(Serialize, Deserialize)]
+struct Object {
+    /// A path may have bytes that are no text; JSON may not.
+    path: Option<String>,
+    line: Option<usize>,
+    uid: Option<u32>,
+    created: Option<Time>,
+    until_reboot: bool,
+}
+
+impl From<Origin> for Object {
+    fn from(origin: Origin) -> Self {
+        match origin {
+            Origin::File { path, line } => Self {
+                path: Some(path.to_string_lossy().into_owned()),
+                line: Some(line),
+                uid: None,
+                created: None,
+                until_reboot: false,
+            },
+            Origin::Command { uid, created, until_reboot } => {
+                Self { path: None, line: None, uid: Some(uid), created: Some(created), until_reboot }
+            }
+        }
+    }
+}
+
+impl TryFrom<Object> for Origin {
+    type Error = &'static str;
+
+    fn try_from(object: Object) -> Result<Self, Self::Error> {
+        match object {
+            Object { path: Some(path), line: Some(line), .. } => Ok(Self::File { path: path.into(), line }),
+            Object { uid: Some(uid), created: Some(created), until_reboot, .. } => {
+                Ok(Self::Command { uid, created, until_reboot })
+            }
+            _ => Err("an origin is a path and a line, or a uid and a time"),
+        }
+    }
 }
 
 impl fmt::Display for Origin {
@@ -45,8 +78,34 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Store { by_uid, .. } => write!(f, "a command of uid {by_uid}"),
-            Self::Active { by_uid, .. } => write!(f, "a command of uid {by_uid}, until the next reboot"),
+            Self::Command { uid, until_reboot, .. } => {
+                let until = if *until_reboot { ", until the next reboot" } else { "" };
+                write!(f, "a command of uid {uid}{until}")
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_read_as_it_is_written() {
+        let file = Origin::File { path: "/a.toml".into(), line: 3 };
+        let command = Origin::Command { uid: 7, created: Time::from_unix(0), until_reboot: true };
+        for (origin, json) in [
+            (file, r#"{"path":"/a.toml","line":3,"uid":null,"created":null,"until_reboot":false}"#),
+            (command, r#"{"path":null,"line":null,"uid":7,"created":"1970-01-01T00:00:00Z","until_reboot":true}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&origin).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Origin>(json).unwrap(), origin);
+        }
+        assert!(
+            serde_json::from_str::<Origin>(
+                r#"{"path":"/a","line":null,"uid":null,"created":null,"until_reboot":false}"#
+            )
+            .is_err()
+        );
     }
 }

@@ -75,7 +75,7 @@ fn main() {
     sockets::leave_cgroup();
     let mut table = Table::default();
     let wide = PortRange::inclusive(1024, 65535).expect("a range");
-    let mut bench = Bench::new(portkeep_kernel::DEFAULT_POOL);
+    let mut bench = Bench::new(portkeep_core::defaults::POOL);
     calls(&bench, &mut table);
     others(&bench, &mut table);
     ranges::measure(&mut bench, &mut table);
@@ -83,9 +83,9 @@ fn main() {
     fragmented(&bench, &mut table);
     confirmation::specific(&mut bench, &mut table);
     drop(bench);
-    memory::pool_in_use(&Bench::new(portkeep_kernel::DEFAULT_POOL), &mut table);
+    memory::pool_in_use(&Bench::new(portkeep_core::defaults::POOL), &mut table);
     growth(&Bench::new(wide), &mut table);
-    memory::many_cycles(&Bench::new(portkeep_kernel::DEFAULT_POOL), &mut table);
+    memory::many_cycles(&Bench::new(portkeep_core::defaults::POOL), &mut table);
     print!("{table}");
     if std::env::args().any(|arg| arg == "--write") {
         table.write().expect("writing docs/internals/benchmarks.md");
@@ -211,7 +211,7 @@ fn others(bench: &Bench, table: &mut Table) {
 
 /// Every second port taken: no two in a row.
 fn fragmented(bench: &Bench, table: &mut Table) {
-    let pool = portkeep_kernel::DEFAULT_POOL;
+    let pool = portkeep_core::defaults::POOL;
     let held = bench.inside(|| sockets::acquire_singles(pool.count().into()));
     for (socket, grant) in held.iter().filter(|(_, grant)| grant.start % 2 == 1) {
         control::release(socket, Token::new(grant.token).unwrap()).unwrap();

@@ -1,8 +1,8 @@
 //! The memory of the maps. The kernel reports it in fdinfo (`memlock`); the figure is exact since Linux 6.4.
 
 use portkeep::control;
+use portkeep_core::defaults::POOL;
 use portkeep_core::wire::AcquireRequest;
-use portkeep_kernel::DEFAULT_POOL;
 
 use crate::{
     Bench, cycle, sockets,
@@ -13,7 +13,7 @@ use crate::{
 pub(crate) fn pool_in_use(bench: &Bench, table: &mut Table) {
     let before = bench.loaded.map_memory().expect("fdinfo");
     let held = bench.inside(|| {
-        let blocks = DEFAULT_POOL.count() / 64;
+        let blocks = POOL.count() / 64;
         let owner = sockets::tcp();
         for _ in 0..blocks {
             control::acquire(&owner, &AcquireRequest { count: 64, ..Default::default() }).expect("a block");

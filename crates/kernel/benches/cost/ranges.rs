@@ -5,9 +5,10 @@ use std::{fs, path::Path};
 use portkeep::control;
 use portkeep_core::{
     Align, Token, Transports,
+    persistent::Audience,
     wire::{self, AcquireRequest},
 };
-use portkeep_kernel::{ForWhom, Wanted};
+use portkeep_kernel::Wanted;
 use socket2::Socket;
 
 use crate::{
@@ -103,7 +104,7 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
                     count: 1,
                     align: Align::ANY,
                     transports: Transports::Both,
-                    for_whom: ForWhom::Unit(format!("unit-{number}.service")),
+                    audience: Audience::Unit(format!("unit-{number}.service")),
                     strict: false,
                     ephemeral: true,
                     label: String::new(),

@@ -10,12 +10,14 @@ use std::{
 };
 
 use portkeep_core::{
-    Align, Errno, PortRange, Scope, Token, Transport, Transports,
+    Align, Errno, PortRange, Token, Transport, Transports,
+    persistent::Audience,
     wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
 };
-use portkeep_kernel::{Claimed, CreateError, Expiring, ForWhom, Wanted, Word, WordKey, cgroup};
+use portkeep_kernel::{Claimed, CreateError, Expiring, Wanted, Word, WordKey, cgroup};
 use portkeep_model::{
-    Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId, State,
+    Access, Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
+    State,
 };
 use portkeep_testkit::{
     driven::{Answer, Command, Process},
@@ -540,13 +542,12 @@ impl<'lab> World<'lab> {
     }
 
     fn told(&self, token: Option<Token>, reservation: &Reservation) -> SeenState {
-        let (scope, cgroup) = match reservation.scope {
-            Scope::Process => (wire::SCOPE_PROCESS, 0),
-            Scope::User => (wire::SCOPE_USER, 0),
+        let (scope, cgroup) = match reservation.access {
+            Access::Process => (wire::SCOPE_PROCESS, 0),
+            Access::User => (wire::SCOPE_USER, 0),
             // A persistent one knows its cgroup by name.
-            Scope::Cgroup(id) => (wire::SCOPE_CGROUP, if reservation.persistent { 0 } else { id }),
-            Scope::Administrators => (wire::SCOPE_ADMIN, 0),
-            other => panic!("{other:?} is news"),
+            Access::Cgroup(id) => (wire::SCOPE_CGROUP, if reservation.persistent { 0 } else { id }),
+            Access::Administrators => (wire::SCOPE_ADMIN, 0),
         };
         SeenState {
             token: token.map_or(0, Token::get),
@@ -724,19 +725,19 @@ impl<'lab> World<'lab> {
     ) -> Step_ {
         let netns = self.net(namespace).cookie;
         let uid = UIDS[usize::from(whom) % UIDS.len()];
-        let (for_whom, scope, uid) = match scope % 3 {
-            0 => (ForWhom::User(uid), Scope::User, uid),
-            1 => (ForWhom::Administrators, Scope::Administrators, 0),
+        let (audience, access, uid) = match scope % 3 {
+            0 => (Audience::User(uid), Access::User, uid),
+            1 => (Audience::Administrators, Access::Administrators, 0),
             _ => {
                 // Not the root: a path to it has no names.
                 let (folder, id) = &self.lab.cgroups[1 + usize::from(whom) % (self.lab.cgroups.len() - 1)];
                 let root = cgroup::root().expect("there is one");
                 let path = folder.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
-                (ForWhom::cgroup(&path), Scope::Cgroup(*id), 0)
+                (Audience::Cgroup(path), Access::Cgroup(*id), 0)
             }
         };
         let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
-        let wanted = Wanted { start, count, align, transports, for_whom, strict, ephemeral, label: String::new() };
+        let wanted = Wanted { start, count, align, transports, audience, strict, ephemeral, label: String::new() };
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
         let kernel = match Claimed::claim(admin, maps, netns, &wanted) {
@@ -750,7 +751,7 @@ impl<'lab> World<'lab> {
             Err(error) => return Err(error.to_string()),
         };
         let token = kernel.map_or(Token::new(u64::MAX).expect("not 0"), |(_, token)| token);
-        let ask = Persistent { start, count, align, transports, scope, uid, strict, ephemeral };
+        let ask = Persistent { start, count, align, transports, access, uid, strict, ephemeral };
         let model = self.model.create_persistent(netns, &ask, token);
         if kernel.is_ok() {
             self.tokens.push(token);

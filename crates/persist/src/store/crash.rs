@@ -18,7 +18,7 @@ use portkeep_core::{PortRange, Transports};
 use redb::StorageBackend;
 
 use super::{Disk, Engine, StoreError, Stored};
-use crate::{Declaration, Name, Who};
+use crate::{Audience, Declaration, Name};
 
 /// The fault of the disk.
 #[derive(Clone, Debug)]
@@ -279,7 +279,7 @@ fn stored(number: u64, dice: &mut Rng) -> Stored {
     let ports =
         PortRange::new(u16::try_from(1 + dice.u64(..60000)).unwrap(), 1 + u16::try_from(dice.u64(..100)).unwrap());
     let mut declaration = Declaration::new(format!("r{number}").parse().unwrap(), ports.unwrap(), Transports::Both);
-    declaration.who = Who::Unit(format!("unit-{number}.service"));
+    declaration.audience = Audience::Unit(format!("unit-{number}.service"));
     declaration.description = "d".repeat(usize::try_from(dice.u64(..250)).unwrap());
     Stored { declaration, by_uid: 0, created: number }
 }

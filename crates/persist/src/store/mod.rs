@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use portkeep_core::Time;
 use redb::{
     Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, backends::InMemoryBackend,
 };
@@ -65,13 +66,19 @@ impl Stored {
     /// As [`merge`](crate::merge()) wants it, out of the store that survives reboots.
     pub fn persistent(self) -> Declared {
         let Self { declaration, by_uid, created } = self;
-        Declared { declaration, origin: Origin::Store { by_uid, since: created } }
+        Declared {
+            declaration,
+            origin: Origin::Command { uid: by_uid, created: Time::from_unix(created), until_reboot: false },
+        }
     }
 
     /// As [`merge`](crate::merge()) wants it, out of the store that lives until the next reboot.
     pub fn active(self) -> Declared {
         let Self { declaration, by_uid, created } = self;
-        Declared { declaration, origin: Origin::Active { by_uid, since: created } }
+        Declared {
+            declaration,
+            origin: Origin::Command { uid: by_uid, created: Time::from_unix(created), until_reboot: true },
+        }
     }
 }
 

@@ -1,15 +1,14 @@
 //! One held reservation.
 
-use std::{collections::hash_map::Entry, io, net::SocketAddr, time::Duration};
+use std::{collections::hash_map::Entry, io, net::SocketAddr, time::SystemTime};
 
-use portkeep_core::{PortRange, Scope, Token, Transport, Transports};
+use portkeep_core::{PortRange, Time, Token, Transport, Transports};
 use socket2::Socket;
 
 use super::hold::{self, Sockets};
 use crate::{
-    BindError, Info, Request, State,
+    BindError, Info, Request,
     socket::{Kind, local_port, new_socket},
-    sys,
 };
 
 pub(super) struct Block {
@@ -17,7 +16,7 @@ pub(super) struct Block {
     transports: Transports,
     strict: bool,
     label: String,
-    since: Duration,
+    since: Time,
     pid: u32,
     /// Of the ports that are not handed out.
     sockets: Sockets,
@@ -36,7 +35,7 @@ impl Block {
             transports: request.transports(),
             strict: request.strict,
             label: request.label.clone(),
-            since: sys::monotonic(),
+            since: SystemTime::now().into(),
             pid: std::process::id(),
             sockets,
             open: false,
@@ -57,23 +56,11 @@ impl Block {
         let all = usize::from(self.ports.count()) * self.transports.iter().count();
         Info {
             token: Some(token),
-            ports: self.ports,
-            transports: self.transports,
-            state: State::Active,
-            scope: Scope::Process,
             strict: self.strict,
-            ephemeral: false,
-            persistent: false,
-            pid: self.pid,
-            uid: sys::real_uid(),
-            command: std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned(),
-            label: self.label.clone(),
-            since: self.since,
+            since: Some(self.since),
             // Handed out; whether they are still bound only their users know.
-            bound: (all - self.sockets.len()) as u32,
-            netns: 0,
-            cgroup: 0,
-            refused: None,
+            bound: Some((all - self.sockets.len()) as u32),
+            ..Info::held(self.ports, self.transports, &self.label)
         }
     }
 

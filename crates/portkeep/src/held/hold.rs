@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use portkeep_core::{PortRange, Transport};
+use portkeep_core::{PortRange, Transport, defaults};
 use socket2::{Domain, SockFilter, Socket};
 
 use crate::{
@@ -20,7 +20,7 @@ pub(super) type Sockets = HashMap<(Transport, u16), Socket>;
 
 /// Where wildcard requests are served from: the pool as it is by default, then the registered ports below the
 /// ephemeral range, where there is more company.
-const PLACES: [(u16, u16); 2] = [(61000, 65535), (10000, 32767)];
+const PLACES: [(u16, u16); 2] = [(defaults::POOL.start(), defaults::POOL.last()), (10000, 32767)];
 
 /// Bind a socket to every port of a block that fits. Of a `pool` that the kernel serves, none is chosen.
 pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets, AcquireError> {

@@ -5,15 +5,15 @@ use std::{
     time::Duration,
 };
 
-use portkeep_core::persistent::Declaration;
+use portkeep_core::defaults::TIMEOUT;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     PersistentError,
-    protocol::{self, Answer, Created, Entry, Event, Kept, Proposal, Reloaded, Request, Which},
+    protocol::{self, Answer, Event, Kept, Proposal, Reloaded, Request, Which},
 };
 
-use crate::wait;
+use crate::Info;
 
 /// The longest list: 65,535 reservations with the longest texts.
 const LONGEST_ANSWER: u64 = 256 << 20;
@@ -27,7 +27,7 @@ pub struct Connection {
 impl Connection {
     /// Connect to the agent of this machine.
     pub fn open() -> Result<Self, PersistentError> {
-        Self::open_within(wait::LIMIT)
+        Self::open_within(TIMEOUT)
     }
 
     /// Connect to the agent of this machine, and wait for each of its answers no longer than `patience`
@@ -38,7 +38,7 @@ impl Connection {
 
     /// Connect to the agent with this socket.
     pub fn open_at(path: &Path) -> Result<Self, PersistentError> {
-        Self::connect(path, wait::LIMIT)
+        Self::connect(path, TIMEOUT)
     }
 
     fn connect(path: &Path, patience: Duration) -> Result<Self, PersistentError> {
@@ -59,23 +59,23 @@ impl Connection {
     }
 
     /// See [`create`](super::create).
-    pub fn create(&mut self, proposal: &Proposal, kept: Kept) -> Result<Created, PersistentError> {
+    pub fn create(&mut self, proposal: &Proposal, kept: Kept) -> Result<Info, PersistentError> {
         match self.ask(&Request::Create { proposal: proposal.clone(), kept })? {
-            Answer::Created(created) => Ok(created),
+            Answer::Created(created) => Ok(*created),
             other => Err(unexpected(&other)),
         }
     }
 
     /// See [`delete`](super::delete).
-    pub fn delete(&mut self, which: &Which) -> Result<Declaration, PersistentError> {
+    pub fn delete(&mut self, which: &Which) -> Result<Info, PersistentError> {
         match self.ask(&Request::Delete(which.clone()))? {
-            Answer::Deleted(declaration) => Ok(declaration),
+            Answer::Deleted(deleted) => Ok(*deleted),
             other => Err(unexpected(&other)),
         }
     }
 
     /// See [`list`](super::list).
-    pub fn list(&mut self) -> Result<Vec<Entry>, PersistentError> {
+    pub fn list(&mut self) -> Result<Vec<Info>, PersistentError> {
         match self.ask(&Request::List)? {
             Answer::List(entries) => Ok(entries),
             other => Err(unexpected(&other)),
@@ -99,7 +99,7 @@ impl Connection {
         }
         self.stream.get_ref().set_read_timeout(None).map_err(PersistentError::ConnectCall)?;
         Ok(std::iter::from_fn(move || match self.hear() {
-            Ok(Answer::Event(event)) => Some(Ok(event)),
+            Ok(Answer::Event(event)) => Some(Ok(*event)),
             Ok(other) => Some(Err(unexpected(&other))),
             Err(PersistentError::Lost(_)) => None,
             Err(error) => Some(Err(error)),

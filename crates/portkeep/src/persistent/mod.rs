@@ -7,10 +7,10 @@
 //!
 //! ```no_run
 //! use std::net::Ipv4Addr;
-//! use portkeep::{PortRange, PortkeepSocket, Transport, persistent::{self, Kept, Proposal, Who}};
+//! use portkeep::{PortRange, PortkeepSocket, Transport, persistent::{self, Audience, Kept, Proposal}};
 //!
 //! let declared = persistent::create(
-//!     &Proposal::new("rtp".parse()?, PortRange::new(5000, 20)?, Transport::Udp.into()).who(Who::unit("sip.service")?),
+//!     &Proposal::new("rtp".parse()?, PortRange::new(5000, 20)?, Transport::Udp.into()).audience(Audience::unit("sip.service")?),
 //!     Kept::Persistent,
 //! )?;
 //! let token = persistent::lookup(PortRange::new(5000, 20)?, Transport::Udp)?;
@@ -34,15 +34,15 @@ use portkeep_core::{PortRange, Token, Transport, wire};
 
 pub use client::Connection;
 pub use error::PersistentError;
-pub use portkeep_core::persistent::{Account, Declaration, Name, NameError, Origin, Who, WhoError};
-pub use protocol::{Block, Created, Entry, InTheWay, Kept, Proposal, Standing, Which};
+pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin};
+pub use protocol::{Block, Kept, Proposal, Which};
 
-use crate::{State, query};
+use crate::{Info, State, query};
 
 /// Create a persistent reservation. When this returns it is in force, and on the disk unless it is [`Kept::Active`].
 ///
 /// Requires an administrator and a running agent.
-pub fn create(proposal: &Proposal, kept: Kept) -> Result<Created, PersistentError> {
+pub fn create(proposal: &Proposal, kept: Kept) -> Result<Info, PersistentError> {
     Connection::open()?.create(proposal, kept)
 }
 
@@ -50,7 +50,7 @@ pub fn create(proposal: &Proposal, kept: Kept) -> Result<Created, PersistentErro
 /// is not deleted here: remove or mask the file, and `portkeep reload`.
 ///
 /// Requires an administrator and a running agent.
-pub fn delete(which: &Which) -> Result<Declaration, PersistentError> {
+pub fn delete(which: &Which) -> Result<Info, PersistentError> {
     Connection::open()?.delete(which)
 }
 
@@ -76,6 +76,6 @@ pub fn lookup(ports: PortRange, transport: Transport) -> Result<Token, Persisten
 /// All that is declared, as the agent knows it: what is in force, and what waits and for what.
 ///
 /// Takes a running agent; no right.
-pub fn list() -> Result<Vec<Entry>, PersistentError> {
+pub fn list() -> Result<Vec<Info>, PersistentError> {
     Connection::open()?.list()
 }

@@ -7,10 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use portkeep_core::{
-    Align, PortRange, Transport, Transports,
-    persistent::{Declaration, Name, Origin, Who},
+    Align, PortRange, Time, Transports,
+    persistent::{Audience, Declaration, Name},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::{Info, Process};
 
 /// The longest request or answer but for a list, in bytes.
 pub const LONGEST: usize = 64 * 1024;
@@ -72,7 +74,7 @@ pub struct Proposal {
     pub transports: Transports,
     /// The audience, besides administrators by association.
     #[serde(default)]
-    pub who: Who,
+    pub audience: Audience,
     /// By association only.
     #[serde(default)]
     pub strict: bool,
@@ -106,7 +108,7 @@ impl Proposal {
             name,
             block,
             transports,
-            who: Who::Administrators,
+            audience: Audience::Administrators,
             strict: false,
             ephemeral: false,
             around: false,
@@ -117,8 +119,8 @@ impl Proposal {
 
     /// For these.
     #[must_use]
-    pub fn who(mut self, who: Who) -> Self {
-        self.who = who;
+    pub fn audience(mut self, audience: Audience) -> Self {
+        self.audience = audience;
         self
     }
 
@@ -142,7 +144,7 @@ impl Proposal {
             name: self.name.clone(),
             ports,
             transports: self.transports,
-            who: self.who.clone(),
+            audience: self.audience.clone(),
             strict: self.strict,
             ephemeral: self.ephemeral,
             around: self.around,
@@ -196,77 +198,19 @@ pub enum Request {
 #[non_exhaustive]
 pub enum Answer {
     /// Created and in force.
-    Created(Created),
+    Created(Box<Info>),
     /// Deleted; what it was.
-    Deleted(Declaration),
+    Deleted(Box<Info>),
     /// All that is declared.
-    List(Vec<Entry>),
+    List(Vec<Info>),
     /// Read again.
     Reloaded(Reloaded),
     /// Events follow.
     Watching,
     /// Something happened.
-    Event(Event),
+    Event(Box<Event>),
     /// Not done.
     Refused(Refused),
-}
-
-/// A reservation that was created.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Created {
-    /// As it is declared now.
-    pub declaration: Declaration,
-    /// Its token until the next boot, as 16 hexadecimal digits.
-    pub token: String,
-}
-
-/// How things stand with what is declared.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Standing {
-    /// In force.
-    Active,
-    /// Not in force; the agent tries again. The text says why.
-    Waiting(String),
-    /// Not in force: another declaration has the port or the name. The text says which.
-    Conflict(String),
-}
-
-/// Something that is declared.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// The kind.
-    pub declaration: Declaration,
-    /// By which file or command.
-    pub origin: Origin,
-    /// How things stand.
-    pub standing: Standing,
-    /// Its token until the next boot, as 16 hexadecimal digits, if it is in force.
-    pub token: Option<String>,
-    /// The obstacles: sockets that have to go before it can be in force. The first few.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub waits_for: Vec<InTheWay>,
-}
-
-/// A socket on a port that is to be reserved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InTheWay {
-    /// The port, host byte order.
-    pub port: u16,
-    /// Of which transport.
-    pub transport: Transport,
-    /// Its state: "listening", "bound", "connected", "closing" or "TIME-WAIT".
-    pub state: String,
-    /// Its own address and port.
-    pub local: String,
-    /// The address and port at the other end, if it is connected.
-    pub peer: Option<String>,
-    /// The process that has it open; `None` if none has, or none that can be seen.
-    pub pid: Option<u32>,
-    /// The command name of that process.
-    pub command: Option<String>,
-    /// Its systemd unit or cgroup.
-    pub unit: Option<String>,
 }
 
 /// The result of a reload.
@@ -344,34 +288,23 @@ pub enum Happening {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, RFC 3339, UTC.
-    pub when: String,
+    /// When.
+    pub when: Time,
     /// The kind.
     pub what: Happening,
     /// The block, or the port refused; host byte order.
+    #[serde(flatten, with = "crate::info::block")]
     pub ports: PortRange,
     /// Of which transports.
     pub transports: Transports,
     /// Cookie of the network namespace.
     pub netns: u64,
-    /// The process that did it, 0 if it was an administrator's doing.
-    pub pid: u32,
-    /// Its command name.
-    pub command: String,
-    /// Its real uid.
-    pub uid: u32,
-    /// The name of that user, if it has one.
-    pub user: Option<String>,
-    /// Its systemd unit or cgroup, if it still runs.
-    pub unit: Option<String>,
-    /// The reservation it is about, in words: "unit tomcat.service by /etc/portkeep/ports.d/tomcat.toml:3".
-    pub reservation: Option<String>,
-    /// Name or label of that reservation.
-    pub name: Option<String>,
-    /// Owner process of that reservation, 0 if it has none.
-    pub owner: u32,
-    /// Refusals of the same process before this one that were not reported.
-    pub untold: u32,
+    /// The process that did it; `None` if it is not known.
+    pub process: Option<Process>,
+    /// The reservation it is about. Of one that has ended only the block and the owner process are known.
+    pub reservation: Option<Info>,
+    /// Events of the same kind and process before this one that were not reported.
+    pub unreported: u32,
     /// All of it as a sentence.
     pub message: String,
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use portkeep_kernel::DEFAULT_POOL;
+use portkeep_core::defaults::POOL;
 
 use super::{super::server::Server, Outcomes, Scenario, Stage, outcome};
 
@@ -98,7 +98,7 @@ fn ask(socket: &UdpSocket, number: u16) -> Result<()> {
 fn sources(log: &str) -> Result<()> {
     let queries = log.lines().filter_map(|line| line.split_once(" query[A] ")?.0.rsplit_once('/')?.1.parse().ok());
     let ports: BTreeSet<u16> = queries.collect();
-    let of_pool = ports.iter().filter(|port| DEFAULT_POOL.contains(**port)).count();
+    let of_pool = ports.iter().filter(|port| POOL.contains(**port)).count();
     ensure!(ports.len() > usize::from(QUERIES) / 2 && of_pool > 0, "{} ports, {of_pool} of the pool", ports.len());
     Ok(())
 }

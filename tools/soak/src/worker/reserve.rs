@@ -2,14 +2,14 @@
 
 use portkeep::control;
 use portkeep_core::{
-    Transports,
+    Transports, defaults,
     wire::{self, AcquireRequest},
 };
 
 use super::{Operation, RESERVATIONS, Worker, attack::HOT, outcome};
 use crate::ledger::{Grant, now};
 
-const POOL: (u16, u16) = (61000, 65535);
+const POOL: (u16, u16) = (defaults::POOL.start(), defaults::POOL.last());
 
 impl Worker {
     /// The request, and the heading under which it is counted.

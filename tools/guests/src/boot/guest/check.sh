@@ -78,7 +78,7 @@ outsider_refused() { setpriv --reuid outsider --clear-groups /usr/lib/boot-test/
 root_refused() { /usr/lib/boot-test/hostile try "$1"; }
 
 # Reservations in force, with their tokens.
-in_force() { portkeep list --json | tr ',{}[]' '\n\n\n\n\n' | grep -E '"(token|ports|name|label)"' | sort; }
+in_force() { portkeep list --json | tr ',{}[]' '\n\n\n\n\n' | grep -E '"(token|ports|name)"' | sort; }
 
 # A unit, how its server is asked, how often, and how it goes down.
 restarts() {

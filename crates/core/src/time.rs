@@ -1,0 +1,112 @@
+//! Points in time and ages, as people and programs read them. No clock: callers bring the time.
+
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A point in time, to the second. Written and read as RFC 3339 in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Time(u64);
+
+/// The last second that RFC 3339 can write: the end of the year 9999.
+const LAST: u64 = 253_402_300_799;
+
+impl Time {
+    /// So many seconds after 1970 began; at most the end of the year 9999.
+    pub const fn from_unix(seconds: u64) -> Self {
+        Self(if seconds > LAST { LAST } else { seconds })
+    }
+
+    /// Seconds since 1970 began.
+    pub const fn unix(self) -> u64 {
+        self.0
+    }
+
+    /// How long ago it was at `now`; zero if it is still to come.
+    pub fn age_at(self, now: SystemTime) -> Duration {
+        now.duration_since(self.into()).unwrap_or_default()
+    }
+}
+
+impl From<SystemTime> for Time {
+    /// Rounded, because two looks at one event differ by microseconds.
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::from_unix((since + Duration::from_millis(500)).as_secs())
+    }
+}
+
+impl From<Time> for SystemTime {
+    fn from(time: Time) -> Self {
+        UNIX_EPOCH + Duration::from_secs(time.0)
+    }
+}
+
+impl fmt::Display for Time {
+    /// "2026-11-25T09:30:00Z".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_seconds((*self).into()).fmt(f)
+    }
+}
+
+impl FromStr for Time {
+    type Err = humantime::TimestampError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_rfc3339(text).map(Self::from)
+    }
+}
+
+impl TryFrom<String> for Time {
+    type Error = humantime::TimestampError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Time> for String {
+    fn from(time: Time) -> Self {
+        time.to_string()
+    }
+}
+
+/// "just now", "12s ago", "3m ago", "2h 5m ago": the two largest units, and seconds only below a minute.
+pub fn ago(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let unit = match seconds {
+        0 => return "just now".into(),
+        1..60 => 1,
+        60..86_400 => 60,
+        _ => 3600,
+    };
+    format!("{} ago", humantime::format_duration(Duration::from_secs(seconds / unit * unit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_rounded() {
+        for (seconds, text) in
+            [(0, "just now"), (59, "59s ago"), (185, "3m ago"), (7_500, "2h 5m ago"), (90_061, "1day 1h ago")]
+        {
+            assert_eq!(ago(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn json_is_rfc_3339() {
+        let time = Time::from_unix(1_764_063_000);
+        assert_eq!(serde_json::to_string(&time).unwrap(), "\"2025-11-25T09:30:00Z\"");
+        assert_eq!(serde_json::from_str::<Time>("\"2025-11-25T09:30:00Z\"").unwrap(), time);
+        assert_eq!(Time::from_unix(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
+        assert!(serde_json::from_str::<Time>("\"yesterday\"").is_err());
+    }
+}
