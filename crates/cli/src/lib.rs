@@ -56,7 +56,7 @@ const USAGE: u8 = Exit::Usage.code();
 const NOTHING: u8 = Exit::Nothing.code();
 
 /// Without the empty line that clap leaves before the usage: there are many commands.
-const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
+const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n{all-args}{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///

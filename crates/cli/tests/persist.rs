@@ -333,7 +333,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     stage
         .file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"web.service\"\n");
     let reload = stage.portkeep(&["reload"]).ok().out;
-    assert!(reload.starts_with("reloaded: 0 added, 0 removed; 1 not in force"), "{reload}");
+    assert!(reload.starts_with("reloaded: 0 added, 0 changed, 0 removed; 1 not in force"), "{reload}");
     let declared = stage.declared();
     let why = declared[0]["reason"].as_str().unwrap().to_owned();
     assert!(why.starts_with(&format!("8443/tcp is in use by pid {pid} (")), "{why}");
@@ -554,7 +554,7 @@ fn what_happens_is_watched() {
     // They end when the agent does.
     stage.stop();
     let said = Outcome::from(watch.wait_with_output().unwrap());
-    assert_eq!((said.code, said.err.as_str()), (Some(0), "note: the agent has ended\n"));
+    assert_eq!((said.code, said.err.as_str()), (Some(1), "note: the agent has ended\n"));
     assert!(as_json.wait().unwrap().success());
 }
 
@@ -603,7 +603,7 @@ Start Port    End Port
     fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
         &netsh(&stage, "excludedportrange del tcp 40001 10"),
-        1,
+        3,
         "excludedportrange:tcp:40000-40010 is 40000-40010/tcp",
     );
     fails(&netsh(&stage, "excludedportrange delete tcp 61010 2"), 1, "Access is denied.\nerror: 61010-61011/tcp, pid ");

@@ -44,7 +44,7 @@ Examples:
   PORTSERVER_ADDRESS=@portkeep pytest        every use of portpicker gets reserved ports
   chromedriver --port-server=@portkeep";
 
-/// Serve reserved ports to programs that use portpicker's protocol
+/// Serve reserved ports over portpicker's protocol
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
