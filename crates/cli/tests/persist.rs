@@ -555,7 +555,7 @@ fn what_happens_is_watched() {
     stage.stop();
     let said = Outcome::from(watch.wait_with_output().unwrap());
     assert_eq!((said.code, said.err.as_str()), (Some(1), "note: the agent has ended\n"));
-    assert!(as_json.wait().unwrap().success());
+    assert_eq!(as_json.wait().unwrap().code(), Some(1));
 }
 
 #[test]
