@@ -8,12 +8,13 @@ use crate::Exit;
 pub(crate) const ADVANCED: &str = "Advanced";
 
 /// Other options that only `--help` shows.
-const RARE: [&str; 10] = [
+const RARE: [&str; 11] = [
     "align",
     "timeout",
     "scope",
     "strict",
     "force",
+    "around",
     "description",
     "until_reboot",
     "cgroup",

@@ -554,8 +554,8 @@ fn what_happens_is_watched() {
     // They end when the agent does.
     stage.stop();
     let said = Outcome::from(watch.wait_with_output().unwrap());
-    assert_eq!((said.code, said.err.as_str()), (Some(0), "note: the agent has ended\n"));
-    assert!(as_json.wait().unwrap().success());
+    assert_eq!((said.code, said.err.as_str()), (Some(1), "note: the agent has ended\n"));
+    assert_eq!(as_json.wait().unwrap().code(), Some(1));
 }
 
 #[test]
@@ -603,7 +603,7 @@ Start Port    End Port
     fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
         &netsh(&stage, "excludedportrange del tcp 40001 10"),
-        1,
+        3,
         "excludedportrange:tcp:40000-40010 is 40000-40010/tcp",
     );
     fails(&netsh(&stage, "excludedportrange delete tcp 61010 2"), 1, "Access is denied.\nerror: 61010-61011/tcp, pid ");

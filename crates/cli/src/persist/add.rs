@@ -73,7 +73,7 @@ pub(crate) struct Args {
     /// Only sockets that are associated with it may bind its ports, not whoever names the number
     #[arg(long)]
     strict: bool,
-    /// A private ephemeral range: when a process that it is for binds to port 0, it gets one of these ports
+    /// A private ephemeral range: binds to port 0 draw from it
     #[arg(long)]
     ephemeral: bool,
     /// Sockets of those it is for may be on the ports already
