@@ -305,6 +305,11 @@ pub(crate) fn taken(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
         }
     }
     let by_number = matches!(line.call, Call::Bind { port, .. } if port != 0);
+    if !by_number {
+        // Which port it would be was not known when the bind began: it may have changed hands since it was drawn.
+        let phases = [Phase::Asking, Phase::Confirming, Phase::Granted, Phase::Ending];
+        state.tasks[cpu].excuses |= over(scenario, state, line, port, &phases);
+    }
     for (r, plan) in scenario.reservations.iter().enumerate() {
         if by_number && forbidden & 1 << r != 0 && state.reservations[r].phase == Phase::Granted {
             let socket = &state.kernel.sockets[line.socket].name;
