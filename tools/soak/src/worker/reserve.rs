@@ -158,7 +158,7 @@ impl Worker {
         let request = match self.random.below(6) {
             0 => AcquireRequest { start: 61000, ..Default::default() },
             1 => AcquireRequest { start: 65000, count: 1000, ..Default::default() },
-            2 => AcquireRequest { count: 1, flags: 4, ..Default::default() },
+            2 => AcquireRequest { count: 1, flags: 8, ..Default::default() },
             3 => AcquireRequest { start: 61001, count: 2, align: 2, ..Default::default() },
             4 => AcquireRequest { count: 2, align: 3, ..Default::default() },
             _ => AcquireRequest { count: 1, scope: 3, ..Default::default() },
