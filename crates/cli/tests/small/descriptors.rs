@@ -129,7 +129,7 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
             bed.program(&[&["prlimit", limit], &held[..], &[copy.as_str()], words].concat()).output().unwrap(),
         )
     };
-    let why = &["requires a descriptor for each port, more than the limit of open files leaves (`ulimit -n`)"];
+    let why = &["requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"];
     say("--nofile=64", &["acquire", "--count", "100"]).fails(1, why);
     say("--nofile=64", &["acquire", "--at", "20000", "--count", "100"]).fails(1, why);
     say("--nofile=64", &["run", "--count", "100", "--both", "--", "echo", "started"]).fails(125, why);
