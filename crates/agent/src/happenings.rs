@@ -252,7 +252,7 @@ impl Happenings {
             }
         };
         let reservation = match what {
-            // The entry is another's by now, or nobody's.
+            // The entry is another's by now, or free.
             Happening::Ended => {
                 let mut ended = Info::of_block(ports, transports, State::Ended);
                 ended.owner = process.clone().filter(|process| process.pid == event.owner);

@@ -26,7 +26,7 @@ pub(crate) struct Claim {
     reservation: Reservation,
 }
 
-/// What a reservation is to be, beside its ports.
+/// The kind of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Plain,

@@ -10,7 +10,7 @@ use crate::signals;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// What was asked for is done.
+    /// The request is carried out.
     Done = 0,
     /// It failed.
     Failed = 1,
@@ -36,7 +36,7 @@ impl Exit {
         self as u8
     }
 
-    /// What it means, as help texts, manual pages and the documentation have it.
+    /// The meaning, as help texts, manual pages and the documentation have it.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -88,7 +88,7 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// What was asked about is not there.
+/// The thing asked about is not there.
 #[derive(Debug)]
 pub(crate) struct Nothing(pub(crate) String);
 

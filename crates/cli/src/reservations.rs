@@ -123,7 +123,7 @@ pub(crate) const fn terms(info: &Info) -> &'static str {
     }
 }
 
-/// Whose it is, as messages name it: "pid 812 (nginx)", "unit tomcat.service".
+/// The owner, as messages name it: "pid 812 (nginx)", "unit tomcat.service".
 pub(crate) fn owner(info: &Info) -> String {
     match (&info.owner, &info.audience) {
         (Some(owner), _) => owner.to_string(),

@@ -353,7 +353,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     let status = stage.portkeep(&["status"]).ok().out;
     assert!(status.lines().any(|line| line.starts_with("waits ") && line.ends_with(&sentence)), "{status}");
     assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["reason"], why);
-    // What is not in force is no reservation: it is not among them, and is not overlooked either.
+    // A declaration that is not in force is no reservation: it is not among them, and is not overlooked either.
     let list = stage.portkeep(&["list"]).ok();
     assert!(!list.out.contains("8443") && list.err.contains(&sentence), "{list:?}");
     let list = stage.portkeep(&["list", "--json"]).ok();

@@ -850,7 +850,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     }
     world.assert_consistent();
 
-    // What cannot be.
+    // These are refused.
     let range = |start: u16| Proposal::new(name("other"), ports(start, 10), Transports::Both).ephemeral(true);
     let refusal = |proposal: &Proposal| place.connect().create(proposal, Kept::Persistent).unwrap_err().to_string();
     let text = refusal(&range(21000).audience(user(NOBODY)));

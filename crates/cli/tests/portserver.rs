@@ -22,7 +22,7 @@ fn helper_binds() {
     machine::help();
 }
 
-/// What each script begins with: `ask` sends a request and returns the answer.
+/// The beginning of each script: `ask` sends a request and returns the answer.
 const CLIENT: &str = r#"
 import os, socket, subprocess, sys, time
 

@@ -91,7 +91,7 @@ struct inet_sock {
 } RELOCATED;
 #define INET_FLAGS_BIND_ADDRESS_NO_PORT 18
 
-/* What the kernel has behind a struct bpf_sock_addr. */
+/* The kernel's structure behind a struct bpf_sock_addr. */
 struct bpf_sock_addr_kern {
 	struct sock *sk;
 } RELOCATED;

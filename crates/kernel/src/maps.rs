@@ -667,7 +667,7 @@ impl Maps {
         Ok(())
     }
 
-    /// What a query for this reservation reports, to an administrator.
+    /// The answer of a query for this reservation, to an administrator.
     pub fn state(&self, r: &Reservation) -> Result<wire::State, MapAccessError> {
         Ok(wire::State {
             token: r.token,

@@ -387,7 +387,7 @@ fn n2_wildcards_pass_by_what_is_bound() {
     world.assert_empty();
 }
 
-/// What the kernel's automatic choice may give to anybody is handed out last, whatever the cursor and the alignment say.
+/// Ports that the kernel's automatic choice may give to anybody are handed out last, whatever the cursor and the alignment say.
 #[test]
 fn n3_wildcards_come_last_to_the_ports_of_automatic_choices() {
     let Some(world) = World::enter("n3_avoid") else { return };

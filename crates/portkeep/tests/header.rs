@@ -34,7 +34,7 @@ fn names(header: &str) -> (Vec<&str>, Vec<(&str, Vec<&str>)>) {
     (numbers, structures)
 }
 
-/// What a program prints that shows them all.
+/// The output of a program that shows them all.
 fn shown(compiler: &str, includes: &str, program: &Path) -> String {
     let header = header();
     let (numbers, structures) = names(&header);

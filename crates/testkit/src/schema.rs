@@ -1,4 +1,4 @@
-//! What commands print with `--json` is what docs/reference/portkeep.schema.json says.
+//! The output of commands with `--json` is as docs/reference/portkeep.schema.json says.
 
 use std::sync::LazyLock;
 

@@ -241,11 +241,11 @@ fn relatives(paragraph: &str) -> Vec<&str> {
     let mut begin = 0;
     for (at, _) in paragraph.match_indices([' ']) {
         if paragraph[..at].ends_with(['.', '!', '?', ':', ';']) {
-            sentences.push(&paragraph[begin..at]);
+            sentences.push(paragraph[begin..at].trim_start());
             begin = at + 1;
         }
     }
-    sentences.push(&paragraph[begin..]);
+    sentences.push(paragraph[begin..].trim_start());
     sentences.retain(|sentence| {
         let word = sentence.trim_start_matches(['"', '\'', '(', '`', '[', '*', '-', ' ']).split(' ').next();
         word.is_some_and(|word| RELATIVES.contains(&word)) && !sentence.contains('?')

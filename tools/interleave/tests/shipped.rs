@@ -2,6 +2,9 @@
 
 use portkeep_interleave::{SCENARIOS, explore, is_known_limit};
 
+/// A close that leaves the count as it is touches nothing that the other CPU reads; that it does so is the point.
+const APART: &str = "connection-orphan";
+
 fn short_form() {
     let object = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/kernel/bpf/portkeep.bpf.o"))
         .expect("the checked-in object can be read");
@@ -10,7 +13,7 @@ fn short_form() {
         match report.outcome {
             Ok(figures) => {
                 assert!(!is_known_limit(name), "{name} is clean: take it off the list of known limits");
-                assert!(figures.contended > 0, "{name}: the CPUs never meet");
+                assert!(figures.contended > 0 || *name == APART, "{name}: the CPUs never meet");
                 assert!(figures.schedules > 1.0, "{name}: there is only one order");
             }
             Err(found) => {

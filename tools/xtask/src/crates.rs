@@ -16,7 +16,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     let crates = published()?;
     let packages = crates.iter().flat_map(|(name, _)| ["--package", name.as_str()]);
     let mut pack = cargo();
-    // What is built below is built outside, in one go.
+    // The crates below are built outside, in one go.
     pack.args(["package", "--quiet", "--no-verify", "--allow-dirty"]).args(packages);
     ensure!(pack.status().context("starting cargo")?.success(), "cargo package failed");
 

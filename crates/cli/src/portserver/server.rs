@@ -46,7 +46,7 @@ impl AsFd for Source {
     }
 }
 
-/// What epoll watches, by the number that it reports.
+/// The numbers that epoll reports.
 const SOURCE: u64 = 0;
 const END: u64 = 1;
 const STATISTICS: u64 = 2;

@@ -1,4 +1,4 @@
-//! What is tried with the packages: lintian, and a Debian in a folder into which they are installed, upgraded under load,
+//! The packages are tried: with lintian, and a Debian in a folder into which they are installed, upgraded under load,
 //! removed and purged. `check.sh` has the steps.
 
 use std::{

@@ -1,5 +1,5 @@
-//! Packages: `.deb`, `.rpm` and a tar archive, for the program and for the Winsock layer. What is in them is what
-//! `cargo xtask install` lays out. Two builds of one commit have the same bytes: the times are the commit's, and no path of
+//! Packages: `.deb`, `.rpm` and a tar archive, for the program and for the Winsock layer. Their content is that of
+//! `cargo xtask install`. Two builds of one commit have the same bytes: the times are the commit's, and no path of
 //! the building machine is in a program.
 
 mod archive;
@@ -98,7 +98,7 @@ impl Kind {
     }
 }
 
-/// What the checks vary.
+/// The facts that the checks vary.
 #[derive(Clone)]
 struct Edition {
     version: String,
