@@ -102,7 +102,7 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
     rest.control("SH", ["SEE ALSO"]).text([roman(see_also(words))]);
     page.extend(rest.to_roff().bytes());
     // Formatters complain about an empty line between two breaks.
-    Ok(String::from_utf8(page)?.replace(".br\n\n.br\n", ".sp\n").replace(".sp\n.br\n", ".sp\n").into_bytes())
+    Ok(String::from_utf8(page)?.replace(".br\n\n.br\n", ".sp\n").replace("\n\n.br\n", "\n.br\n").into_bytes())
 }
 
 /// The commands below a command that people see.
