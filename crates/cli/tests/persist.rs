@@ -241,8 +241,58 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let row = table.lines().find(|line| line.starts_with("8443")).unwrap();
     let told = format!("  from a command of uid 0; bound by pid {} (", server.pid());
     assert!(row.contains("  user daemon  ") && row.contains(&told), "{row}");
-    let who = stage.portkeep(&["who", "8443/tcp"]).out;
-    assert!(who.contains(&format!("pid {pid}")) && who.contains(&sentence), "{who}");
+    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    assert!(who.starts_with("8443/tcp is reserved for user daemon\n"), "{who}");
+    assert!(who.contains("  name      web\n") && who.contains("  from      a command of uid 0\n"), "{who}");
+    let status = stage.portkeep(&["status"]).ok().out;
+    assert!(status.contains("; 4 persistent\n") && status.contains("refused       1 bind of outsiders\n"), "{status}");
+    let status = stage.portkeep(&["status", "--json"]).ok().json();
+    assert_eq!((&status["persistent"], &status["refused"]), (&json!(4), &json!(1)));
+
+    // The same without an agent, out of the stores and kernel enforcement.
+    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
+    let with_agent = stage.declared();
+    stage.stop();
+    let without = stage.portkeep(&["persist", "list", "--json"]).ok();
+    assert!(without.err.contains("no agent runs"), "{without:?}");
+    assert_eq!(without.json(), with_agent);
+    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
+    let list = stage.portkeep(&["list", "--json"]).ok().json();
+    let audience = |entry: &Value| (entry["audience"]["kind"].clone(), entry["audience"]["value"].clone());
+    let audiences: Vec<_> = list.as_array().unwrap().iter().map(audience).collect();
+    let expected = [("user", "daemon"), ("cgroup", "/x"), ("administrators", ""), ("unit", "sip.service")];
+    let expected =
+        expected.map(|(kind, value)| (json!(kind), if value.is_empty() { Value::Null } else { json!(value) }));
+    assert_eq!(audiences, expected);
+    for words in
+        [&["persist", "delete", "web"][..], &["reload"], &["watch"], &["persist", "add", "--name", "x", "--tcp", "7"]]
+    {
+        fails(&stage.portkeep(words), 1, "the agent is not running");
+    }
+    fails(
+        &stage.portkeep(&["persist", "add", "--name", "x", "--tcp", "7"]),
+        1,
+        "declare it in a file of /etc/portkeep",
+    );
+    let nobody = stage.portkeep_as_nobody(&["persist", "list"]).ok();
+    assert!(nobody.err.contains("the store can only be read by root"), "{nobody:?}");
+    fails(&stage.portkeep_as_nobody(&["persist", "export"]), 1, "the store cannot be read");
+    stage.start();
+
+    let deleted = stage.portkeep(&["persist", "delete", "admin", "nothing"]);
+    assert_eq!(deleted.out, "admin is deleted; it was 9100/tcp for administrators\n");
+    fails(&deleted, 3, "there is no persistent reservation nothing");
+    fails(
+        &stage.portkeep(&["persist", "delete", "--udp", "9000-9001"]),
+        3,
+        "exactly 9000-9001/udp; gone is 9000-9001/tcp+udp",
+    );
+    let deleted = stage.portkeep(&["persist", "delete", "--both", "9000-9001", "--json"]).ok().json();
+    assert_eq!(deleted[0]["name"], "gone");
+    stage.portkeep(&["persist", "delete", "web", "rtp"]).ok();
+    assert_eq!(stage.declared(), json!([]));
+    drop(server);
+    assert_eq!(stage.outsider_binds("tcp", 8443), "bound");
 }
 
 #[test]
@@ -309,9 +359,8 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     let list = stage.portkeep(&["list", "--json"]).ok();
     assert_eq!(list.json(), json!([]));
     assert!(list.err.contains(&sentence), "{list:?}");
-    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    let who = stage.portkeep(&["who", "8443/tcp"]).out;
     assert!(who.contains(&format!("pid {pid}")) && who.contains(&sentence), "{who}");
-    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
 }
 
 /// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in
