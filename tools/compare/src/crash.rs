@@ -61,7 +61,7 @@ pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Du
     Ok(Crash { plain, reuse, after })
 }
 
-pub(super) const AT_ONCE: &str = "free at once";
+const AT_ONCE: &str = "free at once";
 
 /// When something has come true.
 fn when(mut check: impl FnMut() -> Result<bool>, patience: Duration) -> Result<String> {
