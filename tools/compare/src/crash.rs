@@ -49,10 +49,6 @@ pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Du
     let all = ports.len();
     let after = if plain == all {
         "nothing was held".into()
-    } else if subject == Subject::Kernel {
-        // Ports of the pool are for reservations only, so it takes one to see that they are free.
-        let free = || Ok(outsider(Way::Reservation, &ports)? == all);
-        format!("{}, to the next reservation", when(free, patience)?)
     } else {
         let when = when(|| Ok(outsider(Way::Plain, &ports)? == all), patience)?;
         let option = if reuse == all { "; with SO_REUSEADDR they always were" } else { "" };
@@ -61,7 +57,7 @@ pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Du
     Ok(Crash { plain, reuse, after })
 }
 
-const AT_ONCE: &str = "free at once";
+pub(super) const AT_ONCE: &str = "free at once";
 
 /// When something has come true.
 fn when(mut check: impl FnMut() -> Result<bool>, patience: Duration) -> Result<String> {
@@ -83,9 +79,12 @@ fn kill(pid: u32) -> Result<()> {
     let target = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
     kill_process(target, Signal::KILL).with_context(|| format!("killing {pid}"))?;
     let begun = Instant::now();
-    // A zombie has closed everything.
+    // A zombie has closed everything, unless threads of it still run: they share its descriptors.
     let ended = || match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+        Ok(stat) => {
+            let alone = fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() == 1);
+            alone && stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+        }
         Err(_) => true,
     };
     while !ended() {

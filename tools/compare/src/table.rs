@@ -5,7 +5,13 @@ use std::fmt::{self, Write as _};
 use anyhow::{Context, Result, ensure};
 use portkeep_testkit::report;
 
-use super::{crash::Crash, job::Tally, latency::Latency, races::Field, subject::Subject};
+use super::{
+    crash::{AT_ONCE, Crash},
+    job::Tally,
+    latency::Latency,
+    races::Field,
+    subject::Subject,
+};
 
 pub(super) struct Row {
     pub(super) subject: Subject,
@@ -123,7 +129,7 @@ impl Table {
         let Row { races, crash, .. } = kernel;
         ensure!(races.lost == 0 && races.refused == 0, "Portkeep lost rounds: {}", lost(*races));
         ensure!((crash.plain, crash.reuse) == (0, 0), "outsiders got ports that Portkeep had reserved: {crash:?}");
-        ensure!(crash.after.starts_with("free"), "Portkeep's ports were not free after a crash: {crash:?}");
+        ensure!(crash.after.starts_with(AT_ONCE), "Portkeep's ports were not free at once after a crash: {crash:?}");
         Ok(())
     }
 }
