@@ -64,16 +64,19 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         .map(|transport| {
             let port = args.port.port;
             let mine = |info: &&Info| reservations::is_here(info, own) && info.has(transport, port);
-            let mut bound_by =
-                Binders::of(transport, port).map(|each| each.sockets(transport, port)).unwrap_or_default();
+            let waiting: Vec<Info> = waiting.iter().filter(|info| info.has(transport, port)).cloned().collect();
+            let mut bound_by = match Binders::of(transport, port) {
+                Some(each) => each.sockets(transport, port),
+                // Not every socket is in /proc/net as one that has bound its port; the agent knows those that it waits for.
+                None => {
+                    let sockets = waiting.iter().flat_map(|info| &info.waits_for);
+                    sockets.filter(|socket| (socket.port, socket.transport) == (port, transport)).cloned().collect()
+                }
+            };
+            bound_by.sort();
+            bound_by.dedup();
             reservations::name_users(bound_by.iter_mut().filter_map(|socket| socket.process.as_mut()));
-            Whose {
-                port,
-                transport,
-                reservation: found.iter().find(mine).cloned(),
-                bound_by,
-                waiting: waiting.iter().filter(|waiting| waiting.has(transport, port)).cloned().collect(),
-            }
+            Whose { port, transport, reservation: found.iter().find(mine).cloned(), bound_by, waiting }
         })
         .collect();
     let anybody = whose.iter().any(Whose::is_somebodys);

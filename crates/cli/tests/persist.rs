@@ -359,8 +359,9 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     let list = stage.portkeep(&["list", "--json"]).ok();
     assert_eq!(list.json(), json!([]));
     assert!(list.err.contains(&sentence), "{list:?}");
-    let who = stage.portkeep(&["who", "8443/tcp"]).out;
-    assert!(who.contains(&format!("pid {pid}")) && who.contains(&sentence), "{who}");
+    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    assert!(who.contains(&format!("  bound by  pid {pid}")) && who.contains(&sentence), "{who}");
+    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
 }
 
 /// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in
