@@ -305,8 +305,9 @@ pub(crate) fn taken(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
         }
     }
     let by_number = matches!(line.call, Call::Bind { port, .. } if port != 0);
-    if !by_number {
-        // Which port it would be was not known when the bind began: it may have changed hands since it was drawn.
+    let chosen = matches!(line.call, Call::Bind { automatic, .. } if automatic == port);
+    if !by_number && !chosen {
+        // A port that was drawn was not known when the bind began, and may have changed hands since.
         let phases = [Phase::Asking, Phase::Confirming, Phase::Granted, Phase::Ending];
         state.tasks[cpu].excuses |= over(scenario, state, line, port, &phases);
     }
