@@ -1,6 +1,6 @@
 //! Private ephemeral ranges, rules E1 to E7, with real sockets and processes.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use portkeep::control;
 use portkeep_core::{
@@ -8,9 +8,9 @@ use portkeep_core::{
     persistent::Audience,
     wire::{self, AcquireRequest, AgentMark},
 };
-use portkeep_kernel::{CreateError, EventKind, Wanted, cgroup};
+use portkeep_kernel::{CreateError, EventKind, Wanted};
 use portkeep_testkit::{
-    REQUIRE, World, audit,
+    Below, REQUIRE, World, audit,
     process::{Child, become_user, in_child},
     skip,
     sockets::{
@@ -197,50 +197,14 @@ fn e3_a_range_that_is_used_up_is_reported_once_a_second() {
     world.assert_empty();
 }
 
-/// A cgroup below the sandbox's, removed at the end.
-struct Below(PathBuf);
-
-impl Below {
-    fn new(world: &World, path: &str) -> Self {
-        let path = world.sandbox().cgroup().path().join(path);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn id(&self) -> u64 {
-        cgroup::id(&self.0).unwrap()
-    }
-
-    /// The path below the hierarchy's root.
-    fn name(&self) -> String {
-        format!("/{}", self.0.strip_prefix(cgroup::root().unwrap()).unwrap().display())
-    }
-
-    /// The port that a process in there gets.
-    fn chosen(&self) -> u16 {
-        self.chosen_as(0)
-    }
-
-    /// The same of a user.
-    fn chosen_as(&self, uid: u32) -> u16 {
-        let procs = self.0.join("cgroup.procs");
-        let mut child = Child::fork(|talk| {
-            fs::write(&procs, "0").unwrap();
-            if uid != 0 {
-                become_user(uid);
-            }
-            talk.say(chosen(&tcp()).into());
-        });
-        let answer = child.talk.hear();
-        child.join();
-        answer as u16
-    }
-}
-
-impl Drop for Below {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
+/// The port that a process of this user gets in a cgroup.
+fn chosen_in(cgroup: &Below, uid: u32) -> u16 {
+    cgroup.ask(|| {
+        if uid != 0 {
+            become_user(uid);
+        }
+        chosen(&tcp()).into()
+    }) as u16
 }
 
 #[test]
@@ -267,22 +231,22 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
     let in_range = |port: u16, first: u16| assert_eq!(port / 10 * 10, first, "{port}");
     let outside = |port: u16| assert!(!(10000..20000).contains(&port), "{port}");
 
-    outside(inner.chosen());
+    outside(chosen_in(&inner, 0));
     let group = persistent(10000, Audience::Group(0));
-    in_range(inner.chosen(), 10000);
+    in_range(chosen_in(&inner, 0), 10000);
     in_range(chosen(&tcp()), 10000);
     let user = persistent(10100, Audience::User(0));
-    in_range(inner.chosen(), 10100);
+    in_range(chosen_in(&inner, 0), 10100);
     let unit = persistent(10200, Audience::Unit("outer.service".into()));
-    in_range(inner.chosen(), 10200);
-    in_range(outer.chosen(), 10200);
+    in_range(chosen_in(&inner, 0), 10200);
+    in_range(chosen_in(&outer, 0), 10200);
     in_range(chosen(&tcp()), 10100);
     let path = persistent(10300, Audience::Cgroup(outer.name()));
-    in_range(inner.chosen(), 10300);
-    in_range(outer.chosen(), 10300);
+    in_range(chosen_in(&inner, 0), 10300);
+    in_range(chosen_in(&outer, 0), 10300);
     world.assert_consistent();
     // A runtime range of a cgroup below is nearer; it ends with its owner's socket.
-    let procs = inner.0.join("cgroup.procs");
+    let procs = inner.path().join("cgroup.procs");
     let inner_id = inner.id();
     let mut child = Child::fork(|talk| {
         fs::write(&procs, "0").unwrap();
@@ -299,18 +263,18 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
     });
     in_range(child.talk.hear() as u16, 61000);
     in_range(child.talk.hear() as u16, 61010);
-    in_range(inner.chosen(), 61000);
-    in_range(outer.chosen(), 10300);
+    in_range(chosen_in(&inner, 0), 61000);
+    in_range(chosen_in(&outer, 0), 10300);
     child.talk.say(0);
     child.join();
-    in_range(inner.chosen(), 10300);
+    in_range(chosen_in(&inner, 0), 10300);
 
     for ((id, token), next) in [(path, 10200), (unit, 10100), (user, 10000)] {
         maps.end_persistent(&admin, id, token).unwrap();
-        in_range(inner.chosen(), next);
+        in_range(chosen_in(&inner, 0), next);
     }
     maps.end_persistent(&admin, group.0, group.1).unwrap();
-    outside(inner.chosen());
+    outside(chosen_in(&inner, 0));
     drop((inner, outer));
     world.assert_empty();
 }
@@ -319,7 +283,7 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
 fn e4_scopes_do_not_leak() {
     let Some(world) = World::enter("e4_scopes") else { return };
     let (mine, other) = (Below::new(&world, "mine"), Below::new(&world, "other"));
-    let procs = mine.0.join("cgroup.procs");
+    let procs = mine.path().join("cgroup.procs");
     let mut child = Child::fork(|talk| {
         fs::write(&procs, "0").unwrap();
         let owner = tcp();
@@ -329,13 +293,13 @@ fn e4_scopes_do_not_leak() {
     });
     child.talk.hear();
     let inside = |port: u16| (61000..61010).contains(&port);
-    assert!(inside(mine.chosen()));
-    assert!(inside(mine.chosen_as(USER)));
-    assert!(!inside(other.chosen()));
+    assert!(inside(chosen_in(&mine, 0)));
+    assert!(inside(chosen_in(&mine, USER)));
+    assert!(!inside(chosen_in(&other, 0)));
     assert!(!inside(chosen(&tcp())));
     child.talk.say(0);
     child.join();
-    assert!(!inside(mine.chosen()));
+    assert!(!inside(chosen_in(&mine, 0)));
     // Of a user.
     let mut child = Child::fork(|talk| {
         become_user(USER);
@@ -345,11 +309,11 @@ fn e4_scopes_do_not_leak() {
         talk.hear();
     });
     child.talk.hear();
-    assert!(inside(other.chosen_as(USER)));
-    assert!(!inside(other.chosen_as(OTHER)));
-    assert!(!inside(other.chosen()));
+    assert!(inside(chosen_in(&other, USER)));
+    assert!(!inside(chosen_in(&other, OTHER)));
+    assert!(!inside(chosen_in(&other, 0)));
     child.kill();
-    assert!(!inside(other.chosen_as(USER)));
+    assert!(!inside(chosen_in(&other, USER)));
     drop((mine, other));
     world.assert_empty();
 }

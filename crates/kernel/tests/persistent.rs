@@ -1,6 +1,6 @@
 //! Persistent reservations: made and ended through the administrator's door, for whom they are for and nobody else.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use portkeep::control;
 use portkeep_core::{
@@ -8,9 +8,9 @@ use portkeep_core::{
     persistent::Audience,
     wire::{self, SelectRequest},
 };
-use portkeep_kernel::{Admin, Claimed, CreateError, Maps, Settings, Wanted, cgroup};
+use portkeep_kernel::{Admin, Claimed, CreateError, Maps, Settings, Wanted};
 use portkeep_testkit::{
-    World,
+    Below, World,
     process::{Child, become_user, in_child},
     sockets::{bind, errno, port, tcp, tcp6, udp},
 };
@@ -183,38 +183,8 @@ fn administrators_are_root_and_the_group_that_is_named() {
     world.assert_empty();
 }
 
-/// A cgroup below the sandbox's, removed at the end.
-struct Below(PathBuf);
-
-impl Below {
-    fn new(world: &World, path: &str) -> Self {
-        let path = world.sandbox().cgroup().path().join(path);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    /// The path below the hierarchy's root.
-    fn name(&self) -> String {
-        let root = cgroup::root().unwrap();
-        format!("/{}", self.0.strip_prefix(root).unwrap().display())
-    }
-
-    fn may_bind(&self, port: u16) -> bool {
-        let procs = self.0.join("cgroup.procs");
-        let mut child = Child::fork(move |talk| {
-            fs::write(&procs, "0").unwrap();
-            talk.say(may_bind(port).into());
-        });
-        let answer = child.talk.hear();
-        child.join();
-        answer == 1
-    }
-}
-
-impl Drop for Below {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
+fn may_bind_in(cgroup: &Below, port: u16) -> bool {
+    cgroup.ask(|| may_bind(port).into()) == 1
 }
 
 #[test]
@@ -229,12 +199,12 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
     // The unit's cgroup does not exist yet, comes, goes, and comes again with another id.
     for _ in 0..3 {
         let unit = manager("system.slice/postgresql.service");
-        assert!(unit.may_bind(5432));
+        assert!(may_bind_in(&unit, 5432));
         let inner = manager("system.slice/postgresql.service/worker");
-        assert!(inner.may_bind(5432), "what is below a unit is the unit's");
+        assert!(may_bind_in(&inner, 5432), "what is below a unit is the unit's");
     }
-    assert!(manager("postgresql.service").may_bind(5432));
-    assert!(manager("system.slice/system-postgresql.slice/postgresql.service").may_bind(5432));
+    assert!(may_bind_in(&manager("postgresql.service"), 5432));
+    assert!(may_bind_in(&manager("system.slice/system-postgresql.slice/postgresql.service"), 5432));
 
     for outsider in [
         "system.slice/nginx.service",
@@ -248,7 +218,7 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
         "plain/postgresql.service",
         "postgresql.service.slice/x.service",
     ] {
-        assert!(!manager(outsider).may_bind(5432), "{outsider}");
+        assert!(!may_bind_in(&manager(outsider), 5432), "{outsider}");
     }
     world.assert_consistent();
     fixture.end(made);
@@ -263,9 +233,9 @@ fn a_name_of_every_length_is_compared_whole() {
     for length in [8, 9, 15, 16, 17, 63, 64, 126, 127] {
         let name = format!("{}.scope", "n".repeat(length - 6));
         let made = fixture.create(&wanted(5432, Audience::Unit(name.clone())));
-        assert!(Below::new(&world, &name).may_bind(5432), "{length}");
-        assert!(!Below::new(&world, &format!("{}m.scope", "n".repeat(length - 7))).may_bind(5432), "{length}");
-        assert!(!Below::new(&world, &format!("n{name}")).may_bind(5432), "{length}");
+        assert!(may_bind_in(&Below::new(&world, &name), 5432), "{length}");
+        assert!(!may_bind_in(&Below::new(&world, &format!("{}m.scope", "n".repeat(length - 7))), 5432), "{length}");
+        assert!(!may_bind_in(&Below::new(&world, &format!("n{name}")), 5432), "{length}");
         fixture.end(made);
     }
     let too_long = Audience::Unit(format!("{}.scope", "n".repeat(122)));
@@ -282,10 +252,10 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
     let name = Below::new(&world, "a/b").name();
     let made = fixture.create(&wanted(5432, Audience::Cgroup(name.clone())));
     assert!(!may_bind(5432));
-    assert!(Below::new(&world, "a/b").may_bind(5432));
-    assert!(Below::new(&world, "a/b/c/d").may_bind(5432));
+    assert!(may_bind_in(&Below::new(&world, "a/b"), 5432));
+    assert!(may_bind_in(&Below::new(&world, "a/b/c/d"), 5432));
     for outsider in ["a", "a/c", "b", "b/b", "a/bb", "x/a/b"] {
-        assert!(!Below::new(&world, outsider).may_bind(5432), "{outsider}");
+        assert!(!may_bind_in(&Below::new(&world, outsider), 5432), "{outsider}");
     }
     for path in ["a/b/c", "a/b", "x/a", "x", "a", "b"] {
         let _ = fs::remove_dir(world.sandbox().cgroup().path().join(path));

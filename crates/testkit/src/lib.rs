@@ -23,6 +23,7 @@ use portkeep_kernel::{Loaded, Settings, cgroup};
 pub mod agent;
 mod attach;
 pub mod audit;
+mod below;
 pub mod driven;
 pub mod machine;
 mod outcome;
@@ -35,6 +36,7 @@ pub mod sockets;
 mod world;
 
 pub use attach::{ATTACH, GUEST, at_root};
+pub use below::Below;
 pub use outcome::Outcome;
 pub use world::World;
 
