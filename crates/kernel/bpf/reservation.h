@@ -237,8 +237,9 @@ __inline void entry_free(__u32 id)
 	__u32 zero = 0;
 	struct entries *e = bpf_map_lookup_elem(&entries, &zero);
 
+	/* Its fields are hidden before: the next holder writes them anew, and no write of ours may come after that. */
 	if (e)
-		__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id));
+		ORDERED(__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id)));
 }
 
 __inline __u32 transports_of(__u32 transports, __u32 count)

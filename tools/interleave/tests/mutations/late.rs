@@ -24,4 +24,12 @@
 	old = READ(w->uses[(port & 63) >> 1]);
 ",
     ),
+    (
+        "an entry may be seen free before its token is hidden",
+        "reservation.h",
+        "		ORDERED(__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id)));
+",
+        "		__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id));
+",
+    ),
 ]
