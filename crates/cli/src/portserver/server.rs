@@ -143,7 +143,8 @@ impl Server {
                 Source::Channel(channel) => receive(channel),
             };
             match taken {
-                Ok(Some(connection)) => self.admit(connection)?,
+                // One that cannot be waited for is closed; it must not end the others.
+                Ok(Some(connection)) => drop(self.admit(connection)),
                 Ok(None) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 // The client is gone, or there are no descriptors left: the next one may fare better.
