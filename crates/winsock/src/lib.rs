@@ -35,7 +35,6 @@ pub mod byte_order;
 mod claim;
 mod error;
 mod held;
-pub mod install;
 pub mod ioctl;
 mod memory;
 pub mod message;

@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::{Missing, Tool, cargo, target_folder};
+use crate::{Missing, Tool, build, target_folder};
 
 /// Its packages besides those of every Debian.
 const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
@@ -57,11 +57,7 @@ fn suite() -> Result<String> {
 
 /// Put the program that tries to bind other programs' ports into it.
 pub fn place_hostile(root: &Path) -> Result<()> {
-    let status = cargo()
-        .args(["build", "--package=portkeep-testkit", "--example=hostile"])
-        .status()
-        .context("starting cargo build")?;
-    ensure!(status.success(), "building failed");
+    build(&["--example=hostile"])?;
     let to = root.join("usr/lib/boot-test/hostile");
     fs::create_dir_all(to.parent().unwrap_or(root)).with_context(|| format!("making {}", to.display()))?;
     fs::copy(target_folder().join("debug/examples/hostile"), &to)

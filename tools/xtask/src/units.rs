@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use portkeep_tool::{Tool, cargo, target_folder};
+use portkeep_tool::{Tool, build, target_folder};
 
 use crate::install;
 
@@ -34,8 +34,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let _ = options.check;
     ANALYZE.output(ANALYZE.command().arg("--version"))?;
-    let status = cargo().args(["build", "--package=portkeep-cli"]).status().context("starting cargo build")?;
-    ensure!(status.success(), "building failed");
+    build(&["--bin=portkeep"])?;
 
     let stage = tempfile::tempdir().context("making a temporary folder")?;
     install::stage_files(stage.path())?;
