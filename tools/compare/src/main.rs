@@ -94,7 +94,7 @@ fn run(options: &Options) -> Result<()> {
         let within_range = subject.picks().then(|| races::play(subject, true, &kit, &places, &field)).transpose()?;
         Places::fresh_network();
         let crash = match subject {
-            Subject::Portserver => portserver::observe(&kit, &places)?,
+            _ if subject.has_server() => portserver::observe(subject, &kit, &places)?,
             _ => crash::observe(subject, &kit, &places, Duration::from_secs(patience))?,
         };
         rows.push(Row { subject, latency, races, within_range, crash });

@@ -12,18 +12,20 @@ pub(crate) enum Subject {
     Hold,
     Portpicker,
     Portserver,
+    PortkeepServer,
     GetPort,
     EphemeralPortReserve,
 }
 
 impl Subject {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Kernel,
         Self::Held,
         Self::Bind0,
         Self::Hold,
         Self::Portpicker,
         Self::Portserver,
+        Self::PortkeepServer,
         Self::GetPort,
         Self::EphemeralPortReserve,
     ];
@@ -37,6 +39,7 @@ impl Subject {
             Self::Hold => "holding bound sockets",
             Self::Portpicker => "portpicker",
             Self::Portserver => "portpicker + portserver",
+            Self::PortkeepServer => "**portpicker + `portkeep portserver`**",
             Self::GetPort => "get-port",
             Self::EphemeralPortReserve => "ephemeral-port-reserve",
         }
@@ -49,7 +52,17 @@ impl Subject {
 
     /// All others are measured without kernel enforcement.
     pub(super) fn enforced(self) -> bool {
-        self == Self::Kernel
+        matches!(self, Self::Kernel | Self::PortkeepServer)
+    }
+
+    /// Has a server that its clients ask.
+    pub(super) fn has_server(self) -> bool {
+        matches!(self, Self::Portserver | Self::PortkeepServer)
+    }
+
+    /// What it gives is for one user's processes, so outsiders are another user's.
+    pub(super) fn is_for_a_user(self) -> bool {
+        self == Self::PortkeepServer
     }
 
     /// A picker: it lets the kernel choose a port, lets it go, and returns its number.
@@ -62,6 +75,8 @@ impl Subject {
     pub(super) fn iterations(self) -> u32 {
         match self {
             Self::Kernel | Self::Held | Self::Bind0 | Self::Hold => 500,
+            // Its pool is the smaller one.
+            Self::PortkeepServer => 20,
             _ => 40,
         }
     }
@@ -75,10 +90,10 @@ impl Subject {
                 command
             }
             Self::GetPort => kit.node_script(),
-            Self::Portpicker | Self::Portserver | Self::EphemeralPortReserve => {
+            Self::Portpicker | Self::Portserver | Self::PortkeepServer | Self::EphemeralPortReserve => {
                 let mut command = kit.python_script();
                 command.arg(self.name());
-                if self == Self::Portserver {
+                if self.has_server() {
                     command.env("PORTSERVER_ADDRESS", kit.portserver_address());
                 }
                 command

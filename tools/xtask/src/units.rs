@@ -12,15 +12,18 @@ use portkeep_tool::{Tool, build, target_folder};
 
 use crate::install;
 
-/// The highest score that `systemd-analyze security` may give the service, in tenths; below 50 it calls it OK. The agent
-/// requires the access that the score counts: BPF, other namespaces and processes, the network's sysctls.
-const EXPOSURE: u32 = 29;
+/// The highest scores that `systemd-analyze security` may give the services, in tenths; below 50 it calls it OK. The agent
+/// requires the access that the score counts: BPF, other namespaces and processes, the network's sysctls. The port server
+/// requires to become other users.
+const EXPOSURE: [(&str, u32); 2] = [("portkeep.service", 29), ("portkeep-portserver.service", 25)];
+
+const SOCKETS: [&str; 1] = ["portkeep-portserver.socket"];
 
 const ANALYZE: Tool = Tool { name: "systemd-analyze", remedy: "apt-get install systemd" };
 const SYSUSERS: Tool = Tool { name: "systemd-sysusers", remedy: ANALYZE.remedy };
 const TMPFILES: Tool = Tool { name: "systemd-tmpfiles", remedy: ANALYZE.remedy };
 
-/// Check whether systemd accepts the files in packaging/ and how far the service is confined
+/// Check whether systemd accepts the files in packaging/ and how far the services are confined
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// As ever: nothing is changed
@@ -38,27 +41,30 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let stage = tempfile::tempdir().context("making a temporary folder")?;
     install::stage_files(stage.path())?;
-    let unit = with_program(stage.path())?;
-    verify(&unit)?;
-    println!("portkeep.service: no complaints");
-    check_exposure(&unit, options.explain)?;
+    let names = EXPOSURE.iter().map(|(name, _)| *name).chain(SOCKETS);
+    let units = names.clone().map(|name| with_program(stage.path(), name)).collect::<Result<Vec<_>>>()?;
+    verify(&units)?;
+    println!("{}: no complaints", names.collect::<Vec<_>>().join(", "));
+    for (unit, (name, exposure)) in units.iter().zip(EXPOSURE) {
+        check_exposure(unit, name, exposure, options.explain)?;
+    }
     check_accounts_and_folders(stage.path())
 }
 
 /// The unit with a program that is there, since that is looked at, too.
-fn with_program(stage: &Path) -> Result<PathBuf> {
-    let installed = stage.join("usr/lib/systemd/system/portkeep.service");
+fn with_program(stage: &Path, name: &str) -> Result<PathBuf> {
+    let installed = stage.join("usr/lib/systemd/system").join(name);
     let text = fs::read_to_string(&installed).with_context(|| format!("reading {}", installed.display()))?;
     let program = target_folder().join("debug/portkeep");
-    let unit = stage.join("portkeep.service");
+    let unit = stage.join(name);
     fs::write(&unit, text.replace(install::PROGRAM, &program.display().to_string()))
         .with_context(|| format!("writing {}", unit.display()))?;
     Ok(unit)
 }
 
-fn verify(unit: &Path) -> Result<()> {
+fn verify(units: &[PathBuf]) -> Result<()> {
     let mut verify = ANALYZE.command();
-    verify.args(["verify", "--man=no"]).arg(unit).stdout(Stdio::null()).stderr(Stdio::piped());
+    verify.args(["verify", "--man=no"]).args(units).stdout(Stdio::null()).stderr(Stdio::piped());
     let output = ANALYZE.spawn(&mut verify)?.wait_with_output().context("waiting for systemd-analyze")?;
     // It says things about other units of the machine as well, and it succeeds in spite of unknown directives.
     let said = String::from_utf8_lossy(&output.stderr);
@@ -68,10 +74,10 @@ fn verify(unit: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_exposure(unit: &Path, explain: bool) -> Result<()> {
+fn check_exposure(unit: &Path, name: &str, exposure: u32, explain: bool) -> Result<()> {
     let mut security = ANALYZE.command();
     security.env("SYSTEMD_COLORS", "0").args(["security", "--offline=true", "--no-pager"]);
-    security.arg(format!("--threshold={EXPOSURE}")).arg(unit).stdout(Stdio::piped());
+    security.arg(format!("--threshold={exposure}")).arg(unit).stdout(Stdio::piped());
     let output = ANALYZE.spawn(&mut security)?.wait_with_output().context("waiting for systemd-analyze")?;
     let table = String::from_utf8_lossy(&output.stdout);
     if explain {
@@ -80,8 +86,8 @@ fn check_exposure(unit: &Path, explain: bool) -> Result<()> {
     let Some(verdict) = table.lines().rev().find_map(|line| line.split_once("exposure level for ")) else {
         bail!("systemd-analyze security gave no verdict:\n{table}");
     };
-    println!("{} (at most {:.1})", verdict.1, f64::from(EXPOSURE) / 10.0);
-    ensure!(output.status.success(), "the service is exposed more than it may be:\n{table}");
+    println!("{} (at most {:.1})", verdict.1, f64::from(exposure) / 10.0);
+    ensure!(output.status.success(), "{name} is exposed more than it may be:\n{table}");
     Ok(())
 }
 

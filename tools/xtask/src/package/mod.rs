@@ -8,6 +8,7 @@ mod deb;
 mod files;
 mod licences;
 mod old_glibc;
+mod readme;
 mod rpm;
 
 use std::{
@@ -42,12 +43,9 @@ pub(crate) struct Options {
     /// Build with the profile of the tests and this machine's glibc: quick, and for checks only
     #[arg(long)]
     short: bool,
-    /// The .deb only
-    #[arg(long)]
-    only_deb: bool,
-    /// Version that the packages claim to be, for tests of upgrades
-    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
-    version: String,
+    /// Make only the .deb, and claim to be this version, and another layout in the kernel: for tests of upgrades
+    #[arg(long, value_name = "VERSION[:ABI]")]
+    only_deb: Vec<String>,
 }
 
 /// One package.
@@ -136,10 +134,11 @@ struct Edition {
 }
 
 impl Edition {
-    fn new(version: &str) -> Result<Self> {
+    fn new() -> Result<Self> {
         let header = read(&repository().join("crates/kernel/bpf/portkeep.h"))?;
         let abi = header.lines().find_map(|line| line.strip_prefix("#define PORTKEEP_ABI "));
-        Ok(Self { version: version.into(), abi: abi.context("portkeep.h has no PORTKEEP_ABI")?.into() })
+        let abi = abi.context("portkeep.h has no PORTKEEP_ABI")?;
+        Ok(Self { version: env!("CARGO_PKG_VERSION").into(), abi: abi.into() })
     }
 }
 
@@ -161,9 +160,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| target_folder().join("dist"));
     let out = std::path::absolute(&out).with_context(|| format!("looking for {}", out.display()))?;
     let job = Job::new(options.short, out)?;
-    let edition = Edition::new(&options.version)?;
-    if options.only_deb {
-        return Kind::ALL.iter().try_for_each(|kind| deb::make(&job, *kind, &edition).map(drop));
+    let edition = Edition::new()?;
+    if !options.only_deb.is_empty() {
+        return options.only_deb.iter().try_for_each(|name| {
+            let (version, abi) = name.split_once(':').unwrap_or((name, &edition.abi));
+            deb::make(&job, Kind::Portkeep, &Edition { version: version.into(), abi: abi.into() }).map(drop)
+        });
     }
     let made = job.packages(&edition)?;
     job.list(&made)?;

@@ -50,7 +50,8 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
     ] {
         build.arg("--define").arg(format!("{name} {value}"));
     }
-    RPMBUILD.run(build.arg(&spec))?;
+    // It prints what it builds for.
+    RPMBUILD.output(build.arg(&spec))?;
     let name = format!("{}-{}-1.x86_64.rpm", kind.name(), edition.version);
     let package = job.out.join(&name);
     fs::copy(out.join(&name), &package).with_context(|| format!("copying {name}"))?;
