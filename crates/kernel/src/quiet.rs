@@ -1,4 +1,4 @@
-//! What is kept about network namespaces, and how it goes when they are quiet.
+//! Network namespaces that are quiet: which words and accounts are kept for one, and how they are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
