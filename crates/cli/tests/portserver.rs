@@ -215,7 +215,7 @@ fn portpicker_gets_reserved_ports_and_its_own_tests_pass() {
     let source = folder.join("src");
     let python = |words: &[&str]| {
         let mut command = served.machine.program(&[&["python3"], words].concat());
-        command.current_dir(&source).env("PYTHONPATH", &source).env("PORTSERVER_ADDRESS", "@portkeep");
+        command.env("PYTHONPATH", &source).env("PORTSERVER_ADDRESS", "@portkeep");
         command.output().unwrap()
     };
 
@@ -230,10 +230,11 @@ for port in ports:
     let done = python(&["-c", script]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 
-    let done = python(&["tests/portpicker_test.py"]);
+    let done = python(&[source.join("tests/portpicker_test.py").to_str().unwrap()]);
     let report = String::from_utf8_lossy(&done.stderr);
     assert!(report.contains("\nRan 2"), "some twenty tests: {report}");
-    let failed: Vec<&str> = report.lines().filter(|line| line.starts_with("FAIL") || line.starts_with("ERROR")).collect();
+    let failed: Vec<&str> =
+        report.lines().filter(|line| line.starts_with("FAIL") || line.starts_with("ERROR")).collect();
     assert!(matches!(failed[..], [one, "FAILED (failures=1)"] if one.starts_with(DIFFERENT)), "{report}");
 }
 

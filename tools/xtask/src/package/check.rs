@@ -1,5 +1,5 @@
 //! The packages are tried: with lintian, and a Debian in a folder into which they are installed, upgraded under load,
-//! removed and purged. `check.sh` has the steps. Without `--short` the README's examples are run on another one, too.
+//! removed and purged. `check.sh` has the steps.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use portkeep_tool::{Missing, Tool, debian};
 
-use super::{Edition, Job, Kind, archive, deb, readme, rpm};
+use super::{Edition, Job, Kind, archive, deb, rpm};
 use crate::install::{make, write};
 
 const LINTIAN: Tool = Tool { name: "lintian", remedy: "apt-get install lintian" };
@@ -26,8 +26,7 @@ pub(super) fn run(job: &Job, edition: &Edition, made: &[PathBuf]) -> Result<()> 
     )?;
     println!("lintian: no errors");
     repeatable(job, edition)?;
-    in_a_debian(job, edition, made)?;
-    if job.short { Ok(()) } else { readme::run(made) }
+    in_a_debian(job, edition, made)
 }
 
 /// Packing the same files twice gives the same bytes.
@@ -87,7 +86,8 @@ impl Place {
     pub(super) fn run(&self, script: &str) -> Result<()> {
         let path = self.folder.path().join("check.sh");
         write(&path, &format!("{}\n{script}", include_str!("around.sh")))?;
-        let status = Command::new("bash").arg(&path).arg("outside").arg(&self.root).status().context("starting bash")?;
+        let status =
+            Command::new("bash").arg(&path).arg("outside").arg(&self.root).status().context("starting bash")?;
         ensure!(status.success(), "the packages failed a check");
         Ok(())
     }

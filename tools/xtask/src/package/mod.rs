@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// Check the packages: lintian, installing, upgrading, removing, purging (as root)
     #[arg(long)]
     check: bool,
+    /// Run the README's examples on a fresh Debian, with the .deb and the wheel (as root)
+    #[arg(long)]
+    readme: bool,
     /// Build twice, in two folders, and compare
     #[arg(long)]
     twice: bool,
@@ -175,6 +178,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if options.check {
         check::run(&job, &edition, &made)?;
+    }
+    if options.readme {
+        readme::run(&made)?;
     }
     Ok(())
 }
