@@ -56,7 +56,7 @@ impl Subject {
         matches!(self, Self::Portserver | Self::PortkeepServer)
     }
 
-    /// What it gives is for one user's processes, so outsiders are another user's.
+    /// Its ports are for one user's processes, so outsiders are another user's.
     pub(super) fn is_for_a_user(self) -> bool {
         self == Self::PortkeepServer
     }

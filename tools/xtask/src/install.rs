@@ -71,7 +71,7 @@ impl Build {
         let dev = self.profile == "dev";
         let folder = target_folder().join(if dev { "debug" } else { &self.profile });
         if dev {
-            // What the tests have built.
+            // The tests have built it.
             portkeep_tool::build(&["--lib", "--bin=portkeep", "--bin=portkeep-pages"])?;
             return Ok(folder);
         }

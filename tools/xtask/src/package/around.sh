@@ -23,6 +23,7 @@ mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t bpf bpf "$root/sys/fs/bpf"
 mount -t tmpfs tmpfs "$root/run"
+mount -t tmpfs tmpfs "$root/tmp"
 ip link set lo up
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 

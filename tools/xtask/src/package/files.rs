@@ -54,7 +54,7 @@ pub(super) fn usual_modes(root: &Path) -> Result<()> {
     })
 }
 
-/// Every time is the same one. What packs the files changes only the times that are later, and the clock of a machine may
+/// Every time is the same one. dpkg-deb and rpmbuild change only the times that are later, and the clock of a machine may
 /// be behind that of the last commit.
 pub(super) fn date(root: &Path, epoch: &str) -> Result<()> {
     let touch = ["-exec", "touch", "--no-dereference"];

@@ -143,7 +143,7 @@ agents_come_and_go() {
 	check 'what is up is adopted' [ "$(in_force)" = "$before" ]
 }
 
-# What the package brings besides its files.
+# A group and folders with their modes come with the package.
 accounts_and_folders() {
 	getent group portkeep && systemctl is-enabled portkeep.service || return
 	[ "$(stat -c '%a %U %G' /etc/portkeep/ports.d /run/portkeep /var/lib/portkeep | tr '\n' ' ')" = '755 root root 755 root root 700 root root ' ]
