@@ -9,7 +9,7 @@ use portkeep::{AcquireError, Align, Info, PortRange, Transport, Transports, Vers
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
-use crate::{agent, ask::Ask, sources::ConfigFile};
+use crate::{agent, ask::Ask, exit::refused, sources::ConfigFile};
 
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
@@ -41,7 +41,7 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, 
         _ => None,
     };
     match text {
-        Some(text) => anyhow::anyhow!("{text}"),
+        Some(text) => refused(error.reason(), text),
         None => error.into(),
     }
 }
