@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod after_up;
 mod aside;
 mod budget;
 mod connection;
@@ -80,11 +81,12 @@ use server::Server;
 use service::Service;
 use settle::Sweep;
 
+pub use after_up::after_up;
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
-pub use overlap::{Overlap, enter_overlap, leave_overlap};
-pub use policy::{quota, settings, share_quotas};
+pub use overlap::{Overlap, leave_overlap};
+pub use policy::{quota, settings};
 use portkeep_observe::{accounts, process, usage};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 pub use sysctl::ephemeral as ephemeral_ports;
