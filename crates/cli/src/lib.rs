@@ -47,7 +47,8 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use portkeep::persistent::protocol::{Reason, Refused};
-use portkeep_agent::{self as agent, process};
+use portkeep_agent as agent;
+use portkeep_observe::process;
 
 pub use exit::Exit;
 
