@@ -35,7 +35,9 @@ pub(crate) struct Ask {
     /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
-    /// Fail without kernel enforcement (PORTKEEP_REQUIRE=kernel)
+    /// Fail without kernel enforcement
+    ///
+    /// PORTKEEP_REQUIRE=kernel in the environment does the same.
     #[arg(long)]
     pub(crate) require_kernel: bool,
     /// Seconds to wait for an agent that does not answer
