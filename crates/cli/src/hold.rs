@@ -21,9 +21,7 @@ use anyhow::Context;
 use portkeep_core::time;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{
-        Pid, PidfdFlags, Signal, chdir, getpgrp, pidfd_open, set_parent_process_death_signal, setsid,
-    },
+    process::{Pid, PidfdFlags, Signal, chdir, getpgrp, pidfd_open, set_parent_process_death_signal, setsid},
     stdio,
     termios::tcgetpgrp,
 };
@@ -58,7 +56,10 @@ pub(crate) enum Until {
     Input,
     Signal,
     /// The first of these.
-    Over { process: Option<OwnedFd>, time: Option<Duration> },
+    Over {
+        process: Option<OwnedFd>,
+        time: Option<Duration>,
+    },
 }
 
 /// The reason why the reservation ended.
@@ -141,7 +142,9 @@ impl std::fmt::Display for Hold {
 fn open(pid: i32) -> anyhow::Result<OwnedFd> {
     let number = Pid::from_raw(pid).context("a process number is above 0")?;
     pidfd_open(number, PidfdFlags::empty()).map_err(|error| match error {
-        rustix::io::Errno::SRCH | rustix::io::Errno::INVAL => anyhow::anyhow!("--while-pid: no process has the number {pid}"),
+        rustix::io::Errno::SRCH | rustix::io::Errno::INVAL => {
+            anyhow::anyhow!("--while-pid: no process has the number {pid}")
+        }
         error => anyhow::Error::from(error).context(format!("--while-pid {pid}")),
     })
 }
@@ -152,14 +155,18 @@ fn check_input() -> anyhow::Result<()> {
     if io::stdin().is_terminal() {
         // A process in the background that reads a terminal is stopped.
         if tcgetpgrp(input).is_ok_and(|group| group != getpgrp()) {
-            return Err(Usage(format!("this command runs in the background and cannot read the terminal; {INSTEAD}")).into());
+            return Err(
+                Usage(format!("this command runs in the background and cannot read the terminal; {INSTEAD}")).into()
+            );
         }
         return Ok(());
     }
     let mut fds = [PollFd::new(&input, PollFlags::IN)];
     let readable = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("looking at standard input")?;
     if readable > 0 && matches!(rustix::io::read(input, &mut [0; 512]), Ok(0) | Err(_)) {
-        return Err(Usage(format!("standard input is at its end, so the ports would be lost at once; {INSTEAD}")).into());
+        return Err(
+            Usage(format!("standard input is at its end, so the ports would be lost at once; {INSTEAD}")).into()
+        );
     }
     Ok(())
 }
