@@ -34,7 +34,7 @@ const BACKGROUND: &str = "--in-background";
 const INSTEAD: &str = "add --hold to keep the ports until a signal, --while-pid PID (in a shell: $$) to keep them while \
                        a process runs, or --for 10m";
 
-/// What ends the reservation.
+/// The end of the reservation, as options say it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Hold {
     /// Keep them until a signal
