@@ -29,6 +29,8 @@ keep the ports, so it fails and names the options for that:
 background keeps them, and a signal to that process ends the reservation (`portkeep list` shows its number). Given \
 both, the first end counts. --for 0s only tries.
 
+--wait waits until other processes give the ports up; a signal ends that, with status 128+N.
+
 Without kernel enforcement the last word is `held`. With --require-kernel, --strict or --scope \
 cgroup it fails instead.
 
@@ -36,7 +38,7 @@ Examples:
   portkeep acquire --count 4                         until Ctrl-D
   line=$(portkeep acquire --while-pid $$)            while this script runs
   ports=${line%% *}
-  portkeep acquire --at 61004 --for 10m
+  portkeep acquire --at 61004 --wait=30s --for 10m
   portkeep acquire --at 61004 --hold --scope cgroup  for everything in the cgroup of the caller";
 
 /// Reserve ports and keep them until standard input ends
@@ -93,7 +95,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
             Claim::kernel(&args.ask, &args.config, "", args.scope, kind, None, || signals.pending().next())?
         }
         Level::Held(reason) => {
-            let claim = Claim::held(&args.ask, &args.config)?;
+            let claim = Claim::held(&args.ask, &args.config, || signals.pending().next())?;
             let udp = match claim.transports {
                 Transports::Tcp => "",
                 _ => ", but no program can bind the UDP ports",
