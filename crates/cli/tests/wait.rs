@@ -63,18 +63,17 @@ fn a_command_starts_when_the_reservation_before_it_ends() {
 fn an_ordinary_user_waits_for_a_socket_to_close() {
     let Some(machine) = ready("wait-socket") else { return };
     let copy = machine.for_everybody(PORTKEEP);
-    thread::scope(|scope| {
-        let work = || {
-            machine.enter_network();
-            let bound = TcpListener::bind(("127.0.0.1", 61005)).unwrap();
-            let command = machine.as_nobody(&[&copy, "acquire", "--at", "61005", "--wait=1h", "--for", "0s"]);
-            let waiting = Waiting::start(command);
-            assert!(waiting.note.contains("61005/tcp is in use"), "{}", waiting.note);
-            drop(bound);
-            assert!(waiting.end().ok().out.starts_with("61005 tcp "));
-        };
-        scope.spawn(work).join().unwrap();
-    });
+    // The BPF programs see the sockets of processes in the cgroup.
+    let script = "import socket; s = socket.socket(); s.bind(('', 61005)); print(flush=True); input()";
+    let mut bound = machine.program(&["python3", "-c", script]);
+    let mut bound = bound.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(bound.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let command = machine.as_nobody(&[&copy, "acquire", "--at", "61005", "--wait=1h", "--for", "0s"]);
+    let waiting = Waiting::start(command);
+    assert!(waiting.note.contains("61005/tcp is in use"), "{}", waiting.note);
+    drop(bound.stdin.take());
+    assert!(waiting.end().ok().out.starts_with("61005 tcp "));
+    bound.wait().unwrap();
 }
 
 #[test]
