@@ -64,7 +64,7 @@ fn an_ordinary_user_waits_for_a_socket_to_close() {
     let Some(machine) = ready("wait-socket") else { return };
     let copy = machine.for_everybody(PORTKEEP);
     // The BPF programs see the sockets of processes in the cgroup.
-    let script = "import socket; s = socket.socket(); s.bind(('', 61005)); print(flush=True); input()";
+    let script = "import socket, sys; s = socket.socket(); s.bind(('', 61005)); print(flush=True); sys.stdin.read()";
     let mut bound = machine.program(&["python3", "-c", script]);
     let mut bound = bound.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     BufReader::new(bound.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();

@@ -14,7 +14,7 @@ use crate::{
     sys,
 };
 
-/// What no event reports is noticed after this: a port that leaves TIME_WAIT, a RELEASE on a socket that stays open.
+/// No event reports some changes, which are noticed after this: a port that leaves TIME_WAIT, a RELEASE on a socket that stays open.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The same where the kernel reports no events.
 const WITHOUT_EVENTS: Duration = Duration::from_millis(100);
@@ -47,7 +47,7 @@ impl Ends {
         }
         self.pause = (self.pause * 2).min(LONGEST);
         let awake = sys::wait_readable(events.as_raw_fd(), limit.min(LOOK_AGAIN))?;
-        // One is as good as many. What comes from here on is for the next wait.
+        // One is as good as many. Later ones are for the next wait.
         sys::drain(events.as_raw_fd());
         Ok(awake)
     }

@@ -157,9 +157,9 @@ impl Request {
     /// Let [`acquire`](Self::acquire) wait, at most so long, until ports that others have can be had; by default it fails at
     /// once. [`Duration::MAX`] is no limit.
     ///
-    /// The ends of sockets wake it, as the kernel reports them to every process; what nothing reports (a port that leaves
-    /// TIME_WAIT, a RELEASE on a socket that stays open) is noticed within a second. What cannot come true because others give up
-    /// ports is an error at once: a block larger than the pool, privileged ports.
+    /// The ends of sockets wake it, which the kernel reports to every process. No event reports a port that leaves TIME_WAIT, or a
+    /// RELEASE on a socket that stays open; they are noticed within a second. A request that no other process stands in the way
+    /// of is an error at once: a block larger than the pool, privileged ports.
     ///
     /// ```no_run
     /// use std::time::Duration;
