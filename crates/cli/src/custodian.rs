@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 /// Pipes and sockets that were meant for the command would otherwise stay open here when the command has closed them.
-fn close_inherited() -> io::Result<()> {
+pub(crate) fn close_inherited() -> io::Result<()> {
     let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -126,7 +126,10 @@ impl Custodian {
         }
         // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
         command.process_group(0).current_dir("/");
-        command.spawn().map(Self).context("starting the process that keeps the ports")
+        let child = command.spawn().context("starting the process that keeps the ports")?;
+        // It leaves by itself, too, but on a busy machine the command may end before that, and would seem to go on.
+        let _ = subgroup.expel(child.id());
+        Ok(Self(child))
     }
 
     /// The command has ended, and this process has closed the owner socket. True once nothing is left of it; false if
