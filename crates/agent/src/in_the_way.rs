@@ -10,17 +10,23 @@ use crate::{process::by_inode, vacancy::holders};
 /// So many are named.
 const NAMED: usize = 8;
 
-/// The sockets on one port, in the calling thread's network namespace.
+/// The first few sockets on one port, in the calling thread's network namespace.
 pub(super) fn sockets(transport: Transport, port: u16) -> Vec<BoundSocket> {
     let block = PortRange::single(port).expect("a bound port is not 0");
+    sockets_in(transport, block, NAMED)
+}
+
+/// The first sockets on the ports of a block, `most` of them, with their processes as far as these can be seen. In the
+/// calling thread's network namespace.
+pub fn sockets_in(transport: Transport, block: PortRange, most: usize) -> Vec<BoundSocket> {
     let mut holders = holders(transport, block).unwrap_or_default();
-    holders.truncate(NAMED);
+    holders.truncate(most);
     let inodes: BTreeSet<u64> = holders.iter().filter_map(|holder| holder.inode).collect();
     let processes = by_inode(&inodes);
     let named = holders.into_iter().map(|holder| {
         let process = holder.inode.and_then(|inode| processes.get(&inode));
         BoundSocket {
-            port,
+            port: holder.local.port(),
             transport,
             state: Some(holder.state.to_owned()),
             local: Some(holder.local.to_string()),

@@ -23,8 +23,9 @@ mod happenings;
 mod in_the_way;
 mod keeper;
 mod kernel_part;
+pub mod listing;
 mod merge;
-mod namespaces;
+pub mod namespaces;
 mod overlap;
 mod peer;
 mod pending;
@@ -50,15 +51,16 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, bail};
 use portkeep::{
     Info,
-    persistent::protocol::{Answer, Happening, Reason, Reloaded, Request},
+    Time,
+    persistent::protocol::{Answer, Counters, Happening, Latency, QuotaUse, Reason, Reloaded, Request},
 };
-use portkeep_kernel::{EventKind, Instance};
+use portkeep_kernel::{EventKind, Instance, NOBODY, root_elsewhere};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -84,13 +86,16 @@ use service::Service;
 use settle::Sweep;
 
 pub use aside::{Aside, set_aside_used_pool_ports};
-pub use in_the_way::in_use;
+pub use in_the_way::{in_use, sockets_in};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
 pub use overlap::{Overlap, enter_overlap, leave_overlap};
 pub use policy::{quota, settings, share_quotas};
 pub use state::{RUNTIME_DIR, RuntimeDir};
-pub use sysctl::ephemeral as ephemeral_ports;
+pub use sysctl::{
+    ephemeral as ephemeral_ports, local_port_range, reserved as reserved_ports, unprivileged_port_start,
+};
+pub use vacancy::{Holder, holders};
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
 const TICK: Duration = Duration::from_secs(1);
@@ -238,6 +243,9 @@ pub struct Agent<'k> {
     netns: u64,
     server: Server,
     happenings: Happenings,
+    /// How long requests for particular ports waited.
+    latency: Latency,
+    started: Time,
     service: Service,
     /// Namespaces with entries of ours. Their reservations keep them alive anyhow; kept open so that the entries can
     /// be taken out when the last process has left.
@@ -278,6 +286,8 @@ impl<'k> Agent<'k> {
             netns: portkeep_kernel::netns::current_cookie().context("asking for the cookie of this namespace")?,
             server: Server::listen(server::path_in(folder)).context("listening on the agent's socket")?,
             happenings: Happenings::new(policy.config().events.per_second),
+            latency: requests::no_latency(),
+            started: SystemTime::now().into(),
             service: Service::new(),
             policy,
             kept: Kept::default(),
@@ -517,7 +527,53 @@ impl<'k> Agent<'k> {
         self.server.publish(&told);
     }
 
+    fn counters(&self) -> anyhow::Result<Counters> {
+        let maps = &self.kernel.maps;
+        let (counters, config) = (maps.counters()?, maps.config()?);
+        let mut quotas = Vec::new();
+        for item in maps.quotas() {
+            let (account, quota) = item?;
+            if account == NOBODY || quota.used == 0 && quota.pending == 0 {
+                continue;
+            }
+            let uid = u32::try_from(account).ok();
+            let default = match uid {
+                Some(0) => u32::MAX,
+                Some(_) => config.quota,
+                None => config.quota_elsewhere,
+            };
+            let limit = if quota.limit == 0 { default } else { quota.limit };
+            quotas.push(QuotaUse {
+                uid,
+                user: uid.and_then(accounts::known_user),
+                netns: uid.is_none().then_some(account & !root_elsewhere(0)),
+                used: quota.used,
+                limit: Some(limit).filter(|limit| *limit != u32::MAX),
+                pending: quota.pending,
+            });
+        }
+        quotas.sort_by_key(|quota| (quota.uid, quota.netns));
+        Ok(Counters {
+            since: self.started,
+            reservations: counters.reservations,
+            ports: counters.ports,
+            refused: counters.refused,
+            pending: quotas.iter().map(|quota| quota.pending).sum(),
+            latency: self.latency.clone(),
+            quotas,
+        })
+    }
+
     fn answer(&mut self, peer: Peer, request: Request) -> Answer {
+        if matches!(request, Request::Watch | Request::Counters) && self.policy.is_watcher(&peer) {
+            return match request {
+                Request::Watch => Answer::Watching,
+                _ => match self.counters() {
+                    Ok(counters) => Answer::Counters(Box::new(counters)),
+                    Err(error) => refusal(Reason::Failed, format!("{error:#}")),
+                },
+            };
+        }
         if !self.policy.is_administrator(&peer) {
             let message = "only an administrator may do this: root with its capabilities, or a member of the group that \
                            `administrators` names in portkeep.toml";
@@ -525,7 +581,6 @@ impl<'k> Agent<'k> {
         }
         let netns = self.netns;
         match request {
-            Request::Watch => Answer::Watching,
             Request::Reload => match self.reload() {
                 Ok(reloaded) => Answer::Reloaded(reloaded),
                 Err(error) => refusal(Reason::Failed, format!("{error:#}")),

@@ -2,7 +2,7 @@
 //! running processes and those with a name in `/run/netns`.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     os::{
         fd::OwnedFd,
@@ -19,8 +19,9 @@ const NAMED: &str = "/run/netns";
 
 /// A namespace, kept open: it cannot go away, and its cookie means it alone.
 #[derive(Debug)]
-pub(crate) struct Namespace {
-    pub(crate) cookie: u64,
+pub struct Namespace {
+    /// As `SO_NETNS_COOKIE` reports it.
+    pub cookie: u64,
     fd: OwnedFd,
 }
 
@@ -38,8 +39,12 @@ impl Namespace {
         matches!((own, theirs), (Ok(own), Ok(theirs)) if own == theirs)
     }
 
-    /// Run `work` in it, on a thread of its own.
-    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    /// Run `work` in it, on a thread of its own. Requires CAP_SYS_ADMIN.
+    ///
+    /// # Errors
+    ///
+    /// Those of entering it, and those of `work`.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         netns::within(&self.fd, work)?
     }
 }
@@ -101,7 +106,7 @@ fn distinct(paths: impl Iterator<Item = io::Result<PathBuf>>) -> impl Iterator<I
 }
 
 /// All that a process or a name leads to. An error is that of this process, not of a namespace.
-pub(crate) fn visible() -> impl Iterator<Item = io::Result<Namespace>> {
+pub fn visible() -> impl Iterator<Item = io::Result<Namespace>> {
     distinct(of_processes())
 }
 
@@ -122,8 +127,19 @@ fn hinted(cookie: u64, hints: &[u32]) -> io::Result<Option<Namespace>> {
 /// # Errors
 ///
 /// If this process could not look everywhere: then nothing is known.
-pub(crate) fn find(cookie: u64) -> io::Result<Option<Namespace>> {
+pub fn find(cookie: u64) -> io::Result<Option<Namespace>> {
     first(cookie, visible().chain(distinct(of_threads())))
+}
+
+/// The names in `/run/netns`, by cookie: `ip netns add` makes them.
+pub fn named() -> BTreeMap<u64, String> {
+    let entries = fs::read_dir(NAMED).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let namespace = Namespace::open(&entry.path()).ok()?;
+            Some((namespace.cookie, entry.file_name().to_string_lossy().into_owned()))
+        })
+        .collect()
 }
 
 /// A namespace that was not found is not looked for again for so long: each search walks through all processes.

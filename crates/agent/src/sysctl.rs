@@ -18,8 +18,12 @@ fn named(path: &str) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
     move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
-/// The reserved ports.
-pub(super) fn reserved() -> io::Result<PortSet> {
+/// `ip_local_reserved_ports`.
+///
+/// # Errors
+///
+/// If the sysctl cannot be read.
+pub fn reserved() -> io::Result<PortSet> {
     let file = File::open(RESERVED).map_err(named(RESERVED))?;
     // In one read: the kernel has nothing more to say to a second one.
     let mut text = vec![0; READ];
@@ -72,8 +76,12 @@ fn parts(text: &str, most: usize) -> Vec<String> {
     parts
 }
 
-/// Where automatic choices come from.
-pub(super) fn local_port_range() -> io::Result<Option<PortRange>> {
+/// Where automatic choices come from; `None` if there is no such range.
+///
+/// # Errors
+///
+/// If the sysctl cannot be read.
+pub fn local_port_range() -> io::Result<Option<PortRange>> {
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
     let text = fs::read_to_string(path).map_err(named(path))?;
     let mut numbers = text.split_whitespace().map(str::parse::<u16>);
@@ -90,7 +98,11 @@ pub fn ephemeral(ours: &PortSet) -> io::Result<Option<Ephemeral>> {
 }
 
 /// Ports below this one are privileged.
-pub(super) fn unprivileged_port_start() -> io::Result<u32> {
+///
+/// # Errors
+///
+/// If the sysctl cannot be read.
+pub fn unprivileged_port_start() -> io::Result<u32> {
     let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     let text = fs::read_to_string(path).map_err(named(path))?;
     text.trim().parse().map_err(|_| io::Error::other(format!("{path}: {text:?} is not a port")))

@@ -24,6 +24,9 @@ use crate::{
 /// Where it is.
 pub const PATH: &str = "/etc/portkeep/portkeep.toml";
 
+/// The group of those who may follow events, if the configuration names no other.
+pub const WATCHERS: &str = "portkeep-watch";
+
 /// One key of the configuration, as the manual page shows it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Key {
@@ -63,6 +66,14 @@ pub const KEYS: &[Key] = &[
         default: "root only",
         text: "A group whose members may create and delete persistent reservations, as root may.",
         example: "\"netadmin\"",
+    },
+    Key {
+        name: "watchers",
+        kind: "group, by name or number",
+        default: "\"portkeep-watch\", if there is such a group",
+        text: "A group whose members may follow events and read the agent's counters, as `portkeep watch` and portkeep-web \
+               do. They may change nothing. Administrators may do so too.",
+        example: "\"monitoring\"",
     },
     Key {
         name: "enforce",
@@ -148,6 +159,8 @@ pub struct Config {
     pub deny_errno: Errno,
     /// The group that may administer besides root.
     pub administrators: Option<Account>,
+    /// A group whose members may follow events; `None`: [`WATCHERS`], if there is such a group.
+    pub watchers: Option<Account>,
     /// The cgroup folder that is enforced; `None`: the whole host.
     pub enforce: Option<PathBuf>,
     /// The cgroup folder that is served; `None`: that of `enforce`.
@@ -215,6 +228,7 @@ impl Default for Config {
             pool: Some(defaults::POOL),
             deny_errno: Errno::EADDRINUSE,
             administrators: None,
+            watchers: None,
             enforce: None,
             serve: None,
             state_dir: "/var/lib/portkeep".into(),
@@ -321,6 +335,7 @@ impl Config {
                     None => {}
                 },
                 "administrators" => self.administrators = stanza::account(report, "administrators", entry.value()),
+                "watchers" => self.watchers = stanza::account(report, "watchers", entry.value()),
                 "enforce" => self.enforce = folder(report, &entry),
                 "serve" => self.serve = folder(report, &entry),
                 "state_dir" => {

@@ -92,18 +92,21 @@ fn use_of(header: &InetResponseHeader, protocol: u8, states: u32) -> Use {
 
 /// A socket that uses a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Holder {
-    pub(crate) local: SocketAddress,
+pub struct Holder {
+    /// Its own address and port.
+    pub local: SocketAddress,
     /// The other end, if it is connected.
-    pub(crate) peer: Option<SocketAddress>,
-    /// Its name for people.
-    pub(crate) state: &'static str,
+    pub peer: Option<SocketAddress>,
+    /// Its state, as [`portkeep::BoundSocket::state`] has it.
+    pub state: &'static str,
     /// Inode of its descriptors; `None` if no process has one open.
-    pub(crate) inode: Option<u64>,
+    pub inode: Option<u64>,
+    /// The user that made it. Of a TIME-WAIT the kernel knows none and reports 0.
+    pub uid: u32,
 }
 
 /// The sockets on the ports of a block, in the calling thread's network namespace; bound ones without a connection first.
-pub(crate) fn holders(transport: Transport, ports: PortRange) -> io::Result<Vec<Holder>> {
+pub fn holders(transport: Transport, ports: PortRange) -> io::Result<Vec<Holder>> {
     let mut found = Vec::new();
     let mut add = |protocol: u8, states: u32| {
         dump_both(protocol, states, |header| {
@@ -127,6 +130,7 @@ pub(crate) fn holders(transport: Transport, ports: PortRange) -> io::Result<Vec<
                         peer: Some(peer).filter(|peer| peer.port() != 0),
                         state,
                         inode: Some(u64::from(header.inode)).filter(|inode| *inode != 0),
+                        uid: header.uid,
                     },
                 ));
             }

@@ -35,7 +35,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 
-pub(crate) use diag::holders;
+pub use diag::{Holder, holders};
 use diag::{Listing, Use};
 
 /// From how many ports on a listing beforehand is cheaper than a probe for each.
