@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accounts;
+mod after_up;
 mod aside;
 mod budget;
 mod connection;
@@ -85,12 +86,13 @@ use server::Server;
 use service::Service;
 use settle::Sweep;
 
+pub use after_up::after_up;
 pub use aside::{Aside, set_aside_used_pool_ports};
 pub use in_the_way::{in_use, sockets_in};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
-pub use overlap::{Overlap, enter_overlap, leave_overlap};
-pub use policy::{quota, settings, share_quotas};
+pub use overlap::{Overlap, leave_overlap};
+pub use policy::{quota, settings};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 pub use sysctl::{
     ephemeral as ephemeral_ports, local_port_range, reserved as reserved_ports, unprivileged_port_start,

@@ -9,8 +9,7 @@ use portkeep_core::time;
 use crate::{
     DONE, Io,
     exit::Nothing,
-    level::served_here,
-    pins::{Pins, Seen},
+    pins::{Pins, Seen, served_here},
     reservations, table, waiting,
 };
 

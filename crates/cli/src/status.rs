@@ -14,8 +14,7 @@ use serde::Serialize;
 use crate::{
     DONE, Io, NOTHING,
     agent::Overlap,
-    level::served_here,
-    pins::{Pins, Seen},
+    pins::{Pins, Seen, served_here},
     waiting::{self, Heard},
 };
 
