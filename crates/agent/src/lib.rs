@@ -14,24 +14,20 @@
 
 #![forbid(unsafe_code)]
 
-pub mod accounts;
 mod after_up;
 mod aside;
 mod budget;
 mod connection;
 mod examine;
 mod happenings;
-mod in_the_way;
 mod keeper;
 mod kernel_part;
-pub mod listing;
 mod merge;
-pub mod namespaces;
+mod namespaces;
 mod overlap;
 mod peer;
 mod pending;
 mod policy;
-pub mod process;
 mod registry;
 mod requests;
 mod rightful;
@@ -88,16 +84,13 @@ use settle::Sweep;
 
 pub use after_up::after_up;
 pub use aside::{Aside, set_aside_used_pool_ports};
-pub use in_the_way::{in_use, sockets_in};
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
 pub use overlap::{Overlap, leave_overlap};
 pub use policy::{quota, settings};
+use portkeep_observe::{accounts, process, usage};
 pub use state::{RUNTIME_DIR, RuntimeDir};
-pub use sysctl::{
-    ephemeral as ephemeral_ports, local_port_range, reserved as reserved_ports, unprivileged_port_start,
-};
-pub use vacancy::{Holder, holders};
+pub use sysctl::ephemeral as ephemeral_ports;
 
 /// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
 const TICK: Duration = Duration::from_secs(1);
@@ -546,15 +539,17 @@ impl<'k> Agent<'k> {
             };
             let limit = if quota.limit == 0 { default } else { quota.limit };
             quotas.push(QuotaUse {
+                account: match uid {
+                    Some(uid) => format!("user {}", accounts::user_name(uid)),
+                    None => format!("root of the network namespace {}", account & !root_elsewhere(0)),
+                },
                 uid,
-                user: uid.and_then(accounts::known_user),
-                netns: uid.is_none().then_some(account & !root_elsewhere(0)),
                 used: quota.used,
                 limit: Some(limit).filter(|limit| *limit != u32::MAX),
                 pending: quota.pending,
             });
         }
-        quotas.sort_by_key(|quota| (quota.uid, quota.netns));
+        quotas.sort_by(|one: &QuotaUse, other| one.account.cmp(&other.account));
         Ok(Counters {
             since: self.started,
             reservations: counters.reservations,

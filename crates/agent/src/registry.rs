@@ -26,7 +26,7 @@ use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
 use portkeep_kernel::{Claimed, CreateError, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
-use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
+use super::{accounts, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id, usage};
 use crate::vacancy::{Look, Prober};
 
 /// The registry's tools: the BPF programs, and ways to look at the agent's network namespace.
@@ -202,8 +202,8 @@ impl<'a> Sockets<'a> {
                 if declaration.around && rightful {
                     return None;
                 }
-                let sockets = in_the_way::sockets(transport, port);
-                let mut why = in_the_way::sentence(transport, port, &sockets);
+                let sockets = sockets_on(transport, port);
+                let mut why = usage::sentence(transport, port, &sockets);
                 if rightful && for_service {
                     why += "; the reservation is for this process, and `around` reserves the port beside it";
                 }
@@ -248,6 +248,14 @@ impl Desk<'_> {
         })?;
         Ok((declaration, id, token))
     }
+}
+
+/// The sockets that keep a port from being reserved: the first few.
+fn sockets_on(transport: Transport, port: u16) -> Vec<BoundSocket> {
+    const NAMED: usize = 8;
+    let block = PortRange::single(port).expect("a bound port is not 0");
+    let usage = usage::Usage::of(&[(block, transport.into())]).unwrap_or_default();
+    usage.port(transport, port).sockets().take(NAMED).cloned().collect()
 }
 
 /// A bind came between the look and the confirmation.

@@ -77,7 +77,7 @@ fn write(found: &[Info], out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// A whole shell script can be an argument.
-fn short(command: &str) -> String {
+pub(crate) fn short(command: &str) -> String {
     const ENOUGH: usize = 60;
     match command.char_indices().nth(ENOUGH) {
         Some((at, _)) => format!("{}...", &command[..at]),

@@ -4,14 +4,14 @@ use std::{cell::LazyCell, collections::BTreeMap, io};
 
 use anyhow::Context;
 use portkeep::{
-    Info, PortRange, Process, Transport,
+    Info, PortRange, Transports,
     persistent::{self, Account},
 };
-use portkeep_agent::{accounts, listing, namespaces};
 use portkeep_core::wire;
 use portkeep_kernel::{Instance, netns};
+use portkeep_observe::{Usage, listing, namespaces};
 
-use crate::{patience, process::Binders};
+use crate::patience;
 
 /// All reservations of the machine, out of the maps.
 pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
@@ -56,16 +56,15 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
     listing::complete(found, &declared);
     // One round for all of them, and none if there is nobody.
     let all = PortRange::inclusive(1, u16::MAX)?;
-    let binders = LazyCell::new(|| Transport::ALL.map(|transport| Binders::in_block(transport, all)));
+    let usage = LazyCell::new(|| Usage::bound(&[(all, Transports::Both)]).unwrap_or_default());
     for info in found.iter_mut().filter(|info| is_here(info, own)) {
         let mut sockets = Vec::new();
         if info.bound.is_some_and(|bound| bound > 0) {
             for transport in info.transports.iter() {
-                let here = binders[transport as usize].range(info.ports.start()..=info.ports.last());
-                sockets.extend(here.flat_map(|(port, each)| each.clone().sockets(transport, *port)));
+                let here = info.ports.iter().filter_map(|port| usage.ports.get(&(port, transport)));
+                sockets.extend(here.flat_map(|found| found.bound_by.iter().cloned()));
             }
         }
-        name_users(sockets.iter_mut().filter_map(|socket| socket.process.as_mut()));
         info.bound_by = Some(sockets);
     }
     Ok(())
@@ -73,13 +72,6 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
 
 pub(crate) fn is_here(info: &Info, own_netns: u64) -> bool {
     info.netns == Some(own_netns)
-}
-
-/// The names of the users of processes.
-pub(crate) fn name_users<'a>(processes: impl Iterator<Item = &'a mut Process>) {
-    for process in processes {
-        process.user = process.uid.and_then(accounts::known_user);
-    }
 }
 
 /// The terms of its scope or audience: ", strict", ", ephemeral" or nothing.
@@ -116,6 +108,11 @@ impl NamespaceNames {
         if self.own.as_ref().is_ok_and(|own| *own == cookie) {
             return Some("this".into());
         }
-        self.others.get_or_insert_with(namespaces::named).get(&cookie).cloned()
+        self.others.get_or_insert_with(named).get(&cookie).cloned()
     }
+}
+
+/// Names of the namespaces that a process or a name in /run/netns leads to. Entering them requires root.
+fn named() -> BTreeMap<u64, String> {
+    namespaces::visible().flatten().map(|namespace| (namespace.cookie, namespace.name())).collect()
 }

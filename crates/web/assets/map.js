@@ -10,6 +10,8 @@ const GAP = 18;
 const NARROW = 600;
 const MOST_ZOOM = 64;
 const FLASH = 2200;
+// Single ports that get a mark of some pixels.
+const SMALL = 2000;
 const quiet = matchMedia('(prefers-reduced-motion: reduce)');
 
 function hslToRgb(hue, saturation, lightness) {
@@ -94,7 +96,7 @@ export class PortMap {
   resize() {
     const width = Math.max(240, Math.floor(this.canvas.parentElement.clientWidth));
     const beside = width >= NARROW;
-    const side = Math.floor(beside ? (width - 2 * AXIS - GAP) / 2 : width - AXIS);
+    const side = Math.floor(beside ? (width - 2 * AXIS - GAP) / 2 : width - AXIS) - 1;
     const height = beside ? TITLE + side + 2 : 2 * (TITLE + side) + GAP + 2;
     this.panels = TRANSPORTS.map((transport, index) => ({
       transport,
@@ -264,6 +266,7 @@ export class PortMap {
       if (cell >= 7) this.drawGrid(panel, cell);
       this.drawRanges(panel, cell);
       if (cell >= 5) this.drawPorts(panel, cell);
+      else this.drawSmall(panel, cell);
     }
     this.drawPlaces(panel, cell);
     context.restore();
@@ -361,6 +364,33 @@ export class PortMap {
     const isPrivate = (each) => each.ephemeral && inForce(each);
     if (cell >= 5) this.strokeRanges(panel, cell, mine.filter((each) => !isPrivate(each)).map(block), css.text, 1);
     this.strokeRanges(panel, cell, mine.filter(isPrivate).map(block), css.private, 2);
+  }
+
+  /** Single ports would be too small to see: they get some pixels, unless they are too many. */
+  drawSmall({ transport, left, top }, cell) {
+    const { context, css, model, view } = this;
+    const mark = (port, count, size, style) => {
+      const [x, y] = [left + ((port % SIDE) - view.x + count / 2) * cell, top + ((port >> 8) - view.y + 0.5) * cell];
+      context.fillStyle = style;
+      context.fillRect(Math.round(x - size / 2), Math.round(y - size / 2), size, size);
+    };
+    const pale = this.found && !this.found.all;
+    const blocks = pale ? this.found.indexes.map((index) => model.reservations[index]) : model.reservations;
+    const small = blocks.filter((each) => each.count * cell < 6 && transportsOf(each).includes(transport));
+    if (small.length <= SMALL) {
+      // What is in force comes last, over what is not.
+      for (const each of small.sort((one, other) => inForce(one) - inForce(other))) {
+        const wrong = each.state === 'conflict' ? css.conflict : css.waiting;
+        mark(each.start, each.count, 7, css.card);
+        mark(each.start, each.count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
+      }
+    }
+    const used = model.used[transport];
+    const bound = [];
+    for (let port = 1; port < PORTS && bound.length <= SMALL; port++) {
+      if (used[port] >= BOUND && !model.reserved[transport][port] && !model.waiting[transport][port]) bound.push(port);
+    }
+    if (!pale && bound.length <= SMALL) bound.forEach((port) => mark(port, 1, 3, css.listening));
   }
 
   /** Marks of sockets, and numbers where there is room for them. */

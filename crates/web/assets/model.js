@@ -4,7 +4,7 @@ export const TRANSPORTS = ['tcp', 'udp'];
 export const PORTS = 65536;
 
 // Kinds of sockets, the most important one last.
-const STATES = ['', 'TIME-WAIT', 'closing', 'connected', 'bound', 'listening'];
+const STATES = ['', 'TIME-WAIT', 'closing', 'connecting', 'connected', 'bound', 'listening'];
 export const CONNECTED = STATES.indexOf('connected');
 export const BOUND = STATES.indexOf('bound');
 
@@ -52,25 +52,26 @@ export function scopeText(reservation) {
 }
 
 /** Which process, file or command made it. */
-export function originText(reservation) {
+export function originText(reservation, whole = false) {
   const { owner, origin } = reservation;
   if (owner) return `${processText(owner)}, ${user(owner)}`;
   if (!origin) return '';
-  if (origin.path) return origin.line ? `${origin.path}:${origin.line}` : origin.path;
+  if (origin.path) {
+    const path = whole ? origin.path : origin.path.split('/').at(-1);
+    return origin.line ? `${path}:${origin.line}` : path;
+  }
   return origin.uid === null ? 'a command' : `a command of uid ${origin.uid}`;
 }
 
-// FNV-1a: the same owner has the same colour each time.
-function hash(text) {
-  let value = 0x811c9dc5;
-  for (const char of text) value = Math.imul(value ^ char.codePointAt(0), 0x01000193) >>> 0;
-  return value;
-}
+// The golden ratio keeps the colours of owners apart, however many there are. An owner keeps its colour while the page is open.
+const GOLDEN = 0.618034;
+const owners = new Map();
 
 /** Hue, saturation and difference in lightness of an owner. Reds are for what is wrong. */
 export function colour(owner) {
-  const value = hash(owner);
-  return [20 + (value % 311), 50 + ((value >>> 9) % 3) * 12, (((value >>> 13) % 3) - 1) * 7];
+  if (!owners.has(owner)) owners.set(owner, owners.size);
+  const index = owners.get(owner);
+  return [22 + ((0.53 + index * GOLDEN) % 1) * 308, 50 + (index % 3) * 11, ((index >> 1) % 3 - 1) * 6];
 }
 
 export class Model {

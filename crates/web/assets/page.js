@@ -190,8 +190,14 @@ function row(each) {
   if (each.since) since.title = each.since;
   const name = element('td', each.name ?? '');
   if (each.description) name.title = each.description;
-  made.append(ports, element('td', each.transports), name, element('td', scopeText(each)), element('td', originText(each)),
+  made.append(ports, element('td', each.transports), name, element('td', scopeText(each)), origin(each),
     element('td', stateText(each)), element('td', each.bound ? plural(each.bound, 'port') : ''), since);
+  return made;
+}
+
+function origin(each) {
+  const made = element('td', originText(each));
+  made.title = each.owner?.command ?? originText(each, true);
   return made;
 }
 
@@ -231,7 +237,7 @@ function facts({ port, transport, reservation, bound_by: sockets, waiting }) {
     fact('reservation', [reservation.name, `${reservation.ports}/${reservation.transports}`].filter(Boolean).join(', '));
     fact('description', reservation.description);
     fact('for', scopeText(reservation));
-    fact(reservation.owner ? 'acquired by' : 'from', originText(reservation));
+    fact(reservation.owner ? 'acquired by' : 'from', originText(reservation, true));
     fact('command', reservation.owner?.command);
     fact('unit', reservation.owner?.unit);
     fact('state', stateText(reservation));
@@ -248,13 +254,21 @@ function facts({ port, transport, reservation, bound_by: sockets, waiting }) {
   if (sockets.length === 0) return [...parts, element('p', 'no socket')];
   const lines = element('ul');
   for (const socket of sockets.slice(0, 50)) {
-    const who = socket.process ? `${processText(socket.process)}, ${user(socket.process)}${socket.process.unit ? `, ${socket.process.unit}` : ''}`
-      : socket.state === 'TIME-WAIT' || socket.state === 'closing' ? 'no process' : `a process of ${model?.socket(transport, port)?.user ?? 'another user'} that cannot be seen from here`;
+    const who = holder(socket);
     const ends = socket.peer ? `${socket.local} to ${socket.peer}` : socket.local;
     lines.append(element('li', `${socket.state} ${ends ?? ''}: ${who}`));
   }
   if (sockets.length > 50) lines.append(element('li', `and ${sockets.length - 50} more`));
   return [...parts, lines];
+}
+
+function holder(socket) {
+  const left = socket.remaining === null ? '' : `, ${socket.remaining} s left`;
+  const unit = socket.unit && socket.unit !== '/' ? `, ${socket.unit}` : '';
+  if (socket.process) return `${processText(socket.process)}, ${user(socket.process)}${unit}`;
+  if (socket.kernel) return 'the kernel itself';
+  if (left || ['TIME-WAIT', 'closing'].includes(socket.state)) return `no process${left}`;
+  return `a process of ${user(socket) || 'another user'}${unit} that cannot be seen from here`;
 }
 
 function close() {

@@ -3,24 +3,27 @@
 //! Everything here waits for the kernel or for the agent, and belongs on a thread of its own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     time::{Duration, SystemTime},
 };
 
 use portkeep::{
-    BoundSocket, Info, PortRange, QueryError, State, Time, Transport,
+    BoundSocket, Info, PortRange, QueryError, State, Time, Transport, Transports,
     persistent::{Connection, PersistentError},
 };
-use portkeep_agent::{self as agent, accounts, listing, namespaces};
 use portkeep_core::PortSet;
 use portkeep_kernel::netns;
+use portkeep_observe::{
+    Usage, accounts, listing,
+    namespaces::{self, visible},
+    sockets::{Listing, SocketState},
+    sysctl,
+};
 use serde::Serialize;
 
 /// How long the agent has for an answer: the rest can be shown without it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
-/// So many sockets of one port are shown.
-const SOCKETS: usize = 256;
 
 /// All ports of a network namespace.
 #[derive(Debug, Serialize)]
@@ -49,7 +52,7 @@ pub(crate) struct Map {
 #[derive(Debug, Serialize)]
 pub(crate) struct Sockets {
     pub(crate) transport: Transport,
-    pub(crate) state: &'static str,
+    pub(crate) state: String,
     /// The user of the sockets; `None` where the kernel knows none.
     pub(crate) uid: Option<u32>,
     pub(crate) user: Option<String>,
@@ -119,11 +122,9 @@ pub(crate) fn within<T: Send>(
 /// The network namespaces that this process can enter, its own first.
 pub(crate) fn all_namespaces() -> io::Result<Vec<Namespace>> {
     let own = netns::current_cookie()?;
-    let named = namespaces::named();
-    let cookies: BTreeSet<u64> =
-        namespaces::visible().flatten().map(|namespace| namespace.cookie).chain(named.keys().copied()).collect();
-    let others = cookies.into_iter().filter(|cookie| *cookie != own);
-    let others = others.map(|netns| Namespace { netns, netns_name: named.get(&netns).cloned() });
+    let found: BTreeMap<u64, String> = visible().flatten().map(|found| (found.cookie, found.name())).collect();
+    let others = found.into_iter().filter(|(cookie, _)| *cookie != own);
+    let others = others.map(|(netns, name)| Namespace { netns, netns_name: Some(name) });
     Ok(std::iter::once(Namespace { netns: own, netns_name: Some("this".into()) }).chain(others).collect())
 }
 
@@ -148,9 +149,11 @@ impl Map {
             }
             None => Vec::new(),
         };
-        // Refused requests stay until their owner asks; they hold nothing.
-        reservations.retain(|info| info.state != State::Refused);
         let declared = Declared::ask();
+        // Refused requests stay until their owner asks; they hold nothing. The agent tries declared ones again and again; it
+        // knows why they are not in force.
+        let tried = |info: &Info| info.persistent && info.state == State::Pending && declared.answers == Some(true);
+        reservations.retain(|info| info.state != State::Refused && !tried(info));
         let waiting: Vec<Info> = declared.not_in_force().filter(|_| own).cloned().collect();
         let answers = declared.answers;
         listing::complete(&mut reservations, &declared.list);
@@ -171,15 +174,15 @@ impl Map {
             agent: version.as_ref().is_some_and(|version| version.agent),
             agent_answers: answers,
             pool: version.and_then(|version| version.pool),
-            local_port_range: agent::local_port_range().unwrap_or_else(|error| {
+            local_port_range: sysctl::local_port_range().unwrap_or_else(|error| {
                 read("ip_local_port_range", error);
                 None
             }),
-            local_reserved_ports: agent::reserved_ports().unwrap_or_else(|error| {
+            local_reserved_ports: sysctl::reserved().unwrap_or_else(|error| {
                 read("ip_local_reserved_ports", error);
                 PortSet::default()
             }),
-            unprivileged_port_start: agent::unprivileged_port_start().ok(),
+            unprivileged_port_start: sysctl::unprivileged_port_start().ok(),
             reservations,
             sockets,
             not_seen,
@@ -189,19 +192,16 @@ impl Map {
 
 /// The ports in use, by kind of socket.
 fn sockets() -> io::Result<Vec<Sockets>> {
-    let mut kinds: BTreeMap<(Transport, &'static str, Option<u32>), PortSet> = BTreeMap::new();
-    let all = PortRange::inclusive(1, u16::MAX).map_err(io::Error::other)?;
+    let mut kinds: BTreeMap<(Transport, SocketState, Option<u32>), PortSet> = BTreeMap::new();
     for transport in Transport::ALL {
-        for holder in agent::holders(transport, all)? {
-            // Without a descriptor there is no user: the kernel reports 0.
-            let uid = holder.inode.map(|_| holder.uid);
-            let Ok(port) = PortRange::single(holder.local.port()) else { continue };
-            kinds.entry((transport, holder.state, uid)).or_default().insert(port);
+        for socket in Listing::of(transport)?.sockets {
+            let Ok(port) = PortRange::single(socket.port()) else { continue };
+            kinds.entry((transport, socket.state, socket.uid)).or_default().insert(port);
         }
     }
     let kinds = kinds.into_iter().map(|((transport, state, uid), ports)| Sockets {
         transport,
-        state,
+        state: state.to_string(),
         uid,
         user: uid.and_then(accounts::known_user),
         ports,
@@ -212,6 +212,7 @@ fn sockets() -> io::Result<Vec<Sockets>> {
 /// Who has a port, of both transports, in this thread's network namespace.
 pub(crate) fn who(port: PortRange, own: bool) -> io::Result<Vec<Who>> {
     let declared = Declared::ask();
+    let usage = Usage::of(&[(port, Transports::Both)])?;
     let number = port.start();
     let found = Transport::ALL.map(|transport| {
         let found = match portkeep::who(transport, number) {
@@ -220,10 +221,7 @@ pub(crate) fn who(port: PortRange, own: bool) -> io::Result<Vec<Who>> {
         };
         let mut reservation = Vec::from_iter(found?);
         listing::complete(&mut reservation, &declared.list);
-        let mut bound_by = agent::sockets_in(transport, port, SOCKETS);
-        for process in bound_by.iter_mut().filter_map(|socket| socket.process.as_mut()) {
-            process.user = process.uid.and_then(accounts::known_user);
-        }
+        let bound_by = usage.port(transport, number).sockets().cloned().collect();
         let waiting = declared.not_in_force().filter(|info| own && info.has(transport, number)).cloned().collect();
         Ok(Who { port: number, transport, reservation: reservation.pop(), bound_by, waiting })
     });

@@ -166,14 +166,10 @@ fn of_agent(registry: &mut Registry) {
     );
     let (used, limit) = (Gauges::default(), Gauges::default());
     for quota in counters.quotas {
-        let user = match (quota.user, quota.uid, quota.netns) {
-            (Some(user), _, _) => user,
-            (None, Some(uid), _) => uid.to_string(),
-            (None, None, netns) => format!("root of network namespace {}", netns.unwrap_or_default()),
-        };
-        used.get_or_create(&labels([("user", &user)])).set(quota.used.into());
+        let account = labels([("account", &quota.account)]);
+        used.get_or_create(&account).set(quota.used.into());
         if let Some(most) = quota.limit {
-            limit.get_or_create(&labels([("user", &user)])).set(most.into());
+            limit.get_or_create(&account).set(most.into());
         }
     }
     registry.register("quota_used_ports", "Ports that an account holds", used);

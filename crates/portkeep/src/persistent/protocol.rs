@@ -289,12 +289,10 @@ impl Latency {
 /// What an account holds, and may hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuotaUse {
+    /// Its name.
+    pub account: String,
     /// The user; `None`: root of another network namespace.
     pub uid: Option<u32>,
-    /// The name of that user, if it has one.
-    pub user: Option<String>,
-    /// Of root of another network namespace: its cookie.
-    pub netns: Option<u64>,
     /// Ports that it holds; of a reservation for both transports, TCP and UDP count apart.
     pub used: u32,
     /// Ports that it may hold; `None`: no limit.

@@ -7,12 +7,12 @@ use std::{
     thread,
 };
 
-use portkeep_testkit::{World, agent::end_all, process::Child, report::median, tell};
+use portkeep_testkit::{World, process::Child, report::median, tell};
 use serde_json::Value;
 
 use crate::{
     chromium::{Chromium, Scheme},
-    scene::{Large, Scene},
+    scene::{Large, Scene, rename},
     server::Server,
 };
 
@@ -57,7 +57,7 @@ fn rows(browser: &mut Chromium) -> Vec<String> {
 fn the_map_shows_who_has_a_port() {
     let Some(world) = World::enter("web::browser::map") else { return };
     let Some(mut browser) = Chromium::start("web::browser::map") else { return };
-    let scene = Scene::new();
+    let scene = Scene::new(&world);
     let server = Server::start(scene.folder.path());
     let pictures = tempfile::tempdir().unwrap();
     browser.window(1280, 1000, Scheme::Light);
@@ -65,6 +65,17 @@ fn the_map_shows_who_has_a_port() {
     browser.until("document.getElementById('following').innerText === 'live'");
     let summary = browser.text("#summary");
     assert!(summary.contains("reservations") && summary.contains("declared and not in force"), "{summary}");
+
+    // Two programs that are refused.
+    for (name, tcp) in [("node", scene.own.ports().start()), ("python3", 30_100)] {
+        let mut outsider = Child::fork(move |talk| {
+            rename(name);
+            talk.say(TcpListener::bind(("127.0.0.1", tcp)).is_err().into());
+        });
+        assert_eq!(outsider.talk.hear(), 1);
+        outsider.join();
+        browser.until(&format!("document.getElementById('events').innerText.includes('{name} (pid')"));
+    }
 
     // Hover.
     let (x, y) = place(&mut browser, "udp", 16500);
@@ -79,7 +90,7 @@ fn the_map_shows_who_has_a_port() {
     browser.key("Enter");
     browser.until("document.getElementById('who-body').innerText.includes('postgresql')");
     let who = browser.text("#who");
-    for part in ["Port 5432", "postgresql.service", "The main database", &format!("pid {}", std::process::id()), "5432/udp"] {
+    for part in ["Port 5432", "postgresql.service", "The main database", &format!("pid {}", scene.process_of("postgresql.service")), "5432/udp"] {
         assert!(who.contains(part), "{part}: {who}");
     }
     search(&mut browser, "");
@@ -136,16 +147,14 @@ fn the_map_shows_who_has_a_port() {
     browser.picture(&picture(pictures.path(), "web-phone.png"));
     browser.has_not_complained();
     drop(browser);
-    scene.agent.stop();
-    drop((scene.own, scene.rest));
-    end_all(&world);
+    scene.end(&world);
 }
 
 #[test]
 fn a_refusal_flashes_where_it_happens() {
     let Some(world) = World::enter("web::browser::refusal") else { return };
     let Some(mut browser) = Chromium::start("web::browser::refusal") else { return };
-    let scene = Scene::new();
+    let mut scene = Scene::new(&world);
     let server = Server::start(scene.folder.path());
     browser.window(1280, 1000, Scheme::Light);
     loaded(&mut browser, &server);
@@ -179,15 +188,13 @@ fn a_refusal_flashes_where_it_happens() {
     browser.until("!document.getElementById('rows').innerText.includes('late arrival')");
 
     // The feed goes on when the agent comes back.
-    scene.agent.stop();
-    browser.until("document.getElementById('following').innerText.startsWith('not shown')");
-    let agent = scene.folder.agent();
+    scene.restart_agent(|| {
+        browser.until("document.getElementById('following').innerText.startsWith('not shown')");
+    });
     browser.until("document.getElementById('following').innerText === 'live'");
     browser.has_not_complained();
     drop(browser);
-    agent.stop();
-    drop((scene.own, scene.rest));
-    end_all(&world);
+    scene.end(&world);
 }
 
 /// A page of another origin, on another port or under a name that leads here, gets nothing to read.

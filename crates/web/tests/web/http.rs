@@ -167,7 +167,7 @@ fn an_unprivileged_server_shows_reservations_and_follows_events_once_it_may() {
     folder.configure(&format!("watchers = {NOBODY}\n"));
     assert_eq!(folder.reload().errors, Vec::<String>::new());
     eventually(|| following(&server)["following"] == true);
-    assert!(server.get("/metrics").body.contains("portkeep_quota_used_ports{user=\"root\"} 4"));
+    assert!(server.get("/metrics").body.contains("portkeep_quota_used_ports{account=\"user root\"} 4"));
     // It may follow, and change nothing.
     let mut outsider = Child::fork(|talk| {
         become_user(NOBODY);

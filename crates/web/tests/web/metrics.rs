@@ -11,7 +11,7 @@ use std::{
 use portkeep::Reservation;
 use portkeep_testkit::{World, agent::{AgentFolder, end_all}, eventually_or, process, skip};
 
-use crate::server::Server;
+use crate::server::{NOBODY, Server};
 
 /// Set on machines that must run the tests with Prometheus.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_PROMETHEUS";
@@ -71,22 +71,32 @@ fn the_metrics_count_what_happens() {
     assert_eq!(outsider.talk.hear(), 2);
     outsider.join();
     drop(particular);
+    let mut nobody = process::Child::fork(|talk| {
+        process::become_user(NOBODY);
+        let reservation = Reservation::tcp().ports(3).acquire().unwrap();
+        talk.say(1);
+        talk.try_hear();
+        drop(reservation);
+    });
+    assert_eq!(nobody.talk.hear(), 1);
     let lines = [
         "portkeep_up 1",
         "portkeep_agent_up 1",
         "portkeep_agent_answers 1",
         "portkeep_pool_ports 4536",
-        "portkeep_reservations{state=\"active\",kind=\"runtime\"} 1",
+        "portkeep_reservations{state=\"active\",kind=\"runtime\"} 2",
         "portkeep_reservations{state=\"active\",kind=\"persistent\"} 1",
         "portkeep_reservations{state=\"conflict\",kind=\"persistent\"} 0",
-        "portkeep_reserved_ports{transport=\"tcp\",scope=\"process\",kind=\"runtime\"} 4",
+        "portkeep_reserved_ports{transport=\"tcp\",scope=\"process\",kind=\"runtime\"} 7",
         "portkeep_reserved_ports{transport=\"tcp\",scope=\"unit\",kind=\"persistent\"} 1",
         "portkeep_reserved_ports_in_use{transport=\"tcp\"} 1",
-        "portkeep_grants_total 2",
+        "portkeep_grants_total 3",
         "portkeep_ends_total 1",
         "portkeep_pending_requests 0",
         "portkeep_pending_latency_seconds_count 1",
-        "portkeep_quota_used_ports{user=\"root\"} 4",
+        "portkeep_quota_used_ports{account=\"user root\"} 4",
+        "portkeep_quota_used_ports{account=\"user nobody\"} 3",
+        "portkeep_quota_limit_ports{account=\"user nobody\"} 1024",
     ];
     for line in lines {
         eventually_or(|| format!("{line}\n{}", page()), || page().lines().any(|have| have == line));
@@ -118,16 +128,37 @@ fn the_metrics_count_what_happens() {
     if prometheus("web::metrics") {
         scrape(&server, &answer.body);
     }
-    drop((listener, mine));
+    drop((listener, mine, nobody));
     agent.stop();
     end_all(&world);
 }
 
+/// The older text format, which is all that promtool checks: names have their endings also in the comments, and neither units nor
+/// an end are marked.
+fn older_format(page: &str) -> String {
+    let typed = |name: &str, kind: &str| page.lines().any(|line| line == format!("# TYPE {name} {kind}"));
+    let line = |line: &str| {
+        let mut words: Vec<String> = line.splitn(4, ' ').map(str::to_owned).collect();
+        match words.get(1).map(String::as_str) {
+            Some("HELP" | "TYPE") if line.starts_with('#') => {
+                let name = words[2].clone();
+                let ending = if typed(&name, "counter") { "_total" } else if typed(&name, "info") { "_info" } else { "" };
+                words[2].push_str(ending);
+                if words[3] == "info" {
+                    words[3] = "gauge".into();
+                }
+                Some(words.join(" ") + "\n")
+            }
+            _ if line.starts_with('#') => None,
+            _ => Some(line.to_owned() + "\n"),
+        }
+    };
+    page.lines().filter_map(line).collect()
+}
+
 /// promtool finds nothing wrong, and a real Prometheus scrapes it and evaluates the rules.
 fn scrape(server: &Server, page: &str) {
-    // promtool reads the older text format, where a counter's name has its ending also in the comments, and there is no EOF.
-    let older: String = page.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
-    promtool(&["check", "metrics"], &older);
+    promtool(&["check", "metrics"], &older_format(page));
     promtool(&["check", "rules", &packaging("alerts.yml")], "");
     promtool(&["test", "rules", &packaging("alerts.test.yml")], "");
     let folder = tempfile::tempdir().unwrap();
@@ -154,7 +185,7 @@ fn scrape(server: &Server, page: &str) {
         text
     };
     let said = || format!("{}\n{}", ask("targets"), fs::read_to_string(folder.path().join("log")).unwrap());
-    eventually_or(said, || ask("query?query=portkeep_grants_total").contains("\"2\""));
+    eventually_or(said, || ask("query?query=portkeep_grants_total").contains("\"3\""));
     eventually_or(said, || ask("query?query=portkeep_pending_latency_seconds_bucket").contains("+Inf"));
     eventually_or(said, || ask("query?query=up").contains("\"1\""));
     let rules = || ask("rules");

@@ -36,7 +36,7 @@ pub fn complete(found: &mut [Info], declared: &[Info]) {
                 && let Some(found) = processes.entry(owner.pid).or_insert_with(|| process::of(owner.pid))
                 && found.comm == owner.comm
             {
-                (owner.command, owner.unit) = (found.command.clone(), found.unit.clone());
+                (owner.command, owner.unit, owner.started) = (found.command.clone(), found.unit.clone(), found.started);
             }
         }
         if let Some(Scope::Cgroup(id)) = info.scope {
