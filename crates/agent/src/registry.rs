@@ -133,6 +133,8 @@ pub(super) struct Registry {
     runtime: PathBuf,
     root: PathBuf,
     items: Vec<Item>,
+    /// The declarations of files, as they were last read.
+    files: Vec<Declared>,
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
     told: HashMap<String, String>,
@@ -306,6 +308,7 @@ impl Registry {
             runtime: runtime.to_owned(),
             root,
             items: Vec::new(),
+            files: Vec::new(),
             version: 0,
             conflicts: Vec::new(),
             by_id: HashMap::new(),
@@ -336,10 +339,26 @@ impl Registry {
         self.persistent.open_again(|| Store::open(&self.state));
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
         let loaded = dropin::load(&self.root);
-        let merged = merge(self.commands(), loaded.declared);
+        self.files = loaded.declared;
+        Ok((self.merge(desk)?, loaded.diagnostics))
+    }
+
+    /// Decide again which declarations are in force, and bring the BPF programs in line.
+    fn merge(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<Changes> {
+        let merged = merge(self.commands(), self.files.clone());
         self.conflicts = merged.conflicts;
-        let changes = self.bring_in_line(desk, merged.in_force)?;
-        Ok((changes, loaded.diagnostics))
+        self.bring_in_line(desk, merged.in_force)
+    }
+
+    /// Look again at what conflicted with a declaration that is new or gone, and at what waited for its ports.
+    fn look_again(&mut self, desk: &mut Desk<'_>) {
+        let looked = match self.conflicts.is_empty() {
+            true => self.retry(desk).map(drop),
+            false => self.merge(desk).map(drop),
+        };
+        if let Err(error) = looked {
+            tracing::error!(error = format!("{error:#}"), "cannot look again at what is not in force");
+        }
     }
 
     /// Files that lost against another declaration. Each may be right by itself.
@@ -646,6 +665,9 @@ impl Registry {
         self.version += 1;
         self.by_id.insert(id, self.items.len());
         self.items.push(Item { declared, how: How::Active { id, token } });
+        if !self.conflicts.is_empty() {
+            self.look_again(desk);
+        }
         Ok(created)
     }
 
@@ -694,6 +716,7 @@ impl Registry {
         }
         self.conflicts.retain(|conflict| conflict.loser != declared);
         self.index();
+        self.look_again(desk);
         Ok(Info::declared(&declared.declaration, &declared.origin, State::Ended))
     }
 

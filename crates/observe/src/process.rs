@@ -31,9 +31,10 @@ fn started(pid: u32) -> Option<Time> {
     // The second field is a name in brackets, and may be anything.
     let (_, rest) = text.rsplit_once(')')?;
     let ticks: u64 = rest.split_whitespace().nth(19)?.parse().ok()?;
+    let since_boot = Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second()).ok()?;
     let now = rustix::time::clock_gettime(ClockId::Boottime);
-    let age = u64::try_from(now.tv_sec).ok()?.saturating_sub(ticks / clock_ticks_per_second());
-    Some(std::time::SystemTime::now().checked_sub(Duration::from_secs(age))?.into())
+    let now = Duration::new(now.tv_sec.try_into().ok()?, now.tv_nsec.try_into().ok()?);
+    Some(std::time::SystemTime::now().checked_sub(now.saturating_sub(since_boot))?.into())
 }
 
 /// Whether pids here mean what they mean to the BPF programs, which number
