@@ -53,8 +53,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use portkeep::{
-    Info,
-    Time,
+    Info, Time,
     persistent::protocol::{Answer, Counters, Happening, Latency, QuotaUse, Reason, Reloaded, Request},
 };
 use portkeep_kernel::{EventKind, Instance, NOBODY, root_elsewhere};

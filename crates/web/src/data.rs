@@ -1,4 +1,4 @@
-//! What the page shows: reservations, sockets and ranges of a network namespace. Ports are in host byte order.
+//! The reservations, sockets and ranges of a network namespace. Ports are in host byte order.
 //!
 //! Everything here waits for the kernel or for the agent, and belongs on a thread of its own.
 
@@ -44,7 +44,7 @@ pub(crate) struct Map {
     /// In force or being checked, and declared ones that are not in force.
     pub(crate) reservations: Vec<Info>,
     pub(crate) sockets: Vec<Sockets>,
-    /// What could not be read, and why.
+    /// The facts that could not be read, with the reason.
     pub(crate) not_seen: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ pub(crate) struct Namespace {
     netns_name: Option<String>,
 }
 
-/// What the agent declares, and whether it answers.
+/// The declared reservations, and whether the agent answers.
 struct Declared {
     list: Vec<Info>,
     answers: Option<bool>,
@@ -104,16 +104,14 @@ impl Declared {
 /// # Errors
 ///
 /// If it cannot be found or entered: other namespaces require root.
-pub(crate) fn within<T: Send>(
-    cookie: Option<u64>,
-    work: impl FnOnce(bool) -> io::Result<T> + Send,
-) -> io::Result<T> {
+pub(crate) fn within<T: Send>(cookie: Option<u64>, work: impl FnOnce(bool) -> io::Result<T> + Send) -> io::Result<T> {
     let own = netns::current_cookie()?;
     match cookie.filter(|cookie| *cookie != own) {
         None => work(true),
         Some(cookie) => {
             let found = namespaces::find(cookie)?;
-            let namespace = found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such network namespace"))?;
+            let namespace =
+                found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such network namespace"))?;
             namespace.within(|| work(false))
         }
     }
@@ -209,7 +207,7 @@ fn sockets() -> io::Result<Vec<Sockets>> {
     Ok(kinds.collect())
 }
 
-/// Who has a port, of both transports, in this thread's network namespace.
+/// The reservations and sockets of a port, of both transports, in this thread's network namespace.
 pub(crate) fn who(port: PortRange, own: bool) -> io::Result<Vec<Who>> {
     let declared = Declared::ask();
     let usage = Usage::of(&[(port, Transports::Both)])?;

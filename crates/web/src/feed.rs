@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 const UNITS: usize = 256;
 const OTHER_UNITS: &str = "other";
 
-/// What goes to a page: the kind of message, and JSON.
+/// A message to a page: its kind, and JSON.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) kind: &'static str,
@@ -99,11 +99,8 @@ impl Feed {
     pub(crate) fn start() -> Arc<Self> {
         let following = Following { following: false, reason: Some("not tried yet".into()) };
         let known = Known { following, tally: Tally::default(), asked: true };
-        let feed = Arc::new(Self {
-            pages: broadcast::Sender::new(BEHIND),
-            known: Mutex::new(known),
-            ask: Condvar::new(),
-        });
+        let feed =
+            Arc::new(Self { pages: broadcast::Sender::new(BEHIND), known: Mutex::new(known), ask: Condvar::new() });
         let follower = feed.clone();
         thread::spawn(move || follower.follow());
         feed
@@ -160,8 +157,7 @@ impl Feed {
         let mut known = self.known();
         while !known.asked {
             if self.pages.receiver_count() > 0 {
-                let (woken, waited) =
-                    self.ask.wait_timeout(known, AGAIN).unwrap_or_else(PoisonError::into_inner);
+                let (woken, waited) = self.ask.wait_timeout(known, AGAIN).unwrap_or_else(PoisonError::into_inner);
                 known = woken;
                 if waited.timed_out() {
                     break;

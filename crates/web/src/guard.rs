@@ -81,8 +81,12 @@ impl Guard {
             return Err((StatusCode::BAD_REQUEST, "a request has one Host"));
         };
         let target = request.uri().authority().map(ToString::to_string);
-        if ![host.to_str().ok(), target.as_deref().or(host.to_str().ok())].iter().all(|name| name.is_some_and(|name| self.knows(name))) {
-            let why = "this Host is not answered; open the address that portkeep-web printed, or add the name with --host";
+        if ![host.to_str().ok(), target.as_deref().or(host.to_str().ok())]
+            .iter()
+            .all(|name| name.is_some_and(|name| self.knows(name)))
+        {
+            let why =
+                "this Host is not answered; open the address that portkeep-web printed, or add the name with --host";
             return Err((StatusCode::MISDIRECTED_REQUEST, why));
         }
         if !self.is_from_here(headers) {

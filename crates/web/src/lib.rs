@@ -22,9 +22,14 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use listen::Listen;
 
+const EXAMPLES: &str = "\
+Examples:
+  portkeep-web
+  portkeep-web --listen unix:/run/portkeep-web/web.sock";
+
 const AFTER_HELP: &str = "\
-It only reads, and answers GET requests whose Host is its own address or a name given with --host. There is no password: who \
-can reach the address can read everything. Use a Unix socket or a reverse proxy to let in certain users only.
+It only reads, and answers GET requests whose Host is its own address or a name given with --host. There is no password: every \
+process that can reach the address can read everything. Use a Unix socket or a reverse proxy to let in certain users only.
 
 Examples:
   portkeep-web
@@ -37,7 +42,7 @@ Exit status:
 
 /// Show the ports of this machine in the browser
 #[derive(Debug, Parser)]
-#[command(name = "portkeep-web", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "portkeep-web", version, max_term_width = 100, after_help = EXAMPLES, after_long_help = AFTER_HELP)]
 struct Args {
     /// Where to listen: ADDRESS:PORT or unix:PATH
     #[arg(long, value_name = "WHERE", default_value = "127.0.0.1:7676", env = "PORTKEEP_WEB_LISTEN")]

@@ -154,10 +154,19 @@ fn of_agent(registry: &mut Registry) {
     gauge(registry, "machine_reservations", "Reservations in all network namespaces", counters.reservations.into());
     let ports = i64::try_from(counters.ports).unwrap_or(i64::MAX);
     gauge(registry, "machine_reserved_ports", "Ports in reservations, in all network namespaces", ports);
-    gauge(registry, "pending_requests", "Requests for particular ports that wait for the agent", counters.pending.into());
+    gauge(
+        registry,
+        "pending_requests",
+        "Requests for particular ports that wait for the agent",
+        counters.pending.into(),
+    );
     let refused: Counter<u64, AtomicU64> = Counter::default();
     refused.inc_by(counters.refused);
-    registry.register("refused_binds", "Binds of outsiders that were refused since kernel enforcement came up", refused);
+    registry.register(
+        "refused_binds",
+        "Binds of outsiders that were refused since kernel enforcement came up",
+        refused,
+    );
     registry.register_with_unit(
         "pending_latency",
         "How long requests for particular ports waited for the agent",

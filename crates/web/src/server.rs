@@ -22,8 +22,7 @@ use axum::{
 };
 use futures_util::{
     future::{Either, select},
-    pin_mut,
-    stream,
+    pin_mut, stream,
 };
 use portkeep::PortRange;
 use serde::{Deserialize, Serialize};
@@ -99,7 +98,10 @@ async fn serve_unix(listener: UnixListener, app: Router) -> io::Result<()> {
 }
 
 /// Pages may be open for days, so a signal ends them, too.
-async fn until(signals: impl Future<Output = ()> + Unpin, served: impl Future<Output = io::Result<()>>) -> anyhow::Result<()> {
+async fn until(
+    signals: impl Future<Output = ()> + Unpin,
+    served: impl Future<Output = io::Result<()>>,
+) -> anyhow::Result<()> {
     pin_mut!(served);
     match select(signals, served).await {
         Either::Left(_) => Ok(()),

@@ -286,7 +286,7 @@ impl Latency {
     }
 }
 
-/// What an account holds, and may hold.
+/// The ports of an account, and how many it may hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuotaUse {
     /// Its name.

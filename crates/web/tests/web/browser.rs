@@ -44,12 +44,15 @@ fn loaded(browser: &mut Chromium, server: &Server) {
 }
 
 fn search(browser: &mut Chromium, text: &str) {
-    let expression = format!("{{ const q = document.getElementById('query'); q.value = {text:?}; q.dispatchEvent(new Event('input')); q.focus(); }}");
+    let expression = format!(
+        "{{ const q = document.getElementById('query'); q.value = {text:?}; q.dispatchEvent(new Event('input')); q.focus(); }}"
+    );
     browser.value(&expression);
 }
 
 fn rows(browser: &mut Chromium) -> Vec<String> {
-    let rows = browser.value("[...document.querySelectorAll('#rows tr')].map((row) => row.innerText.replaceAll('\\t', ' | '))");
+    let rows = browser
+        .value("[...document.querySelectorAll('#rows tr')].map((row) => row.innerText.replaceAll('\\t', ' | '))");
     rows.as_array().unwrap().iter().map(|row| row.as_str().unwrap().to_owned()).collect()
 }
 
@@ -90,7 +93,13 @@ fn the_map_shows_who_has_a_port() {
     browser.key("Enter");
     browser.until("document.getElementById('who-body').innerText.includes('postgresql')");
     let who = browser.text("#who");
-    for part in ["Port 5432", "postgresql.service", "The main database", &format!("pid {}", scene.process_of("postgresql.service")), "5432/udp"] {
+    for part in [
+        "Port 5432",
+        "postgresql.service",
+        "The main database",
+        &format!("pid {}", scene.process_of("postgresql.service")),
+        "5432/udp",
+    ] {
         assert!(who.contains(part), "{part}: {who}");
     }
     search(&mut browser, "");
@@ -101,15 +110,21 @@ fn the_map_shows_who_has_a_port() {
     browser.key("Escape");
     browser.until("document.getElementById('who').hidden");
 
-    // What is not in force, and why.
-    browser.value("{ const s = document.getElementById('by-state'); s.value = 'not'; s.dispatchEvent(new Event('change')); }");
+    // The table has the reason why something is not in force.
+    browser.value(
+        "{ const s = document.getElementById('by-state'); s.value = 'not'; s.dispatchEvent(new Event('change')); }",
+    );
     let waiting = rows(&mut browser).join("\n");
     assert!(waiting.contains("metrics") && waiting.contains("9100/tcp is in use by"), "{waiting}");
     assert!(waiting.contains("second-website") && waiting.contains("conflict"), "{waiting}");
-    browser.value("{ const s = document.getElementById('by-state'); s.value = ''; s.dispatchEvent(new Event('change')); }");
+    browser.value(
+        "{ const s = document.getElementById('by-state'); s.value = ''; s.dispatchEvent(new Event('change')); }",
+    );
 
     // Search by unit, user, name and port.
-    for (text, name) in [("sip.service", "rtp"), ("pytest", "pytest -n 16"), ("16400", "rtp"), ("root build", "build-farm")] {
+    for (text, name) in
+        [("sip.service", "rtp"), ("pytest", "pytest -n 16"), ("16400", "rtp"), ("root build", "build-farm")]
+    {
         search(&mut browser, text);
         let found = rows(&mut browser);
         assert!(!found.is_empty() && found.iter().any(|row| row.contains(name)), "{text}: {found:#?}");
@@ -181,7 +196,7 @@ fn a_refusal_flashes_where_it_happens() {
     assert!(event.contains(&format!("{port}/tcp: reserved for")) && event.contains("debugger"), "{event}");
     browser.until("window.seen");
 
-    // What is reserved now is on the map without a reload.
+    // A new reservation is on the map without a reload.
     let rest = portkeep::Reservation::udp().ports(2).label("late arrival").acquire().unwrap();
     browser.until("document.getElementById('rows').innerText.includes('late arrival')");
     drop(rest);
@@ -210,7 +225,11 @@ fn a_page_from_elsewhere_cannot_read_it() {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 4096]);
             let page = "<!doctype html><title>evil</title>";
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}", page.len());
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}",
+                page.len()
+            );
         }
     });
     let reads = |browser: &mut Chromium, url: &str, options: &str| -> Value {
@@ -251,7 +270,10 @@ fn a_large_machine_can_be_looked_at() {
     let times = browser.value(frames);
     let times: Vec<f64> = times.as_array().unwrap().iter().map(|time| time.as_f64().unwrap()).collect();
     let longest = times.iter().copied().fold(0.0, f64::max);
-    tell(&format!("frames while zooming with 10,000 reservations: {:.1} ms in the middle, {longest:.1} ms the longest", median(times)));
+    tell(&format!(
+        "frames while zooming with 10,000 reservations: {:.1} ms in the middle, {longest:.1} ms the longest",
+        median(times)
+    ));
     let (x, y) = place(&mut browser, "tcp", 2003);
     browser.mouse("mouseMoved", x, y);
     browser.until("document.getElementById('tip').innerText.includes('service-')");

@@ -22,7 +22,7 @@ pub(crate) struct Chromium {
     output: BufReader<ChildStdout>,
     session: Option<String>,
     calls: u64,
-    /// What the page logged: errors, and violations of the policy.
+    /// The log of the page: errors, and violations of the policy.
     pub(crate) complaints: Vec<String>,
     events: VecDeque<Value>,
     _profile: TempDir,
@@ -38,7 +38,9 @@ pub(crate) enum Scheme {
 impl Chromium {
     /// Start it in this thread's network namespace. `None`, with a word to the user, where there is none.
     pub(crate) fn start(test: &str) -> Option<Self> {
-        let found = NAMES.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()));
+        let found = NAMES
+            .into_iter()
+            .find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()));
         let Some(program) = found else {
             skip(test, "no Chromium (apt-get install chromium)", REQUIRE);
             return None;
@@ -167,7 +169,13 @@ impl Chromium {
 
     /// A key with its text, if it types any.
     pub(crate) fn key(&mut self, key: &str) {
-        let text = if key.chars().count() == 1 { key } else if key == "Enter" { "\r" } else { "" };
+        let text = if key.chars().count() == 1 {
+            key
+        } else if key == "Enter" {
+            "\r"
+        } else {
+            ""
+        };
         let code = match key {
             "Enter" => 13,
             "Escape" => 27,

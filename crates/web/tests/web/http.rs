@@ -3,7 +3,13 @@
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use portkeep::{Reservation, State};
-use portkeep_testkit::{World, agent::AgentFolder, eventually, eventually_or, process::{Child, become_user}, schema, tell};
+use portkeep_testkit::{
+    World,
+    agent::AgentFolder,
+    eventually, eventually_or,
+    process::{Child, become_user},
+    schema, tell,
+};
 use serde_json::Value;
 
 use crate::server::{NOBODY, Server};
@@ -39,7 +45,10 @@ fn the_page_asks_for_nothing_from_elsewhere() {
     for path in FILES {
         let body = server.get(path).body;
         let elsewhere = body.replace("http://www.w3.org/", "");
-        assert!(!elsewhere.contains("http://") && !elsewhere.contains("https://") && !elsewhere.contains("\"//"), "{path}");
+        assert!(
+            !elsewhere.contains("http://") && !elsewhere.contains("https://") && !elsewhere.contains("\"//"),
+            "{path}"
+        );
         assert!(!body.contains(" style=") && !body.contains("<style"), "{path} has inline styles");
     }
 }
@@ -60,7 +69,7 @@ fn requests_from_elsewhere_and_changes_are_refused() {
         ("GET /api/map HTTP/1.0\r\n".to_owned(), 400),
         (format!("GET /api/map HTTP/1.1\r\nHost: {host}\r\nOrigin: http://evil.example\r\n"), 403),
         (format!("GET /events HTTP/1.1\r\nHost: {host}\r\nSec-Fetch-Site: cross-site\r\n"), 403),
-        (format!("GET /metrics HTTP/1.1\r\nHost: evil.example\r\n"), 421),
+        ("GET /metrics HTTP/1.1\r\nHost: evil.example\r\n".to_owned(), 421),
         (format!("POST /api/map HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n"), 405),
         (format!("DELETE /api/who?port=80 HTTP/1.1\r\nHost: {host}\r\n"), 405),
         (format!("OPTIONS /api/map HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\n"), 405),
@@ -99,12 +108,16 @@ fn wrong_usage_and_an_address_in_use_are_errors() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let run = |listen: &str| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_portkeep-web")).args(["--listen", listen]).output().unwrap();
+        let output =
+            std::process::Command::new(env!("CARGO_BIN_EXE_portkeep-web")).args(["--listen", listen]).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let (status, said) = run(&address.to_string());
     assert_eq!(status, Some(1));
-    assert!(said.starts_with("error: cannot listen on") && said.contains(&format!("portkeep who {}", address.port())), "{said}");
+    assert!(
+        said.starts_with("error: cannot listen on") && said.contains(&format!("portkeep who {}", address.port())),
+        "{said}"
+    );
     assert_eq!(run("7676").0, Some(2));
 }
 
@@ -185,7 +198,9 @@ fn an_unprivileged_server_shows_reservations_and_follows_events_once_it_may() {
     let mut refuse = Child::fork(|talk| talk.say(TcpListener::bind(("127.0.0.1", port)).is_ok().into()));
     assert_eq!(refuse.talk.hear(), 0);
     refuse.join();
-    let event = events.filter_map(|line| line.strip_prefix("data: ").map(str::to_owned)).find(|line| line.contains("\"refused\""));
+    let event = events
+        .filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
+        .find(|line| line.contains("\"refused\""));
     let event: Value = serde_json::from_str(&event.unwrap()).unwrap();
     check("watch", &event);
     assert_eq!(event["start"], port);

@@ -9,7 +9,11 @@ use std::{
 };
 
 use portkeep::Reservation;
-use portkeep_testkit::{World, agent::{AgentFolder, end_all}, eventually_or, process, skip};
+use portkeep_testkit::{
+    World,
+    agent::{AgentFolder, end_all},
+    eventually_or, process, skip,
+};
 
 use crate::server::{NOBODY, Server};
 
@@ -30,7 +34,13 @@ fn prometheus(test: &str) -> bool {
 }
 
 fn promtool(arguments: &[&str], input: &str) {
-    let mut child = Command::new("promtool").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
@@ -103,10 +113,15 @@ fn the_metrics_count_what_happens() {
     }
     let refusals = |name: &str| {
         let page = page();
-        let numbers = page.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        let numbers = page
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
         numbers.sum::<u64>()
     };
-    eventually_or(page, || refusals("portkeep_refusals_total{unit=") == 2 && refusals("portkeep_refused_binds_total") >= 2);
+    eventually_or(page, || {
+        refusals("portkeep_refusals_total{unit=") == 2 && refusals("portkeep_refused_binds_total") >= 2
+    });
     let answer = server.get("/metrics");
     assert_eq!(answer.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
     assert!(answer.body.ends_with("# EOF\n"));
@@ -120,7 +135,10 @@ fn the_metrics_count_what_happens() {
             &rest[..rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap()]
         });
         for name in asked {
-            let base = ["_total", "_bucket", "_count", "_sum", "_info"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            let base = ["_total", "_bucket", "_count", "_sum", "_info"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end))
+                .unwrap_or(name);
             assert!(known.contains(&base), "{file} asks for {name}; there are {known:?}");
         }
     }
@@ -142,7 +160,13 @@ fn older_format(page: &str) -> String {
         match words.get(1).map(String::as_str) {
             Some("HELP" | "TYPE") if line.starts_with('#') => {
                 let name = words[2].clone();
-                let ending = if typed(&name, "counter") { "_total" } else if typed(&name, "info") { "_info" } else { "" };
+                let ending = if typed(&name, "counter") {
+                    "_total"
+                } else if typed(&name, "info") {
+                    "_info"
+                } else {
+                    ""
+                };
                 words[2].push_str(ending);
                 if words[3] == "info" {
                     words[3] = "gauge".into();
@@ -175,7 +199,10 @@ fn scrape(server: &Server, page: &str) {
     let log = fs::File::create(folder.path().join("log")).unwrap();
     let mut command = Command::new("prometheus");
     command.arg(format!("--config.file={}", file.display())).arg(format!("--web.listen-address=127.0.0.1:{port}"));
-    command.arg(format!("--storage.tsdb.path={}", folder.path().join("data").display())).stderr(log).stdout(Stdio::null());
+    command
+        .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+        .stderr(log)
+        .stdout(Stdio::null());
     let _running = Prometheus(command.spawn().unwrap());
     let ask = |query: &str| {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };

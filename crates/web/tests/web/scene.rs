@@ -1,4 +1,4 @@
-//! What there is to see.
+//! Machines with something to see.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 
@@ -55,7 +55,8 @@ impl Large {
 /// Bind one part of the sockets, each process on another address, and keep them until this process is killed.
 fn hold(holder: u8, talk: &mut Talk) {
     let address = Ipv4Addr::new(127, 0, 1 + holder, 1);
-    let sockets = (0..SOCKETS / usize::from(HOLDERS)).map(|number| UdpSocket::bind((address, 35_000 + number as u16)).unwrap());
+    let sockets =
+        (0..SOCKETS / usize::from(HOLDERS)).map(|number| UdpSocket::bind((address, 35_000 + number as u16)).unwrap());
     let sockets = Vec::from_iter(sockets);
     talk.say(1);
     talk.try_hear();
@@ -78,7 +79,7 @@ pub(crate) fn rename(name: &str) {
     rustix::thread::set_name(&std::ffi::CString::new(name).unwrap()).unwrap();
 }
 
-/// What only has to be there.
+/// The rest, which only has to be there.
 type Rest = (Vec<Reservation>, Vec<TcpListener>, Vec<UdpSocket>, Vec<TcpStream>);
 
 /// A process in a unit. The process goes first.
@@ -87,7 +88,7 @@ struct Service {
     _unit: Below,
 }
 
-/// What packages declared: name, and the other keys.
+/// Declarations of packages: name, and the other keys.
 const DECLARED: [(&str, &str); 14] = [
     ("website", "tcp = 80\nunit = \"nginx.service\""),
     ("website-tls", "tcp = 443\nunit = \"nginx.service\""),
@@ -182,7 +183,10 @@ impl Service {
             let listeners = Vec::from_iter(tcp.iter().map(bind));
             let sockets = Vec::from_iter(udp.iter().map(|port| UdpSocket::bind(("127.0.0.1", *port)).unwrap()));
             talk.say(1);
-            let accepted = listeners.iter().filter(|_| tcp.contains(&80)).flat_map(|listener| listener.incoming().take(CONNECTIONS));
+            let accepted = listeners
+                .iter()
+                .filter(|_| tcp.contains(&80))
+                .flat_map(|listener| listener.incoming().take(CONNECTIONS));
             let accepted = Vec::from_iter(accepted);
             // Until it is killed.
             talk.try_hear();

@@ -18,7 +18,7 @@ pub(crate) const NOBODY: u32 = 65534;
 /// A running server. Dropped, it is killed.
 pub(crate) struct Server {
     child: Child,
-    /// What it said it listens on.
+    /// Where it listens, as it said.
     pub(crate) address: String,
 }
 
