@@ -70,7 +70,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "watchers",
         kind: "group, by name or number",
-        default: "\"portkeep-watch\", if there is such a group",
+        default: "portkeep-watch, if there is such a group",
         text: "A group whose members may follow events and read the agent's counters, as `portkeep watch` and portkeep-web \
                do. They may change nothing. Administrators may do so too.",
         example: "\"monitoring\"",
@@ -479,6 +479,7 @@ mod tests {
 pool = "20000-20999"
 deny_errno = "EACCES"
 administrators = "netadmin"
+watchers = 42
 enforce = "/sys/fs/cgroup/a"
 serve = "/sys/fs/cgroup/a/b"
 state_dir = "/srv/portkeep"
@@ -504,6 +505,7 @@ per_second = 0
             pool: PortRange::inclusive(20000, 20999).ok(),
             deny_errno: Errno::EACCES,
             administrators: Some(name("netadmin")),
+            watchers: Some(Account::Id(42)),
             enforce: Some("/sys/fs/cgroup/a".into()),
             serve: Some("/sys/fs/cgroup/a/b".into()),
             state_dir: "/srv/portkeep".into(),
@@ -582,7 +584,7 @@ per_second = 0
         assert!(wrong[6].ends_with("help: did you mean `users`?"), "{}", wrong[6]);
         let unknown = parse("zzz = 1").unwrap_err();
         assert!(
-            unknown[0].ends_with("the keys here are pool, deny_errno, administrators, enforce, serve, state_dir, quota, privileged, events"),
+            unknown[0].ends_with("the keys here are pool, deny_errno, administrators, watchers, enforce, serve, state_dir, quota, privileged, events"),
             "{unknown:?}"
         );
     }
