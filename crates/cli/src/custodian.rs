@@ -129,6 +129,15 @@ impl Custodian {
         command.spawn().map(Self).context("starting the process that keeps the ports")
     }
 
+    /// End it without waiting for what the command left running. True if that is nothing.
+    pub(crate) fn end(mut self, subgroup: &Subgroup) -> io::Result<bool> {
+        let empty = wait_until_empty(subgroup, Some(GRACE))?;
+        // Where nothing is left it ends by itself, and may be about to.
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(empty)
+    }
+
     /// The command has ended, and this process has closed the owner socket. True once nothing is left of it; false if
     /// others that it started still run: then the custodian stays with them.
     pub(crate) fn finish(mut self, subgroup: &Subgroup) -> io::Result<bool> {
