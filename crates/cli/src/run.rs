@@ -56,7 +56,7 @@ the ports, and the reservation ends with `run`. If kernel enforcement is not up,
 command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
 is reported on standard error. With --require-kernel or --scope cgroup `run` fails instead of holding the ports.
 
-With --main the reservation ends with the command itself. What it leaves running is named, and loses its ports.
+With --main the reservation ends with the command itself. Processes that it leaves running are named, and lose their ports.
 
 --user runs the command as another user, with its groups and without any right of root. HOME, USER, LOGNAME and SHELL are those of \
 that user. With --reservation the command runs on the ports of a persistent reservation, which stays as it is: the \
@@ -216,18 +216,15 @@ impl Stage {
         cgroup.leave().context("leaving the cgroup of the command")?;
         let claims = claim.into_iter().chain(range);
         let waiting = "waiting for the cgroup of the command";
-        let empty = if main {
-            let empty = custodian.end(&cgroup).context(waiting)?;
+        let left = if main {
+            let left = custodian.end(&cgroup).context(waiting)?;
             claims.for_each(drop);
-            empty
+            left
         } else {
             claims.for_each(Claim::close);
             custodian.finish(&cgroup).context(waiting)?
         };
-        if empty {
-            return Ok(Vec::new());
-        }
-        Ok(cgroup.processes().into_iter().filter_map(process::of).collect())
+        Ok(left.into_iter().filter_map(process::of).collect())
     }
 }
 

@@ -36,7 +36,7 @@ fn a_command_runs_as_another_user_on_ports_that_root_reserved() {
     if let Ok(list) = serde_json::from_str::<serde_json::Value>(list) {
         assert_eq!((&list[0]["scope"]["kind"], &list[0]["owner"]["uid"]), (&json!("user"), &json!(65534)), "{list}");
     }
-    // What it returns is what the command returns, and what cannot be is said before anything is reserved.
+    // Its status is that of the command.
     assert_eq!(machine.portkeep(&["run", "--user", "nobody", "--", "sh", "-c", "exit 7"]).code, Some(7));
     machine.portkeep(&["run", "--user", "nobody", "--", "/no/such"]).fails(127, &["/no/such"]);
     machine.portkeep(&["run", "--user", "no-such", "--", "true"]).fails(125, &["there is no user no-such"]);
