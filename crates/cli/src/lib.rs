@@ -84,7 +84,7 @@ enum Command {
     #[command(name = custodian::NAME, hide = true)]
     Custodian(custodian::Args),
     #[command(name = into_command::NAME, hide = true)]
-    IntoCommand(into_command::Args),
+    Become(into_command::Args),
     Acquire(acquire::Args),
     Release(release::Args),
 
@@ -236,7 +236,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
-        Command::IntoCommand(args) => into_command::run(args, io),
+        Command::Become(args) => into_command::run(args, io),
         Command::Acquire(options) => acquire::run(options, &args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),

@@ -8,11 +8,8 @@ use std::{
     path::PathBuf,
 };
 
-use nix::unistd::Uid;
-use rustix::{
-    fs::{FlockOperation, OFlags, flock},
-    process::getpgrp,
-};
+use nix::unistd::{Uid, getpgrp};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 /// So many jobs are remembered.
 const JOBS: usize = 64;
@@ -22,16 +19,17 @@ const LONGEST: u64 = 8192;
 /// Whether no process of this job (the process group: a command at a prompt, or a whole script) has asked this before. A
 /// failure to remember is no reason to say nothing: then it is true.
 pub(crate) fn is_first_of_job() -> bool {
-    remember(&job()).unwrap_or(true)
+    job().and_then(|job| remember(&job)).unwrap_or(true)
 }
 
 /// The process group and when its first process began, since numbers come round again.
-fn job() -> String {
-    let group = getpgrp().as_raw_nonzero();
+fn job() -> Option<String> {
+    // 0: its first process is outside the pid namespace.
+    let group = Some(getpgrp().as_raw()).filter(|group| *group != 0)?;
     let stat = fs::read_to_string(format!("/proc/{group}/stat")).unwrap_or_default();
     // The command, which may have spaces and parentheses in it, is the second word.
     let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
-    format!("{group} {}", began.unwrap_or("gone"))
+    Some(format!("{group} {}", began.unwrap_or("gone")))
 }
 
 fn path() -> PathBuf {
