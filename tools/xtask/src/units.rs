@@ -8,14 +8,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use portkeep_tool::{Tool, build, target_folder};
+use portkeep_tool::{Tool, build, repository, target_folder};
 
 use crate::install;
 
 /// The highest scores that `systemd-analyze security` may give the services, in tenths; below 50 it calls it OK. The agent
 /// requires the access that the score counts: BPF, other namespaces and processes, the network's sysctls. The port server
-/// requires to become other users.
-const EXPOSURE: [(&str, u32); 2] = [("portkeep.service", 29), ("portkeep-portserver.service", 25)];
+/// requires to become other users, the web server sockets only.
+const EXPOSURE: [(&str, u32); 3] =
+    [("portkeep.service", 29), ("portkeep-portserver.service", 25), ("portkeep-web.service", 15)];
 
 const SOCKETS: [&str; 1] = ["portkeep-portserver.socket"];
 
@@ -37,7 +38,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let _ = options.check;
     ANALYZE.output(ANALYZE.command().arg("--version"))?;
-    build(&["--bin=portkeep"])?;
+    build(&["--bin=portkeep", "--bin=portkeep-web"])?;
 
     let stage = tempfile::tempdir().context("making a temporary folder")?;
     install::stage_files(stage.path())?;
@@ -53,8 +54,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// The unit with a program that is there, since that is looked at, too.
 fn with_program(stage: &Path, name: &str) -> Result<PathBuf> {
-    let installed = stage.join("usr/lib/systemd/system").join(name);
-    let text = fs::read_to_string(&installed).with_context(|| format!("reading {}", installed.display()))?;
+    let packaged = repository().join("packaging/systemd").join(name);
+    let text = fs::read_to_string(&packaged).with_context(|| format!("reading {}", packaged.display()))?;
+    // The names of other programs begin with this one.
     let program = target_folder().join("debug/portkeep");
     let unit = stage.join(name);
     fs::write(&unit, text.replace(install::PROGRAM, &program.display().to_string()))
