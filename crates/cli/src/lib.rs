@@ -10,13 +10,16 @@ mod acquire;
 mod activated;
 mod agent_command;
 mod ask;
+mod asked;
 mod check;
 mod claim;
 mod conflict;
 mod custodian;
+mod doctor;
 mod down;
 mod excludedportrange;
 mod exit;
+mod filter;
 mod help;
 mod level;
 mod list;
@@ -96,6 +99,7 @@ enum Command {
     Agent(agent_command::Args),
     Portserver(portserver::Args),
 
+    Doctor(doctor::Args),
     Status(status::Args),
     List(list::Args),
     Who(who::Args),
@@ -172,10 +176,11 @@ impl Io<'_> {
 
     /// One JSON value on a line of its own.
     fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        serde_json::to_writer(&mut self.out, value)?;
-        writeln!(self.out)?;
-        self.out.flush()?;
-        Ok(())
+        // In one piece: others may write to the same stream.
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        self.out.write_all(&line)?;
+        Ok(self.out.flush()?)
     }
 }
 
@@ -215,6 +220,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Upgrade(args) => upgrade::run(args, io),
         Command::Agent(args) => agent_command::run(args, io),
         Command::Portserver(args) => portserver::run(args, io),
+        Command::Doctor(args) => doctor::run(args, io),
         Command::Status(args) => status::run(args, io),
         Command::List(args) => list::run(args, io),
         Command::Who(args) => who::run(args, io),

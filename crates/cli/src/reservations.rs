@@ -11,7 +11,7 @@ use portkeep_core::wire;
 use portkeep_kernel::{Instance, cgroup, netns};
 use portkeep_observe::{Usage, accounts, namespaces};
 
-use crate::{patience, process};
+use crate::{patience, persist::view, process, sources::Sources};
 
 /// All reservations of the machine, out of the maps.
 pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
@@ -53,7 +53,11 @@ pub(crate) fn agent_list() -> Vec<Info> {
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
     found.sort_by_key(|info| (info.netns, info.ports, info.transports));
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
-    let declared = if found.iter().any(|info| info.persistent) { agent_list() } else { Vec::new() };
+    let declared = if found.iter().any(|info| info.persistent) {
+        view::all(&Sources::of_environment(), found)
+    } else {
+        Vec::new()
+    };
     let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token?, each))).collect();
     let first_pids = process::in_first_pid_namespace();
     // One round for all of them, and none if there is nobody.

@@ -64,6 +64,11 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
+    /// Those of a command that has no options for them.
+    pub(crate) fn of_environment() -> Self {
+        Self { config: ConfigFile::default(), root: Some(root_of_environment()) }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.root.as_deref().unwrap_or(Path::new("/"))
     }

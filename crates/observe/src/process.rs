@@ -122,6 +122,14 @@ impl Openers {
     }
 }
 
+/// The numbers and names of all processes that can be seen.
+pub fn all() -> impl Iterator<Item = (u32, String)> {
+    pids().filter_map(|pid| {
+        let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+        Some((pid, wire::printable(comm.trim_ascii_end())))
+    })
+}
+
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
