@@ -8,6 +8,7 @@
 
 mod acquire;
 mod activated;
+mod adopt;
 mod agent_command;
 mod ask;
 mod asked;
@@ -37,6 +38,7 @@ mod sources;
 mod status;
 mod subgroup;
 mod table;
+mod units;
 mod up;
 mod upgrade;
 mod waiting;
@@ -60,7 +62,8 @@ const USAGE: u8 = Exit::Usage.code();
 const NOTHING: u8 = Exit::Nothing.code();
 
 /// Without the empty lines that clap leaves around the usage: there are many commands.
-const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n{all-args}{after-help}";
+const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\nCommands:\n{subcommands}\n\n\
+                             Options: -h, --help (says more), -V, --version{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///
@@ -87,6 +90,7 @@ enum Command {
     Release(release::Args),
 
     Persist(persist::Args),
+    Adopt(adopt::Args),
     Check(check::Args),
     Reload(reload::Args),
     Excludedportrange(excludedportrange::Args),
@@ -211,6 +215,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Acquire(args) => acquire::run(args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),
+        Command::Adopt(args) => adopt::run(args, io),
         Command::Check(args) => check::run(args, io),
         Command::Reload(args) => reload::run(args, io),
         Command::Excludedportrange(args) => excludedportrange::run(args, io),

@@ -195,10 +195,15 @@ pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
     Ok(found)
 }
 
-/// The same, and what programs only hold.
+/// What programs only hold, as far as it can be seen.
+pub(crate) fn held() -> Vec<Info> {
+    let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
+    Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held
+}
+
+/// The same as [`seen`], and what programs only hold.
 fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let all = PortRange::inclusive(1, u16::MAX)?;
-    let held = Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held;
+    let held = held();
     let mut found = match seen(pins) {
         Err(error) if ran_out(&error) || held.is_empty() => return Err(error),
         Err(_) => Vec::new(),

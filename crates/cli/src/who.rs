@@ -76,7 +76,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let (here, elsewhere): (Vec<Info>, Vec<Info>) =
         found.into_iter().partition(|info| reservations::is_here(info, own));
     let waiting = waiting::list();
-    let known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
+    let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
+    // What programs only hold is found by their sockets, all of them.
+    let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { list::held() } else { Vec::new() };
+    known.extend(&held);
     let mut blocks = Vec::new();
     for asked in &args.ports {
         let named = asked.blocks(&known);

@@ -38,12 +38,13 @@ fn list_filters_sorts_and_leaves_out() {
         let out = machine.portkeep(&[&["list", "--columns", "label", "--no-header"], words].concat()).ok().out;
         out.lines().map(str::to_owned).collect()
     };
+    assert_eq!(lines(&["--sort", "label"]), ["one", "two"]);
     assert_eq!(lines(&["--sort", "-label"]), ["two", "one"]);
     assert_eq!(lines(&["--label", "two"]), ["two"]);
     assert_eq!(lines(&["1-65535/tcp"]), ["one"]);
-    assert_eq!(lines(&["--uid", "root"]), ["one", "two"]);
+    assert_eq!(lines(&["--uid", "root", "--sort", "label"]), ["one", "two"]);
     assert_eq!(lines(&["--uid", "65534"]), [""; 0]);
-    assert_eq!(lines(&["--netns", "this"]), ["one", "two"]);
+    assert_eq!(lines(&["--netns", "this", "--sort", "label"]), ["one", "two"]);
     assert_eq!(lines(&["--unit", "no-such.service"]), [""; 0]);
     let json = machine.portkeep(&["list", "--json", "--label", "one"]).ok().json();
     assert_eq!((json.as_array().unwrap().len(), json[0]["name"].as_str()), (1, Some("one")));

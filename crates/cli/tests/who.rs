@@ -115,11 +115,6 @@ fn what_a_connection_leaves_behind_and_for_how_long() {
     let port = client.local_addr().unwrap().port();
     let (accepted, _) = listener.accept().unwrap();
     drop(client);
-    eventually(|| who(&machine, port).0["connections"][0]["state"] == "closing");
-    // Half-closed: no process has it any more.
-    let (json, text) = used(&machine, port);
-    assert!(json["connections"][0]["process"].is_null() && json["connections"][0]["remaining"].is_u64(), "{json}");
-    assert!(text.out.contains("a connection that no process has open: closing"), "{text:?}");
     drop(accepted);
     eventually(|| who(&machine, port).0["connections"][0]["state"] == "TIME-WAIT");
     let (json, text) = used(&machine, port);

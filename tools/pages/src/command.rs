@@ -16,9 +16,9 @@ type Row = (&'static str, &'static str, &'static [&'static str]);
 const ASKING: &[&str] =
     &["agent", "persist", "reload", "watch", "excludedportrange", "doctor", "status", "list", "who", "release"];
 /// Commands that read drop-in files.
-const READING: &[&str] = &["agent", "check", "reload", "persist", "excludedportrange", "doctor"];
+const READING: &[&str] = &["adopt", "agent", "check", "reload", "persist", "excludedportrange", "doctor"];
 /// Commands that read the store, where no agent runs, and those that keep it.
-const STORING: &[&str] = &["agent", "check", "persist", "excludedportrange", "doctor"];
+const STORING: &[&str] = &["adopt", "agent", "check", "persist", "excludedportrange", "doctor"];
 /// All of them.
 const ALL: &[&str] = &[""];
 
@@ -56,7 +56,7 @@ const ENVIRONMENT: &[Row] = &[
 /// Commands that belong together.
 const RELATED: [&[&str]; 4] = [
     &["run", "acquire", "release"],
-    &["persist", "check", "reload", "excludedportrange"],
+    &["adopt", "persist", "check", "reload", "excludedportrange"],
     &["up", "down", "upgrade", "agent"],
     &["doctor", "status", "list", "who", "watch"],
 ];

@@ -18,7 +18,7 @@ pub(super) fn pool(patient: &Patient<'_>) -> Findings {
     for namespace in namespaces::visible().flatten().filter(|namespace| namespace.cookie != own) {
         let name = namespace.name();
         if let Ok(Some(overlap)) = namespace.within(|| Overlap::of(pool)) {
-            found.push(of_overlap(&overlap, &format!(" in the network namespace {name}")));
+            found.push(of_overlap(&overlap, &format!("in the network namespace {name}, ")));
         }
     }
     Ok(found)
@@ -27,7 +27,7 @@ pub(super) fn pool(patient: &Patient<'_>) -> Findings {
 fn of_overlap(overlap: &Overlap, place: &str) -> Finding {
     // With all of it entered, no automatic choice meets the pool: it only has fewer ports.
     let severity = if overlap.is_entered() { Severity::Note } else { Severity::Warning };
-    Finding::new(severity, format!("{overlap}{place}")).help(Overlap::HELP)
+    Finding::new(severity, format!("{place}{overlap}")).help(Overlap::HELP)
 }
 
 /// NAT rules over reserved ports: then another program answers than the one that has the reservation.
