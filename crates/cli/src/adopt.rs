@@ -178,7 +178,10 @@ impl Found {
                 [one] => one.clone(),
                 several => {
                     let units: Vec<&str> = several.iter().map(|owner| owner.unit.as_str()).collect();
-                    return leave(format!("several units share it ({}), and a reservation is for one", units.join(", ")));
+                    return leave(format!(
+                        "several units share it ({}), and a reservation is for one",
+                        units.join(", ")
+                    ));
                 }
             },
         };
@@ -189,7 +192,10 @@ impl Found {
                 owner.unit
             ));
         }
-        self.services.entry(owner).or_default().push(PortUse { bound_by: bound.into_iter().cloned().collect(), ..one.clone() });
+        self.services
+            .entry(owner)
+            .or_default()
+            .push(PortUse { bound_by: bound.into_iter().cloned().collect(), ..one.clone() });
     }
 
     fn drop_ins(&self, now: Time) -> Vec<DropIn> {
@@ -216,7 +222,9 @@ fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
         Some(unit) if unit.ends_with(".service") && !unit.starts_with("user@") => {
             Ok(Owner { unit: unit.to_owned(), by_systemd: false })
         }
-        Some(unit) => Err(format!("{unit} is no service of the system; start it with `portkeep run`, or declare it for a user")),
+        Some(unit) => {
+            Err(format!("{unit} is no service of the system; start it with `portkeep run`, or declare it for a user"))
+        }
         None => Err("it is in no unit; start it with `portkeep run`, or declare it for a user".into()),
     }
 }
@@ -224,7 +232,8 @@ fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
 /// The file for a unit.
 fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
     let stem = owner.unit.rsplit_once('.').map_or(owner.unit.as_str(), |(stem, _)| stem);
-    let stem: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() || "._@:+-".contains(c) { c } else { '-' }).collect();
+    let stem: String =
+        stem.chars().map(|c| if c.is_ascii_alphanumeric() || "._@:+-".contains(c) { c } else { '-' }).collect();
     let set = |transport| -> PortSet {
         let of = ports.iter().filter(|one| one.transport == transport);
         of.filter_map(|one| PortRange::single(one.port).ok()).collect()
@@ -232,7 +241,8 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
     let (tcp, udp) = (set(Transport::Tcp), set(Transport::Udp));
     let both = tcp.intersection(&udp);
     let date = now.to_string();
-    let mut text = format!("# Written by `portkeep adopt` on {}, for what listened then:\n", date.get(..10).unwrap_or(&date));
+    let mut text =
+        format!("# Written by `portkeep adopt` on {}, for what listened then:\n", date.get(..10).unwrap_or(&date));
     for one in ports {
         let mut seen = BTreeSet::new();
         for socket in &one.bound_by {
@@ -249,8 +259,10 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
         true => Audience::User(Account::Name("root".into())),
         false => Audience::Unit(owner.unit.clone()),
     };
-    let parts = [(Transports::Both, both.clone()), (Transports::Tcp, tcp.minus(&both)), (Transports::Udp, udp.minus(&both))];
-    let blocks: Vec<(Transports, PortRange)> = parts.iter().flat_map(|(transports, set)| blocks(*transports, set)).collect();
+    let parts =
+        [(Transports::Both, both.clone()), (Transports::Tcp, tcp.minus(&both)), (Transports::Udp, udp.minus(&both))];
+    let blocks: Vec<(Transports, PortRange)> =
+        parts.iter().flat_map(|(transports, set)| blocks(*transports, set)).collect();
     for (index, (transports, ports)) in blocks.iter().enumerate() {
         let end = if index == 0 { String::new() } else { format!("-{}", index + 1) };
         let start = &stem[..stem.len().min(Name::MAX - end.len())];
@@ -293,7 +305,12 @@ mod tests {
 
     #[test]
     fn a_file_reads_as_what_it_is_for() {
-        let ports = [port(80, Transport::Tcp), port(443, Transport::Tcp), port(443, Transport::Udp), port(5353, Transport::Udp)];
+        let ports = [
+            port(80, Transport::Tcp),
+            port(443, Transport::Tcp),
+            port(443, Transport::Udp),
+            port(5353, Transport::Udp),
+        ];
         let owner = Owner { unit: "nginx.service".into(), by_systemd: false };
         let DropIn { file, text } = drop_in(&owner, &ports, Time::from_unix(1_764_063_000));
         assert_eq!(file, "nginx.toml");
@@ -311,7 +328,10 @@ mod tests {
     fn what_systemd_binds_is_reserved_for_root() {
         let owner = Owner { unit: "socket-22.socket".into(), by_systemd: true };
         let DropIn { file, text } = drop_in(&owner, &[port(22, Transport::Tcp)], Time::from_unix(0));
-        assert!(file == "socket-22.toml" && text.contains("user = \"root\"") && text.contains("around = true"), "{text}");
+        assert!(
+            file == "socket-22.toml" && text.contains("user = \"root\"") && text.contains("around = true"),
+            "{text}"
+        );
     }
 
     #[test]

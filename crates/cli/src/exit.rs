@@ -46,7 +46,7 @@ impl Exit {
             Self::Usage => "wrong usage",
             Self::Nothing => {
                 "nothing there: kernel enforcement is not up, the port is free (who), no such reservation (release, \
-                 persist), no such files (check)"
+                 persist), no such files (check), nothing to adopt"
             }
             Self::RunFailed => "`run`: portkeep failed, wrong usage included",
             Self::NotExecutable => "`run`: the command cannot be executed",

@@ -28,7 +28,8 @@ impl Drop for Ends {
 fn listens(machine: &Machine, unit: &str, what: &str) -> Ends {
     let helper = std::env::current_exe().unwrap();
     let words = [helper.to_str().unwrap(), "--exact", "helper_listens", "--ignored", "--nocapture"];
-    let mut child = machine.program(&words).env(LISTEN, what).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        machine.program(&words).env(LISTEN, what).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(out.any(|line| line.contains("helper: ready")), "it listens");
     let folder = machine.cgroup.path().join(unit);

@@ -95,8 +95,11 @@ impl Patient<'_> {
     }
 }
 
+/// A check.
+type Check = fn(&Patient<'_>) -> Findings;
+
 /// In the order of the report.
-const CHECKS: [(&str, fn(&Patient<'_>) -> Findings); 12] = [
+const CHECKS: [(&str, Check); 12] = [
     ("kernel", system::kernel),
     ("cgroups", system::cgroups),
     ("enforcement", system::enforcement),
