@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::bail;
 use clap::ValueEnum;
-use portkeep::{Enforcement, Info, PortRange, Transports};
+use portkeep::{Info, PortRange, Transports};
 use portkeep_core::time;
 use portkeep_observe::Usage;
 
@@ -316,11 +316,11 @@ fn cell(info: &Info, column: Column) -> String {
         Column::Since => info.age().map_or_else(dash, time::ago),
         Column::Netns => info.netns_name.clone().or_else(|| Some(info.netns?.to_string())).unwrap_or_else(dash),
         Column::Label => info.name.clone().unwrap_or_else(dash),
-        Column::Enforced => match info.enforcement {
-            Some(Enforcement::Kernel) => "kernel".into(),
-            Some(Enforcement::Held) => "held".into(),
-            None => dash(),
-        },
+        // The word that JSON has.
+        Column::Enforced => {
+            let word = info.enforcement.and_then(|enforcement| serde_json::to_value(enforcement).ok());
+            word.as_ref().and_then(|word| word.as_str()).map_or_else(dash, str::to_owned)
+        }
         Column::Token => info.token.map_or_else(dash, |token| token.to_string()),
         Column::Command => last(info).unwrap_or_else(dash),
     }
