@@ -3,12 +3,15 @@
 use anyhow::Context;
 use portkeep::{
     Info, PortRange, Process, Transports,
-    persistent::{Account, Audience, protocol::Event},
+    persistent::{
+        Account, Audience,
+        protocol::{Event, Reason},
+    },
 };
 use portkeep_kernel::netns;
 use portkeep_observe::{accounts, namespaces};
 
-use crate::{asked::Asked, exit::Usage};
+use crate::{asked::Asked, exit::refused};
 
 /// Options that select. Several select what all of them do.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -47,16 +50,15 @@ impl Filter {
         let mut ports = Vec::new();
         for asked in &self.ports {
             let blocks = asked.blocks(&known);
-            anyhow::ensure!(
-                !blocks.is_empty(),
-                Usage(format!(
-                    "{asked} is neither a port, nor a service of /etc/services, nor the name of a reservation"
-                ))
-            );
+            if blocks.is_empty() {
+                let why =
+                    format!("{asked} is neither a port, nor a service of /etc/services, nor the name of a reservation");
+                return Err(refused(Reason::Malformed, why));
+            }
             ports.extend(blocks);
         }
         let uid = match &self.uid {
-            Some(account) => Some(accounts::uid(account).map_err(Usage)?),
+            Some(account) => Some(accounts::uid(account).map_err(|why| refused(Reason::Malformed, why))?),
             None => None,
         };
         let netns = match &self.netns {
@@ -76,7 +78,10 @@ fn cookie(name: &str) -> anyhow::Result<u64> {
     match (found, name.parse()) {
         (Some(namespace), _) => Ok(namespace.cookie),
         (None, Ok(cookie)) => Ok(cookie),
-        (None, Err(_)) => Err(Usage(format!("there is no network namespace {name} that can be seen from here")).into()),
+        (None, Err(_)) => {
+            let why = format!("there is no network namespace {name} that can be seen from here");
+            Err(refused(Reason::Malformed, why))
+        }
     }
 }
 

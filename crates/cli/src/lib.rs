@@ -46,14 +46,15 @@ mod waiting;
 mod watch;
 mod who;
 
-use portkeep_agent as agent;
-use portkeep_observe::process;
 use std::{
     ffi::OsString,
     io::{self, Write},
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use portkeep::persistent::protocol::{Reason, Refused};
+use portkeep_agent as agent;
+use portkeep_observe::process;
 
 pub use exit::Exit;
 
@@ -114,9 +115,13 @@ enum Command {
 /// Where a command writes. A command started by `run` inherits the real streams.
 pub struct Io<'a> {
     /// The request.
-    pub out: Box<dyn Write + 'a>,
+    out: Box<dyn Write + 'a>,
     /// Everything else.
-    pub err: Box<dyn Write + 'a>,
+    err: Box<dyn Write + 'a>,
+    /// A JSON value was printed.
+    answered: bool,
+    /// The errors that were printed.
+    errors: Vec<String>,
 }
 
 impl std::fmt::Debug for Io<'_> {
@@ -128,7 +133,7 @@ impl std::fmt::Debug for Io<'_> {
 impl Io<'static> {
     /// The streams of this process.
     pub fn standard() -> Self {
-        Self { out: Box::new(Output(io::stdout())), err: Box::new(io::stderr()) }
+        Self::new(Output(io::stdout()), io::stderr())
     }
 }
 
@@ -151,10 +156,19 @@ impl Write for Output {
     }
 }
 
+impl<'a> Io<'a> {
+    /// Standard output and standard error of a command.
+    pub fn new(out: impl Write + 'a, err: impl Write + 'a) -> Self {
+        Self { out: Box::new(out), err: Box::new(err), answered: false, errors: Vec::new() }
+    }
+}
+
 impl Io<'_> {
     /// The command fails, or a part of it.
     fn error(&mut self, text: impl std::fmt::Display) {
-        self.message("error", text);
+        let text = text.to_string();
+        self.message("error", &text);
+        self.errors.push(text);
     }
 
     /// The command goes on, and the result is less than the user may expect.
@@ -179,8 +193,18 @@ impl Io<'_> {
         USAGE
     }
 
+    /// The value of a command with `--json` that failed and has printed none: the errors as a refusal.
+    fn refuse(&mut self, reason: Reason) {
+        let message = std::mem::take(&mut self.errors).join("; ");
+        if !self.answered {
+            // Standard error has the text all the same.
+            let _ = self.json(&Refused { reason, message });
+        }
+    }
+
     /// One JSON value on a line of its own.
     fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answered = true;
         // In one piece: others may write to the same stream.
         let mut line = serde_json::to_vec(value)?;
         line.push(b'\n');
@@ -198,6 +222,7 @@ pub fn command() -> clap::Command {
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
+    let json = !is_run && args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -206,6 +231,11 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
             let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
             let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
             let _ = write!(to, "{text}");
+            if json && code != DONE {
+                let text = text.to_string();
+                io.errors.extend(text.lines().next().map(|line| line.trim_start_matches("error: ").to_owned()));
+                io.refuse(Reason::Malformed);
+            }
             return code;
         }
     };
@@ -232,10 +262,10 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Who(args) => who::run(args, io),
         Command::Watch(args) => watch::run(args, io),
     };
-    match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
-        Ok(code) => code,
+    let (code, reason) = match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
+        Ok(code) => (code, Exit::reason_of_status(code)),
         // `portkeep list | head` is no failure.
-        Err(error) if is_broken_pipe(&error) => DONE,
+        Err(error) if is_broken_pipe(&error) => return DONE,
         Err(error) => {
             let text = format!("{error:#}");
             let advice = match ran_out(&error) && !text.contains("ulimit") {
@@ -243,9 +273,13 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 false => "",
             };
             io.error(format_args!("{text}{advice}"));
-            Exit::of(&error, is_run)
+            (Exit::of(&error, is_run), Exit::reason(&error))
         }
+    };
+    if json && code != DONE {
+        io.refuse(reason);
     }
+    code
 }
 
 /// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write, time::SystemTime};
 
 use anyhow::Context;
-use portkeep::{BoundSocket, Info, PortRange, Transport, Transports};
+use portkeep::{BoundSocket, Info, PortRange, Transport, Transports, persistent::protocol::Reason};
 use portkeep_core::time;
 use portkeep_kernel::netns;
 use portkeep_observe::{Facts, PortFacts, PortUse, Usage, usage};
@@ -13,7 +13,7 @@ use crate::{
     DONE, Io, NOTHING,
     asked::Asked,
     conflict,
-    exit::Nothing,
+    exit::refused,
     list,
     pins::{Pins, Seen},
     ran_out, reservations, waiting,
@@ -84,10 +84,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     for asked in &args.ports {
         let named = asked.blocks(&known);
         if named.is_empty() {
-            return Err(Nothing(format!(
-                "there is no reservation {asked}, and no service of this name in /etc/services"
-            ))
-            .into());
+            let why = format!("there is no reservation {asked}, and no service of this name in /etc/services");
+            return Err(refused(Reason::NotFound, why));
         }
         blocks.extend(named);
     }
