@@ -1,7 +1,7 @@
 //! `list` and `watch` show what is asked for.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     process::{Child, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -78,7 +78,8 @@ fn what_is_only_held_is_listed_where_nothing_is_up() {
     let nobodys = machine.for_everybody(PORTKEEP);
     let mut held = machine.as_nobody(&[&nobodys, "acquire", "--both", "--label", "held"]);
     let mut held = held.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    held.stdout.take().unwrap().read_exact(&mut [0; 5]).unwrap();
+    let mut out = BufReader::new(held.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
     let held = Ends(held);
     let json = machine.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((json[0]["name"].as_str(), json[0]["enforcement"].as_str()), (Some("held"), Some("held")));
