@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 mod acquire;
-mod activated;
 mod adopt;
 mod agent_command;
 mod ask;
@@ -23,8 +22,11 @@ mod exit;
 mod filter;
 mod help;
 mod hold;
+mod into_command;
+mod lent;
 mod level;
 mod list;
+mod once;
 mod patience;
 mod persist;
 mod pins;
@@ -42,6 +44,7 @@ mod table;
 mod units;
 mod up;
 mod upgrade;
+mod user;
 mod waiting;
 mod watch;
 mod who;
@@ -86,8 +89,8 @@ enum Command {
     Run(run::Args),
     #[command(name = custodian::NAME, hide = true)]
     Custodian(custodian::Args),
-    #[command(name = activated::NAME, hide = true)]
-    Activated(activated::Args),
+    #[command(name = into_command::NAME, hide = true)]
+    Become(into_command::Args),
     Acquire(acquire::Args),
     Release(release::Args),
 
@@ -242,7 +245,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
-        Command::Activated(args) => activated::run(args, io),
+        Command::Become(args) => into_command::run(args, io),
         Command::Acquire(options) => acquire::run(options, &args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),

@@ -11,7 +11,12 @@ use portkeep_core::wire;
 use portkeep_kernel::{Instance, cgroup, netns};
 use portkeep_observe::{Usage, accounts, namespaces};
 
-use crate::{patience, persist::view, process, sources::Sources};
+use crate::{
+    patience,
+    persist::view,
+    process,
+    sources::{ConfigFile, Sources},
+};
 
 /// All reservations of the machine, out of the maps.
 pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
@@ -54,7 +59,7 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
     found.sort_by_key(|info| (info.netns, info.ports, info.transports));
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let declared = if found.iter().any(|info| info.persistent) {
-        view::all(&Sources::of_environment(), found)
+        view::all(&Sources::of(&ConfigFile::default()), found)
     } else {
         Vec::new()
     };

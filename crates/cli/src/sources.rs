@@ -64,9 +64,9 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Those of a command that has no options for them.
-    pub(crate) fn of_environment() -> Self {
-        Self { config: ConfigFile::default(), root: Some(root_of_environment()) }
+    /// Those of a command that has at most a configuration file as an option.
+    pub(crate) fn of(config: &ConfigFile) -> Self {
+        Self { config: config.clone(), root: Some(root_of_environment()) }
     }
 
     pub(crate) fn root(&self) -> &Path {
