@@ -42,6 +42,7 @@ export class PortMap {
     this.hover = null;
     this.cursor = null;
     this.flashes = [];
+    this.lists = {};
     this.panels = [];
     this.base = Object.fromEntries(TRANSPORTS.map((transport) => {
       const image = document.createElement('canvas');
@@ -72,15 +73,9 @@ export class PortMap {
     return hslToRgb(hue, saturation, this.lightness + lighter);
   }
 
-  /** New data. */
-  set(model) {
-    this.model = model;
-    this.paint();
-  }
-
-  /** Show only what a search has found; the rest is pale. */
-  highlight(found) {
-    this.found = found;
+  /** New data, or a new search: what it has not found is pale. */
+  set(model, found) {
+    Object.assign(this, { model, found });
     this.paint();
   }
 
@@ -238,8 +233,32 @@ export class PortMap {
         pixels[port] = pack(shade);
       }
       context.putImageData(image, 0, 0);
+      this.lists[transport] = this.list(transport, match);
     }
     this.draw();
+  }
+
+  /** What is drawn over the pixels in each frame, of one transport. */
+  list(transport, match) {
+    const { model } = this;
+    const its = model.reservations.filter((each) => transportsOf(each).includes(transport));
+    const isPrivate = (each) => each.ephemeral && inForce(each);
+    const blocks = match ? match.indexes.map((index) => model.reservations[index]) : its;
+    // What is in force comes last, over what is not.
+    const small = blocks.filter((each) => each.count < 8 && transportsOf(each).includes(transport)).sort((one, other) => inForce(one) - inForce(other));
+    const [used, reserved, waiting] = [model.used[transport], model.reserved[transport], model.waiting[transport]];
+    const bound = [];
+    for (let port = 1; port < PORTS && bound.length <= SMALL && !match; port++) {
+      if (used[port] >= BOUND && !reserved[port] && !waiting[port]) bound.push(port);
+    }
+    const block = (each) => [each.start, last(each)];
+    return {
+      blocks: its.filter((each) => !isPrivate(each)).map(block),
+      privates: its.filter(isPrivate).map(block),
+      // Too many would hide the rest.
+      small: small.length <= SMALL ? small : [],
+      bound: bound.length <= SMALL ? bound : [],
+    };
   }
 
   draw() {
@@ -376,38 +395,26 @@ export class PortMap {
     this.strokeRanges(panel, cell, spans(map.pool), css.pool, 2);
     const kept = spans(map.local_reserved_ports).filter(shown);
     if (cell >= 3 || kept.length < 200) this.strokeRanges(panel, cell, kept, css.sysctl, 1.25, [2, 2.5]);
-    const mine = model.reservations.filter((each) => transportsOf(each).includes(panel.transport) && shown([each.start, last(each)]));
-    const block = (each) => [each.start, last(each)];
-    const isPrivate = (each) => each.ephemeral && inForce(each);
-    if (cell >= 5) this.strokeRanges(panel, cell, mine.filter((each) => !isPrivate(each)).map(block), css.text, 1);
-    this.strokeRanges(panel, cell, mine.filter(isPrivate).map(block), css.private, 2);
+    const { blocks, privates } = this.lists[panel.transport];
+    if (cell >= 5) this.strokeRanges(panel, cell, blocks.filter(shown), css.text, 1);
+    this.strokeRanges(panel, cell, privates.filter(shown), css.private, 2);
   }
 
   /** Single ports would be too small to see: they get some pixels, unless they are too many. */
   drawSmall({ transport, left, top }, cell) {
-    const { context, css, model, view } = this;
+    const { context, css, view } = this;
     const mark = (port, count, size, style) => {
       const [x, y] = [left + ((port % SIDE) - view.x + count / 2) * cell, top + ((port >> 8) - view.y + 0.5) * cell];
       context.fillStyle = style;
       context.fillRect(Math.round(x - size / 2), Math.round(y - size / 2), size, size);
     };
-    const pale = this.found && !this.found.all;
-    const blocks = pale ? this.found.indexes.map((index) => model.reservations[index]) : model.reservations;
-    const small = blocks.filter((each) => each.count * cell < 6 && transportsOf(each).includes(transport));
-    if (small.length <= SMALL) {
-      // What is in force comes last, over what is not.
-      for (const each of small.sort((one, other) => inForce(one) - inForce(other))) {
-        const wrong = each.state === 'conflict' ? css.conflict : css.waiting;
-        mark(each.start, each.count, 7, css.card);
-        mark(each.start, each.count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
-      }
+    const { small, bound } = this.lists[transport];
+    for (const each of small.filter((each) => each.count * cell < 6)) {
+      const wrong = each.state === 'conflict' ? css.conflict : css.waiting;
+      mark(each.start, each.count, 7, css.card);
+      mark(each.start, each.count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
     }
-    const used = model.used[transport];
-    const bound = [];
-    for (let port = 1; port < PORTS && bound.length <= SMALL; port++) {
-      if (used[port] >= BOUND && !model.reserved[transport][port] && !model.waiting[transport][port]) bound.push(port);
-    }
-    if (!pale && bound.length <= SMALL) bound.forEach((port) => mark(port, 1, 3, css.listening));
+    bound.forEach((port) => mark(port, 1, 3, css.listening));
   }
 
   /** Marks of sockets, and numbers where there is room for them. */

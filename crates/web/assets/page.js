@@ -100,7 +100,6 @@ async function load() {
     const answer = await ask('/api/map');
     model = new Model(answer);
     search();
-    map.set(model);
     summary(answer);
     document.body.dataset.loaded = answer.when;
   } catch (error) {
@@ -148,7 +147,7 @@ async function namespaces() {
 function search() {
   if (!model) return;
   found = model.find($('query').value);
-  map.highlight(found);
+  map.set(model, found);
   table();
 }
 

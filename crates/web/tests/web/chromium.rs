@@ -121,6 +121,11 @@ impl Chromium {
         self.call("Emulation.setEmulatedMedia", features);
     }
 
+    /// A script that runs before each page's own.
+    pub(crate) fn before_pages(&mut self, script: &str) {
+        self.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": script}));
+    }
+
     /// Go to an address and wait until it is loaded.
     pub(crate) fn open(&mut self, address: &str) {
         self.events.clear();
