@@ -134,6 +134,7 @@ fn the_map_has_sockets_and_ranges_without_kernel_enforcement() {
     let has = |set: &str| set.parse::<portkeep_core::PortSet>().unwrap().contains(port);
     assert!(sets.clone().any(has), "{port}: {:?}", Vec::from_iter(sets));
     let who = server.get(&format!("/api/who?port={port}")).json();
+    check("who", &who);
     assert_eq!(who[0]["bound_by"][0]["process"]["pid"], std::process::id(), "{who}");
     let namespaces = server.get("/api/namespaces").json();
     check("namespaces", &namespaces);
@@ -164,7 +165,7 @@ fn an_unprivileged_server_shows_reservations_and_follows_events_once_it_may() {
     assert_eq!(named("exporter")["state"], State::Waiting.to_string());
     assert!(named("exporter")["reason"].as_str().unwrap().contains("9100/tcp is in use by"), "{map:#}");
     let who = server.get("/api/who?port=9100").json();
-    check("list", &who[0]["waiting"]);
+    check("who", &who);
     assert_eq!(who[0]["waiting"][0]["name"], "exporter");
     assert_eq!(who[0]["bound_by"][0]["state"], "listening");
     drop(taken);
