@@ -359,6 +359,10 @@ impl Stage {
 
     /// The same programs again, under the links that are up, as another build's would be.
     fn upgrade(&mut self) -> Result<()> {
+        // An agent that starts between the two steps would rightly refuse to serve another build's programs.
+        if let Some(agent) = &mut self.agent {
+            agent.wait_until_it_serves().with_context(|| format!("the agent's log:\n{}", self.place.log_tail()))?;
+        }
         self.instance.pretend_build(self.random.below(u64::MAX))?;
         if !Instance::upgrade(&self.place.pins()).context("upgrade")? {
             bail!("upgrade found nothing to do");
