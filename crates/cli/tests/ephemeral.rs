@@ -121,7 +121,8 @@ async def test_all_can_be_bound(unused_tcp_port_factory):
     for server in servers: server.close()
 "#;
     std::fs::write(&test, text).unwrap();
-    let pytest = ["run", "-e100", "--", "python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", test.to_str().unwrap()];
+    let pytest =
+        ["run", "-e100", "--", "python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", test.to_str().unwrap()];
     let mut command = machine.command(&pytest);
     Outcome::from(command.env("PYTHONPATH", &target).env("OUT", &out).output().unwrap()).ok();
     picked(&std::fs::read_to_string(&out).unwrap(), 20);

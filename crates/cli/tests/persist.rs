@@ -505,7 +505,10 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     }
     let changed = persist(&["set", "shop", "--cgroup", "/shops", "--json"]).ok().json();
     assert_eq!(changed["audience"], json!({"kind": "cgroup", "value": "/shops"}));
-    assert_eq!((&changed["token"], &changed["state"], &changed["description"]), (&token, &json!("active"), &Value::Null));
+    assert_eq!(
+        (&changed["token"], &changed["state"], &changed["description"]),
+        (&token, &json!("active"), &Value::Null)
+    );
     persist(&["set", "shop", "--user", "daemon"]).ok();
     drop(hammer.stdin.take());
     assert_eq!(said.find_map(|line| Some(line.strip_prefix("helper: ")?.to_owned())).unwrap(), "0 true");
@@ -517,7 +520,11 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     let busy = stage.server(9000);
     fails(&persist(&["set", "shop", "--tcp", "9000"]), 1, &format!("pid {} (", busy.pid()));
     fails(&persist(&["set", "shop", "--tcp", "8609-8610"]), 1, "8600-8609/tcp is reserved as `other`");
-    fails(&persist(&["set", "shop", "--tcp", "8443-8444"]), 1, "8443-8444/tcp overlaps 8443/tcp+udp, which `shop` has now");
+    fails(
+        &persist(&["set", "shop", "--tcp", "8443-8444"]),
+        1,
+        "8443-8444/tcp overlaps 8443/tcp+udp, which `shop` has now",
+    );
     fails(&persist(&["set", "shop", "--user", "nobody-has-this-name"]), 1, "there is no user");
     fails(&persist(&["set", "shop", "--strict", "true", "--ephemeral", "true"]), 1, "a private ephemeral range");
     fails(&persist(&["rename", "shop", "other"]), 1, "the name `other` is used by a command of uid 0");

@@ -140,8 +140,9 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.note("processes of root may bind these ports by number; with --strict they may not");
     }
     if let Some(path) = &args.env_file {
-        write_whole(path, &environment(&created))
-            .with_context(|| format!("{} is reserved, and its variables cannot be written: {}", proposal.name, path.display()))?;
+        write_whole(path, &environment(&created)).with_context(|| {
+            format!("{} is reserved, and its variables cannot be written: {}", proposal.name, path.display())
+        })?;
     }
     if args.json {
         io.json(&created)?;

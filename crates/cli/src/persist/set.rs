@@ -34,6 +34,7 @@ Exit status: 3 if there is no such reservation";
     .args(["tcp", "udp", "both", "user", "group", "unit", "cgroup", "administrators", "strict", "ephemeral", "description"]))]
 pub(crate) struct Args {
     /// Its name
+    #[arg(hide_short_help = true)]
     name: Name,
 
     /// These TCP ports from now on
@@ -49,11 +50,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     audience: For,
 
-    /// Whether only sockets that are associated with it may bind its ports
-    #[arg(long, value_name = "BOOL")]
+    /// true: only sockets that are associated with it may bind its ports
+    #[arg(long, value_name = "BOOL", hide_possible_values = true)]
     strict: Option<bool>,
-    /// Whether binds to port 0 draw from it
-    #[arg(long, value_name = "BOOL")]
+    /// true: binds to port 0 draw from it
+    #[arg(long, value_name = "BOOL", hide_possible_values = true)]
     ephemeral: Option<bool>,
     /// Sockets of those it is for may be on the new ports already
     #[arg(long, requires = "ports")]

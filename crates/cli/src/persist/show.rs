@@ -8,7 +8,9 @@ use portkeep::{
 };
 
 use super::view;
-use crate::{DONE, Io, NOTHING, pins::Pins, process::Binders, reservations, run::environment as variables_of, sources::Sources};
+use crate::{
+    DONE, Io, NOTHING, pins::Pins, process::Binders, reservations, run::environment as variables_of, sources::Sources,
+};
 
 const AFTER_HELP: &str = "\
 Only root can see which processes of other users have a port bound.
