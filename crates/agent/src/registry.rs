@@ -879,7 +879,7 @@ fn can_be_range(audience: &Audience, strict: bool, ephemeral: bool) -> Result<()
     }
 }
 
-/// The store that has a reservation. What a file declares is in none.
+/// The store that has a reservation. Declarations of files are in none.
 fn store_of<'a>(
     persistent: &'a mut Shelf,
     active: &'a mut Shelf,

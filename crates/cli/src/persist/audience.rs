@@ -1,4 +1,4 @@
-//! Whom a reservation is for, on the command line.
+//! The audience of a reservation on the command line.
 
 use std::path::Path;
 

@@ -243,7 +243,7 @@ fn carry_out(agent: &mut Connection, steps: Vec<Step>, imported: &mut Imported) 
     Ok(())
 }
 
-/// What takes a step back.
+/// The way to take a step back.
 enum Undo {
     Delete(Name),
     Change(Box<Declaration>),

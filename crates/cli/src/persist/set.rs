@@ -14,7 +14,7 @@ use super::{
 use crate::{DONE, Io, reservations};
 
 const AFTER_HELP: &str = "\
-For a reservation that a command created. What is not named stays as it is. Outsiders cannot bind the ports meanwhile: \
+For a reservation that a command created. The other parts of it stay as they are. Outsiders cannot bind the ports meanwhile: \
 all but the ports is changed in place, and new ports are in force before the former ones are free. If a change is \
 refused, the reservation stays as it is. New ports must not overlap the former ones.
 

@@ -154,7 +154,7 @@ impl Proposal {
     }
 }
 
-/// What to change of a reservation that a command created. What is `None` stays as it is.
+/// The changes to a reservation that a command created. A member that is `None` changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Change {
@@ -248,7 +248,7 @@ pub enum Request {
     Change {
         /// Its name.
         name: Name,
-        /// What is different.
+        /// The changes.
         change: Change,
     },
     /// All that is declared.
