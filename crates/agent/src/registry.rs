@@ -26,7 +26,7 @@ use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
 use portkeep_kernel::{Claimed, CreateError, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
-use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
+use super::{accounts, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id, usage};
 use crate::vacancy::{Look, Prober};
 
 /// The registry's tools: the BPF programs, and ways to look at the agent's network namespace.
@@ -134,9 +134,9 @@ pub(super) struct Registry {
     state: PathBuf,
     runtime: PathBuf,
     root: PathBuf,
-    /// Declarations of files, as they were read last.
-    files: Vec<Declared>,
     items: Vec<Item>,
+    /// The declarations of files, as they were last read.
+    files: Vec<Declared>,
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
     told: HashMap<String, String>,
@@ -203,8 +203,8 @@ impl<'a> Sockets<'a> {
                 if declaration.around && rightful {
                     return None;
                 }
-                let sockets = in_the_way::sockets(transport, port);
-                let mut why = in_the_way::sentence(transport, port, &sockets);
+                let sockets = sockets_on(transport, port);
+                let mut why = usage::sentence(transport, port, &sockets);
                 // A connection has the port by chance.
                 let serves = sockets.first().is_some_and(|s| matches!(s.state.as_deref(), Some("listening" | "bound")));
                 if serves && !rightful && *audience != Audience::Administrators {
@@ -325,6 +325,14 @@ impl Desk<'_> {
     }
 }
 
+/// The sockets that keep a port from being reserved: the first few.
+fn sockets_on(transport: Transport, port: u16) -> Vec<BoundSocket> {
+    const NAMED: usize = 8;
+    let block = PortRange::single(port).expect("a bound port is not 0");
+    let usage = usage::Usage::of(&[(block, transport.into())]).unwrap_or_default();
+    usage.port(transport, port).sockets().take(NAMED).cloned().collect()
+}
+
 /// A bind came between the look and the confirmation.
 fn contested(declaration: &Declaration) -> String {
     format!("another process bound a port of {}/{} at this moment", declaration.ports, declaration.transports)
@@ -372,8 +380,8 @@ impl Registry {
             state: state.to_owned(),
             runtime: runtime.to_owned(),
             root,
-            files: Vec::new(),
             items: Vec::new(),
+            files: Vec::new(),
             version: 0,
             conflicts: Vec::new(),
             by_id: HashMap::new(),
@@ -405,22 +413,24 @@ impl Registry {
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
         let loaded = dropin::load(&self.root);
         self.files = loaded.declared;
-        Ok((self.put_together(desk)?, loaded.diagnostics))
+        Ok((self.merge(desk)?, loaded.diagnostics))
     }
 
-    /// Bring the BPF programs in line with what files and commands declare.
-    fn put_together(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<Changes> {
+    /// Decide again which declarations are in force, and bring the BPF programs in line.
+    fn merge(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<Changes> {
         let merged = merge(self.commands(), self.files.clone());
         self.conflicts = merged.conflicts;
         self.bring_in_line(desk, merged.in_force)
     }
 
-    /// A name or ports are free again: what was in conflict over them may not be any more.
-    fn settle_conflicts(&mut self, desk: &mut Desk<'_>) {
-        if !self.conflicts.is_empty()
-            && let Err(error) = self.put_together(desk)
-        {
-            tracing::error!(reason = format!("{error:#}"), "declarations in conflict cannot be put in force");
+    /// Look again at what conflicted with a declaration that is new or gone, and at what waited for its ports.
+    fn look_again(&mut self, desk: &mut Desk<'_>) {
+        let looked = match self.conflicts.is_empty() {
+            true => self.retry(desk).map(drop),
+            false => self.merge(desk).map(drop),
+        };
+        if let Err(error) = looked {
+            tracing::error!(error = format!("{error:#}"), "cannot look again at what is not in force");
         }
     }
 
@@ -714,6 +724,9 @@ impl Registry {
         self.version += 1;
         self.by_id.insert(id, self.items.len());
         self.items.push(Item { declared, how: How::Active { id, token } });
+        if !self.conflicts.is_empty() {
+            self.look_again(desk);
+        }
         Ok(created)
     }
 
@@ -744,7 +757,7 @@ impl Registry {
         }
         self.conflicts.retain(|conflict| conflict.loser != declared);
         self.index();
-        self.settle_conflicts(desk);
+        self.look_again(desk);
         Ok(Info::declared(&declared.declaration, &declared.origin, State::Ended))
     }
 
@@ -822,7 +835,7 @@ impl Registry {
         }
         let info = info(&self.items[index]);
         self.index();
-        self.settle_conflicts(desk);
+        self.look_again(desk);
         Ok(info)
     }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use portkeep::{AcquireError, Align, Info, PortRange, Transport, Transports, Version};
+use portkeep_observe::usage;
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
@@ -13,8 +14,8 @@ use crate::{agent, ask::Ask, sources::ConfigFile};
 
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
-pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, error: AcquireError) -> anyhow::Error {
-    let text = match (&error, block) {
+pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, error: &AcquireError) -> anyhow::Error {
+    let text = match (error, block) {
         (AcquireError::InUse { by: None, .. }, Some(block)) => Some(in_use(block, ask.transports())),
         (AcquireError::NoRoom { .. }, Some(block)) => Some(format!(
             "reserving {block} would leave too few ephemeral ports for outgoing connections; choose ports outside \
@@ -40,10 +41,8 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, 
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
         _ => None,
     };
-    match text {
-        Some(text) => anyhow::anyhow!("{text}"),
-        None => error.into(),
-    }
+    let chain = || anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    anyhow::anyhow!(text.unwrap_or_else(chain))
 }
 
 pub(crate) fn privileged(block: PortRange) -> String {
@@ -70,16 +69,29 @@ fn no_room(ask: &Ask) -> Option<String> {
     })
 }
 
+/// So many of the quota.
+fn ports(count: u16, transports: Transports) -> u32 {
+    u32::from(count) * transports.iter().map(|_| 1).sum::<u32>()
+}
+
+fn quota(config: &ConfigFile) -> Option<Limit> {
+    Some(agent::quota(&config.load().ok()?, getuid().as_raw(), getgid().as_raw()))
+}
+
+/// Whether this is more than the quota, whatever else this user holds.
+pub(crate) fn never_allowed(ask: &Ask, config: &ConfigFile) -> bool {
+    matches!(quota(config), Some(Limit::Ports(quota)) if ports(ask.count(), ask.transports()) > quota)
+}
+
 /// "this needs 100 ports, and you hold 1000 of your quota of 1024".
 fn over_quota(ask: &Ask, config: &ConfigFile) -> String {
-    let ports = |count: u16, transports: Transports| u32::from(count) * transports.iter().map(|_| 1).sum::<u32>();
     let needed = ports(ask.count(), ask.transports());
     let sum = if needed > u32::from(ask.count()) { " (for TCP and as many for UDP)" } else { "" };
     let uid = getuid().as_raw();
     let is_own = |info: &Info| info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid));
     let own = portkeep::list().unwrap_or_default().into_iter().filter(is_own);
     let held: u32 = own.map(|info| ports(info.ports.count(), info.transports)).sum();
-    let quota = config.load().ok().map(|config| agent::quota(&config, uid, getgid().as_raw()));
+    let quota = quota(config);
     let found = match quota {
         Some(Limit::Ports(quota)) if held + needed > quota => format!("{held} of your quota of {quota}"),
         // An option of `up` set it, or reservations in other network namespaces count too.
@@ -95,7 +107,7 @@ fn pool() -> String {
 
 /// "61004/tcp is in use by pid 812 (nginx): listening".
 pub(crate) fn in_use(block: PortRange, transports: Transports) -> String {
-    let listed = transports.iter().find_map(|transport| agent::in_use(transport, block));
+    let listed = transports.iter().find_map(|transport| usage::in_use(transport, block));
     // Before Linux 6.8 a TCP socket that is bound and does not listen is in no list.
     let unlisted = || {
         let all = transports.iter().flat_map(|transport| block.iter().map(move |port| (transport, port)));
@@ -107,7 +119,8 @@ pub(crate) fn in_use(block: PortRange, transports: Transports) -> String {
     })
 }
 
-fn cannot_be_bound(transport: Transport, port: u16) -> bool {
+/// By trying: before Linux 6.8 no list has all sockets.
+pub(crate) fn cannot_be_bound(transport: Transport, port: u16) -> bool {
     ["::", "0.0.0.0"].into_iter().any(|address| {
         let bound = match transport {
             Transport::Tcp => TcpListener::bind((address, port)).map(drop),

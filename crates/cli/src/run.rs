@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -18,6 +17,7 @@ use crate::{
     ask::{Ask, LABEL},
     claim::{Claim, Kind, Watch},
     custodian::Custodian,
+    exit::not_started,
     level::{Level, Place, only_held},
     process,
     signals::Forwarder,
@@ -46,7 +46,8 @@ the ports, and the reservation ends with `run`. If kernel enforcement is not up,
 command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
 is reported on standard error. With --require-kernel or --scope cgroup `run` fails instead of holding the ports.
 
-SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command.
+SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command. With --wait the command starts when the \
+ports can be had; a signal or the end of the time ends that wait.
 
 Exit status:
   that of the command; 128+N if signal N ended it
@@ -58,7 +59,7 @@ Exit status:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// A private ephemeral range of N ports: binds to port 0 draw from it
+    /// N ports that binds to port 0 draw from
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ephemeral: Option<u16>,
     /// Processes that count as the command
@@ -149,13 +150,6 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// Report that a command cannot be started. Returns the exit status.
-pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.error(format_args!("{}: {error}", program.display()));
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
-    exit.code()
-}
-
 impl Stage {
     fn claims(&self) -> impl Iterator<Item = &Claim> {
         self.claim.iter().chain(&self.range)
@@ -210,7 +204,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         if !fixed {
             return Ok(Stage { claim: None, range: None, group: None, level });
         }
-        let claim = Claim::held(&args.ask, &args.config)?;
+        let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
         let udp = match args.ask.transports() {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",

@@ -3,16 +3,16 @@
 use std::io::Write;
 
 use anyhow::Context;
-use portkeep::{BoundSocket, Info, Transport};
+use portkeep::{BoundSocket, Info, PortRange, Transport, Transports};
 use portkeep_core::time;
 use portkeep_kernel::netns;
+use portkeep_observe::Usage;
 use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING, list,
     pins::{Pins, Seen},
     port_arg::PortArg,
-    process::Binders,
     ran_out, reservations, waiting,
 };
 
@@ -58,6 +58,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let found = reserved(&args.pins, io)?;
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let waiting = waiting::list();
+    let block = PortRange::single(args.port.port)?;
+    let usage = Usage::of(&[(block, Transports::Both)]).context("looking for sockets")?;
     let whose: Vec<Whose> = args
         .port
         .transports()
@@ -65,17 +67,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             let port = args.port.port;
             let mine = |info: &&Info| reservations::is_here(info, own) && info.has(transport, port);
             let waiting: Vec<Info> = waiting.iter().filter(|info| info.has(transport, port)).cloned().collect();
-            let mut bound_by = match Binders::of(transport, port) {
-                Some(each) => each.sockets(transport, port),
-                // Not every socket is in /proc/net as one that has bound its port; the agent knows those that it waits for.
-                None => {
-                    let sockets = waiting.iter().flat_map(|info| &info.waits_for);
-                    sockets.filter(|socket| (socket.port, socket.transport) == (port, transport)).cloned().collect()
-                }
-            };
-            bound_by.sort();
-            bound_by.dedup();
-            reservations::name_users(bound_by.iter_mut().filter_map(|socket| socket.process.as_mut()));
+            let mut bound_by = usage.port(transport, port).bound_by;
+            if bound_by.is_empty() {
+                // Not every socket is listed before Linux 6.8; the agent knows those that it waits for.
+                let sockets = waiting.iter().flat_map(|info| &info.waits_for);
+                bound_by.extend(sockets.filter(|socket| (socket.port, socket.transport) == (port, transport)).cloned());
+            }
             Whose { port, transport, reservation: found.iter().find(mine).cloned(), bound_by, waiting }
         })
         .collect();

@@ -105,7 +105,7 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
 /// The meaning of the error number that the agent gave.
 fn refused(claimed: &Reservation, error: Errno) -> AcquireError {
     let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
-    match request.name(io::Error::from_raw_os_error(error.0)) {
+    match request.name(io::Error::from_raw_os_error(error.0), Some(claimed)) {
         AcquireError::InUse { ports, by, .. } => AcquireError::InUse { ports, transports: claimed.transports(), by },
         error => error,
     }

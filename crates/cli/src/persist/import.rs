@@ -15,7 +15,7 @@ use portkeep::{
     Info, State,
     persistent::{Block, Change, Connection, Declaration, Kept, Name, Origin, Proposal, Which},
 };
-use portkeep_agent::in_use;
+use portkeep_observe::usage::in_use;
 use portkeep_persist::Services;
 use serde::Serialize;
 
