@@ -490,7 +490,8 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     let server = stage.server_of("daemon", 8443);
 
     let copy = stage.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
-    let mut hammer = stage.program(&[&copy, "--exact", "helper_hammers", "--ignored", "--nocapture"]);
+    let nobody = ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups", &copy];
+    let mut hammer = stage.program(&[&nobody[..], &["--exact", "helper_hammers", "--ignored", "--nocapture"]].concat());
     let mut hammer = hammer.env(HAMMER, "8443").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(hammer.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(said.any(|line| line.ends_with(THERE)));

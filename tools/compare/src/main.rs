@@ -70,7 +70,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    if cfg!(debug_assertions) && !options.short {
+    // Only times want a release build.
+    if cfg!(debug_assertions) && !options.short && !options.pickers {
         return run_released();
     }
     if cfg!(debug_assertions) {
