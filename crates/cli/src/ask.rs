@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use portkeep::{Align, PortRange, Transports};
+use portkeep::{Align, PortRange, Transports, persistent::protocol::Reason};
 use portkeep_core::time;
 
-use crate::{exit::Usage, patience};
+use crate::{exit::refused, patience};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
@@ -91,9 +91,13 @@ impl Ask {
     /// The block, if its first port is given. Errors in it are reported before any request.
     pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
         let Some(at) = self.at else { return Ok(None) };
-        self.align.check(at).map_err(|error| Usage(error.to_string()))?;
-        Ok(Some(PortRange::new(at, self.count()).map_err(|error| Usage(error.to_string()))?))
+        self.align.check(at).map_err(malformed)?;
+        Ok(Some(PortRange::new(at, self.count()).map_err(malformed)?))
     }
+}
+
+fn malformed(error: impl std::fmt::Display) -> anyhow::Error {
+    refused(Reason::Malformed, error.to_string())
 }
 
 fn wait(text: &str) -> Result<Duration, String> {

@@ -31,7 +31,7 @@ use portkeep_core::persistent::check_description;
 
 pub(crate) use delete::not_exactly;
 
-use crate::{Io, exit::Nothing, patience};
+use crate::{Io, exit::refused, patience};
 
 const AFTER_HELP: &str = "\
 Such a reservation belongs to a service, a user, a group or a cgroup, not to a process. It stands from boot until it is \
@@ -88,7 +88,8 @@ pub(crate) fn connect(instead: Option<&str>) -> anyhow::Result<Connection> {
     Connection::open_within(patience::of_environment()).map_err(|error| match error {
         PersistentError::AgentAbsent { .. } => {
             let instead = instead.map_or_else(String::new, |instead| format!(", {instead}"));
-            anyhow::anyhow!("{error}; start it (`systemctl start portkeep`, or `portkeep agent`){instead}")
+            let start = "start it (`systemctl start portkeep`, or `portkeep agent`)";
+            refused(error.reason(), format!("{error}; {start}{instead}"))
         }
         other => other.into(),
     })
@@ -97,7 +98,7 @@ pub(crate) fn connect(instead: Option<&str>) -> anyhow::Result<Connection> {
 /// Change a reservation.
 fn changed(agent: &mut Connection, name: &Name, change: &Change) -> anyhow::Result<Info> {
     agent.change(name, change).map_err(|error| match error {
-        PersistentError::NotFound => Nothing(format!("there is no persistent reservation {name}")).into(),
+        PersistentError::NotFound => refused(error.reason(), format!("there is no persistent reservation {name}")),
         other => other.into(),
     })
 }

@@ -10,10 +10,10 @@ use portkeep_core::{PortRange, Time, Transports};
 
 use crate::{Info, sys};
 
-/// What the link to a memory file of this kind begins with.
+/// The link to a memory file of this kind begins with this.
 const LINK: &str = "/memfd:";
 const NAME: &str = "portkeep-held ";
-/// What the kernel adds to the name of a file that is in no folder.
+/// The kernel adds this to the name of a file that is in no folder.
 const DELETED: &str = " (deleted)";
 
 /// A mark for this block. `None` if it cannot be made: then others only see the sockets.
