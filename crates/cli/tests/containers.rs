@@ -30,13 +30,15 @@ struct Engine {
 impl Engine {
     fn start() -> Option<Self> {
         for program in ["dockerd", "docker", "containerd", "runc", "iptables", "busybox"] {
-            let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
+            let found =
+                Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
             if !found.is_ok_and(|status| status.success()) {
                 skip(TEST, &format!("no {program} (docker.io, iptables and busybox-static of Debian)"), REQUIRE);
                 return None;
             }
         }
-        let mounts = r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf" && mount -t tmpfs tmpfs /run && ip link set lo up"#;
+        let mounts =
+            r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf" && mount -t tmpfs tmpfs /run && ip link set lo up"#;
         let machine = Machine::made(PORTKEEP, TEST, mounts);
         let unit = machine.cgroup.path().join("docker.service");
         std::fs::create_dir(&unit).unwrap();

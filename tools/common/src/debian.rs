@@ -11,8 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{Missing, Tool, cargo, target_folder};
 
 /// Its packages besides those of every Debian.
-const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server,\
-                        inetutils-ftpd,nfs-common,rpcbind,nftables,iproute2,curl";
+const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
 
 const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
 

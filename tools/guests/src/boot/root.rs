@@ -42,9 +42,6 @@ const FILES: &[(&str, &str)] = guest! {
     "beta.toml" => "usr/lib/portkeep/ports.d/beta.toml"
     "redis.toml" => "etc/portkeep/ports.d/redis.toml"
     "plain.toml" => "etc/portkeep/ports.d/plain.toml"
-    "media.toml" => "usr/lib/boot-test/media.toml"
-    "media.nft" => "usr/lib/boot-test/media.nft"
-    "ftpd.service" => "etc/systemd/system/ftpd.service"
 };
 
 /// Which units are started, and by which. The package enables its own.
@@ -93,7 +90,7 @@ pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()
     // The folder was ours alone, and would be the root of everybody.
     set_mode(root, 0o755)?;
     let _ = fs::remove_file(image);
-    TRUNCATE.run(TRUNCATE.command().arg("--size=2G").arg(image))?;
+    TRUNCATE.run(TRUNCATE.command().arg("--size=1500M").arg(image))?;
     MKE2FS.run(MKE2FS.command().args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d"]).arg(root).arg(image))
 }
 

@@ -214,59 +214,6 @@ readme() {
 	[ -z "$failed" ]
 }
 
-# A client on another machine, behind a firewall that opens only the declared ranges.
-client() { nsenter --net --target "$client" "$@"; }
-firewall() {
-	unshare --net sleep infinity &
-	client=$!
-	ip link add to-client type veth peer name to-server || return
-	soon eval '[ "$(readlink /proc/$client/ns/net)" != "$(readlink /proc/self/ns/net)" ]' || return
-	ip link set to-server netns "$client" && ip link set to-client up && ip addr add 10.9.0.1/24 dev to-client || return
-	client ip link set to-server up && client ip addr add 10.9.0.2/24 dev to-server || return
-	nft --file /usr/lib/boot-test/media.nft
-}
-
-# Ten downloads; curl reports the passive port: `229 Entering Extended Passive Mode (|||50004|)`.
-ftp_client() {
-	local said port
-	for _ in $(seq 10); do
-		said=$(client curl --silent --show-error --verbose --max-time 20 --output /run/copy ftp://10.9.0.1/file 2>&1)
-		port=$(sed -n 's/.*229 .*(|||\([0-9]*\)|).*/\1/p' <<<"$said")
-		echo "port $port"
-		[ "${port:-0}" -ge 50000 ] && [ "$port" -le 50019 ] && cmp /run/copy /srv/ftp/file || { echo "$said"; return 1; }
-	done
-}
-
-# rpc.statd has four ports that the kernel chose; its own client has a number of its own choice, on loopback.
-statd_ports() {
-	local port number=0
-	for port in $(ss -Hltunp | grep rpc.statd | awk '{ print $5 }' | grep -v '^127' | sed 's/.*://'); do
-		echo "port $port"
-		[ "$port" -ge 50200 ] && [ "$port" -le 50209 ] || return
-		number=$((number + 1))
-	done
-	[ "$number" -ge 2 ]
-}
-statd_client() { client rpcinfo -T tcp 10.9.0.1 status && client rpcinfo -T udp 10.9.0.1 status; }
-
-media() {
-	cp /usr/lib/boot-test/media.toml /etc/portkeep/ports.d/
-	mkdir -p /srv/ftp && seq 20000 >/srv/ftp/file && chmod 644 /srv/ftp/file
-	check 'two private ephemeral ranges are declared' portkeep reload
-	check 'a firewall opens only them' firewall
-	check 'an FTP server without a port option is started' systemctl start ftpd.service
-	check 'passive ports are inside, and clients get their files' ftp_client
-	check 'rpc.statd is started' systemctl start rpc-statd.service
-	check 'the ports that it let the kernel choose are inside' statd_ports
-	check 'a client finds it and is let through' soon statd_client
-	rm /etc/portkeep/ports.d/media.toml
-	portkeep reload
-	check 'without the declaration the ports are outside' not ftp_client
-	nft delete table inet media
-	kill "$client"
-	systemctl stop ftpd.service rpc-statd.service
-}
-
 # Everything the service could not do for want of a right would be among these.
 no_complaints() {
 	local said
@@ -288,7 +235,6 @@ first_boot() {
 	reloads
 	check 'a port of another network namespace is confirmed' other_namespace
 	check 'what the README shows' readme
-	media
 	check 'a port whose rightful owner is there already is reserved around it' around
 	hostiles
 	check 'the service lacked no right' no_complaints
