@@ -314,7 +314,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
     let mut states = vec![(0, BTreeMap::new()), (sim.events(), BTreeMap::new())];
     for operation in 0..OPERATIONS {
         let present: Vec<u64> = engine.content.values().map(|stored| stored.created).collect();
-        let mut any = |dice: &mut Rng| present[usize::try_from(dice.u64(..present.len() as u64)).unwrap()];
+        let any = |dice: &mut Rng| present[usize::try_from(dice.u64(..present.len() as u64)).unwrap()];
         match dice.u64(..5) {
             0..3 => engine.create(&stored(operation, &mut dice)).unwrap(),
             _ if present.is_empty() => engine.create(&stored(operation, &mut dice)).unwrap(),
