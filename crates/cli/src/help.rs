@@ -8,7 +8,7 @@ use crate::Exit;
 pub(crate) const ADVANCED: &str = "Advanced";
 
 /// Other options that only `--help` shows.
-const RARE: [&str; 12] = [
+const RARE: [&str; 15] = [
     "align",
     "timeout",
     "scope",
@@ -21,6 +21,9 @@ const RARE: [&str; 12] = [
     "cgroup",
     "administrators",
     "deny_errno",
+    "main",
+    "no_substitute",
+    "quiet",
 ];
 /// Examples that `-h` shows.
 const EXAMPLES: usize = 2;

@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 mod acquire;
-mod activated;
 mod agent_command;
 mod ask;
 mod check;
@@ -19,8 +18,11 @@ mod excludedportrange;
 mod exit;
 mod help;
 mod hold;
+mod into_command;
+mod lent;
 mod level;
 mod list;
+mod once;
 mod patience;
 mod persist;
 mod pins;
@@ -37,6 +39,7 @@ mod subgroup;
 mod table;
 mod up;
 mod upgrade;
+mod user;
 mod waiting;
 mod watch;
 mod who;
@@ -80,8 +83,8 @@ enum Command {
     Run(run::Args),
     #[command(name = custodian::NAME, hide = true)]
     Custodian(custodian::Args),
-    #[command(name = activated::NAME, hide = true)]
-    Activated(activated::Args),
+    #[command(name = into_command::NAME, hide = true)]
+    Become(into_command::Args),
     Acquire(acquire::Args),
     Release(release::Args),
 
@@ -233,7 +236,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
-        Command::Activated(args) => activated::run(args, io),
+        Command::Become(args) => into_command::run(args, io),
         Command::Acquire(options) => acquire::run(options, &args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),
