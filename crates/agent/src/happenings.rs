@@ -70,7 +70,7 @@ impl Happenings {
             EventKind::Granted => Happening::Granted,
             EventKind::Ended => Happening::Ended,
             EventKind::Exhausted => Happening::Exhausted,
-            _ => return None,
+            EventKind::Pending => return None,
         };
         if what == Happening::Ended && self.was_refused(event.id) {
             return None;
