@@ -60,8 +60,7 @@ fn leftovers(info: &Info, usage: &Usage) -> Vec<Finding> {
         if let Some(socket) = one.connections.iter().find(|socket| socket.remaining.is_some()) {
             let name = info.name.as_deref().unwrap_or_default();
             let state = usage::state(socket);
-            let message =
-                format!("{name} is in force, and {}/{} is not free yet: {state}", one.port, one.transport);
+            let message = format!("{name} is in force, and {}/{} is not free yet: {state}", one.port, one.transport);
             let help = "its server can bind it now only with SO_REUSEADDR, which most servers set; otherwise wait";
             found.push(Finding::new(Severity::Note, message).help(help));
         }
