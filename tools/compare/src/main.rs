@@ -28,7 +28,6 @@ use portkeep_tool::{build, repository, target_folder};
 
 use kit::Kit;
 use races::Field;
-use subject::Subject;
 use table::{Picker, Pickers, Row, Table};
 
 use job::Job;
