@@ -194,7 +194,7 @@ fn a_nat_rule_over_a_reserved_port() {
 }
 
 #[test]
-fn node_ports_of_kubernetes_that_nobody_has_reserved() {
+fn node_ports_of_kubernetes_that_are_not_reserved() {
     let Some(machine) = machine("nodeports") else { return };
     machine.portkeep(&["up"]).ok();
     let _agent = machine.agent(machine.command(&["agent"]));
