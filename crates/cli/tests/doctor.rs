@@ -28,7 +28,7 @@ fn file(machine: &Machine, path: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// What one check finds: severity, message and help.
+/// The findings of one check: severity, message and help.
 fn findings(machine: &Machine, check: &str) -> Vec<[String; 3]> {
     let report = machine.portkeep(&["doctor", "--json"]).json();
     let one = report.as_array().unwrap().iter().find(|one| one["check"] == check).unwrap().clone();
