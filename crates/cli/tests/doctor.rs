@@ -68,8 +68,9 @@ fn a_machine_in_order_has_nothing_wrong() {
     machine.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
     let report = machine.portkeep(&["doctor", "--json"]).ok().json();
     for one in report.as_array().unwrap() {
-        // Other tests have namespaces of their own.
-        assert!(one["check"] == "pool" || one["findings"] == serde_json::json!([]), "{one}");
+        // Other tests have namespaces and processes of their own.
+        let of_others = one["check"] == "pool" || one["check"] == "node-ports";
+        assert!(of_others || one["findings"] == serde_json::json!([]), "{one}");
     }
     assert!(machine.portkeep(&["doctor"]).ok().out.contains("12 checks: "));
     // An ordinary user is told what could not be looked at.

@@ -672,6 +672,10 @@ fn mangled() -> impl Strategy<Value = Vec<u8>> {
             kept: Kept::Persistent
         }),
         Just(protocol::Request::Delete(Which::Name(name("web")))),
+        Just(protocol::Request::Change {
+            name: name("web"),
+            change: protocol::Change { ports: Some(ports(8500, 2)), strict: Some(true), ..Default::default() }
+        }),
         Just(protocol::Request::Delete(Which::Block { ports: ports(8443, 1), transports: Transports::Tcp })),
     ];
     let change = (any::<prop::sample::Index>(), any::<u8>(), 0..4u8);

@@ -24,7 +24,7 @@ pub(super) struct Field {
 }
 
 /// A private ephemeral range of each test process: twice the ports of a round for the programs that still end, and more.
-const RANGE: u16 = 64;
+pub(super) const RANGE: u16 = 64;
 
 /// With `within_range` each test process runs under `portkeep run --ephemeral`, unchanged.
 pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
