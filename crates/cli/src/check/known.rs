@@ -65,7 +65,13 @@ impl Known {
     /// The same for all that a configuration names.
     pub(super) fn missing_of_config(&self, config: &Config) -> Vec<String> {
         let users = config.quota.users.keys().chain(&config.privileged.users);
-        let groups = config.quota.groups.keys().chain(&config.privileged.groups).chain(&config.administrators);
+        let groups = config
+            .quota
+            .groups
+            .keys()
+            .chain(&config.privileged.groups)
+            .chain(&config.administrators)
+            .chain(&config.watchers);
         let folders = [&config.enforce, &config.serve].into_iter().flatten().filter(|folder| !folder.is_dir());
         let mut missing: Vec<String> = users
             .filter_map(|user| self.missing_user(user))
