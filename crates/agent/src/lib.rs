@@ -335,7 +335,7 @@ impl<'k> Agent<'k> {
                 match event.kind {
                     EventKind::Pending => self.queue_pending(event.id, vec![event.tid, event.pid])?,
                     EventKind::Ended | EventKind::Granted => self.unsettle(event.netns, &[event.tid, event.pid]),
-                    _ => {}
+                    EventKind::Refused | EventKind::Exhausted => {}
                 }
             }
             self.handle_pending()?;

@@ -90,10 +90,7 @@ impl Custodian {
         }
         // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
         command.process_group(0).current_dir("/");
-        let child = command.spawn().context("starting the process that keeps the ports")?;
-        // It leaves by itself, too, but on a busy machine the command may end before that, and would seem to go on.
-        let _ = subgroup.expel(child.id());
-        Ok(Self(child))
+        command.spawn().map(Self).context("starting the process that keeps the ports")
     }
 
     /// The command has ended. Returns the processes of it that still run, after a moment for those that end after it.

@@ -11,7 +11,11 @@ use portkeep_core::wire;
 use portkeep_kernel::{Instance, netns};
 use portkeep_observe::{Usage, listing, namespaces};
 
-use crate::patience;
+use crate::{
+    patience,
+    persist::view,
+    sources::{ConfigFile, Sources},
+};
 
 /// All reservations of the machine, out of the maps.
 pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
@@ -52,7 +56,11 @@ pub(crate) fn agent_list() -> Vec<Info> {
 /// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
-    let declared = if found.iter().any(|info| info.persistent) { agent_list() } else { Vec::new() };
+    let declared = if found.iter().any(|info| info.persistent) {
+        view::all(&Sources::of(&ConfigFile::default()), found)
+    } else {
+        Vec::new()
+    };
     listing::complete(found, &declared);
     // One round for all of them, and none if there is nobody.
     let all = PortRange::inclusive(1, u16::MAX)?;

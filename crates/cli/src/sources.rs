@@ -64,7 +64,7 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Those of a command that only has a configuration file as an option.
+    /// Those of a command that has at most a configuration file as an option.
     pub(crate) fn of(config: &ConfigFile) -> Self {
         Self { config: config.clone(), root: Some(root_of_environment()) }
     }

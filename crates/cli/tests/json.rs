@@ -117,6 +117,7 @@ fn every_command_prints_what_the_schema_says() {
     assert_eq!(states, ["active", "conflict", "active"]);
     say(&["persist", "show", "web"]).ok();
     say(&["status"]).ok();
+    say(&["doctor"]);
     say(&["reload"]);
     say(&["check"]);
     say(&["excludedportrange", "show", "tcp"]).ok();

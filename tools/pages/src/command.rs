@@ -14,11 +14,11 @@ type Row = (&'static str, &'static str, &'static [&'static str]);
 
 /// Commands that ask the agent.
 const ASKING: &[&str] =
-    &["agent", "persist", "reload", "watch", "excludedportrange", "status", "list", "who", "release", "web"];
+    &["agent", "persist", "reload", "watch", "excludedportrange", "doctor", "status", "list", "who", "release", "web"];
 /// Commands that read drop-in files.
-const READING: &[&str] = &["agent", "check", "reload", "persist", "excludedportrange"];
+const READING: &[&str] = &["adopt", "agent", "check", "reload", "persist", "excludedportrange", "doctor"];
 /// Commands that read the store, where no agent runs, and those that keep it.
-const STORING: &[&str] = &["agent", "check", "persist", "excludedportrange"];
+const STORING: &[&str] = &["adopt", "agent", "check", "persist", "excludedportrange", "doctor"];
 /// All of them.
 const ALL: &[&str] = &[""];
 
@@ -26,7 +26,7 @@ const FILES: &[Row] = &[
     (
         "/etc/portkeep/portkeep.toml",
         "The configuration, see portkeep.toml(5).",
-        &["agent", "check", "reload", "persist", "excludedportrange", "run", "acquire", "up", "web"],
+        &["agent", "check", "reload", "persist", "excludedportrange", "doctor", "run", "acquire", "up", "web"],
     ),
     ("/etc/portkeep/ports.d/*.toml", "Reservations of the administrator, see portkeep-ports.d(5).", READING),
     ("/run/portkeep/ports.d/*.toml", "Reservations that are generated at run time.", READING),
@@ -61,9 +61,9 @@ const ENVIRONMENT: &[Row] = &[
 /// Commands that belong together.
 const RELATED: [&[&str]; 4] = [
     &["run", "acquire", "release"],
-    &["persist", "check", "reload", "excludedportrange"],
+    &["adopt", "persist", "check", "reload", "excludedportrange"],
     &["up", "down", "upgrade", "agent"],
-    &["status", "list", "who", "watch", "web"],
+    &["doctor", "status", "list", "who", "watch", "web"],
 ];
 
 /// The page of a command, whose names are `words`.

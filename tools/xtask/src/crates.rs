@@ -42,8 +42,8 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         ensure!(run.status().context("starting cargo")?.success(), "cargo {} failed outside", arguments.join(" "));
         Ok(())
     };
-    // With these two, every crate is built: the command requires the others.
-    cargo_outside(&["build", "--quiet", "--package=portkeep-winsock"])?;
+    // With these, every crate is built: the command requires the others.
+    cargo_outside(&["build", "--quiet", "--package=portkeep-winsock", "--package=portkeep-web"])?;
     let (cli, version) = crates.iter().find(|(name, _)| name == "portkeep-cli").context("portkeep-cli is published")?;
     let (path, root) = (format!("{cli}-{version}"), outside.join("installed").display().to_string());
     cargo_outside(&["install", "--quiet", "--locked", "--debug", "--no-track", "--path", &path, "--root", &root])?;

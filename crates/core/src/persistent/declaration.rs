@@ -93,7 +93,7 @@ impl Declaration {
         match audience {
             _ if strict => Some("cannot be `strict` as well: only sockets that are not associated draw from it"),
             Audience::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
-            _ => None,
+            Audience::User(_) | Audience::Group(_) | Audience::Unit(_) | Audience::Cgroup(_) => None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! end from the kernel (`SO_PEERCRED`), so nothing here says who asks.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -357,6 +358,19 @@ pub enum Happening {
     Refused,
     /// A bind to port 0 failed, because every port of the private ephemeral range is in use.
     Exhausted,
+}
+
+/// As JSON and the journal have it.
+impl fmt::Display for Happening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Granted => "granted",
+            Self::Denied => "denied",
+            Self::Ended => "ended",
+            Self::Refused => "refused",
+            Self::Exhausted => "exhausted",
+        })
+    }
 }
 
 /// Something that happened.
