@@ -15,7 +15,7 @@ use portkeep_testkit::{
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 const ROUNDS: usize = 301;
-/// What `run` may add, in milliseconds.
+/// `run` may add so many milliseconds.
 const LIMIT: f64 = 2.0;
 
 fn main() {
