@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         found.into_iter().partition(|info| reservations::is_here(info, own));
     let waiting = waiting::list();
     let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
-    // What programs only hold is found by their sockets, all of them.
+    // Blocks that programs only hold are found by their sockets, all of them.
     let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { list::held() } else { Vec::new() };
     known.extend(&held);
     let mut blocks = Vec::new();
@@ -259,7 +259,7 @@ impl Look {
         Ok(())
     }
 
-    /// What else concerns the port, a line for each.
+    /// Other facts about the port, a line for each.
     fn write_facts(&self, each: &Whose, out: &mut dyn Write) -> anyhow::Result<()> {
         let mut note = |text: String| writeln!(out, "  {:<9} {text}", "note");
         if let Some(pool) = self.pool.filter(|_| each.pool) {

@@ -28,7 +28,7 @@ fn file(machine: &Machine, path: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// What one check finds: severity, message and help.
+/// The findings of one check: severity, message and help.
 fn findings(machine: &Machine, check: &str) -> Vec<[String; 3]> {
     let report = machine.portkeep(&["doctor", "--json"]).json();
     let one = report.as_array().unwrap().iter().find(|one| one["check"] == check).unwrap().clone();
@@ -195,7 +195,7 @@ fn a_nat_rule_over_a_reserved_port() {
 }
 
 #[test]
-fn node_ports_of_kubernetes_that_nobody_has_reserved() {
+fn node_ports_of_kubernetes_that_are_not_reserved() {
     let Some(machine) = machine("nodeports") else { return };
     machine.portkeep(&["up"]).ok();
     let _agent = machine.agent(machine.command(&["agent"]));

@@ -957,7 +957,7 @@ fn the_helper_says_what_became_of_it() {
 
 /// An agent that hangs: nothing waits for it without end, and nothing that was given up is carried out later.
 #[test]
-fn an_agent_that_hangs_keeps_nobody_waiting() {
+fn commands_do_not_wait_for_a_hanging_agent() {
     if !kernel_or_skip("persist::hangs") {
         return;
     }

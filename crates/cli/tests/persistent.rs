@@ -314,7 +314,7 @@ fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
 }
 
 #[test]
-fn around_lets_the_rightful_stay_and_nobody_else() {
+fn around_keeps_sockets_of_the_audience_only() {
     let Some(world) = World::enter("around") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
@@ -597,7 +597,7 @@ fn a_refused_bind_is_reported_readably() {
 }
 
 #[test]
-fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
+fn malformed_requests_on_the_socket_are_refused_and_harmless() {
     let Some(world) = World::enter("nonsense_on_the_socket") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();

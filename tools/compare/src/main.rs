@@ -17,18 +17,17 @@ mod table;
 use std::{
     env,
     os::unix::process::CommandExt,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use portkeep_testkit::{places::Places, report};
-use portkeep_tool::{cargo, repository, target_folder};
+use portkeep_tool::{build, repository, target_folder};
 
 use kit::Kit;
 use races::Field;
-use subject::Subject;
 use table::{Picker, Pickers, Row, Table};
 
 use job::Job;
@@ -76,7 +75,7 @@ fn run(options: &Options) -> Result<()> {
     }
     if cfg!(debug_assertions) {
         // Two rounds show whether it works, not how fast.
-        build(&["-p", "portkeep-cli"])?;
+        build(&["--bin=portkeep"])?;
     }
     let Some(places) = Places::make("cargo xtask compare")? else { return Ok(()) };
     let folder = tempfile::tempdir().context("a temporary folder")?;
@@ -118,7 +117,7 @@ fn run(options: &Options) -> Result<()> {
         }
         Places::fresh_network();
         let crash = match subject {
-            Subject::Portserver => portserver::observe(&kit, &places)?,
+            _ if subject.has_server() => portserver::observe(subject, &kit, &places)?,
             _ => crash::observe(subject, &kit, &places, Duration::from_secs(patience))?,
         };
         rows.push(Row { subject, latency, races, crash });
@@ -138,13 +137,7 @@ fn run(options: &Options) -> Result<()> {
 
 /// Only a release build of Portkeep is worth measuring: make it, and become it.
 fn run_released() -> Result<()> {
-    build(&["--release", "-p", "portkeep-compare", "-p", "portkeep-cli"])?;
+    build(&["--release", "--bin=portkeep-compare", "--bin=portkeep"])?;
     let mut released = Command::new(target_folder().join("release/portkeep-compare"));
     Err(released.args(env::args_os().skip(1)).exec()).context("starting the release build")
-}
-
-fn build(what: &[&str]) -> Result<()> {
-    let build = cargo().args(["build", "--quiet"]).args(what).stdin(Stdio::null()).status();
-    ensure!(build.context("starting cargo build")?.success(), "building failed");
-    Ok(())
 }

@@ -31,10 +31,10 @@ pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Pla
     Places::fresh_network();
     let enforced = subject.enforced() || within_range;
     let cgroup = places.cgroup(enforced);
-    let _server = (subject == Subject::Portserver).then(|| kit.portserver(PORTSERVER_POOL)).transpose()?;
+    let _server = kit.server(subject, PORTSERVER_POOL)?;
     let _neighbours = (0..field.neighbours)
         .map(|i| {
-            let mut command = kit.job("neighbour");
+            let mut command = kit.outsider(subject, "neighbour");
             command.arg((field.seed + u64::from(i)).to_string());
             Ok(Neighbour(moved(cgroup.path(), &command).spawn().context("starting a neighbour")?))
         })

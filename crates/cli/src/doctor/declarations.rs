@@ -1,4 +1,4 @@
-//! What is declared: in files, in force or not, and beside units of systemd.
+//! Declared reservations: in files, in force or not, and beside units of systemd.
 
 use portkeep::{BoundSocket, Info, State, persistent::Audience};
 use portkeep_observe::{Usage, usage};

@@ -143,8 +143,29 @@ agents_come_and_go() {
 	check 'what is up is adopted' [ "$(in_force)" = "$before" ]
 }
 
+# A group and folders with their modes come with the package.
+accounts_and_folders() {
+	getent group portkeep && systemctl is-enabled portkeep.service || return
+	[ "$(stat -c '%a %U %G' /etc/portkeep/ports.d /run/portkeep /var/lib/portkeep | tr '\n' ' ')" = '755 root root 755 root root 700 root root ' ]
+}
+
+# A version that keeps reservations in another layout: it is refused, and nothing is touched.
+other_layout() {
+	local before=$1 pid sums said
+	pid=$(main_pid)
+	sums=$(sha256sum /usr/bin/portkeep /usr/lib/systemd/system/portkeep.service)
+	said=$(dpkg --install /usr/lib/boot-test/other.deb 2>&1) && return 1
+	echo "$said"
+	grep -qF 'systemctl stop portkeep.service; portkeep down' <<<"$said" || return
+	[ "$(sha256sum /usr/bin/portkeep /usr/lib/systemd/system/portkeep.service)" = "$sums" ] || return
+	[ "$(main_pid)" = "$pid" ] && [ "$(in_force)" = "$before" ]
+}
+
 upgrades() {
 	local before=$1 pid
+	check 'the package made its group and folders' accounts_and_folders
+	check 'a version with another layout is refused before anything is changed, with what to do' other_layout "$before"
+	hostiles
 	pid=$(main_pid)
 	check 'the package is upgraded' dpkg --install /usr/lib/boot-test/new.deb
 	check 'the agent is another' soon is_another_agent "$pid"
@@ -219,7 +240,7 @@ adopts() {
 	[ -z "$failed" ]
 }
 
-# Who was refused before anybody watched.
+# The refusals before anybody watched.
 past() { portkeep watch --since -1h --no-follow --what refused --json | grep -m 1 '"what":"refused"'; }
 
 # The commands of the README, on a machine where it is up for everybody.
