@@ -241,7 +241,7 @@ adopts() {
 	[ -z "$failed" ]
 }
 
-# Who was refused before anybody watched.
+# The refusals before anybody watched.
 past() { portkeep watch --since -1h --no-follow --what refused --json | grep -m 1 '"what":"refused"'; }
 
 # The commands of the README, on a machine where it is up for everybody.
