@@ -228,8 +228,10 @@ adopts() {
 	done
 	portkeep adopt --write "${units[@]}"
 	portkeep reload
+	portkeep persist list
 	for port in 80 6379 7400; do
-		portkeep who "$port/tcp" | grep -q 'is reserved for' || failed+=" $port"
+		text=$(portkeep who "$port/tcp")
+		grep -q 'is reserved for' <<<"$text" || failed+=" $port: $text"
 	done
 	outsider_refused 6379 || failed+=' refused'
 	rm "$own"/{nginx,listen,redis-server}.toml
