@@ -124,7 +124,7 @@ impl Happenings {
         let told = Told {
             when: SystemTime::now().into(),
             what: Happening::Denied,
-            ports: info.ports,
+            ports: info.ports.clone(),
             transports: info.transports,
             netns: reservation.netns,
             process: Some(doer),
@@ -146,7 +146,7 @@ impl Happenings {
         let mut doer = self.process(by.pid, by.uid, comm);
         self.complete(&mut doer);
         let verb = if what == Happening::Ended { "is no longer reserved" } else { "is reserved" };
-        let (ports, transports) = (reservation.ports, reservation.transports);
+        let (ports, transports) = (reservation.ports.clone(), reservation.transports);
         let audience = reservation.audience.as_ref().map(|audience| format!(" for {audience}")).unwrap_or_default();
         let name = reservation.name.as_deref().unwrap_or_default();
         let message = format!("{ports}/{transports} {verb}{audience} as {name:?}, by {}", named(&doer));
@@ -254,14 +254,14 @@ impl Happenings {
         let reservation = match what {
             // The entry is another's by now, or free.
             Happening::Ended => {
-                let mut ended = Info::of_block(ports, transports, State::Ended);
+                let mut ended = Info::of_ports(ports, transports, State::Ended);
                 ended.owner = process.clone().filter(|process| process.pid == event.owner);
                 Some(ended)
             }
             _ => reservation,
         };
         let when = portkeep::wall_clock(Duration::from_nanos(event.when));
-        Told { when, what, ports, transports, netns: event.netns, process, reservation, unreported: 0, message }
+        Told { when, what, ports: ports.into(), transports, netns: event.netns, process, reservation, unreported: 0, message }
     }
 }
 

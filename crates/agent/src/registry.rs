@@ -16,14 +16,14 @@ use std::{
 };
 
 use portkeep::{
-    Align, BoundSocket, Info, PortRange, State, Token,
+    Align, BoundSocket, Info, PortList, PortRange, State, Token,
     persistent::{
         Audience, Declaration, Name, Origin,
         protocol::{Block, Kept, Proposal, Reason, Refused, Which},
     },
 };
-use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
-use portkeep_kernel::{Claimed, CreateError, Maps, Wanted};
+use portkeep_core::{Errno, ListMark, PortSet, Transport, Transports, wire};
+use portkeep_kernel::{Claim, Claimed, CreateError, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
 use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
@@ -40,7 +40,8 @@ pub(super) struct Desk<'a> {
 
 #[derive(Debug)]
 enum How {
-    Active { id: u32, token: Token },
+    /// Its blocks in the kernel, in their order.
+    Active(Vec<Claim>),
     Waiting(Obstacle),
 }
 
@@ -152,16 +153,30 @@ fn resolve(audience: &Audience) -> Result<Audience<u32>, String> {
     audience.try_map(accounts::uid, accounts::gid)
 }
 
-fn wanted(declaration: &Declaration, audience: Audience<u32>) -> Wanted {
-    Wanted {
-        start: declaration.ports.start(),
-        count: declaration.ports.count(),
+/// Each block of a declaration.
+fn wanted(declaration: &Declaration, audience: &Audience<u32>) -> Vec<Wanted> {
+    let (name, blocks) = (declaration.name.as_str(), declaration.ports.blocks());
+    let label = ListMark::of_name(blocks.len(), name).map_or_else(|| name.to_owned(), |mark| mark.label(name));
+    let of = |block: &PortRange| Wanted {
+        start: block.start(),
+        count: block.count(),
         align: Align::ANY,
         transports: declaration.transports,
-        audience,
+        audience: audience.clone(),
         strict: declaration.strict,
         ephemeral: declaration.ephemeral,
-        label: declaration.name.to_string(),
+        label: label.clone(),
+    };
+    blocks.iter().map(of).collect()
+}
+
+/// Claim all blocks, or none of them.
+fn claim_all(desk: &mut Desk<'_>, wanted: &[Wanted]) -> Result<Vec<Claim>, Refused> {
+    let netns = desk.netns;
+    let KernelPart { admin, maps, .. } = &mut *desk.kernel;
+    match Claimed::claim(admin, maps, netns, wanted) {
+        Ok(claimed) => Ok(claimed.keep()),
+        Err(error) => Err(explain(maps, netns, &error, wanted)),
     }
 }
 
@@ -221,32 +236,32 @@ impl Desk<'_> {
     /// Claim, look, and put in force. `keep` is called in between: what it cannot keep is not put in force.
     fn establish(
         &mut self,
-        proposal: &Wanted,
-        declared: impl FnOnce(PortRange) -> Declaration,
+        wanted: &[Wanted],
+        audience: &Audience<u32>,
+        declared: impl FnOnce(PortList) -> Declaration,
         keep: impl FnOnce(&Declaration) -> Result<(), Refused>,
-    ) -> Result<(Declaration, u32, Token), Refused> {
+    ) -> Result<(Declaration, Vec<Claim>), Refused> {
         let judge = self.judge();
+        let claims = claim_all(self, wanted)?;
         let KernelPart { admin, maps, .. } = &mut *self.kernel;
-        let claim = maps
-            .claim_persistent(admin, self.netns, proposal)
-            .map_err(|error| explain(maps, self.netns, &error, proposal))?;
-        let claimed = Claimed::holding(admin, maps, claim);
-        let declaration = declared(claimed.ports());
+        let claimed = Claimed::holding(admin, maps, claims);
+        let blocks = claimed.blocks().iter().map(|(.., block)| *block);
+        let declaration = declared(PortList::new(blocks).map_err(|error| refused(Reason::Failed, error.to_string()))?);
         let failed = |error: std::io::Error| refused(Reason::Failed, error.to_string());
-        let block = (declaration.ports, declaration.force);
+        let block = (PortSet::from(&declaration.ports), declaration.force);
         if let Some((_, why)) = self.keeper.add_each_here(self.netns, &[block]).map_err(failed)?.pop() {
             return Err(refused(Reason::Exhausts, format!("{}: {why}; `force` overrides", declaration.ports)));
         }
         let sockets = Sockets::look(self.prober, judge).map_err(|why| refused(Reason::Failed, why))?;
-        if let Some(obstacle) = sockets.obstacle(&declaration, &proposal.audience) {
+        if let Some(obstacle) = sockets.obstacle(&declaration, audience) {
             return Err(refused(Reason::InUse, obstacle.why));
         }
         keep(&declaration)?;
-        let (id, token) = claimed.confirm().map_err(|error| match error.errno() {
+        let claims = claimed.confirm().map_err(|error| match error.errno() {
             Some(Errno::EADDRINUSE) => refused(Reason::InUse, contested(&declaration)),
             _ => refused(Reason::Failed, chain(&error)),
         })?;
-        Ok((declaration, id, token))
+        Ok((declaration, claims))
     }
 }
 
@@ -256,15 +271,20 @@ fn contested(declaration: &Declaration) -> String {
 }
 
 /// The meaning of the answer to a claim that failed.
-fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Refused {
+fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> Refused {
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
+    let count: u32 = wanted.iter().map(|block| u32::from(block.count)).sum();
     match admin.errno() {
-        Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
+        Some(Errno::EADDRINUSE) => {
+            let held = wanted.iter().find_map(|block| holder(maps, netns, block));
+            let ended = "a port of the block is still in use by a socket of a reservation that has ended";
+            refused(Reason::InUse, held.unwrap_or_else(|| ended.into()))
+        }
         Some(Errno::EEXIST) => refused(
             Reason::InUse,
             "those it is for have a private ephemeral range for this transport already; a second one would never be used",
         ),
-        Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
+        Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {count} ports left")),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
         Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),
         _ => refused(Reason::Failed, chain(admin)),
@@ -272,8 +292,8 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Ref
 }
 
 /// The owner of a reserved port of the block.
-fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> String {
-    let Ok(ports) = PortRange::new(wanted.start, wanted.count) else { return "a port of the block is reserved".into() };
+fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> Option<String> {
+    let ports = PortRange::new(wanted.start, wanted.count).ok()?;
     let transports = wanted.transports;
     let overlapping = maps.reservations().flatten().map(|(_, reservation)| reservation).find(|r| {
         r.netns == netns
@@ -281,11 +301,11 @@ fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> String {
             && r.ports().is_some_and(|theirs| theirs.overlaps(ports))
             && r.transports & transports.bits() != 0
     });
-    match overlapping {
-        Some(r) if r.is_persistent() => format!("{ports}/{transports} is reserved as {:?}", wire::text(&r.label)),
-        Some(r) => format!("{ports}/{transports} is reserved by pid {} ({})", r.pid, wire::text(&r.comm)),
-        None => format!("a port of {ports}/{transports} is still in use by a socket of a reservation that has ended"),
-    }
+    let r = overlapping?;
+    Some(match r.is_persistent() {
+        true => format!("{ports}/{transports} is reserved as {:?}", wire::text(&r.label)),
+        false => format!("{ports}/{transports} is reserved by pid {} ({})", r.pid, wire::text(&r.comm)),
+    })
 }
 
 impl Registry {
@@ -344,7 +364,7 @@ impl Registry {
     fn bring_in_line(&mut self, desk: &mut Desk<'_>, declared: Vec<Declared>) -> anyhow::Result<Changes> {
         let mut changes = Changes::default();
         desk.kernel.maps.sweep_persistent(&desk.kernel.admin)?;
-        let mut standing: HashMap<(PortRange, Transports), (u32, Token)> = HashMap::new();
+        let mut standing: HashMap<(PortRange, Transports), Standing> = HashMap::new();
         let mut elsewhere = Vec::new();
         for item in desk.kernel.maps.reservations() {
             let (id, r) = item?;
@@ -353,26 +373,26 @@ impl Registry {
                 continue;
             }
             if r.netns == desk.netns {
-                standing.insert((ports, transports), (id, token));
+                standing.insert((ports, transports), (id, token, ListMark::of(&r.label)));
             } else {
-                elsewhere.push((id, token));
+                elsewhere.push((id, token, ListMark::of(&r.label)));
             }
         }
 
-        let key_of = |declaration: &Declaration| (declaration.ports, declaration.transports);
+        let key_of = |declaration: &Declaration| (declaration.ports.clone(), declaration.transports);
         let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
             .into_iter()
-            .filter(|item| matches!(item.how, How::Active { .. }))
+            .filter(|item| matches!(item.how, How::Active(_)))
             .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
             .collect();
         let mut ended: HashSet<Name> = before.values().map(|declaration| declaration.name.clone()).collect();
         for declared in declared {
             let key = key_of(&declared.declaration);
-            let how = match standing.remove(&key) {
-                Some((id, token)) => {
+            let how = match take_all(&mut standing, &declared.declaration) {
+                Some(blocks) => {
                     let was = before.get(&key);
                     was.inspect(|was| _ = ended.remove(&was.name));
-                    match adjust(desk, (id, token), &declared.declaration) {
+                    match adjust(desk, &blocks, &declared.declaration) {
                         Ok(adjusted) => {
                             let differs = was.is_some_and(|was| *was != declared.declaration);
                             changes.changed += usize::from(adjusted || differs);
@@ -380,7 +400,7 @@ impl Registry {
                         // In force for its former audience: better than for nobody.
                         Err(why) => self.tell(&declared, &why),
                     }
-                    How::Active { id, token }
+                    How::Active(blocks)
                 }
                 None => How::Waiting(Obstacle::default()),
             };
@@ -388,9 +408,11 @@ impl Registry {
         }
         // Ended before others are begun: they may want the ports.
         if self.is_complete() {
-            for (id, token) in standing.into_values().chain(elsewhere) {
+            let mut lists = HashSet::new();
+            for (id, token, mark) in standing.into_values().chain(elsewhere) {
                 desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
-                changes.removed += 1;
+                // The blocks of a list were one reservation.
+                changes.removed += usize::from(mark.is_none_or(|mark| lists.insert(mark)));
             }
         }
         let begins: Vec<bool> = self.items.iter().map(|item| matches!(item.how, How::Waiting(_))).collect();
@@ -398,11 +420,11 @@ impl Registry {
         for (item, began) in self.items.iter().zip(begins) {
             match item.how {
                 // Another block of the same name is a change.
-                How::Active { .. } if began && changes.removed > 0 && ended.remove(&item.declared.declaration.name) => {
+                How::Active(_) if began && changes.removed > 0 && ended.remove(&item.declared.declaration.name) => {
                     changes.changed += 1;
                     changes.removed -= 1;
                 }
-                How::Active { .. } => changes.added += usize::from(began),
+                How::Active(_) => changes.added += usize::from(began),
                 How::Waiting(_) => changes.waiting += 1,
             }
         }
@@ -435,10 +457,9 @@ impl Registry {
         for index in waiting {
             let declaration = &self.items[index].declared.declaration;
             let claimed = resolve(&declaration.audience).and_then(|audience| {
-                let wanted = wanted(declaration, audience.clone());
-                match desk.kernel.maps.claim_persistent(&desk.kernel.admin, desk.netns, &wanted) {
-                    Ok((id, token, _)) => Ok((index, id, token, audience)),
-                    Err(error) => Err(explain(&desk.kernel.maps, desk.netns, &error, &wanted).message),
+                match claim_all(desk, &wanted(declaration, &audience)) {
+                    Ok(blocks) => Ok((index, blocks, audience)),
+                    Err(refused) => Err(refused.message),
                 }
             });
             match claimed {
@@ -449,30 +470,29 @@ impl Registry {
         let mut begun = 0;
         if !claims.is_empty() {
             let sockets = Sockets::look(desk.prober, desk.judge());
-            for (index, id, token, audience) in claims {
+            for (index, blocks, audience) in claims {
                 let declaration = &self.items[index].declared.declaration;
                 let mut obstacle = match &sockets {
                     Ok(sockets) => sockets.obstacle(declaration, &audience),
                     Err(why) => Some(why.clone().into()),
                 };
+                let KernelPart { admin, maps, .. } = &mut *desk.kernel;
+                // Dropped, it ends the blocks.
+                let claimed = Claimed::holding(admin, maps, blocks);
                 if obstacle.is_none() {
-                    match desk.kernel.admin.confirm(id, token) {
+                    match claimed.confirm() {
+                        Ok(blocks) => {
+                            self.items[index].how = How::Active(blocks);
+                            begun += 1;
+                            continue;
+                        }
                         Err(error) if error.errno() == Some(Errno::EADDRINUSE) => {
                             obstacle = Some(contested(declaration).into());
                         }
-                        done => done?,
+                        Err(error) => return Err(error.into()),
                     }
                 }
-                match obstacle {
-                    None => {
-                        self.items[index].how = How::Active { id, token };
-                        begun += 1;
-                    }
-                    Some(why) => {
-                        desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
-                        reasons.push((index, why));
-                    }
-                }
+                reasons.extend(obstacle.map(|why| (index, why)));
             }
         }
         for (index, obstacle) in reasons {
@@ -494,7 +514,7 @@ impl Registry {
         let mut waiting: Vec<usize> = waiting.collect();
         let block = |index: &usize| {
             let declaration = &self.items[*index].declared.declaration;
-            (declaration.ports, declaration.force)
+            (PortSet::from(&declaration.ports), declaration.force)
         };
         let blocks: Vec<_> = waiting.iter().map(block).collect();
         if blocks.is_empty() {
@@ -518,10 +538,10 @@ impl Registry {
     /// Ports of declarations that wait for sockets to go.
     pub(super) fn draining(&self) -> PortSet {
         let draining = self.items.iter().filter(|item| match &item.how {
-            How::Active { .. } => false,
+            How::Active(_) => false,
             How::Waiting(obstacle) => !obstacle.sockets.is_empty(),
         });
-        draining.map(|item| item.declared.declaration.ports).collect()
+        draining.flat_map(|item| item.declared.declaration.ports.blocks().iter().copied()).collect()
     }
 
     /// Changes with what [`Registry::list`] gives.
@@ -531,7 +551,7 @@ impl Registry {
 
     /// How many are in force.
     pub(super) fn in_force(&self) -> usize {
-        self.items.iter().filter(|item| matches!(item.how, How::Active { .. })).count()
+        self.items.iter().filter(|item| matches!(item.how, How::Active(_))).count()
     }
 
     /// Say once why something is not in force.
@@ -547,12 +567,14 @@ impl Registry {
 
     fn index(&mut self) {
         self.version += 1;
-        let id = |item: &Item| match item.how {
-            How::Active { id, .. } => Some(id),
-            How::Waiting(_) => None,
+        let blocks = |item: &Item| match &item.how {
+            How::Active(blocks) => blocks.clone(),
+            How::Waiting(_) => Vec::new(),
         };
-        self.by_id = self.items.iter().enumerate().filter_map(|(index, item)| Some((id(item)?, index))).collect();
-        let waits: Vec<String> = self.items.iter().filter(|item| id(item).is_none()).map(name_of).collect();
+        let ids = self.items.iter().enumerate();
+        self.by_id = ids.flat_map(|(index, item)| blocks(item).into_iter().map(move |(id, ..)| (id, index))).collect();
+        let waits: Vec<String> =
+            self.items.iter().filter(|item| matches!(item.how, How::Waiting(_))).map(name_of).collect();
         self.told.retain(|name, _| waits.contains(name));
     }
 
@@ -575,16 +597,16 @@ impl Registry {
             let origin = &item.declared.origin;
             return Err(refused(Reason::NameTaken, format!("the name `{}` is used by {origin}", proposal.name)));
         }
-        let (start, count, align) = match proposal.block {
-            Block::Ports(ports) => (ports.start(), ports.count(), Align::ANY),
-            Block::Any { count, align } => (0, count, align),
+        let ports = match &proposal.block {
+            Block::Ports(ports) => Some(ports),
+            Block::Any { .. } => None,
         };
-        if let Block::Ports(ports) = proposal.block {
+        if let Some(ports) = ports {
             // A declaration that waits for these ports was there first.
-            let declaration = proposal.declaration(ports);
+            let declaration = proposal.declaration(ports.clone());
             if let Some(item) = self.items.iter().find(|item| item.declared.declaration.overlaps(&declaration)) {
                 let Declared { declaration: theirs, origin } = &item.declared;
-                let (ports, transports) = (theirs.ports, theirs.transports);
+                let (ports, transports) = (&theirs.ports, theirs.transports);
                 return Err(refused(
                     Reason::InUse,
                     format!("{ports}/{transports} is reserved as `{}` by {origin}", theirs.name),
@@ -592,20 +614,23 @@ impl Registry {
             }
         }
         if proposal.ephemeral
-            && let Some(why) = Declaration::no_range(&proposal.audience, proposal.strict)
+            && let Some(why) = Declaration::no_range(ports, &proposal.audience, proposal.strict)
         {
             return Err(refused(Reason::Malformed, format!("a private ephemeral range {why}")));
         }
         let audience = resolve(&proposal.audience).map_err(|why| refused(Reason::Malformed, why))?;
-        let wanted = Wanted {
-            start,
-            count,
-            align,
-            transports: proposal.transports,
-            audience,
-            strict: proposal.strict,
-            ephemeral: proposal.ephemeral,
-            label: proposal.name.to_string(),
+        let wanted = match proposal.block {
+            Block::Ports(ref ports) => wanted(&proposal.declaration(ports.clone()), &audience),
+            Block::Any { count, align } => vec![Wanted {
+                start: 0,
+                count,
+                align,
+                transports: proposal.transports,
+                audience: audience.clone(),
+                strict: proposal.strict,
+                ephemeral: proposal.ephemeral,
+                label: proposal.name.to_string(),
+            }],
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let shelf = match kept {
@@ -620,7 +645,7 @@ impl Registry {
             is_kept = true;
             Ok(())
         };
-        let established = desk.establish(&wanted, |ports| proposal.declaration(ports), keep);
+        let established = desk.establish(&wanted, &audience, |ports| proposal.declaration(ports), keep);
         if established.is_err()
             && is_kept
             && let Err(error) = store.delete(&proposal.name)
@@ -628,16 +653,16 @@ impl Registry {
             // A bind came between. A refused reservation must not come into force later.
             tracing::error!(name = %proposal.name, reason = chain(&error), "refused, but still in the store");
         }
-        let (declaration, id, token) = established?;
+        let (declaration, blocks) = established?;
         let stored = Stored { declaration: declaration.clone(), by_uid, created };
         let declared = match kept {
             Kept::Persistent => stored.persistent(),
             Kept::Active => stored.active(),
         };
-        let created = active(&declared, token);
+        let created = active(&declared, &blocks);
         self.version += 1;
-        self.by_id.insert(id, self.items.len());
-        self.items.push(Item { declared, how: How::Active { id, token } });
+        self.by_id.extend(blocks.iter().map(|(id, ..)| (*id, self.items.len())));
+        self.items.push(Item { declared, how: How::Active(blocks) });
         Ok(created)
     }
 
@@ -677,10 +702,12 @@ impl Registry {
         shelf.store()?.delete(name).map_err(|error| refused(Reason::Store, chain(&error)))?;
         if let Some(index) = item {
             let item = self.items.remove(index);
-            if let How::Active { id, token } = item.how {
-                let ended = desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token);
-                if let Err(error) = ended {
-                    tracing::error!(%name, reason = chain(&error), "deleted, but not ended");
+            if let How::Active(blocks) = item.how {
+                for (id, token, _) in blocks {
+                    let ended = desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token);
+                    if let Err(error) = ended {
+                        tracing::error!(%name, reason = chain(&error), "deleted, but not ended");
+                    }
                 }
             }
         }
@@ -700,7 +727,7 @@ impl Registry {
     /// All that is declared.
     pub(super) fn list(&self) -> Vec<Info> {
         let items = self.items.iter().map(|Item { declared, how }| match how {
-            How::Active { token, .. } => active(declared, *token),
+            How::Active(blocks) => active(declared, blocks),
             How::Waiting(Obstacle { why, sockets }) => {
                 let mut info = not_in_force(declared, State::Waiting, why.clone());
                 info.waits_for.clone_from(sockets);
@@ -728,8 +755,8 @@ impl Registry {
 fn same(one: &How, other: &How) -> bool {
     match (one, other) {
         (How::Waiting(one), How::Waiting(other)) => one == other,
-        (How::Active { token: one, .. }, How::Active { token: other, .. }) => one == other,
-        (How::Active { .. }, How::Waiting(_)) | (How::Waiting(_), How::Active { .. }) => false,
+        (How::Active(one), How::Active(other)) => one == other,
+        (How::Active(_), How::Waiting(_)) | (How::Waiting(_), How::Active(_)) => false,
     }
 }
 
@@ -737,9 +764,9 @@ fn name_of(item: &Item) -> String {
     item.declared.declaration.name.to_string()
 }
 
-fn active(Declared { declaration, origin }: &Declared, token: Token) -> Info {
+fn active(Declared { declaration, origin }: &Declared, blocks: &[Claim]) -> Info {
     let mut info = Info::declared(declaration, origin, State::Active);
-    info.token = Some(token);
+    info.set_tokens(blocks.iter().map(|(_, token, _)| Some(*token)));
     info
 }
 
@@ -749,9 +776,32 @@ fn not_in_force(Declared { declaration, origin }: &Declared, state: State, reaso
     info
 }
 
+/// A block in force: its id, its token, and the mark of its list.
+type Standing = (u32, Token, Option<ListMark>);
+
+/// Take the blocks of a declaration out of those in force, if all of them are.
+fn take_all(
+    standing: &mut HashMap<(PortRange, Transports), Standing>,
+    declaration: &Declaration,
+) -> Option<Vec<Claim>> {
+    let keys: Vec<_> = declaration.ports.blocks().iter().map(|block| (*block, declaration.transports)).collect();
+    if !keys.iter().all(|key| standing.contains_key(key)) {
+        return None;
+    }
+    keys.iter().map(|key| standing.remove(key).map(|(id, token, _)| (id, token, key.0))).collect()
+}
+
 /// Give a reservation in force the audience that is declared now. False if there was nothing to change.
-fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<bool, String> {
-    let wanted = wanted(declaration, resolve(&declaration.audience)?);
+fn adjust(desk: &mut Desk<'_>, blocks: &[Claim], declaration: &Declaration) -> Result<bool, String> {
+    let wanted = wanted(declaration, &resolve(&declaration.audience)?);
+    let mut adjusted = false;
+    for ((id, token, _), wanted) in blocks.iter().zip(&wanted) {
+        adjusted |= adjust_block(desk, (*id, *token), wanted)?;
+    }
+    Ok(adjusted)
+}
+
+fn adjust_block(desk: &mut Desk<'_>, (id, token): (u32, Token), wanted: &Wanted) -> Result<bool, String> {
     let kernel = &mut *desk.kernel;
     let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
     let same = reservation.is_some_and(|r| {
@@ -762,7 +812,7 @@ fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declarat
             && r.label == wire::label(&wanted.label)
     });
     if !same {
-        kernel.maps.change_persistent(&kernel.admin, (id, token), &wanted).map_err(|error| chain(&error))?;
+        kernel.maps.change_persistent(&kernel.admin, (id, token), wanted).map_err(|error| chain(&error))?;
     }
     Ok(!same)
 }

@@ -35,5 +35,5 @@ pub use maps::{
     PlaceKey, Quota, RangeKey, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
 pub use obstacle::Obstacle;
-pub use persistent::{Claimed, CreateError, PLACE_DEPTH, Wanted};
+pub use persistent::{Claim, Claimed, CreateError, PLACE_DEPTH, Wanted};
 pub use settings::{BUILD, Settings};

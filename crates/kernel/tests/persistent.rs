@@ -46,12 +46,13 @@ impl Fixture {
     }
 
     fn claim(&mut self, wanted: &Wanted) -> Result<Claimed<'_>, CreateError> {
-        Claimed::claim(&self.admin, &mut self.maps, self.netns, wanted)
+        Claimed::claim(&self.admin, &mut self.maps, self.netns, std::slice::from_ref(wanted))
     }
 
     #[track_caller]
     fn create(&mut self, wanted: &Wanted) -> (u32, Token) {
-        self.claim(wanted).expect("the block is vacant").confirm().expect("it is pending")
+        let claimed = self.claim(wanted).expect("the block is vacant").confirm().expect("it is pending");
+        (claimed[0].0, claimed[0].1)
     }
 
     fn end(&mut self, (id, token): (u32, Token)) {

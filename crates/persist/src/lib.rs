@@ -40,6 +40,7 @@ pub use config::Config;
 pub use diagnostic::Diagnostic;
 pub use merge::{Conflict, Declared, Merged, Reason, merge};
 pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin};
-pub use services::{PortsError, Services};
+pub use portkeep_core::Services;
+pub use services::services;
 pub use stanza::{export, import};
 pub use store::{Store, StoreError, Stored};

@@ -165,14 +165,14 @@ fn the_owner_socket_owns_and_can_be_passed_on() {
     assert!(matches!(Reservation::udp().start_on(owner.try_clone().unwrap()), Err(AcquireError::WrongSocket)));
 
     let parts = second.into_parts();
-    let token = parts.token;
+    let token = parts.tokens[0];
     let second = Reservation::from_parts(parts);
     assert_eq!(second.token(), token);
-    let ports = second.ports();
+    let ports = second.ports().clone();
     let parts = second.into_parts();
     assert!(lookup(token).unwrap().is_some());
     let second = Reservation::adopt(parts.owner, token).unwrap();
-    assert_eq!((second.ports(), second.transports()), (ports, Transports::Both));
+    assert_eq!((second.ports(), second.transports()), (&ports, Transports::Both));
     second.release().unwrap();
     assert_eq!(owner.owned().unwrap().len(), 1);
     drop((first, owner));

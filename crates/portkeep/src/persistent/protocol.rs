@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use portkeep_core::{
-    Align, PortRange, Time, Transports,
+    Align, PortList, Time, Transports,
     persistent::{Audience, Declaration, Name},
 };
 use serde::{Deserialize, Serialize};
@@ -47,11 +47,11 @@ pub enum Kept {
 }
 
 /// Which ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Block {
     /// These, host byte order.
-    Ports(PortRange),
+    Ports(PortList),
     /// So many in a row out of the pool, chosen once.
     Any {
         /// How many.
@@ -94,8 +94,8 @@ pub struct Proposal {
 
 impl Proposal {
     /// These ports (host byte order), for administrators.
-    pub fn new(name: Name, ports: PortRange, transports: Transports) -> Self {
-        Self::of(name, Block::Ports(ports), transports)
+    pub fn new(name: Name, ports: impl Into<PortList>, transports: Transports) -> Self {
+        Self::of(name, Block::Ports(ports.into()), transports)
     }
 
     /// Any `count` ports in a row.
@@ -139,7 +139,7 @@ impl Proposal {
     }
 
     /// As declared once its ports are known.
-    pub fn declaration(&self, ports: PortRange) -> Declaration {
+    pub fn declaration(&self, ports: PortList) -> Declaration {
         Declaration {
             name: self.name.clone(),
             ports,
@@ -160,10 +160,10 @@ impl Proposal {
 pub enum Which {
     /// The one of this name.
     Name(Name),
-    /// The one with exactly this block and these transports.
+    /// The one with exactly these ports and transports.
     Block {
-        /// The block, host byte order.
-        ports: PortRange,
+        /// The ports, host byte order.
+        ports: PortList,
         /// The transports.
         transports: Transports,
     },
@@ -292,9 +292,9 @@ pub struct Event {
     pub when: Time,
     /// The kind.
     pub what: Happening,
-    /// The block, or the port refused; host byte order.
-    #[serde(flatten, with = "crate::info::block")]
-    pub ports: PortRange,
+    /// The ports of the reservation, or the port refused; host byte order.
+    #[serde(flatten, with = "crate::info::list")]
+    pub ports: PortList,
     /// Of which transports.
     pub transports: Transports,
     /// Cookie of the network namespace.
