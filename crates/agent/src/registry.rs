@@ -174,10 +174,8 @@ fn wanted(declaration: &Declaration, audience: &Audience<u32>) -> Vec<Wanted> {
 fn claim_all(desk: &mut Desk<'_>, wanted: &[Wanted]) -> Result<Vec<Claim>, Refused> {
     let netns = desk.netns;
     let KernelPart { admin, maps, .. } = &mut *desk.kernel;
-    match Claimed::claim(admin, maps, netns, wanted) {
-        Ok(claimed) => Ok(claimed.keep()),
-        Err(error) => Err(explain(maps, netns, &error, wanted)),
-    }
+    let claimed = Claimed::claim(admin, maps, netns, wanted).map(Claimed::keep);
+    claimed.map_err(|error| explain(maps, netns, &error, wanted))
 }
 
 /// Sockets in the namespace, looked at once for each transport.

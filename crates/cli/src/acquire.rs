@@ -23,7 +23,8 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its \
+Prints the ports on one line, `61000-61003 tcp 6f1d...` (ports, transport, token; a list has a token for each block, \
+with commas), and ends the reservation when its \
 standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails if another process \
 ends the reservation. Without kernel enforcement the last word is `held`. With --require-kernel, --strict or --scope \
 cgroup it fails instead.
@@ -32,7 +33,7 @@ Examples:
   portkeep acquire --count 4                      until Ctrl-D
   coproc P { portkeep acquire --both; }           in a script: until it ends
   read -r ports transport token <&\"${P[0]}\"
-  portkeep acquire --at 61004 --scope cgroup      for everything in the cgroup of the caller";
+  portkeep acquire -p 80,443 --scope cgroup       for everything in the cgroup of the caller";
 
 /// Reserve ports and keep them until standard input ends
 #[derive(Debug, clap::Args)]
@@ -67,7 +68,7 @@ fn scope() -> impl TypedValueParser<Value = Scope> {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
-    args.ask.block()?;
+    args.ask.ports()?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == Scope::Cgroup(0), "--scope cgroup"),
@@ -87,7 +88,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             };
             io.warning(format_args!(
                 "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
-                only_held(claim.ports)
+                only_held(&claim.ports)
             ));
             claim
         }
@@ -95,8 +96,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if args.json {
         io.json(&claim.info()?)?;
     } else {
-        let token = claim.token.map_or_else(|| "held".into(), |token| token.to_string());
-        writeln!(io.out, "{} {} {token}", claim.ports, claim.transports)?;
+        let tokens: Vec<String> = claim.tokens.iter().map(ToString::to_string).collect();
+        let tokens = if tokens.is_empty() { "held".into() } else { tokens.join(",") };
+        writeln!(io.out, "{} {} {tokens}", claim.ports, claim.transports)?;
     }
     io.out.flush()?;
     let end = wait_for_the_end(signals, &claim);

@@ -10,19 +10,19 @@ use std::{
 
 use anyhow::Context;
 use portkeep::{
-    AcquireError, Enforcement, Info, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
+    AcquireError, Enforcement, Info, PortList, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
 
 use crate::{ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
 
-/// A block of ports that is ours until this is dropped.
+/// Ports that are ours until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    pub(crate) ports: PortRange,
+    pub(crate) ports: PortList,
     pub(crate) transports: Transports,
-    /// Only kernel enforcement gives one.
-    pub(crate) token: Option<Token>,
+    /// Of each block. Only kernel enforcement gives them.
+    pub(crate) tokens: Vec<Token>,
     reservation: Reservation,
 }
 
@@ -80,10 +80,13 @@ impl Claim {
             })
         });
         match granted {
-            Ok(reservation) => Ok(Self { token: Some(reservation.token()), ..Self::of(reservation) }),
+            Ok(reservation) => {
+                let tokens = reservation.blocks().map(|(_, token)| token).collect();
+                Ok(Self { tokens, ..Self::of(reservation) })
+            }
             Err(error) => Err(match ended_by.or_else(signal) {
                 Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-                _ => conflict::explain(ask, config, ask.block()?, error),
+                _ => conflict::explain(ask, config, error),
             }),
         }
     }
@@ -92,14 +95,14 @@ impl Claim {
     pub(crate) fn held(ask: &Ask, config: &ConfigFile) -> anyhow::Result<Self> {
         let label = ask.label.as_deref().unwrap_or_default();
         let held = request(ask)?.label(label).require(Require::Held).acquire();
-        let reservation = held.or_else(|error| Err(conflict::explain(ask, config, ask.block()?, error)))?;
+        let reservation = held.map_err(|error| conflict::explain(ask, config, error))?;
         reservation.open_held(Transports::Tcp)?;
         Ok(Self::of(reservation))
     }
 
     fn of(reservation: Reservation) -> Self {
-        let (ports, transports) = (reservation.ports(), reservation.transports());
-        Self { ports, transports, token: None, reservation }
+        let (ports, transports) = (reservation.ports().clone(), reservation.transports());
+        Self { ports, transports, tokens: Vec::new(), reservation }
     }
 
     pub(crate) fn enforcement(&self) -> Enforcement {
@@ -122,16 +125,19 @@ impl Claim {
     /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
     pub(crate) fn watch(&self, ended: impl FnOnce(String) + Send + 'static) -> Watch {
         let (stop, stopped) = mpsc::channel();
-        if let Some(token) = self.token {
+        if !self.tokens.is_empty() {
+            let tokens = self.tokens.clone();
             let what = format!("{}/{}", self.ports, self.transports);
             thread::spawn(move || {
                 // A look-up costs some microseconds, so there is no need for anything cleverer.
                 while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    let reason = match portkeep::lookup(token) {
-                        Ok(None) => "was released by an administrator",
-                        Err(QueryError::KernelAbsent) => "has ended, because kernel enforcement was taken down",
-                        _ => continue,
-                    };
+                    // One block that has ended is the end of the list.
+                    let reason = tokens.iter().find_map(|token| match portkeep::lookup(*token) {
+                        Ok(None) => Some("was released by an administrator"),
+                        Err(QueryError::KernelAbsent) => Some("has ended, because kernel enforcement was taken down"),
+                        _ => None,
+                    });
+                    let Some(reason) = reason else { continue };
                     return ended(format!(
                         "the reservation of {what} {reason}; other programs can bind these ports now"
                     ));
@@ -149,7 +155,7 @@ impl Claim {
     /// It, as listings show it.
     pub(crate) fn info(&self) -> anyhow::Result<Info> {
         let mut info = self.reservation.state()?;
-        info.token = self.token;
+        info.set_tokens(self.tokens.iter().copied().map(Some));
         reservations::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
     }
@@ -157,12 +163,12 @@ impl Claim {
 
 /// The block that is asked for, as a request.
 fn request(ask: &Ask) -> anyhow::Result<Request> {
-    let transports = ask.transports();
+    let (list, transports) = ask.ports()?;
     let first = transports.iter().next().unwrap_or(Transport::Tcp);
     let request = Request::new(first).ports(ask.count()).align(ask.align.get());
     let request = if transports == Transports::Both { request.both() } else { request };
-    Ok(match ask.block()? {
-        Some(block) => request.range(block),
+    Ok(match list {
+        Some(list) => request.ports(list),
         None => request,
     })
 }

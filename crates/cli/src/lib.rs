@@ -23,7 +23,7 @@ mod list;
 mod patience;
 mod persist;
 mod pins;
-mod port_arg;
+mod ports;
 mod portserver;
 mod release;
 mod reload;

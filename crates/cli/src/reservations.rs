@@ -35,7 +35,7 @@ pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
         }
         found.push(info);
     }
-    Ok(found)
+    Ok(Info::join(found))
 }
 
 /// Those of this network namespace, through queries that anybody may make.
@@ -54,7 +54,10 @@ pub(crate) fn agent_list() -> Vec<Info> {
 
 /// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    found.sort_by_key(|info| (info.netns, info.ports, info.transports));
+    found.sort_by(|one, other| {
+        let key = |info: &Info| (info.netns, info.ports.start(), info.transports);
+        key(one).cmp(&key(other))
+    });
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let declared = if found.iter().any(|info| info.persistent) { agent_list() } else { Vec::new() };
     let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token?, each))).collect();
@@ -85,7 +88,8 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
         let mut sockets = Vec::new();
         if info.bound.is_some_and(|bound| bound > 0) {
             for transport in info.transports.iter() {
-                let here = binders[transport as usize].range(info.ports.start()..=info.ports.last());
+                let blocks = info.ports.blocks().iter();
+                let here = blocks.flat_map(|block| binders[transport as usize].range(block.start()..=block.last()));
                 sockets.extend(here.flat_map(|(port, each)| each.clone().sockets(transport, *port)));
             }
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep::{PortRange, Process, Scope};
+use portkeep::{PortList, Process, Scope};
 
 use crate::{
     Exit, Io, activated,
@@ -29,15 +29,16 @@ const AFTER_HELP: &str = "\
 Examples:
   portkeep run -- ./server --listen 127.0.0.1:{PORT}
   portkeep run --count 2 --align 2 --udp -- ./rtp {PORT0} {PORT1}
+  portkeep run --ports 8080,8443 -- ./server {PORT0} {PORT1}
   portkeep run --both --label dns -- sh -c 'exec ./resolver --port $DNS_PORT'
   portkeep run --count 4 -- torchrun --master-port {PORT} train.py
   portkeep run --ephemeral 500 -- pytest -n 8
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
-and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of several blocks the first, and PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
 
-With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --at or --align then. In a command inside another one, the inner range counts.
+With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --ports or --align then. In a command inside another one, the inner range counts.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
@@ -105,7 +106,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut forwarder = Forwarder::new().context("catching signals")?;
     let mut stage = set_up(&args, &mut forwarder, io)?;
 
-    let ports = stage.claim.as_ref().map(|claim| claim.ports);
+    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone());
+    let ports = ports.as_ref();
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
     let mut command = activated::command(program);
@@ -119,8 +121,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if let Some(range) = &stage.range {
         command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
     }
-    if let Some(token) = stage.claims().find_map(|claim| claim.token) {
-        command.env("PORTKEEP_TOKEN", token.to_string());
+    if let Some(claim) = stage.claims().find(|claim| !claim.tokens.is_empty()) {
+        let tokens: Vec<String> = claim.tokens.iter().map(ToString::to_string).collect();
+        command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
     }
 
     if let Some(claim) = &stage.claim {
@@ -195,7 +198,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         }
     };
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
-    args.ask.block()?;
+    let (_, transports) = args.ask.ports()?;
     let wishes =
         [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
@@ -211,13 +214,13 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
             return Ok(Stage { claim: None, range: None, group: None, level });
         }
         let claim = Claim::held(&args.ask, &args.config)?;
-        let udp = match args.ask.transports() {
+        let udp = match transports {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
         warning(format_args!(
             "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
-            only_held(claim.ports)
+            only_held(&claim.ports)
         ));
         return Ok(Stage { claim: Some(claim), range: None, group: None, level });
     }
@@ -270,11 +273,11 @@ fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
 }
 
 /// All ports, comma-separated.
-fn comma_list(ports: PortRange) -> String {
+fn comma_list(ports: &PortList) -> String {
     ports.iter().map(|port| port.to_string()).collect::<Vec<_>>().join(",")
 }
 
-fn environment(ports: PortRange, label: Option<&str>) -> Vec<(String, String)> {
+fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
     let mut variables = vec![("PORT".into(), ports.start().to_string()), ("PORTS".into(), comma_list(ports))];
     variables.extend(ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
     if let Some(label) = label {
@@ -288,7 +291,7 @@ fn environment(ports: PortRange, label: Option<&str>) -> Vec<(String, String)> {
 }
 
 /// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` stand. Other braces are none of our business.
-fn fill_in(word: &OsStr, ports: Option<PortRange>) -> anyhow::Result<OsString> {
+fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
     while let Some(at) = rest.windows(5).position(|window| window == b"{PORT") {
@@ -316,17 +319,17 @@ fn fill_in(word: &OsStr, ports: Option<PortRange>) -> anyhow::Result<OsString> {
     Ok(OsString::from_vec(filled))
 }
 
-fn wanted(ports: Option<PortRange>) -> anyhow::Result<PortRange> {
+fn wanted(ports: Option<&PortList>) -> anyhow::Result<&PortList> {
     ports.context("an argument wants a port by its number, and --ephemeral alone gives none; add --count 1")
 }
 
-fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
+fn nth(digits: &[u8], ports: &PortList) -> anyhow::Result<u16> {
     let digits = String::from_utf8_lossy(digits);
-    let index = digits.parse::<u16>().ok().filter(|index| *index < ports.count());
-    index.map(|index| ports.start() + index).with_context(|| {
+    let port = digits.parse().ok().and_then(|index| ports.iter().nth(index));
+    port.with_context(|| {
         let last = ports.count() - 1;
         format!(
-            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count"
+            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports"
         )
     })
 }
@@ -335,17 +338,24 @@ fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
 mod tests {
     use super::*;
 
+    fn three() -> PortList {
+        "61000-61002".parse().unwrap()
+    }
+
     fn filled(word: &str) -> String {
-        fill_in(OsStr::new(word), PortRange::new(61000, 3).ok()).unwrap().into_string().unwrap()
+        fill_in(OsStr::new(word), Some(&three())).unwrap().into_string().unwrap()
     }
 
     #[test]
     fn arguments_get_the_ports() {
         assert_eq!(filled("127.0.0.1:{PORT}"), "127.0.0.1:61000");
         assert_eq!(filled("{PORT0},{PORT2};{PORTS}"), "61000,61002;61000,61001,61002");
+        let list = "443,80,8000-8001".parse().unwrap();
+        let word = OsStr::new("{PORT} {PORT1} {PORT3} {PORTS}");
+        assert_eq!(fill_in(word, Some(&list)).unwrap(), "80 443 8001 80,443,8000,8001");
         assert_eq!(filled("{PORT"), "{PORT");
         assert_eq!(filled("${PORTABLE} {} {{PORT1}}"), "${PORTABLE} {} {61001}");
-        assert!(fill_in(OsStr::new("{PORT3}"), PortRange::new(61000, 3).ok()).is_err());
+        assert!(fill_in(OsStr::new("{PORT3}"), Some(&three())).is_err());
         assert!(fill_in(OsStr::new("{PORT}"), None).is_err());
         assert_eq!(fill_in(OsStr::new("${PORTABLE}"), None).unwrap(), "${PORTABLE}");
     }
@@ -353,13 +363,13 @@ mod tests {
     #[test]
     fn arguments_need_not_be_text() {
         let word = OsString::from_vec(b"\xff{PORT}\xfe".to_vec());
-        let filled = fill_in(&word, PortRange::single(80).ok()).unwrap();
+        let filled = fill_in(&word, Some(&"80".parse().unwrap())).unwrap();
         assert_eq!(filled.into_vec(), b"\xff80\xfe");
     }
 
     #[test]
     fn the_label_names_a_variable() {
-        let name = |label| environment(PortRange::single(80).unwrap(), Some(label)).pop().unwrap().0;
+        let name = |label| environment(&"80".parse().unwrap(), Some(label)).pop().unwrap().0;
         assert_eq!(name("http"), "HTTP_PORT");
         assert_eq!(name("my-app.2"), "MY_APP_2_PORT");
         assert_eq!(name("9p"), "_9P_PORT");

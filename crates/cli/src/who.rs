@@ -1,17 +1,17 @@
 //! `who`: whose port is this?
 
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write};
 
 use anyhow::Context;
-use portkeep::{BoundSocket, Info, Transport};
-use portkeep_core::time;
+use portkeep::{BoundSocket, Info, PortList, PortRange, Ports, Transport, Transports};
+use portkeep_core::{PortSet, time};
 use portkeep_kernel::netns;
 use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING, list,
     pins::{Pins, Seen},
-    port_arg::PortArg,
+    ports::ports,
     process::Binders,
     ran_out, reservations, waiting,
 };
@@ -23,18 +23,18 @@ Only root can see other users' processes.
 Examples:
   portkeep who 61004
   portkeep who 53/udp
-  portkeep who http --json
+  portkeep who 80,443,8000-8099 --json
 
-Exit status: 0 if the port is reserved or bound, 3 if it is free";
+Exit status: 0 if one of the ports is reserved or bound, 3 if all are free";
 
 /// Show who owns a port
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// 61004, 61004/tcp, or a name of /etc/services
-    #[arg(value_name = "PORT[/TRANSPORT]")]
-    port: PortArg,
-    /// One JSON array, an element for each transport
+    /// 61004, 61004/tcp, 80,443, 8000-8099, or a name of /etc/services
+    #[arg(value_name = "PORTS[/TRANSPORT]", value_parser = ports)]
+    ports: Ports,
+    /// One JSON array, an element for each port and transport
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -58,14 +58,19 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let found = reserved(&args.pins, io)?;
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     let waiting = waiting::list();
-    let whose: Vec<Whose> = args
-        .port
-        .transports()
-        .map(|transport| {
-            let port = args.port.port;
+    let Ports { list, transports } = &args.ports;
+    let transports = transports.unwrap_or(Transports::Both);
+    let blocks = list.blocks().iter().flat_map(|block| transports.iter().map(move |transport| (*block, transport)));
+    let mut whose: Vec<Whose> = blocks
+        // One round for a block, however large it is.
+        .flat_map(|(block, transport)| {
+            let mut binders = Binders::in_block(transport, block);
+            block.into_iter().map(move |port| (transport, port, binders.remove(&port)))
+        })
+        .map(|(transport, port, binders)| {
             let mine = |info: &&Info| reservations::is_here(info, own) && info.has(transport, port);
             let waiting: Vec<Info> = waiting.iter().filter(|info| info.has(transport, port)).cloned().collect();
-            let mut bound_by = match Binders::of(transport, port) {
+            let mut bound_by = match binders {
                 Some(each) => each.sockets(transport, port),
                 // Not every socket is in /proc/net as one that has bound its port; the agent knows those that it waits for.
                 None => {
@@ -79,6 +84,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             Whose { port, transport, reservation: found.iter().find(mine).cloned(), bound_by, waiting }
         })
         .collect();
+    whose.sort_by_key(|each| (each.port, each.transport));
     let anybody = whose.iter().any(Whose::is_somebodys);
     if args.json {
         io.json(&whose)?;
@@ -86,8 +92,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         for each in whose.iter().filter(|whose| whose.is_somebodys()) {
             each.write(&mut io.out)?;
         }
-        if !anybody {
-            writeln!(io.out, "{} is free", args.port)?;
+        if let Some(free) = free(&args.ports, &whose) {
+            writeln!(io.out, "{free} {} free", if free.list.count() == 1 { "is" } else { "are" })?;
         }
         for waiting in waiting.iter().filter(|waiting| whose.iter().any(|each| waiting.has(each.transport, each.port)))
         {
@@ -95,6 +101,16 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     Ok(if anybody { DONE } else { NOTHING })
+}
+
+/// The ports that are free in all of the transports asked for, if there are any.
+fn free(asked: &Ports, whose: &[Whose]) -> Option<Ports> {
+    let taken: BTreeSet<u16> = whose.iter().filter(|each| each.is_somebodys()).map(|each| each.port).collect();
+    let free = asked.list.iter().filter(|port| !taken.contains(port));
+    let set: PortSet = free.filter_map(|port| PortRange::single(port).ok()).collect();
+    let blocks = set.spans().filter_map(|(first, last)| PortRange::inclusive(first, last).ok());
+    let list = PortList::new(blocks).ok()?;
+    Some(Ports { list, transports: asked.transports })
 }
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
@@ -127,7 +143,7 @@ impl Whose {
                     None => writeln!(out, "{name} is reserved for {owner}")?,
                 }
                 let mut line = |name: &str, value: &str| writeln!(out, "  {name:<9} {value}");
-                line("block", &format!("{}/{}", info.ports, info.transports))?;
+                line("ports", &format!("{}/{}", info.ports, info.transports))?;
                 if let Some(label) = &info.name {
                     line(if info.persistent { "name" } else { "label" }, label)?;
                 }

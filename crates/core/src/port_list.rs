@@ -32,12 +32,6 @@ impl ParsePortsError {
         Self { message: message.into(), help: help.into() }
     }
 
-    /// Ports of one list are of different transports.
-    pub fn two_transports(text: &str) -> Self {
-        let message = format!("\"{}\" has ports of different transports; a list has the same for all", shown(text));
-        Self::new(message, "write a reservation for each".to_owned())
-    }
-
     /// The correction, where it is known.
     pub fn help(&self) -> Option<&str> {
         self.help.as_deref()
@@ -88,34 +82,13 @@ impl PortList {
         Ok(Self { blocks })
     }
 
-    /// The list that a text means for these transports; `None`: any in which a service has this name.
-    ///
-    /// # Errors
-    ///
-    /// If it is no list of ports, a name is not the same port in all of the transports, or the text has a transport in it.
-    pub fn parse(
-        text: &str,
-        transports: impl Into<Option<Transports>>,
-        services: &Services,
-    ) -> Result<Self, ParsePortsError> {
-        if let Some((names, transport)) = text.rsplit_once('/')
-            && transport.trim().parse::<Transports>().is_ok()
-        {
-            let message = format!("\"{}\" has a transport in it", shown(text));
-            let help = format!("the transport is given apart from the ports: write \"{}\"", shown(names));
-            return Err(ParsePortsError::new(message, help));
-        }
-        let transports = transports.into();
-        Self::of_words(text.split(','), transports, services)
-    }
-
-    fn of_words<'a>(
-        words: impl Iterator<Item = &'a str>,
+    fn of_words(
+        words: &[&str],
         transports: Option<Transports>,
         services: &Services,
     ) -> Result<Self, ParsePortsError> {
-        let blocks: Vec<PortRange> = words.map(|word| block(word, transports, services)).collect::<Result<_, _>>()?;
-        Self::new(blocks)
+        let each = words.iter().map(|word| block(word, transports, services));
+        Self::new(each.collect::<Result<Vec<_>, _>>()?)
     }
 
     /// The blocks, lowest first; at least one.
@@ -212,7 +185,7 @@ impl fmt::Display for PortList {
     }
 }
 
-/// Numbers and ranges; names require [`PortList::parse`].
+/// Numbers and ranges; names require [`Ports::parse`].
 impl FromStr for PortList {
     type Err = ParsePortsError;
 
@@ -245,26 +218,55 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The meaning of a text. A transport behind one of the ports is that of the list.
+    /// The meaning of a text. A transport behind one of the ports is that of the list. Without one, a name has to be the same
+    /// port in all transports that know it.
     ///
     /// # Errors
     ///
-    /// As [`PortList::parse`], and if two transports are named.
+    /// If it is no list of ports, it names several transports, or a name is not one port in the transport.
     pub fn parse(text: &str, services: &Services) -> Result<Self, ParsePortsError> {
-        let (mut words, mut transports) = (Vec::new(), None);
-        for word in text.split(',') {
-            let (ports, said) = split_transports(word)?;
-            words.push(ports);
-            match (transports, said) {
-                (Some(one), Some(other)) if one != other => {
-                    return Err(ParsePortsError::two_transports(text));
-                }
-                (None, said) => transports = said,
-                (Some(_), _) => {}
-            }
-        }
-        Ok(Self { list: PortList::of_words(words.into_iter(), transports, services)?, transports })
+        let (words, transports) = split(text)?;
+        Ok(Self { list: PortList::of_words(&words, transports, services)?, transports })
     }
+
+    /// The same where transports can be said beside the text, too. If neither says them: TCP.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ports::parse`], and if the text says other transports than `beside`.
+    pub fn resolve(
+        text: &str,
+        beside: Option<Transports>,
+        services: &Services,
+    ) -> Result<(PortList, Transports), ParsePortsError> {
+        let (words, said) = split(text)?;
+        let transports = match (said, beside) {
+            (Some(said), Some(beside)) if said != beside => {
+                let message = format!("\"{}\" says {said}, and {beside} is said beside it", shown(text));
+                return Err(ParsePortsError::new(message, "say the transport once".to_owned()));
+            }
+            (said, beside) => said.or(beside).unwrap_or(Transports::Tcp),
+        };
+        Ok((PortList::of_words(&words, Some(transports), services)?, transports))
+    }
+}
+
+/// The words of a list, and the transports of all of them.
+fn split(text: &str) -> Result<(Vec<&str>, Option<Transports>), ParsePortsError> {
+    let (mut words, mut transports) = (Vec::new(), None);
+    for word in text.split(',') {
+        let (ports, said) = split_transports(word)?;
+        words.push(ports);
+        match (transports, said) {
+            (Some(one), Some(other)) if one != other => {
+                let message = format!("\"{}\" names different transports; a list has the same for all", shown(text));
+                return Err(ParsePortsError::new(message, "make a reservation for each".to_owned()));
+            }
+            (None, said) => transports = said,
+            (Some(_), _) => {}
+        }
+    }
+    Ok((words, transports))
 }
 
 /// The word before a slash, and the transports behind it.
@@ -344,7 +346,7 @@ mod tests {
             ("tftp/tcp+udp", "\"tftp\" is only 69/udp"),
             ("odd", "\"odd\" is 1/tcp and 2/udp in /etc/services"),
             ("80/sctp", "\"80/sctp\": a transport is tcp, udp or tcp+udp"),
-            ("80/tcp,53/udp", "\"80/tcp,53/udp\" has ports of different transports"),
+            ("80/tcp,53/udp", "\"80/tcp,53/udp\" names different transports"),
             ("80/", "\"80/\": a transport is"),
             ("/tcp", "a port is missing"),
         ] {
@@ -354,8 +356,26 @@ mod tests {
         let many: Vec<String> = (0..65).map(|i| (1000 + 2 * i).to_string()).collect();
         assert!(read(&many.join(",")).unwrap_err().starts_with("a list has at most 64 blocks, this one has 65"));
         assert!(read(&many[1..].join(",")).is_ok());
-        let wrong = PortList::parse("80/tcp", Transports::Tcp, &Services::default()).unwrap_err();
-        assert!(wrong.on_one_line().ends_with("write \"80\""), "{wrong}");
+    }
+
+    #[test]
+    fn the_transport_is_said_once() {
+        let services = Services::parse("domain 53/udp\n");
+        let read = |text: &str, beside| {
+            let read = Ports::resolve(text, beside, &services);
+            read.map(|(list, transports)| format!("{list}/{transports}")).map_err(|error| error.to_string())
+        };
+        for (text, beside, meaning) in [
+            ("80,443", None, "80,443/tcp"),
+            ("80", Some(Transports::Both), "80/tcp+udp"),
+            ("domain/udp", None, "53/udp"),
+            ("domain", Some(Transports::Udp), "53/udp"),
+            ("80/udp", Some(Transports::Udp), "80/udp"),
+        ] {
+            assert_eq!(read(text, beside).as_deref(), Ok(meaning));
+        }
+        assert_eq!(read("domain", None).unwrap_err(), "\"domain\" is only 53/udp in /etc/services");
+        assert_eq!(read("80/udp", Some(Transports::Tcp)).unwrap_err(), "\"80/udp\" says udp, and tcp is said beside it");
     }
 
     #[test]
@@ -400,7 +420,7 @@ mod tests {
         fn no_text_is_too_strange(text in ".{0,40}") {
             let services = Services::parse(&text);
             let _ = Ports::parse(&text, &services);
-            let _ = PortList::parse(&text, None, &services);
+            let _ = Ports::resolve(&text, Some(Transports::Both), &services);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use portkeep_core::{ParsePortsError, PortList, PortRange, Services, Transport, Transports, port_list::split_transports};
+use portkeep_core::{ParsePortsError, PortList, PortRange, Ports, Services, Transport, Transports, port_list::split_transports};
 
 use crate::{
     Audience, Declaration, Diagnostic,
@@ -77,7 +77,7 @@ fn entry(word: &str, services: &Services) -> Result<(PortList, Transports), Pars
             [false, true] => Transports::Udp,
             _ => Transports::Both,
         });
-    Ok((PortList::parse(name, transports, services)?, transports))
+    Ports::resolve(name, Some(transports), services)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::{ops::Range, path::Path};
 
-use portkeep_core::{ParsePortsError, PortList, PortRange, Ports, Transports, persistent::check_description};
+use portkeep_core::{ParsePortsError, PortList, Ports, Transports, persistent::check_description};
 use toml::{Spanned, de::DeTable, de::DeValue};
 
 use crate::{
@@ -107,8 +107,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
                     "both" => Some(Transports::Both),
                     _ => None,
                 };
-                let Some(Ports { list, transports }) = ports(report, &entry, said, services) else { continue };
-                let transports = transports.unwrap_or(Transports::Tcp);
+                let Some((list, transports)) = ports(report, &entry, said, services) else { continue };
                 block = match block {
                     None => Some((entry, transports, list)),
                     // The same ports for both is what `both` says.
@@ -188,52 +187,35 @@ fn ports(
     entry: &Entry<'_, '_>,
     said: Option<Transports>,
     services: &Services,
-) -> Option<Ports> {
+) -> Option<(PortList, Transports)> {
     let values = match entry.value().get_ref() {
         DeValue::Array(array) => array.iter().collect(),
         _ => vec![entry.value()],
     };
-    let before = report.count();
-    let (mut blocks, mut transports) = (Vec::new(), said);
+    let mut words = Vec::new();
     for value in values {
         let at = value.span();
-        let read = match value.get_ref() {
+        words.push(match value.get_ref() {
             number @ DeValue::Integer(_) => match integer(number).and_then(|number| u16::try_from(number).ok()) {
                 Some(0) => {
                     report.advise(at, "port 0 means \"any\"; a persistent reservation names its ports", ANY);
-                    continue;
+                    return None;
                 }
-                Some(port) => PortRange::single(port).ok().map(PortList::from),
+                Some(port) => port.to_string(),
                 None => {
                     report.say(at, "a port is a number from 1 to 65535");
-                    continue;
+                    return None;
                 }
             },
-            DeValue::String(text) => {
-                let read = match said {
-                    Some(transports) => PortList::parse(text, transports, services),
-                    None => Ports::parse(text, services).and_then(|ports| {
-                        if transports.is_some_and(|one| ports.transports.is_some_and(|other| one != other)) {
-                            return Err(ParsePortsError::two_transports(text));
-                        }
-                        transports = transports.or(ports.transports);
-                        Ok(ports.list)
-                    }),
-                };
-                read.map_err(|error| wrong_ports(report, at, &error)).ok()
-            }
+            DeValue::String(text) => text.to_string(),
             _ => {
                 entry.wrong_kind(report, PORTS);
-                continue;
+                return None;
             }
-        };
-        blocks.extend(read.iter().flat_map(|list| list.blocks().iter().copied()));
+        });
     }
-    if report.count() != before {
-        return None;
-    }
-    let list = PortList::new(blocks).map_err(|error| wrong_ports(report, entry.at(), &error)).ok()?;
-    Some(Ports { list, transports })
+    let read = Ports::resolve(&words.join(","), said, services);
+    read.map_err(|error| wrong_ports(report, entry.at(), &error)).ok()
 }
 
 pub(crate) fn wrong_ports(report: &mut Report<'_>, at: Range<usize>, error: &ParsePortsError) {
@@ -446,11 +428,11 @@ udp = [7001, 7000]
             ("name = \"a\"\ntcp = \"1-70000\"", "3:7: \"1-70000\" is not a port or a range"),
             ("name = \"a\"\ntcp = [1, [2]]", "3:7: `tcp` wants a port, a text such as \"80,443\""),
             ("name = \"a\"\ntcp = true", "3:7: `tcp` wants a port, a text such as \"80,443\""),
-            ("name = \"a\"\ntcp = []", "3:7: no port is named\nhelp: write 8080"),
+            ("name = \"a\"\ntcp = []", "3:7: a port is missing\nhelp: write 8080"),
             ("name = \"a\"\ntcp = [1, \"2,1\"]", "3:7: port 1 is in the list twice"),
-            ("name = \"a\"\ntcp = [1, \"x\"]", "3:11: \"x\" is neither a port"),
-            ("name = \"a\"\nports = \"1/tcp,2/udp\"", "3:9: \"1/tcp,2/udp\" has ports of different transports"),
-            ("name = \"a\"\nports = [\"1/tcp\", \"2/udp\"]", "3:19: \"2/udp\" has ports of different transports"),
+            ("name = \"a\"\ntcp = [1, \"x\"]", "3:7: \"x\" is neither a port"),
+            ("name = \"a\"\nports = \"1/tcp,2/udp\"", "3:9: \"1/tcp,2/udp\" names different transports"),
+            ("name = \"a\"\nports = [\"1/tcp\", \"2/udp\"]", "3:9: \"1/tcp,2/udp\" names different transports"),
             ("name = \"a\"\nports = 1\ntcp = 2", "4:1: `tcp` and `ports` name different ports"),
             (
                 "name = \"a\"\ntcp = \"htps\"",
@@ -465,7 +447,7 @@ udp = [7001, 7000]
                 "name = \"a\"\nboth = \"odd\"",
                 "3:8: \"odd\" is 1/tcp and 2/udp in /etc/services\nhelp: name them apart",
             ),
-            ("name = \"a\"\ntcp = \"80/tcp\"", "3:7: \"80/tcp\" has a transport in it\nhelp: the transport is given apart"),
+            ("name = \"a\"\ntcp = \"80/udp\"", "3:7: \"80/udp\" says udp, and tcp is said beside it\nhelp: say the transport once"),
             (
                 "name = \"a\"\ntcp = 1\nudp = 2",
                 "4:1: `udp` and `tcp` name different ports in one stanza\nhelp: write two",

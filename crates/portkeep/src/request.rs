@@ -7,7 +7,7 @@ use std::{
 };
 
 use portkeep_core::{
-    Align, AlignError, Errno, ListMark, PortList, PortRange, PortRangeError, Scope, Services, Token, Transport, Transports,
+    Align, AlignError, Errno, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Token, Transport, Transports,
     defaults::TIMEOUT,
     wire::{self, AcquireRequest},
 };
@@ -261,7 +261,7 @@ impl Request {
                 return Ok(vec![self.clone()]);
             }
             Some(Named::List(list)) => list.clone(),
-            Some(Named::Text(text)) => PortList::parse(text, self.transports(), &services())?,
+            Some(Named::Text(text)) => Ports::resolve(text, Some(self.transports()), &services())?.0,
         };
         // Checked before it is cut to make room for the mark.
         self.check_label()?;

@@ -3,22 +3,24 @@
 use std::{io::Write, path::Path};
 
 use portkeep::{
-    Align, PortRange, Transports,
+    Align, Transports,
     persistent::{Account, Audience, Block, Kept, Name, Proposal},
 };
 use portkeep_core::persistent::{Declaration, check_description};
 
-use super::{INSTEAD, connect, ports};
-use crate::{DONE, Io, check::Known, reservations};
+use super::{INSTEAD, connect};
+use crate::{DONE, Io, check::Known, ports, reservations};
 
 const AFTER_HELP: &str = "\
-PORTS is a port, a range, or a name of /etc/services. Without --user, --group, --unit or --cgroup it is for \
-administrators; they may use every reservation, by its token.
+PORTS is a comma list of ports, ranges and names of /etc/services, with the transport behind it (80,443/tcp) or as an \
+option; the default is TCP. All of its ports are reserved, or none. Without --user, --group, --unit or --cgroup the \
+reservation is for administrators; they may use every reservation, by its token.
 
 When this returns the reservation is in force and on the disk. With --any the agent chooses once, from the pool, and \
-keeps the numbers. With --any, give --tcp, --udp or --both without PORTS (default: TCP).
+keeps the numbers.
 
 Examples:
+  portkeep persist add 80,443 --name web --unit nginx.service
   portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
   portkeep persist add --name dns --both domain --user bind --around
   portkeep persist add --name rtp --any 20 --udp --align 2 --group voice
@@ -26,27 +28,27 @@ Examples:
 
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add --name <NAME> [OPTIONS]")]
-#[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
+#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
+#[command(group = clap::ArgGroup::new("transport").args(["tcp", "udp", "both"]))]
 #[command(group = clap::ArgGroup::new("who").args(["user", "group", "unit", "cgroup", "administrators"]))]
-#[command(group = clap::ArgGroup::new("block").args(["tcp", "udp", "both", "any"]).multiple(true).required(true))]
+#[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
 pub(crate) struct Args {
+    /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp
+    #[arg(help_heading = "Ports")]
+    ports: Option<String>,
     /// Its name: letters, digits and . _ @ : + -
     #[arg(long)]
     name: Name,
 
-    /// These TCP ports
-    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::tcp, help_heading = "Ports")]
-    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
-    tcp: Option<Option<PortRange>>,
-    /// These UDP ports
-    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::udp, help_heading = "Ports")]
-    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
-    udp: Option<Option<PortRange>>,
+    /// TCP ports [default]
+    #[arg(long, help_heading = "Ports")]
+    tcp: bool,
+    /// UDP ports
+    #[arg(long, help_heading = "Ports")]
+    udp: bool,
     /// The same numbers for TCP and UDP
-    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::both, help_heading = "Ports")]
-    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
-    both: Option<Option<PortRange>>,
+    #[arg(long, help_heading = "Ports")]
+    both: bool,
     /// Any COUNT ports in a row, chosen now and kept
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
     any: Option<u16>,
@@ -118,21 +120,20 @@ fn description(text: &str) -> Result<String, String> {
 
 impl Args {
     fn proposal(&self) -> Result<Proposal, String> {
-        let (transports, ports) = match (self.tcp, self.udp, self.both) {
-            (None, None, None) => (Transports::Tcp, None),
-            (Some(ports), ..) => (Transports::Tcp, ports),
-            (_, Some(ports), _) => (Transports::Udp, ports),
-            (.., Some(ports)) => (Transports::Both, ports),
+        let option = ports::transports(self.tcp, self.udp, self.both);
+        let (block, transports) = match &self.ports {
+            Some(text) => {
+                let (list, transports) = ports::resolve(text, option)?;
+                (Block::Ports(list), transports)
+            }
+            None => {
+                let (count, align) = (self.any.unwrap_or(1), self.align.unwrap_or_default());
+                (Block::Any { count, align }, option.unwrap_or(Transports::Tcp))
+            }
         };
-        let block = match (self.any, ports) {
-            (Some(count), None) => Block::Any { count, align: self.align.unwrap_or_default() },
-            (None, Some(ports)) => Block::Ports(ports),
-            (Some(_), Some(_)) => {
-                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then".into());
-            }
-            (None, None) => {
-                return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)".into());
-            }
+        let list = match &block {
+            Block::Ports(list) => Some(list),
+            Block::Any { .. } => None,
         };
         let audience = match (&self.user, &self.group) {
             (Some(user), _) => Audience::User(user.clone()),
@@ -140,7 +141,7 @@ impl Args {
             _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned().unwrap_or_default(),
         };
         if self.ephemeral
-            && let Some(why) = Declaration::no_range(&audience, self.strict)
+            && let Some(why) = Declaration::no_range(list, &audience, self.strict)
         {
             return Err(format!("a private ephemeral range {why}"));
         }
@@ -175,7 +176,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     let until = if args.until_reboot { ", until the next reboot" } else { "" };
-    let (ports, transports, whom) = (created.ports, created.transports, reservations::owner(&created));
+    let (ports, transports, whom) = (&created.ports, created.transports, reservations::owner(&created));
     writeln!(io.out, "{ports}/{transports} is reserved as {} for {whom}{until}", proposal.name)?;
     Ok(DONE)
 }

@@ -15,7 +15,7 @@ use portkeep::{
     Info, State,
     persistent::{Block, Connection, Declaration, Kept, Proposal, Which},
 };
-use portkeep_persist::Services;
+use portkeep_persist::services;
 use serde::Serialize;
 
 use super::{INSTEAD, connect};
@@ -51,7 +51,7 @@ struct Imported {
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let (name, text) = read(&args.file)?;
-    let declarations = match portkeep_persist::import(&name, &text, &Services::of_machine()) {
+    let declarations = match portkeep_persist::import(&name, &text, &services()) {
         Ok(declarations) => declarations,
         Err(wrong) => {
             for each in wrong {
@@ -123,7 +123,7 @@ fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
             return Found::Other(format!("the name {} is used by {origin}", wanted.name));
         }
         if declaration.overlaps(wanted) {
-            let (ports, transports) = (wanted.ports, wanted.transports);
+            let (ports, transports) = (&wanted.ports, wanted.transports);
             return Found::Other(format!(
                 "{ports}/{transports} of {} is reserved as {} ({}/{}) by {origin}",
                 wanted.name, declaration.name, declaration.ports, declaration.transports
@@ -137,7 +137,7 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
     for declaration in wanted {
         let proposal = Proposal {
             name: declaration.name.clone(),
-            block: Block::Ports(declaration.ports),
+            block: Block::Ports(declaration.ports.clone()),
             transports: declaration.transports,
             audience: declaration.audience.clone(),
             strict: declaration.strict,
@@ -173,12 +173,12 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
 
 #[cfg(test)]
 mod tests {
-    use portkeep::{Transports, persistent::Origin};
+    use portkeep::{PortList, Transports, persistent::Origin};
 
     use super::*;
 
     fn declaration(name: &str, ports: &str, transports: Transports) -> Declaration {
-        Declaration::new(name.parse().unwrap(), ports.parse().unwrap(), transports)
+        Declaration::new(name.parse().unwrap(), ports.parse::<PortList>().unwrap(), transports)
     }
 
     #[test]

@@ -57,8 +57,8 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 fn bound_by(info: &Info) -> Vec<BoundSocket> {
     let of = |transport| {
-        let binders = Binders::in_block(transport, info.ports);
-        binders.into_iter().flat_map(move |(port, binders)| binders.sockets(transport, port))
+        let binders = info.ports.blocks().iter().map(move |block| Binders::in_block(transport, *block));
+        binders.flatten().flat_map(move |(port, binders)| binders.sockets(transport, port))
     };
     let mut sockets: Vec<BoundSocket> = info.transports.iter().flat_map(of).collect();
     reservations::name_users(sockets.iter_mut().filter_map(|socket| socket.process.as_mut()));
