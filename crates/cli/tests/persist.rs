@@ -567,7 +567,7 @@ fn netshs_words_make_netshs_table() {
     netsh(&stage, "netsh interface ipv4 add excludedportrange protocol=tcp startport=50000 numberofports=60").ok();
     netsh(&stage, "excludedportrange add tcp 41000 1 active").ok();
     netsh(&stage, "excludedportrange add udp 40000 11").ok();
-    let holding = stage.hold(&["--at", "61010", "--count", "2"]);
+    let holding = stage.hold(&["--ports", "61010-61011"]);
     let expected = "
 Protocol tcp Port Exclusion Ranges
 
@@ -760,7 +760,7 @@ fn an_agent_that_hangs_keeps_nobody_waiting() {
     assert!(stage.portkeep(&["status"]).ok().out.contains("does not answer"));
 
     // A signal ends the wait, whichever it is.
-    for words in [&["acquire", "--at", "5000"][..], &["run", "--at", "5000", "--", "true"]] {
+    for words in [&["acquire", "--ports", "5000"][..], &["run", "--ports", "5000", "--", "true"]] {
         for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
             let mut child = stage.command(words).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
             eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
@@ -773,8 +773,8 @@ fn an_agent_that_hangs_keeps_nobody_waiting() {
     }
     // So does a limit.
     let limited: [(&[&str], i32); 6] = [
-        (&["acquire", "--at", "5000"], 1),
-        (&["run", "--at", "5000", "--", "true"], 125),
+        (&["acquire", "--ports", "5000"], 1),
+        (&["run", "--ports", "5000", "--", "true"], 125),
         (&["persist", "add", "--name", "late", "--tcp", "5000"], 1),
         (&["persist", "delete", "late"], 1),
         (&["persist", "list"], 1),
@@ -787,7 +787,7 @@ fn an_agent_that_hangs_keeps_nobody_waiting() {
     }
 
     // So does its death.
-    let waits = stage.command(&["acquire", "--at", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
+    let waits = stage.command(&["acquire", "--ports", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
     eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
     let mut killed = stage.agent.take().unwrap();
     killed.kill().unwrap();

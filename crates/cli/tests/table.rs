@@ -41,7 +41,10 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["run", "--tcp", "--udp", "--", "true"],
         &["run", "--align", "3", "--", "true"],
         &["run", "--label", "longer than twenty-four bytes", "--", "true"],
-        &["acquire", "--at", "0"],
+        &["acquire", "--ports", "0"],
+        &["acquire", "--ports", "80,"],
+        &["acquire", "--ports", "80/udp", "--tcp"],
+        &["acquire", "--ports", "80", "--count", "2"],
         &["up", "--deny-errno", "EPERM"],
         &["up", "--pool", "9-8"],
         &["who"],
@@ -52,7 +55,7 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["persist", "add", "--tcp", "80"],
         &["persist", "add", "--name", "-x", "--tcp", "80"],
         &["persist", "add", "--name", "x", "--tcp", "0"],
-        &["persist", "add", "--name", "x", "--tcp", "80,443"],
+        &["persist", "add", "--name", "x", "--tcp", "80,80"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--udp", "80"],
         &["persist", "add", "--name", "x", "--any", "0"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--align", "2"],
@@ -86,9 +89,9 @@ fn exit_statuses_are_one_table() {
     let table = Exit::ALL.map(|exit| format!("| {} | {} |", exit.code(), exit.meaning()));
     assert_eq!(rows, table);
     // Nothing else exits with 2 what asks for too much; `run` keeps its own statuses apart from the command's.
-    assert_eq!(run(&["acquire", "--at", "65535", "--count", "2"]).0, Exit::Usage.code());
-    assert_eq!(run(&["acquire", "--at", "61001", "--align", "2"]).0, Exit::Usage.code());
-    assert_eq!(run(&["run", "--at", "65535", "--count", "2", "--", "true"]).0, Exit::RunFailed.code());
+    assert_eq!(run(&["acquire", "--ports", "65535-65536"]).0, Exit::Usage.code());
+    assert_eq!(run(&["acquire", "--ports", "61001", "--align", "2"]).0, Exit::Usage.code());
+    assert_eq!(run(&["run", "--ports", "65535-65536", "--", "true"]).0, Exit::RunFailed.code());
     assert_eq!(run(&["run", "--no-such-option", "--", "true"]).0, Exit::RunFailed.code());
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(run(&["check", folder.path().to_str().unwrap()]).0, Exit::Nothing.code());

@@ -3,7 +3,7 @@
 //! A text is a comma list of numbers, ranges `a-b` and names of /etc/services: `80,443`, `http,8000-8099`. Where a
 //! transport can be said, `/tcp`, `/udp` or `/tcp+udp` stands behind it.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, iter::FlatMap, ops::RangeInclusive, slice, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -141,8 +141,8 @@ impl PortList {
     }
 
     /// The ports, lowest first.
-    pub fn iter(&self) -> impl Iterator<Item = u16> {
-        self.blocks.iter().flat_map(|block| block.iter())
+    pub fn iter(&self) -> <&Self as IntoIterator>::IntoIter {
+        self.into_iter()
     }
 }
 
@@ -165,6 +165,15 @@ impl From<PortRange> for PortList {
 impl From<&PortList> for PortSet {
     fn from(list: &PortList) -> Self {
         list.blocks.iter().copied().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a PortList {
+    type Item = u16;
+    type IntoIter = FlatMap<slice::Iter<'a, PortRange>, RangeInclusive<u16>, fn(&PortRange) -> RangeInclusive<u16>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.blocks.iter().flat_map(|block| block.iter())
     }
 }
 

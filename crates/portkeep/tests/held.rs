@@ -199,16 +199,16 @@ fn tokens_work_inside_the_process() {
 fn a_specific_block_is_all_or_nothing() {
     isolate();
     let free = tcp().ports(4).acquire().unwrap();
-    let ports = free.ports();
+    let ports = free.ports().clone();
     drop(free);
     let outsider = TcpListener::bind((V4, ports.last())).unwrap();
-    let error = tcp().range(ports).acquire().unwrap_err();
+    let error = tcp().ports(ports.clone()).acquire().unwrap_err();
     assert!(matches!(error, AcquireError::InUse { .. }), "{error:?}");
     for port in ports.start()..ports.last() {
         TcpListener::bind((V4, port)).unwrap();
     }
     drop(outsider);
-    assert_eq!(tcp().range(ports).acquire().unwrap().ports(), ports);
+    assert_eq!(tcp().ports(ports.clone()).acquire().unwrap().ports(), &ports);
 }
 
 #[test]

@@ -280,7 +280,7 @@ kernel_test! {
 fn held_is_possible_beside_the_kernel_part() {
     let reservation = Reservation::tcp().ports(2).require(Require::Held).acquire().unwrap();
     assert_eq!(reservation.enforcement(), Enforcement::Held);
-    assert!(!version().unwrap().pool.unwrap().overlaps(reservation.ports()));
+    assert!(!version().unwrap().pool.unwrap().overlaps(reservation.ports().first()));
     assert!(refused(TcpListener::bind((V4, reservation.ports().start()))));
 }
 }
