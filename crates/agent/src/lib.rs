@@ -14,13 +14,12 @@
 
 #![forbid(unsafe_code)]
 
-pub mod accounts;
+mod after_up;
 mod aside;
 mod budget;
 mod connection;
 mod examine;
 mod happenings;
-mod in_the_way;
 mod keeper;
 mod kernel_part;
 mod merge;
@@ -29,7 +28,6 @@ mod overlap;
 mod peer;
 mod pending;
 mod policy;
-pub mod process;
 mod registry;
 mod requests;
 mod rightful;
@@ -83,12 +81,13 @@ use server::Server;
 use service::Service;
 use settle::Sweep;
 
+pub use after_up::after_up;
 pub use aside::{Aside, set_aside_used_pool_ports};
-pub use in_the_way::in_use;
 pub use keeper::{Restored, restore_all};
 pub use kernel_part::KernelPart;
-pub use overlap::{Overlap, enter_overlap, leave_overlap};
-pub use policy::{quota, settings, share_quotas};
+pub use overlap::{Overlap, leave_overlap};
+pub use policy::{quota, settings};
+use portkeep_observe::{accounts, process, usage};
 pub use state::{RUNTIME_DIR, RuntimeDir};
 pub use sysctl::ephemeral as ephemeral_ports;
 

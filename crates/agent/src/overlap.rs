@@ -9,7 +9,11 @@ use portkeep_core::PortRange;
 use portkeep_kernel::Instance;
 use serde::Serialize;
 
-use super::{keeper::Keeper, restore_all, state::RuntimeDir, sysctl};
+use super::{
+    keeper::{Keeper, restore_all},
+    state::RuntimeDir,
+    sysctl,
+};
 
 /// Ports that are in the pool and that automatic choices may come from.
 #[derive(Clone, Debug, Serialize)]
@@ -53,7 +57,7 @@ impl fmt::Display for Overlap {
 
 /// Keep automatic choices in the calling thread's namespace off the overlap, as far as enough ephemeral ports are left, and
 /// wildcard requests off the rest.
-pub fn enter_overlap(instance: &Instance) -> anyhow::Result<()> {
+pub(super) fn enter_overlap(instance: &Instance) -> anyhow::Result<()> {
     let config = instance.config();
     let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
     if Overlap::of(pool)?.is_some() {

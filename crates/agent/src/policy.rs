@@ -100,7 +100,7 @@ pub fn settings(config: &Config) -> (Settings, Vec<String>) {
 }
 
 /// Let subordinate uids share their users' quotas; returns what could not be read.
-pub fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
+pub(super) fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(share_quotas_of(maps, root)?.1)
 }
 

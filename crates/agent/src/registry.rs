@@ -26,7 +26,7 @@ use portkeep_core::{Errno, ListMark, PortSet, Transport, Transports, wire};
 use portkeep_kernel::{Claim, Claimed, CreateError, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
-use super::{accounts, in_the_way, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id};
+use super::{accounts, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id, usage};
 use crate::vacancy::{Look, Prober};
 
 /// The registry's tools: the BPF programs, and ways to look at the agent's network namespace.
@@ -134,6 +134,8 @@ pub(super) struct Registry {
     runtime: PathBuf,
     root: PathBuf,
     items: Vec<Item>,
+    /// The declarations of files, as they were last read.
+    files: Vec<Declared>,
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
     told: HashMap<String, String>,
@@ -215,8 +217,8 @@ impl<'a> Sockets<'a> {
                 if declaration.around && rightful {
                     return None;
                 }
-                let sockets = in_the_way::sockets(transport, port);
-                let mut why = in_the_way::sentence(transport, port, &sockets);
+                let sockets = sockets_on(transport, port);
+                let mut why = usage::sentence(transport, port, &sockets);
                 if rightful && for_service {
                     why += "; the reservation is for this process, and `around` reserves the port beside it";
                 }
@@ -261,6 +263,14 @@ impl Desk<'_> {
         })?;
         Ok((declaration, claims))
     }
+}
+
+/// The sockets that keep a port from being reserved: the first few.
+fn sockets_on(transport: Transport, port: u16) -> Vec<BoundSocket> {
+    const NAMED: usize = 8;
+    let block = PortRange::single(port).expect("a bound port is not 0");
+    let usage = usage::Usage::of(&[(block, transport.into())]).unwrap_or_default();
+    usage.port(transport, port).sockets().take(NAMED).cloned().collect()
 }
 
 /// A bind came between the look and the confirmation.
@@ -316,6 +326,7 @@ impl Registry {
             runtime: runtime.to_owned(),
             root,
             items: Vec::new(),
+            files: Vec::new(),
             version: 0,
             conflicts: Vec::new(),
             by_id: HashMap::new(),
@@ -346,10 +357,26 @@ impl Registry {
         self.persistent.open_again(|| Store::open(&self.state));
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
         let loaded = dropin::load(&self.root);
-        let merged = merge(self.commands(), loaded.declared);
+        self.files = loaded.declared;
+        Ok((self.merge(desk)?, loaded.diagnostics))
+    }
+
+    /// Decide again which declarations are in force, and bring the BPF programs in line.
+    fn merge(&mut self, desk: &mut Desk<'_>) -> anyhow::Result<Changes> {
+        let merged = merge(self.commands(), self.files.clone());
         self.conflicts = merged.conflicts;
-        let changes = self.bring_in_line(desk, merged.in_force)?;
-        Ok((changes, loaded.diagnostics))
+        self.bring_in_line(desk, merged.in_force)
+    }
+
+    /// Look again at what conflicted with a declaration that is new or gone, and at what waited for its ports.
+    fn look_again(&mut self, desk: &mut Desk<'_>) {
+        let looked = match self.conflicts.is_empty() {
+            true => self.retry(desk).map(drop),
+            false => self.merge(desk).map(drop),
+        };
+        if let Err(error) = looked {
+            tracing::error!(error = format!("{error:#}"), "cannot look again at what is not in force");
+        }
     }
 
     /// Files that lost against another declaration. Each may be right by itself.
@@ -661,6 +688,9 @@ impl Registry {
         self.version += 1;
         self.by_id.extend(blocks.iter().map(|(id, ..)| (*id, self.items.len())));
         self.items.push(Item { declared, how: How::Active(blocks) });
+        if !self.conflicts.is_empty() {
+            self.look_again(desk);
+        }
         Ok(created)
     }
 
@@ -711,6 +741,7 @@ impl Registry {
         }
         self.conflicts.retain(|conflict| conflict.loser != declared);
         self.index();
+        self.look_again(desk);
         Ok(Info::declared(&declared.declaration, &declared.origin, State::Ended))
     }
 

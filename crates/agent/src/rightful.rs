@@ -3,10 +3,10 @@
 
 use std::fs;
 
-use portkeep_core::{Transport, persistent::Audience};
+use portkeep::Process;
+use portkeep_core::{PortRange, Transport, persistent::Audience};
 use portkeep_kernel::{Config, cgroup};
-
-use crate::process::Binders;
+use portkeep_observe::Usage;
 
 /// The identity of a process, from `/proc/PID/status`.
 struct Identity {
@@ -75,12 +75,11 @@ impl Judge {
     /// Whether everybody who has the port bound, in the calling thread's network namespace, is rightful. A process
     /// that cannot be seen is not.
     pub(super) fn all_rightful(&self, transport: Transport, port: u16, audience: &Audience<u32>) -> bool {
-        match Binders::of(transport, port) {
-            Some(binders) if !binders.known.is_empty() => {
-                binders.known.iter().all(|process| self.is_rightful(process.pid, audience))
-            }
-            _ => false,
-        }
+        let Ok(block) = PortRange::single(port) else { return false };
+        let usage = Usage::of(&[(block, transport.into())]).unwrap_or_default();
+        let bound_by = usage.port(transport, port).bound_by;
+        let is_rightful = |process: &Process| self.is_rightful(process.pid, audience);
+        !bound_by.is_empty() && bound_by.iter().all(|socket| socket.process.as_ref().is_some_and(is_rightful))
     }
 }
 

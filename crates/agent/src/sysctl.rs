@@ -1,31 +1,14 @@
-//! `ip_local_reserved_ports` and its neighbours, of the calling thread's network namespace.
+//! Writing `ip_local_reserved_ports` of the calling thread's network namespace.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt,
-};
+use std::{fs, io, os::unix::fs::FileExt};
 
-use portkeep_core::{PortRange, PortSet, ephemeral::Ephemeral};
+use portkeep_core::PortSet;
+use portkeep_observe::sysctl::RESERVED;
+pub use portkeep_observe::sysctl::ephemeral;
+pub(crate) use portkeep_observe::sysctl::{local_port_range, reserved, unprivileged_port_start};
 
-const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// The kernel takes one byte less than a page at a time, and would cut an entry in two; this leaves a reserve.
 const WRITE: usize = 4000;
-/// The longest text: every other port, each of five digits and a comma, is under 200,000 bytes.
-const READ: usize = 256 * 1024;
-
-fn named(path: &str) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
-    move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
-}
-
-/// The reserved ports.
-pub(super) fn reserved() -> io::Result<PortSet> {
-    let file = File::open(RESERVED).map_err(named(RESERVED))?;
-    // In one read: the kernel has nothing more to say to a second one.
-    let mut text = vec![0; READ];
-    let length = file.read_at(&mut text, 0).map_err(named(RESERVED))?;
-    String::from_utf8_lossy(&text[..length]).parse().map_err(io::Error::other)
-}
 
 /// Reserve more. Text written anywhere but at the beginning is added by the
 /// kernel to what is there (`proc_do_large_bitmap`), so no entry can be
@@ -39,6 +22,10 @@ pub(super) fn add(ports: &PortSet) -> io::Result<()> {
 /// Reading and writing follow each other at once to make that moment short.
 pub(super) fn remove(ports: &PortSet) -> io::Result<()> {
     write(&reserved()?.minus(ports), true)
+}
+
+fn named(path: &str) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
+    move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
 fn write(ports: &PortSet, replace: bool) -> io::Result<()> {
@@ -70,30 +57,6 @@ fn parts(text: &str, most: usize) -> Vec<String> {
     }
     parts.iter_mut().for_each(|part| part.push('\n'));
     parts
-}
-
-/// Where automatic choices come from.
-pub(super) fn local_port_range() -> io::Result<Option<PortRange>> {
-    let path = "/proc/sys/net/ipv4/ip_local_port_range";
-    let text = fs::read_to_string(path).map_err(named(path))?;
-    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(first)), Some(Ok(last))) => Ok(PortRange::inclusive(first.max(1), last).ok()),
-        _ => Err(io::Error::other(format!("{path}: {text:?} is not a range"))),
-    }
-}
-
-/// The ephemeral ports; `ours` is what Portkeep has reserved. `None` if automatic choices have no range.
-pub fn ephemeral(ours: &PortSet) -> io::Result<Option<Ephemeral>> {
-    let Some(range) = local_port_range()? else { return Ok(None) };
-    Ok(Some(Ephemeral { range, foreign: reserved()?.minus(ours) }))
-}
-
-/// Ports below this one are privileged.
-pub(super) fn unprivileged_port_start() -> io::Result<u32> {
-    let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-    let text = fs::read_to_string(path).map_err(named(path))?;
-    text.trim().parse().map_err(|_| io::Error::other(format!("{path}: {text:?} is not a port")))
 }
 
 #[cfg(test)]

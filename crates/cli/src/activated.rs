@@ -9,7 +9,7 @@ use std::{
     process::{self, Command},
 };
 
-use crate::{Io, run::not_started};
+use crate::{Io, exit::not_started};
 
 /// Name of the command, which is none for people.
 pub(crate) const NAME: &str = "run-activated";

@@ -6,6 +6,7 @@ use std::{
 };
 
 use portkeep::{AcquireError, Align, Info, PortList, PortRange, Transport, Transports, Version};
+use portkeep_observe::usage;
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
@@ -102,7 +103,7 @@ fn pool() -> String {
 
 /// "61004/tcp is in use by pid 812 (nginx): listening".
 pub(crate) fn in_use(block: PortRange, transports: Transports) -> String {
-    let listed = transports.iter().find_map(|transport| agent::in_use(transport, block));
+    let listed = transports.iter().find_map(|transport| usage::in_use(transport, block));
     // Before Linux 6.8 a TCP socket that is bound and does not listen is in no list.
     let unlisted = || {
         let all = transports.iter().flat_map(|transport| block.iter().map(move |port| (transport, port)));
@@ -114,7 +115,8 @@ pub(crate) fn in_use(block: PortRange, transports: Transports) -> String {
     })
 }
 
-fn cannot_be_bound(transport: Transport, port: u16) -> bool {
+/// By trying: before Linux 6.8 no list has all sockets.
+pub(crate) fn cannot_be_bound(transport: Transport, port: u16) -> bool {
     ["::", "0.0.0.0"].into_iter().any(|address| {
         let bound = match transport {
             Transport::Tcp => TcpListener::bind((address, port)).map(drop),

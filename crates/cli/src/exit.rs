@@ -1,10 +1,10 @@
 //! The exit status of every command: one table.
 
-use std::fmt;
+use std::{ffi::OsStr, fmt, io};
 
 use portkeep_kernel::InstanceError;
 
-use crate::signals;
+use crate::{Io, signals};
 
 /// An exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,13 @@ impl Exit {
         let line = |exit: Self| format!("\n  {:<4} {}", exit.code(), exit.meaning());
         Self::ALL.into_iter().map(line).collect()
     }
+}
+
+/// Report that a command cannot be started. Returns the exit status.
+pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
+    io.error(format_args!("{}: {error}", program.display()));
+    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
+    exit.code()
 }
 
 /// Arguments that make no sense when they are taken together.

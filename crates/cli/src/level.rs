@@ -5,13 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep::{Enforcement, QueryError, Version};
+use portkeep::Enforcement;
 use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 
 use crate::{
     agent,
     help::ADVANCED,
-    pins::{Pins, Seen},
+    pins::{Pins, Seen, served_here},
     sources::ConfigFile,
 };
 
@@ -97,20 +97,6 @@ pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceErr
     Ok(())
 }
 
-/// Kernel enforcement that serves sockets made here; `None` if none does.
-pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
-    match portkeep::version() {
-        Ok(version) => Ok(Some(version)),
-        // The second is what the system says of an IPv4 socket, where there is no IPv6.
-        Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) => Ok(None),
-        Err(error @ QueryError::OtherAbi { .. }) => Err(anyhow::Error::from(error).context(
-            "version skew; use the portkeep it was brought up with, or bring it down and up again when no reservation \
-             is held",
-        )),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// "port 61000 is only held", for the warning of held mode.
 pub(crate) fn only_held(ports: &portkeep::PortList) -> String {
     let (s, is) = if ports.count() == 1 { ("", "is") } else { ("s", "are") };
@@ -161,7 +147,7 @@ impl Level {
                 let need = (instance.folder().to_owned(), guard);
                 if instance.is_newly_up() {
                     // Its complaints do not concern a command that only runs something.
-                    drop(crate::up::settle_in(&instance)?);
+                    drop(agent::after_up(&instance)?);
                 }
                 need
             }

@@ -40,7 +40,8 @@ mod waiting;
 mod watch;
 mod who;
 
-use portkeep_agent::{self as agent, process};
+use portkeep_agent as agent;
+use portkeep_observe::process;
 use std::{
     ffi::OsString,
     io::{self, Write},

@@ -9,8 +9,7 @@ use portkeep_core::time;
 use crate::{
     DONE, Io,
     exit::Nothing,
-    level::served_here,
-    pins::{Pins, Seen},
+    pins::{Pins, Seen, served_here},
     reservations, table, waiting,
 };
 
@@ -78,7 +77,7 @@ fn write(found: &[Info], out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 /// A whole shell script can be an argument.
-fn short(command: &str) -> String {
+pub(crate) fn short(command: &str) -> String {
     const ENOUGH: usize = 60;
     match command.char_indices().nth(ENOUGH) {
         Some((at, _)) => format!("{}...", &command[..at]),

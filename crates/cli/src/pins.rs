@@ -2,9 +2,10 @@
 
 use std::{io, path::PathBuf};
 
+use portkeep::{QueryError, Version};
 use portkeep_kernel::{Instance, InstanceError, Obstacle};
 
-use crate::{help::ADVANCED, level::served_here};
+use crate::help::ADVANCED;
 
 /// Where kernel enforcement is pinned.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -75,6 +76,20 @@ impl Pins {
             Err(InstanceError::Map(_)) if !may_administer() => hidden(),
             Err(error) => Seen::Unusable(error),
         }
+    }
+}
+
+/// Kernel enforcement that serves sockets made here; `None` if none does.
+pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
+    match portkeep::version() {
+        Ok(version) => Ok(Some(version)),
+        // The second is what the system says of an IPv4 socket, where there is no IPv6.
+        Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) => Ok(None),
+        Err(error @ QueryError::OtherAbi { .. }) => Err(anyhow::Error::from(error).context(
+            "version skew; use the portkeep it was brought up with, or bring it down and up again when no reservation \
+             is held",
+        )),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,20 +1,17 @@
 //! The reservations that can be seen, from the maps or from queries.
 
-use std::{cell::LazyCell, collections::BTreeMap, fs, io};
+use std::{cell::LazyCell, collections::BTreeMap, io};
 
 use anyhow::Context;
 use portkeep::{
-    Info, PortRange, Process, Scope, Transport,
+    Info, PortRange, Process, Scope, Transports,
     persistent::{self, Account},
 };
-use portkeep_agent::accounts;
 use portkeep_core::wire;
 use portkeep_kernel::{Instance, cgroup, netns};
+use portkeep_observe::{Usage, accounts, namespaces};
 
-use crate::{
-    patience,
-    process::{self, Binders},
-};
+use crate::{patience, process};
 
 /// All reservations of the machine, out of the maps.
 pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
@@ -64,7 +61,7 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
     let first_pids = process::in_first_pid_namespace();
     // One round for all of them, and none if there is nobody.
     let all = PortRange::inclusive(1, u16::MAX)?;
-    let binders = LazyCell::new(|| Transport::ALL.map(|transport| Binders::in_block(transport, all)));
+    let usage = LazyCell::new(|| Usage::bound(&[(all, Transports::Both)]).unwrap_or_default());
     for info in found {
         if let Some(declared) = info.token.and_then(|token| by_token.get(&token)).filter(|_| info.persistent) {
             // The BPF programs keep only the beginning of the name.
@@ -88,12 +85,10 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
         let mut sockets = Vec::new();
         if info.bound.is_some_and(|bound| bound > 0) {
             for transport in info.transports.iter() {
-                let blocks = info.ports.blocks().iter();
-                let here = blocks.flat_map(|block| binders[transport as usize].range(block.start()..=block.last()));
-                sockets.extend(here.flat_map(|(port, each)| each.clone().sockets(transport, *port)));
+                let here = info.ports.iter().filter_map(|port| usage.ports.get(&(port, transport)));
+                sockets.extend(here.flat_map(|found| found.bound_by.iter().cloned()));
             }
         }
-        name_users(sockets.iter_mut().filter_map(|socket| socket.process.as_mut()));
         info.bound_by = Some(sockets);
     }
     Ok(())
@@ -113,7 +108,7 @@ pub(crate) fn name_users<'a>(processes: impl Iterator<Item = &'a mut Process>) {
 /// Add facts about the process, unless its pid means something else here or belongs to somebody else by now.
 fn complete_owner(owner: &mut Process, first_pids: bool) {
     if first_pids && let Some(found) = process::of(owner.pid).filter(|found| found.comm == owner.comm) {
-        (owner.command, owner.unit) = (found.command, found.unit);
+        (owner.command, owner.unit, owner.started) = (found.command, found.unit, found.started);
     }
     name_users(std::iter::once(owner));
 }
@@ -156,13 +151,7 @@ impl NamespaceNames {
     }
 }
 
-/// The namespaces that `ip netns add` has made.
+/// Names of the namespaces that a process or a name in /run/netns leads to. Entering them requires root.
 fn named() -> BTreeMap<u64, String> {
-    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let cookie = netns::within(netns::open(entry.path()).ok()?, netns::current_cookie).ok()?.ok()?;
-            Some((cookie, entry.file_name().to_string_lossy().into_owned()))
-        })
-        .collect()
+    namespaces::visible().flatten().map(|namespace| (namespace.cookie, namespace.name())).collect()
 }

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -18,6 +17,7 @@ use crate::{
     ask::{Ask, LABEL},
     claim::{Claim, Kind, Watch},
     custodian::Custodian,
+    exit::not_started,
     level::{Level, Place, only_held},
     process,
     signals::Forwarder,
@@ -150,13 +150,6 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         ));
     }
     Ok(code)
-}
-
-/// Report that a command cannot be started. Returns the exit status.
-pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.error(format_args!("{}: {error}", program.display()));
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
-    exit.code()
 }
 
 impl Stage {

@@ -8,14 +8,14 @@ use std::{
 
 use portkeep::{Enforcement, Errno, Info, PortRange, Time, Version};
 use portkeep_core::{time, wire};
-use portkeep_kernel::{Instance, InstanceError, Obstacle, cgroup};
+use portkeep_kernel::{Config, Instance, InstanceError, Maps, Obstacle, cgroup, root_elsewhere};
+use portkeep_observe::accounts;
 use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING,
     agent::Overlap,
-    level::served_here,
-    pins::{Pins, Seen},
+    pins::{Pins, Seen, served_here},
     waiting::{self, Heard},
 };
 
@@ -60,6 +60,8 @@ pub(crate) struct Status {
     /// The overlap of the pool with the ephemeral ports of this network namespace.
     overlap: Option<Overlap>,
     quota: Option<u32>,
+    /// The accounts that hold ports, the fullest first. Requires root.
+    quotas: Option<Vec<QuotaUse>>,
     deny_errno: Option<String>,
     agent: Option<bool>,
     /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
@@ -69,6 +71,18 @@ pub(crate) struct Status {
     transient: Option<bool>,
     /// Why something is missing above.
     not_seen: Option<String>,
+}
+
+/// Ports that an account holds, of how many it may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct QuotaUse {
+    /// "user www-data", "root of the network namespace blue".
+    pub(crate) account: String,
+    /// The user, if it is one.
+    uid: Option<u32>,
+    pub(crate) used: u32,
+    /// `None`: no limit.
+    pub(crate) limit: Option<u32>,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -159,6 +173,7 @@ impl Status {
         self.refused = Some(counters.refused);
         self.pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
         self.quota = Some(config.quota);
+        self.quotas = Some(quotas(&maps, config)?);
         self.deny_errno = Some(Errno(config.deny_errno.cast_signed()).to_string());
         self.agent = Some(counters.agents > 0);
         self.transient = Some(config.transient != 0);
@@ -200,6 +215,10 @@ impl Status {
         }
         if let Some(quota) = self.quota {
             line("quota", format!("{quota} ports for each user"))?;
+        }
+        for QuotaUse { account, used, limit, .. } in self.quotas.iter().flatten().take(SHOWN_ACCOUNTS) {
+            let of = limit.map_or_else(|| " (no limit)".into(), |limit| format!(" of {limit}"));
+            line("held", format!("{used}{of} by {account}"))?;
         }
         if let Some(errno) = &self.deny_errno {
             line("outsiders get", errno.clone())?;
@@ -246,6 +265,39 @@ impl Status {
         };
         format!("only by holding the ports{more}")
     }
+}
+
+/// So many accounts are shown in the text.
+const SHOWN_ACCOUNTS: usize = 8;
+
+/// The accounts that hold ports, those nearest to their limit first.
+fn quotas(maps: &Maps, config: &Config) -> anyhow::Result<Vec<QuotaUse>> {
+    let limit = |of: u32| (of != u32::MAX).then_some(of);
+    let mut found = Vec::new();
+    for item in maps.quotas() {
+        let (account, quota) = item?;
+        if quota.used == 0 {
+            continue;
+        }
+        let own = (quota.limit != 0).then_some(quota.limit);
+        found.push(match u32::try_from(account) {
+            Ok(uid) => QuotaUse {
+                account: format!("user {}", accounts::user_name(uid)),
+                uid: Some(uid),
+                used: quota.used,
+                limit: limit(own.unwrap_or(if uid == 0 { u32::MAX } else { config.quota })),
+            },
+            Err(_) => QuotaUse {
+                account: format!("root of the network namespace {}", account & !root_elsewhere(0)),
+                uid: None,
+                used: quota.used,
+                limit: limit(own.unwrap_or(config.quota_elsewhere)),
+            },
+        });
+    }
+    let share = |quota: &QuotaUse| u64::from(quota.used) * 10_000 / u64::from(quota.limit.unwrap_or(u32::MAX)).max(1);
+    found.sort_by_key(|quota| std::cmp::Reverse((share(quota), quota.used)));
+    Ok(found)
 }
 
 fn cgroup_name(id: u64) -> String {

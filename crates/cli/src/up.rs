@@ -1,6 +1,6 @@
 //! `up`: bring kernel enforcement up.
 
-use std::{io::Write, path::Path};
+use std::io::Write;
 
 use anyhow::{Context, bail};
 use portkeep::{Errno, PortRange};
@@ -9,8 +9,8 @@ use portkeep_persist::Config;
 
 use crate::{
     DONE, Io, agent,
-    level::{self, Place},
-    pins::Seen,
+    level::Place,
+    pins::{Seen, served_here},
     sources::ConfigFile,
     status,
 };
@@ -76,7 +76,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let instance = match Instance::up(&args.place.or(&config).options(settings)) {
         Ok(instance) => instance,
         Err(error) => {
-            if let (Seen::NotUp, Ok(Some(_))) = (args.place.pins.look(), level::served_here()) {
+            if let (Seen::NotUp, Ok(Some(_))) = (args.place.pins.look(), served_here()) {
                 io.note(
                     "kernel enforcement serves this cgroup already, brought up elsewhere: reservations can be made here",
                 );
@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     };
     if instance.is_newly_up() {
-        settle_in(&instance)?.into_iter().for_each(|complaint| io.warning(complaint));
+        agent::after_up(&instance)?.into_iter().for_each(|complaint| io.warning(complaint));
     } else {
         adopt(&instance, &args)?;
     }
@@ -114,7 +114,7 @@ pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result
     }
     let instance = up?;
     if instance.is_newly_up() {
-        settle_in(&instance)?.iter().for_each(|complaint| tracing::warn!("{complaint}"));
+        agent::after_up(&instance)?.iter().for_each(|complaint| tracing::warn!("{complaint}"));
     }
     Ok(instance)
 }
@@ -135,24 +135,4 @@ fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
         bail!("already up, refusing with {have}, not {want}; run `portkeep down` first");
     }
     Ok(())
-}
-
-/// The steps once the programs are in force. If it cannot be, they are taken away again: a pool of which
-/// nobody knows what is in use in it is worse than none. Returns what went wrong and is no reason for that.
-pub(crate) fn settle_in(instance: &Instance) -> anyhow::Result<Vec<String>> {
-    let settled = share_and_look(instance);
-    if settled.is_err() {
-        // That there is nothing left to take away with is said by the error that led here.
-        let _ = Instance::down(instance.folder());
-        let _ = agent::leave_overlap();
-    }
-    settled
-}
-
-fn share_and_look(instance: &Instance) -> anyhow::Result<Vec<String>> {
-    let complaints = agent::share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
-    agent::enter_overlap(instance).context("keeping automatic choices off the pool")?;
-    // The programs count who binds a port of the pool from now on; who had one before has to be looked for.
-    agent::set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
-    Ok(complaints)
 }

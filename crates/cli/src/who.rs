@@ -6,13 +6,13 @@ use anyhow::Context;
 use portkeep::{BoundSocket, Info, PortList, PortRange, Ports, Transport, Transports};
 use portkeep_core::{PortSet, time};
 use portkeep_kernel::netns;
+use portkeep_observe::Usage;
 use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING, list,
     pins::{Pins, Seen},
     ports::ports,
-    process::Binders,
     ran_out, reservations, waiting,
 };
 
@@ -60,31 +60,23 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let waiting = waiting::list();
     let Ports { list, transports } = &args.ports;
     let transports = transports.unwrap_or(Transports::Both);
-    let blocks = list.blocks().iter().flat_map(|block| transports.iter().map(move |transport| (*block, transport)));
-    let mut whose: Vec<Whose> = blocks
-        // One round for a block, however large it is.
-        .flat_map(|(block, transport)| {
-            let mut binders = Binders::in_block(transport, block);
-            block.into_iter().map(move |port| (transport, port, binders.remove(&port)))
-        })
-        .map(|(transport, port, binders)| {
+    let blocks: Vec<_> = list.blocks().iter().map(|block| (*block, Transports::Both)).collect();
+    let usage = Usage::of(&blocks).context("looking for sockets")?;
+    let whose: Vec<Whose> = list
+        .iter()
+        .flat_map(|port| transports.iter().map(move |transport| (port, transport)))
+        .map(|(port, transport)| {
             let mine = |info: &&Info| reservations::is_here(info, own) && info.has(transport, port);
             let waiting: Vec<Info> = waiting.iter().filter(|info| info.has(transport, port)).cloned().collect();
-            let mut bound_by = match binders {
-                Some(each) => each.sockets(transport, port),
-                // Not every socket is in /proc/net as one that has bound its port; the agent knows those that it waits for.
-                None => {
-                    let sockets = waiting.iter().flat_map(|info| &info.waits_for);
-                    sockets.filter(|socket| (socket.port, socket.transport) == (port, transport)).cloned().collect()
-                }
-            };
-            bound_by.sort();
-            bound_by.dedup();
-            reservations::name_users(bound_by.iter_mut().filter_map(|socket| socket.process.as_mut()));
+            let mut bound_by = usage.port(transport, port).bound_by;
+            if bound_by.is_empty() {
+                // Not every socket is listed before Linux 6.8; the agent knows those that it waits for.
+                let sockets = waiting.iter().flat_map(|info| &info.waits_for);
+                bound_by.extend(sockets.filter(|socket| (socket.port, socket.transport) == (port, transport)).cloned());
+            }
             Whose { port, transport, reservation: found.iter().find(mine).cloned(), bound_by, waiting }
         })
         .collect();
-    whose.sort_by_key(|each| (each.port, each.transport));
     let anybody = whose.iter().any(Whose::is_somebodys);
     if args.json {
         io.json(&whose)?;

@@ -427,7 +427,7 @@ fn list_who_and_release_tell_the_same() {
     let again = bed.portkeep(&["release", released[0]["token"].as_str().unwrap()]);
     assert_eq!(again.code, Some(3));
     assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
-    holding.let_go();
+    holding.end();
 }
 
 #[test]

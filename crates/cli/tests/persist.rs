@@ -337,7 +337,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     let declared = stage.declared();
     let why = declared[0]["reason"].as_str().unwrap().to_owned();
     assert!(why.starts_with(&format!("8443/tcp is in use by pid {pid} (")), "{why}");
-    assert!(why.ends_with(&format!("): connected with {peer}")), "{why}");
+    assert!(why.ends_with(&format!("): connected, 127.0.0.1:8443 to {peer}")), "{why}");
     assert_eq!(declared[0]["state"], "waiting");
     let socket = &declared[0]["waits_for"][0];
     assert_eq!(

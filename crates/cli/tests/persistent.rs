@@ -729,8 +729,9 @@ fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
     let mut known: std::collections::BTreeMap<u16, bool> = Default::default();
     for round in 0..25u32 {
         let agent = place.agent();
-        let mut client = Child::fork(|talk| {
-            let mut connection = place.connect();
+        // Before the fork: on a busy machine the agent may be killed before the child runs.
+        let mut connection = place.connect();
+        let mut client = Child::fork(move |talk| {
             for step in 0.. {
                 let port = 20000 + ((round * 7 + step) % 40) as u16;
                 let named = name(&format!("p{port}"));

@@ -139,7 +139,13 @@ for request in (b"1\n", b"0\n", b"-3\n", b"x\n", b"\n", b"9" * 21, b"9" * 5000, 
 silent = [connect() for _ in range(400)]
 for _ in range(20):
     connect().close()
-assert int(ask(me))
+# A user with that many connections may lose some of its own.
+while True:
+    try:
+        assert int(ask(me))
+        break
+    except ConnectionResetError:
+        time.sleep(0.1)
 "#,
     );
 }

@@ -3,8 +3,13 @@
 use std::path::Path;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use portkeep_core::{Errno, PortRange, Token, Transport, Transports, wire};
+use portkeep_core::{Align, Errno, PortRange, Token, Transport, Transports, persistent::Audience, wire};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    audience::{names_hash, wire_of},
+    layout::WordKey,
+};
 
 /// Mirror of `struct admin_request`.
 #[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
@@ -45,10 +50,34 @@ const SEAL: u32 = 10;
 const SEAL_QUOTA: u32 = 11;
 const AVOID: u32 = 12;
 
-use crate::{
-    maps::WordKey,
-    persistent::{Created, Wanted, names_hash, wire_of},
-};
+/// A persistent reservation to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// First port, host byte order; 0 for any block of the pool.
+    pub start: u16,
+    /// Number of ports.
+    pub count: u16,
+    /// Of the block that is chosen, with `start` 0.
+    pub align: Align,
+    /// Of which transports.
+    pub transports: Transports,
+    /// Its audience.
+    pub audience: Audience<u32>,
+    /// By association only.
+    pub strict: bool,
+    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
+    pub ephemeral: bool,
+    /// Shown in listings; what is beyond 24 bytes is not.
+    pub label: String,
+}
+
+/// The answer of the BPF programs to a claim.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Created {
+    pub(crate) id: u32,
+    pub(crate) token: Token,
+    pub(crate) start: u16,
+}
 
 /// Why an administrator's change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +114,7 @@ impl std::fmt::Debug for Admin {
 
 impl Admin {
     pub(crate) fn from_program(program: &SchedClassifier) -> Result<Self, ProgramError> {
-        let program = SchedClassifier::from_program_info(program.info()?, crate::load::ADMIN.into())?;
+        let program = SchedClassifier::from_program_info(program.info()?, crate::object::ADMIN.into())?;
         Ok(Self { program })
     }
 

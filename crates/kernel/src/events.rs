@@ -9,7 +9,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use portkeep_core::{PortRange, Transports, wire};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use crate::maps::MapAccessError;
+use crate::maps::{MapAccessError, call};
 
 /// Mirror of `struct event`.
 #[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]
@@ -125,13 +125,12 @@ impl std::fmt::Debug for Events {
 
 impl Events {
     pub(crate) fn new(data: MapData) -> Result<Self, MapAccessError> {
-        let ring =
-            RingBuf::try_from(Map::RingBuf(data)).map_err(|source| MapAccessError::Call { name: "events", source })?;
+        let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(call("events"))?;
         Ok(Self { ring })
     }
 
     pub(crate) fn from_pin(path: &Path) -> Result<Self, MapAccessError> {
-        Self::new(MapData::from_pin(path).map_err(|source| MapAccessError::Call { name: "events", source })?)
+        Self::new(MapData::from_pin(path).map_err(call("events"))?)
     }
 
     /// The next event, `None` if there is none at the moment. To wait, poll the descriptor for input.

@@ -13,27 +13,36 @@
 //! The C source is in `bpf/`, its object beside it, checked in: building this
 //! crate takes neither clang nor any system library.
 
+mod accounts;
 mod admin;
+mod audience;
 pub mod bpffs;
 pub mod cgroup;
 mod events;
 mod instance;
+mod layout;
 mod load;
 mod maps;
 pub mod netns;
+mod object;
 mod obstacle;
 mod persistent;
+mod quiet;
 mod settings;
 mod sys;
 
-pub use admin::{Admin, AdminError};
+pub use admin::{Admin, AdminError, Wanted};
+pub use audience::PLACE_DEPTH;
 pub use events::{Event, EventKind, Events};
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
-pub use load::{Link, LoadError, Loaded};
-pub use maps::{
-    Config, Counters, Entries, Expiring, Filter, ForgetError, MapAccessError, Maps, NOBODY, PRIVILEGED_GROUPS, Place,
-    PlaceKey, Quota, RangeKey, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
+pub use layout::{
+    Config, Counters, Entries, Expiring, Filter, NOBODY, PRIVILEGED_GROUPS, Place, PlaceKey, Quota, RangeKey,
+    Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
+pub use load::{Link, LoadError, Loaded};
+pub use maps::{MapAccessError, Maps};
+pub use object::BUILD;
 pub use obstacle::Obstacle;
-pub use persistent::{Claim, Claimed, CreateError, PLACE_DEPTH, Wanted};
-pub use settings::{BUILD, Settings};
+pub use persistent::{Claim, Claimed, CreateError};
+pub use quiet::ForgetError;
+pub use settings::Settings;

@@ -18,35 +18,10 @@ use crate::{
     cgroup,
     events::Events,
     maps::{self, MapAccessError, Maps},
+    object::{ADMIN, ENFORCING, OBJECT, SERVING},
     settings::Settings,
     sys::{self, AttachPoint},
 };
-
-/// The object with the BPF programs. 8-byte alignment is what the ELF parser needs.
-pub(crate) static OBJECT: &[u8] = {
-    #[repr(C, align(8))]
-    struct Aligned<Bytes: ?Sized>(Bytes);
-    static ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../bpf/portkeep.bpf.o"));
-    &ALIGNED.0
-};
-
-/// The programs that hold sockets to the reservations, in the order they are
-/// attached: closing comes first, so that nothing is acquired that would not be given back.
-pub(crate) const ENFORCING: [(&str, AttachPoint); 8] = [
-    ("portkeep_close", AttachPoint::SockRelease),
-    ("portkeep_tcp", AttachPoint::SockOps),
-    ("portkeep_bound4", AttachPoint::PostBind4),
-    ("portkeep_bound6", AttachPoint::PostBind6),
-    ("portkeep_bind4", AttachPoint::Bind4),
-    ("portkeep_bind6", AttachPoint::Bind6),
-    ("portkeep_conn4", AttachPoint::Connect4),
-    ("portkeep_conn6", AttachPoint::Connect6),
-];
-/// The programs that serve the control codes.
-pub(crate) const SERVING: [(&str, AttachPoint); 2] =
-    [("portkeep_get", AttachPoint::GetSockopt), ("portkeep_set", AttachPoint::SetSockopt)];
-/// The administrator's door.
-pub(crate) const ADMIN: &str = "portkeep_admin";
 
 /// Why the BPF programs could not be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -267,10 +242,9 @@ impl Loaded {
     /// The event ring, through a descriptor of its own. There is one ring: what one reader takes out no other sees,
     /// and a reader goes on where the last one was when it opened.
     pub fn events(&self) -> Result<Events, MapAccessError> {
-        let call = |source| MapAccessError::Call { name: "events", source };
         let Some(Map::RingBuf(ring)) = self.ebpf.map("events") else {
             return Err(MapAccessError::Missing("events"));
         };
-        Events::new(maps::again(ring).map_err(call)?)
+        Events::new(maps::again(ring).map_err(maps::call("events"))?)
     }
 }

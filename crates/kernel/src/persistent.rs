@@ -7,51 +7,14 @@
 //! is dropped before it is confirmed is ended. A process that is killed in
 //! between leaves a pending reservation behind, which the next agent ends.
 
-use portkeep_core::{Align, PortRange, PortRangeError, Token, Transports, persistent::Audience, wire};
+use portkeep_core::{PortRange, PortRangeError, Token, persistent::Audience, wire};
 
 use crate::{
-    admin::{Admin, AdminError},
-    maps::{MapAccessError, Maps, PLACE_NAME, Reservation},
+    admin::{Admin, AdminError, Created, Wanted},
+    audience::{PLACE_DEPTH, names},
+    layout::{PLACE_NAME, Place, PlaceKey, Reservation},
+    maps::{MapAccessError, Maps, call},
 };
-
-/// How deep below the root the cgroup of a scope can be.
-pub const PLACE_DEPTH: u32 = 32;
-
-/// Scope, uid, gid and depth of an audience in the kernel's layout.
-pub(crate) fn wire_of(audience: &Audience<u32>) -> (u8, u32, u32, u8) {
-    match audience {
-        Audience::Administrators => (wire::SCOPE_ADMIN as u8, 0, 0, 0),
-        Audience::User(uid) => (wire::SCOPE_USER as u8, *uid, 0, 0),
-        Audience::Group(gid) => (wire::SCOPE_GROUP as u8, 0, *gid, 0),
-        Audience::Unit(_) => (wire::SCOPE_UNIT as u8, 0, 0, 0),
-        Audience::Cgroup(_) => (wire::SCOPE_CGROUP as u8, 0, 0, names(audience).len().min(usize::from(u8::MAX)) as u8),
-    }
-}
-
-/// The names that the BPF programs compare with, by level.
-pub(crate) fn names(audience: &Audience<u32>) -> Vec<(u32, &str)> {
-    match audience {
-        Audience::Unit(name) => vec![(0, name)],
-        Audience::Cgroup(path) => (1..).zip(path.split('/').filter(|part| !part.is_empty())).collect(),
-        Audience::Administrators | Audience::User(_) | Audience::Group(_) => Vec::new(),
-    }
-}
-
-/// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
-pub(crate) fn names_hash(audience: &Audience<u32>) -> u64 {
-    let mut hash = 0u64;
-    for (_, name) in names(audience) {
-        let mut padded = [0; PLACE_NAME];
-        let length = name.len().min(PLACE_NAME);
-        padded[..length].copy_from_slice(&name.as_bytes()[..length]);
-        for characters in padded.chunks_exact(8) {
-            let characters = u64::from_le_bytes(characters.try_into().expect("eight bytes"));
-            hash = (hash ^ characters).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 32;
-        }
-    }
-    hash
-}
 
 fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
     let names = names(audience);
@@ -62,27 +25,6 @@ fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
         Audience::Cgroup(_) if names.is_empty() || names.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
         _ => Ok(()),
     }
-}
-
-/// A persistent reservation to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// First port, host byte order; 0 for any block of the pool.
-    pub start: u16,
-    /// Number of ports.
-    pub count: u16,
-    /// Of the block that is chosen, with `start` 0.
-    pub align: Align,
-    /// Of which transports.
-    pub transports: Transports,
-    /// Its audience.
-    pub audience: Audience<u32>,
-    /// By association only.
-    pub strict: bool,
-    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
-    pub ephemeral: bool,
-    /// Shown in listings; what is beyond 24 bytes is not.
-    pub label: String,
 }
 
 /// Why a persistent reservation was not created.
@@ -102,14 +44,6 @@ pub enum CreateError {
     /// A name of its scope is empty or too long, or there are too many.
     #[error("a unit's or cgroup's name is empty or longer than {} bytes, or the cgroup is too deep", PLACE_NAME - 1)]
     Name,
-}
-
-/// The answer of the BPF programs to a claim.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Created {
-    pub(crate) id: u32,
-    pub(crate) token: Token,
-    pub(crate) start: u16,
 }
 
 /// Id, token and block of a reservation in the kernel.
@@ -251,5 +185,30 @@ impl Maps {
             self.forget_places(id)?;
         }
         Ok(ended)
+    }
+    /// Say whom a reservation is for: the names on the way to a cgroup, or a unit.
+    fn set_places(&mut self, id: u32, audience: &Audience<u32>) -> Result<(), MapAccessError> {
+        for (level, name) in names(audience) {
+            let mut padded = [0; PLACE_NAME];
+            padded[..name.len()].copy_from_slice(name.as_bytes());
+            self.places.insert(PlaceKey { id, level }, Place { name: padded }, 0).map_err(call("places"))?;
+        }
+        Ok(())
+    }
+
+    /// The audience that [`Maps::set_places`] recorded.
+    fn places_of(&self, id: u32, levels: std::ops::RangeInclusive<u32>) -> Option<Vec<String>> {
+        levels.map(|level| self.places.get(&PlaceKey { id, level }, 0).ok().map(|p| wire::text(&p.name))).collect()
+    }
+
+    fn forget_places(&mut self, id: u32) -> Result<(), MapAccessError> {
+        for level in 0..=PLACE_DEPTH {
+            match self.places.remove(&PlaceKey { id, level }) {
+                Ok(()) => {}
+                Err(_) if level > 0 => break,
+                Err(_) => {}
+            }
+        }
+        Ok(())
     }
 }

@@ -3,18 +3,10 @@
 use portkeep_core::{Errno, PortRange, cipher, defaults, wire};
 use zerocopy::FromZeros;
 
-use crate::maps::{Config, PRIVILEGED_GROUPS};
-
-/// The embedded object's fingerprint (FNV-1a). Two builds of Portkeep whose
-/// BPF programs differ have different ones; `upgrade` goes from one to the other.
-pub const BUILD: u64 = {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut i = 0;
-    while i < crate::load::OBJECT.len() {
-        hash = (hash ^ crate::load::OBJECT[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
-        i += 1;
-    }
-    hash
+use crate::{
+    layout::{Config, PRIVILEGED_GROUPS},
+    maps::{MapAccessError, Maps},
+    object::BUILD,
 };
 
 /// Settings of the BPF programs.
@@ -101,5 +93,15 @@ impl Settings {
         for (place, gid) in config.privileged_gids.iter_mut().zip(&self.privileged_gids) {
             *place = *gid;
         }
+    }
+}
+
+impl Maps {
+    /// Change the settings that can change while kernel enforcement is up.
+    pub fn reconfigure(&mut self, settings: &Settings) -> Result<Config, MapAccessError> {
+        let mut config = self.config()?;
+        settings.change(&mut config);
+        self.set_config(&config)?;
+        Ok(config)
     }
 }

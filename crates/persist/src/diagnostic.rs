@@ -17,7 +17,7 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Diagnostic {
     /// The file.
-    #[serde(serialize_with = "crate::files::shown")]
+    #[serde(serialize_with = "path_text")]
     pub file: PathBuf,
     /// The line, from 1; `None` if it is the file as a whole.
     pub line: Option<usize>,
@@ -58,6 +58,13 @@ impl fmt::Display for Diagnostic {
 }
 
 impl std::error::Error for Diagnostic {}
+
+/// For serde: a path as text. One that is not UTF-8 is still shown, if not exactly.
+// serde asks for a reference to the field's type.
+#[allow(clippy::ptr_arg)]
+pub(crate) fn path_text<S: serde::Serializer>(path: &PathBuf, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
 
 /// As many complaints as one file gives.
 const MOST: usize = 100;

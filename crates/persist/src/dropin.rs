@@ -42,7 +42,7 @@ pub struct Loaded {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DropIn {
     /// Where it is.
-    #[serde(serialize_with = "crate::files::shown")]
+    #[serde(serialize_with = "crate::diagnostic::path_text")]
     pub path: PathBuf,
     /// Why it has no say, if it has none.
     pub state: State,
@@ -61,7 +61,7 @@ pub enum State {
     /// A file of the same name counts more.
     Hidden {
         /// That file.
-        #[serde(serialize_with = "crate::files::shown")]
+        #[serde(serialize_with = "crate::diagnostic::path_text")]
         by: PathBuf,
     },
 }

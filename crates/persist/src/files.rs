@@ -108,10 +108,3 @@ pub(crate) fn decode(path: &Path, bytes: Vec<u8>) -> Result<String, Diagnostic> 
         told
     })
 }
-
-/// For serde: a path as text. One that is not UTF-8 is still shown, if not exactly.
-// serde asks for a reference to the field's type.
-#[allow(clippy::ptr_arg)]
-pub(crate) fn shown<S: serde::Serializer>(path: &PathBuf, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}

@@ -13,7 +13,7 @@ use portkeep_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Enforcement, sys};
+use crate::{Enforcement, held, sys};
 
 /// Where a reservation is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,6 +63,8 @@ pub struct Process {
     pub user: Option<String>,
     /// Its systemd unit, or else its cgroup, if it still runs and can be seen.
     pub unit: Option<String>,
+    /// When it began, if it still runs and can be seen.
+    pub started: Option<Time>,
 }
 
 /// "pid 812 (nginx)".
@@ -79,7 +81,7 @@ pub struct BoundSocket {
     pub port: u16,
     /// Of which transport.
     pub transport: Transport,
-    /// Its state: "listening", "bound", "connected", "closing" or "TIME-WAIT", if it was looked up.
+    /// Its state: "listening", "bound", "connected", "connecting", "closing" or "TIME-WAIT", if it was looked up.
     pub state: Option<String>,
     /// Its own address and port, if they were looked up.
     pub local: Option<String>,
@@ -87,6 +89,17 @@ pub struct BoundSocket {
     pub peer: Option<String>,
     /// The process that has it open; `None` if none has, or none that can be seen.
     pub process: Option<Process>,
+    /// Whether it is the kernel's own: no process has it open.
+    #[serde(default)]
+    pub kernel: bool,
+    /// The user that made it, if one did.
+    pub uid: Option<u32>,
+    /// The name of that user, if it has one.
+    pub user: Option<String>,
+    /// The systemd unit, or else the cgroup, of its process or in which it was made.
+    pub unit: Option<String>,
+    /// In how many seconds the kernel ends it by itself: of TIME_WAIT, and of what no process has open.
+    pub remaining: Option<u64>,
 }
 
 /// One reservation, as it was at the moment of the question. Its serde form is the one JSON object of a reservation.
@@ -297,15 +310,24 @@ impl Info {
 
     /// One that is held without kernel enforcement, by this process.
     pub(crate) fn held(ports: PortRange, transports: Transports, label: &str) -> Self {
+        let label_field = wire::label(label);
         let comm = std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned();
         Self {
-            name: Some(label.to_owned()).filter(|label| !label.is_empty()),
+            name: Some(wire::text(&label_field)).filter(|label| !label.is_empty()),
+            list: ListMark::of(&label_field),
             enforcement: Some(Enforcement::Held),
             scope: Some(Scope::Process),
             owner: Some(Process { pid: std::process::id(), comm, uid: Some(sys::real_uid()), ..Process::default() }),
             since: Some(SystemTime::now().into()),
             ..Self::of_ports(ports, transports, State::Active)
         }
+    }
+
+    /// The reservation that a process holds by held mode, by the mark among its descriptors: the target of a link of
+    /// `/proc/PID/fd`. `None` if the descriptor is something else. Anybody can make such a mark, so only the sockets of the
+    /// process prove that it holds the ports.
+    pub fn of_held_mark(link: &str) -> Option<Self> {
+        held::of_mark(link)
     }
 
     /// One that is declared.

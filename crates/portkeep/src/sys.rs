@@ -1,8 +1,9 @@
 //! The few calls that neither std nor socket2 has.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::RawFd,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
     time::{Duration, SystemTime},
 };
 
@@ -25,6 +26,18 @@ pub(crate) fn random_token() -> io::Result<Token> {
             return Ok(token);
         }
     }
+}
+
+/// An empty file in memory with a name for people; its descriptor closes on exec.
+pub(crate) fn memory_file(name: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(name)?;
+    // SAFETY: the name is a C string that outlives the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A point of `CLOCK_MONOTONIC`, the clock of the BPF programs, on the wall clock. (Time asleep does not count.)

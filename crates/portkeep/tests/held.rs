@@ -298,3 +298,26 @@ fn many_at_once_never_share_a_port() {
     let ports: HashSet<u16> = all.iter().flat_map(|reservation| reservation.ports()).collect();
     assert_eq!(ports.len(), 120);
 }
+
+#[test]
+fn l2_a_list_is_held_whole_or_not_at_all() {
+    isolate();
+    let free = tcp().ports(5).acquire().unwrap();
+    let first = free.ports().start();
+    drop(free);
+    let list = format!("{first},{}", first + 2);
+    let reservation = tcp().ports(list.as_str()).label("list").acquire().unwrap();
+    assert_eq!(reservation.ports().to_string(), list);
+    let state = reservation.state().unwrap();
+    assert_eq!((state.ports.to_string(), state.name.as_deref(), state.blocks.len()), (list, Some("list"), 2));
+    assert!(is_held(Transport::Tcp, first) && is_held(Transport::Tcp, first + 2));
+    let drawn = [reservation.bind_tcp(V4).unwrap(), reservation.bind_tcp(V4).unwrap()];
+    assert!(matches!(reservation.bind_tcp(V4), Err(BindError::Exhausted)));
+    drop(drawn);
+
+    let more = format!("{},{}", first + 2, first + 4);
+    assert!(matches!(tcp().ports(more.as_str()).acquire(), Err(AcquireError::InUse { .. })));
+    TcpListener::bind((V4, first + 4)).unwrap();
+    drop(reservation);
+    TcpListener::bind((V4, first + 2)).unwrap();
+}

@@ -9,7 +9,8 @@ use portkeep_testkit::{Sandbox, kernel_or_skip, new_namespace};
 use portkeep_winsock::{
     abi::{Instance, PortRange},
     ioctl::WSAIoctl,
-    startup::{WSACleanup, WSAStartup},
+    pending::WSACleanup,
+    startup::WSAStartup,
 };
 use socket2::{Domain, Socket, Type};
 

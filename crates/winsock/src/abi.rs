@@ -13,6 +13,12 @@ pub type Handle = usize;
 pub const INVALID_SOCKET: Socket = usize::MAX;
 /// `SOCKET_ERROR`.
 pub const SOCKET_ERROR: i32 = -1;
+/// `AF_INET6` of Windows, which programs read from their command line.
+pub const WINDOWS_AF_INET6: i32 = 23;
+/// `WSA_FLAG_OVERLAPPED`.
+pub const WSA_FLAG_OVERLAPPED: u32 = 0x01;
+/// `WSA_FLAG_NO_HANDLE_INHERIT`.
+pub const WSA_FLAG_NO_HANDLE_INHERIT: u32 = 0x80;
 
 /// `INET_PORT_RANGE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! `WSAHtons` and its sisters: byte order by way of a socket, as Winsock has it. Every protocol here has the network's.
 
-use crate::{abi::Socket, error, memory, socket, startup};
+use crate::{abi::Socket, descriptor::is_socket, error, memory, startup};
 
 fn tell<T: memory::Plain>(s: Socket, value: T, at: usize) -> i32 {
     crate::status(|| {
         startup::check()?;
-        if !socket::is_socket(s) {
+        if !is_socket(s) {
             return Err(error::WSAENOTSOCK);
         }
         memory::write(at, value).map_err(|_| error::WSAEFAULT)

@@ -15,8 +15,8 @@ use portkeep_core::{
 
 use crate::{
     abi::{Instance, Socket},
+    descriptor::{descriptor, inode},
     error,
-    socket::{descriptor, inode},
 };
 
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_micros(50);

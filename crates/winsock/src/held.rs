@@ -20,7 +20,10 @@ use portkeep_core::{
     wire::{AcquireRequest, Grant},
 };
 
-use crate::error;
+use crate::{
+    descriptor::{is_bound, transport},
+    error,
+};
 
 #[derive(Default)]
 struct Books {
@@ -48,7 +51,7 @@ fn code(errno: Option<portkeep_core::Errno>) -> i32 {
 }
 
 pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
-    let asked = match crate::socket::transport(fd)? {
+    let asked = match transport(fd)? {
         Transport::Tcp => Reservation::tcp(),
         Transport::Udp => Reservation::udp(),
     };
@@ -63,7 +66,7 @@ pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
 }
 
 pub(crate) fn release(fd: i32, token: u64) -> Result<(), i32> {
-    let transport = crate::socket::transport(fd)?;
+    let transport = transport(fd)?;
     let mut books = lock();
     for list in books.get_or_insert_default().owned.values_mut() {
         if let Some(index) = list
@@ -82,11 +85,11 @@ fn find(books: &Books, token: u64) -> Option<&Reservation> {
 }
 
 pub(crate) fn associate(fd: i32, token: u64) -> Result<(), i32> {
-    let transport = crate::socket::transport(fd)?;
+    let transport = transport(fd)?;
     let mut books = lock();
     let books = books.get_or_insert_default();
     let reservation = find(books, token).ok_or(error::WSAEINVAL)?;
-    if !reservation.transports().contains(transport) || crate::socket::is_bound(fd) {
+    if !reservation.transports().contains(transport) || is_bound(fd) {
         return Err(error::WSAEINVAL);
     }
     let token = reservation.token();

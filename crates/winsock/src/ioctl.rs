@@ -17,9 +17,11 @@ use portkeep_core::wire::{self, AcquireRequest, Grant, SelectRequest};
 use crate::{
     abi::{CompletionRoutine, Instance, Overlapped, PortRange, Socket, ThreadId},
     claim::{self, Claim, Place},
-    error, held, memory, overlapped,
+    descriptor::{descriptor, is_overlapped, is_socket},
+    error, held, memory,
+    overlapped::Completion,
     pending::{self, Operation},
-    socket, spi, wait,
+    socket, upcall, wait,
 };
 
 const SIO_ACQUIRE_PORT_RESERVATION: u32 = 0x9800_0064;
@@ -65,7 +67,7 @@ fn ended(error: &io::Error) -> i32 {
 /// How an accepted call goes on.
 enum Mode {
     Blocking,
-    Overlapped(overlapped::Completion),
+    Overlapped(Completion),
 }
 
 impl Call {
@@ -84,11 +86,11 @@ impl Call {
 
     /// That `s` is no socket comes before whatever else is wrong.
     fn blame(&self, code: i32) -> i32 {
-        if socket::is_socket(self.socket) { code } else { error::WSAENOTSOCK }
+        if is_socket(self.socket) { code } else { error::WSAENOTSOCK }
     }
 
     fn fd(&self) -> Result<BorrowedFd<'_>, i32> {
-        let fd = socket::descriptor(self.socket)?;
+        let fd = descriptor(self.socket)?;
         // SAFETY: for the duration of this call the descriptor is the program's to keep open. If it does not, the
         // kernel answers EBADF, or the call goes to whatever took its number, as with every system call.
         Ok(unsafe { BorrowedFd::borrow_raw(fd) })
@@ -109,7 +111,7 @@ impl Call {
     /// done: a RELEASE cannot be taken back. A call that blocks leaves 0 bytes
     /// behind if it fails after this; one that is overlapped leaves nothing.
     fn mode(&self) -> Result<Mode, i32> {
-        if self.overlapped == 0 || !socket::is_overlapped(self.socket) {
+        if self.overlapped == 0 || !is_overlapped(self.socket) {
             self.memory.zero(self.returned).map_err(|e| self.blame(fault(e)))?;
             return Ok(Mode::Blocking);
         }
@@ -130,7 +132,7 @@ impl Call {
                 match wait::thread_of(id) {
                     Some(thread) => ThreadId { reserved: thread, ..id },
                     // The program's own WPUQueueApc may know it.
-                    None if self.routine == 0 || spi::has_upcall() => id,
+                    None if self.routine == 0 || upcall::is_set() => id,
                     None => return Err(self.blame(error::WSAEFAULT)),
                 }
             }
@@ -143,7 +145,7 @@ impl Call {
         if routine.is_none() && structure.event != 0 && !wait::is_event(structure.event) {
             return Err(self.blame(error::WSA_INVALID_HANDLE));
         }
-        Ok(Mode::Overlapped(pending::completion(self.overlapped, &structure, routine, thread)))
+        Ok(Mode::Overlapped(Completion::new(self.overlapped, &structure, routine, thread)))
     }
 
     /// Done at once: say so in every way the mode has.
@@ -267,7 +269,7 @@ impl Call {
         match mode {
             Mode::Overlapped(completion) if grant.state != wire::ACTIVE => {
                 completion.begin()?;
-                pending::start(Operation::new(claim, self.output, completion, wait::this_thread()))?;
+                pending::start(Operation::new(claim, self.output, completion))?;
                 Err(error::WSA_IO_PENDING)
             }
             _ => {
@@ -288,7 +290,7 @@ impl Call {
     /// The kernel already has the data that Winsock queues to send; only control codes can be pending.
     fn flush(&self) -> Result<(), i32> {
         let mode = self.mode()?;
-        let place = Place::of(self.socket).filter(|_| socket::is_socket(self.socket)).ok_or(error::WSAENOTSOCK)?;
+        let place = Place::of(self.socket).filter(|_| is_socket(self.socket)).ok_or(error::WSAENOTSOCK)?;
         pending::abort_socket(place);
         self.done(mode, 0)
     }
@@ -361,10 +363,23 @@ pub extern "C" fn WSPIoctl(
     thread: usize,
     error: usize,
 ) -> i32 {
-    spi::status(error, || {
+    crate::provider_status(error, || {
         let thread = (thread != 0).then_some(thread);
         let (socket, memory) = (s, memory::Memory::default());
         Call { memory, socket, code, input, input_size, output, output_size, returned, overlapped, routine, thread }
             .run()
     })
+}
+
+/// `ioctlsocket`: FIONBIO and FIONREAD. Its argument is a `u_long`, which is the system's.
+#[unsafe(no_mangle)]
+pub extern "C" fn ioctlsocket(s: Socket, command: libc::c_long, argument: usize) -> i32 {
+    let mut returned = 0u32;
+    let size = size_of::<libc::c_ulong>() as u32;
+    let (input, output) = match command as u32 {
+        code if code == libc::FIONREAD as u32 || code == 0x4004_667f => ((0, 0), (argument, size)),
+        _ => ((argument, size), (0, 0)),
+    };
+    let returned = &raw mut returned as usize;
+    WSAIoctl(s, command as u32, input.0, input.1, output.0, output.1, returned, 0, 0)
 }

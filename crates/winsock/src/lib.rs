@@ -33,6 +33,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub mod abi;
 pub mod byte_order;
 mod claim;
+mod descriptor;
 mod error;
 mod held;
 pub mod install;
@@ -42,11 +43,13 @@ pub mod message;
 pub mod overlapped;
 pub mod pending;
 pub mod persistent;
+pub mod result;
 pub mod select;
 pub mod socket;
 pub mod spi;
 pub mod startup;
 pub mod text;
+mod upcall;
 pub mod wait;
 
 /// Run the body of an exported function. A panic is the layer's fault, not the program's: it gets an error.
@@ -75,6 +78,22 @@ fn status(body: impl FnOnce() -> Result<(), i32>) -> i32 {
 /// A function that returns TRUE or FALSE.
 fn truth(body: impl FnOnce() -> Result<(), i32>) -> i32 {
     value(0, || body().map(|()| 1))
+}
+
+/// As [`value`], of the provider interface: the reason goes to the address `error`.
+fn provider_value<T: Copy>(error: usize, failure: T, body: impl FnOnce() -> Result<T, i32>) -> T {
+    boundary(failure, || {
+        body().unwrap_or_else(|code| {
+            // Without a place for the error there still is one.
+            let _ = memory::write(error, code);
+            failure
+        })
+    })
+}
+
+/// As [`status`], of the provider interface.
+fn provider_status(error: usize, body: impl FnOnce() -> Result<(), i32>) -> i32 {
+    provider_value(error, abi::SOCKET_ERROR, || body().map(|()| 0))
 }
 
 /// `WSAGetLastError`.

@@ -2,8 +2,8 @@
 //! structure itself, an event, or a routine in the issuing thread.
 
 use crate::{
-    abi::{CompletionRoutine, Handle, Overlapped, STATUS_PENDING, Socket, ThreadId},
-    error, memory, spi,
+    abi::{CompletionRoutine, Handle, Overlapped, STATUS_PENDING, ThreadId},
+    error, memory, upcall,
     wait::{self, Apc},
 };
 
@@ -15,7 +15,7 @@ pub(crate) enum Notice {
 }
 
 /// With a routine `hEvent` is the program's own, whatever is in it.
-pub(crate) fn notice(overlapped: &Overlapped, routine: Option<CompletionRoutine>, thread: ThreadId) -> Notice {
+fn notice(overlapped: &Overlapped, routine: Option<CompletionRoutine>, thread: ThreadId) -> Notice {
     match routine {
         Some(routine) => Notice::Routine(routine, thread),
         None if overlapped.event != 0 => Notice::Event(overlapped.event),
@@ -42,7 +42,7 @@ fn status_of(code: i32) -> usize {
     }
 }
 
-fn code_of(status: usize) -> i32 {
+pub(crate) fn code_of(status: usize) -> i32 {
     match status as u32 {
         0 => 0,
         STATUS_CANCELLED => error::WSA_OPERATION_ABORTED,
@@ -59,6 +59,11 @@ fn internal_high(at: usize) -> usize {
 }
 
 impl Completion {
+    /// How an operation of the structure at this address reports that it is done.
+    pub(crate) fn new(at: usize, structure: &Overlapped, routine: Option<CompletionRoutine>, thread: ThreadId) -> Self {
+        Self { overlapped: at, notice: notice(structure, routine, thread) }
+    }
+
     /// Before the operation can complete: mark it pending and reset the event.
     pub(crate) fn begin(&self) -> Result<(), i32> {
         memory::write(internal(self.overlapped), STATUS_PENDING).map_err(|_| error::WSAEFAULT)?;
@@ -98,58 +103,8 @@ impl Completion {
             }
             Notice::Routine(routine, thread) => {
                 let apc = Apc::Completion { routine, error: code as u32, bytes, overlapped: self.overlapped };
-                spi::queue_apc(thread, apc);
+                upcall::queue_apc(thread, apc);
             }
         }
     }
-}
-
-pub(crate) fn result(socket: Socket, at: usize, bytes: usize, may_wait: bool, flags: usize) -> Result<(), i32> {
-    crate::startup::check()?;
-    if !crate::socket::is_socket(socket) {
-        return Err(error::WSAENOTSOCK);
-    }
-    let fault = |_| error::WSAEFAULT;
-    memory::writable(bytes, 4).map_err(fault)?;
-    memory::writable(flags, 4).map_err(fault)?;
-    let mut overlapped: Overlapped = memory::read(at).map_err(fault)?;
-    if overlapped.internal == STATUS_PENDING {
-        if !may_wait {
-            return Err(error::WSA_IO_INCOMPLETE);
-        }
-        if overlapped.event != 0 && !wait::is_event(overlapped.event) {
-            return Err(error::WSA_INVALID_HANDLE);
-        }
-        crate::pending::wait_for(at);
-        overlapped = memory::read(at).map_err(fault)?;
-        if overlapped.internal == STATUS_PENDING {
-            // Never started by us: waiting longer would be waiting for ever.
-            return Err(error::WSA_INVALID_PARAMETER);
-        }
-    }
-    match code_of(overlapped.internal) {
-        0 => {
-            memory::write(flags, 0u32).map_err(fault)?;
-            memory::write(bytes, overlapped.internal_high as u32).map_err(fault)
-        }
-        code => Err(code),
-    }
-}
-
-/// `WSAGetOverlappedResult`.
-#[unsafe(no_mangle)]
-pub extern "C" fn WSAGetOverlappedResult(s: Socket, overlapped: usize, bytes: usize, wait: i32, flags: usize) -> i32 {
-    crate::truth(|| result(s, overlapped, bytes, wait != 0, flags))
-}
-
-/// `GetOverlappedResult`: the same for a socket as a handle.
-#[unsafe(no_mangle)]
-pub extern "C" fn GetOverlappedResult(handle: Handle, overlapped: usize, bytes: usize, wait: i32) -> i32 {
-    let mut flags = 0u32;
-    crate::truth(|| {
-        result(handle, overlapped, bytes, wait != 0, &raw mut flags as usize).map_err(|code| match code {
-            error::WSAENOTSOCK => error::WSA_INVALID_HANDLE,
-            code => code,
-        })
-    })
 }

@@ -15,10 +15,12 @@ use std::{
 use portkeep_core::wire::Grant;
 
 use crate::{
-    abi::{CompletionRoutine, Instance},
+    abi::Instance,
     claim::{Claim, FIRST_PAUSE, Place, instance},
+    descriptor::is_socket,
     error, memory,
-    overlapped::{self, Completion},
+    overlapped::Completion,
+    startup, wait,
 };
 
 // ---- blocking ---------------------------------------------------------------
@@ -81,8 +83,9 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
-    pub(crate) fn new(claim: Claim, out: usize, completion: Completion, thread: usize) -> Self {
-        Self { claim, out, completion, thread, due: Instant::now() + FIRST_PAUSE }
+    /// An operation of the calling thread.
+    pub(crate) fn new(claim: Claim, out: usize, completion: Completion) -> Self {
+        Self { claim, out, completion, thread: wait::this_thread(), due: Instant::now() + FIRST_PAUSE }
     }
 
     /// End the claim, which closes its descriptor. It remains to report the end, with the lock given up.
@@ -126,8 +129,23 @@ fn within(book: &mut Locked) -> &mut Book {
     book.as_mut().expect("lock() fills it")
 }
 
-/// Hand an operation over to the thread that looks after them.
+/// The end of a thread cancels the operations that it started.
+struct Thread(usize);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        abort(|operation| operation.thread == self.0);
+    }
+}
+
+thread_local! {
+    static THREAD: Thread = Thread(wait::this_thread());
+}
+
+/// Hand an operation of the calling thread over to the one that looks after them.
 pub(crate) fn start(operation: Operation) -> Result<(), i32> {
+    // Fails in a thread that is ending; `abort` follows then all the same, if it started anything before.
+    let _ = THREAD.try_with(|_| ());
     let mut locked = lock();
     let book = within(&mut locked);
     let me = std::process::id();
@@ -237,6 +255,14 @@ pub(crate) fn abort_socket(place: Place) -> usize {
     count
 }
 
+/// Undo one WSAStartup. The last one cancels what is pending.
+pub(crate) fn cleanup() -> Result<(), i32> {
+    if startup::uncount()? {
+        abort(|_| true);
+    }
+    Ok(())
+}
+
 /// Sleep until the operation of this overlapped structure is complete.
 pub(crate) fn wait_for(overlapped: usize) {
     let mut locked = lock();
@@ -253,7 +279,7 @@ pub(crate) fn wait_for(overlapped: usize) {
 
 fn cancel(handle: usize, which: impl Fn(&Operation) -> bool, blocking_too: bool) -> i32 {
     crate::truth(|| {
-        let place = Place::of(handle).filter(|_| crate::socket::is_socket(handle)).ok_or(error::WSA_INVALID_HANDLE)?;
+        let place = Place::of(handle).filter(|_| is_socket(handle)).ok_or(error::WSA_INVALID_HANDLE)?;
         let count = if blocking_too {
             abort_socket(place)
         } else {
@@ -272,16 +298,12 @@ pub extern "C" fn CancelIoEx(handle: usize, overlapped: usize) -> i32 {
 /// `CancelIo`: what the calling thread has started on a socket.
 #[unsafe(no_mangle)]
 pub extern "C" fn CancelIo(handle: usize) -> i32 {
-    let me = crate::wait::this_thread();
+    let me = wait::this_thread();
     cancel(handle, |operation| operation.thread == me, false)
 }
 
-/// Where and how an operation started by this call reports that it is done.
-pub(crate) fn completion(
-    at: usize,
-    overlapped: &crate::abi::Overlapped,
-    routine: Option<CompletionRoutine>,
-    thread: crate::abi::ThreadId,
-) -> Completion {
-    Completion { overlapped: at, notice: overlapped::notice(overlapped, routine, thread) }
+/// `WSACleanup`.
+#[unsafe(no_mangle)]
+pub extern "C" fn WSACleanup() -> i32 {
+    crate::status(cleanup)
 }

@@ -3,9 +3,10 @@
 
 use crate::{
     abi::Socket,
+    descriptor::descriptor,
     error,
     memory::{self, Memory},
-    socket, startup,
+    startup,
 };
 
 /// Where the array begins: behind the count, aligned.
@@ -67,7 +68,7 @@ pub(crate) fn select(read: usize, write: usize, except: usize, timeout: usize) -
     let mut polled: Vec<libc::pollfd> = Vec::new();
     for (set, events, _) in &wanted {
         for s in &set.sockets {
-            let fd = socket::descriptor(*s)?;
+            let fd = descriptor(*s)?;
             match polled.iter_mut().find(|entry| entry.fd == fd) {
                 Some(entry) => entry.events |= events,
                 None => polled.push(libc::pollfd { fd, events: *events, revents: 0 }),

@@ -5,65 +5,12 @@
 //! that calls [`WSPStartup`] itself may give one here; its `WPUQueueApc` is then
 //! the one that completions go through. Otherwise it is this layer's own.
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::{
     abi::{INVALID_SOCKET, SOCKET_ERROR, Socket, ThreadId, UserApc},
-    error, memory, overlapped, select, socket, startup,
+    error, memory, pending, provider_status as status, provider_value as value, result, select, socket, startup,
+    upcall::{self, QueueApc},
     wait::{self, Apc},
 };
-
-type QueueApc = unsafe extern "C" fn(*const ThreadId, UserApc, usize, *mut i32) -> i32;
-
-static UPCALL: Mutex<Option<QueueApc>> = Mutex::new(None);
-
-fn value<T: Copy>(error: usize, failure: T, body: impl FnOnce() -> Result<T, i32>) -> T {
-    crate::boundary(failure, || {
-        body().unwrap_or_else(|code| {
-            // Without a place for the error there still is one.
-            let _ = memory::write(error, code);
-            failure
-        })
-    })
-}
-
-pub(crate) fn status(error: usize, body: impl FnOnce() -> Result<(), i32>) -> i32 {
-    value(error, SOCKET_ERROR, || body().map(|()| 0))
-}
-
-/// Runs on the issuing thread: what was packed for a foreign queue, which carries one number only.
-unsafe extern "C" fn unpack(context: usize) {
-    // SAFETY: `context` is the box that queue_apc gave away, and a queue delivers it once.
-    let apc = unsafe { Box::from_raw(context as *mut (crate::abi::CompletionRoutine, u32, u32, usize)) };
-    let (routine, code, bytes, at) = *apc;
-    // SAFETY: the program handed this routine over to be called with this structure, on this thread.
-    unsafe { routine(code, bytes, at as *mut _, 0) };
-}
-
-/// Whether completions go through a queue of the program's own.
-pub(crate) fn has_upcall() -> bool {
-    UPCALL.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-}
-
-/// Queue a completion routine to the thread that issued the operation.
-pub(crate) fn queue_apc(thread: ThreadId, apc: Apc) {
-    let upcall = *UPCALL.lock().unwrap_or_else(PoisonError::into_inner);
-    match (upcall, apc) {
-        (Some(upcall), Apc::Completion { routine, error, bytes, overlapped }) if thread.handle != 0 => {
-            let context = Box::into_raw(Box::new((routine, error, bytes, overlapped))) as usize;
-            let mut failure = 0;
-            // SAFETY: the upcall is what the program passed to WSPStartup as WPUQueueApc; all pointers are to locals.
-            if unsafe { upcall(&thread, unpack, context, &mut failure) } != 0 {
-                // SAFETY: not accepted, so the box is still ours.
-                drop(unsafe { Box::from_raw(context as *mut (crate::abi::CompletionRoutine, u32, u32, usize)) });
-            }
-        }
-        (_, apc) => {
-            // A thread that is gone gets no answer.
-            let _ = wait::queue(thread.reserved, apc);
-        }
-    }
-}
 
 /// `WPUQueueApc`.
 #[unsafe(no_mangle)]
@@ -107,7 +54,7 @@ extern "C" fn bind(s: Socket, name: Pointer, size: i32, e: Pointer) -> i32 {
 }
 
 extern "C" fn cleanup(e: Pointer) -> i32 {
-    status(e, startup::cleanup)
+    status(e, pending::cleanup)
 }
 
 extern "C" fn close_socket(s: Socket, e: Pointer) -> i32 {
@@ -132,7 +79,7 @@ extern "C" fn duplicate_socket(s: Socket, process: u32, info: Pointer, e: Pointe
 }
 
 extern "C" fn get_overlapped_result(s: Socket, at: Pointer, n: Pointer, wait: i32, flags: Pointer, e: Pointer) -> i32 {
-    value(e, 0, || overlapped::result(s, at, n, wait != 0, flags).map(|()| 1))
+    value(e, 0, || result::result(s, at, n, wait != 0, flags).map(|()| 1))
 }
 
 extern "C" fn get_peer_name(s: Socket, name: Pointer, size: Pointer, e: Pointer) -> i32 {
@@ -375,8 +322,7 @@ pub extern "C" fn WSPStartup(wanted: u16, data: usize, _info: usize, upcalls: Up
         }
         // Our own function in the table is the same as none: queueing directly is shorter.
         let own = WPUQueueApc as *const () as usize;
-        *UPCALL.lock().unwrap_or_else(PoisonError::into_inner) =
-            upcalls.queue_apc.filter(|upcall| *upcall as *const () as usize != own);
+        upcall::set(upcalls.queue_apc.filter(|upcall| *upcall as *const () as usize != own));
         startup::count();
         0
     })

@@ -1,4 +1,4 @@
-//! WSAStartup and WSACleanup: a count, and the answer to "which version".
+//! WSAStartup: a count of its calls, and the answer to "which version".
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -50,21 +50,8 @@ pub(crate) fn count() {
     STARTED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Undo one WSAStartup. The last one cancels what is pending.
-pub(crate) fn cleanup() -> Result<(), i32> {
+/// Undo one WSAStartup. Returns whether it was the last.
+pub(crate) fn uncount() -> Result<bool, i32> {
     let before = STARTED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
-    match before {
-        Err(_) => Err(error::WSANOTINITIALISED),
-        Ok(1) => {
-            crate::pending::abort(|_| true);
-            Ok(())
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
-/// `WSACleanup`.
-#[unsafe(no_mangle)]
-pub extern "C" fn WSACleanup() -> i32 {
-    crate::status(cleanup)
+    before.map(|count| count == 1).map_err(|_| error::WSANOTINITIALISED)
 }

@@ -82,13 +82,12 @@ fn add(object: Object) -> Handle {
     table.last_handle
 }
 
-/// Things that end with a thread: its queue, and the operations it started.
+/// The queue of a thread ends with it.
 struct Me(usize);
 
 impl Drop for Me {
     fn drop(&mut self) {
         within(&mut lock()).queues.remove(&self.0);
-        crate::pending::abort(|operation| operation.thread == self.0);
     }
 }
 

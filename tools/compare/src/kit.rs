@@ -77,20 +77,40 @@ impl Kit {
         command
     }
 
-    pub(super) fn python_script(&self) -> Command {
+    fn python_script(&self) -> Command {
         let mut command = self.python();
         command.arg(self.folder.join("pickers.py"));
         command
     }
 
-    pub(super) fn node_script(&self) -> Command {
+    fn node_script(&self) -> Command {
         let mut command = Command::new("node");
         command.arg(self.folder.join("js/get_port.mjs"));
         command
     }
 
+    /// The program that takes ports in its way and speaks the protocol of `allocator.rs`.
+    pub(super) fn allocator(&self, subject: Subject) -> Command {
+        match subject {
+            Subject::Kernel | Subject::Held | Subject::Bind0 | Subject::Hold => {
+                let mut command = self.job("allocate");
+                command.arg(subject.name()).arg(self.folder());
+                command
+            }
+            Subject::GetPort => self.node_script(),
+            Subject::Portpicker | Subject::Portserver | Subject::EphemeralPortReserve => {
+                let mut command = self.python_script();
+                command.arg(subject.name());
+                if subject == Subject::Portserver {
+                    command.env("PORTSERVER_ADDRESS", self.portserver_address());
+                }
+                command
+            }
+        }
+    }
+
     /// In the abstract name space, which each network namespace has its own of.
-    pub(super) fn portserver_address(&self) -> &'static str {
+    fn portserver_address(&self) -> &'static str {
         "@portkeep-compare"
     }
 

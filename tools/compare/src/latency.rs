@@ -50,5 +50,5 @@ fn bench(subject: Subject, kit: &Kit, places: &Places) -> Result<Bench> {
 /// An allocator in a cgroup of its own, so that nobody else is in the scope of what it takes.
 pub(super) fn start(subject: Subject, kit: &Kit, places: &Places) -> Result<Allocator> {
     let cgroup = places.subgroup(subject.enforced())?;
-    Allocator::start(moved(&cgroup, &subject.allocator(kit))).with_context(|| format!("starting {}", subject.name()))
+    Allocator::start(moved(&cgroup, &kit.allocator(subject))).with_context(|| format!("starting {}", subject.name()))
 }

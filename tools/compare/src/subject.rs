@@ -1,9 +1,5 @@
 //! The subjects that are compared.
 
-use std::process::Command;
-
-use crate::kit::Kit;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Subject {
     Kernel,
@@ -63,26 +59,6 @@ impl Subject {
         match self {
             Self::Kernel | Self::Held | Self::Bind0 | Self::Hold => 500,
             _ => 40,
-        }
-    }
-
-    /// The program that takes ports in its way and speaks the protocol of `allocator.rs`.
-    pub(super) fn allocator(self, kit: &Kit) -> Command {
-        match self {
-            Self::Kernel | Self::Held | Self::Bind0 | Self::Hold => {
-                let mut command = kit.job("allocate");
-                command.arg(self.name()).arg(kit.folder());
-                command
-            }
-            Self::GetPort => kit.node_script(),
-            Self::Portpicker | Self::Portserver | Self::EphemeralPortReserve => {
-                let mut command = kit.python_script();
-                command.arg(self.name());
-                if self == Self::Portserver {
-                    command.env("PORTSERVER_ADDRESS", kit.portserver_address());
-                }
-                command
-            }
         }
     }
 }

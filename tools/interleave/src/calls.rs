@@ -2,8 +2,9 @@
 //! kernel does between two programs.
 
 use crate::{
+    fault::{Outcome, fault},
     kernel::{EINVAL, Transport},
-    machine::{Machine, Outcome, Stop, fault},
+    machine::{Machine, Stop},
     memory::Access,
     program::MapKind,
     scenario::{Call, Line, Scenario},

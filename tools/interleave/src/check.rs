@@ -1,8 +1,9 @@
 //! Invariants: after every step, after every call, and when everything is over.
 
 use crate::{
+    fault::{Outcome, fault},
     kernel::{EINVAL, Transport},
-    machine::{Machine, Outcome, fault},
+    machine::Machine,
     scenario::{Call, Line, Scenario},
     state::{Phase, Set, State},
     world::{POOL_FIRST, POOL_LAST},

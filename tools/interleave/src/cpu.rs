@@ -2,7 +2,7 @@
 
 use crate::{
     address,
-    machine::{Outcome, fault},
+    fault::{Outcome, fault},
     memory::mix,
 };
 

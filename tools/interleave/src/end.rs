@@ -2,8 +2,9 @@
 
 use crate::{
     check::allowed,
+    fault::{Outcome, fault},
     kernel::Transport,
-    machine::{Machine, Outcome, fault},
+    machine::Machine,
     scenario::{Call, Line, Scenario},
     state::{Phase, State, Task},
     world::{POOL_FIRST, POOL_LAST},

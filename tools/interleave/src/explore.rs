@@ -10,8 +10,9 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     calls::{enabled, line},
     end,
+    fault::{Fault, Outcome},
     kernel::{Kernel, Process, Socket},
-    machine::{Fault, Machine, Outcome},
+    machine::Machine,
     memory::{Shared, Watch, mix},
     program::Program,
     scenario::{Line, Scenario},

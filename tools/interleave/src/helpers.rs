@@ -3,8 +3,9 @@
 use crate::{
     address,
     cpu::Cpu,
+    fault::{Outcome, fault},
     kernel::EINVAL,
-    machine::{Machine, Outcome, fault},
+    machine::Machine,
     memory::{Access, SOCKETS},
     program::{INET_SOCK, MapKind},
     state::State,

@@ -12,7 +12,7 @@
 //! - `mptcp_bind`: the MPTCP socket's lock is held throughout, and what is bound is a TCP socket under it, whose close
 //!   passes no program. The two are one socket here, with two storages.
 
-use crate::machine::{Outcome, fault};
+use crate::fault::{Outcome, fault};
 
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const EADDRINUSE: i32 = 98;

@@ -10,6 +10,7 @@ mod check;
 mod cpu;
 mod end;
 mod explore;
+mod fault;
 mod forget;
 mod helpers;
 mod kernel;

@@ -7,20 +7,11 @@ use crate::{
     address,
     arithmetic::{alu, jumps, sign_extend, width},
     cpu::{Context, Cpu, Late, PACKET, Return},
+    fault::{Outcome, fault},
     memory::{Access, Names, Watch},
     program::{Instruction, Program},
     state::State,
 };
-
-/// Something that must not happen: a broken invariant, or an instruction or helper that this tool does not know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fault(pub(crate) String);
-
-pub(crate) type Outcome<T> = Result<T, Fault>;
-
-pub(crate) fn fault<T>(text: impl Into<String>) -> Outcome<T> {
-    Err(Fault(text.into()))
-}
 
 /// Why a CPU is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 
 use crate::{
     btf::Field,
+    fault::{Outcome, fault},
     kernel::{Process, Socket, Transport},
-    machine::{Machine, Outcome, fault},
+    machine::Machine,
     memory::{PORTS, SOCKETS},
     state::State,
 };

@@ -20,7 +20,7 @@ use super::{
     ledger::{Entry, Grant, Ledger, now},
     report::Reporter,
     shared::{Crew, Shared},
-    tally::{self, Operation},
+    tally::Operation,
     worker::{Post, USERS, obey},
 };
 
@@ -111,7 +111,7 @@ impl Administrator {
     }
 
     fn say<T>(&self, operation: Operation, what: &str, result: &Result<T, PersistentError>) {
-        tally::count(self.shared.common, operation, outcome(result));
+        self.shared.common.count(operation, outcome(result));
         let error = result.as_ref().err().map(|error| format!(": {error}")).unwrap_or_default();
         self.crew.step(&format!("{}: {what}: {}{error}", operation.text(), outcome(result)));
     }
@@ -212,7 +212,7 @@ impl Administrator {
         if let Err(error) = done {
             return self.violation(&format!("{}: {error}", path.display()));
         }
-        tally::count(self.shared.common, Operation::DropIn, 0);
+        self.shared.common.count(Operation::DropIn, 0);
         self.crew.step(&format!("drop-in d{k}: {new:?}"));
         self.files.insert(k, new);
         // Until the agent has read it nothing is known of this one.

@@ -17,7 +17,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap},
 };
 
-use super::tally::{OPERATIONS, OUTCOMES};
+use super::tally::{self, OPERATIONS, OUTCOMES, Operation, Outcomes};
 
 /// Grants one process can have written down at a time.
 pub(super) const GRANTS: usize = 64;
@@ -40,6 +40,27 @@ pub(super) struct Common {
     pub(super) processes: AtomicU64,
     /// By operation and outcome.
     pub(super) tally: [AtomicU64; OPERATIONS * OUTCOMES],
+}
+
+impl Common {
+    /// Count an operation. The outcome is 0 or an error number.
+    pub(super) fn count(&self, operation: Operation, outcome: i32) {
+        let outcome = (outcome.unsigned_abs() as usize).min(OUTCOMES - 1);
+        self.tally[operation as usize * OUTCOMES + outcome].fetch_add(1, SeqCst);
+    }
+
+    /// The lines of the table: operation, how often, and the outcomes with their counts.
+    pub(super) fn lines(&self) -> Vec<(Operation, u64, Outcomes)> {
+        let line = |operation: &Operation| {
+            let row = &self.tally[*operation as usize * OUTCOMES..][..OUTCOMES];
+            let outcomes: Vec<_> =
+                row.iter().map(|count| count.load(SeqCst)).enumerate().filter(|(_, n)| *n > 0).collect();
+            let all = outcomes.iter().map(|(_, n)| n).sum();
+            let named = outcomes.into_iter().map(|(number, n)| (tally::name(number as i32), n)).collect();
+            (*operation, all, named)
+        };
+        Operation::ALL.iter().map(line).collect()
+    }
 }
 
 /// A reservation that somebody certainly has. Valid while `sequence` is not 0 and its holder is alive.

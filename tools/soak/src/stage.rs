@@ -17,14 +17,12 @@ use portkeep::persistent::{PersistentError, Which};
 use portkeep_kernel::{Instance, UpOptions, bpffs, cgroup};
 use portkeep_testkit::{new_namespace, private_mounts, random::Random};
 use rustix::process::Signal;
-use serde::{Deserialize, Serialize};
 
 use super::{
     agent::{Agent, Place, RESERVED, reserved_ports, reserved_set},
     checks, report,
     shared::{Shared, path_of},
-    summary::Report,
-    tally,
+    summary::{Deeds, Report},
     worker::{USERS, die_with_parent},
 };
 
@@ -43,23 +41,6 @@ pub(crate) struct Options {
     pub(super) cgroup: PathBuf,
     #[arg(long)]
     pub(super) portkeep: PathBuf,
-}
-
-/// The actions of the stage.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Deeds {
-    pub(super) started: u64,
-    pub(super) killed: u64,
-    pub(super) ended_by_themselves: u64,
-    pub(super) agent_kills: u64,
-    pub(super) agent_stops: u64,
-    pub(super) agent_hangups: u64,
-    pub(super) upgrades: u64,
-    pub(super) cgroups: u64,
-    pub(super) audits: u64,
-    /// Of the agent, at the end: it has half a minute for each.
-    pub(super) late_answers: u64,
-    pub(super) most_reservations: u32,
 }
 
 /// The ports that others had in the sysctl before.
@@ -145,7 +126,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     let report = Report {
         deeds: stage.deeds,
-        operations: tally::lines(shared.common)
+        operations: shared
+            .common
+            .lines()
             .into_iter()
             .map(|(operation, all, outcomes)| (operation.text().to_owned(), all, outcomes))
             .collect(),
@@ -359,6 +342,10 @@ impl Stage {
 
     /// The same programs again, under the links that are up, as another build's would be.
     fn upgrade(&mut self) -> Result<()> {
+        // An agent that starts between the two steps would rightly refuse to serve another build's programs.
+        if let Some(agent) = &mut self.agent {
+            agent.wait_until_it_serves().with_context(|| format!("the agent's log:\n{}", self.place.log_tail()))?;
+        }
         self.instance.pretend_build(self.random.below(u64::MAX))?;
         if !Instance::upgrade(&self.place.pins()).context("upgrade")? {
             bail!("upgrade found nothing to do");

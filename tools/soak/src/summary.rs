@@ -4,10 +4,24 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::stage::Deeds;
+use super::tally::Outcomes;
 
-/// Each outcome of an operation, and how often it was.
-pub(super) type Outcomes = Vec<(String, u64)>;
+/// The actions of the stage.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Deeds {
+    pub(super) started: u64,
+    pub(super) killed: u64,
+    pub(super) ended_by_themselves: u64,
+    pub(super) agent_kills: u64,
+    pub(super) agent_stops: u64,
+    pub(super) agent_hangups: u64,
+    pub(super) upgrades: u64,
+    pub(super) cgroups: u64,
+    pub(super) audits: u64,
+    /// Of the agent, at the end: it has half a minute for each.
+    pub(super) late_answers: u64,
+    pub(super) most_reservations: u32,
+}
 
 /// The report of the stage.
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,10 +1,9 @@
 //! How often each operation was done, and with which results.
 
-use std::sync::atomic::Ordering::SeqCst;
-
 use portkeep_core::Errno;
 
-use super::shared::Common;
+/// Each outcome of an operation, and how often it was.
+pub(super) type Outcomes = Vec<(String, u64)>;
 
 /// Outcomes: 0 is success, others are error numbers.
 pub(super) const OUTCOMES: usize = 134;
@@ -73,25 +72,8 @@ operations! {
 
 pub(super) const OPERATIONS: usize = Operation::ALL.len();
 
-/// Count one. The outcome is 0 or an error number.
-pub(super) fn count(common: &Common, operation: Operation, outcome: i32) {
-    let outcome = (outcome.unsigned_abs() as usize).min(OUTCOMES - 1);
-    common.tally[operation as usize * OUTCOMES + outcome].fetch_add(1, SeqCst);
-}
-
-/// The lines of the table: operation, how often, and the outcomes with their counts.
-pub(super) fn lines(common: &Common) -> Vec<(Operation, u64, super::summary::Outcomes)> {
-    let line = |operation: &Operation| {
-        let row = &common.tally[*operation as usize * OUTCOMES..][..OUTCOMES];
-        let outcomes: Vec<_> = row.iter().map(|count| count.load(SeqCst)).enumerate().filter(|(_, n)| *n > 0).collect();
-        let all = outcomes.iter().map(|(_, n)| n).sum();
-        let named = outcomes.into_iter().map(|(number, n)| (name(number as i32), n)).collect();
-        (*operation, all, named)
-    };
-    Operation::ALL.iter().map(line).collect()
-}
-
-fn name(number: i32) -> String {
+/// The name of an outcome.
+pub(super) fn name(number: i32) -> String {
     match number {
         0 => "done".into(),
         libc::EEXIST => "EEXIST".into(),

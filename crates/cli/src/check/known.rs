@@ -7,7 +7,7 @@ use std::{
 };
 
 use portkeep::persistent::{Account, Audience};
-use portkeep_agent::accounts;
+use portkeep_observe::accounts;
 use portkeep_persist::Config;
 
 /// Where systemd looks for units, and where its generators put them.

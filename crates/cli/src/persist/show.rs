@@ -6,9 +6,10 @@ use portkeep::{
     BoundSocket, Info, Transport,
     persistent::{Name, Origin},
 };
+use portkeep_observe::{Usage, usage};
 
 use super::view;
-use crate::{DONE, Io, NOTHING, pins::Pins, process::Binders, reservations, sources::Sources};
+use crate::{DONE, Io, NOTHING, pins::Pins, reservations, sources::Sources};
 
 const AFTER_HELP: &str = "\
 Only root can see which processes of other users have a port bound.
@@ -56,13 +57,9 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 fn bound_by(info: &Info) -> Vec<BoundSocket> {
-    let of = |transport| {
-        let binders = info.ports.blocks().iter().map(move |block| Binders::in_block(transport, *block));
-        binders.flatten().flat_map(move |(port, binders)| binders.sockets(transport, port))
-    };
-    let mut sockets: Vec<BoundSocket> = info.transports.iter().flat_map(of).collect();
-    reservations::name_users(sockets.iter_mut().filter_map(|socket| socket.process.as_mut()));
-    sockets
+    let blocks: Vec<_> = info.ports.blocks().iter().map(|block| (*block, info.transports)).collect();
+    let usage = Usage::bound(&blocks).unwrap_or_default();
+    usage.ports.into_values().flat_map(|found| found.bound_by).collect()
 }
 
 fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -96,17 +93,17 @@ fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut bound: BTreeMap<(Transport, u16), Vec<String>> = BTreeMap::new();
     for socket in info.bound_by.iter().flatten() {
         let who = bound.entry((socket.transport, socket.port)).or_default();
-        who.extend(socket.process.as_ref().map(|process| match &process.unit {
-            Some(unit) => format!("{process} of {unit}"),
-            None => process.to_string(),
-        }));
+        who.push(match (&socket.process, &socket.unit) {
+            (Some(process), Some(unit)) => format!("{process} of {unit}"),
+            _ => usage::holder(socket),
+        });
     }
     if bound.is_empty() {
         line("bound by", "no process")?;
     }
-    for (index, ((transport, port), who)) in bound.iter().enumerate() {
-        let who = if who.is_empty() { "a process that cannot be seen from here".into() } else { who.join(", ") };
-        line(if index == 0 { "bound by" } else { "" }, &format!("{who}: {port}/{transport}"))?;
+    for (index, ((transport, port), who)) in bound.iter_mut().enumerate() {
+        who.dedup();
+        line(if index == 0 { "bound by" } else { "" }, &format!("{}: {port}/{transport}", who.join(", ")))?;
     }
     Ok(())
 }

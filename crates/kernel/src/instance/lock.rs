@@ -12,7 +12,7 @@ use rustix::{
     process::geteuid,
 };
 
-use super::InstanceError;
+use super::error::InstanceError;
 
 /// An exclusive lock on the folder beside the pins, gone when dropped. Its folder goes with it if nothing is up then,
 /// so that whatever failed leaves no trace.

@@ -35,9 +35,11 @@ use crate::{
     admin::Admin,
     bpffs, cgroup,
     events::Events,
-    load::{ADMIN, ENFORCING, Loaded, SERVING},
-    maps::{self, Config, Maps},
-    settings::{BUILD, Settings},
+    layout::Config,
+    load::Loaded,
+    maps::{self, Maps},
+    object::{ADMIN, BUILD, ENFORCING, SERVING},
+    settings::Settings,
     sys,
 };
 

@@ -8,8 +8,9 @@ use std::{
 
 use super::error::{InstanceError, io_error, pin_error};
 use crate::{
-    load::{ADMIN, Loaded},
+    load::Loaded,
     maps::{self, MapAccessError},
+    object::ADMIN,
     settings::Settings,
     sys,
 };

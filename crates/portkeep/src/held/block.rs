@@ -1,11 +1,14 @@
 //! One held reservation.
 
-use std::{collections::hash_map::Entry, io, net::SocketAddr, time::SystemTime};
+use std::{collections::hash_map::Entry, io, net::SocketAddr, os::fd::OwnedFd, time::SystemTime};
 
 use portkeep_core::{PortRange, Time, Token, Transport, Transports};
 use socket2::Socket;
 
-use super::hold::{self, Sockets};
+use super::{
+    hold::{self, Sockets},
+    mark,
+};
 use crate::{
     BindError, Info, Request,
     socket::{Kind, local_port, new_socket},
@@ -24,22 +27,26 @@ pub(super) struct Block {
     open: bool,
     /// Where the next draw begins, for each transport.
     next: [u16; 2],
+    /// Shows others what is held.
+    _mark: Option<OwnedFd>,
 }
 
 impl Block {
     pub(super) fn new(request: &Request, sockets: Sockets) -> Self {
         let start = sockets.keys().map(|(_, port)| *port).min().unwrap_or(request.start);
         let ports = PortRange::new(start, request.count).expect("every one of its ports was bound");
+        let since = SystemTime::now().into();
         Self {
             ports,
             transports: request.transports(),
             strict: request.strict,
             label: request.label.clone(),
-            since: SystemTime::now().into(),
+            since,
             pid: std::process::id(),
             sockets,
             open: false,
             next: [start; 2],
+            _mark: mark::make(ports, request.transports(), since, &request.label),
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod block;
 mod hold;
+mod mark;
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use crate::{
     sys,
 };
 use block::Block;
+pub(crate) use mark::of_mark;
 
 fn registry() -> MutexGuard<'static, HashMap<Token, Block>> {
     static REGISTRY: OnceLock<Mutex<HashMap<Token, Block>>> = OnceLock::new();

@@ -2,11 +2,9 @@
 
 use std::net::SocketAddr;
 
-use portkeep_core::Transport;
-
-use super::{WINDOWS_AF_INET6, check, descriptor, is_overlapped, length, option, remember_without, type_of};
 use crate::{
-    abi::{INVALID_SOCKET, Socket},
+    abi::{INVALID_SOCKET, Socket, WINDOWS_AF_INET6},
+    descriptor::{check, descriptor, is_overlapped, length, option, remember_without, type_of},
     error, held,
     memory::Memory,
     startup,
@@ -28,24 +26,6 @@ fn address(name: usize, size: i32) -> Option<SocketAddr> {
         }
         _ => None,
     }
-}
-
-/// TCP or UDP; every other socket is not for port reservations.
-pub(crate) fn transport(fd: i32) -> Result<Transport, i32> {
-    let family = option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).ok_or(error::WSAENOTSOCK)?;
-    match option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) {
-        _ if family != libc::AF_INET && family != libc::AF_INET6 => Err(error::WSAEOPNOTSUPP),
-        Some(libc::IPPROTO_TCP) if type_of(fd) == Some(libc::SOCK_STREAM) => Ok(Transport::Tcp),
-        Some(libc::IPPROTO_UDP) if type_of(fd) == Some(libc::SOCK_DGRAM) => Ok(Transport::Udp),
-        _ => Err(error::WSAEOPNOTSUPP),
-    }
-}
-
-pub(crate) fn is_bound(fd: i32) -> bool {
-    let mut name = [0u8; 128];
-    let mut size = 128;
-    // SAFETY: a local of the size passed to the call.
-    unsafe { libc::getsockname(fd, name.as_mut_ptr().cast(), &mut size) == 0 && name[2..4] != [0, 0] }
 }
 
 /// Whether the size is below that of an address of the socket's family. The pages of bind and connect have WSAEFAULT

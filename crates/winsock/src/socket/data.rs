@@ -2,9 +2,9 @@
 
 use std::mem;
 
-use super::{check, check_count, count, descriptor, is_overlapped, length};
 use crate::{
     abi::{Buffer, PollFd, Socket},
+    descriptor::{check, check_count, count, descriptor, is_overlapped, length},
     error,
     memory::{self, Memory},
     startup,

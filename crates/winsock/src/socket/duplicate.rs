@@ -2,11 +2,16 @@
 
 use std::io;
 
-use super::{
-    INFO_WORDS, WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED, check, descriptor, inode, option, remember_without,
-    type_of,
+use crate::{
+    abi::{Socket, WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED},
+    descriptor::{check, descriptor, inode, option, remember_without, type_of},
+    error,
+    memory::Memory,
+    startup,
 };
-use crate::{abi::Socket, error, memory::Memory, startup};
+
+/// The part of WSAPROTOCOL_INFO before the text, in 32-bit words.
+const INFO_WORDS: usize = 29;
 
 /// Marks a WSAPROTOCOL_INFO as one of ours: "PKWS".
 pub(super) const DUPLICATE: u32 = 0x504b_5753;

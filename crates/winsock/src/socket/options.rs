@@ -1,7 +1,10 @@
 //! Socket options, and the two requests of `ioctlsocket`.
 
-use super::{check, descriptor, length, option, set_option, type_of};
-use crate::{abi::Socket, error, memory, startup};
+use crate::{
+    abi::Socket,
+    descriptor::{check, descriptor, length, option, set_option, type_of},
+    error, memory, startup,
+};
 
 const SO_EXCLUSIVEADDRUSE: i32 = !libc::SO_REUSEADDR;
 const SO_DONTLINGER: i32 = !libc::SO_LINGER;
@@ -91,17 +94,4 @@ pub(crate) fn bytes_to_read(s: Socket) -> Result<u32, i32> {
     // SAFETY: FIONREAD writes an int, and `value` is one.
     check(unsafe { libc::ioctl(fd, libc::FIONREAD as _, &raw mut value) })?;
     Ok(value as u32)
-}
-
-/// `ioctlsocket`: FIONBIO and FIONREAD. Its argument is a `u_long`, which is the system's.
-#[unsafe(no_mangle)]
-pub extern "C" fn ioctlsocket(s: Socket, command: libc::c_long, argument: usize) -> i32 {
-    let mut returned = 0u32;
-    let size = size_of::<libc::c_ulong>() as u32;
-    let (input, output) = match command as u32 {
-        code if code == libc::FIONREAD as u32 || code == 0x4004_667f => ((0, 0), (argument, size)),
-        _ => ((argument, size), (0, 0)),
-    };
-    let returned = &raw mut returned as usize;
-    crate::ioctl::WSAIoctl(s, command as u32, input.0, input.1, output.0, output.1, returned, 0, 0)
 }

@@ -6,8 +6,8 @@ mod conformance;
 mod declarations;
 mod layout;
 mod manual;
+mod ported;
 mod rules;
-mod sample;
 mod symbols;
 
 /// Say where nobody overlooks it that something was not tested.

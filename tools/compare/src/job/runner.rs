@@ -36,7 +36,7 @@ pub(crate) struct Tally {
 pub(super) fn run(subject: Subject, kit: &Path, rounds: u32, seed: u64) -> Result<()> {
     let kit = Kit::at(kit);
     let mut rng = Rng::with_seed(seed);
-    let mut allocator = Allocator::start(subject.allocator(&kit))?;
+    let mut allocator = Allocator::start(kit.allocator(subject))?;
     println!("ready");
     io::stdin().lock().read_line(&mut String::new())?;
     let mut tally = Tally::default();

@@ -1,6 +1,7 @@
 &[
     (
         "a head may be seen after the look at the sockets",
+        "acquire-automatic",
         "reservation.h",
         "		ORDERED(__sync_fetch_and_or(&w->heads, BIT(s->first)));
 ",
@@ -9,6 +10,7 @@
     ),
     (
         "the mark of ports that linger may be seen after the counts are read",
+        "bind-twice-after",
         "reservation.h",
         "		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
 ",
@@ -17,6 +19,7 @@
     ),
     (
         "a bind may be counted after its look",
+        "acquire-automatic",
         "table.h",
         "	old = __sync_fetch_and_add(&w->uses[(port & 63) >> 1], port & 1 ? 1 << 16 : 1);
 ",
@@ -26,6 +29,7 @@
     ),
     (
         "an entry may be seen free before its token is hidden",
+        "release-acquire-bind",
         "reservation.h",
         "		ORDERED(__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id)));
 ",

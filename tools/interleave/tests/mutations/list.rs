@@ -1,6 +1,7 @@
 &[
     (
         "a bind looks first and counts itself second",
+        "acquire-automatic",
         "bind.h",
         "	counted = count_bound(ctx, st, w, netns, transport, port);
 	keeps = may_keep(st, w, netns, transport, port, &id);
@@ -11,6 +12,7 @@
     ),
     (
         "a bind does not look a second time",
+        "acquire-automatic",
         "bind.h",
         "	keeps = may_keep(st, w, netns, transport, port, &id);
 ",
@@ -19,12 +21,14 @@
     ),
     (
         "a bind is let in by the port it was allowed, even if another owner has reserved it by now",
+        "associate-bind-number",
         "bind.h",
         "st->claim_port == port && st->claim_token == l.token;",
         "st->claim_port == port;",
     ),
     (
         "a look does not check that the reservation found has the port",
+        "ephemeral-bind-fails",
         "use.h",
         "if (port >= READ(r->start) && port < (__u32)READ(r->start) + READ(r->count) &&
 		    READ(r->netns) == netns && READ(r->transports) & transport && l->gate &&",
@@ -32,6 +36,7 @@
     ),
     (
         "a request is in force although a bind was quicker",
+        "acquire-automatic",
         "acquire.h",
         "	if (gate_step(r, a->token, PORTKEEP_GATE_CLAIMING, a->pending ? PORTKEEP_GATE_PENDING : PORTKEEP_GATE_ACTIVE))
 		return 1;
@@ -43,12 +48,14 @@
     ),
     (
         "a request does not check whether its ports are in use",
+        "accept-acquire",
         "reservation.h",
         "(s->vacant && word_occupied(w) & mask)",
         "(0 && word_occupied(w) & mask)",
     ),
     (
         "a request checks whether its ports are in use before it claims them",
+        "accept-acquire",
         "reservation.h",
         "	if (!word_claim(w, transport, base, mask)) {",
         "	if (s->vacant && word_occupied(w) & mask) {
@@ -60,18 +67,21 @@
     ),
     (
         "a bind does not contest a request that waits",
+        "confirm-bind",
         "use.h",
         "		return gate_step(r, l->token, PORTKEEP_GATE_PENDING, PORTKEEP_GATE_CONTESTED);",
         "		return 1;",
     ),
     (
         "a bind does not contest a request under way",
+        "acquire-automatic",
         "use.h",
         "		return gate_step(r, l->token, PORTKEEP_GATE_CLAIMING, PORTKEEP_GATE_OUTRUN);",
         "		return 1;",
     ),
     (
         "a confirmation does not see that the request is contested",
+        "confirm-bind",
         "admin.h",
         "	if (!gate_step(r, q->token, PORTKEEP_GATE_PENDING, PORTKEEP_GATE_ACTIVE))
 ",
@@ -82,6 +92,7 @@
     ),
     (
         "a confirmation forgets to return what waiting costs",
+        "confirm-bind",
         "admin.h",
         "		pending_return(r->payer);
 	reservation_event(",
@@ -90,6 +101,7 @@
     ),
     (
         "a contested request cannot be ended",
+        "confirm-bind",
         "reservation.h",
         "		if (__sync_val_compare_and_swap(&r->gate, contested, 0) == contested)
 			return PORTKEEP_GATE_CONTESTED;
@@ -98,6 +110,7 @@
     ),
     (
         "the gate is shut by two at once",
+        "close-end",
         "reservation.h",
         "	return __sync_val_compare_and_swap(&r->gate, token, 0) == token ? PORTKEEP_GATE_ACTIVE : GATE_OPEN;",
         "	if (READ(r->gate) != token)
@@ -107,6 +120,7 @@
     ),
     (
         "the refuser does not see that the owner is gone",
+        "refuse-acquire",
         "reservation.h",
         "		if (old == ~token) {
 			entry_vacate(r, id);
@@ -118,18 +132,21 @@
     ),
     (
         "the owner that is gone does not see that the refuser has done",
+        "confirm-bind",
         "reservation.h",
         "			if (__sync_val_compare_and_swap(&r->refusal, token, 0) == token) {",
         "			if (0) {",
     ),
     (
         "a socket with a port is trusted to keep it",
+        "disconnect-bind",
         "bind.h",
         "port && reserved_word(ctx, transport, port) ? refuse_with(EINVAL) : PASS;",
         "PASS;",
     ),
     (
         "a second use forgets the first",
+        "bind-twice-after",
         "use.h",
         "	if (st->bound_port)
 		use_over(st, netns);
@@ -138,12 +155,14 @@
     ),
     (
         "a draw does not check whether the port has been bound meanwhile",
+        "draw-draw",
         "draw.h",
         "			if (!uses(w, n)) {",
         "			if (1) {",
     ),
     (
         "a draw marks its port in two steps",
+        "draw-draw",
         "draw.h",
         "if (!(__sync_fetch_and_or(&w->drawn, BIT(n)) & BIT(n)) || d->contested) {",
         "__u64 drawn = READ(w->drawn);
@@ -153,6 +172,7 @@
     ),
     (
         "lingering is marked after the counts are read",
+        "bind-twice-after",
         "reservation.h",
         "	if (linger)
 		ORDERED(__sync_fetch_and_or(&w->lingering, mask));
@@ -169,6 +189,7 @@
     ),
     (
         "the last socket frees the port although its block is in force",
+        "accept-acquire",
         "table.h",
         "	    __sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
 		reserved_clear(w, transport, port, BIT(port));
@@ -179,6 +200,7 @@
     ),
     (
         "the last socket forgets that the port lingers",
+        "accept-release",
         "table.h",
         "	    __sync_fetch_and_and(&w->lingering, ~BIT(port)) & BIT(port))
 		reserved_clear(w, transport, port, BIT(port));
@@ -189,6 +211,7 @@
     ),
     (
         "ports are claimed in two steps",
+        "accept-acquire-fails",
         "table.h",
         "	done = __sync_val_compare_and_swap(&w->reserved, old, new) == old;",
         "	done = READ(w->reserved) == old;
@@ -197,6 +220,7 @@
     ),
     (
         "a claim that fails in its second word keeps the first",
+        "accept-acquire",
         "reservation.h",
         "	if (error)
 		span_free(s);
@@ -205,6 +229,7 @@
     ),
     (
         "a head is removed after its port can be claimed anew",
+        "accept-acquire-fails",
         "reservation.h",
         "	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
@@ -227,6 +252,7 @@
     ),
     (
         "an entry is taken in two steps",
+        "accept-acquire-fails",
         "reservation.h",
         "	if (__sync_fetch_and_or(&s->entries->taken[word], BIT(n)) & BIT(n))
 		return 0;
@@ -238,6 +264,7 @@
     ),
     (
         "a request that fails keeps its entry",
+        "accept-acquire",
         "acquire.h",
         "		range_leave(r, id);
 	entry_vacate(r, id);
@@ -247,6 +274,7 @@
     ),
     (
         "a quota is looked at first and charged second",
+        "quota",
         "quota.h",
         "	if (__sync_fetch_and_add(&q->used, ports) + (__u64)ports > limit) {
 		__sync_fetch_and_sub(&q->used, ports);
@@ -260,6 +288,7 @@
     ),
     (
         "an entry is free before its ports are",
+        "acquire-wildcard",
         "reservation.h",
         "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 	span_free(&s);
@@ -272,6 +301,7 @@
     ),
     (
         "ports of a request that was never in force linger",
+        "confirm-bind",
         "reservation.h",
         "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 ",
@@ -280,6 +310,7 @@
     ),
     (
         "ports with bound sockets are not kept when their block ends",
+        "lingering-bound",
         "reservation.h",
         "	s.in_force = state == PORTKEEP_GATE_ACTIVE;
 ",
@@ -288,6 +319,7 @@
     ),
     (
         "the last two reasons to count a socket are taken off in two steps",
+        "connection-close",
         "use.h",
         "	__u32 old = __sync_fetch_and_and(&st->held, ~reason);
 ",
@@ -298,6 +330,7 @@
     ),
     (
         "a connection does not count longer than its descriptor",
+        "connection-again",
         "connect.h",
         "	__sync_fetch_and_or(&st->held, PORTKEEP_HELD_CONNECTION);
 ",
@@ -305,6 +338,7 @@
     ),
     (
         "the end of a connection is not noticed",
+        "connection-again",
         "connect.h",
         "	__sync_fetch_and_or(&st->held, PORTKEEP_HELD_CONNECTION);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
@@ -314,24 +348,28 @@
     ),
     (
         "an accepted connection is not counted",
+        "accept-acquire",
         "connect.h",
         "		if (!in_pool(port) || !st || !use_start(",
         "		if (1 || !use_start(",
     ),
     (
         "an accepted connection counts until its descriptor is closed",
+        "accepted-acquire",
         "connect.h",
         "use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_CONNECTION)",
         "use_start(st, w, netns, PORTKEEP_TCP, port, PORTKEEP_HELD_OPEN)",
     ),
     (
         "an MPTCP socket is taken for a TCP socket",
+        "mptcp-acquire",
         "bind.h",
         "	return mptcp_known && transport == PORTKEEP_TCP ? bpf_skc_to_mptcp_sock(sk) : NULL;",
         "	return NULL;",
     ),
     (
         "an automatic choice of an MPTCP socket is counted with the TCP socket under it",
+        "mptcp-acquire-automatic",
         "bind.h",
         "	mptcp = mptcp_of(sk, transport);
 	if (mptcp) {",
@@ -340,6 +378,7 @@
     ),
     (
         "a port of an MPTCP socket that is requested meanwhile is counted with the TCP socket under it",
+        "mptcp-pending",
         "bind.h",
         "	mptcp = mptcp_of(sk, transport);
 	if (mptcp) {",
@@ -348,6 +387,7 @@
     ),
     (
         "an accepted connection looks first and counts itself second",
+        "accept-acquire",
         "connect.h",
         "		/* Order: count first, look second. See reservation.h. */
 		if (!(READ(w->reserved) & BIT(port)))
@@ -359,12 +399,14 @@
     ),
     (
         "an MPTCP socket that a reservation lets in is not counted",
+        "mptcp-close",
         "bind.h",
         "	if (mptcp && !count_mptcp(mptcp, netns, port)) {",
         "	if (0) {",
     ),
     (
         "a private ephemeral range is found after its end",
+        "ephemeral-acquire-acquire",
         "reservation.h",
         "	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
@@ -374,6 +416,7 @@
     ),
     (
         "a private ephemeral range is taken off after its entry can be refilled",
+        "acquire-wildcard",
         "reservation.h",
         "	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
@@ -390,6 +433,7 @@
     ),
     (
         "a private ephemeral range that was not granted keeps the next one away",
+        "ephemeral-bind-fails",
         "acquire.h",
         "	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
@@ -400,6 +444,7 @@
     ),
     (
         "a draw from a private ephemeral range is not noted for the second program",
+        "ephemeral-draw-draw",
         "bind.h",
         "		if (!w || !claim(st, r, s.token, port)) {",
         "		if (!w || !reservation_alive(r, s.token)) {",

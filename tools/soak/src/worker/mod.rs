@@ -31,7 +31,7 @@ use super::{
     ledger::{Drawn, Entry, Grant, Ledger, Person},
     report::Reporter,
     shared::{Crew, Shared},
-    tally::{self, Operation},
+    tally::Operation,
 };
 
 /// One of the processes of a soak; started by it
@@ -255,7 +255,7 @@ impl Worker {
     }
 
     fn count(&self, operation: Operation, outcome: i32) {
-        tally::count(self.common.common, operation, outcome);
+        self.common.common.count(operation, outcome);
     }
 
     /// Count it, remember it, and complain about an outcome that cannot be.

@@ -21,8 +21,6 @@
 //! not count. Before Linux 6.8 sock_diag does not list TCP sockets that are bound and nothing else; the probe meets them
 //! all the same, except where such a socket shares its port, by SO_REUSEADDR, with connections or TIME_WAIT.
 
-mod diag;
-
 use std::{cell::OnceCell, io, net::SocketAddr};
 
 use portkeep::control;
@@ -30,13 +28,11 @@ use portkeep_core::{
     PortRange, Transport,
     wire::{AGENT_PROBE, AgentMark},
 };
+use portkeep_observe::sockets::{Listing, Socket, SocketState};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
-
-pub(crate) use diag::holders;
-use diag::{Listing, Use};
 
 /// From how many ports on a listing beforehand is cheaper than a probe for each.
 const MANY: u16 = 64;
@@ -82,6 +78,11 @@ pub(crate) struct Look<'a> {
 }
 
 impl Look<'_> {
+    /// The sockets on a port.
+    fn on(&self, port: u16) -> io::Result<impl Iterator<Item = &Socket>> {
+        Ok(self.listing()?.sockets.iter().filter(move |socket| socket.port() == port))
+    }
+
     fn listing(&self) -> io::Result<&Listing> {
         if self.listing.get().is_none() {
             let _ = self.listing.set(Listing::of(self.transport)?);
@@ -97,7 +98,7 @@ impl Look<'_> {
             return Ok(ports.iter().collect());
         }
         let mut listed: Vec<u16> =
-            listing.sockets.iter().map(|(port, _)| *port).filter(|p| ports.contains(*p)).collect();
+            listing.sockets.iter().map(Socket::port).filter(|port| ports.contains(*port)).collect();
         listed.sort_unstable();
         listed.dedup();
         Ok(listed)
@@ -116,7 +117,7 @@ impl Look<'_> {
     /// Whether one port is vacant.
     pub(crate) fn vacant(&self, port: u16) -> io::Result<bool> {
         let Some(mark) = &self.prober.mark else {
-            return Ok(self.listing()?.uses(port).all(|kind| kind == Use::TimeWait));
+            return Ok(self.on(port)?.all(|socket| socket.state == SocketState::TimeWait));
         };
         if probe(mark, self.transport, port, false)? {
             return Ok(true);
@@ -125,11 +126,11 @@ impl Look<'_> {
             return Ok(false);
         }
         let mut left_behind = false;
-        for kind in self.listing()?.uses(port) {
-            match kind {
-                Use::Held => return Ok(false),
-                Use::Connection | Use::TimeWait => left_behind = true,
+        for socket in self.on(port)? {
+            if socket.holds() {
+                return Ok(false);
             }
+            left_behind = true;
         }
         probe(mark, self.transport, port, left_behind)
     }

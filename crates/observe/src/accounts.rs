@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use portkeep_persist::{Account, Audience};
+use portkeep_core::persistent::{Account, Audience};
 
 /// The databases are asked again after this.
 const FRESH: Duration = Duration::from_secs(30);
@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_secs(30);
 const KNOWN: usize = 1024;
 
 /// The uid of a user; a sentence if there is none.
-pub(crate) fn uid(account: &Account) -> Result<u32, String> {
+pub fn uid(account: &Account) -> Result<u32, String> {
     match account {
         Account::Id(id) => Ok(*id),
         Account::Name(name) => match User::from_name(name) {
@@ -37,7 +37,7 @@ fn group(account: &Account) -> Result<Option<Group>, String> {
 }
 
 /// The gid of a group; a sentence if there is none.
-pub(crate) fn gid(account: &Account) -> Result<u32, String> {
+pub fn gid(account: &Account) -> Result<u32, String> {
     match account {
         Account::Id(id) => Ok(*id),
         Account::Name(name) => match group(account)? {
@@ -91,14 +91,14 @@ pub fn is_group(account: &Account) -> bool {
 }
 
 /// The uids of those the group database lists as members. Accounts with it as primary group are not listed there.
-pub(crate) fn members(account: &Account) -> Vec<u32> {
+pub fn members(account: &Account) -> Vec<u32> {
     let listed = group(account).ok().flatten().map(|group| group.mem).unwrap_or_default();
     listed.iter().filter_map(|name| Some(User::from_name(name).ok()??.uid.as_raw())).collect()
 }
 
 /// Whether a user belongs to a group by what the databases say. Not what one of its processes may have
 /// put on or off: this is asked for processes that may be gone.
-pub(crate) fn belongs(uid: u32, gid: u32) -> bool {
+pub fn belongs(uid: u32, gid: u32) -> bool {
     let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
     let Ok(name) = CString::new(user.name) else { return false };
     let groups = getgrouplist(&name, user.gid).unwrap_or_default();
@@ -108,7 +108,7 @@ pub(crate) fn belongs(uid: u32, gid: u32) -> bool {
 /// Answers of the databases, remembered for a while: users make the agent ask as often as they like, and a look-up may
 /// go over the network.
 #[derive(Debug)]
-pub(crate) struct Remembered<K, V> {
+pub struct Remembered<K, V> {
     known: Mutex<HashMap<K, (Instant, V)>>,
 }
 
@@ -119,7 +119,8 @@ impl<K, V> Default for Remembered<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
-    pub(crate) fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
+    /// The answer for a key, asked for if it is not known or too old.
+    pub fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((when, value)) = known.get(&key)
             && when.elapsed() < FRESH
@@ -137,10 +138,11 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
 
 /// Names of users for messages.
 #[derive(Debug, Default)]
-pub(crate) struct UserNames(Remembered<u32, Option<String>>);
+pub struct UserNames(Remembered<u32, Option<String>>);
 
 impl UserNames {
-    pub(crate) fn of(&self, uid: u32) -> Option<String> {
+    /// The name of a user, if it has one.
+    pub fn of(&self, uid: u32) -> Option<String> {
         self.0.of(uid, |uid| known_user(*uid))
     }
 }

@@ -1,11 +1,6 @@
-//! The sample program of Microsoft's page, as the page has it: with a full stop
-//! in an include line, as C and as C++.
-//!
-//! It is not part of this repository; the test takes it out of the page, where
-//! that lies next to the checkout.
+//! A program in the dialect of Windows, built as C and as C++ without a change.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Output,
 };
@@ -13,43 +8,20 @@ use std::{
 use portkeep_testkit::{TestCgroup, World};
 
 use crate::{
-    compiler::{Kit, has, kit, start_agent, text},
+    compiler::{Kit, has, kit, source, start_agent, text},
     skipped,
 };
 
-/// Where it lies, unless [`PLACE`] says otherwise.
-const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/seed");
-const PLACE: &str = "PORTKEEP_WINDOWS_PAGE";
-
-fn place() -> PathBuf {
-    std::env::var_os(PLACE).map_or_else(|| PAGES.into(), PathBuf::from)
-}
-
-fn extract() -> Option<String> {
-    let page = fs::read_dir(place()).ok()?.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok()).next()?;
-    page.split("```cpp\n")
-        .filter_map(|block| block.split("```").next())
-        .find(|block| block.contains("int wmain("))
-        .map(str::to_owned)
-}
-
 /// The program, once for each language and compiler here.
 fn programs(kit: &Kit, test: &str) -> Vec<PathBuf> {
-    let Some(program) = extract() else {
-        skipped(test, &format!("no page in {}, and {PLACE} names no other place", place().display()));
-        return Vec::new();
-    };
-    let c = kit.folder().join("sample.c");
-    let cpp = kit.folder().join("sample.cpp");
-    fs::write(&c, &program).expect("a file");
-    fs::write(&cpp, &program).expect("a file");
-    let builds: [(&str, &[&str], &PathBuf); 6] = [
-        ("cc", &[], &c),
-        ("gcc", &["-std=c11", "-O2", "-D_FORTIFY_SOURCE=2"], &c),
-        ("clang-19", &["-std=c11"], &c),
-        ("g++", &["-std=c++17"], &cpp),
-        ("g++", &["-std=c++17", "-O2", "-D_FORTIFY_SOURCE=2"], &cpp),
-        ("clang++-19", &["-std=c++17"], &cpp),
+    let source = source("ported.c");
+    let builds: [(&str, &[&str]); 6] = [
+        ("cc", &["-xc"]),
+        ("gcc", &["-xc", "-std=c11", "-O2", "-D_FORTIFY_SOURCE=2"]),
+        ("clang-19", &["-xc", "-std=c11"]),
+        ("g++", &["-xc++", "-std=c++17"]),
+        ("g++", &["-xc++", "-std=c++17", "-O2", "-D_FORTIFY_SOURCE=2"]),
+        ("clang++-19", &["-xc++", "-std=c++17"]),
     ];
     builds
         .iter()
@@ -60,7 +32,7 @@ fn programs(kit: &Kit, test: &str) -> Vec<PathBuf> {
             }
             there
         })
-        .map(|(compiler, options, source)| kit.build(compiler, options, source))
+        .map(|(compiler, options)| kit.build(compiler, options, &source))
         .collect()
 }
 
@@ -77,16 +49,15 @@ fn succeeds(kit: &Kit, program: &Path, arguments: &str, port: Option<u16>, count
     let output = run(kit, program, arguments);
     let lines = lines(&output);
     assert_eq!(output.status.code(), Some(0), "{arguments}: {lines:?}");
-    assert_eq!(lines.len(), 4, "{lines:?}");
-    assert_eq!(lines[0], "socket function succeeded");
-    assert_eq!(lines[1], "WSAIoctl(SIO_ACQUIRE_PORT_RESERVATION) succeeded, bytesReturned = 16");
-    let (ports, token) = lines[2].split_once(", Token=").expect("a token");
-    let (start, number) = ports.split_once(",  Number of Ports=").expect("a number of ports");
-    let start: u16 = start.strip_prefix("  Starting port=").expect("a port").parse().expect("a number");
-    assert_eq!(number, count.to_string());
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(lines[0], "acquired: 16 bytes");
+    let (ports, token) = lines[1].split_once(" more, token ").expect("a token");
+    let (start, more) = ports.split_once(" and ").expect("a number of ports");
+    let start: u16 = start.strip_prefix("ports ").expect("a port").parse().expect("a number");
+    assert_eq!(more, (count - 1).to_string());
     assert!(port.is_none_or(|port| port == start) && start != 0, "{lines:?}");
     assert_ne!(token.parse::<i64>().expect("a number"), 0);
-    assert_eq!(lines[3], "WSAIoctl(SIO_RELEASE_PORT_RESERVATION) succeeded, bytesReturned = 0");
+    assert_eq!(lines[2], "released: 0 bytes");
 }
 
 #[track_caller]
@@ -98,8 +69,8 @@ fn fails(kit: &Kit, program: &Path, arguments: &str, last: &str) {
 }
 
 #[test]
-fn the_sample_program_acquires_and_releases() {
-    let test = "the_sample_program_acquires_and_releases";
+fn a_program_of_windows_acquires_and_releases() {
+    let test = "a_program_of_windows_acquires_and_releases";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
     let _agent = start_agent(&world);
@@ -115,39 +86,34 @@ fn the_sample_program_acquires_and_releases() {
 }
 
 #[test]
-fn the_sample_program_fails_as_it_should() {
-    let test = "the_sample_program_fails_as_it_should";
+fn a_program_of_windows_fails_with_the_numbers_of_windows() {
+    let test = "a_program_of_windows_fails_with_the_numbers_of_windows";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
     let _agent = start_agent(&world);
     let taken = portkeep::Reservation::tcp().at(5010).ports(1).acquire().expect("a reservation of this process");
     for program in programs(kit, test) {
-        let acquire = |number: u32| format!("WSAIoctl(SIO_ACQUIRE_PORT_RESERVATION) failed with error = {number}");
+        let acquire = |number: u32| format!("acquire: error {number}");
         fails(kit, &program, "2 1 6 5000 20", &acquire(10048));
         succeeds(kit, &program, "2 2 17 5000 20", Some(5000), 20);
         fails(kit, &program, "2 3 1 5000 20", &acquire(10045));
         fails(kit, &program, "2 1 6 0 60000", &acquire(10055));
         fails(kit, &program, "2 1 6 65530 20", &acquire(10022));
         fails(kit, &program, "2 1 6 0 0", &acquire(10022));
-        fails(kit, &program, "2 1 17 0 1", "socket function failed with error = 10043");
-        fails(kit, &program, "99 1 6 0 1", "socket function failed with error = 10047");
-        fails(kit, &program, "2 1 6 70000 1", "Starting point must be either 0 or between 1 and 65,535");
-        fails(kit, &program, "2 1 6 0 -1", "Number of ports must be a positive number");
+        fails(kit, &program, "2 1 17 0 1", "socket: error 10043");
+        fails(kit, &program, "99 1 6 0 1", "socket: error 10047");
+        fails(kit, &program, "2 1 6 70000 1", "the first port is out of range");
+        fails(kit, &program, "2 1 6 0 -1", "the number of ports is negative");
         let usage = text(&kit.command(&program).output().expect("the program starts"));
         let name = program.display();
-        assert!(
-            usage.starts_with(&format!(
-                "usage: {name} <addressfamily> <type> <protocol> <StartingPort> <NumberOfPorts>\n"
-            ))
-        );
-        assert!(usage.contains(&format!("{name} example usage\n   {name} 2 2 17 5000 20\n")), "{usage}");
+        assert_eq!(usage, format!("usage: {name} FAMILY TYPE PROTOCOL FIRST COUNT\n{name} 2 2 17 5000 20\n"));
     }
     drop(taken);
 }
 
 #[test]
-fn the_sample_program_runs_without_kernel_enforcement() {
-    let test = "the_sample_program_runs_without_kernel_enforcement";
+fn a_program_of_windows_runs_without_kernel_enforcement() {
+    let test = "a_program_of_windows_runs_without_kernel_enforcement";
     let Some(kit) = kit(test) else { return };
     let Some(_world) = World::enter(test) else { return };
     // A cgroup beside the sandbox, where no BPF program of Portkeep is attached.
@@ -157,7 +123,7 @@ fn the_sample_program_runs_without_kernel_enforcement() {
         let output = kit.command("sh").arg("-c").arg(script).arg(&program).output().expect("the program starts");
         let lines = lines(&output);
         assert_eq!(output.status.code(), Some(0), "{lines:?}");
-        assert_eq!(lines[3], "WSAIoctl(SIO_RELEASE_PORT_RESERVATION) succeeded, bytesReturned = 0");
+        assert_eq!(lines[2], "released: 0 bytes");
     }
 }
 

@@ -1,0 +1,28 @@
+//! The steps of `up` that the BPF programs cannot do themselves.
+
+use std::path::Path;
+
+use anyhow::Context;
+use portkeep_kernel::Instance;
+
+use super::{aside::set_aside_used_pool_ports, overlap, policy::share_quotas};
+
+/// The steps of `up` once the programs are attached. If one fails, the programs are removed again: a pool is worse than
+/// none if nobody knows which of its ports are in use. Returns what else went wrong.
+pub fn after_up(instance: &Instance) -> anyhow::Result<Vec<String>> {
+    let settled = steps(instance);
+    if settled.is_err() {
+        // A failure of these is less than the error that led here.
+        let _ = Instance::down(instance.folder());
+        let _ = overlap::leave_overlap();
+    }
+    settled
+}
+
+fn steps(instance: &Instance) -> anyhow::Result<Vec<String>> {
+    let complaints = share_quotas(&mut instance.maps()?, Path::new("/")).context("sharing quotas")?;
+    overlap::enter_overlap(instance).context("keeping automatic choices off the pool")?;
+    // The programs count the sockets that are bound from now on. Those that were there have to be looked for.
+    set_aside_used_pool_ports(instance).context("looking for pool ports in use")?;
+    Ok(complaints)
+}

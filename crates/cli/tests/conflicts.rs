@@ -1,0 +1,121 @@
+//! What conflicts or waits is looked at again as soon as something changes.
+
+use std::{fs, net::TcpListener};
+
+use portkeep_testkit::{
+    kernel_or_skip,
+    machine::{self, Machine},
+};
+
+fn machine(name: &str) -> Option<Machine> {
+    kernel_or_skip(&format!("conflicts::{name}")).then(|| {
+        let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), name);
+        machine.portkeep(&["up"]).ok();
+        machine
+    })
+}
+
+fn drop_in(machine: &Machine, name: &str, text: &str) {
+    let folder = machine.folder.path().join("root/etc/portkeep/ports.d");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join(name), text).unwrap();
+}
+
+/// Names and states, in the order of the ports.
+fn states(machine: &Machine) -> Vec<(String, String)> {
+    let listed = machine.portkeep(&["persist", "list", "--json"]).ok().json();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    listed.as_array().unwrap().iter().map(|info| (text(&info["name"]), text(&info["state"]))).collect()
+}
+
+fn state(name: &str, state: &str) -> (String, String) {
+    (name.into(), state.into())
+}
+
+#[test]
+fn a_declaration_is_in_force_once_its_rival_is_deleted() {
+    let Some(machine) = machine("rival") else { return };
+    let _agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&["persist", "add", "--name", "cli", "--tcp", "6000-6004", "--user", "nobody"]).ok();
+    drop_in(&machine, "f.toml", "[[reservation]]\nname = \"fromfile\"\ntcp = \"6000-6009\"\ngroup = \"daemon\"\n");
+    let reloaded = machine.portkeep(&["reload"]).ok();
+    assert!(reloaded.out.contains("0 added, 0 changed, 0 removed; 1 not in force"), "{reloaded:?}");
+    assert!(reloaded.err.contains("portkeep persist delete"), "{reloaded:?}");
+    assert_eq!(states(&machine), [state("cli", "active"), state("fromfile", "conflict")]);
+    // Both states are those of `status`, too.
+    let status = machine.portkeep(&["status", "--json"]).ok().json();
+    assert_eq!(
+        (status["waiting"][0]["name"].as_str(), status["waiting"][0]["state"].as_str()),
+        (Some("fromfile"), Some("conflict"))
+    );
+
+    // The advice is followed; nothing else is done.
+    machine.portkeep(&["persist", "delete", "cli"]).ok();
+    assert_eq!(states(&machine), [state("fromfile", "active")]);
+    assert_eq!(machine.outsider_binds("tcp", 6002), "AddrInUse");
+}
+
+#[test]
+fn a_new_rival_is_named_at_once() {
+    let Some(machine) = machine("renamed") else { return };
+    let stanza = |name: &str, ports: &str| format!("[[reservation]]\nname = \"{name}\"\ntcp = \"{ports}\"\n");
+    drop_in(&machine, "a.toml", &stanza("a", "6000"));
+    drop_in(&machine, "b.toml", &stanza("b", "6000-6009"));
+    let _agent = machine.agent(machine.command(&["agent"]));
+    assert_eq!(states(&machine), [state("a", "active"), state("b", "conflict")]);
+    // What is in conflict reserves nothing, so this is not refused; the next reason is the true one.
+    machine.portkeep(&["persist", "add", "--name", "c", "--tcp", "6005"]).ok();
+    let reason = || {
+        let listed = machine.portkeep(&["persist", "list", "--json"]).ok().json();
+        let of_b = listed.as_array().unwrap().iter().find(|info| info["name"] == "b").unwrap().clone();
+        of_b["reason"].as_str().unwrap().to_owned()
+    };
+    let told = reason();
+    fs::remove_file(machine.folder.path().join("root/etc/portkeep/ports.d/a.toml")).unwrap();
+    machine.portkeep(&["reload"]).ok();
+    assert!(told.contains("`c`") || reason().contains("`c`"), "{told}, {}", reason());
+    machine.portkeep(&["persist", "delete", "c"]).ok();
+    assert_eq!(states(&machine), [state("b", "active")]);
+}
+
+#[test]
+fn what_waits_for_a_deleted_neighbour_need_not_wait_for_the_next_round() {
+    let Some(machine) = machine("neighbour") else { return };
+    machine.enter_network();
+    let listener = TcpListener::bind("127.0.0.1:6100").unwrap();
+    drop_in(&machine, "w.toml", "[[reservation]]\nname = \"waits\"\ntcp = 6100\n");
+    let _agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&["persist", "add", "--name", "other", "--tcp", "6200"]).ok();
+    assert_eq!(states(&machine), [state("waits", "waiting"), state("other", "active")]);
+    let status = machine.portkeep(&["status"]).ok().out;
+    assert!(status.contains("waits         waits, 6100/tcp"), "{status}");
+    drop(listener);
+    machine.portkeep(&["persist", "delete", "other"]).ok();
+    assert_eq!(states(&machine), [state("waits", "active")]);
+}
+
+#[test]
+fn status_shows_who_holds_how_much_of_a_quota() {
+    let Some(machine) = machine("quotas") else { return };
+    let mut held =
+        machine.as_nobody(&[&machine.for_everybody(env!("CARGO_BIN_EXE_portkeep")), "acquire", "--count", "7"]);
+    let mut held = held.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(held.stdout.take().unwrap()), &mut line).unwrap();
+    let status = machine.portkeep(&["status", "--json"]).ok().json();
+    let quota = &status["quotas"][0];
+    assert_eq!(
+        (quota["uid"].as_u64(), quota["used"].as_u64(), quota["limit"].as_u64()),
+        (Some(65534), Some(7), Some(1024))
+    );
+    assert!(machine.portkeep(&["status"]).ok().out.contains("held          7 of 1024 by user nobody"));
+    assert!(machine.portkeep_as_nobody(&["status", "--json"]).ok().json()["quotas"].is_null());
+    drop(held.stdin.take());
+    held.wait().unwrap();
+}
+
+#[test]
+#[ignore = "plays somebody else for the other tests"]
+fn helper_binds() {
+    machine::help();
+}

@@ -1,0 +1,364 @@
+//! The layouts of the maps' elements. They mirror `bpf/portkeep.h`.
+
+use aya::Pod;
+use portkeep_core::{PortRange, Token, Transport, Transports, cipher, wire};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+macro_rules! map_struct {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type,)* }
+
+        // SAFETY: repr(C) without padding (IntoBytes proves it) and valid for every bit pattern (FromBytes proves it).
+        unsafe impl Pod for $name {}
+    };
+}
+
+map_struct! {
+    /// The element of `config`.
+    Config {
+        /// [`wire::ABI`] of the loaded BPF programs.
+        abi: u32,
+        /// Round keys of the token cipher.
+        round_keys: [u32; cipher::ROUNDS],
+        /// The mark of the agent's sockets.
+        secret: [u64; 2],
+        /// When it was brought up, nanoseconds of `CLOCK_MONOTONIC`.
+        since: u64,
+        /// [`crate::BUILD`] of the loaded BPF programs.
+        build: u64,
+        /// Id of the cgroup whose sockets are held to the reservations.
+        enforce: u64,
+        /// Id of the cgroup whose sockets may use the control codes.
+        serve: u64,
+        /// The error of an outsider's bind.
+        deny_errno: u32,
+        /// Ports a uid may hold.
+        quota: u32,
+        /// First port of the pool.
+        pool_first: u16,
+        /// Last port of the pool, 0 = none.
+        pool_last: u16,
+        /// 1: goes with the last `run` that needs it.
+        transient: u32,
+        /// The administrators' group, 0 = root only.
+        admin_gid: u32,
+        /// 1: groups have quotas of their own.
+        group_quotas: u32,
+        /// Depth of `enforce` below the root.
+        enforce_level: u32,
+        /// Words of the port table that an account may take.
+        share: u32,
+        /// Cookie of the machine's own namespace, whose root has no quota; 0: not known, and root has none anywhere.
+        home: u64,
+        /// Ports that root of another namespace may hold.
+        quota_elsewhere: u32,
+        /// The lowest uid that belongs to somebody else's account; 0: there is none.
+        accounts_from: u32,
+        /// In `home`, ports below this one need a right to be acquired.
+        unprivileged_start: u32,
+        /// 1: users are named who have that right.
+        privileged_users: u32,
+        /// Groups that have it, 0 = none.
+        privileged_gids: [u32; PRIVILEGED_GROUPS],
+    }
+}
+
+map_struct! {
+    /// The element of `counters`.
+    Counters {
+        /// Ports in reservations.
+        ports: u64,
+        /// Reservations.
+        reservations: u32,
+        /// Open beacons.
+        agents: u32,
+        /// Readers of the event ring.
+        listeners: u32,
+        /// Events that found the ring full.
+        lost: u32,
+        /// Binds of outsiders.
+        refused: u64,
+        /// Elements of the map of private ephemeral ranges by kind; the last one: all of them.
+        ranges: [u32; 8],
+    }
+}
+
+map_struct! {
+    /// Key of a word of the port table.
+    WordKey {
+        /// Network namespace cookie.
+        netns: u64,
+        /// Port divided by 64.
+        word: u16,
+        /// Bit of [`Transport`].
+        transport: u16,
+        /// 0.
+        zero: u32,
+    }
+}
+
+map_struct! {
+    /// Ports that were closed lately. Bits expire after one to two periods of 69 s.
+    Expiring {
+        /// Of the even periods, of the odd ones.
+        ports: [u64; 2],
+        /// The latest one written in.
+        period: u64,
+    }
+}
+
+map_struct! {
+    /// 64 ports of one transport in one network namespace; bit n is port 64 * word + n.
+    Word {
+        /// Claimed or lingering.
+        reserved: u64,
+        /// First ports of blocks.
+        heads: u64,
+        /// The block has ended, sockets are still bound.
+        lingering: u64,
+        /// Chosen by a bind that is under way.
+        drawn: u64,
+        /// In use by a socket that no program saw being bound, or whose close none will see.
+        aside: u64,
+        /// Closed lately: connections may be left behind.
+        left: Expiring,
+        /// Closed, and the kernel may need a while.
+        closing: Expiring,
+        /// Account whose share of the table it takes, [`NOBODY`] or root's if none.
+        payer: u64,
+        /// Id of the block that reaches in from the word before.
+        lead: u32,
+        /// Sockets bound to any of the ports.
+        bound: u32,
+        /// 1: about to be removed, no program touches it any more.
+        sealed: u32,
+        /// 0.
+        zero: u32,
+        /// Ids of the blocks that begin here, valid where `heads` says so.
+        owner: [u32; 64],
+        /// Bound sockets, 16 bits for each port.
+        uses: [u32; 32],
+    }
+}
+
+impl WordKey {
+    /// The key of the word that `port` is in.
+    pub fn of(netns: u64, transport: Transport, port: u16) -> Self {
+        Self { netns, word: port / 64, transport: transport.bit().into(), zero: 0 }
+    }
+}
+
+impl Word {
+    /// Sockets bound to the port with this bit number (0 to 63).
+    pub fn uses(&self, bit: usize) -> u16 {
+        (self.uses[bit / 2] >> (16 * (bit % 2))) as u16
+    }
+
+    /// Nothing claimed and nothing in use: the word could as well not be there.
+    pub fn is_vacant(&self) -> bool {
+        self.reserved == 0 && self.aside == 0 && self.uses == [0; 32]
+    }
+}
+
+map_struct! {
+    /// A reservation as the kernel keeps it.
+    Reservation {
+        /// 0: ended; else the token with a state in its lowest bits, see `bpf/portkeep.h`.
+        gate: u64,
+        /// The token; 0: the entry is free.
+        token: u64,
+        /// How many reservations this entry has had.
+        generation: u64,
+        /// The token: refused, and the owner has not asked yet.
+        refusal: u64,
+        /// Network namespace cookie.
+        netns: u64,
+        /// Id of the scope's cgroup, or of the owner's. Of a persistent private ephemeral range: the hash of its names.
+        cgroup: u64,
+        /// Nanoseconds of `CLOCK_MONOTONIC`.
+        since: u64,
+        /// Account that its ports are charged to; [`NOBODY`]: to none.
+        payer: u64,
+        /// Owner process.
+        pid: u32,
+        /// Its real uid; of a persistent reservation with [`wire::SCOPE_USER`] the uid it is for.
+        uid: u32,
+        /// First port, host byte order.
+        start: u16,
+        /// Number of ports.
+        count: u16,
+        /// Bits of [`Transports`].
+        transports: u8,
+        /// A `SCOPE_` constant of [`wire`].
+        scope: u8,
+        /// [`wire::STRICT`], [`wire::EPHEMERAL`] and [`wire::PERSISTENT`].
+        flags: u8,
+        /// Depth of the scope's cgroup below the root.
+        level: u8,
+        /// Offset of the next draw.
+        next: u32,
+        /// Slot in the owner socket's list.
+        slot: u16,
+        /// Why the agent refused it.
+        error: u16,
+        /// Command name of the owner process.
+        comm: [u8; 16],
+        /// The label.
+        label: [u8; 24],
+        /// The group it is for, with [`wire::SCOPE_GROUP`].
+        gid: u32,
+        /// When a private ephemeral range was last reported to be used up, in seconds.
+        exhausted: u32,
+    }
+}
+
+map_struct! {
+    /// A private ephemeral range, by whom it is for. The value is the id of its reservation.
+    RangeKey {
+        /// Network namespace cookie.
+        netns: u64,
+        /// Pid, cgroup id, uid or gid; of names their hash.
+        id: u64,
+        /// A `SCOPE_` constant of [`wire`], or 5: a cgroup by its path.
+        kind: u32,
+        /// Bit of [`Transport`].
+        transport: u16,
+        /// Depth of a cgroup by its path.
+        level: u16,
+    }
+}
+
+impl Reservation {
+    /// The token.
+    pub fn token(&self) -> Option<Token> {
+        Token::new(self.token)
+    }
+
+    /// The block. The BPF programs never enter an impossible one.
+    pub fn ports(&self) -> Option<PortRange> {
+        PortRange::new(self.start, self.count).ok()
+    }
+
+    /// The transports.
+    pub fn transports(&self) -> Option<Transports> {
+        Transports::from_bits(self.transports)
+    }
+
+    /// Whether an administrator made it, and no socket owns it.
+    pub fn is_persistent(&self) -> bool {
+        u32::from(self.flags) & wire::PERSISTENT != 0
+    }
+
+    /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`]. A request that lost to a bind is pending until the
+    /// agent refuses it.
+    pub fn state(&self) -> u8 {
+        match self.gate {
+            0 => wire::REFUSED,
+            gate if gate == self.token => wire::ACTIVE,
+            _ => wire::PENDING,
+        }
+    }
+
+    /// Whether a bind of one of its ports was quicker than the agent.
+    pub fn is_contested(&self) -> bool {
+        self.gate == self.token ^ GATE_CONTESTED
+    }
+
+    /// ACQUIRE has not returned yet: nothing is granted, and only ACQUIRE may change it.
+    pub(crate) fn is_being_claimed(&self) -> bool {
+        self.gate != 0 && self.gate ^ self.token > GATE_CONTESTED
+    }
+}
+
+map_struct! {
+    /// Which entries of the array of reservations are taken.
+    Entries {
+        /// Where to look first.
+        hint: u32,
+        /// 0.
+        zero: u32,
+        /// A bit for each.
+        taken: [u64; 1024],
+    }
+}
+
+map_struct! {
+    /// How many namespaces have anything reserved in a word: 1024 words of TCP, then of UDP.
+    Filter {
+        /// The counts.
+        words: [u32; 2048],
+    }
+}
+
+map_struct! {
+    /// The known facts about a network namespace.
+    Space {
+        /// Where wildcard searches begin: TCP, UDP, both.
+        cursor: [u32; 3],
+        /// Pool ports that automatic choices may take ...
+        avoid_first: u16,
+        /// ... inclusive, 0 = none. Wildcard searches come to them last.
+        avoid_last: u16,
+        /// As in [`Word`].
+        payer: u64,
+        /// Last ACQUIRE, nanoseconds of `CLOCK_MONOTONIC`.
+        last: u64,
+    }
+}
+
+map_struct! {
+    /// Key of [`Place`].
+    PlaceKey {
+        /// Id of the reservation.
+        id: u32,
+        /// Depth below the root; 0: a unit.
+        level: u32,
+    }
+}
+
+map_struct! {
+    /// Name of a unit or of one cgroup on the way to a scope's.
+    Place {
+        /// Padded with zeros, at least one.
+        name: [u8; 128],
+    }
+}
+
+map_struct! {
+    /// The holdings of an account. An account is a uid; that of a subordinate uid is its user, see
+    /// [`crate::Maps::set_accounts`]; that of root in another network namespace than `home` is [`root_elsewhere`].
+    Quota {
+        /// Ports held.
+        used: u32,
+        /// Own limit, 0 = the default, `u32::MAX` = none.
+        limit: u32,
+        /// Words of the port table taken; each namespace counts as [`SPACE_WORDS`] more.
+        words: u32,
+        /// Requests that wait for the agent.
+        pending: u32,
+    }
+}
+
+/// Room for the name of a unit or cgroup, with a zero at its end.
+pub(crate) const PLACE_NAME: usize = size_of::<Place>();
+
+/// No account.
+pub const NOBODY: u64 = u64::MAX;
+/// The part of a namespace in an account's share of the port table.
+pub const SPACE_WORDS: u32 = 8;
+/// So many groups can have the right to acquire privileged ports.
+pub const PRIVILEGED_GROUPS: usize = 8;
+const GATE_CONTESTED: u64 = 2;
+
+/// The account of root in another network namespace than `home`.
+pub fn root_elsewhere(netns: u64) -> u64 {
+    1 << 63 | netns
+}
+
+/// Whether an account has a share of the port table. Root has all of it, and [`NOBODY`] none.
+pub fn has_share(account: u64) -> bool {
+    account != 0 && account != NOBODY
+}

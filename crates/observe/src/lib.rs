@@ -1,0 +1,19 @@
+//! What this machine shows about its ports: [`usage`] has the sockets of a port with their processes, [`facts`] the settings
+//! and rules that concern it. It only reads.
+//!
+//! Everything is of the calling thread's network namespace. As root all processes can be seen, otherwise only the own ones;
+//! the kernel lists the sockets to everybody.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod accounts;
+pub mod facts;
+pub mod namespaces;
+pub mod nat;
+pub mod process;
+pub mod sockets;
+pub mod sysctl;
+pub mod usage;
+
+pub use facts::{Facts, PortFacts};
+pub use usage::{PortUse, Usage};

@@ -1,0 +1,233 @@
+//! NAT rules that redirect what is sent to a port: then another program answers than the one that has the port.
+//!
+//! They are read with the tools that every machine with such rules has: `nft` and `iptables-save`. Neither changes anything,
+//! nor loads a module for a table that is not there.
+
+use std::{collections::BTreeMap, env, ffi::OsString, process::Command};
+
+use portkeep_core::{PortRange, Transport};
+use serde_json::Value;
+
+/// A rule that redirects ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// `None`: both.
+    pub transport: Option<Transport>,
+    /// The ports that it redirects, host byte order.
+    pub ports: PortRange,
+    /// The rule, for people: "nftables ip nat PREROUTING: dnat to 10.0.0.2:22".
+    pub rule: String,
+}
+
+impl Redirect {
+    /// Whether it redirects this port.
+    pub fn has(&self, transport: Transport, port: u16) -> bool {
+        self.transport.is_none_or(|of| of == transport) && self.ports.contains(port)
+    }
+}
+
+/// The rules of the calling process's network namespace; `None` if no tool could show them (they require root).
+pub fn redirects() -> Option<Vec<Redirect>> {
+    let nft = output("nft", &["-j", "list", "ruleset"]).and_then(|text| of_nft(&serde_json::from_str(&text).ok()?));
+    let tables = ["iptables-save", "ip6tables-save"].map(|tool| output(tool, &[]));
+    if nft.is_none() && tables.iter().all(Option::is_none) {
+        return None;
+    }
+    let mut found = nft.unwrap_or_default();
+    for (tool, text) in ["iptables", "ip6tables"].into_iter().zip(tables) {
+        found.extend(text.iter().flat_map(|text| of_iptables(tool, text)));
+    }
+    Some(found)
+}
+
+/// What the tool prints, if it is there and succeeds.
+fn output(tool: &str, args: &[&str]) -> Option<String> {
+    // Users' paths leave these folders out.
+    let mut path: OsString = env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    let output = Command::new(tool).args(args).env("PATH", path).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The rules in the output of `nft -j list ruleset`; `None` if it is none.
+fn of_nft(ruleset: &Value) -> Option<Vec<Redirect>> {
+    let objects = ruleset["nftables"].as_array()?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = |value: &Value, set: &str| [text(&value["family"]), text(&value["table"]), set.to_owned()];
+    // Ports by the name of a set or a map.
+    let sets: BTreeMap<_, _> = objects
+        .iter()
+        .filter_map(|object| object.get("set").or_else(|| object.get("map")))
+        .map(|set| (name(set, &text(&set["name"])), &set["elem"]))
+        .collect();
+    let mut found = Vec::new();
+    for rule in objects.iter().filter_map(|object| object.get("rule")) {
+        let Some(expressions) = rule["expr"].as_array() else { continue };
+        let Some((verb, target)) = expressions.iter().find_map(target) else { continue };
+        let resolve = |value: &Value| -> Vec<PortRange> {
+            match value.as_str().and_then(|text| text.strip_prefix('@')) {
+                Some(set) => sets.get(&name(rule, set)).map(|elements| ports_of(elements)).unwrap_or_default(),
+                None => ports_of(value),
+            }
+        };
+        let (mut transport, mut ports) = (None, None);
+        for expression in expressions {
+            let (left, right) = (&expression["match"]["left"], &expression["match"]["right"]);
+            if left["payload"]["field"] == "dport" && expression["match"]["op"] != "!=" {
+                transport = transport.or_else(|| left["payload"]["protocol"].as_str()?.parse().ok());
+                ports = Some(resolve(right));
+            } else if left["meta"]["key"] == "l4proto" {
+                transport = transport.or_else(|| right.as_str()?.parse().ok());
+            }
+        }
+        // `dnat to tcp dport map { 80 : 10.0.0.2 }`
+        let map =
+            [&target["addr"]["map"], &target["port"]["map"], &target["map"]].into_iter().find(|map| !map.is_null());
+        if let Some(map) = map.filter(|map| map["key"]["payload"]["field"] == "dport") {
+            transport = transport.or_else(|| map["key"]["payload"]["protocol"].as_str()?.parse().ok());
+            ports = Some(resolve(&map["data"]));
+        }
+        let to = match (&target["addr"], &target["port"]) {
+            (Value::String(address), Value::Null) => format!(" to {address}"),
+            (Value::String(address), port) => format!(" to {address}:{port}"),
+            (_, Value::Number(port)) => format!(" to port {port}"),
+            _ => String::new(),
+        };
+        let words = [&rule["family"], &rule["table"], &rule["chain"]].map(text).join(" ");
+        let rule = format!("nftables {words}: {verb}{to}");
+        let every = || vec![PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535")];
+        let each = ports.unwrap_or_else(every).into_iter();
+        found.extend(each.map(|ports| Redirect { transport, ports, rule: rule.clone() }));
+    }
+    Some(found)
+}
+
+/// The statement that redirects, if it is one.
+fn target(expression: &Value) -> Option<(&'static str, &Value)> {
+    ["dnat", "redirect", "tproxy"].into_iter().find_map(|verb| Some((verb, expression.get(verb)?)))
+}
+
+/// The ports in an expression of nft: a number, a range, a set of both, or the keys of a map.
+fn ports_of(value: &Value) -> Vec<PortRange> {
+    let port = |value: &Value| value.as_u64().and_then(|port| u16::try_from(port).ok());
+    match value {
+        Value::Number(_) => port(value).and_then(|port| PortRange::single(port).ok()).into_iter().collect(),
+        Value::Array(all) => all
+            .iter()
+            .flat_map(|each| match each.as_array().map(Vec::as_slice) {
+                // An element of a map: key and value.
+                Some([key, _]) => ports_of(key),
+                _ => ports_of(each),
+            })
+            .collect(),
+        Value::Object(object) => match (object.get("range"), object.get("set"), object.get("elem")) {
+            (Some(range), _, _) => {
+                let ends = port(&range[0]).zip(port(&range[1]));
+                ends.and_then(|(first, last)| PortRange::inclusive(first.max(1), last).ok()).into_iter().collect()
+            }
+            (_, Some(set), _) => ports_of(set),
+            (_, _, Some(elem)) => ports_of(&elem["val"]),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+/// The rules in the output of `iptables-save`.
+fn of_iptables(tool: &str, text: &str) -> Vec<Redirect> {
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| line.starts_with("-A ")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let after = |option: &str| {
+            let at = words.iter().position(|word| *word == option)?;
+            // `! --dport 80` is every other port.
+            (at == 0 || words[at - 1] != "!").then(|| words.get(at + 1).copied()).flatten()
+        };
+        let Some(target) = after("-j").filter(|target| ["DNAT", "REDIRECT", "TPROXY"].contains(target)) else {
+            continue;
+        };
+        let to = ["--to-destination", "--to-ports", "--on-port"].into_iter().find_map(after);
+        let to = to.map_or_else(String::new, |to| format!(" to {to}"));
+        let rule = format!("{tool} {}: {target}{to}", words[1]);
+        let transport = after("-p").and_then(|name| name.parse().ok());
+        let named = after("--dport").or_else(|| after("--dports")).unwrap_or("1:65535");
+        for span in named.split(',') {
+            let (first, last) = span.split_once(':').unwrap_or((span, span));
+            let ends = (first.parse::<u16>(), last.parse::<u16>());
+            if let (Ok(first), Ok(last)) = ends
+                && let Ok(ports) = PortRange::inclusive(first.max(1), last)
+            {
+                found.push(Redirect { transport, ports, rule: rule.clone() });
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn seen(redirects: &[Redirect]) -> Vec<(Option<Transport>, String, &str)> {
+        redirects.iter().map(|each| (each.transport, each.ports.to_string(), each.rule.as_str())).collect()
+    }
+
+    #[test]
+    fn rules_of_nftables_are_read() {
+        let dport = |protocol: &str, right: Value| json!({"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": "dport"}}, "right": right}});
+        let rule = |expressions: Vec<Value>| json!({"rule": {"family": "ip", "table": "nat", "chain": "pre", "expr": expressions}});
+        let ruleset = json!({"nftables": [
+            {"metainfo": {"version": "1.1.3"}},
+            {"set": {"family": "ip", "table": "nat", "name": "web", "elem": [80, {"range": [8000, 8009]}]}},
+            rule(vec![dport("tcp", json!(22)), json!({"dnat": {"addr": "10.0.0.2", "port": 2222}})]),
+            rule(vec![dport("udp", json!({"set": [53, {"range": [5353, 5354]}]})), json!({"redirect": {"port": 5300}})]),
+            rule(vec![dport("tcp", json!("@web")), json!({"dnat": {"addr": "10.0.0.3"}})]),
+            rule(vec![json!({"dnat": {"addr": {"map": {
+                "key": {"payload": {"protocol": "tcp", "field": "dport"}},
+                "data": {"set": [[30080, "10.0.0.4"]]},
+            }}}})]),
+            rule(vec![dport("tcp", json!(25)), json!({"drop": null})]),
+            rule(vec![json!({"masquerade": null})]),
+        ]});
+        let (tcp, udp) = (Some(Transport::Tcp), Some(Transport::Udp));
+        assert_eq!(
+            seen(&of_nft(&ruleset).unwrap()),
+            [
+                (tcp, "22".into(), "nftables ip nat pre: dnat to 10.0.0.2:2222"),
+                (udp, "53".into(), "nftables ip nat pre: redirect to port 5300"),
+                (udp, "5353-5354".into(), "nftables ip nat pre: redirect to port 5300"),
+                (tcp, "80".into(), "nftables ip nat pre: dnat to 10.0.0.3"),
+                (tcp, "8000-8009".into(), "nftables ip nat pre: dnat to 10.0.0.3"),
+                (tcp, "30080".into(), "nftables ip nat pre: dnat"),
+            ]
+        );
+        assert_eq!(of_nft(&json!({})), None);
+    }
+
+    #[test]
+    fn rules_of_iptables_are_read() {
+        let text = "\
+*nat
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -p tcp -m tcp --dport 22 -j DNAT --to-destination 10.0.0.2:22
+-A PREROUTING -p udp -m multiport --dports 53,5000:5010 -j REDIRECT --to-ports 5300
+-A PREROUTING -p tcp -m tcp ! --dport 80 -j DNAT --to-destination 10.0.0.9
+-A POSTROUTING -s 10.0.0.0/24 -j MASQUERADE
+COMMIT
+";
+        let (tcp, udp) = (Some(Transport::Tcp), Some(Transport::Udp));
+        assert_eq!(
+            seen(&of_iptables("iptables", text)),
+            [
+                (tcp, "22".into(), "iptables PREROUTING: DNAT to 10.0.0.2:22"),
+                (udp, "53".into(), "iptables PREROUTING: REDIRECT to 5300"),
+                (udp, "5000-5010".into(), "iptables PREROUTING: REDIRECT to 5300"),
+                (tcp, "1-65535".into(), "iptables PREROUTING: DNAT to 10.0.0.9"),
+            ]
+        );
+        assert!(of_iptables("iptables", text)[0].has(Transport::Tcp, 22));
+        assert!(!of_iptables("iptables", text)[0].has(Transport::Udp, 22));
+    }
+}

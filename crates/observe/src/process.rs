@@ -1,0 +1,149 @@
+//! Processes as `/proc` shows them, and the processes that have a socket open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    time::Duration,
+};
+
+use portkeep::{Info, Process, Time};
+use portkeep_core::wire;
+use portkeep_kernel::cgroup;
+use rustix::{param::clock_ticks_per_second, time::ClockId};
+
+/// The process with this number, `None` if it is gone. Users are left without a name.
+pub fn of(pid: u32) -> Option<Process> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let comm = wire::printable(comm.trim_ascii_end());
+    let unit = cgroup::of_process(pid).and_then(|path| unit_of(&path));
+    Some(Process { pid, comm, command: command_line(pid), uid: real_uid(pid), user: None, unit, started: started(pid) })
+}
+
+fn real_uid(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// When it began, by field 22 of `/proc/PID/stat`: clock ticks after boot, time asleep included.
+fn started(pid: u32) -> Option<Time> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in brackets, and may be anything.
+    let (_, rest) = text.rsplit_once(')')?;
+    let ticks: u64 = rest.split_whitespace().nth(19)?.parse().ok()?;
+    let since_boot = Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second()).ok()?;
+    let now = rustix::time::clock_gettime(ClockId::Boottime);
+    let now = Duration::new(now.tv_sec.try_into().ok()?, now.tv_nsec.try_into().ok()?);
+    Some(std::time::SystemTime::now().checked_sub(now.saturating_sub(since_boot))?.into())
+}
+
+/// Whether pids here mean what they mean to the BPF programs, which number
+/// processes as the first pid namespace does. (`PROC_PID_INIT_INO` of
+/// `include/linux/proc_ns.h`.)
+pub fn in_first_pid_namespace() -> bool {
+    const PROC_PID_INIT_INO: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(PROC_PID_INIT_INO))
+}
+
+fn command_line(pid: u32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<_> = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() {
+        return None;
+    }
+    Some(wire::printable(&words.join(&b' ')))
+}
+
+/// The systemd unit that a cgroup folder belongs to: the innermost that is a service or a scope (a container of the systemd
+/// driver is one). If there is none, the cgroup itself.
+pub fn unit_of(cgroup: &Path) -> Option<String> {
+    let root = cgroup::root()?;
+    let below = Path::new("/").join(cgroup.strip_prefix(&root).ok()?);
+    let is_unit = |name: &&str| name.ends_with(".service") || name.ends_with(".scope");
+    let unit = below.iter().rev().filter_map(|part| part.to_str()).find(is_unit).map(str::to_owned);
+    Some(unit.unwrap_or_else(|| below.display().to_string()))
+}
+
+/// The processes that have sockets open.
+#[derive(Debug, Default)]
+pub struct Openers {
+    by_inode: BTreeMap<u64, Vec<Process>>,
+    /// What these processes claim to hold by held mode.
+    pub held: Vec<Info>,
+    /// The descriptors of every process of the machine could be read: a socket that none has open is the kernel's own.
+    pub all: bool,
+}
+
+impl Openers {
+    /// Who has one of these sockets open, by their inodes. One round through `/proc`. Without root only the own processes
+    /// can be seen.
+    pub fn of(inodes: &BTreeSet<u64>) -> Self {
+        let mut found = Self { all: in_first_pid_namespace(), ..Self::default() };
+        if inodes.is_empty() {
+            return found;
+        }
+        for pid in pids() {
+            let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
+                Ok(descriptors) => descriptors,
+                // It has ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) => {
+                    found.all = false;
+                    continue;
+                }
+            };
+            let (mut its, mut held) = (BTreeSet::new(), Vec::new());
+            for descriptor in descriptors.flatten() {
+                // With PR_SET_DUMPABLE off the folder can be read, but no link in it.
+                let Ok(link) = fs::read_link(descriptor.path()) else { continue };
+                let Some(link) = link.to_str() else { continue };
+                if let Some(inode) = socket_inode(link).filter(|inode| inodes.contains(inode)) {
+                    its.insert(inode);
+                } else if let Some(info) = Info::of_held_mark(link) {
+                    held.push(info);
+                }
+            }
+            let Some(process) = (!its.is_empty()).then(|| of(pid)).flatten() else { continue };
+            for mut info in held {
+                info.owner = Some(process.clone());
+                found.held.push(info);
+            }
+            for inode in its {
+                found.by_inode.entry(inode).or_default().push(process.clone());
+            }
+        }
+        found.by_inode.values_mut().for_each(|processes| processes.sort());
+        found
+    }
+
+    /// Those of one socket.
+    pub fn with(&self, inode: u64) -> &[Process] {
+        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn this_process_is_described() {
+        let own = of(std::process::id()).unwrap();
+        assert_eq!(own.uid, Some(rustix::process::getuid().as_raw()));
+        assert!(own.command.is_some());
+        let began: SystemTime = own.started.unwrap().into();
+        assert!(began <= SystemTime::now() + Duration::from_secs(1));
+        assert_eq!(of(u32::MAX), None);
+    }
+}

@@ -1,0 +1,378 @@
+//! The sockets of a network namespace, as sock_diag lists them.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr as SocketAddress},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use netlink_packet_core::{
+    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable, NlasIterator,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+};
+use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use portkeep_core::{PortRange, Transport};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with},
+};
+
+/// `TCPF_BOUND_INACTIVE`: TCP sockets that are bound and nothing else.
+///
+/// Kernel commit 91051f003948 ("tcp: Dump bound-only sockets in inet_diag."),
+/// Linux 6.8; older kernels ignore the bit.
+const BOUND_INACTIVE: u32 = 1 << 13;
+/// Every state before that one.
+const ACTIVE: u32 = BOUND_INACTIVE - 1;
+/// `INET_DIAG_CGROUP_ID` of `include/uapi/linux/inet_diag.h`, Linux 5.9.
+const CGROUP_ID: u16 = 21;
+/// The length of `struct inet_diag_msg`.
+const MESSAGE: usize = 72;
+/// `idiag_timer` of a connection in TIME_WAIT, whose state may also be FIN_WAIT2.
+const TIMER_OF_TIME_WAIT: u8 = 3;
+
+/// The state of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SocketState {
+    /// TCP: it listens.
+    Listening,
+    /// Bound, and not connected. TCP: it does not listen.
+    Bound,
+    /// A connection, or a connected UDP socket.
+    Connected,
+    /// TCP: the connection is being made.
+    Connecting,
+    /// TCP: the connection is half-closed or closing.
+    Closing,
+    /// TCP: only the memory of a connection.
+    TimeWait,
+}
+
+/// As listings and JSON have it.
+impl fmt::Display for SocketState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listening => "listening",
+            Self::Bound => "bound",
+            Self::Connected => "connected",
+            Self::Connecting => "connecting",
+            Self::Closing => "closing",
+            Self::TimeWait => "TIME-WAIT",
+        })
+    }
+}
+
+/// A socket that has a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Its transport.
+    pub transport: Transport,
+    /// Its own end.
+    pub local: SocketAddress,
+    /// The other end, if it is connected.
+    pub peer: Option<SocketAddress>,
+    /// Its state.
+    pub state: SocketState,
+    /// When the kernel ends it by itself: of TIME_WAIT, and of what no process has open.
+    pub remaining: Option<Duration>,
+    /// The user that made it; `None` of TIME_WAIT.
+    pub uid: Option<u32>,
+    /// Inode of its descriptors; `None` if no process has one open.
+    pub inode: Option<u64>,
+    /// Id of the cgroup in which it was made, on Linux 5.9 and later.
+    pub cgroup: Option<u64>,
+}
+
+impl Socket {
+    /// Its port, host byte order.
+    pub const fn port(&self) -> u16 {
+        self.local.port()
+    }
+
+    /// Whether it has its port bound or listens on it: then the port is in use, whatever its options. An accepted
+    /// connection has the port of its listener without having bound it, and a client's looks the same.
+    pub const fn holds(&self) -> bool {
+        matches!(self.transport, Transport::Udp) || matches!(self.state, SocketState::Listening | SocketState::Bound)
+    }
+}
+
+/// The sockets of the calling thread's network namespace.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// One for each socket.
+    pub sockets: Vec<Socket>,
+    /// TCP sockets that are bound and do not listen are among them. Not so before Linux 6.8.
+    pub complete: bool,
+}
+
+impl Listing {
+    /// Those of a transport. Without sock_diag in the kernel: nothing, and incomplete.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not answer, or this process may open no more files.
+    pub fn of(transport: Transport) -> io::Result<Self> {
+        Self::on(transport, PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535"))
+    }
+
+    /// Those on the ports of a block (host byte order). Of a single port the kernel lists no others.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](Self::of).
+    pub fn on(transport: Transport, ports: PortRange) -> io::Result<Self> {
+        let mut listing = Self::default();
+        let result = match transport {
+            // Two steps in this order, so that a socket which starts to listen in between is found in one of them: a
+            // single dump walks the listeners first.
+            Transport::Tcp => {
+                // A kernel without sock_diag says so here already; that is looked at below.
+                bound_sockets_are_listed().and_then(|listed| {
+                    listing.complete = listed;
+                    listing.add(transport, ports, BOUND_INACTIVE)?;
+                    listing.add(transport, ports, ACTIVE)
+                })
+            }
+            Transport::Udp => {
+                listing.complete = true;
+                listing.add(transport, ports, ACTIVE)
+            }
+        };
+        match result {
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(Self::default()),
+            other => other.map(|()| listing),
+        }
+    }
+
+    fn add(&mut self, transport: Transport, ports: PortRange, states: u32) -> io::Result<()> {
+        let query = Query { transport, states, port: if ports.count() == 1 { ports.start() } else { 0 } };
+        query.dump_both(|socket| {
+            if ports.contains(socket.port()) {
+                self.sockets.push(socket);
+            }
+        })
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Query {
+    transport: Transport,
+    states: u32,
+    /// 0: any.
+    port: u16,
+}
+
+impl Query {
+    fn dump_both(self, mut each: impl FnMut(Socket)) -> io::Result<()> {
+        self.dump(AF_INET, &mut each)?;
+        match self.dump(AF_INET6, &mut each) {
+            // A kernel without IPv6 has no handler for it.
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn dump(self, family: u8, each: &mut impl FnMut(Socket)) -> io::Result<()> {
+        let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
+        netlink.bind_auto()?;
+        netlink.connect(&SocketAddr::new(0, 0))?;
+
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut socket_id = SocketId::new_v4();
+        socket_id.source_port = self.port;
+        let protocol = match self.transport {
+            Transport::Tcp => IPPROTO_TCP,
+            Transport::Udp => IPPROTO_UDP,
+        };
+        let request = SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::from_bits_retain(self.states),
+            socket_id,
+        });
+        let mut message = NetlinkMessage::new(header, request.into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        netlink.send(&bytes, 0)?;
+
+        loop {
+            let (bytes, _) = netlink.recv_from_full()?;
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<Answer>::deserialize(rest).map_err(io::Error::other)?;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(Answer(Some(message))) => {
+                        if let Some(socket) = self.read(&message) {
+                            each(socket);
+                        }
+                    }
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+                // Messages are aligned to four bytes.
+                let length = (message.header.length as usize).next_multiple_of(4).max(4);
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+
+    fn read(self, message: &Message) -> Option<Socket> {
+        let local = SocketAddress::new(message.address(8)?, message.port(4));
+        let peer = SocketAddress::new(message.address(24)?, message.port(6));
+        let (state, timer) = (message.bytes[1], message.bytes[2]);
+        let [expires, _, _, uid, inode] = [52, 56, 60, 64, 68].map(|at| message.number(at));
+        let state = match self.transport {
+            Transport::Udp if peer.port() != 0 => SocketState::Connected,
+            Transport::Udp => SocketState::Bound,
+            Transport::Tcp if self.states == BOUND_INACTIVE => SocketState::Bound,
+            Transport::Tcp if timer == TIMER_OF_TIME_WAIT => SocketState::TimeWait,
+            Transport::Tcp => match state {
+                TCP_LISTEN => SocketState::Listening,
+                TCP_ESTABLISHED => SocketState::Connected,
+                TCP_SYN_SENT | TCP_SYN_RECV => SocketState::Connecting,
+                _ => SocketState::Closing,
+            },
+        };
+        let ends_by_itself = state == SocketState::TimeWait || state == SocketState::Closing && inode == 0;
+        Some(Socket {
+            transport: self.transport,
+            local,
+            peer: Some(peer).filter(|peer| peer.port() != 0),
+            state,
+            remaining: (ends_by_itself && timer != 0).then(|| Duration::from_millis(expires.into())),
+            uid: (state != SocketState::TimeWait).then_some(uid),
+            inode: Some(u64::from(inode)).filter(|inode| *inode != 0),
+            cgroup: message.cgroup,
+        })
+    }
+}
+
+/// A `struct inet_diag_msg` and the attribute of it that matters here. (`InetResponse` of netlink-packet-sock-diag leaves out
+/// when TIME_WAIT ends.)
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Message {
+    bytes: [u8; MESSAGE],
+    cgroup: Option<u64>,
+}
+
+impl Message {
+    fn port(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
+    }
+
+    fn number(&self, at: usize) -> u32 {
+        u32::from_ne_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"))
+    }
+
+    fn address(&self, at: usize) -> Option<IpAddr> {
+        let sixteen: [u8; 16] = self.bytes[at..at + 16].try_into().expect("sixteen bytes");
+        match self.bytes[0] {
+            AF_INET => Some(Ipv4Addr::new(sixteen[0], sixteen[1], sixteen[2], sixteen[3]).into()),
+            AF_INET6 => Some(Ipv6Addr::from(sixteen).into()),
+            _ => None,
+        }
+    }
+}
+
+/// What the kernel answers; `None`: something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer(Option<Message>);
+
+impl NetlinkDeserializable for Answer {
+    type Error = DecodeError;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
+        let Some((message, attributes)) = payload.split_first_chunk::<MESSAGE>() else { return Ok(Self(None)) };
+        let mut cgroup = None;
+        for attribute in NlasIterator::new(attributes) {
+            let attribute = attribute?;
+            if attribute.kind() == CGROUP_ID {
+                cgroup = attribute.value().first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes));
+            }
+        }
+        Ok(Self(Some(Message { bytes: *message, cgroup })))
+    }
+}
+
+impl NetlinkSerializable for Answer {
+    fn message_type(&self) -> u16 {
+        0
+    }
+
+    fn buffer_len(&self) -> usize {
+        0
+    }
+
+    fn serialize(&self, _: &mut [u8]) {}
+}
+
+/// Found by trying, once: a version number says little about a distribution's kernel.
+fn bound_sockets_are_listed() -> io::Result<bool> {
+    static LISTED: OnceLock<bool> = OnceLock::new();
+    if let Some(listed) = LISTED.get() {
+        return Ok(*listed);
+    }
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    bind(&socket, &std::net::SocketAddr::from(([0, 0, 0, 0], 0)))?;
+    let port = std::net::SocketAddr::try_from(getsockname(&socket)?)?.port();
+    let mut listed = false;
+    let query = Query { transport: Transport::Tcp, states: BOUND_INACTIVE, port };
+    query.dump(AF_INET, &mut |socket| listed |= socket.port() == port)?;
+    Ok(*LISTED.get_or_init(|| listed))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    fn on(transport: Transport, port: u16) -> Vec<Socket> {
+        Listing::on(transport, PortRange::single(port).unwrap()).unwrap().sockets
+    }
+
+    #[test]
+    fn sockets_have_their_ends_their_state_and_their_user() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let client = TcpStream::connect(there).unwrap();
+        let of_client = &on(Transport::Tcp, client.local_addr().unwrap().port())[0];
+        assert_eq!((of_client.local, of_client.peer), (client.local_addr().unwrap(), Some(there)));
+        assert_eq!((of_client.state, of_client.holds()), (SocketState::Connected, false));
+        let uid = rustix::process::getuid().as_raw();
+        assert_eq!((of_client.uid, of_client.remaining), (Some(uid), None));
+        let listens = on(Transport::Tcp, there.port());
+        assert!(listens.iter().any(|socket| socket.state == SocketState::Listening && socket.holds()), "{listens:?}");
+
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        let found = on(Transport::Udp, udp.local_addr().unwrap().port());
+        assert_eq!((found[0].local, found[0].state), (udp.local_addr().unwrap(), SocketState::Bound));
+    }
+
+    #[test]
+    fn what_is_left_of_a_connection_has_an_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let port = client.local_addr().unwrap().port();
+        let (accepted, _) = listener.accept().unwrap();
+        // The side that closes first has the TIME_WAIT.
+        drop(client);
+        drop(accepted);
+        let left = std::iter::repeat_with(|| on(Transport::Tcp, port))
+            .find_map(|sockets| sockets.into_iter().find(|socket| socket.state == SocketState::TimeWait))
+            .unwrap();
+        assert_eq!((left.inode, left.uid), (None, None));
+        assert!(left.remaining.unwrap() > Duration::ZERO && left.remaining.unwrap() <= Duration::from_secs(60));
+    }
+}

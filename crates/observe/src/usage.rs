@@ -1,0 +1,359 @@
+//! Who uses a port: the sockets that have it bound, and those that are connected from it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+};
+
+use portkeep::{BoundSocket, Info, Process};
+use portkeep_core::{PortRange, Transport, Transports};
+use portkeep_kernel::cgroup;
+use serde::Serialize;
+
+use crate::{
+    accounts::known_user,
+    process::{self, Openers},
+    sockets::{Listing, Socket, SocketState},
+};
+
+/// So many connections of a port are shown; the rest is counted. A busy server has thousands.
+const SHOWN: usize = 16;
+
+/// The sockets on one port, in one network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PortUse {
+    /// The port, host byte order.
+    pub port: u16,
+    /// Of which transport.
+    pub transport: Transport,
+    /// The sockets that have it bound or listen on it: one for each process that has the socket open.
+    pub bound_by: Vec<BoundSocket>,
+    /// The first few connections on it: accepted ones, clients, and what is left of either.
+    pub connections: Vec<BoundSocket>,
+    /// How many connections there are.
+    pub connection_count: usize,
+}
+
+impl PortUse {
+    /// Of a port without sockets.
+    pub const fn none(port: u16, transport: Transport) -> Self {
+        Self { port, transport, bound_by: Vec::new(), connections: Vec::new(), connection_count: 0 }
+    }
+
+    /// Whether no socket has the port.
+    pub const fn is_free(&self) -> bool {
+        self.bound_by.is_empty() && self.connection_count == 0
+    }
+
+    /// The sockets, those that have the port bound first.
+    pub fn sockets(&self) -> impl Iterator<Item = &BoundSocket> {
+        self.bound_by.iter().chain(&self.connections)
+    }
+}
+
+/// The sockets on some ports.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// For each port that has a socket.
+    pub ports: BTreeMap<(u16, Transport), PortUse>,
+    /// Reservations that a process holds by held mode with one of these sockets, by their blocks.
+    pub held: Vec<Info>,
+    /// The processes of all users could be seen. If not, root would see more.
+    pub all: bool,
+    /// Every socket that has a port is listed. Before Linux 6.8, TCP sockets that are bound and do not listen are not.
+    pub complete: bool,
+}
+
+/// The sockets of one port.
+#[derive(Default)]
+struct Sorted {
+    holds: Vec<Socket>,
+    /// The first few.
+    connections: Vec<Socket>,
+    connection_count: usize,
+}
+
+impl Usage {
+    /// Who uses the ports of these blocks (host byte order), in the calling thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not list its sockets.
+    pub fn of(blocks: &[(PortRange, Transports)]) -> io::Result<Self> {
+        let (sockets, complete) = listed(blocks)?;
+        Ok(Self { complete, ..Self::with(sockets) })
+    }
+
+    /// The same without connections: only who has the ports bound.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](Self::of).
+    pub fn bound(blocks: &[(PortRange, Transports)]) -> io::Result<Self> {
+        let (mut sockets, complete) = listed(blocks)?;
+        sockets.retain(Socket::holds);
+        Ok(Self { complete, ..Self::with(sockets) })
+    }
+
+    /// Who has these sockets open.
+    pub fn with(mut sockets: Vec<Socket>) -> Self {
+        // Those that no process has any more come last.
+        sockets.sort_by_key(|socket| (!socket.holds(), socket.state, socket.inode.is_none()));
+        let mut by_port: BTreeMap<(u16, Transport), Sorted> = BTreeMap::new();
+        for socket in sockets {
+            let sorted = by_port.entry((socket.port(), socket.transport)).or_default();
+            if socket.holds() {
+                sorted.holds.push(socket);
+            } else {
+                sorted.connection_count += 1;
+                if sorted.connections.len() < SHOWN {
+                    sorted.connections.push(socket);
+                }
+            }
+        }
+        let shown = by_port.values().flat_map(|sorted| sorted.holds.iter().chain(&sorted.connections));
+        let openers = Openers::of(&shown.filter_map(|socket| socket.inode).collect());
+        let mut names = Names::new(&openers);
+        let mut usage = Self { all: openers.all, ..Self::default() };
+        for ((port, transport), Sorted { holds, connections, connection_count }) in by_port {
+            let mut named = |sockets: &[Socket]| {
+                let mut all: Vec<BoundSocket> = sockets.iter().flat_map(|socket| names.of(socket)).collect();
+                all.dedup();
+                all
+            };
+            let (bound_by, connections) = (named(&holds), named(&connections));
+            if !bound_by.is_empty() || connection_count > 0 {
+                let found = PortUse { port, transport, bound_by, connections, connection_count };
+                usage.ports.insert((port, transport), found);
+            }
+        }
+        usage.held = held(&openers, &usage.ports);
+        usage
+    }
+
+    /// One port.
+    pub fn port(&self, transport: Transport, port: u16) -> PortUse {
+        self.ports.get(&(port, transport)).cloned().unwrap_or_else(|| PortUse::none(port, transport))
+    }
+}
+
+/// The sockets on the ports of these blocks, and whether all are listed.
+fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)> {
+    let (mut sockets, mut complete) = (Vec::new(), true);
+    for transport in Transport::ALL {
+        let mut wanted = blocks.iter().filter(|(_, transports)| transports.contains(transport));
+        let Some((first, _)) = wanted.next() else { continue };
+        let listing = match wanted.next() {
+            None => Listing::on(transport, *first)?,
+            Some(_) => Listing::of(transport)?,
+        };
+        complete &= listing.complete;
+        let asked = |port| blocks.iter().any(|(ports, of)| of.contains(transport) && ports.contains(port));
+        sockets.extend(listing.sockets.into_iter().filter(|socket| asked(socket.port())));
+    }
+    Ok((sockets, complete))
+}
+
+/// What is held, as far as the process has a socket on one of its ports: any process can claim to hold a block.
+fn held(openers: &Openers, ports: &BTreeMap<(u16, Transport), PortUse>) -> Vec<Info> {
+    let mut found: Vec<Info> = Vec::new();
+    for info in &openers.held {
+        let Some(owner) = &info.owner else { continue };
+        let has = |port: u16, transport: Transport| {
+            ports.get(&(port, transport)).is_some_and(|usage| {
+                let mut processes = usage.bound_by.iter().filter_map(|socket| socket.process.as_ref());
+                processes.any(|process| process.pid == owner.pid)
+            })
+        };
+        let holds = info.transports.iter().any(|transport| info.ports.iter().any(|port| has(port, transport)));
+        // A child that inherited it has it, too.
+        let known = found.iter().any(|other| other.ports == info.ports && other.transports == info.transports);
+        if holds && !known {
+            let mut info = info.clone();
+            name_user(info.owner.as_mut(), &mut HashMap::new());
+            found.push(info);
+        }
+    }
+    found
+}
+
+fn name_user(process: Option<&mut Process>, users: &mut HashMap<u32, Option<String>>) {
+    if let Some(process) = process {
+        process.user = process.uid.and_then(|uid| users.entry(uid).or_insert_with(|| known_user(uid)).clone());
+    }
+}
+
+/// Names of what sockets have by number, each looked up once.
+struct Names<'a> {
+    openers: &'a Openers,
+    users: HashMap<u32, Option<String>>,
+    units: HashMap<u64, Option<String>>,
+    /// Sockets on ports that were listed again, for those that no process has open.
+    again: HashMap<(u16, Transport), BTreeSet<u64>>,
+}
+
+impl<'a> Names<'a> {
+    fn new(openers: &'a Openers) -> Self {
+        Self { openers, users: HashMap::new(), units: HashMap::new(), again: HashMap::new() }
+    }
+
+    /// One for each process that has the socket open.
+    fn of(&mut self, socket: &Socket) -> Vec<BoundSocket> {
+        let openers = socket.inode.map_or(&[][..], |inode| self.openers.with(inode));
+        let kernel = openers.is_empty() && self.openers.all && socket.inode.is_some();
+        if kernel && !self.is_still_there(socket) {
+            // Its process has just ended.
+            return Vec::new();
+        }
+        let (users, units) = (&mut self.users, &mut self.units);
+        let unit = match socket.cgroup.filter(|_| openers.is_empty() && !kernel) {
+            Some(id) => units.entry(id).or_insert_with(|| unit_of(id)).clone(),
+            None => None,
+        };
+        let user = socket.uid.and_then(|uid| users.entry(uid).or_insert_with(|| known_user(uid)).clone());
+        let bound = |process: Option<&Process>| BoundSocket {
+            port: socket.port(),
+            transport: socket.transport,
+            state: Some(socket.state.to_string()),
+            local: Some(socket.local.to_string()),
+            peer: socket.peer.map(|peer| peer.to_string()),
+            process: process.cloned(),
+            kernel,
+            uid: socket.uid,
+            user: user.clone(),
+            unit: unit.clone().or_else(|| process.and_then(|process| process.unit.clone())),
+            remaining: socket.remaining.map(|left| left.as_secs()),
+        };
+        if openers.is_empty() {
+            return vec![bound(None)];
+        }
+        let mut all: Vec<BoundSocket> = openers.iter().map(|process| bound(Some(process))).collect();
+        all.iter_mut().for_each(|bound| name_user(bound.process.as_mut(), &mut self.users));
+        all
+    }
+
+    fn is_still_there(&mut self, socket: &Socket) -> bool {
+        let inodes = self.again.entry((socket.port(), socket.transport)).or_insert_with(|| {
+            let block = PortRange::single(socket.port()).expect("a socket's port is not 0");
+            let listed = Listing::on(socket.transport, block).unwrap_or_default().sockets;
+            listed.into_iter().filter_map(|socket| socket.inode).collect()
+        });
+        socket.inode.is_some_and(|inode| inodes.contains(&inode))
+    }
+}
+
+fn unit_of(cgroup: u64) -> Option<String> {
+    let path = cgroup::path_of(cgroup)?;
+    process::unit_of(&cgroup::root()?.join(path.strip_prefix("/").ok()?))
+}
+
+/// A socket of which only this is known: the port cannot be bound.
+pub const fn unlisted(transport: Transport, port: u16) -> BoundSocket {
+    BoundSocket {
+        port,
+        transport,
+        state: None,
+        local: None,
+        peer: None,
+        process: None,
+        kernel: false,
+        uid: None,
+        user: None,
+        unit: None,
+        remaining: None,
+    }
+}
+
+/// Which port of a block is in use and by which socket, in a sentence; `None` if no socket is listed. In the calling
+/// thread's network namespace.
+pub fn in_use(transport: Transport, block: PortRange) -> Option<String> {
+    let usage = Usage::of(&[(block, transport.into())]).ok()?;
+    // Bound sockets first, as they are what a user can do something about.
+    let found =
+        usage.ports.values().find(|found| !found.bound_by.is_empty()).or_else(|| usage.ports.values().next())?;
+    let sockets: Vec<BoundSocket> = found.sockets().cloned().collect();
+    Some(sentence(transport, found.port, &sockets))
+}
+
+/// "8443/tcp is in use by pid 812 (nginx): listening".
+pub fn sentence(transport: Transport, port: u16, sockets: &[BoundSocket]) -> String {
+    let Some(first) = sockets.first() else { return format!("{port}/{transport} is in use") };
+    format!("{port}/{transport} is in use by {}: {}", holder(first), state(first))
+}
+
+/// "pid 812 (nginx)", "the kernel itself", or what else is known of who has a socket.
+pub fn holder(socket: &BoundSocket) -> String {
+    if let Some(process) = &socket.process {
+        return process.to_string();
+    }
+    if socket.kernel {
+        return "the kernel itself".into();
+    }
+    let state = socket.state.as_deref().unwrap_or_default();
+    if socket.remaining.is_some()
+        || [SocketState::Closing, SocketState::TimeWait].map(|s| s.to_string()).contains(&state.into())
+    {
+        return "a connection that no process has open".into();
+    }
+    let user = socket.user.clone().or_else(|| socket.uid.map(|uid| uid.to_string()));
+    let user = user.map_or_else(String::new, |user| format!(" of user {user}"));
+    let unit = socket.unit.as_ref().map_or_else(String::new, |unit| format!(" in {unit}"));
+    format!("a process{user}{unit} that cannot be seen from here")
+}
+
+/// "listening on 0.0.0.0:80", "connected, 127.0.0.1:44444 to 127.0.0.1:8008", "TIME-WAIT, ..., 43 s left".
+pub fn state(socket: &BoundSocket) -> String {
+    let (Some(state), Some(local)) = (socket.state.as_deref(), socket.local.as_deref()) else {
+        return "it cannot be bound".into();
+    };
+    let left = socket.remaining.map_or_else(String::new, |left| format!(", {left} s left"));
+    match &socket.peer {
+        Some(peer) => format!("{state}, {local} to {peer}{left}"),
+        None if state == "bound" && socket.transport == Transport::Tcp => format!("bound to {local}, not listening"),
+        None => format!("{state} on {local}{left}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_named_with_its_process_and_its_peer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let client = TcpStream::connect(there).unwrap();
+        let here = client.local_addr().unwrap();
+        let look = |port| Usage::of(&[(PortRange::single(port).unwrap(), Transports::Tcp)]).unwrap();
+        let found = look(here.port()).port(Transport::Tcp, here.port());
+        assert!(found.bound_by.is_empty() && found.connection_count >= 1 && !found.is_free());
+        let of_client = found.connections.iter().find(|socket| socket.peer == Some(there.to_string())).unwrap();
+        assert_eq!(of_client.process.as_ref().map(|process| process.pid), Some(std::process::id()));
+        let text = sentence(Transport::Tcp, here.port(), std::slice::from_ref(of_client));
+        let expected = format!("by pid {}", std::process::id());
+        assert!(text.contains(&expected) && text.ends_with(&format!("connected, {here} to {there}")), "{text}");
+        let of_server = look(there.port()).port(Transport::Tcp, there.port());
+        assert_eq!(of_server.bound_by[0].state.as_deref(), Some("listening"));
+        assert_eq!(of_server.bound_by[0].process.as_ref().map(|process| process.pid), Some(std::process::id()));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_said_with_what_is_known() {
+        let socket = BoundSocket {
+            state: Some("bound".into()),
+            local: Some("0.0.0.0:53".into()),
+            uid: Some(0),
+            user: Some("root".into()),
+            unit: Some("named.service".into()),
+            ..unlisted(Transport::Udp, 53)
+        };
+        assert_eq!(
+            sentence(Transport::Udp, 53, std::slice::from_ref(&socket)),
+            "53/udp is in use by a process of user root in named.service that cannot be seen from here: bound on 0.0.0.0:53"
+        );
+        let kernel = BoundSocket { kernel: true, ..socket };
+        assert_eq!(holder(&kernel), "the kernel itself");
+    }
+}
