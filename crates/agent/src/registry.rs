@@ -400,7 +400,7 @@ impl Registry {
             if r.netns == desk.netns {
                 standing.insert((ports, transports), (id, token, ListMark::of(&r.label)));
             } else {
-                elsewhere.push((id, token, ListMark::of(&r.label)));
+                elsewhere.push((id, token));
             }
         }
 
@@ -410,13 +410,14 @@ impl Registry {
             .filter(|item| matches!(item.how, How::Active(_)))
             .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
             .collect();
-        let mut ended: HashSet<Name> = before.values().map(|declaration| declaration.name.clone()).collect();
+        // Whose blocks were which, and those that lose one.
+        let names: HashMap<_, Name> = before.values().flat_map(blocks_of).collect();
+        let mut ended: HashSet<Name> = HashSet::new();
         for declared in declared {
             let key = key_of(&declared.declaration);
             let how = match take_all(&mut standing, &declared.declaration) {
                 Some(blocks) => {
                     let was = before.get(&key);
-                    was.inspect(|was| _ = ended.remove(&was.name));
                     match adjust(desk, &blocks, &declared.declaration) {
                         Ok(adjusted) => {
                             let differs = was.is_some_and(|was| *was != declared.declaration);
@@ -434,25 +435,32 @@ impl Registry {
         // Ended before others are begun: they may want the ports.
         if self.is_complete() {
             let mut lists = HashSet::new();
-            for (id, token, mark) in standing.into_values().chain(elsewhere) {
+            for (key, (id, token, mark)) in standing {
                 desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
-                // The blocks of a list were one reservation.
-                changes.removed += usize::from(mark.is_none_or(|mark| lists.insert(mark)));
+                match names.get(&key) {
+                    Some(name) => _ = ended.insert(name.clone()),
+                    // The blocks of a list were one reservation.
+                    None => changes.removed += usize::from(mark.is_none_or(|mark| lists.insert(mark))),
+                }
+            }
+            for (id, token) in elsewhere {
+                desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
+                changes.removed += 1;
             }
         }
         let begins: Vec<bool> = self.items.iter().map(|item| matches!(item.how, How::Waiting(_))).collect();
         self.begin_waiting(desk)?;
         for (item, began) in self.items.iter().zip(begins) {
             match item.how {
-                // Another block of the same name is a change.
-                How::Active(_) if began && changes.removed > 0 && ended.remove(&item.declared.declaration.name) => {
-                    changes.changed += 1;
-                    changes.removed -= 1;
+                // Other ports of the same name are a change.
+                How::Active(_) if ended.remove(&item.declared.declaration.name) => {
+                    changes.changed += usize::from(began);
                 }
                 How::Active(_) => changes.added += usize::from(began),
                 How::Waiting(_) => changes.waiting += 1,
             }
         }
+        changes.removed += ended.len();
         changes.waiting += self.conflicts.len();
         self.index();
         Ok(changes)
@@ -807,6 +815,11 @@ fn not_in_force(Declared { declaration, origin }: &Declared, state: State, reaso
 
 /// A block in force: its id, its token, and the mark of its list.
 type Standing = (u32, Token, Option<ListMark>);
+
+fn blocks_of(declaration: &Declaration) -> impl Iterator<Item = ((PortRange, Transports), Name)> {
+    let of = |block: &PortRange| ((*block, declaration.transports), declaration.name.clone());
+    declaration.ports.blocks().iter().map(of)
+}
 
 /// Take the blocks of a declaration out of those in force, if all of them are.
 fn take_all(

@@ -26,8 +26,8 @@ pub(crate) struct Ask {
     /// The same numbers for TCP and UDP
     #[arg(long, group = "transport")]
     both: bool,
-    /// These ports, as 8080, 80,443 or 5000-5019/udp [default: chosen from the pool]
-    #[arg(short, long, value_name = "LIST", conflicts_with_all = ["wanted", "align"])]
+    /// These ports, as 80,443 or 5000-5019/udp [default: any of the pool]
+    #[arg(short, long, value_name = "LIST", value_parser = ports::text, conflicts_with_all = ["wanted", "align"])]
     pub(crate) ports: Option<String>,
     /// The first port is a multiple of N, a power of two (2 for RTP pairs)
     #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]

@@ -8,6 +8,11 @@ pub(crate) fn ports(text: &str) -> Result<Ports, String> {
     Ports::parse(text, &services()).map_err(|error| error.on_one_line())
 }
 
+/// A text that names ports. Which ones can depend on options.
+pub(crate) fn text(text: &str) -> Result<String, String> {
+    ports(text).map(|_| text.to_owned())
+}
+
 /// The meaning where options say the transports, too. Without either it is TCP.
 pub(crate) fn resolve(text: &str, option: Option<Transports>) -> Result<(PortList, Transports), String> {
     Ports::resolve(text, option, &services()).map_err(|error| error.on_one_line())

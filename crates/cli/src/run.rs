@@ -322,7 +322,7 @@ fn nth(digits: &[u8], ports: &PortList) -> anyhow::Result<u16> {
     port.with_context(|| {
         let last = ports.count() - 1;
         format!(
-            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports"
+            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count or --ports"
         )
     })
 }

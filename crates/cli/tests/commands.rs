@@ -395,7 +395,7 @@ fn list_who_and_release_tell_the_same() {
     assert_eq!(entry["netns_name"], "this");
     assert_eq!(entry["owner"]["pid"], holding.child.id());
     assert_eq!(entry["owner"]["comm"], "portkeep");
-    assert!(entry["owner"]["command"].as_str().is_none_or(|command| command.contains("acquire --count 2")));
+    assert!(entry["owner"]["command"].as_str().is_none_or(|command| command.contains("acquire --ports 61010-61011")));
     assert_eq!(entry["owner"]["uid"], 0);
     assert_eq!(entry["scope"]["kind"], "cgroup");
     assert_eq!(entry["cgroup"], bed.home());

@@ -43,7 +43,6 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["run", "--label", "longer than twenty-four bytes", "--", "true"],
         &["acquire", "--ports", "0"],
         &["acquire", "--ports", "80,"],
-        &["acquire", "--ports", "80/udp", "--tcp"],
         &["acquire", "--ports", "80", "--count", "2"],
         &["up", "--deny-errno", "EPERM"],
         &["up", "--pool", "9-8"],
@@ -57,6 +56,8 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["persist", "add", "--name", "x", "--tcp", "0"],
         &["persist", "add", "--name", "x", "--tcp", "80,80"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--udp", "80"],
+        &["persist", "add", "--name", "x", "--tcp"],
+        &["persist", "add", "--name", "x", "--any", "3", "--udp", "5"],
         &["persist", "add", "--name", "x", "--any", "0"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--align", "2"],
         &["persist", "add", "--name", "x", "--any", "4", "--align", "3"],
@@ -102,8 +103,9 @@ fn exit_statuses_are_one_table() {
 #[test]
 fn what_only_shows_together_is_wrong_usage_too() {
     for (words, told) in [
-        (&["persist", "add", "--name", "x", "--tcp"][..], "which ports?"),
-        (&["persist", "add", "--name", "x", "--any", "3", "--udp", "5"], "--any has the ports chosen"),
+        (&["persist", "add", "80/udp", "--name", "x", "--tcp"][..], "says udp, and tcp is said beside it"),
+        (&["persist", "add", "80,82", "--name", "x", "--user", "a", "--ephemeral"], "has to be one block"),
+        (&["acquire", "--ports", "80/udp", "--tcp"], "says udp, and tcp is said beside it"),
         (&["excludedportrange", "show", "store=active"], "protocol is missing"),
         (&["excludedportrange", "add", "tcp", "0", "1"], "startport is a number from 1 to 65535"),
         (&["netsh", "interface", "ipv4"], "only `netsh interface ipv4 show|add|delete excludedportrange`"),

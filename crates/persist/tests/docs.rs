@@ -39,7 +39,7 @@ fn every_toml_example_is_valid() {
             Err(wrong) => panic!("the example on line {line}: {wrong:#?}"),
         }
     }
-    assert_eq!(stanzas, 9);
+    assert_eq!(stanzas, 8);
 }
 
 /// The example of portreserve's files says what they are read as.

@@ -82,9 +82,9 @@ fn held_ports_are_everybody_elses_taboo() {
         (Some(std::process::id()), Some(Enforcement::Held))
     );
     assert_eq!(lookup(reservation.token()).unwrap(), Some(info));
-    let ports = reservation.ports();
+    let ports = reservation.ports().clone();
     drop(reservation);
-    for port in ports {
+    for port in &ports {
         TcpListener::bind((V4, port)).unwrap();
     }
 }
@@ -313,11 +313,10 @@ fn l2_a_list_is_held_whole_or_not_at_all() {
     assert!(is_held(Transport::Tcp, first) && is_held(Transport::Tcp, first + 2));
     let drawn = [reservation.bind_tcp(V4).unwrap(), reservation.bind_tcp(V4).unwrap()];
     assert!(matches!(reservation.bind_tcp(V4), Err(BindError::Exhausted)));
-    drop(drawn);
 
     let more = format!("{},{}", first + 2, first + 4);
     assert!(matches!(tcp().ports(more.as_str()).acquire(), Err(AcquireError::InUse { .. })));
     TcpListener::bind((V4, first + 4)).unwrap();
-    drop(reservation);
+    drop((reservation, drawn));
     TcpListener::bind((V4, first + 2)).unwrap();
 }

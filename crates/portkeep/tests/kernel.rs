@@ -207,7 +207,7 @@ fn a_token_of_another_namespace_is_told_apart() {
 }
 
 kernel_test! {
-fn a_conflict_is_named() {
+fn a_conflict_isnamed() {
     let pool = version().unwrap().pool.unwrap();
     let first = Reservation::tcp().ports(4).at(pool.start() + 100).label("mine").acquire().unwrap();
     for (start, count, port) in [(98, 4, 100), (102, 1, 102), (103, 9, 103), (90, 30, 100)] {
@@ -552,7 +552,7 @@ fn l2_a_list_is_all_or_nothing_and_one_reservation() {
     assert_eq!(who(Transport::Tcp, 61011).unwrap(), None);
 
     // Each port comes out of its block, and a draw goes on with the next block.
-    let _named = reservation.bind_tcp_port(V4, 61021).unwrap();
+    let named = reservation.bind_tcp_port(V4, 61021).unwrap();
     let drawn: Vec<TcpListener> = (0..3).map(|_| reservation.bind_tcp(V4).unwrap()).collect();
     let mut ports: Vec<u16> = drawn.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
     ports.sort_unstable();
@@ -577,7 +577,7 @@ fn l2_a_list_is_all_or_nothing_and_one_reservation() {
     assert_eq!(again.ports().to_string(), "61010,61020-61022");
     drop(again);
     assert_eq!(list().unwrap(), []);
-    drop(_named);
+    drop(named);
     drop(asked().acquire().unwrap().into_parts().owner);
     assert_eq!(list().unwrap(), []);
 }

@@ -34,7 +34,7 @@ Examples:
 #[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
 pub(crate) struct Args {
     /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp
-    #[arg(help_heading = "Ports")]
+    #[arg(help_heading = "Ports", value_parser = ports::text)]
     ports: Option<String>,
     /// Its name: letters, digits and . _ @ : + -
     #[arg(long)]
