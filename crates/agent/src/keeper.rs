@@ -100,11 +100,7 @@ impl Keeper {
 
     /// Add many at once. Those that would leave too few ephemeral ports are not added, unless they are forced; returned are
     /// their indices and the reasons.
-    pub(super) fn add_each_here(
-        &self,
-        netns: u64,
-        blocks: &[(PortSet, bool)],
-    ) -> io::Result<Vec<(usize, Exhausted)>> {
+    pub(super) fn add_each_here(&self, netns: u64, blocks: &[(PortSet, bool)]) -> io::Result<Vec<(usize, Exhausted)>> {
         let mut refused = Vec::new();
         settle_here(&self.runtime, netns, |ours, current| {
             let (ephemeral, shared) = self.shared(ours, current)?;

@@ -1,10 +1,6 @@
-//! `acquire`: hold a block for as long as somebody keeps the line open.
+//! `acquire`: ports for a shell, a script or a program without the library.
 
-use std::{
-    io::{self, Read, Write},
-    sync::mpsc,
-    thread,
-};
+use std::{ffi::OsString, io::Write};
 
 use anyhow::Context;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -18,6 +14,7 @@ use crate::{
     DONE, Io,
     ask::Ask,
     claim::{Claim, Kind},
+    hold::{self, End, Hold},
     level::{Level, Place, only_held},
     sources::ConfigFile,
 };
@@ -26,14 +23,24 @@ const AFTER_HELP: &str = "\
 Prints the ports on one line, `61000-61003 tcp 6f1d...` (ports, transport, token; a list has a token for each block, \
 with commas), and ends the reservation when its \
 standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails if another process \
-ends the reservation. Without kernel enforcement the last word is `held`. With --require-kernel, --strict or --scope \
+ends the reservation. If standard input is at its end from the beginning, as in scripts and services, nothing would \
+keep the ports, so it fails and names the options for that:
+
+--hold keeps the ports until a signal. --while-pid and --for return when the ports are there; a process in the \
+background keeps them, and a signal to that process ends the reservation (`portkeep list` shows its number). Given \
+both, the first end counts. --for 0s only tries.
+
+--wait waits until other processes give the ports up; a signal ends that, with status 128+N.
+
+Without kernel enforcement the last word is `held`. With --require-kernel, --strict or --scope \
 cgroup it fails instead.
 
 Examples:
-  portkeep acquire --count 4                      until Ctrl-D
-  coproc P { portkeep acquire --both; }           in a script: until it ends
-  read -r ports transport token <&\"${P[0]}\"
-  portkeep acquire -p 80,443 --scope cgroup       for everything in the cgroup of the caller";
+  portkeep acquire --count 4                           until Ctrl-D
+  line=$(portkeep acquire --while-pid $$)              while this script runs
+  ports=${line%% *}
+  portkeep acquire --ports 61004 --wait=30s --for 10m
+  portkeep acquire -p 80,443 --hold --scope cgroup     for everything in the cgroup of the caller";
 
 /// Reserve ports and keep them until standard input ends
 #[derive(Debug, clap::Args)]
@@ -47,6 +54,8 @@ pub(crate) struct Args {
     /// Only sockets associated with the token can use the ports
     #[arg(long)]
     strict: bool,
+    #[command(flatten)]
+    hold: Hold,
     /// One JSON object on one line
     #[arg(long)]
     json: bool,
@@ -65,10 +74,16 @@ fn scope() -> impl TypedValueParser<Value = Scope> {
     PossibleValuesParser::new(values).map(|name| if name == "cgroup" { Scope::Cgroup(0) } else { Scope::User })
 }
 
-pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
+/// `words` are the arguments of this process.
+pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
+    args.hold.begin()?;
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
     args.ask.ports()?;
+    let until = args.hold.until()?;
+    if args.hold.leaves() {
+        return hold::leave_to_another(words);
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == Scope::Cgroup(0), "--scope cgroup"),
@@ -81,7 +96,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             Claim::kernel(&args.ask, &args.config, "", args.scope, kind, None, || signals.pending().next())?
         }
         Level::Held(reason) => {
-            let claim = Claim::held(&args.ask, &args.config)?;
+            let claim = Claim::held(&args.ask, &args.config, || signals.pending().next())?;
             let udp = match claim.transports {
                 Transports::Tcp => "",
                 _ => ", but no program can bind the UDP ports",
@@ -101,7 +116,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         writeln!(io.out, "{} {} {tokens}", claim.ports, claim.transports)?;
     }
     io.out.flush()?;
-    let end = wait_for_the_end(signals, &claim);
+    args.hold.settle(&until, io)?;
+    let end = hold::wait(until, signals, &claim);
     // First the ports, then the BPF programs that may have been up only for them.
     drop(claim);
     drop(level);
@@ -109,32 +125,4 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         End::Wanted => Ok(DONE),
         End::Lost(reason) => anyhow::bail!("{reason}"),
     }
-}
-
-/// The reason why the reservation ended.
-enum End {
-    /// Standard input has ended, or a signal came.
-    Wanted,
-    /// Somebody else, with the reason.
-    Lost(String),
-}
-
-fn wait_for_the_end(mut signals: Signals, claim: &Claim) -> End {
-    let (send, ended) = mpsc::channel();
-    let (by_input, by_signal) = (send.clone(), send.clone());
-    let _watch = claim.watch(move |reason| drop(send.send(End::Lost(reason))));
-    // Neither thread is waited for: one of them is stuck in a read until the process ends.
-    thread::spawn(move || {
-        let mut rest = [0; 4096];
-        let mut input = io::stdin().lock();
-        while !matches!(input.read(&mut rest), Ok(0) | Err(_)) {}
-        let _ = by_input.send(End::Wanted);
-    });
-    thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            let _ = by_signal.send(End::Wanted);
-        }
-    });
-    // The thread that reads holds its end of the channel until it has said something.
-    ended.recv().unwrap_or(End::Wanted)
 }

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use portkeep::{Align, PortList, Transports};
+use portkeep_core::time;
 
 use crate::{exit::Usage, patience, ports};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
+/// The time of a --wait without one.
+const FOR_EVER: &str = "forever";
 /// Bytes that a label can have.
 pub(crate) const LABEL: usize = 24;
 
@@ -35,9 +38,15 @@ pub(crate) struct Ask {
     /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
-    /// Fail without kernel enforcement (PORTKEEP_REQUIRE=kernel)
+    /// Fail without kernel enforcement
+    ///
+    /// PORTKEEP_REQUIRE=kernel in the environment does the same.
     #[arg(long)]
     pub(crate) require_kernel: bool,
+    /// Wait for the ports, at most so long (30s, 5m)
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
+    #[arg(value_parser = wait)]
+    pub(crate) wait: Option<Duration>,
     /// Seconds to wait for an agent that does not answer
     #[arg(long, value_name = "SECONDS", env = patience::VARIABLE, hide_env_values = true)]
     #[arg(default_value = patience::DEFAULT, value_parser = patience::seconds)]
@@ -78,6 +87,10 @@ impl Ask {
         let (list, transports) = ports::resolve(text, option).map_err(Usage)?;
         Ok((Some(list), transports))
     }
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    if text == FOR_EVER { Ok(Duration::MAX) } else { time::duration(text) }
 }
 
 fn label(text: &str) -> Result<String, &'static str> {

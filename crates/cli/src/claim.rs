@@ -13,8 +13,9 @@ use portkeep::{
     AcquireError, Enforcement, Info, PortList, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
+use portkeep_core::time;
 
-use crate::{ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
+use crate::{Io, ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
 
 /// Ports that are ours until this is dropped.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Claim {
         scope: Scope,
         kind: Kind,
         beside: Option<&Self>,
-        mut signal: impl FnMut() -> Option<i32>,
+        signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
         let mut request =
             request(ask)?.label(ask.label.as_deref().unwrap_or(label)).scope(scope).require(Require::Kernel);
@@ -63,39 +64,21 @@ impl Claim {
             Kind::Strict => request = request.strict(),
             Kind::Ephemeral => request = request.ephemeral(),
         }
-        let mut ended_by = None;
         // One owner socket for both: they end together.
         let owner = match beside {
             Some(claim) => claim.owner().context("duplicating the owner socket")?,
             None => None,
         };
-        let started = match owner {
-            Some(owner) => request.start_on(owner),
-            None => request.start(),
-        };
-        let granted = started.and_then(|pending| {
-            pending.wait_for(ask.timeout, || {
-                ended_by = signal();
-                ended_by.is_some()
-            })
-        });
-        match granted {
-            Ok(reservation) => {
-                let tokens = reservation.blocks().map(|(_, token)| token).collect();
-                Ok(Self { tokens, ..Self::of(reservation) })
-            }
-            Err(error) => Err(match ended_by.or_else(signal) {
-                Some(signal) if matches!(error, AcquireError::Interrupted) => Ended(signal).into(),
-                _ => conflict::explain(ask, config, error),
-            }),
-        }
+        let reservation = acquire(&request, ask, config, owner, signal)?;
+        let tokens = reservation.blocks().map(|(_, token)| token).collect();
+        Ok(Self { tokens, ..Self::of(reservation) })
     }
 
     /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
-    pub(crate) fn held(ask: &Ask, config: &ConfigFile) -> anyhow::Result<Self> {
+    pub(crate) fn held(ask: &Ask, config: &ConfigFile, signal: impl FnMut() -> Option<i32>) -> anyhow::Result<Self> {
         let label = ask.label.as_deref().unwrap_or_default();
-        let held = request(ask)?.label(label).require(Require::Held).acquire();
-        let reservation = held.map_err(|error| conflict::explain(ask, config, error))?;
+        let request = request(ask)?.label(label).require(Require::Held);
+        let reservation = acquire(&request, ask, config, None, signal)?;
         reservation.open_held(Transports::Tcp)?;
         Ok(Self::of(reservation))
     }
@@ -166,9 +149,43 @@ fn request(ask: &Ask) -> anyhow::Result<Request> {
     let (list, transports) = ask.ports()?;
     let first = transports.iter().next().unwrap_or(Transport::Tcp);
     let request = Request::new(first).ports(ask.count()).align(ask.align.get());
+    let request = request.timeout(ask.timeout).wait(ask.wait.unwrap_or_default());
     let request = if transports == Transports::Both { request.both() } else { request };
     Ok(match list {
         Some(list) => request.ports(list),
         None => request,
+    })
+}
+
+/// Make the request, and wait as long as `ask` says. A signal that `signal` reports ends that.
+fn acquire(
+    request: &Request,
+    ask: &Ask,
+    config: &ConfigFile,
+    owner: Option<OwnedFd>,
+    mut signal: impl FnMut() -> Option<i32>,
+) -> anyhow::Result<Reservation> {
+    let (mut ended_by, mut waits) = (None, false);
+    let granted = request.acquire_unless(owner, |why| {
+        ended_by = signal();
+        match why {
+            Some(AcquireError::OverQuota) if conflict::never_allowed(ask, config) => return true,
+            Some(why) if !waits => {
+                waits = true;
+                Io::standard().note(format_args!("waiting: {}", conflict::explain(ask, config, why)));
+            }
+            _ => {}
+        }
+        ended_by.is_some()
+    });
+    granted.map_err(|error| match ended_by.or_else(signal) {
+        Some(signal) if waits || matches!(error, AcquireError::Interrupted) => Ended { signal, waits }.into(),
+        _ => {
+            let why = conflict::explain(ask, config, &error);
+            match ask.wait.filter(|_| waits) {
+                Some(limit) => why.context(format!("waited {}", time::in_words(limit))),
+                None => why,
+            }
+        }
     })
 }

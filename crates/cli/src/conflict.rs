@@ -14,12 +14,12 @@ use crate::{agent, ask::Ask, sources::ConfigFile};
 
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
-pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: AcquireError) -> anyhow::Error {
+pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> anyhow::Error {
     let (list, transports) = match ask.ports() {
         Ok(ports) => ports,
         Err(wrong) => return wrong,
     };
-    let text = match (&error, &list) {
+    let text = match (error, &list) {
         (AcquireError::InUse { by: None, ports, .. }, Some(_)) => Some(in_use(*ports, transports)),
         (AcquireError::NoRoom { .. }, Some(block)) => Some(format!(
             "reserving {block} would leave too few ephemeral ports for outgoing connections; choose ports outside \
@@ -48,10 +48,8 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: AcquireError) -> an
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
         _ => None,
     };
-    match text {
-        Some(text) => anyhow::anyhow!("{text}"),
-        None => error.into(),
-    }
+    let chain = || anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    anyhow::anyhow!(text.unwrap_or_else(chain))
 }
 
 pub(crate) fn privileged(ports: &PortList) -> String {
@@ -78,16 +76,31 @@ fn no_room(ask: &Ask) -> Option<String> {
     })
 }
 
+/// So many of the quota.
+fn ports(count: u16, transports: Transports) -> u32 {
+    u32::from(count) * transports.iter().map(|_| 1).sum::<u32>()
+}
+
+fn quota(config: &ConfigFile) -> Option<Limit> {
+    Some(agent::quota(&config.load().ok()?, getuid().as_raw(), getgid().as_raw()))
+}
+
+/// Whether this is more than the quota, whatever else this user holds.
+pub(crate) fn never_allowed(ask: &Ask, config: &ConfigFile) -> bool {
+    let Ok((list, transports)) = ask.ports() else { return false };
+    let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+    matches!(quota(config), Some(Limit::Ports(quota)) if ports(count, transports) > quota)
+}
+
 /// "this needs 100 ports, and you hold 1000 of your quota of 1024".
 fn over_quota(count: u16, transports: Transports, config: &ConfigFile) -> String {
-    let ports = |count: u16, transports: Transports| u32::from(count) * transports.iter().map(|_| 1).sum::<u32>();
     let needed = ports(count, transports);
     let sum = if needed > u32::from(count) { " (for TCP and as many for UDP)" } else { "" };
     let uid = getuid().as_raw();
     let is_own = |info: &Info| info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid));
     let own = portkeep::list().unwrap_or_default().into_iter().filter(is_own);
     let held: u32 = own.map(|info| ports(info.ports.count(), info.transports)).sum();
-    let quota = config.load().ok().map(|config| agent::quota(&config, uid, getgid().as_raw()));
+    let quota = quota(config);
     let found = match quota {
         Some(Limit::Ports(quota)) if held + needed > quota => format!("{held} of your quota of {quota}"),
         // An option of `up` set it, or reservations in other network namespaces count too.

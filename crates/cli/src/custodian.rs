@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 /// Pipes and sockets that were meant for the command would otherwise stay open here when the command has closed them.
-fn close_inherited() -> io::Result<()> {
+pub(crate) fn close_inherited() -> io::Result<()> {
     let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

@@ -18,6 +18,7 @@ mod down;
 mod excludedportrange;
 mod exit;
 mod help;
+mod hold;
 mod level;
 mod list;
 mod patience;
@@ -188,7 +189,7 @@ pub fn command() -> clap::Command {
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
-    let parsed = command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -203,7 +204,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
         Command::Activated(args) => activated::run(args, io),
-        Command::Acquire(args) => acquire::run(args, io),
+        Command::Acquire(options) => acquire::run(options, &args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),
         Command::Check(args) => check::run(args, io),

@@ -60,7 +60,9 @@ impl Which {
             Self::Ports(wanted) => {
                 reservation.netns == own_netns
                     && reservation.ports().is_some_and(|ports| wanted.list.overlaps(&ports.into()))
-                    && reservation.transports().is_some_and(|all| wanted.transports.is_none_or(|each| all.bits() & each.bits() != 0))
+                    && reservation
+                        .transports()
+                        .is_some_and(|all| wanted.transports.is_none_or(|each| all.bits() & each.bits() != 0))
             }
         }
     }
@@ -70,7 +72,8 @@ impl Which {
         match self {
             Self::Token(token) => found.is_empty().then(|| format!("no reservation has the token {token}")),
             Self::Ports(wanted) => {
-                let has = |port: &u16| found.iter().any(|each| each.1.ports().is_some_and(|ports| ports.contains(*port)));
+                let has =
+                    |port: &u16| found.iter().any(|each| each.1.ports().is_some_and(|ports| ports.contains(*port)));
                 let port = wanted.list.iter().find(|port| !has(port))?;
                 let slash = wanted.transports.map_or_else(String::new, |transports| format!("/{transports}"));
                 Some(format!("no reservation of this network namespace has port {port}{slash}"))
@@ -118,8 +121,7 @@ fn find(maps: &Maps, which: &Which) -> anyhow::Result<Vec<Found>> {
     let meant: Vec<&Found> = all.iter().filter(|(_, each)| which.means(each, own)).collect();
     let lists: HashSet<_> = meant.iter().filter_map(|(_, each)| list_of(each)).collect();
     let ids: HashSet<u32> = meant.into_iter().map(|(id, _)| *id).collect();
-    let is_meant =
-        |(id, each): &Found| ids.contains(id) || list_of(each).is_some_and(|list| lists.contains(&list));
+    let is_meant = |(id, each): &Found| ids.contains(id) || list_of(each).is_some_and(|list| lists.contains(&list));
     Ok(all.into_iter().filter(is_meant).collect())
 }
 

@@ -47,7 +47,8 @@ the ports, and the reservation ends with `run`. If kernel enforcement is not up,
 command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
 is reported on standard error. With --require-kernel or --scope cgroup `run` fails instead of holding the ports.
 
-SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command.
+SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command. With --wait the command starts when the \
+ports can be had; a signal or the end of the time ends that wait.
 
 Exit status:
   that of the command; 128+N if signal N ended it
@@ -59,7 +60,7 @@ Exit status:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// A private ephemeral range of N ports: binds to port 0 draw from it
+    /// N ports that binds to port 0 draw from
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ephemeral: Option<u16>,
     /// Processes that count as the command
@@ -206,7 +207,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         if !fixed {
             return Ok(Stage { claim: None, range: None, group: None, level });
         }
-        let claim = Claim::held(&args.ask, &args.config)?;
+        let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
         let udp = match transports {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",

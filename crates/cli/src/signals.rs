@@ -27,13 +27,17 @@ pub(crate) struct Forwarder {
 
 /// A signal ended the command before it had its ports.
 #[derive(Debug, thiserror::Error)]
-#[error("{} came while the agent had not answered; nothing is reserved", signal_hook::low_level::signal_name(*.0).unwrap_or("a signal"))]
-pub(crate) struct Ended(pub(crate) i32);
+#[error("{} came while {}; nothing is reserved", signal_hook::low_level::signal_name(*signal).unwrap_or("a signal"), if *waits { "others had the ports" } else { "the agent had not answered" })]
+pub(crate) struct Ended {
+    pub(crate) signal: i32,
+    /// Whether it waited for ports; otherwise for the agent.
+    pub(crate) waits: bool,
+}
 
 impl Ended {
     /// The exit status that shells give a process that a signal ended.
     pub(crate) fn status(&self) -> u8 {
-        u8::try_from(128 + self.0).unwrap_or(u8::MAX)
+        u8::try_from(128 + self.signal).unwrap_or(u8::MAX)
     }
 }
 

@@ -818,7 +818,8 @@ fn l2_a_list_is_one_reservation_wherever_it_is_named() {
     let seen = stage.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((seen.as_array().unwrap().len(), &seen[0]["blocks"]), (1, &web["blocks"]));
     let who = stage.portkeep(&["who", "80,443,8080", "--json"]).ok().json();
-    let named: Vec<_> = who.as_array().unwrap().iter().map(|each| (&each["port"], &each["reservation"]["name"])).collect();
+    let named: Vec<_> =
+        who.as_array().unwrap().iter().map(|each| (&each["port"], &each["reservation"]["name"])).collect();
     let (web_is, none) = (json!("web"), Value::Null);
     let both = |port: u16, name| [(json!(port), name), (json!(port), &none)];
     let expected: Vec<_> = [both(80, &web_is), both(443, &web_is), both(8080, &none)].concat();
@@ -837,7 +838,11 @@ fn l2_a_list_is_one_reservation_wherever_it_is_named() {
     fails(&taken, 1, &format!("9001/tcp is in use by pid {}", server.pid()));
     drop(server);
     assert_eq!(stage.outsider_binds("tcp", 9000), "bound");
-    fails(&stage.portkeep(&["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"]), 2, "one block");
+    fails(
+        &stage.portkeep(&["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"]),
+        2,
+        "one block",
+    );
 
     // The agent finds it again, from the store and in the kernel.
     stage.stop();

@@ -82,11 +82,7 @@ impl PortList {
         Ok(Self { blocks })
     }
 
-    fn of_words(
-        words: &[&str],
-        transports: Option<Transports>,
-        services: &Services,
-    ) -> Result<Self, ParsePortsError> {
+    fn of_words(words: &[&str], transports: Option<Transports>, services: &Services) -> Result<Self, ParsePortsError> {
         let each = words.iter().map(|word| block(word, transports, services));
         Self::new(each.collect::<Result<Vec<_>, _>>()?)
     }
@@ -308,7 +304,9 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<String, String> {
-        let services = Services::parse("http 80/tcp www\nhttps 443/tcp\ndomain 53/tcp\ndomain 53/udp\ntftp 69/udp\nodd 1/tcp\nodd 2/udp\n");
+        let services = Services::parse(
+            "http 80/tcp www\nhttps 443/tcp\ndomain 53/tcp\ndomain 53/udp\ntftp 69/udp\nodd 1/tcp\nodd 2/udp\n",
+        );
         Ports::parse(text, &services).map(|ports| ports.to_string()).map_err(|error| error.on_one_line())
     }
 
@@ -350,7 +348,10 @@ mod tests {
             ("80,80", "port 80 is in the list twice"),
             ("80-90,85", "port 85 is in the list twice"),
             ("http,80", "port 80 is in the list twice"),
-            ("htps", "\"htps\" is neither a port, nor a range, nor a service of /etc/services; did you mean \"https\"?"),
+            (
+                "htps",
+                "\"htps\" is neither a port, nor a range, nor a service of /etc/services; did you mean \"https\"?",
+            ),
             ("tftp/tcp", "\"tftp\" is only 69/udp in /etc/services; write 69"),
             ("tftp/tcp+udp", "\"tftp\" is only 69/udp"),
             ("odd", "\"odd\" is 1/tcp and 2/udp in /etc/services"),
@@ -384,7 +385,10 @@ mod tests {
             assert_eq!(read(text, beside).as_deref(), Ok(meaning));
         }
         assert_eq!(read("domain", None).unwrap_err(), "\"domain\" is only 53/udp in /etc/services");
-        assert_eq!(read("80/udp", Some(Transports::Tcp)).unwrap_err(), "\"80/udp\" says udp, and tcp is said beside it");
+        assert_eq!(
+            read("80/udp", Some(Transports::Tcp)).unwrap_err(),
+            "\"80/udp\" says udp, and tcp is said beside it"
+        );
     }
 
     #[test]

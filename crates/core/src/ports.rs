@@ -121,9 +121,8 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let quoted = format!("\"{}\"", shown(text.trim()));
-        let syntax = || {
-            ParsePortsError::new(format!("{quoted} is not a port or a range; write 8080 or 8080-8089"), None)
-        };
+        let syntax =
+            || ParsePortsError::new(format!("{quoted} is not a port or a range; write 8080 or 8080-8089"), None);
         let number = |part: &str| part.trim().parse::<u16>().map_err(|_| syntax());
         let (first, last) = match text.split_once(['-', ':']) {
             Some((first, last)) => (number(first)?, number(last)?),

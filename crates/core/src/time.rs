@@ -88,6 +88,23 @@ pub fn ago(age: Duration) -> String {
     format!("{} ago", humantime::format_duration(Duration::from_secs(seconds / unit * unit)))
 }
 
+/// "90s", "10m", "1h 30m" or "2days", as options have it; a number alone means seconds.
+///
+/// # Errors
+///
+/// A sentence for people.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a time; write it as 90s, 10m or 1h30m"))
+}
+
+/// "1h 30m": what [`duration`] reads.
+pub fn in_words(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +115,18 @@ mod tests {
             [(0, "just now"), (59, "59s ago"), (185, "3m ago"), (7_500, "2h 5m ago"), (90_061, "1day 1h ago")]
         {
             assert_eq!(ago(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        for (text, seconds) in [("0", 0), ("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("2days", 172_800)] {
+            let time = duration(text).unwrap();
+            assert_eq!(time, Duration::from_secs(seconds), "{text}");
+            assert_eq!(duration(&in_words(time)), Ok(time));
+        }
+        for wrong in ["", "m", "-1", "10 parsecs", "99999999999999999999999"] {
+            assert!(duration(wrong).unwrap_err().contains("90s, 10m or 1h30m"), "{wrong}");
         }
     }
 

@@ -102,12 +102,7 @@ impl Drop for Claimed<'_> {
 
 impl Maps {
     /// [`Claimed::claim`] for many at once: what comes back has to be confirmed or ended by the caller. Id, token and block.
-    pub fn claim_persistent(
-        &mut self,
-        admin: &Admin,
-        netns: u64,
-        wanted: &Wanted,
-    ) -> Result<Claim, CreateError> {
+    pub fn claim_persistent(&mut self, admin: &Admin, netns: u64, wanted: &Wanted) -> Result<Claim, CreateError> {
         check(&wanted.audience)?;
         let Created { id, token, start } = admin.create(netns, wanted)?;
         let claimed = PortRange::new(start, wanted.count)

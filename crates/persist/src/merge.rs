@@ -111,7 +111,8 @@ pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoItera
         let wanted = &declared.declaration;
         let in_the_way = names.get(&wanted.name).map(|winner| (*winner, Reason::Name)).or_else(|| {
             let each = wanted.transports.iter();
-            let mut blocks = each.flat_map(|transport| wanted.ports.blocks().iter().map(move |ours| (transport, *ours)));
+            let mut blocks =
+                each.flat_map(|transport| wanted.ports.blocks().iter().map(move |ours| (transport, *ours)));
             blocks.find_map(|(transport, ours)| {
                 let taken = &taken[transport as usize];
                 // The block that begins at or before ours, else the first that begins within it.

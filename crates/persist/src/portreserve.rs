@@ -6,7 +6,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use portkeep_core::{ParsePortsError, PortList, PortRange, Ports, Services, Transport, Transports, port_list::split_transports};
+use portkeep_core::{
+    ParsePortsError, PortList, PortRange, Ports, Services, Transport, Transports, port_list::split_transports,
+};
 
 use crate::{
     Audience, Declaration, Diagnostic,

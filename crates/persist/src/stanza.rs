@@ -439,15 +439,12 @@ udp = [7001, 7000]
                 "3:7: \"htps\" is neither a port, nor a range, nor a service of /etc/services\nhelp: did you mean \"https\"?",
             ),
             ("name = \"a\"\nudp = \"https\"", "3:7: \"https\" is only 443/tcp in /etc/services\nhelp: write 443"),
+            ("name = \"a\"\nboth = \"https\"", "3:8: \"https\" is only 443/tcp in /etc/services\nhelp: write 443"),
+            ("name = \"a\"\nboth = \"odd\"", "3:8: \"odd\" is 1/tcp and 2/udp in /etc/services\nhelp: name them apart"),
             (
-                "name = \"a\"\nboth = \"https\"",
-                "3:8: \"https\" is only 443/tcp in /etc/services\nhelp: write 443",
+                "name = \"a\"\ntcp = \"80/udp\"",
+                "3:7: \"80/udp\" says udp, and tcp is said beside it\nhelp: say the transport once",
             ),
-            (
-                "name = \"a\"\nboth = \"odd\"",
-                "3:8: \"odd\" is 1/tcp and 2/udp in /etc/services\nhelp: name them apart",
-            ),
-            ("name = \"a\"\ntcp = \"80/udp\"", "3:7: \"80/udp\" says udp, and tcp is said beside it\nhelp: say the transport once"),
             (
                 "name = \"a\"\ntcp = 1\nudp = 2",
                 "4:1: `udp` and `tcp` name different ports in one stanza\nhelp: write two",

@@ -292,8 +292,7 @@ impl Info {
 
     /// Another block of the same list.
     fn add(&mut self, other: Self) {
-        let all: Vec<PortRange> =
-            self.blocks.iter().chain(&other.blocks).map(|block| block.ports).collect();
+        let all: Vec<PortRange> = self.blocks.iter().chain(&other.blocks).map(|block| block.ports).collect();
         // Blocks of the kernel never overlap. Those of a list are no neighbours; what is not so is of no list.
         let Ok(ports) = PortList::new(all) else { return };
         self.ports = ports;

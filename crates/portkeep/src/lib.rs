@@ -55,7 +55,7 @@
 //! # With an async runtime
 //!
 //! Nothing here blocks but [`Request::acquire`] for a block outside the pool (some milliseconds, and never longer than
-//! [`Request::timeout`]; or poll a [`Pending`]) and [`Reservation::connect_tcp`]. Listeners and sockets become tokio's by
+//! [`Request::timeout`]; or poll a [`Pending`]) or with [`Request::wait`] and [`Reservation::connect_tcp`]. Listeners and sockets become tokio's by
 //! `set_nonblocking(true)` and `from_std`; a `tokio::net::TcpSocket` can be associated before it binds or connects, as it
 //! is [`AsFd`](std::os::fd::AsFd) like any other.
 //!
@@ -71,6 +71,7 @@ mod bind;
 pub mod control;
 mod enforcement;
 mod error;
+mod freed;
 mod held;
 mod info;
 mod pending;
@@ -88,7 +89,8 @@ pub use error::{AcquireError, AssociateError, BindError, ConnectError, Malformed
 pub use info::{BlockInfo, BoundSocket, Info, Process, State, Version};
 pub use pending::Pending;
 pub use portkeep_core::{
-    Align, AlignError, Errno, ParsePortsError, PortList, PortRange, PortRangeError, Ports, Scope, Time, Token, Transport, Transports,
+    Align, AlignError, Errno, ParsePortsError, PortList, PortRange, PortRangeError, Ports, Scope, Time, Token,
+    Transport, Transports,
 };
 pub use query::{enforcement, list, lookup, version, who};
 pub use request::{Request, WantedPorts};

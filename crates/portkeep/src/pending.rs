@@ -129,7 +129,7 @@ fn outcome_of(claimed: &Reservation, block: PortRange, token: Token) -> Option<R
 /// The meaning of the error number that the agent gave.
 fn refused(block: PortRange, claimed: &Reservation, error: Errno) -> AcquireError {
     let request = Request::new(Transport::Tcp).at(block.start()).ports(block.count());
-    match request.name(io::Error::from_raw_os_error(error.0)) {
+    match request.name(io::Error::from_raw_os_error(error.0), Some(claimed)) {
         AcquireError::InUse { ports, by, .. } => AcquireError::InUse { ports, transports: claimed.transports(), by },
         error => error,
     }

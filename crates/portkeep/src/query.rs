@@ -135,8 +135,7 @@ fn next(socket: &Socket, transport: Transport, from: u16) -> Result<Option<Info>
 }
 
 /// Which reservation overlaps a block, for the sake of a good error message.
-pub(crate) fn conflict(ports: PortRange, transports: Transports) -> Option<Box<Info>> {
-    let (socket, _) = asker().ok()?;
+pub(crate) fn conflict(socket: impl AsFd, ports: PortRange, transports: Transports) -> Option<Box<Info>> {
     transports.iter().find_map(|transport| {
         let select = |by| SelectRequest { by, port: ports.start(), transport: transport.bit(), ..Default::default() };
         [wire::BY_PORT, wire::BY_NEXT]

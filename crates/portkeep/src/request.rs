@@ -1,13 +1,14 @@
 //! Asking for a reservation.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use portkeep_core::{
-    Align, AlignError, Errno, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Token, Transport, Transports,
+    Align, AlignError, Errno, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Token, Transport,
+    Transports,
     defaults::TIMEOUT,
     wire::{self, AcquireRequest},
 };
@@ -46,6 +47,7 @@ pub struct Request {
     pub(crate) label: String,
     pub(crate) require: Require,
     pub(crate) timeout: Duration,
+    pub(crate) wait: Duration,
 }
 
 /// What [`Request::ports`] accepts.
@@ -90,7 +92,8 @@ enum Named {
 }
 
 fn services() -> Services {
-    std::fs::read("/etc/services").map_or_else(|_| Services::default(), |text| Services::parse(&String::from_utf8_lossy(&text)))
+    std::fs::read("/etc/services")
+        .map_or_else(|_| Services::default(), |text| Services::parse(&String::from_utf8_lossy(&text)))
 }
 
 impl Request {
@@ -109,6 +112,7 @@ impl Request {
             label: String::new(),
             require: Require::Any,
             timeout: TIMEOUT,
+            wait: Duration::ZERO,
         }
     }
 
@@ -210,6 +214,35 @@ impl Request {
         self
     }
 
+    /// Let [`acquire`](Self::acquire) wait, at most so long, until ports that others have can be had; by default it fails at
+    /// once. [`Duration::MAX`] is no limit.
+    ///
+    /// The ends of sockets wake it, which the kernel reports to every process. No event reports a port that leaves TIME_WAIT, or a
+    /// RELEASE on a socket that stays open; they are noticed within a second. A request that no other process stands in the way
+    /// of is an error at once: a block larger than the pool, privileged ports.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use portkeep::Reservation;
+    ///
+    /// // The instance that is about to end still has the port.
+    /// let port = Reservation::tcp().at(61004).wait(Duration::from_secs(30)).acquire()?;
+    /// # Ok::<(), portkeep::AcquireError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// After `limit` that of the last try, such as [`AcquireError::InUse`].
+    pub fn wait(mut self, limit: Duration) -> Self {
+        self.wait = limit;
+        self
+    }
+
+    /// Whether particular ports are asked for.
+    pub(crate) fn names_ports(&self) -> bool {
+        self.list.is_some() || self.start != 0
+    }
+
     /// The transports asked for.
     pub fn transports(&self) -> Transports {
         if self.both { Transports::Both } else { self.transport.into() }
@@ -218,9 +251,9 @@ impl Request {
     /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
     ///
     /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
-    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`].
+    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`]. With [`wait`](Self::wait) it also waits for ports.
     pub fn acquire(&self) -> Result<Reservation, AcquireError> {
-        self.start()?.wait_for(self.timeout, || false)
+        self.acquire_unless(None, |_| false)
     }
 
     /// Claim the block without waiting for the agent.
@@ -319,7 +352,7 @@ impl Request {
         let wait = match control::acquire(&owner, &self.to_wire()) {
             Ok(()) => false,
             Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS.0) => true,
-            Err(error) => return Err(self.name(error)),
+            Err(error) => return Err(self.name(error, Some(&owner))),
         };
         let grant = control::granted(&owner).map_err(|source| AcquireError::AcquireCall { source })?;
         let (Some(token), Ok(ports)) = (Token::new(grant.token), PortRange::new(grant.start, grant.count)) else {
@@ -327,7 +360,8 @@ impl Request {
         };
         let enforcement = Enforcement::Kernel;
         let (tokens, ports) = (vec![token], ports.into());
-        let reservation = Reservation::from_parts(Parts { tokens, owner: owner.into(), ports, transports, enforcement });
+        let reservation =
+            Reservation::from_parts(Parts { tokens, owner: owner.into(), ports, transports, enforcement });
         if wait { Pending::told(reservation, &grant) } else { Ok(Pending::decided(reservation)) }
     }
 
@@ -369,13 +403,17 @@ impl Request {
         request
     }
 
-    /// The meaning of the error number of an ACQUIRE of this request.
-    pub(crate) fn name(&self, source: std::io::Error) -> AcquireError {
+    /// The meaning of the error number of an ACQUIRE of this request on `owner`.
+    pub(crate) fn name(&self, source: std::io::Error, owner: Option<impl AsFd>) -> AcquireError {
         match source.raw_os_error().map(Errno) {
             Some(Errno::EADDRINUSE) => match PortRange::new(self.start, self.count) {
                 Ok(ports) => {
                     let transports = self.transports();
-                    AcquireError::InUse { ports, transports, by: query::conflict(ports, transports) }
+                    AcquireError::InUse {
+                        ports,
+                        transports,
+                        by: owner.and_then(|owner| query::conflict(owner, ports, transports)),
+                    }
                 }
                 Err(_) => AcquireError::NoRoom { count: self.count },
             },

@@ -85,3 +85,54 @@ pub(crate) fn wait_connected(fd: RawFd) -> io::Result<()> {
         }
     }
 }
+
+/// A socket that can be read whenever a TCP or UDP socket of this network namespace has ended. No right is required.
+pub(crate) fn ends_of_sockets() -> io::Result<OwnedFd> {
+    // `SKNLGRP_INET_TCP_DESTROY`, `_INET_UDP_DESTROY`, `_INET6_TCP_DESTROY` and `_INET6_UDP_DESTROY` of
+    // include/uapi/linux/sock_diag.h, as bits.
+    const GROUPS: u32 = 0b1111;
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero is a valid sockaddr_nl.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    (address.nl_family, address.nl_groups) = (libc::AF_NETLINK as libc::sa_family_t, GROUPS);
+    let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+    // SAFETY: `address` is a valid address of this length, and outlives the call.
+    match unsafe { libc::bind(fd, (&raw const address).cast(), length) } {
+        0 => Ok(socket),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Wait until a descriptor can be read, or for `limit`; false if a signal that this thread handles came before.
+pub(crate) fn wait_readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // Rounded up, or the last fraction of a millisecond would be spent in a loop.
+    let limit = i32::try_from(limit.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
+    // SAFETY: `poll` is one valid pollfd, and outlives the call; a bad descriptor is reported, not undefined.
+    if unsafe { libc::poll(&raw mut poll, 1, limit) } >= 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        error => Err(error),
+    }
+}
+
+/// Throw away all that a non-blocking socket has. Messages that did not fit into its buffer are reported once, as an error.
+pub(crate) fn drain(fd: RawFd) {
+    let mut bytes = [0u8; 512];
+    loop {
+        // SAFETY: `bytes` is writable for the length given, and outlives the call.
+        let got = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if got < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENOBUFS) {
+            return;
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
     task::Poll,
     thread,
     time::Duration,
@@ -609,5 +609,41 @@ fn l3_a_list_of_one_block_is_the_block() {
     assert!(matches!(range, Err(AcquireError::Malformed(_))), "{range:?}");
     let wrong = Reservation::udp().ports("61000/tcp").acquire();
     assert!(matches!(wrong, Err(AcquireError::Malformed(_))), "{wrong:?}");
+}
+}
+
+kernel_test! {
+fn a_request_that_waits_is_woken_by_the_end_of_a_reservation_and_not_before() {
+    let first = Reservation::tcp().at(61000).acquire().unwrap();
+    let (tried, tries) = mpsc::channel();
+    thread::scope(|scope| {
+        let request = Reservation::tcp().at(61000).wait(Duration::MAX);
+        let waiting = scope.spawn(move || {
+            request.acquire_unless(None, |why| {
+                if why.is_some() {
+                    tried.send(()).unwrap();
+                }
+                false
+            })
+        });
+        tries.recv().unwrap();
+        tries.recv().unwrap();
+        // From now on it sleeps. The ends of other sockets are no reason for a request.
+        for _ in 0..100 {
+            TcpListener::bind((LOCAL, 0)).unwrap();
+        }
+        assert!(tries.try_recv().is_err());
+        drop(first);
+        assert_eq!(waiting.join().unwrap().unwrap().ports().start(), 61000);
+    });
+    assert!(tries.try_recv().is_err());
+    // By default, and for what cannot come true, there is no wait.
+    let held = Reservation::tcp().at(61001).acquire().unwrap();
+    assert!(matches!(Reservation::tcp().at(61001).acquire(), Err(AcquireError::InUse { .. })));
+    let limit = Duration::from_millis(20);
+    assert!(matches!(Reservation::tcp().at(61001).wait(limit).acquire(), Err(AcquireError::InUse { .. })));
+    drop(held);
+    let too_many = Reservation::tcp().ports(5000).wait(Duration::MAX).acquire();
+    assert!(matches!(too_many, Err(AcquireError::NoRoom { count: 5000 })), "{too_many:?}");
 }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{TcpListener, UdpSocket},
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
@@ -120,7 +120,8 @@ impl Machine {
         }
         command.env_remove("PORTKEEP_CONFIG");
         command.env_remove("PORTKEEP_SERVE");
-        command.stdin(Stdio::null());
+        // `acquire` ends with its input, and refuses one that is at its end from the beginning.
+        command.stdin(if words.contains(&"acquire") { one_line() } else { Stdio::null() });
         command
     }
 
@@ -236,6 +237,13 @@ impl Drop for Machine {
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }
+}
+
+/// An input that ends after one line.
+pub fn one_line() -> Stdio {
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    writer.write_all(b"\n").expect("a pipe has room for a byte");
+    reader.into()
 }
 
 /// The agent of a [`Machine`]. Dropped, it is killed.

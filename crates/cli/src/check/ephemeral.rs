@@ -25,7 +25,8 @@ pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Dia
 /// The declarations of files that would leave too few ephemeral ports, with those before them. Declarations are in
 /// `ip_local_reserved_ports` where it is in force, and does not count twice.
 pub(super) fn exhausting(declared: &[Declared]) -> Vec<Diagnostic> {
-    let all: PortSet = declared.iter().flat_map(|declared| declared.declaration.ports.blocks().iter().copied()).collect();
+    let all: PortSet =
+        declared.iter().flat_map(|declared| declared.declaration.ports.blocks().iter().copied()).collect();
     let Ok(Some(ephemeral)) = ephemeral_ports(&all) else { return Vec::new() };
     let mut used = PortSet::default();
     let mut wrong = Vec::new();

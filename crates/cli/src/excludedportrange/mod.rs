@@ -206,7 +206,9 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
                 Some(info) => {
                     Failure { netsh: DENIED, reason: format!("{info}; root can end it with `portkeep release`") }
                 }
-                None => Failure { netsh: NOT_FOUND, reason: persist::not_exactly(&declared, &ports.into(), transports) },
+                None => {
+                    Failure { netsh: NOT_FOUND, reason: persist::not_exactly(&declared, &ports.into(), transports) }
+                }
             })
         }
         Some(info) if store == Some(Kept::Active) && stays(info) => Err(Failure {

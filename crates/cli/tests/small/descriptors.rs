@@ -209,8 +209,8 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
     let bed = machine!("nofile-spaces");
     bed.portkeep(&["up"]).ok();
     let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let words = ["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"];
     let elsewhere = || {
-        let words = ["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"];
         let mut command = bed.program(&words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
@@ -235,7 +235,7 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
         drop(holder.stdin.take());
         assert!(holder.wait().unwrap().success());
     }
-    eventually(|| Outcome::from(elsewhere().wait_with_output().unwrap()).code == Some(0));
+    eventually(|| Outcome::from(bed.program(&words).output().unwrap()).code == Some(0));
     drop(agent);
     bed.portkeep(&["down"]).ok();
     bed.is_clean();

@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn json_is_read_as_it_is_written() {
-        let mut web = Declaration::new("web".parse().unwrap(), crate::PortRange::single(8443).unwrap(), Transports::Tcp);
+        let mut web =
+            Declaration::new("web".parse().unwrap(), crate::PortRange::single(8443).unwrap(), Transports::Tcp);
         let short =
             r#"{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"administrators","value":null}}"#;
         assert_eq!(serde_json::to_string(&web).unwrap(), short);

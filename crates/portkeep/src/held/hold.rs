@@ -11,7 +11,7 @@ use portkeep_core::{PortRange, Transport, defaults};
 use socket2::{Domain, SockFilter, Socket};
 
 use crate::{
-    AcquireError, Request,
+    AcquireError, Request, query,
     socket::{Kind, new_socket},
 };
 
@@ -29,7 +29,7 @@ pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets
     if request.start != 0 {
         return attempt(request.start).map_err(|(_, source)| match source.kind() {
             io::ErrorKind::PermissionDenied => AcquireError::Privileged,
-            io::ErrorKind::AddrInUse => request.name(source),
+            io::ErrorKind::AddrInUse => request.name(source, query::asker().ok().map(|(socket, _)| socket)),
             _ => call_failed(source, request),
         });
     }

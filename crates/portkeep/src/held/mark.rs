@@ -20,7 +20,8 @@ const ZERO: &str = "\x1f";
 
 /// A mark for this block. `None` if it cannot be made: then others only see the sockets.
 pub(super) fn make(ports: PortRange, transports: Transports, since: Time, label: &str) -> Option<OwnedFd> {
-    sys::memory_file(&format!("{NAME}{ports} {} {} {}", transports.bits(), since.unix(), label.replace('\0', ZERO))).ok()
+    sys::memory_file(&format!("{NAME}{ports} {} {} {}", transports.bits(), since.unix(), label.replace('\0', ZERO)))
+        .ok()
 }
 
 /// The reservation that a link of `/proc/PID/fd` stands for, without its owner.
@@ -32,11 +33,7 @@ pub(crate) fn of_mark(link: &str) -> Option<Info> {
     Some(Info {
         since: Some(Time::from_unix(since.parse().ok()?)),
         owner: None,
-        ..Info::held(
-            ports.parse().ok()?,
-            Transports::from_bits(transports.parse().ok()?)?,
-            &label.replace(ZERO, "\0"),
-        )
+        ..Info::held(ports.parse().ok()?, Transports::from_bits(transports.parse().ok()?)?, &label.replace(ZERO, "\0"))
     })
 }
 

@@ -205,11 +205,11 @@ readme() {
 	root_refused "$port" || failed+=' bound'
 	root_refused "$second" || failed+=' unbound'
 	outsider_refused "$second" || failed+=' outsider'
-	portkeep acquire --ports "$second" && failed+=' acquire'
+	portkeep acquire --ports "$second" --for 0s && failed+=' acquire'
 	kill "$run"
 	wait "$run"
 	soon not portkeep who "$port" || failed+=' end'
-	setpriv --reuid outsider --clear-groups portkeep acquire --count 3 --both | grep -F tcp+udp || failed+=' user'
+	setpriv --reuid outsider --clear-groups portkeep acquire --count 3 --both --for 0s | grep -F tcp+udp || failed+=' user'
 	echo "failed:$failed"
 	[ -z "$failed" ]
 }
