@@ -79,7 +79,7 @@ impl Happenings {
         }
         let reservation = maps.reservation(event.id).ok().flatten();
         let list = match what {
-            Happening::Granted => self.lists.granted(event.id, reservation.as_ref()),
+            Happening::Granted => self.lists.granted(event.id, event.ports, reservation.as_ref().and_then(ListKey::of)),
             Happening::Ended => self.lists.ended(event.id),
             Happening::Refused | Happening::Exhausted | Happening::Denied => Part::Whole,
             // Not one of the kinds above.
@@ -120,6 +120,14 @@ impl Happenings {
         let account = owners.account(doer.uid.unwrap_or_default());
         let told = self.told(event, (what, ports), doer, info);
         self.report(account, event.untold, told)
+    }
+
+    /// The agent has confirmed a request.
+    pub(super) fn confirmed(&mut self, id: u32, reservation: &Reservation) {
+        match ListKey::of(reservation) {
+            Some(key) => _ = self.lists.confirmed.insert(id, key),
+            None => _ = self.lists.confirmed.remove(&id),
+        }
     }
 
     /// A request for particular ports that was not granted.
@@ -320,6 +328,8 @@ enum Part {
 #[derive(Debug, Default)]
 struct Lists {
     by_block: HashMap<u32, ListKey>,
+    /// Blocks that the agent has confirmed. Their reservation may have ended when the event of it is read.
+    confirmed: HashMap<u32, ListKey>,
     lists: HashMap<ListKey, List>,
 }
 
@@ -338,20 +348,22 @@ impl Lists {
         let mut lists = Self::default();
         let in_force = maps.reservations().flatten().filter(|(_, reservation)| reservation.state() == wire::ACTIVE);
         for (id, reservation) in in_force {
-            let _ = lists.granted(id, Some(&reservation));
+            if let Some(ports) = reservation.ports() {
+                let _ = lists.granted(id, ports, ListKey::of(&reservation));
+            }
         }
         lists
     }
 
     /// A block came into force.
-    fn granted(&mut self, id: u32, reservation: Option<&Reservation>) -> Part {
+    fn granted(&mut self, id: u32, ports: PortRange, list: Option<ListKey>) -> Part {
         // Its end may have been missed.
         let _ = self.ended(id);
-        let Some(key) = reservation.and_then(ListKey::of) else { return Part::Whole };
+        let Some(key) = list.or(self.confirmed.remove(&id)) else { return Part::Whole };
         let list = self.lists.entry(key).or_default();
         self.by_block.insert(id, key);
         list.ids.push(id);
-        list.blocks.extend(reservation.and_then(Reservation::ports));
+        list.blocks.push(ports);
         if list.ports.is_some() || list.blocks.len() < key.mark.blocks() {
             return Part::Other;
         }

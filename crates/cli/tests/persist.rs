@@ -918,5 +918,6 @@ fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
     watch.kill().unwrap();
     watch.wait().unwrap();
     // `acquire` reports that it lost them.
+    eventually(|| holding.child.try_wait().unwrap().is_some());
     assert_eq!(holding.child.wait().unwrap().code(), Some(1));
 }

@@ -317,6 +317,10 @@ impl Request {
     /// Claim each block, or give back those that were claimed.
     fn start_all(blocks: &[Self], owner: Socket) -> Result<Pending, AcquireError> {
         let (first, others) = blocks.split_first().expect("a list has a block");
+        if !others.is_empty() {
+            // What is reserved is known before anything is claimed, so that others do not see a list come and go.
+            blocks.iter().try_for_each(|block| block.check_reserved(&owner))?;
+        }
         // Each of the others has a descriptor of the owner socket until they are one.
         let copy = || owner.try_clone().map_err(|source| AcquireError::SocketCall { source });
         let copies: Vec<Socket> = others.iter().map(|_| copy()).collect::<Result<_, _>>()?;
@@ -325,6 +329,15 @@ impl Request {
             pending.add(block.start_one(owner)?);
         }
         Ok(pending)
+    }
+
+    fn check_reserved(&self, owner: &Socket) -> Result<(), AcquireError> {
+        let ports = PortRange::new(self.start, self.count).map_err(MalformedRequest::from)?;
+        let transports = self.transports();
+        match query::conflict(owner, ports, transports) {
+            Some(by) if self.require != Require::Held => Err(AcquireError::InUse { ports, transports, by: Some(by) }),
+            _ => Ok(()),
+        }
     }
 
     fn start_one(&self, owner: Socket) -> Result<Pending, AcquireError> {

@@ -41,7 +41,7 @@ pub(crate) struct Args {
     name: Name,
 
     /// TCP ports [default]
-    #[arg(long, help_heading = "Ports")]
+    #[arg(long, help_heading = "Ports", hide_short_help = true)]
     tcp: bool,
     /// UDP ports
     #[arg(long, help_heading = "Ports")]
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
     any: Option<u16>,
     /// With --any: make the first port a multiple of N, a power of two
-    #[arg(long, value_name = "N", requires = "any", help_heading = "Ports")]
+    #[arg(long, value_name = "N", conflicts_with = "ports", help_heading = "Ports")]
     align: Option<Align>,
 
     /// For the processes of this user, by name or number
