@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
     args.ask.ports()?;
     let until = args.hold.until()?;
     if args.hold.leaves() {
-        return hold::leave_to_another(words);
+        return hold::leave_to_another(words, io);
     }
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
     let wishes = [

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use portkeep::{Align, PortList, Transports};
+use portkeep::{Align, PortList, Transports, persistent::protocol::Reason};
 use portkeep_core::time;
 
-use crate::{exit::Usage, patience, ports};
+use crate::{exit::refused, patience, ports};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
@@ -84,7 +84,7 @@ impl Ask {
     pub(crate) fn ports(&self) -> anyhow::Result<(Option<PortList>, Transports)> {
         let option = ports::transports(self.tcp, self.udp, self.both);
         let Some(text) = &self.ports else { return Ok((None, option.unwrap_or(Transports::Tcp))) };
-        let (list, transports) = ports::resolve(text, option).map_err(Usage)?;
+        let (list, transports) = ports::resolve(text, option).map_err(|why| refused(Reason::Malformed, why))?;
         Ok((Some(list), transports))
     }
 }

@@ -10,7 +10,7 @@ use portkeep_observe::usage;
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
-use crate::{agent, ask::Ask, sources::ConfigFile};
+use crate::{agent, ask::Ask, exit::refused, sources::ConfigFile};
 
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
@@ -48,8 +48,9 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> a
         (AcquireError::Privileged, Some(block)) => Some(privileged(block)),
         _ => None,
     };
+    let reason = error.reason();
     let chain = || anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    anyhow::anyhow!(text.unwrap_or_else(chain))
+    refused(reason, text.unwrap_or_else(chain))
 }
 
 pub(crate) fn privileged(ports: &PortList) -> String {

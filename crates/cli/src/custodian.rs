@@ -126,7 +126,10 @@ impl Custodian {
         }
         // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
         command.process_group(0).current_dir("/");
-        command.spawn().map(Self).context("starting the process that keeps the ports")
+        let child = command.spawn().context("starting the process that keeps the ports")?;
+        // It leaves by itself, too, but on a busy machine the command may end before that, and would seem to go on.
+        let _ = subgroup.expel(child.id());
+        Ok(Self(child))
     }
 
     /// The command has ended, and this process has closed the owner socket. True once nothing is left of it; false if

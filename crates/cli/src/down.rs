@@ -3,11 +3,13 @@
 use std::io::Write;
 
 use anyhow::Context;
+use portkeep::persistent::protocol::Reason;
 use portkeep_kernel::{Instance, InstanceError};
 use serde::Serialize;
 
 use crate::{
     DONE, Io, agent,
+    exit::refused,
     pins::{Pins, Seen},
 };
 
@@ -36,7 +38,7 @@ struct Report {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let down = match args.pins.look() {
-        Seen::Hidden(reason) => anyhow::bail!("{reason}"),
+        Seen::Hidden(reason) => return Err(refused(Reason::NotAllowed, reason)),
         Seen::NotUp => args.pins.not_elsewhere().map(|()| Instance::down(&args.pins.folder()))?,
         // Even where it seems not to be up there can be the remains of an `up` that was killed.
         _ => Instance::down(&args.pins.folder()),

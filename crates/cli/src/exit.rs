@@ -1,10 +1,17 @@
 //! The exit status of every command: one table.
 
-use std::{ffi::OsStr, fmt, io};
+use std::{ffi::OsStr, io};
 
+use portkeep::{
+    AcquireError,
+    persistent::{
+        PersistentError,
+        protocol::{Reason, Refused},
+    },
+};
 use portkeep_kernel::InstanceError;
 
-use crate::{Io, signals};
+use crate::{Io, NOTHING, USAGE, signals};
 
 /// An exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,22 +64,52 @@ impl Exit {
         if let Some(ended) = error.downcast_ref::<signals::Ended>() {
             return ended.status();
         }
-        let not_up = |cause: &(dyn std::error::Error + 'static)| {
+        let is_not_up = |cause: &(dyn std::error::Error + 'static)| {
             matches!(cause.downcast_ref::<InstanceError>(), Some(InstanceError::NotUp(_)))
         };
-        match error {
+        match error.downcast_ref::<Refused>().map(|refused| refused.reason) {
             _ if is_run => Self::RunFailed,
-            error if error.is::<Usage>() => Self::Usage,
-            error if error.is::<Nothing>() || error.chain().any(not_up) => Self::Nothing,
+            Some(Reason::Malformed) => Self::Usage,
+            Some(Reason::NotFound | Reason::NotUp) => Self::Nothing,
+            _ if error.chain().any(is_not_up) => Self::Nothing,
             _ => Self::Failed,
         }
         .code()
+    }
+
+    /// The reason of a failure, as JSON has it.
+    pub(crate) fn reason(error: &anyhow::Error) -> Reason {
+        error.chain().find_map(reason_of).unwrap_or(Reason::Failed)
+    }
+
+    /// The reason that a status alone says.
+    pub(crate) const fn reason_of_status(status: u8) -> Reason {
+        match status {
+            USAGE => Reason::Malformed,
+            NOTHING => Reason::NotFound,
+            _ => Reason::Failed,
+        }
     }
 
     /// The table, as help texts have it.
     pub(crate) fn help() -> String {
         let line = |exit: Self| format!("\n  {:<4} {}", exit.code(), exit.meaning());
         Self::ALL.into_iter().map(line).collect()
+    }
+}
+
+/// The reason of one cause of a failure, if that says one.
+fn reason_of(cause: &(dyn std::error::Error + 'static)) -> Option<Reason> {
+    if let Some(refused) = cause.downcast_ref::<Refused>() {
+        Some(refused.reason)
+    } else if let Some(error) = cause.downcast_ref::<PersistentError>() {
+        Some(error.reason())
+    } else if let Some(error) = cause.downcast_ref::<AcquireError>() {
+        Some(error.reason())
+    } else if let Some(error) = cause.downcast_ref::<io::Error>() {
+        (error.kind() == io::ErrorKind::PermissionDenied).then_some(Reason::NotAllowed)
+    } else {
+        matches!(cause.downcast_ref::<InstanceError>(), Some(InstanceError::NotUp(_))).then_some(Reason::NotUp)
     }
 }
 
@@ -83,26 +120,7 @@ pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -
     exit.code()
 }
 
-/// Arguments that make no sense when they are taken together.
-#[derive(Debug)]
-pub(crate) struct Usage(pub(crate) String);
-
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// A failure in words, for which no other error type has them.
+pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> anyhow::Error {
+    Refused { reason, message: message.into() }.into()
 }
-
-impl std::error::Error for Usage {}
-
-/// The thing asked about is not there.
-#[derive(Debug)]
-pub(crate) struct Nothing(pub(crate) String);
-
-impl fmt::Display for Nothing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Nothing {}

@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::Context;
+use portkeep::persistent::protocol::Reason;
 use portkeep_core::time;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -27,7 +28,7 @@ use rustix::{
 };
 use signal_hook::iterator::Signals;
 
-use crate::{DONE, Exit, Io, claim::Claim, custodian::close_inherited, exit::Usage};
+use crate::{DONE, Exit, Io, claim::Claim, custodian::close_inherited, exit::refused};
 
 /// The option that only this program gives itself.
 const BACKGROUND: &str = "--in-background";
@@ -155,24 +156,26 @@ fn check_input() -> anyhow::Result<()> {
     if io::stdin().is_terminal() {
         // A process in the background that reads a terminal is stopped.
         if tcgetpgrp(input).is_ok_and(|group| group != getpgrp()) {
-            return Err(
-                Usage(format!("this command runs in the background and cannot read the terminal; {INSTEAD}")).into()
-            );
+            return Err(refused(
+                Reason::Malformed,
+                format!("this command runs in the background and cannot read the terminal; {INSTEAD}"),
+            ));
         }
         return Ok(());
     }
     let mut fds = [PollFd::new(&input, PollFlags::IN)];
     let readable = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("looking at standard input")?;
     if readable > 0 && matches!(rustix::io::read(input, &mut [0; 512]), Ok(0) | Err(_)) {
-        return Err(
-            Usage(format!("standard input is at its end, so the ports would be lost at once; {INSTEAD}")).into()
-        );
+        return Err(refused(
+            Reason::Malformed,
+            format!("standard input is at its end, so the ports would be lost at once; {INSTEAD}"),
+        ));
     }
     Ok(())
 }
 
 /// Have another process do what `words`, the arguments of this one, say. Returns the status when it has the ports, or failed.
-pub(crate) fn leave_to_another(words: &[OsString]) -> anyhow::Result<u8> {
+pub(crate) fn leave_to_another(words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
     let (mut ours, theirs) = UnixStream::pair().context("making a pair of sockets")?;
     let mut child = {
         let mut command = Command::new("/proc/self/exe");
@@ -181,6 +184,8 @@ pub(crate) fn leave_to_another(words: &[OsString]) -> anyhow::Result<u8> {
         command.arg0("portkeep").arg(name).arg(BACKGROUND).args(options).stdin(OwnedFd::from(theirs));
         command.spawn().context("starting the process that keeps the ports")?
     };
+    // It prints the answer or a refusal.
+    io.answered = true;
     if ours.read_exact(&mut [0]).is_ok() {
         return Ok(DONE);
     }

@@ -41,14 +41,15 @@ mod waiting;
 mod watch;
 mod who;
 
-use portkeep_agent as agent;
-use portkeep_observe::process;
 use std::{
     ffi::OsString,
     io::{self, Write},
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use portkeep::persistent::protocol::{Reason, Refused};
+use portkeep_agent as agent;
+use portkeep_observe::process;
 
 pub use exit::Exit;
 
@@ -106,9 +107,13 @@ enum Command {
 /// Where a command writes. A command started by `run` inherits the real streams.
 pub struct Io<'a> {
     /// The request.
-    pub out: Box<dyn Write + 'a>,
+    out: Box<dyn Write + 'a>,
     /// Everything else.
-    pub err: Box<dyn Write + 'a>,
+    err: Box<dyn Write + 'a>,
+    /// A JSON value was printed.
+    answered: bool,
+    /// The errors that were printed.
+    errors: Vec<String>,
 }
 
 impl std::fmt::Debug for Io<'_> {
@@ -120,7 +125,7 @@ impl std::fmt::Debug for Io<'_> {
 impl Io<'static> {
     /// The streams of this process.
     pub fn standard() -> Self {
-        Self { out: Box::new(Output(io::stdout())), err: Box::new(io::stderr()) }
+        Self::new(Output(io::stdout()), io::stderr())
     }
 }
 
@@ -143,10 +148,19 @@ impl Write for Output {
     }
 }
 
+impl<'a> Io<'a> {
+    /// Standard output and standard error of a command.
+    pub fn new(out: impl Write + 'a, err: impl Write + 'a) -> Self {
+        Self { out: Box::new(out), err: Box::new(err), answered: false, errors: Vec::new() }
+    }
+}
+
 impl Io<'_> {
     /// The command fails, or a part of it.
     fn error(&mut self, text: impl std::fmt::Display) {
-        self.message("error", text);
+        let text = text.to_string();
+        self.message("error", &text);
+        self.errors.push(text);
     }
 
     /// The command goes on, and the result is less than the user may expect.
@@ -171,8 +185,18 @@ impl Io<'_> {
         USAGE
     }
 
+    /// The value of a command with `--json` that failed and has printed none: the errors as a refusal.
+    fn refuse(&mut self, reason: Reason) {
+        let message = std::mem::take(&mut self.errors).join("; ");
+        if !self.answered {
+            // Standard error has the text all the same.
+            let _ = self.json(&Refused { reason, message });
+        }
+    }
+
     /// One JSON value on a line of its own.
     fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        self.answered = true;
         serde_json::to_writer(&mut self.out, value)?;
         writeln!(self.out)?;
         self.out.flush()?;
@@ -189,6 +213,7 @@ pub fn command() -> clap::Command {
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> u8 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
+    let json = !is_run && args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -197,6 +222,11 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
             let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
             let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
             let _ = write!(to, "{text}");
+            if json && code != DONE {
+                let text = text.to_string();
+                io.errors.extend(text.lines().next().map(|line| line.trim_start_matches("error: ").to_owned()));
+                io.refuse(Reason::Malformed);
+            }
             return code;
         }
     };
@@ -221,10 +251,10 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Who(args) => who::run(args, io),
         Command::Watch(args) => watch::run(args, io),
     };
-    match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
-        Ok(code) => code,
+    let (code, reason) = match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
+        Ok(code) => (code, Exit::reason_of_status(code)),
         // `portkeep list | head` is no failure.
-        Err(error) if is_broken_pipe(&error) => DONE,
+        Err(error) if is_broken_pipe(&error) => return DONE,
         Err(error) => {
             let text = format!("{error:#}");
             let advice = match ran_out(&error) && !text.contains("ulimit") {
@@ -232,9 +262,13 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
                 false => "",
             };
             io.error(format_args!("{text}{advice}"));
-            Exit::of(&error, is_run)
+            (Exit::of(&error, is_run), Exit::reason(&error))
         }
+    };
+    if json && code != DONE {
+        io.refuse(reason);
     }
+    code
 }
 
 /// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.

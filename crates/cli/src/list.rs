@@ -2,13 +2,12 @@
 
 use std::{collections::BTreeSet, io::Write};
 
-use anyhow::bail;
-use portkeep::Info;
+use portkeep::{Info, persistent::protocol::Reason};
 use portkeep_core::time;
 
 use crate::{
-    DONE, Io,
-    exit::Nothing,
+    DONE, Exit, Io,
+    exit::refused,
     pins::{Pins, Seen, served_here},
     reservations, table, waiting,
 };
@@ -39,7 +38,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let found = match seen(&args.pins) {
         // An answer for programs, whatever the exit status says to scripts.
-        Err(error) if args.json && error.is::<Nothing>() => {
+        Err(error) if args.json && Exit::reason(&error) == Reason::NotUp => {
             io.json(&[(); 0])?;
             return Err(error);
         }
@@ -61,8 +60,13 @@ pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
     let mut found = match pins.look() {
         Seen::Up(instance) => reservations::all(&instance)?,
         _ if served_here()?.is_some() => reservations::here()?,
-        Seen::NotUp => return Err(Nothing("kernel enforcement is not up, so nothing is reserved".into()).into()),
-        Seen::Hidden(reason) => bail!("kernel enforcement does not serve this cgroup, and {reason}"),
+        Seen::NotUp => return Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
+        Seen::Hidden(reason) => {
+            return Err(refused(
+                Reason::NotAllowed,
+                format!("kernel enforcement does not serve this cgroup, and {reason}"),
+            ));
+        }
         Seen::Unusable(error) => return Err(error.into()),
     };
     reservations::complete(&mut found)?;

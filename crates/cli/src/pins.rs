@@ -2,10 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use portkeep::{QueryError, Version};
+use portkeep::{QueryError, Version, persistent::protocol::Reason};
 use portkeep_kernel::{Instance, InstanceError, Obstacle};
 
-use crate::help::ADVANCED;
+use crate::{exit::refused, help::ADVANCED};
 
 /// Where kernel enforcement is pinned.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -41,7 +41,7 @@ impl Pins {
                 self.not_elsewhere()?;
                 Err(InstanceError::NotUp(self.folder()).into())
             }
-            Seen::Hidden(reason) => anyhow::bail!("{reason}"),
+            Seen::Hidden(reason) => Err(refused(Reason::NotAllowed, reason)),
             Seen::Unusable(error) => Err(error.into()),
         }
     }

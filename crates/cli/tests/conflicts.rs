@@ -1,4 +1,4 @@
-//! What conflicts or waits is looked at again as soon as something changes.
+//! Declarations that conflict or wait are looked at again as soon as something changes.
 
 use std::{fs, net::TcpListener};
 
@@ -63,7 +63,7 @@ fn a_new_rival_is_named_at_once() {
     drop_in(&machine, "b.toml", &stanza("b", "6000-6009"));
     let _agent = machine.agent(machine.command(&["agent"]));
     assert_eq!(states(&machine), [state("a", "active"), state("b", "conflict")]);
-    // What is in conflict reserves nothing, so this is not refused; the next reason is the true one.
+    // A declaration in conflict reserves nothing, so this is not refused; the next reason is the true one.
     machine.portkeep(&["persist", "add", "--name", "c", "--tcp", "6005"]).ok();
     let reason = || {
         let listed = machine.portkeep(&["persist", "list", "--json"]).ok().json();

@@ -91,7 +91,7 @@ fn every_command_prints_what_the_schema_says() {
     let watch = Ends(watch);
     say(&["acquire", "--both", "--label", "short"]).ok();
     let holding = machine.hold(&["--count", "2", "--label", "of root", "--json"]);
-    schema::check(&["acquire", "--json"], &holding.line);
+    schema::check(&["acquire", "--json"], &holding.line, false);
     let held: Value = serde_json::from_str(&holding.line).unwrap();
     let start = held["start"].as_u64().unwrap();
     assert_eq!(machine.outsider_binds("tcp", u16::try_from(start).unwrap()), "bound", "it is of the same user");
@@ -134,13 +134,51 @@ fn every_command_prints_what_the_schema_says() {
         }
     }
     tried.push("watch".into());
-    schema::check(&["watch", "--json"], &seen.join("\n"));
+    schema::check(&["watch", "--json"], &seen.join("\n"), false);
     assert!(seen.len() >= 4, "{seen:?}");
     drop(watch);
     drop(agent);
     machine.portkeep(&["down", "--json"]).ok();
     let missed: Vec<String> = commands().into_iter().filter(|command| !tried.contains(command)).collect();
     assert!(missed.is_empty(), "{missed:?} are not tried");
+}
+
+/// A failure has one value on standard output, its words on standard error, and the exit status that it has without `--json`.
+#[test]
+fn a_failure_prints_a_refusal() {
+    if !kernel_or_skip("json::a_failure") {
+        return;
+    }
+    let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "refusals");
+    let refused = |words: &[&str], reason: &str| {
+        let said = machine.portkeep(&[words, &["--json"]].concat());
+        let refusal = said.json();
+        assert_eq!(refusal["reason"], reason, "{said:?}");
+        assert!(said.err.contains(refusal["message"].as_str().unwrap()), "{said:?}");
+        assert_eq!(said.code, machine.portkeep(words).code, "{said:?}");
+    };
+    refused(&["release", "61000"], "not-up");
+    refused(&["upgrade"], "not-up");
+    refused(&["persist", "add", "--name", "web", "--tcp", "80"], "no-agent");
+    refused(&["list", "--no-such-option"], "malformed");
+    refused(&["acquire", "--at", "65535", "--count", "2"], "malformed");
+    machine.portkeep(&["up"]).ok();
+    refused(&["acquire", "--at", "5000"], "no-agent");
+    refused(&["acquire", "--count", "5000"], "no-room");
+    let nobody = machine.portkeep_as_nobody(&["down", "--json"]);
+    assert_eq!(nobody.json()["reason"], "not-allowed", "{nobody:?}");
+
+    let agent = machine.agent(machine.command(&["agent"]));
+    eventually(|| machine.portkeep(&["status", "--json"]).json()["agent_answers"] == true);
+    machine.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443"]).ok();
+    refused(&["persist", "add", "--name", "web", "--tcp", "8444"], "name-taken");
+    refused(&["persist", "add", "--name", "other", "--tcp", "8443"], "in-use");
+    refused(&["persist", "add", "--name", "all", "--tcp", "20000-65535"], "exhausts");
+    // Its value says the same as the status.
+    let none = machine.portkeep(&["persist", "delete", "none", "--json"]);
+    assert_eq!((none.code, none.json()), (Some(3), json!([])));
+    drop(agent);
+    machine.portkeep(&["down"]).ok();
 }
 
 #[test]

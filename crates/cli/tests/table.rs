@@ -6,7 +6,7 @@ use portkeep_cli::{Exit, Io};
 fn run(words: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = {
-        let mut io = Io { out: Box::new(&mut out), err: Box::new(&mut err) };
+        let mut io = Io::new(&mut out, &mut err);
         portkeep_cli::run([&["portkeep"], words].concat(), &mut io)
     };
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())

@@ -1,4 +1,4 @@
-//! What applies to a port besides its sockets: sysctls and NAT rules.
+//! Facts that apply to a port besides its sockets: sysctls and NAT rules.
 
 use portkeep_core::{PortRange, PortSet, Transport};
 use serde::Serialize;
@@ -21,7 +21,7 @@ pub struct Facts {
     pub redirects: Option<Vec<Redirect>>,
 }
 
-/// What applies to one port.
+/// The facts that apply to one port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PortFacts {
     /// It is in `ip_local_port_range`: the kernel may choose it for a connection.
@@ -35,7 +35,7 @@ pub struct PortFacts {
 }
 
 impl Facts {
-    /// Of the calling thread's network namespace; the NAT rules are those of the process's. What cannot be read is left out.
+    /// Of the calling thread's network namespace; the NAT rules are those of the process's. Settings that cannot be read are left out.
     pub fn here() -> Self {
         Self {
             ephemeral: sysctl::local_port_range().ok().flatten(),
@@ -45,7 +45,7 @@ impl Facts {
         }
     }
 
-    /// What applies to a port (host byte order).
+    /// The facts that apply to a port (host byte order).
     pub fn of(&self, transport: Transport, port: u16) -> PortFacts {
         let redirects = self.redirects.as_ref().map(|all| {
             let mut rules: Vec<String> =

@@ -1,4 +1,4 @@
-//! What this machine shows about its ports: [`usage`] has the sockets of a port with their processes, [`facts`] the settings
+//! The ports of this machine as it shows them: [`usage`] has the sockets of a port with their processes, [`facts`] the settings
 //! and rules that concern it. It only reads.
 //!
 //! Everything is of the calling thread's network namespace. As root all processes can be seen, otherwise only the own ones;

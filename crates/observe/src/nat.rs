@@ -40,7 +40,7 @@ pub fn redirects() -> Option<Vec<Redirect>> {
     Some(found)
 }
 
-/// What the tool prints, if it is there and succeeds.
+/// The output of the tool, if it is there and succeeds.
 fn output(tool: &str, args: &[&str]) -> Option<String> {
     // Users' paths leave these folders out.
     let mut path: OsString = env::var_os("PATH").unwrap_or_default();

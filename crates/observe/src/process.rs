@@ -68,14 +68,14 @@ pub fn unit_of(cgroup: &Path) -> Option<String> {
 #[derive(Debug, Default)]
 pub struct Openers {
     by_inode: BTreeMap<u64, Vec<Process>>,
-    /// What these processes claim to hold by held mode.
+    /// The blocks that these processes claim to hold by held mode.
     pub held: Vec<Info>,
     /// The descriptors of every process of the machine could be read: a socket that none has open is the kernel's own.
     pub all: bool,
 }
 
 impl Openers {
-    /// Who has one of these sockets open, by their inodes. One round through `/proc`. Without root only the own processes
+    /// The processes that have one of these sockets open, by their inodes. One round through `/proc`. Without root only the own processes
     /// can be seen.
     pub fn of(inodes: &BTreeSet<u64>) -> Self {
         let mut found = Self { all: in_first_pid_namespace(), ..Self::default() };

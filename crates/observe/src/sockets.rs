@@ -160,7 +160,7 @@ impl Listing {
     }
 }
 
-/// What is asked for.
+/// The request.
 #[derive(Clone, Copy)]
 struct Query {
     transport: Transport,
@@ -285,7 +285,7 @@ impl Message {
     }
 }
 
-/// What the kernel answers; `None`: something else.
+/// The kernel's answer; `None`: something else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer(Option<Message>);
 

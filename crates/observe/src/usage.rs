@@ -1,4 +1,4 @@
-//! Who uses a port: the sockets that have it bound, and those that are connected from it.
+//! The users of a port: the sockets that have it bound, and those that are connected from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -74,7 +74,7 @@ struct Sorted {
 }
 
 impl Usage {
-    /// Who uses the ports of these blocks (host byte order), in the calling thread's network namespace.
+    /// The users of the ports of these blocks (host byte order), in the calling thread's network namespace.
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl Usage {
         Ok(Self { complete, ..Self::with(sockets) })
     }
 
-    /// Who has these sockets open.
+    /// The processes that have these sockets open.
     pub fn with(mut sockets: Vec<Socket>) -> Self {
         // Those that no process has any more come last.
         sockets.sort_by_key(|socket| (!socket.holds(), socket.state, socket.inode.is_none()));
@@ -154,7 +154,7 @@ fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)>
     Ok((sockets, complete))
 }
 
-/// What is held, as far as the process has a socket on one of its ports: any process can claim to hold a block.
+/// The blocks that are held, as far as the process has a socket on one of its ports: any process can claim to hold a block.
 fn held(openers: &Openers, ports: &BTreeMap<(u16, Transport), PortUse>) -> Vec<Info> {
     let mut found: Vec<Info> = Vec::new();
     for info in &openers.held {

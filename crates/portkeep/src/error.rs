@@ -9,7 +9,10 @@ use std::{fmt, io};
 
 use portkeep_core::{AlignError, Errno, ParsePortsError, PortRange, PortRangeError, Transport, Transports};
 
-use crate::info::{Info, Owner};
+use crate::{
+    info::{Info, Owner},
+    persistent::protocol::Reason,
+};
 
 fn raw(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno)
@@ -190,6 +193,26 @@ impl AcquireError {
             Self::HeldCannot { .. } | Self::WrongSocket => Errno::EOPNOTSUPP,
             Self::SocketCall { source } | Self::AcquireCall { source } => return raw(source),
         })
+    }
+}
+
+impl AcquireError {
+    /// The reason, as JSON has it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Malformed(_) | Self::ForeignCgroup | Self::WrongSocket => Reason::Malformed,
+            Self::InUse { .. } | Self::SecondRange => Reason::InUse,
+            Self::NoRoom { .. } | Self::OverQuota => Reason::NoRoom,
+            Self::Privileged => Reason::NotAllowed,
+            Self::AgentAbsent | Self::AgentFailed | Self::AgentSilent { .. } => Reason::NoAgent,
+            Self::KernelAbsent | Self::HeldCannot { .. } => Reason::NotUp,
+            Self::TooManyFiles { .. }
+            | Self::Interrupted
+            | Self::Cancelled
+            | Self::OtherAbi { .. }
+            | Self::SocketCall { .. }
+            | Self::AcquireCall { .. } => Reason::Failed,
+        }
     }
 }
 

@@ -133,7 +133,7 @@ impl Machine {
     /// The same to its end.
     pub fn portkeep(&self, words: &[&str]) -> Outcome {
         let said: Outcome = self.command(words).output().unwrap().into();
-        crate::schema::check(words, &said.out);
+        crate::schema::check(words, &said.out, said.code != Some(0));
         said
     }
 
@@ -141,7 +141,7 @@ impl Machine {
     pub fn portkeep_as_nobody(&self, words: &[&str]) -> Outcome {
         let copy = self.for_everybody(self.portkeep);
         let said: Outcome = self.as_nobody(&[&[copy.as_str()], words].concat()).output().unwrap().into();
-        crate::schema::check(words, &said.out);
+        crate::schema::check(words, &said.out, said.code != Some(0));
         said
     }
 

@@ -37,19 +37,21 @@ fn command(words: &[&str]) -> String {
     words[..if inner { 2 } else { 1 }].join(" ")
 }
 
-/// The output of this command line fits, a line at a time. Without `--json` there is nothing to check.
+/// The output of this command line fits, a line at a time. Without `--json` there is nothing to check. A command that failed
+/// may have printed a refusal instead.
 ///
 /// # Panics
 ///
 /// If it does not.
 #[track_caller]
-pub fn check(words: &[&str], out: &str) {
+pub fn check(words: &[&str], out: &str, failed: bool) {
     if !words.contains(&"--json") || words.contains(&"run") {
         return;
     }
-    let command = command(words);
+    let reference = |name: &str| json!({ "$ref": format!("#/$defs/{}", name.replace(' ', "%20")) });
     let mut schema = STRICT.clone();
-    schema["$ref"] = json!(format!("#/$defs/{}", command.replace(' ', "%20")));
+    let kinds = if failed { vec![command(words), "refusal".into()] } else { vec![command(words)] };
+    schema["anyOf"] = kinds.iter().map(|name| reference(name)).collect();
     let validator = jsonschema::validator_for(&schema).unwrap();
     for line in out.lines() {
         let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));

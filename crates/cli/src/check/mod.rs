@@ -10,13 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use portkeep::persistent::protocol::Reason;
 use portkeep_persist::{
     Audience, Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, dropin, merge,
     store::PERSISTENT,
 };
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, exit::Nothing, sources::Sources};
+use crate::{DONE, FAILED, Io, exit::refused, sources::Sources};
 
 use kind::Kind;
 pub(crate) use known::Known;
@@ -74,7 +75,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         findings.named(&args.files, args.sources.root(), &known);
     }
     if findings.files.is_empty() && findings.errors.is_empty() && !args.files.is_empty() {
-        return Err(Nothing("there are no such files in the folders that were named".into()).into());
+        return Err(refused(Reason::NotFound, "there are no such files in the folders that were named"));
     }
     let wrong = !findings.errors.is_empty();
     if args.json {

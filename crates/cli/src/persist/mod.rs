@@ -17,7 +17,7 @@ use portkeep::persistent::{Connection, PersistentError};
 
 pub(crate) use delete::not_exactly;
 
-use crate::{Io, patience};
+use crate::{Io, exit::refused, patience};
 
 const AFTER_HELP: &str = "\
 Such a reservation belongs to a service, a user, a group or a cgroup, not to a process. It stands from boot until it is \
@@ -70,7 +70,8 @@ pub(crate) fn connect(instead: Option<&str>) -> anyhow::Result<Connection> {
     Connection::open_within(patience::of_environment()).map_err(|error| match error {
         PersistentError::AgentAbsent { .. } => {
             let instead = instead.map_or_else(String::new, |instead| format!(", {instead}"));
-            anyhow::anyhow!("{error}; start it (`systemctl start portkeep`, or `portkeep agent`){instead}")
+            let start = "start it (`systemctl start portkeep`, or `portkeep agent`)";
+            refused(error.reason(), format!("{error}; {start}{instead}"))
         }
         other => other.into(),
     })

@@ -10,10 +10,10 @@ use portkeep_core::{PortRange, Time, Transports};
 
 use crate::{Info, sys};
 
-/// What the link to a memory file of this kind begins with.
+/// The link to a memory file of this kind begins with this.
 const LINK: &str = "/memfd:";
 const NAME: &str = "portkeep-held ";
-/// What the kernel adds to the name of a file that is in no folder.
+/// The kernel adds this to the name of a file that is in no folder.
 const DELETED: &str = " (deleted)";
 /// In the place of a zero, which labels of lists have and names of files cannot.
 const ZERO: &str = "\x1f";

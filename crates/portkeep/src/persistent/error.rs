@@ -82,6 +82,26 @@ impl PersistentError {
     }
 }
 
+impl PersistentError {
+    /// The reason, as JSON has it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Malformed(_) => Reason::Malformed,
+            Self::NotAllowed(_) => Reason::NotAllowed,
+            Self::InUse(_) => Reason::InUse,
+            Self::NameTaken(_) => Reason::NameTaken,
+            Self::Exhausts(_) => Reason::Exhausts,
+            Self::NoRoom(_) => Reason::NoRoom,
+            Self::NotFound => Reason::NotFound,
+            Self::FromFile(_) => Reason::FromFile,
+            Self::Store(_) => Reason::Store,
+            Self::AgentAbsent { .. } | Self::Lost(_) | Self::ConnectCall(_) => Reason::NoAgent,
+            Self::Query(QueryError::KernelAbsent) => Reason::NotUp,
+            Self::Query(_) | Self::Answer(_) | Self::Failed(_) => Reason::Failed,
+        }
+    }
+}
+
 impl From<Refused> for PersistentError {
     fn from(Refused { reason, message }: Refused) -> Self {
         match reason {
@@ -94,7 +114,7 @@ impl From<Refused> for PersistentError {
             Reason::NotFound => Self::NotFound,
             Reason::FromFile => Self::FromFile(message),
             Reason::Store => Self::Store(message),
-            Reason::Failed => Self::Failed(message),
+            Reason::NotUp | Reason::NoAgent | Reason::Failed => Self::Failed(message),
         }
     }
 }

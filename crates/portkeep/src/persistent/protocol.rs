@@ -255,12 +255,17 @@ pub enum Reason {
     FromFile,
     /// It could not be kept.
     Store,
+    /// Kernel enforcement is not up. Of commands only.
+    NotUp,
+    /// The agent does not run, or does not answer. Of commands only.
+    NoAgent,
     /// Anything else.
     Failed,
 }
 
 /// Not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
 pub struct Refused {
     /// Why, for programs.
     pub reason: Reason,
