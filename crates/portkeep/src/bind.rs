@@ -87,10 +87,10 @@ impl Reservation {
         self.serves(transport)?;
         let address = SocketAddr::new(ip, port);
         if self.enforcement() == Enforcement::Held {
-            return self.from_a_block(port, |token| held::hand_out(token, transport, address));
+            return self.in_a_block(port, |token| held::hand_out(token, transport, address));
         }
         let socket = new_socket(transport, Kind::of(ip)).map_err(|source| BindError::BindCall { source })?;
-        self.from_a_block(port, |token| socket.bind_from(token, address))?;
+        self.in_a_block(port, |token| socket.bind_from(token, address))?;
         Ok(socket)
     }
 

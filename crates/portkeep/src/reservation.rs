@@ -100,11 +100,11 @@ impl Reservation {
     /// Associate an unbound socket and bind it; see [`PortkeepSocket::bind_from`]. Of a list, out of the block that has the
     /// port; for port 0 out of the first block with a free one.
     pub fn bind(&self, socket: &impl AsFd, address: SocketAddr) -> Result<u16, BindError> {
-        self.from_a_block(address.port(), |token| socket.as_fd().bind_from(token, address))
+        self.in_a_block(address.port(), |token| socket.as_fd().bind_from(token, address))
     }
 
     /// Bind out of the block that has the port; for port 0 out of the first that is not exhausted.
-    pub(crate) fn from_a_block<T>(
+    pub(crate) fn in_a_block<T>(
         &self,
         port: u16,
         mut bind: impl FnMut(Token) -> Result<T, BindError>,

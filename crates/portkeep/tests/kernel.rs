@@ -539,7 +539,7 @@ fn l2_a_list_is_all_or_nothing_and_one_reservation() {
 
     // In listings it is one, with a token for each block.
     let state = reservation.state().unwrap();
-    assert_eq!(list().unwrap(), [state.clone()]);
+    assert_eq!(list().unwrap(), std::slice::from_ref(&state));
     let tokens: Vec<Token> = reservation.blocks().map(|(_, token)| token).collect();
     assert_eq!(state.blocks.iter().map(|block| block.token.unwrap()).collect::<Vec<_>>(), tokens);
     assert_eq!((state.token, state.ports.count()), (Some(tokens[0]), 4));
