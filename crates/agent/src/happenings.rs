@@ -72,7 +72,7 @@ impl Happenings {
             EventKind::Granted => Happening::Granted,
             EventKind::Ended => Happening::Ended,
             EventKind::Exhausted => Happening::Exhausted,
-            _ => return None,
+            EventKind::Pending => return None,
         };
         if what == Happening::Ended && self.was_refused(event.id) {
             return None;
@@ -418,9 +418,11 @@ fn described(info: &Info) -> String {
 fn log(told: &Told) {
     let process = told.process.clone().unwrap_or_default();
     let reservation = told.reservation.as_ref().filter(|info| info.state != State::Ended).map(described);
+    let label = told.reservation.as_ref().and_then(|info| info.name.as_deref());
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
+                what = %told.what,
                 process = process.pid,
                 command = process.comm,
                 uid = process.uid.unwrap_or_default(),
@@ -429,6 +431,7 @@ fn log(told: &Told) {
                 transports = %told.transports,
                 netns = told.netns,
                 reservation,
+                label,
                 "{}",
                 told.message
             )

@@ -48,15 +48,15 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, bail};
 use portkeep::{
-    Info,
-    persistent::protocol::{Answer, Happening, Reason, Reloaded, Request},
+    Info, Time,
+    persistent::protocol::{Answer, Counters, Happening, Latency, QuotaUse, Reason, Reloaded, Request},
 };
-use portkeep_kernel::{EventKind, Instance};
+use portkeep_kernel::{EventKind, Instance, NOBODY, root_elsewhere};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -237,6 +237,9 @@ pub struct Agent<'k> {
     netns: u64,
     server: Server,
     happenings: Happenings,
+    /// How long requests for particular ports waited.
+    latency: Latency,
+    started: Time,
     service: Service,
     /// Namespaces with entries of ours. Their reservations keep them alive anyhow; kept open so that the entries can
     /// be taken out when the last process has left.
@@ -277,6 +280,8 @@ impl<'k> Agent<'k> {
             netns: portkeep_kernel::netns::current_cookie().context("asking for the cookie of this namespace")?,
             server: Server::listen(server::path_in(folder)).context("listening on the agent's socket")?,
             happenings: Happenings::new(policy.config().events.per_second, &kernel.maps),
+            latency: requests::no_latency(),
+            started: SystemTime::now().into(),
             service: Service::new(),
             policy,
             kept: Kept::default(),
@@ -330,7 +335,7 @@ impl<'k> Agent<'k> {
                 match event.kind {
                     EventKind::Pending => self.queue_pending(event.id, vec![event.tid, event.pid])?,
                     EventKind::Ended | EventKind::Granted => self.unsettle(event.netns, &[event.tid, event.pid]),
-                    _ => {}
+                    EventKind::Refused | EventKind::Exhausted => {}
                 }
             }
             self.handle_pending()?;
@@ -516,7 +521,55 @@ impl<'k> Agent<'k> {
         self.server.publish(&told);
     }
 
+    fn counters(&self) -> anyhow::Result<Counters> {
+        let maps = &self.kernel.maps;
+        let (counters, config) = (maps.counters()?, maps.config()?);
+        let mut quotas = Vec::new();
+        for item in maps.quotas() {
+            let (account, quota) = item?;
+            if account == NOBODY || quota.used == 0 && quota.pending == 0 {
+                continue;
+            }
+            let uid = u32::try_from(account).ok();
+            let default = match uid {
+                Some(0) => u32::MAX,
+                Some(_) => config.quota,
+                None => config.quota_elsewhere,
+            };
+            let limit = if quota.limit == 0 { default } else { quota.limit };
+            quotas.push(QuotaUse {
+                account: match uid {
+                    Some(uid) => format!("user {}", accounts::user_name(uid)),
+                    None => format!("root of the network namespace {}", account & !root_elsewhere(0)),
+                },
+                uid,
+                used: quota.used,
+                limit: Some(limit).filter(|limit| *limit != u32::MAX),
+                pending: quota.pending,
+            });
+        }
+        quotas.sort_by(|one: &QuotaUse, other| one.account.cmp(&other.account));
+        Ok(Counters {
+            since: self.started,
+            reservations: counters.reservations,
+            ports: counters.ports,
+            refused: counters.refused,
+            pending: quotas.iter().map(|quota| quota.pending).sum(),
+            latency: self.latency.clone(),
+            quotas,
+        })
+    }
+
     fn answer(&mut self, peer: Peer, request: Request) -> Answer {
+        if matches!(request, Request::Watch | Request::Counters) && self.policy.is_watcher(&peer) {
+            return match request {
+                Request::Watch => Answer::Watching,
+                _ => match self.counters() {
+                    Ok(counters) => Answer::Counters(Box::new(counters)),
+                    Err(error) => refusal(Reason::Failed, format!("{error:#}")),
+                },
+            };
+        }
         if !self.policy.is_administrator(&peer) {
             let message = "only an administrator may do this: root with its capabilities, or a member of the group that \
                            `administrators` names in portkeep.toml";
@@ -524,7 +577,6 @@ impl<'k> Agent<'k> {
         }
         let netns = self.netns;
         match request {
-            Request::Watch => Answer::Watching,
             Request::Reload => match self.reload() {
                 Ok(reloaded) => Answer::Reloaded(reloaded),
                 Err(error) => refusal(Reason::Failed, format!("{error:#}")),

@@ -38,6 +38,11 @@ impl Overlap {
         Ok(Some(Self { pool, local_port_range: range, ports, reserved: u32::try_from(reserved).unwrap_or(u32::MAX) }))
     }
 
+    /// Whether no automatic choice comes from the common ports.
+    pub fn is_entered(&self) -> bool {
+        self.reserved >= self.ports.count().into()
+    }
+
     /// The remedy.
     pub const HELP: &str = "choose a pool outside net.ipv4.ip_local_port_range (`pool` in portkeep.toml)";
 }

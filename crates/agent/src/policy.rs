@@ -9,7 +9,7 @@ use portkeep_core::{Errno, PortSet, defaults};
 use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
 use portkeep_persist::{
     Account, Config, Diagnostic,
-    config::{Given, Limit, Privileged},
+    config::{Given, Limit, Privileged, WATCHERS},
 };
 
 use super::{
@@ -33,8 +33,10 @@ pub(crate) struct Policy {
     base: kernel::Config,
     /// The administrators' group, 0 = root only.
     admin_gid: u32,
+    /// The group of those who may follow events.
+    watchers_gid: Option<u32>,
     owners: Owners,
-    /// The members of the administrators' group, and the accounts that may have privileged ports.
+    /// The members of these two groups, and the accounts that may have privileged ports.
     members: Remembered<(u32, u32), bool>,
     privileged: Remembered<u32, bool>,
 }
@@ -157,6 +159,7 @@ impl Policy {
             config,
             given,
             admin_gid: base.admin_gid,
+            watchers_gid: None,
             base,
             owners: Owners::default(),
             members: Remembered::default(),
@@ -191,6 +194,10 @@ impl Policy {
         let mut settings = with_given(&self.base, wanted, &self.given);
         complaints.extend(self.keep_ephemeral_ports(maps, &mut settings)?);
         self.admin_gid = settings.admin_gid;
+        self.watchers_gid = match &self.config.watchers {
+            Some(group) => accounts::gid(group).map_err(|why| complaints.push(format!("watchers: {why}"))).ok(),
+            None => accounts::gid(&Account::Name(WATCHERS.to_owned())).ok(),
+        };
         maps.set_privileged_users(&self.privileged_uids(&mut complaints))?;
         let now = maps.reconfigure(&settings)?;
         for (key, wanted, have) in
@@ -265,11 +272,18 @@ impl Policy {
 
     /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
     pub(crate) fn is_administrator(&self, peer: &Peer) -> bool {
-        peer.is_root
-            || peer.uid != 0
-                && self.admin_gid != 0
-                && (peer.gid == self.admin_gid
-                    || self.members.of((peer.uid, self.admin_gid), |(uid, gid)| accounts::belongs(*uid, *gid)))
+        peer.is_root || self.admin_gid != 0 && self.is_member(peer, self.admin_gid)
+    }
+
+    /// An administrator, or a member of the group that may follow events.
+    pub(crate) fn is_watcher(&self, peer: &Peer) -> bool {
+        self.is_administrator(peer) || self.watchers_gid.is_some_and(|gid| self.is_member(peer, gid))
+    }
+
+    /// Uid 0 without the rights of root is a member of no group.
+    fn is_member(&self, peer: &Peer, gid: u32) -> bool {
+        let listed = || self.members.of((peer.uid, gid), |(uid, gid)| accounts::belongs(*uid, *gid));
+        peer.uid != 0 && (peer.gid == gid || listed())
     }
 
     /// Whether a user other than root may acquire privileged ports.

@@ -1,13 +1,31 @@
 //! Requests for particular ports, granted or refused.
 
+use std::time::{Duration, Instant};
+
+use portkeep::persistent::protocol::Latency;
 use portkeep_core::{Errno, wire};
 use portkeep_kernel::Reservation;
-use std::time::Instant;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     Agent, SLICE, Waiting,
     examine::{Examiner, Refusal},
 };
+
+/// Bounds of the distribution of waiting times, in seconds.
+const BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// No request has been handled yet.
+pub(super) fn no_latency() -> Latency {
+    Latency::with_bounds(&BOUNDS)
+}
+
+/// How long ago a reservation was acquired.
+fn waited(reservation: &Reservation) -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
+    now.saturating_sub(Duration::from_nanos(reservation.since))
+}
 
 impl Agent<'_> {
     /// A request waits, one of `hints` asked.
@@ -106,7 +124,10 @@ impl Agent<'_> {
                 self.unsettle(reservation.netns, hints);
                 Ok(())
             }
-            other => Ok(other?),
+            other => {
+                self.latency.add(waited(reservation));
+                Ok(other?)
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use portkeep::Process;
 use portkeep_core::{PortRange, Transport, persistent::Audience};
 use portkeep_kernel::{Config, cgroup};
-use portkeep_observe::Usage;
+use portkeep_observe::{Usage, process::unit_in};
 
 /// The identity of a process, from `/proc/PID/status`.
 struct Identity {
@@ -33,11 +33,6 @@ fn cgroup_of(pid: u32) -> Option<Vec<String>> {
     Some(below.iter().map(|part| part.to_string_lossy().into_owned()).collect())
 }
 
-/// The unit a cgroup belongs to, as the BPF programs see it: the topmost below the enforced one that is no slice.
-fn unit_of(cgroup: &[String], enforced_depth: usize) -> Option<&str> {
-    cgroup.iter().skip(enforced_depth).map(String::as_str).find(|name| !name.ends_with(".slice"))
-}
-
 /// The BPF programs use the same.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Judge {
@@ -60,7 +55,7 @@ impl Judge {
             Audience::User(uid) => identity.uid == *uid,
             Audience::Group(gid) => identity.gids.contains(gid),
             Audience::Unit(unit) => {
-                cgroup_of(pid).is_some_and(|cgroup| unit_of(&cgroup, self.enforced_depth) == Some(unit.as_str()))
+                cgroup_of(pid).is_some_and(|cgroup| unit_in(&cgroup, self.enforced_depth) == Some(unit.as_str()))
             }
             Audience::Cgroup(path) => {
                 let mut parts = path.split('/').filter(|part| !part.is_empty());
@@ -86,18 +81,6 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn units_are_those_that_the_bpf_programs_see() {
-        let unit = |path: &str, depth| {
-            let names: Vec<String> = path.split('/').map(str::to_owned).collect();
-            unit_of(&names, depth).map(str::to_owned)
-        };
-        assert_eq!(unit("system.slice/a.service/x", 0).as_deref(), Some("a.service"));
-        assert_eq!(unit("user.slice/user-1.slice/user@1.service/b.service", 0).as_deref(), Some("user@1.service"));
-        assert_eq!(unit("test/system.slice/a.service", 1).as_deref(), Some("a.service"));
-        assert_eq!(unit("system.slice", 0), None);
-    }
 
     #[test]
     fn this_process_is_itself() {

@@ -126,19 +126,34 @@ impl Custodian {
         }
         // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
         command.process_group(0).current_dir("/");
-        let child = command.spawn().context("starting the process that keeps the ports")?;
-        // It leaves by itself, too, but on a busy machine the command may end before that, and would seem to go on.
-        let _ = subgroup.expel(child.id());
-        Ok(Self(child))
+        command.spawn().map(Self).context("starting the process that keeps the ports")
     }
 
-    /// The command has ended, and this process has closed the owner socket. True once nothing is left of it; false if
-    /// others that it started still run: then the custodian stays with them.
-    pub(crate) fn finish(mut self, subgroup: &Subgroup) -> io::Result<bool> {
-        let empty = wait_until_empty(subgroup, Some(GRACE))?;
-        if empty {
+    /// End it, whatever the command left running: the processes that are returned.
+    pub(crate) fn end(mut self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
+        let left = self.left(subgroup)?;
+        // Where nothing is left it ends by itself, and may be about to.
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(left)
+    }
+
+    /// The command has ended, and this process has closed the owner socket. If processes that it started still run, the
+    /// custodian stays with them, and they are returned.
+    pub(crate) fn finish(mut self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
+        let left = self.left(subgroup)?;
+        if left.is_empty() {
             self.0.wait()?;
         }
-        Ok(empty)
+        Ok(left)
+    }
+
+    /// The processes in the cgroup, after a moment for those that end after the command. On a busy machine the custodian itself may not
+    /// have left it yet.
+    fn left(&self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
+        if wait_until_empty(subgroup, Some(GRACE))? {
+            return Ok(Vec::new());
+        }
+        Ok(subgroup.processes().into_iter().filter(|pid| *pid != self.0.id()).collect())
     }
 }

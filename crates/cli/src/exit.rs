@@ -47,11 +47,13 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
-            Self::Failed => "failed, the reason is on standard error (of `check` and `reload`: a file is wrong)",
+            Self::Failed => {
+                "failed, the reason is on standard error (of `check` and `reload`: a file is wrong; of `doctor`: something is wrong)"
+            }
             Self::Usage => "wrong usage",
             Self::Nothing => {
                 "nothing there: kernel enforcement is not up, the port is free (who), no such reservation (release, \
-                 persist), no such files (check)"
+                 persist), no such files (check), nothing to adopt"
             }
             Self::RunFailed => "`run`: portkeep failed, wrong usage included",
             Self::NotExecutable => "`run`: the command cannot be executed",

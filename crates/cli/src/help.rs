@@ -8,7 +8,7 @@ use crate::Exit;
 pub(crate) const ADVANCED: &str = "Advanced";
 
 /// Other options that only `--help` shows.
-const RARE: [&str; 11] = [
+const RARE: [&str; 14] = [
     "align",
     "timeout",
     "scope",
@@ -20,6 +20,9 @@ const RARE: [&str; 11] = [
     "cgroup",
     "administrators",
     "deny_errno",
+    "main",
+    "no_substitute",
+    "quiet",
 ];
 /// Examples that `-h` shows.
 const EXAMPLES: usize = 2;

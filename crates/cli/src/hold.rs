@@ -22,13 +22,12 @@ use portkeep::persistent::protocol::Reason;
 use portkeep_core::time;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, chdir, getpgrp, pidfd_open, set_parent_process_death_signal, setsid},
+    process::{Pid, PidfdFlags, Signal, chdir, pidfd_open, set_parent_process_death_signal, setsid},
     stdio,
-    termios::tcgetpgrp,
 };
 use signal_hook::iterator::Signals;
 
-use crate::{DONE, Exit, Io, claim::Claim, custodian::close_inherited, exit::refused};
+use crate::{DONE, Exit, Io, claim::Claim, custodian::close_inherited, exit::refused, signals::is_foreground_of};
 
 /// The option that only this program gives itself.
 const BACKGROUND: &str = "--in-background";
@@ -155,7 +154,7 @@ fn check_input() -> anyhow::Result<()> {
     let input = stdio::stdin();
     if io::stdin().is_terminal() {
         // A process in the background that reads a terminal is stopped.
-        if tcgetpgrp(input).is_ok_and(|group| group != getpgrp()) {
+        if !is_foreground_of(input) {
             return Err(refused(
                 Reason::Malformed,
                 format!("this command runs in the background and cannot read the terminal; {INSTEAD}"),

@@ -58,15 +58,16 @@ pub(crate) enum Level {
 }
 
 /// The kernel enforcement that serves this process, kept up if it only lives as long as somebody needs it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Served {
     need: Option<(PathBuf, File)>,
 }
 
 impl Served {
-    /// Let another process give up what is needed, in place of this one. `hand_over` receives it.
+    /// Let another process give up what is needed, in place of this one, or with `shared` beside it. `hand_over` receives it.
     pub(crate) fn hand_over<T>(
         &mut self,
+        shared: bool,
         hand_over: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let copy = match &self.need {
@@ -74,7 +75,9 @@ impl Served {
             None => None,
         };
         let done = hand_over(copy)?;
-        self.need = None;
+        if !shared {
+            self.need = None;
+        }
         Ok(done)
     }
 }

@@ -7,20 +7,26 @@
 #![forbid(unsafe_code)]
 
 mod acquire;
-mod activated;
+mod adopt;
 mod agent_command;
 mod ask;
+mod asked;
 mod check;
 mod claim;
 mod conflict;
 mod custodian;
+mod doctor;
 mod down;
 mod excludedportrange;
 mod exit;
+mod filter;
 mod help;
 mod hold;
+mod into_command;
+mod lent;
 mod level;
 mod list;
+mod once;
 mod patience;
 mod persist;
 mod pins;
@@ -35,8 +41,10 @@ mod sources;
 mod status;
 mod subgroup;
 mod table;
+mod units;
 mod up;
 mod upgrade;
+mod user;
 mod waiting;
 mod watch;
 mod who;
@@ -59,7 +67,8 @@ const USAGE: u8 = Exit::Usage.code();
 const NOTHING: u8 = Exit::Nothing.code();
 
 /// Without the empty lines that clap leaves around the usage: there are many commands.
-const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\n{all-args}{after-help}";
+const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\nCommands:\n{subcommands}\n\n\
+                             Options: -h, --help (says more), -V, --version{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///
@@ -80,12 +89,13 @@ enum Command {
     Run(run::Args),
     #[command(name = custodian::NAME, hide = true)]
     Custodian(custodian::Args),
-    #[command(name = activated::NAME, hide = true)]
-    Activated(activated::Args),
+    #[command(name = into_command::NAME, hide = true)]
+    Become(into_command::Args),
     Acquire(acquire::Args),
     Release(release::Args),
 
     Persist(persist::Args),
+    Adopt(adopt::Args),
     Check(check::Args),
     Reload(reload::Args),
     Excludedportrange(excludedportrange::Args),
@@ -98,6 +108,7 @@ enum Command {
     Agent(agent_command::Args),
     Portserver(portserver::Args),
 
+    Doctor(doctor::Args),
     Status(status::Args),
     List(list::Args),
     Who(who::Args),
@@ -197,10 +208,11 @@ impl Io<'_> {
     /// One JSON value on a line of its own.
     fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         self.answered = true;
-        serde_json::to_writer(&mut self.out, value)?;
-        writeln!(self.out)?;
-        self.out.flush()?;
-        Ok(())
+        // In one piece: others may write to the same stream.
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        self.out.write_all(&line)?;
+        Ok(self.out.flush()?)
     }
 }
 
@@ -233,10 +245,11 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
         Command::Custodian(args) => custodian::run(args, io),
-        Command::Activated(args) => activated::run(args, io),
+        Command::Become(args) => into_command::run(args, io),
         Command::Acquire(options) => acquire::run(options, &args, io),
         Command::Release(args) => release::run(args, io),
         Command::Persist(args) => persist::run(args, io),
+        Command::Adopt(args) => adopt::run(args, io),
         Command::Check(args) => check::run(args, io),
         Command::Reload(args) => reload::run(args, io),
         Command::Excludedportrange(args) => excludedportrange::run(args, io),
@@ -246,6 +259,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Upgrade(args) => upgrade::run(args, io),
         Command::Agent(args) => agent_command::run(args, io),
         Command::Portserver(args) => portserver::run(args, io),
+        Command::Doctor(args) => doctor::run(args, io),
         Command::Status(args) => status::run(args, io),
         Command::List(args) => list::run(args, io),
         Command::Who(args) => who::run(args, io),

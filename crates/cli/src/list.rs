@@ -1,33 +1,64 @@
 //! `list`: all reservations.
 
-use std::{collections::BTreeSet, io::Write};
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    fmt,
+    io::{IsTerminal, Write, stdout},
+    str::FromStr,
+    thread,
+    time::Duration,
+};
 
-use portkeep::{Info, persistent::protocol::Reason};
+use clap::ValueEnum;
+use portkeep::{Info, PortRange, Transports, persistent::protocol::Reason};
 use portkeep_core::time;
+use portkeep_observe::Usage;
 
 use crate::{
     DONE, Exit, Io,
     exit::refused,
+    filter::Filter,
     pins::{Pins, Seen, served_here},
-    reservations, table, waiting,
+    ran_out, reservations, table, waiting,
 };
 
 const AFTER_HELP: &str = "\
-Root sees all network namespaces; other users see only their own. Tokens are only shown to those who may use them. \
-BOUND counts the ports of the block that have a socket, TCP and UDP apart.
+Root sees all network namespaces and every process; other users see only their own. Tokens are only shown to those who \
+may use them. BOUND counts the ports of the block that have a socket, TCP and UDP apart. Reservations that programs only \
+hold, without kernel enforcement, are among them: ENFORCED is `held`.
 
-For a persistent reservation, OWNER shows whom it is for. The last column shows the file or command that declared it (if \
-an agent runs) and the processes that have its ports bound. Declarations that are not in force are reported on standard \
-error; `portkeep persist list` shows them too.
+For a persistent reservation, OWNER shows whom it is for. The last column shows the file or command that declared it \
+and the processes that have its ports bound. Declarations that are not in force are reported on standard error; `portkeep \
+persist list` shows them too.
+
+A terminal that is too narrow shows fewer columns, and the beginning of the last; --columns says which. NETNS is left out \
+where all are of this namespace. --watch shows the list again whenever it changes.
 
 Examples:
   portkeep list
+  portkeep list 8000-8999 --unit nginx.service
+  portkeep list --columns ports,label,owner --sort -since --no-header
   portkeep list --json | jq -r '.[] | select(.owner.uid == 1000) | .ports'";
 
 /// List reservations and who holds them
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    filter: Filter,
+    /// Order by this column; -COLUMN is the reverse
+    #[arg(long, value_name = "COLUMN", default_value = "ports", hide_default_value = true, allow_hyphen_values = true)]
+    sort: Order,
+    /// Show these columns, separated by commas
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', hide_possible_values = true)]
+    columns: Vec<Column>,
+    /// Leave the header out
+    #[arg(long)]
+    no_header: bool,
+    /// Show it again whenever it changes, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
     /// One JSON array
     #[arg(long)]
     json: bool,
@@ -35,25 +66,120 @@ pub(crate) struct Args {
     pins: Pins,
 }
 
-pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let found = match seen(&args.pins) {
-        // An answer for programs, whatever the exit status says to scripts.
-        Err(error) if args.json && Exit::reason(&error) == Reason::NotUp => {
-            io.json(&[(); 0])?;
-            return Err(error);
-        }
-        found => found?,
-    };
-    if args.json {
-        io.json(&found)?;
-    } else {
-        write(&found, &mut io.out)?;
-    }
-    for waiting in waiting::list() {
-        io.warning(waiting::sentence(&waiting));
-    }
-    Ok(DONE)
+/// A column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Column {
+    Ports,
+    Proto,
+    Owner,
+    Uid,
+    Scope,
+    Bound,
+    Since,
+    Netns,
+    Label,
+    Enforced,
+    Token,
+    Command,
 }
+
+/// The columns without --columns, and those that a narrow terminal does without, the least useful first.
+const USUAL: [Column; 11] = [
+    Column::Ports,
+    Column::Proto,
+    Column::Owner,
+    Column::Uid,
+    Column::Scope,
+    Column::Bound,
+    Column::Since,
+    Column::Netns,
+    Column::Label,
+    Column::Token,
+    Column::Command,
+];
+const DISPENSABLE: [Column; 5] = [Column::Token, Column::Scope, Column::Uid, Column::Bound, Column::Netns];
+/// What has to be left of the last column, or others go.
+const LAST: usize = 12;
+
+impl fmt::Display for Column {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.to_possible_value().map(|value| value.get_name().to_uppercase()).unwrap_or_default();
+        f.write_str(&name)
+    }
+}
+
+/// By which column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Order {
+    column: Column,
+    reverse: bool,
+}
+
+impl FromStr for Order {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (reverse, name) = text.strip_prefix('-').map_or((false, text), |name| (true, name));
+        match Column::from_str(name, true) {
+            Ok(column) => Ok(Self { column, reverse }),
+            Err(_) => Err(format!("{name:?} is no column; they are {}", names().join(", "))),
+        }
+    }
+}
+
+fn names() -> Vec<String> {
+    Column::value_variants().iter().map(|column| column.to_string().to_lowercase()).collect()
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    if !args.watch {
+        let found = match with_held(&args.pins) {
+            // An answer for programs, whatever the exit status says to scripts.
+            Err(error) if args.json && Exit::reason(&error) == Reason::NotUp => {
+                io.json(&[(); 0])?;
+                return Err(error);
+            }
+            found => args.select(found?)?,
+        };
+        args.show(&found, io)?;
+        for waiting in waiting::list() {
+            io.warning(waiting::sentence(&waiting));
+        }
+        return Ok(DONE);
+    }
+    let mut before: Option<Vec<Info>> = None;
+    let mut failed = String::new();
+    loop {
+        match with_held(&args.pins) {
+            Ok(found) => {
+                let found = args.select(found)?;
+                if before.as_ref() != Some(&found) {
+                    if stdout().is_terminal() && !args.json {
+                        // The cursor to the first line, and everything below it away.
+                        write!(io.out, "\x1b[H\x1b[J")?;
+                    } else if before.is_some() && !args.json {
+                        writeln!(io.out)?;
+                    }
+                    args.show(&found, io)?;
+                    io.out.flush()?;
+                    before = Some(found);
+                }
+            }
+            // It may be up in a moment.
+            Err(error) => {
+                let text = format!("{error:#}");
+                if text != failed {
+                    io.warning(&text);
+                    failed = text;
+                }
+            }
+        }
+        thread::sleep(AGAIN);
+    }
+}
+
+/// How often `--watch` looks.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.
 pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
@@ -73,11 +199,76 @@ pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
     Ok(found)
 }
 
-fn write(found: &[Info], out: &mut dyn Write) -> anyhow::Result<()> {
-    let header = ["PORTS", "PROTO", "OWNER", "UID", "SCOPE", "BOUND", "SINCE", "NETNS", "LABEL", "TOKEN", "COMMAND"];
-    let mut rows = vec![header.map(String::from)];
-    rows.extend(found.iter().map(row));
-    table::write(&rows, out)
+/// What programs only hold, as far as it can be seen.
+pub(crate) fn held() -> Vec<Info> {
+    let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
+    Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held
+}
+
+/// The same as [`seen`], and what programs only hold.
+fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
+    let held = held();
+    let mut found = match seen(pins) {
+        Err(error) if ran_out(&error) || held.is_empty() => return Err(error),
+        Err(_) => Vec::new(),
+        Ok(found) => found,
+    };
+    found.extend(held);
+    found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
+    Ok(found)
+}
+
+impl Args {
+    fn select(&self, mut found: Vec<Info>) -> anyhow::Result<Vec<Info>> {
+        let selection = self.filter.resolve(&found)?;
+        found.retain(|info| selection.has(info));
+        let Order { column, reverse } = self.sort;
+        // What is equal stays in the order of the ports.
+        match reverse {
+            true => found.sort_by_key(|info| Reverse(key(info, column))),
+            false => found.sort_by_key(|info| key(info, column)),
+        }
+        Ok(found)
+    }
+
+    fn show(&self, found: &[Info], io: &mut Io<'_>) -> anyhow::Result<()> {
+        if self.json { io.json(&found) } else { self.write(found, &mut io.out, table::terminal()) }
+    }
+
+    fn write(&self, found: &[Info], out: &mut dyn Write, terminal: Option<usize>) -> anyhow::Result<()> {
+        let mut columns = self.columns.clone();
+        if columns.is_empty() {
+            columns = USUAL.into();
+            if found.iter().all(|info| info.netns_name.as_deref().is_none_or(|name| name == "this")) {
+                columns.retain(|column| *column != Column::Netns);
+            }
+        }
+        let rows = |columns: &[Column]| {
+            let header = (!self.no_header).then(|| columns.iter().map(ToString::to_string).collect::<Vec<_>>());
+            let cells = |info| columns.iter().map(|column| cell(info, *column)).collect();
+            header.into_iter().chain(found.iter().map(cells)).collect::<Vec<Vec<String>>>()
+        };
+        let mut table = rows(&columns);
+        if let Some(width) = terminal {
+            for column in DISPENSABLE.into_iter().filter(|_| self.columns.is_empty()) {
+                let widths = table::widths(&table);
+                let Some((last, others)) = widths.split_last() else { break };
+                if table::total(others) + 2 + (*last).min(LAST) <= width {
+                    break;
+                }
+                columns.retain(|each| *each != column);
+                table = rows(&columns);
+            }
+            let widths = table::widths(&table);
+            if let Some((_, others)) = widths.split_last() {
+                let rest = width.saturating_sub(table::total(others) + 2).max(LAST);
+                for last in table.iter_mut().filter_map(|row| row.last_mut()) {
+                    *last = table::cut(last, rest);
+                }
+            }
+        }
+        table::write(&table, out)
+    }
 }
 
 /// A whole shell script can be an argument.
@@ -89,26 +280,54 @@ pub(crate) fn short(command: &str) -> String {
     }
 }
 
-fn row(info: &Info) -> [String; 11] {
-    let dash = || "-".to_owned();
-    let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
+/// What orders: numbers as numbers, the rest as text.
+fn key(info: &Info, column: Column) -> (u64, String) {
     let uid = info.owner.as_ref().and_then(|owner| owner.uid);
-    [
-        info.ports.to_string(),
-        info.transports.to_string(),
-        match &info.owner {
+    let number = match column {
+        Column::Ports => u64::from(info.ports.start()),
+        Column::Owner => info.owner.as_ref().map_or(u64::MAX, |owner| owner.pid.into()),
+        Column::Uid => uid.map_or(u64::MAX, u64::from),
+        Column::Bound => info.bound.unwrap_or_default().into(),
+        Column::Since => info.since.map_or(0, |since| since.unix()),
+        Column::Proto
+        | Column::Scope
+        | Column::Netns
+        | Column::Label
+        | Column::Enforced
+        | Column::Token
+        | Column::Command => {
+            return (0, cell(info, column));
+        }
+    };
+    (number, String::new())
+}
+
+fn cell(info: &Info, column: Column) -> String {
+    let dash = || "-".to_owned();
+    match column {
+        Column::Ports => info.ports.to_string(),
+        Column::Proto => info.transports.to_string(),
+        Column::Owner => match &info.owner {
             Some(owner) => format!("{} ({})", owner.pid, owner.comm),
             None => reservations::owner(info),
         },
-        uid.map_or_else(dash, |uid| uid.to_string()),
-        format!("{scope}{}", reservations::terms(info)),
-        info.bound.unwrap_or_default().to_string(),
-        info.age().map_or_else(dash, time::ago),
-        info.netns_name.clone().or_else(|| Some(info.netns?.to_string())).unwrap_or_else(dash),
-        info.name.clone().unwrap_or_else(dash),
-        info.token.map_or_else(dash, |token| token.to_string()),
-        last(info).unwrap_or_else(dash),
-    ]
+        Column::Uid => info.owner.as_ref().and_then(|owner| owner.uid).map_or_else(dash, |uid| uid.to_string()),
+        Column::Scope => {
+            let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
+            format!("{scope}{}", reservations::terms(info))
+        }
+        Column::Bound => info.bound.unwrap_or_default().to_string(),
+        Column::Since => info.age().map_or_else(dash, time::ago),
+        Column::Netns => info.netns_name.clone().or_else(|| Some(info.netns?.to_string())).unwrap_or_else(dash),
+        Column::Label => info.name.clone().unwrap_or_else(dash),
+        // The word that JSON has.
+        Column::Enforced => {
+            let word = info.enforcement.and_then(|enforcement| serde_json::to_value(enforcement).ok());
+            word.as_ref().and_then(|word| word.as_str()).map_or_else(dash, str::to_owned)
+        }
+        Column::Token => info.token.map_or_else(dash, |token| token.to_string()),
+        Column::Command => last(info).unwrap_or_else(dash),
+    }
 }
 
 /// The command of a process; of a persistent reservation, where it comes from and who is there.
@@ -122,4 +341,74 @@ fn last(info: &Info) -> Option<String> {
     let bound = (!bound.is_empty()).then(|| format!("bound by {}", Vec::from_iter(bound).join(", ")));
     let parts: Vec<String> = origin.into_iter().chain(bound).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use portkeep::{Process, State};
+
+    use super::*;
+
+    fn args(words: &[&str]) -> Args {
+        use clap::FromArgMatches;
+        let matches = <Args as clap::Args>::augment_args(clap::Command::new("list"))
+            .try_get_matches_from([&["list"], words].concat())
+            .unwrap();
+        Args::from_arg_matches(&matches).unwrap()
+    }
+
+    fn some() -> Vec<Info> {
+        let info = |start: u16, name: &str, pid: u32| {
+            let ports = PortRange::new(start, 2).unwrap();
+            let mut info = Info::of_ports(ports, Transports::Tcp, State::Active);
+            info.name = Some(name.to_owned());
+            let command = Some("a command that is longer than the terminal is wide".to_owned());
+            info.owner = Some(Process { pid, comm: "server".into(), command, uid: Some(pid), ..Process::default() });
+            info.netns_name = Some("this".into());
+            info
+        };
+        vec![info(61000, "one", 20), info(61002, "two", 3), info(61004, "three", 100)]
+    }
+
+    fn text(words: &[&str], terminal: Option<usize>) -> Vec<String> {
+        let args = args(words);
+        let mut out = Vec::new();
+        args.write(&args.select(some()).unwrap(), &mut out, terminal).unwrap();
+        String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn filters_select_what_all_of_them_do() {
+        let labels = |words: &[&str]| text(&[&["--columns", "label", "--no-header"], words].concat(), None);
+        assert_eq!(labels(&[]), ["one", "two", "three"]);
+        assert_eq!(labels(&["61001-61002"]), ["one", "two"]);
+        assert_eq!(labels(&["61001-61002/udp"]), [""; 0]);
+        assert_eq!(labels(&["--label", "two"]), ["two"]);
+        assert_eq!(labels(&["two"]), ["two"]);
+        assert_eq!(labels(&["--uid", "100"]), ["three"]);
+        assert_eq!(labels(&["--uid", "100", "--label", "two"]), [""; 0]);
+        assert_eq!(labels(&["--unit", "no.service"]), [""; 0]);
+    }
+
+    #[test]
+    fn numbers_are_sorted_as_numbers_and_the_other_way_round() {
+        let labels = |sort: &str| text(&["--columns", "label", "--no-header", "--sort", sort], None);
+        assert_eq!(labels("uid"), ["two", "one", "three"]);
+        assert_eq!(labels("-owner"), ["three", "one", "two"]);
+        assert_eq!(labels("label"), ["one", "three", "two"]);
+        assert!("size".parse::<Order>().unwrap_err().contains("ports, proto, owner"));
+    }
+
+    #[test]
+    fn a_terminal_is_never_too_narrow() {
+        let wide = text(&[], Some(200));
+        assert_eq!(wide, text(&[], None));
+        assert!(wide[0].contains("TOKEN") && !wide[0].contains("NETNS"), "{}", wide[0]);
+        for width in [80, 100, 120] {
+            let narrow = text(&[], Some(width));
+            assert!(narrow.iter().all(|line| line.chars().count() <= width), "{width}: {narrow:#?}");
+            assert!(narrow[0].contains("PORTS") && narrow[0].contains("OWNER") && narrow[0].contains("LABEL"));
+        }
+        assert!(text(&["--columns", "token"], Some(10))[0].contains("TOKEN"), "as asked for");
+    }
 }

@@ -4,14 +4,18 @@ use std::{cell::LazyCell, collections::BTreeMap, io};
 
 use anyhow::Context;
 use portkeep::{
-    Info, PortRange, Process, Scope, Transports,
+    Info, PortRange, Transports,
     persistent::{self, Account},
 };
 use portkeep_core::wire;
-use portkeep_kernel::{Instance, cgroup, netns};
-use portkeep_observe::{Usage, accounts, namespaces};
+use portkeep_kernel::{Instance, netns};
+use portkeep_observe::{Usage, listing, namespaces};
 
-use crate::{patience, process};
+use crate::{
+    patience,
+    persist::view,
+    sources::{ConfigFile, Sources},
+};
 
 /// All reservations of the machine, out of the maps.
 pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
@@ -51,37 +55,17 @@ pub(crate) fn agent_list() -> Vec<Info> {
 
 /// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    found.sort_by(|one, other| {
-        let key = |info: &Info| (info.netns, info.ports.start(), info.transports);
-        key(one).cmp(&key(other))
-    });
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
-    let declared = if found.iter().any(|info| info.persistent) { agent_list() } else { Vec::new() };
-    let by_token: BTreeMap<_, _> = declared.into_iter().filter_map(|each| Some((each.token?, each))).collect();
-    let first_pids = process::in_first_pid_namespace();
+    let declared = if found.iter().any(|info| info.persistent) {
+        view::all(&Sources::of(&ConfigFile::default()), found)
+    } else {
+        Vec::new()
+    };
+    listing::complete(found, &declared);
     // One round for all of them, and none if there is nobody.
     let all = PortRange::inclusive(1, u16::MAX)?;
     let usage = LazyCell::new(|| Usage::bound(&[(all, Transports::Both)]).unwrap_or_default());
-    for info in found {
-        if let Some(declared) = info.token.and_then(|token| by_token.get(&token)).filter(|_| info.persistent) {
-            // The BPF programs keep only the beginning of the name.
-            info.name.clone_from(&declared.name);
-            info.audience.clone_from(&declared.audience);
-            info.origin.clone_from(&declared.origin);
-            info.description.clone_from(&declared.description);
-            (info.around, info.force) = (declared.around, declared.force);
-        } else {
-            info.audience = info.audience.as_ref().map(accounts::named);
-        }
-        if let Some(owner) = &mut info.owner {
-            complete_owner(owner, first_pids);
-        }
-        if let Some(Scope::Cgroup(id)) = info.scope {
-            info.cgroup = cgroup::path_of(id).map(|path| path.display().to_string());
-        }
-        if !is_here(info, own) {
-            continue;
-        }
+    for info in found.iter_mut().filter(|info| is_here(info, own)) {
         let mut sockets = Vec::new();
         if info.bound.is_some_and(|bound| bound > 0) {
             for transport in info.transports.iter() {
@@ -96,21 +80,6 @@ pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
 
 pub(crate) fn is_here(info: &Info, own_netns: u64) -> bool {
     info.netns == Some(own_netns)
-}
-
-/// The names of the users of processes.
-pub(crate) fn name_users<'a>(processes: impl Iterator<Item = &'a mut Process>) {
-    for process in processes {
-        process.user = process.uid.and_then(accounts::known_user);
-    }
-}
-
-/// Add facts about the process, unless its pid means something else here or belongs to somebody else by now.
-fn complete_owner(owner: &mut Process, first_pids: bool) {
-    if first_pids && let Some(found) = process::of(owner.pid).filter(|found| found.comm == owner.comm) {
-        (owner.command, owner.unit, owner.started) = (found.command, found.unit, found.started);
-    }
-    name_users(std::iter::once(owner));
 }
 
 /// The terms of its scope or audience: ", strict", ", ephemeral" or nothing.

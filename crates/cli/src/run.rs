@@ -10,19 +10,26 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep::{PortList, Process, Scope};
+use portkeep::{
+    Info, PortList, Process, Scope,
+    persistent::{Account, Name},
+};
 
 use crate::{
-    Exit, Io, activated,
+    Exit, Io,
     ask::{Ask, LABEL},
     claim::{Claim, Kind, Watch},
     custodian::Custodian,
     exit::not_started,
-    level::{Level, Place, only_held},
+    into_command, lent,
+    level::{Level, Place, Served, only_held},
+    once,
+    pins::served_here,
     process,
     signals::Forwarder,
-    sources::ConfigFile,
+    sources::{ConfigFile, Sources},
     subgroup::Subgroup,
+    user::User,
 };
 
 const AFTER_HELP: &str = "\
@@ -33,10 +40,14 @@ Examples:
   portkeep run --both --label dns -- sh -c 'exec ./resolver --port $DNS_PORT'
   portkeep run --count 4 -- torchrun --master-port {PORT} train.py
   portkeep run --ephemeral 500 -- pytest -n 8
+  portkeep run --user www-data -- ./server {PORT}
+  portkeep run --reservation web --user www-data -- ./server {PORT}
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
-and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of several blocks the first, and PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
-In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced.
+and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of a list that of the first block, and \
+PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced. {{PORT}} becomes a literal {PORT}, and with \
+--no-substitute nothing is replaced.
 
 With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --ports or --align then. In a command inside another one, the inner range counts.
 
@@ -46,6 +57,15 @@ A cgroup (portkeep-run-<pid>) marks the processes. If no cgroup can be created, 
 the ports, and the reservation ends with `run`. If kernel enforcement is not up, root brings it up while such a \
 command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
 is reported on standard error. With --require-kernel or --scope cgroup `run` fails instead of holding the ports.
+
+With --main the reservation ends with the command itself. Processes that it leaves running are named, and lose their ports.
+
+--user runs the command as another user, with its groups and without any right of root. HOME, USER, LOGNAME and SHELL are those of \
+that user. With --reservation the command runs on the ports of a persistent reservation, which stays as it is: the \
+command is not admitted, so it must run as the user, or in the group, unit or cgroup, that the reservation is for.
+
+Warnings about limits of the enforcement come once for each job (process group), however many `run` it starts; with --quiet not \
+at all.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command. With --wait the command starts when the \
 ports can be had; a signal or the end of the time ends that wait.
@@ -66,6 +86,18 @@ pub(crate) struct Args {
     /// Processes that count as the command
     #[arg(long, value_enum, default_value_t = RunScope::Auto)]
     scope: RunScope,
+    /// Run the command as this user (requires root)
+    #[arg(long, value_name = "NAME")]
+    user: Option<Account>,
+    /// Run it on the ports of this persistent reservation
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "at", "align", "label", "wait"])]
+    reservation: Option<Name>,
+    /// End the reservation with the command itself, whatever it leaves running
+    #[arg(long)]
+    main: bool,
+    /// Replace no {PORT} in the arguments
+    #[arg(long)]
+    no_substitute: bool,
     /// Say nothing about limits of the enforcement
     #[arg(short, long)]
     quiet: bool,
@@ -94,6 +126,9 @@ struct Stage {
     range: Option<Claim>,
     group: Option<Group>,
     level: Level,
+    /// In place of a claim.
+    lent: Option<Info>,
+    main: bool,
 }
 
 /// The cgroup of the command, and the process that keeps the ports as long as it is populated.
@@ -105,25 +140,30 @@ struct Group {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // Before anything is made that a signal could leave lying around.
     let mut forwarder = Forwarder::new().context("catching signals")?;
-    let mut stage = set_up(&args, &mut forwarder, io)?;
+    let user = args.user.as_ref().map(User::of).transpose()?;
+    user.as_ref().map(User::check).transpose()?;
+    let mut stage = set_up(&args, user.as_ref(), &mut forwarder, io)?;
 
-    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone());
+    let lent = stage.lent.as_ref();
+    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
     let ports = ports.as_ref();
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
-    let mut command = activated::command(program);
+    let mut command = into_command::command(program, user.as_ref());
     for word in words {
-        command.arg(fill_in(word, ports)?);
+        command.arg(if args.no_substitute { word.clone() } else { fill_in(word, ports)? });
     }
     if let Some(ports) = ports {
-        command.envs(environment(ports, args.ask.label.as_deref()));
+        command.envs(environment(ports, args.ask.label.as_deref().or(args.reservation.as_ref().map(Name::as_str))));
     }
     command.env("PORTKEEP_ENFORCEMENT", stage.level.enforcement().name());
     if let Some(range) = &stage.range {
         command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
     }
-    if let Some(claim) = stage.claims().find(|claim| !claim.tokens.is_empty()) {
-        let tokens: Vec<String> = claim.tokens.iter().map(ToString::to_string).collect();
+    let claimed = stage.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
+    let lent = || stage.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
+    if let Some(tokens) = claimed.or_else(lent) {
+        let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
         command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
     }
 
@@ -144,11 +184,14 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let left = stage.finish()?;
     if !left.is_empty() && !args.quiet {
         let names: Vec<String> = left.iter().map(Process::to_string).collect();
-        io.note(format_args!(
-            "the command left {} running; {} stays reserved for it until it ends",
-            names.join(", "),
-            all.join(" and ")
-        ));
+        let (names, all) = (names.join(", "), all.join(" and "));
+        if args.main {
+            io.warning(format_args!(
+                "the command left {names} running; {all} is no longer reserved, so other programs can bind it"
+            ));
+        } else {
+            io.note(format_args!("the command left {names} running; {all} stays reserved for it until it ends"));
+        }
     }
     Ok(code)
 }
@@ -168,26 +211,45 @@ impl Stage {
         let (Some(group), Level::Kernel(served), Some(owner)) = (&mut self.group, &mut self.level, owner) else {
             return Ok(());
         };
-        group.custodian = Some(served.hand_over(|need| Custodian::start(&group.cgroup, owner, need))?);
+        group.custodian = Some(served.hand_over(self.main, |need| Custodian::start(&group.cgroup, owner, need))?);
         Ok(())
     }
 
-    /// The command has ended. Processes that it left running keep the ports, and are returned.
+    /// The command has ended. Processes that it left running keep the ports, but for `--main`, and are returned.
     fn finish(self) -> anyhow::Result<Vec<Process>> {
-        let Self { claim, range, group, level: _level } = self;
+        let Self { claim, range, group, level: _level, main, .. } = self;
         let Some(Group { custodian: Some(custodian), mut cgroup }) = group else { return Ok(Vec::new()) };
         cgroup.leave().context("leaving the cgroup of the command")?;
-        claim.into_iter().chain(range).for_each(Claim::close);
-        if custodian.finish(&cgroup).context("waiting for the cgroup of the command")? {
-            return Ok(Vec::new());
-        }
-        Ok(cgroup.processes().into_iter().filter_map(process::of).collect())
+        let claims = claim.into_iter().chain(range);
+        let waiting = "waiting for the cgroup of the command";
+        let left = if main {
+            let left = custodian.end(&cgroup).context(waiting)?;
+            claims.for_each(drop);
+            left
+        } else {
+            claims.for_each(Claim::close);
+            custodian.finish(&cgroup).context(waiting)?
+        };
+        Ok(left.into_iter().filter_map(process::of).collect())
     }
 }
 
-fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+    let lent = match &args.reservation {
+        Some(name) => Some(lent::find(name, &args.place.pins, &Sources::of(&args.config), io)?),
+        None => None,
+    };
+    if let Some(why) = lent.as_ref().and_then(|lent| lent::outside(lent, user)) {
+        io.warning(why);
+    }
+    let main = args.main;
+    if lent.is_some() && args.ephemeral.is_none() {
+        anyhow::ensure!(served_here()?.is_some(), "kernel enforcement does not serve the cgroup this runs in");
+        let level = Level::Kernel(Served::default());
+        return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
+    }
     let mut warning = |text: std::fmt::Arguments<'_>| {
-        if !args.quiet {
+        if !args.quiet && once::is_first_of_job() {
             io.warning(text);
         }
     };
@@ -196,27 +258,26 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
     let wishes =
         [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
-    let fixed = args.ephemeral.is_none() || args.ask.names_ports();
+    let fixed = lent.is_none() && (args.ephemeral.is_none() || args.ask.names_ports());
     if let Level::Held(reason) = &level {
-        if args.ephemeral.is_some() {
-            warning(format_args!(
-                "no private ephemeral range, only kernel enforcement can give one: a free port that the \
-                 command chooses can be lost to another program before it is bound ({reason})"
-            ));
-        }
+        let no_range = "no private ephemeral range, only kernel enforcement can give one: a free port that the command chooses \
+                        can be lost to another program before it is bound";
         if !fixed {
-            return Ok(Stage { claim: None, range: None, group: None, level });
+            warning(format_args!("{no_range} ({reason})"));
+            return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
         let udp = match transports {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
+        let no_range = if args.ephemeral.is_some() { format!("; {no_range}") } else { String::new() };
         warning(format_args!(
-            "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
+            "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp}{no_range} \
+             ({reason})",
             only_held(&claim.ports)
         ));
-        return Ok(Stage { claim: Some(claim), range: None, group: None, level });
+        return Ok(Stage { claim: Some(claim), range: None, group: None, level, lent, main });
     }
 
     let subgroup = match args.scope {
@@ -231,14 +292,19 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
                 ));
             }
             Err(reason) => {
+                let whose = user.map_or("this user", User::name);
                 warning(format_args!(
-                    "no cgroup of its own for the command: every process of this user can bind its ports ({reason:#})"
+                    "no cgroup of its own for the command: every process of {whose} can bind its ports ({reason:#})"
                 ));
                 None
             }
         },
     };
     let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
+    let _asking = match (scope, user) {
+        (Scope::User, Some(user)) => Some(user.asks()?),
+        _ => None,
+    };
     let name = program_name(&args.command);
     let mut claim_as =
         |ask: &Ask, kind, beside| Claim::kernel(ask, &args.config, &name, scope, kind, beside, || forwarder.ended_by());
@@ -248,7 +314,7 @@ fn set_up(args: &Args, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Re
         None => None,
     };
     let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
-    Ok(Stage { claim, range, group, level })
+    Ok(Stage { claim, range, group, level, lent, main })
 }
 
 /// The label of a reservation that was given none: the owner process is always a portkeep.
@@ -284,7 +350,8 @@ fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
     variables
 }
 
-/// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` stand. Other braces are none of our business.
+/// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` are, and `{PORT}` where `{{PORT}}` is. Other braces are none of our
+/// business.
 fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
@@ -292,6 +359,16 @@ fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
         let (before, from) = rest.split_at(at);
         filled.extend_from_slice(before);
         let inner = from[5..].iter().position(|byte| *byte == b'}').map(|end| &from[5..5 + end]);
+        if let Some(inner) = inner
+            && (matches!(inner, b"" | b"S") || inner.iter().all(u8::is_ascii_digit))
+            && filled.ends_with(b"{")
+            && from.get(6 + inner.len()) == Some(&b'}')
+        {
+            // The outer brace at the beginning stays, and the one at the end is left out.
+            filled.extend_from_slice(&from[1..6 + inner.len()]);
+            rest = &from[7 + inner.len()..];
+            continue;
+        }
         let value = match inner {
             Some(b"") => Some(wanted(ports)?.start().to_string()),
             Some(b"S") => Some(comma_list(wanted(ports)?)),
@@ -348,7 +425,8 @@ mod tests {
         let word = OsStr::new("{PORT} {PORT1} {PORT3} {PORTS}");
         assert_eq!(fill_in(word, Some(&list)).unwrap(), "80 443 8001 80,443,8000,8001");
         assert_eq!(filled("{PORT"), "{PORT");
-        assert_eq!(filled("${PORTABLE} {} {{PORT1}}"), "${PORTABLE} {} {61001}");
+        assert_eq!(filled("${PORTABLE} {} {{PORTABLE}}"), "${PORTABLE} {} {{PORTABLE}}");
+        assert_eq!(filled("{{PORT1}} {{PORT}}{PORT} {{PORTS}"), "{PORT1} {PORT}61000 {61000,61001,61002");
         assert!(fill_in(OsStr::new("{PORT3}"), Some(&three())).is_err());
         assert!(fill_in(OsStr::new("{PORT}"), None).is_err());
         assert_eq!(fill_in(OsStr::new("${PORTABLE}"), None).unwrap(), "${PORTABLE}");

@@ -2,13 +2,15 @@
 
 use std::{
     fs, io,
+    os::fd::AsFd,
     process::{Child, Command, ExitStatus},
     thread,
 };
 
+use nix::unistd::getpgrp;
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitId, WaitIdOptions, getpgrp, kill_process, waitid},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
     termios::tcgetpgrp,
 };
 use signal_hook::{
@@ -85,7 +87,12 @@ fn pass_on(signal: i32, pid: Pid) {
 
 fn in_foreground() -> bool {
     let Ok(terminal) = fs::File::open("/dev/tty") else { return false };
-    tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
+    is_foreground_of(terminal)
+}
+
+/// Whether this process is in the foreground of a terminal. (In a pid namespace the number of the own group can be 0.)
+pub(crate) fn is_foreground_of(terminal: impl AsFd) -> bool {
+    tcgetpgrp(terminal).is_ok_and(|group| group.as_raw_nonzero().get() == getpgrp().as_raw())
 }
 
 fn wait_without_reaping(child: &Child) {

@@ -64,6 +64,11 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
+    /// Those of a command that has at most a configuration file as an option.
+    pub(crate) fn of(config: &ConfigFile) -> Self {
+        Self { config: config.clone(), root: Some(root_of_environment()) }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.root.as_deref().unwrap_or(Path::new("/"))
     }

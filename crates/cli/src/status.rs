@@ -42,12 +42,12 @@ pub(crate) struct Args {
 /// The state, as far as it is known. `None`: could not be seen from here.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Status {
-    up: Option<bool>,
+    pub(crate) up: Option<bool>,
     /// The enforcement of a reservation made here.
     enforcement_here: Option<Enforcement>,
     abi: Option<u32>,
-    build: Option<String>,
-    enforced_in: Option<String>,
+    pub(crate) build: Option<String>,
+    pub(crate) enforced_in: Option<String>,
     served_in: Option<String>,
     since: Option<Time>,
     reservations: Option<u32>,
@@ -56,21 +56,21 @@ pub(crate) struct Status {
     persistent: Option<u32>,
     /// Binds of outsiders that were refused since it came up.
     refused: Option<u64>,
-    pool: Option<PortRange>,
+    pub(crate) pool: Option<PortRange>,
     /// The overlap of the pool with the ephemeral ports of this network namespace.
     overlap: Option<Overlap>,
     quota: Option<u32>,
     /// The accounts that hold ports, the fullest first. Requires root.
-    quotas: Option<Vec<QuotaUse>>,
+    pub(crate) quotas: Option<Vec<QuotaUse>>,
     deny_errno: Option<String>,
-    agent: Option<bool>,
+    pub(crate) agent: Option<bool>,
     /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
-    agent_answers: Option<bool>,
+    pub(crate) agent_answers: Option<bool>,
     /// Declarations that are not in force, as the agent reports them.
     waiting: Vec<Info>,
-    transient: Option<bool>,
+    pub(crate) transient: Option<bool>,
     /// Why something is missing above.
-    not_seen: Option<String>,
+    pub(crate) not_seen: Option<String>,
 }
 
 /// Ports that an account holds, of how many it may.

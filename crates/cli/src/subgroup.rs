@@ -81,11 +81,6 @@ impl Subgroup {
         Ok(())
     }
 
-    /// Move a process to the cgroup above.
-    pub(crate) fn expel(&self, pid: u32) -> io::Result<()> {
-        move_to(&self.parent, &pid.to_string())
-    }
-
     /// Whether processes are in it, or in one below it. One that is gone has none.
     pub(crate) fn is_populated(&self) -> bool {
         let events = fs::read_to_string(self.events()).unwrap_or_default();

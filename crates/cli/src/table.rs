@@ -1,9 +1,11 @@
 //! Columns that stand below each other.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
+
+use rustix::termios::tcgetwinsize;
 
 /// Write rows of cells, the header among them. The last cell of a row is as wide as it is.
-pub(crate) fn write<const COLUMNS: usize>(rows: &[[String; COLUMNS]], out: &mut dyn Write) -> anyhow::Result<()> {
+pub(crate) fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Result<()> {
     let widths = widths(rows);
     for row in rows {
         writeln!(out, "{}", line(row, &widths))?;
@@ -12,23 +14,52 @@ pub(crate) fn write<const COLUMNS: usize>(rows: &[[String; COLUMNS]], out: &mut 
 }
 
 /// How wide each column has to be.
-pub(crate) fn widths<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> [usize; COLUMNS] {
-    std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+pub(crate) fn widths(rows: &[impl AsRef<[String]>]) -> Vec<usize> {
+    let columns = rows.first().map_or(0, |row| row.as_ref().len());
+    let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
+    (0..columns).map(width).collect()
 }
 
 /// One row, without blanks at its end.
-pub(crate) fn line<const COLUMNS: usize>(row: &[String; COLUMNS], widths: &[usize; COLUMNS]) -> String {
-    let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+pub(crate) fn line(row: &impl AsRef<[String]>, widths: &[usize]) -> String {
+    let cells: Vec<String> = row.as_ref().iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
     cells.join("  ").trim_end().to_owned()
+}
+
+/// How wide rows of these widths are.
+pub(crate) fn total(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
+}
+
+/// The beginning of a text that fits.
+pub(crate) fn cut(text: &str, width: usize) -> String {
+    match text.chars().count() > width {
+        true => text.chars().take(width.saturating_sub(3)).chain("...".chars()).take(width).collect(),
+        false => text.to_owned(),
+    }
+}
+
+/// The width of the terminal that standard output is, if it is one.
+pub(crate) fn terminal() -> Option<usize> {
+    let out = io::stdout();
+    let size = out.is_terminal().then(|| tcgetwinsize(&out).ok()).flatten()?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["A", "LONG"], ["wide", "x"]].map(|row| row.map(String::from));
         let mut out = Vec::new();
-        super::write(&rows, &mut out).unwrap();
+        write(&rows, &mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "A     LONG\nwide  x\n");
+        assert_eq!(total(&widths(&rows)), 10);
+        assert_eq!(
+            (cut("abcdef", 6), cut("abcdefg", 6), cut("abc", 2)),
+            ("abcdef".into(), "abc...".into(), "..".into())
+        );
     }
 }

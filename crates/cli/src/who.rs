@@ -1,39 +1,51 @@
 //! `who`: whose port is this?
 
-use std::{collections::BTreeSet, io::Write};
+use std::{collections::BTreeMap, io::Write, time::SystemTime};
 
 use anyhow::Context;
-use portkeep::{BoundSocket, Info, PortList, PortRange, Ports, Transport, Transports};
-use portkeep_core::{PortSet, time};
+use portkeep::{BoundSocket, Info, PortRange, Transport, Transports, persistent::protocol::Reason};
+use portkeep_core::time;
 use portkeep_kernel::netns;
-use portkeep_observe::Usage;
+use portkeep_observe::{Facts, PortFacts, PortUse, Usage, usage};
 use serde::Serialize;
 
 use crate::{
-    DONE, Io, NOTHING, list,
+    DONE, Io, NOTHING,
+    asked::Asked,
+    conflict,
+    exit::refused,
+    list,
     pins::{Pins, Seen},
-    ports::ports,
     ran_out, reservations, waiting,
 };
 
 const AFTER_HELP: &str = "\
-Shows which reservation of this network namespace has the port, which one waits for it, and which process has it bound. \
-Only root can see other users' processes.
+Shows for each port which reservation of this network namespace has it, and which one waits for it; the sockets that have \
+it bound, with their processes; connections on it, and what the kernel keeps of them (TIME-WAIT); and what else concerns \
+it: the pool, ip_local_port_range, ip_local_reserved_ports, privileges and NAT rules.
+
+PORTS is a port, a range, a list of both with names of /etc/services, or the label or name of a reservation. Of a range \
+the free ports are left out.
+
+Only root can see other users' processes and NAT rules.
 
 Examples:
   portkeep who 61004
-  portkeep who 53/udp
-  portkeep who 80,443,8000-8099 --json
+  portkeep who 80,443 8000-8100/tcp web
+  portkeep who 53/udp --json
 
-Exit status: 0 if one of the ports is reserved or bound, 3 if all are free";
+Exit status: 0 if one of the ports is reserved or in use, 3 if all are free, 1 if that cannot be found out";
 
-/// Show who owns a port
+/// Connections of a server that are shown in a text.
+const FEW: usize = 3;
+
+/// Show who has a port
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// 61004, 61004/tcp, 80,443, 8000-8099, or a name of /etc/services
-    #[arg(value_name = "PORTS[/TRANSPORT]", value_parser = ports)]
-    ports: Ports,
+    /// 61004, 53/udp, 80,443, 8000-8100, http, or the name of a reservation
+    #[arg(value_name = "PORTS[/TRANSPORT]", required = true)]
+    ports: Vec<Asked>,
     /// One JSON array, an element for each port and transport
     #[arg(long)]
     json: bool,
@@ -44,65 +56,72 @@ pub(crate) struct Args {
 /// One port of one transport.
 #[derive(Debug, Serialize)]
 struct Whose {
-    port: u16,
-    transport: Transport,
     /// The reservation that has it.
     reservation: Option<Info>,
-    /// The sockets that have it bound.
-    bound_by: Vec<BoundSocket>,
     /// Persistent reservations of the port that are not in force.
     waiting: Vec<Info>,
+    /// Reservations of the port in other network namespaces, if they can be seen.
+    elsewhere: Vec<Info>,
+    /// It is in the pool.
+    pool: bool,
+    #[serde(flatten)]
+    sockets: PortUse,
+    #[serde(flatten)]
+    facts: PortFacts,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let found = reserved(&args.pins, io)?;
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
+    let (here, elsewhere): (Vec<Info>, Vec<Info>) =
+        found.into_iter().partition(|info| reservations::is_here(info, own));
     let waiting = waiting::list();
-    let Ports { list, transports } = &args.ports;
-    let transports = transports.unwrap_or(Transports::Both);
-    let blocks: Vec<_> = list.blocks().iter().map(|block| (*block, Transports::Both)).collect();
-    let usage = Usage::of(&blocks).context("looking for sockets")?;
-    let whose: Vec<Whose> = list
-        .iter()
-        .flat_map(|port| transports.iter().map(move |transport| (port, transport)))
-        .map(|(port, transport)| {
-            let mine = |info: &&Info| reservations::is_here(info, own) && info.has(transport, port);
-            let waiting: Vec<Info> = waiting.iter().filter(|info| info.has(transport, port)).cloned().collect();
-            let mut bound_by = usage.port(transport, port).bound_by;
-            if bound_by.is_empty() {
-                // Not every socket is listed before Linux 6.8; the agent knows those that it waits for.
-                let sockets = waiting.iter().flat_map(|info| &info.waits_for);
-                bound_by.extend(sockets.filter(|socket| (socket.port, socket.transport) == (port, transport)).cloned());
-            }
-            Whose { port, transport, reservation: found.iter().find(mine).cloned(), bound_by, waiting }
-        })
-        .collect();
+    let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
+    // What programs only hold is found by their sockets, all of them.
+    let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { list::held() } else { Vec::new() };
+    known.extend(&held);
+    let mut blocks = Vec::new();
+    for asked in &args.ports {
+        let named = asked.blocks(&known);
+        if named.is_empty() {
+            let why = format!("there is no reservation {asked}, and no service of this name in /etc/services");
+            return Err(refused(Reason::NotFound, why));
+        }
+        blocks.extend(named);
+    }
+    let look = Look::new(&blocks, here, waiting, elsewhere)?;
+    let whose = look.all(&blocks);
     let anybody = whose.iter().any(Whose::is_somebodys);
     if args.json {
         io.json(&whose)?;
     } else {
-        for each in whose.iter().filter(|whose| whose.is_somebodys()) {
-            each.write(&mut io.out)?;
+        look.write(&whose, &blocks, io)?;
+        if !anybody {
+            let names: Vec<String> = args.ports.iter().map(ToString::to_string).collect();
+            let are = if blocks.iter().all(|(ports, _)| ports.count() == 1) && names.len() == 1 { "is" } else { "are" };
+            writeln!(io.out, "{} {are} free", names.join(", "))?;
+            if let ([first, ..], [(ports, _)]) = (&whose[..], &blocks[..])
+                && ports.count() == 1
+            {
+                look.write_facts(first, &mut io.out)?;
+            }
         }
-        if let Some(free) = free(&args.ports, &whose) {
-            writeln!(io.out, "{free} {} free", if free.list.count() == 1 { "is" } else { "are" })?;
+        for waiting in &look.waiting {
+            if whose.iter().any(|each| waiting.has(each.sockets.transport, each.sockets.port)) {
+                writeln!(io.out, "{}", waiting::sentence(waiting))?;
+            }
         }
-        for waiting in waiting.iter().filter(|waiting| whose.iter().any(|each| waiting.has(each.transport, each.port)))
-        {
-            writeln!(io.out, "{}", waiting::sentence(waiting))?;
-        }
+    }
+    let unseen = whose.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
+    if unseen && !look.usage.all {
+        io.note("only root can see other users' processes and NAT rules");
     }
     Ok(if anybody { DONE } else { NOTHING })
 }
 
-/// The ports that are free in all of the transports asked for, if there are any.
-fn free(asked: &Ports, whose: &[Whose]) -> Option<Ports> {
-    let taken: BTreeSet<u16> = whose.iter().filter(|each| each.is_somebodys()).map(|each| each.port).collect();
-    let free = asked.list.iter().filter(|port| !taken.contains(port));
-    let set: PortSet = free.filter_map(|port| PortRange::single(port).ok()).collect();
-    let blocks = set.spans().filter_map(|(first, last)| PortRange::inclusive(first, last).ok());
-    let list = PortList::new(blocks).ok()?;
-    Some(Ports { list, transports: asked.transports })
+/// Whether more could be known of it.
+fn is_unseen(socket: &BoundSocket) -> bool {
+    socket.process.is_none() && !socket.kernel && socket.remaining.is_none()
 }
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
@@ -120,62 +139,225 @@ fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
     }
 }
 
-impl Whose {
-    fn is_somebodys(&self) -> bool {
-        self.reservation.is_some() || !self.bound_by.is_empty()
+/// All that is known about the ports that are asked for.
+struct Look {
+    here: Vec<Info>,
+    waiting: Vec<Info>,
+    elsewhere: Vec<Info>,
+    usage: Usage,
+    facts: Facts,
+    pool: Option<PortRange>,
+}
+
+impl Look {
+    fn new(
+        blocks: &[(PortRange, Transports)],
+        mut here: Vec<Info>,
+        waiting: Vec<Info>,
+        elsewhere: Vec<Info>,
+    ) -> anyhow::Result<Self> {
+        let usage = Usage::of(blocks).context("looking for sockets")?;
+        let held = usage.held.iter().filter(|held| !here.iter().any(|info| info.ports.overlaps(&held.ports)));
+        here.extend(held.cloned().collect::<Vec<_>>());
+        let pool = portkeep::version().ok().and_then(|version| version.pool);
+        Ok(Self { here, waiting, elsewhere, usage, facts: Facts::here(), pool })
     }
 
-    fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        let name = format!("{}/{}", self.port, self.transport);
-        match &self.reservation {
-            Some(info) => {
-                let owner = reservations::owner(info);
-                match info.age().filter(|_| !info.persistent) {
-                    Some(age) => writeln!(out, "{name} belongs to {owner}, reserved {}", time::ago(age))?,
-                    None => writeln!(out, "{name} is reserved for {owner}")?,
-                }
-                let mut line = |name: &str, value: &str| writeln!(out, "  {name:<9} {value}");
-                line("ports", &format!("{}/{}", info.ports, info.transports))?;
-                if let Some(label) = &info.name {
-                    line(if info.persistent { "name" } else { "label" }, label)?;
-                }
-                if let Some(command) = info.owner.as_ref().and_then(|owner| owner.command.as_ref()) {
-                    line("command", command)?;
-                }
-                if let Some(unit) = info.owner.as_ref().and_then(|owner| owner.unit.as_ref()) {
-                    line("unit", unit)?;
-                }
-                if let Some(description) = &info.description {
-                    line("what", description)?;
-                }
-                if let Some(origin) = &info.origin {
-                    line("from", &origin.to_string())?;
-                }
-                if let Some(uid) = info.owner.as_ref().and_then(|owner| owner.uid) {
-                    line("uid", &uid.to_string())?;
-                }
-                let terms = match (info.strict, info.ephemeral) {
-                    (true, _) => ", associated sockets only",
-                    (_, true) => ", its private ephemeral range",
-                    _ => "",
-                };
-                let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
-                let cgroup = info.cgroup.as_deref().unwrap_or_default();
-                line("scope", &format!("{}{terms}", format!("{scope} {cgroup}").trim_end()))?;
-                if let Some(since) = info.since {
-                    line("since", &since.to_string())?;
+    /// In the order of the ports. Of a range the free ports are left out.
+    fn all(&self, blocks: &[(PortRange, Transports)]) -> Vec<Whose> {
+        let mut found = BTreeMap::new();
+        for (ports, transports) in blocks {
+            for port in ports.iter() {
+                for transport in transports.iter() {
+                    let whose = self.one(transport, port, ports.count() == 1);
+                    if ports.count() == 1 || whose.is_somebodys() || !whose.waiting.is_empty() {
+                        found.insert((port, transport), whose);
+                    }
                 }
             }
-            None => writeln!(out, "{name} is not reserved")?,
         }
-        let known: Vec<String> =
-            self.bound_by.iter().filter_map(|socket| socket.process.as_ref()).map(ToString::to_string).collect();
-        let bound = match (self.bound_by.is_empty(), known.is_empty()) {
-            (true, _) => "no process".into(),
-            (false, true) => "a process that cannot be seen from here".into(),
-            (false, false) => known.join(", "),
-        };
-        writeln!(out, "  {:<9} {bound}", "bound by")?;
+        found.into_values().collect()
+    }
+
+    fn one(&self, transport: Transport, port: u16, singly: bool) -> Whose {
+        let of =
+            |infos: &[Info]| -> Vec<Info> { infos.iter().filter(|info| info.has(transport, port)).cloned().collect() };
+        let mut sockets = self.usage.port(transport, port);
+        let waiting = of(&self.waiting);
+        let reservation = of(&self.here).into_iter().next();
+        if sockets.is_free() && !self.usage.complete && reservation.is_none() && singly {
+            // The agent knows the sockets that it waits for. Others are found by trying.
+            let known = waiting.iter().flat_map(|info| &info.waits_for);
+            sockets.bound_by = known.filter(|one| (one.port, one.transport) == (port, transport)).cloned().collect();
+            if sockets.bound_by.is_empty() && conflict::cannot_be_bound(transport, port) {
+                sockets.bound_by.push(usage::unlisted(transport, port));
+            }
+        }
+        Whose {
+            reservation,
+            waiting,
+            elsewhere: of(&self.elsewhere),
+            pool: self.pool.is_some_and(|pool| pool.contains(port)),
+            sockets,
+            facts: self.facts.of(transport, port),
+        }
+    }
+
+    /// Each port that somebody has. A reservation is described once, at its first port.
+    fn write(&self, whose: &[Whose], blocks: &[(PortRange, Transports)], io: &mut Io<'_>) -> anyhow::Result<()> {
+        let mut before: Option<&Info> = None;
+        let mut shown = 0;
+        for each in whose.iter().filter(|whose| whose.is_somebodys()) {
+            shown += 1;
+            let out = &mut io.out;
+            match &each.reservation {
+                Some(info) if before == Some(info) => {
+                    if each.sockets.is_free() {
+                        continue;
+                    }
+                    writeln!(out, "{} is of the same reservation", each.name())?;
+                }
+                Some(info) => describe(&each.name(), info, out)?,
+                None => writeln!(out, "{} is not reserved", each.name())?,
+            }
+            before = each.reservation.as_ref();
+            each.write_sockets(out)?;
+            self.write_facts(each, out)?;
+        }
+        let asked: usize =
+            blocks.iter().map(|(ports, transports)| usize::from(ports.count()) * transports.iter().count()).sum();
+        if shown > 0 && blocks.iter().any(|(ports, _)| ports.count() > 1) && asked > shown {
+            let (s, are) = if asked - shown == 1 { ("", "is") } else { ("s", "are") };
+            writeln!(io.out, "{} more port{s} {are} free", asked - shown)?;
+        }
         Ok(())
     }
+
+    /// What else concerns the port, a line for each.
+    fn write_facts(&self, each: &Whose, out: &mut dyn Write) -> anyhow::Result<()> {
+        let mut note = |text: String| writeln!(out, "  {:<9} {text}", "note");
+        if let Some(pool) = self.pool.filter(|_| each.pool) {
+            note(format!("it is in the pool ({pool}), which requests without a port are served from"))?;
+        }
+        if let Some(range) = self.facts.ephemeral.filter(|_| each.facts.ephemeral) {
+            note(match each.facts.excluded {
+                true => format!("it is in ip_local_port_range ({range}), and ip_local_reserved_ports keeps it out"),
+                false => format!("it is in ip_local_port_range ({range}): outgoing connections may use it"),
+            })?;
+        }
+        if each.facts.privileged {
+            let start = self.facts.unprivileged_start;
+            note(format!("it is privileged (below {start}): binding it requires root or a reservation"))?;
+        }
+        for rule in each.facts.redirects.iter().flatten() {
+            note(format!("a NAT rule redirects it, so that another program answers: {rule}"))?;
+        }
+        for info in &each.elsewhere {
+            let name = info.netns_name.clone().or_else(|| Some(info.netns?.to_string())).unwrap_or_default();
+            note(format!("in the network namespace {name}, {} has it", reservations::owner(info)))?;
+        }
+        Ok(())
+    }
+}
+
+/// The reservation of a port.
+fn describe(name: &str, info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
+    let owner = reservations::owner(info);
+    match info.age().filter(|_| !info.persistent) {
+        Some(age) => writeln!(out, "{name} belongs to {owner}, reserved {}", time::ago(age))?,
+        None => writeln!(out, "{name} is reserved for {owner}")?,
+    }
+    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<9} {value}");
+    line("block", &format!("{}/{}", info.ports, info.transports))?;
+    if let Some(label) = &info.name {
+        line(if info.persistent { "name" } else { "label" }, label)?;
+    }
+    if let Some(command) = info.owner.as_ref().and_then(|owner| owner.command.as_ref()) {
+        line("command", command)?;
+    }
+    if let Some(unit) = info.owner.as_ref().and_then(|owner| owner.unit.as_ref()) {
+        line("unit", unit)?;
+    }
+    if let Some(description) = &info.description {
+        line("what", description)?;
+    }
+    if let Some(origin) = &info.origin {
+        line("from", &origin.to_string())?;
+    }
+    if let Some(uid) = info.owner.as_ref().and_then(|owner| owner.uid) {
+        line("uid", &uid.to_string())?;
+    }
+    let terms = match (info.strict, info.ephemeral) {
+        (true, _) => ", associated sockets only",
+        (_, true) => ", its private ephemeral range",
+        _ => "",
+    };
+    let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
+    let cgroup = info.cgroup.as_deref().unwrap_or_default();
+    line("scope", &format!("{}{terms}", format!("{scope} {cgroup}").trim_end()))?;
+    if info.enforcement == Some(portkeep::Enforcement::Held) {
+        line("held", "by sockets of this process, not enforced by the kernel")?;
+    }
+    if let Some(since) = info.since {
+        line("since", &since.to_string())?;
+    }
+    Ok(())
+}
+
+impl Whose {
+    fn name(&self) -> String {
+        format!("{}/{}", self.sockets.port, self.sockets.transport)
+    }
+
+    fn is_somebodys(&self) -> bool {
+        self.reservation.is_some() || !self.sockets.is_free()
+    }
+
+    fn write_sockets(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+        let PortUse { bound_by, connections, connection_count, .. } = &self.sockets;
+        if bound_by.is_empty() && self.reservation.is_some() {
+            writeln!(out, "  {:<9} no process", "bound by")?;
+        }
+        write_each("bound by", bound_by, out)?;
+        // A server's are not worth a screen.
+        let most = if bound_by.is_empty() { connections.len() } else { FEW };
+        let shown = &connections[..connections.len().min(most)];
+        write_each("used by", shown, out)?;
+        let rest = connection_count - shown.len().min(*connection_count);
+        if rest > 0 {
+            writeln!(out, "  {:<9} and {rest} more connection{}", "", if rest == 1 { "" } else { "s" })?;
+        }
+        Ok(())
+    }
+}
+
+fn write_each(name: &str, sockets: &[BoundSocket], out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut before = None;
+    for (index, socket) in sockets.iter().enumerate() {
+        writeln!(out, "  {:<9} {}", if index == 0 { name } else { "" }, about(socket))?;
+        let process = socket.process.as_ref();
+        if let Some(command) = process.filter(|_| before != process).and_then(|process| process.command.as_ref()) {
+            writeln!(out, "  {:<9}   {}", "", list::short(command))?;
+        }
+        before = process;
+    }
+    Ok(())
+}
+
+/// "pid 812 (nginx), user www-data, nginx.service, started 3h ago: listening on 0.0.0.0:80".
+fn about(socket: &BoundSocket) -> String {
+    let mut text = usage::holder(socket);
+    if let Some(process) = &socket.process {
+        let uid = process.uid.map(|uid| uid.to_string());
+        for part in
+            [process.user.clone().or(uid).map(|user| format!("user {user}")), socket.unit.clone()].into_iter().flatten()
+        {
+            text += ", ";
+            text += &part;
+        }
+        if let Some(started) = process.started {
+            text += &format!(", started {}", time::ago(started.age_at(SystemTime::now())));
+        }
+    }
+    format!("{text}: {}", usage::state(socket))
 }

@@ -360,7 +360,7 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     assert_eq!(list.json(), json!([]));
     assert!(list.err.contains(&sentence), "{list:?}");
     let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
-    assert!(who.contains(&format!("  bound by  pid {pid}")) && who.contains(&sentence), "{who}");
+    assert!(who.contains(&format!("  used by   pid {pid}")) && who.contains(&sentence), "{who}");
     assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
 }
 

@@ -48,6 +48,8 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["up", "--pool", "9-8"],
         &["who"],
         &["who", "80/sctp"],
+        &["list", "--sort", "size"],
+        &["list", "--columns", "ports,size"],
         &["release", "6f1d"],
         &["persist"],
         &["persist", "add", "--name", "x"],

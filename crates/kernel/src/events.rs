@@ -35,7 +35,6 @@ struct Raw {
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum EventKind {
     /// A reservation came into force.
     Granted,

@@ -19,6 +19,7 @@ mod audience;
 pub mod bpffs;
 pub mod cgroup;
 mod events;
+pub mod hooks;
 mod instance;
 mod layout;
 mod load;

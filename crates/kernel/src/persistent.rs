@@ -23,7 +23,9 @@ fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
     }
     match audience {
         Audience::Cgroup(_) if names.is_empty() || names.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
-        _ => Ok(()),
+        Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Unit(_) | Audience::Cgroup(_) => {
+            Ok(())
+        }
     }
 }
 

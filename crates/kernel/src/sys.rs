@@ -84,6 +84,43 @@ pub(crate) fn link_detach(link: impl AsFd) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &attr).map(drop)
 }
 
+/// `struct { ... } query` of `union bpf_attr`, up to the count.
+#[repr(C)]
+struct QueryAttr {
+    cgroup: u32,
+    point: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    zero: u32,
+}
+
+/// `BPF_PROG_QUERY`: the ids of all programs that run at a point of a cgroup, those of the cgroups above it included.
+///
+/// Kernel commit 468e2f64d220 ("bpf: introduce BPF_PROG_QUERY command"), Linux 4.15.
+pub(crate) fn programs_on(cgroup: impl AsFd, point: AttachPoint) -> io::Result<Vec<u32>> {
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+    let mut ids = [0u32; 64];
+    let mut attr = QueryAttr {
+        cgroup: cgroup.as_fd().as_raw_fd() as u32,
+        point: point as u32,
+        flags: BPF_F_QUERY_EFFECTIVE,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        zero: 0,
+    };
+    // SAFETY: the kernel writes at most `count` ids to the array, and the count and flags to the attribute; both outlive
+    // the call, and nothing else refers to them meanwhile.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of::<QueryAttr>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids[..(attr.count as usize).min(ids.len())].to_vec())
+}
+
 #[repr(C)]
 struct PinAttr {
     path: u64,

@@ -8,6 +8,7 @@
 
 pub mod accounts;
 pub mod facts;
+pub mod listing;
 pub mod namespaces;
 pub mod nat;
 pub mod process;

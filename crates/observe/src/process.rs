@@ -64,6 +64,12 @@ pub fn unit_of(cgroup: &Path) -> Option<String> {
     Some(unit.unwrap_or_else(|| below.display().to_string()))
 }
 
+/// The unit of a cgroup, by the names on its path, as the BPF programs see it: the topmost below the enforced one that is no
+/// slice. `depth` is how deep the enforced cgroup is below the root of the hierarchy.
+pub fn unit_in(cgroup: &[String], depth: usize) -> Option<&str> {
+    cgroup.iter().skip(depth).map(String::as_str).find(|name| !name.ends_with(".slice"))
+}
+
 /// The processes that have sockets open.
 #[derive(Debug, Default)]
 pub struct Openers {
@@ -122,6 +128,14 @@ impl Openers {
     }
 }
 
+/// The numbers and names of all processes that can be seen.
+pub fn all() -> impl Iterator<Item = (u32, String)> {
+    pids().filter_map(|pid| {
+        let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+        Some((pid, wire::printable(comm.trim_ascii_end())))
+    })
+}
+
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -136,6 +150,18 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+
+    #[test]
+    fn units_are_those_that_the_bpf_programs_see() {
+        let unit = |path: &str, depth| {
+            let names: Vec<String> = path.split('/').map(str::to_owned).collect();
+            unit_in(&names, depth).map(str::to_owned)
+        };
+        assert_eq!(unit("system.slice/a.service/x", 0).as_deref(), Some("a.service"));
+        assert_eq!(unit("user.slice/user-1.slice/user@1.service/b.service", 0).as_deref(), Some("user@1.service"));
+        assert_eq!(unit("test/system.slice/a.service", 1).as_deref(), Some("a.service"));
+        assert_eq!(unit("system.slice", 0), None);
+    }
 
     #[test]
     fn this_process_is_described() {

@@ -116,11 +116,8 @@ impl Usage {
         let mut names = Names::new(&openers);
         let mut usage = Self { all: openers.all, ..Self::default() };
         for ((port, transport), Sorted { holds, connections, connection_count }) in by_port {
-            let mut named = |sockets: &[Socket]| {
-                let mut all: Vec<BoundSocket> = sockets.iter().flat_map(|socket| names.of(socket)).collect();
-                all.dedup();
-                all
-            };
+            let mut named =
+                |sockets: &[Socket]| sockets.iter().flat_map(|socket| names.of(socket)).collect::<Vec<BoundSocket>>();
             let (bound_by, connections) = (named(&holds), named(&connections));
             if !bound_by.is_empty() || connection_count > 0 {
                 let found = PortUse { port, transport, bound_by, connections, connection_count };

@@ -24,6 +24,9 @@ use crate::{
 /// Where it is.
 pub const PATH: &str = "/etc/portkeep/portkeep.toml";
 
+/// The group of those who may follow events, if the configuration names no other.
+pub const WATCHERS: &str = "portkeep-watch";
+
 /// One key of the configuration, as the manual page shows it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Key {
@@ -63,6 +66,14 @@ pub const KEYS: &[Key] = &[
         default: "root only",
         text: "A group whose members may create and delete persistent reservations, as root may.",
         example: "\"netadmin\"",
+    },
+    Key {
+        name: "watchers",
+        kind: "group, by name or number",
+        default: "portkeep-watch, if there is such a group",
+        text: "A group whose members may follow events and read the agent's counters, as `portkeep watch` and portkeep-web \
+               do. They may change nothing. Administrators may do so too.",
+        example: "\"monitoring\"",
     },
     Key {
         name: "enforce",
@@ -148,6 +159,8 @@ pub struct Config {
     pub deny_errno: Errno,
     /// The group that may administer besides root.
     pub administrators: Option<Account>,
+    /// A group whose members may follow events; `None`: [`WATCHERS`], if there is such a group.
+    pub watchers: Option<Account>,
     /// The cgroup folder that is enforced; `None`: the whole host.
     pub enforce: Option<PathBuf>,
     /// The cgroup folder that is served; `None`: that of `enforce`.
@@ -215,6 +228,7 @@ impl Default for Config {
             pool: Some(defaults::POOL),
             deny_errno: Errno::EADDRINUSE,
             administrators: None,
+            watchers: None,
             enforce: None,
             serve: None,
             state_dir: "/var/lib/portkeep".into(),
@@ -321,6 +335,7 @@ impl Config {
                     None => {}
                 },
                 "administrators" => self.administrators = stanza::account(report, "administrators", entry.value()),
+                "watchers" => self.watchers = stanza::account(report, "watchers", entry.value()),
                 "enforce" => self.enforce = folder(report, &entry),
                 "serve" => self.serve = folder(report, &entry),
                 "state_dir" => {
@@ -464,6 +479,7 @@ mod tests {
 pool = "20000-20999"
 deny_errno = "EACCES"
 administrators = "netadmin"
+watchers = 42
 enforce = "/sys/fs/cgroup/a"
 serve = "/sys/fs/cgroup/a/b"
 state_dir = "/srv/portkeep"
@@ -489,6 +505,7 @@ per_second = 0
             pool: PortRange::inclusive(20000, 20999).ok(),
             deny_errno: Errno::EACCES,
             administrators: Some(name("netadmin")),
+            watchers: Some(Account::Id(42)),
             enforce: Some("/sys/fs/cgroup/a".into()),
             serve: Some("/sys/fs/cgroup/a/b".into()),
             state_dir: "/srv/portkeep".into(),
@@ -567,7 +584,7 @@ per_second = 0
         assert!(wrong[6].ends_with("help: did you mean `users`?"), "{}", wrong[6]);
         let unknown = parse("zzz = 1").unwrap_err();
         assert!(
-            unknown[0].ends_with("the keys here are pool, deny_errno, administrators, enforce, serve, state_dir, quota, privileged, events"),
+            unknown[0].ends_with("the keys here are pool, deny_errno, administrators, watchers, enforce, serve, state_dir, quota, privileged, events"),
             "{unknown:?}"
         );
     }

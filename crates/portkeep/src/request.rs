@@ -343,7 +343,7 @@ impl Request {
     fn start_one(&self, owner: Socket) -> Result<Pending, AcquireError> {
         let kernel = match self.require {
             Require::Held => false,
-            _ => match query::version_of(&owner) {
+            Require::Any | Require::Kernel => match query::version_of(&owner) {
                 Ok(_) => true,
                 Err(QueryError::KernelAbsent) if self.require == Require::Any => false,
                 Err(QueryError::KernelAbsent) => return Err(AcquireError::KernelAbsent),

@@ -101,7 +101,7 @@ pub fn skip(test: &str, reason: &str, required: &str) {
 }
 
 /// A line on standard error, past the harness, which swallows what a passing test prints.
-pub(crate) fn tell(line: &str) {
+pub fn tell(line: &str) {
     let _ = rustix::io::write(rustix::stdio::stderr(), format!("{line}\n").as_bytes());
 }
 

@@ -7,7 +7,10 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     net::{TcpListener, UdpSocket},
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    os::{
+        fd::AsFd,
+        unix::{fs::PermissionsExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -26,10 +29,14 @@ const NAMESPACES: [&str; 2] = ["--mount", "--net"];
 /// The folder of the pins, below that of the machine.
 const PINS: &str = "bpf/portkeep";
 
+/// The folder of users' files, which anybody may write.
+const USER: &str = "user";
+
 /// Have a `portkeep` command keep everything below `folder`: its pins, the agent's socket, the store, and the files of the
 /// system that it reads.
 pub fn keep_below(folder: &Path, command: &mut Command) {
     command.env("PORTKEEP_PIN_DIR", folder.join(PINS)).env("PORTKEEP_RUNTIME_DIR", folder.join("run"));
+    command.env("XDG_RUNTIME_DIR", folder.join(USER));
     command.env("PORTKEEP_STATE_DIR", folder.join("state")).env("PORTKEEP_ROOT", folder.join("root"));
 }
 
@@ -68,6 +75,8 @@ impl Machine {
         let cgroup = TestCgroup::new(name).expect("a cgroup");
         let folder = tempfile::tempdir().expect("a folder");
         fs::create_dir(folder.path().join("bpf")).expect("a folder");
+        fs::create_dir(folder.path().join(USER)).expect("a folder");
+        fs::set_permissions(folder.path().join(USER), fs::Permissions::from_mode(0o777)).expect("open to all");
         // User nobody must reach the binary, and must not reach the pins.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open to all");
         let script = format!("{script}\necho ready && exec cat >/dev/null");
@@ -110,6 +119,8 @@ impl Machine {
     pub fn program(&self, words: &[&str]) -> Command {
         let script = r#"echo $$ > "$0/cgroup.procs" && exec nsenter --target "$@""#;
         let mut command = Command::new("sh");
+        // A job of its own, as at a prompt.
+        command.process_group(0);
         command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string());
         command.args(NAMESPACES).arg("--").args(words);
         keep_below(self.folder.path(), &mut command);

@@ -14,11 +14,11 @@ type Row = (&'static str, &'static str, &'static [&'static str]);
 
 /// Commands that ask the agent.
 const ASKING: &[&str] =
-    &["agent", "persist", "reload", "watch", "excludedportrange", "status", "list", "who", "release"];
+    &["agent", "persist", "reload", "watch", "excludedportrange", "doctor", "status", "list", "who", "release", "web"];
 /// Commands that read drop-in files.
-const READING: &[&str] = &["agent", "check", "reload", "persist", "excludedportrange"];
+const READING: &[&str] = &["adopt", "agent", "check", "reload", "persist", "excludedportrange", "doctor"];
 /// Commands that read the store, where no agent runs, and those that keep it.
-const STORING: &[&str] = &["agent", "check", "persist", "excludedportrange"];
+const STORING: &[&str] = &["adopt", "agent", "check", "persist", "excludedportrange", "doctor"];
 /// All of them.
 const ALL: &[&str] = &[""];
 
@@ -26,7 +26,7 @@ const FILES: &[Row] = &[
     (
         "/etc/portkeep/portkeep.toml",
         "The configuration, see portkeep.toml(5).",
-        &["agent", "check", "reload", "persist", "excludedportrange", "run", "acquire", "up"],
+        &["agent", "check", "reload", "persist", "excludedportrange", "doctor", "run", "acquire", "up", "web"],
     ),
     ("/etc/portkeep/ports.d/*.toml", "Reservations of the administrator, see portkeep-ports.d(5).", READING),
     ("/run/portkeep/ports.d/*.toml", "Reservations that are generated at run time.", READING),
@@ -56,9 +56,9 @@ const ENVIRONMENT: &[Row] = &[
 /// Commands that belong together.
 const RELATED: [&[&str]; 4] = [
     &["run", "acquire", "release"],
-    &["persist", "check", "reload", "excludedportrange"],
+    &["adopt", "persist", "check", "reload", "excludedportrange"],
     &["up", "down", "upgrade", "agent"],
-    &["status", "list", "who", "watch"],
+    &["doctor", "status", "list", "who", "watch", "web"],
 ];
 
 /// The page of a command, whose names are `words`.
@@ -91,8 +91,8 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
     list(&mut rest, "ENVIRONMENT", bold, options.chain(rows(ENVIRONMENT, words)));
     rest.control("SH", ["EXIT STATUS"]);
     verbatim(&mut rest, &help.status);
-    // `run` exits as its command does.
-    if words.get(1) != Some(&"run") && words.len() > 1 {
+    // `run` exits as its command does, and portkeep-web is a program of its own.
+    if words.get(1).is_some_and(|word| !["run", "web"].contains(word)) {
         for exit in portkeep_cli::Exit::ALL {
             rest.control("TP", []).text([bold(exit.code().to_string())]).text([roman(exit.meaning())]);
         }
@@ -116,7 +116,7 @@ fn about(command: &Command) -> String {
 
 /// Every way to call it.
 fn synopsis(command: &Command, words: &[&str]) -> Roff {
-    let mut line = vec![bold(words.join(" "))];
+    let mut line = vec![bold(command.get_bin_name().map_or_else(|| words.join(" "), str::to_owned))];
     let shown = |arg: &&Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
     let (positional, options): (Vec<&Arg>, Vec<&Arg>) =
         command.get_arguments().filter(shown).partition(|arg| arg.is_positional());

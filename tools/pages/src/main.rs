@@ -68,6 +68,9 @@ fn make() -> Result<Files> {
     table = table.disable_help_subcommand(true);
     table.build();
     pages(&table, &[], &mut files)?;
+    let mut web = portkeep_web::command();
+    web.build();
+    files.insert(page_path("portkeep-web", 1), command::page(&web, &["portkeep", "web"])?);
     files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
     let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
     files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
@@ -135,6 +138,7 @@ mod tests {
         table.build();
         assert!(whole(&table, &[], &files) > 20);
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
+        assert_eq!(whole(&portkeep_web::command(), &[], &files), 1);
     }
 
     #[test]

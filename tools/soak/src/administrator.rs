@@ -307,7 +307,10 @@ impl Administrator {
             Audience::User(Account::Id(uid)) => (wire::SCOPE_USER, uid),
             Audience::Group(Account::Id(gid)) => (wire::SCOPE_GROUP, gid),
             Audience::Cgroup(_) => (wire::SCOPE_CGROUP, 0),
-            _ => (wire::SCOPE_ADMIN, 0),
+            // None of the others is declared here.
+            Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Unit(_) => {
+                (wire::SCOPE_ADMIN, 0)
+            }
         };
         let flags = wire::PERSISTENT | if info.strict { wire::STRICT } else { 0 };
         let grant = Grant {
@@ -352,7 +355,9 @@ fn stanza(proposal: &Proposal) -> String {
         Audience::User(Account::Id(uid)) => format!("user = {uid}\n"),
         Audience::Group(Account::Id(gid)) => format!("group = {gid}\n"),
         Audience::Cgroup(path) => format!("cgroup = \"{path}\"\n"),
-        _ => "administrators = true\n".into(),
+        Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Unit(_) => {
+            "administrators = true\n".into()
+        }
     };
     let key = match proposal.transports {
         Transports::Tcp => "tcp",

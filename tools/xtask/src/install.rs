@@ -194,7 +194,10 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 pub(crate) fn copy(file: &Path, folder: &Path) -> Result<()> {
-    write(&folder.join(file.file_name().unwrap_or_default()), &read(file)?)
+    make(folder)?;
+    let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let to = folder.join(file.file_name().unwrap_or_default());
+    fs::write(&to, bytes).with_context(|| format!("writing {}", to.display()))
 }
 
 /// Beside and then over the old one: a program that is running stays as it was.

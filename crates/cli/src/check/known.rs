@@ -10,18 +10,7 @@ use portkeep::persistent::{Account, Audience};
 use portkeep_observe::accounts;
 use portkeep_persist::Config;
 
-/// Where systemd looks for units, and where its generators put them.
-const UNITS: [&str; 9] = [
-    "etc/systemd/system",
-    "run/systemd/system",
-    "run/systemd/transient",
-    "run/systemd/generator",
-    "run/systemd/generator.early",
-    "run/systemd/generator.late",
-    "usr/local/lib/systemd/system",
-    "usr/lib/systemd/system",
-    "lib/systemd/system",
-];
+use crate::units;
 
 /// A system, this one or one that is mounted somewhere.
 #[derive(Debug)]
@@ -65,7 +54,13 @@ impl Known {
     /// The same for all that a configuration names.
     pub(super) fn missing_of_config(&self, config: &Config) -> Vec<String> {
         let users = config.quota.users.keys().chain(&config.privileged.users);
-        let groups = config.quota.groups.keys().chain(&config.privileged.groups).chain(&config.administrators);
+        let groups = config
+            .quota
+            .groups
+            .keys()
+            .chain(&config.privileged.groups)
+            .chain(&config.administrators)
+            .chain(&config.watchers);
         let folders = [&config.enforce, &config.serve].into_iter().flatten().filter(|folder| !folder.is_dir());
         let mut missing: Vec<String> = users
             .filter_map(|user| self.missing_user(user))
@@ -100,7 +95,7 @@ impl Known {
         }
         let template = unit.split_once('@').map(|(stem, _)| format!("{stem}@.service"));
         let names: Vec<&str> = std::iter::once(unit).chain(template.as_deref()).collect();
-        let exists = UNITS.iter().any(|dir| {
+        let exists = units::FOLDERS.iter().any(|dir| {
             // An alias is a link, and it leads somewhere below the root that is mounted elsewhere.
             names.iter().any(|name| self.root.join(dir).join(name).symlink_metadata().is_ok())
         });

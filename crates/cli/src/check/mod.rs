@@ -86,6 +86,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(if wrong { FAILED } else { DONE })
 }
 
+/// Errors and warnings in all that the agent would read.
+pub(crate) fn of_machine(sources: &Sources) -> anyhow::Result<(Vec<Diagnostic>, Vec<Diagnostic>)> {
+    let mut findings = Findings::default();
+    findings.machine(sources, &Known::below(sources.root()))?;
+    Ok((findings.errors, findings.warnings))
+}
+
 impl Findings {
     /// All that the agent would read.
     fn machine(&mut self, sources: &Sources, known: &Known) -> anyhow::Result<()> {

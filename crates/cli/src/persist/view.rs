@@ -59,6 +59,20 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     Ok(View { declared: stand(commands, loaded.declared, &in_force), with_store })
 }
 
+/// All that is declared, without a word about gaps: as the agent reports it or, where none runs, what can be read of files and
+/// stores, with what is in force of it.
+pub(crate) fn all(sources: &Sources, in_force: &[Info]) -> Vec<Info> {
+    match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
+        Ok(declared) => declared,
+        Err(PersistentError::AgentAbsent { .. }) => {
+            let files = dropin::load(sources.root()).declared;
+            let in_force: Vec<Info> = in_force.iter().filter(|info| info.persistent).cloned().collect();
+            stand(commands(sources).unwrap_or_default(), files, &in_force)
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
 /// The reservations that commands created, from their two stores.
 fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     let config = sources.load().unwrap_or_default();

@@ -10,7 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     PersistentError,
-    protocol::{self, Answer, Event, Kept, Proposal, Reloaded, Request, Which},
+    protocol::{self, Answer, Counters, Event, Kept, Proposal, Reloaded, Request, Which},
 };
 
 use crate::Info;
@@ -90,7 +90,15 @@ impl Connection {
         }
     }
 
-    /// The events from now on. Requires an administrator. The iterator ends when the agent does; a slow reader misses
+    /// The agent's counters. Requires an administrator, or a member of the group `watchers` of the configuration.
+    pub fn counters(&mut self) -> Result<Counters, PersistentError> {
+        match self.ask(&Request::Counters)? {
+            Answer::Counters(counters) => Ok(*counters),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The events from now on. Requires the same. The iterator ends when the agent does; a slow reader misses
     /// events rather than hold the agent up.
     pub fn watch(mut self) -> Result<impl Iterator<Item = Result<Event, PersistentError>>, PersistentError> {
         match self.ask(&Request::Watch)? {

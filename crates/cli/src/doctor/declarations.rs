@@ -1,0 +1,90 @@
+//! What is declared: in files, in force or not, and beside units of systemd.
+
+use portkeep::{BoundSocket, Info, State, persistent::Audience};
+use portkeep_observe::{Usage, usage};
+
+use super::{Finding, Findings, Patient, Severity};
+use crate::{asked, check, units, waiting};
+
+/// The same as `portkeep check`.
+pub(super) fn files(patient: &Patient<'_>) -> Findings {
+    let (errors, warnings) = check::of_machine(patient.sources).map_err(|error| format!("{error:#}"))?;
+    let all = [(Severity::Error, errors), (Severity::Warning, warnings)];
+    Ok(all
+        .into_iter()
+        .flat_map(|(severity, diagnostics)| diagnostics.into_iter().map(move |diagnostic| (severity, diagnostic)))
+        .map(|(severity, mut diagnostic)| {
+            let help = diagnostic.help.take();
+            Finding { severity, message: diagnostic.to_string(), help }
+        })
+        .collect())
+}
+
+/// Declarations that are not in force, and those whose server cannot have its port yet.
+pub(super) fn in_force(patient: &Patient<'_>) -> Findings {
+    let mut found = Vec::new();
+    for info in &patient.declared {
+        match info.state {
+            State::Active => found.extend(leftovers(info)),
+            // The check of the agent reports it.
+            _ if patient.status.agent != Some(true) => {}
+            State::Conflict => found.push(
+                Finding::new(Severity::Error, waiting::sentence(info))
+                    .help("change one of the two declarations; `portkeep persist list` shows where they are"),
+            ),
+            _ => found.push(Finding::new(Severity::Warning, waiting::sentence(info)).help(remedy(info))),
+        }
+    }
+    Ok(found)
+}
+
+fn remedy(info: &Info) -> String {
+    let ends = |socket: &BoundSocket| socket.remaining;
+    let longest = info.waits_for.iter().map(ends).collect::<Option<Vec<u64>>>().and_then(|all| all.into_iter().max());
+    match longest {
+        Some(seconds) => format!("nothing: it comes into force by itself, in {seconds} s at most"),
+        None if info.waits_for.is_empty() => "the agent tries again; remove what its reason names".into(),
+        None => "stop that program, or write `around = true` if it is the one that the ports are for".into(),
+    }
+}
+
+/// Connections that keep the server of a reservation in force from its port for a while.
+fn leftovers(info: &Info) -> Vec<Finding> {
+    let blocks: Vec<_> = asked::blocks_of(info).map(|block| (block, info.transports)).collect();
+    let usage = Usage::of(&blocks).unwrap_or_default();
+    let mut found = Vec::new();
+    for one in usage.ports.values().filter(|one| one.bound_by.is_empty()) {
+        if let Some(socket) = one.connections.iter().find(|socket| socket.remaining.is_some()) {
+            let name = info.name.as_deref().unwrap_or_default();
+            let message = format!(
+                "{name} is in force, and {}/{} is not free yet: {}",
+                one.port,
+                one.transport,
+                usage::state(socket)
+            );
+            let help = "its server can bind it now only with SO_REUSEADDR, which most servers set; otherwise wait";
+            found.push(Finding::new(Severity::Note, message).help(help));
+        }
+    }
+    found
+}
+
+/// A reservation for a service whose port systemd binds itself.
+pub(super) fn socket_units(patient: &Patient<'_>) -> Findings {
+    let mut found = Vec::new();
+    let units = units::enabled_sockets(patient.root());
+    for info in &patient.declared {
+        let Some(Audience::Unit(unit)) = &info.audience else { continue };
+        for (socket, transport, port) in &units {
+            if info.has(*transport, *port) {
+                let name = info.name.as_deref().unwrap_or_default();
+                let message = format!(
+                    "{name} reserves {port}/{transport} for {unit}, but {socket} has systemd itself bind it, outside of the unit"
+                );
+                let help = "write `user = \"root\"` in place of `unit`, or disable the .socket unit";
+                found.push(Finding::new(Severity::Error, message).help(help));
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,177 @@
+//! `doctor`: what is wrong on this machine, and what to do about it.
+
+mod declarations;
+mod ports;
+mod system;
+
+use std::{io::Write, path::Path};
+
+use portkeep::Info;
+use portkeep_observe::Facts;
+use serde::Serialize;
+
+use crate::{DONE, FAILED, Io, list, persist::view, pins::Pins, reservations, sources::Sources, status};
+
+const AFTER_HELP: &str = "\
+Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
+the ephemeral ports of every network namespace, declared ports that are in use, units and users that do not exist, .socket units, \
+NAT rules, the ports of Kubernetes' services, and quotas. It changes nothing. What only root can see is left out for others, \
+and named.
+
+Examples:
+  portkeep doctor
+  portkeep doctor --json | jq -r '.[].findings[].message'
+
+Exit status: 0 if nothing is wrong, warnings or not; 1 if something is";
+
+/// Examine this machine and report what is wrong
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// One JSON array, an element for each check
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pins: Pins,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    /// Something does not work.
+    Error,
+    /// Something may not work.
+    Warning,
+    /// Something to know.
+    Note,
+}
+
+/// Something that was found, with its remedy.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    severity: Severity,
+    message: String,
+    help: Option<String>,
+}
+
+impl Finding {
+    fn new(severity: Severity, message: impl Into<String>) -> Self {
+        Self { severity, message: message.into(), help: None }
+    }
+
+    fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// What a check finds; why it could not look.
+type Findings = Result<Vec<Finding>, String>;
+
+/// All that the checks look at, gathered once.
+struct Patient<'a> {
+    sources: &'a Sources,
+    status: status::Status,
+    /// The reservations that can be seen, of all namespaces.
+    reserved: Vec<Info>,
+    /// All that is declared, in force or not.
+    declared: Vec<Info>,
+    facts: Facts,
+}
+
+impl Patient<'_> {
+    fn root(&self) -> &Path {
+        self.sources.root()
+    }
+
+    /// Reservations of this namespace, and declarations that are not in force, each once.
+    fn all(&self) -> impl Iterator<Item = &Info> {
+        let own = portkeep_kernel::netns::current_cookie().unwrap_or_default();
+        let here = self.reserved.iter().filter(move |info| reservations::is_here(info, own));
+        here.chain(self.declared.iter().filter(|info| info.state != portkeep::State::Active))
+    }
+}
+
+/// A check.
+type Check = fn(&Patient<'_>) -> Findings;
+
+/// In the order of the report.
+const CHECKS: [(&str, Check); 12] = [
+    ("kernel", system::kernel),
+    ("cgroups", system::cgroups),
+    ("enforcement", system::enforcement),
+    ("agent", system::agent),
+    ("hooks", system::hooks),
+    ("files", declarations::files),
+    ("in-force", declarations::in_force),
+    ("socket-units", declarations::socket_units),
+    ("pool", ports::pool),
+    ("nat", ports::nat),
+    ("node-ports", ports::node_ports),
+    ("quotas", ports::quotas),
+];
+
+/// The result of one check.
+#[derive(Debug, Serialize)]
+struct Checked {
+    check: &'static str,
+    findings: Vec<Finding>,
+    /// Why it could not look.
+    skipped: Option<String>,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let reserved = list::seen(&args.pins).unwrap_or_default();
+    let patient = Patient {
+        status: status::of(&args.pins, io)?,
+        declared: view::all(&args.sources, &reserved),
+        reserved,
+        facts: Facts::here(),
+        sources: &args.sources,
+    };
+    let checked: Vec<Checked> = CHECKS
+        .into_iter()
+        .map(|(check, look)| match look(&patient) {
+            Ok(findings) => Checked { check, findings, skipped: None },
+            Err(why) => Checked { check, findings: Vec::new(), skipped: Some(why) },
+        })
+        .collect();
+    if args.json {
+        io.json(&checked)?;
+    } else {
+        write(&checked, &mut io.out)?;
+    }
+    let is_wrong = checked.iter().flat_map(|each| &each.findings).any(|finding| finding.severity == Severity::Error);
+    Ok(if is_wrong { FAILED } else { DONE })
+}
+
+fn write(checked: &[Checked], out: &mut dyn Write) -> anyhow::Result<()> {
+    let count =
+        |severity| checked.iter().flat_map(|each| &each.findings).filter(|one| one.severity == severity).count();
+    for (severity, word) in [(Severity::Error, "error"), (Severity::Warning, "warning"), (Severity::Note, "note")] {
+        for each in checked {
+            for finding in each.findings.iter().filter(|finding| finding.severity == severity) {
+                writeln!(out, "{word}: {} [{}]", finding.message, each.check)?;
+                if let Some(help) = &finding.help {
+                    writeln!(out, "  help: {help}")?;
+                }
+            }
+        }
+    }
+    for each in checked {
+        if let Some(why) = &each.skipped {
+            writeln!(out, "not looked at: {} ({why})", each.check)?;
+        }
+    }
+    let s = |n: usize| if n == 1 { "" } else { "s" };
+    let found = match (count(Severity::Error), count(Severity::Warning)) {
+        (0, 0) => "nothing wrong".into(),
+        (errors, warnings) => format!("{errors} error{}, {warnings} warning{}", s(errors), s(warnings)),
+    };
+    let looked = checked.iter().filter(|each| each.skipped.is_none()).count();
+    writeln!(out, "{looked} check{}: {found}", s(looked))?;
+    Ok(())
+}

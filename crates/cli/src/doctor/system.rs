@@ -1,0 +1,158 @@
+//! The kernel, cgroups, BPF programs and the agent.
+
+use std::{fs, os::unix::net::UnixStream, path::Path};
+
+use portkeep::{State, persistent::protocol};
+use portkeep_core::Transport;
+use portkeep_kernel::{Obstacle, cgroup, hooks};
+use portkeep_observe::sockets::Listing;
+use rustix::{net::sockopt::socket_peercred, system::uname};
+
+use super::{Finding, Findings, Patient, Severity};
+
+/// The oldest kernel that is supported.
+const OLDEST: (u32, u32) = (6, 1);
+
+pub(super) fn kernel(_: &Patient<'_>) -> Findings {
+    let release = uname().release().to_string_lossy().into_owned();
+    Ok(of_kernel(&release, Path::new("/sys/kernel/btf/vmlinux")))
+}
+
+fn of_kernel(release: &str, btf: &Path) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
+        found.push(
+            Finding::new(Severity::Error, format!("this kernel is {release}, and enforcement requires Linux 6.1"))
+                .help("upgrade the kernel; until then programs can only hold ports"),
+        );
+    }
+    if !btf.exists() {
+        let message =
+            format!("the kernel has no BTF ({}): units, cgroups and groups are not recognised", btf.display());
+        let help = "use a kernel with CONFIG_DEBUG_INFO_BTF, or declare reservations with `user`";
+        found.push(Finding::new(Severity::Warning, message).help(help));
+    }
+    if Listing::of(Transport::Tcp).is_ok_and(|listing| !listing.complete) {
+        found.push(Finding::new(
+            Severity::Note,
+            "this kernel does not list TCP sockets that are bound and do not listen (Linux 6.8 does), so their processes \
+             cannot be named",
+        ));
+    }
+    found
+}
+
+pub(super) fn cgroups(_: &Patient<'_>) -> Findings {
+    let missing = Finding::new(Severity::Error, "no cgroup v2 hierarchy is mounted: nothing can be enforced")
+        .help("boot with systemd.unified_cgroup_hierarchy=1, or mount one: `mount -t cgroup2 none /sys/fs/cgroup`");
+    Ok(if cgroup::root().is_some() { Vec::new() } else { vec![missing] })
+}
+
+pub(super) fn enforcement(patient: &Patient<'_>) -> Findings {
+    let status = &patient.status;
+    let mut found = Vec::new();
+    match (status.up, &status.not_seen) {
+        (None, Some(why)) => return Err(why.clone()),
+        (Some(true), Some(why)) if status.build.is_none() && Obstacle::to_bpf().is_none() => {
+            let help = "see the versions that it names; `portkeep upgrade` puts the new programs in place of the old";
+            found.push(Finding::new(Severity::Error, why.clone()).help(help));
+        }
+        (Some(false), _) => {
+            let finding = Finding::new(Severity::Warning, "kernel enforcement is not up: programs can only hold ports");
+            found.push(match Obstacle::to_bpf() {
+                Some(obstacle) => finding.help(format!("it cannot be brought up from here: {obstacle}")),
+                None => finding.help("`systemctl enable --now portkeep.service`, or `portkeep up`"),
+            });
+        }
+        _ => {}
+    }
+    if status.transient == Some(true) {
+        let message = "kernel enforcement is up for a `portkeep run` only, and ends with it";
+        found.push(Finding::new(Severity::Note, message).help("`portkeep up` keeps it up"));
+    }
+    Ok(found)
+}
+
+pub(super) fn agent(patient: &Patient<'_>) -> Findings {
+    let mut found = Vec::new();
+    let declared = patient.declared.len();
+    match (patient.status.agent, patient.status.agent_answers) {
+        (Some(true), Some(false)) => found.push(
+            Finding::new(Severity::Error, "the agent does not answer: it hangs or was stopped")
+                .help("restart it: `systemctl restart portkeep`"),
+        ),
+        (Some(true), _) => {}
+        (Some(false), _) if declared > 0 => {
+            let message = format!("no agent runs, and {declared} persistent reservations are declared");
+            let severity = match patient.declared.iter().all(|info| info.state == State::Active) {
+                true => Severity::Warning,
+                false => Severity::Error,
+            };
+            found.push(Finding::new(severity, message).help("`systemctl start portkeep`, or `portkeep agent`"));
+        }
+        (Some(false), _) => found.push(
+            Finding::new(Severity::Note, "no agent runs: only ports of the pool can be reserved")
+                .help("`systemctl start portkeep`, or `portkeep agent`"),
+        ),
+        (None, _) => {}
+    }
+    if let Some((pid, file)) = agents_program()
+        && let Some(gone) = file.strip_suffix(" (deleted)")
+    {
+        let message = format!("the agent (pid {pid}) is an older program than the one that is installed now ({gone})");
+        found.push(Finding::new(Severity::Warning, message).help("restart it: `systemctl restart portkeep`"));
+    }
+    Ok(found)
+}
+
+/// The agent's process, and the file that it was started from.
+fn agents_program() -> Option<(i32, String)> {
+    let socket = UnixStream::connect(protocol::socket_path()).ok()?;
+    let pid = socket_peercred(&socket).ok()?.pid.as_raw_nonzero().get();
+    let file = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some((pid, file.to_string_lossy().into_owned()))
+}
+
+/// Other BPF programs that decide about the same binds and connects.
+pub(super) fn hooks(patient: &Patient<'_>) -> Findings {
+    let Some(path) = &patient.status.enforced_in else {
+        return match patient.status.up {
+            Some(false) => Ok(Vec::new()),
+            _ => Err("it requires root".into()),
+        };
+    };
+    let root = cgroup::root().ok_or("there is no cgroup v2 hierarchy")?;
+    let folder = root.join(path.trim_start_matches('/'));
+    let programs = hooks::programs(&folder).map_err(|error| error.to_string())?;
+    let others = programs.into_iter().filter(|program| !program.name.starts_with("portkeep_"));
+    Ok(others
+        .map(|program| {
+            let message = format!(
+                "another BPF program, {} (id {}), is attached to {} of {path}: it may refuse what a reservation allows",
+                program.name, program.id, program.hook
+            );
+            Finding::new(Severity::Note, message)
+                .help("systemd's SocketBindAllow= and SocketBindDeny= are such programs")
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_and_one_without_btf() {
+        let btf = tempfile::NamedTempFile::new().unwrap();
+        let errors = |release: &str, btf: &Path| {
+            let severities = of_kernel(release, btf).into_iter().map(|finding| finding.severity);
+            severities.filter(|severity| *severity != Severity::Note).collect::<Vec<_>>()
+        };
+        assert_eq!(errors("6.1.0-13-amd64", btf.path()), []);
+        assert_eq!(errors("6.18.44", btf.path()), []);
+        assert_eq!(errors("5.15.0-91-generic", btf.path()), [Severity::Error]);
+        assert_eq!(errors("6.0.19", btf.path()), [Severity::Error]);
+        assert_eq!(errors("6.12.1", Path::new("/no/such/file")), [Severity::Warning]);
+    }
+}

@@ -1,0 +1,72 @@
+//! The last step before a command: a process with its number in `LISTEN_PID`, or with the rights of another user.
+//!
+//! systemd names the process that the sockets are for in `LISTEN_PID`, and the number of a command is known only when it has
+//! been started. Rights are given up by the process that loses them. So a process of this program does both, and becomes the
+//! command only then.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt,
+    process::{self, Command},
+};
+
+use anyhow::Context;
+use portkeep::persistent::Account;
+
+use crate::{Exit, Io, exit::not_started, user::User};
+
+/// Name of the command, which is none for people.
+pub(crate) const NAME: &str = "run-command";
+const LISTEN_PID: &str = "LISTEN_PID";
+
+/// Become a command, socket-activated or as another user
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// LISTEN_PID gets the number of this process
+    #[arg(long)]
+    activated: bool,
+    /// The user to become
+    #[arg(long)]
+    user: Option<Account>,
+    #[arg(required = true, trailing_var_arg = true)]
+    command: Vec<OsString>,
+}
+
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let (program, arguments) = args.command.split_first().context("no command")?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(account) = &args.user
+        && let Err(error) = User::of(account).and_then(|user| user.become_it())
+    {
+        io.error(format_args!("--user {account}: {error:#}"));
+        return Ok(Exit::RunFailed.code());
+    }
+    if args.activated {
+        command.env(LISTEN_PID, process::id().to_string());
+    }
+    let error = command.exec();
+    Ok(not_started(program, &error, io))
+}
+
+/// Whether the sockets that systemd passed are for this process.
+fn is_activated() -> bool {
+    std::env::var(LISTEN_PID).is_ok_and(|pid| pid == process::id().to_string())
+}
+
+/// The command, so that it is socket-activated if this process is, and as this user.
+pub(crate) fn command(program: &OsString, user: Option<&User>) -> Command {
+    if !is_activated() && user.is_none() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("portkeep").arg(NAME);
+    if is_activated() {
+        command.arg("--activated");
+    }
+    if let Some(user) = user {
+        command.arg("--user").arg(user.uid().to_string()).envs(user.environment());
+    }
+    command.arg("--").arg(program);
+    command
+}

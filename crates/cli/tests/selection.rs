@@ -1,0 +1,169 @@
+//! `list` and `watch` show what is asked for.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
+
+use portkeep_testkit::{
+    eventually, kernel_or_skip,
+    machine::{self, Machine},
+};
+use serde_json::Value;
+
+const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
+
+fn machine(name: &str) -> Option<Machine> {
+    kernel_or_skip(&format!("selection::{name}")).then(|| Machine::new(PORTKEEP, name))
+}
+
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn list_filters_sorts_and_leaves_out() {
+    let Some(machine) = machine("list") else { return };
+    machine.portkeep(&["up"]).ok();
+    let one = machine.hold(&["--count", "2", "--label", "one"]);
+    let two = machine.hold(&["--udp", "--label", "two"]);
+    let lines = |words: &[&str]| -> Vec<String> {
+        let out = machine.portkeep(&[&["list", "--columns", "label", "--no-header"], words].concat()).ok().out;
+        out.lines().map(str::to_owned).collect()
+    };
+    assert_eq!(lines(&["--sort", "label"]), ["one", "two"]);
+    assert_eq!(lines(&["--sort", "-label"]), ["two", "one"]);
+    assert_eq!(lines(&["--label", "two"]), ["two"]);
+    assert_eq!(lines(&["1-65535/tcp"]), ["one"]);
+    assert_eq!(lines(&["--uid", "root", "--sort", "label"]), ["one", "two"]);
+    assert_eq!(lines(&["--uid", "65534"]), [""; 0]);
+    assert_eq!(lines(&["--netns", "this", "--sort", "label"]), ["one", "two"]);
+    assert_eq!(lines(&["--unit", "no-such.service"]), [""; 0]);
+    let json = machine.portkeep(&["list", "--json", "--label", "one"]).ok().json();
+    assert_eq!((json.as_array().unwrap().len(), json[0]["name"].as_str()), (1, Some("one")));
+    machine.portkeep(&["list", "no-such-name"]).fails(2, &["no-such-name is neither a port"]);
+    machine.portkeep(&["list", "--netns", "nowhere"]).fails(2, &["no network namespace nowhere"]);
+    machine.portkeep(&["list", "--uid", "no-such-user"]).fails(2, &["no user \"no-such-user\""]);
+    one.let_go();
+    two.let_go();
+}
+
+#[test]
+fn list_watches() {
+    let Some(machine) = machine("watched") else { return };
+    machine.portkeep(&["up"]).ok();
+    let mut watch = machine.command(&["list", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let _watch = Ends(watch);
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap()).unwrap();
+    assert_eq!(next(), serde_json::json!([]));
+    let holding = machine.hold(&["--label", "new"]);
+    assert_eq!(next()[0]["name"], "new");
+    holding.let_go();
+    assert_eq!(next(), serde_json::json!([]));
+}
+
+#[test]
+fn what_is_only_held_is_listed_where_nothing_is_up() {
+    let Some(machine) = machine("held") else { return };
+    machine.enter_network();
+    assert_eq!(machine.portkeep(&["list"]).code, Some(3));
+    let nobodys = machine.for_everybody(PORTKEEP);
+    let mut held = machine.as_nobody(&[&nobodys, "acquire", "--both", "--label", "held"]);
+    let mut held = held.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut out = BufReader::new(held.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    let held = Ends(held);
+    let json = machine.portkeep(&["list", "--json"]).ok().json();
+    assert_eq!((json[0]["name"].as_str(), json[0]["enforcement"].as_str()), (Some("held"), Some("held")));
+    assert_eq!(
+        (json[0]["owner"]["pid"].as_u64(), json[0]["transports"].as_str()),
+        (Some(held.0.id().into()), Some("both"))
+    );
+    let text = machine.portkeep(&["list", "--columns", "label,enforced,uid"]).ok().out;
+    assert_eq!(text, "LABEL  ENFORCED  UID\nheld   held      65534\n");
+    drop(held);
+    assert_eq!(machine.portkeep(&["list"]).code, Some(3));
+}
+
+#[test]
+fn persistent_reservations_have_their_origin_without_an_agent() {
+    let Some(machine) = machine("origin") else { return };
+    machine.portkeep(&["up"]).ok();
+    let folder = machine.folder.path().join("root/etc/portkeep/ports.d");
+    std::fs::create_dir_all(&folder).unwrap();
+    let text =
+        "[[reservation]]\nname = \"a-name-that-is-longer-than-24-bytes\"\ntcp = 8443\ndescription = \"the shop\"\n";
+    std::fs::write(folder.join("a.toml"), text).unwrap();
+    let agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&["persist", "add", "--name", "of-a-command", "--tcp", "8444"]).ok();
+    let described = || {
+        let list = machine.portkeep(&["list", "--json"]).ok().json();
+        let keys = |info: &Value| [&info["name"], &info["origin"], &info["description"]].map(Value::clone);
+        list.as_array().unwrap().iter().map(keys).collect::<Vec<_>>()
+    };
+    let with_agent = described();
+    assert_eq!(with_agent[0][0], "a-name-that-is-longer-than-24-bytes");
+    assert!(!with_agent[1][1].is_null());
+    drop(agent);
+    assert_eq!(described(), with_agent);
+}
+
+/// What `watch` with these words prints, as it comes.
+fn watch(machine: &Machine, words: &[&str]) -> (Ends, Receiver<Value>) {
+    let mut watch = machine.command(&[&["watch", "--json"], words].concat()).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let (send, receive) = channel();
+    thread::spawn(move || lines.for_each(|line| drop(send.send(serde_json::from_str(&line).unwrap()))));
+    (Ends(watch), receive)
+}
+
+/// The first event that it prints, while `happens` is done again and again: it may not listen yet.
+fn first(events: &Receiver<Value>, happens: impl Fn()) -> Value {
+    let mut found = None;
+    eventually(|| {
+        happens();
+        found = events.try_recv().ok();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn watch_filters() {
+    let Some(machine) = machine("events") else { return };
+    machine.portkeep(&["up"]).ok();
+    let _agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
+    let come_and_go = || {
+        machine.portkeep(&["persist", "add", "--name", "other", "--tcp", "8000"]).ok();
+        machine.portkeep(&["persist", "delete", "other"]).ok();
+    };
+    let refused = || {
+        come_and_go();
+        assert_eq!(machine.outsider_binds("tcp", 8443), "AddrInUse");
+    };
+    let (_watch, events) = watch(&machine, &["--what", "refused,exhausted"]);
+    let event = first(&events, refused);
+    assert_eq!((event["what"].as_str(), event["start"].as_u64()), (Some("refused"), Some(8443)));
+    let (_watch, events) = watch(&machine, &["8000-8009/tcp"]);
+    assert_eq!(first(&events, refused)["start"], 8000);
+    let (_watch, events) = watch(&machine, &["--label", "web"]);
+    assert_eq!(first(&events, refused)["reservation"]["name"], "web");
+    // Its agent writes to no journal.
+    let said = machine.portkeep(&["watch", "--since", "today", "--no-follow", "--label", "no-such-label"]);
+    assert!(said.code == Some(0) && said.out.is_empty() || said.err.contains("--since"), "{said:?}");
+}
+
+#[test]
+#[ignore = "plays somebody else for the other tests"]
+fn helper_binds() {
+    machine::help();
+}

@@ -1,0 +1,46 @@
+//! Facts about reservations that the BPF programs lack: the agent's, and those of processes and users.
+
+use std::collections::{BTreeMap, HashMap};
+
+use portkeep::{Info, Process, Scope};
+use portkeep_kernel::cgroup;
+
+use crate::{
+    accounts::{self, UserNames},
+    process,
+};
+
+/// Put reservations in order, and add the facts that are known here. `declared` is the agent's list, empty if none runs.
+pub fn complete(found: &mut [Info], declared: &[Info]) {
+    found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
+    let by_token: BTreeMap<_, _> = declared.iter().filter_map(|each| Some((each.token?, each))).collect();
+    let first_pids = process::in_first_pid_namespace();
+    let names = UserNames::default();
+    // One process can own thousands.
+    let mut processes: HashMap<u32, Option<Process>> = HashMap::new();
+    for info in found {
+        if let Some(declared) = info.token.and_then(|token| by_token.get(&token)).filter(|_| info.persistent) {
+            // The BPF programs keep only the beginning of the name.
+            info.name.clone_from(&declared.name);
+            info.audience.clone_from(&declared.audience);
+            info.origin.clone_from(&declared.origin);
+            info.description.clone_from(&declared.description);
+            (info.around, info.force) = (declared.around, declared.force);
+        } else {
+            info.audience = info.audience.as_ref().map(accounts::named);
+        }
+        if let Some(owner) = &mut info.owner {
+            owner.user = owner.uid.and_then(|uid| names.of(uid));
+            // Its pid may mean something else here, or belong to another process by now.
+            if first_pids
+                && let Some(found) = processes.entry(owner.pid).or_insert_with(|| process::of(owner.pid))
+                && found.comm == owner.comm
+            {
+                (owner.command, owner.unit, owner.started) = (found.command.clone(), found.unit.clone(), found.started);
+            }
+        }
+        if let Some(Scope::Cgroup(id)) = info.scope {
+            info.cgroup = cgroup::path_of(id).map(|path| path.display().to_string());
+        }
+    }
+}
