@@ -28,6 +28,24 @@ def test_specific_ports_that_are_in_use():
         assert again.port == r.port
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memory files here")
+def test_others_see_what_is_held():
+    """`portkeep who` and `list` look for this among the descriptors of processes."""
+
+    def shown():
+        folder = "/proc/self/fd"
+        paths = [f"{folder}/{number}" for number in os.listdir(folder)]
+        links = [os.readlink(path) for path in paths if os.path.lexists(path)]
+        return [link for link in links if link.startswith("/memfd:portkeep-held ")]
+
+    with hold(2, transport="tcp+udp", label="a label") as r:
+        (link,) = shown()
+        words = link.removeprefix("/memfd:").removesuffix(" (deleted)").split(" ", 4)
+        assert words[:3] == ["portkeep-held", f"{r.ports[0]}-{r.ports[-1]}", "3"]
+        assert words[3].isdigit() and words[4] == "a label"
+    assert shown() == []
+
+
 @pytest.mark.parametrize("scope", ["user", "cgroup"])
 def test_no_scope_but_the_process(scope):
     with pytest.raises(portkeep.NotEnforcedError) as caught:

@@ -605,6 +605,15 @@ impl<'k> Agent<'k> {
                     Err(refused) => Answer::Refused(refused),
                 }
             }
+            Request::Change { name, change } => {
+                let (registry, mut desk) = self.desk();
+                let changed = registry.change(&mut desk, &name, &change);
+                self.unsettle(netns, &[]);
+                match changed {
+                    Ok(changed) => Answer::Changed(Box::new(changed)),
+                    Err(refused) => Answer::Refused(refused),
+                }
+            }
             other => refusal(Reason::Malformed, format!("{other:?} is not known to this agent")),
         }
     }

@@ -19,7 +19,7 @@ use portkeep::{
     Align, BoundSocket, Info, PortList, PortRange, State, Token,
     persistent::{
         Audience, Declaration, Name, Origin,
-        protocol::{Block, Kept, Proposal, Reason, Refused, Which},
+        protocol::{Block, Change, Kept, Proposal, Reason, Refused, Which},
     },
 };
 use portkeep_core::{Errno, ListMark, PortSet, Transport, Transports, wire};
@@ -51,11 +51,13 @@ struct Obstacle {
     why: String,
     /// Sockets that have to go. While there are any, new automatic choices are kept out of the block.
     sockets: Vec<BoundSocket>,
+    /// They are of its audience, so `around` would let them stay.
+    rightful: bool,
 }
 
 impl From<String> for Obstacle {
     fn from(why: String) -> Self {
-        Self { why, sockets: Vec::new() }
+        Self { why, ..Self::default() }
     }
 }
 
@@ -210,19 +212,18 @@ impl<'a> Sockets<'a> {
                 if look.vacant(port).unwrap_or(false) {
                     return None;
                 }
-                // Without a service it is for, a socket of root is nothing to go by.
-                let for_service = *audience != Audience::Administrators;
-                let rightful =
-                    (declaration.around || for_service) && self.judge.all_rightful(transport, port, audience);
+                let rightful = self.judge.all_rightful(transport, port, audience);
                 if declaration.around && rightful {
                     return None;
                 }
                 let sockets = sockets_on(transport, port);
                 let mut why = usage::sentence(transport, port, &sockets);
-                if rightful && for_service {
-                    why += "; the reservation is for this process, and `around` reserves the port beside it";
+                // A connection has the port by chance.
+                let serves = sockets.first().is_some_and(|s| matches!(s.state.as_deref(), Some("listening" | "bound")));
+                if serves && !rightful && *audience != Audience::Administrators {
+                    why += &format!("; the reservation is for {}, and this process is not", declaration.audience);
                 }
-                Some(Obstacle { why, sockets })
+                Some(Obstacle { why, sockets, rightful })
             })
         })
     }
@@ -253,8 +254,11 @@ impl Desk<'_> {
             return Err(refused(Reason::Exhausts, format!("{}: {why}; `force` overrides", declaration.ports)));
         }
         let sockets = Sockets::look(self.prober, judge).map_err(|why| refused(Reason::Failed, why))?;
-        if let Some(obstacle) = sockets.obstacle(&declaration, audience) {
-            return Err(refused(Reason::InUse, obstacle.why));
+        if let Some(Obstacle { mut why, rightful, .. }) = sockets.obstacle(&declaration, audience) {
+            if rightful {
+                why += "; if the reservation is for this process, add --around";
+            }
+            return Err(refused(Reason::InUse, why));
         }
         keep(&declaration)?;
         let claims = claimed.confirm().map_err(|error| match error.errno() {
@@ -262,6 +266,77 @@ impl Desk<'_> {
             _ => refused(Reason::Failed, chain(&error)),
         })?;
         Ok((declaration, claims))
+    }
+}
+
+impl Desk<'_> {
+    /// Change one in place, or leave it as it was.
+    fn adjust_or_leave(
+        &mut self,
+        blocks: &[Claim],
+        was: &Declaration,
+        declaration: &Declaration,
+    ) -> Result<How, Refused> {
+        match adjust(self, blocks, declaration) {
+            Ok(_) => Ok(How::Active(blocks.to_vec())),
+            Err(refused) => {
+                self.put_back(blocks, was);
+                Err(refused)
+            }
+        }
+    }
+
+    /// Put the new block in force, then end the former one. `keep` is called in between.
+    fn relocate(
+        &mut self,
+        former: &[Claim],
+        was: &Declaration,
+        declaration: &Declaration,
+        audience: &Audience<u32>,
+        keep: impl FnOnce() -> Result<(), Refused>,
+    ) -> Result<How, Refused> {
+        // The kernel has each port once, and a port in use is not to be had again.
+        if declaration.overlaps(was) {
+            let (ports, transports) = key_of(declaration);
+            let message = format!(
+                "{ports}/{transports} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: reserve \
+                 the other ports under another name, or delete it and add it again",
+                was.ports, was.transports, was.name
+            );
+            return Err(refused(Reason::InUse, message));
+        }
+        // One audience has one range: the new block becomes it when the former one no longer is.
+        let both_ranges = was.ephemeral && declaration.ephemeral;
+        let mut wanted = wanted(declaration, audience);
+        wanted.iter_mut().for_each(|block| block.ephemeral &= !both_ranges);
+        let (_, blocks) = self.establish(&wanted, audience, |_| declaration.clone(), |_| keep())?;
+        if both_ranges {
+            let plain = Declaration { ephemeral: false, ..was.clone() };
+            let handed = adjust(self, former, &plain).and_then(|_| adjust(self, &blocks, declaration));
+            if let Err(refused) = handed {
+                self.end(&blocks);
+                self.put_back(former, was);
+                return Err(refused);
+            }
+        }
+        self.end(former);
+        Ok(How::Active(blocks))
+    }
+
+    /// Make it again what it was.
+    fn put_back(&mut self, blocks: &[Claim], was: &Declaration) {
+        if let Err(refused) = adjust(self, blocks, was) {
+            tracing::error!(name = %was.name, reason = refused.message, "neither changed nor as it was");
+        }
+    }
+
+    fn end(&mut self, blocks: &[Claim]) {
+        let KernelPart { admin, maps, .. } = &mut *self.kernel;
+        for (id, token, _) in blocks {
+            if let Err(error) = maps.end_persistent(admin, *id, *token) {
+                tracing::error!(id, reason = chain(&error), "no longer declared, but not ended");
+            }
+        }
     }
 }
 
@@ -404,7 +479,6 @@ impl Registry {
             }
         }
 
-        let key_of = |declaration: &Declaration| (declaration.ports.clone(), declaration.transports);
         let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
             .into_iter()
             .filter(|item| matches!(item.how, How::Active(_)))
@@ -424,7 +498,7 @@ impl Registry {
                             changes.changed += usize::from(adjusted || differs);
                         }
                         // In force for its former audience: better than for nobody.
-                        Err(why) => self.tell(&declared, &why),
+                        Err(refused) => self.tell(&declared, &refused.message),
                     }
                     How::Active(blocks)
                 }
@@ -525,7 +599,13 @@ impl Registry {
                         Err(error) => return Err(error.into()),
                     }
                 }
-                reasons.extend(obstacle.map(|why| (index, why)));
+                if let Some(mut obstacle) = obstacle {
+                    // Without a service that it is for, a socket of root is nothing to go by.
+                    if obstacle.rightful && audience != Audience::Administrators {
+                        obstacle.why += "; the reservation is for this process: add `around = true`";
+                    }
+                    reasons.push((index, obstacle));
+                }
             }
         }
         for (index, obstacle) in reasons {
@@ -625,32 +705,15 @@ impl Registry {
         by_uid: u32,
     ) -> Result<Info, Refused> {
         self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
-        let taken = self.items.iter().find(|item| item.declared.declaration.name == proposal.name);
-        if let Some(item) = taken {
-            let origin = &item.declared.origin;
-            return Err(refused(Reason::NameTaken, format!("the name `{}` is used by {origin}", proposal.name)));
-        }
+        self.name_is_free(&proposal.name, None)?;
         let ports = match &proposal.block {
             Block::Ports(ports) => Some(ports),
             Block::Any { .. } => None,
         };
         if let Some(ports) = ports {
-            // A declaration that waits for these ports was there first.
-            let declaration = proposal.declaration(ports.clone());
-            if let Some(item) = self.items.iter().find(|item| item.declared.declaration.overlaps(&declaration)) {
-                let Declared { declaration: theirs, origin } = &item.declared;
-                let (ports, transports) = (&theirs.ports, theirs.transports);
-                return Err(refused(
-                    Reason::InUse,
-                    format!("{ports}/{transports} is reserved as `{}` by {origin}", theirs.name),
-                ));
-            }
+            self.ports_are_free(&proposal.declaration(ports.clone()), None)?;
         }
-        if proposal.ephemeral
-            && let Some(why) = Declaration::no_range(ports, &proposal.audience, proposal.strict)
-        {
-            return Err(refused(Reason::Malformed, format!("a private ephemeral range {why}")));
-        }
+        can_be_range(ports, &proposal.audience, proposal.strict, proposal.ephemeral)?;
         let audience = resolve(&proposal.audience).map_err(|why| refused(Reason::Malformed, why))?;
         let wanted = match proposal.block {
             Block::Ports(ref ports) => wanted(&proposal.declaration(ports.clone()), &audience),
@@ -666,11 +729,11 @@ impl Registry {
             }],
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let shelf = match kept {
+        let store = match kept {
             Kept::Persistent => &mut self.persistent,
             Kept::Active => &mut self.active,
-        };
-        let store = shelf.store()?;
+        }
+        .store()?;
         let mut is_kept = false;
         let keep = |declaration: &Declaration| {
             let stored = Stored { declaration: declaration.clone(), by_uid, created };
@@ -718,39 +781,98 @@ impl Registry {
                 None => return Err(self.missing()),
             },
         };
-        let shelf = match &declared.origin {
-            Origin::Command { until_reboot: false, .. } => &mut self.persistent,
-            Origin::Command { until_reboot: true, .. } => &mut self.active,
-            Origin::File { path, line } => {
-                let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                return Err(refused(
-                    Reason::FromFile,
-                    format!(
-                        "`{}` is declared by {}:{line}; remove that file, or mask it with a link from \
-                         /etc/portkeep/ports.d/{file} to /dev/null, and `portkeep reload`",
-                        declared.declaration.name,
-                        path.display()
-                    ),
-                ));
-            }
-        };
+        let store = store_of(&mut self.persistent, &mut self.active, &declared)?;
         let name = &declared.declaration.name;
-        shelf.store()?.delete(name).map_err(|error| refused(Reason::Store, chain(&error)))?;
+        store.delete(name).map_err(|error| refused(Reason::Store, chain(&error)))?;
         if let Some(index) = item {
             let item = self.items.remove(index);
             if let How::Active(blocks) = item.how {
-                for (id, token, _) in blocks {
-                    let ended = desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token);
-                    if let Err(error) = ended {
-                        tracing::error!(%name, reason = chain(&error), "deleted, but not ended");
-                    }
-                }
+                desk.end(&blocks);
             }
         }
         self.conflicts.retain(|conflict| conflict.loser != declared);
         self.index();
         self.look_again(desk);
         Ok(Info::declared(&declared.declaration, &declared.origin, State::Ended))
+    }
+
+    /// No other declaration than `except` has this name.
+    fn name_is_free(&self, name: &Name, except: Option<usize>) -> Result<(), Refused> {
+        match self.others(except).find(|item| item.declared.declaration.name == *name) {
+            Some(item) => {
+                let origin = &item.declared.origin;
+                Err(refused(Reason::NameTaken, format!("the name `{name}` is used by {origin}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// No other declaration than `except` has these ports, or waits for them.
+    fn ports_are_free(&self, declaration: &Declaration, except: Option<usize>) -> Result<(), Refused> {
+        match self.others(except).find(|item| item.declared.declaration.overlaps(declaration)) {
+            Some(item) => {
+                let Declared { declaration: theirs, origin } = &item.declared;
+                let (ports, transports) = (&theirs.ports, theirs.transports);
+                let message = format!("{ports}/{transports} is reserved as `{}` by {origin}", theirs.name);
+                Err(refused(Reason::InUse, message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn others(&self, except: Option<usize>) -> impl Iterator<Item = &Item> {
+        self.items.iter().enumerate().filter(move |(index, _)| Some(*index) != except).map(|(_, item)| item)
+    }
+
+    /// Change one that a command created. Outsiders cannot bind its ports meanwhile: it is changed in place, or the new block
+    /// is in force before the former one ends. If it is refused, nothing has changed.
+    pub(super) fn change(&mut self, desk: &mut Desk<'_>, name: &Name, change: &Change) -> Result<Info, Refused> {
+        self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
+        let Some(index) = self.items.iter().position(|item| item.declared.declaration.name == *name) else {
+            let lost = self.conflicts.iter().find(|conflict| conflict.loser.declaration.name == *name);
+            return Err(lost.map_or_else(|| self.missing(), |conflict| refused(Reason::InUse, conflict.to_string())));
+        };
+        let was = self.items[index].declared.clone();
+        let declaration = change.of(&was.declaration);
+        self.name_is_free(&declaration.name, Some(index))?;
+        self.ports_are_free(&declaration, Some(index))?;
+        let (audience, strict) = (&declaration.audience, declaration.strict);
+        can_be_range(Some(&declaration.ports), audience, strict, declaration.ephemeral)?;
+        let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
+
+        let store = store_of(&mut self.persistent, &mut self.active, &was)?;
+        let stored = store.get(name).cloned().ok_or_else(|| refused(Reason::Store, "it is not in the store"))?;
+        let changed = Stored { declaration: declaration.clone(), ..stored.clone() };
+        let mut is_kept = false;
+        let mut keep = || {
+            store.replace(name, &changed).map_err(|error| refused(Reason::Store, chain(&error)))?;
+            is_kept = true;
+            Ok(())
+        };
+        let done = match &self.items[index].how {
+            How::Waiting(_) => keep().map(|()| How::Waiting(Obstacle::default())),
+            How::Active(blocks) if key_of(&declaration) == key_of(&was.declaration) => {
+                keep().and_then(|()| desk.adjust_or_leave(blocks, &was.declaration, &declaration))
+            }
+            How::Active(blocks) => desk.relocate(blocks, &was.declaration, &declaration, &audience, keep),
+        };
+        if done.is_err()
+            && is_kept
+            && let Err(error) = store.replace(&declaration.name, &stored)
+        {
+            tracing::error!(%name, reason = chain(&error), "not changed, but changed in the store");
+        }
+        let item = &mut self.items[index];
+        item.how = done?;
+        item.declared.declaration = declaration;
+        tracing::info!(%name, now = %item.declared.declaration.name, ports = %item.declared.declaration.ports, "changed");
+        if matches!(item.how, How::Waiting(_)) {
+            self.begin_waiting(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
+        }
+        let info = info(&self.items[index]);
+        self.index();
+        self.look_again(desk);
+        Ok(info)
     }
 
     /// "There is none", or that this is unknown.
@@ -763,14 +885,7 @@ impl Registry {
 
     /// All that is declared.
     pub(super) fn list(&self) -> Vec<Info> {
-        let items = self.items.iter().map(|Item { declared, how }| match how {
-            How::Active(blocks) => active(declared, blocks),
-            How::Waiting(Obstacle { why, sockets }) => {
-                let mut info = not_in_force(declared, State::Waiting, why.clone());
-                info.waits_for.clone_from(sockets);
-                info
-            }
-        });
+        let items = self.items.iter().map(info);
         let conflicts =
             self.conflicts.iter().map(|conflict| not_in_force(&conflict.loser, State::Conflict, conflict.to_string()));
         items.chain(conflicts).collect()
@@ -785,6 +900,55 @@ impl Registry {
                 Shelf::Open(_) => None,
             })
             .collect()
+    }
+}
+
+/// An item as it is listed.
+fn info(Item { declared, how }: &Item) -> Info {
+    match how {
+        How::Active(blocks) => active(declared, blocks),
+        How::Waiting(Obstacle { why, sockets, .. }) => {
+            let mut info = not_in_force(declared, State::Waiting, why.clone());
+            info.waits_for.clone_from(sockets);
+            info
+        }
+    }
+}
+
+/// Ports in the kernel: one reservation has them at most.
+fn key_of(declaration: &Declaration) -> (PortList, Transports) {
+    (declaration.ports.clone(), declaration.transports)
+}
+
+/// A private ephemeral range has an audience, and is not strict.
+fn can_be_range(ports: Option<&PortList>, audience: &Audience, strict: bool, ephemeral: bool) -> Result<(), Refused> {
+    match Declaration::no_range(ports, audience, strict) {
+        Some(why) if ephemeral => Err(refused(Reason::Malformed, format!("a private ephemeral range {why}"))),
+        _ => Ok(()),
+    }
+}
+
+/// The store that has a reservation. Declarations of files are in none.
+fn store_of<'a>(
+    persistent: &'a mut Shelf,
+    active: &'a mut Shelf,
+    declared: &Declared,
+) -> Result<&'a mut Store, Refused> {
+    match &declared.origin {
+        Origin::Command { until_reboot: false, .. } => persistent.store(),
+        Origin::Command { until_reboot: true, .. } => active.store(),
+        Origin::File { path, line } => {
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Err(refused(
+                Reason::FromFile,
+                format!(
+                    "`{}` is declared by {}:{line}; change or remove that file, or mask it with a link from \
+                     /etc/portkeep/ports.d/{file} to /dev/null, and `portkeep reload`",
+                    declared.declaration.name,
+                    path.display()
+                ),
+            ))
+        }
     }
 }
 
@@ -834,27 +998,28 @@ fn take_all(
 }
 
 /// Give a reservation in force the audience that is declared now. False if there was nothing to change.
-fn adjust(desk: &mut Desk<'_>, blocks: &[Claim], declaration: &Declaration) -> Result<bool, String> {
-    let wanted = wanted(declaration, &resolve(&declaration.audience)?);
+fn adjust(desk: &mut Desk<'_>, blocks: &[Claim], declaration: &Declaration) -> Result<bool, Refused> {
+    let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
     let mut adjusted = false;
-    for ((id, token, _), wanted) in blocks.iter().zip(&wanted) {
-        adjusted |= adjust_block(desk, (*id, *token), wanted)?;
+    for ((id, token, _), wanted) in blocks.iter().zip(wanted(declaration, &audience)) {
+        adjusted |= adjust_block(desk, (*id, *token), &wanted)?;
     }
     Ok(adjusted)
 }
 
-fn adjust_block(desk: &mut Desk<'_>, (id, token): (u32, Token), wanted: &Wanted) -> Result<bool, String> {
-    let kernel = &mut *desk.kernel;
-    let reservation = kernel.maps.reservation(id).map_err(|error| chain(&error))?;
+fn adjust_block(desk: &mut Desk<'_>, (id, token): (u32, Token), wanted: &Wanted) -> Result<bool, Refused> {
+    let KernelPart { admin, maps, .. } = &mut *desk.kernel;
+    let reservation = maps.reservation(id).map_err(|error| refused(Reason::Failed, chain(&error)))?;
     let same = reservation.is_some_and(|r| {
         let flag = |flag| u32::from(r.flags) & flag != 0;
-        kernel.maps.audience(id, &r).as_ref() == Some(&wanted.audience)
+        maps.audience(id, &r).as_ref() == Some(&wanted.audience)
             && flag(wire::STRICT) == wanted.strict
             && flag(wire::EPHEMERAL) == wanted.ephemeral
             && r.label == wire::label(&wanted.label)
     });
     if !same {
-        kernel.maps.change_persistent(&kernel.admin, (id, token), wanted).map_err(|error| chain(&error))?;
+        let changed = maps.change_persistent(admin, (id, token), wanted);
+        changed.map_err(|error| explain(maps, desk.netns, &error, std::slice::from_ref(wanted)))?;
     }
     Ok(!same)
 }

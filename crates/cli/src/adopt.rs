@@ -23,7 +23,7 @@ use crate::{DONE, Io, NOTHING, list, persist::view, pins::Pins, sources::Sources
 const AFTER_HELP: &str = "\
 Looks at what listens now in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
 with `around` so that they come into force while the service runs. Ports that systemd itself has bound for a .socket unit are \
-reserved for root. What is left out is named with the reason: ports that the kernel has chosen, programs that are no service, \
+reserved for root. Sockets that are left out are named with the reason: ports that the kernel has chosen, programs that are no service, \
 and what is reserved already. Nothing is changed without --write. Only root can see what belongs to whom.
 
 Examples:
@@ -134,7 +134,7 @@ fn names(path: &Path) -> Vec<String> {
     path.iter().filter_map(|part| part.to_str()).filter(|part| *part != "/").map(str::to_owned).collect()
 }
 
-/// What is known about the machine.
+/// The known facts about the machine.
 struct Place {
     /// How deep the enforced cgroup is below the root of the hierarchy.
     depth: usize,
@@ -143,7 +143,7 @@ struct Place {
     sockets: Vec<(String, Transport, u16)>,
 }
 
-/// Who a port is to be reserved for.
+/// The audience that a port is to be reserved for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
     /// The unit that the file is named for.
@@ -152,7 +152,7 @@ struct Owner {
     by_systemd: bool,
 }
 
-/// What listens, sorted.
+/// The sockets that listen, sorted.
 #[derive(Default)]
 struct Found {
     services: BTreeMap<Owner, Vec<PortUse>>,
@@ -203,7 +203,7 @@ impl Found {
     }
 }
 
-/// Who a socket is to be reserved for; a sentence if for nobody.
+/// The audience that the ports of a socket are to be reserved for; a sentence if there is none.
 fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
     if socket.kernel {
         return Err("a reservation does not concern it while it is bound; declare it for root if it comes late".into());

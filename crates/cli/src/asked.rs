@@ -15,7 +15,7 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// The blocks that it means; nothing if no reservation of those that are `known` has this name. What is both a service
+    /// The blocks that it means; nothing if no reservation of those that are `known` has this name. A word that is both a service
     /// and the name of a reservation means the reservation.
     pub(crate) fn blocks(&self, known: &[&Info]) -> Vec<(PortRange, Transports)> {
         let named = known.iter().filter(|info| info.name.as_deref() == Some(&self.text));

@@ -8,7 +8,7 @@ use crate::Exit;
 pub(crate) const ADVANCED: &str = "Advanced";
 
 /// Other options that only `--help` shows.
-const RARE: [&str; 14] = [
+const RARE: [&str; 15] = [
     "align",
     "timeout",
     "scope",
@@ -17,6 +17,7 @@ const RARE: [&str; 14] = [
     "around",
     "description",
     "until_reboot",
+    "env_file",
     "cgroup",
     "administrators",
     "deny_errno",

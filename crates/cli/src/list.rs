@@ -98,7 +98,7 @@ const USUAL: [Column; 11] = [
     Column::Command,
 ];
 const DISPENSABLE: [Column; 5] = [Column::Token, Column::Scope, Column::Uid, Column::Bound, Column::Netns];
-/// What has to be left of the last column, or others go.
+/// The last column keeps this width, or others go.
 const LAST: usize = 12;
 
 impl fmt::Display for Column {
@@ -199,7 +199,7 @@ pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
     Ok(found)
 }
 
-/// What programs only hold, as far as it can be seen.
+/// The blocks that programs only hold, as far as they can be seen.
 pub(crate) fn held() -> Vec<Info> {
     let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
     Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held
@@ -223,7 +223,7 @@ impl Args {
         let selection = self.filter.resolve(&found)?;
         found.retain(|info| selection.has(info));
         let Order { column, reverse } = self.sort;
-        // What is equal stays in the order of the ports.
+        // Equal rows stay in the order of the ports.
         match reverse {
             true => found.sort_by_key(|info| Reverse(key(info, column))),
             false => found.sort_by_key(|info| key(info, column)),
@@ -280,7 +280,7 @@ pub(crate) fn short(command: &str) -> String {
     }
 }
 
-/// What orders: numbers as numbers, the rest as text.
+/// The key of the order: numbers as numbers, the rest as text.
 fn key(info: &Info, column: Column) -> (u64, String) {
     let uid = info.owner.as_ref().and_then(|owner| owner.uid);
     let number = match column {

@@ -337,7 +337,8 @@ fn comma_list(ports: &PortList) -> String {
     ports.iter().map(|port| port.to_string()).collect::<Vec<_>>().join(",")
 }
 
-fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
+/// The variables that have the ports.
+pub(crate) fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
     let mut variables = vec![("PORT".into(), ports.start().to_string()), ("PORTS".into(), comma_list(ports))];
     variables.extend(ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
     if let Some(label) = label {

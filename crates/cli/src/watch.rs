@@ -145,7 +145,7 @@ fn history(since: &str) -> anyhow::Result<Vec<(Event, Option<String>)>> {
 fn event(entry: &Value) -> Option<(Event, Option<String>)> {
     let text = |key: &str| match &entry[key] {
         Value::String(text) => Some(text.clone()),
-        // What is not plain text is an array of bytes.
+        // A text that is not plain is an array of bytes.
         Value::Array(bytes) => {
             let bytes = bytes.iter().map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok()));
             Some(String::from_utf8_lossy(&bytes.collect::<Option<Vec<u8>>>()?).into_owned())

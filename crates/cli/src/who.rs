@@ -1,6 +1,10 @@
 //! `who`: whose port is this?
 
-use std::{collections::BTreeMap, io::Write, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    time::SystemTime,
+};
 
 use anyhow::Context;
 use portkeep::{BoundSocket, Info, PortRange, Transport, Transports, persistent::protocol::Reason};
@@ -77,7 +81,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         found.into_iter().partition(|info| reservations::is_here(info, own));
     let waiting = waiting::list();
     let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
-    // What programs only hold is found by their sockets, all of them.
+    // Blocks that programs only hold are found by their sockets, all of them.
     let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { list::held() } else { Vec::new() };
     known.extend(&held);
     let mut blocks = Vec::new();
@@ -106,7 +110,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 look.write_facts(first, &mut io.out)?;
             }
         }
-        for waiting in &look.waiting {
+        for waiting in &look.waiting.infos {
             if whose.iter().any(|each| waiting.has(each.sockets.transport, each.sockets.port)) {
                 writeln!(io.out, "{}", waiting::sentence(waiting))?;
             }
@@ -139,11 +143,34 @@ fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
     }
 }
 
+/// Reservations by their ports: there can be as many as ports that are asked for.
+struct ByPort {
+    infos: Vec<Info>,
+    places: HashMap<(u16, Transport), Vec<usize>>,
+}
+
+impl ByPort {
+    fn new(infos: Vec<Info>) -> Self {
+        let mut places: HashMap<_, Vec<usize>> = HashMap::new();
+        for (place, info) in infos.iter().enumerate() {
+            for port in info.ports.iter() {
+                info.transports.iter().for_each(|transport| places.entry((port, transport)).or_default().push(place));
+            }
+        }
+        Self { infos, places }
+    }
+
+    fn of(&self, transport: Transport, port: u16) -> Vec<Info> {
+        let places = self.places.get(&(port, transport));
+        places.into_iter().flatten().map(|place| self.infos[*place].clone()).collect()
+    }
+}
+
 /// All that is known about the ports that are asked for.
 struct Look {
-    here: Vec<Info>,
-    waiting: Vec<Info>,
-    elsewhere: Vec<Info>,
+    here: ByPort,
+    waiting: ByPort,
+    elsewhere: ByPort,
     usage: Usage,
     facts: Facts,
     pool: Option<PortRange>,
@@ -160,6 +187,7 @@ impl Look {
         let held = usage.held.iter().filter(|held| !here.iter().any(|info| info.ports.overlaps(&held.ports)));
         here.extend(held.cloned().collect::<Vec<_>>());
         let pool = portkeep::version().ok().and_then(|version| version.pool);
+        let [here, waiting, elsewhere] = [here, waiting, elsewhere].map(ByPort::new);
         Ok(Self { here, waiting, elsewhere, usage, facts: Facts::here(), pool })
     }
 
@@ -180,11 +208,9 @@ impl Look {
     }
 
     fn one(&self, transport: Transport, port: u16, singly: bool) -> Whose {
-        let of =
-            |infos: &[Info]| -> Vec<Info> { infos.iter().filter(|info| info.has(transport, port)).cloned().collect() };
         let mut sockets = self.usage.port(transport, port);
-        let waiting = of(&self.waiting);
-        let reservation = of(&self.here).into_iter().next();
+        let waiting = self.waiting.of(transport, port);
+        let reservation = self.here.of(transport, port).into_iter().next();
         if sockets.is_free() && !self.usage.complete && reservation.is_none() && singly {
             // The agent knows the sockets that it waits for. Others are found by trying.
             let known = waiting.iter().flat_map(|info| &info.waits_for);
@@ -196,7 +222,7 @@ impl Look {
         Whose {
             reservation,
             waiting,
-            elsewhere: of(&self.elsewhere),
+            elsewhere: self.elsewhere.of(transport, port),
             pool: self.pool.is_some_and(|pool| pool.contains(port)),
             sockets,
             facts: self.facts.of(transport, port),
@@ -233,7 +259,7 @@ impl Look {
         Ok(())
     }
 
-    /// What else concerns the port, a line for each.
+    /// Other facts about the port, a line for each.
     fn write_facts(&self, each: &Whose, out: &mut dyn Write) -> anyhow::Result<()> {
         let mut note = |text: String| writeln!(out, "  {:<9} {text}", "note");
         if let Some(pool) = self.pool.filter(|_| each.pool) {

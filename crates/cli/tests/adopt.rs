@@ -12,7 +12,7 @@ use portkeep_testkit::{
     machine::{self, Machine},
 };
 
-/// What a helper binds: transports and ports.
+/// The sockets of a helper: transports and ports.
 const LISTEN: &str = "PORTKEEP_TEST_LISTEN";
 
 struct Ends(Child);

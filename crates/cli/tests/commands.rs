@@ -380,7 +380,7 @@ fn acquire_holds_until_its_input_ends() {
 }
 
 #[test]
-fn list_who_and_release_tell_the_same() {
+fn list_who_and_release_show_the_same() {
     let bed = bed!("list");
     bed.portkeep(&["up"]).ok();
     let holding = bed.hold(&["--ports", "61010-61011", "--label", "mine", "--scope", "cgroup"]);

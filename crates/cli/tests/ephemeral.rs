@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     ops::RangeInclusive,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -38,15 +38,15 @@ fn range(text: &str) -> RangeInclusive<u16> {
 
 /// The first line is the range, the others are ports that were picked: all different, and all inside.
 #[track_caller]
-fn picked(outcome: &Outcome, count: usize) {
-    let mut lines = outcome.out.lines();
-    let range = range(lines.next().unwrap_or_else(|| panic!("{outcome:?}")));
-    let mut ports: Vec<u16> = lines.map(|line| line.parse().unwrap_or_else(|_| panic!("{outcome:?}"))).collect();
-    assert_eq!(ports.len(), count, "{outcome:?}");
-    assert!(ports.iter().all(|port| range.contains(port)), "{outcome:?}");
+fn picked(text: &str, count: usize) {
+    let mut lines = text.lines();
+    let range = range(lines.next().unwrap_or_else(|| panic!("{text:?}")));
+    let mut ports: Vec<u16> = lines.map(|line| line.parse().unwrap_or_else(|_| panic!("{text:?}"))).collect();
+    assert_eq!(ports.len(), count, "{text:?}");
+    assert!(ports.iter().all(|port| range.contains(port)), "{text:?}");
     ports.sort_unstable();
     ports.dedup();
-    assert_eq!(ports.len(), count, "a port came twice: {outcome:?}");
+    assert_eq!(ports.len(), count, "a port came twice: {text:?}");
 }
 
 const PYTHON: &str = r#"
@@ -76,15 +76,23 @@ fn python_binds_to_port_0_and_closes() {
     assert!(ports.iter().all(|port| range.contains(port)), "{outcome:?}");
 }
 
-#[test]
-fn portpicker_of_pypi() {
-    let Some(machine) = ready("ephemeral-portpicker") else { return };
+/// Packages of PyPI in a folder for `PYTHONPATH`.
+fn pip(test: &str, machine: &Machine, packages: &[&str]) -> Option<PathBuf> {
     let target = machine.folder.path().join("python");
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
-    if !pip.arg("--target").arg(&target).arg("portpicker").status().is_ok_and(|status| status.success()) {
-        return skip("ephemeral-portpicker", "portpicker cannot be installed from PyPI", REQUIRE);
+    pip.arg("--target").arg(&target).args(packages);
+    if !pip.status().is_ok_and(|status| status.success()) {
+        skip(test, &format!("{} cannot be installed from PyPI", packages.join(" and ")), REQUIRE);
+        return None;
     }
+    Some(target)
+}
+
+#[test]
+fn portpicker_of_pypi() {
+    let Some(machine) = ready("ephemeral-portpicker") else { return };
+    let Some(target) = pip("ephemeral-portpicker", &machine, &["portpicker"]) else { return };
     let script = r#"
 import os, portpicker
 print(os.environ["PORTKEEP_EPHEMERAL"])
@@ -92,7 +100,49 @@ for _ in range(20): print(portpicker.pick_unused_port())
 "#;
     let mut command = machine.command(&["run", "-e100", "--", "python3", "-c", script]);
     let outcome = Outcome::from(command.env("PYTHONPATH", &target).env_remove("PORTSERVER_ADDRESS").output().unwrap());
-    picked(&outcome.ok(), 20);
+    picked(&outcome.ok().out, 20);
+}
+
+/// The fixture opens and closes a socket for each port; the test binds them all a moment later.
+#[test]
+fn unused_tcp_port_factory_of_pytest_asyncio() {
+    let Some(machine) = ready("ephemeral-pytest-asyncio") else { return };
+    let Some(target) = pip("ephemeral-pytest-asyncio", &machine, &["pytest", "pytest-asyncio"]) else { return };
+    let (test, out) = (machine.folder.path().join("test_ports.py"), machine.folder.path().join("picked"));
+    let text = r#"
+import asyncio, os, pytest
+
+@pytest.mark.asyncio
+async def test_all_can_be_bound(unused_tcp_port_factory):
+    ports = [unused_tcp_port_factory() for _ in range(20)]
+    servers = [await asyncio.start_server(lambda *_: None, "127.0.0.1", port) for port in ports]
+    with open(os.environ["OUT"], "w") as out:
+        print(os.environ["PORTKEEP_EPHEMERAL"], *ports, sep="\n", file=out)
+    for server in servers: server.close()
+"#;
+    std::fs::write(&test, text).unwrap();
+    let pytest =
+        ["run", "-e100", "--", "python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", test.to_str().unwrap()];
+    let mut command = machine.command(&pytest);
+    Outcome::from(command.env("PYTHONPATH", &target).env("OUT", &out).output().unwrap()).ok();
+    picked(&std::fs::read_to_string(&out).unwrap(), 20);
+}
+
+/// Jupyter chooses the five ports of each kernel so.
+#[test]
+fn local_port_cache_of_jupyter_client() {
+    let Some(machine) = ready("ephemeral-jupyter") else { return };
+    let Some(target) = pip("ephemeral-jupyter", &machine, &["jupyter_client"]) else { return };
+    let script = r#"
+import os, socket
+from jupyter_client.connect import LocalPortCache
+print(os.environ["PORTKEEP_EPHEMERAL"])
+ports = [LocalPortCache.instance().find_available_port("127.0.0.1") for _ in range(20)]
+sockets = [socket.create_server(("127.0.0.1", port)) for port in ports]
+print(*ports, sep="\n")
+"#;
+    let mut command = machine.command(&["run", "-e100", "--", "python3", "-c", script]);
+    picked(&Outcome::from(command.env("PYTHONPATH", &target).output().unwrap()).ok().out, 20);
 }
 
 #[test]
@@ -113,7 +163,7 @@ fn get_port_of_npm() {
                 for (let i = 0; i < 20; i++) console.log(await getPort());\n";
     std::fs::write(&script, text).unwrap();
     let outcome = machine.portkeep(&["run", "-e", "100", "--", "node", script.to_str().unwrap()]).ok();
-    picked(&outcome, 20);
+    picked(&outcome.out, 20);
 }
 
 /// Go asks for MPTCP where the kernel has it, and listens at once.
@@ -141,7 +191,7 @@ func main() {
     compiler.args(["build", "-o"]).arg(&program).arg(&source);
     compiler.env("GOCACHE", machine.folder.path().join("cache")).env("CGO_ENABLED", "0").env("GO111MODULE", "off");
     assert!(compiler.status().unwrap().success());
-    picked(&machine.portkeep(&["run", "-e", "100", "--", program.to_str().unwrap()]).ok(), 20);
+    picked(&machine.portkeep(&["run", "-e", "100", "--", program.to_str().unwrap()]).ok().out, 20);
 }
 
 #[test]
@@ -164,7 +214,7 @@ public class Pick {
 }
 "#;
     std::fs::write(&source, text).unwrap();
-    picked(&machine.portkeep(&["run", "-e", "100", "--", "java", source.to_str().unwrap()]).ok(), 20);
+    picked(&machine.portkeep(&["run", "-e", "100", "--", "java", source.to_str().unwrap()]).ok().out, 20);
 }
 
 #[test]

@@ -35,15 +35,15 @@ fn ready(test: &str, tools: &[&str]) -> Option<Machine> {
             return None;
         }
     }
-    let bed = Machine::new(PORTKEEP, test);
-    bed.portkeep(&["up"]).ok();
-    bed.enter_network();
-    Some(bed)
+    let machine = Machine::new(PORTKEEP, test);
+    machine.portkeep(&["up"]).ok();
+    machine.enter_network();
+    Some(machine)
 }
 
-/// A program of the bed that listens. Dropping it ends everything in the bed's cgroup.
+/// A program of the machine that listens. Dropping it ends everything in the machine's cgroup.
 struct Server<'a> {
-    bed: &'a Machine,
+    machine: &'a Machine,
     child: Child,
     /// Open to the end: a program that prints more must not fail.
     _out: BufReader<ChildStdout>,
@@ -52,15 +52,15 @@ struct Server<'a> {
 
 impl<'a> Server<'a> {
     /// Waits for its line "listening on port ...".
-    fn start(bed: &'a Machine, words: &[&str]) -> Self {
-        let mut command = bed.program(words);
+    fn start(machine: &'a Machine, words: &[&str]) -> Self {
+        let mut command = machine.program(words);
         command.env("PYTHONPATH", repository().join("python/src")).env("PATH", path_with_portkeep());
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         out.read_line(&mut line).unwrap();
-        let mut server = Self { bed, child, _out: out, ports: Vec::new() };
+        let mut server = Self { machine, child, _out: out, ports: Vec::new() };
         let text = line.strip_prefix("listening on port ").unwrap_or_else(|| panic!("{words:?} printed {line:?}"));
         server.ports = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         server
@@ -69,7 +69,7 @@ impl<'a> Server<'a> {
     /// The port is reserved, and the server answers on it.
     #[track_caller]
     fn answers(&self, port: u16) {
-        let who = self.bed.portkeep(&["who", &port.to_string()]).ok();
+        let who = self.machine.portkeep(&["who", &port.to_string()]).ok();
         assert!(who.out.contains("belongs to pid"), "{who:?}");
         let mut answer = String::new();
         TcpStream::connect(("127.0.0.1", port)).unwrap().read_to_string(&mut answer).unwrap();
@@ -79,7 +79,7 @@ impl<'a> Server<'a> {
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
-        let _ = fs::write(self.bed.cgroup.path().join("cgroup.kill"), "1");
+        let _ = fs::write(self.machine.cgroup.path().join("cgroup.kill"), "1");
         let _ = self.child.wait();
     }
 }
@@ -91,8 +91,8 @@ fn path_with_portkeep() -> std::ffi::OsString {
 }
 
 #[track_caller]
-fn says_hello(bed: &Machine, words: &[&str]) {
-    let server = Server::start(bed, words);
+fn says_hello(machine: &Machine, words: &[&str]) {
+    let server = Server::start(machine, words);
     assert_eq!(server.ports.len(), 1);
     server.answers(server.ports[0]);
 }
@@ -108,48 +108,48 @@ fn cpp() {
 }
 
 fn c_with(test: &str, compiler: &str, options: &[&str]) {
-    let Some(bed) = ready(test, &[compiler]) else { return };
-    let program = bed.folder.path().join("server");
+    let Some(machine) = ready(test, &[compiler]) else { return };
+    let program = machine.folder.path().join("server");
     let mut command = Command::new(compiler);
     command.args(options).args(["-Wall", "-Wextra", "-pedantic", "-Werror", "-I"]);
     command.arg(repository().join("crates/portkeep/include")).arg("-o").arg(&program).arg(example("server.c"));
     assert!(command.status().unwrap().success());
-    says_hello(&bed, &[program.to_str().unwrap()]);
+    says_hello(&machine, &[program.to_str().unwrap()]);
 }
 
 #[test]
 fn go() {
-    let Some(bed) = ready("go", &["go"]) else { return };
-    let program = bed.folder.path().join("server");
+    let Some(machine) = ready("go", &["go"]) else { return };
+    let program = machine.folder.path().join("server");
     let mut compiler = Command::new("go");
     compiler.args(["build", "-o"]).arg(&program).arg(example("server.go"));
-    compiler.env("GOCACHE", bed.folder.path().join("cache")).env("CGO_ENABLED", "0").env("GO111MODULE", "off");
+    compiler.env("GOCACHE", machine.folder.path().join("cache")).env("CGO_ENABLED", "0").env("GO111MODULE", "off");
     assert!(compiler.status().unwrap().success());
-    says_hello(&bed, &[program.to_str().unwrap()]);
+    says_hello(&machine, &[program.to_str().unwrap()]);
 }
 
 #[test]
 fn python() {
-    let Some(bed) = ready("python", &["python3"]) else { return };
-    says_hello(&bed, &["python3", &example("server.py")]);
+    let Some(machine) = ready("python", &["python3"]) else { return };
+    says_hello(&machine, &["python3", &example("server.py")]);
 }
 
 #[test]
 fn node_through_run() {
-    let Some(bed) = ready("node_through_run", &["node"]) else { return };
-    says_hello(&bed, &[PORTKEEP, "run", "--", "node", &example("server.js")]);
+    let Some(machine) = ready("node_through_run", &["node"]) else { return };
+    says_hello(&machine, &[PORTKEEP, "run", "--", "node", &example("server.js")]);
 }
 
 #[test]
 fn node_with_a_descriptor_of_its_parent() {
-    let Some(bed) = ready("node_with_a_descriptor_of_its_parent", &["node", "python3"]) else { return };
-    says_hello(&bed, &["python3", &example("descriptor.py"), "node", &example("server.js")]);
+    let Some(machine) = ready("node_with_a_descriptor_of_its_parent", &["node", "python3"]) else { return };
+    says_hello(&machine, &["python3", &example("descriptor.py"), "node", &example("server.js")]);
 }
 
 #[test]
 fn java() {
-    let Some(bed) = ready("java", &["java", "javac"]) else { return };
-    says_hello(&bed, &[PORTKEEP, "run", "--", "java", &example("Server.java")]);
+    let Some(machine) = ready("java", &["java", "javac"]) else { return };
+    says_hello(&machine, &[PORTKEEP, "run", "--", "java", &example("Server.java")]);
 }
 
 fn listing(port: u16) -> io::Result<String> {
@@ -162,9 +162,9 @@ fn listing(port: u16) -> io::Result<String> {
 
 #[test]
 fn shell() {
-    let Some(bed) = ready("shell", &["python3"]) else { return };
-    fs::write(bed.folder.path().join("a-file"), "").unwrap();
-    let server = Server::start(&bed, &[&example("servers.sh"), bed.folder.path().to_str().unwrap()]);
+    let Some(machine) = ready("shell", &["python3"]) else { return };
+    fs::write(machine.folder.path().join("a-file"), "").unwrap();
+    let server = Server::start(&machine, &[&example("servers.sh"), machine.folder.path().to_str().unwrap()]);
     assert_eq!(server.ports.len(), 2);
     for port in &server.ports {
         // The servers begin to listen after the line that names their ports.

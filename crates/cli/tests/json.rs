@@ -101,6 +101,9 @@ fn every_command_prints_what_the_schema_says() {
     assert_eq!(taken[0]["bound_by"][0]["process"]["pid"], std::process::id());
 
     say(&["persist", "add", "--name", "mine", "--tcp", "9000-9009", "--user", "root", "--strict"]).ok();
+    say(&["persist", "rename", "mine", "ours"]).ok();
+    say(&["persist", "rename", "ours", "mine"]).ok();
+    say(&["persist", "set", "mine", "--description", "mine"]).ok();
     machine.portkeep(&["persist", "export", exported.to_str().unwrap()]).ok();
     say(&["persist", "import", exported.to_str().unwrap()]).ok();
     let listed = say(&["list"]).ok().json();

@@ -446,7 +446,7 @@ strict = true
     let mistake = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 0\n"));
     fails(&mistake, 1, "standard input:6:7: port 0 means");
     let taken = import(&format!("{first}[[reservation]]\nname = \"a\"\ntcp = 8201\n"));
-    fails(&taken, 1, "the name a is used by a command of uid 0");
+    fails(&taken, 1, "the name a is used by a command of uid 0; --replace changes it");
     let overlaps = import(&format!("{first}[[reservation]]\nname = \"e\"\nboth = \"8003-8004\"\n"));
     fails(&overlaps, 1, "8003-8004/tcp+udp of e is reserved as b (8000-8003/udp)");
     // Nothing shows beforehand that somebody has this one bound.
@@ -457,6 +457,216 @@ strict = true
     let names: Vec<Value> = stage.declared().as_array().unwrap().iter().map(|entry| entry["name"].clone()).collect();
     assert_eq!(names, [json!("a"), json!("b")]);
     fails(&stage.portkeep(&["persist", "import", "/no/such/file"]), 1, "/no/such/file");
+}
+
+/// Set for the process that binds again and again: the port.
+const HAMMER: &str = "PORTKEEP_TEST_HAMMER";
+
+/// Started by the other tests as an outsider that does not give up. Says how often it had the port, and how often not.
+#[test]
+#[ignore = "plays an outsider for the other tests"]
+fn helper_hammers() {
+    let Ok(port) = std::env::var(HAMMER) else { return };
+    let port: u16 = port.parse().unwrap();
+    let done = std::thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    println!("\n{THERE}");
+    let (mut bound, mut refused) = (0, 0);
+    while !done.is_finished() {
+        match std::net::UdpSocket::bind(("0.0.0.0", port)) {
+            Ok(_) => bound += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    println!("\nhelper: {bound} {}", refused > 100);
+}
+
+#[test]
+fn a_reservation_is_renamed_and_changed_without_a_gap() {
+    let mut stage = stage!("set");
+    let persist = |words: &[&str]| stage.portkeep(&[&["persist"], words].concat());
+    persist(&["add", "--name", "web", "--both", "8443", "--user", "daemon"]).ok();
+    persist(&["add", "--name", "other", "--tcp", "8600-8609", "--user", "daemon"]).ok();
+    let token = stage.declared()[0]["token"].clone();
+    let server = stage.server_of("daemon", 8443);
+
+    let copy = stage.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let nobody = ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups", &copy];
+    let mut hammer = stage.program(&[&nobody[..], &["--exact", "helper_hammers", "--ignored", "--nocapture"]].concat());
+    let mut hammer = hammer.env(HAMMER, "8443").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(hammer.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.ends_with(THERE)));
+
+    let renamed = persist(&["rename", "web", "shop"]).ok();
+    assert_eq!(renamed.out, "web is shop now: 8443/tcp+udp for user daemon\n");
+    for _ in 0..10 {
+        let set = persist(&["set", "shop", "--group", "daemon", "--description", "the shop"]).ok();
+        assert_eq!(set.out, "8443/tcp+udp is reserved as shop for group daemon\n");
+        persist(&["set", "shop", "--unit", "shop.service", "--strict", "true"]).ok();
+        persist(&["set", "shop", "--user", "daemon", "--strict", "false", "--description", ""]).ok();
+    }
+    let changed = persist(&["set", "shop", "--cgroup", "/shops", "--json"]).ok().json();
+    assert_eq!(changed["audience"], json!({"kind": "cgroup", "value": "/shops"}));
+    assert_eq!(
+        (&changed["token"], &changed["state"], &changed["description"]),
+        (&token, &json!("active"), &Value::Null)
+    );
+    persist(&["set", "shop", "--user", "daemon"]).ok();
+    drop(hammer.stdin.take());
+    assert_eq!(said.find_map(|line| Some(line.strip_prefix("helper: ")?.to_owned())).unwrap(), "0 true");
+    assert!(hammer.wait().unwrap().success());
+
+    // New ports are in force before the former ones are free; what cannot be leaves everything as it was.
+    let before = stage.declared();
+    assert_eq!(before[0]["token"], token);
+    let busy = stage.server(9000);
+    fails(&persist(&["set", "shop", "--tcp", "9000"]), 1, &format!("pid {} (", busy.pid()));
+    fails(&persist(&["set", "shop", "--tcp", "8609-8610"]), 1, "8600-8609/tcp is reserved as `other`");
+    fails(
+        &persist(&["set", "shop", "--tcp", "8443-8444"]),
+        1,
+        "8443-8444/tcp overlaps 8443/tcp+udp, which `shop` has now",
+    );
+    fails(&persist(&["set", "shop", "--user", "nobody-has-this-name"]), 1, "there is no user");
+    fails(&persist(&["set", "shop", "--strict", "true", "--ephemeral", "true"]), 1, "a private ephemeral range");
+    fails(&persist(&["rename", "shop", "other"]), 1, "the name `other` is used by a command of uid 0");
+    fails(&persist(&["rename", "nothing", "something"]), 3, "there is no persistent reservation nothing");
+    fails(&persist(&["set", "nothing", "--user", "daemon"]), 3, "there is no persistent reservation nothing");
+    fails(&persist(&["set", "shop"]), 2, "required");
+    let as_nobody = stage.portkeep_as_nobody(&["persist", "rename", "shop", "mine"]);
+    fails(&as_nobody, 1, "administrator");
+    assert_eq!(stage.declared(), before);
+    assert_eq!(stage.outsider_binds("udp", 8443), "AddrInUse");
+
+    let moved = persist(&["set", "shop", "--tcp", "8500"]).ok();
+    assert_eq!(moved.out, "8500/tcp is reserved as shop for user daemon\n");
+    assert_eq!((&*stage.outsider_binds("tcp", 8500), &*stage.outsider_binds("udp", 8443)), ("AddrInUse", "bound"));
+    drop(server);
+
+    // It is all in the store.
+    let with_agent = stage.declared();
+    stage.stop();
+    stage.start();
+    assert_eq!(stage.declared(), with_agent);
+    assert_eq!(with_agent[0]["ports"], "8500");
+
+    // A declaration that it was in conflict with comes into force, and one of a file is changed in the file.
+    let file = "[[reservation]]\nname = \"of-a-file\"\ntcp = 8500\nuser = \"daemon\"\n";
+    let file = stage.file("etc/portkeep/ports.d/f.toml", file);
+    stage.portkeep(&["reload"]).ok();
+    stage.portkeep(&["persist", "set", "shop", "--tcp", "8510"]).ok();
+    let states: Vec<Value> = stage.declared().as_array().unwrap().iter().map(|one| one["state"].clone()).collect();
+    assert_eq!(states, ["active", "active", "active"]);
+    fails(&stage.portkeep(&["persist", "rename", "of-a-file", "x"]), 1, file.to_str().unwrap());
+}
+
+/// Of an audience there is one private ephemeral range: the new block becomes it when the former one no longer is.
+#[test]
+fn a_private_ephemeral_range_moves() {
+    let stage = stage!("set-range");
+    let persist = |words: &[&str]| stage.portkeep(&[&["persist"], words].concat());
+    persist(&["add", "--name", "passive", "--tcp", "20000-20009", "--user", "daemon", "--ephemeral"]).ok();
+    persist(&["add", "--name", "plain", "--tcp", "20100-20109", "--user", "daemon"]).ok();
+    let moved = persist(&["set", "passive", "--tcp", "20200-20209"]).ok();
+    assert_eq!(moved.out, "20200-20209/tcp is reserved as passive for user daemon, ephemeral\n");
+    let before = stage.declared();
+    fails(&persist(&["set", "plain", "--ephemeral", "true"]), 1, "have a private ephemeral range");
+    assert_eq!(stage.declared(), before);
+    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    let ranges: Vec<_> = in_force.as_array().unwrap().iter().filter(|one| one["ephemeral"] == true).collect();
+    assert_eq!((ranges.len(), &ranges[0]["ports"]), (1, &json!("20200-20209")));
+    persist(&["set", "passive", "--ephemeral", "false"]).ok();
+    persist(&["set", "plain", "--ephemeral", "true"]).ok();
+}
+
+#[test]
+fn units_get_their_ports_as_variables() {
+    let stage = stage!("env");
+    let file = stage.folder.path().join("my-app.env");
+    let path = file.to_str().unwrap();
+    let add = ["persist", "add", "--name", "my-app", "--any", "3", "--both", "--user", "daemon", "--env-file", path];
+    let added = stage.portkeep(&add).ok();
+    let info = &stage.declared()[0];
+    let start = info["start"].as_u64().unwrap();
+    assert_eq!(
+        added.out,
+        format!("{start}-{}/tcp+udp is reserved as my-app for user daemon: start {start}, count 3\n", start + 2)
+    );
+    let [p0, p1, p2] = [start, start + 1, start + 2];
+    let expected = format!(
+        "PORT={p0}\nPORTS={p0},{p1},{p2}\nPORT0={p0}\nPORT1={p1}\nPORT2={p2}\nMY_APP_PORT={p0}\nPORT_LAST={p2}\n"
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), expected);
+    assert_eq!(stage.portkeep(&["persist", "show", "my-app", "--env"]).ok().out, expected);
+    // The example uses no variable that is not there.
+    let example = include_str!("../../../packaging/examples/relay.service");
+    let used: Vec<&str> = example.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0)).collect();
+    assert!(!used.is_empty() && used.iter().all(|name| expected.contains(&format!("\n{name}=")) || *name == "PORT"));
+    fails(&stage.portkeep(&["persist", "show", "nothing", "--env"]), 3, "there is no persistent reservation nothing");
+    let nowhere = ["persist", "add", "--name", "b", "--tcp", "9300", "--strict", "--env-file", "/no/such/folder/b.env"];
+    fails(&stage.portkeep(&nowhere), 1, "b is reserved, and its variables cannot be written: /no/such/folder/b.env");
+}
+
+/// The mistakes that have locked services out: the message has the remedy.
+#[test]
+fn classic_mistakes_are_answered_with_the_remedy() {
+    let stage = stage!("mistakes");
+    let add = |words: &[&str]| stage.portkeep(&[&["persist", "add"], words].concat());
+    // Reserved for administrators, and any process of root binds it.
+    let open = add(&["--name", "a", "--tcp", "8000"]).ok();
+    assert!(open.err.contains("note: processes of root may bind these ports by number; with --strict"), "{open:?}");
+    assert_eq!(add(&["--name", "b", "--tcp", "8001", "--strict"]).ok().err, "");
+    // The service runs already.
+    let server = stage.server(9000);
+    fails(&add(&["--name", "c", "--tcp", "9000"]), 1, "if the reservation is for this process, add --around");
+    fails(&add(&["--name", "c", "--tcp", "9000", "--user", "root"]), 1, "add --around");
+    // It binds as root, and changes its user afterwards.
+    let wrong = add(&["--name", "c", "--tcp", "9000", "--user", "www-data"]);
+    fails(&wrong, 1, "the reservation is for user www-data, and this process is not");
+    assert!(!wrong.err.contains("--around"), "{wrong:?}");
+    let waits = "[[reservation]]\nname = \"d\"\ntcp = 9000\nuser = \"root\"\n";
+    stage.file("etc/portkeep/ports.d/d.toml", waits);
+    stage.portkeep(&["reload"]).ok();
+    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    assert!(list.contains("the reservation is for this process: add `around = true`"), "{list}");
+    drop(server);
+}
+
+#[test]
+fn an_import_replaces_and_leaves_running_services_alone() {
+    let stage = stage!("replace");
+    stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();
+    stage.portkeep(&["persist", "add", "--name", "b", "--tcp", "8100", "--user", "daemon"]).ok();
+    let token = stage.declared()[0]["token"].clone();
+    let server = stage.server_of("daemon", 8200);
+    let import = |words: &[&str], text: &str| {
+        let mut child = stage.command(&[&["persist", "import"], words, &["-"]].concat());
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        Outcome::from(child.wait_with_output().unwrap())
+    };
+    let text = "[[reservation]]\nname = \"a\"\ntcp = 8000\ngroup = \"daemon\"\n\n\
+                [[reservation]]\nname = \"b\"\ntcp = 8101\nuser = \"daemon\"\n\n\
+                [[reservation]]\nname = \"c\"\ntcp = 8200\nuser = \"daemon\"\n";
+    let before = stage.declared();
+    fails(&import(&["--dry-run"], text), 1, "the name a is used by a command of uid 0; --replace changes it");
+    let busy = import(&["--dry-run", "--replace"], text);
+    fails(&busy, 1, &format!("8200/tcp is in use by pid {} (", server.pid()));
+    fails(&busy, 1, "add --around\nnote: nothing would be imported");
+    let shown = import(&["--dry-run", "--replace", "--around"], text).ok();
+    let expected = "would change: a 8000/tcp for group daemon\nwould change: b 8101/tcp for user daemon\n\
+                    would create: c 8200/tcp for user daemon\n";
+    assert_eq!(shown.out, expected);
+    // The third cannot be had, so the first two are what they were.
+    fails(&import(&["--replace"], text), 1, "nothing was imported: c 8200/tcp: ");
+    assert_eq!(stage.declared()[0], before[0]);
+    assert_eq!((&stage.declared()[1]["ports"], stage.declared().as_array().unwrap().len()), (&json!("8100"), 2));
+
+    let done = import(&["--replace", "--around"], text).ok();
+    let expected = "created: c 8200/tcp for user daemon\nchanged: a 8000/tcp for group daemon\n\
+                    changed: b 8101/tcp for user daemon\n";
+    assert_eq!(done.out, expected);
+    assert_eq!(stage.declared()[0]["token"], token);
+    drop(server);
 }
 
 #[test]
@@ -747,7 +957,7 @@ fn the_helper_says_what_became_of_it() {
 
 /// An agent that hangs: nothing waits for it without end, and nothing that was given up is carried out later.
 #[test]
-fn an_agent_that_hangs_keeps_nobody_waiting() {
+fn commands_do_not_wait_for_a_hanging_agent() {
     if !kernel_or_skip("persist::hangs") {
         return;
     }

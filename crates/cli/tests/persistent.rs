@@ -314,7 +314,7 @@ fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
 }
 
 #[test]
-fn around_lets_the_rightful_stay_and_nobody_else() {
+fn around_keeps_sockets_of_the_audience_only() {
     let Some(world) = World::enter("around") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
@@ -597,7 +597,7 @@ fn a_refused_bind_is_reported_readably() {
 }
 
 #[test]
-fn nonsense_on_the_socket_is_answered_and_harms_nobody() {
+fn malformed_requests_on_the_socket_are_refused_and_harmless() {
     let Some(world) = World::enter("nonsense_on_the_socket") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
@@ -672,6 +672,10 @@ fn mangled() -> impl Strategy<Value = Vec<u8>> {
             kept: Kept::Persistent
         }),
         Just(protocol::Request::Delete(Which::Name(name("web")))),
+        Just(protocol::Request::Change {
+            name: name("web"),
+            change: protocol::Change { ports: Some(ports(8500, 2).into()), strict: Some(true), ..Default::default() }
+        }),
         Just(protocol::Request::Delete(Which::Block { ports: ports(8443, 1).into(), transports: Transports::Tcp })),
     ];
     let change = (any::<prop::sample::Index>(), any::<u8>(), 0..4u8);

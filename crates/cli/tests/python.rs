@@ -108,13 +108,13 @@ fn the_package_passes_its_tests_where_the_kernel_enforces() {
         return;
     }
     let Some(environment) = Environment::new(test) else { return };
-    let bed = Machine::new(PORTKEEP, "python");
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
+    let machine = Machine::new(PORTKEEP, "python");
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
 
-    let mut command = environment.suite(bed.program(&[environment.interpreter().to_str().unwrap()]));
+    let mut command = environment.suite(machine.program(&[environment.interpreter().to_str().unwrap()]));
     command.env(portkeep_testkit::REQUIRE, "1").env("PORTKEEP_TEST_AGENT", agent.pid().to_string());
     println!("{}", run(&mut command).unwrap());
     drop(agent);
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 }

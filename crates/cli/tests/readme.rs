@@ -52,7 +52,7 @@ fn the_session_prints_what_the_readme_shows() {
         return;
     }
     // Its own ports: the pool of the machine may be in use.
-    let bed = Machine::new(PORTKEEP, "readme");
+    let machine = Machine::new(PORTKEEP, "readme");
     let steps = session();
     // With job control, as at a prompt. A reader types slower than `run` reserves.
     let mut script = String::from("set -m\ncd \"$FOLDER\"\n");
@@ -62,11 +62,11 @@ fn the_session_prints_what_the_readme_shows() {
             script += "until portkeep who 61001 >/dev/null 2>&1; do sleep 0.05; done\n";
         }
     }
-    let mut shell = bed.program(&["bash", "-c", "exec bash 2>&1"]);
+    let mut shell = machine.program(&["bash", "-c", "exec bash 2>&1"]);
     let path = format!("{}:{}", Path::new(PORTKEEP).parent().unwrap().display(), std::env::var("PATH").unwrap());
     let mut shell = shell
         .env("PATH", path)
-        .env("FOLDER", bed.folder.path())
+        .env("FOLDER", machine.folder.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -74,7 +74,7 @@ fn the_session_prints_what_the_readme_shows() {
     shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     let output = shell.wait_with_output().unwrap();
     let output = String::from_utf8(output.stdout).unwrap();
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 
     let mut rest = output.as_str();
     for Step { command, shown } in &steps {

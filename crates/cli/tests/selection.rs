@@ -116,7 +116,7 @@ fn persistent_reservations_have_their_origin_without_an_agent() {
     assert_eq!(described(), with_agent);
 }
 
-/// What `watch` with these words prints, as it comes.
+/// The output of `watch` with these words, as it comes.
 fn watch(machine: &Machine, words: &[&str]) -> (Ends, Receiver<Value>) {
     let mut watch = machine.command(&[&["watch", "--json"], words].concat()).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);

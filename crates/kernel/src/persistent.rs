@@ -120,7 +120,7 @@ impl Maps {
     }
 
     /// Change whom a persistent reservation in force is for, its label, and whether it is strict. Its ports stay
-    /// reserved all the while; until this returns it may be for administrators only.
+    /// reserved all the while; until this returns it may be for associated sockets of administrators only, unless its audience is the same.
     pub fn change_persistent(
         &mut self,
         admin: &Admin,
@@ -128,8 +128,13 @@ impl Maps {
         wanted: &Wanted,
     ) -> Result<(), CreateError> {
         check(&wanted.audience)?;
-        // For administrators only at first: that audience needs no names while the names change.
-        let meanwhile = Wanted { audience: Audience::Administrators, ephemeral: false, ..wanted.clone() };
+        let present = self.reservation(id)?;
+        if present.is_some_and(|present| self.audience(id, &present).as_ref() == Some(&wanted.audience)) {
+            return Ok(admin.change(id, token, wanted)?);
+        }
+        // For administrators only at first: that audience needs no names while the names change. Strict, so that no process
+        // of root binds a port by number meanwhile.
+        let meanwhile = Wanted { audience: Audience::Administrators, strict: true, ephemeral: false, ..wanted.clone() };
         admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.audience)?;

@@ -99,7 +99,7 @@ fn as_user(uid: u32, port: u16, token: Token) -> (bool, bool) {
 }
 
 #[test]
-fn a_users_port_is_its_own_and_nobody_elses_not_even_roots() {
+fn a_users_port_is_refused_to_others_and_to_root() {
     let Some(world) = World::enter("persistent_user") else { return };
     let mut fixture = Fixture::of(&world);
     let made = fixture.create(&wanted(8443, Audience::User(NOBODY)));

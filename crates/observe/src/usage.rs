@@ -145,8 +145,12 @@ fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)>
             Some(_) => Listing::of(transport)?,
         };
         complete &= listing.complete;
-        let asked = |port| blocks.iter().any(|(ports, of)| of.contains(transport) && ports.contains(port));
-        sockets.extend(listing.sockets.into_iter().filter(|socket| asked(socket.port())));
+        // A machine can have as many blocks as sockets.
+        let mut asked = vec![false; 1 << 16];
+        for (ports, _) in blocks.iter().filter(|(_, transports)| transports.contains(transport)) {
+            asked[usize::from(ports.start())..=usize::from(ports.last())].fill(true);
+        }
+        sockets.extend(listing.sockets.into_iter().filter(|socket| asked[usize::from(socket.port())]));
     }
     Ok((sockets, complete))
 }

@@ -1,16 +1,17 @@
-//! The examples of docs/guides/services.md are what they say they are.
+//! The examples of the guides about services are what they say they are.
 
 use std::path::Path;
 
 use portkeep_persist::{Services, dropin, import};
 
-const PAGE: &str = include_str!("../../../docs/guides/services.md");
+const SERVICES: &str = include_str!("../../../docs/guides/services.md");
+const MEDIA: &str = include_str!("../../../docs/guides/media-and-firewalls.md");
 
 /// The code blocks of a language, with the line each begins on.
-fn blocks(language: &str) -> Vec<(usize, String)> {
+fn blocks(page: &str, language: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut block: Option<(usize, String)> = None;
-    for (number, line) in PAGE.lines().enumerate() {
+    for (number, line) in page.lines().enumerate() {
         match &mut block {
             None if line == format!("```{language}") => block = Some((number + 2, String::new())),
             None => {}
@@ -30,16 +31,18 @@ fn services() -> Services {
 
 #[test]
 fn every_toml_example_is_valid() {
-    let examples = blocks("toml");
-    assert_eq!(examples.len(), 4);
-    let mut stanzas = 0;
-    for (line, text) in examples {
-        match import(Path::new("example"), &text, &services()) {
-            Ok(read) => stanzas += read.len(),
-            Err(wrong) => panic!("the example on line {line}: {wrong:#?}"),
+    for (page, number, all) in [(SERVICES, 4, 8), (MEDIA, 2, 4)] {
+        let examples = blocks(page, "toml");
+        assert_eq!(examples.len(), number);
+        let mut stanzas = 0;
+        for (line, text) in examples {
+            match import(Path::new("example"), &text, &services()) {
+                Ok(read) => stanzas += read.len(),
+                Err(wrong) => panic!("the example on line {line}: {wrong:#?}"),
+            }
         }
+        assert_eq!(stanzas, all);
     }
-    assert_eq!(stanzas, 8);
 }
 
 /// The example of portreserve's files says what they are read as.
@@ -50,7 +53,7 @@ fn the_portreserve_example_is_what_is_read() {
     std::fs::create_dir(file.parent().unwrap()).unwrap();
     std::fs::write(&file, "ipp\n").unwrap();
     let read = dropin::check(&file, &services());
-    let (_, example) = blocks("toml").into_iter().find(|(_, text)| text.contains("portreserve:")).unwrap();
+    let (_, example) = blocks(SERVICES, "toml").into_iter().find(|(_, text)| text.contains("portreserve:")).unwrap();
     assert_eq!(read.declared[0].declaration, import(&file, &example, &services()).unwrap()[0]);
 }
 
@@ -62,13 +65,13 @@ fn the_mistakes_are_reported_as_shown() {
     let told: String = told.iter().map(|one| format!("{one}\n")).collect();
     // `check` and `reload` mark each as an error, behind its place.
     let shown = |text: &str| text.replace(": error: ", ": ");
-    assert!(blocks("text").iter().any(|(_, block)| shown(block) == told), "{told}");
+    assert!(blocks(SERVICES, "text").iter().any(|(_, block)| shown(block) == told), "{told}");
 }
 
 /// Every key of a stanza is in the table, and every key of the table is one.
 #[test]
 fn the_table_has_the_keys() {
-    let rows = PAGE.lines().skip_while(|line| *line != "| key | what it says |").skip(2);
+    let rows = SERVICES.lines().skip_while(|line| *line != "| key | what it says |").skip(2);
     let mut shown = Vec::new();
     for row in rows.take_while(|line| line.starts_with('|')) {
         let first = row.split('|').nth(1).unwrap();

@@ -192,7 +192,7 @@ fn a_leaked_reservation_is_released_by_token() {
 }
 
 kernel_test! {
-fn a_token_of_another_namespace_is_told_apart() {
+fn a_token_of_another_namespace_is_recognised() {
     let token = Reservation::tcp().acquire().unwrap().leak();
     thread::spawn(move || {
         new_namespace();
@@ -257,7 +257,7 @@ fn strict_demands_association() {
 }
 
 kernel_test! {
-fn listings_tell_who_and_how() {
+fn listings_show_owners_and_enforcement() {
     let reservation = Reservation::udp().ports(3).scope(Scope::User).label("télé").acquire().unwrap();
     let _socket = reservation.bind_udp(V4).unwrap();
     let info = who(Transport::Udp, reservation.ports().last()).unwrap().unwrap();
@@ -451,7 +451,7 @@ fn an_immediate_refusal_is_reported_as_one() {
 }
 
 kernel_test! {
-fn two_pending_requests_of_one_socket_are_told_apart() {
+fn two_pending_requests_of_one_socket_are_kept_apart() {
     let mut agent = Agent::turn();
     agent.start();
     let owner: OwnedFd = udp().into();
@@ -467,7 +467,7 @@ fn two_pending_requests_of_one_socket_are_told_apart() {
 }
 
 kernel_test! {
-fn a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_told_to() {
+fn a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_stopped() {
     let mut agent = Agent::turn();
     agent.start();
     let request = Reservation::tcp().at(7000).timeout(Duration::from_millis(20));

@@ -1,6 +1,6 @@
 // The picture of all ports: 256 rows of 256 ports, TCP beside UDP. A range of ports is a band of rows.
 
-import { BOUND, CONNECTED, PORTS, TRANSPORTS, colour, inForce, last, ownerText, spans, transportsOf } from './model.js';
+import { BOUND, CONNECTED, PORTS, SOCKETS, TRANSPORTS, colour, inForce, last, ownerText, spans, transportsOf } from './model.js';
 
 const SIDE = 256;
 // Widths in CSS pixels.
@@ -42,6 +42,7 @@ export class PortMap {
     this.hover = null;
     this.cursor = null;
     this.flashes = [];
+    this.lists = {};
     this.panels = [];
     this.base = Object.fromEntries(TRANSPORTS.map((transport) => {
       const image = document.createElement('canvas');
@@ -72,15 +73,9 @@ export class PortMap {
     return hslToRgb(hue, saturation, this.lightness + lighter);
   }
 
-  /** New data. */
-  set(model) {
-    this.model = model;
-    this.paint();
-  }
-
-  /** Show only what a search has found; the rest is pale. */
-  highlight(found) {
-    this.found = found;
+  /** New data, or a new search: what it has not found is pale. */
+  set(model, found) {
+    Object.assign(this, { model, found });
     this.paint();
   }
 
@@ -186,43 +181,84 @@ export class PortMap {
     spans(pool).forEach(([first, end]) => ground.fill(2, first, end + 1));
     ground.fill(3, 0, start ?? 0);
     const grounds = [rgb.free, rgb['range-tint'], rgb['pool-tint'], rgb.privileged];
-    const owners = model.reservations.map((reservation) => this.ownerRgb(reservation));
+    // Shades are made once, not for each port: those of an owner alternate from block to block, and are darker in use.
+    const shades = model.reservations.map((reservation, index) => {
+      const shade = mix(this.ownerRgb(reservation), rgb.card, index % 2 ? 0 : 0.12);
+      return [shade, mix(shade, rgb.listening, 0.45)];
+    });
+    const lonely = [null, ...SOCKETS.map((rank) => rank >= BOUND ? rgb.listening : rank === CONNECTED ? rgb.connected : null)];
     const match = this.found && !this.found.all ? this.found : null;
     const matching = match && new Set(match.indexes.map((index) => index + 1));
     const users = match && new Set(match.users);
+    const packed = new Map();
+    const pack = (shade) => {
+      let pixel = packed.get(shade);
+      if (pixel === undefined) {
+        // Little-endian, as every machine that runs a browser.
+        pixel = (255 << 24 | shade[2] << 16 | shade[1] << 8 | shade[0]) >>> 0;
+        packed.set(shade, pixel);
+      }
+      return pixel;
+    };
+    const halves = grounds.map((ground) => mix(rgb.connected, ground, 0.5));
+    const hatched = { waiting: grounds.map((ground) => mix(rgb.waiting, ground, 0.5)), conflict: grounds.map((ground) => mix(rgb.conflict, ground, 0.5)) };
+    const pales = new Map();
+    const pale = (shade, ground) => {
+      const key = pack(shade) * 4 + ground;
+      if (!pales.has(key)) pales.set(key, mix(shade, grounds[ground], 0.85));
+      return pales.get(key);
+    };
     for (const transport of TRANSPORTS) {
       const context = this.base[transport].getContext('2d');
       const image = context.createImageData(SIDE, SIDE);
+      const pixels = new Uint32Array(image.data.buffer);
       const [reserved, waiting, used, group] =
         [model.reserved[transport], model.waiting[transport], model.used[transport], model.group[transport]];
-      for (let port = 0; port < PORTS; port++) {
-        let shade = grounds[ground[port]];
-        const [owner, rank] = [reserved[port], used[port]];
+      for (let port = 1; port < PORTS; port++) {
+        const [owner, rank, under] = [reserved[port], used[port], ground[port]];
+        let shade = grounds[under];
         if (owner) {
-          shade = owners[owner - 1];
-          // The next block of the same owner differs a little.
-          if (owner & 1) shade = mix(shade, rgb.card, 0.12);
-          if (rank >= CONNECTED) shade = mix(shade, rgb.listening, 0.45);
+          shade = shades[owner - 1][rank >= CONNECTED ? 1 : 0];
         } else if (waiting[port]) {
-          const conflict = model.reservations[waiting[port] - 1].state === 'conflict';
-          shade = conflict ? rgb.conflict : rgb.waiting;
-          if ((port + (port >> 8)) & 1) shade = mix(shade, rank ? rgb.listening : grounds[ground[port]], 0.5);
+          const kind = model.reservations[waiting[port] - 1].state === 'conflict' ? 'conflict' : 'waiting';
+          shade = (port + (port >> 8)) & 1 ? rank ? rgb.listening : hatched[kind][under] : rgb[kind];
         } else if (rank) {
-          shade = rank >= BOUND ? rgb.listening : rank === CONNECTED ? rgb.connected : mix(rgb.connected, shade, 0.5);
+          shade = lonely[rank] ?? halves[under];
         }
         if (match) {
           const hit = matching.has(owner) || matching.has(waiting[port]) || (rank > 0 && users.has(group[port]))
             || (match.range && match.range[0] <= port && port <= match.range[1] && (!match.transport || match.transport === transport));
-          if (!hit) shade = mix(shade, grounds[ground[port]], 0.85);
+          if (!hit) shade = pale(shade, under);
         }
-        image.data.set(shade, port * 4);
-        image.data[port * 4 + 3] = 255;
+        pixels[port] = pack(shade);
       }
-      // There is no port 0.
-      image.data[3] = 0;
       context.putImageData(image, 0, 0);
+      this.lists[transport] = this.list(transport, match);
     }
     this.draw();
+  }
+
+  /** What is drawn over the pixels in each frame, of one transport. */
+  list(transport, match) {
+    const { model } = this;
+    const its = model.reservations.filter((each) => transportsOf(each).includes(transport));
+    const isPrivate = (each) => each.ephemeral && inForce(each);
+    const blocks = match ? match.indexes.map((index) => model.reservations[index]) : its;
+    // What is in force comes last, over what is not.
+    const small = blocks.filter((each) => each.count < 8 && transportsOf(each).includes(transport)).sort((one, other) => inForce(one) - inForce(other));
+    const [used, reserved, waiting] = [model.used[transport], model.reserved[transport], model.waiting[transport]];
+    const bound = [];
+    for (let port = 1; port < PORTS && bound.length <= SMALL && !match; port++) {
+      if (used[port] >= BOUND && !reserved[port] && !waiting[port]) bound.push(port);
+    }
+    const block = (each) => [each.start, last(each)];
+    return {
+      blocks: its.filter((each) => !isPrivate(each)).map(block),
+      privates: its.filter(isPrivate).map(block),
+      // Too many would hide the rest.
+      small: small.length <= SMALL ? small : [],
+      bound: bound.length <= SMALL ? bound : [],
+    };
   }
 
   draw() {
@@ -359,38 +395,26 @@ export class PortMap {
     this.strokeRanges(panel, cell, spans(map.pool), css.pool, 2);
     const kept = spans(map.local_reserved_ports).filter(shown);
     if (cell >= 3 || kept.length < 200) this.strokeRanges(panel, cell, kept, css.sysctl, 1.25, [2, 2.5]);
-    const mine = model.reservations.filter((each) => transportsOf(each).includes(panel.transport) && shown([each.start, last(each)]));
-    const block = (each) => [each.start, last(each)];
-    const isPrivate = (each) => each.ephemeral && inForce(each);
-    if (cell >= 5) this.strokeRanges(panel, cell, mine.filter((each) => !isPrivate(each)).map(block), css.text, 1);
-    this.strokeRanges(panel, cell, mine.filter(isPrivate).map(block), css.private, 2);
+    const { blocks, privates } = this.lists[panel.transport];
+    if (cell >= 5) this.strokeRanges(panel, cell, blocks.filter(shown), css.text, 1);
+    this.strokeRanges(panel, cell, privates.filter(shown), css.private, 2);
   }
 
   /** Single ports would be too small to see: they get some pixels, unless they are too many. */
   drawSmall({ transport, left, top }, cell) {
-    const { context, css, model, view } = this;
+    const { context, css, view } = this;
     const mark = (port, count, size, style) => {
       const [x, y] = [left + ((port % SIDE) - view.x + count / 2) * cell, top + ((port >> 8) - view.y + 0.5) * cell];
       context.fillStyle = style;
       context.fillRect(Math.round(x - size / 2), Math.round(y - size / 2), size, size);
     };
-    const pale = this.found && !this.found.all;
-    const blocks = pale ? this.found.indexes.map((index) => model.reservations[index]) : model.reservations;
-    const small = blocks.filter((each) => each.count * cell < 6 && transportsOf(each).includes(transport));
-    if (small.length <= SMALL) {
-      // What is in force comes last, over what is not.
-      for (const each of small.sort((one, other) => inForce(one) - inForce(other))) {
-        const wrong = each.state === 'conflict' ? css.conflict : css.waiting;
-        mark(each.start, each.count, 7, css.card);
-        mark(each.start, each.count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
-      }
+    const { small, bound } = this.lists[transport];
+    for (const each of small.filter((each) => each.count * cell < 6)) {
+      const wrong = each.state === 'conflict' ? css.conflict : css.waiting;
+      mark(each.start, each.count, 7, css.card);
+      mark(each.start, each.count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
     }
-    const used = model.used[transport];
-    const bound = [];
-    for (let port = 1; port < PORTS && bound.length <= SMALL; port++) {
-      if (used[port] >= BOUND && !model.reserved[transport][port] && !model.waiting[transport][port]) bound.push(port);
-    }
-    if (!pale && bound.length <= SMALL) bound.forEach((port) => mark(port, 1, 3, css.listening));
+    bound.forEach((port) => mark(port, 1, 3, css.listening));
   }
 
   /** Marks of sockets, and numbers where there is room for them. */

@@ -5,6 +5,8 @@ export const PORTS = 65536;
 
 // Kinds of sockets, the most important one last.
 const STATES = ['', 'TIME-WAIT', 'closing', 'connecting', 'connected', 'bound', 'listening'];
+/** The ranks of all kinds. */
+export const SOCKETS = [...STATES.keys()].slice(1);
 export const CONNECTED = STATES.indexOf('connected');
 export const BOUND = STATES.indexOf('bound');
 
@@ -86,7 +88,6 @@ export class Model {
     // The kind of socket with the largest index, and whose it is.
     this.used = each(() => new Uint8Array(PORTS));
     this.group = each(() => new Uint16Array(PORTS));
-    this.texts = this.reservations.map((reservation) => searchText(reservation));
     this.reservations.forEach((reservation, index) => {
       const table = inForce(reservation) ? this.reserved : this.waiting;
       for (const transport of transportsOf(reservation)) {
@@ -102,6 +103,12 @@ export class Model {
         }
       }
     });
+  }
+
+  /** The texts to search in, made when they are first searched. */
+  get texts() {
+    this.searched ??= this.reservations.map(searchText);
+    return this.searched;
   }
 
   reservation(transport, port) {

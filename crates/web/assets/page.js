@@ -75,7 +75,8 @@ async function more({ transport, port }, tip) {
   const answers = await ask('/api/who', { port }).catch(() => []);
   const still = map.hover ?? map.cursor;
   if (tip.hidden || here?.port !== still?.port || still?.port !== port) return;
-  const bound = answers.find((each) => each.transport === transport)?.bound_by ?? [];
+  const answer = answers.find((each) => each.transport === transport);
+  const bound = answer ? [...answer.bound_by, ...answer.connections] : [];
   const processes = new Set(bound.filter((socket) => socket.process).map((socket) => processText(socket.process)));
   [...processes].slice(0, 4).forEach((text) => tip.append(element('div', text)));
 }
@@ -99,7 +100,6 @@ async function load() {
     const answer = await ask('/api/map');
     model = new Model(answer);
     search();
-    map.set(model);
     summary(answer);
     document.body.dataset.loaded = answer.when;
   } catch (error) {
@@ -147,7 +147,7 @@ async function namespaces() {
 function search() {
   if (!model) return;
   found = model.find($('query').value);
-  map.highlight(found);
+  map.set(model, found);
   table();
 }
 
@@ -230,7 +230,8 @@ async function open(port, transport) {
   panel.scrollIntoView({ block: 'nearest' });
 }
 
-function facts({ port, transport, reservation, bound_by: sockets, waiting }) {
+function facts({ port, transport, reservation, bound_by: bound, connections, connection_count: count, waiting }) {
+  const sockets = [...bound, ...connections];
   const list = element('dl');
   const fact = (name, value) => value && list.append(element('dt', name), element('dd', value));
   if (reservation) {
@@ -258,7 +259,8 @@ function facts({ port, transport, reservation, bound_by: sockets, waiting }) {
     const ends = socket.peer ? `${socket.local} to ${socket.peer}` : socket.local;
     lines.append(element('li', `${socket.state} ${ends ?? ''}: ${who}`));
   }
-  if (sockets.length > 50) lines.append(element('li', `and ${sockets.length - 50} more`));
+  const more = Math.max(0, sockets.length - 50) + count - connections.length;
+  if (more > 0) lines.append(element('li', `and ${more.toLocaleString('en')} more`));
   return [...parts, lines];
 }
 

@@ -9,13 +9,13 @@ use std::{
 };
 
 use portkeep::{
-    BoundSocket, Info, PortRange, QueryError, State, Time, Transport, Transports,
+    Info, PortRange, QueryError, State, Time, Transport, Transports,
     persistent::{Connection, PersistentError},
 };
 use portkeep_core::PortSet;
 use portkeep_kernel::netns;
 use portkeep_observe::{
-    Usage, accounts, listing,
+    Facts, PortFacts, PortUse, Usage, accounts, listing,
     namespaces::{self, visible},
     sockets::{Listing, SocketState},
     sysctl,
@@ -62,11 +62,15 @@ pub(crate) struct Sockets {
 /// One port of one transport, as `portkeep who` shows it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Who {
-    port: u16,
-    transport: Transport,
+    #[serde(flatten)]
+    usage: PortUse,
     reservation: Option<Info>,
-    bound_by: Vec<BoundSocket>,
     waiting: Vec<Info>,
+    /// Reservations in other network namespaces, which only the command shows.
+    elsewhere: [Info; 0],
+    pool: bool,
+    #[serde(flatten)]
+    facts: PortFacts,
 }
 
 /// A network namespace.
@@ -211,6 +215,14 @@ fn sockets() -> io::Result<Vec<Sockets>> {
 pub(crate) fn who(port: PortRange, own: bool) -> io::Result<Vec<Who>> {
     let declared = Declared::ask();
     let usage = Usage::of(&[(port, Transports::Both)])?;
+    // NAT rules are left out: to list them requires root and starts programs, for each port that is pointed at.
+    let facts = Facts {
+        ephemeral: sysctl::local_port_range().unwrap_or_default(),
+        excluded: sysctl::reserved().unwrap_or_default(),
+        unprivileged_start: sysctl::unprivileged_port_start().unwrap_or_default(),
+        redirects: None,
+    };
+    let pool = portkeep::version().ok().and_then(|version| version.pool);
     let number = port.start();
     let found = Transport::ALL.map(|transport| {
         let found = match portkeep::who(transport, number) {
@@ -219,9 +231,15 @@ pub(crate) fn who(port: PortRange, own: bool) -> io::Result<Vec<Who>> {
         };
         let mut reservation = Vec::from_iter(found?);
         listing::complete(&mut reservation, &declared.list);
-        let bound_by = usage.port(transport, number).sockets().cloned().collect();
         let waiting = declared.not_in_force().filter(|info| own && info.has(transport, number)).cloned().collect();
-        Ok(Who { port: number, transport, reservation: reservation.pop(), bound_by, waiting })
+        Ok(Who {
+            usage: usage.port(transport, number),
+            reservation: reservation.pop(),
+            waiting,
+            elsewhere: [],
+            pool: pool.is_some_and(|pool| pool.contains(number)),
+            facts: facts.of(transport, number),
+        })
     });
     found.into_iter().collect()
 }

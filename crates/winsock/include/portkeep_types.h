@@ -190,6 +190,14 @@ typedef struct _GUID {
 #define ZeroMemory(at, length) ((void)__builtin_memset((at), 0, (length)))
 #define RtlZeroMemory ZeroMemory
 #define CopyMemory(to, from, length) ((void)__builtin_memcpy((to), (from), (length)))
+#define RtlCopyMemory CopyMemory
+/* The compiler may not leave it out, although the memory is not read any more. */
+static inline void *SecureZeroMemory(void *at, size_t length)
+{
+	__builtin_memset(at, 0, length);
+	__asm__ volatile("" : : "r"(at) : "memory");
+	return at;
+}
 
 #define S_OK ((HRESULT)0)
 #define S_FALSE ((HRESULT)1)

@@ -36,7 +36,6 @@ mod claim;
 mod descriptor;
 mod error;
 mod held;
-pub mod install;
 pub mod ioctl;
 mod memory;
 pub mod message;

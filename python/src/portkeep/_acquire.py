@@ -207,6 +207,7 @@ def _hold(request: _Request) -> Reservation:
         block = _held.hold(request.at, request.count, request.transport)
     else:
         block = _held.find(request.count, request.align, request.transport)
+    block.show(request.label)
     return Reservation(
         token=secrets.randbelow((1 << 64) - 1) + 1,
         ports=block.ports,

@@ -9,12 +9,14 @@ A held port that was not given out is safe from everybody: it is bound, on all a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 from ._errors import Error, InUseError, NotInScopeError
@@ -44,6 +46,16 @@ class Block:
         self._next = dict.fromkeys(("tcp", "udp"), ports[0])
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._shown: int | None = None
+
+    def show(self, label: str) -> None:
+        """Show others what is held: `portkeep who` and `list` look for a memory file of this name."""
+        if not hasattr(os, "memfd_create"):
+            return
+        transports = sum({"tcp": 1, "udp": 2}[transport] for transport in {transport for transport, _ in self._holders})
+        name = f"portkeep-held {block(self.ports)} {transports} {int(time.time())} {label}"
+        with contextlib.suppress(OSError):
+            self._shown = os.memfd_create(name, os.MFD_CLOEXEC)
 
     def bind(self, sock: socket.socket, transport: str, address: tuple[object, ...]) -> int:
         """Bind a socket to a port of the block in place of its holder; port 0: a free one."""
@@ -83,6 +95,9 @@ class Block:
                 for sock in sockets.values():
                     sock.close()
                 sockets.clear()
+            if self._shown is not None:
+                os.close(self._shown)
+                self._shown = None
 
     def _candidates(self, transport: str) -> Iterator[int]:
         """Next-fit over what is held, then over what was given out and may be free again."""

@@ -6,12 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::{Missing, Tool, cargo, target_folder};
+use crate::{Missing, Tool, build, target_folder};
 
-/// Its packages besides those of every Debian.
-const PACKAGES: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
+/// A machine with two servers: the packages besides those of every Debian.
+pub const SERVERS: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
+
+/// A machine for people who write Python.
+pub const PYTHON: &str = "systemd,netbase,python3-venv,python3-pytest,python3-pytest-xdist";
 
 const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmdebstrap" };
 
@@ -20,18 +23,18 @@ pub fn check() -> Result<()> {
     MMDEBSTRAP.output(MMDEBSTRAP.command().arg("--version")).map(drop)
 }
 
-/// The archive of the Debian of this machine, from the cache, or else from Debian.
-pub fn base() -> Result<PathBuf> {
+/// The archive of the Debian of this machine with these packages, from the cache, or else from Debian.
+pub fn base(packages: &str) -> Result<PathBuf> {
     let suite = suite()?;
     // Below the target folder, where `cargo clean` finds it.
     let folder = target_folder().join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let archive = folder.join(format!("debian-{suite}-{}.tar", PACKAGES.replace(',', "-")));
+    let archive = folder.join(format!("debian-{suite}-{}.tar", packages.replace(',', "-")));
     if !archive.exists() {
         println!("fetching Debian {suite}");
         let aside = archive.with_extension("part.tar");
         let mut fetch = MMDEBSTRAP.command();
-        fetch.args(["--quiet", "--variant=minbase", "--format=tar", &format!("--include={PACKAGES}")]);
+        fetch.args(["--quiet", "--variant=minbase", "--format=tar", &format!("--include={packages}")]);
         for left_out in ["doc", "man", "locale", "info"] {
             fetch.arg(format!("--dpkgopt=path-exclude=/usr/share/{left_out}/*"));
         }
@@ -57,11 +60,7 @@ fn suite() -> Result<String> {
 
 /// Put the program that tries to bind other programs' ports into it.
 pub fn place_hostile(root: &Path) -> Result<()> {
-    let status = cargo()
-        .args(["build", "--package=portkeep-testkit", "--example=hostile"])
-        .status()
-        .context("starting cargo build")?;
-    ensure!(status.success(), "building failed");
+    build(&["--example=hostile"])?;
     let to = root.join("usr/lib/boot-test/hostile");
     fs::create_dir_all(to.parent().unwrap_or(root)).with_context(|| format!("making {}", to.display()))?;
     fs::copy(target_folder().join("debug/examples/hostile"), &to)

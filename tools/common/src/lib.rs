@@ -2,6 +2,7 @@
 //! repository, and their exit status.
 
 pub mod debian;
+pub mod winsock;
 
 use std::{
     ffi::OsStr,
@@ -84,6 +85,15 @@ pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").as_deref().unwrap_or(OsStr::new("cargo")));
     command.current_dir(repository());
     command
+}
+
+/// Build programs or libraries of the workspace, with the features that its dependencies get in `cargo test --workspace`.
+///
+/// With `--package` each choice of packages asks for other features, and cargo compiles most of Portkeep once more for it.
+pub fn build(targets: &[&str]) -> Result<()> {
+    let status = cargo().args(["build", "--quiet", "--workspace"]).args(targets).status().context("starting cargo")?;
+    ensure!(status.success(), "building {} failed", targets.join(" "));
+    Ok(())
 }
 
 /// The folder that cargo builds in.

@@ -127,6 +127,30 @@ fn every_link_between_documents_resolves() {
     assert!(seen > 20, "{seen}");
 }
 
+/// The files of the code tour and of the table of parts exist. A name without a folder is beside the file before it.
+#[test]
+fn the_code_tour_names_files_that_exist() {
+    let tour = fs::read_to_string(repository().join("ARCHITECTURE.md")).unwrap();
+    let mut seen = 0;
+    for row in tour.lines().filter(|line| line.starts_with("| ")) {
+        let mut folder = PathBuf::new();
+        for name in row.split('`').skip(1).step_by(2) {
+            let is_file = name.ends_with(".rs") || name.ends_with(".h");
+            let path = match name.starts_with("crates/") || name.starts_with("tools/") {
+                true => PathBuf::from(name),
+                false if is_file && !name.contains('/') => folder.join(name),
+                false => continue,
+            };
+            assert!(repository().join(&path).exists(), "{}: {row}", path.display());
+            if is_file {
+                folder = path.parent().unwrap().to_owned();
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "{seen}");
+}
+
 #[test]
 fn the_readme_is_short_and_narrow() {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();

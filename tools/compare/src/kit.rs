@@ -23,7 +23,7 @@ const NPM: Tool = Tool { name: "npm", remedy: "apt-get install nodejs npm" };
 const PORTPICKER: &str = "portpicker";
 const EPHEMERAL_PORT_RESERVE: &str = "ephemeral-port-reserve";
 
-/// The pool a port server has if nobody gives it another.
+/// The pool of portpicker's server unless it is given another.
 pub(super) const PORTSERVER_POOL: &str = "15000-24999";
 
 pub(super) struct Kit {
@@ -56,7 +56,7 @@ impl Kit {
                 subjects.retain(|subject| !gone.contains(subject));
             }
         };
-        without(&[Subject::Portpicker, Subject::Portserver], kit.pip(PORTPICKER));
+        without(&[Subject::Portpicker, Subject::Portserver, Subject::PortkeepServer], kit.pip(PORTPICKER));
         without(&[Subject::EphemeralPortReserve], kit.pip(EPHEMERAL_PORT_RESERVE));
         without(&[Subject::GetPort], kit.npm("get-port"));
         Ok((kit, subjects))
@@ -74,6 +74,13 @@ impl Kit {
     pub(super) fn job(&self, name: &str) -> Command {
         let mut command = Command::new(env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()));
         command.arg(name);
+        command
+    }
+
+    /// The same, by an outsider of what the subject gives.
+    pub(super) fn outsider(&self, subject: Subject, name: &str) -> Command {
+        let mut command = self.job(name);
+        command.args(subject.is_for_a_user().then_some("--as-nobody"));
         command
     }
 
@@ -98,10 +105,10 @@ impl Kit {
                 command
             }
             Subject::GetPort => self.node_script(),
-            Subject::Portpicker | Subject::Portserver | Subject::EphemeralPortReserve => {
+            Subject::Portpicker | Subject::Portserver | Subject::PortkeepServer | Subject::EphemeralPortReserve => {
                 let mut command = self.python_script();
                 command.arg(subject.name());
-                if subject == Subject::Portserver {
+                if subject.has_server() {
                     command.env("PORTSERVER_ADDRESS", self.portserver_address());
                 }
                 command
@@ -110,19 +117,27 @@ impl Kit {
     }
 
     /// In the abstract name space, which each network namespace has its own of.
-    fn portserver_address(&self) -> &'static str {
+    pub(super) fn portserver_address(&self) -> &'static str {
         "@portkeep-compare"
     }
 
-    /// A port server in the calling thread's network namespace, ready to serve.
-    pub(super) fn portserver(&self, pool: &str) -> Result<Portserver> {
+    /// The subject's port server, if it has one, in the calling thread's network namespace and ready to serve. The pool is
+    /// that of portpicker's own server; Portkeep's is the machine's.
+    pub(super) fn server(&self, subject: Subject, pool: &str) -> Result<Option<Portserver>> {
+        if !subject.has_server() {
+            return Ok(None);
+        }
         // It has to go with us, also if we are killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", PYTHON.name]);
-        command.env("PYTHONPATH", self.python_path());
-        command.arg(self.python_package(PORTPICKER).join("bin/portserver.py"));
-        command.arg(format!("--portserver_static_pool={pool}"));
-        command.arg(format!("--portserver_address={}", self.portserver_address()));
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if subject == Subject::PortkeepServer {
+            command.arg(self.portkeep()).args(["portserver", "--address", self.portserver_address()]);
+        } else {
+            command.arg(PYTHON.name).env("PYTHONPATH", self.python_path());
+            command.arg(self.python_package(PORTPICKER).join("bin/portserver.py"));
+            command.arg(format!("--portserver_static_pool={pool}"));
+            command.arg(format!("--portserver_address={}", self.portserver_address()));
+        }
         let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let server = Portserver(server.context("starting portserver (with setpriv of util-linux)")?);
         let begun = Instant::now();
@@ -131,10 +146,10 @@ impl Kit {
             sockets.lines().any(|line| line.ends_with(self.portserver_address()))
         };
         while !listens() {
-            ensure!(begun.elapsed() < Duration::from_secs(20), "portserver does not come up");
+            ensure!(begun.elapsed() < Duration::from_secs(20), "{} does not come up", subject.name());
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(server)
+        Ok(Some(server))
     }
 
     fn python(&self) -> Command {

@@ -42,7 +42,7 @@ pub(super) fn measure(subjects: &[Subject], kit: &Kit, places: &Places, rounds: 
 /// Each in a network namespace of its own, so that none finds the ports of another.
 fn bench(subject: Subject, kit: &Kit, places: &Places) -> Result<Bench> {
     Places::fresh_network();
-    let server = (subject == Subject::Portserver).then(|| kit.portserver(PORTSERVER_POOL)).transpose()?;
+    let server = kit.server(subject, PORTSERVER_POOL)?;
     let allocator = start(subject, kit, places)?;
     Ok(Bench { subject, allocator, one: Vec::new(), all: Vec::new(), _server: server })
 }

@@ -17,19 +17,18 @@ mod table;
 use std::{
     env,
     os::unix::process::CommandExt,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use portkeep_testkit::{places::Places, report};
-use portkeep_tool::{cargo, repository, target_folder};
+use portkeep_tool::{build, repository, target_folder};
 
 use kit::Kit;
 use races::Field;
-use subject::Subject;
-use table::{Row, Table};
+use table::{Picker, Pickers, Row, Table};
 
 use job::Job;
 
@@ -44,9 +43,12 @@ struct Options {
     /// Run fewer rounds, and wait less after a crash
     #[arg(long)]
     short: bool,
-    /// Put the table into README.md and docs/internals/benchmarks.md
+    /// Put the tables into README.md and docs/internals/benchmarks.md
     #[arg(long)]
     write: bool,
+    /// Only the races of the pickers, as they are and under `run --ephemeral`
+    #[arg(long)]
+    pickers: bool,
     /// Seed of the neighbours and the pauses
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -67,12 +69,13 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    if cfg!(debug_assertions) && !options.short {
+    // Only times want a release build.
+    if cfg!(debug_assertions) && !options.short && !options.pickers {
         return run_released();
     }
     if cfg!(debug_assertions) {
         // Two rounds show whether it works, not how fast.
-        build(&["-p", "portkeep-cli"])?;
+        build(&["--bin=portkeep"])?;
     }
     let Some(places) = Places::make("cargo xtask compare")? else { return Ok(()) };
     let folder = tempfile::tempdir().context("a temporary folder")?;
@@ -85,41 +88,56 @@ fn run(options: &Options) -> Result<()> {
         seed: options.seed,
     };
 
+    let root = repository();
+    let benchmarks = root.join("docs/internals/benchmarks.md");
+    if options.pickers {
+        let mut pickers = Pickers::default();
+        for subject in subjects.into_iter().filter(|subject| subject.picks()) {
+            eprintln!("{}: racing", subject.name());
+            let races = races::play(subject, false, &kit, &places, &field)?;
+            let within_range = races::play(subject, true, &kit, &places, &field)?;
+            pickers.rows.push(Picker { subject, races, within_range });
+        }
+        print!("{pickers}");
+        if options.write {
+            report::put(&benchmarks, "pickers", &pickers.to_string())?;
+        }
+        return pickers.check();
+    }
+
     eprintln!("measuring what a port costs");
     let latencies = latency::measure(&subjects, &kit, &places, turns)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut pickers) = (Vec::new(), Pickers::default());
     for (subject, latency) in subjects.into_iter().zip(latencies) {
         eprintln!("{}: racing, and crashing", subject.name());
         let races = races::play(subject, false, &kit, &places, &field)?;
-        let within_range = subject.picks().then(|| races::play(subject, true, &kit, &places, &field)).transpose()?;
+        if subject.picks() {
+            let within_range = races::play(subject, true, &kit, &places, &field)?;
+            pickers.rows.push(Picker { subject, races, within_range });
+        }
         Places::fresh_network();
         let crash = match subject {
-            Subject::Portserver => portserver::observe(&kit, &places)?,
+            _ if subject.has_server() => portserver::observe(subject, &kit, &places)?,
             _ => crash::observe(subject, &kit, &places, Duration::from_secs(patience))?,
         };
-        rows.push(Row { subject, latency, races, within_range, crash });
+        rows.push(Row { subject, latency, races, crash });
     }
     let command = if options.short { "cargo xtask compare --short" } else { "cargo xtask compare --write" };
     let table = Table { rows, field, command: command.into() };
-    print!("{table}");
+    print!("{table}\n{pickers}");
     if options.write {
-        let root = repository();
         report::put(&root.join("README.md"), "compare", &table.summary())?;
         let head = "# Against what people use today\n\n";
-        report::put(&root.join("docs/internals/benchmarks.md"), "compare", &format!("{head}{table}"))?;
+        report::put(&benchmarks, "compare", &format!("{head}{table}"))?;
+        report::put(&benchmarks, "pickers", &pickers.to_string())?;
     }
-    table.check()
+    table.check()?;
+    pickers.check()
 }
 
 /// Only a release build of Portkeep is worth measuring: make it, and become it.
 fn run_released() -> Result<()> {
-    build(&["--release", "-p", "portkeep-compare", "-p", "portkeep-cli"])?;
+    build(&["--release", "--bin=portkeep-compare", "--bin=portkeep"])?;
     let mut released = Command::new(target_folder().join("release/portkeep-compare"));
     Err(released.args(env::args_os().skip(1)).exec()).context("starting the release build")
-}
-
-fn build(what: &[&str]) -> Result<()> {
-    let build = cargo().args(["build", "--quiet"]).args(what).stdin(Stdio::null()).status();
-    ensure!(build.context("starting cargo build")?.success(), "building failed");
-    Ok(())
 }

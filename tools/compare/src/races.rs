@@ -24,17 +24,17 @@ pub(super) struct Field {
 }
 
 /// A private ephemeral range of each test process: twice the ports of a round for the programs that still end, and more.
-const RANGE: u16 = 64;
+pub(super) const RANGE: u16 = 64;
 
 /// With `within_range` each test process runs under `portkeep run --ephemeral`, unchanged.
 pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
     Places::fresh_network();
     let enforced = subject.enforced() || within_range;
     let cgroup = places.cgroup(enforced);
-    let _server = (subject == Subject::Portserver).then(|| kit.portserver(PORTSERVER_POOL)).transpose()?;
+    let _server = kit.server(subject, PORTSERVER_POOL)?;
     let _neighbours = (0..field.neighbours)
         .map(|i| {
-            let mut command = kit.job("neighbour");
+            let mut command = kit.outsider(subject, "neighbour");
             command.arg((field.seed + u64::from(i)).to_string());
             Ok(Neighbour(moved(cgroup.path(), &command).spawn().context("starting a neighbour")?))
         })

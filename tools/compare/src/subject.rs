@@ -8,18 +8,20 @@ pub(crate) enum Subject {
     Hold,
     Portpicker,
     Portserver,
+    PortkeepServer,
     GetPort,
     EphemeralPortReserve,
 }
 
 impl Subject {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Kernel,
         Self::Held,
         Self::Bind0,
         Self::Hold,
         Self::Portpicker,
         Self::Portserver,
+        Self::PortkeepServer,
         Self::GetPort,
         Self::EphemeralPortReserve,
     ];
@@ -33,6 +35,7 @@ impl Subject {
             Self::Hold => "holding bound sockets",
             Self::Portpicker => "portpicker",
             Self::Portserver => "portpicker + portserver",
+            Self::PortkeepServer => "**portpicker + `portkeep portserver`**",
             Self::GetPort => "get-port",
             Self::EphemeralPortReserve => "ephemeral-port-reserve",
         }
@@ -45,7 +48,17 @@ impl Subject {
 
     /// All others are measured without kernel enforcement.
     pub(super) fn enforced(self) -> bool {
-        self == Self::Kernel
+        matches!(self, Self::Kernel | Self::PortkeepServer)
+    }
+
+    /// Has a server that its clients ask.
+    pub(super) fn has_server(self) -> bool {
+        matches!(self, Self::Portserver | Self::PortkeepServer)
+    }
+
+    /// Its ports are for one user's processes, so outsiders are another user's.
+    pub(super) fn is_for_a_user(self) -> bool {
+        self == Self::PortkeepServer
     }
 
     /// A picker: it lets the kernel choose a port, lets it go, and returns its number.
@@ -58,6 +71,8 @@ impl Subject {
     pub(super) fn iterations(self) -> u32 {
         match self {
             Self::Kernel | Self::Held | Self::Bind0 | Self::Hold => 500,
+            // Its pool is the smaller one.
+            Self::PortkeepServer => 20,
             _ => 40,
         }
     }

@@ -147,7 +147,7 @@ fn clock_seed() -> u64 {
 /// The command as it is now.
 fn build() -> Result<PathBuf> {
     let output = cargo()
-        .args(["build", "--quiet", "--package", "portkeep-cli", "--bin", "portkeep", "--message-format", "json"])
+        .args(["build", "--quiet", "--workspace", "--bin", "portkeep", "--message-format", "json"])
         .stderr(std::process::Stdio::inherit())
         .output()
         .context("starting cargo")?;

@@ -33,8 +33,11 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         }
         writeln!(manifest, "{name} = {{ path = \"{name}-{version}\" }}")?;
     }
+    // The same versions and profiles of other crates, so that most of them are built already.
+    let ours = fs::read_to_string(repository().join("Cargo.toml")).context("reading Cargo.toml")?;
+    let profiles = ours.find("\n[profile.").context("Cargo.toml has no profiles")?;
+    manifest.push_str(&ours[profiles..]);
     fs::write(outside.join("Cargo.toml"), manifest).context("writing a workspace")?;
-    // The same versions of other crates, which are built already.
     fs::copy(repository().join("Cargo.lock"), outside.join("Cargo.lock")).context("copying Cargo.lock")?;
     let cargo_outside = |arguments: &[&str]| -> Result<()> {
         let mut run = cargo();
@@ -42,8 +45,10 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         ensure!(run.status().context("starting cargo")?.success(), "cargo {} failed outside", arguments.join(" "));
         Ok(())
     };
-    // With these two, every crate is built: the command requires the others.
-    cargo_outside(&["build", "--quiet", "--package=portkeep-winsock"])?;
+    // Only checked: the Winsock layer's libraries have one name in the target folder, and would be put in the place of the
+    // repository's.
+    cargo_outside(&["check", "--quiet", "--package=portkeep-winsock", "--package=portkeep-web"])?;
+    // The command requires all others.
     let (cli, version) = crates.iter().find(|(name, _)| name == "portkeep-cli").context("portkeep-cli is published")?;
     let (path, root) = (format!("{cli}-{version}"), outside.join("installed").display().to_string());
     cargo_outside(&["install", "--quiet", "--locked", "--debug", "--no-track", "--path", &path, "--root", &root])?;

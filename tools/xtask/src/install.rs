@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -40,9 +41,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         std::path::absolute(&options.destdir).with_context(|| format!("looking for {}", options.destdir.display()))?;
     let layout = Layout { root, prefix: options.prefix.clone() };
     let build = Build { profile: options.profile.clone(), rustflags: Vec::new(), linker: None };
+    let built = build.make()?;
     layout.place_files()?;
-    layout.place_program(&build)?;
-    layout.place_winsock(&build)?;
+    layout.place_program(&built)?;
+    layout.place_winsock(&built)?;
     println!("installed below {}", layout.below_prefix("").display());
     Ok(())
 }
@@ -63,18 +65,29 @@ pub(crate) struct Build {
 }
 
 impl Build {
-    fn cargo(&self, arguments: &[&str]) -> Result<()> {
+    /// Build everything that is installed; the folder with the results.
+    pub(crate) fn make(&self) -> Result<PathBuf> {
+        // Cargo calls the folder of its default profile `debug`.
+        let dev = self.profile == "dev";
+        let folder = target_folder().join(if dev { "debug" } else { &self.profile });
+        if dev {
+            // The tests have built it.
+            portkeep_tool::build(&["--lib", "--bin=portkeep", "--bin=portkeep-pages"])?;
+            return Ok(folder);
+        }
         let mut run = cargo();
-        run.args(arguments.iter().take(1)).args(["--profile", &self.profile]).args(&arguments[1..]);
+        // In one go, so that cargo compiles what they share once. The libraries of the layer have one name, whatever
+        // they are built with: a second build with other features would put its own in their place.
+        run.args(["build", "--profile", &self.profile]);
+        run.args(["portkeep-cli", "portkeep-pages", "portkeep-winsock"].map(|name| format!("--package={name}")));
         if !self.rustflags.is_empty() {
             run.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags.join("\x1f"));
         }
         if let Some(linker) = &self.linker {
             run.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", linker);
         }
-        let status = run.status().context("starting cargo")?;
-        ensure!(status.success(), "cargo {} failed", arguments.join(" "));
-        Ok(())
+        ensure!(run.status().context("starting cargo")?.success(), "cargo build failed");
+        Ok(folder)
     }
 }
 
@@ -145,25 +158,19 @@ impl Layout {
     }
 
     /// The program, its manual pages and completions.
-    pub(crate) fn place_program(&self, build: &Build) -> Result<()> {
-        build.cargo(&["build", "--package=portkeep-cli"])?;
-        // Cargo calls the folder of its default profile `debug`.
-        let folder = if build.profile == "dev" { "debug" } else { &build.profile };
+    pub(crate) fn place_program(&self, built: &Path) -> Result<()> {
         let program = self.below_prefix("bin/portkeep");
-        replace(&target_folder().join(folder).join("portkeep"), &program)?;
+        replace(&built.join("portkeep"), &program)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("making {} executable", program.display()))?;
-        let prefix = self.at(&self.prefix).display().to_string();
-        build.cargo(&["run", "--quiet", "--package=portkeep-pages", "--", &prefix])
+        let pages = Command::new(built.join("portkeep-pages")).arg(self.at(&self.prefix)).status();
+        ensure!(pages.context("starting portkeep-pages")?.success(), "portkeep-pages failed");
+        Ok(())
     }
 
-    /// The Winsock layer. The pkg-config file names the prefix of the installed system, not the folder it is staged in.
-    pub(crate) fn place_winsock(&self, build: &Build) -> Result<()> {
-        build.cargo(&["build", "--package=portkeep-winsock"])?;
-        let staged = self.at(&self.prefix).display().to_string();
-        build.cargo(&["run", "--quiet", "--package=portkeep-winsock", "--example=install", "--", &staged])?;
-        let file = self.below_prefix("lib/pkgconfig/portkeep-winsock.pc");
-        write(&file, &read(&file)?.replace(&staged, &self.prefix.display().to_string()))
+    /// The Winsock layer.
+    pub(crate) fn place_winsock(&self, built: &Path) -> Result<()> {
+        portkeep_tool::winsock::install(&self.at(&self.prefix), &self.prefix, built).map(drop)
     }
 }
 

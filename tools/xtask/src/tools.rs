@@ -2,10 +2,10 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
-use portkeep_tool::cargo;
+use portkeep_tool::target_folder;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Tool {
@@ -50,15 +50,19 @@ impl Tool {
             }
         };
         let words = first.map(OsStr::new).into_iter().chain(arguments.arguments.iter().map(OsString::as_os_str));
+        let mut build = vec!["--bin", package];
+        build.extend(profile);
+        if let Err(error) = portkeep_tool::build(&build) {
+            return portkeep_tool::exit(Err(error));
+        }
+        let program = target_folder().join(if profile.is_some() { "release" } else { "debug" }).join(package);
         // In the folder of the caller: paths among the arguments may be relative to it.
-        let mut run = cargo();
-        run.current_dir(".").args(["run", "--quiet"]).args(profile).args(["--package", package, "--"]).args(words);
-        match run.status() {
+        match Command::new(program).args(words).status() {
             Ok(status) => {
                 status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
             }
             Err(error) => {
-                eprintln!("error: cannot start cargo: {error}");
+                eprintln!("error: cannot start {package}: {error}");
                 ExitCode::FAILURE
             }
         }

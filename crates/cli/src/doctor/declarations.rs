@@ -1,4 +1,4 @@
-//! What is declared: in files, in force or not, and beside units of systemd.
+//! Declared reservations: in files, in force or not, and beside units of systemd.
 
 use portkeep::{BoundSocket, Info, State, persistent::Audience};
 use portkeep_observe::{Usage, usage};
@@ -22,10 +22,13 @@ pub(super) fn files(patient: &Patient<'_>) -> Findings {
 
 /// Declarations that are not in force, and those whose server cannot have its port yet.
 pub(super) fn in_force(patient: &Patient<'_>) -> Findings {
+    let active = patient.declared.iter().filter(|info| info.state == State::Active);
+    let blocks = active.flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports)));
+    let usage = Usage::of(&blocks.collect::<Vec<_>>()).map_err(|error| error.to_string())?;
     let mut found = Vec::new();
     for info in &patient.declared {
         match info.state {
-            State::Active => found.extend(leftovers(info)),
+            State::Active => found.extend(leftovers(info, &usage)),
             // The check of the agent reports it.
             _ if patient.status.agent != Some(true) => {}
             State::Conflict => found.push(
@@ -49,19 +52,15 @@ fn remedy(info: &Info) -> String {
 }
 
 /// Connections that keep the server of a reservation in force from its port for a while.
-fn leftovers(info: &Info) -> Vec<Finding> {
-    let blocks: Vec<_> = asked::blocks_of(info).map(|block| (block, info.transports)).collect();
-    let usage = Usage::of(&blocks).unwrap_or_default();
+fn leftovers(info: &Info, usage: &Usage) -> Vec<Finding> {
+    let ports = asked::blocks_of(info).flat_map(|block| block.iter());
+    let each = ports.flat_map(|port| info.transports.iter().map(move |transport| (port, transport)));
     let mut found = Vec::new();
-    for one in usage.ports.values().filter(|one| one.bound_by.is_empty()) {
+    for one in each.filter_map(|key| usage.ports.get(&key)).filter(|one| one.bound_by.is_empty()) {
         if let Some(socket) = one.connections.iter().find(|socket| socket.remaining.is_some()) {
             let name = info.name.as_deref().unwrap_or_default();
-            let message = format!(
-                "{name} is in force, and {}/{} is not free yet: {}",
-                one.port,
-                one.transport,
-                usage::state(socket)
-            );
+            let state = usage::state(socket);
+            let message = format!("{name} is in force, and {}/{} is not free yet: {state}", one.port, one.transport);
             let help = "its server can bind it now only with SO_REUSEADDR, which most servers set; otherwise wait";
             found.push(Finding::new(Severity::Note, message).help(help));
         }

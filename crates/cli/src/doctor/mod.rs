@@ -15,7 +15,7 @@ use crate::{DONE, FAILED, Io, list, persist::view, pins::Pins, reservations, sou
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
 the ephemeral ports of every network namespace, declared ports that are in use, units and users that do not exist, .socket units, \
-NAT rules, the ports of Kubernetes' services, and quotas. It changes nothing. What only root can see is left out for others, \
+NAT rules, the ports of Kubernetes' services, and quotas. It changes nothing. Checks that only root can make are left out for others, \
 and named.
 
 Examples:
@@ -68,7 +68,7 @@ impl Finding {
     }
 }
 
-/// What a check finds; why it could not look.
+/// The findings of a check, or why it could not look.
 type Findings = Result<Vec<Finding>, String>;
 
 /// All that the checks look at, gathered once.

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn errors_are_reported() {
         for (text, told) in [
             ("", "protocol is missing"),
             ("tcp", "startport is missing"),

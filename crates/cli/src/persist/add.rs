@@ -1,23 +1,31 @@
 //! `persist add`.
 
-use std::{io::Write, path::Path};
+use std::{io::Write, path::PathBuf};
 
+use anyhow::Context;
 use portkeep::{
     Align, Transports,
-    persistent::{Account, Audience, Block, Kept, Name, Proposal},
+    persistent::{Block, Declaration, Kept, Name, Proposal},
 };
-use portkeep_core::persistent::{Declaration, check_description};
 
-use super::{INSTEAD, connect};
-use crate::{DONE, Io, check::Known, ports, reservations};
+use super::{
+    INSTEAD,
+    audience::{For, warn_if_missing},
+    connect, description,
+    show::environment,
+    write_whole,
+};
+use crate::{DONE, Io, ports, reservations};
 
 const AFTER_HELP: &str = "\
 PORTS is a comma list of ports, ranges and names of /etc/services, with the transport behind it (80,443/tcp) or as an \
 option; the default is TCP. All of its ports are reserved, or none. Without --user, --group, --unit or --cgroup the \
-reservation is for administrators; they may use every reservation, by its token.
+reservation is for administrators; they may use every reservation, by its token. Then processes of root may bind the ports \
+by number; with --strict they may not.
 
 When this returns the reservation is in force and on the disk. With --any the agent chooses once, from the pool, and \
-keeps the numbers.
+keeps the numbers. --env-file writes the ports as variables (PORT, PORTS, ...; see `portkeep persist show --help`), for \
+EnvironmentFile= of a unit.
 
 Examples:
   portkeep persist add 80,443 --name web --unit nginx.service
@@ -30,7 +38,6 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
 #[command(group = clap::ArgGroup::new("transport").args(["tcp", "udp", "both"]))]
-#[command(group = clap::ArgGroup::new("who").args(["user", "group", "unit", "cgroup", "administrators"]))]
 #[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
 pub(crate) struct Args {
     /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp
@@ -56,21 +63,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "ports", help_heading = "Ports")]
     align: Option<Align>,
 
-    /// For the processes of this user, by name or number
-    #[arg(long, help_heading = "For whom")]
-    user: Option<Account>,
-    /// For the processes of this group, by name or number
-    #[arg(long, help_heading = "For whom")]
-    group: Option<Account>,
-    /// For the processes of this systemd service or scope
-    #[arg(long, value_parser = unit, help_heading = "For whom")]
-    unit: Option<Audience>,
-    /// For the processes of this cgroup and those below it: a path below /sys/fs/cgroup, as /system.slice
-    #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "For whom")]
-    cgroup: Option<Audience>,
-    /// For administrators and nobody else [default]
-    #[arg(long, help_heading = "For whom")]
-    administrators: bool,
+    #[command(flatten)]
+    audience: For,
 
     /// Only sockets that are associated with it may bind its ports, not whoever names the number
     #[arg(long)]
@@ -87,35 +81,15 @@ pub(crate) struct Args {
     /// One line for listings
     #[arg(long, value_name = "TEXT", value_parser = description)]
     description: Option<String>,
+    /// Write its ports into this file, as variables for EnvironmentFile= of a unit
+    #[arg(long, value_name = "PATH")]
+    env_file: Option<PathBuf>,
     /// Keep it until the next reboot only
     #[arg(long)]
     until_reboot: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
-}
-
-fn unit(text: &str) -> Result<Audience, String> {
-    Audience::unit(text).map_err(|error| match error.help() {
-        // The help is for those who write a file.
-        Some(_) if text.ends_with(".socket") => {
-            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
-        }
-        Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
-        Some(help) => format!("{error}; {help}"),
-        None => error.to_string(),
-    })
-}
-
-fn cgroup(text: &str) -> Result<Audience, String> {
-    Audience::cgroup(text).map_err(|error| match error.help() {
-        Some(help) => format!("{error}; {help}"),
-        None => error.to_string(),
-    })
-}
-
-fn description(text: &str) -> Result<String, String> {
-    check_description(text).map(|()| text.to_owned())
 }
 
 impl Args {
@@ -135,11 +109,7 @@ impl Args {
             Block::Ports(list) => Some(list),
             Block::Any { .. } => None,
         };
-        let audience = match (&self.user, &self.group) {
-            (Some(user), _) => Audience::User(user.clone()),
-            (_, Some(group)) => Audience::Group(group.clone()),
-            _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned().unwrap_or_default(),
-        };
+        let audience = self.audience.audience().unwrap_or_default();
         if self.ephemeral
             && let Some(why) = Declaration::no_range(list, &audience, self.strict)
         {
@@ -166,10 +136,14 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
-    // A slip in its name would keep the ports for nobody, for good.
-    if let Some(missing) = created.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience))
-    {
-        io.warning(format_args!("{missing} yet; the ports are reserved for it"));
+    warn_if_missing(&created, io);
+    if args.audience.audience().is_none() && !args.strict {
+        io.note("processes of root may bind these ports by number; with --strict they may not");
+    }
+    if let Some(path) = &args.env_file {
+        write_whole(path, &environment(&created)).with_context(|| {
+            format!("{} is reserved, and its variables cannot be written: {}", proposal.name, path.display())
+        })?;
     }
     if args.json {
         io.json(&created)?;
@@ -177,6 +151,10 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let until = if args.until_reboot { ", until the next reboot" } else { "" };
     let (ports, transports, whom) = (&created.ports, created.transports, reservations::owner(&created));
-    writeln!(io.out, "{ports}/{transports} is reserved as {} for {whom}{until}", proposal.name)?;
+    let chosen = match proposal.block {
+        Block::Any { .. } => format!(": start {}, count {}", ports.start(), ports.count()),
+        Block::Ports(_) => String::new(),
+    };
+    writeln!(io.out, "{ports}/{transports} is reserved as {} for {whom}{until}{chosen}", proposal.name)?;
     Ok(DONE)
 }

@@ -1,10 +1,6 @@
 //! `persist export`.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, bail};
 use portkeep::{
@@ -12,7 +8,7 @@ use portkeep::{
     persistent::{Declaration, Origin},
 };
 
-use super::view;
+use super::{view, write_whole};
 use crate::{DONE, Io, pins::Pins, sources::Sources};
 
 const AFTER_HELP: &str = "\
@@ -55,29 +51,4 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 /// Created by a command, to stay.
 const fn is_stored(info: &Info) -> bool {
     matches!(info.origin, Some(Origin::Command { until_reboot: false, .. }))
-}
-
-/// All of it or nothing: an export that is there stays as it is until the new one is whole on the disk.
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let found = fs::metadata(path);
-    if found.as_ref().is_ok_and(|found| !found.is_file()) {
-        // A device or a FIFO has no half.
-        return fs::write(path, text);
-    }
-    // Not the link to it.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut unfinished = path.clone().into_os_string();
-    unfinished.push(".new");
-    let written = File::create(&unfinished).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        if let Ok(found) = found {
-            file.set_permissions(found.permissions())?;
-        }
-        file.sync_all()?;
-        fs::rename(&unfinished, &path)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
 }

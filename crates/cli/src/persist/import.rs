@@ -1,11 +1,11 @@
 //! `persist import`.
 //!
 //! The agent creates one reservation at a time, so all or nothing is made of three steps: everything that can be known
-//! before is looked at first, then one after the other is created, and if one is refused after all, those before it
-//! are deleted again.
+//! before is looked at first, then one after the other is created or changed, and if one is refused after all, those before
+//! it are taken back.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{Read, Write},
     path::{Path, PathBuf},
 };
@@ -13,8 +13,9 @@ use std::{
 use anyhow::Context;
 use portkeep::{
     Info, State,
-    persistent::{Block, Connection, Declaration, Kept, Proposal, Which},
+    persistent::{Block, Change, Connection, Declaration, Kept, Name, Origin, Proposal, Which},
 };
+use portkeep_observe::usage::in_use;
 use portkeep_persist::services;
 use serde::Serialize;
 
@@ -26,9 +27,14 @@ Creates the reservations of a file in the form that `portkeep persist export` wr
 nothing: if one of them is wrong or in conflict with what is there, none is created. Those that are there already, the \
 same in everything, are left as they are.
 
+With --replace a reservation of the same name is changed to what the file has, if a command created it: as \
+`portkeep persist set` does, without a gap. With --around the services may be running already. --dry-run shows what \
+would be done; it fails where the import would, as far as that can be known before.
+
 Examples:
   portkeep persist import reservations.toml
-  ssh other portkeep persist export | portkeep persist import -";
+  ssh other portkeep persist export | portkeep persist import -
+  portkeep persist import --replace --dry-run reservations.toml";
 
 /// Create the reservations of a file, all or none
 #[derive(Debug, clap::Args)]
@@ -36,6 +42,15 @@ Examples:
 pub(crate) struct Args {
     /// The file, `-` for standard input
     file: PathBuf,
+    /// Change reservations of the same names
+    #[arg(long)]
+    replace: bool,
+    /// Sockets of those they are for may be on the ports already
+    #[arg(long = "around")]
+    beside_services: bool,
+    /// Show what would be done
+    #[arg(short = 'n', long, conflicts_with = "json")]
+    dry_run: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -45,6 +60,8 @@ pub(crate) struct Args {
 #[derive(Debug, Default, Serialize)]
 struct Imported {
     created: Vec<Info>,
+    /// They were there under this name, and different.
+    changed: Vec<Info>,
     /// The same in everything, and not touched.
     there_already: Vec<Info>,
 }
@@ -64,34 +81,89 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut agent = connect(Some(INSTEAD))?;
     let declared = agent.list()?;
     let mut imported = Imported::default();
-    let mut wanted = Vec::new();
-    let mut in_the_way = 0;
-    for declaration in declarations {
-        match standing(&declaration, &declared) {
+    let mut steps = Vec::new();
+    let mut in_the_way = Vec::new();
+    for mut declaration in declarations {
+        let found = standing(&declaration, &declared, args.replace);
+        declaration.around |= args.beside_services;
+        match found {
             Found::Same(info) => imported.there_already.push(*info),
-            Found::Other(text) => {
-                io.error(text);
-                in_the_way += 1;
-            }
-            Found::Nothing => wanted.push(declaration),
+            Found::Other(text) => in_the_way.push(text),
+            Found::Former(former) => steps.push(Step::Change(former, declaration)),
+            Found::Nothing => steps.push(Step::Create(declaration)),
         }
     }
-    if in_the_way > 0 {
-        io.note("nothing was imported");
+    if args.dry_run {
+        in_the_way.extend(steps.iter().filter_map(Step::in_use));
+    }
+    if !in_the_way.is_empty() {
+        in_the_way.into_iter().for_each(|text| io.error(text));
+        io.note(if args.dry_run { "nothing would be imported" } else { "nothing was imported" });
         return Ok(FAILED);
     }
-    create(&mut agent, wanted, &mut imported)?;
+    if args.dry_run {
+        for step in &steps {
+            writeln!(io.out, "{step}")?;
+        }
+    } else {
+        carry_out(&mut agent, steps, &mut imported)?;
+    }
     if args.json {
         io.json(&imported)?;
         return Ok(DONE);
     }
-    for (each_of, what) in [(&imported.created, "created"), (&imported.there_already, "there already")] {
+    let Imported { created, changed, there_already } = &imported;
+    for (each_of, what) in [(created, "created"), (changed, "changed"), (there_already, "there already")] {
         for each in each_of {
             let (name, whom) = (each.name.as_deref().unwrap_or_default(), reservations::owner(each));
             writeln!(io.out, "{what}: {name} {}/{} for {whom}", each.ports, each.transports)?;
         }
     }
     Ok(DONE)
+}
+
+/// A part of the import.
+#[derive(Debug)]
+enum Step {
+    Create(Declaration),
+    /// The first is there now.
+    Change(Box<Declaration>, Declaration),
+}
+
+impl Step {
+    const fn declaration(&self) -> &Declaration {
+        match self {
+            Self::Create(declaration) | Self::Change(_, declaration) => declaration,
+        }
+    }
+
+    /// A sentence about a socket that has to go first.
+    fn in_use(&self) -> Option<String> {
+        let declaration = self.declaration();
+        let stays = matches!(self, Self::Change(former, _)
+            if former.ports == declaration.ports && former.transports == declaration.transports);
+        // Whether a socket is of the audience is for the agent to see.
+        if stays || declaration.around {
+            return None;
+        }
+        let blocks = declaration.ports.blocks();
+        let each = declaration.transports.iter();
+        let mut each = each.flat_map(|transport| blocks.iter().map(move |block| (transport, *block)));
+        let in_use = each.find_map(|(transport, block)| in_use(transport, block))?;
+        Some(format!("{}: {in_use}; if the reservation is for this process, add --around", declaration.name))
+    }
+}
+
+/// "would create: web 8443/tcp for unit web.service".
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self {
+            Self::Create(_) => "create",
+            Self::Change(..) => "change",
+        };
+        let Declaration { name, ports, transports, audience, .. } = self.declaration();
+        write!(f, "would {what}: {name} {ports}/{transports} for {audience}")
+    }
 }
 
 fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
@@ -108,21 +180,29 @@ enum Found {
     Nothing,
     /// The same in everything.
     Same(Box<Info>),
+    /// A command created this one under the same name.
+    Former(Box<Declaration>),
     /// It cannot be created, as the sentence says.
     Other(String),
 }
 
 /// The declaration that is in its way.
-fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
+fn standing(wanted: &Declaration, declared: &[Info], replace: bool) -> Found {
+    let mut former = None;
     for info in declared.iter().filter(|info| info.state != State::Conflict) {
         let (Some(declaration), Some(origin)) = (info.declaration(), &info.origin) else { continue };
         if declaration == *wanted {
             return Found::Same(Box::new(info.clone()));
         }
         if declaration.name == wanted.name {
-            return Found::Other(format!("the name {} is used by {origin}", wanted.name));
-        }
-        if declaration.overlaps(wanted) {
+            match origin {
+                Origin::Command { .. } if replace => former = Some(declaration),
+                Origin::Command { .. } => {
+                    return Found::Other(format!("the name {} is used by {origin}; --replace changes it", wanted.name));
+                }
+                Origin::File { .. } => return Found::Other(format!("the name {} is used by {origin}", wanted.name)),
+            }
+        } else if declaration.overlaps(wanted) {
             let (ports, transports) = (&wanted.ports, wanted.transports);
             return Found::Other(format!(
                 "{ports}/{transports} of {} is reserved as {} ({}/{}) by {origin}",
@@ -130,40 +210,35 @@ fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
             ));
         }
     }
-    Found::Nothing
+    former.map_or(Found::Nothing, |former| Found::Former(Box::new(former)))
 }
 
-fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Imported) -> anyhow::Result<()> {
-    for declaration in wanted {
-        let proposal = Proposal {
-            name: declaration.name.clone(),
-            block: Block::Ports(declaration.ports.clone()),
-            transports: declaration.transports,
-            audience: declaration.audience.clone(),
-            strict: declaration.strict,
-            ephemeral: declaration.ephemeral,
-            around: declaration.around,
-            force: declaration.force,
-            description: declaration.description.clone(),
-        };
-        let error = match agent.create(&proposal, Kept::Persistent) {
-            Ok(created) => {
+fn carry_out(agent: &mut Connection, steps: Vec<Step>, imported: &mut Imported) -> anyhow::Result<()> {
+    let mut undo: Vec<Undo> = Vec::new();
+    for step in steps {
+        let declaration = step.declaration();
+        let done = match &step {
+            Step::Create(_) => agent.create(&proposal(declaration), Kept::Persistent).map(|created| {
                 imported.created.push(created);
+                Undo::Delete(declaration.name.clone())
+            }),
+            Step::Change(former, _) => agent.change(&declaration.name, &Change::to(declaration)).map(|changed| {
+                imported.changed.push(changed);
+                Undo::Change(former.clone())
+            }),
+        };
+        let error = match done {
+            Ok(done) => {
+                undo.push(done);
                 continue;
             }
             Err(error) => error,
         };
-        let mut left = Vec::new();
-        for created in imported.created.drain(..).rev() {
-            let Some(declaration) = created.declaration() else { continue };
-            if agent.delete(&Which::Name(declaration.name.clone())).is_err() {
-                left.push(declaration.name.to_string());
-            }
-        }
+        let left = undo.drain(..).rev().filter_map(|undo| undo.carry_out(agent)).collect::<Vec<_>>();
         let outcome = if left.is_empty() {
             "nothing was imported".to_owned()
         } else {
-            format!("what was created before could not be taken back: {}", left.join(", "))
+            format!("what was done before could not be taken back: {}", left.join(", "))
         };
         let context = format!("{} {}/{}", declaration.name, declaration.ports, declaration.transports);
         return Err(anyhow::Error::from(error).context(context).context(outcome));
@@ -171,9 +246,33 @@ fn create(agent: &mut Connection, wanted: Vec<Declaration>, imported: &mut Impor
     Ok(())
 }
 
+/// The way to take a step back.
+enum Undo {
+    Delete(Name),
+    Change(Box<Declaration>),
+}
+
+impl Undo {
+    /// The name, if it could not be done.
+    fn carry_out(self, agent: &mut Connection) -> Option<String> {
+        let (name, done) = match self {
+            Self::Delete(name) => (name.clone(), agent.delete(&Which::Name(name))),
+            Self::Change(former) => (former.name.clone(), agent.change(&former.name, &Change::to(&former))),
+        };
+        done.is_err().then(|| name.to_string())
+    }
+}
+
+fn proposal(declaration: &Declaration) -> Proposal {
+    let Declaration { name, ports, transports, audience, strict, ephemeral, around, force, description } =
+        declaration.clone();
+    let block = Block::Ports(ports);
+    Proposal { name, block, transports, audience, strict, ephemeral, around, force, description }
+}
+
 #[cfg(test)]
 mod tests {
-    use portkeep::{PortList, Transports, persistent::Origin};
+    use portkeep::{PortList, Transports};
 
     use super::*;
 
@@ -186,8 +285,8 @@ mod tests {
         let origin = Origin::File { path: "/etc/portkeep/ports.d/web.toml".into(), line: 3 };
         let web = declaration("web", "80-90", Transports::Both);
         let declared = [Info::declared(&web, &origin, State::Active)];
-        assert!(matches!(standing(&web, &declared), Found::Same(_)));
-        let told = |wanted: &Declaration| match standing(wanted, &declared) {
+        assert!(matches!(standing(&web, &declared, false), Found::Same(_)));
+        let told = |wanted: &Declaration| match standing(wanted, &declared, true) {
             Found::Other(text) => text,
             _ => String::new(),
         };
@@ -195,6 +294,6 @@ mod tests {
         assert_eq!(other, "the name web is used by /etc/portkeep/ports.d/web.toml:3");
         let other = told(&declaration("c", "85-200", Transports::Udp));
         assert_eq!(other, "85-200/udp of c is reserved as web (80-90/tcp+udp) by /etc/portkeep/ports.d/web.toml:3");
-        assert!(matches!(standing(&declaration("d", "91", Transports::Udp), &declared), Found::Nothing));
+        assert!(matches!(standing(&declaration("d", "91", Transports::Udp), &declared, true), Found::Nothing));
     }
 }

@@ -5,15 +5,28 @@
 //! and the BPF programs are read instead ([`view`]).
 
 mod add;
+mod audience;
 mod delete;
 mod export;
 mod import;
 mod list;
+mod rename;
+mod set;
 mod show;
 pub(crate) mod view;
 
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
 use clap::Subcommand;
-use portkeep::persistent::{Connection, PersistentError};
+use portkeep::{
+    Info,
+    persistent::{Change, Connection, Name, PersistentError},
+};
+use portkeep_core::persistent::check_description;
 
 pub(crate) use delete::not_exactly;
 
@@ -45,6 +58,8 @@ pub(crate) struct Args {
 enum Command {
     Add(add::Args),
     Delete(delete::Args),
+    Rename(rename::Args),
+    Set(set::Args),
     List(list::Args),
     Show(show::Args),
     Export(export::Args),
@@ -55,6 +70,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     match args.command {
         Command::Add(args) => add::run(args, io),
         Command::Delete(args) => delete::run(args, io),
+        Command::Rename(args) => rename::run(&args, io),
+        Command::Set(args) => set::run(&args, io),
         Command::List(args) => list::run(args, io),
         Command::Show(args) => show::run(args, io),
         Command::Export(args) => export::run(args, io),
@@ -75,4 +92,41 @@ pub(crate) fn connect(instead: Option<&str>) -> anyhow::Result<Connection> {
         }
         other => other.into(),
     })
+}
+
+/// Change a reservation.
+fn changed(agent: &mut Connection, name: &Name, change: &Change) -> anyhow::Result<Info> {
+    agent.change(name, change).map_err(|error| match error {
+        PersistentError::NotFound => refused(error.reason(), format!("there is no persistent reservation {name}")),
+        other => other.into(),
+    })
+}
+
+fn description(text: &str) -> Result<String, String> {
+    check_description(text).map(|()| text.to_owned())
+}
+
+/// All of it or nothing: a file that is there stays as it is until the new one is whole on the disk.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let found = fs::metadata(path);
+    if found.as_ref().is_ok_and(|found| !found.is_file()) {
+        // A device or a FIFO has no half.
+        return fs::write(path, text);
+    }
+    // Not the link to it.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut unfinished = path.clone().into_os_string();
+    unfinished.push(".new");
+    let written = File::create(&unfinished).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        if let Ok(found) = found {
+            file.set_permissions(found.permissions())?;
+        }
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
 }

@@ -3,20 +3,25 @@
 use std::{collections::BTreeMap, io::Write};
 
 use portkeep::{
-    BoundSocket, Info, Transport,
+    BoundSocket, Info, State, Transport,
     persistent::{Name, Origin},
 };
 use portkeep_observe::{Usage, usage};
 
 use super::view;
-use crate::{DONE, Io, NOTHING, pins::Pins, reservations, sources::Sources};
+use crate::{DONE, Io, NOTHING, pins::Pins, reservations, run::environment as variables_of, sources::Sources};
 
 const AFTER_HELP: &str = "\
 Only root can see which processes of other users have a port bound.
 
+--env prints the ports as variables, as EnvironmentFile= of systemd and shells read them: PORT (the first), PORT_LAST, \
+PORT0, PORT1, ... (each), PORTS (all, comma-separated) and <NAME>_PORT (the first; MY_APP_PORT of `my-app`). They are \
+the same after a reboot.
+
 Examples:
   portkeep persist show tomcat
   portkeep persist show tomcat --json | jq -r '.[].bound_by[].process.pid'
+  portkeep persist show tomcat --env >/run/tomcat.env
 
 Exit status: 3 if there is no such reservation";
 
@@ -29,6 +34,9 @@ pub(crate) struct Args {
     /// One JSON array; more than one element if the name is declared more than once
     #[arg(long)]
     json: bool,
+    /// Its ports as variables, for EnvironmentFile= of a unit
+    #[arg(long, conflicts_with = "json")]
+    env: bool,
     #[command(flatten)]
     pins: Pins,
     #[command(flatten)]
@@ -39,6 +47,16 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let declared = view::look(&args.pins, &args.sources, io)?.declared;
     let mut found: Vec<Info> =
         declared.into_iter().filter(|info| info.name.as_deref() == Some(args.name.as_str())).collect();
+    // One in conflict is nothing to go by.
+    if args.env
+        && let Some(info) = found.iter().find(|info| info.state != State::Conflict)
+    {
+        if let Some(reason) = &info.reason {
+            io.warning(format_args!("{} is not in force: {reason}", args.name));
+        }
+        write!(io.out, "{}", environment(info))?;
+        return Ok(DONE);
+    }
     for info in &mut found {
         info.bound_by = Some(bound_by(info));
     }
@@ -54,6 +72,17 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         return Ok(NOTHING);
     }
     Ok(DONE)
+}
+
+/// The ports of a reservation as variables, one a line.
+pub(super) fn environment(info: &Info) -> String {
+    let variables = variables_of(&info.ports, info.name.as_deref());
+    let last = ("PORT_LAST".to_owned(), info.ports.last().to_string());
+    let mut text = String::new();
+    for (name, value) in variables.into_iter().chain([last]) {
+        text += &format!("{name}={value}\n");
+    }
+    text
 }
 
 fn bound_by(info: &Info) -> Vec<BoundSocket> {

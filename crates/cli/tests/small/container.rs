@@ -58,7 +58,7 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
 
 /// Found here: without CAP_PERFMON the whole log of the verifier came, in `run`'s one line, too.
 #[test]
-fn root_without_capabilities_is_told_which() {
+fn root_without_capabilities_sees_which_are_missing() {
     let bed = machine!("capabilities");
     is_told(&bed, &DROPPED, "it requires CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have");
     for (left_out, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {

@@ -3,7 +3,7 @@
 use crate::{helper::Helper, machine, works};
 
 #[test]
-fn a_user_is_told_what_takes_root_and_what_to_do() {
+fn a_user_sees_what_requires_root_and_the_remedy() {
     let bed = machine!("user");
     let by_root = &["root brings it up with `portkeep up`"][..];
     let no_agent = &["the agent is not running", "portkeep agent"][..];
@@ -37,7 +37,7 @@ fn a_user_is_told_what_takes_root_and_what_to_do() {
 }
 
 #[test]
-fn a_user_gets_held_ports_and_is_told_their_limits() {
+fn a_user_gets_held_ports_and_a_warning_of_their_limits() {
     let bed = machine!("user-held");
     let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");

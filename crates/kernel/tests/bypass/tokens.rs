@@ -119,7 +119,7 @@ fn foreign_tokens_are_of_no_use() {
 
 /// The secret that marks the agent's sockets is as hard to guess as a token, twice as long.
 #[test]
-fn nobody_passes_for_the_agent() {
+fn no_process_can_pretend_to_be_the_agent() {
     let Some(world) = World::enter("bypass::agent_mark") else { return };
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);

@@ -314,11 +314,17 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
     let mut states = vec![(0, BTreeMap::new()), (sim.events(), BTreeMap::new())];
     for operation in 0..OPERATIONS {
         let present: Vec<u64> = engine.content.values().map(|stored| stored.created).collect();
-        if present.is_empty() || dice.u64(..5) < 3 {
-            engine.create(&stored(operation, &mut dice)).unwrap();
-        } else {
-            let victim = present[usize::try_from(dice.u64(..present.len() as u64)).unwrap()];
-            engine.delete(&name(victim)).unwrap();
+        let any = |dice: &mut Rng| present[usize::try_from(dice.u64(..present.len() as u64)).unwrap()];
+        match dice.u64(..5) {
+            0..3 => engine.create(&stored(operation, &mut dice)).unwrap(),
+            _ if present.is_empty() => engine.create(&stored(operation, &mut dice)).unwrap(),
+            3 => drop(engine.delete(&name(any(&mut dice))).unwrap()),
+            // Another name, or only another content.
+            _ if operation % 2 == 0 => engine.replace(&name(any(&mut dice)), &stored(operation, &mut dice)).unwrap(),
+            _ => {
+                let same = any(&mut dice);
+                engine.replace(&name(same), &stored(same, &mut dice)).unwrap();
+            }
         }
         states.push((sim.events(), content(&engine)));
     }

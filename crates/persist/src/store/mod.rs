@@ -127,6 +127,17 @@ impl Store {
         self.engine.create(stored)
     }
 
+    /// Put another in the place of one, in one step: whenever the power goes, there is the one or the other. It is on the
+    /// disk when this returns.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of that name, one that is not valid or has the name of a third, or it could not be written; nothing
+    /// is changed then ([`StoreError::Unsure`] says what it says).
+    pub fn replace(&mut self, name: &Name, stored: &Stored) -> Result<(), StoreError> {
+        self.engine.replace(name, stored)
+    }
+
     /// Take one away and give it back. It is gone from the disk when this returns.
     ///
     /// # Errors
@@ -171,6 +182,16 @@ impl Store {
     }
 }
 
+/// Fields of a declaration are public: what is not valid must not get where it is read again.
+fn check(stored: &Stored) -> Result<(), StoreError> {
+    let again = serde_json::to_vec(stored).and_then(|json| serde_json::from_slice::<Stored>(&json));
+    match again {
+        Ok(again) if again == *stored => Ok(()),
+        Ok(_) => Err(StoreError::Invalid("a name of digits only is a number".into())),
+        Err(error) => Err(StoreError::Invalid(error.to_string())),
+    }
+}
+
 fn read_patiently(dir: &Path, name: &'static str) -> Result<Option<Content>, StoreError> {
     let folder = Folder::existing(dir);
     let mut tries = 0..10;
@@ -197,8 +218,8 @@ struct Content {
     boot: Option<String>,
 }
 
-/// A change to the reservations: a name, and what is there from now on.
-type Change<'a> = (&'a Name, Option<&'a Stored>);
+/// A change to the reservations: names, and what is there from now on. It is made in one step.
+type Change<'a> = &'a [(&'a Name, Option<&'a Stored>)];
 
 /// The store over any disk.
 #[derive(Debug)]
@@ -270,27 +291,34 @@ impl<D: Disk> Engine<D> {
 
     fn create(&mut self, stored: &Stored) -> Result<(), StoreError> {
         let name = &stored.declaration.name;
-        // Fields of a declaration are public: what is not valid must not get where it is read again.
-        let again = serde_json::to_vec(stored).and_then(|json| serde_json::from_slice::<Stored>(&json));
-        match again {
-            Ok(again) if again == *stored => {}
-            Ok(_) => return Err(StoreError::Invalid("a name of digits only is a number".into())),
-            Err(error) => return Err(StoreError::Invalid(error.to_string())),
-        }
+        check(stored)?;
         self.settle()?;
         if self.content.contains_key(name) {
             return Err(StoreError::Exists(name.clone()));
         }
-        self.change((name, Some(stored)))?;
-        self.content.insert(name.clone(), stored.clone());
-        Ok(())
+        self.change(&[(name, Some(stored))])
+    }
+
+    fn replace(&mut self, old: &Name, stored: &Stored) -> Result<(), StoreError> {
+        let name = &stored.declaration.name;
+        check(stored)?;
+        self.settle()?;
+        if !self.content.contains_key(old) {
+            return Err(StoreError::Missing(old.clone()));
+        }
+        if name == old {
+            return self.change(&[(name, Some(stored))]);
+        }
+        if self.content.contains_key(name) {
+            return Err(StoreError::Exists(name.clone()));
+        }
+        self.change(&[(old, None), (name, Some(stored))])
     }
 
     fn delete(&mut self, name: &Name) -> Result<Stored, StoreError> {
         self.settle()?;
         let Some(stored) = self.content.get(name).cloned() else { return Err(StoreError::Missing(name.clone())) };
-        self.change((name, None))?;
-        self.content.remove(name);
+        self.change(&[(name, None)])?;
         Ok(stored)
     }
 
@@ -311,18 +339,20 @@ impl<D: Disk> Engine<D> {
             if self.commit(change).is_err() {
                 self.database = None;
             }
+            self.remember(change);
             return Ok(());
         };
         let error = self.error(first);
         self.database = None;
         // The first may have got to the disk although it reported a failure: look, and take it back if so. Looking takes
         // no space.
-        let before = self.content.get(change.0).cloned();
+        let before: Vec<_> = change.iter().map(|(name, _)| self.content.get(name).cloned()).collect();
+        let before: Vec<_> = change.iter().zip(&before).map(|((name, _), before)| (*name, before.as_ref())).collect();
         let kept = match read(&self.disk, self.name) {
-            Ok(Some(content)) => content.stored.get(change.0) != before.as_ref(),
+            Ok(Some(content)) => before.iter().any(|(name, before)| content.stored.get(name) != *before),
             _ => true,
         };
-        if !kept || self.take_back(change.0, before) {
+        if !kept || self.take_back(&before) {
             return Err(error);
         }
         let source = match error {
@@ -333,21 +363,28 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Put back what was there before; whether that is done.
-    fn take_back(&mut self, name: &Name, before: Option<Stored>) -> bool {
-        let done = self.settle().is_ok() && self.commit((name, before.as_ref())).is_ok();
+    fn take_back(&mut self, before: Change<'_>) -> bool {
+        let done = self.settle().is_ok() && self.commit(before).is_ok();
         if done {
-            match before {
-                Some(before) => drop(self.content.insert(name.clone(), before)),
-                None => drop(self.content.remove(name)),
-            }
+            self.remember(before);
         } else {
             self.database = None;
         }
         done
     }
 
+    /// A change is on the disk.
+    fn remember(&mut self, change: Change<'_>) {
+        for (name, stored) in change {
+            match stored {
+                Some(stored) => drop(self.content.insert((*name).clone(), (*stored).clone())),
+                None => drop(self.content.remove(*name)),
+            }
+        }
+    }
+
     /// One commit.
-    fn commit(&mut self, (name, stored): Change<'_>) -> Result<(), redb::Error> {
+    fn commit(&mut self, change: Change<'_>) -> Result<(), redb::Error> {
         self.commits += 1;
         let number = self.commits.to_string();
         let Some(database) = &self.database else { return Err(redb::Error::DatabaseClosed) };
@@ -355,13 +392,15 @@ impl<D: Disk> Engine<D> {
             let transaction = database.begin_write()?;
             {
                 let mut table = transaction.open_table(RESERVATIONS)?;
-                match stored {
-                    Some(stored) => {
-                        let json =
-                            serde_json::to_vec(stored).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
-                        table.insert(name.as_str(), json.as_slice())?;
+                for (name, stored) in change {
+                    match stored {
+                        Some(stored) => {
+                            let json =
+                                serde_json::to_vec(stored).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
+                            table.insert(name.as_str(), json.as_slice())?;
+                        }
+                        None => drop(table.remove(name.as_str())?),
                     }
-                    None => drop(table.remove(name.as_str())?),
                 }
                 transaction.open_table(META)?.insert("commit", number.as_str())?;
             }

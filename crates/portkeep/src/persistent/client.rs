@@ -9,8 +9,8 @@ use portkeep_core::defaults::TIMEOUT;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
-    PersistentError,
-    protocol::{self, Answer, Counters, Event, Kept, Proposal, Reloaded, Request, Which},
+    Name, PersistentError,
+    protocol::{self, Answer, Change, Counters, Event, Kept, Proposal, Reloaded, Request, Which},
 };
 
 use crate::Info;
@@ -70,6 +70,14 @@ impl Connection {
     pub fn delete(&mut self, which: &Which) -> Result<Info, PersistentError> {
         match self.ask(&Request::Delete(which.clone()))? {
             Answer::Deleted(deleted) => Ok(*deleted),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// See [`change`](super::change()).
+    pub fn change(&mut self, name: &Name, change: &Change) -> Result<Info, PersistentError> {
+        match self.ask(&Request::Change { name: name.clone(), change: change.clone() })? {
+            Answer::Changed(changed) => Ok(*changed),
             other => Err(unexpected(&other)),
         }
     }

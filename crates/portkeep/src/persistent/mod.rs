@@ -35,7 +35,7 @@ use portkeep_core::{PortRange, Token, Transport, wire};
 pub use client::Connection;
 pub use error::PersistentError;
 pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin};
-pub use protocol::{Block, Kept, Proposal, Which};
+pub use protocol::{Block, Change, Kept, Proposal, Which};
 
 use crate::{Info, State, query};
 
@@ -52,6 +52,15 @@ pub fn create(proposal: &Proposal, kept: Kept) -> Result<Info, PersistentError> 
 /// Requires an administrator and a running agent.
 pub fn delete(which: &Which) -> Result<Info, PersistentError> {
     Connection::open()?.delete(which)
+}
+
+/// Change a persistent reservation that a command created: its name, ports, audience, terms or description. Outsiders
+/// cannot bind its ports meanwhile: the change is made in place, or the new block is in force before the former ends. If the
+/// change is refused, the reservation is as it was.
+///
+/// Requires an administrator and a running agent.
+pub fn change(name: &Name, change: &Change) -> Result<Info, PersistentError> {
+    Connection::open()?.change(name, change)
 }
 
 /// The token of the persistent reservation with exactly this block (host byte order) that has this transport. It

@@ -158,6 +158,66 @@ impl Proposal {
     }
 }
 
+/// The changes to a reservation that a command created. A member that is `None` changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Change {
+    /// Another name.
+    pub name: Option<Name>,
+    /// Other ports, host byte order.
+    pub ports: Option<PortList>,
+    /// Other transports.
+    pub transports: Option<Transports>,
+    /// Another audience.
+    pub audience: Option<Audience>,
+    /// By association only.
+    pub strict: Option<bool>,
+    /// A private ephemeral range.
+    pub ephemeral: Option<bool>,
+    /// Sockets of those it is for may be on the new ports already.
+    pub around: Option<bool>,
+    /// It may leave few ephemeral ports (N5).
+    pub force: Option<bool>,
+    /// Another description; an empty one is none.
+    pub description: Option<String>,
+}
+
+impl Change {
+    /// Make it the same as this declaration in everything.
+    pub fn to(declaration: &Declaration) -> Self {
+        let Declaration { name, ports, transports, audience, strict, ephemeral, around, force, description } =
+            declaration.clone();
+        Self {
+            name: Some(name),
+            ports: Some(ports),
+            transports: Some(transports),
+            audience: Some(audience),
+            strict: Some(strict),
+            ephemeral: Some(ephemeral),
+            around: Some(around),
+            force: Some(force),
+            description: Some(description),
+        }
+    }
+
+    /// The declaration after the change.
+    #[must_use]
+    pub fn of(&self, declaration: &Declaration) -> Declaration {
+        let was = declaration.clone();
+        Declaration {
+            name: self.name.clone().unwrap_or(was.name),
+            ports: self.ports.clone().unwrap_or(was.ports),
+            transports: self.transports.unwrap_or(was.transports),
+            audience: self.audience.clone().unwrap_or(was.audience),
+            strict: self.strict.unwrap_or(was.strict),
+            ephemeral: self.ephemeral.unwrap_or(was.ephemeral),
+            around: self.around.unwrap_or(was.around),
+            force: self.force.unwrap_or(was.force),
+            description: self.description.clone().unwrap_or(was.description),
+        }
+    }
+}
+
 /// Which reservation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
@@ -188,6 +248,13 @@ pub enum Request {
     },
     /// Delete one that a command created.
     Delete(Which),
+    /// Change one that a command created. Its ports stay reserved all the while.
+    Change {
+        /// Its name.
+        name: Name,
+        /// The changes.
+        change: Change,
+    },
     /// All that is declared.
     List,
     /// Read configuration and drop-ins again.
@@ -207,6 +274,8 @@ pub enum Answer {
     Created(Box<Info>),
     /// Deleted; what it was.
     Deleted(Box<Info>),
+    /// Changed; what it is now.
+    Changed(Box<Info>),
     /// All that is declared.
     List(Vec<Info>),
     /// Read again.

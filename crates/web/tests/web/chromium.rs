@@ -51,7 +51,11 @@ impl Chromium {
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", program, "--headless=new", "--remote-debugging-pipe", "--no-sandbox"]);
         command.args(["--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-background-networking"]);
-        command.args(["--hide-scrollbars", "--host-resolver-rules=MAP *.example 127.0.0.1"]);
+        command.args([
+            "--hide-scrollbars",
+            "--disable-features=MediaRouter",
+            "--host-resolver-rules=MAP *.example 127.0.0.1",
+        ]);
         command.arg(format!("--user-data-dir={}", profile.path().display())).env("HOME", profile.path());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
@@ -119,6 +123,11 @@ impl Chromium {
         let value = if scheme == Scheme::Dark { "dark" } else { "light" };
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": value}]});
         self.call("Emulation.setEmulatedMedia", features);
+    }
+
+    /// A script that runs before each page's own.
+    pub(crate) fn before_pages(&mut self, script: &str) {
+        self.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": script}));
     }
 
     /// Go to an address and wait until it is loaded.

@@ -46,7 +46,7 @@ mod tests {
     use super::{super::tests::Pages, *};
 
     #[test]
-    fn code_is_told_from_data() {
+    fn code_is_distinguished_from_data() {
         let data = Box::new(7u64);
         assert!(executable(Pages::new as *const () as usize).is_ok());
         assert!(executable(libc::getpid as *const () as usize).is_ok());

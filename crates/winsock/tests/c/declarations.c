@@ -118,6 +118,10 @@ static void formats(void)
 {
 	char text[32];
 	CHECK(sprintf(text, "%I64u", (UINT64)1 << 40) == 13 && !strcmp(text, "1099511627776"));
+	RtlCopyMemory(text, "copied", 7);
+	CHECK(!strcmp(text, "copied"));
+	SecureZeroMemory(text, sizeof(text));
+	CHECK(text[0] == 0 && text[6] == 0 && ERROR_OUTOFMEMORY == 14);
 }
 
 /* The manner of a library that makes a UDP socket of its own, with a reserved port. */

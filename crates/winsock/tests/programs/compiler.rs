@@ -11,7 +11,7 @@ use std::{
 
 use portkeep::persistent::protocol::RUNTIME_DIR;
 use portkeep_testkit::{World, agent::AgentProcess};
-use portkeep_winsock::install::{Installed, install};
+use portkeep_tool::winsock::{Installed, install};
 use tempfile::TempDir;
 
 /// The compiler options of every C program of these tests.
@@ -61,7 +61,8 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
         remove_at_the_end(folder.path());
         // This test lies next to the libraries it was built with.
         let exe = std::env::current_exe().expect("where this test is");
-        let installed = install(folder.path(), exe.parent().expect("a folder")).expect("the layer is installed");
+        let installed =
+            install(folder.path(), folder.path(), exe.parent().expect("a folder")).expect("the layer is installed");
         Some(Kit { installed, folder })
     });
     if kit.is_none() {

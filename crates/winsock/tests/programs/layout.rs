@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use portkeep_winsock::install::{HEADERS, SPELLINGS};
+use portkeep_tool::winsock::{SPELLINGS, headers};
 
 use crate::{
     compiler::{has, kit, source, text},
@@ -84,7 +84,9 @@ fn headers_are_found_under_every_spelling() {
         format!("{lines}int main(void) {{ return (int)sizeof(INET_PORT_RESERVATION_INSTANCE) - 16; }}\n")
     };
     // In either order, in C and C++.
-    let all: Vec<&str> = SPELLINGS.iter().chain(HEADERS.iter()).map(|(name, _)| *name).collect();
+    let headers = headers().expect("the headers");
+    let spellings = SPELLINGS.iter().map(|(name, _)| *name);
+    let all: Vec<&str> = spellings.chain(headers.iter().map(|(name, _)| name.as_str())).collect();
     let orders = [includes(&mut all.iter().copied()), includes(&mut all.iter().rev().copied())];
     for (index, lines) in orders.iter().enumerate() {
         for (compiler, option) in [("cc", "-std=c11"), ("c++", "-std=c++17")] {

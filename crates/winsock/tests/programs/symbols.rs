@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use portkeep_winsock::install::HEADERS;
+use portkeep_tool::winsock::headers;
 
 use crate::{
     compiler::{has, kit},
@@ -12,7 +12,7 @@ use crate::{
 /// Names in front of a parenthesis, in the parts of the headers with C linkage.
 pub(crate) fn declared() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for (_, text) in HEADERS {
+    for (_, text) in headers().expect("the headers") {
         for part in text.split("PORTKEEP_BEGIN\n").skip(1) {
             let part = part.split("PORTKEEP_END").next().unwrap_or_default();
             for declaration in part.split(';') {

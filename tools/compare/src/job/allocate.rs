@@ -18,7 +18,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{kit::Kit, subject::Subject};
 
-const NOBODY: u32 = 65534;
+pub(super) const NOBODY: u32 = 65534;
 
 /// Ports in hand.
 enum Hand {

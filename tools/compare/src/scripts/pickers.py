@@ -9,6 +9,7 @@ import sys
 import time
 
 which = sys.argv[1]
+has_server = which in ("portserver", "portkeep-server")
 if which == "ephemeral-port-reserve":
     from ephemeral_port_reserve import reserve as pick
 
@@ -24,7 +25,7 @@ def cycle(count):
     ports = [pick() for _ in range(count)]
     # With a server a returned port stays in this process, and the next pick would not ask the server. As most of its
     # users do, keep it until the process ends.
-    if which != "portserver":
+    if not has_server:
         for port in ports:
             give_back(port)
 
@@ -33,7 +34,7 @@ def say(*words):
     print(*words, flush=True)
 
 
-if which == "portserver":
+if has_server:
     # The messages of portpicker after its server was killed are known; its answers show what it does then.
     sys.stderr = open(os.devnull, "w")
 held = []

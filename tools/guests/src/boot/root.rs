@@ -79,7 +79,7 @@ pub(super) fn check() -> Result<()> {
 }
 
 pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()> {
-    let base = debian::base()?;
+    let base = debian::base(debian::SERVERS)?;
     let stage = tempfile::tempdir_in(folder).context("making a temporary folder")?;
     let root = stage.path();
     TAR.run(TAR.command().arg("-C").arg(root).args(["--numeric-owner", "-xpf"]).arg(&base))?;
@@ -94,19 +94,19 @@ pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()
     MKE2FS.run(MKE2FS.command().args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d"]).arg(root).arg(image))
 }
 
-/// An earlier version of the package, installed, and this one, to be installed in the guest.
+/// An earlier version of the package, installed; this one and one with another layout in the kernel, to be installed in
+/// the guest.
 fn install(root: &Path) -> Result<()> {
     let packages = root.join("usr/lib/boot-test");
-    for (name, version) in [("old", "0.0.1"), ("new", env!("CARGO_PKG_VERSION"))] {
-        let out = packages.join(name);
-        let mut package = cargo();
-        package.args(["run", "--quiet", "--package=xtask", "--", "package", "--short", "--only-deb"]);
-        package.args(["--version", version, "--out"]).arg(&out);
-        ensure!(package.status().context("starting cargo xtask package")?.success(), "packaging failed");
-        let package = out.join(format!("portkeep_{version}_amd64.deb"));
+    let mut package = cargo();
+    package.args(["run", "--quiet", "--package=xtask", "--", "package", "--short"]);
+    package.args(["--only-deb", "0.0.1", "--only-deb", env!("CARGO_PKG_VERSION"), "--only-deb", "9.0.0:999"]);
+    let status = package.arg("--out").arg(&packages).status();
+    ensure!(status.context("starting cargo xtask package")?.success(), "packaging failed");
+    for (version, name) in [("0.0.1", "old"), (env!("CARGO_PKG_VERSION"), "new"), ("9.0.0", "other")] {
+        let package = packages.join(format!("portkeep_{version}_amd64.deb"));
         fs::rename(&package, packages.join(format!("{name}.deb")))
             .with_context(|| format!("moving {}", package.display()))?;
-        fs::remove_dir_all(&out).with_context(|| format!("removing {}", out.display()))?;
     }
     CHROOT.run(CHROOT.command().arg(root).args(["dpkg", "--install", "/usr/lib/boot-test/old.deb"]))
 }

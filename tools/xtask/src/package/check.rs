@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use portkeep_tool::{Missing, Tool, debian};
 
 use super::{Edition, Job, Kind, archive, deb, rpm};
+use crate::install::{make, write};
 
 const LINTIAN: Tool = Tool { name: "lintian", remedy: "apt-get install lintian" };
 const UNSHARE: Tool = Tool { name: "unshare", remedy: "apt-get install util-linux" };
@@ -25,7 +26,7 @@ pub(super) fn run(job: &Job, edition: &Edition, made: &[PathBuf]) -> Result<()> 
     )?;
     println!("lintian: no errors");
     repeatable(job, edition)?;
-    in_a_debian(job, edition)
+    in_a_debian(job, edition, made)
 }
 
 /// Packing the same files twice gives the same bytes.
@@ -41,37 +42,53 @@ fn repeatable(job: &Job, edition: &Edition) -> Result<()> {
     Ok(())
 }
 
-fn in_a_debian(job: &Job, edition: &Edition) -> Result<()> {
-    let id = Command::new("id").arg("-u").output().context("starting id")?;
-    if id.stdout != b"0\n" {
-        return Err(Missing { what: "root".into(), remedy: "packages are installed into a folder".into() }.into());
-    }
-    let base = debian::base()?;
-    let folder = tempfile::tempdir().context("making a temporary folder")?;
-    let root = folder.path().join("root");
-    fs::create_dir(&root).with_context(|| format!("making {}", root.display()))?;
-    archive::TAR.run(archive::TAR.command().arg("-C").arg(&root).args(["--numeric-owner", "-xpf"]).arg(&base))?;
-    debian::place_hostile(&root)?;
-    let packages = root.join("packages");
+fn in_a_debian(job: &Job, edition: &Edition, made: &[PathBuf]) -> Result<()> {
+    let place = Place::new(&debian::base(debian::SERVERS)?, made)?;
+    debian::place_hostile(&place.root)?;
     for (name, edition) in [
         ("old", Edition { version: "0.0.1".into(), ..edition.clone() }),
-        ("new", edition.clone()),
         ("other", Edition { version: "9.0.0".into(), abi: "999".into() }),
     ] {
-        let job = job.in_folder(&packages.join(name));
-        fs::create_dir_all(&job.out).with_context(|| format!("making {}", job.out.display()))?;
+        let job = job.in_folder(&place.root.join("packages").join(name));
+        make(&job.out)?;
         deb::make(&job, Kind::Portkeep, &edition)?;
         rpm::make(&job, Kind::Portkeep, &edition)?;
-        if name == "new" {
-            deb::make(&job, Kind::Winsock, &edition)?;
-            rpm::make(&job, Kind::Winsock, &edition)?;
-            archive::make(&job, Kind::Portkeep, &edition)?;
-        }
     }
-    let script = folder.path().join("check.sh");
-    fs::write(&script, include_str!("check.sh")).with_context(|| format!("writing {}", script.display()))?;
-    UNSHARE.output(UNSHARE.command().arg("--version"))?;
-    let status = Command::new("bash").arg(&script).arg("outside").arg(&root).status().context("starting bash")?;
-    ensure!(status.success(), "the packages failed a check");
-    Ok(())
+    place.run(include_str!("check.sh"))
+}
+
+/// A Debian in a folder, with the packages in `packages/new`.
+pub(super) struct Place {
+    folder: tempfile::TempDir,
+    pub(super) root: PathBuf,
+}
+
+impl Place {
+    pub(super) fn new(base: &Path, made: &[PathBuf]) -> Result<Self> {
+        let id = Command::new("id").arg("-u").output().context("starting id")?;
+        if id.stdout != b"0\n" {
+            return Err(Missing { what: "root".into(), remedy: "packages are installed into a folder".into() }.into());
+        }
+        UNSHARE.output(UNSHARE.command().arg("--version"))?;
+        let folder = tempfile::tempdir().context("making a temporary folder")?;
+        let root = folder.path().join("root");
+        let packages = root.join("packages/new");
+        make(&packages)?;
+        archive::TAR.run(archive::TAR.command().arg("-C").arg(&root).args(["--numeric-owner", "-xpf"]).arg(base))?;
+        for package in made {
+            let to = packages.join(package.file_name().unwrap_or_default());
+            fs::copy(package, &to).with_context(|| format!("copying {}", package.display()))?;
+        }
+        Ok(Self { folder, root })
+    }
+
+    /// A script that goes on where `around.sh` ends.
+    pub(super) fn run(&self, script: &str) -> Result<()> {
+        let path = self.folder.path().join("check.sh");
+        write(&path, &format!("{}\n{script}", include_str!("around.sh")))?;
+        let status =
+            Command::new("bash").arg(&path).arg("outside").arg(&self.root).status().context("starting bash")?;
+        ensure!(status.success(), "the packages failed a check");
+        Ok(())
+    }
 }

@@ -51,12 +51,15 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
         }
     }
     write(&control.join("md5sums"), &sums(root)?)?;
+    files::date(root, &job.epoch)?;
     let package = job.out.join(format!("{}_{}_amd64.deb", kind.name(), edition.version));
+    let compression = if job.short { ["-Zgzip", "-z1"] } else { ["-Zxz", "-z6"] };
     DPKG_DEB.run(
         DPKG_DEB
             .command()
             .env("SOURCE_DATE_EPOCH", &job.epoch)
-            .args(["-Zxz", "--threads-max=1", "--root-owner-group", "--build"])
+            .args(compression)
+            .args(["--threads-max=1", "--root-owner-group", "--build"])
             .arg(root)
             .arg(&package)
             .stdout(std::process::Stdio::null()),

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use portkeep_tool::Tool;
 
+const FIND: Tool = Tool { name: "find", remedy: "apt-get install findutils" };
 const GZIP: Tool = Tool { name: "gzip", remedy: "apt-get install gzip" };
 
 /// Everything below a folder except folders, sorted.
@@ -51,6 +52,13 @@ pub(super) fn usual_modes(root: &Path) -> Result<()> {
         let executable = is_folder || (about.permissions().mode() & 0o100 != 0 && !is_library(path));
         set(path, if executable { 0o755 } else { 0o644 })
     })
+}
+
+/// Every time is the same one. dpkg-deb and rpmbuild change only the times that are later, and the clock of a machine may
+/// be behind that of the last commit.
+pub(super) fn date(root: &Path, epoch: &str) -> Result<()> {
+    let touch = ["-exec", "touch", "--no-dereference"];
+    FIND.run(FIND.command().arg(root).args(touch).arg(format!("--date=@{epoch}")).args(["{}", "+"]))
 }
 
 fn is_library(path: &Path) -> bool {

@@ -8,20 +8,24 @@ mod deb;
 mod files;
 mod licences;
 mod old_glibc;
+mod readme;
 mod rpm;
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    rc::Rc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use portkeep_tool::{Tool, cargo, repository, target_folder};
+use tempfile::TempDir;
 
 use crate::install::{Build, Layout, read, write};
 
 const SHA256SUM: Tool = Tool { name: "sha256sum", remedy: "apt-get install coreutils" };
+const CP: Tool = Tool { name: "cp", remedy: SHA256SUM.remedy };
 const STRIP: Tool = Tool { name: "strip", remedy: "apt-get install binutils" };
 
 /// Build the packages: .deb, .rpm and tar.gz
@@ -33,18 +37,18 @@ pub(crate) struct Options {
     /// Check the packages: lintian, installing, upgrading, removing, purging (as root)
     #[arg(long)]
     check: bool,
+    /// Run the README's examples on a fresh Debian, with the .deb and the wheel (as root)
+    #[arg(long)]
+    readme: bool,
     /// Build twice, in two folders, and compare
     #[arg(long)]
     twice: bool,
     /// Build with the profile of the tests and this machine's glibc: quick, and for checks only
     #[arg(long)]
     short: bool,
-    /// The .deb only
-    #[arg(long)]
-    only_deb: bool,
-    /// Version that the packages claim to be, for tests of upgrades
-    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
-    version: String,
+    /// Make only the .deb, and claim to be this version, and another layout in the kernel: for tests of upgrades
+    #[arg(long, value_name = "VERSION[:ABI]")]
+    only_deb: Vec<String>,
 }
 
 /// One package.
@@ -57,6 +61,33 @@ enum Kind {
 }
 
 impl Kind {
+    /// Copy what was built for the package, stripped; the program that is linked to glibc.
+    fn place_built(self, built: &Path, root: &Path) -> Result<PathBuf> {
+        let layout = Layout { root: root.into(), prefix: "/usr".into() };
+        let program = match self {
+            Self::Portkeep => {
+                layout.place_program(built)?;
+                layout.below_prefix("bin/portkeep")
+            }
+            Self::Winsock => {
+                layout.place_winsock(built)?;
+                let libraries = layout.below_prefix("lib");
+                // Cargo strips no archives.
+                STRIP.run(
+                    STRIP
+                        .command()
+                        .args(["--strip-debug", "--enable-deterministic-archives"])
+                        .arg(libraries.join("libportkeep_winsock.a")),
+                )?;
+                libraries.join("libportkeep_winsock.so.0")
+            }
+        };
+        STRIP.run(STRIP.command().arg("--strip-unneeded").arg(&program))?;
+        let documents = layout.below_prefix("share/doc").join(self.name());
+        write(&documents.join("THIRD-PARTY.txt"), &licences::text(self.package())?)?;
+        Ok(program)
+    }
+
     const ALL: [Self; 2] = [Self::Portkeep, Self::Winsock];
 
     const fn name(self) -> &'static str {
@@ -106,31 +137,38 @@ struct Edition {
 }
 
 impl Edition {
-    fn new(version: &str) -> Result<Self> {
+    fn new() -> Result<Self> {
         let header = read(&repository().join("crates/kernel/bpf/portkeep.h"))?;
         let abi = header.lines().find_map(|line| line.strip_prefix("#define PORTKEEP_ABI "));
-        Ok(Self { version: version.into(), abi: abi.context("portkeep.h has no PORTKEEP_ABI")?.into() })
+        let abi = abi.context("portkeep.h has no PORTKEEP_ABI")?;
+        Ok(Self { version: env!("CARGO_PKG_VERSION").into(), abi: abi.into() })
     }
 }
 
 /// All that the formats share.
 #[derive(Clone)]
 struct Job {
-    build: Build,
+    /// Everything that had to be built, stripped: a folder `usr` for each package.
+    built: Rc<TempDir>,
     out: PathBuf,
     /// Seconds since 1970: the time of everything in the packages.
     epoch: String,
     /// The newest version of glibc that the programs require.
     glibc: String,
+    /// For checks: the packages are large, and are made quickly.
+    short: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| target_folder().join("dist"));
     let out = std::path::absolute(&out).with_context(|| format!("looking for {}", out.display()))?;
     let job = Job::new(options.short, out)?;
-    let edition = Edition::new(&options.version)?;
-    if options.only_deb {
-        return Kind::ALL.iter().try_for_each(|kind| deb::make(&job, *kind, &edition).map(drop));
+    let edition = Edition::new()?;
+    if !options.only_deb.is_empty() {
+        return options.only_deb.iter().try_for_each(|name| {
+            let (version, abi) = name.split_once(':').unwrap_or((name, &edition.abi));
+            deb::make(&job, Kind::Portkeep, &Edition { version: version.into(), abi: abi.into() }).map(drop)
+        });
     }
     let made = job.packages(&edition)?;
     job.list(&made)?;
@@ -140,6 +178,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if options.check {
         check::run(&job, &edition, &made)?;
+    }
+    if options.readme {
+        readme::run(&made)?;
     }
     Ok(())
 }
@@ -153,54 +194,43 @@ impl Job {
         };
         let epoch = epoch()?;
         fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-        let mut job = Self { build, out, epoch, glibc: String::new() };
-        let stage = tempfile::tempdir().context("making a temporary folder")?;
-        let programs = Kind::ALL.map(|kind| job.stage(kind, &stage.path().join(kind.name()), "/usr"));
-        for program in programs {
-            job.glibc = old_glibc::newer(&job.glibc, &old_glibc::required(&program?)?);
+        let built = tempfile::tempdir().context("making a temporary folder")?;
+        let folder = build.make()?;
+        let mut glibc = String::new();
+        for kind in Kind::ALL {
+            let program = kind.place_built(&folder, &built.path().join(kind.name()))?;
+            glibc = old_glibc::newer(&glibc, &old_glibc::required(&program)?);
         }
-        println!("the programs require glibc {}", job.glibc);
-        if !short && old_glibc::newer(&job.glibc, old_glibc::OLDEST) != old_glibc::OLDEST {
-            bail!("the programs require glibc {} and must run with {}", job.glibc, old_glibc::OLDEST);
+        println!("the programs require glibc {glibc}");
+        if !short && old_glibc::newer(&glibc, old_glibc::OLDEST) != old_glibc::OLDEST {
+            bail!("the programs require glibc {glibc} and must run with {}", old_glibc::OLDEST);
         }
-        Ok(job)
+        Ok(Self { built: Rc::new(built), out, epoch, glibc, short })
     }
 
     fn in_folder(&self, out: &Path) -> Self {
         Self { out: out.into(), ..self.clone() }
     }
 
-    /// Lay out the files of a package; the one that is linked to glibc.
-    fn stage(&self, kind: Kind, root: &Path, prefix: &str) -> Result<PathBuf> {
+    /// Lay out the files of a package.
+    fn stage(&self, kind: Kind, root: &Path, prefix: &str) -> Result<()> {
         let layout = Layout { root: root.into(), prefix: prefix.into() };
         let documents = layout.below_prefix("share/doc").join(kind.name());
-        let program = match kind {
-            Kind::Portkeep => {
-                layout.place_files()?;
-                layout.place_program(&self.build)?;
-                layout.below_prefix("bin/portkeep")
-            }
+        match kind {
+            Kind::Portkeep => layout.place_files()?,
             Kind::Winsock => {
-                layout.place_winsock(&self.build)?;
                 for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
                     write(&documents.join(licence), &read(&repository().join(licence))?)?;
                 }
-                let libraries = layout.below_prefix("lib");
-                // Cargo strips no archives.
-                STRIP.run(
-                    STRIP
-                        .command()
-                        .args(["--strip-debug", "--enable-deterministic-archives"])
-                        .arg(libraries.join("libportkeep_winsock.a")),
-                )?;
-                libraries.join("libportkeep_winsock.so.0")
             }
-        };
-        if self.build.profile == "dev" {
-            STRIP.run(STRIP.command().arg("--strip-unneeded").arg(&program))?;
         }
-        write(&documents.join("THIRD-PARTY.txt"), &licences::text(kind.package())?)?;
-        Ok(program)
+        let built = self.built.path().join(kind.name()).join("usr");
+        CP.run(CP.command().args(["--archive", "--no-target-directory"]).arg(built).arg(layout.below_prefix("")))?;
+        if kind == Kind::Winsock {
+            let file = layout.below_prefix("lib/pkgconfig/portkeep-winsock.pc");
+            write(&file, &read(&file)?.replace("prefix=/usr\n", &format!("prefix={prefix}\n")))?;
+        }
+        Ok(())
     }
 
     /// Every format of every package.
@@ -275,10 +305,9 @@ impl Job {
 fn without_paths() -> Result<Vec<String>> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"))).context("HOME is not set")?;
-    Ok(vec![
-        format!("--remap-path-prefix={}=/portkeep", repository().display()),
-        format!("--remap-path-prefix={}=/cargo", home.display()),
-    ])
+    // The last one that fits counts: the target folder is often in the repository.
+    let names = [(repository(), "/portkeep"), (home, "/cargo"), (target_folder(), "/target")];
+    Ok(names.map(|(folder, name)| format!("--remap-path-prefix={}={name}", folder.display())).into())
 }
 
 /// `SOURCE_DATE_EPOCH`, or the time of the commit.

@@ -29,6 +29,7 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
     }
     files::compress_manual(&root.join("usr"))?;
     files::usual_modes(&root)?;
+    files::date(&root, &job.epoch)?;
     let spec = stage.path().join("portkeep.spec");
     write(&spec, &specification(kind, edition, &root)?)?;
     let out = stage.path().join("out");
@@ -42,14 +43,15 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
         ("use_source_date_epoch_as_buildtime", "1".into()),
         ("clamp_mtime_to_source_date_epoch", "1".into()),
         ("_build_id_links", "none".into()),
-        ("_binary_payload", "w6.xzdio".into()),
+        ("_binary_payload", if job.short { "w1.gzdio" } else { "w6.xzdio" }.into()),
         // The programs are stripped, the pages compressed.
         ("__os_install_post", "%{nil}".into()),
         ("debug_package", "%{nil}".into()),
     ] {
         build.arg("--define").arg(format!("{name} {value}"));
     }
-    RPMBUILD.run(build.arg(&spec))?;
+    // It prints what it builds for.
+    RPMBUILD.output(build.arg(&spec))?;
     let name = format!("{}-{}-1.x86_64.rpm", kind.name(), edition.version);
     let package = job.out.join(&name);
     fs::copy(out.join(&name), &package).with_context(|| format!("copying {name}"))?;

@@ -143,8 +143,29 @@ agents_come_and_go() {
 	check 'what is up is adopted' [ "$(in_force)" = "$before" ]
 }
 
+# A group and folders with their modes come with the package.
+accounts_and_folders() {
+	getent group portkeep && systemctl is-enabled portkeep.service || return
+	[ "$(stat -c '%a %U %G' /etc/portkeep/ports.d /run/portkeep /var/lib/portkeep | tr '\n' ' ')" = '755 root root 755 root root 700 root root ' ]
+}
+
+# A version that keeps reservations in another layout: it is refused, and nothing is touched.
+other_layout() {
+	local before=$1 pid sums said
+	pid=$(main_pid)
+	sums=$(sha256sum /usr/bin/portkeep /usr/lib/systemd/system/portkeep.service)
+	said=$(dpkg --install /usr/lib/boot-test/other.deb 2>&1) && return 1
+	echo "$said"
+	grep -qF 'systemctl stop portkeep.service; portkeep down' <<<"$said" || return
+	[ "$(sha256sum /usr/bin/portkeep /usr/lib/systemd/system/portkeep.service)" = "$sums" ] || return
+	[ "$(main_pid)" = "$pid" ] && [ "$(in_force)" = "$before" ]
+}
+
 upgrades() {
 	local before=$1 pid
+	check 'the package made its group and folders' accounts_and_folders
+	check 'a version with another layout is refused before anything is changed, with what to do' other_layout "$before"
+	hostiles
 	pid=$(main_pid)
 	check 'the package is upgraded' dpkg --install /usr/lib/boot-test/new.deb
 	check 'the agent is another' soon is_another_agent "$pid"
@@ -193,6 +214,35 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
+# Drop-ins for three servers that run, as if they were not declared yet: they come into force around them.
+adopts() {
+	local of_packages=/usr/lib/portkeep/ports.d own=/etc/portkeep/ports.d failed= adopted port text
+	mkdir -p /run/aside
+	mv "$of_packages"/{nginx,listen}.toml "$own"/redis.toml /run/aside
+	portkeep reload
+	adopted=$(portkeep adopt)
+	echo "$adopted"
+	for text in 'unit = "nginx.service"' 'unit = "redis-server.service"' "$own/listen.toml" 'user = "root"'; do
+		grep -qF "$text" <<<"$adopted" || failed+=" $text"
+	done
+	portkeep adopt --write
+	portkeep reload
+	for port in 80 6379 7400; do
+		portkeep who "$port/tcp" | grep -q 'is reserved for' || failed+=" $port"
+	done
+	outsider_refused 6379 || failed+=' refused'
+	rm "$own"/{nginx,listen,redis-server}.toml
+	mv /run/aside/{nginx,listen}.toml "$of_packages"
+	mv /run/aside/redis.toml "$own"
+	portkeep reload
+	sync
+	echo "failed:$failed"
+	[ -z "$failed" ]
+}
+
+# Who was refused before anybody watched.
+past() { portkeep watch --since -1h --no-follow --what refused --json | grep -m 1 '"what":"refused"'; }
+
 # The commands of the README, on a machine where it is up for everybody.
 readme() {
 	portkeep run --count 2 --label web -- bash -c 'echo "$PORTS" >/run/web; exec /usr/lib/boot-test/hostile serve "${PORTS%,*}"' &
@@ -208,7 +258,8 @@ readme() {
 	portkeep acquire --ports "$second" --for 0s && failed+=' acquire'
 	kill "$run"
 	wait "$run"
-	soon not portkeep who "$port" || failed+=' end'
+	# Connections may leave TIME-WAIT behind.
+	soon eval '! portkeep who "$port" | grep -q "belongs to"' || failed+=' end'
 	setpriv --reuid outsider --clear-groups portkeep acquire --count 3 --both --for 0s | grep -F tcp+udp || failed+=' user'
 	echo "failed:$failed"
 	[ -z "$failed" ]
@@ -236,6 +287,9 @@ first_boot() {
 	check 'a port of another network namespace is confirmed' other_namespace
 	check 'what the README shows' readme
 	check 'a port whose rightful owner is there already is reserved around it' around
+	check 'what was refused is in the journal' past
+	check 'the doctor names what conflicts' eval 'portkeep doctor | grep -F "[in-force]"'
+	check 'the servers that run are adopted' adopts
 	hostiles
 	check 'the service lacked no right' no_complaints
 	check 'a reservation is created' portkeep persist add --name metrics --tcp 9100 --unit plain.service

@@ -1,0 +1,105 @@
+//! `persist set`.
+
+use std::io::Write;
+
+use portkeep::{
+    PortList, Transports,
+    persistent::{Change, Name},
+};
+
+use super::{
+    audience::{For, warn_if_missing},
+    changed, connect, description,
+};
+use crate::{DONE, Io, ports, reservations};
+
+const AFTER_HELP: &str = "\
+For a reservation that a command created. The other parts of it stay as they are. Outsiders cannot bind the ports meanwhile: \
+all but the ports is changed in place, and new ports are in force before the former ones are free. If a change is \
+refused, the reservation stays as it is. New ports must not overlap the former ones.
+
+Sockets bound from it keep running, also those that it is no longer for.
+
+Examples:
+  portkeep persist set tomcat --unit tomcat10.service
+  portkeep persist set rtp --udp 20000-20099 --description 'media, new range'
+
+Exit status: 3 if there is no such reservation";
+
+/// Change a persistent reservation
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP, override_usage = "portkeep persist set <NAME> <OPTIONS>")]
+#[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
+#[command(group = clap::ArgGroup::new("what").multiple(true).required(true)
+    .args(["tcp", "udp", "both", "user", "group", "unit", "cgroup", "administrators", "strict", "ephemeral", "description"]))]
+pub(crate) struct Args {
+    /// Its name
+    #[arg(hide_short_help = true)]
+    name: Name,
+
+    /// These TCP ports from now on
+    #[arg(long, value_name = "PORTS", value_parser = ports::tcp, help_heading = "Ports")]
+    tcp: Option<PortList>,
+    /// These UDP ports from now on
+    #[arg(long, value_name = "PORTS", value_parser = ports::udp, help_heading = "Ports")]
+    udp: Option<PortList>,
+    /// The same numbers for TCP and UDP from now on
+    #[arg(long, value_name = "PORTS", value_parser = ports::both, help_heading = "Ports")]
+    both: Option<PortList>,
+
+    #[command(flatten)]
+    audience: For,
+
+    /// true: only sockets that are associated with it may bind its ports
+    #[arg(long, value_name = "BOOL", hide_possible_values = true)]
+    strict: Option<bool>,
+    /// true: binds to port 0 draw from it
+    #[arg(long, value_name = "BOOL", hide_possible_values = true)]
+    ephemeral: Option<bool>,
+    /// Sockets of those it is for may be on the new ports already
+    #[arg(long, requires = "ports")]
+    around: bool,
+    /// Accept that few ephemeral ports are left: outgoing connections may fail
+    #[arg(long, requires = "ports")]
+    force: bool,
+    /// One line for listings; empty for none
+    #[arg(long, value_name = "TEXT", value_parser = description)]
+    description: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    fn change(&self) -> Change {
+        let block = [(&self.tcp, Transports::Tcp), (&self.udp, Transports::Udp), (&self.both, Transports::Both)];
+        let block = block.into_iter().find_map(|(ports, transports)| Some((ports.as_ref()?, transports)));
+        Change {
+            name: None,
+            ports: block.map(|(ports, _)| ports.clone()),
+            transports: block.map(|(_, transports)| transports),
+            audience: self.audience.audience(),
+            strict: self.strict,
+            ephemeral: self.ephemeral,
+            around: self.around.then_some(true),
+            force: self.force.then_some(true),
+            description: self.description.clone(),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    let info = changed(&mut connect(None)?, &args.name, &args.change())?;
+    warn_if_missing(&info, io);
+    if args.json {
+        io.json(&info)?;
+        return Ok(DONE);
+    }
+    let (ports, transports, whom) = (&info.ports, info.transports, reservations::owner(&info));
+    let terms = reservations::terms(&info);
+    match &info.reason {
+        None => writeln!(io.out, "{ports}/{transports} is reserved as {} for {whom}{terms}", args.name)?,
+        Some(reason) => writeln!(io.out, "{} is changed, and waits: {reason}", args.name)?,
+    }
+    Ok(DONE)
+}
