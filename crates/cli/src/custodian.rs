@@ -7,19 +7,13 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::Context;
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::dup,
-    stdio,
-};
+use rustix::{io::dup, stdio};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
     iterator::Signals,
@@ -29,10 +23,6 @@ use crate::{DONE, Io, level, subgroup::Subgroup};
 
 /// Name of the command, which is none for people.
 pub(crate) const NAME: &str = "run-custodian";
-/// A change that was missed, if that can be, is noticed after this.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// The processes of a command that may need to end after it.
-const GRACE: Duration = Duration::from_millis(200);
 
 /// Keep the owner socket on standard input until a cgroup is empty
 #[derive(Debug, clap::Args)]
@@ -61,7 +51,7 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     stdio::dup2_stdout(&nothing).context("redirecting standard output")?;
     let mut subgroup = Subgroup::of_another(args.cgroup, args.parent);
     subgroup.leave().context("leaving the cgroup of the command")?;
-    wait_until_empty(&subgroup, None)?;
+    subgroup.wait_until_empty(None)?;
     // First the ports, then the cgroup, and last the BPF programs that may have been up only for them.
     stdio::dup2_stdin(&nothing).context("closing the owner socket")?;
     drop(subgroup);
@@ -85,32 +75,6 @@ pub(crate) fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// False if it is not empty in time.
-fn wait_until_empty(subgroup: &Subgroup, limit: Option<Duration>) -> io::Result<bool> {
-    let begun = std::time::Instant::now();
-    // Opened before the first look, so that no change falls in between.
-    let events = match File::open(subgroup.events()) {
-        Ok(events) => events,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(error),
-    };
-    while subgroup.is_populated() {
-        let rest = limit.map_or(LOOK_AGAIN, |limit| limit.saturating_sub(begun.elapsed()));
-        if rest.is_zero() {
-            return Ok(false);
-        }
-        let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
-        let mut fds = [PollFd::new(&events, PollFlags::PRI)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // The kernel reports a change to a descriptor again after it was read.
-        let _ = rustix::io::pread(events.as_fd(), &mut [0; 64], 0);
-    }
-    Ok(true)
-}
-
 /// The custodian of a command that this process is about to start.
 #[derive(Debug)]
 pub(crate) struct Custodian(Child);
@@ -129,31 +93,20 @@ impl Custodian {
         command.spawn().map(Self).context("starting the process that keeps the ports")
     }
 
-    /// End it, whatever the command left running: the processes that are returned.
-    pub(crate) fn end(mut self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
-        let left = self.left(subgroup)?;
-        // Where nothing is left it ends by itself, and may be about to.
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(left)
-    }
-
-    /// The command has ended, and this process has closed the owner socket. If processes that it started still run, the
-    /// custodian stays with them, and they are returned.
-    pub(crate) fn finish(mut self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
-        let left = self.left(subgroup)?;
-        if left.is_empty() {
-            self.0.wait()?;
-        }
-        Ok(left)
-    }
-
-    /// The processes in the cgroup, after a moment for those that end after the command. On a busy machine the custodian itself may not
-    /// have left it yet.
-    fn left(&self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
-        if wait_until_empty(subgroup, Some(GRACE))? {
+    /// The command has ended. Returns the processes of it that still run, after a moment for those that end after it.
+    pub(crate) fn left(&self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
+        // On a busy machine the custodian itself may not have left the cgroup yet.
+        let others = || subgroup.processes().into_iter().filter(|pid| *pid != self.0.id()).collect::<Vec<u32>>();
+        if others().is_empty() || subgroup.settle()? {
             return Ok(Vec::new());
         }
-        Ok(subgroup.processes().into_iter().filter(|pid| *pid != self.0.id()).collect())
+        Ok(others())
+    }
+
+    /// End it. This process gives everything up in its place, which is sooner than waiting until it has noticed.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
     }
 }

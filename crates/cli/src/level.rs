@@ -64,21 +64,15 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Let another process give up what is needed, in place of this one, or with `shared` beside it. `hand_over` receives it.
-    pub(crate) fn hand_over<T>(
-        &mut self,
-        shared: bool,
-        hand_over: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
+    /// Let another process keep up what is needed, beside this one. `share` receives it.
+    pub(crate) fn share<T>(
+        &self,
+        share: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let copy = match &self.need {
+        share(match &self.need {
             Some((folder, guard)) => Some((folder.clone(), guard.try_clone()?)),
             None => None,
-        };
-        let done = hand_over(copy)?;
-        if !shared {
-            self.need = None;
-        }
-        Ok(done)
+        })
     }
 }
 
@@ -111,6 +105,13 @@ impl Level {
         match self {
             Self::Kernel(_) => Enforcement::Kernel,
             Self::Held(_) => Enforcement::Held,
+        }
+    }
+
+    /// Another process gives up what is needed.
+    pub(crate) fn leave(self) {
+        if let Self::Kernel(mut served) = self {
+            served.need = None;
         }
     }
 

@@ -208,28 +208,33 @@ impl Stage {
             Some(claim) => claim.owner().context("duplicating the owner socket")?,
             None => None,
         };
-        let (Some(group), Level::Kernel(served), Some(owner)) = (&mut self.group, &mut self.level, owner) else {
+        let (Some(group), Level::Kernel(served), Some(owner)) = (&mut self.group, &self.level, owner) else {
             return Ok(());
         };
-        group.custodian = Some(served.hand_over(self.main, |need| Custodian::start(&group.cgroup, owner, need))?);
+        group.custodian = Some(served.share(|need| Custodian::start(&group.cgroup, owner, need))?);
         Ok(())
     }
 
     /// The command has ended. Processes that it left running keep the ports, but for `--main`, and are returned.
     fn finish(self) -> anyhow::Result<Vec<Process>> {
-        let Self { claim, range, group, level: _level, main, .. } = self;
-        let Some(Group { custodian: Some(custodian), mut cgroup }) = group else { return Ok(Vec::new()) };
+        let Self { claim, range, group, level, main, .. } = self;
+        let Some(Group { custodian: Some(custodian), mut cgroup }) = group else {
+            drop((claim, range));
+            return Ok(Vec::new());
+        };
         cgroup.leave().context("leaving the cgroup of the command")?;
+        let left = custodian.left(&cgroup).context("waiting for the cgroup of the command")?;
         let claims = claim.into_iter().chain(range);
-        let waiting = "waiting for the cgroup of the command";
-        let left = if main {
-            let left = custodian.end(&cgroup).context(waiting)?;
+        if main || left.is_empty() {
+            custodian.end().context("ending the process that keeps the ports")?;
             claims.for_each(drop);
-            left
+            if left.is_empty() {
+                cgroup.settle().context("waiting for the cgroup of the command")?;
+            }
         } else {
             claims.for_each(Claim::close);
-            custodian.finish(&cgroup).context(waiting)?
-        };
+            level.leave();
+        }
         Ok(left.into_iter().filter_map(process::of).collect())
     }
 }

@@ -1,16 +1,24 @@
 //! A cgroup for one command and all that it starts.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use portkeep_kernel::cgroup;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const PREFIX: &str = "portkeep-run-";
 /// Commands of one process number that are still running; there is one but for numbers that came round again.
 const MOST: u32 = 1000;
+/// A change that was missed, if that can be, is noticed after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The processes of a command that may need to end after it.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// A cgroup below the own one, with this process in it until it leaves.
 ///
@@ -82,14 +90,45 @@ impl Subgroup {
     }
 
     /// Whether processes are in it, or in one below it. One that is gone has none.
-    pub(crate) fn is_populated(&self) -> bool {
+    fn is_populated(&self) -> bool {
         let events = fs::read_to_string(self.events()).unwrap_or_default();
         events.lines().any(|line| line == "populated 1")
     }
 
     /// The file that reports a change of [`is_populated`](Self::is_populated) to those who poll it.
-    pub(crate) fn events(&self) -> PathBuf {
+    fn events(&self) -> PathBuf {
         self.path.join("cgroup.events")
+    }
+
+    /// Wait until no process is in it, nor in one below it; false if that takes longer than `limit`.
+    pub(crate) fn wait_until_empty(&self, limit: Option<Duration>) -> io::Result<bool> {
+        let begun = Instant::now();
+        // Opened before the first look, so that no change falls in between.
+        let events = match File::open(self.events()) {
+            Ok(events) => events,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        while self.is_populated() {
+            let rest = limit.map_or(LOOK_AGAIN, |limit| limit.saturating_sub(begun.elapsed()));
+            if rest.is_zero() {
+                return Ok(false);
+            }
+            let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
+            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // The kernel reports a change to a descriptor again after it was read.
+            let _ = rustix::io::pread(events.as_fd(), &mut [0; 64], 0);
+        }
+        Ok(true)
+    }
+
+    /// The same, for a moment: processes of a command may need to end after it.
+    pub(crate) fn settle(&self) -> io::Result<bool> {
+        self.wait_until_empty(Some(GRACE))
     }
 
     /// Its processes, and those of the cgroups below it.

@@ -9,16 +9,14 @@ use std::{fmt, io};
 
 use portkeep_core::{AlignError, Errno, ParsePortsError, PortRange, PortRangeError, Transport, Transports};
 
-use crate::{
-    info::{Info, Owner},
-    persistent::protocol::Reason,
-};
+use crate::info::{Info, Owner};
 
 fn raw(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno)
 }
 
-fn with_kind(errno: Option<Errno>, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+/// An error of the kind that the number has.
+pub(crate) fn with_kind(errno: Option<Errno>, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     let kind = errno.map_or(io::ErrorKind::Other, |errno| io::Error::from_raw_os_error(errno.0).kind());
     io::Error::new(kind, error)
 }
@@ -34,15 +32,7 @@ macro_rules! into_io {
     )*};
 }
 
-into_io!(
-    AcquireError,
-    ReleaseError,
-    AssociateError,
-    BindError,
-    ConnectError,
-    QueryError,
-    crate::persistent::PersistentError
-);
+into_io!(AcquireError, ReleaseError, AssociateError, BindError, ConnectError, QueryError);
 
 /// An error in the request itself. Found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -193,26 +183,6 @@ impl AcquireError {
             Self::HeldCannot { .. } | Self::WrongSocket => Errno::EOPNOTSUPP,
             Self::SocketCall { source } | Self::AcquireCall { source } => return raw(source),
         })
-    }
-}
-
-impl AcquireError {
-    /// The reason, as JSON has it.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Malformed(_) | Self::ForeignCgroup | Self::WrongSocket => Reason::Malformed,
-            Self::InUse { .. } | Self::SecondRange => Reason::InUse,
-            Self::NoRoom { .. } | Self::OverQuota => Reason::NoRoom,
-            Self::Privileged => Reason::NotAllowed,
-            Self::AgentAbsent | Self::AgentFailed | Self::AgentSilent { .. } => Reason::NoAgent,
-            Self::KernelAbsent | Self::HeldCannot { .. } => Reason::NotUp,
-            Self::TooManyFiles { .. }
-            | Self::Interrupted
-            | Self::Cancelled
-            | Self::OtherAbi { .. }
-            | Self::SocketCall { .. }
-            | Self::AcquireCall { .. } => Reason::Failed,
-        }
     }
 }
 

@@ -23,8 +23,9 @@ pub(super) struct Field {
     pub(super) seed: u64,
 }
 
-/// A private ephemeral range of each test process: twice the ports of a round for the programs that still end, and more.
-pub(super) const RANGE: u16 = 64;
+/// A private ephemeral range of each test process: more than it picks in 30 s, because get-port does not return a port again
+/// before that, and waits for another if there is none. All of them fit into the pool.
+pub(super) const RANGE: u16 = 256;
 
 /// With `within_range` each test process runs under `portkeep run --ephemeral`, unchanged.
 pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {

@@ -34,6 +34,11 @@ const FILES: &[Row] = &[
     ("/var/lib/portkeep/persistent.redb", "The store: reservations that commands created.", STORING),
     ("/run/portkeep/agent.sock", "The agent's socket.", ASKING),
     ("/sys/fs/bpf/portkeep", "The pins of the BPF programs.", ALL),
+    (
+        "$XDG_RUNTIME_DIR/portkeep-warned",
+        "The jobs of this user that were warned about limits of the enforcement; /tmp/portkeep-warned-UID without a folder.",
+        &["run"],
+    ),
 ];
 
 /// Variables that have no option.

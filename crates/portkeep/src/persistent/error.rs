@@ -3,7 +3,7 @@ use std::io;
 use portkeep_core::Errno;
 
 use super::protocol::{Reason, Refused};
-use crate::QueryError;
+use crate::{AcquireError, QueryError, error::with_kind};
 
 /// Why a persistent reservation was not created, deleted or found. Nothing has changed, but for [`Self::Lost`].
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +115,33 @@ impl From<Refused> for PersistentError {
             Reason::FromFile => Self::FromFile(message),
             Reason::Store => Self::Store(message),
             Reason::NotUp | Reason::NoAgent | Reason::Failed => Self::Failed(message),
+        }
+    }
+}
+
+impl From<PersistentError> for io::Error {
+    /// Keeps the kind of the error number; the error itself is inside (`get_ref`, `downcast`).
+    fn from(error: PersistentError) -> Self {
+        with_kind(error.errno(), error)
+    }
+}
+
+impl AcquireError {
+    /// The reason, as JSON has it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Malformed(_) | Self::ForeignCgroup | Self::WrongSocket => Reason::Malformed,
+            Self::InUse { .. } | Self::SecondRange => Reason::InUse,
+            Self::NoRoom { .. } | Self::OverQuota => Reason::NoRoom,
+            Self::Privileged => Reason::NotAllowed,
+            Self::AgentAbsent | Self::AgentFailed | Self::AgentSilent { .. } => Reason::NoAgent,
+            Self::KernelAbsent | Self::HeldCannot { .. } => Reason::NotUp,
+            Self::TooManyFiles { .. }
+            | Self::Interrupted
+            | Self::Cancelled
+            | Self::OtherAbi { .. }
+            | Self::SocketCall { .. }
+            | Self::AcquireCall { .. } => Reason::Failed,
         }
     }
 }

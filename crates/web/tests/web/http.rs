@@ -216,13 +216,13 @@ fn a_large_machine_is_mapped_and_an_idle_server_rests() {
     let Some(world) = World::enter("web::large") else { return };
     let scene = crate::scene::Large::new();
     let server = Server::start(scene.folder.path());
-    let begin = std::time::Instant::now();
+    let (begin, used) = (std::time::Instant::now(), server.ticks());
     let answer = server.get("/api/map");
-    let first = begin.elapsed();
+    let (first, used) = (begin.elapsed(), server.ticks() - used);
     let map = answer.json();
     assert_eq!(map["reservations"].as_array().unwrap().len(), crate::scene::RESERVATIONS);
     tell(&format!(
-        "map of {} reservations and {} sockets: {first:?}, {} KiB",
+        "map of {} reservations and {} sockets: {first:?}, of it {used} ticks of processor time; {} KiB",
         crate::scene::RESERVATIONS,
         crate::scene::SOCKETS,
         answer.body.len() / 1024

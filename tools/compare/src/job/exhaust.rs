@@ -27,7 +27,8 @@ pub(super) fn run(address: &str) -> Result<()> {
 
 fn ask(address: &SocketAddr) -> Result<bool> {
     let mut server = UnixStream::connect_addr(address)?;
-    writeln!(server, "{}", std::process::id())?;
+    // In one write: servers look once.
+    server.write_all(format!("{}\n", std::process::id()).as_bytes())?;
     let mut answer = String::new();
     server.read_to_string(&mut answer)?;
     Ok(!answer.is_empty())

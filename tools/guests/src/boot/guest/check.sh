@@ -217,15 +217,16 @@ around() {
 # Drop-ins for three servers that run, as if they were not declared yet: they come into force around them.
 adopts() {
 	local of_packages=/usr/lib/portkeep/ports.d own=/etc/portkeep/ports.d failed= adopted port text
+	local units=(nginx.service redis-server.service listen.socket)
 	mkdir -p /run/aside
 	mv "$of_packages"/{nginx,listen}.toml "$own"/redis.toml /run/aside
 	portkeep reload
-	adopted=$(portkeep adopt)
+	adopted=$(portkeep adopt "${units[@]}")
 	echo "$adopted"
 	for text in 'unit = "nginx.service"' 'unit = "redis-server.service"' "$own/listen.toml" 'user = "root"'; do
 		grep -qF "$text" <<<"$adopted" || failed+=" $text"
 	done
-	portkeep adopt --write
+	portkeep adopt --write "${units[@]}"
 	portkeep reload
 	for port in 80 6379 7400; do
 		portkeep who "$port/tcp" | grep -q 'is reserved for' || failed+=" $port"
@@ -240,7 +241,7 @@ adopts() {
 	[ -z "$failed" ]
 }
 
-# Who was refused before anybody watched.
+# The refusals before anybody watched.
 past() { portkeep watch --since -1h --no-follow --what refused --json | grep -m 1 '"what":"refused"'; }
 
 # The commands of the README, on a machine where it is up for everybody.
