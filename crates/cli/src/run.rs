@@ -90,7 +90,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     user: Option<Account>,
     /// Run it on the ports of this persistent reservation
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "at", "align", "label", "wait"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "ports", "align", "label", "wait"])]
     reservation: Option<Name>,
     /// End the reservation with the command itself, whatever it leaves running
     #[arg(long)]
