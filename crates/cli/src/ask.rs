@@ -29,7 +29,7 @@ pub(crate) struct Ask {
     /// The same numbers for TCP and UDP
     #[arg(long, group = "transport")]
     both: bool,
-    /// These ports, as 80,443 or 5000-5019/udp [default: any of the pool]
+    /// These ports, as 80,443 or 5000-5019/udp
     #[arg(short, long, value_name = "LIST", value_parser = ports::text, conflicts_with_all = ["wanted", "align"])]
     pub(crate) ports: Option<String>,
     /// The first port is a multiple of N, a power of two (2 for RTP pairs)

@@ -22,7 +22,11 @@ impl Asked {
         let mut found: Vec<_> = named.flat_map(|info| blocks_of(info).map(|block| (block, info.transports))).collect();
         if let Some(Ports { list, transports }) = self.ports.as_ref().filter(|_| found.is_empty()) {
             let transports = transports.unwrap_or(Transports::Both);
-            found.extend(list.blocks().iter().map(|block| (*block, transports)));
+            // Ports that were named one by one are no range, also if they are neighbours (L1).
+            match self.text.split(',').count() == usize::from(list.count()) {
+                true => found.extend(list.iter().filter_map(|port| Some((PortRange::single(port).ok()?, transports)))),
+                false => found.extend(list.blocks().iter().map(|block| (*block, transports))),
+            }
         }
         found
     }
@@ -69,6 +73,7 @@ mod tests {
         };
         assert_eq!(blocks("web"), ["61000-61003/tcp"]);
         assert_eq!(blocks("443,80"), ["80/tcp+udp", "443/tcp+udp"]);
+        assert_eq!(blocks("80,81"), ["80/tcp+udp", "81/tcp+udp"]);
         assert_eq!(blocks("8000-8100/udp"), ["8000-8100/udp"]);
         assert_eq!(blocks("no-such-name"), [""; 0]);
         for wrong in ["0", "65536", "80/sctp", "no-such-name/tcp", "80,no-such-name", ""] {
