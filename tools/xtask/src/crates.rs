@@ -25,7 +25,8 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     let mut manifest = String::from("[workspace]\nresolver = \"3\"\nmembers = [\"*-*.*.*\"]\n\n[patch.crates-io]\n");
     for (name, version) in &crates {
         let file = target_folder().join("package").join(format!("{name}-{version}.crate"));
-        TAR.run(TAR.command().arg("-C").arg(outside).arg("-xzf").arg(&file))?;
+        // Files of now: those of every packed crate are from 2006, and cargo would take an earlier build for this one.
+        TAR.run(TAR.command().arg("-C").arg(outside).args(["--touch", "-xzf"]).arg(&file))?;
         let unpacked = outside.join(format!("{name}-{version}"));
         for part in ["README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
             let text = fs::read_to_string(unpacked.join(part)).with_context(|| format!("{part} of {name}"))?;
