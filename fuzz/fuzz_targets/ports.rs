@@ -2,8 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portkeep_core::{PortRange, PortSet, Transports};
-use portkeep_persist::Services;
+use portkeep_core::{PortList, PortRange, PortSet, Ports, Services, Transports};
 
 fuzz_target!(|text: &str| {
     if let Ok(range) = text.parse::<PortRange>() {
@@ -14,8 +13,18 @@ fuzz_target!(|text: &str| {
     }
     // The text is both the file and the word that is looked up in it.
     let services = Services::parse(text);
-    for transports in [Transports::Tcp, Transports::Udp, Transports::Both] {
-        let _ = services.ports(text, transports);
-        let _ = text.split_whitespace().next().map(|name| services.ports(name, transports));
+    let name = text.split_whitespace().next().unwrap_or_default();
+    for text in [text, name] {
+        if let Ok(ports) = Ports::parse(text, &services) {
+            assert_eq!(Ports::parse(&ports.to_string(), &Services::default()), Ok(ports));
+        }
+        for transports in [None, Some(Transports::Tcp), Some(Transports::Udp), Some(Transports::Both)] {
+            let _ = Ports::resolve(text, transports, &services);
+        }
+    }
+    if let Ok(list) = text.parse::<PortList>() {
+        let set = PortSet::from(&list);
+        assert_eq!(set.to_string(), list.to_string());
+        assert!(list.iter().all(|port| set.contains(port)));
     }
 });

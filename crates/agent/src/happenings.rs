@@ -5,7 +5,7 @@
 //! fades. Omitted events are counted.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,7 +13,7 @@ use portkeep::{
     Info, Process, State,
     persistent::protocol::{Event as Told, Happening},
 };
-use portkeep_core::wire;
+use portkeep_core::{ListMark, PortList, PortRange, wire};
 use portkeep_kernel::{Event, EventKind, Maps, Reservation};
 use portkeep_persist::Declared;
 
@@ -40,13 +40,15 @@ pub(super) struct Happenings {
     budget: Budget<Kind, Told>,
     /// Requests that were refused a moment ago: their end is no news.
     refused: HashMap<u32, Instant>,
+    lists: Lists,
     /// Whether pids here mean what they mean to the BPF programs.
     first_pids: bool,
 }
 
 impl Happenings {
-    pub(super) fn new(per_second: u32) -> Self {
+    pub(super) fn new(per_second: u32, maps: &Maps) -> Self {
         Self {
+            lists: Lists::of(maps),
             names: UserNames::default(),
             budget: Budget::new(per_second),
             refused: HashMap::new(),
@@ -75,12 +77,25 @@ impl Happenings {
         if what == Happening::Ended && self.was_refused(event.id) {
             return None;
         }
+        let reservation = maps.reservation(event.id).ok().flatten();
+        let list = match what {
+            Happening::Granted => self.lists.granted(event.id, event.ports, reservation.as_ref().and_then(ListKey::of)),
+            Happening::Ended => self.lists.ended(event.id),
+            Happening::Refused | Happening::Exhausted | Happening::Denied => Part::Whole,
+            // Not one of the kinds above.
+            _ => return None,
+        };
+        let ports = match list {
+            Part::Whole => event.ports.into(),
+            Part::Last(ports) => ports,
+            // A list is one reservation: it is reported once.
+            Part::Other => return None,
+        };
         let declared = registry.declared(event.id);
         // An administrator's action is reported where it is done.
         if matches!(what, Happening::Granted | Happening::Ended) && (declared.is_some() || event.owner == 0) {
             return None;
         }
-        let reservation = maps.reservation(event.id).ok().flatten();
         // Confirmed by the agent: the process that asked is in the entry.
         let holder = reservation.as_ref().filter(|r| what == Happening::Granted && r.pid != event.pid);
         let doer = match holder {
@@ -99,12 +114,20 @@ impl Happenings {
         };
         let info = match (declared, hit) {
             (Some(Declared { declaration, origin }), _) => Some(Info::declared(declaration, origin, State::Active)),
-            (None, Some(hit)) => info(maps, &hit),
+            (None, Some(hit)) => self.lists.whole(maps, &hit),
             (None, None) => None,
         };
         let account = owners.account(doer.uid.unwrap_or_default());
-        let told = self.told(event, what, doer, info);
+        let told = self.told(event, (what, ports), doer, info);
         self.report(account, event.untold, told)
+    }
+
+    /// The agent has confirmed a request.
+    pub(super) fn confirmed(&mut self, id: u32, reservation: &Reservation) {
+        match ListKey::of(reservation) {
+            Some(key) => _ = self.lists.confirmed.insert(id, key),
+            None => _ = self.lists.confirmed.remove(&id),
+        }
     }
 
     /// A request for particular ports that was not granted.
@@ -124,7 +147,7 @@ impl Happenings {
         let told = Told {
             when: SystemTime::now().into(),
             what: Happening::Denied,
-            ports: info.ports,
+            ports: info.ports.clone(),
             transports: info.transports,
             netns: reservation.netns,
             process: Some(doer),
@@ -146,7 +169,7 @@ impl Happenings {
         let mut doer = self.process(by.pid, by.uid, comm);
         self.complete(&mut doer);
         let verb = if what == Happening::Ended { "is no longer reserved" } else { "is reserved" };
-        let (ports, transports) = (reservation.ports, reservation.transports);
+        let (ports, transports) = (reservation.ports.clone(), reservation.transports);
         let audience = reservation.audience.as_ref().map(|audience| format!(" for {audience}")).unwrap_or_default();
         let name = reservation.name.as_deref().unwrap_or_default();
         let message = format!("{ports}/{transports} {verb}{audience} as {name:?}, by {}", named(&doer));
@@ -227,8 +250,14 @@ impl Happenings {
         }
     }
 
-    fn told(&self, event: &Event, what: Happening, process: Process, reservation: Option<Info>) -> Told {
-        let (ports, transports) = (event.ports, event.transports);
+    fn told(
+        &self,
+        event: &Event,
+        (what, ports): (Happening, PortList),
+        process: Process,
+        reservation: Option<Info>,
+    ) -> Told {
+        let transports = event.transports;
         let process = Some(process).filter(|process| process.pid != 0 || !process.comm.is_empty());
         let who = doer(process.as_ref());
         let message = match what {
@@ -254,7 +283,7 @@ impl Happenings {
         let reservation = match what {
             // The entry is another's by now, or free.
             Happening::Ended => {
-                let mut ended = Info::of_block(ports, transports, State::Ended);
+                let mut ended = Info::of_ports(ports.clone(), transports, State::Ended);
                 ended.owner = process.clone().filter(|process| process.pid == event.owner);
                 Some(ended)
             }
@@ -268,6 +297,100 @@ impl Happenings {
 /// A reservation of the BPF programs.
 fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
     Info::from_wire(&maps.state(reservation).ok()?)
+}
+
+/// What the blocks of a list of a program have in common, and those of no other list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct ListKey {
+    mark: ListMark,
+    netns: u64,
+    owner: u32,
+}
+
+impl ListKey {
+    fn of(reservation: &Reservation) -> Option<Self> {
+        let mark = ListMark::of(&reservation.label)?;
+        Some(Self { mark, netns: reservation.netns, owner: reservation.pid })
+    }
+}
+
+/// What an event about a block is of its reservation.
+enum Part {
+    /// All of it.
+    Whole,
+    /// The last block of a list with these ports that was missing, or remained.
+    Last(PortList),
+    /// Another block of a list.
+    Other,
+}
+
+/// The lists in force: the BPF programs report each block, people hear of each list.
+#[derive(Debug, Default)]
+struct Lists {
+    by_block: HashMap<u32, ListKey>,
+    /// Blocks that the agent has confirmed. Their reservation may have ended when the event of it is read.
+    confirmed: HashMap<u32, ListKey>,
+    lists: HashMap<ListKey, List>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    /// All blocks that were granted.
+    blocks: Vec<PortRange>,
+    /// Of those that have not ended.
+    ids: Vec<u32>,
+    /// Once they are all there.
+    ports: Option<PortList>,
+}
+
+impl Lists {
+    fn of(maps: &Maps) -> Self {
+        let mut lists = Self::default();
+        let in_force = maps.reservations().flatten().filter(|(_, reservation)| reservation.state() == wire::ACTIVE);
+        for (id, reservation) in in_force {
+            if let Some(ports) = reservation.ports() {
+                let _ = lists.granted(id, ports, ListKey::of(&reservation));
+            }
+        }
+        lists
+    }
+
+    /// A block came into force.
+    fn granted(&mut self, id: u32, ports: PortRange, list: Option<ListKey>) -> Part {
+        // Its end may have been missed.
+        let _ = self.ended(id);
+        let Some(key) = list.or(self.confirmed.remove(&id)) else { return Part::Whole };
+        let list = self.lists.entry(key).or_default();
+        self.by_block.insert(id, key);
+        list.ids.push(id);
+        list.blocks.push(ports);
+        if list.ports.is_some() || list.blocks.len() < key.mark.blocks() {
+            return Part::Other;
+        }
+        list.ports = PortList::new(list.blocks.iter().copied()).ok();
+        list.ports.clone().map_or(Part::Other, Part::Last)
+    }
+
+    /// A block has ended. One of a list that never was complete is no news.
+    fn ended(&mut self, id: u32) -> Part {
+        let Some(key) = self.by_block.remove(&id) else { return Part::Whole };
+        let hash_map::Entry::Occupied(mut entry) = self.lists.entry(key) else { return Part::Other };
+        entry.get_mut().ids.retain(|other| *other != id);
+        if !entry.get().ids.is_empty() {
+            return Part::Other;
+        }
+        entry.remove().ports.map_or(Part::Other, Part::Last)
+    }
+
+    /// A reservation of the BPF programs, with the other blocks of its list.
+    fn whole(&self, maps: &Maps, reservation: &Reservation) -> Option<Info> {
+        let block = info(maps, reservation)?;
+        let list = ListKey::of(reservation).and_then(|key| Some((key, self.lists.get(&key)?)));
+        let Some((key, list)) = list else { return Some(block) };
+        let blocks = list.ids.iter().filter_map(|id| maps.reservation(*id).ok()?);
+        let its = blocks.filter(|reservation| ListKey::of(reservation) == Some(key));
+        Info::join(its.filter_map(|reservation| info(maps, &reservation))).pop().or(Some(block))
+    }
 }
 
 /// "nginx (pid 812, www-data)".

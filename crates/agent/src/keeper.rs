@@ -94,24 +94,20 @@ impl Keeper {
 
     /// Add a block to our entries in the calling thread's namespace, unless that leaves too few ephemeral ports (N5).
     pub(super) fn add_here(&self, netns: u64, block: PortRange) -> io::Result<Result<(), Exhausted>> {
-        let refused = self.add_each_here(netns, &[(block, false)])?;
+        let refused = self.add_each_here(netns, &[(block.into(), false)])?;
         Ok(refused.into_iter().next().map_or(Ok(()), |(_, why)| Err(why)))
     }
 
     /// Add many at once. Those that would leave too few ephemeral ports are not added, unless they are forced; returned are
     /// their indices and the reasons.
-    pub(super) fn add_each_here(
-        &self,
-        netns: u64,
-        blocks: &[(PortRange, bool)],
-    ) -> io::Result<Vec<(usize, Exhausted)>> {
+    pub(super) fn add_each_here(&self, netns: u64, blocks: &[(PortSet, bool)]) -> io::Result<Vec<(usize, Exhausted)>> {
         let mut refused = Vec::new();
         settle_here(&self.runtime, netns, |ours, current| {
             let (ephemeral, shared) = self.shared(ours, current)?;
             let mut all = ours.clone();
             let mut used = shared.enter.into_iter().fold(ours.clone(), |used, part| used.union(&part.into()));
             for (index, (block, forced)) in blocks.iter().enumerate() {
-                let block = self.outside_pool((*block).into());
+                let block = self.outside_pool(block.clone());
                 match ephemeral.as_ref().map(|ephemeral| ephemeral.check_more(&used, &block)) {
                     Some(Err(why)) if !forced => refused.push((index, why)),
                     _ => {

@@ -279,7 +279,7 @@ impl<'k> Agent<'k> {
             registry: Registry::open(&state, folder, root.clone()),
             netns: portkeep_kernel::netns::current_cookie().context("asking for the cookie of this namespace")?,
             server: Server::listen(server::path_in(folder)).context("listening on the agent's socket")?,
-            happenings: Happenings::new(policy.config().events.per_second),
+            happenings: Happenings::new(policy.config().events.per_second, &kernel.maps),
             latency: requests::no_latency(),
             started: SystemTime::now().into(),
             service: Service::new(),

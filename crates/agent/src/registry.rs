@@ -16,14 +16,14 @@ use std::{
 };
 
 use portkeep::{
-    Align, BoundSocket, Info, PortRange, State, Token,
+    Align, BoundSocket, Info, PortList, PortRange, State, Token,
     persistent::{
         Audience, Declaration, Name, Origin,
         protocol::{Block, Change, Kept, Proposal, Reason, Refused, Which},
     },
 };
-use portkeep_core::{Errno, PortSet, Transport, Transports, wire};
-use portkeep_kernel::{Claimed, CreateError, Maps, Wanted};
+use portkeep_core::{Errno, ListMark, PortSet, Transport, Transports, wire};
+use portkeep_kernel::{Claim, Claimed, CreateError, Maps, Wanted};
 use portkeep_persist::{Declared, Diagnostic, Store, StoreError, Stored, dropin, merge};
 
 use super::{accounts, keeper::Keeper, kernel_part::KernelPart, rightful::Judge, state::boot_id, usage};
@@ -40,7 +40,8 @@ pub(super) struct Desk<'a> {
 
 #[derive(Debug)]
 enum How {
-    Active { id: u32, token: Token },
+    /// Its blocks in the kernel, in their order.
+    Active(Vec<Claim>),
     Waiting(Obstacle),
 }
 
@@ -156,17 +157,29 @@ fn resolve(audience: &Audience) -> Result<Audience<u32>, String> {
     audience.try_map(accounts::uid, accounts::gid)
 }
 
-fn wanted(declaration: &Declaration, audience: Audience<u32>) -> Wanted {
-    Wanted {
-        start: declaration.ports.start(),
-        count: declaration.ports.count(),
+/// Each block of a declaration.
+fn wanted(declaration: &Declaration, audience: &Audience<u32>) -> Vec<Wanted> {
+    let (name, blocks) = (declaration.name.as_str(), declaration.ports.blocks());
+    let label = ListMark::of_name(blocks.len(), name).map_or_else(|| name.to_owned(), |mark| mark.label(name));
+    let of = |block: &PortRange| Wanted {
+        start: block.start(),
+        count: block.count(),
         align: Align::ANY,
         transports: declaration.transports,
-        audience,
+        audience: audience.clone(),
         strict: declaration.strict,
         ephemeral: declaration.ephemeral,
-        label: declaration.name.to_string(),
-    }
+        label: label.clone(),
+    };
+    blocks.iter().map(of).collect()
+}
+
+/// Claim all blocks, or none of them.
+fn claim_all(desk: &mut Desk<'_>, wanted: &[Wanted]) -> Result<Vec<Claim>, Refused> {
+    let netns = desk.netns;
+    let KernelPart { admin, maps, .. } = &mut *desk.kernel;
+    let claimed = Claimed::claim(admin, maps, netns, wanted).map(Claimed::keep);
+    claimed.map_err(|error| explain(maps, netns, &error, wanted))
 }
 
 /// Sockets in the namespace, looked at once for each transport.
@@ -224,35 +237,35 @@ impl Desk<'_> {
     /// Claim, look, and put in force. `keep` is called in between: what it cannot keep is not put in force.
     fn establish(
         &mut self,
-        proposal: &Wanted,
-        declared: impl FnOnce(PortRange) -> Declaration,
+        wanted: &[Wanted],
+        audience: &Audience<u32>,
+        declared: impl FnOnce(PortList) -> Declaration,
         keep: impl FnOnce(&Declaration) -> Result<(), Refused>,
-    ) -> Result<(Declaration, u32, Token), Refused> {
+    ) -> Result<(Declaration, Vec<Claim>), Refused> {
         let judge = self.judge();
+        let claims = claim_all(self, wanted)?;
         let KernelPart { admin, maps, .. } = &mut *self.kernel;
-        let claim = maps
-            .claim_persistent(admin, self.netns, proposal)
-            .map_err(|error| explain(maps, self.netns, &error, proposal))?;
-        let claimed = Claimed::holding(admin, maps, claim);
-        let declaration = declared(claimed.ports());
+        let claimed = Claimed::holding(admin, maps, claims);
+        let blocks = claimed.blocks().iter().map(|(.., block)| *block);
+        let declaration = declared(PortList::new(blocks).map_err(|error| refused(Reason::Failed, error.to_string()))?);
         let failed = |error: std::io::Error| refused(Reason::Failed, error.to_string());
-        let block = (declaration.ports, declaration.force);
+        let block = (PortSet::from(&declaration.ports), declaration.force);
         if let Some((_, why)) = self.keeper.add_each_here(self.netns, &[block]).map_err(failed)?.pop() {
             return Err(refused(Reason::Exhausts, format!("{}: {why}; `force` overrides", declaration.ports)));
         }
         let sockets = Sockets::look(self.prober, judge).map_err(|why| refused(Reason::Failed, why))?;
-        if let Some(Obstacle { mut why, rightful, .. }) = sockets.obstacle(&declaration, &proposal.audience) {
+        if let Some(Obstacle { mut why, rightful, .. }) = sockets.obstacle(&declaration, audience) {
             if rightful {
                 why += "; if the reservation is for this process, add --around";
             }
             return Err(refused(Reason::InUse, why));
         }
         keep(&declaration)?;
-        let (id, token) = claimed.confirm().map_err(|error| match error.errno() {
+        let claims = claimed.confirm().map_err(|error| match error.errno() {
             Some(Errno::EADDRINUSE) => refused(Reason::InUse, contested(&declaration)),
             _ => refused(Reason::Failed, chain(&error)),
         })?;
-        Ok((declaration, id, token))
+        Ok((declaration, claims))
     }
 }
 
@@ -260,14 +273,14 @@ impl Desk<'_> {
     /// Change one in place, or leave it as it was.
     fn adjust_or_leave(
         &mut self,
-        (id, token): (u32, Token),
+        blocks: &[Claim],
         was: &Declaration,
         declaration: &Declaration,
     ) -> Result<How, Refused> {
-        match adjust(self, (id, token), declaration) {
-            Ok(_) => Ok(How::Active { id, token }),
+        match adjust(self, blocks, declaration) {
+            Ok(_) => Ok(How::Active(blocks.to_vec())),
             Err(refused) => {
-                self.put_back((id, token), was);
+                self.put_back(blocks, was);
                 Err(refused)
             }
         }
@@ -276,10 +289,10 @@ impl Desk<'_> {
     /// Put the new block in force, then end the former one. `keep` is called in between.
     fn relocate(
         &mut self,
-        former: (u32, Token),
+        former: &[Claim],
         was: &Declaration,
         declaration: &Declaration,
-        audience: Audience<u32>,
+        audience: &Audience<u32>,
         keep: impl FnOnce() -> Result<(), Refused>,
     ) -> Result<How, Refused> {
         // The kernel has each port once, and a port in use is not to be had again.
@@ -294,33 +307,35 @@ impl Desk<'_> {
         }
         // One audience has one range: the new block becomes it when the former one no longer is.
         let both_ranges = was.ephemeral && declaration.ephemeral;
-        let mut block = wanted(declaration, audience);
-        block.ephemeral &= !both_ranges;
-        let (_, id, token) = self.establish(&block, |_| declaration.clone(), |_| keep())?;
+        let mut wanted = wanted(declaration, audience);
+        wanted.iter_mut().for_each(|block| block.ephemeral &= !both_ranges);
+        let (_, blocks) = self.establish(&wanted, audience, |_| declaration.clone(), |_| keep())?;
         if both_ranges {
             let plain = Declaration { ephemeral: false, ..was.clone() };
-            let handed = adjust(self, former, &plain).and_then(|_| adjust(self, (id, token), declaration));
+            let handed = adjust(self, former, &plain).and_then(|_| adjust(self, &blocks, declaration));
             if let Err(refused) = handed {
-                self.end(id, token);
+                self.end(&blocks);
                 self.put_back(former, was);
                 return Err(refused);
             }
         }
-        self.end(former.0, former.1);
-        Ok(How::Active { id, token })
+        self.end(former);
+        Ok(How::Active(blocks))
     }
 
     /// Make it again what it was.
-    fn put_back(&mut self, place: (u32, Token), was: &Declaration) {
-        if let Err(refused) = adjust(self, place, was) {
+    fn put_back(&mut self, blocks: &[Claim], was: &Declaration) {
+        if let Err(refused) = adjust(self, blocks, was) {
             tracing::error!(name = %was.name, reason = refused.message, "neither changed nor as it was");
         }
     }
 
-    fn end(&mut self, id: u32, token: Token) {
+    fn end(&mut self, blocks: &[Claim]) {
         let KernelPart { admin, maps, .. } = &mut *self.kernel;
-        if let Err(error) = maps.end_persistent(admin, id, token) {
-            tracing::error!(id, reason = chain(&error), "no longer declared, but not ended");
+        for (id, token, _) in blocks {
+            if let Err(error) = maps.end_persistent(admin, *id, *token) {
+                tracing::error!(id, reason = chain(&error), "no longer declared, but not ended");
+            }
         }
     }
 }
@@ -339,15 +354,20 @@ fn contested(declaration: &Declaration) -> String {
 }
 
 /// The meaning of the answer to a claim that failed.
-fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Refused {
+fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> Refused {
     let CreateError::Admin(admin) = error else { return refused(Reason::Malformed, chain(error)) };
+    let count: u32 = wanted.iter().map(|block| u32::from(block.count)).sum();
     match admin.errno() {
-        Some(Errno::EADDRINUSE) => refused(Reason::InUse, holder(maps, netns, wanted)),
+        Some(Errno::EADDRINUSE) => {
+            let held = wanted.iter().find_map(|block| holder(maps, netns, block));
+            let ended = "a port of the block is still in use by a socket of a reservation that has ended";
+            refused(Reason::InUse, held.unwrap_or_else(|| ended.into()))
+        }
         Some(Errno::EEXIST) => refused(
             Reason::InUse,
             "those it is for have a private ephemeral range for this transport already; a second one would never be used",
         ),
-        Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {} ports left", wanted.count)),
+        Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {count} ports left")),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),
         Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),
         _ => refused(Reason::Failed, chain(admin)),
@@ -355,8 +375,8 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &Wanted) -> Ref
 }
 
 /// The owner of a reserved port of the block.
-fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> String {
-    let Ok(ports) = PortRange::new(wanted.start, wanted.count) else { return "a port of the block is reserved".into() };
+fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> Option<String> {
+    let ports = PortRange::new(wanted.start, wanted.count).ok()?;
     let transports = wanted.transports;
     let overlapping = maps.reservations().flatten().map(|(_, reservation)| reservation).find(|r| {
         r.netns == netns
@@ -364,11 +384,11 @@ fn holder(maps: &Maps, netns: u64, wanted: &Wanted) -> String {
             && r.ports().is_some_and(|theirs| theirs.overlaps(ports))
             && r.transports & transports.bits() != 0
     });
-    match overlapping {
-        Some(r) if r.is_persistent() => format!("{ports}/{transports} is reserved as {:?}", wire::text(&r.label)),
-        Some(r) => format!("{ports}/{transports} is reserved by pid {} ({})", r.pid, wire::text(&r.comm)),
-        None => format!("a port of {ports}/{transports} is still in use by a socket of a reservation that has ended"),
-    }
+    let r = overlapping?;
+    Some(match r.is_persistent() {
+        true => format!("{ports}/{transports} is reserved as {:?}", wire::text(&r.label)),
+        false => format!("{ports}/{transports} is reserved by pid {} ({})", r.pid, wire::text(&r.comm)),
+    })
 }
 
 impl Registry {
@@ -444,7 +464,7 @@ impl Registry {
     fn bring_in_line(&mut self, desk: &mut Desk<'_>, declared: Vec<Declared>) -> anyhow::Result<Changes> {
         let mut changes = Changes::default();
         desk.kernel.maps.sweep_persistent(&desk.kernel.admin)?;
-        let mut standing: HashMap<(PortRange, Transports), (u32, Token)> = HashMap::new();
+        let mut standing: HashMap<(PortRange, Transports), Standing> = HashMap::new();
         let mut elsewhere = Vec::new();
         for item in desk.kernel.maps.reservations() {
             let (id, r) = item?;
@@ -453,7 +473,7 @@ impl Registry {
                 continue;
             }
             if r.netns == desk.netns {
-                standing.insert((ports, transports), (id, token));
+                standing.insert((ports, transports), (id, token, ListMark::of(&r.label)));
             } else {
                 elsewhere.push((id, token));
             }
@@ -461,17 +481,18 @@ impl Registry {
 
         let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
             .into_iter()
-            .filter(|item| matches!(item.how, How::Active { .. }))
+            .filter(|item| matches!(item.how, How::Active(_)))
             .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
             .collect();
-        let mut ended: HashSet<Name> = before.values().map(|declaration| declaration.name.clone()).collect();
+        // Whose blocks were which, and those that lose one.
+        let names: HashMap<_, Name> = before.values().flat_map(blocks_of).collect();
+        let mut ended: HashSet<Name> = HashSet::new();
         for declared in declared {
             let key = key_of(&declared.declaration);
-            let how = match standing.remove(&key) {
-                Some((id, token)) => {
+            let how = match take_all(&mut standing, &declared.declaration) {
+                Some(blocks) => {
                     let was = before.get(&key);
-                    was.inspect(|was| _ = ended.remove(&was.name));
-                    match adjust(desk, (id, token), &declared.declaration) {
+                    match adjust(desk, &blocks, &declared.declaration) {
                         Ok(adjusted) => {
                             let differs = was.is_some_and(|was| *was != declared.declaration);
                             changes.changed += usize::from(adjusted || differs);
@@ -479,7 +500,7 @@ impl Registry {
                         // In force for its former audience: better than for nobody.
                         Err(refused) => self.tell(&declared, &refused.message),
                     }
-                    How::Active { id, token }
+                    How::Active(blocks)
                 }
                 None => How::Waiting(Obstacle::default()),
             };
@@ -487,7 +508,16 @@ impl Registry {
         }
         // Ended before others are begun: they may want the ports.
         if self.is_complete() {
-            for (id, token) in standing.into_values().chain(elsewhere) {
+            let mut lists = HashSet::new();
+            for (key, (id, token, mark)) in standing {
+                desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
+                match names.get(&key) {
+                    Some(name) => _ = ended.insert(name.clone()),
+                    // The blocks of a list were one reservation.
+                    None => changes.removed += usize::from(mark.is_none_or(|mark| lists.insert(mark))),
+                }
+            }
+            for (id, token) in elsewhere {
                 desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
                 changes.removed += 1;
             }
@@ -496,15 +526,15 @@ impl Registry {
         self.begin_waiting(desk)?;
         for (item, began) in self.items.iter().zip(begins) {
             match item.how {
-                // Another block of the same name is a change.
-                How::Active { .. } if began && changes.removed > 0 && ended.remove(&item.declared.declaration.name) => {
-                    changes.changed += 1;
-                    changes.removed -= 1;
+                // Other ports of the same name are a change.
+                How::Active(_) if ended.remove(&item.declared.declaration.name) => {
+                    changes.changed += usize::from(began);
                 }
-                How::Active { .. } => changes.added += usize::from(began),
+                How::Active(_) => changes.added += usize::from(began),
                 How::Waiting(_) => changes.waiting += 1,
             }
         }
+        changes.removed += ended.len();
         changes.waiting += self.conflicts.len();
         self.index();
         Ok(changes)
@@ -534,10 +564,9 @@ impl Registry {
         for index in waiting {
             let declaration = &self.items[index].declared.declaration;
             let claimed = resolve(&declaration.audience).and_then(|audience| {
-                let wanted = wanted(declaration, audience.clone());
-                match desk.kernel.maps.claim_persistent(&desk.kernel.admin, desk.netns, &wanted) {
-                    Ok((id, token, _)) => Ok((index, id, token, audience)),
-                    Err(error) => Err(explain(&desk.kernel.maps, desk.netns, &error, &wanted).message),
+                match claim_all(desk, &wanted(declaration, &audience)) {
+                    Ok(blocks) => Ok((index, blocks, audience)),
+                    Err(refused) => Err(refused.message),
                 }
             });
             match claimed {
@@ -548,33 +577,34 @@ impl Registry {
         let mut begun = 0;
         if !claims.is_empty() {
             let sockets = Sockets::look(desk.prober, desk.judge());
-            for (index, id, token, audience) in claims {
+            for (index, blocks, audience) in claims {
                 let declaration = &self.items[index].declared.declaration;
                 let mut obstacle = match &sockets {
                     Ok(sockets) => sockets.obstacle(declaration, &audience),
                     Err(why) => Some(why.clone().into()),
                 };
+                let KernelPart { admin, maps, .. } = &mut *desk.kernel;
+                // Dropped, it ends the blocks.
+                let claimed = Claimed::holding(admin, maps, blocks);
                 if obstacle.is_none() {
-                    match desk.kernel.admin.confirm(id, token) {
+                    match claimed.confirm() {
+                        Ok(blocks) => {
+                            self.items[index].how = How::Active(blocks);
+                            begun += 1;
+                            continue;
+                        }
                         Err(error) if error.errno() == Some(Errno::EADDRINUSE) => {
                             obstacle = Some(contested(declaration).into());
                         }
-                        done => done?,
+                        Err(error) => return Err(error.into()),
                     }
                 }
-                match obstacle {
-                    None => {
-                        self.items[index].how = How::Active { id, token };
-                        begun += 1;
+                if let Some(mut obstacle) = obstacle {
+                    // Without a service that it is for, a socket of root is nothing to go by.
+                    if obstacle.rightful && audience != Audience::Administrators {
+                        obstacle.why += "; the reservation is for this process: add `around = true`";
                     }
-                    Some(mut obstacle) => {
-                        desk.kernel.maps.end_persistent(&desk.kernel.admin, id, token)?;
-                        // Without a service that it is for, a socket of root is nothing to go by.
-                        if obstacle.rightful && audience != Audience::Administrators {
-                            obstacle.why += "; the reservation is for this process: add `around = true`";
-                        }
-                        reasons.push((index, obstacle));
-                    }
+                    reasons.push((index, obstacle));
                 }
             }
         }
@@ -597,7 +627,7 @@ impl Registry {
         let mut waiting: Vec<usize> = waiting.collect();
         let block = |index: &usize| {
             let declaration = &self.items[*index].declared.declaration;
-            (declaration.ports, declaration.force)
+            (PortSet::from(&declaration.ports), declaration.force)
         };
         let blocks: Vec<_> = waiting.iter().map(block).collect();
         if blocks.is_empty() {
@@ -621,10 +651,10 @@ impl Registry {
     /// Ports of declarations that wait for sockets to go.
     pub(super) fn draining(&self) -> PortSet {
         let draining = self.items.iter().filter(|item| match &item.how {
-            How::Active { .. } => false,
+            How::Active(_) => false,
             How::Waiting(obstacle) => !obstacle.sockets.is_empty(),
         });
-        draining.map(|item| item.declared.declaration.ports).collect()
+        draining.flat_map(|item| item.declared.declaration.ports.blocks().iter().copied()).collect()
     }
 
     /// Changes with what [`Registry::list`] gives.
@@ -634,7 +664,7 @@ impl Registry {
 
     /// How many are in force.
     pub(super) fn in_force(&self) -> usize {
-        self.items.iter().filter(|item| matches!(item.how, How::Active { .. })).count()
+        self.items.iter().filter(|item| matches!(item.how, How::Active(_))).count()
     }
 
     /// Say once why something is not in force.
@@ -650,12 +680,14 @@ impl Registry {
 
     fn index(&mut self) {
         self.version += 1;
-        let id = |item: &Item| match item.how {
-            How::Active { id, .. } => Some(id),
-            How::Waiting(_) => None,
+        let blocks = |item: &Item| match &item.how {
+            How::Active(blocks) => blocks.clone(),
+            How::Waiting(_) => Vec::new(),
         };
-        self.by_id = self.items.iter().enumerate().filter_map(|(index, item)| Some((id(item)?, index))).collect();
-        let waits: Vec<String> = self.items.iter().filter(|item| id(item).is_none()).map(name_of).collect();
+        let ids = self.items.iter().enumerate();
+        self.by_id = ids.flat_map(|(index, item)| blocks(item).into_iter().map(move |(id, ..)| (id, index))).collect();
+        let waits: Vec<String> =
+            self.items.iter().filter(|item| matches!(item.how, How::Waiting(_))).map(name_of).collect();
         self.told.retain(|name, _| waits.contains(name));
     }
 
@@ -674,24 +706,27 @@ impl Registry {
     ) -> Result<Info, Refused> {
         self.open_again(desk).map_err(|error| refused(Reason::Failed, format!("{error:#}")))?;
         self.name_is_free(&proposal.name, None)?;
-        let (start, count, align) = match proposal.block {
-            Block::Ports(ports) => (ports.start(), ports.count(), Align::ANY),
-            Block::Any { count, align } => (0, count, align),
+        let ports = match &proposal.block {
+            Block::Ports(ports) => Some(ports),
+            Block::Any { .. } => None,
         };
-        if let Block::Ports(ports) = proposal.block {
-            self.ports_are_free(&proposal.declaration(ports), None)?;
+        if let Some(ports) = ports {
+            self.ports_are_free(&proposal.declaration(ports.clone()), None)?;
         }
-        can_be_range(&proposal.audience, proposal.strict, proposal.ephemeral)?;
+        can_be_range(ports, &proposal.audience, proposal.strict, proposal.ephemeral)?;
         let audience = resolve(&proposal.audience).map_err(|why| refused(Reason::Malformed, why))?;
-        let wanted = Wanted {
-            start,
-            count,
-            align,
-            transports: proposal.transports,
-            audience,
-            strict: proposal.strict,
-            ephemeral: proposal.ephemeral,
-            label: proposal.name.to_string(),
+        let wanted = match proposal.block {
+            Block::Ports(ref ports) => wanted(&proposal.declaration(ports.clone()), &audience),
+            Block::Any { count, align } => vec![Wanted {
+                start: 0,
+                count,
+                align,
+                transports: proposal.transports,
+                audience: audience.clone(),
+                strict: proposal.strict,
+                ephemeral: proposal.ephemeral,
+                label: proposal.name.to_string(),
+            }],
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let store = match kept {
@@ -706,7 +741,7 @@ impl Registry {
             is_kept = true;
             Ok(())
         };
-        let established = desk.establish(&wanted, |ports| proposal.declaration(ports), keep);
+        let established = desk.establish(&wanted, &audience, |ports| proposal.declaration(ports), keep);
         if established.is_err()
             && is_kept
             && let Err(error) = store.delete(&proposal.name)
@@ -714,16 +749,16 @@ impl Registry {
             // A bind came between. A refused reservation must not come into force later.
             tracing::error!(name = %proposal.name, reason = chain(&error), "refused, but still in the store");
         }
-        let (declaration, id, token) = established?;
+        let (declaration, blocks) = established?;
         let stored = Stored { declaration: declaration.clone(), by_uid, created };
         let declared = match kept {
             Kept::Persistent => stored.persistent(),
             Kept::Active => stored.active(),
         };
-        let created = active(&declared, token);
+        let created = active(&declared, &blocks);
         self.version += 1;
-        self.by_id.insert(id, self.items.len());
-        self.items.push(Item { declared, how: How::Active { id, token } });
+        self.by_id.extend(blocks.iter().map(|(id, ..)| (*id, self.items.len())));
+        self.items.push(Item { declared, how: How::Active(blocks) });
         if !self.conflicts.is_empty() {
             self.look_again(desk);
         }
@@ -751,8 +786,8 @@ impl Registry {
         store.delete(name).map_err(|error| refused(Reason::Store, chain(&error)))?;
         if let Some(index) = item {
             let item = self.items.remove(index);
-            if let How::Active { id, token } = item.how {
-                desk.end(id, token);
+            if let How::Active(blocks) = item.how {
+                desk.end(&blocks);
             }
         }
         self.conflicts.retain(|conflict| conflict.loser != declared);
@@ -777,7 +812,7 @@ impl Registry {
         match self.others(except).find(|item| item.declared.declaration.overlaps(declaration)) {
             Some(item) => {
                 let Declared { declaration: theirs, origin } = &item.declared;
-                let (ports, transports) = (theirs.ports, theirs.transports);
+                let (ports, transports) = (&theirs.ports, theirs.transports);
                 let message = format!("{ports}/{transports} is reserved as `{}` by {origin}", theirs.name);
                 Err(refused(Reason::InUse, message))
             }
@@ -801,7 +836,8 @@ impl Registry {
         let declaration = change.of(&was.declaration);
         self.name_is_free(&declaration.name, Some(index))?;
         self.ports_are_free(&declaration, Some(index))?;
-        can_be_range(&declaration.audience, declaration.strict, declaration.ephemeral)?;
+        let (audience, strict) = (&declaration.audience, declaration.strict);
+        can_be_range(Some(&declaration.ports), audience, strict, declaration.ephemeral)?;
         let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
 
         let store = store_of(&mut self.persistent, &mut self.active, &was)?;
@@ -813,12 +849,12 @@ impl Registry {
             is_kept = true;
             Ok(())
         };
-        let done = match self.items[index].how {
+        let done = match &self.items[index].how {
             How::Waiting(_) => keep().map(|()| How::Waiting(Obstacle::default())),
-            How::Active { id, token } if key_of(&declaration) == key_of(&was.declaration) => {
-                keep().and_then(|()| desk.adjust_or_leave((id, token), &was.declaration, &declaration))
+            How::Active(blocks) if key_of(&declaration) == key_of(&was.declaration) => {
+                keep().and_then(|()| desk.adjust_or_leave(blocks, &was.declaration, &declaration))
             }
-            How::Active { id, token } => desk.relocate((id, token), &was.declaration, &declaration, audience, keep),
+            How::Active(blocks) => desk.relocate(blocks, &was.declaration, &declaration, &audience, keep),
         };
         if done.is_err()
             && is_kept
@@ -870,7 +906,7 @@ impl Registry {
 /// An item as it is listed.
 fn info(Item { declared, how }: &Item) -> Info {
     match how {
-        How::Active { token, .. } => active(declared, *token),
+        How::Active(blocks) => active(declared, blocks),
         How::Waiting(Obstacle { why, sockets, .. }) => {
             let mut info = not_in_force(declared, State::Waiting, why.clone());
             info.waits_for.clone_from(sockets);
@@ -879,14 +915,14 @@ fn info(Item { declared, how }: &Item) -> Info {
     }
 }
 
-/// A block in the kernel: there is one at most.
-const fn key_of(declaration: &Declaration) -> (PortRange, Transports) {
-    (declaration.ports, declaration.transports)
+/// Ports in the kernel: one reservation has them at most.
+fn key_of(declaration: &Declaration) -> (PortList, Transports) {
+    (declaration.ports.clone(), declaration.transports)
 }
 
 /// A private ephemeral range has an audience, and is not strict.
-fn can_be_range(audience: &Audience, strict: bool, ephemeral: bool) -> Result<(), Refused> {
-    match Declaration::no_range(audience, strict) {
+fn can_be_range(ports: Option<&PortList>, audience: &Audience, strict: bool, ephemeral: bool) -> Result<(), Refused> {
+    match Declaration::no_range(ports, audience, strict) {
         Some(why) if ephemeral => Err(refused(Reason::Malformed, format!("a private ephemeral range {why}"))),
         _ => Ok(()),
     }
@@ -920,8 +956,8 @@ fn store_of<'a>(
 fn same(one: &How, other: &How) -> bool {
     match (one, other) {
         (How::Waiting(one), How::Waiting(other)) => one == other,
-        (How::Active { token: one, .. }, How::Active { token: other, .. }) => one == other,
-        (How::Active { .. }, How::Waiting(_)) | (How::Waiting(_), How::Active { .. }) => false,
+        (How::Active(one), How::Active(other)) => one == other,
+        (How::Active(_), How::Waiting(_)) | (How::Waiting(_), How::Active(_)) => false,
     }
 }
 
@@ -929,9 +965,9 @@ fn name_of(item: &Item) -> String {
     item.declared.declaration.name.to_string()
 }
 
-fn active(Declared { declaration, origin }: &Declared, token: Token) -> Info {
+fn active(Declared { declaration, origin }: &Declared, blocks: &[Claim]) -> Info {
     let mut info = Info::declared(declaration, origin, State::Active);
-    info.token = Some(token);
+    info.set_tokens(blocks.iter().map(|(_, token, _)| Some(*token)));
     info
 }
 
@@ -941,10 +977,37 @@ fn not_in_force(Declared { declaration, origin }: &Declared, state: State, reaso
     info
 }
 
+/// A block in force: its id, its token, and the mark of its list.
+type Standing = (u32, Token, Option<ListMark>);
+
+fn blocks_of(declaration: &Declaration) -> impl Iterator<Item = ((PortRange, Transports), Name)> {
+    let of = |block: &PortRange| ((*block, declaration.transports), declaration.name.clone());
+    declaration.ports.blocks().iter().map(of)
+}
+
+/// Take the blocks of a declaration out of those in force, if all of them are.
+fn take_all(
+    standing: &mut HashMap<(PortRange, Transports), Standing>,
+    declaration: &Declaration,
+) -> Option<Vec<Claim>> {
+    let keys: Vec<_> = declaration.ports.blocks().iter().map(|block| (*block, declaration.transports)).collect();
+    if !keys.iter().all(|key| standing.contains_key(key)) {
+        return None;
+    }
+    keys.iter().map(|key| standing.remove(key).map(|(id, token, _)| (id, token, key.0))).collect()
+}
+
 /// Give a reservation in force the audience that is declared now. False if there was nothing to change.
-fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declaration) -> Result<bool, Refused> {
+fn adjust(desk: &mut Desk<'_>, blocks: &[Claim], declaration: &Declaration) -> Result<bool, Refused> {
     let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
-    let wanted = wanted(declaration, audience);
+    let mut adjusted = false;
+    for ((id, token, _), wanted) in blocks.iter().zip(wanted(declaration, &audience)) {
+        adjusted |= adjust_block(desk, (*id, *token), &wanted)?;
+    }
+    Ok(adjusted)
+}
+
+fn adjust_block(desk: &mut Desk<'_>, (id, token): (u32, Token), wanted: &Wanted) -> Result<bool, Refused> {
     let KernelPart { admin, maps, .. } = &mut *desk.kernel;
     let reservation = maps.reservation(id).map_err(|error| refused(Reason::Failed, chain(&error)))?;
     let same = reservation.is_some_and(|r| {
@@ -955,8 +1018,8 @@ fn adjust(desk: &mut Desk<'_>, (id, token): (u32, Token), declaration: &Declarat
             && r.label == wire::label(&wanted.label)
     });
     if !same {
-        let changed = maps.change_persistent(admin, (id, token), &wanted);
-        changed.map_err(|error| explain(maps, desk.netns, &error, &wanted))?;
+        let changed = maps.change_persistent(admin, (id, token), wanted);
+        changed.map_err(|error| explain(maps, desk.netns, &error, std::slice::from_ref(wanted)))?;
     }
     Ok(!same)
 }

@@ -94,7 +94,12 @@ impl Agent<'_> {
             match self.kernel.admin.confirm(id, token) {
                 // A bind came between.
                 Err(error) if error.errno() == Some(Errno::EADDRINUSE) => judged = Err(Refusal::Contested),
-                done => return self.over(&reservation, hints, done),
+                done => {
+                    if done.is_ok() {
+                        self.happenings.confirmed(id, &reservation);
+                    }
+                    return self.over(&reservation, hints, done);
+                }
             }
         }
         let Err(refusal) = judged else { return Ok(()) };

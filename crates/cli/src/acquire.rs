@@ -20,7 +20,8 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Prints the block on one line, `61000-61003 tcp 6f1d...` (ports, transport, token), and ends the reservation when its \
+Prints the ports on one line, `61000-61003 tcp 6f1d...` (ports, transport, token; a list has a token for each block, \
+with commas), and ends the reservation when its \
 standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails if another process \
 ends the reservation. If standard input is at its end from the beginning, as in scripts and services, nothing would \
 keep the ports, so it fails and names the options for that:
@@ -35,11 +36,11 @@ Without kernel enforcement the last word is `held`. With --require-kernel, --str
 cgroup it fails instead.
 
 Examples:
-  portkeep acquire --count 4                         until Ctrl-D
-  line=$(portkeep acquire --while-pid $$)            while this script runs
+  portkeep acquire --count 4                           until Ctrl-D
+  line=$(portkeep acquire --while-pid $$)              while this script runs
   ports=${line%% *}
-  portkeep acquire --at 61004 --wait=30s --for 10m
-  portkeep acquire --at 61004 --hold --scope cgroup  for everything in the cgroup of the caller";
+  portkeep acquire --ports 61004 --wait=30s --for 10m
+  portkeep acquire -p 80,443 --hold --scope cgroup     for everything in the cgroup of the caller";
 
 /// Reserve ports and keep them until standard input ends
 #[derive(Debug, clap::Args)]
@@ -77,7 +78,7 @@ fn scope() -> impl TypedValueParser<Value = Scope> {
 pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
     args.hold.begin()?;
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
-    args.ask.block()?;
+    args.ask.ports()?;
     let until = args.hold.until()?;
     if args.hold.leaves() {
         return hold::leave_to_another(words, io);
@@ -102,7 +103,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
             };
             io.warning(format_args!(
                 "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",
-                only_held(claim.ports)
+                only_held(&claim.ports)
             ));
             claim
         }
@@ -110,8 +111,9 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
     if args.json {
         io.json(&claim.info()?)?;
     } else {
-        let token = claim.token.map_or_else(|| "held".into(), |token| token.to_string());
-        writeln!(io.out, "{} {} {token}", claim.ports, claim.transports)?;
+        let tokens: Vec<String> = claim.tokens.iter().map(ToString::to_string).collect();
+        let tokens = if tokens.is_empty() { "held".into() } else { tokens.join(",") };
+        writeln!(io.out, "{} {} {tokens}", claim.ports, claim.transports)?;
     }
     io.out.flush()?;
     args.hold.settle(&until, io)?;

@@ -269,7 +269,7 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
         let name = format!("{start}{end}");
         let declaration = Declaration {
             name: name.parse().unwrap_or_else(|_| format!("unit-{name}").parse().expect("it begins with a letter")),
-            ports: *ports,
+            ports: (*ports).into(),
             transports: *transports,
             audience: audience.clone(),
             strict: false,

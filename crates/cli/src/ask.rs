@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use portkeep::{Align, PortRange, Transports, persistent::protocol::Reason};
+use portkeep::{Align, PortList, Transports, persistent::protocol::Reason};
 use portkeep_core::time;
 
-use crate::{exit::refused, patience};
+use crate::{exit::refused, patience, ports};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
@@ -29,9 +29,9 @@ pub(crate) struct Ask {
     /// The same numbers for TCP and UDP
     #[arg(long, group = "transport")]
     both: bool,
-    /// First port [default: chosen from the pool]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) at: Option<u16>,
+    /// These ports, as 80,443 or 5000-5019/udp
+    #[arg(short, long, value_name = "LIST", value_parser = ports::text, conflicts_with_all = ["wanted", "align"])]
+    pub(crate) ports: Option<String>,
     /// The first port is a multiple of N, a power of two (2 for RTP pairs)
     #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
     pub(crate) align: Align,
@@ -71,33 +71,22 @@ impl Ask {
 
     /// Whether fixed ports are asked for in so many words.
     pub(crate) fn names_ports(&self) -> bool {
-        self.wanted.is_some() || self.at.is_some() || self.align != Align::ANY
+        self.wanted.is_some() || self.ports.is_some() || self.align != Align::ANY
     }
 
     /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
     pub(crate) fn for_range(&self, count: u16) -> Self {
         let both = self.both || !(self.tcp || self.udp);
-        Self { wanted: Some(count), at: None, align: Align::ANY, both, ..self.clone() }
+        Self { wanted: Some(count), ports: None, align: Align::ANY, both, ..self.clone() }
     }
 
-    pub(crate) const fn transports(&self) -> Transports {
-        match (self.udp, self.both) {
-            (_, true) => Transports::Both,
-            (true, _) => Transports::Udp,
-            _ => Transports::Tcp,
-        }
+    /// The ports, if they are named, and the transports. Errors in them are reported before any request.
+    pub(crate) fn ports(&self) -> anyhow::Result<(Option<PortList>, Transports)> {
+        let option = ports::transports(self.tcp, self.udp, self.both);
+        let Some(text) = &self.ports else { return Ok((None, option.unwrap_or(Transports::Tcp))) };
+        let (list, transports) = ports::resolve(text, option).map_err(|why| refused(Reason::Malformed, why))?;
+        Ok((Some(list), transports))
     }
-
-    /// The block, if its first port is given. Errors in it are reported before any request.
-    pub(crate) fn block(&self) -> anyhow::Result<Option<PortRange>> {
-        let Some(at) = self.at else { return Ok(None) };
-        self.align.check(at).map_err(malformed)?;
-        Ok(Some(PortRange::new(at, self.count()).map_err(malformed)?))
-    }
-}
-
-fn malformed(error: impl std::fmt::Display) -> anyhow::Error {
-    refused(Reason::Malformed, error.to_string())
 }
 
 fn wait(text: &str) -> Result<Duration, String> {
@@ -125,16 +114,27 @@ mod tests {
         ask: Ask,
     }
 
-    fn block(words: &[&str]) -> Result<Option<String>, String> {
-        let ask = Only::parse_from([&["x"], words].concat()).ask;
-        ask.block().map(|block| block.map(|block| block.to_string())).map_err(|error| error.to_string())
+    fn ports(words: &[&str]) -> Result<String, String> {
+        let parsed = Only::try_parse_from([&["x"], words].concat()).map_err(|error| error.to_string())?;
+        let (list, transports) = parsed.ask.ports().map_err(|error| error.to_string())?;
+        let list = list.map_or_else(|| "any".into(), |list| list.to_string());
+        Ok(format!("{list}/{transports}"))
     }
 
     #[test]
-    fn blocks_that_cannot_be_are_refused_before_anybody_is_asked() {
-        assert_eq!(block(&["-n4"]), Ok(None));
-        assert_eq!(block(&["--at", "5000", "-n20"]), Ok(Some("5000-5019".into())));
-        assert!(block(&["--at", "65535", "-n2"]).unwrap_err().contains("past 65535"));
-        assert!(block(&["--at", "5001", "--align", "2"]).unwrap_err().contains("not a multiple of 2"));
+    fn ports_that_cannot_be_are_refused_before_anybody_is_asked() {
+        assert_eq!(ports(&["-n4"]).unwrap(), "any/tcp");
+        assert_eq!(ports(&["--ports", "5000-5019"]).unwrap(), "5000-5019/tcp");
+        assert_eq!(ports(&["-p443,80", "--both"]).unwrap(), "80,443/tcp+udp");
+        assert_eq!(ports(&["-p", "80,443/udp"]).unwrap(), "80,443/udp");
+        for (wrong, why) in [
+            (&["--ports", "65536"][..], "not a port"),
+            (&["--ports", "80/udp", "--tcp"], "says udp, and tcp is said beside it"),
+            (&["--ports", "80", "-n2"], "cannot be used with"),
+            (&["--ports", "80", "--align", "2"], "cannot be used with"),
+        ] {
+            let error = ports(wrong).unwrap_err();
+            assert!(error.contains(why), "{wrong:?}: {error}");
+        }
     }
 }

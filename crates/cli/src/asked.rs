@@ -2,15 +2,16 @@
 
 use std::{fmt, str::FromStr};
 
-use portkeep::{Info, PortRange, Transports};
-use portkeep_persist::Services;
+use portkeep::{Info, PortRange, Ports, Transports};
+
+use crate::ports::ports;
 
 /// An argument as `80,443`, `8000-8100/tcp`, `http` or `web`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     text: String,
     /// `None`: these are no ports, so it is the name of a reservation.
-    ports: Option<(Vec<PortRange>, Option<Transports>)>,
+    ports: Option<Ports>,
 }
 
 impl Asked {
@@ -19,46 +20,34 @@ impl Asked {
     pub(crate) fn blocks(&self, known: &[&Info]) -> Vec<(PortRange, Transports)> {
         let named = known.iter().filter(|info| info.name.as_deref() == Some(&self.text));
         let mut found: Vec<_> = named.flat_map(|info| blocks_of(info).map(|block| (block, info.transports))).collect();
-        if let Some((blocks, transports)) = self.ports.as_ref().filter(|_| found.is_empty()) {
+        if let Some(Ports { list, transports }) = self.ports.as_ref().filter(|_| found.is_empty()) {
             let transports = transports.unwrap_or(Transports::Both);
-            found.extend(blocks.iter().map(|block| (*block, transports)));
+            // Ports that were named one by one are no range, also if they are neighbours (L1).
+            match self.text.split(',').count() == usize::from(list.count()) {
+                true => found.extend(list.iter().filter_map(|port| Some((PortRange::single(port).ok()?, transports)))),
+                false => found.extend(list.blocks().iter().map(|block| (*block, transports))),
+            }
         }
         found
     }
 }
 
 /// The blocks of a reservation.
-pub(crate) fn blocks_of(info: &Info) -> impl Iterator<Item = PortRange> + use<> {
-    std::iter::once(info.ports)
+pub(crate) fn blocks_of(info: &Info) -> impl Iterator<Item = PortRange> {
+    info.ports.blocks().iter().copied()
 }
 
 impl FromStr for Asked {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let ports = parse(text);
+        let ports = ports(text);
         let is_name = text.starts_with(|c: char| c.is_alphabetic()) && !text.contains([',', '/']);
         match ports {
             Err(error) if !is_name => Err(error),
             ports => Ok(Self { text: text.to_owned(), ports: ports.ok() }),
         }
     }
-}
-
-fn parse(text: &str) -> Result<(Vec<PortRange>, Option<Transports>), String> {
-    let (text, transports) = match text.rsplit_once('/') {
-        Some((ports, "tcp")) => (ports, Some(Transports::Tcp)),
-        Some((ports, "udp")) => (ports, Some(Transports::Udp)),
-        Some((ports, "tcp+udp")) => (ports, Some(Transports::Both)),
-        Some(_) => return Err("a transport is tcp, udp or tcp+udp".into()),
-        None => (text, None),
-    };
-    let services = Services::of_machine();
-    let one =
-        |word: &str| services.ports(word, transports.unwrap_or(Transports::Tcp)).map_err(|error| error.to_string());
-    let mut blocks: Vec<PortRange> = text.split(',').map(one).collect::<Result<_, _>>()?;
-    blocks.sort();
-    Ok((blocks, transports))
 }
 
 impl fmt::Display for Asked {
@@ -76,7 +65,7 @@ mod tests {
     #[test]
     fn an_argument_is_ports_or_a_name() {
         let ports = PortRange::inclusive(61000, 61003).unwrap();
-        let mut info = Info::of_block(ports, Transports::Tcp, State::Active);
+        let mut info = Info::of_ports(ports, Transports::Tcp, State::Active);
         info.name = Some("web".into());
         let blocks = |text: &str| {
             let blocks = text.parse::<Asked>().unwrap().blocks(&[&info]);
@@ -84,6 +73,7 @@ mod tests {
         };
         assert_eq!(blocks("web"), ["61000-61003/tcp"]);
         assert_eq!(blocks("443,80"), ["80/tcp+udp", "443/tcp+udp"]);
+        assert_eq!(blocks("80,81"), ["80/tcp+udp", "81/tcp+udp"]);
         assert_eq!(blocks("8000-8100/udp"), ["8000-8100/udp"]);
         assert_eq!(blocks("no-such-name"), [""; 0]);
         for wrong in ["0", "65536", "80/sctp", "no-such-name/tcp", "80,no-such-name", ""] {

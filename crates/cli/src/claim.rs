@@ -10,20 +10,20 @@ use std::{
 
 use anyhow::Context;
 use portkeep::{
-    AcquireError, Enforcement, Info, PortRange, QueryError, Request, Require, Reservation, Scope, Token, Transport,
+    AcquireError, Enforcement, Info, PortList, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
 use portkeep_core::time;
 
 use crate::{Io, ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
 
-/// A block of ports that is ours until this is dropped.
+/// Ports that are ours until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    pub(crate) ports: PortRange,
+    pub(crate) ports: PortList,
     pub(crate) transports: Transports,
-    /// Only kernel enforcement gives one.
-    pub(crate) token: Option<Token>,
+    /// Of each block. Only kernel enforcement gives them.
+    pub(crate) tokens: Vec<Token>,
     reservation: Reservation,
 }
 
@@ -70,7 +70,8 @@ impl Claim {
             None => None,
         };
         let reservation = acquire(&request, ask, config, owner, signal)?;
-        Ok(Self { token: Some(reservation.token()), ..Self::of(reservation) })
+        let tokens = reservation.blocks().map(|(_, token)| token).collect();
+        Ok(Self { tokens, ..Self::of(reservation) })
     }
 
     /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
@@ -83,8 +84,8 @@ impl Claim {
     }
 
     fn of(reservation: Reservation) -> Self {
-        let (ports, transports) = (reservation.ports(), reservation.transports());
-        Self { ports, transports, token: None, reservation }
+        let (ports, transports) = (reservation.ports().clone(), reservation.transports());
+        Self { ports, transports, tokens: Vec::new(), reservation }
     }
 
     pub(crate) fn enforcement(&self) -> Enforcement {
@@ -107,16 +108,19 @@ impl Claim {
     /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
     pub(crate) fn watch(&self, ended: impl FnOnce(String) + Send + 'static) -> Watch {
         let (stop, stopped) = mpsc::channel();
-        if let Some(token) = self.token {
+        if !self.tokens.is_empty() {
+            let tokens = self.tokens.clone();
             let what = format!("{}/{}", self.ports, self.transports);
             thread::spawn(move || {
                 // A look-up costs some microseconds, so there is no need for anything cleverer.
                 while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    let reason = match portkeep::lookup(token) {
-                        Ok(None) => "was released by an administrator",
-                        Err(QueryError::KernelAbsent) => "has ended, because kernel enforcement was taken down",
-                        _ => continue,
-                    };
+                    // One block that has ended is the end of the list.
+                    let reason = tokens.iter().find_map(|token| match portkeep::lookup(*token) {
+                        Ok(None) => Some("was released by an administrator"),
+                        Err(QueryError::KernelAbsent) => Some("has ended, because kernel enforcement was taken down"),
+                        _ => None,
+                    });
+                    let Some(reason) = reason else { continue };
                     return ended(format!(
                         "the reservation of {what} {reason}; other programs can bind these ports now"
                     ));
@@ -134,7 +138,7 @@ impl Claim {
     /// It, as listings show it.
     pub(crate) fn info(&self) -> anyhow::Result<Info> {
         let mut info = self.reservation.state()?;
-        info.token = self.token;
+        info.set_tokens(self.tokens.iter().copied().map(Some));
         reservations::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
     }
@@ -142,13 +146,13 @@ impl Claim {
 
 /// The block that is asked for, as a request.
 fn request(ask: &Ask) -> anyhow::Result<Request> {
-    let transports = ask.transports();
+    let (list, transports) = ask.ports()?;
     let first = transports.iter().next().unwrap_or(Transport::Tcp);
     let request = Request::new(first).ports(ask.count()).align(ask.align.get());
     let request = request.timeout(ask.timeout).wait(ask.wait.unwrap_or_default());
     let request = if transports == Transports::Both { request.both() } else { request };
-    Ok(match ask.block()? {
-        Some(block) => request.range(block),
+    Ok(match list {
+        Some(list) => request.ports(list),
         None => request,
     })
 }
@@ -161,7 +165,6 @@ fn acquire(
     owner: Option<OwnedFd>,
     mut signal: impl FnMut() -> Option<i32>,
 ) -> anyhow::Result<Reservation> {
-    let block = ask.block()?;
     let (mut ended_by, mut waits) = (None, false);
     let granted = request.acquire_unless(owner, |why| {
         ended_by = signal();
@@ -169,7 +172,7 @@ fn acquire(
             Some(AcquireError::OverQuota) if conflict::never_allowed(ask, config) => return true,
             Some(why) if !waits => {
                 waits = true;
-                Io::standard().note(format_args!("waiting: {}", conflict::explain(ask, config, block, why)));
+                Io::standard().note(format_args!("waiting: {}", conflict::explain(ask, config, why)));
             }
             _ => {}
         }
@@ -178,7 +181,7 @@ fn acquire(
     granted.map_err(|error| match ended_by.or_else(signal) {
         Some(signal) if waits || matches!(error, AcquireError::Interrupted) => Ended { signal, waits }.into(),
         _ => {
-            let why = conflict::explain(ask, config, block, &error);
+            let why = conflict::explain(ask, config, &error);
             match ask.wait.filter(|_| waits) {
                 Some(limit) => why.context(format!("waited {}", time::in_words(limit))),
                 None => why,

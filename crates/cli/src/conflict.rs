@@ -5,7 +5,7 @@ use std::{
     net::{TcpListener, UdpSocket},
 };
 
-use portkeep::{AcquireError, Align, Info, PortRange, Transport, Transports, Version};
+use portkeep::{AcquireError, Align, Info, PortList, PortRange, Transport, Transports, Version};
 use portkeep_observe::usage;
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
@@ -14,15 +14,22 @@ use crate::{agent, ask::Ask, exit::refused, sources::ConfigFile};
 
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
-pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, error: &AcquireError) -> anyhow::Error {
-    let text = match (error, block) {
-        (AcquireError::InUse { by: None, .. }, Some(block)) => Some(in_use(block, ask.transports())),
+pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> anyhow::Error {
+    let (list, transports) = match ask.ports() {
+        Ok(ports) => ports,
+        Err(wrong) => return wrong,
+    };
+    let text = match (error, &list) {
+        (AcquireError::InUse { by: None, ports, .. }, Some(_)) => Some(in_use(*ports, transports)),
         (AcquireError::NoRoom { .. }, Some(block)) => Some(format!(
             "reserving {block} would leave too few ephemeral ports for outgoing connections; choose ports outside \
              net.ipv4.ip_local_port_range"
         )),
         (AcquireError::NoRoom { .. }, None) => no_room(ask),
-        (AcquireError::OverQuota, _) => Some(over_quota(ask, config)),
+        (AcquireError::OverQuota, _) => {
+            let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+            Some(over_quota(count, transports, config))
+        }
         (AcquireError::AgentAbsent, Some(block)) => Some(format!(
             "{block} is outside the pool ({}), so the agent has to check whether it is in use, and no agent runs; \
              start `portkeep agent`, or let the system choose",
@@ -46,9 +53,9 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, block: Option<PortRange>, 
     refused(reason, text.unwrap_or_else(chain))
 }
 
-pub(crate) fn privileged(block: PortRange) -> String {
-    let s = if block.count() == 1 { "" } else { "s" };
-    format!("reserving the privileged port{s} {block} requires root")
+pub(crate) fn privileged(ports: &PortList) -> String {
+    let s = if ports.count() == 1 { "" } else { "s" };
+    format!("reserving the privileged port{s} {ports} requires root")
 }
 
 /// `None` if the ports were to be held: there is no pool to be full.
@@ -60,7 +67,7 @@ fn no_room(ask: &Ask) -> Option<String> {
         .map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
     let what = if count == 1 { "port".into() } else { format!("{count} ports in a row{aligned}") };
     Some(match pool {
-        None => "there is no pool; name the first port with --at".into(),
+        None => "there is no pool; name the ports with --ports".into(),
         Some(pool) if pool.count() < count => {
             format!("this needs {count} ports, and the pool ({pool}) has {}; ask for fewer", pool.count())
         }
@@ -81,13 +88,15 @@ fn quota(config: &ConfigFile) -> Option<Limit> {
 
 /// Whether this is more than the quota, whatever else this user holds.
 pub(crate) fn never_allowed(ask: &Ask, config: &ConfigFile) -> bool {
-    matches!(quota(config), Some(Limit::Ports(quota)) if ports(ask.count(), ask.transports()) > quota)
+    let Ok((list, transports)) = ask.ports() else { return false };
+    let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+    matches!(quota(config), Some(Limit::Ports(quota)) if ports(count, transports) > quota)
 }
 
 /// "this needs 100 ports, and you hold 1000 of your quota of 1024".
-fn over_quota(ask: &Ask, config: &ConfigFile) -> String {
-    let needed = ports(ask.count(), ask.transports());
-    let sum = if needed > u32::from(ask.count()) { " (for TCP and as many for UDP)" } else { "" };
+fn over_quota(count: u16, transports: Transports, config: &ConfigFile) -> String {
+    let needed = ports(count, transports);
+    let sum = if needed > u32::from(count) { " (for TCP and as many for UDP)" } else { "" };
     let uid = getuid().as_raw();
     let is_own = |info: &Info| info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid));
     let own = portkeep::list().unwrap_or_default().into_iter().filter(is_own);

@@ -89,7 +89,7 @@ impl Selection {
     /// Whether a reservation is selected.
     pub(crate) fn has(&self, info: &Info) -> bool {
         let overlaps = |(ports, transports): &(PortRange, Transports)| {
-            info.ports.overlaps(*ports) && transports.iter().any(|each| info.transports.contains(each))
+            info.ports.overlaps(&(*ports).into()) && transports.iter().any(|each| info.transports.contains(each))
         };
         (self.ports.is_empty() || self.ports.iter().any(overlaps))
             && self.label.as_ref().is_none_or(|label| info.name.as_ref() == Some(label))
@@ -102,7 +102,7 @@ impl Selection {
     /// the latter, where only that is known.
     pub(crate) fn has_event(&self, event: &Event, label: Option<&str>) -> bool {
         let overlaps = |(ports, transports): &(PortRange, Transports)| {
-            event.ports.overlaps(*ports) && transports.iter().any(|each| event.transports.contains(each))
+            event.ports.overlaps(&(*ports).into()) && transports.iter().any(|each| event.transports.contains(each))
         };
         let (process, reservation) = (event.process.as_ref(), event.reservation.as_ref());
         let name = label.or_else(|| reservation?.name.as_deref());

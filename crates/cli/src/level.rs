@@ -95,7 +95,7 @@ pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceErr
 }
 
 /// "port 61000 is only held", for the warning of held mode.
-pub(crate) fn only_held(ports: portkeep::PortRange) -> String {
+pub(crate) fn only_held(ports: &portkeep::PortList) -> String {
     let (s, is) = if ports.count() == 1 { ("", "is") } else { ("s", "are") };
     format!("port{s} {ports} {is} only held")
 }

@@ -30,7 +30,7 @@ mod once;
 mod patience;
 mod persist;
 mod pins;
-mod port_arg;
+mod ports;
 mod portserver;
 mod release;
 mod reload;

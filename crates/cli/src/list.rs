@@ -214,7 +214,7 @@ fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
         Ok(found) => found,
     };
     found.extend(held);
-    found.sort_by_key(|info| (info.netns, info.ports, info.transports));
+    found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     Ok(found)
 }
 
@@ -360,7 +360,7 @@ mod tests {
     fn some() -> Vec<Info> {
         let info = |start: u16, name: &str, pid: u32| {
             let ports = PortRange::new(start, 2).unwrap();
-            let mut info = Info::of_block(ports, Transports::Tcp, State::Active);
+            let mut info = Info::of_ports(ports, Transports::Tcp, State::Active);
             info.name = Some(name.to_owned());
             let command = Some("a command that is longer than the terminal is wide".to_owned());
             info.owner = Some(Process { pid, comm: "server".into(), command, uid: Some(pid), ..Process::default() });

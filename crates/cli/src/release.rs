@@ -1,16 +1,16 @@
 //! `release`: the administrator ends somebody's reservation.
 
-use std::io::Write;
+use std::{collections::HashSet, io::Write};
 
 use anyhow::{Context, bail};
-use portkeep::{Errno, Info, State, Token, persistent::Origin};
-use portkeep_core::wire;
+use portkeep::{Errno, Info, Ports, State, Token, persistent::Origin};
+use portkeep_core::{ListMark, wire};
 use portkeep_kernel::{Admin, Maps, Reservation, netns};
 
-use crate::{DONE, Io, NOTHING, pins::Pins, port_arg::PortArg, reservations};
+use crate::{DONE, Io, NOTHING, pins::Pins, ports::ports, reservations};
 
 const AFTER_HELP: &str = "\
-Ends the reservation of any owner. Requires root. Sockets bound from it keep running, and each of their ports \
+Ends the reservation of any owner, all of its ports. Requires root. Sockets bound from it keep running, and each of their ports \
 becomes free when its last socket is gone. A program ends its own reservation by closing the socket it made it on. To \
 end a persistent reservation use `portkeep persist delete`, or remove the file that declares it.
 
@@ -24,8 +24,8 @@ Exit status: 3 if there is no such reservation";
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// A token (16 hexadecimal digits), or a port as 61004/tcp
-    #[arg(value_name = "TOKEN|PORT[/TRANSPORT]")]
+    /// A token (16 hexadecimal digits), or ports as 61004/tcp or 80,443
+    #[arg(value_name = "TOKEN|PORTS[/TRANSPORT]")]
     which: Which,
     /// One JSON array of what was released
     #[arg(long)]
@@ -34,10 +34,10 @@ pub(crate) struct Args {
     pins: Pins,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Which {
     Token(Token),
-    Port(PortArg),
+    Ports(Ports),
 }
 
 impl std::str::FromStr for Which {
@@ -48,20 +48,35 @@ impl std::str::FromStr for Which {
         let digits = text.strip_prefix("0x").unwrap_or(text);
         match digits.parse::<Token>() {
             Ok(token) if digits.len() == 16 => Ok(Self::Token(token)),
-            _ => text.parse().map(Self::Port),
+            _ => ports(text).map(Self::Ports),
         }
     }
 }
 
 impl Which {
-    fn means(self, reservation: &Reservation, own_netns: u64) -> bool {
+    fn means(&self, reservation: &Reservation, own_netns: u64) -> bool {
         match self {
-            Self::Token(token) => reservation.token() == Some(token),
-            Self::Port(arg) => {
-                let has = |transport| reservation.transports().is_some_and(|all| all.contains(transport));
+            Self::Token(token) => reservation.token() == Some(*token),
+            Self::Ports(wanted) => {
                 reservation.netns == own_netns
-                    && reservation.ports().is_some_and(|ports| ports.contains(arg.port))
-                    && arg.transports().any(has)
+                    && reservation.ports().is_some_and(|ports| wanted.list.overlaps(&ports.into()))
+                    && reservation
+                        .transports()
+                        .is_some_and(|all| wanted.transports.is_none_or(|each| all.bits() & each.bits() != 0))
+            }
+        }
+    }
+
+    /// What of it none of the reservations has.
+    fn missing(&self, found: &[Found]) -> Option<String> {
+        match self {
+            Self::Token(token) => found.is_empty().then(|| format!("no reservation has the token {token}")),
+            Self::Ports(wanted) => {
+                let has =
+                    |port: &u16| found.iter().any(|each| each.1.ports().is_some_and(|ports| ports.contains(*port)));
+                let port = wanted.list.iter().find(|port| !has(port))?;
+                let slash = wanted.transports.map_or_else(String::new, |transports| format!("/{transports}"));
+                Some(format!("no reservation of this network namespace has port {port}{slash}"))
             }
         }
     }
@@ -69,7 +84,16 @@ impl Which {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let instance = args.pins.open()?;
-    let mut released = end(&instance.maps()?, &instance.admin()?, args.which)?;
+    let (maps, admin) = (instance.maps()?, instance.admin()?);
+    let found = find(&maps, &args.which)?;
+    if let Some(missing) = args.which.missing(&found) {
+        if args.json {
+            io.json(&[(); 0])?;
+        }
+        io.error(missing);
+        return Ok(NOTHING);
+    }
+    let mut released = end(&maps, &admin, found)?;
     reservations::complete(&mut released)?;
     if args.json {
         io.json(&released)?;
@@ -79,23 +103,31 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     if released.is_empty() {
-        io.error(match args.which {
-            Which::Token(token) => format!("no reservation has the token {token}"),
-            Which::Port(port) => format!("no reservation of this network namespace has port {port}"),
-        });
+        io.error("the reservation has ended by itself meanwhile");
         return Ok(NOTHING);
     }
     Ok(DONE)
 }
 
-fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Info>> {
+/// Id and reservation.
+type Found = (u32, Reservation);
+
+/// Those that are meant, with all blocks of their lists.
+fn find(maps: &Maps, which: &Which) -> anyhow::Result<Vec<Found>> {
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
+    let all: Vec<Found> = maps.reservations().collect::<Result<_, _>>()?;
+    let all: Vec<Found> = all.into_iter().filter(|(_, each)| each.state() != wire::REFUSED).collect();
+    let list_of = |each: &Reservation| ListMark::of(&each.label).map(|mark| (mark, each.netns, each.pid));
+    let meant: Vec<&Found> = all.iter().filter(|(_, each)| which.means(each, own)).collect();
+    let lists: HashSet<_> = meant.iter().filter_map(|(_, each)| list_of(each)).collect();
+    let ids: HashSet<u32> = meant.into_iter().map(|(id, _)| *id).collect();
+    let is_meant = |(id, each): &Found| ids.contains(id) || list_of(each).is_some_and(|list| lists.contains(&list));
+    Ok(all.into_iter().filter(is_meant).collect())
+}
+
+fn end(maps: &Maps, admin: &Admin, found: Vec<Found>) -> anyhow::Result<Vec<Info>> {
     let mut released = Vec::new();
-    for item in maps.reservations() {
-        let (id, reservation) = item?;
-        if reservation.state() == wire::REFUSED || !which.means(&reservation, own) {
-            continue;
-        }
+    for (id, reservation) in found {
         let Some(mut info) = Info::from_wire(&maps.state(&reservation)?) else { continue };
         let Some(token) = info.token else { continue };
         if info.persistent {
@@ -111,14 +143,14 @@ fn end(maps: &Maps, admin: &Admin, which: Which) -> anyhow::Result<Vec<Info>> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(released)
+    Ok(Info::join(released))
 }
 
 /// A persistent one would come back with the agent's next look: say how it is done.
 fn refuse(info: &Info) -> anyhow::Result<()> {
     let declared = reservations::agent_list();
     let found = declared.iter().find(|each| each.token == info.token).unwrap_or(info);
-    let (ports, transports, name) = (info.ports, info.transports, found.name.as_deref().unwrap_or_default());
+    let (ports, transports, name) = (&info.ports, info.transports, found.name.as_deref().unwrap_or_default());
     match &found.origin {
         Some(Origin::File { path, .. }) => bail!(
             "{ports}/{transports} is the persistent reservation {name}, declared by {}: remove or mask the file, and \
@@ -136,7 +168,8 @@ mod tests {
     #[test]
     fn a_token_has_all_its_digits_and_everything_else_is_a_port() {
         assert!(matches!("00000000000000ff".parse(), Ok(Which::Token(_))));
-        assert!(matches!("61004".parse(), Ok(Which::Port(PortArg { port: 61004, transport: None }))));
+        assert!(matches!("61004".parse(), Ok(Which::Ports(ports)) if ports.to_string() == "61004"));
+        assert!(matches!("80,443/udp".parse(), Ok(Which::Ports(ports)) if ports.to_string() == "80,443/udp"));
         assert!("6f1d03b2".parse::<Which>().is_err());
     }
 }

@@ -36,7 +36,7 @@ pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
         }
         found.push(info);
     }
-    Ok(found)
+    Ok(Info::join(found))
 }
 
 /// Those of this network namespace, through queries that anybody may make.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use portkeep::{
-    Info, PortRange, Process, Scope,
+    Info, PortList, Process, Scope,
     persistent::{Account, Name},
 };
 
@@ -36,6 +36,7 @@ const AFTER_HELP: &str = "\
 Examples:
   portkeep run -- ./server --listen 127.0.0.1:{PORT}
   portkeep run --count 2 --align 2 --udp -- ./rtp {PORT0} {PORT1}
+  portkeep run --ports 8080,8443 -- ./server {PORT0} {PORT1}
   portkeep run --both --label dns -- sh -c 'exec ./resolver --port $DNS_PORT'
   portkeep run --count 4 -- torchrun --master-port {PORT} train.py
   portkeep run --ephemeral 500 -- pytest -n 8
@@ -43,11 +44,12 @@ Examples:
   portkeep run --reservation web --user www-data -- ./server {PORT}
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
-and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of a list that of the first block, and \
+PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced. {{PORT}} becomes a literal {PORT}, and with \
 --no-substitute nothing is replaced.
 
-With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --at or --align then. In a command inside another one, the inner range counts.
+With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --ports or --align then. In a command inside another one, the inner range counts.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
@@ -88,7 +90,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     user: Option<Account>,
     /// Run it on the ports of this persistent reservation
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "at", "align", "label", "wait"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "ports", "align", "label", "wait"])]
     reservation: Option<Name>,
     /// End the reservation with the command itself, whatever it leaves running
     #[arg(long)]
@@ -142,7 +144,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     user.as_ref().map(User::check).transpose()?;
     let mut stage = set_up(&args, user.as_ref(), &mut forwarder, io)?;
 
-    let ports = stage.claim.as_ref().map(|claim| claim.ports).or(stage.lent.as_ref().map(|lent| lent.ports));
+    let lent = stage.lent.as_ref();
+    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
+    let ports = ports.as_ref();
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
     let mut command = into_command::command(program, user.as_ref());
@@ -156,9 +160,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if let Some(range) = &stage.range {
         command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
     }
-    let lent = stage.lent.as_ref().and_then(|lent| lent.token);
-    if let Some(token) = stage.claims().find_map(|claim| claim.token).or(lent) {
-        command.env("PORTKEEP_TOKEN", token.to_string());
+    let claimed = stage.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
+    let lent = || stage.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
+    if let Some(tokens) = claimed.or_else(lent) {
+        let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
+        command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
     }
 
     if let Some(claim) = &stage.claim {
@@ -253,7 +259,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
         }
     };
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
-    args.ask.block()?;
+    let (_, transports) = args.ask.ports()?;
     let wishes =
         [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
@@ -266,7 +272,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
             return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
-        let udp = match args.ask.transports() {
+        let udp = match transports {
             portkeep::Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
@@ -274,7 +280,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
         warning(format_args!(
             "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp}{no_range} \
              ({reason})",
-            only_held(claim.ports)
+            only_held(&claim.ports)
         ));
         return Ok(Stage { claim: Some(claim), range: None, group: None, level, lent, main });
     }
@@ -332,12 +338,12 @@ fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
 }
 
 /// All ports, comma-separated.
-fn comma_list(ports: PortRange) -> String {
+fn comma_list(ports: &PortList) -> String {
     ports.iter().map(|port| port.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// The variables that have the ports.
-pub(crate) fn environment(ports: PortRange, label: Option<&str>) -> Vec<(String, String)> {
+pub(crate) fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
     let mut variables = vec![("PORT".into(), ports.start().to_string()), ("PORTS".into(), comma_list(ports))];
     variables.extend(ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
     if let Some(label) = label {
@@ -352,7 +358,7 @@ pub(crate) fn environment(ports: PortRange, label: Option<&str>) -> Vec<(String,
 
 /// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` are, and `{PORT}` where `{{PORT}}` is. Other braces are none of our
 /// business.
-fn fill_in(word: &OsStr, ports: Option<PortRange>) -> anyhow::Result<OsString> {
+fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
     while let Some(at) = rest.windows(5).position(|window| window == b"{PORT") {
@@ -390,17 +396,17 @@ fn fill_in(word: &OsStr, ports: Option<PortRange>) -> anyhow::Result<OsString> {
     Ok(OsString::from_vec(filled))
 }
 
-fn wanted(ports: Option<PortRange>) -> anyhow::Result<PortRange> {
+fn wanted(ports: Option<&PortList>) -> anyhow::Result<&PortList> {
     ports.context("an argument wants a port by its number, and --ephemeral alone gives none; add --count 1")
 }
 
-fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
+fn nth(digits: &[u8], ports: &PortList) -> anyhow::Result<u16> {
     let digits = String::from_utf8_lossy(digits);
-    let index = digits.parse::<u16>().ok().filter(|index| *index < ports.count());
-    index.map(|index| ports.start() + index).with_context(|| {
+    let port = digits.parse().ok().and_then(|index| ports.iter().nth(index));
+    port.with_context(|| {
         let last = ports.count() - 1;
         format!(
-            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count"
+            "an argument has {{PORT{digits}}}, and the last port is {{PORT{last}}}; ask for more ports with --count or --ports"
         )
     })
 }
@@ -409,18 +415,25 @@ fn nth(digits: &[u8], ports: PortRange) -> anyhow::Result<u16> {
 mod tests {
     use super::*;
 
+    fn three() -> PortList {
+        "61000-61002".parse().unwrap()
+    }
+
     fn filled(word: &str) -> String {
-        fill_in(OsStr::new(word), PortRange::new(61000, 3).ok()).unwrap().into_string().unwrap()
+        fill_in(OsStr::new(word), Some(&three())).unwrap().into_string().unwrap()
     }
 
     #[test]
     fn arguments_get_the_ports() {
         assert_eq!(filled("127.0.0.1:{PORT}"), "127.0.0.1:61000");
         assert_eq!(filled("{PORT0},{PORT2};{PORTS}"), "61000,61002;61000,61001,61002");
+        let list = "443,80,8000-8001".parse().unwrap();
+        let word = OsStr::new("{PORT} {PORT1} {PORT3} {PORTS}");
+        assert_eq!(fill_in(word, Some(&list)).unwrap(), "80 443 8001 80,443,8000,8001");
         assert_eq!(filled("{PORT"), "{PORT");
         assert_eq!(filled("${PORTABLE} {} {{PORTABLE}}"), "${PORTABLE} {} {{PORTABLE}}");
         assert_eq!(filled("{{PORT1}} {{PORT}}{PORT} {{PORTS}"), "{PORT1} {PORT}61000 {61000,61001,61002");
-        assert!(fill_in(OsStr::new("{PORT3}"), PortRange::new(61000, 3).ok()).is_err());
+        assert!(fill_in(OsStr::new("{PORT3}"), Some(&three())).is_err());
         assert!(fill_in(OsStr::new("{PORT}"), None).is_err());
         assert_eq!(fill_in(OsStr::new("${PORTABLE}"), None).unwrap(), "${PORTABLE}");
     }
@@ -428,13 +441,13 @@ mod tests {
     #[test]
     fn arguments_need_not_be_text() {
         let word = OsString::from_vec(b"\xff{PORT}\xfe".to_vec());
-        let filled = fill_in(&word, PortRange::single(80).ok()).unwrap();
+        let filled = fill_in(&word, Some(&"80".parse().unwrap())).unwrap();
         assert_eq!(filled.into_vec(), b"\xff80\xfe");
     }
 
     #[test]
     fn the_label_names_a_variable() {
-        let name = |label| environment(PortRange::single(80).unwrap(), Some(label)).pop().unwrap().0;
+        let name = |label| environment(&"80".parse().unwrap(), Some(label)).pop().unwrap().0;
         assert_eq!(name("http"), "HTTP_PORT");
         assert_eq!(name("my-app.2"), "MY_APP_2_PORT");
         assert_eq!(name("9p"), "_9P_PORT");

@@ -184,7 +184,7 @@ impl Look {
         elsewhere: Vec<Info>,
     ) -> anyhow::Result<Self> {
         let usage = Usage::of(blocks).context("looking for sockets")?;
-        let held = usage.held.iter().filter(|held| !here.iter().any(|info| info.ports.overlaps(held.ports)));
+        let held = usage.held.iter().filter(|held| !here.iter().any(|info| info.ports.overlaps(&held.ports)));
         here.extend(held.cloned().collect::<Vec<_>>());
         let pool = portkeep::version().ok().and_then(|version| version.pool);
         let [here, waiting, elsewhere] = [here, waiting, elsewhere].map(ByPort::new);

@@ -353,16 +353,16 @@ fn a_user_without_rights_gets_the_kernels_enforcement_where_it_is_up() {
 fn acquire_holds_until_its_input_ends() {
     let bed = bed!("acquire");
     bed.portkeep(&["up"]).ok();
-    let holding = bed.hold(&["--count", "4", "--both", "--at", "61004", "--label", "x"]);
+    let holding = bed.hold(&["--ports", "61004-61007/tcp+udp", "--label", "x"]);
     let words: Vec<&str> = holding.line.split(' ').collect();
     assert_eq!(words[..2], ["61004-61007", "tcp+udp"]);
     assert_eq!(words[2].len(), 16);
 
-    let conflict = bed.portkeep(&["acquire", "--at", "61006", "--udp"]);
+    let conflict = bed.portkeep(&["acquire", "--ports", "61006", "--udp"]);
     assert_eq!(conflict.code, Some(1));
     let told = format!("61006/udp belongs to pid {} (portkeep)", holding.child.id());
     assert!(conflict.err.contains(&told), "{conflict:?}");
-    let outside = bed.portkeep(&["acquire", "--at", "8080"]);
+    let outside = bed.portkeep(&["acquire", "--ports", "8080"]);
     assert!(outside.err.contains("portkeep agent"), "{outside:?}");
     let too_many = bed.portkeep(&["acquire", "--count", "9999"]);
     assert!(too_many.err.contains("61000-65535"), "{too_many:?}");
@@ -383,7 +383,7 @@ fn acquire_holds_until_its_input_ends() {
 fn list_who_and_release_show_the_same() {
     let bed = bed!("list");
     bed.portkeep(&["up"]).ok();
-    let holding = bed.hold(&["--count", "2", "--at", "61010", "--label", "mine", "--scope", "cgroup"]);
+    let holding = bed.hold(&["--ports", "61010-61011", "--label", "mine", "--scope", "cgroup"]);
     let list = bed.portkeep(&["list", "--json"]).ok().json();
     let entry = &list[0];
     assert_eq!(list.as_array().unwrap().len(), 1);
@@ -395,7 +395,7 @@ fn list_who_and_release_show_the_same() {
     assert_eq!(entry["netns_name"], "this");
     assert_eq!(entry["owner"]["pid"], holding.child.id());
     assert_eq!(entry["owner"]["comm"], "portkeep");
-    assert!(entry["owner"]["command"].as_str().is_none_or(|command| command.contains("acquire --count 2")));
+    assert!(entry["owner"]["command"].as_str().is_none_or(|command| command.contains("acquire --ports 61010-61011")));
     assert_eq!(entry["owner"]["uid"], 0);
     assert_eq!(entry["scope"]["kind"], "cgroup");
     assert_eq!(entry["cgroup"], bed.home());

@@ -165,9 +165,9 @@ fn a_failure_prints_a_refusal() {
     refused(&["upgrade"], "not-up");
     refused(&["persist", "add", "--name", "web", "--tcp", "80"], "no-agent");
     refused(&["list", "--no-such-option"], "malformed");
-    refused(&["acquire", "--at", "65535", "--count", "2"], "malformed");
+    refused(&["acquire", "--ports", "65535-65536"], "malformed");
     machine.portkeep(&["up"]).ok();
-    refused(&["acquire", "--at", "5000"], "no-agent");
+    refused(&["acquire", "--ports", "5000"], "no-agent");
     refused(&["acquire", "--count", "5000"], "no-room");
     let nobody = machine.portkeep_as_nobody(&["down", "--json"]);
     assert_eq!(nobody.json()["reason"], "not-allowed", "{nobody:?}");

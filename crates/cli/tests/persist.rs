@@ -777,7 +777,7 @@ fn netshs_words_make_netshs_table() {
     netsh(&stage, "netsh interface ipv4 add excludedportrange protocol=tcp startport=50000 numberofports=60").ok();
     netsh(&stage, "excludedportrange add tcp 41000 1 active").ok();
     netsh(&stage, "excludedportrange add udp 40000 11").ok();
-    let holding = stage.hold(&["--at", "61010", "--count", "2"]);
+    let holding = stage.hold(&["--ports", "61010-61011"]);
     let expected = "
 Protocol tcp Port Exclusion Ranges
 
@@ -914,7 +914,7 @@ etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:c
     let named = check(dir.path(), &["x/one.toml", "x/two.toml", "x/conf.toml", "x/portreserve", "x/absent.toml"]);
     let expected = "\
 x/conf.toml:1:14: error: `deny_errno` is \"EADDRINUSE\" or \"EACCES\"
-x/portreserve/svc:1:1: error: \"7/sctp\": a transport is tcp or udp
+x/portreserve/svc:1:1: error: \"7/sctp\": a transport is tcp, udp or tcp+udp
 x/absent.toml: error: does not exist
 x/two.toml:1:1: error: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
 help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
@@ -970,7 +970,7 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     assert!(stage.portkeep(&["status"]).ok().out.contains("does not answer"));
 
     // A signal ends the wait, whichever it is.
-    for words in [&["acquire", "--at", "5000"][..], &["run", "--at", "5000", "--", "true"]] {
+    for words in [&["acquire", "--ports", "5000"][..], &["run", "--ports", "5000", "--", "true"]] {
         for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
             let mut child = stage.command(words).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
             eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
@@ -983,8 +983,8 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     }
     // So does a limit.
     let limited: [(&[&str], i32); 6] = [
-        (&["acquire", "--at", "5000"], 1),
-        (&["run", "--at", "5000", "--", "true"], 125),
+        (&["acquire", "--ports", "5000"], 1),
+        (&["run", "--ports", "5000", "--", "true"], 125),
         (&["persist", "add", "--name", "late", "--tcp", "5000"], 1),
         (&["persist", "delete", "late"], 1),
         (&["persist", "list"], 1),
@@ -997,7 +997,7 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     }
 
     // So does its death.
-    let waits = stage.command(&["acquire", "--at", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
+    let waits = stage.command(&["acquire", "--ports", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
     eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
     let mut killed = stage.agent.take().unwrap();
     killed.kill().unwrap();
@@ -1010,4 +1010,124 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     stage.start();
     assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent_answers"], true);
     stage.stop();
+}
+
+#[test]
+fn l2_a_list_is_one_reservation_wherever_it_is_named() {
+    let mut stage = stage!("list");
+    let added = stage.portkeep(&["persist", "add", "443,80", "--name", "web", "--user", "daemon"]).ok();
+    assert_eq!(added.out, "80,443/tcp is reserved as web for user daemon\n");
+    let declared = stage.declared();
+    assert_eq!(declared.as_array().unwrap().len(), 1);
+    let web = &declared[0];
+    assert_eq!((&web["name"], &web["ports"], &web["state"]), (&json!("web"), &json!("80,443"), &json!("active")));
+    // `start` and `count` are those of the first block, as is the token.
+    assert_eq!((&web["start"], &web["count"], &web["token"]), (&json!(80), &json!(1), &web["blocks"][0]["token"]));
+    assert_eq!((&web["blocks"][1]["ports"], &web["blocks"][1]["start"]), (&json!("443"), &json!(443)));
+    assert_ne!(web["blocks"][0]["token"], web["blocks"][1]["token"]);
+    let seen = stage.portkeep(&["list", "--json"]).ok().json();
+    assert_eq!((seen.as_array().unwrap().len(), &seen[0]["blocks"]), (1, &web["blocks"]));
+    let who = stage.portkeep(&["who", "80,443,8080", "--json"]).ok().json();
+    let named: Vec<_> =
+        who.as_array().unwrap().iter().map(|each| (&each["port"], &each["reservation"]["name"])).collect();
+    let (web_is, none) = (json!("web"), Value::Null);
+    let both = |port: u16, name| [(json!(port), name), (json!(port), &none)];
+    let expected: Vec<_> = [both(80, &web_is), both(443, &web_is), both(8080, &none)].concat();
+    assert_eq!(named, expected.iter().map(|(port, name)| (port, *name)).collect::<Vec<_>>());
+    let told = stage.portkeep(&["who", "443,8080-8081"]).ok().out;
+    assert!(told.starts_with("443/tcp is reserved for user daemon\n  block     80,443/tcp"), "{told}");
+    for port in [80, 443] {
+        assert_eq!(stage.outsider_binds("tcp", port), "AddrInUse");
+    }
+
+    // All or nothing, with the one port that is in the way.
+    let taken = stage.portkeep(&["persist", "add", "8080,443", "--name", "more"]);
+    fails(&taken, 1, "80,443/tcp is reserved as `web`");
+    let server = stage.server(9001);
+    let taken = stage.portkeep(&["persist", "add", "9000-9001,9003", "--name", "more"]);
+    fails(&taken, 1, &format!("9001/tcp is in use by pid {}", server.pid()));
+    drop(server);
+    assert_eq!(stage.outsider_binds("tcp", 9000), "bound");
+    fails(
+        &stage.portkeep(&["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"]),
+        2,
+        "one block",
+    );
+
+    // The agent finds it again, from the store and in the kernel.
+    stage.stop();
+    let alone = stage.portkeep(&["persist", "list", "--json"]).ok().json();
+    assert_eq!((&alone[0]["ports"], &alone[0]["state"]), (&json!("80,443"), &json!("active")));
+    let seen = stage.portkeep(&["list", "--json"]).ok().json();
+    assert_eq!((seen.as_array().unwrap().len(), &seen[0]["name"]), (1, &json!("web")));
+    stage.start();
+    assert_eq!(stage.declared(), declared);
+
+    // A file with a list, that grows and shrinks: a change of one reservation.
+    let file = "etc/portkeep/ports.d/media.toml";
+    let reload = |text: &str| {
+        stage.file(file, &format!("[[reservation]]\nname = \"media\"\n{text}\nuser = \"daemon\"\n"));
+        let counts = stage.portkeep(&["reload", "--json"]).ok().json();
+        (counts["added"].clone(), counts["changed"].clone(), counts["removed"].clone())
+    };
+    assert_eq!(reload("ports = \"7000,7002/udp\""), (json!(1), json!(0), json!(0)));
+    assert_eq!(stage.outsider_binds("udp", 7002), "AddrInUse");
+    assert_eq!(reload("udp = [7000, \"7002-7003\"]"), (json!(0), json!(1), json!(0)));
+    assert_eq!(stage.outsider_binds("udp", 7003), "AddrInUse");
+    assert_eq!(reload("udp = 7000"), (json!(0), json!(1), json!(0)));
+    assert_eq!(stage.outsider_binds("udp", 7003), "bound");
+
+    fails(&stage.portkeep(&["persist", "delete", "--tcp", "80"]), 3, "web is 80,443/tcp");
+    let deleted = stage.portkeep(&["persist", "delete", "--tcp", "80,443"]).ok().out;
+    assert_eq!(deleted, "web is deleted; it was 80,443/tcp for user daemon\n");
+    for port in [80, 443] {
+        assert_eq!(stage.outsider_binds("tcp", port), "bound");
+    }
+}
+
+#[test]
+fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
+    let stage = stage!("listed");
+    let mut watch = stage.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut events = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut next = || serde_json::from_str::<Value>(&events.next().unwrap()).unwrap();
+    // It watches as soon as a public creation is reported.
+    let mut made = 0;
+    std::thread::scope(|scope| {
+        let told = scope.spawn(&mut next);
+        while !told.is_finished() {
+            let port = (10_000 + made).to_string();
+            stage.portkeep(&["persist", "add", &port, "--name", &format!("n{made}")]).ok();
+            made += 1;
+        }
+    });
+    // One of its ports is not to be had: nothing is granted, and nothing ends.
+    let server = stage.server(20_002);
+    let refused = stage.portkeep(&["acquire", "--ports", "20000,20002"]);
+    fails(&refused, 1, &format!("20002/tcp is in use by pid {}", server.pid()));
+    drop(server);
+    let mut holding = stage.hold(&["--ports", "20000,20002,20005-20006", "--label", "three", "--strict"]);
+    let words: Vec<&str> = holding.line.split(' ').collect();
+    assert_eq!((words[0], words[2].split(',').count()), ("20000,20002,20005-20006", 3));
+    assert_eq!(stage.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1 + made);
+    assert_eq!(stage.outsider_binds("tcp", 20_006), "AddrInUse");
+
+    // Any of its ports, or of its tokens, names all of it.
+    fails(&stage.portkeep(&["release", "20006,20007"]), 3, "no reservation of this network namespace has port 20007");
+    let released = stage.portkeep(&["release", words[2].split(',').nth(1).unwrap()]).ok().out;
+    assert!(released.starts_with("released 20000,20002,20005-20006/tcp of pid"), "{released}");
+    stage.portkeep(&["persist", "add", "30000", "--name", "end"]).ok();
+    let seen: Vec<(String, String)> = std::iter::repeat_with(next)
+        .map(|event| (event["what"].as_str().unwrap().to_owned(), event["ports"].as_str().unwrap().to_owned()))
+        .filter(|(_, ports)| !ports.starts_with("100"))
+        .take_while(|(_, ports)| ports != "30000")
+        .collect();
+    let list = "20000,20002,20005-20006";
+    let expected = [("denied", "20002"), ("granted", list), ("refused", "20006"), ("ended", list)];
+    assert_eq!(seen, expected.map(|(what, ports)| (what.to_owned(), ports.to_owned())));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    // `acquire` reports that it lost them.
+    eventually(|| holding.child.try_wait().unwrap().is_some());
+    assert_eq!(holding.child.wait().unwrap().code(), Some(1));
 }

@@ -107,7 +107,7 @@ fn until_the_reboot_is_until_the_reboot() {
     end_all(&world);
     let agent = place.agent();
     assert_eq!(place.state("web"), Some(State::Active), "the same boot");
-    place.connect().delete(&Which::Block { ports: ports(8443, 1), transports: Transports::Tcp }).unwrap();
+    place.connect().delete(&Which::Block { ports: ports(8443, 1).into(), transports: Transports::Tcp }).unwrap();
     agent.stop();
     world.assert_empty();
 }
@@ -125,10 +125,10 @@ fn delete_matches_the_block_exactly() {
         (ports(5000, 20), Transports::Tcp),
         (ports(5000, 20), Transports::Both),
     ] {
-        let which = Which::Block { ports, transports };
+        let which = Which::Block { ports: ports.into(), transports };
         assert!(matches!(place.connect().delete(&which), Err(PersistentError::NotFound)), "{which:?}");
     }
-    place.connect().delete(&Which::Block { ports: ports(5000, 20), transports: Transports::Udp }).unwrap();
+    place.connect().delete(&Which::Block { ports: ports(5000, 20).into(), transports: Transports::Udp }).unwrap();
     agent.stop();
     world.assert_empty();
 }
@@ -555,7 +555,7 @@ fn a_refused_bind_is_reported_readably() {
     });
     let pid = hammer.talk.hear();
     let event = events.next().unwrap().unwrap();
-    assert_eq!((event.what, event.ports), (Happening::Refused, ports(8443, 1)));
+    assert_eq!((event.what, event.ports), (Happening::Refused, ports(8443, 1).into()));
     let process = event.process.unwrap();
     assert_eq!((u64::from(process.pid), process.comm.as_str(), process.uid), (pid, "nginx", Some(NOBODY)));
     let user = process.user.clone().unwrap_or_else(|| format!("uid {NOBODY}"));
@@ -674,9 +674,9 @@ fn mangled() -> impl Strategy<Value = Vec<u8>> {
         Just(protocol::Request::Delete(Which::Name(name("web")))),
         Just(protocol::Request::Change {
             name: name("web"),
-            change: protocol::Change { ports: Some(ports(8500, 2)), strict: Some(true), ..Default::default() }
+            change: protocol::Change { ports: Some(ports(8500, 2).into()), strict: Some(true), ..Default::default() }
         }),
-        Just(protocol::Request::Delete(Which::Block { ports: ports(8443, 1), transports: Transports::Tcp })),
+        Just(protocol::Request::Delete(Which::Block { ports: ports(8443, 1).into(), transports: Transports::Tcp })),
     ];
     let change = (any::<prop::sample::Index>(), any::<u8>(), 0..4u8);
     (request, prop::collection::vec(change, 0..6)).prop_map(|(request, changes)| {
@@ -884,7 +884,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     });
     assert_eq!(hog.talk.hear(), 10);
     let event = events.next().unwrap().unwrap();
-    assert_eq!((event.what, event.ports), (Happening::Exhausted, ports(21000, 10)), "{event:?}");
+    assert_eq!((event.what, &event.ports), (Happening::Exhausted, &ports(21000, 10).into()), "{event:?}");
     assert!(event.message.contains("private ephemeral range"), "{}", event.message);
     hog.kill();
 

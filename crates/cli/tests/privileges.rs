@@ -115,7 +115,7 @@ fn each_command_needs_these_capabilities_and_no_others() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut agent = bed.program(&words).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let worked = running(&bed, &mut agent) && {
-            let mut acquire = bed.program(&["unshare", "--net", PORTKEEP, "acquire", "--at", "20000"]);
+            let mut acquire = bed.program(&["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"]);
             Outcome::from(acquire.output().unwrap()).code == Some(0)
         };
         let _ = agent.kill();

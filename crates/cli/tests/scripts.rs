@@ -84,7 +84,7 @@ fn a_time_is_kept_in_the_background() {
     let open = machine.shell(&format!("readlink /proc/{pid}/cwd /proc/{pid}/fd/[012]")).ok();
     assert_eq!(open.out, "/\n/dev/null\n/dev/null\n/dev/null\n");
     // The failure of the process in the background is that of the command.
-    machine.portkeep(&["acquire", "--at", "61000", "--for", "1h"]).fails(1, &["61000/tcp belongs to pid"]);
+    machine.portkeep(&["acquire", "--ports", "61000", "--for", "1h"]).fails(1, &["61000/tcp belongs to pid"]);
     terminate(pid);
     eventually(|| reserved(&machine).is_empty());
 

@@ -41,7 +41,9 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["run", "--tcp", "--udp", "--", "true"],
         &["run", "--align", "3", "--", "true"],
         &["run", "--label", "longer than twenty-four bytes", "--", "true"],
-        &["acquire", "--at", "0"],
+        &["acquire", "--ports", "0"],
+        &["acquire", "--ports", "80,"],
+        &["acquire", "--ports", "80", "--count", "2"],
         &["up", "--deny-errno", "EPERM"],
         &["up", "--pool", "9-8"],
         &["who"],
@@ -54,8 +56,10 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["persist", "add", "--tcp", "80"],
         &["persist", "add", "--name", "-x", "--tcp", "80"],
         &["persist", "add", "--name", "x", "--tcp", "0"],
-        &["persist", "add", "--name", "x", "--tcp", "80,443"],
+        &["persist", "add", "--name", "x", "--tcp", "80,80"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--udp", "80"],
+        &["persist", "add", "--name", "x", "--tcp"],
+        &["persist", "add", "--name", "x", "--any", "3", "--udp", "5"],
         &["persist", "add", "--name", "x", "--any", "0"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--align", "2"],
         &["persist", "add", "--name", "x", "--any", "4", "--align", "3"],
@@ -88,9 +92,9 @@ fn exit_statuses_are_one_table() {
     let table = Exit::ALL.map(|exit| format!("| {} | {} |", exit.code(), exit.meaning()));
     assert_eq!(rows, table);
     // Nothing else exits with 2 what asks for too much; `run` keeps its own statuses apart from the command's.
-    assert_eq!(run(&["acquire", "--at", "65535", "--count", "2"]).0, Exit::Usage.code());
-    assert_eq!(run(&["acquire", "--at", "61001", "--align", "2"]).0, Exit::Usage.code());
-    assert_eq!(run(&["run", "--at", "65535", "--count", "2", "--", "true"]).0, Exit::RunFailed.code());
+    assert_eq!(run(&["acquire", "--ports", "65535-65536"]).0, Exit::Usage.code());
+    assert_eq!(run(&["acquire", "--ports", "61001", "--align", "2"]).0, Exit::Usage.code());
+    assert_eq!(run(&["run", "--ports", "65535-65536", "--", "true"]).0, Exit::RunFailed.code());
     assert_eq!(run(&["run", "--no-such-option", "--", "true"]).0, Exit::RunFailed.code());
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(run(&["check", folder.path().to_str().unwrap()]).0, Exit::Nothing.code());
@@ -101,8 +105,9 @@ fn exit_statuses_are_one_table() {
 #[test]
 fn what_only_shows_together_is_wrong_usage_too() {
     for (words, told) in [
-        (&["persist", "add", "--name", "x", "--tcp"][..], "which ports?"),
-        (&["persist", "add", "--name", "x", "--any", "3", "--udp", "5"], "--any has the ports chosen"),
+        (&["persist", "add", "80/udp", "--name", "x", "--tcp"][..], "says udp, and tcp is said beside it"),
+        (&["persist", "add", "80,82", "--name", "x", "--user", "a", "--ephemeral"], "has to be one block"),
+        (&["acquire", "--ports", "80/udp", "--tcp"], "says udp, and tcp is said beside it"),
         (&["excludedportrange", "show", "store=active"], "protocol is missing"),
         (&["excludedportrange", "add", "tcp", "0", "1"], "startport is a number from 1 to 65535"),
         (&["netsh", "interface", "ipv4"], "only `netsh interface ipv4 show|add|delete excludedportrange`"),

@@ -52,7 +52,7 @@ impl Waiting {
 fn a_command_starts_when_the_reservation_before_it_ends() {
     let Some(machine) = ready("wait-reservation") else { return };
     let holding = machine.hold(&["--count", "2", "--label", "first"]);
-    let waiting = Waiting::start(machine.command(&["run", "--at", "61001", "--wait", "--", "echo", "got {PORT}"]));
+    let waiting = Waiting::start(machine.command(&["run", "--ports", "61001", "--wait", "--", "echo", "got {PORT}"]));
     assert!(waiting.note.contains("61001/tcp belongs to pid") && waiting.note.contains("first"), "{}", waiting.note);
     holding.let_go();
     let outcome = waiting.end().ok();
@@ -68,7 +68,7 @@ fn an_ordinary_user_waits_for_a_socket_to_close() {
     let mut bound = machine.program(&["python3", "-c", script]);
     let mut bound = bound.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     BufReader::new(bound.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-    let command = machine.as_nobody(&[&copy, "acquire", "--at", "61005", "--wait=1h", "--for", "0s"]);
+    let command = machine.as_nobody(&[&copy, "acquire", "--ports", "61005", "--wait=1h", "--for", "0s"]);
     let waiting = Waiting::start(command);
     assert!(waiting.note.contains("61005/tcp is in use"), "{}", waiting.note);
     drop(bound.stdin.take());
@@ -90,10 +90,12 @@ fn the_limit_and_a_signal_end_the_wait() {
     let Some(machine) = ready("wait-limit") else { return };
     let holding = machine.hold(&[]);
     let because = &["waited 100ms: 61000/tcp belongs to pid"];
-    machine.portkeep(&["acquire", "--at", "61000", "--wait=100ms"]).fails(1, because);
-    machine.portkeep(&["run", "--at", "61000", "--wait=100ms", "--", "true"]).fails(125, because);
+    machine.portkeep(&["acquire", "--ports", "61000", "--wait=100ms"]).fails(1, because);
+    machine.portkeep(&["run", "--ports", "61000", "--wait=100ms", "--", "true"]).fails(125, because);
     for (signal, number) in [(Signal::TERM, 15), (Signal::INT, 2), (Signal::HUP, 1)] {
-        for words in [&["acquire", "--at", "61000", "--wait"][..], &["run", "--at", "61000", "--wait", "--", "true"]] {
+        for words in
+            [&["acquire", "--ports", "61000", "--wait"][..], &["run", "--ports", "61000", "--wait", "--", "true"]]
+        {
             let waiting = Waiting::start(machine.command(words));
             waiting.kill(signal);
             waiting.end().fails(128 + number, &["while others had the ports; nothing is reserved"]);
@@ -109,7 +111,7 @@ fn what_can_never_be_is_not_waited_for() {
     let Some(machine) = ready("wait-never") else { return };
     machine.portkeep(&["acquire", "--count", "5000", "--wait"]).fails(1, &["this needs 5000 ports"]);
     machine.portkeep_as_nobody(&["acquire", "--count", "2000", "--wait"]).fails(1, &["this needs 2000 ports", "quota"]);
-    machine.portkeep_as_nobody(&["acquire", "--at", "80", "--wait"]).fails(1, &["requires root"]);
+    machine.portkeep_as_nobody(&["acquire", "--ports", "80", "--wait"]).fails(1, &["requires root"]);
     machine.portkeep(&["acquire", "--wait=soon"]).fails(2, &["90s, 10m or 1h30m"]);
 }
 
@@ -125,7 +127,7 @@ fn without_kernel_enforcement_held_ports_are_waited_for() {
             machine.enter_network();
             let bound = TcpListener::bind(("127.0.0.1", 61005)).unwrap();
             let waiting =
-                Waiting::start(machine.as_nobody(&[&copy, "acquire", "--at", "61005", "--wait", "--for", "0s"]));
+                Waiting::start(machine.as_nobody(&[&copy, "acquire", "--ports", "61005", "--wait", "--for", "0s"]));
             drop(bound);
             assert!(waiting.end().ok().out.starts_with("61005 tcp held"));
         };

@@ -287,8 +287,8 @@ fn a_failed_request_names_the_holder_in_the_same_words() {
     let how = format!("bound to 127.0.0.1:{port}, not listening");
     let port = port.to_string();
     for words in [
-        &["acquire", "--at", &port][..],
-        &["run", "--at", &port, "--", "true"],
+        &["acquire", "--ports", &port][..],
+        &["run", "--ports", &port, "--", "true"],
         &["persist", "add", "--name", "x", "--tcp", &port],
     ] {
         let said = machine.portkeep(words);

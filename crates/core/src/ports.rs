@@ -4,6 +4,8 @@ use std::{fmt, ops::RangeInclusive, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{ParsePortsError, shown};
+
 /// A non-empty block `[start, start + count)` of ports, all between 1 and 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -88,6 +90,11 @@ impl PortRange {
         self.start <= other.last() && other.start <= self.last()
     }
 
+    /// The ports that both have.
+    pub fn common(self, other: Self) -> Option<Self> {
+        Self::inclusive(self.start.max(other.start), self.last().min(other.last())).ok()
+    }
+
     /// The ports, lowest first.
     pub fn iter(self) -> RangeInclusive<u16> {
         self.start..=self.last()
@@ -109,40 +116,22 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// Why a text is not a block of ports.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ParsePortsError {
-    /// Not `PORT`, `FIRST-LAST` or `FIRST:LAST`.
-    #[error("{0:?} is not a port or a range; write 8080 or 8080-8089")]
-    Syntax(String),
-    /// Numbers, but not a block.
-    #[error("{text:?}: {source}")]
-    Range {
-        /// The text that was read.
-        text: String,
-        /// The problem.
-        source: PortRangeError,
-    },
-    /// The range ends before it begins.
-    #[error("{0:?} ends before it begins")]
-    Backwards(String),
-}
-
 impl FromStr for PortRange {
     type Err = ParsePortsError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let syntax = || ParsePortsError::Syntax(text.to_owned());
+        let quoted = format!("\"{}\"", shown(text.trim()));
+        let syntax =
+            || ParsePortsError::new(format!("{quoted} is not a port or a range; write 8080 or 8080-8089"), None);
         let number = |part: &str| part.trim().parse::<u16>().map_err(|_| syntax());
         let (first, last) = match text.split_once(['-', ':']) {
             Some((first, last)) => (number(first)?, number(last)?),
             None => (number(text)?, number(text)?),
         };
         if last < first {
-            return Err(ParsePortsError::Backwards(text.to_owned()));
+            return Err(ParsePortsError::new(format!("{quoted} ends before it begins"), None));
         }
-        Self::inclusive(first, last).map_err(|source| ParsePortsError::Range { text: text.to_owned(), source })
+        Self::inclusive(first, last).map_err(|error| ParsePortsError::new(format!("{quoted}: {error}"), None))
     }
 }
 
@@ -181,10 +170,15 @@ mod tests {
             assert_eq!(range.to_string(), "5000-5019");
         }
         assert_eq!("80".parse::<PortRange>().unwrap().to_string(), "80");
-        assert!(matches!("9-8".parse::<PortRange>(), Err(ParsePortsError::Backwards(_))));
-        assert!(matches!("http".parse::<PortRange>(), Err(ParsePortsError::Syntax(_))));
-        assert!(matches!("0-8".parse::<PortRange>(), Err(ParsePortsError::Range { .. })));
-        assert!(matches!("65536".parse::<PortRange>(), Err(ParsePortsError::Syntax(_))));
+        for (wrong, why) in [
+            ("9-8", "ends before it begins"),
+            ("http", "is not a port or a range"),
+            ("0-8", "port 0 cannot"),
+            ("65536", "is not a port or a range"),
+        ] {
+            let error = wrong.parse::<PortRange>().unwrap_err();
+            assert!(error.to_string().contains(why), "{wrong}: {error}");
+        }
     }
 
     #[test]

@@ -109,3 +109,16 @@ impl fmt::Display for Transports {
         })
     }
 }
+
+impl FromStr for Transports {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            "tcp+udp" => Ok(Self::Both),
+            _ => Err("a transport is tcp, udp or tcp+udp"),
+        }
+    }
+}

@@ -44,6 +44,6 @@ pub use load::{Link, LoadError, Loaded};
 pub use maps::{MapAccessError, Maps};
 pub use object::BUILD;
 pub use obstacle::Obstacle;
-pub use persistent::{Claimed, CreateError};
+pub use persistent::{Claim, Claimed, CreateError};
 pub use quiet::ForgetError;
 pub use settings::Settings;

@@ -48,68 +48,63 @@ pub enum CreateError {
     Name,
 }
 
-/// A persistent reservation that is claimed and not in force yet. Dropped, it is ended.
+/// Id, token and block of a reservation in the kernel.
+pub type Claim = (u32, Token, PortRange);
+
+/// A persistent reservation that is claimed and not in force yet: one block, or those of a list. Dropped, it is ended.
 #[derive(Debug)]
 pub struct Claimed<'a> {
     admin: &'a Admin,
     maps: &'a mut Maps,
-    id: u32,
-    token: Token,
-    ports: PortRange,
-    settled: bool,
+    blocks: Vec<Claim>,
 }
 
 impl<'a> Claimed<'a> {
-    /// Claim a block in the namespace with the cookie `netns`.
-    pub fn claim(admin: &'a Admin, maps: &'a mut Maps, netns: u64, wanted: &Wanted) -> Result<Self, CreateError> {
-        let claim = maps.claim_persistent(admin, netns, wanted)?;
-        Ok(Self::holding(admin, maps, claim))
+    /// Claim the blocks in the namespace with the cookie `netns`: all or none.
+    pub fn claim(admin: &'a Admin, maps: &'a mut Maps, netns: u64, wanted: &[Wanted]) -> Result<Self, CreateError> {
+        let mut claimed = Self { admin, maps, blocks: Vec::new() };
+        for block in wanted {
+            let claim = claimed.maps.claim_persistent(admin, netns, block)?;
+            claimed.blocks.push(claim);
+        }
+        Ok(claimed)
     }
 
     /// Hold what [`Maps::claim_persistent`] gave.
-    pub fn holding(admin: &'a Admin, maps: &'a mut Maps, (id, token, ports): (u32, Token, PortRange)) -> Self {
-        Self { admin, maps, id, token, ports, settled: false }
+    pub fn holding(admin: &'a Admin, maps: &'a mut Maps, blocks: Vec<Claim>) -> Self {
+        Self { admin, maps, blocks }
     }
 
-    /// Its id.
-    pub fn id(&self) -> u32 {
-        self.id
+    /// The blocks, in the order of the request.
+    pub fn blocks(&self) -> &[Claim] {
+        &self.blocks
     }
 
-    /// The token.
-    pub fn token(&self) -> Token {
-        self.token
+    /// Go on without ending them when this is dropped.
+    pub fn keep(mut self) -> Vec<Claim> {
+        std::mem::take(&mut self.blocks)
     }
 
-    /// The block, host byte order.
-    pub fn ports(&self) -> PortRange {
-        self.ports
-    }
-
-    /// Put it in force.
-    pub fn confirm(mut self) -> Result<(u32, Token), AdminError> {
-        self.admin.confirm(self.id, self.token)?;
-        self.settled = true;
-        Ok((self.id, self.token))
+    /// Put all of them in force, or end all.
+    pub fn confirm(self) -> Result<Vec<Claim>, AdminError> {
+        for (id, token, _) in &self.blocks {
+            self.admin.confirm(*id, *token)?;
+        }
+        Ok(self.keep())
     }
 }
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        if !self.settled {
-            let _ = self.maps.end_persistent(self.admin, self.id, self.token);
+        for (id, token, _) in self.blocks.drain(..) {
+            let _ = self.maps.end_persistent(self.admin, id, token);
         }
     }
 }
 
 impl Maps {
     /// [`Claimed::claim`] for many at once: what comes back has to be confirmed or ended by the caller. Id, token and block.
-    pub fn claim_persistent(
-        &mut self,
-        admin: &Admin,
-        netns: u64,
-        wanted: &Wanted,
-    ) -> Result<(u32, Token, PortRange), CreateError> {
+    pub fn claim_persistent(&mut self, admin: &Admin, netns: u64, wanted: &Wanted) -> Result<Claim, CreateError> {
         check(&wanted.audience)?;
         let Created { id, token, start } = admin.create(netns, wanted)?;
         let claimed = PortRange::new(start, wanted.count)

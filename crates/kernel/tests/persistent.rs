@@ -46,12 +46,13 @@ impl Fixture {
     }
 
     fn claim(&mut self, wanted: &Wanted) -> Result<Claimed<'_>, CreateError> {
-        Claimed::claim(&self.admin, &mut self.maps, self.netns, wanted)
+        Claimed::claim(&self.admin, &mut self.maps, self.netns, std::slice::from_ref(wanted))
     }
 
     #[track_caller]
     fn create(&mut self, wanted: &Wanted) -> (u32, Token) {
-        self.claim(wanted).expect("the block is vacant").confirm().expect("it is pending")
+        let claimed = self.claim(wanted).expect("the block is vacant").confirm().expect("it is pending");
+        (claimed[0].0, claimed[0].1)
     }
 
     fn end(&mut self, (id, token): (u32, Token)) {
@@ -305,7 +306,7 @@ fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     let Some(world) = World::enter("persistent_claimed") else { return };
     let mut fixture = Fixture::of(&world);
     let claimed = fixture.claim(&wanted(8443, Audience::Administrators)).unwrap();
-    assert_eq!(errno(control::associate(tcp(), claimed.token())), Errno::ENOENT);
+    assert_eq!(errno(control::associate(tcp(), claimed.blocks()[0].1)), Errno::ENOENT);
     assert!(may_bind(8443));
     assert_eq!(claimed.confirm().unwrap_err().errno(), Some(Errno::EADDRINUSE));
     assert!(may_bind(8443));
@@ -378,7 +379,7 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
     let any = fixture
         .claim(&Wanted { count: 20, align: Align::new(2).unwrap(), ..wanted(0, Audience::Administrators) })
         .unwrap();
-    assert!(any.ports().start() >= 61000 && any.ports().start() % 2 == 0);
+    assert!(any.blocks()[0].2.start() >= 61000 && any.blocks()[0].2.start() % 2 == 0);
     drop(any);
     // A runtime reservation in the way.
     let owner = tcp();

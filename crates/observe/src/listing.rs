@@ -12,7 +12,7 @@ use crate::{
 
 /// Put reservations in order, and add the facts that are known here. `declared` is the agent's list, empty if none runs.
 pub fn complete(found: &mut [Info], declared: &[Info]) {
-    found.sort_by_key(|info| (info.netns, info.ports, info.transports));
+    found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     let by_token: BTreeMap<_, _> = declared.iter().filter_map(|each| Some((each.token?, each))).collect();
     let first_pids = process::in_first_pid_namespace();
     let names = UserNames::default();

@@ -168,7 +168,7 @@ fn held(openers: &Openers, ports: &BTreeMap<(u16, Transport), PortUse>) -> Vec<I
         };
         let holds = info.transports.iter().any(|transport| info.ports.iter().any(|port| has(port, transport)));
         // A child that inherited it has it, too.
-        let known = found.iter().any(|other| (other.ports, other.transports) == (info.ports, info.transports));
+        let known = found.iter().any(|other| other.ports == info.ports && other.transports == info.transports);
         if holds && !known {
             let mut info = info.clone();
             name_user(info.owner.as_mut(), &mut HashMap::new());

@@ -130,21 +130,6 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The one of `known` that `word` most likely was meant to be.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Long garbage is no slip, and comparing it takes time.
-    if word.len() > 64 {
-        return None;
-    }
-    let word = word.to_lowercase();
-    known
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(word.len()) / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,15 +142,5 @@ mod tests {
         let all: Vec<String> = report.into_diagnostics().iter().map(ToString::to_string).collect();
         assert_eq!(all, ["/x.toml:2:4: wrong\nhelp: right", "/x.toml:3:1: the end"]);
         assert_eq!(Diagnostic::whole(Path::new("/y"), "gone").to_string(), "/y: gone");
-    }
-
-    #[test]
-    fn slips_are_guessed_and_garbage_is_not() {
-        let keys = ["name", "strict", "around", "description"];
-        assert_eq!(nearest("strickt", keys), Some("strict"));
-        assert_eq!(nearest("Strict", keys), Some("strict"));
-        assert_eq!(nearest("decription", keys), Some("description"));
-        assert_eq!(nearest("xyzzy", keys), None);
-        assert_eq!(nearest(&"strict".repeat(1000), keys), None);
     }
 }

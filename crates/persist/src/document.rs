@@ -10,7 +10,9 @@ use toml::{
     de::{DeArray, DeString, DeTable, DeValue},
 };
 
-use crate::diagnostic::{Report, nearest};
+use portkeep_core::{nearest, shown};
+
+use crate::diagnostic::Report;
 
 /// The document, or `None` and complaints if it is not TOML.
 pub(crate) fn parse<'i>(report: &mut Report<'_>, text: &'i str) -> Option<DeTable<'i>> {
@@ -120,13 +122,4 @@ pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
-}
-
-/// A word of a file, fit for a line of a message.
-pub(crate) fn shown(word: &str) -> String {
-    let mut shown: String = word.chars().take(64).flat_map(char::escape_debug).collect();
-    if word.chars().nth(64).is_some() {
-        shown.push('…');
-    }
-    shown
 }

@@ -19,7 +19,9 @@ use crate::{
     Declared, Diagnostic, Origin, Services,
     files::{self, Content, Root},
     merge::merge,
-    portreserve, stanza,
+    portreserve,
+    services::services_of,
+    stanza,
 };
 
 /// The folders, the one that counts most first.
@@ -68,7 +70,7 @@ pub enum State {
 /// in the `/etc/services` of that root. Folders that do not exist are empty.
 pub fn load(root: &Path) -> Loaded {
     let root = Root(root);
-    let services = Services::of_root(root);
+    let services = services_of(root);
     let mut loaded = Loaded::default();
 
     let mut winners: BTreeMap<OsString, PathBuf> = BTreeMap::new();

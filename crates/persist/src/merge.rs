@@ -110,14 +110,17 @@ pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoItera
     for declared in commands.into_iter().chain(files) {
         let wanted = &declared.declaration;
         let in_the_way = names.get(&wanted.name).map(|winner| (*winner, Reason::Name)).or_else(|| {
-            wanted.transports.iter().find_map(|transport| {
+            let each = wanted.transports.iter();
+            let mut blocks =
+                each.flat_map(|transport| wanted.ports.blocks().iter().map(move |ours| (transport, *ours)));
+            blocks.find_map(|(transport, ours)| {
                 let taken = &taken[transport as usize];
                 // The block that begins at or before ours, else the first that begins within it.
-                let before = taken.range(..=wanted.ports.start()).next_back();
+                let before = taken.range(..=ours.start()).next_back();
                 let (_, (theirs, winner)) = before
-                    .filter(|(_, (theirs, _))| theirs.overlaps(wanted.ports))
-                    .or_else(|| taken.range(wanted.ports.start()..=wanted.ports.last()).next())?;
-                let ports = common(*theirs, wanted.ports)?;
+                    .filter(|(_, (theirs, _))| theirs.overlaps(ours))
+                    .or_else(|| taken.range(ours.start()..=ours.last()).next())?;
+                let ports = theirs.common(ours)?;
                 Some((*winner, Reason::Ports { transport, ports }))
             })
         });
@@ -129,28 +132,24 @@ pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoItera
         let index = merged.in_force.len();
         names.insert(wanted.name.clone(), index);
         for transport in wanted.transports.iter() {
-            taken[transport as usize].insert(wanted.ports.start(), (wanted.ports, index));
+            let blocks = wanted.ports.blocks().iter().map(|block| (block.start(), (*block, index)));
+            taken[transport as usize].extend(blocks);
         }
         merged.in_force.push(declared);
     }
     merged
 }
 
-/// The ports of both.
-fn common(a: PortRange, b: PortRange) -> Option<PortRange> {
-    PortRange::inclusive(a.start().max(b.start()), a.last().min(b.last())).ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use portkeep_core::{Time, Transports};
+    use portkeep_core::{PortList, Time, Transports};
     use proptest::prelude::*;
 
     use super::*;
 
     fn file(path: &str, line: usize, name: &str, ports: &str, transports: Transports) -> Declared {
         Declared {
-            declaration: Declaration::new(name.parse().unwrap(), ports.parse().unwrap(), transports),
+            declaration: Declaration::new(name.parse().unwrap(), ports.parse::<PortList>().unwrap(), transports),
             origin: Origin::File { path: path.into(), line },
         }
     }
@@ -164,7 +163,7 @@ mod tests {
         let merged = merge(
             [command],
             [
-                file("/usr/lib/a", 1, "web", "80-90", Transports::Both),
+                file("/usr/lib/a", 1, "web", "8080,80-90", Transports::Both),
                 file("/etc/b", 2, "web", "99", Transports::Tcp),
                 file("/etc/b", 5, "c", "85-200", Transports::Udp),
                 file("/etc/b", 9, "d", "5000-6000", Transports::Tcp),
@@ -189,12 +188,18 @@ mod tests {
         /// Against the plain way to say it: one after the other, each against all that stand.
         #[test]
         fn it_is_what_comparing_each_with_each_gives(
-            blocks in prop::collection::vec((1u16..60, 1u16..12, 1u8..4, 0u8..20), 0..30)
+            blocks in prop::collection::vec((1u16..60, 1u16..12, 0u16..12, 1u8..4, 0u8..20), 0..30)
         ) {
-            let all: Vec<Declared> = blocks.iter().enumerate().map(|(line, (start, count, bits, name))| Declared {
+            let all: Vec<Declared> = blocks.iter().enumerate().map(|(line, (start, count, second, bits, name))| Declared {
                 declaration: Declaration::new(
                     format!("n{name}").parse().unwrap(),
-                    PortRange::new(*start, *count).unwrap(),
+                    // Two blocks, if the second is not empty.
+                    PortList::new(
+                        [(*start, *count), (start + count + 3, *second)]
+                            .into_iter()
+                            .filter_map(|(start, count)| PortRange::new(start, count).ok()),
+                    )
+                    .unwrap(),
                     Transports::from_bits(*bits).unwrap(),
                 ),
                 origin: Origin::File { path: "/f".into(), line },

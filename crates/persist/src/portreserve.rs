@@ -6,9 +6,15 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use portkeep_core::{PortRange, Transport, Transports};
+use portkeep_core::{
+    ParsePortsError, PortList, PortRange, Ports, Services, Transport, Transports, port_list::split_transports,
+};
 
-use crate::{Audience, Declaration, Diagnostic, PortsError, Services, diagnostic::Report, document::shown, stanza};
+use crate::{
+    Audience, Declaration, Diagnostic,
+    diagnostic::Report,
+    stanza::{self, wrong_ports},
+};
 
 /// The folder.
 pub const FOLDER: &str = "/etc/portreserve";
@@ -27,13 +33,15 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
         }
         let at = start..start + word.len();
         match entry(word, services) {
-            Ok((port, transports)) => {
-                let known = ports.entry(port).or_insert((transports, index + 1));
-                if known.0 != transports {
-                    known.0 = Transports::Both;
+            Ok((list, transports)) => {
+                for port in list.iter() {
+                    let known = ports.entry(port).or_insert((transports, index + 1));
+                    if known.0 != transports {
+                        known.0 = Transports::Both;
+                    }
                 }
             }
-            Err(PortsError { message, help }) => report.add(at, message, help),
+            Err(error) => wrong_ports(&mut report, at, &error),
         }
     }
 
@@ -62,29 +70,16 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
     (found, report.into_diagnostics())
 }
 
-/// `631`, `ipp`, `ipp/tcp`.
-fn entry(word: &str, services: &Services) -> Result<(u16, Transports), PortsError> {
-    let (name, transports) = match word.split_once('/') {
-        None => (word, None),
-        Some((name, transport)) => match transport.parse::<Transport>() {
-            Ok(transport) => (name, Some(Transports::from(transport))),
-            Err(wrong) => return Err(PortsError::new(format!("\"{}\": {wrong}", shown(word)), None)),
-        },
-    };
-    if name.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() {
-        return match name.parse() {
-            Ok(port @ 1..) => Ok((port, transports.unwrap_or(Transports::Both))),
-            _ => Err(PortsError::new("a port is a number from 1 to 65535", None)),
-        };
-    }
-    // Without a transport: those that /etc/services knows.
+/// `631`, `ipp`, `ipp/tcp`. Without a transport: those that /etc/services knows; of a number, both.
+fn entry(word: &str, services: &Services) -> Result<(PortList, Transports), ParsePortsError> {
+    let (name, transports) = split_transports(word)?;
     let transports =
         transports.unwrap_or_else(|| match Transport::ALL.map(|transport| services.port(name, transport).is_some()) {
             [true, false] => Transports::Tcp,
             [false, true] => Transports::Udp,
             _ => Transports::Both,
         });
-    services.service(name, transports).map(|range| (range.start(), transports))
+    Ports::resolve(name, Some(transports), services)
 }
 
 #[cfg(test)]

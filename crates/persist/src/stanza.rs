@@ -1,26 +1,26 @@
 //! The TOML form of declarations: `[[reservation]]` stanzas.
 //!
-//! A stanza has a name, one of `tcp`, `udp` and `both`, and at most one of the keys of [`WHO`]. All mistakes of a file
+//! A stanza has a name, one of `ports`, `tcp`, `udp` and `both`, and at most one of the keys of [`WHO`]. All mistakes of a file
 //! are reported, and a stanza with one is left out while the others stand.
 
 use std::{ops::Range, path::Path};
 
-use portkeep_core::{PortRange, Transports, persistent::check_description};
+use portkeep_core::{ParsePortsError, PortList, Ports, Transports, persistent::check_description};
 use toml::{Spanned, de::DeTable, de::DeValue};
 
 use crate::{
-    Account, Audience, Conflict, Declaration, Declared, Diagnostic, Name, Origin, PortsError, Services,
+    Account, Audience, Conflict, Declaration, Declared, Diagnostic, Name, Origin, Services,
     diagnostic::Report,
     document::{self, Entry, integer, kind},
     merge::merge,
-    services::ANY,
 };
 
 /// The processes that may consume them.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 15] = [
     "name",
+    "ports",
     "tcp",
     "udp",
     "both",
@@ -81,7 +81,7 @@ fn stanza_wanted(value: &DeValue<'_>) -> String {
 fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, services: &Services) -> Option<Declaration> {
     let before = report.count();
     let mut name = None;
-    let mut block: Option<(Entry<'_, '_>, Transports, PortRange)> = None;
+    let mut block: Option<(Entry<'_, '_>, Transports, PortList)> = None;
     let mut audience: Option<(Entry<'_, '_>, Audience)> = None;
     let mut strict = false;
     let mut ephemeral: Option<Entry<'_, '_>> = None;
@@ -99,25 +99,28 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
                     read.map_err(|error| report.say(entry.at(), error.to_string())).ok()
                 });
             }
-            "tcp" | "udp" | "both" => {
+            "ports" | "tcp" | "udp" | "both" => {
                 ports_named = true;
-                let transports = match key {
-                    "tcp" => Transports::Tcp,
-                    "udp" => Transports::Udp,
-                    _ => Transports::Both,
+                let said = match key {
+                    "tcp" => Some(Transports::Tcp),
+                    "udp" => Some(Transports::Udp),
+                    "both" => Some(Transports::Both),
+                    _ => None,
                 };
-                let Some(range) = ports(report, &entry, transports, services) else { continue };
+                let Some((list, transports)) = ports(report, &entry, said, services) else { continue };
                 block = match block {
-                    None => Some((entry, transports, range)),
-                    // The same block for both is what `both` says.
-                    Some((first, _, same)) if same == range => Some((first, Transports::Both, range)),
+                    None => Some((entry, transports, list)),
+                    // The same ports for both is what `both` says.
+                    Some((first, one, same)) if same == list => {
+                        Some((first, if one == transports { one } else { Transports::Both }, list))
+                    }
                     Some((first, ..)) => {
                         report.advise(
                             entry.key_at(),
                             format!("`{key}` and `{}` name different ports in one stanza", first.key()),
                             "write two stanzas, each with a name of its own",
                         );
-                        Some((first, transports, range))
+                        Some((first, transports, list))
                     }
                 };
             }
@@ -155,12 +158,12 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
         report.advise(
             at,
             "this reservation names no ports",
-            "write `tcp = 8443`, `udp = \"5000-5019\"` or `both = \"domain\"`",
+            "write `ports = \"80,443\"`, `udp = \"5000-5019\"` or `both = \"domain\"`",
         );
     }
     let for_whom = audience.as_ref().map_or(&Audience::Administrators, |(_, audience)| audience);
     if let Some(entry) = &ephemeral
-        && let Some(why) = Declaration::no_range(for_whom, strict)
+        && let Some(why) = Declaration::no_range(block.as_ref().map(|(.., list)| list), for_whom, strict)
     {
         report.say(entry.key_at(), format!("a private ephemeral range {why}"));
     }
@@ -174,30 +177,49 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     Some(Declaration { name: name?, ports, transports, audience, strict, ephemeral, around, force, description })
 }
 
-/// A port, a range or the name of a service.
+/// The alternative to asking for port 0.
+const ANY: &str = "`portkeep persist add --any N` chooses once and keeps the numbers";
+const PORTS: &str = "a port, a text such as \"80,443\", \"5000-5019\" or \"domain\", or a list of these";
+
+/// A number, a text (rule L1), or a list of these. `said` is the transports of the key.
 fn ports(
     report: &mut Report<'_>,
     entry: &Entry<'_, '_>,
-    transports: Transports,
+    said: Option<Transports>,
     services: &Services,
-) -> Option<PortRange> {
-    let at = entry.at();
-    match entry.value().get_ref() {
-        value @ DeValue::Integer(_) => {
-            let port = integer(value).and_then(|number| u16::try_from(number).ok());
-            match port {
-                Some(0) => report.advise(at, "port 0 means \"any\"; a persistent reservation names its ports", ANY),
-                Some(port) => return PortRange::single(port).ok(),
-                None => report.say(at, "a port is a number from 1 to 65535"),
+) -> Option<(PortList, Transports)> {
+    let values = match entry.value().get_ref() {
+        DeValue::Array(array) => array.iter().collect(),
+        _ => vec![entry.value()],
+    };
+    let mut words = Vec::new();
+    for value in values {
+        let at = value.span();
+        words.push(match value.get_ref() {
+            number @ DeValue::Integer(_) => match integer(number).and_then(|number| u16::try_from(number).ok()) {
+                Some(0) => {
+                    report.advise(at, "port 0 means \"any\"; a persistent reservation names its ports", ANY);
+                    return None;
+                }
+                Some(port) => port.to_string(),
+                None => {
+                    report.say(at, "a port is a number from 1 to 65535");
+                    return None;
+                }
+            },
+            DeValue::String(text) => text.to_string(),
+            _ => {
+                entry.wrong_kind(report, PORTS);
+                return None;
             }
-        }
-        DeValue::String(text) => match services.ports(text, transports) {
-            Ok(range) => return Some(range),
-            Err(PortsError { message, help }) => report.add(at, message, help),
-        },
-        _ => entry.wrong_kind(report, "a port, a range such as \"5000-5019\" or the name of a service"),
+        });
     }
-    None
+    let read = Ports::resolve(&words.join(","), said, services);
+    read.map_err(|error| wrong_ports(report, entry.at(), &error)).ok()
+}
+
+pub(crate) fn wrong_ports(report: &mut Report<'_>, at: Range<usize>, error: &ParsePortsError) {
+    report.add(at, error.to_string(), error.help().map(str::to_owned));
 }
 
 /// The audience that one of the keys of [`WHO`] names.
@@ -249,9 +271,9 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
             Account::Id(id) => toml::Value::from(i64::from(*id)),
             Account::Name(name) => name.as_str().into(),
         };
-        let ports = match declaration.ports {
+        let ports = match &declaration.ports {
             one if one.count() == 1 => i64::from(one.start()).into(),
-            range => range.to_string().into(),
+            list => list.to_string().into(),
         };
         let transports = match declaration.transports {
             Transports::Tcp => "tcp",
@@ -359,6 +381,18 @@ cgroup = "/system.slice"
 name = "admin"
 tcp = 0x50
 administrators = true
+
+[[reservation]]
+name = "list"
+ports = "https,8443"
+
+[[reservation]]
+name = "both"
+ports = [8000, "8081-8089,domain/tcp+udp"]
+
+[[reservation]]
+name = "one"
+udp = [7001, 7000]
 "#,
         );
         assert_eq!(wrong, [""; 0]);
@@ -370,6 +404,9 @@ administrators = true
                 "12: rtp 5000-5019/udp group voice",
                 "21: twice 7/tcp+udp cgroup /system.slice",
                 "27: admin 80/tcp administrators",
+                "32: list 443,8443/tcp administrators",
+                "36: both 53,8000,8081-8089/tcp+udp administrators",
+                "40: one 7000-7001/udp administrators",
             ]
         );
     }
@@ -389,21 +426,25 @@ administrators = true
             ("name = \"a\"\ntcp = \"0-5\"", "3:7: \"0-5\": port 0 cannot be part"),
             ("name = \"a\"\ntcp = \"9-8\"", "3:7: \"9-8\" ends before it begins"),
             ("name = \"a\"\ntcp = \"1-70000\"", "3:7: \"1-70000\" is not a port or a range"),
-            ("name = \"a\"\ntcp = [1, 2]", "3:7: `tcp` wants a port, a range such as \"5000-5019\" or the name"),
+            ("name = \"a\"\ntcp = [1, [2]]", "3:7: `tcp` wants a port, a text such as \"80,443\""),
+            ("name = \"a\"\ntcp = true", "3:7: `tcp` wants a port, a text such as \"80,443\""),
+            ("name = \"a\"\ntcp = []", "3:7: a port is missing\nhelp: write 8080"),
+            ("name = \"a\"\ntcp = [1, \"2,1\"]", "3:7: port 1 is in the list twice"),
+            ("name = \"a\"\ntcp = [1, \"x\"]", "3:7: \"x\" is neither a port"),
+            ("name = \"a\"\nports = \"1/tcp,2/udp\"", "3:9: \"1/tcp,2/udp\" names different transports"),
+            ("name = \"a\"\nports = [\"1/tcp\", \"2/udp\"]", "3:9: \"1/tcp,2/udp\" names different transports"),
+            ("name = \"a\"\nports = 1\ntcp = 2", "4:1: `tcp` and `ports` name different ports"),
             (
                 "name = \"a\"\ntcp = \"htps\"",
                 "3:7: \"htps\" is neither a port, nor a range, nor a service of /etc/services\nhelp: did you mean \"https\"?",
             ),
-            ("name = \"a\"\nudp = \"https\"", "3:7: \"https\" is only 443/tcp in /etc/services\nhelp: write `tcp ="),
+            ("name = \"a\"\nudp = \"https\"", "3:7: \"https\" is only 443/tcp in /etc/services\nhelp: write 443"),
+            ("name = \"a\"\nboth = \"https\"", "3:8: \"https\" is only 443/tcp in /etc/services\nhelp: write 443"),
+            ("name = \"a\"\nboth = \"odd\"", "3:8: \"odd\" is 1/tcp and 2/udp in /etc/services\nhelp: name them apart"),
             (
-                "name = \"a\"\nboth = \"https\"",
-                "3:8: \"https\" is only 443/tcp in /etc/services\nhelp: write `both = 443`",
+                "name = \"a\"\ntcp = \"80/udp\"",
+                "3:7: \"80/udp\" says udp, and tcp is said beside it\nhelp: say the transport once",
             ),
-            (
-                "name = \"a\"\nboth = \"odd\"",
-                "3:8: \"odd\" is 1/tcp and 2/udp in /etc/services\nhelp: write two stanzas",
-            ),
-            ("name = \"a\"\ntcp = \"80/tcp\"", "3:7: \"80/tcp\" has a transport in it\nhelp: the key says"),
             (
                 "name = \"a\"\ntcp = 1\nudp = 2",
                 "4:1: `udp` and `tcp` name different ports in one stanza\nhelp: write two",
@@ -428,6 +469,10 @@ administrators = true
             (
                 "name = \"a\"\ntcp = 1\nuser = 7\nephemeral = true\nstrict = true",
                 "5:1: a private ephemeral range cannot be `strict` as well: only sockets that are not associated draw from it",
+            ),
+            (
+                "name = \"a\"\ntcp = [1, 3]\nuser = 7\nephemeral = true",
+                "5:1: a private ephemeral range has to be one block, not several",
             ),
             ("name = \"a\"\ntcp = 1\nstrict = 1", "4:10: `strict` wants true or false, not a number"),
             ("name = \"a\"\ntcp = 1\ndescription = \"a\\nb\"", "4:15: a description is one line of text"),

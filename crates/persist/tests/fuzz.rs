@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use portkeep_core::{PortRange, Transports};
+use portkeep_core::{PortList, PortRange, Transports};
 use portkeep_persist::{
     Account, Audience, Config, Declaration, Diagnostic, Services, Stored,
     config::{KEYS, Key},
@@ -26,7 +26,7 @@ around = false
 
 [[reservation]]
 name = "admin"
-udp = 1
+ports = "1,7/udp"
 administrators = true
 
 [[reservation]]
@@ -88,7 +88,7 @@ fn all_parsers(text: &str) {
 
 /// Pieces that parsers trip over.
 fn piece() -> impl Strategy<Value = String> {
-    let keys: Vec<&str> = "name tcp udp both user group unit cgroup administrators strict around description"
+    let keys: Vec<&str> = "name ports tcp udp both user group unit cgroup administrators strict around description"
         .split(' ')
         .chain(KEYS.iter().map(|Key { name, .. }| *name))
         .collect();
@@ -104,6 +104,8 @@ fn piece() -> impl Strategy<Value = String> {
         "\"\"",
         "\"5000-5019\"",
         "\"9-1\"",
+        "\"80,443\"",
+        "[80, \"443/tcp\"]",
         "\"https\"",
         "\"a.service\"",
         "\"/a/..\"",
@@ -152,9 +154,16 @@ fn audience() -> impl Strategy<Value = Audience> {
 }
 
 prop_compose! {
+    fn block()(first in 1u16..=65535, last in 1u16..=65535) -> PortRange {
+        PortRange::inclusive(first.min(last), first.max(last)).unwrap()
+    }
+}
+
+prop_compose! {
     fn declaration()(
         name in "[A-Za-z0-9][A-Za-z0-9._@:+-]{0,63}",
-        (start, count) in (1u16..=65535).prop_flat_map(|start| (Just(start), 1..=u16::try_from((65536 - u32::from(start)).min(65535)).unwrap())),
+        block in block(),
+        other in block(),
         bits in 1u8..4,
         audience in audience(),
         strict: bool,
@@ -163,7 +172,8 @@ prop_compose! {
     ) -> Declaration {
         let mut declaration = Declaration::new(
             name.parse().unwrap(),
-            PortRange::new(start, count).unwrap(),
+            // The second block, where it is apart from the first.
+            PortList::new([block, other].into_iter().take(if block.overlaps(other) { 1 } else { 2 })).unwrap(),
             Transports::from_bits(bits).unwrap(),
         );
         (declaration.audience, declaration.strict, declaration.around) = (audience, strict, around);

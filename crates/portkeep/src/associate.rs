@@ -71,7 +71,7 @@ pub trait PortkeepSocket: AsFd + sealed::Sealed {
             let select = SelectRequest { by: wire::BY_INDEX, port: index, ..Default::default() };
             found.extend(query::ask(self, &select)?);
         }
-        Ok(found)
+        Ok(Info::join(found))
     }
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn bind_associated(socket: &Socket, token: Token, address: SocketAddr
         Some(Errno::EADDRINUSE) if port == 0 => BindError::Exhausted,
         Some(Errno::EADDRINUSE) => BindError::InUse { port },
         // Two reasons have this number; the reservation's existence shows which it was.
-        Some(Errno::EACCES) => match query::lookup(token) {
+        Some(Errno::EACCES) => match query::block_of(token) {
             Ok(Some(info)) if port != 0 && !info.ports.contains(port) => BindError::OutsideBlock { port },
             Ok(Some(_)) => BindError::BindCall { source },
             _ => BindError::Ended,

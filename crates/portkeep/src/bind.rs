@@ -46,11 +46,11 @@ impl Reservation {
         Ok(self.bound(Transport::Udp, ip.into(), self.of_block(port)?)?.into())
     }
 
-    /// Connect to a TCP server, with a free port of the block as the source port.
+    /// Connect to a TCP server, with a free port of the block (of a list: the first block) as the source port.
     pub fn connect_tcp(&self, peer: SocketAddr) -> Result<TcpStream, ConnectError> {
         // A source port can be free and yet not good for this peer, when an older connection to it still lingers.
         // The next draw gives another one.
-        let mut attempts = self.ports().count();
+        let mut attempts = self.ports().first().count();
         loop {
             match self.connect(Transport::Tcp, peer) {
                 Err(ConnectError::ConnectCall { source, .. })
@@ -87,10 +87,10 @@ impl Reservation {
         self.serves(transport)?;
         let address = SocketAddr::new(ip, port);
         if self.enforcement() == Enforcement::Held {
-            return held::hand_out(self.token(), transport, address);
+            return self.in_a_block(port, |token| held::hand_out(token, transport, address));
         }
         let socket = new_socket(transport, Kind::of(ip)).map_err(|source| BindError::BindCall { source })?;
-        socket.bind_from(self.token(), address)?;
+        self.in_a_block(port, |token| socket.bind_from(token, address))?;
         Ok(socket)
     }
 

@@ -7,7 +7,7 @@
 
 use std::{fmt, io};
 
-use portkeep_core::{AlignError, Errno, PortRange, PortRangeError, Transport, Transports};
+use portkeep_core::{AlignError, Errno, ParsePortsError, PortRange, PortRangeError, Transport, Transports};
 
 use crate::info::{Info, Owner};
 
@@ -44,6 +44,12 @@ pub enum MalformedRequest {
     /// The alignment is not a power of two, or the start is not a multiple of it.
     #[error(transparent)]
     Align(#[from] AlignError),
+    /// The text is no list of ports: write `80,443`, `5000-5019` or a name of /etc/services.
+    #[error(transparent)]
+    Ports(#[from] ParsePortsError),
+    /// The kernel draws from one block: a private ephemeral range is not a list of several.
+    #[error("a private ephemeral range has to be one block, not several")]
+    RangeOfBlocks,
     /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
     #[error("a reservation cannot be strict and a private ephemeral range at once")]
     StrictRange,

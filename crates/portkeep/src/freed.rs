@@ -106,7 +106,7 @@ impl Request {
             // For particular ports it means that too few others would be left (N5).
             AcquireError::NoRoom { count } => {
                 let pool = query::version_of(owner).map_or(Some(defaults::POOL), |version| version.pool);
-                self.start == 0 && pool.is_some_and(|pool| pool.count() >= *count)
+                !self.names_ports() && pool.is_some_and(|pool| pool.count() >= *count)
             }
             _ => false,
         }

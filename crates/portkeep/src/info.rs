@@ -1,12 +1,13 @@
 //! Facts about a reservation and about kernel enforcement.
 
 use std::{
+    collections::HashMap,
     fmt,
     time::{Duration, SystemTime},
 };
 
 use portkeep_core::{
-    Errno, PortRange, Scope, Time, Token, Transport, Transports,
+    Errno, ListMark, PortList, PortRange, Scope, Time, Token, Transport, Transports,
     persistent::{Account, Audience, Declaration, Origin},
     time, wire,
 };
@@ -113,9 +114,14 @@ pub struct Info {
     pub name: Option<String>,
     /// The description that was declared.
     pub description: Option<String>,
-    /// The block, host byte order.
-    #[serde(flatten, with = "block")]
-    pub ports: PortRange,
+    /// The ports, host byte order.
+    #[serde(flatten, with = "list")]
+    pub ports: PortList,
+    /// The blocks of `ports`, in the same order: each is a reservation in the kernel.
+    pub blocks: Vec<BlockInfo>,
+    /// The mark that its blocks have in the kernel, if it is a list of several.
+    #[serde(skip)]
+    pub list: Option<ListMark>,
     /// Its transports.
     pub transports: Transports,
     /// Where it is in its life.
@@ -125,7 +131,8 @@ pub struct Info {
     /// Why it was refused, with [`State::Refused`].
     #[serde(skip)]
     pub refused: Option<Errno>,
-    /// The token, shown only to those who may consume the reservation; that of a persistent one to everybody.
+    /// The token, shown only to those who may consume the reservation; that of a persistent one to everybody. Of several
+    /// blocks, that of the first.
     pub token: Option<Token>,
     /// The enforcement against outsiders, where it is in force.
     pub enforcement: Option<Enforcement>,
@@ -163,33 +170,62 @@ pub struct Info {
     pub waits_for: Vec<BoundSocket>,
 }
 
-/// A block as JSON has it, in three keys: `ports` as text, and `start` and `count`.
-pub(crate) mod block {
-    use portkeep_core::PortRange;
+/// One of the blocks of a reservation. Each has a token of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockInfo {
+    /// The block, host byte order.
+    #[serde(flatten, with = "range")]
+    pub ports: PortRange,
+    /// The token to associate sockets for these ports with, where it is shown.
+    pub token: Option<Token>,
+}
+
+/// Ports as JSON has them, in three keys: `ports` as text, and `start` and `count` of the first block.
+pub(crate) mod list {
+    use portkeep_core::PortList;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
-    struct Block {
-        ports: PortRange,
+    struct List {
+        ports: PortList,
         start: u16,
         count: u16,
     }
 
-    // serde asks for a reference.
-    #[allow(clippy::trivially_copy_pass_by_ref)]
-    pub(crate) fn serialize<S: Serializer>(ports: &PortRange, serializer: S) -> Result<S::Ok, S::Error> {
-        Block { ports: *ports, start: ports.start(), count: ports.count() }.serialize(serializer)
+    pub(crate) fn serialize<S: Serializer>(ports: &PortList, serializer: S) -> Result<S::Ok, S::Error> {
+        let first = ports.first();
+        List { ports: ports.clone(), start: first.start(), count: first.count() }.serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortRange, D::Error> {
-        Block::deserialize(deserializer).map(|block| block.ports)
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortList, D::Error> {
+        List::deserialize(deserializer).map(|list| list.ports)
+    }
+}
+
+/// The same of one block.
+mod range {
+    use portkeep_core::PortRange;
+    use serde::{Deserializer, Serializer, de::Error};
+
+    // serde asks for a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(block: &PortRange, serializer: S) -> Result<S::Ok, S::Error> {
+        super::list::serialize(&(*block).into(), serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortRange, D::Error> {
+        super::list::deserialize(deserializer)?.as_block().ok_or_else(|| D::Error::custom("several blocks"))
     }
 }
 
 impl Info {
-    /// A block of which nothing else is known.
-    pub fn of_block(ports: PortRange, transports: Transports, state: State) -> Self {
+    /// Ports of which nothing else is known.
+    pub fn of_ports(ports: impl Into<PortList>, transports: Transports, state: State) -> Self {
+        let ports: PortList = ports.into();
+        let blocks = ports.blocks().iter().map(|block| BlockInfo { ports: *block, token: None }).collect();
         Self {
+            blocks,
+            list: None,
             name: None,
             description: None,
             ports,
@@ -218,16 +254,71 @@ impl Info {
         }
     }
 
+    /// Enter the tokens of its blocks, in their order.
+    pub fn set_tokens(&mut self, tokens: impl IntoIterator<Item = Option<Token>>) {
+        for (block, token) in self.blocks.iter_mut().zip(tokens) {
+            block.token = token;
+        }
+        self.token = self.blocks.first().and_then(|block| block.token);
+    }
+
+    /// Put the blocks of each list together, since they are one reservation (rule L2). What is of no list stays as it is;
+    /// the order is that of the first blocks.
+    pub fn join(found: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut joined: Vec<Self> = Vec::new();
+        let mut lists = HashMap::new();
+        for info in found {
+            let Some(mark) = info.list else {
+                joined.push(info);
+                continue;
+            };
+            let owner = info.owner.as_ref().map(|owner| owner.pid);
+            let place = *lists.entry((mark, info.netns, info.transports.bits(), owner)).or_insert(joined.len());
+            match joined.get_mut(place) {
+                Some(list) => list.add(info),
+                None => joined.push(info),
+            }
+        }
+        joined
+    }
+
+    /// One reservation of blocks that belong together; `None` of none.
+    pub(crate) fn of_blocks(blocks: impl IntoIterator<Item = Self>) -> Option<Self> {
+        blocks.into_iter().reduce(|mut one, other| {
+            one.add(other);
+            one
+        })
+    }
+
+    /// Another block of the same list.
+    fn add(&mut self, other: Self) {
+        let all: Vec<PortRange> = self.blocks.iter().chain(&other.blocks).map(|block| block.ports).collect();
+        // Blocks of the kernel never overlap. Those of a list are no neighbours; what is not so is of no list.
+        let Ok(ports) = PortList::new(all) else { return };
+        self.ports = ports;
+        self.blocks.extend(other.blocks);
+        self.blocks.sort_by_key(|block| block.ports);
+        self.token = self.blocks[0].token;
+        self.since = self.since.into_iter().chain(other.since).min();
+        self.bound = self.bound.into_iter().chain(other.bound).reduce(|one, more| one + more);
+        if other.state != State::Active {
+            (self.state, self.reason, self.refused) = (other.state, other.reason, other.refused);
+            self.enforcement = other.enforcement;
+        }
+    }
+
     /// One that is held without kernel enforcement, by this process.
     pub(crate) fn held(ports: PortRange, transports: Transports, label: &str) -> Self {
+        let label_field = wire::label(label);
         let comm = std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim_end().to_owned();
         Self {
-            name: Some(label.to_owned()).filter(|label| !label.is_empty()),
+            name: Some(wire::text(&label_field)).filter(|label| !label.is_empty()),
+            list: ListMark::of(&label_field),
             enforcement: Some(Enforcement::Held),
             scope: Some(Scope::Process),
             owner: Some(Process { pid: std::process::id(), comm, uid: Some(sys::real_uid()), ..Process::default() }),
             since: Some(SystemTime::now().into()),
-            ..Self::of_block(ports, transports, State::Active)
+            ..Self::of_ports(ports, transports, State::Active)
         }
     }
 
@@ -252,7 +343,7 @@ impl Info {
             around: declaration.around,
             force: declaration.force,
             origin: Some(origin.clone()),
-            ..Self::of_block(declaration.ports, declaration.transports, state)
+            ..Self::of_ports(declaration.ports.clone(), declaration.transports, state)
         }
     }
 
@@ -260,7 +351,7 @@ impl Info {
     pub fn declaration(&self) -> Option<Declaration> {
         Some(Declaration {
             name: self.name.as_deref()?.parse().ok()?,
-            ports: self.ports,
+            ports: self.ports.clone(),
             transports: self.transports,
             audience: self.audience.clone()?,
             strict: self.strict,
@@ -284,11 +375,11 @@ impl Info {
             wire::ACTIVE => State::Active,
             _ => State::Refused,
         };
-        Some(Self {
+        let mut info = Self {
+            list: ListMark::of(&state.label),
             name: Some(wire::text(&state.label)).filter(|label| !label.is_empty()),
             reason: refused.map(|errno| errno.to_string()),
             refused,
-            token: Token::new(state.token),
             enforcement: (stands == State::Active).then_some(Enforcement::Kernel),
             persistent,
             scope: if persistent { None } else { Some(Scope::from_wire(state.scope, state.cgroup)?) },
@@ -302,12 +393,14 @@ impl Info {
             since: Some(sys::wall_clock(Duration::from_nanos(state.since))),
             netns: Some(state.netns),
             bound: Some(state.bound),
-            ..Self::of_block(
+            ..Self::of_ports(
                 PortRange::new(state.start, state.count).ok()?,
                 Transports::from_bits(state.transports)?,
                 stands,
             )
-        })
+        };
+        info.set_tokens([Token::new(state.token)]);
+        Some(info)
     }
 
     /// Whether it has this port (host byte order).
@@ -323,7 +416,7 @@ impl Info {
     /// The first port and transport that this reservation shares with a block.
     pub(crate) fn overlap(&self, ports: PortRange, transports: Transports) -> Option<(u16, Transport)> {
         let transport = transports.iter().find(|transport| self.transports.contains(*transport))?;
-        self.ports.overlaps(ports).then(|| (self.ports.start().max(ports.start()), transport))
+        Some((self.ports.common(&ports.into())?.start(), transport))
     }
 }
 

@@ -86,12 +86,13 @@ mod wait;
 pub use associate::PortkeepSocket;
 pub use enforcement::{Enforcement, Require};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};
-pub use info::{BoundSocket, Info, Process, State, Version};
+pub use info::{BlockInfo, BoundSocket, Info, Process, State, Version};
 pub use pending::Pending;
 pub use portkeep_core::{
-    Align, AlignError, Errno, PortRange, PortRangeError, Scope, Time, Token, Transport, Transports,
+    Align, AlignError, Errno, ParsePortsError, PortList, PortRange, PortRangeError, Ports, Scope, Time, Token,
+    Transport, Transports,
 };
 pub use query::{enforcement, list, lookup, version, who};
-pub use request::Request;
+pub use request::{Request, WantedPorts};
 pub use reservation::{Parts, Reservation, release};
 pub use sys::wall_clock;

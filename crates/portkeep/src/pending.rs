@@ -3,7 +3,7 @@
 use std::{io, task::Poll};
 
 use portkeep_core::{
-    Errno, PortRange, Token,
+    Errno, PortList, PortRange, Token, Transport,
     defaults::TIMEOUT,
     wire::{self, SelectRequest},
 };
@@ -16,21 +16,31 @@ use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query};
 pub struct Pending {
     /// Until it has been handed over.
     reservation: Option<Reservation>,
-    decided: bool,
+    /// The blocks that the agent has still to confirm.
+    undecided: Vec<(PortRange, Token)>,
 }
 
 impl Pending {
     pub(crate) fn decided(reservation: Reservation) -> Self {
-        Self { reservation: Some(reservation), decided: true }
+        Self { reservation: Some(reservation), undecided: Vec::new() }
+    }
+
+    /// Another block of the same list.
+    pub(crate) fn add(&mut self, mut other: Self) {
+        self.undecided.append(&mut other.undecided);
+        let more = other.reservation.take().expect("nobody has polled it");
+        self.reservation.as_mut().expect("nobody has polled it").add(more);
     }
 
     /// A claim for which the BPF programs have reported this already. An agent that was quick may have refused it, and that is
     /// reported once.
     pub(crate) fn told(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
-        let decided = grant.state == wire::ACTIVE;
         match (grant.state, grant.error) {
-            (wire::REFUSED, error) if error != 0 => Err(refused(&reservation, Errno(i32::from(error)))),
-            _ => Ok(Self { reservation: Some(reservation), decided }),
+            (wire::REFUSED, error) if error != 0 => {
+                Err(refused(reservation.ports().first(), &reservation, Errno(i32::from(error))))
+            }
+            (wire::ACTIVE, _) => Ok(Self::decided(reservation)),
+            _ => Ok(Self { undecided: reservation.blocks().collect(), reservation: Some(reservation) }),
         }
     }
 
@@ -43,12 +53,12 @@ impl Pending {
         self.claimed().token()
     }
 
-    /// The block claimed.
+    /// The ports claimed.
     ///
     /// # Panics
     ///
     /// After [`poll`](Self::poll) was ready.
-    pub fn ports(&self) -> PortRange {
+    pub fn ports(&self) -> &PortList {
         self.claimed().ports()
     }
 
@@ -64,8 +74,22 @@ impl Pending {
     ///
     /// After it was ready.
     pub fn poll(&mut self) -> Poll<Result<Reservation, AcquireError>> {
-        let outcome = if self.decided { Some(Ok(())) } else { outcome(self.claimed()) };
-        let Some(outcome) = outcome else { return Poll::Pending };
+        let mut undecided = std::mem::take(&mut self.undecided);
+        let mut outcome = Ok(());
+        // A refusal of one block is the outcome of all.
+        undecided.retain(|(block, token)| match outcome_of(self.claimed(), *block, *token) {
+            None => true,
+            Some(decided) => {
+                if outcome.is_ok() {
+                    outcome = decided;
+                }
+                false
+            }
+        });
+        self.undecided = undecided;
+        if outcome.is_ok() && !self.undecided.is_empty() {
+            return Poll::Pending;
+        }
         let reservation = self.reservation.take().expect("claimed() has seen it");
         // On an error the guard is dropped, which gives back what is left to give back.
         Poll::Ready(outcome.map(|()| reservation))
@@ -80,9 +104,9 @@ impl Pending {
     pub fn cancel(self) {}
 }
 
-/// The outcome of a claim, `None` while the agent is still looking.
-fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
-    let info = match state_of(claimed) {
+/// The outcome for a block, `None` while the agent is still looking.
+fn outcome_of(claimed: &Reservation, block: PortRange, token: Token) -> Option<Result<(), AcquireError>> {
+    let info = match state_of(claimed, token) {
         Ok(Some(info)) => info,
         // No trace of it: an administrator ended it.
         Ok(None) => return Some(Err(AcquireError::Cancelled)),
@@ -92,7 +116,7 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
         (State::Active, _) => Some(Ok(())),
         // The agent that takes it back enters the reason last; in between there is none.
         (State::Refused, None) => None,
-        (State::Refused, Some(reason)) => Some(Err(refused(claimed, reason))),
+        (State::Refused, Some(reason)) => Some(Err(refused(block, claimed, reason))),
         // No query reports these.
         (State::Waiting | State::Conflict | State::Ended, _) => Some(Err(AcquireError::Cancelled)),
         (State::Pending, _) => match query::version_of(claimed) {
@@ -103,17 +127,17 @@ fn outcome(claimed: &Reservation) -> Option<Result<(), AcquireError>> {
 }
 
 /// The meaning of the error number that the agent gave.
-fn refused(claimed: &Reservation, error: Errno) -> AcquireError {
-    let request = Request { both: false, ..Request::new(portkeep_core::Transport::Tcp) }.range(claimed.ports());
+fn refused(block: PortRange, claimed: &Reservation, error: Errno) -> AcquireError {
+    let request = Request::new(Transport::Tcp).at(block.start()).ports(block.count());
     match request.name(io::Error::from_raw_os_error(error.0), Some(claimed)) {
         AcquireError::InUse { ports, by, .. } => AcquireError::InUse { ports, transports: claimed.transports(), by },
         error => error,
     }
 }
 
-/// Asks for this request's own token. GRANTED would answer for the last request of the owner socket, and would report
+/// Asks for the block's own token. GRANTED would answer for the last request of the owner socket, and would report
 /// that one's refusal to the wrong caller.
-fn state_of(claimed: &Reservation) -> Result<Option<Info>, QueryError> {
-    let select = SelectRequest { by: wire::BY_TOKEN, token: claimed.token().get(), ..Default::default() };
+fn state_of(claimed: &Reservation, token: Token) -> Result<Option<Info>, QueryError> {
+    let select = SelectRequest { by: wire::BY_TOKEN, token: token.get(), ..Default::default() };
     query::ask(claimed, &select)
 }

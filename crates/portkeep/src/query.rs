@@ -65,11 +65,26 @@ pub fn enforcement() -> Enforcement {
 ///
 /// Also answers for reservations that this process only holds.
 pub fn lookup(token: Token) -> Result<Option<Info>, QueryError> {
+    whole(block_of(token)?)
+}
+
+/// The block with this token: the reservation, or one of the blocks of a list.
+pub(crate) fn block_of(token: Token) -> Result<Option<Info>, QueryError> {
     if let Some(info) = held::info(token) {
         return Ok(Some(info));
     }
     let (socket, _) = asker()?;
     ask(&socket, &SelectRequest { by: wire::BY_TOKEN, token: token.get(), ..Default::default() })
+}
+
+/// The reservation that a block belongs to. Only a list has more of them.
+fn whole(block: Option<Info>) -> Result<Option<Info>, QueryError> {
+    let Some(block) = block else { return Ok(None) };
+    if block.list.is_none() {
+        return Ok(Some(block));
+    }
+    let its = |info: &Info| info.list == block.list && info.blocks.iter().any(|one| block.ports == one.ports);
+    Ok(list()?.into_iter().find(its).or(Some(block)))
 }
 
 /// The reservation that a port belongs to, in the current network namespace.
@@ -78,7 +93,7 @@ pub fn lookup(token: Token) -> Result<Option<Info>, QueryError> {
 /// kernel enforcement this is an error rather than "nobody".
 pub fn who(transport: Transport, port: u16) -> Result<Option<Info>, QueryError> {
     let (socket, _) = asker()?;
-    ask(&socket, &SelectRequest { by: wire::BY_PORT, port, transport: transport.bit(), ..Default::default() })
+    whole(ask(&socket, &SelectRequest { by: wire::BY_PORT, port, transport: transport.bit(), ..Default::default() })?)
 }
 
 /// All reservations of the current network namespace: those with TCP by port, then those with only UDP.
@@ -101,7 +116,7 @@ pub fn list() -> Result<Vec<Info>, QueryError> {
             }
         }
     }
-    Ok(found)
+    Ok(Info::join(found))
 }
 
 /// The first reservation that starts at or after a port.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use portkeep_core::{
-    Align, AlignError, Errno, PortRange, PortRangeError, Scope, Token, Transport, Transports,
+    Align, AlignError, Errno, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Token, Transport,
+    Transports,
     defaults::TIMEOUT,
     wire::{self, AcquireRequest},
 };
@@ -17,6 +18,7 @@ use crate::{
     AcquireError, Enforcement, MalformedRequest, Pending, QueryError, Require, Reservation, control, held, query,
     reservation::Parts,
     socket::{Kind, new_socket, transport_of},
+    sys,
 };
 
 /// A request for a reservation, made by [`Reservation::tcp`] or [`Reservation::udp`]. Without further ado: one port,
@@ -34,6 +36,8 @@ use crate::{
 pub struct Request {
     pub(crate) transport: Transport,
     pub(crate) both: bool,
+    /// Named ports; without them `count` ports from `start` on.
+    list: Option<Named>,
     pub(crate) start: u16,
     pub(crate) count: u16,
     pub(crate) align: Result<Align, AlignError>,
@@ -46,12 +50,59 @@ pub struct Request {
     pub(crate) wait: Duration,
 }
 
+/// What [`Request::ports`] accepts.
+#[derive(Clone, Debug)]
+pub enum WantedPorts {
+    /// So many in a row, chosen by the system unless [`Request::at`] says where they start.
+    Count(u16),
+    /// These.
+    List(PortList),
+    /// These, as people write them: `80,443`, `http,8000-8009`. Names are those of /etc/services.
+    Text(String),
+}
+
+impl From<u16> for WantedPorts {
+    fn from(count: u16) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl From<PortRange> for WantedPorts {
+    fn from(block: PortRange) -> Self {
+        Self::List(block.into())
+    }
+}
+
+impl From<PortList> for WantedPorts {
+    fn from(list: PortList) -> Self {
+        Self::List(list)
+    }
+}
+
+impl From<&str> for WantedPorts {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Named {
+    List(PortList),
+    Text(String),
+}
+
+fn services() -> Services {
+    std::fs::read("/etc/services")
+        .map_or_else(|_| Services::default(), |text| Services::parse(&String::from_utf8_lossy(&text)))
+}
+
 impl Request {
     /// One port of this transport.
     pub fn new(transport: Transport) -> Self {
         Self {
             transport,
             both: false,
+            list: None,
             start: 0,
             count: 1,
             align: Ok(Align::ANY),
@@ -65,9 +116,23 @@ impl Request {
         }
     }
 
-    /// How many consecutive ports.
-    pub fn ports(mut self, count: u16) -> Self {
-        self.count = count;
+    /// How many consecutive ports, or exactly these: a number of ports, a block, or a list.
+    ///
+    /// A list is all or nothing. Each of its blocks is a reservation in the kernel, and together they are one [`Reservation`].
+    ///
+    /// ```no_run
+    /// use portkeep::Reservation;
+    ///
+    /// let four = Reservation::tcp().ports(4).acquire()?;
+    /// let web = Reservation::tcp().ports("http,443,8000-8009").acquire()?;
+    /// # Ok::<(), portkeep::AcquireError>(())
+    /// ```
+    pub fn ports(mut self, ports: impl Into<WantedPorts>) -> Self {
+        match ports.into() {
+            WantedPorts::Count(count) => self.count = count,
+            WantedPorts::List(list) => self.list = Some(Named::List(list)),
+            WantedPorts::Text(text) => self.list = Some(Named::Text(text)),
+        }
         self
     }
 
@@ -77,11 +142,6 @@ impl Request {
     pub fn at(mut self, start: u16) -> Self {
         self.start = start;
         self
-    }
-
-    /// Exactly this block: [`at`](Self::at) and [`ports`](Self::ports) in one.
-    pub fn range(self, ports: PortRange) -> Self {
-        self.at(ports.start()).ports(ports.count())
     }
 
     /// Start at a multiple of this power of two: `align(2)` gives an even port first.
@@ -178,6 +238,11 @@ impl Request {
         self
     }
 
+    /// Whether particular ports are asked for.
+    pub(crate) fn names_ports(&self) -> bool {
+        self.list.is_some() || self.start != 0
+    }
+
     /// The transports asked for.
     pub fn transports(&self) -> Transports {
         if self.both { Transports::Both } else { self.transport.into() }
@@ -196,31 +261,86 @@ impl Request {
     /// Most requests are decided at once, and so is the [`Pending`] they give. For the others, nobody new can bind
     /// the ports any more, but somebody may have before.
     pub fn start(&self) -> Result<Pending, AcquireError> {
-        self.check()?;
+        let blocks = self.blocks()?;
         let owner = new_socket(self.transport, Kind::Any).map_err(|source| AcquireError::SocketCall { source })?;
-        self.start_checked(owner)
+        Self::start_all(&blocks, owner)
     }
 
     /// As [`start`](Self::start), with a socket that exists already as the owner socket.
     ///
     /// The reservation lives as long as this socket, so pass a duplicate to keep your own descriptor. One socket can
-    /// own many reservations. Several requests on it may be under way at once, in any threads of one process.
+    /// own 128 reservations, and each block of a list is one. Several requests on it may be under way at once, in any threads of one process.
     pub fn start_on(&self, owner: OwnedFd) -> Result<Pending, AcquireError> {
-        self.check()?;
+        let blocks = self.blocks()?;
         let owner = Socket::from(owner);
         match transport_of(&owner) {
             Ok(Some(transport)) if self.transports().contains(transport) => {
                 // A request is two calls, ACQUIRE and GRANTED: no other request on this socket may come between them.
                 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
                 let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-                self.start_checked(owner)
+                Self::start_all(&blocks, owner)
             }
             Ok(_) => Err(AcquireError::WrongSocket),
             Err(source) => Err(AcquireError::SocketCall { source }),
         }
     }
 
-    fn start_checked(&self, owner: Socket) -> Result<Pending, AcquireError> {
+    /// A request for each block, checked.
+    fn blocks(&self) -> Result<Vec<Self>, MalformedRequest> {
+        let list = match &self.list {
+            None => {
+                self.check_label()?;
+                self.check()?;
+                return Ok(vec![self.clone()]);
+            }
+            Some(Named::List(list)) => list.clone(),
+            Some(Named::Text(text)) => Ports::resolve(text, Some(self.transports()), &services())?.0,
+        };
+        // Checked before it is cut to make room for the mark.
+        self.check_label()?;
+        if self.ephemeral && list.as_block().is_none() {
+            return Err(MalformedRequest::RangeOfBlocks);
+        }
+        let id = sys::random_token().map_or(std::process::id(), |token| token.get() as u32);
+        let label = match ListMark::new(list.blocks().len(), id) {
+            Some(mark) => mark.label(&self.label),
+            None => self.label.clone(),
+        };
+        let of = |block: &PortRange| {
+            let label = label.clone();
+            let request = Self { list: None, start: block.start(), count: block.count(), label, ..self.clone() };
+            request.check().map(|()| request)
+        };
+        list.blocks().iter().map(of).collect()
+    }
+
+    /// Claim each block, or give back those that were claimed.
+    fn start_all(blocks: &[Self], owner: Socket) -> Result<Pending, AcquireError> {
+        let (first, others) = blocks.split_first().expect("a list has a block");
+        if !others.is_empty() {
+            // What is reserved is known before anything is claimed, so that others do not see a list come and go.
+            blocks.iter().try_for_each(|block| block.check_reserved(&owner))?;
+        }
+        // Each of the others has a descriptor of the owner socket until they are one.
+        let copy = || owner.try_clone().map_err(|source| AcquireError::SocketCall { source });
+        let copies: Vec<Socket> = others.iter().map(|_| copy()).collect::<Result<_, _>>()?;
+        let mut pending = first.start_one(owner)?;
+        for (block, owner) in others.iter().zip(copies) {
+            pending.add(block.start_one(owner)?);
+        }
+        Ok(pending)
+    }
+
+    fn check_reserved(&self, owner: &Socket) -> Result<(), AcquireError> {
+        let ports = PortRange::new(self.start, self.count).map_err(MalformedRequest::from)?;
+        let transports = self.transports();
+        match query::conflict(owner, ports, transports) {
+            Some(by) if self.require != Require::Held => Err(AcquireError::InUse { ports, transports, by: Some(by) }),
+            _ => Ok(()),
+        }
+    }
+
+    fn start_one(&self, owner: Socket) -> Result<Pending, AcquireError> {
         let kernel = match self.require {
             Require::Held => false,
             Require::Any | Require::Kernel => match query::version_of(&owner) {
@@ -238,7 +358,8 @@ impl Request {
         if !kernel {
             let (token, ports) = held::acquire(self, query::version().ok().and_then(|version| version.pool))?;
             let enforcement = Enforcement::Held;
-            let parts = Parts { token, owner: owner.into(), ports, transports, enforcement };
+            let (tokens, ports) = (vec![token], ports.into());
+            let parts = Parts { tokens, owner: owner.into(), ports, transports, enforcement };
             return Ok(Pending::decided(Reservation::from_parts(parts)));
         }
         let wait = match control::acquire(&owner, &self.to_wire()) {
@@ -251,7 +372,9 @@ impl Request {
             return Err(AcquireError::Cancelled);
         };
         let enforcement = Enforcement::Kernel;
-        let reservation = Reservation::from_parts(Parts { token, owner: owner.into(), ports, transports, enforcement });
+        let (tokens, ports) = (vec![token], ports.into());
+        let reservation =
+            Reservation::from_parts(Parts { tokens, owner: owner.into(), ports, transports, enforcement });
         if wait { Pending::told(reservation, &grant) } else { Ok(Pending::decided(reservation)) }
     }
 
@@ -266,10 +389,14 @@ impl Request {
         if self.strict && self.ephemeral {
             return Err(MalformedRequest::StrictRange);
         }
-        if self.label.len() > AcquireRequest::default().label.len() || self.label.contains('\0') {
-            return Err(MalformedRequest::Label(self.label.clone()));
-        }
         Ok(())
+    }
+
+    fn check_label(&self) -> Result<(), MalformedRequest> {
+        match self.label.len() > AcquireRequest::default().label.len() || self.label.contains('\0') {
+            true => Err(MalformedRequest::Label(self.label.clone())),
+            false => Ok(()),
+        }
     }
 
     fn to_wire(&self) -> AcquireRequest {

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use portkeep_core::{Errno, PortRange, Token, Transport, Transports};
+use portkeep_core::{Errno, PortList, PortRange, Token, Transport, Transports};
 
 use crate::{
     AssociateError, BindError, Enforcement, Info, PortkeepSocket, QueryError, ReleaseError, Request, control, held,
@@ -13,7 +13,7 @@ use crate::{
     socket::{Kind, new_socket},
 };
 
-/// A block of ports that nobody else can bind. Dropping it ends the reservation.
+/// Ports that nobody else can bind: a block, or several of a list. Dropping it ends the reservation.
 ///
 /// It also ends when the last descriptor of its owner socket closes, so not even SIGKILL leaves it behind. Sockets
 /// that are already bound are not disturbed by its end; each of their ports becomes free with its last socket.
@@ -22,10 +22,11 @@ use crate::{
 #[derive(Debug)]
 #[must_use = "dropping it ends the reservation"]
 pub struct Reservation {
-    token: Token,
+    /// Of each block.
+    tokens: Vec<Token>,
     /// `None` only while the guard is being taken apart.
     owner: Option<OwnedFd>,
-    ports: PortRange,
+    ports: PortList,
     transports: Transports,
     enforcement: Enforcement,
 }
@@ -34,13 +35,13 @@ pub struct Reservation {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Parts {
-    /// Its name.
-    pub token: Token,
+    /// The token of each block.
+    pub tokens: Vec<Token>,
     /// The owner socket: in kernel mode the reservation ends when its last descriptor closes. A held one does not
     /// depend on it, and ends with [`release`] or the process.
     pub owner: OwnedFd,
-    /// The block.
-    pub ports: PortRange,
+    /// The ports.
+    pub ports: PortList,
     /// Its transports.
     pub transports: Transports,
     /// The enforcement against outsiders.
@@ -58,14 +59,20 @@ impl Reservation {
         Request::new(Transport::Udp)
     }
 
-    /// The name of the reservation. Every process in its scope can associate sockets with it.
+    /// The name of the reservation. Every process in its scope can associate sockets with it. Of a list, the token of the
+    /// first block; [`blocks`](Self::blocks) has the others.
     pub fn token(&self) -> Token {
-        self.token
+        self.tokens[0]
     }
 
-    /// The block, host byte order.
-    pub fn ports(&self) -> PortRange {
-        self.ports
+    /// The ports, host byte order.
+    pub fn ports(&self) -> &PortList {
+        &self.ports
+    }
+
+    /// The blocks of the ports, lowest first, and the token of each.
+    pub fn blocks(&self) -> impl Iterator<Item = (PortRange, Token)> {
+        self.ports.blocks().iter().copied().zip(self.tokens.iter().copied())
     }
 
     /// The transports it is for.
@@ -80,17 +87,44 @@ impl Reservation {
 
     /// How it stands now: [`QueryError::Ended`] if an administrator has ended it.
     pub fn state(&self) -> Result<Info, QueryError> {
-        query::lookup(self.token)?.ok_or(QueryError::Ended)
+        let each = self.tokens.iter().map(|token| query::block_of(*token)?.ok_or(QueryError::Ended));
+        Info::of_blocks(each.collect::<Result<Vec<_>, _>>()?).ok_or(QueryError::Ended)
     }
 
-    /// Let an unbound socket take its port out of this reservation; see [`PortkeepSocket::associate`].
+    /// Let an unbound socket take its port out of this reservation; see [`PortkeepSocket::associate`]. Of a list, out of its
+    /// first block.
     pub fn associate(&self, socket: &impl AsFd) -> Result<(), AssociateError> {
-        socket.as_fd().associate(self.token)
+        socket.as_fd().associate(self.token())
     }
 
-    /// Associate an unbound socket and bind it; see [`PortkeepSocket::bind_from`].
+    /// Associate an unbound socket and bind it; see [`PortkeepSocket::bind_from`]. Of a list, out of the block that has the
+    /// port; for port 0 out of the first block with a free one.
     pub fn bind(&self, socket: &impl AsFd, address: SocketAddr) -> Result<u16, BindError> {
-        socket.as_fd().bind_from(self.token, address)
+        self.in_a_block(address.port(), |token| socket.as_fd().bind_from(token, address))
+    }
+
+    /// Bind out of the block that has the port; for port 0 out of the first that is not exhausted.
+    pub(crate) fn in_a_block<T>(
+        &self,
+        port: u16,
+        mut bind: impl FnMut(Token) -> Result<T, BindError>,
+    ) -> Result<T, BindError> {
+        let token = match port {
+            0 => None,
+            // One that no block has is refused by the first.
+            _ => self.blocks().find(|(block, _)| block.contains(port)).map(|(_, token)| token).or(Some(self.token())),
+        };
+        if let Some(token) = token {
+            return bind(token);
+        }
+        let (last, others) = self.tokens.split_last().expect("there is a block");
+        for token in others {
+            match bind(*token) {
+                Err(BindError::Exhausted) => {}
+                bound => return bound,
+            }
+        }
+        bind(*last)
     }
 
     /// Let other processes bind held ports by number, as a child that is a server does. Without this, only the functions of
@@ -102,7 +136,7 @@ impl Reservation {
     pub fn open_held(&self, transports: Transports) -> Result<(), BindError> {
         match self.enforcement {
             Enforcement::Kernel => Ok(()),
-            Enforcement::Held => held::open(self.token, transports),
+            Enforcement::Held => self.tokens.iter().try_for_each(|token| held::open(*token, transports)),
         }
     }
 
@@ -114,24 +148,36 @@ impl Reservation {
         self.end()
     }
 
-    /// Keep the reservation until the process ends (or somebody calls [`release`] with the token).
+    /// Keep the reservation until the process ends (or somebody calls [`release`] with the token). Returns the token of the
+    /// first block.
     pub fn leak(self) -> Token {
         let parts = self.into_parts();
         std::mem::forget(parts.owner);
-        parts.token
+        parts.tokens[0]
     }
 
     /// Take the guard apart. The reservation goes on as long as the owner socket is open somewhere.
     pub fn into_parts(mut self) -> Parts {
         let owner = self.owner.take().expect("only taking it apart takes it away");
-        let Self { token, ports, transports, enforcement, .. } = self;
-        Parts { token, owner, ports, transports, enforcement }
+        let (tokens, ports) = (std::mem::take(&mut self.tokens), self.ports.clone());
+        Parts { tokens, owner, ports, transports: self.transports, enforcement: self.enforcement }
     }
 
     /// Put a guard together again.
     pub fn from_parts(parts: Parts) -> Self {
-        let Parts { token, owner, ports, transports, enforcement } = parts;
-        Self { token, owner: Some(owner), ports, transports, enforcement }
+        let Parts { tokens, owner, ports, transports, enforcement } = parts;
+        Self { tokens, owner: Some(owner), ports, transports, enforcement }
+    }
+
+    /// Another block of the same list, on the same owner socket: it ends with this one from now on.
+    pub(crate) fn add(&mut self, other: Self) {
+        let other = other.into_parts();
+        let mut blocks: Vec<(PortRange, Token)> =
+            self.blocks().chain(other.ports.blocks().iter().copied().zip(other.tokens)).collect();
+        blocks.sort_by_key(|(block, _)| *block);
+        let all = blocks.iter().map(|(block, _)| *block);
+        self.ports = PortList::new(all).expect("blocks of a list are apart");
+        self.tokens = blocks.into_iter().map(|(_, token)| token).collect();
     }
 
     /// A guard for an owner socket and token that came from elsewhere: another process, a C library.
@@ -139,17 +185,26 @@ impl Reservation {
     /// In another process than the owner, dropping it only closes this descriptor.
     pub fn adopt(owner: OwnedFd, token: Token) -> Result<Self, QueryError> {
         let enforcement = if held::holds(token) { Enforcement::Held } else { Enforcement::Kernel };
-        let Info { ports, transports, .. } = query::lookup(token)?.ok_or(QueryError::Ended)?;
-        Ok(Self::from_parts(Parts { token, owner, ports, transports, enforcement }))
+        let Info { ports, blocks, transports, .. } = query::lookup(token)?.ok_or(QueryError::Ended)?;
+        let shown: Option<Vec<Token>> = blocks.iter().map(|block| block.token).collect();
+        // Whoever has the token of one block sees those of the others. One block needs only this one.
+        let tokens = shown.unwrap_or_else(|| vec![token]);
+        Ok(Self::from_parts(Parts { tokens, owner, ports, transports, enforcement }))
     }
 
     fn end(&mut self) -> Result<(), ReleaseError> {
         let Some(owner) = self.owner.take() else { return Ok(()) };
-        match self.enforcement {
-            // Closing alone would not do: a child forked at the wrong moment may have a copy until it execs.
-            Enforcement::Kernel => control::release(&owner, self.token).map_err(name),
-            Enforcement::Held => held::give_up(self.token),
+        let mut outcome = Ok(());
+        for token in &self.tokens {
+            let ended = match self.enforcement {
+                // Closing alone would not do: a child forked at the wrong moment may have a copy until it execs.
+                Enforcement::Kernel => control::release(&owner, *token).map_err(name),
+                Enforcement::Held => held::give_up(*token),
+            };
+            // All of them end; the first failure is reported.
+            outcome = outcome.and(ended);
         }
+        outcome
     }
 }
 
@@ -165,7 +220,7 @@ impl AsFd for Reservation {
     }
 }
 
-/// End a reservation of this process by its token.
+/// End a reservation of this process by its token. Of a list, the block of this token.
 pub fn release(token: Token) -> Result<(), ReleaseError> {
     if held::holds(token) {
         return held::release(token);

@@ -82,9 +82,9 @@ fn held_ports_are_everybody_elses_taboo() {
         (Some(std::process::id()), Some(Enforcement::Held))
     );
     assert_eq!(lookup(reservation.token()).unwrap(), Some(info));
-    let ports = reservation.ports();
+    let ports = reservation.ports().clone();
     drop(reservation);
-    for port in ports {
+    for port in &ports {
         TcpListener::bind((V4, port)).unwrap();
     }
 }
@@ -199,16 +199,16 @@ fn tokens_work_inside_the_process() {
 fn a_specific_block_is_all_or_nothing() {
     isolate();
     let free = tcp().ports(4).acquire().unwrap();
-    let ports = free.ports();
+    let ports = free.ports().clone();
     drop(free);
     let outsider = TcpListener::bind((V4, ports.last())).unwrap();
-    let error = tcp().range(ports).acquire().unwrap_err();
+    let error = tcp().ports(ports.clone()).acquire().unwrap_err();
     assert!(matches!(error, AcquireError::InUse { .. }), "{error:?}");
     for port in ports.start()..ports.last() {
         TcpListener::bind((V4, port)).unwrap();
     }
     drop(outsider);
-    assert_eq!(tcp().range(ports).acquire().unwrap().ports(), ports);
+    assert_eq!(tcp().ports(ports.clone()).acquire().unwrap().ports(), &ports);
 }
 
 #[test]
@@ -297,4 +297,26 @@ fn many_at_once_never_share_a_port() {
     });
     let ports: HashSet<u16> = all.iter().flat_map(|reservation| reservation.ports()).collect();
     assert_eq!(ports.len(), 120);
+}
+
+#[test]
+fn l2_a_list_is_held_whole_or_not_at_all() {
+    isolate();
+    let free = tcp().ports(5).acquire().unwrap();
+    let first = free.ports().start();
+    drop(free);
+    let list = format!("{first},{}", first + 2);
+    let reservation = tcp().ports(list.as_str()).label("list").acquire().unwrap();
+    assert_eq!(reservation.ports().to_string(), list);
+    let state = reservation.state().unwrap();
+    assert_eq!((state.ports.to_string(), state.name.as_deref(), state.blocks.len()), (list, Some("list"), 2));
+    assert!(is_held(Transport::Tcp, first) && is_held(Transport::Tcp, first + 2));
+    let drawn = [reservation.bind_tcp(V4).unwrap(), reservation.bind_tcp(V4).unwrap()];
+    assert!(matches!(reservation.bind_tcp(V4), Err(BindError::Exhausted)));
+
+    let more = format!("{},{}", first + 2, first + 4);
+    assert!(matches!(tcp().ports(more.as_str()).acquire(), Err(AcquireError::InUse { .. })));
+    TcpListener::bind((V4, first + 4)).unwrap();
+    drop((reservation, drawn));
+    TcpListener::bind((V4, first + 2)).unwrap();
 }

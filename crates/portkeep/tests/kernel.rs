@@ -165,14 +165,14 @@ fn the_owner_socket_owns_and_can_be_passed_on() {
     assert!(matches!(Reservation::udp().start_on(owner.try_clone().unwrap()), Err(AcquireError::WrongSocket)));
 
     let parts = second.into_parts();
-    let token = parts.token;
+    let token = parts.tokens[0];
     let second = Reservation::from_parts(parts);
     assert_eq!(second.token(), token);
-    let ports = second.ports();
+    let ports = second.ports().clone();
     let parts = second.into_parts();
     assert!(lookup(token).unwrap().is_some());
     let second = Reservation::adopt(parts.owner, token).unwrap();
-    assert_eq!((second.ports(), second.transports()), (ports, Transports::Both));
+    assert_eq!((second.ports(), second.transports()), (&ports, Transports::Both));
     second.release().unwrap();
     assert_eq!(owner.owned().unwrap().len(), 1);
     drop((first, owner));
@@ -207,7 +207,7 @@ fn a_token_of_another_namespace_is_recognised() {
 }
 
 kernel_test! {
-fn a_conflict_is_named() {
+fn a_conflict_isnamed() {
     let pool = version().unwrap().pool.unwrap();
     let first = Reservation::tcp().ports(4).at(pool.start() + 100).label("mine").acquire().unwrap();
     for (start, count, port) in [(98, 4, 100), (102, 1, 102), (103, 9, 103), (90, 30, 100)] {
@@ -280,7 +280,7 @@ kernel_test! {
 fn held_is_possible_beside_the_kernel_part() {
     let reservation = Reservation::tcp().ports(2).require(Require::Held).acquire().unwrap();
     assert_eq!(reservation.enforcement(), Enforcement::Held);
-    assert!(!version().unwrap().pool.unwrap().overlaps(reservation.ports()));
+    assert!(!version().unwrap().pool.unwrap().overlaps(reservation.ports().first()));
     assert!(refused(TcpListener::bind((V4, reservation.ports().start()))));
 }
 }
@@ -526,6 +526,89 @@ fn threads_that_share_an_owner_socket_get_a_reservation_each() {
         drop(all);
         assert_eq!(list().unwrap(), []);
     }
+}
+}
+
+kernel_test! {
+fn l2_a_list_is_all_or_nothing_and_one_reservation() {
+    let asked = || Reservation::tcp().ports("61022,61010,61020-61021").label("a label of 24 bytes here");
+    let reservation = asked().acquire().unwrap();
+    assert_eq!(reservation.ports().to_string(), "61010,61020-61022");
+    let blocks: Vec<String> = reservation.blocks().map(|(block, _)| block.to_string()).collect();
+    assert_eq!(blocks, ["61010", "61020-61022"]);
+
+    // In listings it is one, with a token for each block.
+    let state = reservation.state().unwrap();
+    assert_eq!(list().unwrap(), std::slice::from_ref(&state));
+    let tokens: Vec<Token> = reservation.blocks().map(|(_, token)| token).collect();
+    assert_eq!(state.blocks.iter().map(|block| block.token.unwrap()).collect::<Vec<_>>(), tokens);
+    assert_eq!((state.token, state.ports.count()), (Some(tokens[0]), 4));
+    assert_eq!(state.name.as_deref(), Some("a label of 24 by"));
+    for port in reservation.ports() {
+        assert_eq!(who(Transport::Tcp, port).unwrap().as_ref(), Some(&state), "{port}");
+    }
+    assert_eq!(lookup(tokens[1]).unwrap().as_ref(), Some(&state));
+    assert_eq!(reservation.owned().unwrap(), [state]);
+    assert_eq!(who(Transport::Tcp, 61011).unwrap(), None);
+
+    // Each port comes out of its block, and a draw goes on with the next block.
+    let named = reservation.bind_tcp_port(V4, 61021).unwrap();
+    let drawn: Vec<TcpListener> = (0..3).map(|_| reservation.bind_tcp(V4).unwrap()).collect();
+    let mut ports: Vec<u16> = drawn.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [61010, 61020, 61022]);
+    assert!(matches!(reservation.bind_tcp(V4), Err(BindError::Exhausted)));
+    assert!(matches!(reservation.bind(&tcp(), at(61011)), Err(BindError::OutsideBlock { port: 61011 })));
+    assert_eq!(reservation.state().unwrap().bound, Some(4));
+    drop(drawn);
+
+    // A second one that lacks a single port gets none of the others.
+    let error = Reservation::tcp().ports("61005,61022,61030").acquire().unwrap_err();
+    assert!(matches!(error, AcquireError::InUse { ports, .. } if ports.start() == 61022), "{error:?}");
+    assert_eq!(list().unwrap().len(), 1);
+    let others = Reservation::tcp().ports("61005,61030").acquire().unwrap();
+    assert_eq!(list().unwrap().len(), 2);
+    others.release().unwrap();
+
+    // It ends as a whole: by release, and with the last descriptor of its owner socket.
+    let owner = reservation.into_parts().owner;
+    assert_eq!(list().unwrap().len(), 1);
+    let again = Reservation::adopt(owner, tokens[1]).unwrap();
+    assert_eq!(again.ports().to_string(), "61010,61020-61022");
+    drop(again);
+    assert_eq!(list().unwrap(), []);
+    drop(named);
+    drop(asked().acquire().unwrap().into_parts().owner);
+    assert_eq!(list().unwrap(), []);
+}
+}
+
+kernel_test! {
+fn l2_two_lists_of_one_label_on_one_socket_are_two() {
+    let owner: OwnedFd = tcp().into();
+    let on = |ports: &str| {
+        Reservation::tcp().ports(ports).label("same").start_on(owner.try_clone().unwrap()).unwrap().wait().unwrap()
+    };
+    let (one, other) = (on("61000,61002"), on("61004,61006"));
+    let listed: Vec<String> = list().unwrap().iter().map(|info| info.ports.to_string()).collect();
+    assert_eq!(listed, ["61000,61002", "61004,61006"]);
+    one.release().unwrap();
+    assert_eq!(list().unwrap(), [other.state().unwrap()]);
+}
+}
+
+kernel_test! {
+fn l3_a_list_of_one_block_is_the_block() {
+    let label = "a label of 24 bytes here";
+    let reservation = Reservation::tcp().ports("61000,61001").label(label).acquire().unwrap();
+    let state = reservation.state().unwrap();
+    assert_eq!((state.list, state.name.as_deref()), (None, Some(label)));
+    assert_eq!(state.ports.as_block().map(|block| block.count()), Some(2));
+    drop(reservation);
+    let range = Reservation::tcp().ports("61000,61002").scope(Scope::User).ephemeral().acquire();
+    assert!(matches!(range, Err(AcquireError::Malformed(_))), "{range:?}");
+    let wrong = Reservation::udp().ports("61000/tcp").acquire();
+    assert!(matches!(wrong, Err(AcquireError::Malformed(_))), "{wrong:?}");
 }
 }
 

@@ -79,7 +79,8 @@ export function colour(owner) {
 export class Model {
   constructor(map) {
     this.map = map;
-    this.reservations = map.reservations;
+    // The map shows blocks: a list of ports is several of them.
+    this.reservations = map.reservations.flatMap((each) => (each.blocks ?? [each]).map((block) => ({ ...each, ...block })));
     const each = (make) => ({ tcp: make(), udp: make() });
     // 0: none; else the index of the reservation and one.
     this.reserved = each(() => new Uint32Array(PORTS));

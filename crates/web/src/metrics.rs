@@ -119,7 +119,8 @@ fn of_reservations(registry: &mut Registry, map: &Map) {
             in_use = in_use.union(&sockets.ports);
         }
         let active = map.reservations.iter().filter(|info| info.state == State::Active);
-        let reserved = active.filter(|info| info.transports.contains(transport)).map(|info| info.ports);
+        let reserved = active.filter(|info| info.transports.contains(transport));
+        let reserved = reserved.flat_map(|info| info.ports.blocks().iter().copied());
         let both = in_use.intersection(&reserved.collect()).len();
         bound.get_or_create(&labels([("transport", &transport.to_string())])).set(both.into());
     }

@@ -85,7 +85,7 @@ mod store {
     /// Keep it no longer.
     pub(super) fn delete(start: u16, count: u16, transport: Transport) -> Result<(), Failure> {
         let ports = PortRange::new(start, count).map_err(|_| Failure::NotFound)?;
-        persistent::delete(&Which::Block { ports, transports: transport.into() })?;
+        persistent::delete(&Which::Block { ports: ports.into(), transports: transport.into() })?;
         Ok(())
     }
 

@@ -350,7 +350,7 @@ impl Drop for Administrator {
 
 /// A proposal as a drop-in says it.
 fn stanza(proposal: &Proposal) -> String {
-    let portkeep::persistent::Block::Ports(ports) = proposal.block else { return String::new() };
+    let portkeep::persistent::Block::Ports(ports) = &proposal.block else { return String::new() };
     let who = match &proposal.audience {
         Audience::User(Account::Id(uid)) => format!("user = {uid}\n"),
         Audience::Group(Account::Id(gid)) => format!("group = {gid}\n"),

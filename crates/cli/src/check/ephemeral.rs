@@ -25,12 +25,13 @@ pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Dia
 /// The declarations of files that would leave too few ephemeral ports, with those before them. Declarations are in
 /// `ip_local_reserved_ports` where it is in force, and does not count twice.
 pub(super) fn exhausting(declared: &[Declared]) -> Vec<Diagnostic> {
-    let all: PortSet = declared.iter().map(|declared| declared.declaration.ports).collect();
+    let all: PortSet =
+        declared.iter().flat_map(|declared| declared.declaration.ports.blocks().iter().copied()).collect();
     let Ok(Some(ephemeral)) = ephemeral_ports(&all) else { return Vec::new() };
     let mut used = PortSet::default();
     let mut wrong = Vec::new();
     for Declared { declaration, origin } in declared {
-        let block = declaration.ports.into();
+        let block = PortSet::from(&declaration.ports);
         match (ephemeral.check_more(&used, &block), origin) {
             (Err(why), Origin::File { path, line }) if !declaration.force => {
                 let mut diagnostic = Diagnostic::whole(path, format!("`{}`: {why}", declaration.name));

@@ -38,7 +38,7 @@ pub(super) fn nat(patient: &Patient<'_>) -> Findings {
     let mut found = Vec::new();
     for info in patient.all() {
         for rule in redirects {
-            let hit = asked::blocks_of(info).find_map(|block| common(block, rule.ports));
+            let hit = asked::blocks_of(info).find_map(|block| block.common(rule.ports));
             let concerned = info.transports.iter().any(|each| rule.transport.is_none_or(|of| of == each));
             if let Some(ports) = hit.filter(|_| concerned) {
                 let name = info.name.as_ref().map_or_else(String::new, |name| format!(" of {name}"));
@@ -51,10 +51,6 @@ pub(super) fn nat(patient: &Patient<'_>) -> Findings {
         }
     }
     Ok(found)
-}
-
-fn common(one: PortRange, other: PortRange) -> Option<PortRange> {
-    PortRange::inclusive(one.start().max(other.start()), one.last().min(other.last())).ok()
 }
 
 /// Programs of Kubernetes that give out node ports.
@@ -72,7 +68,7 @@ pub(super) fn node_ports(patient: &Patient<'_>) -> Findings {
         return Ok(Vec::new());
     }
     let mut message = format!("{comm} (pid {pid}) runs here, and {open} of its node ports are not reserved");
-    let drawn = sysctl::local_port_range().ok().flatten().and_then(|ephemeral| common(ephemeral, range));
+    let drawn = sysctl::local_port_range().ok().flatten().and_then(|ephemeral| ephemeral.common(range));
     let drawn =
         drawn.map(|drawn| PortSet::from(drawn).minus(&patient.facts.excluded)).filter(|drawn| !drawn.is_empty());
     if let Some(drawn) = &drawn {

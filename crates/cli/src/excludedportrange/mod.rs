@@ -194,7 +194,7 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
     let transports = Transports::from(protocol);
     let mut agent = Connection::open()?;
     let declared = agent.list()?;
-    let exact = declared.iter().find(|info| (info.ports, info.transports) == (ports, transports));
+    let exact = declared.iter().find(|info| info.ports == ports && info.transports == transports);
     match exact {
         None => {
             // A row without an asterisk is somebody's who is running.
@@ -206,7 +206,9 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
                 Some(info) => {
                     Failure { netsh: DENIED, reason: format!("{info}; root can end it with `portkeep release`") }
                 }
-                None => Failure { netsh: NOT_FOUND, reason: persist::not_exactly(&declared, ports, transports) },
+                None => {
+                    Failure { netsh: NOT_FOUND, reason: persist::not_exactly(&declared, &ports.into(), transports) }
+                }
             })
         }
         Some(info) if store == Some(Kept::Active) && stays(info) => Err(Failure {
@@ -218,7 +220,7 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
             ),
         }),
         Some(_) => {
-            agent.delete(&Which::Block { ports, transports })?;
+            agent.delete(&Which::Block { ports: ports.into(), transports })?;
             Ok(())
         }
     }
@@ -243,18 +245,22 @@ fn show(
     (pins, sources): (&Pins, &Sources),
     io: &mut Io<'_>,
 ) -> anyhow::Result<u8> {
-    let row = |ports: PortRange, administered| Row { start: ports.start(), end: ports.last(), administered };
+    // Windows knows blocks only: a list is a row for each.
+    let rows_of = |info: &Info, administered| {
+        let row = |ports: &PortRange| Row { start: ports.start(), end: ports.last(), administered };
+        info.ports.blocks().iter().map(row).collect::<Vec<_>>()
+    };
     let mut rows: Vec<Row> = match store {
         Kept::Active => {
             let own = netns::current_cookie().context("finding out which network namespace this is")?;
             let here = list::seen(pins)?.into_iter().filter(|info| reservations::is_here(info, own));
             let of_protocol = here.filter(|info| info.transports.contains(protocol));
-            of_protocol.map(|info| row(info.ports, info.persistent)).collect()
+            of_protocol.flat_map(|info| rows_of(&info, info.persistent)).collect()
         }
         Kept::Persistent => {
             let declared = persist::view::look(pins, sources, io)?.declared.into_iter();
             let stays = declared.filter(|info| info.transports.contains(protocol) && stays(info));
-            stays.map(|info| row(info.ports, true)).collect()
+            stays.flat_map(|info| rows_of(&info, true)).collect()
         }
     };
     rows.sort();

@@ -4,29 +4,31 @@ use std::{io::Write, path::PathBuf};
 
 use anyhow::Context;
 use portkeep::{
-    Align, PortRange, Transports,
+    Align, Transports,
     persistent::{Block, Declaration, Kept, Name, Proposal},
 };
 
 use super::{
     INSTEAD,
     audience::{For, warn_if_missing},
-    connect, description, ports,
+    connect, description,
     show::environment,
     write_whole,
 };
-use crate::{DONE, Io, reservations};
+use crate::{DONE, Io, ports, reservations};
 
 const AFTER_HELP: &str = "\
-PORTS is a port, a range, or a name of /etc/services. Without --user, --group, --unit or --cgroup it is for \
-administrators; they may use every reservation, by its token. Then processes of root may bind the ports by number; with \
---strict they may not.
+PORTS is a comma list of ports, ranges and names of /etc/services, with the transport behind it (80,443/tcp) or as an \
+option; the default is TCP. All of its ports are reserved, or none. Without --user, --group, --unit or --cgroup the \
+reservation is for administrators; they may use every reservation, by its token. Then processes of root may bind the ports \
+by number; with --strict they may not.
 
 When this returns the reservation is in force and on the disk. With --any the agent chooses once, from the pool, and \
-keeps the numbers. With --any, give --tcp, --udp or --both without PORTS (default: TCP). --env-file writes the ports as \
-variables (PORT, PORTS, ...; see `portkeep persist show --help`), for EnvironmentFile= of a unit.
+keeps the numbers. --env-file writes the ports as variables (PORT, PORTS, ...; see `portkeep persist show --help`), for \
+EnvironmentFile= of a unit.
 
 Examples:
+  portkeep persist add 80,443 --name web --unit nginx.service
   portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
   portkeep persist add --name dns --both domain --user bind --around
   portkeep persist add --name rtp --any 20 --udp --align 2 --group voice
@@ -34,31 +36,31 @@ Examples:
 
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add --name <NAME> [OPTIONS]")]
-#[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
-#[command(group = clap::ArgGroup::new("block").args(["tcp", "udp", "both", "any"]).multiple(true).required(true))]
+#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
+#[command(group = clap::ArgGroup::new("transport").args(["tcp", "udp", "both"]))]
+#[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
 pub(crate) struct Args {
+    /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp
+    #[arg(help_heading = "Ports", value_parser = ports::text)]
+    ports: Option<String>,
     /// Its name: letters, digits and . _ @ : + -
     #[arg(long)]
     name: Name,
 
-    /// These TCP ports
-    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::tcp, help_heading = "Ports")]
-    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
-    tcp: Option<Option<PortRange>>,
-    /// These UDP ports
-    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::udp, help_heading = "Ports")]
-    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
-    udp: Option<Option<PortRange>>,
+    /// TCP ports [default]
+    #[arg(long, help_heading = "Ports", hide_short_help = true)]
+    tcp: bool,
+    /// UDP ports
+    #[arg(long, help_heading = "Ports")]
+    udp: bool,
     /// The same numbers for TCP and UDP
-    #[arg(long, value_name = "PORTS", num_args = 0..=1, value_parser = ports::both, help_heading = "Ports")]
-    #[expect(clippy::option_option, reason = "without ports it only says the transport")]
-    both: Option<Option<PortRange>>,
+    #[arg(long, help_heading = "Ports")]
+    both: bool,
     /// Any COUNT ports in a row, chosen now and kept
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
     any: Option<u16>,
     /// With --any: make the first port a multiple of N, a power of two
-    #[arg(long, value_name = "N", requires = "any", help_heading = "Ports")]
+    #[arg(long, value_name = "N", conflicts_with = "ports", help_heading = "Ports")]
     align: Option<Align>,
 
     #[command(flatten)]
@@ -92,25 +94,24 @@ pub(crate) struct Args {
 
 impl Args {
     fn proposal(&self) -> Result<Proposal, String> {
-        let (transports, ports) = match (self.tcp, self.udp, self.both) {
-            (None, None, None) => (Transports::Tcp, None),
-            (Some(ports), ..) => (Transports::Tcp, ports),
-            (_, Some(ports), _) => (Transports::Udp, ports),
-            (.., Some(ports)) => (Transports::Both, ports),
+        let option = ports::transports(self.tcp, self.udp, self.both);
+        let (block, transports) = match &self.ports {
+            Some(text) => {
+                let (list, transports) = ports::resolve(text, option)?;
+                (Block::Ports(list), transports)
+            }
+            None => {
+                let (count, align) = (self.any.unwrap_or(1), self.align.unwrap_or_default());
+                (Block::Any { count, align }, option.unwrap_or(Transports::Tcp))
+            }
         };
-        let block = match (self.any, ports) {
-            (Some(count), None) => Block::Any { count, align: self.align.unwrap_or_default() },
-            (None, Some(ports)) => Block::Ports(ports),
-            (Some(_), Some(_)) => {
-                return Err("--any has the ports chosen: --tcp, --udp and --both stand without ports then".into());
-            }
-            (None, None) => {
-                return Err("which ports? give them (--tcp 8443), or let them be chosen (--any 1 --tcp)".into());
-            }
+        let list = match &block {
+            Block::Ports(list) => Some(list),
+            Block::Any { .. } => None,
         };
         let audience = self.audience.audience().unwrap_or_default();
         if self.ephemeral
-            && let Some(why) = Declaration::no_range(&audience, self.strict)
+            && let Some(why) = Declaration::no_range(list, &audience, self.strict)
         {
             return Err(format!("a private ephemeral range {why}"));
         }
@@ -149,7 +150,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     let until = if args.until_reboot { ", until the next reboot" } else { "" };
-    let (ports, transports, whom) = (created.ports, created.transports, reservations::owner(&created));
+    let (ports, transports, whom) = (&created.ports, created.transports, reservations::owner(&created));
     let chosen = match proposal.block {
         Block::Any { .. } => format!(": start {}, count {}", ports.start(), ports.count()),
         Block::Ports(_) => String::new(),

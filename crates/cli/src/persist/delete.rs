@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use portkeep::{
-    Info, PortRange, Transports,
+    Info, PortList, Transports,
     persistent::{Name, PersistentError, Which},
 };
 
-use super::{connect, ports};
-use crate::{DONE, FAILED, Io, NOTHING, reservations};
+use super::connect;
+use crate::{DONE, FAILED, Io, NOTHING, ports, reservations};
 
 const AFTER_HELP: &str = "\
 Deletes reservations that a command created. Ports and transports must match a reservation exactly. Sockets bound from \
@@ -30,20 +30,20 @@ pub(crate) struct Args {
     names: Vec<Name>,
     /// The one of exactly these TCP ports
     #[arg(long, value_name = "PORTS", value_parser = ports::tcp)]
-    tcp: Option<PortRange>,
+    tcp: Option<PortList>,
     /// The one of exactly these UDP ports
     #[arg(long, value_name = "PORTS", value_parser = ports::udp)]
-    udp: Option<PortRange>,
+    udp: Option<PortList>,
     /// The one of exactly these ports of both transports
     #[arg(long, value_name = "PORTS", value_parser = ports::both)]
-    both: Option<PortRange>,
+    both: Option<PortList>,
     /// One JSON array of what was deleted
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let block = |ports: Option<PortRange>, transports| ports.map(|ports| Which::Block { ports, transports });
+    let block = |ports: Option<PortList>, transports| ports.map(|ports| Which::Block { ports, transports });
     let blocks =
         [block(args.tcp, Transports::Tcp), block(args.udp, Transports::Udp), block(args.both, Transports::Both)];
     let which = args.names.into_iter().map(Which::Name).chain(blocks.into_iter().flatten());
@@ -57,7 +57,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             Err(PersistentError::NotFound) => {
                 io.error(match &which {
                     Which::Name(name) => format!("there is no persistent reservation {name}"),
-                    Which::Block { ports, transports } => not_exactly(&agent.list()?, *ports, *transports),
+                    Which::Block { ports, transports } => not_exactly(&agent.list()?, ports, *transports),
                 });
                 code = code.max(NOTHING);
             }
@@ -80,8 +80,8 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// That no reservation is exactly this block, and which one it may have been meant.
-pub(crate) fn not_exactly(declared: &[Info], ports: PortRange, transports: Transports) -> String {
+/// That no reservation has exactly these ports, and which one it may have been meant.
+pub(crate) fn not_exactly(declared: &[Info], ports: &PortList, transports: Transports) -> String {
     let near =
         declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.bits() & transports.bits() != 0);
     let none = format!("no persistent reservation is exactly {ports}/{transports}");

@@ -16,7 +16,7 @@ use portkeep::{
     persistent::{Block, Change, Connection, Declaration, Kept, Name, Origin, Proposal, Which},
 };
 use portkeep_observe::usage::in_use;
-use portkeep_persist::Services;
+use portkeep_persist::services;
 use serde::Serialize;
 
 use super::{INSTEAD, connect};
@@ -68,7 +68,7 @@ struct Imported {
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let (name, text) = read(&args.file)?;
-    let declarations = match portkeep_persist::import(&name, &text, &Services::of_machine()) {
+    let declarations = match portkeep_persist::import(&name, &text, &services()) {
         Ok(declarations) => declarations,
         Err(wrong) => {
             for each in wrong {
@@ -141,12 +141,15 @@ impl Step {
     fn in_use(&self) -> Option<String> {
         let declaration = self.declaration();
         let stays = matches!(self, Self::Change(former, _)
-            if (former.ports, former.transports) == (declaration.ports, declaration.transports));
+            if former.ports == declaration.ports && former.transports == declaration.transports);
         // Whether a socket is of the audience is for the agent to see.
         if stays || declaration.around {
             return None;
         }
-        let in_use = declaration.transports.iter().find_map(|transport| in_use(transport, declaration.ports))?;
+        let blocks = declaration.ports.blocks();
+        let each = declaration.transports.iter();
+        let mut each = each.flat_map(|transport| blocks.iter().map(move |block| (transport, *block)));
+        let in_use = each.find_map(|(transport, block)| in_use(transport, block))?;
         Some(format!("{}: {in_use}; if the reservation is for this process, add --around", declaration.name))
     }
 }
@@ -200,7 +203,7 @@ fn standing(wanted: &Declaration, declared: &[Info], replace: bool) -> Found {
                 Origin::File { .. } => return Found::Other(format!("the name {} is used by {origin}", wanted.name)),
             }
         } else if declaration.overlaps(wanted) {
-            let (ports, transports) = (wanted.ports, wanted.transports);
+            let (ports, transports) = (&wanted.ports, wanted.transports);
             return Found::Other(format!(
                 "{ports}/{transports} of {} is reserved as {} ({}/{}) by {origin}",
                 wanted.name, declaration.name, declaration.ports, declaration.transports
@@ -269,12 +272,12 @@ fn proposal(declaration: &Declaration) -> Proposal {
 
 #[cfg(test)]
 mod tests {
-    use portkeep::Transports;
+    use portkeep::{PortList, Transports};
 
     use super::*;
 
     fn declaration(name: &str, ports: &str, transports: Transports) -> Declaration {
-        Declaration::new(name.parse().unwrap(), ports.parse().unwrap(), transports)
+        Declaration::new(name.parse().unwrap(), ports.parse::<PortList>().unwrap(), transports)
     }
 
     #[test]

@@ -10,7 +10,6 @@ mod delete;
 mod export;
 mod import;
 mod list;
-mod ports;
 mod rename;
 mod set;
 mod show;
@@ -41,10 +40,10 @@ It can also be declared in a file of /etc/portkeep/ports.d, which is the better 
 configuration wants; see `portkeep check --help`.
 
 Examples:
-  portkeep persist add --name tomcat --tcp 8443 --unit tomcat.service
+  portkeep persist add 80,443 --name web --unit nginx.service
   portkeep persist list
-  portkeep persist show tomcat
-  portkeep persist delete tomcat
+  portkeep persist show web
+  portkeep persist delete web
   portkeep persist export > reservations.toml";
 
 /// Reserve ports for a service, user or group, for good

@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&info)?;
         return Ok(DONE);
     }
-    let (ports, transports, whom) = (info.ports, info.transports, reservations::owner(&info));
+    let (ports, transports, whom) = (&info.ports, info.transports, reservations::owner(&info));
     writeln!(io.out, "{} is {} now: {ports}/{transports} for {whom}", args.old, args.new)?;
     Ok(DONE)
 }

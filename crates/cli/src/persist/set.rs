@@ -3,15 +3,15 @@
 use std::io::Write;
 
 use portkeep::{
-    PortRange, Transports,
+    PortList, Transports,
     persistent::{Change, Name},
 };
 
 use super::{
     audience::{For, warn_if_missing},
-    changed, connect, description, ports,
+    changed, connect, description,
 };
-use crate::{DONE, Io, reservations};
+use crate::{DONE, Io, ports, reservations};
 
 const AFTER_HELP: &str = "\
 For a reservation that a command created. The other parts of it stay as they are. Outsiders cannot bind the ports meanwhile: \
@@ -39,13 +39,13 @@ pub(crate) struct Args {
 
     /// These TCP ports from now on
     #[arg(long, value_name = "PORTS", value_parser = ports::tcp, help_heading = "Ports")]
-    tcp: Option<PortRange>,
+    tcp: Option<PortList>,
     /// These UDP ports from now on
     #[arg(long, value_name = "PORTS", value_parser = ports::udp, help_heading = "Ports")]
-    udp: Option<PortRange>,
+    udp: Option<PortList>,
     /// The same numbers for TCP and UDP from now on
     #[arg(long, value_name = "PORTS", value_parser = ports::both, help_heading = "Ports")]
-    both: Option<PortRange>,
+    both: Option<PortList>,
 
     #[command(flatten)]
     audience: For,
@@ -72,11 +72,11 @@ pub(crate) struct Args {
 
 impl Args {
     fn change(&self) -> Change {
-        let block = [(self.tcp, Transports::Tcp), (self.udp, Transports::Udp), (self.both, Transports::Both)];
-        let block = block.into_iter().find_map(|(ports, transports)| Some((ports?, transports)));
+        let block = [(&self.tcp, Transports::Tcp), (&self.udp, Transports::Udp), (&self.both, Transports::Both)];
+        let block = block.into_iter().find_map(|(ports, transports)| Some((ports.as_ref()?, transports)));
         Change {
             name: None,
-            ports: block.map(|(ports, _)| ports),
+            ports: block.map(|(ports, _)| ports.clone()),
             transports: block.map(|(_, transports)| transports),
             audience: self.audience.audience(),
             strict: self.strict,
@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         io.json(&info)?;
         return Ok(DONE);
     }
-    let (ports, transports, whom) = (info.ports, info.transports, reservations::owner(&info));
+    let (ports, transports, whom) = (&info.ports, info.transports, reservations::owner(&info));
     let terms = reservations::terms(&info);
     match &info.reason {
         None => writeln!(io.out, "{ports}/{transports} is reserved as {} for {whom}{terms}", args.name)?,

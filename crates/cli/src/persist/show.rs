@@ -76,7 +76,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// The ports of a reservation as variables, one a line.
 pub(super) fn environment(info: &Info) -> String {
-    let variables = variables_of(info.ports, info.name.as_deref());
+    let variables = variables_of(&info.ports, info.name.as_deref());
     let last = ("PORT_LAST".to_owned(), info.ports.last().to_string());
     let mut text = String::new();
     for (name, value) in variables.into_iter().chain([last]) {
@@ -86,7 +86,8 @@ pub(super) fn environment(info: &Info) -> String {
 }
 
 fn bound_by(info: &Info) -> Vec<BoundSocket> {
-    let usage = Usage::bound(&[(info.ports, info.transports)]).unwrap_or_default();
+    let blocks: Vec<_> = info.ports.blocks().iter().map(|block| (*block, info.transports)).collect();
+    let usage = Usage::bound(&blocks).unwrap_or_default();
     usage.ports.into_values().flat_map(|found| found.bound_by).collect()
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::R
         Err(PersistentError::AgentAbsent { .. }) => without_agent(pins, sources, io)?,
         Err(error) => return Err(error.into()),
     };
-    view.declared.sort_by_key(|info| (info.ports, info.transports, info.name.clone()));
+    view.declared.sort_by_key(|info| (info.ports.clone(), info.transports, info.name.clone()));
     Ok(view)
 }
 
@@ -87,13 +87,13 @@ fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
 /// How things stand with each: what is in force is so because the BPF programs have it, whatever was declared since.
 fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[Info]) -> Vec<Info> {
     let merged = merge(commands, files);
-    let in_force: HashMap<_, _> = in_force.iter().map(|info| ((info.ports, info.transports), info.token)).collect();
+    let in_force: HashMap<_, _> = in_force.iter().map(|info| ((&info.ports, info.transports), &info.blocks)).collect();
     let standing = merged.in_force.into_iter().map(|Declared { declaration, origin }| {
-        let found = in_force.get(&(declaration.ports, declaration.transports));
+        let found = in_force.get(&(&declaration.ports, declaration.transports));
         let mut info =
             Info::declared(&declaration, &origin, if found.is_some() { State::Active } else { State::Waiting });
         match found {
-            Some(token) => info.token = *token,
+            Some(blocks) => info.set_tokens(blocks.iter().map(|block| block.token)),
             None => info.reason = Some("no agent runs".into()),
         }
         info

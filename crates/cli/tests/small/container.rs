@@ -114,8 +114,8 @@ fn containers_use_the_kernel_part_of_their_host() {
         }
         say(&["up"]).fails(1, &["kernel enforcement serves this cgroup already", "reservations can be made here"]);
         // The host's reservations hold in the container, which shares its network here.
-        let holding = bed.hold(&["--at", "61100"]);
-        say(&["acquire", "--at", "61100"]).fails(1, &["61100/tcp belongs to"]);
+        let holding = bed.hold(&["--ports", "61100"]);
+        say(&["acquire", "--ports", "61100"]).fails(1, &["61100/tcp belongs to"]);
         holding.let_go();
     }
     // Without capabilities and behind the filter, as engines do it.

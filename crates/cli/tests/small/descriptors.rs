@@ -26,7 +26,7 @@ fn sixty_four_descriptors_are_enough_for_every_command_and_the_agent() {
     let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
     for words in [
         &["acquire", "--count", "500"][..],
-        &["acquire", "--at", "20000", "--count", "500", "--both"],
+        &["acquire", "--ports", "20000-20499", "--both"],
         &["run", "--", "true"],
         &["persist", "add", "--name", "a", "--tcp", "8443"],
         &["persist", "list"],
@@ -131,7 +131,7 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     };
     let why = &["requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"];
     say("--nofile=64", &["acquire", "--count", "100"]).fails(1, why);
-    say("--nofile=64", &["acquire", "--at", "20000", "--count", "100"]).fails(1, why);
+    say("--nofile=64", &["acquire", "--ports", "20000-20099"]).fails(1, why);
     say("--nofile=64", &["run", "--count", "100", "--both", "--", "echo", "started"]).fails(125, why);
     say("--nofile=64", &["acquire", "--count", "30"]).ok();
     // The library: all or nothing, the same number of descriptors afterwards, and what fits is held.
@@ -172,11 +172,11 @@ fn an_agent_without_descriptors_gives_nothing_back_that_it_cannot_look_at() {
     let taken = take_all_descriptors(&bed).0;
     eventually(|| bed.log().contains("put off"));
     assert!(!bed.log().contains("vacant again"), "{}", bed.log());
-    bed.portkeep(&["acquire", "--at", "61005"]).fails(1, &["61005/tcp is in use by pid"]);
+    bed.portkeep(&["acquire", "--ports", "61005"]).fails(1, &["61005/tcp is in use by pid"]);
     drop(taken);
     drop(listener.stdin.take());
     listener.wait().unwrap();
-    eventually(|| bed.portkeep(&["acquire", "--at", "61005"]).code == Some(0));
+    eventually(|| bed.portkeep(&["acquire", "--ports", "61005"]).code == Some(0));
     drop(agent);
     bed.portkeep(&["down"]).ok();
     bed.is_clean();
@@ -193,7 +193,7 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).fails(1, &["no descriptor left"]);
     // Its work goes on once they are gone.
     drop(taken);
-    eventually(|| bed.portkeep(&["acquire", "--at", "20000"]).code == Some(0));
+    eventually(|| bed.portkeep(&["acquire", "--ports", "20000"]).code == Some(0));
     bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).ok();
     drop(agent);
     bed.portkeep(&["down"]).ok();
@@ -209,7 +209,7 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
     let bed = machine!("nofile-spaces");
     bed.portkeep(&["up"]).ok();
     let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
-    let words = ["unshare", "--net", PORTKEEP, "acquire", "--at", "20000"];
+    let words = ["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"];
     let elsewhere = || {
         let mut command = bed.program(&words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

@@ -135,7 +135,7 @@ fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     bed.portkeep(&add("a", "8443")).ok();
     bed.shell(FILL).ok();
     let before = (bed.in_force(), bed.reserved());
-    bed.portkeep(&["acquire", "--at", "20000"]).fails(1, &["the agent could not find out", "its log says why"]);
+    bed.portkeep(&["acquire", "--ports", "20000"]).fails(1, &["the agent could not find out", "its log says why"]);
     assert!(bed.log().contains("cannot be remembered in"), "{}", bed.log());
     bed.portkeep(&add("b", "8444")).fails(1, &["ip_local_reserved_ports", "cannot be remembered in", "No space left"]);
     let import = bed.folder.path().join("import.toml");
@@ -166,7 +166,7 @@ fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     bed.shell(r#"rm "$0"/state/filler "$0"/tmp/filler"#).ok();
     bed.portkeep(&add(&name, &port)).ok();
     bed.portkeep(&["persist", "import", import]).ok();
-    bed.portkeep(&["acquire", "--at", "20000"]).ok();
+    bed.portkeep(&["acquire", "--ports", "20000"]).ok();
     let all = bed.in_force();
     drop(agent);
     let agent = bed.agent(bed.command(&["agent"]));

@@ -7,9 +7,9 @@ fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
     let bed = machine!("no-agent");
     bed.portkeep(&["up"]).ok();
     let why = &["20000 is outside the pool (61000-65535)", "no agent runs", "start `portkeep agent`"];
-    bed.portkeep(&["acquire", "--at", "20000"]).fails(1, why);
-    bed.portkeep_as_nobody(&["acquire", "--at", "20000"]).fails(1, why);
-    bed.portkeep(&["run", "--at", "20000", "--", "echo", "started"]).fails(125, why);
+    bed.portkeep(&["acquire", "--ports", "20000"]).fails(1, why);
+    bed.portkeep_as_nobody(&["acquire", "--ports", "20000"]).fails(1, why);
+    bed.portkeep(&["run", "--ports", "20000", "--", "echo", "started"]).fails(125, why);
     for words in [
         &["persist", "add", "--name", "a", "--tcp", "8443"][..],
         &["persist", "delete", "a"],
@@ -33,11 +33,11 @@ fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
     }
     // With one, what was refused is granted; when it is killed, it is kept, and the next is refused again.
     let agent = bed.agent(bed.command(&["agent"]));
-    let holding = bed.hold(&["--at", "20000", "--strict"]);
+    let holding = bed.hold(&["--ports", "20000", "--strict"]);
     assert!(holding.line.starts_with("20000 "), "{}", holding.line);
     drop(agent);
     assert_eq!(bed.outsider_binds("tcp", 20000), "AddrInUse");
-    bed.portkeep(&["acquire", "--at", "20001"]).fails(1, &["no agent runs"]);
+    bed.portkeep(&["acquire", "--ports", "20001"]).fails(1, &["no agent runs"]);
     holding.let_go();
     bed.portkeep(&["down"]).ok();
     bed.is_clean();

@@ -22,7 +22,7 @@ fn with_a_read_only_sys_the_command_has_no_cgroup_of_its_own() {
     assert_eq!(said.out, "");
     said.fails(125, &["making cgroup", "Read-only file system"]);
     let agent = bed.agent(bed.command(&["agent"]));
-    assert_eq!(bed.portkeep(&["acquire", "--at", "20000"]).ok().out.split(' ').next(), Some("20000"));
+    assert_eq!(bed.portkeep(&["acquire", "--ports", "20000"]).ok().out.split(' ').next(), Some("20000"));
     drop(agent);
     bed.portkeep(&["down"]).ok();
     bed.is_clean();

@@ -78,8 +78,8 @@ fn what_holding_cannot_give_is_refused_and_not_pretended() {
 fn a_privileged_port_takes_root_in_held_mode_and_that_is_said() {
     let bed = machine!("privileged");
     let why = &["reserving the privileged port 80 requires root"];
-    bed.portkeep_as_nobody(&["acquire", "--at", "80"]).fails(1, why);
-    bed.portkeep_as_nobody(&["run", "--at", "80", "--", "true"]).fails(125, why);
+    bed.portkeep_as_nobody(&["acquire", "--ports", "80"]).fails(1, why);
+    bed.portkeep_as_nobody(&["run", "--ports", "80", "--", "true"]).fails(125, why);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Audience, Name};
-use crate::{PortRange, Transports};
+use crate::{PortList, Transports};
 
 /// One persistent reservation as declared: what the files, the store and the agent's socket say alike.
 ///
@@ -14,8 +14,8 @@ use crate::{PortRange, Transports};
 pub struct Declaration {
     /// Its name, unique among all that is in force.
     pub name: Name,
-    /// The block, host byte order.
-    pub ports: PortRange,
+    /// The ports, host byte order.
+    pub ports: PortList,
     /// TCP, UDP, or both.
     pub transports: Transports,
     /// Its audience, besides administrators.
@@ -74,10 +74,10 @@ impl Declaration {
     pub const DESCRIPTION_MAX: usize = 256;
 
     /// A reservation for administrators with neither flag nor description.
-    pub fn new(name: Name, ports: PortRange, transports: Transports) -> Self {
+    pub fn new(name: Name, ports: impl Into<PortList>, transports: Transports) -> Self {
         Self {
             name,
-            ports,
+            ports: ports.into(),
             transports,
             audience: Audience::Administrators,
             strict: false,
@@ -89,8 +89,10 @@ impl Declaration {
     }
 
     /// Why it cannot be a private ephemeral range, if it is to be one: a sentence without subject.
-    pub fn no_range(audience: &Audience, strict: bool) -> Option<&'static str> {
+    pub fn no_range(ports: Option<&PortList>, audience: &Audience, strict: bool) -> Option<&'static str> {
         match audience {
+            // The kernel draws from one block.
+            _ if ports.is_some_and(|ports| ports.as_block().is_none()) => Some("has to be one block, not several"),
             _ if strict => Some("cannot be `strict` as well: only sockets that are not associated draw from it"),
             Audience::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
             Audience::User(_) | Audience::Group(_) | Audience::Unit(_) | Audience::Cgroup(_) => None,
@@ -99,7 +101,7 @@ impl Declaration {
 
     /// Whether the two want a port of the same transport.
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.transports.bits() & other.transports.bits() != 0 && self.ports.overlaps(other.ports)
+        self.transports.bits() & other.transports.bits() != 0 && self.ports.overlaps(&other.ports)
     }
 }
 
@@ -109,11 +111,13 @@ mod tests {
 
     #[test]
     fn json_is_read_as_it_is_written() {
-        let mut web = Declaration::new("web".parse().unwrap(), PortRange::single(8443).unwrap(), Transports::Tcp);
+        let mut web =
+            Declaration::new("web".parse().unwrap(), crate::PortRange::single(8443).unwrap(), Transports::Tcp);
         let short =
             r#"{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"administrators","value":null}}"#;
         assert_eq!(serde_json::to_string(&web).unwrap(), short);
         assert_eq!(serde_json::from_str::<Declaration>(short).unwrap(), web);
+        web.ports = "443,8443".parse().unwrap();
         web.audience = Audience::unit("nginx.service").unwrap();
         web.strict = true;
         web.ephemeral = true;

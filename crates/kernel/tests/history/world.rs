@@ -740,12 +740,11 @@ impl<'lab> World<'lab> {
         let wanted = Wanted { start, count, align, transports, audience, strict, ephemeral, label: String::new() };
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
-        let kernel = match Claimed::claim(admin, maps, netns, &wanted) {
+        let kernel = match Claimed::claim(admin, maps, netns, &[wanted]) {
             Ok(claimed) => {
-                let made = (claimed.ports().start(), claimed.token());
                 // It stays pending.
-                std::mem::forget(claimed);
-                Ok(made)
+                let (_, token, ports) = claimed.keep()[0];
+                Ok((ports.start(), token))
             }
             Err(CreateError::Admin(error)) => Err(error.errno().ok_or_else(|| error.to_string())?),
             Err(error) => return Err(error.to_string()),

@@ -61,14 +61,15 @@ impl Block {
 
     pub(super) fn info(&self, token: Token) -> Info {
         let all = usize::from(self.ports.count()) * self.transports.iter().count();
-        Info {
-            token: Some(token),
+        let mut info = Info {
             strict: self.strict,
             since: Some(self.since),
             // Handed out; whether they are still bound only their users know.
             bound: Some((all - self.sockets.len()) as u32),
             ..Info::held(self.ports, self.transports, &self.label)
-        }
+        };
+        info.set_tokens([Some(token)]);
+        info
     }
 
     /// A socket for that address: the holder itself if it will do, or a new one in its place.

@@ -15,10 +15,13 @@ const LINK: &str = "/memfd:";
 const NAME: &str = "portkeep-held ";
 /// The kernel adds this to the name of a file that is in no folder.
 const DELETED: &str = " (deleted)";
+/// In the place of a zero, which labels of lists have and names of files cannot.
+const ZERO: &str = "\x1f";
 
 /// A mark for this block. `None` if it cannot be made: then others only see the sockets.
 pub(super) fn make(ports: PortRange, transports: Transports, since: Time, label: &str) -> Option<OwnedFd> {
-    sys::memory_file(&format!("{NAME}{ports} {} {} {label}", transports.bits(), since.unix())).ok()
+    sys::memory_file(&format!("{NAME}{ports} {} {} {}", transports.bits(), since.unix(), label.replace('\0', ZERO)))
+        .ok()
 }
 
 /// The reservation that a link of `/proc/PID/fd` stands for, without its owner.
@@ -30,11 +33,7 @@ pub(crate) fn of_mark(link: &str) -> Option<Info> {
     Some(Info {
         since: Some(Time::from_unix(since.parse().ok()?)),
         owner: None,
-        ..Info::held(
-            ports.parse().ok()?,
-            Transports::from_bits(transports.parse().ok()?)?,
-            &label.replace(char::is_control, "?"),
-        )
+        ..Info::held(ports.parse().ok()?, Transports::from_bits(transports.parse().ok()?)?, &label.replace(ZERO, "\0"))
     })
 }
 
@@ -42,7 +41,7 @@ pub(crate) fn of_mark(link: &str) -> Option<Info> {
 mod tests {
     use std::{fs, os::fd::AsRawFd};
 
-    use portkeep_core::Scope;
+    use portkeep_core::{ListMark, Scope};
 
     use super::*;
     use crate::{Enforcement, State};
@@ -54,9 +53,14 @@ mod tests {
         let mark = make(ports, Transports::Both, since, "of the build").unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", mark.as_raw_fd())).unwrap();
         let info = of_mark(link.to_str().unwrap()).unwrap();
-        assert_eq!((info.ports, info.transports, info.since), (ports, Transports::Both, Some(since)));
+        assert_eq!((info.ports, info.transports, info.since), (ports.into(), Transports::Both, Some(since)));
         assert_eq!((info.name.as_deref(), info.enforcement), (Some("of the build"), Some(Enforcement::Held)));
         assert_eq!((info.state, info.scope, info.owner), (State::Active, Some(Scope::Process), None));
+        let list = ListMark::new(2, 7).unwrap();
+        let of_list = make(ports, Transports::Tcp, since, &list.label("web")).unwrap();
+        let link = fs::read_link(format!("/proc/self/fd/{}", of_list.as_raw_fd())).unwrap();
+        let info = of_mark(link.to_str().unwrap()).unwrap();
+        assert_eq!((info.name.as_deref(), info.list), (Some("web"), Some(list)));
         let unnamed = make(ports, Transports::Tcp, since, "").unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", unnamed.as_raw_fd())).unwrap();
         assert_eq!(of_mark(link.to_str().unwrap()).unwrap().name, None);

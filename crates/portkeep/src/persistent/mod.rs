@@ -78,7 +78,8 @@ pub fn lookup(ports: PortRange, transport: Transport) -> Result<Token, Persisten
         ..Default::default()
     };
     let found = query::ask(&socket, &select)?;
-    let exact = found.filter(|info| info.persistent && info.ports == ports && info.state == State::Active);
+    let exact = found
+        .filter(|info| info.persistent && info.ports == ports && info.list.is_none() && info.state == State::Active);
     exact.and_then(|info| info.token).ok_or(PersistentError::NotFound)
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use portkeep_core::{
-    Align, PortRange, Time, Transports,
+    Align, PortList, Time, Transports,
     persistent::{Audience, Declaration, Name},
 };
 use serde::{Deserialize, Serialize};
@@ -51,11 +51,11 @@ pub enum Kept {
 }
 
 /// Which ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Block {
     /// These, host byte order.
-    Ports(PortRange),
+    Ports(PortList),
     /// So many in a row out of the pool, chosen once.
     Any {
         /// How many.
@@ -98,8 +98,8 @@ pub struct Proposal {
 
 impl Proposal {
     /// These ports (host byte order), for administrators.
-    pub fn new(name: Name, ports: PortRange, transports: Transports) -> Self {
-        Self::of(name, Block::Ports(ports), transports)
+    pub fn new(name: Name, ports: impl Into<PortList>, transports: Transports) -> Self {
+        Self::of(name, Block::Ports(ports.into()), transports)
     }
 
     /// Any `count` ports in a row.
@@ -143,7 +143,7 @@ impl Proposal {
     }
 
     /// As declared once its ports are known.
-    pub fn declaration(&self, ports: PortRange) -> Declaration {
+    pub fn declaration(&self, ports: PortList) -> Declaration {
         Declaration {
             name: self.name.clone(),
             ports,
@@ -164,8 +164,8 @@ impl Proposal {
 pub struct Change {
     /// Another name.
     pub name: Option<Name>,
-    /// Another block, host byte order.
-    pub ports: Option<PortRange>,
+    /// Other ports, host byte order.
+    pub ports: Option<PortList>,
     /// Other transports.
     pub transports: Option<Transports>,
     /// Another audience.
@@ -206,7 +206,7 @@ impl Change {
         let was = declaration.clone();
         Declaration {
             name: self.name.clone().unwrap_or(was.name),
-            ports: self.ports.unwrap_or(was.ports),
+            ports: self.ports.clone().unwrap_or(was.ports),
             transports: self.transports.unwrap_or(was.transports),
             audience: self.audience.clone().unwrap_or(was.audience),
             strict: self.strict.unwrap_or(was.strict),
@@ -224,10 +224,10 @@ impl Change {
 pub enum Which {
     /// The one of this name.
     Name(Name),
-    /// The one with exactly this block and these transports.
+    /// The one with exactly these ports and transports.
     Block {
-        /// The block, host byte order.
-        ports: PortRange,
+        /// The ports, host byte order.
+        ports: PortList,
         /// The transports.
         transports: Transports,
     },
@@ -449,9 +449,9 @@ pub struct Event {
     pub when: Time,
     /// The kind.
     pub what: Happening,
-    /// The block, or the port refused; host byte order.
-    #[serde(flatten, with = "crate::info::block")]
-    pub ports: PortRange,
+    /// The ports of the reservation, or the port refused; host byte order.
+    #[serde(flatten, with = "crate::info::list")]
+    pub ports: PortList,
     /// Of which transports.
     pub transports: Transports,
     /// Cookie of the network namespace.

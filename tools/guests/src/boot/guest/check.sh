@@ -195,7 +195,7 @@ reloads() {
 
 # This requires the most rights: another namespace, found by its processes, entered, and its sysctl written.
 other_namespace() {
-	unshare --net portkeep run --at 7100 -- cat /proc/sys/net/ipv4/ip_local_reserved_ports | grep -x 7100
+	unshare --net portkeep run --ports 7100 -- cat /proc/sys/net/ipv4/ip_local_reserved_ports | grep -x 7100
 }
 
 # Another user's server is there first, and may stay: the service finds its user in /proc.
@@ -256,7 +256,7 @@ readme() {
 	root_refused "$port" || failed+=' bound'
 	root_refused "$second" || failed+=' unbound'
 	outsider_refused "$second" || failed+=' outsider'
-	portkeep acquire --at "$second" --for 0s && failed+=' acquire'
+	portkeep acquire --ports "$second" --for 0s && failed+=' acquire'
 	kill "$run"
 	wait "$run"
 	# Connections may leave TIME-WAIT behind.
