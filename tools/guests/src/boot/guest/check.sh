@@ -218,7 +218,10 @@ around() {
 adopts() {
 	local own=/etc/portkeep/ports.d failed= adopted port text
 	systemd-run --quiet --unit=adoptee.service --uid=outsider /usr/lib/boot-test/hostile serve 7500
-	systemd-run --quiet --unit=awaited.service --socket-property=ListenStream=127.0.0.1:7501 /bin/true
+	printf '[Socket]\nListenStream=127.0.0.1:7501\n[Install]\nWantedBy=sockets.target\n' >/etc/systemd/system/awaited.socket
+	printf '[Service]\nExecStart=/bin/true\n' >/etc/systemd/system/awaited.service
+	systemctl daemon-reload
+	systemctl enable --now awaited.socket
 	soon portkeep adopt adoptee.service
 	adopted=$(portkeep adopt adoptee.service awaited.socket nginx.service)
 	echo "$adopted"
@@ -236,7 +239,9 @@ adopts() {
 	outsider_refused 7501 || failed+=' refused'
 	rm "$own"/{adoptee,awaited}.toml
 	portkeep reload
-	systemctl stop adoptee.service awaited.socket
+	systemctl stop adoptee.service
+	systemctl disable --now awaited.socket
+	rm /etc/systemd/system/awaited.{socket,service}
 	echo "failed:$failed"
 	[ -z "$failed" ]
 }
