@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "KINDS", value_delimiter = ',', hide_possible_values = true)]
     what: Vec<Kind>,
     /// Show events since this time first, from the journal
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<String>,
     /// Only what the journal has
     #[arg(long, requires = "since")]

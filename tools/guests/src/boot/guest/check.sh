@@ -214,29 +214,29 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
-# Drop-ins for three servers that run, as if they were not declared yet: they come into force around them.
+# Drop-ins for a server and a socket that are not declared: they come into force around what listens.
 adopts() {
-	local of_packages=/usr/lib/portkeep/ports.d own=/etc/portkeep/ports.d failed= adopted port text
-	local units=(nginx.service redis-server.service listen.socket)
-	mkdir -p /run/aside
-	mv "$of_packages"/{nginx,listen}.toml "$own"/redis.toml /run/aside
-	portkeep reload
-	adopted=$(portkeep adopt "${units[@]}")
+	local own=/etc/portkeep/ports.d failed= adopted port text
+	systemd-run --quiet --unit=adoptee.service --uid=outsider /usr/lib/boot-test/hostile serve 7500
+	systemd-run --quiet --unit=awaited.service --socket-property=ListenStream=127.0.0.1:7501 /bin/true
+	soon portkeep adopt adoptee.service
+	adopted=$(portkeep adopt adoptee.service awaited.socket nginx.service)
 	echo "$adopted"
-	for text in 'unit = "nginx.service"' 'unit = "redis-server.service"' "$own/listen.toml" 'user = "root"'; do
+	for text in 'unit = "adoptee.service"' "$own/awaited.toml" 'user = "root"'; do
 		grep -qF "$text" <<<"$adopted" || failed+=" $text"
 	done
-	portkeep adopt --write "${units[@]}"
+	# Of what is reserved already there is nothing to adopt.
+	grep -qF nginx <<<"$adopted" && failed+=' nginx'
+	portkeep adopt --write adoptee.service awaited.socket
 	portkeep reload
-	for port in 80 6379 7400; do
-		portkeep who "$port/tcp" | grep -q 'is reserved for' || failed+=" $port"
+	for port in 7500 7501; do
+		text=$(portkeep who "$port/tcp")
+		grep -q 'is reserved for' <<<"$text" || failed+=" $port: $text"
 	done
-	outsider_refused 6379 || failed+=' refused'
-	rm "$own"/{nginx,listen,redis-server}.toml
-	mv /run/aside/{nginx,listen}.toml "$of_packages"
-	mv /run/aside/redis.toml "$own"
+	outsider_refused 7501 || failed+=' refused'
+	rm "$own"/{adoptee,awaited}.toml
 	portkeep reload
-	sync
+	systemctl stop adoptee.service awaited.socket
 	echo "failed:$failed"
 	[ -z "$failed" ]
 }
@@ -290,7 +290,7 @@ first_boot() {
 	check 'a port whose rightful owner is there already is reserved around it' around
 	check 'what was refused is in the journal' past
 	check 'the doctor names what conflicts' eval 'portkeep doctor | grep -F "[in-force]"'
-	check 'the servers that run are adopted' adopts
+	check 'servers that run are adopted' adopts
 	hostiles
 	check 'the service lacked no right' no_complaints
 	check 'a reservation is created' portkeep persist add --name metrics --tcp 9100 --unit plain.service
