@@ -138,7 +138,8 @@ impl Claim {
     /// It, as listings show it.
     pub(crate) fn info(&self) -> anyhow::Result<Info> {
         let mut info = self.reservation.state()?;
-        info.set_tokens(self.tokens.iter().copied().map(Some));
+        // Those of held ports are of no use to others.
+        info.set_tokens(self.tokens.iter().copied().map(Some).chain(std::iter::repeat(None)));
         reservations::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
     }

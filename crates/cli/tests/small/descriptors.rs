@@ -28,7 +28,7 @@ fn sixty_four_descriptors_are_enough_for_every_command_and_the_agent() {
         &["acquire", "--count", "500"][..],
         &["acquire", "--ports", "20000-20499", "--both"],
         &["run", "--", "true"],
-        &["persist", "add", "--name", "a", "--tcp", "8443"],
+        &["persist", "add", "--name", "a", "--tcp", "8443", "--strict"],
         &["persist", "list"],
         &["persist", "show", "a"],
         &["persist", "export", file],
