@@ -88,7 +88,13 @@ fn every_command_prints_what_the_schema_says() {
 
     let mut watch = machine.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut events = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let connections = format!("/proc/{}/fd", watch.id());
     let watch = Ends(watch);
+    // It shows what happens after it has connected.
+    eventually(|| {
+        let open = fs::read_dir(&connections).into_iter().flatten().flatten();
+        open.map(|fd| fs::read_link(fd.path())).any(|to| to.is_ok_and(|to| to.to_string_lossy().starts_with("socket:")))
+    });
     say(&["acquire", "--both", "--label", "short"]).ok();
     let holding = machine.hold(&["--count", "2", "--label", "of root", "--json"]);
     schema::check(&["acquire", "--json"], &holding.line, false);
