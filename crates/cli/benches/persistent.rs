@@ -34,14 +34,14 @@ struct Agent {
 
 impl Agent {
     /// Start it, and wait until it answers.
-    fn start(bed: &Machine) -> Self {
+    fn start(machine: &Machine) -> Self {
         let begun = Instant::now();
-        let mut command = bed.command(&["agent"]);
-        let root = bed.folder.path().join("root");
+        let mut command = machine.command(&["agent"]);
+        let root = machine.folder.path().join("root");
         command.env("PORTKEEP_ROOT", root);
-        command.env("PORTKEEP_STATE_DIR", bed.folder.path().join("state")).env("PORTKEEP_LOG", "error");
+        command.env("PORTKEEP_STATE_DIR", machine.folder.path().join("state")).env("PORTKEEP_LOG", "error");
         let child = command.stderr(Stdio::inherit()).spawn().expect("the agent starts");
-        let socket = protocol::socket_in(&bed.folder.path().join("run"));
+        let socket = protocol::socket_in(&machine.folder.path().join("run"));
         // Each look costs the agent's core something, too.
         while !portkeep::version().is_ok_and(|version| version.agent) {
             thread::sleep(Duration::from_micros(500));
@@ -93,8 +93,8 @@ fn costs() -> [f64; 3] {
     ]
 }
 
-fn declare(bed: &Machine, count: u16) {
-    let folder = bed.folder.path().join("root/etc/portkeep/ports.d");
+fn declare(machine: &Machine, count: u16) {
+    let folder = machine.folder.path().join("root/etc/portkeep/ports.d");
     fs::create_dir_all(&folder).expect("a folder");
     let stanza = |n: u16| format!("[[reservation]]\nname = \"p{n}\"\ntcp = {}\nuser = 0\n", FIRST + 4 * n);
     for first in (0..count).step_by(100) {
@@ -108,16 +108,16 @@ fn main() {
         println!("SKIPPED: not root");
         return;
     }
-    let bed = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "bench");
-    bed.enter_network();
-    bed.cgroup.enter(std::process::id()).expect("into the cgroup");
-    bed.portkeep(&["up"]).ok();
+    let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "bench");
+    machine.enter_network();
+    machine.cgroup.enter(std::process::id()).expect("into the cgroup");
+    machine.portkeep(&["up"]).ok();
 
     // Reservations in force stay so without the agent, and is measured without it. Once before and once after the many,
     // because a machine is not the same from one minute to the next.
     let with = |count: u16| {
-        declare(&bed, count);
-        let agent = Agent::start(&bed);
+        declare(&machine, count);
+        let agent = Agent::start(&machine);
         let (took, memory) = (agent.took, agent.memory());
         agent.stop();
         (took, memory, costs())
@@ -127,7 +127,7 @@ fn main() {
     let (adopted, ..) = with(MANY);
     let (.., after) = with(1);
     let few: Vec<f64> = before.into_iter().zip(after).map(|(before, after)| (before + after) / 2.0).collect();
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = thread::available_parallelism().map_or(0, usize::from);

@@ -23,10 +23,10 @@ fn main() {
         println!("SKIPPED: not root");
         return;
     }
-    let bed = Machine::new(PORTKEEP, "bench-start");
-    bed.enter_network();
-    bed.cgroup.enter(std::process::id()).expect("into the cgroup");
-    bed.portkeep(&["up"]).ok();
+    let machine = Machine::new(PORTKEEP, "bench-start");
+    machine.enter_network();
+    machine.cgroup.enter(std::process::id()).expect("into the cgroup");
+    machine.portkeep(&["up"]).ok();
 
     let mut sides: Vec<(&[&str], Vec<f64>)> = vec![
         (&["true"], Vec::new()),
@@ -37,13 +37,13 @@ fn main() {
     for _ in 0..ROUNDS {
         for (words, times) in &mut sides {
             let mut command = Command::new(words[0]);
-            keep_below(bed.folder.path(), command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()));
+            keep_below(machine.folder.path(), command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()));
             let begun = Instant::now();
             assert!(command.status().expect("it starts").success(), "{words:?}");
             times.push(begun.elapsed().as_secs_f64() * 1e3);
         }
     }
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 
     let mut medians = sides.into_iter().map(|(_, times)| median(times));
     let mut next = || medians.next().expect("four sides");

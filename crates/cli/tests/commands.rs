@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
-macro_rules! bed {
+macro_rules! machine {
     ($name:literal) => {
         match kernel_or_skip(concat!("commands::", $name)) {
             true => Machine::new(PORTKEEP, $name),
@@ -38,22 +38,22 @@ fn binds(transport: &str, port: &str) -> String {
 
 #[test]
 fn up_is_idempotent_and_down_leaves_nothing() {
-    let bed = bed!("up");
-    let before = bed.portkeep(&["status", "--json"]);
+    let machine = machine!("up");
+    let before = machine.portkeep(&["status", "--json"]);
     assert_eq!(before.code, Some(3), "{before:?}");
     assert_eq!(before.json()["up"], false);
     assert_eq!(before.json()["enforcement_here"], "held");
 
-    let up = bed.portkeep(&["up", "--quota", "77"]).ok();
+    let up = machine.portkeep(&["up", "--quota", "77"]).ok();
     assert!(up.out.starts_with("up\n"), "{up:?}");
-    let again = bed.portkeep(&["up"]).ok();
+    let again = machine.portkeep(&["up"]).ok();
     assert!(again.out.starts_with("already up\n"), "{again:?}");
-    let other = bed.portkeep(&["up", "--pool", "50000-50099"]);
+    let other = machine.portkeep(&["up", "--pool", "50000-50099"]);
     assert_eq!(other.code, Some(1));
     assert!(other.err.contains("61000-65535, not 50000-50099"), "{other:?}");
 
-    let status = bed.portkeep(&["status", "--json"]).ok().json();
-    let name = bed.enforced();
+    let status = machine.portkeep(&["status", "--json"]).ok().json();
+    let name = machine.enforced();
     assert_eq!(status["up"], true);
     assert_eq!(status["enforced_in"], name.as_str());
     assert_eq!(status["served_in"], name.as_str());
@@ -62,53 +62,53 @@ fn up_is_idempotent_and_down_leaves_nothing() {
     assert_eq!(status["pool"], "61000-65535");
     assert_eq!(status["agent"], false);
     assert_eq!(status["transient"], false);
-    bed.portkeep(&["status"]).ok();
-    bed.portkeep(&["upgrade"]).ok();
+    machine.portkeep(&["status"]).ok();
+    machine.portkeep(&["upgrade"]).ok();
 
-    let holding = bed.hold(&[]);
-    let down = bed.portkeep(&["down"]).ok();
+    let holding = machine.hold(&[]);
+    let down = machine.portkeep(&["down"]).ok();
     assert_eq!(down.out, "down; 1 reservation ended\n");
-    assert!(bed.nothing_pinned());
+    assert!(machine.nothing_pinned());
     holding.end();
-    let again = bed.portkeep(&["down", "--json"]).ok();
+    let again = machine.portkeep(&["down", "--json"]).ok();
     assert_eq!(again.json()["was_up"], false);
-    assert_eq!(bed.portkeep(&["list"]).code, Some(3));
+    assert_eq!(machine.portkeep(&["list"]).code, Some(3));
 }
 
 #[test]
 fn of_two_ups_at_once_one_builds_and_the_other_finds() {
-    let bed = bed!("two-ups");
+    let machine = machine!("two-ups");
     let mut ups = Vec::new();
     for _ in 0..2 {
-        ups.push(bed.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        ups.push(machine.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     }
     let said: Vec<Outcome> = ups.into_iter().map(|up| Outcome::from(up.wait_with_output().unwrap()).ok()).collect();
     assert_eq!(said.iter().filter(|said| said.out.starts_with("up\n")).count(), 1, "{said:?}");
-    bed.portkeep(&["down"]).ok();
-    assert!(bed.nothing_pinned());
+    machine.portkeep(&["down"]).ok();
+    assert!(machine.nothing_pinned());
 }
 
 #[test]
 fn a_command_finds_its_ports() {
-    let bed = bed!("environment");
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("environment");
+    machine.portkeep(&["up"]).ok();
     let script = r#"echo "$PORT/$PORT0/$PORT1/$PORTS/$MY_APP_PORT/$PORTKEEP_ENFORCEMENT/$0/$1""#;
     let said =
-        bed.portkeep(&["run", "-n2", "--label", "my-app", "--", "sh", "-c", script, "x{PORT1}y", "{PORTS}"]).ok();
+        machine.portkeep(&["run", "-n2", "--label", "my-app", "--", "sh", "-c", script, "x{PORT1}y", "{PORTS}"]).ok();
     assert_eq!(said.out, "61000/61000/61001/61000,61001/61000/kernel/x61001y/61000,61001\n");
     assert_eq!(said.err, "");
-    let wrong = bed.portkeep(&["run", "--", "echo", "{PORT1}"]);
+    let wrong = machine.portkeep(&["run", "--", "echo", "{PORT1}"]);
     assert_eq!((wrong.code, wrong.out.as_str()), (Some(125), ""));
     assert!(wrong.err.contains("--count"), "{wrong:?}");
 }
 
 #[test]
 fn the_command_and_its_children_bind_and_outsiders_do_not() {
-    let bed = bed!("children");
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("children");
+    machine.portkeep(&["up"]).ok();
     for (transport, option) in [("tcp", "--tcp"), ("udp", "--udp"), ("tcp", "--both"), ("udp", "--both")] {
         let script = format!("sh -c '{}'; echo port $PORT; read line", binds(transport, "$PORT"));
-        let mut child = bed
+        let mut child = machine
             .command(&["run", option, "--", "sh", "-c", &script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -125,24 +125,24 @@ fn the_command_and_its_children_bind_and_outsiders_do_not() {
             said.push('\n');
         };
         assert_eq!(answer(&said), "bound", "{option}");
-        assert_eq!(bed.outsider_binds(transport, port), "AddrInUse", "{option}");
+        assert_eq!(machine.outsider_binds(transport, port), "AddrInUse", "{option}");
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+        assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
     }
-    assert_eq!(bed.subgroups(), Vec::<String>::new());
+    assert_eq!(machine.subgroups(), Vec::<String>::new());
 }
 
 #[test]
 fn exit_status_and_signals_pass_through() {
-    let bed = bed!("signals");
-    bed.portkeep(&["up"]).ok();
-    let code = |script: &str| bed.portkeep(&["run", "--", "sh", "-c", script]).code;
+    let machine = machine!("signals");
+    machine.portkeep(&["up"]).ok();
+    let code = |script: &str| machine.portkeep(&["run", "--", "sh", "-c", script]).code;
     assert_eq!(code("exit 0"), Some(0));
     assert_eq!(code("exit 77"), Some(77));
     assert_eq!(code("kill -KILL $$"), Some(128 + 9));
-    assert_eq!(bed.portkeep(&["run", "--", "/no/such/command"]).code, Some(127));
-    assert_eq!(bed.portkeep(&["run", "--", "/etc/hostname"]).code, Some(126));
+    assert_eq!(machine.portkeep(&["run", "--", "/no/such/command"]).code, Some(127));
+    assert_eq!(machine.portkeep(&["run", "--", "/etc/hostname"]).code, Some(126));
 
     for (signal, name, number) in [
         (Signal::TERM, "TERM", 15),
@@ -153,13 +153,13 @@ fn exit_status_and_signals_pass_through() {
         (Signal::USR2, "USR2", 12),
     ] {
         let script = format!("trap 'exit {}' {name}; echo ready; while :; do sleep 0.05; done", 40 + number);
-        let mut child = bed.command(&["run", "--", "sh", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = machine.command(&["run", "--", "sh", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(40 + number), "{name}");
     }
-    assert_eq!(bed.subgroups(), Vec::<String>::new());
+    assert_eq!(machine.subgroups(), Vec::<String>::new());
 }
 
 /// Ends a process that a test left running on purpose.
@@ -167,15 +167,15 @@ fn kill(pid: &str) {
     kill_process(Pid::from_raw(pid.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
 }
 
-fn reservations(bed: &Machine) -> usize {
-    bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len()
+fn reservations(machine: &Machine) -> usize {
+    machine.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len()
 }
 
 #[test]
 fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
-    let bed = bed!("left-over");
-    let go = bed.folder.path().join("go");
-    let said = bed.folder.path().join("said");
+    let machine = machine!("left-over");
+    let go = machine.folder.path().join("go");
+    let said = machine.folder.path().join("said");
     // It binds only after `run` has returned. Nothing is up but for it.
     let later = format!(
         "while [ ! -e {0} ]; do sleep 0.02; done; {1} > {2}; mv {2} {2}.all; sleep 60",
@@ -184,32 +184,37 @@ fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
         said.display()
     );
     let script = format!("sh -c '{later}' >/dev/null 2>&1 & echo $PORT $!");
-    let run = bed.portkeep(&["run", "--", "sh", "-c", &script]).ok();
+    let run = machine.portkeep(&["run", "--", "sh", "-c", &script]).ok();
     let (port, pid) = run.out.trim().split_once(' ').unwrap();
     assert!(run.err.contains(&format!("pid {pid} (sh)")) && run.err.contains("stays reserved"), "{run:?}");
-    assert_eq!(bed.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
-    assert_eq!(reservations(&bed), 1);
+    assert_eq!(machine.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    assert_eq!(reservations(&machine), 1);
     std::fs::write(&go, "").unwrap();
-    let all = bed.folder.path().join("said.all");
+    let all = machine.folder.path().join("said.all");
     eventually(|| all.exists());
     assert_eq!(answer(&std::fs::read_to_string(&all).unwrap()), "bound");
-    assert_eq!(reservations(&bed), 1);
+    assert_eq!(reservations(&machine), 1);
     kill(pid);
     // Its `sleep` is the last process.
-    for cgroup in bed.subgroups() {
-        let procs = std::fs::read_to_string(bed.cgroup.path().join(cgroup).join("cgroup.procs")).unwrap_or_default();
+    for cgroup in machine.subgroups() {
+        let procs =
+            std::fs::read_to_string(machine.cgroup.path().join(cgroup).join("cgroup.procs")).unwrap_or_default();
         procs.lines().for_each(kill);
     }
-    eventually(|| bed.nothing_pinned() && bed.subgroups().is_empty());
+    eventually(|| machine.nothing_pinned() && machine.subgroups().is_empty());
 }
 
 #[test]
 fn a_killed_run_takes_nothing_from_its_command() {
-    let bed = bed!("killed-run");
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("killed-run");
+    machine.portkeep(&["up"]).ok();
     let script = format!("echo $$ $PORT; read line; {}; exec sleep 60", binds("tcp", "$PORT"));
-    let mut child =
-        bed.command(&["run", "--", "sh", "-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = machine
+        .command(&["run", "--", "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
@@ -217,37 +222,46 @@ fn a_killed_run_takes_nothing_from_its_command() {
     let mut input = child.stdin.take().unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
-    assert_eq!(bed.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
+    assert_eq!(machine.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
     std::io::Write::write_all(&mut input, b"go\n").unwrap();
     let mut lines = out.lines().map(Result::unwrap);
     let helped = lines.by_ref().find(|line| line.contains("helper: ")).unwrap();
     assert_eq!(answer(&helped), "bound");
-    assert_eq!(reservations(&bed), 1);
+    assert_eq!(reservations(&machine), 1);
     kill(pid);
-    eventually(|| reservations(&bed) == 0 && bed.subgroups().is_empty());
+    eventually(|| reservations(&machine) == 0 && machine.subgroups().is_empty());
 }
 
 #[test]
 fn the_holder_of_a_released_reservation_gets_a_message() {
-    let bed = bed!("released");
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("released");
+    machine.portkeep(&["up"]).ok();
     let script = "echo $PORTKEEP_TOKEN; exec sleep 60";
-    let mut child =
-        bed.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = machine
+        .command(&["run", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    bed.portkeep(&["release", line.trim()]).ok();
+    machine.portkeep(&["release", line.trim()]).ok();
     let mut said = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
     assert!(said.contains("61000/tcp was released by an administrator"), "{said}");
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
 
-    let mut acquire =
-        bed.command(&["acquire"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut acquire = machine
+        .command(&["acquire"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut line = String::new();
     BufReader::new(acquire.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    bed.portkeep(&["release", line.split_whitespace().last().unwrap()]).ok();
+    machine.portkeep(&["release", line.split_whitespace().last().unwrap()]).ok();
     let input = acquire.stdin.take();
     let said = Outcome::from(acquire.wait_with_output().unwrap());
     drop(input);
@@ -257,48 +271,48 @@ fn the_holder_of_a_released_reservation_gets_a_message() {
 
 #[test]
 fn a_transient_kernel_part_goes_with_the_last_run() {
-    let bed = bed!("transient");
+    let machine = machine!("transient");
     // Two of them, of which the first ends first.
     let nested = "portkeep status --json; portkeep run -- sh -c 'echo $PORT'".replace("portkeep", PORTKEEP);
-    let said = bed.portkeep(&["run", "--", "sh", "-c", &nested]).ok();
+    let said = machine.portkeep(&["run", "--", "sh", "-c", &nested]).ok();
     let (status, port) = said.out.split_once('\n').unwrap();
     let status: serde_json::Value = serde_json::from_str(status).unwrap();
     assert_eq!(status["transient"], true);
     assert_eq!(status["enforcement_here"], "kernel");
     assert_eq!(port, "61001\n");
     assert_eq!(said.err, "");
-    assert!(bed.nothing_pinned());
-    assert_eq!(bed.portkeep(&["status"]).code, Some(3));
+    assert!(machine.nothing_pinned());
+    assert_eq!(machine.portkeep(&["status"]).code, Some(3));
 
     // Unless somebody says that it shall stay.
     let up = format!("{} up", PORTKEEP);
-    bed.portkeep(&["run", "--", "sh", "-c", &up]).ok();
-    assert_eq!(bed.portkeep(&["status", "--json"]).ok().json()["transient"], false);
-    bed.portkeep(&["down"]).ok();
-    assert!(bed.nothing_pinned());
+    machine.portkeep(&["run", "--", "sh", "-c", &up]).ok();
+    assert_eq!(machine.portkeep(&["status", "--json"]).ok().json()["transient"], false);
+    machine.portkeep(&["down"]).ok();
+    assert!(machine.nothing_pinned());
 }
 
 #[test]
 fn without_rights_ports_are_held_and_the_limits_said() {
-    let bed = bed!("held");
+    let machine = machine!("held");
     let script = r#"echo "$PORTS $PORTKEEP_ENFORCEMENT""#;
-    let said = bed.portkeep_as_nobody(&["run", "-n2", "--", "sh", "-c", script]).ok();
+    let said = machine.portkeep_as_nobody(&["run", "-n2", "--", "sh", "-c", script]).ok();
     assert!(said.out.ends_with(" held\n"), "{said:?}");
     assert!(said.err.contains("only held") && said.err.contains("root"), "{said:?}");
-    let quiet = bed.portkeep_as_nobody(&["run", "--quiet", "--", "true"]).ok();
+    let quiet = machine.portkeep_as_nobody(&["run", "--quiet", "--", "true"]).ok();
     assert_eq!(quiet.err, "");
     for (transport, option) in [("tcp", "--tcp"), ("udp", "--udp"), ("udp", "--both")] {
         // The helper sets SO_REUSEADDR for TCP, as servers do.
-        let said = bed.portkeep_as_nobody(&["run", option, "--", "sh", "-c", &copied_binds(&bed, transport)]);
+        let said = machine.portkeep_as_nobody(&["run", option, "--", "sh", "-c", &copied_binds(&machine, transport)]);
         assert_eq!(answer(&said.out), "bound", "{option}");
     }
 }
 
 #[test]
 fn acquire_holds_as_run_does() {
-    let bed = bed!("acquire-held");
-    let copy = bed.for_everybody(PORTKEEP);
-    let mut command = bed.as_nobody(&[&copy, "acquire", "--both"]);
+    let machine = machine!("acquire-held");
+    let copy = machine.for_everybody(PORTKEEP);
+    let mut command = machine.as_nobody(&[&copy, "acquire", "--both"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -306,16 +320,16 @@ fn acquire_holds_as_run_does() {
     assert_eq!(rest, "tcp+udp held\n");
     let port = port.parse().unwrap();
     // The helper sets SO_REUSEADDR for TCP, as servers do.
-    assert_eq!(bed.outsider_binds("tcp", port), "bound");
-    assert_eq!(bed.outsider_binds("udp", port), "AddrInUse");
+    assert_eq!(machine.outsider_binds("tcp", port), "bound");
+    assert_eq!(machine.outsider_binds("udp", port), "AddrInUse");
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
-    assert_eq!(bed.outsider_binds("udp", port), "bound");
+    assert_eq!(machine.outsider_binds("udp", port), "bound");
 }
 
 /// Like [`binds`] with `$PORT`, but of a copy that nobody can reach.
-fn copied_binds(bed: &Machine, transport: &str) -> String {
-    let copy = bed.folder.path().join("helper");
+fn copied_binds(machine: &Machine, transport: &str) -> String {
+    let copy = machine.folder.path().join("helper");
     if !copy.exists() {
         std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     }
@@ -325,66 +339,66 @@ fn copied_binds(bed: &Machine, transport: &str) -> String {
 
 #[test]
 fn a_user_without_rights_gets_the_kernels_enforcement_where_it_is_up() {
-    let bed = bed!("user");
-    bed.portkeep(&["up"]).ok();
-    let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", &copied_binds(&bed, "tcp")]);
+    let machine = machine!("user");
+    machine.portkeep(&["up"]).ok();
+    let said = machine.portkeep_as_nobody(&["run", "--", "sh", "-c", &copied_binds(&machine, "tcp")]);
     assert_eq!(answer(&said.out), "bound");
     assert!(said.err.contains("every process of this user"), "{said:?}");
-    let strict = bed.portkeep_as_nobody(&["run", "--scope", "cgroup", "--", "true"]);
+    let strict = machine.portkeep_as_nobody(&["run", "--scope", "cgroup", "--", "true"]);
     assert_eq!(strict.code, Some(125), "{strict:?}");
-    let status = bed.portkeep_as_nobody(&["status", "--json"]).ok().json();
+    let status = machine.portkeep_as_nobody(&["status", "--json"]).ok().json();
     assert_eq!(status["up"], true);
     assert_eq!(status["enforcement_here"], "kernel");
     assert_eq!(status["enforced_in"], serde_json::Value::Null);
     assert!(status["not_seen"].as_str().unwrap().contains("root"));
-    assert_eq!(bed.portkeep_as_nobody(&["down"]).code, Some(1));
-    assert_eq!(bed.portkeep_as_nobody(&["release", "61000"]).code, Some(1));
+    assert_eq!(machine.portkeep_as_nobody(&["down"]).code, Some(1));
+    assert_eq!(machine.portkeep_as_nobody(&["release", "61000"]).code, Some(1));
 
     // Queries show others' reservations without their tokens.
-    let holding = bed.hold(&["--label", "of root"]);
-    let list = bed.portkeep_as_nobody(&["list", "--json"]).ok().json();
+    let holding = machine.hold(&["--label", "of root"]);
+    let list = machine.portkeep_as_nobody(&["list", "--json"]).ok().json();
     assert_eq!(list[0]["name"], "of root");
     assert_eq!(list[0]["token"], serde_json::Value::Null);
-    bed.portkeep_as_nobody(&["list"]).ok();
+    machine.portkeep_as_nobody(&["list"]).ok();
     holding.let_go();
 }
 
 #[test]
 fn acquire_holds_until_its_input_ends() {
-    let bed = bed!("acquire");
-    bed.portkeep(&["up"]).ok();
-    let holding = bed.hold(&["--ports", "61004-61007/tcp+udp", "--label", "x"]);
+    let machine = machine!("acquire");
+    machine.portkeep(&["up"]).ok();
+    let holding = machine.hold(&["--ports", "61004-61007/tcp+udp", "--label", "x"]);
     let words: Vec<&str> = holding.line.split(' ').collect();
     assert_eq!(words[..2], ["61004-61007", "tcp+udp"]);
     assert_eq!(words[2].len(), 16);
 
-    let conflict = bed.portkeep(&["acquire", "--ports", "61006", "--udp"]);
+    let conflict = machine.portkeep(&["acquire", "--ports", "61006", "--udp"]);
     assert_eq!(conflict.code, Some(1));
     let told = format!("61006/udp belongs to pid {} (portkeep)", holding.child.id());
     assert!(conflict.err.contains(&told), "{conflict:?}");
-    let outside = bed.portkeep(&["acquire", "--ports", "8080"]);
+    let outside = machine.portkeep(&["acquire", "--ports", "8080"]);
     assert!(outside.err.contains("portkeep agent"), "{outside:?}");
-    let too_many = bed.portkeep(&["acquire", "--count", "9999"]);
+    let too_many = machine.portkeep(&["acquire", "--count", "9999"]);
     assert!(too_many.err.contains("61000-65535"), "{too_many:?}");
 
     holding.let_go();
-    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
 
-    let mut holding = bed.hold(&["--json"]);
+    let mut holding = machine.hold(&["--json"]);
     let json: serde_json::Value = serde_json::from_str(&holding.line).unwrap();
     assert_eq!((&json["count"], &json["transports"]), (&1.into(), &"tcp".into()));
     assert_eq!(json["enforcement"], "kernel");
     kill_process(Pid::from_child(&holding.child), Signal::TERM).unwrap();
     assert!(holding.child.wait().unwrap().success());
-    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
 }
 
 #[test]
 fn list_who_and_release_show_the_same() {
-    let bed = bed!("list");
-    bed.portkeep(&["up"]).ok();
-    let holding = bed.hold(&["--ports", "61010-61011", "--label", "mine", "--scope", "cgroup"]);
-    let list = bed.portkeep(&["list", "--json"]).ok().json();
+    let machine = machine!("list");
+    machine.portkeep(&["up"]).ok();
+    let holding = machine.hold(&["--ports", "61010-61011", "--label", "mine", "--scope", "cgroup"]);
+    let list = machine.portkeep(&["list", "--json"]).ok().json();
     let entry = &list[0];
     assert_eq!(list.as_array().unwrap().len(), 1);
     assert_eq!(entry["ports"], "61010-61011");
@@ -398,68 +412,76 @@ fn list_who_and_release_show_the_same() {
     assert!(entry["owner"]["command"].as_str().is_none_or(|command| command.contains("acquire --ports 61010-61011")));
     assert_eq!(entry["owner"]["uid"], 0);
     assert_eq!(entry["scope"]["kind"], "cgroup");
-    assert_eq!(entry["cgroup"], bed.home());
+    assert_eq!(entry["cgroup"], machine.home());
     assert_eq!(entry["name"], "mine");
     assert_eq!(entry["bound"], 0);
     assert!(entry["since"].as_str().unwrap().ends_with('Z'));
-    let table = bed.portkeep(&["list"]).ok().out;
+    let table = machine.portkeep(&["list"]).ok().out;
     assert!(table.lines().nth(1).unwrap().starts_with("61010-61011  tcp"), "{table}");
 
     // Somebody of the cgroup has a port bound.
     let server = format!("sleep 0; {}", binds("tcp", "61011"));
-    let said = bed.program(&["sh", "-c", &server]).output().unwrap();
+    let said = machine.program(&["sh", "-c", &server]).output().unwrap();
     assert_eq!(answer(&String::from_utf8_lossy(&said.stdout)), "bound");
 
-    let who = bed.portkeep(&["who", "61011/tcp", "--json"]).ok().json();
+    let who = machine.portkeep(&["who", "61011/tcp", "--json"]).ok().json();
     assert_eq!(&who[0]["reservation"], entry);
     assert_eq!(who[0]["bound_by"], serde_json::json!([]));
     assert!(
-        bed.portkeep(&["who", "61011"])
+        machine
+            .portkeep(&["who", "61011"])
             .ok()
             .out
             .starts_with(&format!("61011/tcp belongs to pid {} (portkeep)", holding.child.id()))
     );
-    let nobody = bed.portkeep(&["who", "61012/udp"]);
+    let nobody = machine.portkeep(&["who", "61012/udp"]);
     assert_eq!((nobody.code, nobody.out.lines().next()), (Some(3), Some("61012/udp is free")));
 
-    let released = bed.portkeep(&["release", "61011", "--json"]).ok().json();
+    let released = machine.portkeep(&["release", "61011", "--json"]).ok().json();
     assert_eq!(released[0]["ports"], "61010-61011");
-    let again = bed.portkeep(&["release", released[0]["token"].as_str().unwrap()]);
+    let again = machine.portkeep(&["release", released[0]["token"].as_str().unwrap()]);
     assert_eq!(again.code, Some(3));
-    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
     holding.end();
 }
 
 #[test]
 fn who_names_the_process_that_has_the_port() {
-    let bed = bed!("who");
-    bed.portkeep(&["up"]).ok();
-    bed.enter_network();
+    let machine = machine!("who");
+    machine.portkeep(&["up"]).ok();
+    machine.enter_network();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
-    let who = bed.portkeep(&["who", &format!("{port}/tcp"), "--json"]).ok().json();
+    let who = machine.portkeep(&["who", &format!("{port}/tcp"), "--json"]).ok().json();
     assert_eq!(who[0]["reservation"], serde_json::Value::Null);
     assert_eq!(who[0]["bound_by"][0]["process"]["pid"], std::process::id());
 }
 
 #[test]
 fn nothing_is_mounted_over_files_for_a_mistyped_folder() {
-    let bed = bed!("mistyped");
-    let wrong = bed.folder.path().join("portkeep");
-    let up = bed.portkeep(&["up", "--pin-dir", wrong.to_str().unwrap()]);
+    let machine = machine!("mistyped");
+    let wrong = machine.folder.path().join("portkeep");
+    let up = machine.portkeep(&["up", "--pin-dir", wrong.to_str().unwrap()]);
     assert_eq!(up.code, Some(1), "{up:?}");
     assert!(up.err.contains("not in a BPF file system"), "{up:?}");
-    let run =
-        bed.portkeep(&["run", "--pin-dir", wrong.to_str().unwrap(), "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
+    let run = machine.portkeep(&[
+        "run",
+        "--pin-dir",
+        wrong.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        "echo $PORTKEEP_ENFORCEMENT",
+    ]);
     assert_eq!((run.code, run.out.as_str()), (Some(0), "held\n"), "{run:?}");
-    let listed = bed.program(&["ls", bed.folder.path().to_str().unwrap()]).output().unwrap();
+    let listed = machine.program(&["ls", machine.folder.path().to_str().unwrap()]).output().unwrap();
     assert!(String::from_utf8_lossy(&listed.stdout).contains("bpf"), "{listed:?}");
 }
 
 #[test]
 fn a_configuration_that_was_named_must_exist() {
-    let bed = bed!("named-config");
-    let missing = bed.folder.path().join("missing.toml");
+    let machine = machine!("named-config");
+    let missing = machine.folder.path().join("missing.toml");
     let all: [(&[&str], i32); 6] = [
         (&["up"], 1),
         (&["run", "--", "true"], 125),
@@ -469,63 +491,65 @@ fn a_configuration_that_was_named_must_exist() {
         (&["persist", "list"], 1),
     ];
     for (words, code) in all {
-        let said: Outcome = bed.command(words).env("PORTKEEP_CONFIG", &missing).output().unwrap().into();
+        let said: Outcome = machine.command(words).env("PORTKEEP_CONFIG", &missing).output().unwrap().into();
         assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
         assert!(said.err.contains(missing.to_str().unwrap()), "{words:?}: {said:?}");
     }
-    let said = bed.portkeep(&["up", "--config", missing.to_str().unwrap()]);
+    let said = machine.portkeep(&["up", "--config", missing.to_str().unwrap()]);
     assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(bed.nothing_pinned());
+    assert!(machine.nothing_pinned());
     // One that nobody named may be missing.
-    bed.portkeep(&["up"]).ok();
+    machine.portkeep(&["up"]).ok();
 }
 
 #[test]
 fn run_and_acquire_bring_up_what_the_configuration_says() {
-    let bed = bed!("transient-config");
-    let folder = bed.folder.path().join("root/etc/portkeep");
+    let machine = machine!("transient-config");
+    let folder = machine.folder.path().join("root/etc/portkeep");
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join("portkeep.toml");
     std::fs::write(&file, "pool = \"20000-20999\"\n").unwrap();
-    assert_eq!(bed.portkeep(&["run", "--", "echo", "{PORT}"]).ok().out, "20000\n");
-    let holding = bed.hold(&[]);
+    assert_eq!(machine.portkeep(&["run", "--", "echo", "{PORT}"]).ok().out, "20000\n");
+    let holding = machine.hold(&[]);
     assert!(holding.line.starts_with("20000 tcp "), "{}", holding.line);
     holding.let_go();
     std::fs::write(&file, "pol = 1\n").unwrap();
-    let said = bed.portkeep(&["run", "--", "echo", "{PORT}"]);
+    let said = machine.portkeep(&["run", "--", "echo", "{PORT}"]);
     assert_eq!((said.code, said.out.as_str()), (Some(125), ""), "{said:?}");
     assert!(said.err.contains("portkeep.toml:1:1"), "{said:?}");
-    assert!(bed.nothing_pinned());
+    assert!(machine.nothing_pinned());
 }
 
 #[test]
 fn a_command_of_a_socket_activated_run_is_activated() {
-    let bed = bed!("activated");
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("activated");
+    machine.portkeep(&["up"]).ok();
     let script = r#"echo "$LISTEN_PID $$ $LISTEN_FDS""#;
     // As systemd does: the number is that of `run`.
     let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- sh -c '{script}'", PORTKEEP);
-    let said: Outcome = bed.program(&["sh", "-c", &run]).output().unwrap().into();
+    let said: Outcome = machine.program(&["sh", "-c", &run]).output().unwrap().into();
     let said = said.ok();
     let words: Vec<&str> = said.out.split_whitespace().collect();
     assert!(words.len() == 3 && words[0] == words[1], "{said:?}");
     let run = format!("LISTEN_FDS=1 LISTEN_PID=$$ exec {} run -- /no/such/command", PORTKEEP);
-    assert_eq!(bed.program(&["sh", "-c", &run]).output().unwrap().status.code(), Some(127));
+    assert_eq!(machine.program(&["sh", "-c", &run]).output().unwrap().status.code(), Some(127));
     // Sockets for another process are not the command's.
-    let said: Outcome = bed.command(&["run", "--", "sh", "-c", script]).env("LISTEN_PID", "1").output().unwrap().into();
+    let said: Outcome =
+        machine.command(&["run", "--", "sh", "-c", script]).env("LISTEN_PID", "1").output().unwrap().into();
     assert!(said.out.starts_with("1 "), "{said:?}");
 }
 
 #[test]
 fn the_environment_can_require_the_kernel() {
-    let bed = bed!("require");
+    let machine = machine!("require");
     for words in [&["run", "--", "true"][..], &["acquire"]] {
-        let copy = bed.for_everybody(PORTKEEP);
-        let mut command = bed.as_nobody(&[&[copy.as_str()], words].concat());
+        let copy = machine.for_everybody(PORTKEEP);
+        let mut command = machine.as_nobody(&[&[copy.as_str()], words].concat());
         let said: Outcome = command.env("PORTKEEP_REQUIRE", "kernel").output().unwrap().into();
         assert!(matches!(said.code, Some(1 | 125)) && said.err.contains("--require-kernel"), "{said:?}");
     }
-    let said: Outcome = bed.command(&["run", "--", "true"]).env("PORTKEEP_REQUIRE", "held").output().unwrap().into();
+    let said: Outcome =
+        machine.command(&["run", "--", "true"]).env("PORTKEEP_REQUIRE", "held").output().unwrap().into();
     assert_eq!(said.code, Some(125), "{said:?}");
     assert!(said.err.contains("PORTKEEP_REQUIRE"), "{said:?}");
 }
@@ -536,47 +560,47 @@ fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     if !kernel_or_skip("commands::overlap") {
         return;
     }
-    let bed = Machine::new(PORTKEEP, "overlap");
+    let machine = Machine::new(PORTKEEP, "overlap");
     let sysctl = |name: &str| format!("/proc/sys/net/ipv4/{name}");
     let set = |name: &str, value: &str| {
         let script = format!("echo '{value}' > {}", sysctl(name));
-        assert!(bed.program(&["sh", "-c", &script]).status().unwrap().success());
+        assert!(machine.program(&["sh", "-c", &script]).status().unwrap().success());
     };
     let reserved = || {
-        let read = bed.program(&["cat", &sysctl("ip_local_reserved_ports")]).output().unwrap();
+        let read = machine.program(&["cat", &sysctl("ip_local_reserved_ports")]).output().unwrap();
         String::from_utf8(read.stdout).unwrap().trim().to_owned()
     };
-    let bare = bed.portkeep(&["up"]).ok();
+    let bare = machine.portkeep(&["up"]).ok();
     assert_eq!(bare.err, "");
-    assert_eq!((reserved().as_str(), bed.portkeep(&["status", "--json"]).json()["overlap"].is_null()), ("", true));
-    bed.portkeep(&["down"]).ok();
+    assert_eq!((reserved().as_str(), machine.portkeep(&["status", "--json"]).json()["overlap"].is_null()), ("", true));
+    machine.portkeep(&["down"]).ok();
 
     set("ip_local_port_range", "1024 65535");
     set("ip_local_reserved_ports", "7000,65000-65535");
-    let up = bed.portkeep(&["up"]).ok();
+    let up = machine.portkeep(&["up"]).ok();
     assert!(up.err.contains("warning: the pool 61000-65535 overlaps"), "{up:?}");
     assert_eq!(reserved(), "7000,61000-65535");
-    let status = bed.portkeep(&["status", "--json"]).ok().json();
+    let status = machine.portkeep(&["status", "--json"]).ok().json();
     assert_eq!((&status["overlap"]["ports"], &status["overlap"]["reserved"]), (&"61000-65535".into(), &4536.into()));
-    assert!(bed.portkeep(&["status"]).ok().out.contains("overlaps"));
-    let check: Outcome = bed.command(&["check"]).env_remove("PORTKEEP_ROOT").output().unwrap().into();
+    assert!(machine.portkeep(&["status"]).ok().out.contains("overlaps"));
+    let check: Outcome = machine.command(&["check"]).env_remove("PORTKEEP_ROOT").output().unwrap().into();
     assert!(check.out.contains("warning: the pool 61000-65535 overlaps"), "{check:?}");
-    let remembered = std::fs::read_to_string(bed.folder.path().join("run/reserved-ports.json"));
-    let down = bed.portkeep(&["down"]).ok();
+    let remembered = std::fs::read_to_string(machine.folder.path().join("run/reserved-ports.json"));
+    let down = machine.portkeep(&["down"]).ok();
     assert_eq!(reserved(), "7000,65000-65535", "{down:?} {remembered:?}");
 
     // Enforcement that `run` brings up ends with it.
     let cat = format!("cat {}", sysctl("ip_local_reserved_ports"));
-    let said = bed.portkeep(&["run", "--", "sh", "-c", &cat]).ok();
+    let said = machine.portkeep(&["run", "--", "sh", "-c", &cat]).ok();
     assert_eq!(said.out, "7000,61000-65535\n");
     assert_eq!(reserved(), "7000,65000-65535");
 
     // Half of a range that is all pool is left to outgoing connections.
     set("ip_local_reserved_ports", "");
     set("ip_local_port_range", "61000 65535");
-    bed.portkeep(&["up"]).ok();
+    machine.portkeep(&["up"]).ok();
     assert_eq!(reserved(), "63268-65535");
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
     assert_eq!(reserved(), "");
 }
 
@@ -585,12 +609,12 @@ fn check_reports_what_would_use_up_the_ephemeral_ports() {
     if !kernel_or_skip("commands::exhausts") {
         return;
     }
-    let bed = Machine::new(PORTKEEP, "exhausts");
-    let file = bed.folder.path().join("much.toml");
+    let machine = Machine::new(PORTKEEP, "exhausts");
+    let file = machine.folder.path().join("much.toml");
     let check = |text: &str| {
         std::fs::write(&file, text).unwrap();
         let words = ["check", file.to_str().unwrap()];
-        Outcome::from(bed.command(&words).env_remove("PORTKEEP_ROOT").output().unwrap())
+        Outcome::from(machine.command(&words).env_remove("PORTKEEP_ROOT").output().unwrap())
     };
     // 28,232 ephemeral ports, of which 4,096 have to be left.
     let declared = |force: &str| {

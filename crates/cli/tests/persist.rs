@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
-/// A bed with kernel enforcement up, and most of the time an agent.
+/// A machine with kernel enforcement up, and most of the time an agent.
 struct Stage {
-    bed: Machine,
+    machine: Machine,
     agent: Option<Child>,
 }
 
@@ -28,15 +28,15 @@ impl Deref for Stage {
     type Target = Machine;
 
     fn deref(&self) -> &Machine {
-        &self.bed
+        &self.machine
     }
 }
 
 impl Stage {
     fn new(name: &str) -> Self {
-        let bed = Machine::new(PORTKEEP, name);
-        bed.portkeep(&["up"]).ok();
-        let mut stage = Self { bed, agent: None };
+        let machine = Machine::new(PORTKEEP, name);
+        machine.portkeep(&["up"]).ok();
+        let mut stage = Self { machine, agent: None };
         stage.start();
         stage
     }
@@ -137,7 +137,7 @@ impl Drop for Stage {
             let _ = agent.kill();
             let _ = agent.wait();
         }
-        let _ = self.bed.portkeep(&["down"]);
+        let _ = self.machine.portkeep(&["down"]);
     }
 }
 
@@ -948,7 +948,7 @@ fn check_knows_what_commands_created() {
     assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }
 
-/// Used by the bed's outsider, and by nothing here by itself.
+/// Used by the machine's outsider, and by nothing here by itself.
 #[test]
 fn the_helper_says_what_became_of_it() {
     assert_eq!(answer("x\nhelper: bound\n"), "bound");

@@ -34,11 +34,11 @@ fn bounded(capabilities: &[&str]) -> Vec<String> {
     vec!["setpriv".into(), format!("--bounding-set=-all{set}"), "--inh-caps=-all".into(), "--".into()]
 }
 
-fn with(bed: &Machine, capabilities: &[&str], words: &[&str]) -> Outcome {
+fn with(machine: &Machine, capabilities: &[&str], words: &[&str]) -> Outcome {
     let mut all = bounded(capabilities);
     all.extend([PORTKEEP].iter().chain(words).map(|word| (*word).to_owned()));
     let words: Vec<&str> = all.iter().map(String::as_str).collect();
-    bed.program(&words).output().unwrap().into()
+    machine.program(&words).output().unwrap().into()
 }
 
 /// The least set with which it works: every one of them is needed.
@@ -76,34 +76,34 @@ fn each_command_needs_these_capabilities_and_no_others() {
     if !kernel_or_skip("privileges::each_command_needs") {
         return;
     }
-    let bed = Machine::new(PORTKEEP, "least");
-    let of = |words: &'static [&'static str]| least(words[0], |caps| with(&bed, caps, words).code == Some(0));
+    let machine = Machine::new(PORTKEEP, "least");
+    let of = |words: &'static [&'static str]| least(words[0], |caps| with(&machine, caps, words).code == Some(0));
 
     let up = least("up", |caps| {
-        let worked = with(&bed, caps, &["up"]).code == Some(0);
-        bed.portkeep(&["down"]);
+        let worked = with(&machine, caps, &["up"]).code == Some(0);
+        machine.portkeep(&["down"]);
         worked
     });
     assert_eq!(up, ["bpf", "net_admin", "perfmon"]);
     let down = least("down", |caps| {
-        bed.portkeep(&["up"]).ok();
-        with(&bed, caps, &["down"]).code == Some(0)
+        machine.portkeep(&["up"]).ok();
+        with(&machine, caps, &["down"]).code == Some(0)
     });
     assert_eq!(down, [""; 0], "the files are root's, and opening a pin takes no more");
 
-    bed.portkeep(&["up"]).ok();
+    machine.portkeep(&["up"]).ok();
     assert_eq!(of(&["upgrade"]), [""; 0], "nothing to do");
     let helper = std::env::current_exe().unwrap();
     let pretend = [helper.to_str().unwrap(), "--exact", "pretends_another_build", "--ignored"];
     let upgrade = least("upgrade", |caps| {
-        assert!(bed.program(&pretend).env(PRETEND, "1").output().unwrap().status.success());
-        with(&bed, caps, &["upgrade"]).code == Some(0)
+        assert!(machine.program(&pretend).env(PRETEND, "1").output().unwrap().status.success());
+        with(&machine, caps, &["upgrade"]).code == Some(0)
     });
     assert_eq!(upgrade, ["bpf", "net_admin", "perfmon"]);
-    bed.portkeep(&["upgrade"]).ok();
-    let holding = bed.hold(&["--label", "seen"]);
+    machine.portkeep(&["upgrade"]).ok();
+    let holding = machine.hold(&["--label", "seen"]);
     for words in [&["status"][..], &["list"], &["who", "61000"], &["run", "--", "true"]] {
-        let needed = least(words[0], |caps| with(&bed, caps, words).code == Some(0));
+        let needed = least(words[0], |caps| with(&machine, caps, words).code == Some(0));
         assert_eq!(needed, [""; 0], "{words:?}");
     }
     holding.let_go();
@@ -113,9 +113,9 @@ fn each_command_needs_these_capabilities_and_no_others() {
         let mut words = bounded(caps);
         words.extend([PORTKEEP, "agent"].map(str::to_owned));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let mut agent = bed.program(&words).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let worked = running(&bed, &mut agent) && {
-            let mut acquire = bed.program(&["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"]);
+        let mut agent = machine.program(&words).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let worked = running(&machine, &mut agent) && {
+            let mut acquire = machine.program(&["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"]);
             Outcome::from(acquire.output().unwrap()).code == Some(0)
         };
         let _ = agent.kill();
@@ -124,17 +124,17 @@ fn each_command_needs_these_capabilities_and_no_others() {
     });
     // The first stands for bpf, net_admin and perfmon as well.
     assert_eq!(agent, ["sys_admin", "sys_ptrace"]);
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 }
 
 /// True once it is the agent, false if it gave up.
-fn running(bed: &Machine, agent: &mut Child) -> bool {
+fn running(machine: &Machine, agent: &mut Child) -> bool {
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(10) {
         if agent.try_wait().unwrap().is_some() {
             return false;
         }
-        if bed.portkeep(&["status", "--json"]).ok().json()["agent"] == true {
+        if machine.portkeep(&["status", "--json"]).ok().json()["agent"] == true {
             return true;
         }
     }
@@ -146,22 +146,22 @@ fn an_ordinary_user_needs_none_and_cannot_administer() {
     if !kernel_or_skip("privileges::an_ordinary_user") {
         return;
     }
-    let bed = Machine::new(PORTKEEP, "ordinary");
-    bed.portkeep(&["up"]).ok();
-    let holding = bed.hold(&["--label", "roots"]);
+    let machine = Machine::new(PORTKEEP, "ordinary");
+    machine.portkeep(&["up"]).ok();
+    let holding = machine.hold(&["--label", "roots"]);
     for words in [&["status"][..], &["list"], &["who", "61000"], &["acquire"], &["run", "--", "true"]] {
-        bed.portkeep_as_nobody(words).ok();
+        machine.portkeep_as_nobody(words).ok();
     }
     for words in [&["down"][..], &["upgrade"], &["agent"], &["release", "61000"]] {
-        let said = bed.portkeep_as_nobody(words);
+        let said = machine.portkeep_as_nobody(words);
         assert!(![Some(0), None].contains(&said.code), "{words:?}: {said:?}");
         assert!(!said.err.contains("panicked"), "{said:?}");
     }
-    bed.portkeep(&["status"]).ok();
+    machine.portkeep(&["status"]).ok();
     // Still there, and still root's.
-    assert!(bed.portkeep(&["who", "61000"]).ok().out.contains("roots"));
+    assert!(machine.portkeep(&["who", "61000"]).ok().out.contains("roots"));
     holding.let_go();
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 }
 
 #[test]
@@ -169,12 +169,12 @@ fn pins_and_locks_are_roots_alone() {
     if !kernel_or_skip("privileges::pins") {
         return;
     }
-    let bed = Machine::new(PORTKEEP, "modes");
-    bed.portkeep(&["up"]).ok();
-    let mut agent = bed.command(&["agent"]).stderr(Stdio::null()).spawn().unwrap();
-    assert!(running(&bed, &mut agent));
-    let pins = bed.pins();
-    let find = bed.program(&["find", pins.to_str().unwrap(), "-printf", "%m %U %y\n"]).output().unwrap();
+    let machine = Machine::new(PORTKEEP, "modes");
+    machine.portkeep(&["up"]).ok();
+    let mut agent = machine.command(&["agent"]).stderr(Stdio::null()).spawn().unwrap();
+    assert!(running(&machine, &mut agent));
+    let pins = machine.pins();
+    let find = machine.program(&["find", pins.to_str().unwrap(), "-printf", "%m %U %y\n"]).output().unwrap();
     let list = String::from_utf8_lossy(&find.stdout).into_owned();
     let modes: Vec<Vec<&str>> = list.lines().map(|line| line.split(' ').collect()).collect();
     assert!(modes.len() > 20, "{list}");
@@ -183,7 +183,7 @@ fn pins_and_locks_are_roots_alone() {
         let open = u32::from_str_radix(bits, 8).unwrap() & 0o077;
         assert_eq!((open, uid), (0, "0"), "a {kind} of mode {bits}");
     }
-    for entry in std::fs::read_dir(bed.folder.path().join("run")).unwrap() {
+    for entry in std::fs::read_dir(machine.folder.path().join("run")).unwrap() {
         let entry = entry.unwrap();
         let (file, path) = (entry.metadata().unwrap(), entry.path());
         // The socket is for everybody to ask at; who may change anything is looked at for each request.
@@ -192,5 +192,5 @@ fn pins_and_locks_are_roots_alone() {
     }
     agent.kill().unwrap();
     agent.wait().unwrap();
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
 }

@@ -28,8 +28,8 @@ fn user_namespaces(test: &str) -> bool {
 
 /// The messages for root in such a container, and that it gets held ports.
 #[track_caller]
-fn is_told(bed: &Machine, container: &[&str], why: &str) {
-    let say = |words: &[&str]| Outcome::from(bed.program(&inside(container, words)).output().unwrap());
+fn is_told(machine: &Machine, container: &[&str], why: &str) {
+    let say = |words: &[&str]| Outcome::from(machine.program(&inside(container, words)).output().unwrap());
     say(&["up"]).fails(1, &["bringing kernel enforcement up", why]);
     say(&["agent", "--up"]).fails(1, &["bringing kernel enforcement up", why]);
     let said = say(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
@@ -42,66 +42,70 @@ fn is_told(bed: &Machine, container: &[&str], why: &str) {
     let status = say(&["status"]);
     assert_eq!(status.code, Some(3), "{status:?}");
     assert!(status.out.contains(why), "it promised what it cannot do: {status:?}");
-    bed.is_clean();
+    machine.is_clean();
 }
 
 #[test]
 fn root_of_a_user_namespace_is_sent_to_the_host() {
-    let bed = machine!("userns");
+    let machine = machine!("userns");
     if !user_namespaces("container::root_of_a_user_namespace") {
         return;
     }
-    is_told(&bed, &CONTAINER, "it requires root of the host, not of a user namespace");
-    is_told(&bed, &CONTAINER, HOST);
-    works(&bed);
+    is_told(&machine, &CONTAINER, "it requires root of the host, not of a user namespace");
+    is_told(&machine, &CONTAINER, HOST);
+    works(&machine);
 }
 
 /// Found here: without CAP_PERFMON the whole log of the verifier came, in `run`'s one line, too.
 #[test]
 fn root_without_capabilities_sees_which_are_missing() {
-    let bed = machine!("capabilities");
-    is_told(&bed, &DROPPED, "it requires CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have");
+    let machine = machine!("capabilities");
+    is_told(
+        &machine,
+        &DROPPED,
+        "it requires CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have",
+    );
     for (left_out, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {
         let bounding = format!("--bounding-set=-sys_admin,-{left_out}");
         let without = ["setpriv", &bounding, "--inh-caps=-all"];
-        is_told(&bed, &without, &format!("it requires {name}, which"));
+        is_told(&machine, &without, &format!("it requires {name}, which"));
     }
-    works(&bed);
+    works(&machine);
 }
 
 #[test]
 fn a_filter_on_bpf_is_named() {
-    let bed = machine!("filter");
+    let machine = machine!("filter");
     for words in ["up", "agent --up"] {
-        let said = bed.helper(&[], &format!("without-bpf {PORTKEEP} {words}"));
+        let said = machine.helper(&[], &format!("without-bpf {PORTKEEP} {words}"));
         said.fails(1, &["bpf(2) is denied here by a seccomp filter or a security module", HOST]);
     }
-    let said = bed.helper(&[], &format!("without-bpf {PORTKEEP} run -- env")).ok();
+    let said = machine.helper(&[], &format!("without-bpf {PORTKEEP} run -- env")).ok();
     assert!(said.out.contains("PORTKEEP_ENFORCEMENT=held"), "{said:?}");
     said.tells(&["bpf(2) is denied", "only held"]);
-    bed.is_clean();
-    works(&bed);
+    machine.is_clean();
+    works(&machine);
 }
 
 /// Found here: `down` said "was not up", and `agent` that it is not, where `status` said that it is.
 #[test]
 fn containers_use_the_kernel_part_of_their_host() {
-    let bed = machine!("host");
+    let machine = machine!("host");
     if !user_namespaces("container::containers_use") {
         return;
     }
-    bed.portkeep(&["up"]).ok();
-    let own = bed.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    machine.portkeep(&["up"]).ok();
+    let own = machine.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
     let outsider = format!("PORTKEEP_TEST_BIND=\"tcp $PORT\" {own} --exact helper_binds --ignored --nocapture");
     let check = format!("{PORTKEEP} list; {PORTKEEP} who $PORT; {outsider}");
     // The pins of the host are not there, as in a container whose /sys/fs/bpf is its own.
-    let hide = format!(r#"mount -t tmpfs none "{}" && exec "$@""#, bed.folder.path().join("bpf").display());
+    let hide = format!(r#"mount -t tmpfs none "{}" && exec "$@""#, machine.folder.path().join("bpf").display());
     let userns = [&CONTAINER[..], &["sh", "-c", &hide, "sh"]].concat();
     let mount_first = ["unshare", "--mount", "sh", "-c", &hide, "sh"];
     let dropped = [&mount_first[..], &DROPPED].concat();
     let filtered_part = format!("without-bpf {PORTKEEP} run -- env");
     for container in [&userns, &dropped] {
-        let say = |words: &[&str]| Outcome::from(bed.program(&inside(container, words)).output().unwrap());
+        let say = |words: &[&str]| Outcome::from(machine.program(&inside(container, words)).output().unwrap());
         let said = say(&["run", "--label", "inside", "--scope", "user", "--", "sh", "-c", &check]).ok();
         assert!(said.out.contains("inside") && said.out.contains("helper: bound"), "{said:?}");
         assert_eq!(said.err, "", "{said:?}");
@@ -114,16 +118,16 @@ fn containers_use_the_kernel_part_of_their_host() {
         }
         say(&["up"]).fails(1, &["kernel enforcement serves this cgroup already", "reservations can be made here"]);
         // The host's reservations hold in the container, which shares its network here.
-        let holding = bed.hold(&["--ports", "61100"]);
+        let holding = machine.hold(&["--ports", "61100"]);
         say(&["acquire", "--ports", "61100"]).fails(1, &["61100/tcp belongs to"]);
         holding.let_go();
     }
     // Without capabilities and behind the filter, as engines do it.
-    let said = bed.helper(&DROPPED, &filtered_part).ok();
+    let said = machine.helper(&DROPPED, &filtered_part).ok();
     assert!(said.out.contains("PORTKEEP_ENFORCEMENT=kernel"), "{said:?}");
     assert_eq!(said.err, "");
-    let library = bed.helper(&DROPPED, "library 5").ok();
+    let library = machine.helper(&DROPPED, "library 5").ok();
     assert!(library.out.starts_with("5 kernel\n5 kernel\n"), "{library:?}");
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }

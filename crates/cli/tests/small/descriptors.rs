@@ -11,19 +11,19 @@ use portkeep_testkit::{Outcome, eventually, machine::Machine};
 
 use crate::{PORTKEEP, helper::Helper, machine, works};
 
-fn with(bed: &Machine, limit: u32, words: &[&str]) -> Outcome {
+fn with(machine: &Machine, limit: u32, words: &[&str]) -> Outcome {
     let limit = format!("--nofile={limit}");
-    Outcome::from(bed.program(&[&["prlimit", &limit, PORTKEEP], words].concat()).output().unwrap())
+    Outcome::from(machine.program(&[&["prlimit", &limit, PORTKEEP], words].concat()).output().unwrap())
 }
 
 #[test]
 fn sixty_four_descriptors_are_enough_for_every_command_and_the_agent() {
-    let bed = machine!("nofile-64");
-    let file = bed.folder.path().join("export.toml");
+    let machine = machine!("nofile-64");
+    let file = machine.folder.path().join("export.toml");
     let file = file.to_str().unwrap();
-    with(&bed, 64, &["run", "--require-kernel", "--", "true"]).ok();
-    with(&bed, 64, &["up"]).ok();
-    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    with(&machine, 64, &["run", "--require-kernel", "--", "true"]).ok();
+    with(&machine, 64, &["up"]).ok();
+    let agent = machine.agent(machine.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
     for words in [
         &["acquire", "--count", "500"][..],
         &["acquire", "--ports", "20000-20499", "--both"],
@@ -42,63 +42,63 @@ fn sixty_four_descriptors_are_enough_for_every_command_and_the_agent() {
         &["status"],
         &["upgrade"],
     ] {
-        let said = with(&bed, 64, words).ok();
+        let said = with(&machine, 64, words).ok();
         assert_eq!(said.err, "", "{words:?}");
     }
     drop(agent);
-    with(&bed, 64, &["down"]).ok();
-    bed.is_clean();
+    with(&machine, 64, &["down"]).ok();
+    machine.is_clean();
 }
 
 /// Found here: with five or fewer an `up` that failed left half of it pinned, and its lock.
 #[test]
 fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
-    let bed = machine!("nofile-few");
+    let machine = machine!("nofile-few");
     for limit in (4..9).chain([12, 16, 24, 32]) {
         let why = &["the limit of open files is too low", "`ulimit -n"];
-        with(&bed, limit, &["up"]).fails(1, why);
-        bed.is_clean();
-        with(&bed, limit, &["agent", "--up"]).fails(1, &["ulimit -n"]);
-        bed.is_clean();
+        with(&machine, limit, &["up"]).fails(1, why);
+        machine.is_clean();
+        with(&machine, limit, &["agent", "--up"]).fails(1, &["ulimit -n"]);
+        machine.is_clean();
         // Held if that much is left, and then said.
-        let said = with(&bed, limit, &["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
+        let said = with(&machine, limit, &["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
         match said.code {
             Some(0) => assert_eq!(said.out, "held\n", "{limit}"),
             code => assert_eq!((code, said.out.as_str()), (Some(125), ""), "{limit}: {said:?}"),
         }
         said.tells(&["ulimit -n"]);
-        bed.is_clean();
+        machine.is_clean();
     }
     // Up to where there are enough, whichever step it is that they do not suffice for.
     for limit in (36..64).step_by(4) {
-        let up = with(&bed, limit, &["up"]);
+        let up = with(&machine, limit, &["up"]);
         match up.code {
-            Some(0) => drop(with(&bed, limit, &["down"]).ok()),
+            Some(0) => drop(with(&machine, limit, &["down"]).ok()),
             _ => drop(up.fails(1, &["ulimit -n"])),
         }
-        bed.is_clean();
-        let run = with(&bed, limit, &["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
+        machine.is_clean();
+        let run = with(&machine, limit, &["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
         match (run.code, run.out.as_str()) {
             (Some(0), "kernel\n") => assert_eq!(run.err, "", "{limit}"),
             (Some(0), "held\n") | (Some(125), "") => drop(run.tells(&["ulimit -n"])),
             _ => panic!("{limit}: {run:?}"),
         }
-        bed.is_clean();
+        machine.is_clean();
     }
-    works(&bed);
+    works(&machine);
 }
 
 /// Found here: `who` reported a port as free although it could not ask about it.
 #[test]
 fn no_command_takes_a_lack_of_descriptors_for_an_answer() {
-    let bed = machine!("nofile-answer");
-    bed.portkeep(&["up"]).ok();
-    let holding = bed.hold(&[]);
+    let machine = machine!("nofile-answer");
+    machine.portkeep(&["up"]).ok();
+    let holding = machine.hold(&[]);
     for limit in (4..9).chain([10, 12, 14, 16, 20]) {
         for words in
             [&["who", "61000"][..], &["list"], &["status"], &["persist", "list"], &["release", "62000"], &["upgrade"]]
         {
-            let said = with(&bed, limit, words);
+            let said = with(&machine, limit, words);
             let answered = match words[0] {
                 "who" => said.out.contains("belongs to") && said.code == Some(0),
                 "list" => said.out.contains("61000") && said.code == Some(0),
@@ -115,18 +115,18 @@ fn no_command_takes_a_lack_of_descriptors_for_an_answer() {
         }
     }
     holding.let_go();
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 #[test]
 fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
-    let bed = machine!("nofile-held");
+    let machine = machine!("nofile-held");
     let held = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    let copy = bed.for_everybody(PORTKEEP);
+    let copy = machine.for_everybody(PORTKEEP);
     let say = |limit: &str, words: &[&str]| {
         Outcome::from(
-            bed.program(&[&["prlimit", limit], &held[..], &[copy.as_str()], words].concat()).output().unwrap(),
+            machine.program(&[&["prlimit", limit], &held[..], &[copy.as_str()], words].concat()).output().unwrap(),
         )
     };
     let why = &["requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"];
@@ -135,16 +135,16 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     say("--nofile=64", &["run", "--count", "100", "--both", "--", "echo", "started"]).fails(125, why);
     say("--nofile=64", &["acquire", "--count", "30"]).ok();
     // The library: all or nothing, the same number of descriptors afterwards, and what fits is held.
-    let said = bed.helper(&[&["prlimit", "--nofile=64"], &held[..]].concat(), "library 100").ok();
+    let said = machine.helper(&[&["prlimit", "--nofile=64"], &held[..]].concat(), "library 100").ok();
     let lines: Vec<&str> = said.out.lines().collect();
     let told = "Some(24): holding 100 ports requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)";
     assert_eq!((lines[0], lines[1], lines[4]), (told, told, "2 held"), "{said:?}");
-    bed.is_clean();
+    machine.is_clean();
 }
 
 /// As many connections to the agent as it can take, and the answer to one more.
-fn take_all_descriptors(bed: &Machine) -> (Vec<UnixStream>, String) {
-    let socket = bed.folder.path().join("run/agent.sock");
+fn take_all_descriptors(machine: &Machine) -> (Vec<UnixStream>, String) {
+    let socket = machine.folder.path().join("run/agent.sock");
     let mut taken = Vec::new();
     loop {
         let mut stream = UnixStream::connect(&socket).unwrap();
@@ -165,39 +165,39 @@ fn take_all_descriptors(bed: &Machine) -> (Vec<UnixStream>, String) {
 /// given to the pool.
 #[test]
 fn an_agent_without_descriptors_gives_nothing_back_that_it_cannot_look_at() {
-    let bed = machine!("nofile-aside");
-    let mut listener = bed.listener(61005);
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
-    let taken = take_all_descriptors(&bed).0;
-    eventually(|| bed.log().contains("put off"));
-    assert!(!bed.log().contains("vacant again"), "{}", bed.log());
-    bed.portkeep(&["acquire", "--ports", "61005"]).fails(1, &["61005/tcp is in use by pid"]);
+    let machine = machine!("nofile-aside");
+    let mut listener = machine.listener(61005);
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let taken = take_all_descriptors(&machine).0;
+    eventually(|| machine.log().contains("put off"));
+    assert!(!machine.log().contains("vacant again"), "{}", machine.log());
+    machine.portkeep(&["acquire", "--ports", "61005"]).fails(1, &["61005/tcp is in use by pid"]);
     drop(taken);
     drop(listener.stdin.take());
     listener.wait().unwrap();
-    eventually(|| bed.portkeep(&["acquire", "--ports", "61005"]).code == Some(0));
+    eventually(|| machine.portkeep(&["acquire", "--ports", "61005"]).code == Some(0));
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// Found here: who could not be accepted waited for an answer until it gave up, and the agent went round in circles.
 #[test]
 fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
-    let bed = machine!("nofile-agent");
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
-    let (taken, refusal) = take_all_descriptors(&bed);
+    let machine = machine!("nofile-agent");
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let (taken, refusal) = take_all_descriptors(&machine);
     assert!(refusal.contains("no descriptor left for another connection; try again"), "{refusal}");
-    bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).fails(1, &["no descriptor left"]);
+    machine.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).fails(1, &["no descriptor left"]);
     // Its work goes on once they are gone.
     drop(taken);
-    eventually(|| bed.portkeep(&["acquire", "--ports", "20000"]).code == Some(0));
-    bed.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).ok();
+    eventually(|| machine.portkeep(&["acquire", "--ports", "20000"]).code == Some(0));
+    machine.portkeep(&["persist", "add", "--name", "a", "--tcp", "8443"]).ok();
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// Found here: the agent took the lack of descriptors for the end of kernel enforcement, took all its entries out of
@@ -206,12 +206,12 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
 /// A namespace with a port outside the pool takes a descriptor of the agent's for as long as the port is reserved.
 #[test]
 fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
-    let bed = machine!("nofile-spaces");
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
+    let machine = machine!("nofile-spaces");
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.program(&["prlimit", "--nofile=64", PORTKEEP, "agent"]));
     let words = ["unshare", "--net", PORTKEEP, "acquire", "--ports", "20000"];
     let elsewhere = || {
-        let mut command = bed.program(&words);
+        let mut command = machine.program(&words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let mut holders = Vec::new();
@@ -229,14 +229,14 @@ fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
     refused.fails(1, &["the agent could not find out whether it is in use"]);
     assert!(holders.len() > 10, "{}", holders.len());
     // It keeps its grants, and it is the agent still.
-    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), holders.len());
-    assert_eq!(bed.portkeep(&["status", "--json"]).ok().json()["agent"], true);
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), holders.len());
+    assert_eq!(machine.portkeep(&["status", "--json"]).ok().json()["agent"], true);
     for mut holder in holders {
         drop(holder.stdin.take());
         assert!(holder.wait().unwrap().success());
     }
-    eventually(|| Outcome::from(bed.program(&words).output().unwrap()).code == Some(0));
+    eventually(|| Outcome::from(machine.program(&words).output().unwrap()).code == Some(0));
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }

@@ -14,7 +14,7 @@ for name in state run tmp; do mkdir "$0/$name"; mount -t tmpfs -o size=256k,mode
 const FILL: &str = r#"for name in state run tmp; do cat /dev/zero >"$0/$name/filler" 2>/dev/null || :; done"#;
 const EMPTY: &str = r#"rm "$0"/*/filler"#;
 
-fn bed(name: &str) -> Machine {
+fn machine(name: &str) -> Machine {
     Machine::made(PORTKEEP, name, DISKS)
 }
 
@@ -54,9 +54,9 @@ fn add<'a>(name: &'a str, port: &'a str) -> [&'a str; 6] {
 /// Commands that need no disk work on a full one.
 #[test]
 fn what_needs_no_disk_works_on_a_full_one() {
-    let bed = machine!("disk-none", bed("disk-none"));
-    bed.shell(FILL).ok();
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("disk-none", machine("disk-none"));
+    machine.shell(FILL).ok();
+    machine.portkeep(&["up"]).ok();
     for words in [
         &["run", "--", "true"][..],
         &["acquire"],
@@ -66,93 +66,95 @@ fn what_needs_no_disk_works_on_a_full_one() {
         &["persist", "list"],
         &["upgrade"],
     ] {
-        bed.portkeep(words).ok();
+        machine.portkeep(words).ok();
     }
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
-    assert_eq!(bed.files(), Vec::<String>::new());
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
+    assert_eq!(machine.files(), Vec::<String>::new());
 }
 
 /// Found here: an agent that began with a full disk refused to store anything until it was started anew, and left
 /// unfinished files behind.
 #[test]
 fn an_agent_that_began_on_a_full_disk_goes_on_when_there_is_space() {
-    let bed = machine!("disk-start", bed("disk-start"));
-    bed.shell(FILL).ok();
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
-    assert!(bed.log().contains("no space is left for"), "{}", bed.log());
-    bed.portkeep(&add("a", "8443")).fails(1, &["no space is left for", "persistent.redb", "nothing was changed"]);
+    let machine = machine!("disk-start", machine("disk-start"));
+    machine.shell(FILL).ok();
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    assert!(machine.log().contains("no space is left for"), "{}", machine.log());
+    machine.portkeep(&add("a", "8443")).fails(1, &["no space is left for", "persistent.redb", "nothing was changed"]);
     let until_reboot = [&add("b", "8444")[..], &["--until-reboot"]].concat();
-    bed.portkeep(&until_reboot).fails(1, &["no space is left for", "active.redb", "nothing was changed"]);
+    machine.portkeep(&until_reboot).fails(1, &["no space is left for", "active.redb", "nothing was changed"]);
     // Ports of the pool take no disk.
-    bed.portkeep(&["acquire", "--require-kernel"]).ok();
-    assert_eq!((bed.in_force(), bed.reserved()), (Vec::new(), String::new()));
-    assert_eq!(bed.files().into_iter().filter(|file| file.ends_with(".new")).collect::<Vec<_>>(), [""; 0]);
-    bed.shell(EMPTY).ok();
-    bed.portkeep(&add("a", "8443")).ok();
-    bed.portkeep(&until_reboot).ok();
-    assert_eq!(bed.in_force(), ["a", "b"]);
+    machine.portkeep(&["acquire", "--require-kernel"]).ok();
+    assert_eq!((machine.in_force(), machine.reserved()), (Vec::new(), String::new()));
+    assert_eq!(machine.files().into_iter().filter(|file| file.ends_with(".new")).collect::<Vec<_>>(), [""; 0]);
+    machine.shell(EMPTY).ok();
+    machine.portkeep(&add("a", "8443")).ok();
+    machine.portkeep(&until_reboot).ok();
+    assert_eq!(machine.in_force(), ["a", "b"]);
     drop(agent);
     // It is on the disk, indeed.
-    let agent = bed.agent(bed.command(&["agent"]));
-    assert_eq!(bed.in_force(), ["a", "b"]);
+    let agent = machine.agent(machine.command(&["agent"]));
+    assert_eq!(machine.in_force(), ["a", "b"]);
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// The same where somebody else's reservations are in the store that could not be opened: they come into force by
 /// themselves.
 #[test]
 fn what_a_full_disk_kept_from_being_read_comes_into_force_by_itself() {
-    let bed = machine!("disk-return", bed("disk-return"));
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
-    bed.portkeep(&add("a", "8443")).ok();
+    let machine = machine!("disk-return", machine("disk-return"));
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&add("a", "8443")).ok();
     drop(agent);
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["down"]).ok();
     // The lock is a file, and one that cannot be made is in the way of reading as well.
-    bed.shell(r#"rm "$0"/state/*.lock && mount -o remount,nr_inodes=2 "$0/state" 2>/dev/null || mount -o remount,ro "$0/state""#).ok();
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
-    assert!(bed.log().contains("what commands created cannot be read"), "{}", bed.log());
-    assert_eq!(bed.in_force(), [""; 0]);
-    bed.shell(r#"mount -o remount,rw,nr_inodes=100 "$0/state""#).ok();
-    eventually(|| bed.in_force() == ["a"]);
-    assert!(bed.reserved().contains("8443"));
+    machine.shell(r#"rm "$0"/state/*.lock && mount -o remount,nr_inodes=2 "$0/state" 2>/dev/null || mount -o remount,ro "$0/state""#).ok();
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    assert!(machine.log().contains("what commands created cannot be read"), "{}", machine.log());
+    assert_eq!(machine.in_force(), [""; 0]);
+    machine.shell(r#"mount -o remount,rw,nr_inodes=100 "$0/state""#).ok();
+    eventually(|| machine.in_force() == ["a"]);
+    assert!(machine.reserved().contains("8443"));
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// Found here: the agent ran, and a request for a port was answered that none is running.
 #[test]
 fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
-    let bed = machine!("disk-fills", bed("disk-fills"));
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
-    bed.portkeep(&add("a", "8443")).ok();
-    bed.shell(FILL).ok();
-    let before = (bed.in_force(), bed.reserved());
-    bed.portkeep(&["acquire", "--ports", "20000"]).fails(1, &["the agent could not find out", "its log says why"]);
-    assert!(bed.log().contains("cannot be remembered in"), "{}", bed.log());
-    bed.portkeep(&add("b", "8444")).fails(1, &["ip_local_reserved_ports", "cannot be remembered in", "No space left"]);
-    let import = bed.folder.path().join("import.toml");
+    let machine = machine!("disk-fills", machine("disk-fills"));
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&add("a", "8443")).ok();
+    machine.shell(FILL).ok();
+    let before = (machine.in_force(), machine.reserved());
+    machine.portkeep(&["acquire", "--ports", "20000"]).fails(1, &["the agent could not find out", "its log says why"]);
+    assert!(machine.log().contains("cannot be remembered in"), "{}", machine.log());
+    machine
+        .portkeep(&add("b", "8444"))
+        .fails(1, &["ip_local_reserved_ports", "cannot be remembered in", "No space left"]);
+    let import = machine.folder.path().join("import.toml");
     std::fs::write(&import, "[[reservation]]\nname = \"i1\"\ntcp = 7001\n[[reservation]]\nname = \"i2\"\ntcp = 7002\n")
         .unwrap();
     let import = import.to_str().unwrap();
-    bed.portkeep(&["persist", "import", import]).fails(1, &["nothing was imported", "No space left"]);
-    assert_eq!((bed.in_force(), bed.reserved()), before);
-    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1);
-    bed.portkeep(&["acquire", "--require-kernel"]).ok();
+    machine.portkeep(&["persist", "import", import]).fails(1, &["nothing was imported", "No space left"]);
+    assert_eq!((machine.in_force(), machine.reserved()), before);
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1);
+    machine.portkeep(&["acquire", "--require-kernel"]).ok();
     // Only the store's disk: what is refused there has not got further.
-    bed.shell(r#"rm "$0/run/filler""#).ok();
+    machine.shell(r#"rm "$0/run/filler""#).ok();
     let mut refused = None;
     for number in 0..400 {
         let (name, port) = (format!("f{number}"), format!("{}", 10_000 + number));
         let long = "x".repeat(200);
-        let said = bed.portkeep(&[&add(&name, &port)[..], &["--description", &long]].concat());
+        let said = machine.portkeep(&[&add(&name, &port)[..], &["--description", &long]].concat());
         if said.code != Some(0) {
             refused = Some((name, port, said));
             break;
@@ -160,69 +162,69 @@ fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     }
     let (name, port, said) = refused.expect("the disk is full before long");
     said.fails(1, &["no space is left for", "nothing was changed"]);
-    assert!(!bed.in_force().contains(&name));
-    eventually(|| !bed.reserved().contains(&port));
+    assert!(!machine.in_force().contains(&name));
+    eventually(|| !machine.reserved().contains(&port));
     // With space, all of it.
-    bed.shell(r#"rm "$0"/state/filler "$0"/tmp/filler"#).ok();
-    bed.portkeep(&add(&name, &port)).ok();
-    bed.portkeep(&["persist", "import", import]).ok();
-    bed.portkeep(&["acquire", "--ports", "20000"]).ok();
-    let all = bed.in_force();
+    machine.shell(r#"rm "$0"/state/filler "$0"/tmp/filler"#).ok();
+    machine.portkeep(&add(&name, &port)).ok();
+    machine.portkeep(&["persist", "import", import]).ok();
+    machine.portkeep(&["acquire", "--ports", "20000"]).ok();
+    let all = machine.in_force();
     drop(agent);
-    let agent = bed.agent(bed.command(&["agent"]));
-    assert_eq!(bed.in_force(), all);
-    bed.portkeep(&["persist", "delete", "a"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    assert_eq!(machine.in_force(), all);
+    machine.portkeep(&["persist", "delete", "a"]).ok();
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 #[test]
 fn a_reservation_can_be_deleted_on_a_full_disk() {
-    let bed = machine!("disk-delete", bed("disk-delete"));
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
-    bed.portkeep(&add("a", "8443")).ok();
-    bed.shell(FILL).ok();
-    bed.portkeep(&["persist", "delete", "a"]).ok();
-    assert_eq!(bed.in_force(), [""; 0]);
-    bed.shell(EMPTY).ok();
+    let machine = machine!("disk-delete", machine("disk-delete"));
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&add("a", "8443")).ok();
+    machine.shell(FILL).ok();
+    machine.portkeep(&["persist", "delete", "a"]).ok();
+    assert_eq!(machine.in_force(), [""; 0]);
+    machine.shell(EMPTY).ok();
     drop(agent);
-    let agent = bed.agent(bed.command(&["agent"]));
-    assert_eq!((bed.in_force(), bed.reserved()), (Vec::new(), String::new()));
+    let agent = machine.agent(machine.command(&["agent"]));
+    assert_eq!((machine.in_force(), machine.reserved()), (Vec::new(), String::new()));
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// Found here: the file of an earlier export was emptied first.
 #[test]
 fn an_export_to_a_full_disk_leaves_the_earlier_one() {
-    let bed = machine!("disk-export", bed("disk-export"));
-    bed.portkeep(&["up"]).ok();
-    let agent = bed.agent(bed.command(&["agent"]));
-    bed.portkeep(&add("a", "8443")).ok();
-    let file = bed.folder.path().join("tmp/export.toml");
+    let machine = machine!("disk-export", machine("disk-export"));
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&add("a", "8443")).ok();
+    let file = machine.folder.path().join("tmp/export.toml");
     let file = file.to_str().unwrap();
-    bed.portkeep(&["persist", "export", file]).ok();
-    let read = || bed.shell(r#"cat "$0/tmp/export.toml""#).ok().out;
+    machine.portkeep(&["persist", "export", file]).ok();
+    let read = || machine.shell(r#"cat "$0/tmp/export.toml""#).ok().out;
     let earlier = read();
     assert!(earlier.contains("8443"), "{earlier}");
-    bed.shell(FILL).ok();
-    bed.portkeep(&["persist", "export", file]).fails(1, &["writing", "export.toml", "No space left"]);
-    let other = bed.folder.path().join("tmp/other.toml");
-    bed.portkeep(&["persist", "export", other.to_str().unwrap()]).fails(1, &["other.toml", "No space left"]);
-    assert_eq!((read(), bed.files().iter().filter(|file| file.starts_with("tmp/")).count()), (earlier, 1));
+    machine.shell(FILL).ok();
+    machine.portkeep(&["persist", "export", file]).fails(1, &["writing", "export.toml", "No space left"]);
+    let other = machine.folder.path().join("tmp/other.toml");
+    machine.portkeep(&["persist", "export", other.to_str().unwrap()]).fails(1, &["other.toml", "No space left"]);
+    assert_eq!((read(), machine.files().iter().filter(|file| file.starts_with("tmp/")).count()), (earlier, 1));
     drop(agent);
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// Found here: "No space left on device (os error 28)" and not a word of what.
 #[test]
 fn a_full_standard_output_is_named() {
-    let bed = machine!("disk-out", bed("disk-out"));
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("disk-out", machine("disk-out"));
+    machine.portkeep(&["up"]).ok();
     for words in [
         &["status"][..],
         &["status", "--json"],
@@ -237,14 +239,14 @@ fn a_full_standard_output_is_named() {
         &["excludedportrange", "show", "tcp"],
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let output = bed.command(words).stdout(full).output().unwrap();
+        let output = machine.command(words).stdout(full).output().unwrap();
         Outcome::from(output).fails(1, &["writing to standard output: No space left on device"]);
     }
     assert_eq!(
-        bed.portkeep(&["list", "--json"]).ok().json(),
+        machine.portkeep(&["list", "--json"]).ok().json(),
         serde_json::json!([]),
         "acquire kept ports that it could not report"
     );
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }

@@ -58,9 +58,9 @@ impl Helper for Machine {
     }
 }
 
-fn helper_command(bed: &Machine, before: &[&str], part: &str) -> Command {
-    let own = bed.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
-    let mut command = bed.program(&[before, &[own.as_str()], &WORDS].concat());
+fn helper_command(machine: &Machine, before: &[&str], part: &str) -> Command {
+    let own = machine.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut command = machine.program(&[before, &[own.as_str()], &WORDS].concat());
     command.env(PART, part);
     command
 }

@@ -25,9 +25,9 @@ macro_rules! machine {
     ($name:literal) => {
         $crate::machine!($name, $crate::Machine::new($crate::PORTKEEP, $name))
     };
-    ($name:literal, $bed:expr) => {
+    ($name:literal, $machine:expr) => {
         match portkeep_testkit::kernel_or_skip(concat!("small::", $name)) {
-            true => $bed,
+            true => $machine,
             false => return,
         }
     };
@@ -36,12 +36,12 @@ pub(crate) use machine;
 
 /// An earlier failure has done no lasting harm.
 #[track_caller]
-fn works(bed: &Machine) {
-    bed.portkeep(&["up"]).ok();
-    let said = bed.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
+fn works(machine: &Machine) {
+    machine.portkeep(&["up"]).ok();
+    let said = machine.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!((said.out.as_str(), said.err.as_str()), ("kernel\n", ""));
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }
 
 /// Started by the other tests in the place of somebody else.

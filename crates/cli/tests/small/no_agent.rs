@@ -4,12 +4,12 @@ use crate::machine;
 
 #[test]
 fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
-    let bed = machine!("no-agent");
-    bed.portkeep(&["up"]).ok();
+    let machine = machine!("no-agent");
+    machine.portkeep(&["up"]).ok();
     let why = &["20000 is outside the pool (61000-65535)", "no agent runs", "start `portkeep agent`"];
-    bed.portkeep(&["acquire", "--ports", "20000"]).fails(1, why);
-    bed.portkeep_as_nobody(&["acquire", "--ports", "20000"]).fails(1, why);
-    bed.portkeep(&["run", "--ports", "20000", "--", "echo", "started"]).fails(125, why);
+    machine.portkeep(&["acquire", "--ports", "20000"]).fails(1, why);
+    machine.portkeep_as_nobody(&["acquire", "--ports", "20000"]).fails(1, why);
+    machine.portkeep(&["run", "--ports", "20000", "--", "echo", "started"]).fails(125, why);
     for words in [
         &["persist", "add", "--name", "a", "--tcp", "8443"][..],
         &["persist", "delete", "a"],
@@ -17,28 +17,28 @@ fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
         &["watch"],
         &["excludedportrange", "add", "tcp", "5000", "2"],
     ] {
-        bed.portkeep(words).fails(1, &["the agent is not running", "`systemctl start portkeep`"]);
+        machine.portkeep(words).fails(1, &["the agent is not running", "`systemctl start portkeep`"]);
     }
     // In the place of what is refused nothing is pending.
-    assert_eq!(bed.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
-    assert!(bed.portkeep(&["status"]).ok().out.contains("not running (needed for ports outside the pool"));
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    assert!(machine.portkeep(&["status"]).ok().out.contains("not running (needed for ports outside the pool"));
     for words in [&["persist", "list"][..], &["persist", "export"], &["excludedportrange", "show", "tcp", "persistent"]]
     {
-        bed.portkeep(words).ok().tells(&["no agent runs"]);
+        machine.portkeep(words).ok().tells(&["no agent runs"]);
     }
     for words in [&["list"][..], &["check"], &["acquire"], &["acquire", "--both"], &["run", "--", "true"], &["upgrade"]]
     {
-        let said = bed.portkeep(words).ok();
+        let said = machine.portkeep(words).ok();
         assert_eq!(said.err, "", "{words:?}");
     }
     // With one, what was refused is granted; when it is killed, it is kept, and the next is refused again.
-    let agent = bed.agent(bed.command(&["agent"]));
-    let holding = bed.hold(&["--ports", "20000", "--strict"]);
+    let agent = machine.agent(machine.command(&["agent"]));
+    let holding = machine.hold(&["--ports", "20000", "--strict"]);
     assert!(holding.line.starts_with("20000 "), "{}", holding.line);
     drop(agent);
-    assert_eq!(bed.outsider_binds("tcp", 20000), "AddrInUse");
-    bed.portkeep(&["acquire", "--ports", "20001"]).fails(1, &["no agent runs"]);
+    assert_eq!(machine.outsider_binds("tcp", 20000), "AddrInUse");
+    machine.portkeep(&["acquire", "--ports", "20001"]).fails(1, &["no agent runs"]);
     holding.let_go();
-    bed.portkeep(&["down"]).ok();
-    bed.is_clean();
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
 }

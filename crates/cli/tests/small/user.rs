@@ -4,7 +4,7 @@ use crate::{helper::Helper, machine, works};
 
 #[test]
 fn a_user_sees_what_requires_root_and_the_remedy() {
-    let bed = machine!("user");
+    let machine = machine!("user");
     let by_root = &["root brings it up with `portkeep up`"][..];
     let no_agent = &["the agent is not running", "portkeep agent"][..];
     let table: &[(&[&str], i32, &[&str])] = &[
@@ -28,33 +28,33 @@ fn a_user_sees_what_requires_root_and_the_remedy() {
         (&["down"], 1, &["taking kernel enforcement away: it requires root"]),
     ];
     for (words, code, told) in table {
-        bed.portkeep_as_nobody(words).fails(*code, told);
+        machine.portkeep_as_nobody(words).fails(*code, told);
     }
-    let status = bed.portkeep_as_nobody(&["status"]);
+    let status = machine.portkeep_as_nobody(&["status"]);
     assert!(status.out.contains("only by holding the ports") && status.out.contains("it requires root"), "{status:?}");
-    bed.is_clean();
-    works(&bed);
+    machine.is_clean();
+    works(&machine);
 }
 
 #[test]
 fn a_user_gets_held_ports_and_a_warning_of_their_limits() {
-    let bed = machine!("user-held");
-    let said = bed.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
+    let machine = machine!("user-held");
+    let said = machine.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
     said.tells(&["it requires root", "only held", "SO_REUSEADDR"]);
-    let said = bed.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
+    let said = machine.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
     said.tells(&["the UDP ports are released when the command starts"]);
-    let said = bed.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
+    let said = machine.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
     assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
-    let said = bed.portkeep_as_nobody(&["acquire", "--json"]).ok();
+    let said = machine.portkeep_as_nobody(&["acquire", "--json"]).ok();
     assert_eq!((&said.json()["enforcement"], &said.json()["token"]), (&"held".into(), &serde_json::Value::Null));
-    bed.is_clean();
+    machine.is_clean();
 }
 
 /// Found here: `--strict` and `--scope cgroup` were ignored in held mode, and there was no way to insist.
 #[test]
 fn what_holding_cannot_give_is_refused_and_not_pretended() {
-    let bed = machine!("insist");
+    let machine = machine!("insist");
     for (code, words) in [
         (1, &["acquire", "--strict"][..]),
         (1, &["acquire", "--scope", "cgroup"]),
@@ -63,30 +63,30 @@ fn what_holding_cannot_give_is_refused_and_not_pretended() {
         (125, &["run", "--require-kernel", "--", "echo", "started"]),
         (125, &["run", "--quiet", "--require-kernel", "--", "echo", "started"]),
     ] {
-        let said = bed.portkeep_as_nobody(words).fails(code, &["requires kernel enforcement", "it requires root"]);
+        let said = machine.portkeep_as_nobody(words).fails(code, &["requires kernel enforcement", "it requires root"]);
         assert_eq!(said.out, "", "{words:?}");
     }
     // And where it is to be had, it is had.
-    bed.portkeep(&["up"]).ok();
-    bed.portkeep_as_nobody(&["acquire", "--strict", "--require-kernel"]).ok();
-    bed.portkeep_as_nobody(&["run", "--require-kernel", "--", "true"]).ok();
-    bed.portkeep(&["down"]).ok();
+    machine.portkeep(&["up"]).ok();
+    machine.portkeep_as_nobody(&["acquire", "--strict", "--require-kernel"]).ok();
+    machine.portkeep_as_nobody(&["run", "--require-kernel", "--", "true"]).ok();
+    machine.portkeep(&["down"]).ok();
 }
 
 /// Found here: it said "binding 80/tcp: Permission denied (os error 13)".
 #[test]
 fn a_privileged_port_takes_root_in_held_mode_and_that_is_said() {
-    let bed = machine!("privileged");
+    let machine = machine!("privileged");
     let why = &["reserving the privileged port 80 requires root"];
-    bed.portkeep_as_nobody(&["acquire", "--ports", "80"]).fails(1, why);
-    bed.portkeep_as_nobody(&["run", "--ports", "80", "--", "true"]).fails(125, why);
+    machine.portkeep_as_nobody(&["acquire", "--ports", "80"]).fails(1, why);
+    machine.portkeep_as_nobody(&["run", "--ports", "80", "--", "true"]).fails(125, why);
 }
 
 #[test]
 fn the_library_holds_for_a_user_what_it_can() {
-    let bed = machine!("user-library");
+    let machine = machine!("user-library");
     let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
-    let said = bed.helper(&nobody, "library 5").ok();
+    let said = machine.helper(&nobody, "library 5").ok();
     let lines: Vec<&str> = said.out.lines().collect();
     assert_eq!(lines[..2], ["5 held", "5 held"], "{said:?}");
     assert_eq!(lines[2], "Some(92): kernel enforcement is not up here");
