@@ -299,7 +299,7 @@ fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
     Info::from_wire(&maps.state(reservation).ok()?)
 }
 
-/// What the blocks of a list of a program have in common, and those of no other list.
+/// The blocks of one list of a program have this in common, and no others have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct ListKey {
     mark: ListMark,
@@ -314,7 +314,7 @@ impl ListKey {
     }
 }
 
-/// What an event about a block is of its reservation.
+/// The part of its reservation that an event about a block is about.
 enum Part {
     /// All of it.
     Whole,

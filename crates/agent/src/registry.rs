@@ -484,7 +484,7 @@ impl Registry {
             .filter(|item| matches!(item.how, How::Active(_)))
             .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
             .collect();
-        // Whose blocks were which, and those that lose one.
+        // The name that each block had, and the names that lose one.
         let names: HashMap<_, Name> = before.values().flat_map(blocks_of).collect();
         let mut ended: HashSet<Name> = HashSet::new();
         for declared in declared {

@@ -67,7 +67,7 @@ impl Which {
         }
     }
 
-    /// What of it none of the reservations has.
+    /// The part of it that none of the reservations has.
     fn missing(&self, found: &[Found]) -> Option<String> {
         match self {
             Self::Token(token) => found.is_empty().then(|| format!("no reservation has the token {token}")),

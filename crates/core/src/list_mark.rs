@@ -1,13 +1,13 @@
 //! How the blocks of one list are known as one reservation.
 //!
-//! Each block is a reservation in the kernel. What they have in common stands in their labels, which the kernel keeps as
+//! Each block is a reservation in the kernel. Their labels hold what they have in common, and the kernel keeps labels as
 //! they are: the text, at most [`ListMark::TEXT`] bytes of it, then a zero, where readers of labels stop, then the mark.
 
 const LABEL: usize = 24;
 const DIGITS: usize = 6;
 /// Of the id's digits.
 const BASE: u32 = 36;
-/// What counts of the id.
+/// The id counts modulo this number.
 const IDS: u32 = BASE.pow(DIGITS as u32);
 /// The character for one block. Those for more follow it.
 const ONE: u8 = b'0';

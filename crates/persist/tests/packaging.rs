@@ -34,10 +34,12 @@ fn as_installed_nothing_is_set() {
 fn every_default_is_the_one_that_is_shown() {
     let config = parse(&uncommented());
     assert_eq!(config.administrators, Some(Account::Name("portkeep".into())));
+    assert_eq!(config.watchers, Some(Account::Name("portkeep-watch".into())));
     assert_eq!(config.quota.groups.get(&Account::Name("portkeep".into())), Some(&Limit::Unlimited));
     assert_eq!(config.quota.users.len(), 1);
     let mut rest = config.clone();
     rest.administrators = None;
+    rest.watchers = None;
     rest.enforce = None;
     rest.serve = None;
     rest.quota.users.clear();

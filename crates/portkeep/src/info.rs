@@ -262,7 +262,7 @@ impl Info {
         self.token = self.blocks.first().and_then(|block| block.token);
     }
 
-    /// Put the blocks of each list together, since they are one reservation (rule L2). What is of no list stays as it is;
+    /// Put the blocks of each list together, since they are one reservation (rule L2). A reservation that belongs to no list stays as it is;
     /// the order is that of the first blocks.
     pub fn join(found: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut joined: Vec<Self> = Vec::new();

@@ -50,7 +50,7 @@ pub struct Request {
     pub(crate) wait: Duration,
 }
 
-/// What [`Request::ports`] accepts.
+/// The ports that [`Request::ports`] accepts.
 #[derive(Clone, Debug)]
 pub enum WantedPorts {
     /// So many in a row, chosen by the system unless [`Request::at`] says where they start.
@@ -318,7 +318,7 @@ impl Request {
     fn start_all(blocks: &[Self], owner: Socket) -> Result<Pending, AcquireError> {
         let (first, others) = blocks.split_first().expect("a list has a block");
         if !others.is_empty() {
-            // What is reserved is known before anything is claimed, so that others do not see a list come and go.
+            // Check first which blocks are reserved, so that others do not see a list come and go.
             blocks.iter().try_for_each(|block| block.check_reserved(&owner))?;
         }
         // Each of the others has a descriptor of the owner socket until they are one.

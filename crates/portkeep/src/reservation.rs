@@ -187,7 +187,7 @@ impl Reservation {
         let enforcement = if held::holds(token) { Enforcement::Held } else { Enforcement::Kernel };
         let Info { ports, blocks, transports, .. } = query::lookup(token)?.ok_or(QueryError::Ended)?;
         let shown: Option<Vec<Token>> = blocks.iter().map(|block| block.token).collect();
-        // Whoever has the token of one block sees those of the others. One block needs only this one.
+        // A process that has the token of one block can see those of the others. One block needs only this one.
         let tokens = shown.unwrap_or_else(|| vec![token]);
         Ok(Self::from_parts(Parts { tokens, owner, ports, transports, enforcement }))
     }
