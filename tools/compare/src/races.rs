@@ -23,9 +23,9 @@ pub(super) struct Field {
     pub(super) seed: u64,
 }
 
-/// A private ephemeral range of each test process: more than it picks in 30 s, because get-port does not return a port again
-/// before that, and waits for another if there is none. All of them fit into the pool.
-pub(super) const RANGE: u16 = 256;
+/// A private ephemeral range of each test process. Those of all of them must fit into the pool, wherever each begins.
+/// get-port does not return a port again within 30 s, and waits if there is no other.
+pub(super) const RANGE: u16 = 128;
 
 /// With `within_range` each test process runs under `portkeep run --ephemeral`, unchanged.
 pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
