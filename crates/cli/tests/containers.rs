@@ -162,7 +162,7 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
 }
 
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     machine::help();
 }
