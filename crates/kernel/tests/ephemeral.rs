@@ -401,7 +401,7 @@ fn e5_ten_thousand_connections_leave_one_address() {
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     // Root may raise it, and must on machines where it begins low.
-    let maximum = limit.maximum.map(|maximum| maximum.max(1 << 15));
+    let maximum = limit.maximum.map(|maximum| maximum.max(12_000));
     let wanted = rustix::process::Rlimit { current: maximum, maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
     let server = tcp();
