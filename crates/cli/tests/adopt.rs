@@ -4,28 +4,19 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, UdpSocket},
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use portkeep_testkit::{
     kernel_or_skip,
-    machine::{self, Machine},
+    machine::{self, Machine, Running},
 };
 
 /// The sockets of a helper: transports and ports.
 const LISTEN: &str = "PORTKEEP_TEST_LISTEN";
 
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A process that listens, in a cgroup of this name.
-fn listens(machine: &Machine, unit: &str, what: &str) -> Ends {
+fn listens(machine: &Machine, unit: &str, what: &str) -> Running {
     let helper = std::env::current_exe().unwrap();
     let words = [helper.to_str().unwrap(), "--exact", "helper_listens", "--ignored", "--nocapture"];
     let mut child =
@@ -35,7 +26,7 @@ fn listens(machine: &Machine, unit: &str, what: &str) -> Ends {
     let folder = machine.cgroup.path().join(unit);
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
-    Ends(child)
+    Running(child)
 }
 
 #[test]
@@ -104,7 +95,7 @@ fn helper_listens() {
 }
 
 #[test]
-#[ignore = "plays somebody else for the other test"]
+#[ignore = "plays an outsider for the other test"]
 fn helper_binds() {
     machine::help();
 }

@@ -86,7 +86,7 @@ fn choose(range: PortRange, reserved: &PortSet) -> Tally {
 
 /// Started by the tests in the network namespace that it plays in.
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_chooses() {
     let Ok(what) = env::var(CHOOSE) else { return };
     let words: Vec<&str> = what.split(' ').collect();

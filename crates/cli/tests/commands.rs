@@ -25,7 +25,7 @@ macro_rules! machine {
 
 /// Started by the other tests in the place of somebody else.
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     machine::help();
 }

@@ -115,7 +115,7 @@ fn status_shows_who_holds_how_much_of_a_quota() {
 }
 
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     machine::help();
 }

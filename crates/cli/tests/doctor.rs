@@ -5,10 +5,13 @@ use std::{
     io::{BufRead, BufReader},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
-use portkeep_testkit::{eventually, kernel_or_skip, machine::Machine};
+use portkeep_testkit::{
+    eventually, kernel_or_skip,
+    machine::{Machine, Running},
+};
 use serde_json::Value;
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
@@ -46,15 +49,6 @@ fn finds(machine: &Machine, check: &str, severity: &str, words: &[&str]) {
     assert_eq!(of, severity, "{found:?}");
     for word in words {
         assert!(message.contains(word) || help.contains(word), "{word}: {found:?}");
-    }
-}
-
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -162,7 +156,7 @@ fn a_pool_over_ephemeral_ports_in_any_namespace() {
     let inner = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range && echo ready && exec sleep 300";
     let mut other = machine.program(&["unshare", "--net", "sh", "-c", inner]).stdout(Stdio::piped()).spawn().unwrap();
     BufReader::new(other.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-    let other = Ends(other);
+    let other = Running(other);
     let link = fs::read_link(format!("/proc/{}/ns/net", other.0.id())).unwrap().display().to_string();
     let found = findings(&machine, "pool");
     assert!(
@@ -202,7 +196,7 @@ fn node_ports_of_kubernetes_that_are_not_reserved() {
     // A process of that name.
     let kubelet = machine.folder.path().join("kubelet");
     fs::copy("/bin/sleep", &kubelet).unwrap();
-    let _kubelet = Ends(machine.program(&[kubelet.to_str().unwrap(), "300"]).spawn().unwrap());
+    let _kubelet = Running(machine.program(&[kubelet.to_str().unwrap(), "300"]).spawn().unwrap());
     eventually(|| !findings(&machine, "node-ports").is_empty());
     finds(&machine, "node-ports", "warning", &["30000-32767 of its node ports are not reserved", "strict = true"]);
     machine.portkeep(&["persist", "add", "--name", "nodeports", "--both", "30000-32767", "--strict"]).ok();
@@ -217,7 +211,7 @@ fn a_quota_that_is_nearly_used_up() {
     let mut held = machine.as_nobody(&[&machine.for_everybody(PORTKEEP), "acquire", "--count", "900"]);
     let mut held = held.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     BufReader::new(held.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-    let _held = Ends(held);
+    let _held = Running(held);
     finds(&machine, "quotas", "warning", &["user nobody holds 900 of 1024 ports", "portkeep.toml(5)"]);
 }
 

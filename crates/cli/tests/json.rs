@@ -5,12 +5,12 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::TcpListener,
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use portkeep_testkit::{
     eventually, kernel_or_skip,
-    machine::{self, Machine},
+    machine::{self, Machine, Running},
     schema,
 };
 use serde_json::{Value, json};
@@ -49,15 +49,6 @@ fn the_page_describes_every_key() {
     }
 }
 
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// [`Machine::portkeep`] holds each of these against the schema.
 #[test]
 fn every_command_prints_what_the_schema_says() {
@@ -89,7 +80,7 @@ fn every_command_prints_what_the_schema_says() {
     let mut watch = machine.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut events = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
     let connections = format!("/proc/{}/fd", watch.id());
-    let watch = Ends(watch);
+    let watch = Running(watch);
     // It shows what happens after it has connected.
     eventually(|| {
         let open = fs::read_dir(&connections).into_iter().flatten().flatten();
@@ -192,7 +183,7 @@ fn a_failure_prints_a_refusal() {
 }
 
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     machine::help();
 }

@@ -169,7 +169,7 @@ macro_rules! stage {
 }
 
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     machine::help();
 }

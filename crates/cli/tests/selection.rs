@@ -2,14 +2,14 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Stdio},
+    process::Stdio,
     sync::mpsc::{Receiver, channel},
     thread,
 };
 
 use portkeep_testkit::{
     eventually, kernel_or_skip,
-    machine::{self, Machine},
+    machine::{self, Machine, Running},
 };
 use serde_json::Value;
 
@@ -17,15 +17,6 @@ const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 fn machine(name: &str) -> Option<Machine> {
     kernel_or_skip(&format!("selection::{name}")).then(|| Machine::new(PORTKEEP, name))
-}
-
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -61,7 +52,7 @@ fn list_watches() {
     machine.portkeep(&["up"]).ok();
     let mut watch = machine.command(&["list", "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let _watch = Ends(watch);
+    let _watch = Running(watch);
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap()).unwrap();
     assert_eq!(next(), serde_json::json!([]));
     let holding = machine.hold(&["--label", "new"]);
@@ -80,7 +71,7 @@ fn what_is_only_held_is_listed_where_nothing_is_up() {
     let mut held = held.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut out = BufReader::new(held.stdout.take().unwrap());
     out.read_line(&mut String::new()).unwrap();
-    let held = Ends(held);
+    let held = Running(held);
     let json = machine.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((json[0]["name"].as_str(), json[0]["enforcement"].as_str()), (Some("held"), Some("held")));
     assert_eq!(
@@ -117,12 +108,12 @@ fn persistent_reservations_have_their_origin_without_an_agent() {
 }
 
 /// The output of `watch` with these words, as it comes.
-fn watch(machine: &Machine, words: &[&str]) -> (Ends, Receiver<Value>) {
+fn watch(machine: &Machine, words: &[&str]) -> (Running, Receiver<Value>) {
     let mut watch = machine.command(&[&["watch", "--json"], words].concat()).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
     let (send, receive) = channel();
     thread::spawn(move || lines.for_each(|line| drop(send.send(serde_json::from_str(&line).unwrap()))));
-    (Ends(watch), receive)
+    (Running(watch), receive)
 }
 
 /// The first event that it prints, while `happens` is done again and again: it may not listen yet.
@@ -163,7 +154,7 @@ fn watch_filters() {
 }
 
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     machine::help();
 }

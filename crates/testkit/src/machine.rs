@@ -219,9 +219,9 @@ impl Machine {
 
     /// Start the agent by this command, and wait until it runs.
     #[track_caller]
-    pub fn agent(&self, mut command: Command) -> RunningAgent {
+    pub fn agent(&self, mut command: Command) -> Running {
         let log = File::create(self.folder.path().join("agent.log")).unwrap();
-        let agent = RunningAgent(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        let agent = Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
         eventually(|| self.portkeep(&["status", "--json"]).ok().json()["agent"] == true);
         agent
     }
@@ -257,18 +257,18 @@ pub fn one_line() -> Stdio {
     reader.into()
 }
 
-/// The agent of a [`Machine`]. Dropped, it is killed.
+/// A program that a test has started. Dropped, it is killed and waited for.
 #[derive(Debug)]
-pub struct RunningAgent(Child);
+pub struct Running(pub Child);
 
-impl RunningAgent {
+impl Running {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
 }
 
-impl Drop for RunningAgent {
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

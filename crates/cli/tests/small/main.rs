@@ -46,7 +46,7 @@ fn works(machine: &Machine) {
 
 /// Started by the other tests in the place of somebody else.
 #[test]
-#[ignore = "plays somebody else for the other tests"]
+#[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
     portkeep_testkit::machine::help();
 }
