@@ -1,4 +1,4 @@
-//! `who`: whose port is this?
+//! `who`: the holders of a port.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -59,7 +59,7 @@ pub(crate) struct Args {
 
 /// One port of one transport.
 #[derive(Debug, Serialize)]
-struct Whose {
+struct Holders {
     /// The reservation that has it.
     reservation: Option<Info>,
     /// Persistent reservations of the port that are not in force.
@@ -94,29 +94,29 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         blocks.extend(named);
     }
     let look = Look::new(&blocks, here, waiting, elsewhere)?;
-    let whose = look.all(&blocks);
-    let anybody = whose.iter().any(Whose::is_somebodys);
+    let holders = look.all(&blocks);
+    let anybody = holders.iter().any(Holders::is_held);
     if args.json {
-        io.json(&whose)?;
+        io.json(&holders)?;
     } else {
-        look.write(&whose, &blocks, io)?;
+        look.write(&holders, &blocks, io)?;
         if !anybody {
             let names: Vec<String> = args.ports.iter().map(ToString::to_string).collect();
             let are = if blocks.iter().all(|(ports, _)| ports.count() == 1) && names.len() == 1 { "is" } else { "are" };
             writeln!(io.out, "{} {are} free", names.join(", "))?;
-            if let ([first, ..], [(ports, _)]) = (&whose[..], &blocks[..])
+            if let ([first, ..], [(ports, _)]) = (&holders[..], &blocks[..])
                 && ports.count() == 1
             {
                 look.write_facts(first, &mut io.out)?;
             }
         }
         for waiting in &look.waiting.infos {
-            if whose.iter().any(|each| waiting.has(each.sockets.transport, each.sockets.port)) {
+            if holders.iter().any(|each| waiting.has(each.sockets.transport, each.sockets.port)) {
                 writeln!(io.out, "{}", waiting::sentence(waiting))?;
             }
         }
     }
-    let unseen = whose.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
+    let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
         io.note("only root can see other users' processes and NAT rules");
     }
@@ -192,14 +192,14 @@ impl Look {
     }
 
     /// In the order of the ports. Of a range the free ports are left out.
-    fn all(&self, blocks: &[(PortRange, Transports)]) -> Vec<Whose> {
+    fn all(&self, blocks: &[(PortRange, Transports)]) -> Vec<Holders> {
         let mut found = BTreeMap::new();
         for (ports, transports) in blocks {
             for port in ports.iter() {
                 for transport in transports.iter() {
-                    let whose = self.one(transport, port, ports.count() == 1);
-                    if ports.count() == 1 || whose.is_somebodys() || !whose.waiting.is_empty() {
-                        found.insert((port, transport), whose);
+                    let holders = self.one(transport, port, ports.count() == 1);
+                    if ports.count() == 1 || holders.is_held() || !holders.waiting.is_empty() {
+                        found.insert((port, transport), holders);
                     }
                 }
             }
@@ -207,7 +207,7 @@ impl Look {
         found.into_values().collect()
     }
 
-    fn one(&self, transport: Transport, port: u16, singly: bool) -> Whose {
+    fn one(&self, transport: Transport, port: u16, singly: bool) -> Holders {
         let mut sockets = self.usage.port(transport, port);
         let waiting = self.waiting.of(transport, port);
         let reservation = self.here.of(transport, port).into_iter().next();
@@ -219,7 +219,7 @@ impl Look {
                 sockets.bound_by.push(usage::unlisted(transport, port));
             }
         }
-        Whose {
+        Holders {
             reservation,
             waiting,
             elsewhere: self.elsewhere.of(transport, port),
@@ -230,10 +230,10 @@ impl Look {
     }
 
     /// Each port that somebody has. A reservation is described once, at its first port.
-    fn write(&self, whose: &[Whose], blocks: &[(PortRange, Transports)], io: &mut Io<'_>) -> anyhow::Result<()> {
+    fn write(&self, holders: &[Holders], blocks: &[(PortRange, Transports)], io: &mut Io<'_>) -> anyhow::Result<()> {
         let mut before: Option<&Info> = None;
         let mut shown = 0;
-        for each in whose.iter().filter(|whose| whose.is_somebodys()) {
+        for each in holders.iter().filter(|holders| holders.is_held()) {
             shown += 1;
             let out = &mut io.out;
             match &each.reservation {
@@ -260,7 +260,7 @@ impl Look {
     }
 
     /// Other facts about the port, a line for each.
-    fn write_facts(&self, each: &Whose, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn write_facts(&self, each: &Holders, out: &mut dyn Write) -> anyhow::Result<()> {
         let mut note = |text: String| writeln!(out, "  {:<9} {text}", "note");
         if let Some(pool) = self.pool.filter(|_| each.pool) {
             note(format!("it is in the pool ({pool}), which requests without a port are served from"))?;
@@ -330,12 +330,12 @@ fn describe(name: &str, info: &Info, out: &mut dyn Write) -> anyhow::Result<()> 
     Ok(())
 }
 
-impl Whose {
+impl Holders {
     fn name(&self) -> String {
         format!("{}/{}", self.sockets.port, self.sockets.transport)
     }
 
-    fn is_somebodys(&self) -> bool {
+    fn is_held(&self) -> bool {
         self.reservation.is_some() || !self.sockets.is_free()
     }
 

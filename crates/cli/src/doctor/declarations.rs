@@ -3,12 +3,12 @@
 use portkeep::{BoundSocket, Info, State, persistent::Audience};
 use portkeep_observe::{Usage, usage};
 
-use super::{Finding, Findings, Patient, Severity};
+use super::{Examined, Finding, Findings, Severity};
 use crate::{asked, check, units, waiting};
 
 /// The same as `portkeep check`.
-pub(super) fn files(patient: &Patient<'_>) -> Findings {
-    let (errors, warnings) = check::of_machine(patient.sources).map_err(|error| format!("{error:#}"))?;
+pub(super) fn files(examined: &Examined<'_>) -> Findings {
+    let (errors, warnings) = check::of_machine(examined.sources).map_err(|error| format!("{error:#}"))?;
     let all = [(Severity::Error, errors), (Severity::Warning, warnings)];
     Ok(all
         .into_iter()
@@ -21,16 +21,16 @@ pub(super) fn files(patient: &Patient<'_>) -> Findings {
 }
 
 /// Declarations that are not in force, and those whose server cannot have its port yet.
-pub(super) fn in_force(patient: &Patient<'_>) -> Findings {
-    let active = patient.declared.iter().filter(|info| info.state == State::Active);
+pub(super) fn in_force(examined: &Examined<'_>) -> Findings {
+    let active = examined.declared.iter().filter(|info| info.state == State::Active);
     let blocks = active.flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports)));
     let usage = Usage::of(&blocks.collect::<Vec<_>>()).map_err(|error| error.to_string())?;
     let mut found = Vec::new();
-    for info in &patient.declared {
+    for info in &examined.declared {
         match info.state {
             State::Active => found.extend(leftovers(info, &usage)),
             // The check of the agent reports it.
-            _ if patient.status.agent != Some(true) => {}
+            _ if examined.status.agent != Some(true) => {}
             State::Conflict => found.push(
                 Finding::new(Severity::Error, waiting::sentence(info))
                     .help("change one of the two declarations; `portkeep persist list` shows where they are"),
@@ -69,10 +69,10 @@ fn leftovers(info: &Info, usage: &Usage) -> Vec<Finding> {
 }
 
 /// A reservation for a service whose port systemd binds itself.
-pub(super) fn socket_units(patient: &Patient<'_>) -> Findings {
+pub(super) fn socket_units(examined: &Examined<'_>) -> Findings {
     let mut found = Vec::new();
-    let units = units::enabled_sockets(patient.root());
-    for info in &patient.declared {
+    let units = units::enabled_sockets(examined.root());
+    for info in &examined.declared {
         let Some(Audience::Unit(unit)) = &info.audience else { continue };
         for (socket, transport, port) in &units {
             if info.has(*transport, *port) {

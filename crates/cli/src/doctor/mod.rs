@@ -72,7 +72,7 @@ impl Finding {
 type Findings = Result<Vec<Finding>, String>;
 
 /// All that the checks look at, gathered once.
-struct Patient<'a> {
+struct Examined<'a> {
     sources: &'a Sources,
     status: status::Status,
     /// The reservations that can be seen, of all namespaces.
@@ -82,7 +82,7 @@ struct Patient<'a> {
     facts: Facts,
 }
 
-impl Patient<'_> {
+impl Examined<'_> {
     fn root(&self) -> &Path {
         self.sources.root()
     }
@@ -96,7 +96,7 @@ impl Patient<'_> {
 }
 
 /// A check.
-type Check = fn(&Patient<'_>) -> Findings;
+type Check = fn(&Examined<'_>) -> Findings;
 
 /// In the order of the report.
 const CHECKS: [(&str, Check); 12] = [
@@ -125,7 +125,7 @@ struct Checked {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let reserved = list::seen(&args.pins).unwrap_or_default();
-    let patient = Patient {
+    let examined = Examined {
         status: status::of(&args.pins, io)?,
         declared: view::all(&args.sources, &reserved),
         reserved,
@@ -134,7 +134,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     let checked: Vec<Checked> = CHECKS
         .into_iter()
-        .map(|(check, look)| match look(&patient) {
+        .map(|(check, look)| match look(&examined) {
             Ok(findings) => Checked { check, findings, skipped: None },
             Err(why) => Checked { check, findings: Vec::new(), skipped: Some(why) },
         })

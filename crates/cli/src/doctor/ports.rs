@@ -4,17 +4,18 @@ use portkeep::{PortRange, Transport};
 use portkeep_core::PortSet;
 use portkeep_observe::{namespaces, process, sysctl};
 
-use super::{Finding, Findings, Patient, Severity};
+use super::{Examined, Finding, Findings, Severity};
 use crate::{agent::Overlap, asked, status::QuotaUse};
 
 /// The pool beside the ephemeral ports of every network namespace (N3).
-pub(super) fn pool(patient: &Patient<'_>) -> Findings {
-    let pool = patient.status.pool;
+pub(super) fn pool(examined: &Examined<'_>) -> Findings {
+    let pool = examined.status.pool;
     if pool.is_none() {
         return Ok(Vec::new());
     }
     let own = portkeep_kernel::netns::current_cookie().unwrap_or_default();
-    let mut found: Vec<Finding> = patient.status.overlap().map(|overlap| of_overlap(overlap, "")).into_iter().collect();
+    let mut found: Vec<Finding> =
+        examined.status.overlap().map(|overlap| of_overlap(overlap, "")).into_iter().collect();
     for namespace in namespaces::visible().flatten().filter(|namespace| namespace.cookie != own) {
         let name = namespace.name();
         if let Ok(Some(overlap)) = namespace.within(|| Overlap::of(pool)) {
@@ -31,12 +32,12 @@ fn of_overlap(overlap: &Overlap, place: &str) -> Finding {
 }
 
 /// NAT rules over reserved ports: then another program answers than the one that has the reservation.
-pub(super) fn nat(patient: &Patient<'_>) -> Findings {
-    let Some(redirects) = &patient.facts.redirects else {
+pub(super) fn nat(examined: &Examined<'_>) -> Findings {
+    let Some(redirects) = &examined.facts.redirects else {
         return Err("nft and iptables-save show nothing: they require root, or are not installed".into());
     };
     let mut found = Vec::new();
-    for info in patient.all() {
+    for info in examined.all() {
         for rule in redirects {
             let hit = asked::blocks_of(info).find_map(|block| block.common(rule.ports));
             let concerned = info.transports.iter().any(|each| rule.transport.is_none_or(|of| of == each));
@@ -57,11 +58,11 @@ pub(super) fn nat(patient: &Patient<'_>) -> Findings {
 const KUBERNETES: [&str; 5] = ["kubelet", "kube-proxy", "k3s", "k3s-server", "microk8s"];
 
 /// The range of Kubernetes' NodePort services, unless the cluster has another.
-pub(super) fn node_ports(patient: &Patient<'_>) -> Findings {
+pub(super) fn node_ports(examined: &Examined<'_>) -> Findings {
     let running = process::all().find(|(_, comm)| KUBERNETES.contains(&comm.as_str()));
     let Some((pid, comm)) = running else { return Ok(Vec::new()) };
     let range = PortRange::inclusive(30_000, 32_767).map_err(|error| error.to_string())?;
-    let tcp = patient.all().filter(|info| info.transports.contains(Transport::Tcp));
+    let tcp = examined.all().filter(|info| info.transports.contains(Transport::Tcp));
     let reserved: PortSet = tcp.flat_map(asked::blocks_of).collect();
     let open = PortSet::from(range).minus(&reserved);
     if open.is_empty() {
@@ -70,7 +71,7 @@ pub(super) fn node_ports(patient: &Patient<'_>) -> Findings {
     let mut message = format!("{comm} (pid {pid}) runs here, and {open} of its node ports are not reserved");
     let drawn = sysctl::local_port_range().ok().flatten().and_then(|ephemeral| ephemeral.common(range));
     let drawn =
-        drawn.map(|drawn| PortSet::from(drawn).minus(&patient.facts.excluded)).filter(|drawn| !drawn.is_empty());
+        drawn.map(|drawn| PortSet::from(drawn).minus(&examined.facts.excluded)).filter(|drawn| !drawn.is_empty());
     if let Some(drawn) = &drawn {
         message += &format!("; outgoing connections may use {drawn}");
     }
@@ -81,9 +82,9 @@ pub(super) fn node_ports(patient: &Patient<'_>) -> Findings {
 /// From this share of a quota on, in percent.
 const NEARLY: u64 = 80;
 
-pub(super) fn quotas(patient: &Patient<'_>) -> Findings {
-    let Some(quotas) = &patient.status.quotas else {
-        return if patient.status.up == Some(false) { Ok(Vec::new()) } else { Err("it requires root".into()) };
+pub(super) fn quotas(examined: &Examined<'_>) -> Findings {
+    let Some(quotas) = &examined.status.quotas else {
+        return if examined.status.up == Some(false) { Ok(Vec::new()) } else { Err("it requires root".into()) };
     };
     let nearly =
         |quota: &&QuotaUse| quota.limit.is_some_and(|limit| u64::from(quota.used) * 100 >= u64::from(limit) * NEARLY);

@@ -8,12 +8,12 @@ use portkeep_kernel::{Obstacle, cgroup, hooks};
 use portkeep_observe::sockets::Listing;
 use rustix::{net::sockopt::socket_peercred, system::uname};
 
-use super::{Finding, Findings, Patient, Severity};
+use super::{Examined, Finding, Findings, Severity};
 
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (6, 1);
 
-pub(super) fn kernel(_: &Patient<'_>) -> Findings {
+pub(super) fn kernel(_: &Examined<'_>) -> Findings {
     let release = uname().release().to_string_lossy().into_owned();
     Ok(of_kernel(&release, Path::new("/sys/kernel/btf/vmlinux")))
 }
@@ -43,14 +43,14 @@ fn of_kernel(release: &str, btf: &Path) -> Vec<Finding> {
     found
 }
 
-pub(super) fn cgroups(_: &Patient<'_>) -> Findings {
+pub(super) fn cgroups(_: &Examined<'_>) -> Findings {
     let missing = Finding::new(Severity::Error, "no cgroup v2 hierarchy is mounted: nothing can be enforced")
         .help("boot with systemd.unified_cgroup_hierarchy=1, or mount one: `mount -t cgroup2 none /sys/fs/cgroup`");
     Ok(if cgroup::root().is_some() { Vec::new() } else { vec![missing] })
 }
 
-pub(super) fn enforcement(patient: &Patient<'_>) -> Findings {
-    let status = &patient.status;
+pub(super) fn enforcement(examined: &Examined<'_>) -> Findings {
+    let status = &examined.status;
     let mut found = Vec::new();
     match (status.up, &status.not_seen) {
         (None, Some(why)) => return Err(why.clone()),
@@ -74,10 +74,10 @@ pub(super) fn enforcement(patient: &Patient<'_>) -> Findings {
     Ok(found)
 }
 
-pub(super) fn agent(patient: &Patient<'_>) -> Findings {
+pub(super) fn agent(examined: &Examined<'_>) -> Findings {
     let mut found = Vec::new();
-    let declared = patient.declared.len();
-    match (patient.status.agent, patient.status.agent_answers) {
+    let declared = examined.declared.len();
+    match (examined.status.agent, examined.status.agent_answers) {
         (Some(true), Some(false)) => found.push(
             Finding::new(Severity::Error, "the agent does not answer: it hangs or was stopped")
                 .help("restart it: `systemctl restart portkeep`"),
@@ -85,7 +85,7 @@ pub(super) fn agent(patient: &Patient<'_>) -> Findings {
         (Some(true), _) => {}
         (Some(false), _) if declared > 0 => {
             let message = format!("no agent runs, and {declared} persistent reservations are declared");
-            let severity = match patient.declared.iter().all(|info| info.state == State::Active) {
+            let severity = match examined.declared.iter().all(|info| info.state == State::Active) {
                 true => Severity::Warning,
                 false => Severity::Error,
             };
@@ -115,9 +115,9 @@ fn agents_program() -> Option<(i32, String)> {
 }
 
 /// Other BPF programs that decide about the same binds and connects.
-pub(super) fn hooks(patient: &Patient<'_>) -> Findings {
-    let Some(path) = &patient.status.enforced_in else {
-        return match patient.status.up {
+pub(super) fn hooks(examined: &Examined<'_>) -> Findings {
+    let Some(path) = &examined.status.enforced_in else {
+        return match examined.status.up {
             Some(false) => Ok(Vec::new()),
             _ => Err("it requires root".into()),
         };
