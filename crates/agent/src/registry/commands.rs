@@ -1,4 +1,4 @@
-//! What administrators' commands do: create, delete, change.
+//! Commands of administrators: create, delete, change.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

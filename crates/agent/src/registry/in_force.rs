@@ -163,7 +163,7 @@ impl Registry {
         Ok(begun)
     }
 
-    /// What keeps each of the claims from coming into force.
+    /// The obstacle that keeps each of the claims from coming into force, if there is one.
     fn obstacles(
         &self,
         tools: &Tools<'_>,
