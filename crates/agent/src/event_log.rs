@@ -20,6 +20,7 @@ use portkeep_persist::Declared;
 use portkeep_observe::{
     accounts::UserNames,
     process::{self, in_first_pid_namespace},
+    subordinate::Owners,
 };
 
 use super::{
@@ -28,7 +29,6 @@ use super::{
     examine::Refusal,
     peer::Peer,
     registry::Registry,
-    subordinate::Owners,
 };
 
 /// How long the end of a request that was refused may take to be reported.
