@@ -19,8 +19,8 @@ use serde::Serialize;
 use crate::{DONE, FAILED, Io, NOTHING, persist, pins::Pins, reservations, sources::Sources, survey};
 
 const AFTER_HELP: &str = "\
-The words are netsh's: tags and values, or the values alone in their order, shortened as long as they are unambiguous. \
-store=persistent, the default of add and delete, is for good; store=active is until the next reboot. show lists the ports \
+The syntax is netsh's: tags and values, or the values alone in their order. Words can be shortened as long as they are unambiguous. \
+store=persistent, the default of add and delete, is permanent; store=active is until the next reboot. show lists the ports \
 reserved now, or with store=persistent those declared to stay.
 
 Persistent reservations have an asterisk: an administrator added them. The others belong to running programs; `portkeep \
@@ -35,7 +35,7 @@ Examples:
   portkeep excludedportrange del tcp 40000 11
   portkeep netsh int ipv4 show ex tcp          pasted lines work as well";
 
-/// Exclude ports in the words of Windows' netsh
+/// Exclude ports with the syntax of Windows' netsh
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, arg_required_else_help = true, infer_subcommands = true)]
 pub(crate) struct Args {

@@ -66,13 +66,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     audience: For,
 
-    /// Only sockets that are associated with it may bind its ports, not whoever names the number
+    /// Only associated sockets may bind its ports; binding the number is not enough
     #[arg(long)]
     strict: bool,
     /// A private ephemeral range: binds to port 0 draw from it
     #[arg(long)]
     ephemeral: bool,
-    /// Sockets of those it is for may be on the ports already
+    /// Sockets of its audience may have the ports already
     #[arg(long)]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Change reservations of the same names
     #[arg(long)]
     replace: bool,
-    /// Sockets of those they are for may be on the ports already
+    /// Sockets of their audiences may have the ports already
     #[arg(long = "around")]
     beside_services: bool,
     /// Show what would be done

@@ -82,10 +82,10 @@ pub struct Proposal {
     /// By association only.
     #[serde(default)]
     pub strict: bool,
-    /// Binds to port 0 of those it is for draw from it (E6).
+    /// Binds to port 0 of its audience draw from it (E6).
     #[serde(default)]
     pub ephemeral: bool,
-    /// Sockets of those it is for may be there already.
+    /// Sockets of its audience may be there already.
     #[serde(default)]
     pub around: bool,
     /// It may leave few ephemeral ports (N5).
@@ -174,7 +174,7 @@ pub struct Change {
     pub strict: Option<bool>,
     /// A private ephemeral range.
     pub ephemeral: Option<bool>,
-    /// Sockets of those it is for may be on the new ports already.
+    /// Sockets of its audience may be on the new ports already.
     pub around: Option<bool>,
     /// It may leave few ephemeral ports (N5).
     pub force: Option<bool>,
