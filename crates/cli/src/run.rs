@@ -121,7 +121,7 @@ enum RunScope {
 }
 
 // The fields are given up in this order: the ports first, the BPF programs last.
-struct Stage {
+struct Prepared {
     claim: Option<Claim>,
     range: Option<Claim>,
     group: Option<Group>,
@@ -142,10 +142,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut forwarder = Forwarder::new().context("catching signals")?;
     let user = args.user.as_ref().map(User::of).transpose()?;
     user.as_ref().map(User::check).transpose()?;
-    let mut stage = set_up(&args, user.as_ref(), &mut forwarder, io)?;
+    let mut prepared = set_up(&args, user.as_ref(), &mut forwarder, io)?;
 
-    let lent = stage.lent.as_ref();
-    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
+    let lent = prepared.lent.as_ref();
+    let ports = prepared.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
     let ports = ports.as_ref();
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
@@ -156,24 +156,25 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if let Some(ports) = ports {
         command.envs(environment(ports, args.ask.label.as_deref().or(args.reservation.as_ref().map(Name::as_str))));
     }
-    command.env("PORTKEEP_ENFORCEMENT", stage.level.enforcement().name());
-    if let Some(range) = &stage.range {
+    command.env("PORTKEEP_ENFORCEMENT", prepared.level.enforcement().name());
+    if let Some(range) = &prepared.range {
         command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
     }
-    let claimed = stage.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
-    let lent = || stage.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
+    let claimed = prepared.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
+    let lent = || prepared.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
     if let Some(tokens) = claimed.or_else(lent) {
         let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
         command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
     }
 
-    if let Some(claim) = &stage.claim {
+    if let Some(claim) = &prepared.claim {
         claim.make_way()?;
     }
-    stage.keep()?;
-    let all: Vec<String> = stage.claims().map(|claim| claim.ports.to_string()).collect();
-    let watches: Vec<Watch> = stage.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
-    let group = stage.group.as_mut().map(|group| &mut group.cgroup);
+    prepared.keep()?;
+    let all: Vec<String> = prepared.claims().map(|claim| claim.ports.to_string()).collect();
+    let watches: Vec<Watch> =
+        prepared.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
+    let group = prepared.group.as_mut().map(|group| &mut group.cgroup);
     // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
     let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
     drop(watches);
@@ -181,7 +182,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(status) => exit_code(status.code(), status.signal()),
         Err(error) => not_started(program, &error, io),
     };
-    let left = stage.finish()?;
+    let left = prepared.finish()?;
     if !left.is_empty() && !args.quiet {
         let names: Vec<String> = left.iter().map(Process::to_string).collect();
         let (names, all) = (names.join(", "), all.join(" and "));
@@ -196,7 +197,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-impl Stage {
+impl Prepared {
     fn claims(&self) -> impl Iterator<Item = &Claim> {
         self.claim.iter().chain(&self.range)
     }
@@ -239,7 +240,7 @@ impl Stage {
     }
 }
 
-fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Prepared> {
     let lent = match &args.reservation {
         Some(name) => Some(lent::find(name, &args.place.pins, &Sources::of(&args.config), io)?),
         None => None,
@@ -251,7 +252,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
     if lent.is_some() && args.ephemeral.is_none() {
         anyhow::ensure!(served_here()?.is_some(), "kernel enforcement does not serve the cgroup this runs in");
         let level = Level::Kernel(Served::default());
-        return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
+        return Ok(Prepared { claim: None, range: None, group: None, level, lent, main });
     }
     let mut warning = |text: std::fmt::Arguments<'_>| {
         if !args.quiet && once::is_first_of_job() {
@@ -269,7 +270,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
                         can be lost to another program before it is bound";
         if !fixed {
             warning(format_args!("{no_range} ({reason})"));
-            return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
+            return Ok(Prepared { claim: None, range: None, group: None, level, lent, main });
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
         let udp = match transports {
@@ -282,7 +283,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
              ({reason})",
             only_held(&claim.ports)
         ));
-        return Ok(Stage { claim: Some(claim), range: None, group: None, level, lent, main });
+        return Ok(Prepared { claim: Some(claim), range: None, group: None, level, lent, main });
     }
 
     let subgroup = match args.scope {
@@ -319,7 +320,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
         None => None,
     };
     let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
-    Ok(Stage { claim, range, group, level, lent, main })
+    Ok(Prepared { claim, range, group, level, lent, main })
 }
 
 /// The label of a reservation that was given none: the owner process is always a portkeep.

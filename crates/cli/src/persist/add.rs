@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use anyhow::Context;
 use portkeep::{
     Align, Transports,
-    persistent::{Block, Declaration, Kept, Name, Proposal},
+    persistent::{Block, Declaration, Lifetime, Name, Proposal},
 };
 
 use super::{
@@ -134,7 +134,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(proposal) => proposal,
         Err(wrong) => return Ok(io.usage(wrong)),
     };
-    let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
+    let kept = if args.until_reboot { Lifetime::UntilReboot } else { Lifetime::UntilDeleted };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
     warn_if_missing(&created, io);
     if args.audience.audience().is_none() && !args.strict {

@@ -39,15 +39,16 @@ pub fn socket_path() -> PathBuf {
     socket_in(&std::env::var_os(RUNTIME_DIR).map_or_else(|| DEFAULT_RUNTIME_DIR.into(), PathBuf::from))
 }
 
-/// Until when a reservation that a command created is kept.
+/// How long a reservation that a command created stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kept {
+pub enum Lifetime {
     /// Until it is deleted.
     #[default]
-    Persistent,
+    #[serde(rename = "persistent")]
+    UntilDeleted,
     /// Until it is deleted or the machine reboots: `store=active`.
-    Active,
+    #[serde(rename = "active")]
+    UntilReboot,
 }
 
 /// Which ports.
@@ -244,7 +245,7 @@ pub enum Request {
         proposal: Proposal,
         /// For how long.
         #[serde(default)]
-        kept: Kept,
+        kept: Lifetime,
     },
     /// Delete one that a command created.
     Delete(Which),
