@@ -17,7 +17,7 @@ use fastrand::Rng;
 use portkeep_core::{PortRange, Transports};
 use redb::StorageBackend;
 
-use super::{Disk, Engine, StoreError, Stored};
+use super::{Engine, StoreError, Stored, disk::Disk};
 use crate::{Audience, Declaration, Name};
 
 /// The fault of the disk.

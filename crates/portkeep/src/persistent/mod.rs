@@ -27,7 +27,9 @@
 //! Names, the choice of whom a reservation is for, both transports at once and any block are additions.
 
 mod client;
+mod counters;
 mod error;
+mod event;
 pub mod protocol;
 
 use portkeep_core::{PortRange, Token, Transport, wire};
