@@ -45,11 +45,11 @@ Examples:
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
 and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of a list that of the first block, and \
-PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT is `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced. {{PORT}} becomes a literal {PORT}, and with \
 --no-substitute nothing is replaced.
 
-With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --ports or --align then. In a command inside another one, the inner range counts.
+With --ephemeral the command gets a private ephemeral range. Each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names). Outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the other variables are then set only with --count, --ports or --align. If a command with such a range starts another `run` with one, the inner range is used.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
@@ -64,11 +64,11 @@ With --main the reservation ends with the command itself. Processes that it leav
 that user. With --reservation the command runs on the ports of a persistent reservation, which stays as it is: the \
 command is not admitted, so it must run as the user, or in the group, unit or cgroup, that the reservation is for.
 
-Warnings about limits of the enforcement come once for each job (process group), however many `run` it starts; with --quiet not \
-at all.
+Warnings about limits of the enforcement are printed once for each job (process group), even if it starts many `run`. With --quiet \
+they are not printed.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command. With --wait the command starts when the \
-ports can be had; a signal or the end of the time ends that wait.
+ports are reserved; a signal or the end of the time ends that wait.
 
 Exit status:
   that of the command; 128+N if signal N ended it
@@ -80,7 +80,7 @@ Exit status:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// N ports that binds to port 0 draw from
+    /// A private range of N ports for binds to port 0
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ephemeral: Option<u16>,
     /// Processes that count as the command
@@ -92,13 +92,13 @@ pub(crate) struct Args {
     /// Run it on the ports of this persistent reservation
     #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "ports", "align", "label", "wait"])]
     reservation: Option<Name>,
-    /// End the reservation with the command itself, whatever it leaves running
+    /// End the reservation with the command, not with its last process
     #[arg(long)]
     main: bool,
-    /// Replace no {PORT} in the arguments
+    /// Do not replace {PORT} in the arguments
     #[arg(long)]
     no_substitute: bool,
-    /// Say nothing about limits of the enforcement
+    /// Do not warn about limits of the enforcement
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
@@ -121,7 +121,7 @@ enum RunScope {
 }
 
 // The fields are given up in this order: the ports first, the BPF programs last.
-struct Stage {
+struct Prepared {
     claim: Option<Claim>,
     range: Option<Claim>,
     group: Option<Group>,
@@ -142,10 +142,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut forwarder = Forwarder::new().context("catching signals")?;
     let user = args.user.as_ref().map(User::of).transpose()?;
     user.as_ref().map(User::check).transpose()?;
-    let mut stage = set_up(&args, user.as_ref(), &mut forwarder, io)?;
+    let mut prepared = set_up(&args, user.as_ref(), &mut forwarder, io)?;
 
-    let lent = stage.lent.as_ref();
-    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
+    let lent = prepared.lent.as_ref();
+    let ports = prepared.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
     let ports = ports.as_ref();
     let mut words = args.command.iter();
     let program = words.next().context("no command")?;
@@ -156,24 +156,25 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if let Some(ports) = ports {
         command.envs(environment(ports, args.ask.label.as_deref().or(args.reservation.as_ref().map(Name::as_str))));
     }
-    command.env("PORTKEEP_ENFORCEMENT", stage.level.enforcement().name());
-    if let Some(range) = &stage.range {
+    command.env("PORTKEEP_ENFORCEMENT", prepared.level.enforcement().name());
+    if let Some(range) = &prepared.range {
         command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
     }
-    let claimed = stage.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
-    let lent = || stage.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
+    let claimed = prepared.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
+    let lent = || prepared.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
     if let Some(tokens) = claimed.or_else(lent) {
         let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
         command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
     }
 
-    if let Some(claim) = &stage.claim {
+    if let Some(claim) = &prepared.claim {
         claim.make_way()?;
     }
-    stage.keep()?;
-    let all: Vec<String> = stage.claims().map(|claim| claim.ports.to_string()).collect();
-    let watches: Vec<Watch> = stage.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
-    let group = stage.group.as_mut().map(|group| &mut group.cgroup);
+    prepared.keep()?;
+    let all: Vec<String> = prepared.claims().map(|claim| claim.ports.to_string()).collect();
+    let watches: Vec<Watch> =
+        prepared.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
+    let group = prepared.group.as_mut().map(|group| &mut group.cgroup);
     // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
     let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
     drop(watches);
@@ -181,7 +182,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(status) => exit_code(status.code(), status.signal()),
         Err(error) => not_started(program, &error, io),
     };
-    let left = stage.finish()?;
+    let left = prepared.finish()?;
     if !left.is_empty() && !args.quiet {
         let names: Vec<String> = left.iter().map(Process::to_string).collect();
         let (names, all) = (names.join(", "), all.join(" and "));
@@ -196,7 +197,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-impl Stage {
+impl Prepared {
     fn claims(&self) -> impl Iterator<Item = &Claim> {
         self.claim.iter().chain(&self.range)
     }
@@ -239,7 +240,7 @@ impl Stage {
     }
 }
 
-fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
+fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Prepared> {
     let lent = match &args.reservation {
         Some(name) => Some(lent::find(name, &args.place.pins, &Sources::of(&args.config), io)?),
         None => None,
@@ -251,7 +252,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
     if lent.is_some() && args.ephemeral.is_none() {
         anyhow::ensure!(served_here()?.is_some(), "kernel enforcement does not serve the cgroup this runs in");
         let level = Level::Kernel(Served::default());
-        return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
+        return Ok(Prepared { claim: None, range: None, group: None, level, lent, main });
     }
     let mut warning = |text: std::fmt::Arguments<'_>| {
         if !args.quiet && once::is_first_of_job() {
@@ -269,7 +270,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
                         can be lost to another program before it is bound";
         if !fixed {
             warning(format_args!("{no_range} ({reason})"));
-            return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
+            return Ok(Prepared { claim: None, range: None, group: None, level, lent, main });
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
         let udp = match transports {
@@ -282,7 +283,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
              ({reason})",
             only_held(&claim.ports)
         ));
-        return Ok(Stage { claim: Some(claim), range: None, group: None, level, lent, main });
+        return Ok(Prepared { claim: Some(claim), range: None, group: None, level, lent, main });
     }
 
     let subgroup = match args.scope {
@@ -319,7 +320,7 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
         None => None,
     };
     let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
-    Ok(Stage { claim, range, group, level, lent, main })
+    Ok(Prepared { claim, range, group, level, lent, main })
 }
 
 /// The label of a reservation that was given none: the owner process is always a portkeep.
