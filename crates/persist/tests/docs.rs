@@ -77,8 +77,8 @@ fn the_table_has_the_keys() {
         let first = row.split('|').nth(1).unwrap();
         shown.extend(first.split('`').skip(1).step_by(2).map(|key| key.split(' ').next().unwrap().to_owned()));
     }
-    let shown = import(Path::new("f"), "[[reservation]]\nzzzzzzzz = 1\n", &services()).unwrap_err();
-    let help = shown.iter().find_map(|one| one.help.as_deref()?.strip_prefix("the keys here are ")).unwrap();
+    let wrong = import(Path::new("f"), "[[reservation]]\nzzzzzzzz = 1\n", &services()).unwrap_err();
+    let help = wrong.iter().find_map(|one| one.help.as_deref()?.strip_prefix("the keys here are ")).unwrap();
     let mut known: Vec<&str> = help.split(", ").collect();
     known.sort_unstable();
     shown.sort_unstable();

@@ -5,7 +5,7 @@ const LONGEST: usize = 20;
 
 /// Why a text is not such a request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub(crate) enum Malformed {
     #[error("a request is not the number of a process")]
     NotANumber,
     #[error("a request names process {0}, which cannot have a port")]
@@ -13,7 +13,7 @@ pub enum Malformed {
 }
 
 /// The process that a request names; never 0 or negative.
-pub fn process_of(request: &[u8]) -> Result<i32, Malformed> {
+pub(crate) fn process_of(request: &[u8]) -> Result<i32, Malformed> {
     let text = std::str::from_utf8(request).ok().filter(|text| text.len() <= LONGEST);
     let number = text.and_then(|text| text.trim().parse::<i64>().ok()).ok_or(Malformed::NotANumber)?;
     i32::try_from(number).ok().filter(|pid| *pid > 0).ok_or(Malformed::NoProcess(number))

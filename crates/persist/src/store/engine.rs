@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io};
 
-use redb::Database;
+use redb::{Database, StorageBackend};
 
 use super::{
     disk::Disk,
