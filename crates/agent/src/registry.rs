@@ -286,7 +286,8 @@ impl Desk<'_> {
         }
     }
 
-    /// Put the new block in force, then end the former one. `keep` is called in between.
+    /// Put the new blocks in force, then end those that are no longer wanted. Blocks that remain are changed in place. `keep` is
+    /// called in between.
     fn relocate(
         &mut self,
         former: &[Claim],
@@ -294,33 +295,67 @@ impl Desk<'_> {
         declaration: &Declaration,
         audience: &Audience<u32>,
         keep: impl FnOnce() -> Result<(), Refused>,
-    ) -> Result<How, Refused> {
+    ) -> Result<Vec<Claim>, Refused> {
+        let same_transports = was.transports == declaration.transports;
+        let remains = |block: &PortRange| same_transports && declaration.ports.blocks().contains(block);
+        let (kept, gone): (Vec<Claim>, Vec<Claim>) = former.iter().partition(|(.., block)| remains(block));
+        let is_new = |block: &&PortRange| !kept.iter().any(|(.., kept)| kept == *block);
+        let new: Vec<PortRange> = declaration.ports.blocks().iter().filter(is_new).copied().collect();
         // The kernel has each port once, and a port in use is not to be had again.
-        if declaration.overlaps(was) {
-            let (ports, transports) = key_of(declaration);
+        let overlap = |block: &&PortRange| gone.iter().any(|(.., gone)| gone.overlaps(**block));
+        if was.transports.bits() & declaration.transports.bits() != 0
+            && let Some(block) = new.iter().find(overlap)
+        {
+            let (_, transports) = key_of(declaration);
             let message = format!(
-                "{ports}/{transports} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: reserve \
-                 the other ports under another name, or delete it and add it again",
+                "{block}/{transports} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: only \
+                 whole blocks can stay. Reserve the other ports under another name, or delete it and add it again",
                 was.ports, was.transports, was.name
             );
             return Err(refused(Reason::InUse, message));
         }
         // One audience has one range: the new block becomes it when the former one no longer is.
         let both_ranges = was.ephemeral && declaration.ephemeral;
-        let mut wanted = wanted(declaration, audience);
-        wanted.iter_mut().for_each(|block| block.ephemeral &= !both_ranges);
-        let (_, blocks) = self.establish(&wanted, audience, |_| declaration.clone(), |_| keep())?;
-        if both_ranges {
-            let plain = Declaration { ephemeral: false, ..was.clone() };
-            let handed = adjust(self, former, &plain).and_then(|_| adjust(self, &blocks, declaration));
-            if let Err(refused) = handed {
-                self.end(&blocks);
-                self.put_back(former, was);
-                return Err(refused);
+        let mut begun = match PortList::new(new.iter().copied()) {
+            Ok(ports) => {
+                let mut wanted = wanted(declaration, audience);
+                wanted.retain(|block| new.iter().any(|new| new.start() == block.start));
+                wanted.iter_mut().for_each(|block| block.ephemeral &= !both_ranges);
+                let new = Declaration { ports, ..declaration.clone() };
+                self.establish(&wanted, audience, |_| new, |_| keep())?.1
             }
+            // Nothing but fewer blocks.
+            Err(_) => keep().map(|()| Vec::new())?,
+        };
+        let plain = Declaration { ephemeral: false, ..was.clone() };
+        let handed_over = if both_ranges { adjust(self, former, &plain) } else { Ok(false) };
+        let changed = if both_ranges { [&*kept, &begun].concat() } else { kept.clone() };
+        if let Err(refused) = handed_over.and_then(|_| adjust(self, &changed, declaration)) {
+            self.end(&begun);
+            self.put_back(former, was);
+            return Err(refused);
         }
-        self.end(former);
-        Ok(How::Active(blocks))
+        self.end(&gone);
+        begun.extend(kept);
+        begun.sort_by_key(|(.., block)| *block);
+        Ok(begun)
+    }
+
+    /// Other ports of the same name, without a gap. `None` if that cannot be, for example if another declaration still has them.
+    fn moved(
+        &mut self,
+        (was, former): &(Declaration, Vec<Claim>),
+        declaration: &Declaration,
+        standing: &mut HashMap<(PortRange, Transports), Standing>,
+    ) -> Option<Vec<Claim>> {
+        let keys = || former.iter().map(|(.., block)| (*block, was.transports));
+        if !keys().all(|key| standing.contains_key(&key)) {
+            return None;
+        }
+        let audience = resolve(&declaration.audience).ok()?;
+        let blocks = self.relocate(former, was, declaration, &audience, || Ok(())).ok()?;
+        standing.retain(|key, _| !keys().any(|gone| gone == *key));
+        Some(blocks)
     }
 
     /// Make it again what it was.
@@ -479,13 +514,16 @@ impl Registry {
             }
         }
 
-        let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
+        let former: HashMap<Name, (Declaration, Vec<Claim>)> = std::mem::take(&mut self.items)
             .into_iter()
-            .filter(|item| matches!(item.how, How::Active(_)))
-            .map(|item| (key_of(&item.declared.declaration), item.declared.declaration))
+            .filter_map(|Item { declared: Declared { declaration, .. }, how }| match how {
+                How::Active(blocks) => Some((declaration.name.clone(), (declaration, blocks))),
+                How::Waiting(_) => None,
+            })
             .collect();
+        let before: HashMap<_, &Declaration> = former.values().map(|(was, _)| (key_of(was), was)).collect();
         // The name that each block had, and the names that lose one.
-        let names: HashMap<_, Name> = before.values().flat_map(blocks_of).collect();
+        let names: HashMap<_, Name> = before.values().flat_map(|was| blocks_of(was)).collect();
         let mut ended: HashSet<Name> = HashSet::new();
         for declared in declared {
             let key = key_of(&declared.declaration);
@@ -494,7 +532,7 @@ impl Registry {
                     let was = before.get(&key);
                     match adjust(desk, &blocks, &declared.declaration) {
                         Ok(adjusted) => {
-                            let differs = was.is_some_and(|was| *was != declared.declaration);
+                            let differs = was.is_some_and(|was| **was != declared.declaration);
                             changes.changed += usize::from(adjusted || differs);
                         }
                         // In force for its former audience: better than for nobody.
@@ -502,7 +540,16 @@ impl Registry {
                     }
                     How::Active(blocks)
                 }
-                None => How::Waiting(Obstacle::default()),
+                None => match former.get(&declared.declaration.name) {
+                    Some(was) => match desk.moved(was, &declared.declaration, &mut standing) {
+                        Some(blocks) => {
+                            changes.changed += 1;
+                            How::Active(blocks)
+                        }
+                        None => How::Waiting(Obstacle::default()),
+                    },
+                    None => How::Waiting(Obstacle::default()),
+                },
             };
             self.items.push(Item { declared, how });
         }
@@ -854,7 +901,9 @@ impl Registry {
             How::Active(blocks) if key_of(&declaration) == key_of(&was.declaration) => {
                 keep().and_then(|()| desk.adjust_or_leave(blocks, &was.declaration, &declaration))
             }
-            How::Active(blocks) => desk.relocate(blocks, &was.declaration, &declaration, &audience, keep),
+            How::Active(blocks) => {
+                desk.relocate(blocks, &was.declaration, &declaration, &audience, keep).map(How::Active)
+            }
         };
         if done.is_err()
             && is_kept
@@ -997,12 +1046,14 @@ fn take_all(
     keys.iter().map(|key| standing.remove(key).map(|(id, token, _)| (id, token, key.0))).collect()
 }
 
-/// Give a reservation in force the audience that is declared now. False if there was nothing to change.
+/// Give blocks in force what is declared of them now. False if there was nothing to change.
 fn adjust(desk: &mut Desk<'_>, blocks: &[Claim], declaration: &Declaration) -> Result<bool, Refused> {
     let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
     let mut adjusted = false;
-    for ((id, token, _), wanted) in blocks.iter().zip(wanted(declaration, &audience)) {
-        adjusted |= adjust_block(desk, (*id, *token), &wanted)?;
+    for wanted in wanted(declaration, &audience) {
+        if let Some((id, token, _)) = blocks.iter().find(|(.., block)| block.start() == wanted.start) {
+            adjusted |= adjust_block(desk, (*id, *token), &wanted)?;
+        }
     }
     Ok(adjusted)
 }
