@@ -14,7 +14,7 @@ use portkeep::{
 };
 use portkeep_core::time;
 
-use crate::{Io, ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
+use crate::{Io, ask::Ask, conflict, signals::Ended, sources::ConfigFile, survey};
 
 /// Ports that are ours until this is dropped.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ impl Claim {
         let mut info = self.reservation.state()?;
         // Those of held ports are of no use to others.
         info.set_tokens(self.tokens.iter().copied().map(Some).chain(std::iter::repeat(None)));
-        reservations::complete(std::slice::from_mut(&mut info))?;
+        survey::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
     }
 }

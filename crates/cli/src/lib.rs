@@ -41,6 +41,7 @@ mod signals;
 mod sources;
 mod status;
 mod subgroup;
+mod survey;
 mod table;
 mod units;
 mod up;

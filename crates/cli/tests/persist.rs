@@ -387,7 +387,7 @@ fn the_agent_is_ready_when_what_is_declared_is_in_force() {
     stage.agent = Some(stage.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
     let pid = Pid::from_child(stage.agent.as_ref().unwrap());
     assert!(said().lines().any(|line| line == "READY=1"));
-    // Whatever it has not done yet it does not do now.
+    // From now on it does nothing more.
     kill_process(pid, Signal::STOP).unwrap();
     let in_force = stage.portkeep(&["list", "--json"]).ok().json();
     assert_eq!(in_force.as_array().unwrap().len(), MANY);
