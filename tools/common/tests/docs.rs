@@ -11,9 +11,8 @@ use portkeep_tool::repository;
 
 /// Folders whose files are sources or documents of the project.
 const FOLDERS: [&str; 6] = ["crates", "docs", "packaging", "python", "tools", "fuzz"];
-const SOURCES: [&str; 16] = [
-    "rs", "h", "c", "md", "py", "toml", "sh", "service", "socket", "conf", "js", "mjs", "css", "html", "yml", "5",
-];
+const SOURCES: [&str; 16] =
+    ["rs", "h", "c", "md", "py", "toml", "sh", "service", "socket", "conf", "js", "mjs", "css", "html", "yml", "5"];
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
