@@ -48,6 +48,7 @@ impl std::str::FromStr for Which {
         let digits = text.strip_prefix("0x").unwrap_or(text);
         match digits.parse::<Token>() {
             Ok(token) if digits.len() == 16 => Ok(Self::Token(token)),
+            _ if digits.len() == 16 => Err(format!("{text:?} is no token: a token has 16 hexadecimal digits")),
             _ => ports(text).map(Self::Ports),
         }
     }

@@ -862,7 +862,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     let refusal =
         |proposal: &Proposal| place.connect().create(proposal, Lifetime::UntilDeleted).unwrap_err().to_string();
     let text = refusal(&range(21000).audience(user(NOBODY)));
-    assert!(text.contains("have a private ephemeral range"), "{text}");
+    assert!(text.contains("has a private ephemeral range"), "{text}");
     let text = refusal(&range(21000));
     assert!(text.contains("needs a user, group, unit or cgroup"), "{text}");
     let text = refusal(&range(21000).audience(user(OTHER)).strict(true));

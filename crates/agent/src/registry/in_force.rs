@@ -38,13 +38,15 @@ impl Registry {
             }
         }
 
-        let before: HashMap<_, Declaration> = std::mem::take(&mut self.items)
+        let former: HashMap<Name, Item> = std::mem::take(&mut self.items)
             .into_iter()
             .filter(|item| !item.waits())
-            .map(|item| (key_of(item.declaration()), item.declared.declaration))
+            .map(|item| (item.name().clone(), item))
             .collect();
+        let before: HashMap<_, &Declaration> =
+            former.values().map(|item| (key_of(item.declaration()), item.declaration())).collect();
         // The name that each block had, and the names that lose one.
-        let names: HashMap<_, Name> = before.values().flat_map(blocks_of).collect();
+        let names: HashMap<_, Name> = before.values().flat_map(|was| blocks_of(was)).collect();
         let mut ended: HashSet<Name> = HashSet::new();
         for declared in declared {
             let key = key_of(&declared.declaration);
@@ -53,7 +55,7 @@ impl Registry {
                     let was = before.get(&key);
                     match tools.adjust(&blocks, &declared.declaration) {
                         Ok(adjusted) => {
-                            let differs = was.is_some_and(|was| *was != declared.declaration);
+                            let differs = was.is_some_and(|was| **was != declared.declaration);
                             changes.changed += usize::from(adjusted || differs);
                         }
                         // In force for its former audience: better than for nobody.
@@ -61,7 +63,12 @@ impl Registry {
                     }
                     ItemState::Active(blocks)
                 }
-                None => ItemState::Waiting(Obstacle::default()),
+                None => {
+                    let was = former.get(&declared.declaration.name);
+                    let moved = was.and_then(|was| moved(tools, was, &declared.declaration, &mut in_force));
+                    changes.changed += usize::from(moved.is_some());
+                    moved.unwrap_or_else(|| ItemState::Waiting(Obstacle::default()))
+                }
             };
             self.items.push(Item { declared, state });
         }
@@ -223,6 +230,24 @@ type BlockInForce = (u32, Token, Option<ListMark>);
 fn blocks_of(declaration: &Declaration) -> impl Iterator<Item = ((PortRange, Transports), Name)> {
     let of = |block: &PortRange| ((*block, declaration.transports), declaration.name.clone());
     declaration.ports.blocks().iter().map(of)
+}
+
+/// Other ports of the same name, without a gap. `None` if that cannot be, for example if another declaration still has them.
+fn moved(
+    tools: &mut Tools<'_>,
+    was: &Item,
+    declaration: &Declaration,
+    in_force: &mut HashMap<(PortRange, Transports), BlockInForce>,
+) -> Option<ItemState> {
+    let former = take_all(in_force, was.declaration())?;
+    let moved = resolve(&declaration.audience)
+        .ok()
+        .and_then(|audience| tools.relocate(&former, was.declaration(), declaration, &audience, || Ok(())).ok());
+    if moved.is_none() {
+        let key = |block| (block, was.declaration().transports);
+        in_force.extend(former.into_iter().map(|(id, token, block)| (key(block), (id, token, None))));
+    }
+    moved
 }
 
 /// Take the blocks of a declaration out of those in force, if all of them are.

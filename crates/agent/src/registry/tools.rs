@@ -12,7 +12,7 @@ use portkeep_kernel::{Claim, Claimed, CreateError, Maps, Wanted};
 use portkeep_observe::accounts;
 
 use super::{
-    item::{ItemState, Obstacle, key_of},
+    item::{ItemState, Obstacle},
     sockets::Sockets,
 };
 use crate::{
@@ -127,7 +127,8 @@ impl Tools<'_> {
         }
     }
 
-    /// Put the new block in force, then end the former one. `keep` is called in between.
+    /// Put the new blocks in force, then end those that are no longer wanted. Blocks that remain are changed in place. `keep` is
+    /// called in between.
     pub(super) fn relocate(
         &mut self,
         former: &[Claim],
@@ -136,31 +137,47 @@ impl Tools<'_> {
         audience: &Audience<u32>,
         keep: impl FnOnce() -> Result<(), Refused>,
     ) -> Result<ItemState, Refused> {
+        let same_transports = was.transports == declaration.transports;
+        let remains = |block: &PortRange| same_transports && declaration.ports.blocks().contains(block);
+        let (kept, gone): (Vec<Claim>, Vec<Claim>) = former.iter().partition(|(.., block)| remains(block));
+        let is_new = |block: &&PortRange| !kept.iter().any(|(.., kept)| kept == *block);
+        let new: Vec<PortRange> = declaration.ports.blocks().iter().filter(is_new).copied().collect();
         // The kernel has each port once, and a port in use is not to be had again.
-        if declaration.overlaps(was) {
-            let (ports, transports) = key_of(declaration);
+        let overlaps = |block: &&PortRange| gone.iter().any(|(.., gone)| gone.overlaps(**block));
+        if was.transports.bits() & declaration.transports.bits() != 0
+            && let Some(block) = new.iter().find(overlaps)
+        {
             let message = format!(
-                "{ports}/{transports} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: reserve \
-                 the other ports under another name, or delete it and add it again",
-                was.ports, was.transports, was.name
+                "{block}/{} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: only whole blocks \
+                 can stay. Reserve the other ports under another name, or delete it and add it again",
+                declaration.transports, was.ports, was.transports, was.name
             );
             return Err(refused(Reason::InUse, message));
         }
         // One audience has one range: the new block becomes it when the former one no longer is.
         let both_ranges = was.ephemeral && declaration.ephemeral;
-        let mut wanted = wanted(declaration, audience);
-        wanted.iter_mut().for_each(|block| block.ephemeral &= !both_ranges);
-        let (_, blocks) = self.establish(&wanted, audience, |_| declaration.clone(), |_| keep())?;
-        if both_ranges {
-            let plain = Declaration { ephemeral: false, ..was.clone() };
-            let handed = self.adjust(former, &plain).and_then(|_| self.adjust(&blocks, declaration));
-            if let Err(refused) = handed {
-                self.end(&blocks);
-                self.put_back(former, was);
-                return Err(refused);
+        let mut blocks = match PortList::new(new.iter().copied()) {
+            Ok(ports) => {
+                let mut wanted = wanted(declaration, audience);
+                wanted.retain(|block| new.iter().any(|new| new.start() == block.start));
+                wanted.iter_mut().for_each(|block| block.ephemeral &= !both_ranges);
+                let new = Declaration { ports, ..declaration.clone() };
+                self.establish(&wanted, audience, |_| new, |_| keep())?.1
             }
+            // Nothing but fewer blocks.
+            Err(_) => keep().map(|()| Vec::new())?,
+        };
+        let plain = Declaration { ephemeral: false, ..was.clone() };
+        let handed_over = if both_ranges { self.adjust(former, &plain) } else { Ok(false) };
+        let changed = if both_ranges { &blocks } else { &kept };
+        if let Err(refused) = handed_over.and_then(|_| self.adjust(changed, declaration)) {
+            self.end(&blocks);
+            self.put_back(former, was);
+            return Err(refused);
         }
-        self.end(former);
+        self.end(&gone);
+        blocks.extend(kept);
+        blocks.sort_by_key(|(.., block)| *block);
         Ok(ItemState::Active(blocks))
     }
 
@@ -180,12 +197,14 @@ impl Tools<'_> {
         }
     }
 
-    /// Give a reservation in force the audience that is declared now. False if there was nothing to change.
+    /// Give blocks in force what is declared of them now. False if there was nothing to change.
     pub(super) fn adjust(&mut self, blocks: &[Claim], declaration: &Declaration) -> Result<bool, Refused> {
         let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
         let mut adjusted = false;
-        for ((id, token, _), wanted) in blocks.iter().zip(wanted(declaration, &audience)) {
-            adjusted |= self.adjust_block((*id, *token), &wanted)?;
+        for wanted in wanted(declaration, &audience) {
+            if let Some((id, token, _)) = blocks.iter().find(|(.., block)| block.start() == wanted.start) {
+                adjusted |= self.adjust_block((*id, *token), &wanted)?;
+            }
         }
         Ok(adjusted)
     }

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn tags_and_places_and_abbreviations_say_the_same() {
-        let persistent = "40000-40010/tcp Some(Persistent)";
+        let persistent = "40000-40010/tcp Some(UntilDeleted)";
         for text in [
             "protocol=tcp startport=40000 numberofports=11 store=persistent",
             "store=persistent numberofports=11 startport=40000 protocol=tcp",
@@ -138,7 +138,7 @@ mod tests {
             assert_eq!(add(text).as_deref(), Ok(persistent), "{text}");
         }
         assert_eq!(add("udp 7 1").as_deref(), Ok("7/udp None"));
-        assert_eq!(add("udp 7 1 active").as_deref(), Ok("7/udp Some(Active)"));
+        assert_eq!(add("udp 7 1 active").as_deref(), Ok("7/udp Some(UntilReboot)"));
     }
 
     proptest::proptest! {

@@ -16,12 +16,14 @@ use crate::{DONE, Io, ports, reservations};
 const AFTER_HELP: &str = "\
 For a reservation that a command created. Its other properties stay as they are. Outsiders cannot bind the ports meanwhile: \
 new ports are in force before the former ones are free, and everything else is changed in place. If a change is \
-refused, the reservation stays as it is. New ports must not overlap the former ones.
+refused, the reservation stays as it is. Of a list, blocks that are in both stay in force; other new ports must not overlap the \
+former ones.
 
 Sockets bound from it keep running, also those of the former audience.
 
 Examples:
   portkeep persist set tomcat --unit tomcat10.service
+  portkeep persist set web --tcp 80,443
   portkeep persist set rtp --udp 20000-20099 --description 'media, new range'
 
 Exit status: 3 if there is no such reservation";
