@@ -306,6 +306,8 @@ no_complaints() {
 	[ -z "$said" ]
 }
 
+. /usr/lib/boot-test/firewall.sh
+
 first_boot() {
 	order
 	hostiles
@@ -321,6 +323,7 @@ first_boot() {
 	check 'what the README shows' readme
 	check 'a port whose rightful owner is there already is reserved around it' around
 	check 'a thread of the kernel is refused a port that is declared for root' kernel_threads
+	check 'services that let the kernel choose ports stay in their ranges, which are all that the firewall opens' firewalled
 	check 'what was refused is in the journal' past
 	check 'the doctor names what conflicts' eval 'portkeep doctor | grep -F "[in-force]"'
 	check 'servers that run are adopted' adopts
