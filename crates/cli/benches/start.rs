@@ -22,7 +22,7 @@ const ROUNDS: [usize; 2] = [301, 41];
 /// Longer than an RCU grace period: what one start leaves done does not help the next.
 const PAUSE: Duration = Duration::from_millis(60);
 
-/// What is measured, and how many milliseconds it may take more than `true`.
+/// The commands, each with the number of milliseconds that it may take more than `true`.
 const SIDES: [(&str, &[&str], Option<f64>); 5] = [
     ("`true`", &["true"], None),
     ("`portkeep run -- true`", &[PORTKEEP, "run", "--", "true"], Some(2.0)),

@@ -241,7 +241,8 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
     let json = !is_run && args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let table = if may_show_help(&args) { command() } else { Cli::command() };
+    let parsed = table.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -301,6 +302,12 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         io.refuse(reason);
     }
     code
+}
+
+/// Whether a help text can be the answer. To arrange them all would take longer than the rest of a start.
+fn may_show_help(args: &[OsString]) -> bool {
+    let asks = |word: &[u8]| word == b"help" || (word.starts_with(b"-") && word.contains(&b'h'));
+    args.len() <= 2 || args.iter().take_while(|word| *word != "--").any(|word| asks(word.as_encoded_bytes()))
 }
 
 /// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.
