@@ -18,7 +18,7 @@ use std::{
 use portkeep::{
     Align, BoundSocket, Info, PortList, PortRange, State, Token,
     persistent::{
-        Audience, Declaration, Name, Origin,
+        Audience, Declaration, Name, Origin, Others,
         protocol::{Block, Change, Kept, Proposal, Reason, Refused, Which},
     },
 };
@@ -167,6 +167,7 @@ fn wanted(declaration: &Declaration, audience: &Audience<u32>) -> Vec<Wanted> {
         align: Align::ANY,
         transports: declaration.transports,
         audience: audience.clone(),
+        also: Others::default(),
         strict: declaration.strict,
         ephemeral: declaration.ephemeral,
         label: label.clone(),
@@ -723,6 +724,7 @@ impl Registry {
                 align,
                 transports: proposal.transports,
                 audience: audience.clone(),
+                also: Others::default(),
                 strict: proposal.strict,
                 ephemeral: proposal.ephemeral,
                 label: proposal.name.to_string(),

@@ -5,7 +5,7 @@ use std::fs;
 use portkeep::control;
 use portkeep_core::{
     Align, Errno, Transport, Transports,
-    persistent::Audience,
+    persistent::{Audience, Others},
     wire::{self, AcquireRequest, AgentMark},
 };
 use portkeep_kernel::{CreateError, EventKind, Wanted};
@@ -220,6 +220,7 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
             align: Align::ANY,
             transports: Transports::Both,
             audience,
+            also: Others::default(),
             strict: false,
             ephemeral: true,
             label: String::new(),

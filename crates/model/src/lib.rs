@@ -46,7 +46,7 @@ use portkeep_core::{Errno, PortRange, Token, Transport, Transports, defaults};
 pub use control::{Request, Select, Version};
 pub use persistent::Persistent;
 pub use process::{Descriptor, Pid, Process};
-pub use reservation::{Access, Owner, Reservation, State};
+pub use reservation::{Access, Other, Owner, Reservation, State};
 pub use socket::{Address, Bound, Options, Role, Socket, SocketId};
 
 /// Id of a network namespace: its cookie.

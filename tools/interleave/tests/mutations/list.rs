@@ -449,4 +449,40 @@
         "		if (!w || !claim(st, r, s.token, port)) {",
         "		if (!w || !reservation_alive(r, s.token)) {",
     ),
+    (
+        "others are let in by a reservation that has ended",
+        "also-refilled",
+        "reservation.h",
+        "	if (r->also & PORTKEEP_ALSO_COUNT)
+		admitted_leave(token, r->also);
+
+",
+        "",
+    ),
+    (
+        "others that a failed request named stay behind",
+        "also-bind",
+        "acquire.h",
+        "	if (r->also)
+		admitted_leave(r->token, r->also);
+",
+        "",
+    ),
+    (
+        "others that a change took off stay behind",
+        "also-change",
+        "admin.h",
+        "	admitted_leave(q->token, before);
+",
+        "",
+    ),
+    (
+        "a bind that looks whether another is let in does not see a change",
+        "also-change",
+        "also.h",
+        "		return READ(r->also) == key.also;
+",
+        "		return 1;
+",
+    ),
 ]
