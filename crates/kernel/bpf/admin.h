@@ -112,7 +112,7 @@ __inline struct admin_request *request_of(struct __sk_buff *ctx)
 }
 
 /* The others that a request lets in, behind it. */
-__inline int admit_named(struct __sk_buff *ctx, __u64 token, __u32 also)
+__noinline int admit_named(struct __sk_buff *ctx, __u64 token, __u32 also)
 {
 	struct admin_request *in = request_of(ctx);
 
@@ -175,8 +175,8 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.span.last = (__u32)a.ask.start + a.ask.count - 1;
 	a.span.vacant = !a.ask.start;
 	error = enter_reservation(&a, r, 0, BY_ADMIN);
-	if (!error)
-		error = admit_named(ctx, a.token, a.ask.also);
+	if (!error && r->also)
+		error = admit_named(ctx, r->token, r->also);
 	if (!error)
 		error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
 	if (error) {
