@@ -537,7 +537,7 @@ impl<'lab> World<'lab> {
         let answer = answer.map(|answer| {
             let (state, rest) = wire::State::read_from_prefix(&answer.bytes).expect("a whole state");
             let also = <[Also]>::ref_from_bytes(rest).expect("whole others").to_vec();
-            assert_eq!(also.len(), state.also.into());
+            assert_eq!(also.len(), usize::from(state.also));
             (state, also)
         });
         Ok(answer.map(|(state, also)| SeenState {
