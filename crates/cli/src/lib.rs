@@ -11,6 +11,7 @@ mod adopt;
 mod agent_command;
 mod ask;
 mod asked;
+mod beside;
 mod check;
 mod claim;
 mod conflict;
@@ -40,6 +41,7 @@ mod signals;
 mod sources;
 mod status;
 mod subgroup;
+mod survey;
 mod table;
 mod units;
 mod up;
@@ -110,9 +112,13 @@ enum Command {
 
     Doctor(doctor::Args),
     Status(status::Args),
+    #[command(alias = "ls")]
     List(list::Args),
     Who(who::Args),
     Watch(watch::Args),
+    /// Show the version
+    #[command(hide = true)]
+    Version,
 }
 
 /// Where a command writes. A command started by `run` inherits the real streams.
@@ -264,6 +270,9 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::List(args) => list::run(args, io),
         Command::Who(args) => who::run(args, io),
         Command::Watch(args) => watch::run(args, io),
+        Command::Version => {
+            writeln!(io.out, "portkeep {}", env!("CARGO_PKG_VERSION")).map(|()| DONE).map_err(anyhow::Error::from)
+        }
     };
     let (code, reason) = match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
         Ok(code) => (code, Exit::reason_of_status(code)),

@@ -11,17 +11,10 @@ use std::{
 };
 
 use clap::ValueEnum;
-use portkeep::{Info, PortRange, Transports, persistent::protocol::Reason};
+use portkeep::{Info, persistent::protocol::Reason};
 use portkeep_core::time;
-use portkeep_observe::Usage;
 
-use crate::{
-    DONE, Exit, Io,
-    exit::refused,
-    filter::Filter,
-    pins::{Pins, Seen, served_here},
-    ran_out, reservations, table, waiting,
-};
+use crate::{DONE, Exit, Io, filter::Filter, pins::Pins, ran_out, reservations, survey, table, waiting};
 
 const AFTER_HELP: &str = "\
 Root sees all network namespaces and every process; other users see only their own. Tokens are only shown to those who \
@@ -181,34 +174,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 /// How often `--watch` looks.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// All that can be seen: of the whole machine with root, else of this network namespace.
-pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let mut found = match pins.look() {
-        Seen::Up(instance) => reservations::all(&instance)?,
-        _ if served_here()?.is_some() => reservations::here()?,
-        Seen::NotUp => return Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
-        Seen::Hidden(reason) => {
-            return Err(refused(
-                Reason::NotAllowed,
-                format!("kernel enforcement does not serve this cgroup, and {reason}"),
-            ));
-        }
-        Seen::Unusable(error) => return Err(error.into()),
-    };
-    reservations::complete(&mut found)?;
-    Ok(found)
-}
-
-/// The blocks that programs only hold, as far as they can be seen.
-pub(crate) fn held() -> Vec<Info> {
-    let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
-    Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held
-}
-
-/// The same as [`seen`], and what programs only hold.
+/// The same as [`survey::all`], and what programs only hold.
 fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let held = held();
-    let mut found = match seen(pins) {
+    let held = survey::held();
+    let mut found = match survey::all(pins) {
         Err(error) if ran_out(&error) || held.is_empty() => return Err(error),
         Err(_) => Vec::new(),
         Ok(found) => found,
@@ -271,15 +240,6 @@ impl Args {
     }
 }
 
-/// A whole shell script can be an argument.
-pub(crate) fn short(command: &str) -> String {
-    const ENOUGH: usize = 60;
-    match command.char_indices().nth(ENOUGH) {
-        Some((at, _)) => format!("{}...", &command[..at]),
-        None => command.to_owned(),
-    }
-}
-
 /// The key of the order: numbers as numbers, the rest as text.
 fn key(info: &Info, column: Column) -> (u64, String) {
     let uid = info.owner.as_ref().and_then(|owner| owner.uid);
@@ -333,7 +293,7 @@ fn cell(info: &Info, column: Column) -> String {
 /// The command of a process; of a persistent reservation, where it comes from and who is there.
 fn last(info: &Info) -> Option<String> {
     if let Some(owner) = &info.owner {
-        return owner.command.as_deref().map(short);
+        return owner.command.as_deref().map(|command| table::cut(command, table::COMMAND));
     }
     let origin = info.origin.as_ref().map(|origin| format!("from {origin}"));
     let bound = info.bound_by.iter().flatten().filter_map(|socket| socket.process.as_ref());
@@ -345,7 +305,7 @@ fn last(info: &Info) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use portkeep::{Process, State};
+    use portkeep::{PortRange, Process, State, Transports};
 
     use super::*;
 

@@ -1,24 +1,35 @@
 //! The reservations that can be seen, from the maps or from queries.
 
-use std::{cell::LazyCell, collections::BTreeMap, io};
+use std::{collections::BTreeMap, io};
 
-use anyhow::Context;
 use portkeep::{
-    Info, PortRange, Transports,
-    persistent::{self, Account},
+    Info,
+    persistent::{Account, protocol::Reason},
 };
 use portkeep_core::wire;
 use portkeep_kernel::{Instance, netns};
-use portkeep_observe::{Usage, listing, namespaces};
+use portkeep_observe::namespaces;
 
 use crate::{
-    patience,
-    persist::view,
-    sources::{ConfigFile, Sources},
+    exit::refused,
+    pins::{Pins, Seen, served_here},
 };
 
+/// All that is in force and can be seen: of the whole machine with root, else of this network namespace.
+pub(crate) fn in_force(pins: &Pins) -> anyhow::Result<Vec<Info>> {
+    match pins.look() {
+        Seen::Up(instance) => all(&instance),
+        _ if served_here()?.is_some() => here(),
+        Seen::NotUp => Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
+        Seen::Hidden(reason) => {
+            Err(refused(Reason::NotAllowed, format!("kernel enforcement does not serve this cgroup, and {reason}")))
+        }
+        Seen::Unusable(error) => Err(error.into()),
+    }
+}
+
 /// All reservations of the machine, out of the maps.
-pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
+fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
     let maps = instance.maps()?;
     let mut names = NamespaceNames::new();
     let mut found = Vec::new();
@@ -40,42 +51,12 @@ pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
 }
 
 /// Those of this network namespace, through queries that anybody may make.
-pub(crate) fn here() -> anyhow::Result<Vec<Info>> {
+fn here() -> anyhow::Result<Vec<Info>> {
     let mut found = portkeep::list()?;
     for info in &mut found {
         info.netns_name = Some("this".into());
     }
     Ok(found)
-}
-
-/// All that is declared, if an agent says so at once.
-pub(crate) fn agent_list() -> Vec<Info> {
-    persistent::Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()).unwrap_or_default()
-}
-
-/// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
-pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    let own = netns::current_cookie().context("finding out which network namespace this is")?;
-    let declared = if found.iter().any(|info| info.persistent) {
-        view::all(&Sources::of(&ConfigFile::default()), found)
-    } else {
-        Vec::new()
-    };
-    listing::complete(found, &declared);
-    // One round for all of them, and none if there is nobody.
-    let all = PortRange::inclusive(1, u16::MAX)?;
-    let usage = LazyCell::new(|| Usage::bound(&[(all, Transports::Both)]).unwrap_or_default());
-    for info in found.iter_mut().filter(|info| is_here(info, own)) {
-        let mut sockets = Vec::new();
-        if info.bound.is_some_and(|bound| bound > 0) {
-            for transport in info.transports.iter() {
-                let here = info.ports.iter().filter_map(|port| usage.ports.get(&(port, transport)));
-                sockets.extend(here.flat_map(|found| found.bound_by.iter().cloned()));
-            }
-        }
-        info.bound_by = Some(sockets);
-    }
-    Ok(())
 }
 
 pub(crate) fn is_here(info: &Info, own_netns: u64) -> bool {

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::AsFd,
-    process::{Child, Command, ExitStatus},
+    process::{Command, ExitStatus},
     thread,
 };
 
@@ -57,21 +57,27 @@ impl Forwarder {
         self.early.iter().copied().find(|signal| !matches!(*signal, SIGUSR1 | SIGUSR2))
     }
 
-    /// Start the command, do what is to be done `then`, and wait for its end.
-    pub(crate) fn run(mut self, command: &mut Command, then: impl FnOnce()) -> io::Result<ExitStatus> {
+    /// Start the command, and wait for its end.
+    pub(crate) fn run(self, command: &mut Command) -> io::Result<ExitStatus> {
         let mut child = command.spawn()?;
-        then();
-        let handle = self.signals.handle();
-        thread::scope(|scope| {
-            let pid = Pid::from_child(&child);
-            let early = std::mem::take(&mut self.early);
-            scope
-                .spawn(move || early.into_iter().chain(self.signals.forever()).for_each(|signal| pass_on(signal, pid)));
-            wait_without_reaping(&child);
-            handle.close();
-        });
+        self.wait(Pid::from_child(&child), || ());
         // Only now does the pid become free, when nobody sends anything to it any more.
         child.wait()
+    }
+
+    /// Wait for the end of a child, without reaping it, and do something meanwhile.
+    pub(crate) fn wait<T>(mut self, child: Pid, meanwhile: impl FnOnce() -> T) -> T {
+        let handle = self.signals.handle();
+        thread::scope(|scope| {
+            let early = std::mem::take(&mut self.early);
+            scope.spawn(move || {
+                early.into_iter().chain(self.signals.forever()).for_each(|signal| pass_on(signal, child));
+            });
+            let done = meanwhile();
+            wait_without_reaping(child);
+            handle.close();
+            done
+        })
     }
 }
 
@@ -95,9 +101,9 @@ pub(crate) fn is_foreground_of(terminal: impl AsFd) -> bool {
     tcgetpgrp(terminal).is_ok_and(|group| group.as_raw_nonzero().get() == getpgrp().as_raw())
 }
 
-fn wait_without_reaping(child: &Child) {
+fn wait_without_reaping(child: Pid) {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    while matches!(waitid(WaitId::Pid(Pid::from_child(child)), options), Err(Errno::INTR)) {}
+    while matches!(waitid(WaitId::Pid(child), options), Err(Errno::INTR)) {}
 }
 
 /// The mask of ignored signals, bit n - 1 for signal n.

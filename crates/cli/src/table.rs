@@ -4,6 +4,9 @@ use std::io::{self, IsTerminal, Write};
 
 use rustix::termios::tcgetwinsize;
 
+/// How much of a command line is shown: a whole shell script can be an argument.
+pub(crate) const COMMAND: usize = 63;
+
 /// Write rows of cells, the header among them. The last cell of a row is as wide as it is.
 pub(crate) fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Result<()> {
     let widths = widths(rows);

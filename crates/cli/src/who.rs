@@ -18,9 +18,8 @@ use crate::{
     asked::Asked,
     conflict,
     exit::refused,
-    list,
     pins::{Pins, Seen},
-    ran_out, reservations, waiting,
+    ran_out, reservations, survey, table, waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -82,7 +81,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let waiting = waiting::list();
     let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
     // Blocks that programs only hold are found by their sockets, all of them.
-    let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { list::held() } else { Vec::new() };
+    let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { survey::held() } else { Vec::new() };
     known.extend(&held);
     let mut blocks = Vec::new();
     for asked in &args.ports {
@@ -130,7 +129,7 @@ fn is_unseen(socket: &BoundSocket) -> bool {
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
 fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
-    match list::seen(pins) {
+    match survey::all(pins) {
         Ok(found) => Ok(found),
         // Neither is anything else to be found out then.
         Err(error) if ran_out(&error) => Err(error),
@@ -363,7 +362,7 @@ fn write_each(name: &str, sockets: &[BoundSocket], out: &mut dyn Write) -> anyho
         writeln!(out, "  {:<9} {}", if index == 0 { name } else { "" }, about(socket))?;
         let process = socket.process.as_ref();
         if let Some(command) = process.filter(|_| before != process).and_then(|process| process.command.as_ref()) {
-            writeln!(out, "  {:<9}   {}", "", list::short(command))?;
+            writeln!(out, "  {:<9}   {}", "", table::cut(command, table::COMMAND))?;
         }
         before = process;
     }

@@ -4,7 +4,7 @@
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
 use super::{
-    Access, Descriptor, Model, Other, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of,
+    Access, Descriptor, Model, Other, Owner, Pid, Place, Reservation, Role, Select, SocketId, State, id::places_of,
 };
 use portkeep_core::{Align, Errno, PortRange, Scope, Token, Transport, Transports, wire};
 
@@ -87,21 +87,6 @@ impl Request {
     }
 }
 
-/// Which reservation a query is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Select {
-    /// The one with this token; 0 is none's.
-    Token(u64),
-    /// The one a port belongs to.
-    Port(Transport, u16),
-    /// The first one that starts at or after a port.
-    Next(Transport, u16),
-    /// The n-th this socket owns. In which order is not promised; here it is the order of acquisition.
-    Index(u16),
-    /// The one this socket is associated with.
-    Associated,
-}
-
 /// The answer of VERSION, as far as it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
@@ -156,7 +141,7 @@ impl Model {
             Err(_) if taken => return Err(Errno::EEXIST),
             Err(_) => {
                 let align = Align::new(ask.align).map_err(|_| Errno::EINVAL)?;
-                (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
+                (self.find_block(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
             }
         };
         let reservation = Reservation {

@@ -1,7 +1,8 @@
 //! Persistent reservations: no socket owns them, an administrator makes and ends them.
 
 use super::{
-    Access, Model, Namespace, Other, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET,
+    Access, Model, Namespace, Other, Owner, Pid, Process, Reservation, State,
+    id::{NO_SOCKET, places_of},
 };
 use portkeep_core::{Align, Errno, PortRange, Token, Transports, wire::ALSO_MAX};
 
@@ -51,7 +52,7 @@ impl Model {
                 }
                 block
             }
-            Err(_) => self.place(namespace, ask.transports, ask.count, ask.align).ok_or(Errno::ENOSPC)?,
+            Err(_) => self.find_block(namespace, ask.transports, ask.count, ask.align).ok_or(Errno::ENOSPC)?,
         };
         let reservation = Reservation {
             block,

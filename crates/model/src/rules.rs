@@ -1,7 +1,7 @@
 //! One test for each rule of the facility, named after it.
 
 use super::*;
-use portkeep_core::{Scope, wire};
+use portkeep_core::{Scope, Transport, wire};
 
 const HERE: Namespace = 1;
 const THERE: Namespace = 2;

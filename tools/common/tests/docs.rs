@@ -11,7 +11,8 @@ use portkeep_tool::repository;
 
 /// Folders whose files are sources or documents of the project.
 const FOLDERS: [&str; 6] = ["crates", "docs", "packaging", "python", "tools", "fuzz"];
-const SOURCES: [&str; 9] = ["rs", "h", "c", "md", "py", "toml", "sh", "service", "conf"];
+const SOURCES: [&str; 16] =
+    ["rs", "h", "c", "md", "py", "toml", "sh", "service", "socket", "conf", "js", "mjs", "css", "html", "yml", "5"];
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
@@ -38,7 +39,7 @@ fn texts() -> Vec<(PathBuf, String)> {
             found
         });
     let top = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path());
-    found.extend(top.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    found.extend(top.filter(|path| path.extension().is_some_and(|extension| extension == "md" || extension == "toml")));
     found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
@@ -167,16 +168,24 @@ fn the_citations_are_found() {
 }
 
 /// Words that the glossary has others for.
-const BANNED: [&str; 3] = [concat!("nobody", "'s"), concat!("stran", "ger"), concat!("kernel", " part")];
+const BANNED: [&str; 7] = [
+    concat!("nobody", "'s"),
+    concat!("stran", "ger"),
+    concat!("kernel", " part"),
+    concat!("look ", "whether"),
+    concat!("looks ", "whether"),
+    concat!("happen", "ings"),
+    concat!("she", "lf"),
+];
 /// A sentence that begins so has a relative clause as its subject. Questions may.
-const RELATIVES: [&str; 5] = ["Who", "Whoever", "Whose", "Whom", "What"];
+const RELATIVES: [&str; 6] = ["Who", "Whoever", "Whose", "Whom", "What", "Whatever"];
 
 /// The prose of a file, in paragraphs with the line each begins on: comments and texts of a program, and a document
 /// without its headings and listings.
 fn prose(path: &Path, text: &str) -> Vec<(usize, String)> {
     match path.extension().and_then(|extension| extension.to_str()).unwrap_or_default() {
         "md" => paragraphs(text),
-        "rs" | "c" | "h" => comments_and_texts(text, "//"),
+        "rs" | "c" | "h" | "js" | "mjs" => comments_and_texts(text, "//"),
         _ => comments_and_texts(text, "#"),
     }
 }

@@ -3,6 +3,7 @@
 
 mod command;
 mod configuration;
+mod section;
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +29,6 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The page about the format of drop-in files.
 const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
-const SOURCE: &str = concat!("portkeep ", env!("CARGO_PKG_VERSION"));
 
 /// Each shell reads its completions from a folder and a name of its own.
 const COMPLETIONS: [(Shell, &str); 3] = [
@@ -75,12 +75,6 @@ fn make() -> Result<Files> {
     let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
     files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
     Ok(files)
-}
-
-/// The title of a page, behind the string that stands for an apostrophe. There is no date: it would make each build another.
-fn title(name: &str, section: u8) -> String {
-    let name = name.to_uppercase().replace('-', "\\-");
-    format!(".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH {name} {section} \"\" \"{SOURCE}\" Portkeep\n")
 }
 
 /// The same commands without the hidden ones, which completions would offer.

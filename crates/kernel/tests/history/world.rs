@@ -763,7 +763,7 @@ impl<'lab> World<'lab> {
         let kernel = match Claimed::claim(admin, maps, netns, &[wanted]) {
             Ok(claimed) => {
                 // It stays pending.
-                let (_, token, ports) = claimed.keep()[0];
+                let (_, token, ports) = claimed.blocks()[0];
                 Ok((ports.start(), token))
             }
             Err(CreateError::Admin(error)) => Err(error.errno().ok_or_else(|| error.to_string())?),
