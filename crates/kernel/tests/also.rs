@@ -232,7 +232,7 @@ struct Persistent {
 impl Persistent {
     fn claim(&mut self, wanted: &Wanted) -> Result<(u32, Token), CreateError> {
         let claimed = Claimed::claim(&self.admin, &mut self.maps, self.netns, std::slice::from_ref(wanted))?;
-        let made = claimed.confirm().expect("it is pending");
+        let made = claimed.confirm(&self.admin, &mut self.maps).expect("it is pending");
         Ok((made[0].0, made[0].1))
     }
 }
