@@ -39,7 +39,7 @@ pub(crate) enum Kind {
 /// So often a reservation is looked up to see whether it is still there.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a request was granted.
+/// The ports that a request was granted.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Grant {
     pub(crate) ports: String,
@@ -129,7 +129,7 @@ impl Claim {
         }
     }
 
-    /// What was granted, for a process that waits for the end of it.
+    /// The grant, for a process that waits for its end.
     pub(crate) fn grant(&self) -> Grant {
         Grant { ports: self.ports.to_string(), transports: self.transports, tokens: self.tokens.clone() }
     }

@@ -107,7 +107,7 @@ impl Level {
         }
     }
 
-    /// What another process has to hold to keep up what is needed, beside this one.
+    /// The folder and the guard that another process has to hold to keep up what is needed, beside this one.
     pub(crate) fn need(&self) -> io::Result<Option<(PathBuf, File)>> {
         Ok(match self {
             Self::Kernel(Served { need: Some((folder, guard)) }) => Some((folder.clone(), guard.try_clone()?)),

@@ -63,6 +63,15 @@ use portkeep_observe::process;
 
 pub use exit::Exit;
 
+/// For `portkeep-fleet`, whose `run` treats its command as this one does.
+pub mod command {
+    pub use crate::{
+        run::{environment, exit_code, fill_in},
+        signals::Forwarder,
+        table::write as write_table,
+    };
+}
+
 const DONE: u8 = Exit::Done.code();
 const FAILED: u8 = Exit::Failed.code();
 const USAGE: u8 = Exit::Usage.code();

@@ -332,7 +332,8 @@ fn program_name(command: &[OsString]) -> String {
     label
 }
 
-fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
+/// The status that `run` ends with.
+pub fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
     let code = code.or_else(|| signal.map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::RunFailed.code())
 }
@@ -343,7 +344,7 @@ fn comma_list(ports: &PortList) -> String {
 }
 
 /// The variables that have the ports.
-pub(crate) fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
+pub fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
     let mut variables = vec![("PORT".into(), ports.start().to_string()), ("PORTS".into(), comma_list(ports))];
     variables.extend(ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
     if let Some(label) = label {
@@ -358,7 +359,11 @@ pub(crate) fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String,
 
 /// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` are, and `{PORT}` where `{{PORT}}` is. Other braces are none of our
 /// business.
-fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
+///
+/// # Errors
+///
+/// If it wants a port that is not there.
+pub fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
     while let Some(at) = rest.windows(5).position(|window| window == b"{PORT") {

@@ -21,7 +21,8 @@ use signal_hook::{
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
 /// Signals caught from now on, for [`Forwarder::run`] to pass on, those that come before the start included.
-pub(crate) struct Forwarder {
+#[derive(Debug)]
+pub struct Forwarder {
     signals: Signals,
     /// Those that came before there was a child to pass them on to.
     early: Vec<i32>,
@@ -44,7 +45,12 @@ impl Ended {
 }
 
 impl Forwarder {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Catch them.
+    ///
+    /// # Errors
+    ///
+    /// Those of sigaction.
+    pub fn new() -> io::Result<Self> {
         // A caught signal is a default one after exec. A signal that somebody (nohup) had ignored must stay ignored in the child.
         let ignored = ignored_signals();
         let caught = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
@@ -58,7 +64,11 @@ impl Forwarder {
     }
 
     /// Start the command, and wait for its end.
-    pub(crate) fn run(self, command: &mut Command) -> io::Result<ExitStatus> {
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn run(self, command: &mut Command) -> io::Result<ExitStatus> {
         let mut child = command.spawn()?;
         self.wait(Pid::from_child(&child), || ());
         // Only now does the pid become free, when nobody sends anything to it any more.

@@ -149,7 +149,7 @@ impl Drop for Subgroup {
 /// Fork, with the child in `cgroup`. Filters of container engines know no clone3: then this process moves there and back.
 fn fork_into(cgroup: &Path, own: &Path) -> io::Result<Option<Pid>> {
     match portkeep_kernel::fork(Some(File::open(cgroup)?.as_fd())) {
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSYS | Errno::PERM)) => {}
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSYS)) => {}
         forked => return forked,
     }
     move_to(cgroup)?;

@@ -8,7 +8,11 @@ use rustix::termios::tcgetwinsize;
 pub(crate) const COMMAND: usize = 63;
 
 /// Write rows of cells, the header among them. The last cell of a row is as wide as it is.
-pub(crate) fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Result<()> {
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Result<()> {
     let widths = widths(rows);
     for row in rows {
         writeln!(out, "{}", line(row, &widths))?;

@@ -126,7 +126,7 @@ fn advice_fits_a_command_line() {
     assert!(told(&["--cgroup", "/sys/fs/cgroup/x.slice"]).contains("write \"/x.slice\""));
 }
 
-/// What people type who come from other tools.
+/// People who come from other tools type these.
 #[test]
 fn usual_spellings_are_understood() {
     assert_eq!(run(&["version"]), run(&["--version"]));

@@ -18,7 +18,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 ///
 /// # Errors
 ///
-/// Those of clone3(2) and fork(2): ENOSYS or EPERM where a seccomp filter denies clone3. `ErrorKind::Unsupported` in a process
+/// Those of clone3(2) and fork(2): ENOSYS where a seccomp filter denies clone3. `ErrorKind::Unsupported` in a process
 /// with more than one thread, since the child has only the calling one: what the others have locked stays locked.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     if fs::read_dir("/proc/self/task")?.count() != 1 {

@@ -47,7 +47,8 @@ fn texts() -> Vec<(PathBuf, String)> {
 fn cited(text: &str) -> BTreeSet<String> {
     let bytes = text.as_bytes();
     let mut rules = BTreeSet::new();
-    for (start, letter) in text.char_indices().filter(|(_, letter)| matches!(letter, 'R' | 'A' | 'N' | 'E' | 'L')) {
+    for (start, letter) in text.char_indices().filter(|(_, letter)| matches!(letter, 'R' | 'A' | 'N' | 'E' | 'L' | 'F'))
+    {
         let digits = text[start + 1..].bytes().take_while(u8::is_ascii_digit).count();
         let part_of_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let before = start.checked_sub(1).is_some_and(|index| part_of_word(bytes[index]));
@@ -60,7 +61,7 @@ fn cited(text: &str) -> BTreeSet<String> {
         let word = name.split(|letter: char| !letter.is_ascii_alphanumeric()).next().unwrap();
         let Some((letter, digits)) = word.split_at_checked(1) else { continue };
         let is_number = (1..=2).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-        if matches!(letter, "r" | "a" | "n" | "e" | "l") && is_number && name[word.len()..].starts_with('_') {
+        if matches!(letter, "r" | "a" | "n" | "e" | "l" | "f") && is_number && name[word.len()..].starts_with('_') {
             rules.insert(word.to_uppercase());
         }
     }
@@ -85,13 +86,14 @@ fn every_cited_rule_is_on_the_page() {
     }
 }
 
-/// Each rule of these three kinds has a test that cites it.
+/// Each rule of these kinds has a test that cites it.
 #[test]
-fn the_rules_of_reservations_binds_and_ranges_have_tests() {
+fn the_rules_of_reservations_binds_ranges_and_fleets_have_tests() {
     let tests = texts().into_iter().filter(|(path, _)| path.components().any(|part| part.as_os_str() == "tests"));
     let cited: BTreeSet<String> = tests.flat_map(|(_, text)| cited(&text)).collect();
     let first = (1..=10).map(|number| format!("R{number}")).chain((1..=9).map(|number| format!("A{number}")));
     let first = first.chain((1..=8).map(|number| format!("E{number}")));
+    let first = first.chain((1..=10).map(|number| format!("F{number}")));
     let without: Vec<String> = first.filter(|rule| !cited.contains(rule)).collect();
     assert!(without.is_empty(), "{without:?}");
 }

@@ -28,6 +28,8 @@ const FILES: &[Row] = &[
         "The configuration, see portkeep.toml(5).",
         &["agent", "check", "reload", "persist", "excludedportrange", "doctor", "run", "acquire", "up", "web"],
     ),
+    ("/etc/portkeep/fleet.toml", "The configuration of portkeep-fleet.", &["fleet"]),
+    ("/var/lib/portkeep-fleet", "Which etcd cluster this host belongs to, and how far it has seen.", &["fleet"]),
     ("/etc/portkeep/ports.d/*.toml", "Reservations of the administrator, see portkeep-ports.d(5).", READING),
     ("/run/portkeep/ports.d/*.toml", "Reservations that are generated at run time.", READING),
     ("/usr/lib/portkeep/ports.d/*.toml", "Reservations of packages.", READING),
@@ -60,7 +62,7 @@ const ENVIRONMENT: &[Row] = &[
 
 /// Commands that belong together.
 const RELATED: [&[&str]; 4] = [
-    &["run", "acquire", "release"],
+    &["run", "acquire", "release", "fleet"],
     &["adopt", "persist", "check", "reload", "excludedportrange"],
     &["up", "down", "upgrade", "agent"],
     &["doctor", "status", "list", "who", "watch", "web"],

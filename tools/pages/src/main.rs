@@ -71,10 +71,18 @@ fn make() -> Result<Files> {
     let mut web = portkeep_web::command();
     web.build();
     files.insert(page_path("portkeep-web", 1), command::page(&web, &["portkeep", "web"])?);
+    pages(&fleet(), &["portkeep"], &mut files)?;
     files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
     let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
     files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
     Ok(files)
+}
+
+/// The commands of portkeep-fleet, as if it were a command of `portkeep`.
+fn fleet() -> Command {
+    let mut table = portkeep_fleet::command().name("fleet").bin_name("portkeep-fleet").disable_help_subcommand(true);
+    table.build();
+    table
 }
 
 /// The same commands without the hidden ones, which completions would offer.
@@ -133,6 +141,7 @@ mod tests {
         assert!(whole(&table, &[], &files) > 20);
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
         assert_eq!(whole(&portkeep_web::command(), &[], &files), 1);
+        assert!(whole(&fleet(), &["portkeep"], &files) > 8);
     }
 
     #[test]
