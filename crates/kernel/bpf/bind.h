@@ -173,7 +173,7 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	if (!r || l.gate != l.token)
 		return PASS;
 	scope = READ(r->scope);
-	allowed = !(READ(r->flags) & PORTKEEP_STRICT) && in_scope(r, l.id);
+	allowed = !(READ(r->flags) & PORTKEEP_STRICT) && may_bind(r, l.id, l.token);
 	FENCE();
 	if (!reservation_alive(r, l.token))
 		return PASS;

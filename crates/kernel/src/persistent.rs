@@ -7,7 +7,11 @@
 //! confirmed or ended. A process that is killed in
 //! between leaves a pending reservation behind, which the next agent ends.
 
-use portkeep_core::{PortRange, PortRangeError, Token, persistent::Audience, wire};
+use portkeep_core::{
+    PortRange, PortRangeError, Token,
+    persistent::{Audience, Others},
+    wire,
+};
 
 use crate::{
     admin::{Admin, AdminError, Created, Wanted},
@@ -130,7 +134,13 @@ impl Maps {
         }
         // For administrators only at first: that audience needs no names while the names change. Strict, so that no process
         // of root binds a port by number meanwhile.
-        let meanwhile = Wanted { audience: Audience::Administrators, strict: true, ephemeral: false, ..wanted.clone() };
+        let meanwhile = Wanted {
+            audience: Audience::Administrators,
+            also: Others::default(),
+            strict: true,
+            ephemeral: false,
+            ..wanted.clone()
+        };
         admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.audience)?;

@@ -48,7 +48,7 @@ pub use control::{Request, Version};
 pub use id::{Descriptor, Namespace, Pid, Place, SocketId};
 pub use persistent::Persistent;
 pub use process::Process;
-pub use reservation::{Access, Owner, Reservation, State};
+pub use reservation::{Access, Other, Owner, Reservation, State};
 pub use socket::{Address, Bound, Options, Role, Select, Socket};
 
 /// The settings of an administrator.

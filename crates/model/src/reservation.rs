@@ -40,6 +40,17 @@ pub enum Access {
     Administrators,
 }
 
+/// Others that a reservation lets in beside its scope (R11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// Processes with this uid.
+    User(u32),
+    /// Processes of this group.
+    Group(u32),
+    /// Processes in the unit whose cgroup has this id.
+    Unit(u64),
+}
+
 /// A block of ports.
 #[derive(Clone, Debug)]
 pub struct Reservation {
@@ -53,6 +64,8 @@ pub struct Reservation {
     pub owner: Owner,
     /// The processes that may consume it.
     pub access: Access,
+    /// Others that are let in.
+    pub also: Vec<Other>,
     /// An administrator made it; the owner then only says whom [`Access::User`] means.
     pub persistent: bool,
     /// Consumed by association only (A7).
