@@ -413,7 +413,7 @@ impl<'lab> World<'lab> {
         self.read_closed_lately();
         let value = [wire.as_bytes(), also.as_bytes()].concat();
         let set = Command::Set { on, option: wire::ACQUIRE, value, thread: ask.thread };
-        let kernel = self.tell(pid, &set).map(drop);
+        let kernel = self.perform(pid, &set).map(drop);
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
             true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
@@ -533,7 +533,7 @@ impl<'lab> World<'lab> {
         };
         self.set(pid, on, wire::SELECT, &select, false).map_err(|errno| format!("SELECT: {errno}"))?;
         let size = size_of::<wire::State>() + wire::ALSO_MAX * size_of::<Also>();
-        let answer = self.tell(pid, &Command::Get { on, option: wire::STATE, size });
+        let answer = self.perform(pid, &Command::Get { on, option: wire::STATE, size });
         let answer = answer.map(|answer| {
             let (state, rest) = wire::State::read_from_prefix(&answer.bytes).expect("a whole state");
             let also = <[Also]>::ref_from_bytes(rest).expect("whole others").to_vec();
