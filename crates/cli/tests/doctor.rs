@@ -67,7 +67,7 @@ fn a_machine_in_order_has_nothing_wrong() {
         assert!(of_others || one["findings"] == serde_json::json!([]), "{one}");
     }
     assert!(machine.portkeep(&["doctor"]).ok().out.contains("12 checks: "));
-    // An ordinary user is told what could not be looked at.
+    // An ordinary user sees which checks were left out.
     let report = machine.portkeep_as_nobody(&["doctor"]);
     assert!(report.out.contains("not looked at: quotas (it requires root)"), "{report:?}");
 }

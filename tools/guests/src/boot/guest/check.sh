@@ -11,11 +11,11 @@ many=10 few=5
 [ -n "$short" ] && many=3 few=2
 
 # One line, in one write: the kernel writes there, too.
-tell() { printf '@boot %s\n' "$1" >/dev/console; }
+emit() { printf '@boot %s\n' "$1" >/dev/console; }
 quoted() { printf '%s' "$1" | tail -c 600 | tr '\n\t"\\' "  ''" | tr -d '\000-\037'; }
-note() { tell "{\"note\":\"boot $boot: $(quoted "$*")\"}"; }
+note() { emit "{\"note\":\"boot $boot: $(quoted "$*")\"}"; }
 next() {
-	tell "{\"next\":\"$1\"}"
+	emit "{\"next\":\"$1\"}"
 	[ "$1" = reboot ] && systemctl reboot
 	exit
 }
@@ -24,7 +24,7 @@ check() {
 	local name="boot $boot: $1" passed=true detail
 	shift
 	detail=$("$@" 2>&1) || passed=false
-	tell "{\"check\":\"$(quoted "$name")\",\"passed\":$passed,\"detail\":\"$(quoted "$detail")\"}"
+	emit "{\"check\":\"$(quoted "$name")\",\"passed\":$passed,\"detail\":\"$(quoted "$detail")\"}"
 }
 
 property() { systemctl show --value -p "$2" "$1"; }
@@ -101,7 +101,7 @@ restarts() {
 
 # A message on a line, and the fields that say its reason on lines of their own.
 journal() { journalctl -b -o verbose --output-fields=MESSAGE,F_FROM,F_REASON,F_ERROR -u portkeep.service "$@" | sed -n 's/^ *\(MESSAGE\|F_[A-Z]*\)=//p'; }
-tells() { journal | grep -F "$1" | grep -qF "$2" || { journal | grep -F "$1"; false; }; }
+journal_has() { journal | grep -F "$1" | grep -qF "$2" || { journal | grep -F "$1"; false; }; }
 
 order() {
 	check 'Portkeep is active' systemctl is-active portkeep.service
@@ -312,7 +312,7 @@ no_complaints() {
 first_boot() {
 	order
 	hostiles
-	check 'two packages want one port: both files are reported' tells /usr/lib/portkeep/ports.d/alpha.toml /usr/lib/portkeep/ports.d/beta.toml
+	check 'two packages want one port: both files are reported' journal_has /usr/lib/portkeep/ports.d/alpha.toml /usr/lib/portkeep/ports.d/beta.toml
 	check 'nginx is stopped and started, under fire' restarts nginx.service http "$many" stop
 	check 'nginx crashes and is started' restarts nginx.service http "$few" crash
 	check 'redis is stopped and started' restarts redis-server.service redis "$few" stop
@@ -354,7 +354,7 @@ second_boot() {
 # With a configuration that makes no sense the machine boots all the same, and when it is mended all is well.
 third_boot() {
 	check 'the machine boots in spite of a broken configuration' eval '! systemctl is-active portkeep.service'
-	check 'the journal names file and line' tells /etc/portkeep/portkeep.toml:1 'not TOML'
+	check 'the journal names file and line' journal_has /etc/portkeep/portkeep.toml:1 'not TOML'
 	check 'what runs has its ports' soon redis
 	rm /etc/portkeep/portkeep.toml
 	check 'once it is mended the agent comes by itself' soon systemctl is-active portkeep.service
@@ -370,7 +370,7 @@ fourth_boot() {
 }
 
 end() {
-	tell '"complete"'
+	emit '"complete"'
 	systemctl poweroff
 	exit
 }
