@@ -214,12 +214,13 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
-# Whether the NFS client connects to a port, which it does from one between 900 and 910.
+# Whether the NFS client connects to a port, which it does from one between 900 and 910. The first time it loads modules, within the
+# time for an answer (3 s).
 nfs_connects_to() {
 	/usr/lib/boot-test/hostile serve "$1" &
 	local server=$! there
 	soon eval "[ \"\$(cat </dev/tcp/127.0.0.1/$1)\" = plain ]"
-	timeout 30 mount -i -t nfs4 -o "vers=4.0,proto=tcp,port=$1,addr=127.0.0.1,clientaddr=127.0.0.1,soft,timeo=5,retrans=1" 127.0.0.1:/ /mnt
+	timeout 30 mount -i -t nfs4 -o "vers=4.0,proto=tcp,port=$1,addr=127.0.0.1,clientaddr=127.0.0.1,soft,timeo=30,retrans=1" 127.0.0.1:/ /mnt
 	kill "$server"
 	printf -v there '0100007F:%04X' "$1"
 	# Either side may have closed first.
@@ -306,6 +307,8 @@ no_complaints() {
 	[ -z "$said" ]
 }
 
+. /usr/lib/boot-test/firewall.sh
+
 first_boot() {
 	order
 	hostiles
@@ -321,6 +324,7 @@ first_boot() {
 	check 'what the README shows' readme
 	check 'a port whose rightful owner is there already is reserved around it' around
 	check 'a thread of the kernel is refused a port that is declared for root' kernel_threads
+	check 'services that let the kernel choose ports stay in their ranges, which are all that the firewall opens' firewalled
 	check 'what was refused is in the journal' past
 	check 'the doctor names what conflicts' eval 'portkeep doctor | grep -F "[in-force]"'
 	check 'servers that run are adopted' adopts
