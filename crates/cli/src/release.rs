@@ -129,7 +129,7 @@ fn find(maps: &Maps, which: &Which) -> anyhow::Result<Vec<Found>> {
 fn end(maps: &Maps, admin: &Admin, found: Vec<Found>) -> anyhow::Result<Vec<Info>> {
     let mut released = Vec::new();
     for (id, reservation) in found {
-        let Some(mut info) = Info::from_wire(&maps.state(&reservation)?) else { continue };
+        let Some(mut info) = Info::from_wire(&maps.state(&reservation)?, &maps.also(&reservation)?) else { continue };
         let Some(token) = info.token else { continue };
         if info.persistent {
             refuse(&info)?;

@@ -39,7 +39,7 @@ fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
         if reservation.state() == wire::REFUSED {
             continue;
         }
-        let Some(mut info) = Info::from_wire(&maps.state(&reservation)?) else { continue };
+        let Some(mut info) = Info::from_wire(&maps.state(&reservation)?, &maps.also(&reservation)?) else { continue };
         info.netns_name = names.name(reservation.netns);
         if let Some(audience) = maps.audience(id, &reservation) {
             let id = |id: &u32| Ok::<_, std::convert::Infallible>(Account::Id(*id));
@@ -63,13 +63,15 @@ pub(crate) fn is_here(info: &Info, own_netns: u64) -> bool {
     info.netns == Some(own_netns)
 }
 
-/// The terms of its scope or audience: ", strict", ", ephemeral" or nothing.
-pub(crate) const fn terms(info: &Info) -> &'static str {
-    match (info.strict, info.ephemeral) {
+/// The terms of its scope or audience: ", strict", ", ephemeral, also unit docker.service" or nothing.
+pub(crate) fn terms(info: &Info) -> String {
+    let kind = match (info.strict, info.ephemeral) {
         (true, _) => ", strict",
         (_, true) => ", ephemeral",
         _ => "",
-    }
+    };
+    let also = if info.also.is_empty() { String::new() } else { format!(", also {}", info.also) };
+    format!("{kind}{also}")
 }
 
 /// The owner, as messages name it: "pid 812 (nginx)", "unit tomcat.service".

@@ -320,6 +320,9 @@ fn describe(name: &str, info: &Info, out: &mut dyn Write) -> anyhow::Result<()> 
     let scope = info.scope.map_or_else(|| "persistent".into(), |scope| scope.to_string());
     let cgroup = info.cgroup.as_deref().unwrap_or_default();
     line("scope", &format!("{}{terms}", format!("{scope} {cgroup}").trim_end()))?;
+    if !info.also.is_empty() {
+        line("also", &info.also.to_string())?;
+    }
     if info.enforcement == Some(portkeep::Enforcement::Held) {
         line("held", "by sockets of this process, not enforced by the kernel")?;
     }
