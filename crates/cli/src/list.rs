@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use portkeep::{Info, PortRange, Transports, persistent::protocol::Reason};
+use portkeep::{Enforcement, Info, State, persistent::protocol::Reason};
 use portkeep_core::time;
 use portkeep_observe::Usage;
 
@@ -20,7 +20,10 @@ use crate::{
     exit::refused,
     filter::Filter,
     pins::{Pins, Seen, served_here},
-    ran_out, reservations, table, waiting,
+    ran_out,
+    reservations::{self, Blocks},
+    table::{self, Look, Terminal},
+    waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -32,7 +35,8 @@ For a persistent reservation, OWNER shows whom it is for. The last column shows 
 and the processes that have its ports bound. Declarations that are not in force are reported on standard error; `portkeep \
 persist list` shows them too.
 
-A terminal that is too narrow shows fewer columns, and the beginning of the last; --columns says which. NETNS is left out \
+A terminal that is too narrow shows fewer columns, and the beginning of the last; --columns says which. There what is only held \
+or still being checked has a colour, unless NO_COLOR is set. NETNS is left out \
 where all are of this namespace. --watch shows the list again whenever it changes.
 
 Examples:
@@ -183,37 +187,44 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.
 pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let mut found = match pins.look() {
-        Seen::Up(instance) => reservations::all(&instance)?,
-        _ if served_here()?.is_some() => reservations::here()?,
-        Seen::NotUp => return Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
-        Seen::Hidden(reason) => {
-            return Err(refused(
-                Reason::NotAllowed,
-                format!("kernel enforcement does not serve this cgroup, and {reason}"),
-            ));
-        }
-        Seen::Unusable(error) => return Err(error.into()),
-    };
+    let mut found = kept(pins, None)?;
     reservations::complete(&mut found)?;
     Ok(found)
 }
 
+/// The same as the kernel keeps them; with blocks only those that have one of their ports.
+pub(crate) fn kept(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
+    match pins.look() {
+        Seen::Up(instance) => reservations::of_machine(&instance, blocks),
+        _ if served_here()?.is_some() => reservations::here(blocks),
+        Seen::NotUp => Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
+        Seen::Hidden(reason) => {
+            let why = format!("kernel enforcement does not serve this cgroup, and {reason}");
+            Err(refused(Reason::NotAllowed, why))
+        }
+        Seen::Unusable(error) => Err(error.into()),
+    }
+}
+
 /// The blocks that programs only hold, as far as they can be seen.
 pub(crate) fn held() -> Vec<Info> {
-    let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
-    Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held
+    Usage::bound_and_held(&[]).unwrap_or_default().held
 }
 
 /// The same as [`seen`], and what programs only hold.
 fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let held = held();
-    let mut found = match seen(pins) {
-        Err(error) if ran_out(&error) || held.is_empty() => return Err(error),
+    let found = kept(pins, None);
+    let blocks = found.as_deref().map_or_else(|_| Ok(Vec::new()), reservations::in_use)?;
+    // One round through all sockets and processes for both.
+    let usage = Usage::bound_and_held(&blocks).unwrap_or_default();
+    let mut found = match found {
+        Err(error) if ran_out(&error) || usage.held.is_empty() => return Err(error),
         Err(_) => Vec::new(),
         Ok(found) => found,
     };
-    found.extend(held);
+    reservations::name(&mut found);
+    reservations::enter_sockets(&mut found, &usage)?;
+    found.extend(usage.held);
     found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     Ok(found)
 }
@@ -232,10 +243,10 @@ impl Args {
     }
 
     fn show(&self, found: &[Info], io: &mut Io<'_>) -> anyhow::Result<()> {
-        if self.json { io.json(&found) } else { self.write(found, &mut io.out, table::terminal()) }
+        if self.json { io.json(&found) } else { self.write(found, &mut io.out, Terminal::of_output()) }
     }
 
-    fn write(&self, found: &[Info], out: &mut dyn Write, terminal: Option<usize>) -> anyhow::Result<()> {
+    fn write(&self, found: &[Info], out: &mut dyn Write, terminal: Option<Terminal>) -> anyhow::Result<()> {
         let mut columns = self.columns.clone();
         if columns.is_empty() {
             columns = USUAL.into();
@@ -249,7 +260,7 @@ impl Args {
             header.into_iter().chain(found.iter().map(cells)).collect::<Vec<Vec<String>>>()
         };
         let mut table = rows(&columns);
-        if let Some(width) = terminal {
+        if let Some(Terminal { width, .. }) = terminal {
             for column in DISPENSABLE.into_iter().filter(|_| self.columns.is_empty()) {
                 let widths = table::widths(&table);
                 let Some((last, others)) = widths.split_last() else { break };
@@ -267,7 +278,15 @@ impl Args {
                 }
             }
         }
-        table::write(&table, out)
+        let headers = usize::from(!self.no_header);
+        let colour = terminal.is_some_and(|terminal| terminal.colour);
+        let is_special = |info: &Info| info.state != State::Active || info.enforcement == Some(Enforcement::Held);
+        table::write(&table, out, |index| match index.checked_sub(headers) {
+            _ if !colour => Look::Plain,
+            None => Look::Header,
+            Some(index) if is_special(&found[index]) => Look::Special,
+            Some(_) => Look::Plain,
+        })
     }
 }
 
@@ -345,7 +364,7 @@ fn last(info: &Info) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use portkeep::{Process, State};
+    use portkeep::{PortRange, Process, Transports};
 
     use super::*;
 
@@ -373,6 +392,7 @@ mod tests {
     fn text(words: &[&str], terminal: Option<usize>) -> Vec<String> {
         let args = args(words);
         let mut out = Vec::new();
+        let terminal = terminal.map(|width| Terminal { width, colour: false });
         args.write(&args.select(some()).unwrap(), &mut out, terminal).unwrap();
         String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }

@@ -1,33 +1,56 @@
 //! The reservations that can be seen, from the maps or from queries.
 
-use std::{cell::LazyCell, collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+};
 
 use anyhow::Context;
-use portkeep::{
-    Info, PortRange, Transports,
-    persistent::{self, Account},
-};
-use portkeep_core::wire;
-use portkeep_kernel::{Instance, netns};
+use portkeep::{Info, PortRange, Transports, persistent::Account};
+use portkeep_core::{ListMark, wire};
+use portkeep_kernel::{Instance, Maps, Reservation, netns};
 use portkeep_observe::{Usage, listing, namespaces};
 
 use crate::{
-    patience,
+    asked,
     persist::view,
     sources::{ConfigFile, Sources},
+    waiting,
 };
 
-/// All reservations of the machine, out of the maps.
-pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
+/// Blocks of ports with their transports.
+pub(crate) type Blocks = [(PortRange, Transports)];
+
+/// A reservation as the kernel keeps it, with its id.
+pub(crate) type Kept = (u32, Reservation);
+
+/// The reservations in the maps that `means` picks, with all blocks of their lists.
+pub(crate) fn find(maps: &Maps, means: impl Fn(&Reservation) -> bool) -> anyhow::Result<Vec<Kept>> {
+    let all: Vec<Kept> = maps.reservations().collect::<Result<_, _>>()?;
+    // Refused ones stay until their socket has heard of it; they hold nothing.
+    let all: Vec<Kept> = all.into_iter().filter(|(_, each)| each.state() != wire::REFUSED).collect();
+    let list_of = |each: &Reservation| ListMark::of(&each.label).map(|mark| (mark, each.netns, each.pid));
+    let meant: Vec<&Kept> = all.iter().filter(|(_, each)| means(each)).collect();
+    let lists: HashSet<_> = meant.iter().filter_map(|(_, each)| list_of(each)).collect();
+    let ids: HashSet<u32> = meant.into_iter().map(|(id, _)| *id).collect();
+    let is_meant = |(id, each): &Kept| ids.contains(id) || list_of(each).is_some_and(|list| lists.contains(&list));
+    Ok(all.into_iter().filter(is_meant).collect())
+}
+
+/// The reservations of the whole machine, out of the maps; with blocks only those that have one of their ports.
+pub(crate) fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     let maps = instance.maps()?;
+    let kept = match blocks {
+        None => find(&maps, |_| true)?,
+        Some(blocks) => find(&maps, |each| {
+            let Some((its_ports, its_transports)) = each.ports().zip(each.transports()) else { return false };
+            let mut wanted = blocks.iter().filter(|(_, transports)| transports.bits() & its_transports.bits() != 0);
+            wanted.any(|(ports, _)| ports.common(its_ports).is_some())
+        })?,
+    };
     let mut names = NamespaceNames::new();
     let mut found = Vec::new();
-    for item in maps.reservations() {
-        let (id, reservation) = item?;
-        // Refused ones stay until their socket has heard of it; they hold nothing.
-        if reservation.state() == wire::REFUSED {
-            continue;
-        }
+    for (id, reservation) in kept {
         let Some(mut info) = Info::from_wire(&maps.state(&reservation)?) else { continue };
         info.netns_name = names.name(reservation.netns);
         if let Some(audience) = maps.audience(id, &reservation) {
@@ -39,9 +62,26 @@ pub(crate) fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
     Ok(Info::join(found))
 }
 
-/// Those of this network namespace, through queries that anybody may make.
-pub(crate) fn here() -> anyhow::Result<Vec<Info>> {
-    let mut found = portkeep::list()?;
+/// More ports than these are not asked for one by one.
+const SINGLY: u32 = 16;
+
+/// Those of this network namespace, through queries that anybody may make; with blocks only those that have one of their ports.
+pub(crate) fn here(blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
+    let ports = |blocks: &Blocks| blocks.iter().map(|(ports, _)| u32::from(ports.count())).sum::<u32>();
+    let mut found = match blocks.filter(|blocks| ports(blocks) <= SINGLY) {
+        None => portkeep::list()?,
+        Some(blocks) => {
+            let mut found: Vec<Info> = Vec::new();
+            for (ports, transports) in blocks {
+                for (port, transport) in ports.iter().flat_map(|port| transports.iter().map(move |each| (port, each))) {
+                    if !found.iter().any(|info| info.has(transport, port)) {
+                        found.extend(portkeep::who(transport, port)?);
+                    }
+                }
+            }
+            found
+        }
+    };
     for info in &mut found {
         info.netns_name = Some("this".into());
     }
@@ -50,21 +90,41 @@ pub(crate) fn here() -> anyhow::Result<Vec<Info>> {
 
 /// All that is declared, if an agent says so at once.
 pub(crate) fn agent_list() -> Vec<Info> {
-    persistent::Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()).unwrap_or_default()
+    waiting::ask_for_all().unwrap_or_default()
 }
 
 /// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    let own = netns::current_cookie().context("finding out which network namespace this is")?;
+    name(found);
+    let blocks = in_use(found)?;
+    let usage = if blocks.is_empty() { Usage::default() } else { Usage::bound(&blocks).unwrap_or_default() };
+    enter_sockets(found, &usage)
+}
+
+/// Put them in order and add all facts but the sockets.
+pub(crate) fn name(found: &mut [Info]) {
     let declared = if found.iter().any(|info| info.persistent) {
         view::all(&Sources::of(&ConfigFile::default()), found)
     } else {
         Vec::new()
     };
     listing::complete(found, &declared);
-    // One round for all of them, and none if there is nobody.
-    let all = PortRange::inclusive(1, u16::MAX)?;
-    let usage = LazyCell::new(|| Usage::bound(&[(all, Transports::Both)]).unwrap_or_default());
+}
+
+fn own_namespace() -> anyhow::Result<u64> {
+    netns::current_cookie().context("finding out which network namespace this is")
+}
+
+/// The blocks of this namespace that have a bound socket.
+pub(crate) fn in_use(found: &[Info]) -> anyhow::Result<Vec<(PortRange, Transports)>> {
+    let own = own_namespace()?;
+    let here = found.iter().filter(|info| is_here(info, own) && info.bound.is_some_and(|bound| bound > 0));
+    Ok(here.flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports))).collect())
+}
+
+/// Enter the sockets of the blocks that are [`in_use`].
+pub(crate) fn enter_sockets(found: &mut [Info], usage: &Usage) -> anyhow::Result<()> {
+    let own = own_namespace()?;
     for info in found.iter_mut().filter(|info| is_here(info, own)) {
         let mut sockets = Vec::new();
         if info.bound.is_some_and(|bound| bound > 0) {

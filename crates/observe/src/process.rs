@@ -1,8 +1,9 @@
 //! Processes as `/proc` shows them, and the processes that have a socket open.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
+    collections::{BTreeSet, HashMap},
+    fs,
+    mem::MaybeUninit,
     path::Path,
     time::Duration,
 };
@@ -10,7 +11,16 @@ use std::{
 use portkeep::{Info, Process, Time};
 use portkeep_core::wire;
 use portkeep_kernel::cgroup;
-use rustix::{param::clock_ticks_per_second, time::ClockId};
+use rustix::{
+    fs::{Mode, OFlags, RawDir, readlinkat_raw},
+    io::Errno,
+    param::clock_ticks_per_second,
+    time::ClockId,
+};
+
+/// Bytes of a folder that are read at a time, and of a link: those that matter here are shorter.
+const READ: usize = 32 * 1024;
+const LINK: usize = 512;
 
 /// The process with this number, `None` if it is gone. Users are left without a name.
 pub fn of(pid: u32) -> Option<Process> {
@@ -73,7 +83,9 @@ pub fn unit_in(cgroup: &[String], depth: usize) -> Option<&str> {
 /// The processes that have sockets open.
 #[derive(Debug, Default)]
 pub struct Openers {
-    by_inode: BTreeMap<u64, Vec<Process>>,
+    processes: Vec<Process>,
+    /// Places in `processes`. One process can have ten thousands of sockets open.
+    by_inode: HashMap<u64, Vec<usize>>,
     /// The blocks that these processes claim to hold by held mode.
     pub held: Vec<Info>,
     /// The descriptors of every process of the machine could be read: a socket that none has open is the kernel's own.
@@ -88,21 +100,25 @@ impl Openers {
         if inodes.is_empty() {
             return found;
         }
+        let mut entries = Vec::with_capacity(READ);
+        let mut target = [MaybeUninit::uninit(); LINK];
         for pid in pids() {
-            let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
-                Ok(descriptors) => descriptors,
+            let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = match rustix::fs::open(format!("/proc/{pid}/fd"), open, Mode::empty()) {
+                Ok(folder) => folder,
                 // It has ended.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(Errno::NOENT) => continue,
                 Err(_) => {
                     found.all = false;
                     continue;
                 }
             };
             let (mut its, mut held) = (BTreeSet::new(), Vec::new());
-            for descriptor in descriptors.flatten() {
+            let mut descriptors = RawDir::new(&folder, entries.spare_capacity_mut());
+            while let Some(Ok(descriptor)) = descriptors.next() {
                 // With PR_SET_DUMPABLE off the folder can be read, but no link in it.
-                let Ok(link) = fs::read_link(descriptor.path()) else { continue };
-                let Some(link) = link.to_str() else { continue };
+                let Ok((link, _)) = readlinkat_raw(&folder, descriptor.file_name(), &mut target) else { continue };
+                let Ok(link) = str::from_utf8(link) else { continue };
                 if let Some(inode) = socket_inode(link).filter(|inode| inodes.contains(inode)) {
                     its.insert(inode);
                 } else if let Some(info) = Info::of_held_mark(link) {
@@ -115,16 +131,16 @@ impl Openers {
                 found.held.push(info);
             }
             for inode in its {
-                found.by_inode.entry(inode).or_default().push(process.clone());
+                found.by_inode.entry(inode).or_default().push(found.processes.len());
             }
+            found.processes.push(process);
         }
-        found.by_inode.values_mut().for_each(|processes| processes.sort());
         found
     }
 
-    /// Those of one socket.
-    pub fn with(&self, inode: u64) -> &[Process] {
-        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    /// Those of one socket, in the order of `/proc`.
+    pub fn with(&self, inode: u64) -> impl Iterator<Item = &Process> {
+        self.by_inode.get(&inode).into_iter().flatten().map(|place| &self.processes[*place])
     }
 }
 
