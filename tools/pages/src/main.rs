@@ -4,12 +4,7 @@
 mod command;
 mod configuration;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Command, Parser};
@@ -21,6 +16,9 @@ use clap_complete::Shell;
 struct Options {
     /// Prefix of the installation: pages go to its share/man, completions to where each shell reads them
     prefix: PathBuf,
+    /// The page of portkeep-web, and nothing else; without this, everything else
+    #[arg(long)]
+    web: bool,
 }
 
 /// Path below the prefix, content.
@@ -28,6 +26,8 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The page about the format of drop-in files.
 const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
+/// A program and a package of its own.
+const WEB: &str = "portkeep-web";
 const SOURCE: &str = concat!("portkeep ", env!("CARGO_PKG_VERSION"));
 
 /// Each shell reads its completions from a folder and a name of its own.
@@ -38,11 +38,12 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 ];
 
 fn main() -> ExitCode {
-    portkeep_tool::exit(write(&Options::parse().prefix))
+    portkeep_tool::exit(write(&Options::parse()))
 }
 
-fn write(prefix: &Path) -> Result<()> {
-    for (path, content) in make()? {
+fn write(Options { prefix, web }: &Options) -> Result<()> {
+    let of_web = page_path(WEB, 1);
+    for (path, content) in make()?.into_iter().filter(|(path, _)| (*path == of_web) == *web) {
         let path = prefix.join(path);
         let folder = path.parent().context("a path without a folder")?;
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
@@ -70,7 +71,7 @@ fn make() -> Result<Files> {
     pages(&table, &[], &mut files)?;
     let mut web = portkeep_web::command();
     web.build();
-    files.insert(page_path("portkeep-web", 1), command::page(&web, &["portkeep", "web"])?);
+    files.insert(page_path(WEB, 1), command::page(&web, &["portkeep", "web"])?);
     files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
     let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
     files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
