@@ -23,9 +23,10 @@ pub(super) struct Field {
     pub(super) seed: u64,
 }
 
-/// A private ephemeral range of each test process. Those of all of them must fit into the pool, wherever each begins.
-/// get-port does not return a port again within 30 s, and waits if there is no other.
-pub(super) const RANGE: u16 = 128;
+/// A private ephemeral range of each test process. Those of all of them must fit into the pool.
+/// get-port does not return a port again within 30 s. It searches without end if there is no other, and each process
+/// asks for 200 ports.
+pub(super) const RANGE: u16 = 240;
 
 /// With `within_range` each test process runs under `portkeep run --ephemeral`, unchanged.
 pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Places, field: &Field) -> Result<Tally> {
@@ -33,14 +34,6 @@ pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Pla
     let enforced = subject.enforced() || within_range;
     let cgroup = places.cgroup(enforced);
     let _server = kit.server(subject, PORTSERVER_POOL)?;
-    let _neighbours = (0..field.neighbours)
-        .map(|i| {
-            let mut command = kit.outsider(subject, "neighbour");
-            command.arg((field.seed + u64::from(i)).to_string());
-            Ok(Neighbour(moved(cgroup.path(), &command).spawn().context("starting a neighbour")?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-
     let mut runners = Vec::new();
     for i in 0..field.processes {
         // Only the programs that it starts belong to it.
@@ -58,6 +51,14 @@ pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Pla
         }
         runners.push(Runner::start(moved(&own, &command))?);
     }
+    // The neighbours come after the ranges, which would not all find room between their ports.
+    let _neighbours = (0..field.neighbours)
+        .map(|i| {
+            let mut command = kit.outsider(subject, "neighbour");
+            command.arg((field.seed + u64::from(i)).to_string());
+            Ok(Neighbour(moved(cgroup.path(), &command).spawn().context("starting a neighbour")?))
+        })
+        .collect::<Result<Vec<_>>>()?;
     for runner in &mut runners {
         runner.go()?;
     }

@@ -1,5 +1,5 @@
 //! Kernels, as Debian packages them for virtual machines. Everything that the kernel tests need is built into them; a whole
-//! system needs the modules of sock_diag as well.
+//! system needs some modules as well.
 
 use std::{
     fs,
@@ -38,7 +38,7 @@ impl Choice {
 pub(crate) struct Kernel {
     pub(crate) release: &'static str,
     pub(crate) image: PathBuf,
-    /// Its folder of modules, named for its version. Those of sock_diag are in there and no others.
+    /// Its folder of modules, named for its version. [`MODULES`] are in there and no others.
     pub(crate) modules: PathBuf,
 }
 
@@ -104,7 +104,10 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Little but the kernel: all its modules would be a hundred megabytes.
+/// Those of sock_diag and of the NFS client. All modules of a kernel would be a hundred megabytes.
+const MODULES: [&str; 4] =
+    ["*/net/ipv4/*_diag.ko*", "*/net/sunrpc/*.ko*", "*/net/dns_resolver/*.ko*", "*/kernel/fs/[fln]*.ko*"];
+
 fn extract(archive: &Path, folder: &Path) -> Result<()> {
     let mut unpack = DPKG_DEB.command();
     unpack.arg("--fsys-tarfile").arg(archive).stdout(Stdio::piped());
@@ -117,7 +120,7 @@ fn extract(archive: &Path, folder: &Path) -> Result<()> {
         "--transform=s,^\\./boot/,,;s,^\\./\\(usr/\\)*lib/modules/,,",
         "--wildcards",
     ]);
-    tar.args(["./boot/vmlinuz-*", "*/net/ipv4/*_diag.ko*"]).stdin(stream);
+    tar.arg("./boot/vmlinuz-*").args(MODULES).stdin(stream);
     TAR.run(&mut tar)?;
     ensure!(unpack.wait().context("waiting for dpkg-deb")?.success(), "unpacking {} failed", archive.display());
     Ok(())

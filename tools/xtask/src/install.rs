@@ -155,6 +155,11 @@ impl Layout {
         for example in files(&packaging.join("examples"))? {
             copy(&example, &documents.join("examples"))?;
         }
+        for engine in ["ansible", "kubernetes", "nomad", "slurm"] {
+            for recipe in files(&packaging.join(engine))? {
+                copy(&recipe, &documents.join("examples").join(engine))?;
+            }
+        }
         copy(&repository.join("examples/server.c"), &documents.join("examples"))?;
         Ok(())
     }

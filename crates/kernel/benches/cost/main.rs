@@ -127,7 +127,13 @@ fn calls(bench: &Bench, table: &mut Table) {
     let v4 = paired::measure(ROUNDS, 200, twenty, || bind_twenty(tcp, &any(0)));
     table.push(Row::info("the same / binding and closing 20 IPv4 sockets", v4.0 / v4.1));
     let (cycle_ns, option_ns) = paired::measure(ROUNDS, 2000, twenty, option);
-    table.push(Row::at_most("acquire + query + release of 20 ports / one bare setsockopt", cycle_ns / option_ns, 7.0));
+    table.push(
+        Row::at_most("acquire + query + release of 20 ports / one bare setsockopt", cycle_ns / option_ns, 7.0)
+            .missed_because(
+                "three socket options with a program on the hook cost some five bare ones (see their rows); the programs' \
+                 own work is the rest",
+            ),
+    );
     table
         .note(format!("one bare setsockopt {option_ns:.0} ns; acquire + query + release of 20 ports {cycle_ns:.0} ns"));
     let before = sockets::voluntary_switches();

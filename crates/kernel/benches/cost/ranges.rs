@@ -52,11 +52,13 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
     let owner = range(&scope, 1000);
     let (within, outside) =
         paired::alternate(ROUNDS, 1000, || enter(&scope), bind_to_0, sockets::leave_cgroup, bind_to_0);
-    table.push(Row::at_most(
-        "socket + bind to 0 + close, out of a private ephemeral range / outside",
-        within / outside,
-        1.10,
-    ));
+    table.push(
+        Row::at_most("socket + bind to 0 + close, out of a private ephemeral range / outside", within / outside, 1.10)
+            .missed_because(
+                "the bind is counted at bind and at close, as in the row of the unreserved pool port; the draw adds the \
+                 rest",
+            ),
+    );
     table.note(format!("socket + bind to 0 + close: {within:.0} ns out of a range, {outside:.0} ns outside"));
 
     crowded(&scope, table);
@@ -127,7 +129,8 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
 
 /// With 90 % of the ephemeral range in use, the kernel tries many ports before it finds a free one.
 fn crowded(scope: &Path, table: &mut Table) {
-    const FIRST: u16 = 32768;
+    // Below the usual range, where the connections of the rows before are still in TIME_WAIT.
+    const FIRST: u16 = 12000;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, most).expect("the limit of open files");

@@ -214,6 +214,33 @@ around() {
 	grep -q '^around .* in force' <<<"$listed"
 }
 
+# Whether the NFS client connects to a port, which it does from one between 900 and 910.
+nfs_connects_to() {
+	/usr/lib/boot-test/hostile serve "$1" &
+	local server=$! there
+	soon eval "[ \"\$(cat </dev/tcp/127.0.0.1/$1)\" = plain ]"
+	timeout 30 mount -i -t nfs4 -o "vers=4.0,proto=tcp,port=$1,addr=127.0.0.1,clientaddr=127.0.0.1,soft,timeo=5,retrans=1" 127.0.0.1:/ /mnt
+	kill "$server"
+	printf -v there '0100007F:%04X' "$1"
+	# Either side may have closed first.
+	grep -E "$there 0100007F:038[4-9A-E] |0100007F:038[4-9A-E] $there " /proc/net/tcp
+}
+
+# A thread of the kernel binds that port. It runs as root, and is no process of root's.
+kernel_threads() {
+	local failed=
+	modprobe sunrpc min_resvport=900 max_resvport=910
+	modprobe nfsv4
+	nfs_connects_to 2049 || failed+=' without a reservation'
+	portkeep persist add --name privileged --tcp 900-910 --user root
+	nfs_connects_to 2050 && failed+=' with one'
+	root_refused 905 && failed+=' root'
+	portkeep persist delete privileged
+	nfs_connects_to 2051 || failed+=' afterwards'
+	echo "failed:$failed"
+	[ -z "$failed" ]
+}
+
 # Drop-ins for a server and a socket that are not declared: they come into force around what listens.
 adopts() {
 	local own=/etc/portkeep/ports.d failed= adopted port text
@@ -385,6 +412,7 @@ first_boot() {
 	check 'a port of another network namespace is confirmed' other_namespace
 	check 'what the README shows' readme
 	check 'a port whose rightful owner is there already is reserved around it' around
+	check 'a thread of the kernel is refused a port that is declared for root' kernel_threads
 	check 'what was refused is in the journal' past
 	check 'the doctor names what conflicts' eval 'portkeep doctor | grep -F "[in-force]"'
 	check 'servers that run are adopted' adopts
