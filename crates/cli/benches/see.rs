@@ -50,7 +50,8 @@ fn main() {
     let _agent = machine.agent(machine.command(&["agent"]));
     let mut table = Table::default();
 
-    let processes = crowd::processes(PROCESSES, WORKERS, BUSY, CONNECTIONS);
+    let workers = crowd::workers(WORKERS, BUSY, CONNECTIONS);
+    let processes = crowd::processes(PROCESSES - WORKERS);
     let busy = format!("{BUSY}/tcp");
     let filter = format!("sport = :{BUSY}");
     let [who, ss] = commands(&machine, [&[PORTKEEP, "who", &busy], &["ss", "-Hanptu", &filter]]);
@@ -82,7 +83,7 @@ fn main() {
     table.note(format!(
         "{PROCESSES} processes with ten files each; {WORKERS} of them share the busy listener, which has {CONNECTIONS} connections"
     ));
-    drop((server, reservations, sockets, processes));
+    drop((server, reservations, sockets, processes, workers));
     machine.portkeep(&["down"]).ok();
     print!("{table}");
     if std::env::args().any(|arg| arg == "--write") {

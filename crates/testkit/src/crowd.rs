@@ -1,19 +1,21 @@
 //! Many sockets, processes and reservations.
 
 use std::{
-    fs::File,
+    io::Read,
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    process::{Command, Stdio},
 };
 
 use portkeep::Reservation;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::process::{Child, Talk};
+use crate::{
+    machine::Running,
+    process::{Child, Talk},
+};
 
 /// Processes that hold the sockets: one has some 20,000 descriptors at most.
 const HOLDERS: usize = 4;
-/// Descriptors that an ordinary process has.
-const ORDINARY: usize = 10;
 
 /// Bind so many UDP sockets, in a few processes, each on another local address. To be called before reservations are made:
 /// the processes would hold them open.
@@ -49,27 +51,37 @@ pub fn reservations(count: usize) -> Vec<Reservation> {
     (0..count).map(reservation).collect()
 }
 
-/// So many processes with a few descriptors each. The last of them, `sharing`, have one listener on `port` (host byte order), as
-/// the workers of a server have, and the very last has `connections` to it.
-pub fn processes(count: usize, sharing: usize, port: u16, connections: usize) -> Vec<Child> {
+/// So many workers of a server, which share a listener on `port` (host byte order); one of them has `connections` to it. To be
+/// called before other processes are forked: each has the descriptors of those before it.
+pub fn workers(count: usize, port: u16, connections: usize) -> Vec<Child> {
     more_files();
-    let idle = |talk: &mut Talk| {
-        let files = Vec::from_iter((0..ORDINARY).map(|_| File::open("/dev/null").unwrap()));
-        talk.say(1);
-        talk.try_hear();
-        drop(files);
-    };
-    let mut all = Vec::from_iter((sharing..count).map(|_| Child::fork(idle)));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-    all.extend((1..sharing).map(|_| Child::fork(idle)));
-    all.push(Child::fork(|talk| {
-        let connect = |_| (TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap(), listener.accept().unwrap());
-        let connected = Vec::from_iter((0..connections).map(connect));
-        talk.say(1);
-        talk.try_hear();
-        drop(connected);
+    let mut all = Vec::from_iter((0..count).map(|number| {
+        Child::fork(|talk| {
+            let connect = |_| (TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap(), listener.accept().unwrap());
+            let connected = Vec::from_iter((0..connections).filter(|_| number == 0).map(connect));
+            talk.say(1);
+            talk.try_hear();
+            drop(connected);
+        })
     }));
     all.iter_mut().for_each(|child| assert_eq!(child.talk.hear(), 1));
+    all
+}
+
+/// So many processes that have ten files open and do nothing.
+pub fn processes(count: usize) -> Vec<Running> {
+    let files = (3..10).map(|number| format!("exec {number}</dev/null; ")).collect::<String>();
+    let script = format!("{files} echo; read -r end");
+    let start = |_| {
+        let mut command = Command::new("sh");
+        Running(command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    };
+    let mut all = Vec::from_iter((0..count).map(start));
+    for process in &mut all {
+        let output = process.0.stdout.as_mut().unwrap();
+        assert_eq!(output.read(&mut [0]).unwrap(), 1, "it has its files");
+    }
     all
 }
 

@@ -171,7 +171,9 @@ mod tests {
     #[test]
     fn the_pages_are_clean() {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path()).unwrap();
+        for web in [false, true] {
+            write(&Options { prefix: folder.path().into(), web }).unwrap();
+        }
         let files = make().unwrap();
         let pages: Vec<PathBuf> =
             files.keys().filter(|path| path.starts_with("share/man")).map(|path| folder.path().join(path)).collect();
