@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use portkeep_kernel::Instance;
 
-use super::{aside::set_aside_used_pool_ports, overlap, policy::share_quotas};
+use super::{overlap, policy::share_quotas, set_aside::set_aside_used_pool_ports};
 
 /// The steps of `up` once the programs are attached. If one fails, the programs are removed again: a pool is worse than
 /// none if nobody knows which of its ports are in use. Returns what else went wrong.

@@ -73,7 +73,7 @@ struct Repeat<T> {
     next: Instant,
     at_once: u32,
     gap: usize,
-    untold: u32,
+    unreported: u32,
     last: Instant,
     /// The last one that was left out.
     sample: Option<T>,
@@ -134,11 +134,11 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         repeat.last = now;
         if comes {
             repeat.sample = None;
-            let untold = std::mem::take(&mut repeat.untold).saturating_add(more);
+            let unreported = std::mem::take(&mut repeat.unreported).saturating_add(more);
             self.spend(now, account);
-            return Some(untold);
+            return Some(unreported);
         }
-        repeat.untold = repeat.untold.saturating_add(more).saturating_add(1);
+        repeat.unreported = repeat.unreported.saturating_add(more).saturating_add(1);
         repeat.sample = Some(occurrence);
         None
     }
@@ -158,7 +158,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
             }
             let Some(repeat) = self.repeats.get_mut(&what) else { continue };
             repeat.wait_longer(now);
-            let count = std::mem::take(&mut repeat.untold);
+            let count = std::mem::take(&mut repeat.unreported);
             if let Some(last) = repeat.sample.take() {
                 due.push(LeftOut { what, last, count });
                 self.spend(now, account);
@@ -212,12 +212,12 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
 
 impl<T> Repeat<T> {
     fn new(now: Instant, account: u32, pace: Pace) -> Self {
-        Self { account, pace, next: now, at_once: pace.at_once(), gap: 0, untold: 0, last: now, sample: None }
+        Self { account, pace, next: now, at_once: pace.at_once(), gap: 0, unreported: 0, last: now, sample: None }
     }
 
     fn may_come(&mut self, now: Instant) -> bool {
         // Quiet for long enough, it is news again.
-        if self.untold == 0 && now >= self.next + GAPS[1] {
+        if self.unreported == 0 && now >= self.next + GAPS[1] {
             self.at_once = self.pace.at_once();
             self.gap = 0;
         }
@@ -289,15 +289,15 @@ mod tests {
     #[test]
     fn one_account_has_its_share_and_root_its_own() {
         let (mut budget, now) = (Budget::new(3), Instant::now());
-        let told = |budget: &mut Budget<u32, ()>, account: u32, things: std::ops::Range<u32>| {
+        let reported = |budget: &mut Budget<u32, ()>, account: u32, things: std::ops::Range<u32>| {
             things.filter(|thing| budget.report(now, (account, Pace::Fading), thing, 0, ()).is_some()).count()
         };
-        assert_eq!(told(&mut budget, 7, 0..50), 3);
+        assert_eq!(reported(&mut budget, 7, 0..50), 3);
         assert_eq!(
-            (8..100).map(|account| told(&mut budget, account, account * 100..account * 100 + 5)).sum::<usize>(),
+            (8..100).map(|account| reported(&mut budget, account, account * 100..account * 100 + 5)).sum::<usize>(),
             9
         );
-        assert_eq!(told(&mut budget, 0, 20_000..20_005), 3);
+        assert_eq!(reported(&mut budget, 0, 20_000..20_005), 3);
     }
 
     #[test]

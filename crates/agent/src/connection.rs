@@ -14,10 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portkeep::persistent::protocol::{Answer, LONGEST, Reason, Refused, Request};
+use portkeep::persistent::protocol::{Answer, LONGEST, Reason, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::peer::Peer;
+use super::{peer::Peer, refused::refused};
 
 /// A request has to be whole, and an answer read, within this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ pub(super) fn line_of(answer: &Answer) -> Line {
 }
 
 pub(super) fn refusal(reason: Reason, message: impl Into<String>) -> Answer {
-    Answer::Refused(Refused { reason, message: message.into() })
+    Answer::Refused(refused(reason, message))
 }
 
 /// The bytes to write.

@@ -11,10 +11,10 @@ use portkeep_core::{Errno, PortRange, Transport, Transports, ephemeral::Exhauste
 use portkeep_kernel::Reservation;
 
 use super::{
-    keeper::Keeper,
     namespaces::Namespace,
     peer::{has_rights_of_root, same_namespace},
     policy::Policy,
+    reserved_ports::ReservedPorts,
     sysctl,
 };
 use crate::vacancy::Prober;
@@ -65,7 +65,7 @@ impl fmt::Display for Refusal {
 
 /// The tools to examine a request.
 pub(super) struct Examiner<'a> {
-    pub(super) keeper: &'a Keeper,
+    pub(super) reserved_ports: &'a ReservedPorts,
     pub(super) prober: &'a Prober,
     pub(super) policy: &'a Policy,
     /// Whether pids here mean what they mean to the BPF programs.
@@ -87,7 +87,7 @@ impl Examiner<'_> {
             if u32::from(ports.start()) < privileged && !self.may_have_privileged(reservation.uid, namespace, hints) {
                 return Ok(Err(Refusal::Privileged(privileged)));
             }
-            if let Err(why) = self.keeper.add_here(namespace.cookie, ports)? {
+            if let Err(why) = self.reserved_ports.add_here(namespace.cookie, ports)? {
                 return Ok(Err(Refusal::Exhausts(why)));
             }
             for transport in transports.iter() {

@@ -14,12 +14,12 @@ const MISSED: Duration = Duration::from_secs(1);
 
 /// Namespaces that are kept open, and those that were not found a moment ago.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct OpenNamespaces {
     open: HashMap<u64, Namespace>,
     missed: HashMap<u64, Instant>,
 }
 
-impl Kept {
+impl OpenNamespaces {
     /// The namespace with this cookie, looked for if need be, and kept from now on. `hints` are ids of processes or threads
     /// that are probably in it.
     pub(super) fn get(&mut self, cookie: u64, hints: &[u32]) -> io::Result<&Namespace> {

@@ -10,7 +10,7 @@ use portkeep_kernel::Instance;
 use serde::Serialize;
 
 use super::{
-    keeper::{Keeper, restore_all},
+    reserved_ports::{ReservedPorts, restore_all},
     state::RuntimeDir,
     sysctl,
 };
@@ -66,9 +66,9 @@ pub(super) fn enter_overlap(instance: &Instance) -> anyhow::Result<()> {
     let config = instance.config();
     let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
     if Overlap::of(pool)?.is_some() {
-        let keeper = Keeper { runtime: RuntimeDir::default(), pool };
+        let entries = ReservedPorts { runtime: RuntimeDir::default(), pool };
         let netns = portkeep_kernel::netns::current_cookie()?;
-        let shared = keeper.settle_here(netns, &Default::default())?;
+        let shared = entries.settle_here(netns, &Default::default())?;
         instance.admin()?.avoid(netns, shared.avoid)?;
     }
     Ok(())

@@ -12,10 +12,11 @@ use portkeep_persist::{
     config::{Given, Limit, Privileged, WATCHERS},
 };
 
+use portkeep_observe::accounts::{self, Remembered};
+
 use super::{
-    accounts::{self, Remembered},
-    kernel_part,
     peer::Peer,
+    programs,
     subordinate::{self, Owners},
     sysctl,
 };
@@ -118,7 +119,7 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
     let wanted_home = wanted.home;
     let mut settings = wanted;
     if !given.has("pool") {
-        settings.pool = kernel_part::pool(base);
+        settings.pool = programs::pool(base);
     }
     if !given.has("deny_errno") {
         settings.deny_errno = Errno(base.deny_errno as i32);
@@ -217,7 +218,7 @@ impl Policy {
 
     /// A pool that would take the ephemeral ports of the agent's namespace is not put into effect (N5).
     fn keep_ephemeral_ports(&self, maps: &Maps, settings: &mut Settings) -> anyhow::Result<Option<String>> {
-        let now = kernel_part::pool(&maps.config()?);
+        let now = programs::pool(&maps.config()?);
         let Some(pool) = settings.pool.filter(|pool| Some(*pool) != now) else { return Ok(None) };
         // Our own entries do not count against it: those of the pool that was are among them.
         let Some(ephemeral) = sysctl::ephemeral(&PortSet::default())? else { return Ok(None) };

@@ -2,23 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use portkeep::persistent::protocol::Latency;
 use portkeep_core::{Errno, wire};
 use portkeep_kernel::Reservation;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    Agent, SLICE, Waiting,
+    agent::{Agent, SLICE},
     examine::{Examiner, Refusal},
+    pending::Waiting,
 };
-
-/// Bounds of the distribution of waiting times, in seconds.
-const BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
-
-/// No request has been handled yet.
-pub(super) fn no_latency() -> Latency {
-    Latency::with_bounds(&BOUNDS)
-}
 
 /// How long ago a reservation was acquired.
 fn waited(reservation: &Reservation) -> Duration {
@@ -30,7 +22,7 @@ fn waited(reservation: &Reservation) -> Duration {
 impl Agent<'_> {
     /// A request waits, one of `hints` asked.
     pub(super) fn queue_pending(&mut self, id: u32, hints: Vec<u32>) -> anyhow::Result<()> {
-        if let Some(reservation) = self.kernel.maps.reservation(id)? {
+        if let Some(reservation) = self.programs.maps.reservation(id)? {
             self.queue(id, &reservation, hints);
         }
         Ok(())
@@ -38,7 +30,7 @@ impl Agent<'_> {
 
     /// Everything that waits, also if its event was lost.
     pub(super) fn queue_all_pending(&mut self) -> anyhow::Result<()> {
-        let all: Vec<_> = self.kernel.maps.reservations().collect::<Result<_, _>>()?;
+        let all: Vec<_> = self.programs.maps.reservations().collect::<Result<_, _>>()?;
         for (id, reservation) in all {
             self.queue(id, &reservation, vec![reservation.pid]);
         }
@@ -64,7 +56,7 @@ impl Agent<'_> {
 
     /// Grant or refuse one request. The process that asked may be gone by now, or at any moment.
     fn handle(&mut self, id: u32, hints: &[u32]) -> anyhow::Result<()> {
-        let Some(reservation) = self.kernel.maps.reservation(id)? else { return Ok(()) };
+        let Some(reservation) = self.programs.maps.reservation(id)? else { return Ok(()) };
         let (Some(token), Some(ports), Some(transports)) =
             (reservation.token(), reservation.ports(), reservation.transports())
         else {
@@ -73,14 +65,14 @@ impl Agent<'_> {
         if reservation.state() != wire::PENDING || reservation.is_persistent() {
             return Ok(());
         }
-        let mut judged = if reservation.is_contested() {
+        let mut examined = if reservation.is_contested() {
             Err(Refusal::Contested)
         } else {
-            match self.kept.get(reservation.netns, hints) {
+            match self.open_namespaces.get(reservation.netns, hints) {
                 Ok(namespace) => {
-                    let (keeper, prober, policy) = (&self.keeper, &self.prober, &self.policy);
-                    let first_pids = self.happenings.first_pids();
-                    Examiner { keeper, prober, policy, first_pids }.examine(
+                    let (reserved_ports, prober, policy) = (&self.reserved_ports, &self.prober, &self.policy);
+                    let first_pids = self.event_log.first_pids();
+                    Examiner { reserved_ports, prober, policy, first_pids }.examine(
                         &reservation,
                         (ports, transports),
                         namespace,
@@ -90,24 +82,24 @@ impl Agent<'_> {
                 Err(error) => Err(Refusal::Unknown(error)),
             }
         };
-        if judged.is_ok() {
-            match self.kernel.admin.confirm(id, token) {
+        if examined.is_ok() {
+            match self.programs.admin.confirm(id, token) {
                 // A bind came between.
-                Err(error) if error.errno() == Some(Errno::EADDRINUSE) => judged = Err(Refusal::Contested),
+                Err(error) if error.errno() == Some(Errno::EADDRINUSE) => examined = Err(Refusal::Contested),
                 done => {
                     if done.is_ok() {
-                        self.happenings.confirmed(id, &reservation);
+                        self.event_log.confirmed(id, &reservation);
                     }
                     return self.over(&reservation, hints, done);
                 }
             }
         }
-        let Err(refusal) = judged else { return Ok(()) };
-        let told = self.happenings.denied((id, &reservation), &self.kernel.maps, &refusal, self.policy.owners());
-        if let Some(told) = told {
-            self.server.publish(&told);
+        let Err(refusal) = examined else { return Ok(()) };
+        let event = self.event_log.denied((id, &reservation), &self.programs.maps, &refusal, self.policy.owners());
+        if let Some(event) = event {
+            self.server.publish(&event);
         }
-        let done = self.kernel.admin.refuse(id, token, refusal.errno());
+        let done = self.programs.admin.refuse(id, token, refusal.errno());
         self.unsettle(reservation.netns, hints);
         self.over(&reservation, hints, done)
     }

@@ -11,7 +11,7 @@ pub(super) struct Service {
     last: Instant,
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     // Not being able to say it is no reason to stop.
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "notifying the service manager");
@@ -24,18 +24,18 @@ impl Service {
     }
 
     pub(super) fn ready(&self) {
-        tell(&[NotifyState::Ready]);
+        notify(&[NotifyState::Ready]);
     }
 
     pub(super) fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => tell(&[NotifyState::Reloading, now]),
-            Err(_) => tell(&[NotifyState::Reloading]),
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(_) => notify(&[NotifyState::Reloading]),
         }
     }
 
     pub(super) fn stopping(&self) {
-        tell(&[NotifyState::Stopping]);
+        notify(&[NotifyState::Stopping]);
     }
 
     /// The loop is turning. Twice as often as the watchdog asks for is enough.
@@ -44,7 +44,7 @@ impl Service {
             && self.last.elapsed() >= period / 3
         {
             self.last = Instant::now();
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    io,
     time::Instant,
 };
 
@@ -11,36 +11,11 @@ use portkeep_core::{PortSet, ephemeral::Shared, wire};
 use portkeep_kernel::MapAccessError;
 
 use super::{
-    Agent, SLICE,
-    aside::Round,
-    namespaces::{self, Namespace},
+    agent::{Agent, SLICE},
+    namespaces::Namespace,
+    reserved_ports::ReservedPorts,
+    set_aside::Round,
 };
-
-type Namespaces = Box<dyn Iterator<Item = io::Result<Namespace>>>;
-
-/// A walk through all namespaces, a slice at a time: users can make as many as they like.
-pub(super) struct Sweep {
-    rest: Option<Namespaces>,
-    /// Pool ports in use are looked for, too.
-    looks_for_use: bool,
-    seen: BTreeSet<u64>,
-}
-
-impl Sweep {
-    pub(super) fn begin(looks_for_use: bool) -> Self {
-        Self { rest: Some(Box::new(namespaces::visible())), looks_for_use, seen: BTreeSet::new() }
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        self.rest.is_none()
-    }
-}
-
-impl fmt::Debug for Sweep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sweep").field("over", &self.is_over()).finish_non_exhaustive()
-    }
-}
 
 /// How many namespaces may wait to be put right at once; the sweep finds the others.
 const UNSETTLED: usize = 4096;
@@ -61,7 +36,7 @@ impl Agent<'_> {
         let mut wanted = BTreeMap::<u64, PortSet>::new();
         // New automatic choices stay out of what is to be in force as soon as the present ones have gone.
         wanted.insert(self.netns, self.registry.draining());
-        for item in self.kernel.maps.reservations() {
+        for item in self.programs.maps.reservations() {
             let (_, reservation) = item?;
             let Some(ports) = reservation.ports() else { continue };
             if reservation.state() != wire::REFUSED {
@@ -73,7 +48,7 @@ impl Agent<'_> {
 
     /// Whether blocks need entries of their own: pool ports are entered only where automatic choices come from them.
     fn needs_entries(&self, blocks: &PortSet) -> bool {
-        !self.keeper.outside_pool(blocks.clone()).is_empty()
+        !self.reserved_ports.outside_pool(blocks.clone()).is_empty()
     }
 
     /// Put the sysctls right where something has changed, for a while.
@@ -81,7 +56,7 @@ impl Agent<'_> {
         let wanted = self.wanted()?;
         // Without descriptors this cannot be read. Those that are kept open are put right or closed all the same, and the
         // sweep comes round to the others.
-        let remembered: BTreeSet<u64> = self.keeper.remembered().unwrap_or_default().into_iter().collect();
+        let remembered: BTreeSet<u64> = self.reserved_ports.remembered().unwrap_or_default().into_iter().collect();
         let begin = Instant::now();
         while begin.elapsed() < SLICE
             && let Some((netns, hints)) = self.unsettled.pop_first()
@@ -90,11 +65,11 @@ impl Agent<'_> {
             // To look for a namespace costs a walk through all processes: only where there are entries to be changed.
             let entries = blocks.is_some_and(|blocks| self.needs_entries(blocks)) || remembered.contains(&netns);
             let found = if entries {
-                self.kept.get(netns, &hints).is_ok()
+                self.open_namespaces.get(netns, &hints).is_ok()
             } else {
-                blocks.is_some() && self.kept.keep_hinted(netns, &hints).unwrap_or(false)
+                blocks.is_some() && self.open_namespaces.keep_hinted(netns, &hints).unwrap_or(false)
             };
-            if found || self.kept.contains(netns) {
+            if found || self.open_namespaces.contains(netns) {
                 self.settle_kept(netns, blocks);
             }
         }
@@ -102,8 +77,8 @@ impl Agent<'_> {
     }
 
     fn settle_kept(&mut self, netns: u64, blocks: Option<&PortSet>) {
-        let Ok(namespace) = self.kept.get(netns, &[]) else { return };
-        let settled = settle_in(&self.keeper, namespace, blocks);
+        let Ok(namespace) = self.open_namespaces.get(netns, &[]) else { return };
+        let settled = settle_in(&self.reserved_ports, namespace, blocks);
         self.settled_in(netns, blocks, settled);
     }
 
@@ -112,7 +87,7 @@ impl Agent<'_> {
         match settled {
             Ok(shared) => {
                 if blocks.is_some()
-                    && let Err(error) = self.kernel.admin.avoid(netns, shared.avoid)
+                    && let Err(error) = self.programs.admin.avoid(netns, shared.avoid)
                 {
                     tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
                 }
@@ -121,12 +96,12 @@ impl Agent<'_> {
                     && shared.enter.is_none()
                     && netns != self.netns
                 {
-                    self.kept.let_go(netns);
+                    self.open_namespaces.let_go(netns);
                 }
             }
             Err(error) => {
                 tracing::warn!(netns, %error, "cannot put ip_local_reserved_ports right");
-                self.kept.let_go(netns);
+                self.open_namespaces.let_go(netns);
             }
         }
     }
@@ -137,7 +112,7 @@ impl Agent<'_> {
             return Ok(());
         }
         let wanted = self.wanted()?;
-        let remembered: BTreeSet<u64> = self.keeper.remembered()?.into_iter().collect();
+        let remembered: BTreeSet<u64> = self.reserved_ports.remembered()?.into_iter().collect();
         let begin = Instant::now();
         while begin.elapsed() < SLICE {
             let Some(namespace) = self.sweep.rest.as_mut().and_then(Iterator::next) else {
@@ -146,13 +121,14 @@ impl Agent<'_> {
             let namespace = namespace.context("looking for network namespaces")?;
             let netns = namespace.cookie;
             if self.sweep.looks_for_use {
-                Round { admin: &self.kernel.admin, prober: &self.prober }.set_aside_in(&namespace, &self.kernel.config);
+                Round { admin: &self.programs.admin, prober: &self.prober }
+                    .set_aside_in(&namespace, &self.programs.config);
             }
             let blocks = wanted.get(&netns);
             if blocks.is_some() || remembered.contains(&netns) {
                 self.sweep.seen.insert(netns);
-                let settled = settle_in(&self.keeper, &namespace, blocks);
-                self.kept.keep(namespace);
+                let settled = settle_in(&self.reserved_ports, &namespace, blocks);
+                self.open_namespaces.keep(namespace);
                 self.settled_in(netns, blocks, settled);
             }
         }
@@ -163,17 +139,17 @@ impl Agent<'_> {
     fn end_sweep(&mut self, wanted: &BTreeMap<u64, PortSet>, remembered: &BTreeSet<u64>) -> anyhow::Result<()> {
         self.sweep.rest = None;
         let seen = std::mem::take(&mut self.sweep.seen);
-        let left = wanted.keys().chain(remembered).copied().chain(self.kept.cookies());
+        let left = wanted.keys().chain(remembered).copied().chain(self.open_namespaces.cookies());
         let left: Vec<u64> = left.filter(|netns| !seen.contains(netns)).collect();
         left.into_iter().for_each(|netns| self.unsettle(netns, &[]));
         Ok(())
     }
 }
 
-fn settle_in(keeper: &super::Keeper, namespace: &Namespace, blocks: Option<&PortSet>) -> io::Result<Shared> {
+fn settle_in(reserved_ports: &ReservedPorts, namespace: &Namespace, blocks: Option<&PortSet>) -> io::Result<Shared> {
     let netns = namespace.cookie;
     namespace.within(|| match blocks {
-        Some(blocks) => keeper.settle_here(netns, blocks),
-        None => keeper.clear_here(netns).map(|()| Shared::default()),
+        Some(blocks) => reserved_ports.settle_here(netns, blocks),
+        None => reserved_ports.clear_here(netns).map(|()| Shared::default()),
     })
 }

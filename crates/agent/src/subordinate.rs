@@ -6,7 +6,7 @@ use std::{fs, io, ops::RangeInclusive, path::Path};
 
 use portkeep_persist::Account;
 
-use super::accounts;
+use portkeep_observe::accounts;
 
 /// The file, below the system's root.
 pub(super) const PATH: &str = "etc/subuid";

@@ -1,22 +1,35 @@
-//! The cost of starting a command with ports of its own: `portkeep run -- true` beside `true`, in turns. The real command, in a
-//! cgroup and a network namespace of its own, with kernel enforcement up.
+//! The cost of starting a command with ports of its own: `portkeep run -- true` beside `true`, in turns, one after the other
+//! and with a pause before each; and of `who`. The real command, in a cgroup and a network namespace of its own, with kernel
+//! enforcement up.
 //!
-//! `cargo bench -p portkeep-cli --bench start` as root.
+//! `cargo bench -p portkeep-cli --bench start [-- --write]` as root. With `--write` the table goes into `benchmarks.md`.
 
 use std::{
+    path::Path,
     process::{Command, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use portkeep_testkit::{
     machine::{Machine, keep_below},
-    report::median,
+    report::{machine as described, median, put},
 };
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
-const ROUNDS: usize = 301;
-/// `run` may add so many milliseconds.
-const LIMIT: f64 = 2.0;
+/// Of each command; and of those with a pause before.
+const ROUNDS: [usize; 2] = [301, 41];
+/// Longer than an RCU grace period: what one start leaves done does not help the next.
+const PAUSE: Duration = Duration::from_millis(60);
+
+/// The commands, each with the number of milliseconds that it may take more than `true`.
+const SIDES: [(&str, &[&str], Option<f64>); 5] = [
+    ("`true`", &["true"], None),
+    ("`portkeep run -- true`", &[PORTKEEP, "run", "--", "true"], Some(2.0)),
+    ("the same without a cgroup (`--scope user`)", &[PORTKEEP, "run", "--scope", "user", "--", "true"], None),
+    ("`portkeep who` of a free port", &[PORTKEEP, "who", "61500"], Some(5.0)),
+    ("`portkeep --version`", &[PORTKEEP, "--version"], None),
+];
 
 fn main() {
     if !rustix::process::geteuid().is_root() {
@@ -27,30 +40,44 @@ fn main() {
     machine.enter_network();
     machine.cgroup.enter(std::process::id()).expect("into the cgroup");
     machine.portkeep(&["up"]).ok();
-
-    let mut sides: Vec<(&[&str], Vec<f64>)> = vec![
-        (&["true"], Vec::new()),
-        (&[PORTKEEP, "run", "--", "true"], Vec::new()),
-        (&[PORTKEEP, "run", "--scope", "user", "--", "true"], Vec::new()),
-        (&[PORTKEEP, "--version"], Vec::new()),
-    ];
-    for _ in 0..ROUNDS {
-        for (words, times) in &mut sides {
-            let mut command = Command::new(words[0]);
-            keep_below(machine.folder.path(), command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()));
-            let begun = Instant::now();
-            assert!(command.status().expect("it starts").success(), "{words:?}");
-            times.push(begun.elapsed().as_secs_f64() * 1e3);
-        }
-    }
+    let close = measure(&machine, ROUNDS[0], Duration::ZERO);
+    let alone = measure(&machine, ROUNDS[1], PAUSE);
     machine.portkeep(&["down"]).ok();
 
-    let mut medians = sides.into_iter().map(|(_, times)| median(times));
-    let mut next = || medians.next().expect("four sides");
-    let (bare, run, user, version) = (next(), next(), next(), next());
-    println!("| what | ms | more than `true` | at most |\n|---|---:|---:|---:|");
-    println!("| `true` | {bare:.2} | | |");
-    println!("| `portkeep run -- true` | {run:.2} | {:.2} | {LIMIT:.1} |", run - bare);
-    println!("| the same without a cgroup (`--scope user`) | {user:.2} | {:.2} | |", user - bare);
-    println!("| `portkeep --version` | {version:.2} | {:.2} | |", version - bare);
+    let mut text = format!(
+        "# What starting a command costs\n\nMade by `cargo bench -p portkeep-cli --bench start -- --write` as root. {}. Medians of \
+         starts in turns, in ms, from the start to the end of the process; \"alone\" is with a pause of {} ms before each.\n\n\
+         | what | ms | more than `true` | alone | more than `true` | at most |\n|---|---:|---:|---:|---:|---:|\n",
+        described(),
+        PAUSE.as_millis(),
+    );
+    for (((name, _, limit), close_by), by_itself) in SIDES.into_iter().zip(&close).zip(&alone) {
+        let limit = limit.map(|limit| format!("{limit:.1}")).unwrap_or_default();
+        let more = |time: f64, bare: f64| if time == bare { String::new() } else { format!("{:.2}", time - bare) };
+        let (one, other) = (more(*close_by, close[0]), more(*by_itself, alone[0]));
+        text += &format!("| {name} | {close_by:.2} | {one} | {by_itself:.2} | {other} | {limit} |\n");
+    }
+    println!("{text}");
+    if std::env::args().any(|word| word == "--write") {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/benchmarks.md");
+        put(&file, "start", &text).expect("the document is written");
+    }
+}
+
+/// The median of each side in milliseconds.
+fn measure(machine: &Machine, rounds: usize, pause: Duration) -> Vec<f64> {
+    let mut times = SIDES.map(|_| Vec::new());
+    for _ in 0..rounds {
+        for ((name, words, _), times) in SIDES.iter().zip(&mut times) {
+            let mut command = Command::new(words[0]);
+            keep_below(machine.folder.path(), command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()));
+            thread::sleep(pause);
+            let begun = Instant::now();
+            // `who` of a free port is 3.
+            let code = command.status().expect("it starts").code();
+            times.push(begun.elapsed().as_secs_f64() * 1e3);
+            assert!(matches!(code, Some(0 | 3)), "{name}: {code:?}");
+        }
+    }
+    times.into_iter().map(median).collect()
 }

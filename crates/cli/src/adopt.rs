@@ -18,7 +18,7 @@ use portkeep_core::PortSet;
 use portkeep_kernel::cgroup;
 use portkeep_observe::{PortUse, Usage, process, sysctl, usage};
 
-use crate::{DONE, Io, NOTHING, list, persist::view, pins::Pins, sources::Sources, status, units};
+use crate::{DONE, Io, NOTHING, persist::view, pins::Pins, sources::Sources, status, survey, units};
 
 const AFTER_HELP: &str = "\
 Looks at what listens now in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
@@ -60,7 +60,7 @@ struct DropIn {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let reserved = list::seen(&args.pins).unwrap_or_default();
+    let reserved = survey::all(&args.pins).unwrap_or_default();
     let declared = view::all(&args.sources, &reserved);
     let enforced = status::of(&args.pins, io)?.enforced_in;
     let all = PortRange::inclusive(1, u16::MAX)?;

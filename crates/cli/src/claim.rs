@@ -8,14 +8,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use portkeep::{
     AcquireError, Enforcement, Info, PortList, QueryError, Request, Require, Reservation, Scope, Token, Transport,
     Transports,
 };
 use portkeep_core::time;
 
-use crate::{Io, ask::Ask, conflict, reservations, signals::Ended, sources::ConfigFile};
+use crate::{Io, ask::Ask, conflict, signals::Ended, sources::ConfigFile, survey};
 
 /// Ports that are ours until this is dropped.
 #[derive(Debug)]
@@ -40,21 +39,56 @@ pub(crate) enum Kind {
 /// So often a reservation is looked up to see whether it is still there.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The ports that a request was granted.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Grant {
+    pub(crate) ports: String,
+    pub(crate) transports: Transports,
+    /// Of each block. Only kernel enforcement gives them.
+    pub(crate) tokens: Vec<Token>,
+}
+
+impl Grant {
+    /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
+    pub(crate) fn watch(&self, ended: impl FnOnce(String) + Send + 'static) -> Watch {
+        let (stop, stopped) = mpsc::channel();
+        if !self.tokens.is_empty() {
+            let Self { ports, transports, tokens } = self.clone();
+            thread::spawn(move || {
+                // A look-up costs some microseconds, so there is no need for anything cleverer.
+                while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    // One block that has ended is the end of the list.
+                    let reason = tokens.iter().find_map(|token| match portkeep::lookup(*token) {
+                        Ok(None) => Some("was released by an administrator"),
+                        Err(QueryError::KernelAbsent) => Some("has ended, because kernel enforcement was taken down"),
+                        _ => None,
+                    });
+                    let Some(reason) = reason else { continue };
+                    return ended(format!(
+                        "the reservation of {ports}/{transports} {reason}; other programs can bind these ports now"
+                    ));
+                }
+            });
+        }
+        Watch(stop)
+    }
+}
+
 /// Watches for the end of a reservation.
 #[derive(Debug)]
 pub(crate) struct Watch(#[expect(dead_code, reason = "its end ends the watch")] mpsc::Sender<()>);
 
 impl Claim {
     /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
-    /// With `beside` it gets the owner socket of that claim, and ends with it. `signal` reports a signal that shall end the
-    /// wait for the agent.
+    /// With `owner` that is its owner socket, and it ends with it. `signal` reports a signal that shall end the wait for the
+    /// agent.
     pub(crate) fn kernel(
         ask: &Ask,
         config: &ConfigFile,
         label: &str,
         scope: Scope,
         kind: Kind,
-        beside: Option<&Self>,
+        owner: Option<OwnedFd>,
         signal: impl FnMut() -> Option<i32>,
     ) -> anyhow::Result<Self> {
         let mut request =
@@ -64,11 +98,6 @@ impl Claim {
             Kind::Strict => request = request.strict(),
             Kind::Ephemeral => request = request.ephemeral(),
         }
-        // One owner socket for both: they end together.
-        let owner = match beside {
-            Some(claim) => claim.owner().context("duplicating the owner socket")?,
-            None => None,
-        };
         let reservation = acquire(&request, ask, config, owner, signal)?;
         let tokens = reservation.blocks().map(|(_, token)| token).collect();
         Ok(Self { tokens, ..Self::of(reservation) })
@@ -100,34 +129,9 @@ impl Claim {
         }
     }
 
-    /// Give it up here without ending it: it goes on as long as another descriptor of its owner socket is open.
-    pub(crate) fn close(self) {
-        drop(self.reservation.into_parts().owner);
-    }
-
-    /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
-    pub(crate) fn watch(&self, ended: impl FnOnce(String) + Send + 'static) -> Watch {
-        let (stop, stopped) = mpsc::channel();
-        if !self.tokens.is_empty() {
-            let tokens = self.tokens.clone();
-            let what = format!("{}/{}", self.ports, self.transports);
-            thread::spawn(move || {
-                // A look-up costs some microseconds, so there is no need for anything cleverer.
-                while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    // One block that has ended is the end of the list.
-                    let reason = tokens.iter().find_map(|token| match portkeep::lookup(*token) {
-                        Ok(None) => Some("was released by an administrator"),
-                        Err(QueryError::KernelAbsent) => Some("has ended, because kernel enforcement was taken down"),
-                        _ => None,
-                    });
-                    let Some(reason) = reason else { continue };
-                    return ended(format!(
-                        "the reservation of {what} {reason}; other programs can bind these ports now"
-                    ));
-                }
-            });
-        }
-        Watch(stop)
+    /// The grant, for a process that waits for its end.
+    pub(crate) fn grant(&self) -> Grant {
+        Grant { ports: self.ports.to_string(), transports: self.transports, tokens: self.tokens.clone() }
     }
 
     /// The command is about to start: let go what it could not bind otherwise.
@@ -140,7 +144,7 @@ impl Claim {
         let mut info = self.reservation.state()?;
         // Those of held ports are of no use to others.
         info.set_tokens(self.tokens.iter().copied().map(Some).chain(std::iter::repeat(None)));
-        reservations::complete(std::slice::from_mut(&mut info))?;
+        survey::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
     }
 }

@@ -30,9 +30,6 @@ pub(crate) struct Args {
     /// The cgroup of the command
     #[arg(long)]
     cgroup: PathBuf,
-    /// The cgroup to wait in
-    #[arg(long)]
-    parent: PathBuf,
     /// Pins of the instance that goes with the last command that needs it; the guard is on standard output
     #[arg(long)]
     needs: Option<PathBuf>,
@@ -49,8 +46,7 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     // A second descriptor would keep the BPF file system busy when it is to be unmounted.
     stdio::dup2_stdout(&nothing).context("redirecting standard output")?;
-    let mut subgroup = Subgroup::of_another(args.cgroup, args.parent);
-    subgroup.leave().context("leaving the cgroup of the command")?;
+    let subgroup = Subgroup::of_another(args.cgroup);
     subgroup.wait_until_empty(None)?;
     // First the ports, then the cgroup, and last the BPF programs that may have been up only for them.
     stdio::dup2_stdin(&nothing).context("closing the owner socket")?;
@@ -83,7 +79,7 @@ impl Custodian {
     /// Start it, with a copy of the owner socket and of the guard of what the command needs.
     pub(crate) fn start(subgroup: &Subgroup, owner: OwnedFd, need: Option<(PathBuf, File)>) -> anyhow::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("portkeep").arg(NAME).arg("--cgroup").arg(subgroup.path()).arg("--parent").arg(subgroup.parent());
+        command.arg0("portkeep").arg(NAME).arg("--cgroup").arg(subgroup.path());
         command.stdin(owner).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some((folder, guard)) = need {
             command.arg("--needs").arg(folder).stdout(guard);
@@ -91,16 +87,6 @@ impl Custodian {
         // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
         command.process_group(0).current_dir("/");
         command.spawn().map(Self).context("starting the process that keeps the ports")
-    }
-
-    /// The command has ended. Returns the processes of it that still run, after a moment for those that end after it.
-    pub(crate) fn left(&self, subgroup: &Subgroup) -> io::Result<Vec<u32>> {
-        // On a busy machine the custodian itself may not have left the cgroup yet.
-        let others = || subgroup.processes().into_iter().filter(|pid| *pid != self.0.id()).collect::<Vec<u32>>();
-        if others().is_empty() || subgroup.settle()? {
-            return Ok(Vec::new());
-        }
-        Ok(others())
     }
 
     /// End it. This process gives everything up in its place, which is sooner than waiting until it has noticed.

@@ -197,7 +197,7 @@ pub(crate) fn leave_to_another(words: &[OsString], io: &mut Io<'_>) -> anyhow::R
 pub(crate) fn wait(until: Until, mut signals: Signals, claim: &Claim) -> End {
     let (send, ended) = mpsc::channel();
     let lost = send.clone();
-    let _watch = claim.watch(move |reason| drop(lost.send(End::Lost(reason))));
+    let _watch = claim.grant().watch(move |reason| drop(lost.send(End::Lost(reason))));
     // No thread is waited for: some are stuck until the process ends.
     let by_signal = send.clone();
     thread::spawn(move || {

@@ -50,18 +50,18 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 /// Whether the sockets that systemd passed are for this process.
-fn is_activated() -> bool {
+pub(crate) fn is_activated() -> bool {
     std::env::var(LISTEN_PID).is_ok_and(|pid| pid == process::id().to_string())
 }
 
-/// The command, so that it is socket-activated if this process is, and as this user.
-pub(crate) fn command(program: &OsString, user: Option<&User>) -> Command {
-    if !is_activated() && user.is_none() {
+/// The command, `activated` or not, and as this user.
+pub(crate) fn command(program: &OsString, activated: bool, user: Option<&User>) -> Command {
+    if !activated && user.is_none() {
         return Command::new(program);
     }
     let mut command = Command::new("/proc/self/exe");
     command.arg0("portkeep").arg(NAME);
-    if is_activated() {
+    if activated {
         command.arg("--activated");
     }
     if let Some(user) = user {

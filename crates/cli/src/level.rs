@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -63,19 +64,6 @@ pub(crate) struct Served {
     need: Option<(PathBuf, File)>,
 }
 
-impl Served {
-    /// Let another process keep up what is needed, beside this one. `share` receives it.
-    pub(crate) fn share<T>(
-        &self,
-        share: impl FnOnce(Option<(PathBuf, File)>) -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
-        share(match &self.need {
-            Some((folder, guard)) => Some((folder.clone(), guard.try_clone()?)),
-            None => None,
-        })
-    }
-}
-
 impl Drop for Served {
     fn drop(&mut self) {
         if let Some((folder, guard)) = self.need.take() {
@@ -108,11 +96,23 @@ impl Level {
         }
     }
 
-    /// Another process gives up what is needed.
-    pub(crate) fn leave(self) {
-        if let Self::Kernel(mut served) = self {
-            served.need = None;
+    /// The same, but another process gives up what is needed.
+    pub(crate) fn leave(self) -> Self {
+        match self {
+            Self::Kernel(mut served) => {
+                served.need = None;
+                Self::Kernel(served)
+            }
+            held @ Self::Held(_) => held,
         }
+    }
+
+    /// The folder and the guard that another process has to hold to keep up what is needed, beside this one.
+    pub(crate) fn need(&self) -> io::Result<Option<(PathBuf, File)>> {
+        Ok(match self {
+            Self::Kernel(Served { need: Some((folder, guard)) }) => Some((folder.clone(), guard.try_clone()?)),
+            Self::Kernel(Served { need: None }) | Self::Held(_) => None,
+        })
     }
 
     /// Itself, unless the ports can only be held and somebody asked in so many words (the first of `wishes` that is true)

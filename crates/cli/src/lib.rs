@@ -11,6 +11,7 @@ mod adopt;
 mod agent_command;
 mod ask;
 mod asked;
+mod beside;
 mod check;
 mod claim;
 mod conflict;
@@ -41,6 +42,7 @@ mod signals;
 mod sources;
 mod status;
 mod subgroup;
+mod survey;
 mod table;
 mod units;
 mod up;
@@ -61,6 +63,15 @@ use portkeep_agent as agent;
 use portkeep_observe::process;
 
 pub use exit::Exit;
+
+/// For `portkeep-fleet`, whose `run` treats its command as this one does.
+pub mod command {
+    pub use crate::{
+        run::{environment, exit_code, fill_in},
+        signals::Forwarder,
+        table::write as write_table,
+    };
+}
 
 const DONE: u8 = Exit::Done.code();
 const FAILED: u8 = Exit::Failed.code();
@@ -111,9 +122,13 @@ enum Command {
 
     Doctor(doctor::Args),
     Status(status::Args),
+    #[command(alias = "ls")]
     List(list::Args),
     Who(who::Args),
     Watch(watch::Args),
+    /// Show the version
+    #[command(hide = true)]
+    Version,
 }
 
 /// Where a command writes. A command started by `run` inherits the real streams.
@@ -227,7 +242,8 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
     let json = !is_run && args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let table = if may_show_help(&args) { command() } else { Cli::command() };
+    let parsed = table.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -265,6 +281,9 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::List(args) => list::run(args, io),
         Command::Who(args) => who::run(args, io),
         Command::Watch(args) => watch::run(args, io),
+        Command::Version => {
+            writeln!(io.out, "portkeep {}", env!("CARGO_PKG_VERSION")).map(|()| DONE).map_err(anyhow::Error::from)
+        }
     };
     let (code, reason) = match result.and_then(|code| io.out.flush().map(|()| code).map_err(Into::into)) {
         Ok(code) => (code, Exit::reason_of_status(code)),
@@ -284,6 +303,12 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         io.refuse(reason);
     }
     code
+}
+
+/// Whether a help text can be the answer. To arrange them all would take longer than the rest of a start.
+fn may_show_help(args: &[OsString]) -> bool {
+    let asks = |word: &[u8]| word == b"help" || (word.starts_with(b"-") && word.contains(&b'h'));
+    args.len() <= 2 || args.iter().take_while(|word| *word != "--").any(|word| asks(word.as_encoded_bytes()))
 }
 
 /// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.

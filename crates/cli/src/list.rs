@@ -17,11 +17,9 @@ use portkeep_observe::Usage;
 
 use crate::{
     DONE, Exit, Io,
-    exit::refused,
     filter::Filter,
-    pins::{Pins, Seen, served_here},
-    ran_out,
-    reservations::{self, Blocks},
+    pins::Pins,
+    ran_out, reservations, survey,
     table::{self, Look, Terminal},
     waiting,
 };
@@ -185,36 +183,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 /// How often `--watch` looks.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// All that can be seen: of the whole machine with root, else of this network namespace.
-pub(crate) fn seen(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let mut found = kept(pins, None)?;
-    reservations::complete(&mut found)?;
-    Ok(found)
-}
-
-/// The same as the kernel keeps them; with blocks only those that have one of their ports.
-pub(crate) fn kept(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
-    match pins.look() {
-        Seen::Up(instance) => reservations::of_machine(&instance, blocks),
-        _ if served_here()?.is_some() => reservations::here(blocks),
-        Seen::NotUp => Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
-        Seen::Hidden(reason) => {
-            let why = format!("kernel enforcement does not serve this cgroup, and {reason}");
-            Err(refused(Reason::NotAllowed, why))
-        }
-        Seen::Unusable(error) => Err(error.into()),
-    }
-}
-
-/// The blocks that programs only hold, as far as they can be seen.
-pub(crate) fn held() -> Vec<Info> {
-    Usage::bound_and_held(&[]).unwrap_or_default().held
-}
-
-/// The same as [`seen`], and what programs only hold.
+/// The same as [`survey::all`], and what programs only hold.
 fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let found = kept(pins, None);
-    let blocks = found.as_deref().map_or_else(|_| Ok(Vec::new()), reservations::in_use)?;
+    let found = reservations::in_force(pins, None);
+    let blocks = found.as_deref().map_or_else(|_| Ok(Vec::new()), survey::in_use)?;
     // One round through all sockets and processes for both.
     let usage = Usage::bound_and_held(&blocks).unwrap_or_default();
     let mut found = match found {
@@ -222,8 +194,8 @@ fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
         Err(_) => Vec::new(),
         Ok(found) => found,
     };
-    reservations::name(&mut found);
-    reservations::enter_sockets(&mut found, &usage)?;
+    survey::name(&mut found);
+    survey::enter_sockets(&mut found, &usage)?;
     found.extend(usage.held);
     found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     Ok(found)
@@ -281,21 +253,12 @@ impl Args {
         let headers = usize::from(!self.no_header);
         let colour = terminal.is_some_and(|terminal| terminal.colour);
         let is_special = |info: &Info| info.state != State::Active || info.enforcement == Some(Enforcement::Held);
-        table::write(&table, out, |index| match index.checked_sub(headers) {
+        table::write_with(&table, out, |index| match index.checked_sub(headers) {
             _ if !colour => Look::Plain,
             None => Look::Header,
             Some(index) if is_special(&found[index]) => Look::Special,
             Some(_) => Look::Plain,
         })
-    }
-}
-
-/// A whole shell script can be an argument.
-pub(crate) fn short(command: &str) -> String {
-    const ENOUGH: usize = 60;
-    match command.char_indices().nth(ENOUGH) {
-        Some((at, _)) => format!("{}...", &command[..at]),
-        None => command.to_owned(),
     }
 }
 
@@ -352,7 +315,7 @@ fn cell(info: &Info, column: Column) -> String {
 /// The command of a process; of a persistent reservation, where it comes from and who is there.
 fn last(info: &Info) -> Option<String> {
     if let Some(owner) = &info.owner {
-        return owner.command.as_deref().map(short);
+        return owner.command.as_deref().map(|command| table::cut(command, table::COMMAND));
     }
     let origin = info.origin.as_ref().map(|origin| format!("from {origin}"));
     let bound = info.bound_by.iter().flatten().filter_map(|socket| socket.process.as_ref());

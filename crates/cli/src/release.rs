@@ -8,9 +8,11 @@ use portkeep_kernel::{Admin, Maps, Reservation, netns};
 
 use crate::{
     DONE, Io, NOTHING,
+    persist::view,
     pins::Pins,
     ports::ports,
     reservations::{self, Kept},
+    survey,
 };
 
 const AFTER_HELP: &str = "\
@@ -52,6 +54,7 @@ impl std::str::FromStr for Which {
         let digits = text.strip_prefix("0x").unwrap_or(text);
         match digits.parse::<Token>() {
             Ok(token) if digits.len() == 16 => Ok(Self::Token(token)),
+            _ if digits.len() == 16 => Err(format!("{text:?} is no token: a token has 16 hexadecimal digits")),
             _ => ports(text).map(Self::Ports),
         }
     }
@@ -98,7 +101,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         return Ok(NOTHING);
     }
     let mut released = end(&maps, &admin, found)?;
-    reservations::complete(&mut released)?;
+    survey::complete(&mut released)?;
     if args.json {
         io.json(&released)?;
     } else {
@@ -142,7 +145,7 @@ fn end(maps: &Maps, admin: &Admin, found: Vec<Kept>) -> anyhow::Result<Vec<Info>
 
 /// A persistent one would come back with the agent's next look: say how it is done.
 fn refuse(info: &Info) -> anyhow::Result<()> {
-    let declared = reservations::agent_list();
+    let declared = view::of_agent();
     let found = declared.iter().find(|each| each.token == info.token).unwrap_or(info);
     let (ports, transports, name) = (&info.ports, info.transports, found.name.as_deref().unwrap_or_default());
     match &found.origin {

@@ -5,17 +5,17 @@ use std::{
     io,
 };
 
-use anyhow::Context;
-use portkeep::{Info, PortRange, Transports, persistent::Account};
+use portkeep::{
+    Info, PortRange, Transports,
+    persistent::{Account, protocol::Reason},
+};
 use portkeep_core::{ListMark, wire};
 use portkeep_kernel::{Instance, Maps, Reservation, netns};
-use portkeep_observe::{Usage, listing, namespaces};
+use portkeep_observe::namespaces;
 
 use crate::{
-    asked,
-    persist::view,
-    sources::{ConfigFile, Sources},
-    waiting,
+    exit::refused,
+    pins::{Pins, Seen, served_here},
 };
 
 /// Blocks of ports with their transports.
@@ -37,8 +37,22 @@ pub(crate) fn find(maps: &Maps, means: impl Fn(&Reservation) -> bool) -> anyhow:
     Ok(all.into_iter().filter(is_meant).collect())
 }
 
-/// The reservations of the whole machine, out of the maps; with blocks only those that have one of their ports.
-pub(crate) fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
+/// All that is in force and can be seen: of the whole machine with root, else of this network namespace. With blocks only the
+/// reservations that have one of their ports.
+pub(crate) fn in_force(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
+    match pins.look() {
+        Seen::Up(instance) => of_machine(&instance, blocks),
+        _ if served_here()?.is_some() => here(blocks),
+        Seen::NotUp => Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
+        Seen::Hidden(reason) => {
+            Err(refused(Reason::NotAllowed, format!("kernel enforcement does not serve this cgroup, and {reason}")))
+        }
+        Seen::Unusable(error) => Err(error.into()),
+    }
+}
+
+/// Those of the machine, out of the maps.
+fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     let maps = instance.maps()?;
     let kept = match blocks {
         None => find(&maps, |_| true)?,
@@ -65,8 +79,8 @@ pub(crate) fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow
 /// More ports than these are not asked for one by one.
 const SINGLY: u32 = 16;
 
-/// Those of this network namespace, through queries that anybody may make; with blocks only those that have one of their ports.
-pub(crate) fn here(blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
+/// Those of this network namespace, through queries that anybody may make.
+fn here(blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     let ports = |blocks: &Blocks| blocks.iter().map(|(ports, _)| u32::from(ports.count())).sum::<u32>();
     let mut found = match blocks.filter(|blocks| ports(blocks) <= SINGLY) {
         None => portkeep::list()?,
@@ -86,56 +100,6 @@ pub(crate) fn here(blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
         info.netns_name = Some("this".into());
     }
     Ok(found)
-}
-
-/// All that is declared, if an agent says so at once.
-pub(crate) fn agent_list() -> Vec<Info> {
-    waiting::ask_for_all().unwrap_or_default()
-}
-
-/// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
-pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    name(found);
-    let blocks = in_use(found)?;
-    let usage = if blocks.is_empty() { Usage::default() } else { Usage::bound(&blocks).unwrap_or_default() };
-    enter_sockets(found, &usage)
-}
-
-/// Put them in order and add all facts but the sockets.
-pub(crate) fn name(found: &mut [Info]) {
-    let declared = if found.iter().any(|info| info.persistent) {
-        view::all(&Sources::of(&ConfigFile::default()), found)
-    } else {
-        Vec::new()
-    };
-    listing::complete(found, &declared);
-}
-
-fn own_namespace() -> anyhow::Result<u64> {
-    netns::current_cookie().context("finding out which network namespace this is")
-}
-
-/// The blocks of this namespace that have a bound socket.
-pub(crate) fn in_use(found: &[Info]) -> anyhow::Result<Vec<(PortRange, Transports)>> {
-    let own = own_namespace()?;
-    let here = found.iter().filter(|info| is_here(info, own) && info.bound.is_some_and(|bound| bound > 0));
-    Ok(here.flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports))).collect())
-}
-
-/// Enter the sockets of the blocks that are [`in_use`].
-pub(crate) fn enter_sockets(found: &mut [Info], usage: &Usage) -> anyhow::Result<()> {
-    let own = own_namespace()?;
-    for info in found.iter_mut().filter(|info| is_here(info, own)) {
-        let mut sockets = Vec::new();
-        if info.bound.is_some_and(|bound| bound > 0) {
-            for transport in info.transports.iter() {
-                let here = info.ports.iter().filter_map(|port| usage.ports.get(&(port, transport)));
-                sockets.extend(here.flat_map(|found| found.bound_by.iter().cloned()));
-            }
-        }
-        info.bound_by = Some(sockets);
-    }
-    Ok(())
 }
 
 pub(crate) fn is_here(info: &Info, own_netns: u64) -> bool {

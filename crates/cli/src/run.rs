@@ -1,7 +1,7 @@
 //! `run`: a command with ports of its own.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         process::ExitStatusExt,
@@ -11,24 +11,22 @@ use std::{
 
 use anyhow::Context;
 use portkeep::{
-    Info, PortList, Process, Scope,
+    Info, PortList, Scope, Transport, Transports,
     persistent::{Account, Name},
 };
 
 use crate::{
     Exit, Io,
     ask::{Ask, LABEL},
-    claim::{Claim, Kind, Watch},
-    custodian::Custodian,
+    beside::{self, Inside, Sides},
+    claim::{Claim, Grant, Kind, Watch},
     exit::not_started,
     into_command, lent,
     level::{Level, Place, Served, only_held},
     once,
     pins::served_here,
-    process,
     signals::Forwarder,
     sources::{ConfigFile, Sources},
-    subgroup::Subgroup,
     user::User,
 };
 
@@ -124,172 +122,39 @@ enum RunScope {
 struct Stage {
     claim: Option<Claim>,
     range: Option<Claim>,
-    group: Option<Group>,
     level: Level,
     /// In place of a claim.
     lent: Option<Info>,
-    main: bool,
-}
-
-/// The cgroup of the command, and the process that keeps the ports as long as it is populated.
-struct Group {
-    custodian: Option<Custodian>,
-    cgroup: Subgroup,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // Before anything is made that a signal could leave lying around.
     let mut forwarder = Forwarder::new().context("catching signals")?;
+    let activated = into_command::is_activated();
     let user = args.user.as_ref().map(User::of).transpose()?;
     user.as_ref().map(User::check).transpose()?;
-    let mut stage = set_up(&args, user.as_ref(), &mut forwarder, io)?;
-
-    let lent = stage.lent.as_ref();
-    let ports = stage.claim.as_ref().map(|claim| claim.ports.clone()).or(lent.map(|lent| lent.ports.clone()));
-    let ports = ports.as_ref();
-    let mut words = args.command.iter();
-    let program = words.next().context("no command")?;
-    let mut command = into_command::command(program, user.as_ref());
-    for word in words {
-        command.arg(if args.no_substitute { word.clone() } else { fill_in(word, ports)? });
-    }
-    if let Some(ports) = ports {
-        command.envs(environment(ports, args.ask.label.as_deref().or(args.reservation.as_ref().map(Name::as_str))));
-    }
-    command.env("PORTKEEP_ENFORCEMENT", stage.level.enforcement().name());
-    if let Some(range) = &stage.range {
-        command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
-    }
-    let claimed = stage.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
-    let lent = || stage.lent.as_ref()?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
-    if let Some(tokens) = claimed.or_else(lent) {
-        let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
-        command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
-    }
-
-    if let Some(claim) = &stage.claim {
-        claim.make_way()?;
-    }
-    stage.keep()?;
-    let all: Vec<String> = stage.claims().map(|claim| claim.ports.to_string()).collect();
-    let watches: Vec<Watch> = stage.claims().map(|claim| claim.watch(|reason| Io::standard().error(reason))).collect();
-    let group = stage.group.as_mut().map(|group| &mut group.cgroup);
-    // Not in the cgroup itself, which is the command's alone from here on. Where this fails, the ports are ours until we end.
-    let ended = forwarder.run(&mut command, || drop(group.map(Subgroup::leave)));
-    drop(watches);
-    let code = match ended {
-        Ok(status) => exit_code(status.code(), status.signal()),
-        Err(error) => not_started(program, &error, io),
-    };
-    let left = stage.finish()?;
-    if !left.is_empty() && !args.quiet {
-        let names: Vec<String> = left.iter().map(Process::to_string).collect();
-        let (names, all) = (names.join(", "), all.join(" and "));
-        if args.main {
-            io.warning(format_args!(
-                "the command left {names} running; {all} is no longer reserved, so other programs can bind it"
-            ));
-        } else {
-            io.note(format_args!("the command left {names} running; {all} stays reserved for it until it ends"));
-        }
-    }
-    Ok(code)
-}
-
-impl Stage {
-    fn claims(&self) -> impl Iterator<Item = &Claim> {
-        self.claim.iter().chain(&self.range)
-    }
-
-    /// Have the ports kept beyond the end of this process, as long as the command's cgroup is populated.
-    fn keep(&mut self) -> anyhow::Result<()> {
-        // Both claims have the same owner socket.
-        let owner = match self.claims().next() {
-            Some(claim) => claim.owner().context("duplicating the owner socket")?,
-            None => None,
-        };
-        let (Some(group), Level::Kernel(served), Some(owner)) = (&mut self.group, &self.level, owner) else {
-            return Ok(());
-        };
-        group.custodian = Some(served.share(|need| Custodian::start(&group.cgroup, owner, need))?);
-        Ok(())
-    }
-
-    /// The command has ended. Processes that it left running keep the ports, but for `--main`, and are returned.
-    fn finish(self) -> anyhow::Result<Vec<Process>> {
-        let Self { claim, range, group, level, main, .. } = self;
-        let Some(Group { custodian: Some(custodian), mut cgroup }) = group else {
-            drop((claim, range));
-            return Ok(Vec::new());
-        };
-        cgroup.leave().context("leaving the cgroup of the command")?;
-        let left = custodian.left(&cgroup).context("waiting for the cgroup of the command")?;
-        let claims = claim.into_iter().chain(range);
-        if main || left.is_empty() {
-            custodian.end().context("ending the process that keeps the ports")?;
-            claims.for_each(drop);
-            if left.is_empty() {
-                cgroup.settle().context("waiting for the cgroup of the command")?;
-            }
-        } else {
-            claims.for_each(Claim::close);
-            level.leave();
-        }
-        Ok(left.into_iter().filter_map(process::of).collect())
-    }
-}
-
-fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut Io<'_>) -> anyhow::Result<Stage> {
     let lent = match &args.reservation {
         Some(name) => Some(lent::find(name, &args.place.pins, &Sources::of(&args.config), io)?),
         None => None,
     };
-    if let Some(why) = lent.as_ref().and_then(|lent| lent::outside(lent, user)) {
+    if let Some(why) = lent.as_ref().and_then(|lent| lent::outside(lent, user.as_ref())) {
         io.warning(why);
     }
-    let main = args.main;
-    if lent.is_some() && args.ephemeral.is_none() {
-        anyhow::ensure!(served_here()?.is_some(), "kernel enforcement does not serve the cgroup this runs in");
-        let level = Level::Kernel(Served::default());
-        return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
-    }
-    let mut warning = |text: std::fmt::Arguments<'_>| {
-        if !args.quiet && once::is_first_of_job() {
-            io.warning(text);
-        }
-    };
-    // A request that cannot be granted anyway is no reason to bring the BPF programs up.
-    let (_, transports) = args.ask.ports()?;
-    let wishes =
-        [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
-    let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
-    let fixed = lent.is_none() && (args.ephemeral.is_none() || args.ask.names_ports());
-    if let Level::Held(reason) = &level {
-        let no_range = "no private ephemeral range, only kernel enforcement can give one: a free port that the command chooses \
-                        can be lost to another program before it is bound";
-        if !fixed {
-            warning(format_args!("{no_range} ({reason})"));
-            return Ok(Stage { claim: None, range: None, group: None, level, lent, main });
-        }
-        let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
-        let udp = match transports {
-            portkeep::Transports::Tcp => "",
-            _ => "; the UDP ports are released when the command starts",
-        };
-        let no_range = if args.ephemeral.is_some() { format!("; {no_range}") } else { String::new() };
-        warning(format_args!(
-            "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp}{no_range} \
-             ({reason})",
-            only_held(&claim.ports)
-        ));
-        return Ok(Stage { claim: Some(claim), range: None, group: None, level, lent, main });
-    }
-
-    let subgroup = match args.scope {
-        RunScope::User => None,
-        RunScope::Cgroup => Some(Subgroup::enter()?),
-        RunScope::Auto => match Subgroup::enter() {
-            Ok(subgroup) => Some(subgroup),
+    let mut level = level(&args, lent.is_some())?;
+    let mut inside = None;
+    if let Some(transport) = args.owns(&level, lent.is_some())? {
+        match beside::part(transport) {
+            Ok(Sides::Outside(outside)) => {
+                let ended = outside.attend(forwarder, level, args.main, args.quiet, io)?;
+                return Ok(exit_code(ended.code(), ended.signal()));
+            }
+            Ok(Sides::Inside(here)) => {
+                // From here on this is the process of the command. Its own signals end its waits.
+                forwarder = Forwarder::new().context("catching signals")?;
+                level = level.leave();
+                inside = Some(here);
+            }
+            Err(reason) if args.scope == RunScope::Cgroup => return Err(reason),
             Err(reason) if args.ephemeral.is_some() => {
                 return Err(reason.context(
                     "--ephemeral requires a cgroup of its own for the command, and none can be made; with --scope user \
@@ -297,29 +162,164 @@ fn set_up(args: &Args, user: Option<&User>, forwarder: &mut Forwarder, io: &mut 
                 ));
             }
             Err(reason) => {
-                let whose = user.map_or("this user", User::name);
-                warning(format_args!(
-                    "no cgroup of its own for the command: every process of {whose} can bind its ports ({reason:#})"
-                ));
-                None
+                let whose = user.as_ref().map_or("this user", User::name);
+                args.warn(
+                    io,
+                    format_args!(
+                        "no cgroup of its own for the command: every process of {whose} can bind its ports ({reason:#})"
+                    ),
+                );
             }
-        },
-    };
-    let scope = subgroup.as_ref().map_or(Scope::User, |subgroup| Scope::Cgroup(subgroup.id));
+        }
+    }
+    let stage = set_up(&args, level, lent, inside.as_ref(), user.as_ref(), &mut forwarder, io)?;
+    let mut command = stage.command(&args, activated, user.as_ref())?;
+    let program = args.command.first().context("no command")?;
+    if let Some(claim) = &stage.claim {
+        claim.make_way()?;
+    }
+    let grants: Vec<Grant> = stage.claims().map(Claim::grant).collect();
+    if let Some(inside) = inside {
+        return Ok(not_started(program, &inside.become_it(&mut command, &grants)?, io));
+    }
+    let watches: Vec<Watch> = grants.iter().map(|grant| grant.watch(|reason| Io::standard().error(reason))).collect();
+    let ended = forwarder.run(&mut command);
+    drop(watches);
+    Ok(match ended {
+        Ok(status) => exit_code(status.code(), status.signal()),
+        Err(error) => not_started(program, &error, io),
+    })
+}
+
+impl Args {
+    /// Ports that are named or counted are asked for, besides a private ephemeral range or in place of one.
+    fn wants_fixed(&self, lent: bool) -> bool {
+        !lent && (self.ephemeral.is_none() || self.ask.names_ports())
+    }
+
+    /// The transport of the owner socket, if the ports are for a cgroup of the command's own.
+    fn owns(&self, level: &Level, lent: bool) -> anyhow::Result<Option<Transport>> {
+        let range = self.ephemeral.map(|count| self.ask.for_range(count));
+        let ask = if self.wants_fixed(lent) { Some(&self.ask) } else { range.as_ref() };
+        match (ask, level) {
+            (Some(ask), Level::Kernel(_)) if self.scope != RunScope::User => Ok(ask.ports()?.1.iter().next()),
+            _ => Ok(None),
+        }
+    }
+
+    fn warn(&self, io: &mut Io<'_>, text: std::fmt::Arguments<'_>) {
+        if !self.quiet && once::is_first_of_job() {
+            io.warning(text);
+        }
+    }
+}
+
+impl Stage {
+    fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.claim.iter().chain(&self.range)
+    }
+
+    /// The command with its arguments and variables.
+    fn command(&self, args: &Args, activated: bool, user: Option<&User>) -> anyhow::Result<std::process::Command> {
+        let lent = self.lent.as_ref();
+        let ports = self.claim.as_ref().map(|claim| &claim.ports).or(lent.map(|lent| &lent.ports));
+        let mut words = args.command.iter();
+        let program = words.next().context("no command")?;
+        let mut command = into_command::command(program, activated, user);
+        for word in words {
+            command.arg(if args.no_substitute { word.clone() } else { fill_in(word, ports)? });
+        }
+        if let Some(ports) = ports {
+            command.envs(environment(ports, args.ask.label.as_deref().or(args.reservation.as_ref().map(Name::as_str))));
+        }
+        command.env("PORTKEEP_ENFORCEMENT", self.level.enforcement().name());
+        if let Some(range) = &self.range {
+            command.env("PORTKEEP_EPHEMERAL", range.ports.to_string());
+        }
+        let claimed = self.claims().find(|claim| !claim.tokens.is_empty()).map(|claim| claim.tokens.clone());
+        let lent = || lent?.blocks.iter().map(|block| block.token).collect::<Option<Vec<_>>>();
+        if let Some(tokens) = claimed.or_else(lent) {
+            let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
+            command.env("PORTKEEP_TOKEN", &tokens[0]).env("PORTKEEP_TOKENS", tokens.join(","));
+        }
+        Ok(command)
+    }
+}
+
+/// The level of enforcement that the command gets.
+fn level(args: &Args, lent: bool) -> anyhow::Result<Level> {
+    if lent && args.ephemeral.is_none() {
+        anyhow::ensure!(served_here()?.is_some(), "kernel enforcement does not serve the cgroup this runs in");
+        return Ok(Level::Kernel(Served::default()));
+    }
+    // A request that cannot be granted anyway is no reason to bring the BPF programs up.
+    args.ask.ports()?;
+    let wishes =
+        [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
+    Level::best(&args.place, &args.config)?.that_grants(&wishes)
+}
+
+/// Make the requests of the command. `inside` is its cgroup, if it has one of its own.
+fn set_up(
+    args: &Args,
+    level: Level,
+    lent: Option<Info>,
+    inside: Option<&Inside>,
+    user: Option<&User>,
+    forwarder: &mut Forwarder,
+    io: &mut Io<'_>,
+) -> anyhow::Result<Stage> {
+    let fixed = args.wants_fixed(lent.is_some());
+    let mut stage = Stage { claim: None, range: None, level, lent };
+    if let Level::Held(reason) = &stage.level {
+        let no_range = "no private ephemeral range, only kernel enforcement can give one: a free port that the command chooses \
+                        can be lost to another program before it is bound";
+        if !fixed {
+            args.warn(io, format_args!("{no_range} ({reason})"));
+            return Ok(stage);
+        }
+        let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
+        let udp = match args.ask.ports()?.1 {
+            Transports::Tcp => "",
+            _ => "; the UDP ports are released when the command starts",
+        };
+        let no_range = if args.ephemeral.is_some() { format!("; {no_range}") } else { String::new() };
+        args.warn(
+            io,
+            format_args!(
+                "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp}{no_range} \
+                 ({reason})",
+                only_held(&claim.ports)
+            ),
+        );
+        stage.claim = Some(claim);
+        return Ok(stage);
+    }
+    let scope = inside.map_or(Scope::User, |inside| Scope::Cgroup(inside.cgroup));
     let _asking = match (scope, user) {
         (Scope::User, Some(user)) => Some(user.asks()?),
         _ => None,
     };
     let name = program_name(&args.command);
+    if let (Some(_), Ok(name)) = (inside, CString::new(name.as_bytes())) {
+        // The kernel keeps the name of the process that asks, and this one becomes the command.
+        rustix::thread::set_name(&name)?;
+    }
+    // One owner socket for both: they end together.
+    let owner = || inside.map(|inside| inside.owner.try_clone().context("duplicating the owner socket")).transpose();
     let mut claim_as =
-        |ask: &Ask, kind, beside| Claim::kernel(ask, &args.config, &name, scope, kind, beside, || forwarder.ended_by());
-    let claim = if fixed { Some(claim_as(&args.ask, Kind::Plain, None)?) } else { None };
-    let range = match args.ephemeral {
-        Some(count) => Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, claim.as_ref())?),
-        None => None,
-    };
-    let group = subgroup.map(|cgroup| Group { custodian: None, cgroup });
-    Ok(Stage { claim, range, group, level, lent, main })
+        |ask: &Ask, kind, owner| Claim::kernel(ask, &args.config, &name, scope, kind, owner, || forwarder.ended_by());
+    if fixed {
+        stage.claim = Some(claim_as(&args.ask, Kind::Plain, owner()?)?);
+    }
+    if let Some(count) = args.ephemeral {
+        let beside = match &stage.claim {
+            Some(claim) => claim.owner().context("duplicating the owner socket")?,
+            None => owner()?,
+        };
+        stage.range = Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, beside)?);
+    }
+    Ok(stage)
 }
 
 /// The label of a reservation that was given none: the owner process is always a portkeep.
@@ -332,7 +332,8 @@ fn program_name(command: &[OsString]) -> String {
     label
 }
 
-fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
+/// The status that `run` ends with.
+pub fn exit_code(code: Option<i32>, signal: Option<i32>) -> u8 {
     let code = code.or_else(|| signal.map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::RunFailed.code())
 }
@@ -343,7 +344,7 @@ fn comma_list(ports: &PortList) -> String {
 }
 
 /// The variables that have the ports.
-pub(crate) fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
+pub fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String)> {
     let mut variables = vec![("PORT".into(), ports.start().to_string()), ("PORTS".into(), comma_list(ports))];
     variables.extend(ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
     if let Some(label) = label {
@@ -358,7 +359,11 @@ pub(crate) fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String,
 
 /// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` are, and `{PORT}` where `{{PORT}}` is. Other braces are none of our
 /// business.
-fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
+///
+/// # Errors
+///
+/// If it wants a port that is not there.
+pub fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
     while let Some(at) = rest.windows(5).position(|window| window == b"{PORT") {

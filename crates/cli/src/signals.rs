@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::AsFd,
-    process::{Child, Command, ExitStatus},
+    process::{Command, ExitStatus},
     thread,
 };
 
@@ -21,7 +21,8 @@ use signal_hook::{
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
 /// Signals caught from now on, for [`Forwarder::run`] to pass on, those that come before the start included.
-pub(crate) struct Forwarder {
+#[derive(Debug)]
+pub struct Forwarder {
     signals: Signals,
     /// Those that came before there was a child to pass them on to.
     early: Vec<i32>,
@@ -44,7 +45,12 @@ impl Ended {
 }
 
 impl Forwarder {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Catch them.
+    ///
+    /// # Errors
+    ///
+    /// Those of sigaction.
+    pub fn new() -> io::Result<Self> {
         // A caught signal is a default one after exec. A signal that somebody (nohup) had ignored must stay ignored in the child.
         let ignored = ignored_signals();
         let caught = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
@@ -57,21 +63,31 @@ impl Forwarder {
         self.early.iter().copied().find(|signal| !matches!(*signal, SIGUSR1 | SIGUSR2))
     }
 
-    /// Start the command, do what is to be done `then`, and wait for its end.
-    pub(crate) fn run(mut self, command: &mut Command, then: impl FnOnce()) -> io::Result<ExitStatus> {
+    /// Start the command, and wait for its end.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn run(self, command: &mut Command) -> io::Result<ExitStatus> {
         let mut child = command.spawn()?;
-        then();
-        let handle = self.signals.handle();
-        thread::scope(|scope| {
-            let pid = Pid::from_child(&child);
-            let early = std::mem::take(&mut self.early);
-            scope
-                .spawn(move || early.into_iter().chain(self.signals.forever()).for_each(|signal| pass_on(signal, pid)));
-            wait_without_reaping(&child);
-            handle.close();
-        });
+        self.wait(Pid::from_child(&child), || ());
         // Only now does the pid become free, when nobody sends anything to it any more.
         child.wait()
+    }
+
+    /// Wait for the end of a child, without reaping it, and do something meanwhile.
+    pub(crate) fn wait<T>(mut self, child: Pid, meanwhile: impl FnOnce() -> T) -> T {
+        let handle = self.signals.handle();
+        thread::scope(|scope| {
+            let early = std::mem::take(&mut self.early);
+            scope.spawn(move || {
+                early.into_iter().chain(self.signals.forever()).for_each(|signal| pass_on(signal, child));
+            });
+            let done = meanwhile();
+            wait_without_reaping(child);
+            handle.close();
+            done
+        })
     }
 }
 
@@ -95,9 +111,9 @@ pub(crate) fn is_foreground_of(terminal: impl AsFd) -> bool {
     tcgetpgrp(terminal).is_ok_and(|group| group.as_raw_nonzero().get() == getpgrp().as_raw())
 }
 
-fn wait_without_reaping(child: &Child) {
+fn wait_without_reaping(child: Pid) {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    while matches!(waitid(WaitId::Pid(Pid::from_child(child)), options), Err(Errno::INTR)) {}
+    while matches!(waitid(WaitId::Pid(child), options), Err(Errno::INTR)) {}
 }
 
 /// The mask of ignored signals, bit n - 1 for signal n.

@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::Context;
 use portkeep_kernel::cgroup;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::Pid,
+};
 
 const PREFIX: &str = "portkeep-run-";
 /// Commands of one process number that are still running; there is one but for numbers that came round again.
@@ -20,22 +24,25 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The processes of a command that may need to end after it.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A cgroup below the own one, with this process in it until it leaves.
-///
-/// This process enters it itself, because the BPF programs grant a cgroup's reservation only to processes inside;
-/// children are then born there. Dropped, it is left, and removed if no process is in it.
+/// A cgroup below the own one. Dropped, it is removed if no process is in it.
 #[derive(Debug)]
 pub(crate) struct Subgroup {
     path: PathBuf,
-    parent: PathBuf,
-    inside: bool,
-    /// Id that reservations know it by.
-    pub(crate) id: u64,
+}
+
+/// The two processes after [`Subgroup::fork`].
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// This process, outside of the cgroup, and the number of its child.
+    Outside(Subgroup, Pid),
+    /// The child, inside. Reservations know the cgroup by this id.
+    Inside(u64),
 }
 
 impl Subgroup {
-    /// Make and enter it. Requires root or a delegated cgroup.
-    pub(crate) fn enter() -> anyhow::Result<Self> {
+    /// Make one, and fork: the child is in it, because the BPF programs grant a cgroup's reservation only to processes inside.
+    /// Requires root or a delegated cgroup.
+    pub(crate) fn fork() -> anyhow::Result<Side> {
         let parent = cgroup::of_process(std::process::id()).context("this process is in no cgroup (v2)")?;
         remove_stale(&parent);
         let failed = |what: &'static str, path: &Path, error: io::Error| {
@@ -50,43 +57,28 @@ impl Subgroup {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(failed("making cgroup", &path, error)),
             }
-            match move_to(&path, "0") {
-                Ok(()) => {}
+            let forked = cgroup::id(&path).and_then(|id| Ok((id, fork_into(&path, &parent)?)));
+            match forked {
+                Ok((_, Some(child))) => return Ok(Side::Outside(Self { path }, child)),
+                Ok((id, None)) => return Ok(Side::Inside(id)),
                 // Another one's tidying up (of a pid that it cannot see) was faster.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NODEV)) => continue,
                 Err(error) => {
                     let _ = fs::remove_dir(&path);
                     return Err(failed("entering cgroup", &path, error));
                 }
             }
-            // Constructed before anything can fail, so that Drop leads out again.
-            let mut group = Self { path, parent, inside: true, id: 0 };
-            group.id = cgroup::id(&group.path).map_err(|error| failed("reading cgroup", &group.path, error))?;
-            return Ok(group);
         }
         anyhow::bail!("{MOST} commands with the process number {} still run", std::process::id())
     }
 
     /// One that another process made.
-    pub(crate) fn of_another(path: PathBuf, parent: PathBuf) -> Self {
-        Self { path, parent, inside: true, id: 0 }
+    pub(crate) fn of_another(path: PathBuf) -> Self {
+        Self { path }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    pub(crate) fn parent(&self) -> &Path {
-        &self.parent
-    }
-
-    /// Go back to the cgroup above. Its child processes stay.
-    pub(crate) fn leave(&mut self) -> io::Result<()> {
-        if self.inside {
-            move_to(&self.parent, "0")?;
-            self.inside = false;
-        }
-        Ok(())
     }
 
     /// Whether processes are in it, or in one below it. One that is gone has none.
@@ -117,7 +109,7 @@ impl Subgroup {
             let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
             let mut fds = [PollFd::new(&events, PollFlags::PRI)];
             match poll(&mut fds, Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             // The kernel reports a change to a descriptor again after it was read.
@@ -131,16 +123,22 @@ impl Subgroup {
         self.wait_until_empty(Some(GRACE))
     }
 
+    /// The command has ended. Returns the processes of it that still run, after a moment for those that end after it.
+    pub(crate) fn left(&self) -> io::Result<Vec<u32>> {
+        if self.processes().is_empty() || self.settle()? {
+            return Ok(Vec::new());
+        }
+        Ok(self.processes())
+    }
+
     /// Its processes, and those of the cgroups below it.
-    pub(crate) fn processes(&self) -> Vec<u32> {
+    fn processes(&self) -> Vec<u32> {
         processes(&self.path)
     }
 }
 
 impl Drop for Subgroup {
     fn drop(&mut self) {
-        // Ignored: there is nothing to be done about it, and the next `run` tries to remove it again.
-        let _ = self.leave();
         // A populated cgroup is removed by the process that keeps the ports.
         if !self.is_populated() {
             remove(&self.path);
@@ -148,8 +146,22 @@ impl Drop for Subgroup {
     }
 }
 
-fn move_to(cgroup: &Path, pid: &str) -> io::Result<()> {
-    fs::write(cgroup.join("cgroup.procs"), pid)
+/// Fork, with the child in `cgroup`. Filters of container engines know no clone3: then this process moves there and back.
+fn fork_into(cgroup: &Path, own: &Path) -> io::Result<Option<Pid>> {
+    match portkeep_kernel::fork(Some(File::open(cgroup)?.as_fd())) {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSYS)) => {}
+        forked => return forked,
+    }
+    move_to(cgroup)?;
+    let forked = portkeep_kernel::fork(None);
+    if !matches!(forked, Ok(None)) {
+        move_to(own)?;
+    }
+    forked
+}
+
+fn move_to(cgroup: &Path) -> io::Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), "0")
 }
 
 fn below(cgroup: &Path) -> impl Iterator<Item = PathBuf> {

@@ -7,6 +7,18 @@ use std::{
 
 use rustix::termios::tcgetwinsize;
 
+/// How much of a command line is shown: a whole shell script can be an argument.
+pub(crate) const COMMAND: usize = 63;
+
+/// Write rows of cells, the header among them. The last cell of a row is as wide as it is.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Result<()> {
+    write_with(rows, out, |_| Look::Plain)
+}
+
 /// How a row looks on a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -16,8 +28,8 @@ pub(crate) enum Look {
     Special,
 }
 
-/// Write rows of cells, the header among them. The last cell of a row is as wide as it is.
-pub(crate) fn write(
+/// The same with a look for each row, by its place.
+pub(crate) fn write_with(
     rows: &[impl AsRef<[String]>],
     out: &mut dyn Write,
     look: impl Fn(usize) -> Look,
@@ -87,10 +99,10 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["A", "LONG"], ["wide", "x"]].map(|row| row.map(String::from));
         let mut out = Vec::new();
-        write(&rows, &mut out, |_| Look::Plain).unwrap();
+        write(&rows, &mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "A     LONG\nwide  x\n");
         let mut out = Vec::new();
-        write(&rows, &mut out, |index| if index == 0 { Look::Header } else { Look::Special }).unwrap();
+        write_with(&rows, &mut out, |index| if index == 0 { Look::Header } else { Look::Special }).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "\x1b[1mA     LONG\x1b[0m\n\x1b[33mwide  x\x1b[0m\n");
         assert_eq!(total(&widths(&rows)), 10);
         assert_eq!(

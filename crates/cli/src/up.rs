@@ -35,8 +35,8 @@ pub(crate) struct Args {
     /// Ports that requests without a port are served from first, FIRST-LAST or `none` [default: 61000-65535]
     #[arg(long, value_name = "FIRST-LAST", value_parser = pool)]
     pool: Option<Pool>,
-    /// Ports that one user may hold at a time; root has no limit [default: 1024]
-    #[arg(long, value_name = "N")]
+    /// Ports that one user may hold at a time, or `unlimited`; root has no limit [default: 1024]
+    #[arg(long, value_name = "N", value_parser = quota)]
     quota: Option<u32>,
     /// Error of an outsider's bind of a reserved port [default: EADDRINUSE]
     #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
@@ -56,6 +56,15 @@ struct Pool(Option<PortRange>);
 
 fn pool(text: &str) -> Result<Pool, portkeep_core::ParsePortsError> {
     if text == "none" { Ok(Pool(None)) } else { text.parse().map(|range| Pool(Some(range))) }
+}
+
+/// As in portkeep.toml.
+fn quota(text: &str) -> Result<u32, &'static str> {
+    if text == "unlimited" {
+        Ok(u32::MAX)
+    } else {
+        text.parse().map_err(|_| "must be a number of ports, or `unlimited`")
+    }
 }
 
 fn deny_errno(text: &str) -> Result<Errno, &'static str> {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use portkeep::{
     Process, Time, Transports,
-    persistent::protocol::{Event, Happening},
+    persistent::protocol::{Event, EventKind},
 };
 use serde_json::Value;
 
@@ -66,20 +66,20 @@ enum Kind {
 }
 
 impl Kind {
-    const fn is(self, what: Happening) -> bool {
+    const fn is(self, what: EventKind) -> bool {
         matches!(
             (self, what),
-            (Self::Granted, Happening::Granted)
-                | (Self::Denied, Happening::Denied)
-                | (Self::Ended, Happening::Ended)
-                | (Self::Refused, Happening::Refused)
-                | (Self::Exhausted, Happening::Exhausted)
+            (Self::Granted, EventKind::Granted)
+                | (Self::Denied, EventKind::Denied)
+                | (Self::Ended, EventKind::Ended)
+                | (Self::Refused, EventKind::Refused)
+                | (Self::Exhausted, EventKind::Exhausted)
         )
     }
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let selection = args.filter.resolve(&crate::reservations::agent_list())?;
+    let selection = args.filter.resolve(&persist::view::of_agent())?;
     // Connected before the journal is read, so that nothing is missed in between.
     let live = match args.no_follow {
         true => None,
@@ -192,7 +192,7 @@ mod tests {
             "F_COMMAND": "python3", "F_UID": "1000", "F_UNIT": "session-1.scope", "F_LABEL": "web",
         });
         let (found, label) = event(&entry).unwrap();
-        assert_eq!((found.what, found.ports.start(), label.as_deref()), (Happening::Refused, 8443, Some("web")));
+        assert_eq!((found.what, found.ports.start(), label.as_deref()), (EventKind::Refused, 8443, Some("web")));
         assert_eq!(found.when.to_string(), "2025-11-25T09:30:00Z");
         let process = found.process.clone().unwrap();
         assert_eq!((process.pid, process.uid, process.unit.as_deref()), (812, Some(1000), Some("session-1.scope")));

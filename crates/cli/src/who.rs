@@ -18,12 +18,11 @@ use crate::{
     asked::Asked,
     conflict,
     exit::refused,
-    list,
     local_time::local,
     pins::{Pins, Seen},
     ran_out,
     reservations::{self, Blocks},
-    waiting,
+    survey, table, waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -91,7 +90,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             declared.into_iter().filter(|info| info.state != State::Active).collect()
         }
         Err(_) => {
-            reservations::name(&mut found);
+            survey::name(&mut found);
             Vec::new()
         }
     };
@@ -101,7 +100,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
         // Blocks that programs only hold are found by their sockets, all of them.
         let held =
-            if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { list::held() } else { Vec::new() };
+            if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { survey::held() } else { Vec::new() };
         known.extend(&held);
         for asked in &args.ports {
             let named = asked.blocks(&known);
@@ -149,7 +148,7 @@ fn is_unseen(socket: &BoundSocket) -> bool {
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
 fn reserved(pins: &Pins, blocks: Option<&Blocks>, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
-    match list::kept(pins, blocks) {
+    match reservations::in_force(pins, blocks) {
         Ok(found) => Ok(found),
         // Neither is anything else to be found out then.
         Err(error) if ran_out(&error) => Err(error),
@@ -210,9 +209,9 @@ impl Look {
     ) -> anyhow::Result<Self> {
         // The rest of their reservations is shown with its sockets, too.
         here.retain(|info| blocks.iter().any(|(ports, transports)| has_one(info, *ports, *transports)));
-        let wanted = [blocks, &reservations::in_use(&here)?].concat();
+        let wanted = [blocks, &survey::in_use(&here)?].concat();
         let usage = Usage::of(&wanted).context("looking for sockets")?;
-        reservations::enter_sockets(&mut here, &usage)?;
+        survey::enter_sockets(&mut here, &usage)?;
         let held = usage.held.iter().filter(|held| !here.iter().any(|info| info.ports.overlaps(&held.ports)));
         here.extend(held.cloned().collect::<Vec<_>>());
         let pool = portkeep::version().ok().and_then(|version| version.pool);
@@ -392,7 +391,7 @@ fn write_each(name: &str, sockets: &[BoundSocket], out: &mut dyn Write) -> anyho
         writeln!(out, "  {:<9} {}", if index == 0 { name } else { "" }, about(socket))?;
         let process = socket.process.as_ref();
         if let Some(command) = process.filter(|_| before != process).and_then(|process| process.command.as_ref()) {
-            writeln!(out, "  {:<9}   {}", "", list::short(command))?;
+            writeln!(out, "  {:<9}   {}", "", table::cut(command, table::COMMAND))?;
         }
         before = process;
     }

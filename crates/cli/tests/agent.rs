@@ -12,7 +12,7 @@ use portkeep::{
     control,
     persistent::{Connection, protocol},
 };
-use portkeep_agent::{self as agent, Agent, KernelPart, Options, RuntimeDir};
+use portkeep_agent::{self as agent, Agent, Options, Programs, RuntimeDir};
 use portkeep_core::{
     Errno, Transport,
     wire::{self, AcquireRequest, Grant},
@@ -34,8 +34,8 @@ use socket2::Socket;
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// With an event ring of its own: a reader that was opened before another one took events out would find them again.
-fn kernel_part() -> KernelPart {
-    KernelPart::of_loaded(&mut Sandbox::get().loaded()).unwrap()
+fn programs() -> Programs {
+    Programs::of_loaded(&mut Sandbox::get().loaded()).unwrap()
 }
 
 /// ACQUIRE, and the agent's answer.
@@ -414,8 +414,8 @@ fn requests_without_an_event_are_found() {
         Errno::EINPROGRESS
     );
     // Taken out of the ring by another reader, and by nobody handled.
-    let mut kernel = kernel_part();
-    let taken = std::iter::from_fn(|| kernel.events().next_event()).count();
+    let mut programs = programs();
+    let taken = std::iter::from_fn(|| programs.events().next_event()).count();
     assert!(taken > 0);
     agent.signal(Signal::CONT);
     eventually(|| control::granted(&owner).unwrap().state == wire::ACTIVE);
@@ -559,8 +559,8 @@ fn there_is_one_agent() {
     let Some(_world) = World::enter("there_is_one_agent") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start_apart(runtime.path());
-    let mut kernel = kernel_part();
-    let error = Agent::start(&mut kernel, &Options::below(runtime.path())).unwrap_err();
+    let mut programs = programs();
+    let error = Agent::start(&mut programs, &Options::below(runtime.path())).unwrap_err();
     assert_eq!(error.to_string(), "another agent is running");
     agent.stop();
 }
@@ -569,19 +569,19 @@ fn there_is_one_agent() {
 fn an_agent_has_to_be_served() {
     let Some(_world) = World::with_outside("an_agent_has_to_be_served") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    let mut kernel = kernel_part();
+    let mut programs = programs();
     in_child(|| {
         let root = cgroup::root().unwrap();
         fs::write(root.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        let error = Agent::start(&mut kernel, &Options::below(runtime.path())).unwrap_err().to_string();
+        let error = Agent::start(&mut programs, &Options::below(runtime.path())).unwrap_err().to_string();
         assert!(error.contains("the control codes are served in cgroup /portkeep-test-sandbox"), "{error}");
     });
 }
 
 /// The whole life with a pinned kernel enforcement: up, agent, SIGTERM, SIGKILL, down.
 #[test]
-fn on_a_pinned_kernel_part() {
-    let Some(_world) = World::with_outside("on_a_pinned_kernel_part") else { return };
+fn on_a_pinned_instance() {
+    let Some(_world) = World::with_outside("on_a_pinned_instance") else { return };
     let runtime = tempfile::tempdir().unwrap();
     let mounted = tempfile::tempdir().unwrap();
     let home = TestCgroup::new("pinned").unwrap();

@@ -12,7 +12,7 @@ use portkeep::{
     PortRange, Process, Transports,
     persistent::{
         Connection, Kept, PersistentError, Proposal,
-        protocol::{Event, Happening, Request},
+        protocol::{Event, EventKind, Request},
     },
 };
 use portkeep_testkit::{
@@ -201,12 +201,12 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
             }
         });
     });
-    let of = |what: Happening| events.iter().filter(|event| event.what == what).collect::<Vec<_>>();
-    let refused = of(Happening::Refused);
+    let of = |what: EventKind| events.iter().filter(|event| event.what == what).collect::<Vec<_>>();
+    let refused = of(EventKind::Refused);
     assert!(refused.len() >= 2 && refused.len() < 20, "{}", refused.len());
     let by_somebody = |process: &Process| process.uid == Some(NOBODY) && process.pid != 0 && !process.comm.is_empty();
     assert!(refused.iter().all(|event| event.process.as_ref().is_some_and(by_somebody)));
-    let granted = of(Happening::Granted);
+    let granted = of(EventKind::Granted);
     assert!(!granted.is_empty() && granted.len() < 1000, "{} of 5000", granted.len());
     // An administrator's action is reported with the process that did it.
     let made = watch_one(&place);
@@ -236,8 +236,8 @@ fn a_refused_request_is_reported_once_and_not_as_an_end() {
         assert!(asked.is_err());
         thread::sleep(Duration::from_millis(100));
     });
-    let what: Vec<Happening> = events.iter().map(|event| event.what).collect();
-    assert_eq!(what, [Happening::Denied], "{events:?}");
+    let what: Vec<EventKind> = events.iter().map(|event| event.what).collect();
+    assert_eq!(what, [EventKind::Denied], "{events:?}");
     assert_eq!(events[0].process.as_ref().unwrap().pid, std::process::id());
     drop(there);
     eventually(|| world.maps().reservations().flatten().all(|(_, r)| r.is_persistent()));

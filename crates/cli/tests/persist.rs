@@ -387,7 +387,7 @@ fn the_agent_is_ready_when_what_is_declared_is_in_force() {
     stage.agent = Some(stage.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
     let pid = Pid::from_child(stage.agent.as_ref().unwrap());
     assert!(said().lines().any(|line| line == "READY=1"));
-    // Whatever it has not done yet it does not do now.
+    // From now on it does nothing more.
     kill_process(pid, Signal::STOP).unwrap();
     let in_force = stage.portkeep(&["list", "--json"]).ok().json();
     assert_eq!(in_force.as_array().unwrap().len(), MANY);
@@ -557,6 +557,54 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     let states: Vec<Value> = stage.declared().as_array().unwrap().iter().map(|one| one["state"].clone()).collect();
     assert_eq!(states, ["active", "active", "active"]);
     fails(&stage.portkeep(&["persist", "rename", "of-a-file", "x"]), 1, file.to_str().unwrap());
+}
+
+/// Blocks that are in both lists stay in force, with their tokens; a server on one of them runs on.
+#[test]
+fn l2_blocks_are_added_to_a_reservation_and_taken_from_it() {
+    let mut stage = stage!("set-list");
+    let set = |stage: &Stage, ports: &str| stage.portkeep(&["persist", "set", "web", "--tcp", ports]);
+    let first_token = |stage: &Stage| stage.declared()[0]["blocks"][0]["token"].clone();
+    stage.portkeep(&["persist", "add", "--name", "web", "--tcp", "80", "--user", "daemon"]).ok();
+    let token = first_token(&stage);
+    let server = stage.server_of("daemon", 80);
+    assert_eq!(set(&stage, "80,443").ok().out, "80,443/tcp is reserved as web for user daemon\n");
+    assert_eq!(first_token(&stage), token);
+    // One reservation in all listings, and after a new start of the agent.
+    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    assert_eq!((in_force.as_array().unwrap().len(), &in_force[0]["ports"]), (1, &json!("80,443")));
+    assert_eq!((&*stage.outsider_binds("tcp", 80), &*stage.outsider_binds("tcp", 443)), ("AddrInUse", "AddrInUse"));
+    stage.stop();
+    stage.start();
+    assert_eq!(first_token(&stage), token);
+
+    let busy = stage.server(8080);
+    fails(&set(&stage, "80,8080"), 1, &format!("pid {} (", busy.pid()));
+    fails(&set(&stage, "80-81,443"), 1, "80-81/tcp overlaps 80,443/tcp, which `web` has now");
+    assert_eq!(stage.declared()[0]["ports"], "80,443");
+    set(&stage, "80,8081-8082").ok();
+    assert_eq!((&*stage.outsider_binds("tcp", 443), &*stage.outsider_binds("tcp", 8082)), ("bound", "AddrInUse"));
+    assert_eq!(set(&stage, "80").ok().out, "80/tcp is reserved as web for user daemon\n");
+    let declared = stage.declared();
+    assert_eq!(
+        (&declared[0]["token"], &declared[0]["ports"], &declared[0]["state"]),
+        (&token, &json!("80"), &json!("active"))
+    );
+    assert_eq!(stage.outsider_binds("tcp", 8082), "bound");
+
+    // A file is changed likewise, around the server.
+    stage.portkeep(&["persist", "delete", "web"]).ok();
+    drop(server);
+    let file = |ports: &str| {
+        let text = format!("[[reservation]]\nname = \"web\"\ntcp = [{ports}]\nuser = \"daemon\"\n");
+        stage.file("etc/portkeep/ports.d/web.toml", &text);
+        stage.portkeep(&["reload"]).ok().out
+    };
+    assert_eq!(file("80"), "reloaded: 1 added, 0 changed, 0 removed; 0 not in force\n");
+    let token = first_token(&stage);
+    let _server = stage.server_of("daemon", 80);
+    assert_eq!(file("80, 443"), "reloaded: 0 added, 1 changed, 0 removed; 0 not in force\n");
+    assert_eq!((first_token(&stage), &*stage.outsider_binds("tcp", 443)), (token, "AddrInUse"));
 }
 
 /// Of an audience there is one private ephemeral range: the new block becomes it when the former one no longer is.

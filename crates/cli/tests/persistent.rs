@@ -13,7 +13,7 @@ use portkeep::{
     Align, PortRange, State, Transport, Transports,
     persistent::{
         Account, Audience, Kept, Name, PersistentError, Proposal, Which, lookup,
-        protocol::{self, Happening},
+        protocol::{self, EventKind},
     },
 };
 use portkeep_core::{Errno, wire};
@@ -555,7 +555,7 @@ fn a_refused_bind_is_reported_readably() {
     });
     let pid = hammer.talk.hear();
     let event = events.next().unwrap().unwrap();
-    assert_eq!((event.what, event.ports), (Happening::Refused, ports(8443, 1).into()));
+    assert_eq!((event.what, event.ports), (EventKind::Refused, ports(8443, 1).into()));
     let process = event.process.unwrap();
     assert_eq!((u64::from(process.pid), process.comm.as_str(), process.uid), (pid, "nginx", Some(NOBODY)));
     let user = process.user.clone().unwrap_or_else(|| format!("uid {NOBODY}"));
@@ -577,17 +577,17 @@ fn a_refused_bind_is_reported_readably() {
     let granted = loop {
         let event = events.next().unwrap().unwrap();
         match event.what {
-            Happening::Refused => refusals += 1,
+            EventKind::Refused => refusals += 1,
             _ => break event,
         }
     };
     assert_eq!(
         (granted.what, granted.ports.start(), granted.process.unwrap().pid),
-        (Happening::Granted, block.start, std::process::id())
+        (EventKind::Granted, block.start, std::process::id())
     );
     assert!(refusals < 100, "{refusals} of 5000 reported one by one");
     drop(owner);
-    assert_eq!(events.next().unwrap().unwrap().what, Happening::Ended);
+    assert_eq!(events.next().unwrap().unwrap().what, EventKind::Ended);
     place.connect().create(&web(9443), Kept::Active).unwrap();
     let created = events.next().unwrap().unwrap();
     assert!(created.message.starts_with("9443/tcp is reserved for user 65534 as \"web\""), "{}", created.message);
@@ -884,7 +884,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     });
     assert_eq!(hog.talk.hear(), 10);
     let event = events.next().unwrap().unwrap();
-    assert_eq!((event.what, &event.ports), (Happening::Exhausted, &ports(21000, 10).into()), "{event:?}");
+    assert_eq!((event.what, &event.ports), (EventKind::Exhausted, &ports(21000, 10).into()), "{event:?}");
     assert!(event.message.contains("private ephemeral range"), "{}", event.message);
     hog.kill();
 

@@ -114,6 +114,7 @@ fn the_package_passes_its_tests_where_the_kernel_enforces() {
 
     let mut command = environment.suite(machine.program(&[environment.interpreter().to_str().unwrap()]));
     command.env(portkeep_testkit::REQUIRE, "1").env("PORTKEEP_TEST_AGENT", agent.pid().to_string());
+    command.env("PORTKEEP_TEST_COMMAND", PORTKEEP);
     println!("{}", run(&mut command).unwrap());
     drop(agent);
     machine.portkeep(&["down"]).ok();

@@ -103,13 +103,15 @@ fn what_is_only_held_is_listed_where_nothing_is_up() {
     machine.enter_network();
     assert_eq!(machine.portkeep(&["list"]).code, Some(3));
     let nobodys = machine.for_everybody(PORTKEEP);
-    let mut held = machine.as_nobody(&[&nobodys, "acquire", "--both", "--label", "held"]);
+    let mut held = machine.as_nobody(&[&nobodys, "acquire", "--both", "--ports", "62000,62002", "--label", "held"]);
     let mut held = held.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut out = BufReader::new(held.stdout.take().unwrap());
     out.read_line(&mut String::new()).unwrap();
     let held = Running(held);
     let json = machine.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((json[0]["name"].as_str(), json[0]["enforcement"].as_str()), (Some("held"), Some("held")));
+    // A list is one reservation, held or not.
+    assert_eq!((json.as_array().map(Vec::len), json[0]["ports"].as_str()), (Some(1), Some("62000,62002")));
     assert_eq!(
         (json[0]["owner"]["pid"].as_u64(), json[0]["transports"].as_str()),
         (Some(held.0.id().into()), Some("both"))

@@ -126,6 +126,29 @@ fn advice_fits_a_command_line() {
     assert!(told(&["--cgroup", "/sys/fs/cgroup/x.slice"]).contains("write \"/x.slice\""));
 }
 
+/// People who come from other tools type these.
+#[test]
+fn usual_spellings_are_understood() {
+    assert_eq!(run(&["version"]), run(&["--version"]));
+    for (words, same) in [
+        (&["ls", "--help"][..], &["list", "--help"][..]),
+        (&["persist", "ls", "--help"], &["persist", "list", "--help"]),
+        (&["persist", "rm", "--help"], &["persist", "delete", "--help"]),
+        (&["persist", "remove", "--help"], &["persist", "delete", "--help"]),
+    ] {
+        assert_eq!((run(words), run(words).0), (run(same), 0), "{words:?}");
+    }
+    for words in [&["up", "--quota", "unlimited"][..], &["who", "61000/TCP"], &["acquire", "--ports", "80/Tcp+Udp"]] {
+        let parsed = portkeep_cli::command().try_get_matches_from([&["portkeep"], words].concat());
+        assert!(parsed.is_ok(), "{words:?}: {parsed:?}");
+    }
+    let (code, _, err) = run(&["release", "0123456789abcdeg"]);
+    assert!(code == Exit::Usage.code() && err.contains("16 hexadecimal digits"), "{err}");
+    // A file of another kind: its first mistakes.
+    let (code, out, _) = run(&["check", "/etc/passwd"]);
+    assert!(code == Exit::Failed.code() && out.matches("not TOML: ").count() == 5 && out.contains("left out"), "{out}");
+}
+
 #[test]
 fn version_skew_names_both_versions_and_the_way_out() {
     let error = portkeep_kernel::InstanceError::Skew { loaded_abi: 1, loaded_build: 0xaa, own_abi: 2, own_build: 0xbb };

@@ -7,7 +7,7 @@ use std::{fmt, iter::FlatMap, ops::RangeInclusive, slice, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PortRange, PortSet, Services, Transports, shown};
+use crate::{ParsePortsError, PortRange, PortSet, Services, Transports, shown};
 
 /// The ports of a reservation: one block or several.
 ///
@@ -17,33 +17,6 @@ use crate::{PortRange, PortSet, Services, Transports, shown};
 #[serde(try_from = "String", into = "String")]
 pub struct PortList {
     blocks: Vec<PortRange>,
-}
-
-/// Why a text does not name ports. [`Display`](fmt::Display) is a sentence; [`help`](Self::help) says what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct ParsePortsError {
-    message: String,
-    help: Option<String>,
-}
-
-impl ParsePortsError {
-    pub(crate) fn new(message: impl Into<String>, help: impl Into<Option<String>>) -> Self {
-        Self { message: message.into(), help: help.into() }
-    }
-
-    /// The correction, where it is known.
-    pub fn help(&self) -> Option<&str> {
-        self.help.as_deref()
-    }
-
-    /// The sentence and the correction on one line.
-    pub fn on_one_line(&self) -> String {
-        match &self.help {
-            Some(help) => format!("{}; {help}", self.message),
-            None => self.message.clone(),
-        }
-    }
 }
 
 impl PortList {

@@ -4,7 +4,7 @@ use std::{fmt, ops::RangeInclusive, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ParsePortsError, shown};
+use crate::shown;
 
 /// A non-empty block `[start, start + count)` of ports, all between 1 and 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,6 +32,33 @@ pub enum PortRangeError {
         /// Number of ports.
         count: u16,
     },
+}
+
+/// Why a text does not name ports. [`Display`](fmt::Display) is a sentence; [`help`](Self::help) says what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ParsePortsError {
+    message: String,
+    help: Option<String>,
+}
+
+impl ParsePortsError {
+    pub(crate) fn new(message: impl Into<String>, help: impl Into<Option<String>>) -> Self {
+        Self { message: message.into(), help: help.into() }
+    }
+
+    /// The correction, where it is known.
+    pub fn help(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
+
+    /// The sentence and the correction on one line.
+    pub fn on_one_line(&self) -> String {
+        match &self.help {
+            Some(help) => format!("{}; {help}", self.message),
+            None => self.message.clone(),
+        }
+    }
 }
 
 impl PortRange {

@@ -40,7 +40,7 @@ impl FromStr for Transport {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
+        match text.to_ascii_lowercase().as_str() {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
             _ => Err("a transport is tcp or udp"),
@@ -114,7 +114,7 @@ impl FromStr for Transports {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
+        match text.to_ascii_lowercase().as_str() {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
             "tcp+udp" => Ok(Self::Both),

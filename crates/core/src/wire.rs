@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The private level of `setsockopt` and `getsockopt`: "PK".
 pub const SOL_PORTKEEP: i32 = 0x504b;
 /// The version of these structures and of the maps.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// `setsockopt`: acquire a reservation, [`AcquireRequest`].
 pub const ACQUIRE: i32 = 100;
@@ -40,13 +40,13 @@ pub const PERSISTENT: u32 = 0x80;
 
 /// [`AcquireRequest::scope`]: the owner process.
 pub const SCOPE_PROCESS: u16 = 0;
-/// [`AcquireRequest::scope`]: the owner's real uid.
+/// [`AcquireRequest::scope`]: the owner's real uid. [`Also::kind`]: a uid.
 pub const SCOPE_USER: u16 = 1;
 /// [`AcquireRequest::scope`]: a cgroup and all below it.
 pub const SCOPE_CGROUP: u16 = 2;
-/// Scope of a persistent reservation: a group.
+/// Scope of a persistent reservation, and [`Also::kind`]: a group.
 pub const SCOPE_GROUP: u16 = 3;
-/// Scope of a persistent reservation: a systemd unit.
+/// Scope of a persistent reservation, and [`Also::kind`]: a systemd unit.
 pub const SCOPE_UNIT: u16 = 4;
 /// Scope of a persistent reservation: root and the administrators' group.
 pub const SCOPE_ADMIN: u16 = 5;
@@ -61,8 +61,11 @@ pub const REFUSED: u8 = 3;
 /// Most reservations one socket can own.
 pub const OWNED: usize = 128;
 
+/// Most others that a reservation lets in beside its scope.
+pub const ALSO_MAX: usize = 4;
+
 /// The request of [`ACQUIRE`]. It may be cut to its first 8, 16 or 24
-/// bytes; missing bytes count as 0.
+/// bytes; missing bytes count as 0. As many [`Also`] follow it as `also` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AcquireRequest {
@@ -76,12 +79,26 @@ pub struct AcquireRequest {
     pub scope: u16,
     /// `start` shall be a multiple of this power of two; 0 and 1 are "any".
     pub align: u16,
+    /// How many [`Also`] follow, at most [`ALSO_MAX`].
+    pub also: u16,
     /// Must be 0.
-    pub zero: u32,
+    pub zero: u16,
     /// With [`SCOPE_CGROUP`]: id of the caller's cgroup or one above it, 0 for the caller's.
     pub cgroup: u64,
     /// Shown in listings; padded with zeros.
     pub label: [u8; 24],
+}
+
+/// Others who may use the ports of a reservation beside its scope (rule R11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Also {
+    /// [`SCOPE_USER`], [`SCOPE_GROUP`] or [`SCOPE_UNIT`].
+    pub kind: u32,
+    /// The uid or gid, as the first user namespace numbers it.
+    pub id: u32,
+    /// The unit's name, padded with zeros.
+    pub name: [u8; 128],
 }
 
 /// The answer of [`GRANTED`].
@@ -129,7 +146,7 @@ pub struct SelectRequest {
     pub token: u64,
 }
 
-/// The answer of [`STATE`].
+/// The answer of [`STATE`]. The [`Also`] that the buffer has room for follow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct State {
@@ -161,8 +178,8 @@ pub struct State {
     pub bound: u32,
     /// Why it was refused.
     pub error: u16,
-    /// 0.
-    pub zero: u16,
+    /// How many others are let in.
+    pub also: u16,
     /// Command name of the owner process, padded with zeros.
     pub comm: [u8; 16],
     /// The label, padded with zeros.

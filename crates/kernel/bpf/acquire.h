@@ -57,6 +57,8 @@ __inline int read_request(struct bpf_sockopt *ctx, struct portkeep_acquire *ask)
 
 	if ((void *)in + 48 <= end) {
 		__builtin_memcpy(ask, in, 48);
+		if (ask->also)
+			return ctx->optlen == 48 + ask->also * sizeof(struct portkeep_also);
 		return ctx->optlen == 48 || all_zero_beyond(ctx);
 	}
 	if ((void *)in + 24 <= end)
@@ -67,7 +69,7 @@ __inline int read_request(struct bpf_sockopt *ctx, struct portkeep_acquire *ask)
 		__builtin_memcpy(ask, in, 8);
 	else
 		return 0;
-	return ctx->optlen == 8 || ctx->optlen == 16 || ctx->optlen == 24;
+	return !ask->also && (ctx->optlen == 8 || ctx->optlen == 16 || ctx->optlen == 24);
 }
 
 __inline int request_valid(const struct portkeep_acquire *ask)
@@ -79,7 +81,7 @@ __inline int request_valid(const struct portkeep_acquire *ask)
 	/* A strict one demands association, a private ephemeral range is for sockets without. */
 	if (ask->flags & PORTKEEP_STRICT && ask->flags & PORTKEEP_EPHEMERAL)
 		return 0;
-	if (ask->scope > PORTKEEP_SCOPE_CGROUP || ask->zero)
+	if (ask->scope > PORTKEEP_SCOPE_CGROUP || ask->also > PORTKEEP_ALSO_MAX || ask->zero)
 		return 0;
 	if (ask->cgroup && ask->scope != PORTKEEP_SCOPE_CGROUP)
 		return 0;
@@ -328,6 +330,7 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	r->scope = a->ask.scope;
 	r->flags = a->ask.flags;
 	r->level = a->level;
+	r->also = a->ask.also;
 	r->next = 0;
 	r->slot = slot;
 	r->error = 0;
@@ -345,12 +348,20 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	return error;
 }
 
+/* The others that a request lets in, behind it. */
+__noinline int admit_asked(struct bpf_sockopt *ctx, __u64 token, __u32 also)
+{
+	return admit(ctx->optval + sizeof(struct portkeep_acquire), ctx->optval_end, token, also);
+}
+
 /* Nothing was granted: the entry is free again. */
 __inline void leave_reservation(struct reservation *r, __u32 id)
 {
 	__sync_lock_test_and_set(&r->gate, 0);
 	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
+	if (r->also)
+		admitted_leave(r->token, r->also);
 	entry_vacate(r, id);
 }
 
@@ -456,6 +467,8 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		a.token = token_next(c, r, id);
 		a.span.vacant = !a.pending;
 		error = enter_reservation(&a, r, slot, BY_PROCESS);
+		if (!error && a.ask.also)
+			error = admit_asked(ctx, a.token, a.ask.also);
 		if (!error)
 			error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
 		if (error)

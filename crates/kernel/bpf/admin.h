@@ -111,6 +111,14 @@ __inline struct admin_request *request_of(struct __sk_buff *ctx)
 	return (void *)(in + 1) > (void *)(long)ctx->data_end ? NULL : in;
 }
 
+/* The others that a request lets in, behind it. */
+__noinline int admit_named(struct __sk_buff *ctx, __u64 token, __u32 also)
+{
+	struct admin_request *in = request_of(ctx);
+
+	return in ? admit((void *)(in + 1), (void *)(long)ctx->data_end, token, also) : EINVAL;
+}
+
 /*
  * A persistent reservation: claimed, and PENDING, while user space says whom it
  * is for, looks for sockets on its ports, and confirms it or ends it. A bind in
@@ -132,12 +140,16 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.ask.start = in->start;
 	a.ask.count = in->count;
 	a.ask.align = in->align;
+	a.ask.also = in->also;
 	a.ask.flags = in->flags & (PORTKEEP_BOTH | PORTKEEP_STRICT | PORTKEEP_EPHEMERAL);
 	a.span.netns = in->netns;
 	a.span.transports = in->transports;
 	if (!request_valid(&a.ask) || !a.span.transports || a.span.transports > (PORTKEEP_TCP | PORTKEEP_UDP))
 		return EINVAL;
 	if (in->scope < PORTKEEP_SCOPE_USER || in->scope > PORTKEEP_SCOPE_ADMIN || in->level > PORTKEEP_PLACE_DEPTH)
+		return EINVAL;
+	/* Binds to port 0 would draw for one of several (E6). */
+	if (in->also && in->flags & PORTKEEP_EPHEMERAL)
 		return EINVAL;
 	a.ask.flags |= PORTKEEP_PERSISTENT;
 	a.ask.scope = in->scope;
@@ -163,6 +175,8 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	a.span.last = (__u32)a.ask.start + a.ask.count - 1;
 	a.span.vacant = !a.ask.start;
 	error = enter_reservation(&a, r, 0, BY_ADMIN);
+	if (!error && r->also)
+		error = admit_named(ctx, r->token, r->also);
 	if (!error)
 		error = a.ask.start ? claim_block(&a) : claim_wildcard(&a, sp);
 	if (error) {
@@ -205,17 +219,28 @@ __inline int admin_forget(struct admin_request *q)
  * In between it is for administrators only, so that a bind that meets half of the change is refused. User space
  * changes and ends a persistent reservation from one thread, so its element in `ranges` has one writer.
  */
-__inline int admin_change(struct reservation *r, struct admin_request *q)
+__inline int admin_change(struct __sk_buff *ctx, struct reservation *r, struct admin_request *q)
 {
 	__u8 fixed = PORTKEEP_PERSISTENT | PORTKEEP_BOTH;
+	__u32 before, also;
 	int error;
 
 	if (!r || !reservation_alive(r, q->token) || !(r->flags & PORTKEEP_PERSISTENT))
 		return ENOENT;
 	if (q->scope < PORTKEEP_SCOPE_USER || q->scope > PORTKEEP_SCOPE_ADMIN || q->level > PORTKEEP_PLACE_DEPTH)
 		return EINVAL;
-	if (q->flags & PORTKEEP_EPHEMERAL && (q->scope == PORTKEEP_SCOPE_ADMIN || q->flags & PORTKEEP_STRICT))
+	if (q->flags & PORTKEEP_EPHEMERAL && (q->scope == PORTKEEP_SCOPE_ADMIN || q->flags & PORTKEEP_STRICT || q->also))
 		return EINVAL;
+	if (q->also > PORTKEEP_ALSO_MAX)
+		return EINVAL;
+	/* Never a value that it had before: a bind that has looked half-way would not see the change. */
+	before = r->also;
+	also = (before | PORTKEEP_ALSO_COUNT) + 1 + q->also;
+	error = admit_named(ctx, q->token, also);
+	if (error) {
+		admitted_leave(q->token, also);
+		return error;
+	}
 	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, q->id);
 	*(volatile __u8 *)&r->scope = PORTKEEP_SCOPE_ADMIN;
@@ -225,9 +250,11 @@ __inline int admin_change(struct reservation *r, struct admin_request *q)
 	r->uid = q->uid;
 	r->gid = q->gid;
 	r->level = q->level;
+	WRITE(r->also, also);
 	__builtin_memcpy(r->label, q->label, sizeof(r->label));
 	FENCE();
 	*(volatile __u8 *)&r->scope = q->scope;
+	admitted_leave(q->token, before);
 	if (!(r->flags & PORTKEEP_EPHEMERAL))
 		return 0;
 	error = range_enter(r, q->id);
@@ -261,7 +288,7 @@ __noinline int admin_other(struct __sk_buff *ctx)
 	case PORTKEEP_ADMIN_UNASIDE:
 		return admin_unaside(&q);
 	case PORTKEEP_ADMIN_CHANGE:
-		return admin_change(r, &q);
+		return admin_change(ctx, r, &q);
 	case PORTKEEP_ADMIN_LIMIT:
 		return admin_limit(&q);
 	case PORTKEEP_ADMIN_FORGET:

@@ -173,7 +173,7 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	if (!r || l.gate != l.token)
 		return PASS;
 	scope = READ(r->scope);
-	allowed = !(READ(r->flags) & PORTKEEP_STRICT) && in_scope(r, l.id);
+	allowed = !(READ(r->flags) & PORTKEEP_STRICT) && may_bind(r, l.id, l.token);
 	FENCE();
 	if (!reservation_alive(r, l.token))
 		return PASS;
@@ -285,8 +285,8 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	if (verdict != PASS)
 		return verdict;
 	/*
-	 * Whatever the second program counts, a request that is not granted yet included: of MPTCP it would not see the
-	 * close. Any port may belong to such a request by then. (is_kernel_socket does not find these sockets: they point
+	 * Count all that the second program counts, ports of a request that is not granted yet included: of MPTCP it would not
+	 * see the close. Any port may belong to such a request by then. (is_kernel_socket does not find these sockets: they point
 	 * to the MPTCP socket's file.)
 	 */
 	mptcp = mptcp_of(sk, transport);

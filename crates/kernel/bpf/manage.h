@@ -70,7 +70,7 @@ __inline int associate(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 trans
 		return ENOENT;
 	if (!(r->transports & transport) || r->netns != bpf_get_netns_cookie(ctx))
 		return EINVAL;
-	if (!may_associate(r, id))
+	if (!may_associate(r, id, token))
 		return EPERM;
 	st = bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!st)

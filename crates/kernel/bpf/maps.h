@@ -65,6 +65,14 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, PORTKEEP_ALSO_MAX * PORTKEEP_RESERVATIONS);
+	__type(key, struct admitted_key);
+	__type(value, struct portkeep_also);
+} admitted SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1 << 17);
 	__type(key, __u64);
 	__type(value, struct space);

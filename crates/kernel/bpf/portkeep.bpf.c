@@ -22,6 +22,7 @@
  *   table.h        the port table: claiming, counting, freeing
  *   search.h       finding a free run in the pool
  *   range.h        private ephemeral ranges, by whom they are for
+ *   also.h         others that a reservation lets in beside its scope
  *   reservation.h  the life of a reservation
  *   acquire.h      ACQUIRE
  *   manage.h       RELEASE, ASSOCIATE and the agent's mark
@@ -188,6 +189,7 @@ int portkeep_admin(struct __sk_buff *ctx)
  */
 const struct {
 	struct portkeep_acquire acquire;
+	struct portkeep_also also;
 	struct portkeep_grant grant;
 	struct portkeep_select select;
 	struct portkeep_state state;

@@ -13,7 +13,7 @@
 
 /* The private level of setsockopt(2) and getsockopt(2): "PK". */
 #define SOL_PORTKEEP 0x504b
-#define PORTKEEP_ABI 4
+#define PORTKEEP_ABI 5
 
 /* setsockopt */
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
@@ -25,7 +25,7 @@
 /* getsockopt */
 #define PORTKEEP_VERSION 200 /* struct portkeep_version */
 #define PORTKEEP_GRANTED 201 /* struct portkeep_grant: what this socket's last ACQUIRE gave */
-#define PORTKEEP_STATE 202   /* struct portkeep_state of what was SELECTed */
+#define PORTKEEP_STATE 202   /* struct portkeep_state of what was SELECTed, and its `also` */
 
 /* Transports, as a set: a reservation with `both` has the two bits. */
 #define PORTKEEP_TCP 1
@@ -41,18 +41,18 @@
 #define PORTKEEP_SCOPE_PROCESS 0 /* the owner process: the Windows rule */
 #define PORTKEEP_SCOPE_USER 1    /* processes of the owner's real uid */
 #define PORTKEEP_SCOPE_CGROUP 2  /* a cgroup and all below it */
-/* Of persistent reservations only. Administrators may associate with any of them, whatever its scope. */
+/* Of persistent reservations (administrators may associate with any of them) and of struct portkeep_also. */
 #define PORTKEEP_SCOPE_GROUP 3 /* processes of a group */
 #define PORTKEEP_SCOPE_UNIT 4  /* processes of a systemd unit */
-#define PORTKEEP_SCOPE_ADMIN 5 /* root, and the administrators' group */
+#define PORTKEEP_SCOPE_ADMIN 5 /* of persistent ones only: root, and the administrators' group */
 
 #define PORTKEEP_LABEL 24
 #define PORTKEEP_COMM 16
 
 /*
  * A request. Its size is its version, as with openat2(2): 8, 16, 24 or 48
- * bytes; what a shorter form leaves out is 0, and bytes beyond the 48 must be
- * zero. Worked examples (8-byte form):
+ * bytes; what a shorter form leaves out is 0. Behind the 48 are `also` times a
+ * struct portkeep_also, and where `also` is 0 only zeros. Worked examples (8-byte form):
  *
  *   { .start = 0,    .count = 4 }                  any four ports in a row
  *   { .start = 5000, .count = 20 }                 5000..5019 and no others
@@ -65,12 +65,27 @@ struct portkeep_acquire {
 	/* 8 */
 	__u16 scope; /* PORTKEEP_SCOPE_* */
 	__u16 align; /* start is a multiple of this power of two; 0 and 1: any */
-	__u32 zero;
+	__u16 also; /* how many others are let in, see struct portkeep_also */
+	__u16 zero;
 	/* 16 */
 	__u64 cgroup; /* SCOPE_CGROUP: id of the caller's cgroup or one above it; 0 = the caller's */
 	/* 24 */
 	char label[PORTKEEP_LABEL]; /* shown in listings, padded with zeros */
 	/* 48 */
+};
+
+/*
+ * Others who may use the ports, beside the scope (R11). Examples:
+ *
+ *   { .kind = SCOPE_UNIT, .name = "docker.service" }
+ *   { .kind = SCOPE_USER, .id = 33 }
+ */
+#define PORTKEEP_ALSO_MAX 4 /* of a reservation */
+#define PORTKEEP_PLACE_NAME 128
+struct portkeep_also {
+	__u32 kind; /* PORTKEEP_SCOPE_USER, _GROUP or _UNIT */
+	__u32 id; /* uid or gid, as the first user namespace numbers it */
+	__u64 name[PORTKEEP_PLACE_NAME / 8]; /* of a unit: characters, padded with zeros */
 };
 
 /* States of a reservation. */
@@ -102,6 +117,10 @@ struct portkeep_select {
 	__u64 token;
 };
 
+/*
+ * In the answer it is followed by as many of its `also` as the buffer has room
+ * for. Fewer than `also` says, although there is room: it was changed meanwhile, ask again.
+ */
 struct portkeep_state {
 	__u64 token; /* 0 unless the caller may consume it */
 	__u64 netns; /* cookie, as SO_NETNS_COOKIE gives it */
@@ -117,7 +136,7 @@ struct portkeep_state {
 	__u8 flags;
 	__u32 bound; /* ports of the block with at least one bound socket; of TCP and of UDP */
 	__u16 error;
-	__u16 zero;
+	__u16 also; /* how many others are let in */
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
 	__u32 gid; /* persistent, SCOPE_GROUP: the one it is for */
@@ -279,12 +298,25 @@ struct reservation {
 	__u8 flags;
 	__u8 level; /* of the scope's cgroup below the root, for SCOPE_CGROUP */
 	__u32 next; /* where the next draw begins, as an offset into the block */
-	__u16 slot; /* in the owner socket's list */
-	__u16 error;
+	__u32 also; /* how many others are let in, plus 8 for each change of them */
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
 	__u32 gid; /* for SCOPE_GROUP */
 	__u32 exhausted; /* when this was last reported of a private ephemeral range, s */
+	__u16 slot; /* in the owner socket's list */
+	__u16 error;
+	__u32 zero;
+};
+#define PORTKEEP_ALSO_COUNT 7 /* the bits of `also` that are their number */
+
+/*
+ * The others that a reservation lets in, by its token: tokens never repeat, so
+ * an element is of this reservation or of none.
+ */
+struct admitted_key {
+	__u64 token;
+	__u32 also; /* that of the reservation */
+	__u32 n; /* from 0 */
 };
 
 /*
@@ -317,7 +349,6 @@ struct place_key {
 	__u32 level; /* below the root; 0: a unit */
 };
 
-#define PORTKEEP_PLACE_NAME 128
 #define PORTKEEP_PLACE_DEPTH 32
 struct place {
 	__u64 name[PORTKEEP_PLACE_NAME / 8]; /* characters */
@@ -431,6 +462,7 @@ struct event {
 #define PORTKEEP_ADMIN_END 3      /* end anybody's reservation */
 #define PORTKEEP_ADMIN_ASIDE 4    /* `start` is in use by a socket that no program saw being bound */
 #define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
+/* These two are followed by `also` times a struct portkeep_also. */
 #define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
 #define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
 #define PORTKEEP_ADMIN_LIMIT 8    /* `account` may hold `limit` ports */
@@ -459,7 +491,7 @@ struct admin_request {
 	__u16 zero;
 	char label[PORTKEEP_LABEL];
 	__u32 limit; /* 0 = the default, UNLIMITED = none */
-	__u32 zero2;
+	__u32 also;
 	__u64 account; /* CREATE and CHANGE: the hash of the names it is for, see range_key */
 };
 

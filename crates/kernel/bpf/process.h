@@ -256,11 +256,13 @@ __alone int in_group(__u32 wanted)
 /* On the way from the process's cgroup up to the root. */
 struct climb {
 	struct cgroup *at;
+	struct place *unit; /* the name to compare that of the process's unit with */
 	__u32 level; /* of `at` */
-	__u32 id; /* the reservation whose place is compared */
 	__u32 top; /* stop here */
-	__u32 bottom; /* compare from here up; 0: look for the unit */
+	__u32 id; /* without `unit`: the reservation whose path is compared */
+	__u32 bottom; /* ... from here up */
 	__u32 matches;
+	__u32 zero;
 	__u64 name[PORTKEEP_PLACE_NAME / 8 + 1]; /* characters; one too many shows that there are too many */
 };
 
@@ -277,10 +279,15 @@ __inline int is_slice(const char *name, __u32 length)
 	return end.front == 0x696c732e && end.back == 0x6563;
 }
 
-__inline int name_equals(struct climb *c, __u32 level)
+__inline struct place *place_of(__u32 id, __u32 level)
 {
-	struct place_key key = { .id = c->id, .level = level };
-	struct place *place = bpf_map_lookup_elem(&places, &key);
+	struct place_key key = { .id = id, .level = level };
+
+	return bpf_map_lookup_elem(&places, &key);
+}
+
+__inline int name_equals(struct climb *c, struct place *place)
+{
 	__u64 differs = 0;
 
 	if (!place)
@@ -303,7 +310,7 @@ static long climb_step(__u32 i, void *ctx)
 
 	if (c->level <= c->top)
 		return 1;
-	if (!c->bottom || c->level <= c->bottom) {
+	if (c->unit || c->level <= c->bottom) {
 		FETCH(node, c->at, kn);
 		FETCH(name, node, name);
 		__builtin_memset(c->name, 0, sizeof(c->name));
@@ -311,12 +318,12 @@ static long climb_step(__u32 i, void *ctx)
 		/* One that was cut is as good as none: declared names are shorter. */
 		if (length <= 0 || length > PORTKEEP_PLACE_NAME)
 			c->name[0] = 0;
-		if (c->bottom) {
-			c->matches = name_equals(c, c->level);
+		if (!c->unit) {
+			c->matches = name_equals(c, place_of(c->id, c->level));
 			if (!c->matches)
 				return 1;
 		} else if (!is_slice(name, length)) {
-			c->matches = name_equals(c, 0);
+			c->matches = name_equals(c, c->unit);
 		}
 	}
 	FETCH(up, c->at, self.parent);
@@ -326,33 +333,44 @@ static long climb_step(__u32 i, void *ctx)
 	return 0;
 }
 
+__inline int climb_begin(struct climb *c)
+{
+	struct task_struct *task = bpf_get_current_task();
+	struct css_set *set = NULL;
+
+	return !FETCH(set, task, cgroups) && !FETCH(c->at, set, dfl_cgrp) && !FETCH(c->level, c->at, level);
+}
+
 /*
- * Whether the process at hand is where the reservation is for.
+ * Whether the process at hand is in the unit of this name.
  *
  * A unit is the topmost cgroup below the one enforced in that is no slice:
  * slices are the service manager's folders, and what is below a unit belongs to
  * whoever runs in it. So a container or a user with cgroups of their own cannot
  * make themselves one called "postgresql.service": theirs are below a unit already.
  */
-__alone int in_place(struct reservation *r, __u32 id)
+__alone int in_unit(struct place *unit)
 {
 	struct config *config = the_config();
-	struct climb c = { .id = id };
-	struct css_set *set = NULL;
-	struct task_struct *task;
+	struct climb c = { .unit = unit };
 
-	if (!places_known || !r || !config)
+	if (!places_known || !unit || !config || !climb_begin(&c))
 		return 0;
-	task = bpf_get_current_task();
-	if (FETCH(set, task, cgroups) || FETCH(c.at, set, dfl_cgrp) || FETCH(c.level, c.at, level))
+	c.top = config->enforce_level;
+	bpf_loop(512, climb_step, &c, 0);
+	return c.matches && c.level == c.top;
+}
+
+/* Whether the process at hand is in the cgroup that a persistent reservation is for. */
+__alone int in_path(struct reservation *r, __u32 id)
+{
+	struct climb c = { .id = id };
+
+	if (!places_known || !r || !climb_begin(&c))
 		return 0;
-	if (r->scope == PORTKEEP_SCOPE_UNIT) {
-		c.top = config->enforce_level;
-	} else {
-		c.bottom = r->level;
-		if (!c.bottom || c.level < c.bottom)
-			return 0;
-	}
+	c.bottom = r->level;
+	if (!c.bottom || c.level < c.bottom)
+		return 0;
 	bpf_loop(512, climb_step, &c, 0);
 	return c.matches && c.level == c.top;
 }

@@ -260,6 +260,24 @@ __noinline __u32 bound_ports(struct reservation *r)
 	return s.stop;
 }
 
+/* The others that are let in, behind the state; returns for how many there was room. */
+__noinline __u32 report_also(struct bpf_sockopt *ctx, __u64 token, __u32 also)
+{
+	struct portkeep_also *out = ctx->optval + sizeof(struct portkeep_state);
+	struct admitted_key key = { .token = token, .also = also };
+
+	for (int n = 0; n < PORTKEEP_ALSO_MAX; n++) {
+		struct portkeep_also *other;
+
+		key.n = n;
+		other = bpf_map_lookup_elem(&admitted, &key);
+		if (!other || (void *)(out + n + 1) > ctx->optval_end)
+			return n;
+		__builtin_memcpy(out + n, other, sizeof(*other));
+	}
+	return PORTKEEP_ALSO_MAX;
+}
+
 __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
 	struct portkeep_state *out = ctx->optval;
@@ -268,7 +286,7 @@ __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	struct standing now;
 	struct reservation *r;
 	__u64 netns, token;
-	__u32 id;
+	__u32 id, also, written;
 
 	if ((void *)(out + 1) > ctx->optval_end)
 		return EINVAL;
@@ -283,8 +301,9 @@ __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	if (!token || r->netns != netns)
 		return ENOENT;
 	standing_of(r, token, &now);
+	also = READ(r->also);
 	/* That of a persistent one is no secret: the right to consume it is checked when it is used. */
-	out->token = r->flags & PORTKEEP_PERSISTENT || in_scope(r, id) ? token : 0;
+	out->token = r->flags & PORTKEEP_PERSISTENT || may_bind(r, id, token) ? token : 0;
 	out->netns = r->netns;
 	out->cgroup = r->flags & PORTKEEP_PERSISTENT ? 0 : r->cgroup;
 	out->since = r->since;
@@ -298,16 +317,19 @@ __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->flags = r->flags;
 	out->bound = bound_ports(r);
 	out->error = now.error;
-	out->zero = 0;
+	out->also = also & PORTKEEP_ALSO_COUNT;
 	__builtin_memcpy(out->comm, r->comm, sizeof(out->comm));
 	__builtin_memcpy(out->label, r->label, sizeof(out->label));
 	out->gid = r->gid;
 	out->zero2 = 0;
+	written = also ? report_also(ctx, token, also) : 0;
 	/* Ended and replaced while it was read. */
 	FENCE();
 	if (READ(r->token) != token)
 		return ENOENT;
-	ANSWER(ctx, sizeof(*out));
+	if (READ(r->also) != also)
+		written = 0;
+	ANSWER(ctx, sizeof(*out) + written * sizeof(struct portkeep_also));
 	return 0;
 }
 

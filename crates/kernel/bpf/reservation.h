@@ -22,6 +22,7 @@
 #ifndef PORTKEEP_RESERVATION_H
 #define PORTKEEP_RESERVATION_H
 
+#include "also.h"
 #include "quota.h"
 #include "range.h"
 #include "search.h"
@@ -367,6 +368,8 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	span_free(&s);
 	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
+	if (r->also & PORTKEEP_ALSO_COUNT)
+		admitted_leave(token, r->also);
 
 	payer = r->payer;
 	ports = transports_of(r->transports, r->count);
@@ -405,9 +408,11 @@ __alone int is_owner(struct reservation *r)
 	return began <= r->since;
 }
 
-/* Whether the process at hand may consume the reservation by an explicit bind. */
+/* Whether the process at hand is in the scope. */
 __inline int in_scope(struct reservation *r, __u32 id)
 {
+	struct place *unit;
+
 	if (is_kernel_thread())
 		return 0;
 	switch (r->scope) {
@@ -417,22 +422,29 @@ __inline int in_scope(struct reservation *r, __u32 id)
 		return (__u32)bpf_get_current_uid_gid() == r->uid;
 	case PORTKEEP_SCOPE_CGROUP:
 		if (r->flags & PORTKEEP_PERSISTENT)
-			return in_place(r, id);
+			return in_path(r, id);
 		return bpf_get_current_ancestor_cgroup_id(r->level) == r->cgroup;
 	case PORTKEEP_SCOPE_GROUP:
 		return in_group(r->gid);
 	case PORTKEEP_SCOPE_UNIT:
-		return in_place(r, id);
+		unit = place_of(id, 0);
+		return unit && in_unit(unit);
 	case PORTKEEP_SCOPE_ADMIN:
 		return is_administrator();
 	}
 	return 0;
 }
 
-/* ... or by association. Administrators may consume every persistent one. */
-__inline int may_associate(struct reservation *r, __u32 id)
+/* Whether it may consume the reservation by an explicit bind. */
+__inline int may_bind(struct reservation *r, __u32 id, __u64 token)
 {
-	return in_scope(r, id) || (r->flags & PORTKEEP_PERSISTENT && is_administrator());
+	return in_scope(r, id) || is_admitted(r, token);
+}
+
+/* ... or by association. Administrators may consume every persistent one. */
+__inline int may_associate(struct reservation *r, __u32 id, __u64 token)
+{
+	return may_bind(r, id, token) || (r->flags & PORTKEEP_PERSISTENT && is_administrator());
 }
 
 #endif

@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use portkeep_core::{Align, Errno, PortRange, Token, Transport, Transports, persistent::Audience, wire};
+use portkeep_core::{
+    Align, Errno, PortRange, Token, Transport, Transports,
+    persistent::{Audience, Others},
+    wire,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
@@ -33,7 +37,7 @@ struct Request {
     zero: u16,
     label: [u8; 24],
     limit: u32,
-    zero2: u32,
+    also: u32,
     account: u64,
 }
 
@@ -63,6 +67,8 @@ pub struct Wanted {
     pub transports: Transports,
     /// Its audience.
     pub audience: Audience<u32>,
+    /// Others that are let in beside it. Not together with `ephemeral`.
+    pub also: Others<u32>,
     /// By association only.
     pub strict: bool,
     /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
@@ -122,15 +128,17 @@ impl Admin {
         Ok(Self { program: SchedClassifier::from_pin(path)? })
     }
 
-    fn run(&self, mut request: Request) -> Result<Request, AdminError> {
-        let asked = request;
-        let options = TestRunOptions {
-            data_in: Some(asked.as_bytes()),
-            data_out: Some(request.as_mut_bytes()),
-            ..TestRunOptions::new()
-        };
+    fn run(&self, request: Request) -> Result<Request, AdminError> {
+        self.run_with(request, &[])
+    }
+
+    /// With what follows the request.
+    fn run_with(&self, request: Request, also: &[wire::Also]) -> Result<Request, AdminError> {
+        let asked = [request.as_bytes(), also.as_bytes()].concat();
+        let mut answer = asked.clone();
+        let options = TestRunOptions { data_in: Some(&asked), data_out: Some(&mut answer), ..TestRunOptions::new() };
         match self.program.test_run(options)?.return_value {
-            0 => Ok(request),
+            0 => Ok(Request::read_from_prefix(&answer).map_or(request, |(answer, _)| answer)),
             errno => Err(AdminError::Refused(Errno(errno as i32))),
         }
     }
@@ -138,7 +146,8 @@ impl Admin {
     /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended. A bind of one
     /// of its ports in the meantime wins.
     pub(crate) fn create(&self, netns: u64, wanted: &Wanted) -> Result<Created, AdminError> {
-        let answer = self.run(Request {
+        let also = wanted.also.to_wire();
+        let request = Request {
             op: CREATE,
             netns,
             start: wanted.start,
@@ -146,14 +155,16 @@ impl Admin {
             transports: wanted.transports.bits(),
             align: wanted.align.to_wire(),
             ..of_audience(wanted)
-        })?;
+        };
+        let answer = self.run_with(request, &also)?;
         let token = Token::new(answer.token).ok_or(AdminError::Refused(Errno::ENOENT))?;
         Ok(Created { id: answer.id, token, start: answer.start })
     }
 
     /// Change whom a persistent reservation is for, and its label, while its ports stay reserved.
     pub(crate) fn change(&self, id: u32, token: Token, wanted: &Wanted) -> Result<(), AdminError> {
-        self.run(Request { op: CHANGE, id, token: token.get(), ..of_audience(wanted) }).map(drop)
+        let request = Request { op: CHANGE, id, token: token.get(), ..of_audience(wanted) };
+        self.run_with(request, &wanted.also.to_wire()).map(drop)
     }
 
     /// A pending reservation is vacant and shall be in force. EADDRINUSE: a bind of one of its ports was quicker.
@@ -235,7 +246,8 @@ fn of_audience(wanted: &Wanted) -> Request {
         flags |= wire::BOTH as u8;
     }
     let account = names_hash(&wanted.audience);
-    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), account, ..EMPTY }
+    let also = wanted.also.len() as u32;
+    Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), also, account, ..EMPTY }
 }
 
 const EMPTY: Request = Request {
@@ -257,6 +269,6 @@ const EMPTY: Request = Request {
     zero: 0,
     label: [0; 24],
     limit: 0,
-    zero2: 0,
+    also: 0,
     account: 0,
 };

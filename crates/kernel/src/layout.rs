@@ -200,10 +200,8 @@ map_struct! {
         level: u8,
         /// Offset of the next draw.
         next: u32,
-        /// Slot in the owner socket's list.
-        slot: u16,
-        /// Why the agent refused it.
-        error: u16,
+        /// Others that are let in: how many, plus 8 for each change of them.
+        also: u32,
         /// Command name of the owner process.
         comm: [u8; 16],
         /// The label.
@@ -212,6 +210,32 @@ map_struct! {
         gid: u32,
         /// When a private ephemeral range was last reported to be used up, in seconds.
         exhausted: u32,
+        /// Slot in the owner socket's list.
+        slot: u16,
+        /// Why the agent refused it.
+        error: u16,
+        /// 0.
+        zero: u32,
+    }
+}
+
+map_struct! {
+    /// Key of [`Admitted`].
+    AdmittedKey {
+        /// Of the reservation.
+        token: u64,
+        /// [`Reservation::also`].
+        also: u32,
+        /// From 0.
+        n: u32,
+    }
+}
+
+map_struct! {
+    /// One of the others that a reservation lets in.
+    Admitted {
+        /// As in a request.
+        also: wire::Also,
     }
 }
 
@@ -260,6 +284,12 @@ impl Reservation {
             gate if gate == self.token => wire::ACTIVE,
             _ => wire::PENDING,
         }
+    }
+
+    /// The keys of the others that it lets in.
+    pub(crate) fn admitted(&self) -> impl Iterator<Item = AdmittedKey> {
+        let (token, also) = (self.token, self.also);
+        (0..also & ALSO_COUNT).map(move |n| AdmittedKey { token, also, n })
     }
 
     /// Whether a bind of one of its ports was quicker than the agent.
@@ -352,6 +382,8 @@ pub const SPACE_WORDS: u32 = 8;
 /// So many groups can have the right to acquire privileged ports.
 pub const PRIVILEGED_GROUPS: usize = 8;
 const GATE_CONTESTED: u64 = 2;
+/// The bits of [`Reservation::also`] that are a number.
+const ALSO_COUNT: u32 = 7;
 
 /// The account of root in another network namespace than `home`.
 pub fn root_elsewhere(netns: u64) -> u64 {

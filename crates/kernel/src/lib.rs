@@ -19,6 +19,7 @@ mod audience;
 pub mod bpffs;
 pub mod cgroup;
 mod events;
+mod fork;
 pub mod hooks;
 mod instance;
 mod layout;
@@ -35,10 +36,11 @@ mod sys;
 pub use admin::{Admin, AdminError, Wanted};
 pub use audience::PLACE_DEPTH;
 pub use events::{Event, EventKind, Events};
+pub use fork::fork;
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use layout::{
-    Config, Counters, Entries, Expiring, Filter, NOBODY, PRIVILEGED_GROUPS, Place, PlaceKey, Quota, RangeKey,
-    Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
+    Admitted, AdmittedKey, Config, Counters, Entries, Expiring, Filter, NOBODY, PRIVILEGED_GROUPS, Place, PlaceKey,
+    Quota, RangeKey, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
 pub use load::{Link, LoadError, Loaded};
 pub use maps::{MapAccessError, Maps};

@@ -9,7 +9,8 @@ use aya::{
 use portkeep_core::{Token, cipher, wire};
 
 use crate::layout::{
-    Config, Counters, Entries, Filter, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word, WordKey,
+    Admitted, AdmittedKey, Config, Counters, Entries, Filter, Place, PlaceKey, Quota, RangeKey, Reservation, Space,
+    Word, WordKey,
 };
 
 /// A map could not be opened, read or written.
@@ -35,13 +36,14 @@ pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
 }
 
 /// Names of all maps, in the order they are pinned.
-pub(crate) const NAMES: [&str; 18] = [
+pub(crate) const NAMES: [&str; 19] = [
     "config",
     "counters",
     "blank",
     "words",
     "reservations",
     "entries",
+    "admitted",
     "filter",
     "spaces",
     "quotas",
@@ -64,6 +66,7 @@ pub struct Maps {
     pub(crate) words: HashMap<MapData, WordKey, Word>,
     reservations: Array<MapData, Reservation>,
     entries: Array<MapData, Entries>,
+    admitted: HashMap<MapData, AdmittedKey, Admitted>,
     filter: Array<MapData, Filter>,
     pub(crate) spaces: HashMap<MapData, u64, Space>,
     pub(crate) quotas: HashMap<MapData, u64, Quota>,
@@ -93,6 +96,7 @@ impl Maps {
             words: typed("words", Map::HashMap(source("words")?))?,
             reservations: typed("reservations", Map::Array(source("reservations")?))?,
             entries: typed("entries", Map::Array(source("entries")?))?,
+            admitted: typed("admitted", Map::HashMap(source("admitted")?))?,
             filter: typed("filter", Map::Array(source("filter")?))?,
             spaces: typed("spaces", Map::HashMap(source("spaces")?))?,
             quotas: typed("quotas", Map::HashMap(source("quotas")?))?,
@@ -227,12 +231,23 @@ impl Maps {
             flags: r.flags,
             bound: self.bound(r)?,
             error: r.error,
-            zero: 0,
+            also: r.admitted().count() as u16,
             comm: r.comm,
             label: r.label,
             gid: r.gid,
             zero2: 0,
         })
+    }
+
+    /// The others that a reservation lets in. One that is ended or changed meanwhile has fewer than it should.
+    pub fn also(&self, r: &Reservation) -> Result<Vec<wire::Also>, MapAccessError> {
+        let found = r.admitted().map(|key| optional("admitted", self.admitted.get(&key, 0)));
+        found.filter_map(|found| found.map(|found| found.map(|found| found.also)).transpose()).collect()
+    }
+
+    /// The keys of the others that all reservations let in.
+    pub fn admitted(&self) -> impl Iterator<Item = Result<AdmittedKey, MapAccessError>> {
+        self.admitted.keys().map(|item| item.map_err(call("admitted")))
     }
 
     fn bound(&self, r: &Reservation) -> Result<u32, MapAccessError> {

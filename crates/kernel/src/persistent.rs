@@ -1,13 +1,17 @@
 //! Persistent reservations in the BPF maps.
 //!
 //! No socket owns them: an administrator creates them and an administrator ends
-//! them. Creating takes three steps, because whom one is for may be a name that
+//! them. Creating takes three steps, because its audience may be a name that
 //! does not fit into a request, and because somebody has to check whether the ports
-//! are vacant. From the first step on nobody can bind the ports; a [`Claimed`] that
-//! is dropped before it is confirmed is ended. A process that is killed in
+//! are vacant. From the first step on nobody else can claim the ports; a [`Claimed`] is
+//! confirmed or ended. A process that is killed in
 //! between leaves a pending reservation behind, which the next agent ends.
 
-use portkeep_core::{PortRange, PortRangeError, Token, persistent::Audience, wire};
+use portkeep_core::{
+    PortRange, PortRangeError, Token,
+    persistent::{Audience, Others},
+    wire,
+};
 
 use crate::{
     admin::{Admin, AdminError, Created, Wanted},
@@ -51,28 +55,27 @@ pub enum CreateError {
 /// Id, token and block of a reservation in the kernel.
 pub type Claim = (u32, Token, PortRange);
 
-/// A persistent reservation that is claimed and not in force yet: one block, or those of a list. Dropped, it is ended.
+/// A persistent reservation that is claimed and not in force yet: one block, or those of a list.
 #[derive(Debug)]
-pub struct Claimed<'a> {
-    admin: &'a Admin,
-    maps: &'a mut Maps,
+#[must_use = "confirm it or end it: nobody else can have its ports"]
+pub struct Claimed {
     blocks: Vec<Claim>,
 }
 
-impl<'a> Claimed<'a> {
+impl Claimed {
     /// Claim the blocks in the namespace with the cookie `netns`: all or none.
-    pub fn claim(admin: &'a Admin, maps: &'a mut Maps, netns: u64, wanted: &[Wanted]) -> Result<Self, CreateError> {
-        let mut claimed = Self { admin, maps, blocks: Vec::new() };
+    pub fn claim(admin: &Admin, maps: &mut Maps, netns: u64, wanted: &[Wanted]) -> Result<Self, CreateError> {
+        let mut claimed = Self { blocks: Vec::new() };
         for block in wanted {
-            let claim = claimed.maps.claim_persistent(admin, netns, block)?;
-            claimed.blocks.push(claim);
+            match maps.claim_persistent(admin, netns, block) {
+                Ok(claim) => claimed.blocks.push(claim),
+                Err(error) => {
+                    claimed.end(admin, maps);
+                    return Err(error);
+                }
+            }
         }
         Ok(claimed)
-    }
-
-    /// Hold what [`Maps::claim_persistent`] gave.
-    pub fn holding(admin: &'a Admin, maps: &'a mut Maps, blocks: Vec<Claim>) -> Self {
-        Self { admin, maps, blocks }
     }
 
     /// The blocks, in the order of the request.
@@ -80,30 +83,27 @@ impl<'a> Claimed<'a> {
         &self.blocks
     }
 
-    /// Go on without ending them when this is dropped.
-    pub fn keep(mut self) -> Vec<Claim> {
-        std::mem::take(&mut self.blocks)
-    }
-
     /// Put all of them in force, or end all.
-    pub fn confirm(self) -> Result<Vec<Claim>, AdminError> {
-        for (id, token, _) in &self.blocks {
-            self.admin.confirm(*id, *token)?;
+    pub fn confirm(self, admin: &Admin, maps: &mut Maps) -> Result<Vec<Claim>, AdminError> {
+        match self.blocks.iter().try_for_each(|(id, token, _)| admin.confirm(*id, *token)) {
+            Ok(()) => Ok(self.blocks),
+            Err(error) => {
+                self.end(admin, maps);
+                Err(error)
+            }
         }
-        Ok(self.keep())
     }
-}
 
-impl Drop for Claimed<'_> {
-    fn drop(&mut self) {
-        for (id, token, _) in self.blocks.drain(..) {
-            let _ = self.maps.end_persistent(self.admin, id, token);
+    /// End all of them.
+    pub fn end(self, admin: &Admin, maps: &mut Maps) {
+        for (id, token, _) in self.blocks {
+            let _ = maps.end_persistent(admin, id, token);
         }
     }
 }
 
 impl Maps {
-    /// [`Claimed::claim`] for many at once: what comes back has to be confirmed or ended by the caller. Id, token and block.
+    /// Claim one block. The caller has to confirm or end it.
     pub fn claim_persistent(&mut self, admin: &Admin, netns: u64, wanted: &Wanted) -> Result<Claim, CreateError> {
         check(&wanted.audience)?;
         let Created { id, token, start } = admin.create(netns, wanted)?;
@@ -134,7 +134,13 @@ impl Maps {
         }
         // For administrators only at first: that audience needs no names while the names change. Strict, so that no process
         // of root binds a port by number meanwhile.
-        let meanwhile = Wanted { audience: Audience::Administrators, strict: true, ephemeral: false, ..wanted.clone() };
+        let meanwhile = Wanted {
+            audience: Audience::Administrators,
+            also: Others::default(),
+            strict: true,
+            ephemeral: false,
+            ..wanted.clone()
+        };
         admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.audience)?;
@@ -164,10 +170,10 @@ impl Maps {
     }
 
     /// End what a killed administrator left pending, and forget names that belong to no reservation. Returns how many
-    /// were ended. Only for who creates persistent reservations, and while nobody else does.
+    /// were ended. Only for the process that creates persistent reservations, and while no other does.
     pub fn sweep_persistent(&mut self, admin: &Admin) -> Result<usize, MapAccessError> {
         let found: Vec<_> = self.reservations().filter(|r| !matches!(r, Ok((_, r)) if !r.is_persistent())).collect();
-        let (mut ended, mut standing) = (0, std::collections::HashSet::new());
+        let (mut ended, mut kept) = (0, std::collections::HashSet::new());
         for item in found {
             let (id, reservation) = item?;
             match reservation.token() {
@@ -177,12 +183,11 @@ impl Maps {
                     }
                 }
                 _ => {
-                    standing.insert(id);
+                    kept.insert(id);
                 }
             }
         }
-        let stray: Vec<u32> =
-            self.places().flatten().map(|(key, _)| key.id).filter(|id| !standing.contains(id)).collect();
+        let stray: Vec<u32> = self.places().flatten().map(|(key, _)| key.id).filter(|id| !kept.contains(id)).collect();
         for id in stray {
             self.forget_places(id)?;
         }

@@ -12,7 +12,7 @@ use std::{
 use portkeep::control;
 use portkeep_core::{
     Errno, Token,
-    wire::{self, AcquireRequest, AgentMark, SelectRequest},
+    wire::{self, AcquireRequest, AgentMark, Also, SelectRequest},
 };
 use portkeep_kernel::Maps;
 use portkeep_testkit::{
@@ -171,7 +171,7 @@ fn malformed_requests_are_einval() {
         AcquireRequest { scope: 3, ..one },
         AcquireRequest { scope: u16::MAX, ..one },
         AcquireRequest { zero: 1, ..one },
-        AcquireRequest { zero: 1 << 31, ..one },
+        AcquireRequest { zero: 1 << 15, ..one },
         AcquireRequest { cgroup: 1, ..one },
         AcquireRequest { cgroup: 1, scope: wire::SCOPE_USER, ..one },
         AcquireRequest { cgroup: u64::MAX, scope: wire::SCOPE_CGROUP, ..one },
@@ -183,6 +183,30 @@ fn malformed_requests_are_einval() {
     bad.extend((3..32).map(|bit| AcquireRequest { flags: 1 << bit, ..one }));
     for request in &bad {
         watch.fails(&format!("{request:?}"), Errno::EINVAL, || set(fd, wire::ACQUIRE, request.as_bytes()));
+    }
+    // Others that are let in follow the request, as many as it says and no byte more.
+    let other = |kind: u16| Also { kind: kind.into(), id: 7, name: [0; 128] };
+    let with = |count: u16, also: &[Also]| [AcquireRequest { also: count, ..one }.as_bytes(), also.as_bytes()].concat();
+    for count in 1..=wire::ALSO_MAX {
+        let request = with(count as u16, &vec![other(wire::SCOPE_GROUP); count]);
+        set(fd, wire::ACQUIRE, &request).unwrap();
+        control::release(&owner, token(&control::granted(&owner).unwrap())).unwrap();
+        for size in [16, 24, 48, request.len() - 1, request.len() + 1, request.len() + 136, 4096, 4097] {
+            let mut request = request.clone();
+            request.resize(size, 0);
+            watch.fails(&format!("{count} in {size} bytes"), Errno::EINVAL, || set(fd, wire::ACQUIRE, &request));
+        }
+    }
+    for (count, also) in [
+        (5, vec![other(wire::SCOPE_USER); 5]),
+        (u16::MAX, vec![other(wire::SCOPE_USER); 5]),
+        (1, vec![other(wire::SCOPE_PROCESS)]),
+        (1, vec![other(wire::SCOPE_CGROUP)]),
+        (1, vec![other(wire::SCOPE_ADMIN)]),
+        (2, vec![other(wire::SCOPE_UNIT), other(6)]),
+        (2, vec![other(wire::SCOPE_UNIT), Also { kind: 1 << 16 | 1, ..other(0) }]),
+    ] {
+        watch.fails(&format!("{count}: {also:?}"), Errno::EINVAL, || set(fd, wire::ACQUIRE, &with(count, &also)));
     }
     // The codes of one size.
     let grant = reserve(&owner, 0, 1);

@@ -11,7 +11,7 @@ use std::{
 
 use portkeep_core::{
     Token,
-    wire::{self, AcquireRequest, AgentMark, SelectRequest},
+    wire::{self, AcquireRequest, AgentMark, Also, SelectRequest},
 };
 use portkeep_testkit::{
     World, audit,
@@ -97,6 +97,16 @@ impl Fuzzer {
         let size = r.of(&[8, 16, 24, 48, 48, 64]);
         let mut bytes = request.as_bytes().to_vec();
         bytes.resize(size, 0);
+        if r.one_in(4) {
+            let count = r.below(7);
+            bytes.resize(48, 0);
+            bytes[12] = if r.one_in(8) { r.number() as u8 } else { count as u8 };
+            for _ in 0..count {
+                let id = r.of(&[0, 1, 65534]);
+                bytes.extend(Also { kind: r.of(&[1, 1, 3, 4, 4, 2, 5, 0]), id, name: [b'n'; 128] }.as_bytes());
+            }
+        }
+        let size = bytes.len();
         if r.one_in(10) {
             let at = r.below(size as u64) as usize;
             bytes[at] = r.number() as u8;

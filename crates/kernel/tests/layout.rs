@@ -9,7 +9,8 @@ use std::{collections::HashMap, mem::offset_of};
 
 use portkeep_core::wire;
 use portkeep_kernel::{
-    Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word, WordKey,
+    AdmittedKey, Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word,
+    WordKey,
 };
 
 static OBJECT: &[u8] = include_bytes!("../bpf/portkeep.bpf.o");
@@ -145,7 +146,13 @@ macro_rules! same {
 #[test]
 fn the_wire_structures_are_those_of_the_object() {
     let btf = Btf::read();
-    same!(btf, "portkeep_acquire", wire::AcquireRequest, [start, count, flags, scope, align, zero, cgroup, label]);
+    same!(
+        btf,
+        "portkeep_acquire",
+        wire::AcquireRequest,
+        [start, count, flags, scope, align, also, zero, cgroup, label]
+    );
+    same!(btf, "portkeep_also", wire::Also, [kind, id, name]);
     same!(btf, "portkeep_grant", wire::Grant, [token, start, count, transports, state, error]);
     same!(btf, "portkeep_select", wire::SelectRequest, [by, port, transport, zero, token]);
     same!(
@@ -153,7 +160,7 @@ fn the_wire_structures_are_those_of_the_object() {
         "portkeep_state",
         wire::State,
         [
-            token, netns, cgroup, since, pid, uid, start, count, transports, state, scope, flags, bound, error, zero,
+            token, netns, cgroup, since, pid, uid, start, count, transports, state, scope, flags, bound, error, also,
             comm, label, gid, zero2
         ]
     );
@@ -223,9 +230,10 @@ fn the_map_structures_are_those_of_the_object() {
         Reservation,
         [
             gate, token, generation, refusal, netns, cgroup, since, payer, pid, uid, start, count, transports, scope,
-            flags, level, next, slot, error, comm, label, gid, exhausted
+            flags, level, next, also, comm, label, gid, exhausted, slot, error, zero
         ]
     );
+    same!(btf, "admitted_key", AdmittedKey, [token, also, n]);
     same!(btf, "space", Space, [cursor, avoid_first, avoid_last, payer, last]);
     same!(btf, "quota", Quota, [used, limit, words, pending]);
     same!(btf, "place_key", PlaceKey, [id, level]);
@@ -274,7 +282,7 @@ fn events_and_the_administrators_requests_are_where_they_always_were() {
         ("zero", 62, 2),
         ("label", 64, 24),
         ("limit", 88, 4),
-        ("zero2", 92, 4),
+        ("also", 92, 4),
         ("account", 96, 8),
     ];
     assert_eq!(btf.fields("admin_request"), (104, expected.to_vec()));

@@ -5,7 +5,7 @@ use std::fs;
 use portkeep::control;
 use portkeep_core::{
     Align, Errno, Token, Transport, Transports,
-    persistent::Audience,
+    persistent::{Audience, Others},
     wire::{self, SelectRequest},
 };
 use portkeep_kernel::{Admin, Claimed, CreateError, Maps, Settings, Wanted};
@@ -26,6 +26,7 @@ fn wanted(start: u16, audience: Audience<u32>) -> Wanted {
         align: Align::ANY,
         transports: Transports::Tcp,
         audience,
+        also: Others::default(),
         strict: false,
         ephemeral: false,
         label: "web".into(),
@@ -45,14 +46,15 @@ impl Fixture {
         Self { admin, maps: world.maps(), netns: world.netns() }
     }
 
-    fn claim(&mut self, wanted: &Wanted) -> Result<Claimed<'_>, CreateError> {
+    fn claim(&mut self, wanted: &Wanted) -> Result<Claimed, CreateError> {
         Claimed::claim(&self.admin, &mut self.maps, self.netns, std::slice::from_ref(wanted))
     }
 
     #[track_caller]
     fn create(&mut self, wanted: &Wanted) -> (u32, Token) {
-        let claimed = self.claim(wanted).expect("the block is vacant").confirm().expect("it is pending");
-        (claimed[0].0, claimed[0].1)
+        let claimed = self.claim(wanted).expect("the block is vacant");
+        let claims = claimed.confirm(&self.admin, &mut self.maps).expect("it is pending");
+        (claims[0].0, claims[0].1)
     }
 
     fn end(&mut self, (id, token): (u32, Token)) {
@@ -308,12 +310,12 @@ fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
     let claimed = fixture.claim(&wanted(8443, Audience::Administrators)).unwrap();
     assert_eq!(errno(control::associate(tcp(), claimed.blocks()[0].1)), Errno::ENOENT);
     assert!(may_bind(8443));
-    assert_eq!(claimed.confirm().unwrap_err().errno(), Some(Errno::EADDRINUSE));
+    assert_eq!(claimed.confirm(&fixture.admin, &mut fixture.maps).unwrap_err().errno(), Some(Errno::EADDRINUSE));
     assert!(may_bind(8443));
     world.assert_empty();
 
     // The administrator is killed in between: the next one sweeps.
-    std::mem::forget(fixture.claim(&wanted(8443, Audience::Unit("a.service".into()))).unwrap());
+    let _left_behind = fixture.claim(&wanted(8443, Audience::Unit("a.service".into()))).unwrap();
     let standing = fixture.create(&wanted(8444, Audience::Unit("b.service".into())));
     let Fixture { admin, maps, .. } = &mut fixture;
     assert_eq!(maps.sweep_persistent(admin).unwrap(), 1);
@@ -379,8 +381,9 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
     let any = fixture
         .claim(&Wanted { count: 20, align: Align::new(2).unwrap(), ..wanted(0, Audience::Administrators) })
         .unwrap();
-    assert!(any.blocks()[0].2.start() >= 61000 && any.blocks()[0].2.start() % 2 == 0);
-    drop(any);
+    let start = any.blocks()[0].2.start();
+    assert!(start >= 61000 && start.is_multiple_of(2));
+    any.end(&fixture.admin, &mut fixture.maps);
     // A runtime reservation in the way.
     let owner = tcp();
     let taken = portkeep_testkit::sockets::reserve(&owner, 0, 4);

@@ -84,7 +84,7 @@ impl Model {
         if port == 0 || socket.role.is_some() {
             return Ok(false);
         }
-        let admits = |reservation: &Reservation| !reservation.strict && self.in_scope(reservation, pid);
+        let admits = |reservation: &Reservation| !reservation.strict && self.may_bind(reservation, pid);
         match self.block_at(at) {
             Some((_, reservation)) if reservation.state != State::Active => Ok(false),
             Some((_, reservation)) if admits(reservation) => Ok(true),

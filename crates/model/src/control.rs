@@ -3,7 +3,9 @@
 //! Every one of them answers EBADF for a bad descriptor and EOPNOTSUPP for a
 //! socket that is neither TCP nor UDP, in this order and before all else.
 
-use super::{Access, Descriptor, Model, Owner, Pid, Place, Reservation, Role, SocketId, State, place::places_of};
+use super::{
+    Access, Descriptor, Model, Other, Owner, Pid, Place, Reservation, Role, Select, SocketId, State, id::places_of,
+};
 use portkeep_core::{Align, Errno, PortRange, Scope, Token, Transport, Transports, wire};
 
 /// So many requests of one uid other than root can wait for the agent.
@@ -26,6 +28,8 @@ pub struct Request {
     pub align: u16,
     /// Its scope. [`Scope::Cgroup`] of 0 is the caller's own.
     pub scope: Scope,
+    /// Others that are let in beside it (R11).
+    pub also: Vec<Other>,
     /// For listings.
     pub label: String,
 }
@@ -41,18 +45,28 @@ impl Request {
             ephemeral: false,
             align: 0,
             scope: Scope::Process,
+            also: Vec::new(),
             label: String::new(),
         }
     }
 
-    /// Reads a request on the wire. EINVAL if it is not valid.
-    pub fn from_wire(wire: &wire::AcquireRequest) -> Result<Self, Errno> {
+    /// Reads a request on the wire, with what follows it. EINVAL if it is not valid.
+    pub fn from_wire(wire: &wire::AcquireRequest, also: &[wire::Also]) -> Result<Self, Errno> {
         let kind = u8::try_from(wire.scope).map_err(|_| Errno::EINVAL)?;
         let scope = Scope::from_wire(kind, wire.cgroup).ok_or(Errno::EINVAL)?;
         let stray_cgroup = wire.cgroup != 0 && wire.scope != wire::SCOPE_CGROUP;
         if wire.flags & !(wire::BOTH | wire::STRICT | wire::EPHEMERAL) != 0 || wire.zero != 0 || stray_cgroup {
             return Err(Errno::EINVAL);
         }
+        if usize::from(wire.also) != also.len() || also.len() > wire::ALSO_MAX {
+            return Err(Errno::EINVAL);
+        }
+        let other = |also: &wire::Also| match u16::try_from(also.kind) {
+            Ok(wire::SCOPE_USER) => Ok(Other::User(also.id)),
+            Ok(wire::SCOPE_GROUP) => Ok(Other::Group(also.id)),
+            // The model has no names.
+            _ => Err(Errno::EINVAL),
+        };
         Ok(Self {
             start: wire.start,
             count: wire.count,
@@ -61,6 +75,7 @@ impl Request {
             ephemeral: wire.flags & wire::EPHEMERAL != 0,
             align: wire.align,
             scope,
+            also: also.iter().map(other).collect::<Result<_, _>>()?,
             label: wire::text(&wire.label),
         })
     }
@@ -70,21 +85,6 @@ impl Request {
         let fits = self.count > 0 && u32::from(self.start) + u32::from(self.count) <= 65536;
         fits && aligned && !(self.strict && self.ephemeral)
     }
-}
-
-/// Which reservation a query is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Select {
-    /// The one with this token; 0 is none's.
-    Token(u64),
-    /// The one a port belongs to.
-    Port(Transport, u16),
-    /// The first one that starts at or after a port.
-    Next(Transport, u16),
-    /// The n-th this socket owns. In which order is not promised; here it is the order of acquisition.
-    Index(u16),
-    /// The one this socket is associated with.
-    Associated,
 }
 
 /// The answer of VERSION, as far as it changes.
@@ -141,7 +141,7 @@ impl Model {
             Err(_) if taken => return Err(Errno::EEXIST),
             Err(_) => {
                 let align = Align::new(ask.align).map_err(|_| Errno::EINVAL)?;
-                (self.place(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
+                (self.find_block(namespace, transports, ask.count, align).ok_or(Errno::ENOSPC)?, State::Active)
             }
         };
         let reservation = Reservation {
@@ -150,6 +150,7 @@ impl Model {
             namespace,
             owner: Owner { socket: id, pid, uid },
             access,
+            also: ask.also.clone(),
             persistent: false,
             strict: ask.strict,
             ephemeral: ask.ephemeral,
@@ -256,7 +257,7 @@ impl Model {
         Ok(())
     }
 
-    /// STATE: the reservation selected, of this namespace only. Its token only to those in its scope, that of a persistent
+    /// STATE: the reservation selected, of this namespace only. Its token only to those who may bind its ports, that of a persistent
     /// one to all.
     pub fn state(&self, pid: Pid, descriptor: Descriptor) -> Result<(Option<Token>, &Reservation), Errno> {
         let (id, _) = self.control(pid, descriptor)?;
@@ -276,7 +277,7 @@ impl Model {
             Select::Associated => here().find(|(other, _)| socket.associated == Some(**other)),
         };
         let (token, reservation) = found.ok_or(Errno::ENOENT)?;
-        let visible = (reservation.persistent || self.in_scope(reservation, pid)).then_some(*token);
+        let visible = (reservation.persistent || self.may_bind(reservation, pid)).then_some(*token);
         Ok((visible, reservation))
     }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use portkeep_core::Scope;
+use portkeep_core::Transport;
 
 #[derive(Clone, Debug)]
 enum Step {

@@ -27,11 +27,12 @@
 
 mod consume;
 mod control;
+mod id;
 mod persistent;
-mod place;
 mod process;
 mod range;
 mod reservation;
+mod search;
 mod socket;
 
 #[cfg(test)]
@@ -41,27 +42,14 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portkeep_core::{Errno, PortRange, Token, Transport, Transports, defaults};
+use portkeep_core::{Errno, PortRange, Token, Transports, defaults};
 
-pub use control::{Request, Select, Version};
+pub use control::{Request, Version};
+pub use id::{Descriptor, Namespace, Pid, Place, SocketId};
 pub use persistent::Persistent;
-pub use process::{Descriptor, Pid, Process};
-pub use reservation::{Access, Owner, Reservation, State};
-pub use socket::{Address, Bound, Options, Role, Socket, SocketId};
-
-/// Id of a network namespace: its cookie.
-pub type Namespace = u64;
-
-/// One port of one transport in one network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
-    /// The namespace.
-    pub namespace: Namespace,
-    /// The transport.
-    pub transport: Transport,
-    /// The port, host byte order.
-    pub port: u16,
-}
+pub use process::Process;
+pub use reservation::{Access, Other, Owner, Reservation, State};
+pub use socket::{Address, Bound, Options, Role, Select, Socket};
 
 /// The settings of an administrator.
 #[derive(Clone, Debug)]

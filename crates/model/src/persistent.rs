@@ -1,7 +1,10 @@
 //! Persistent reservations: no socket owns them, an administrator makes and ends them.
 
-use super::{Access, Model, Namespace, Owner, Pid, Process, Reservation, State, place::places_of, socket::NO_SOCKET};
-use portkeep_core::{Align, Errno, PortRange, Token, Transports};
+use super::{
+    Access, Model, Namespace, Other, Owner, Pid, Process, Reservation, State,
+    id::{NO_SOCKET, places_of},
+};
+use portkeep_core::{Align, Errno, PortRange, Token, Transports, wire::ALSO_MAX};
 
 /// The request of an administrator.
 #[derive(Clone, Debug)]
@@ -16,6 +19,8 @@ pub struct Persistent {
     pub transports: Transports,
     /// Its audience, besides administrators by association.
     pub access: Access,
+    /// Others that are let in.
+    pub also: Vec<Other>,
     /// With [`Access::User`]: who.
     pub uid: u32,
     /// By association only.
@@ -31,7 +36,10 @@ impl Model {
         if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.access == Access::Process {
             return Err(Errno::EINVAL);
         }
-        if ask.ephemeral && (ask.strict || ask.access == Access::Administrators) {
+        if ask.also.len() > ALSO_MAX {
+            return Err(Errno::EINVAL);
+        }
+        if ask.ephemeral && (ask.strict || ask.access == Access::Administrators || !ask.also.is_empty()) {
             return Err(Errno::EINVAL);
         }
         if ask.ephemeral && self.has_range(namespace, ask.transports, ask.access, (0, ask.uid), true) {
@@ -44,7 +52,7 @@ impl Model {
                 }
                 block
             }
-            Err(_) => self.place(namespace, ask.transports, ask.count, ask.align).ok_or(Errno::ENOSPC)?,
+            Err(_) => self.find_block(namespace, ask.transports, ask.count, ask.align).ok_or(Errno::ENOSPC)?,
         };
         let reservation = Reservation {
             block,
@@ -52,6 +60,7 @@ impl Model {
             namespace,
             owner: Owner { socket: NO_SOCKET, pid: 0, uid: ask.uid },
             access: ask.access,
+            also: ask.also.clone(),
             persistent: true,
             strict: ask.strict,
             ephemeral: ask.ephemeral,
@@ -79,7 +88,18 @@ impl Model {
         }
     }
 
+    /// In its scope, or one of the others that it lets in.
+    pub(super) fn may_bind(&self, reservation: &Reservation, pid: Pid) -> bool {
+        let process = self.process(pid);
+        let is = |other: &Other| match other {
+            Other::User(uid) => process.uid == *uid,
+            Other::Group(gid) => process.gid == *gid,
+            Other::Unit(cgroup) => process.cgroups.contains(cgroup),
+        };
+        self.in_scope(reservation, pid) || reservation.also.iter().any(is)
+    }
+
     pub(super) fn may_associate(&self, reservation: &Reservation, pid: Pid) -> bool {
-        self.in_scope(reservation, pid) || reservation.persistent && self.is_administrator(self.process(pid))
+        self.may_bind(reservation, pid) || reservation.persistent && self.is_administrator(self.process(pid))
     }
 }

@@ -6,14 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Model, SocketId};
+use super::{Descriptor, Model, Pid, SocketId};
 use portkeep_core::Errno;
-
-/// Number of a process (a thread group).
-pub type Pid = u32;
-
-/// Number of a descriptor in one process.
-pub type Descriptor = u32;
 
 /// A process.
 #[derive(Clone, Debug, Default)]

@@ -1,6 +1,6 @@
 //! Reservations, and what the agent and the administrator do with them.
 
-use super::{Model, Namespace, Pid, Place, SocketId};
+use super::{Model, Namespace, Pid, Place, SocketId, id::places_of};
 use portkeep_core::{Errno, PortRange, Token, Transports};
 
 /// How far a reservation has come.
@@ -40,6 +40,17 @@ pub enum Access {
     Administrators,
 }
 
+/// Others that a reservation lets in beside its scope (R11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// Processes with this uid.
+    User(u32),
+    /// Processes of this group.
+    Group(u32),
+    /// Processes in the unit whose cgroup has this id.
+    Unit(u64),
+}
+
 /// A block of ports.
 #[derive(Clone, Debug)]
 pub struct Reservation {
@@ -53,6 +64,8 @@ pub struct Reservation {
     pub owner: Owner,
     /// The processes that may consume it.
     pub access: Access,
+    /// Others that are let in.
+    pub also: Vec<Other>,
     /// An administrator made it; the owner then only says whom [`Access::User`] means.
     pub persistent: bool,
     /// Consumed by association only (A7).
@@ -80,13 +93,8 @@ impl Reservation {
 
     /// The ports it claims, of each transport.
     pub fn places(&self) -> impl Iterator<Item = Place> {
-        let namespace = self.namespace;
-        let block = self.claims().then_some(self.block);
-        let transports = self.transports;
-        block
-            .into_iter()
-            .flatten()
-            .flat_map(move |port| transports.iter().map(move |transport| Place { namespace, transport, port }))
+        let (namespace, transports) = (self.namespace, self.transports);
+        self.claims().then_some(self.block).into_iter().flat_map(move |block| places_of(namespace, transports, block))
     }
 
     pub(super) fn claims(&self) -> bool {
@@ -183,10 +191,5 @@ impl Model {
     /// It no longer is.
     pub fn give_back(&mut self, at: Place) -> Result<(), Errno> {
         if self.aside.remove(&at) { Ok(()) } else { Err(Errno::ENOENT) }
-    }
-
-    /// Whether an agent runs, to confirm specific requests outside the pool.
-    pub fn agent_runs(&self) -> bool {
-        self.sockets.values().any(|socket| socket.role == Some(super::Role::Beacon))
     }
 }

@@ -1,7 +1,7 @@
 //! One test for each rule of the facility, named after it.
 
 use super::*;
-use portkeep_core::{Scope, wire};
+use portkeep_core::{Scope, Transport, wire};
 
 const HERE: Namespace = 1;
 const THERE: Namespace = 2;
@@ -733,14 +733,21 @@ fn the_first_error_in_this_order() {
 #[test]
 fn malformed_requests() {
     let valid = wire::AcquireRequest { count: 1, ..Default::default() };
-    assert!(Request::from_wire(&valid).is_ok());
+    assert!(Request::from_wire(&valid, &[]).is_ok());
+    let other = |kind: u16| wire::Also { kind: kind.into(), id: 7, name: [0; 128] };
+    let with = |count| wire::AcquireRequest { also: count, ..valid };
+    assert!(Request::from_wire(&with(2), &[other(wire::SCOPE_USER), other(wire::SCOPE_GROUP)]).is_ok());
+    for (count, also) in [(1, vec![]), (0, vec![other(1)]), (5, vec![other(1); 5]), (1, vec![other(wire::SCOPE_ADMIN)])]
+    {
+        assert_eq!(Request::from_wire(&with(count), &also), Err(Errno::EINVAL), "{count}");
+    }
     for bad in [
         wire::AcquireRequest { flags: 8, ..valid },
         wire::AcquireRequest { scope: 3, ..valid },
         wire::AcquireRequest { zero: 1, ..valid },
         wire::AcquireRequest { cgroup: 1, ..valid },
     ] {
-        assert_eq!(Request::from_wire(&bad), Err(Errno::EINVAL));
+        assert_eq!(Request::from_wire(&bad, &[]), Err(Errno::EINVAL));
     }
     let mut w = World::new();
     let s = w.tcp(OWNER);

@@ -1,13 +1,7 @@
 //! Sockets, and the kernel's ordinary rules for who may share a port.
 
-use super::{Descriptor, Model, Namespace, Pid, Place};
+use super::{Descriptor, Model, Namespace, Pid, Place, SocketId};
 use portkeep_core::{Errno, Token, Transport};
-
-/// Number of a socket; never used twice.
-pub type SocketId = u64;
-
-/// The owner of what no socket owns.
-pub(super) const NO_SOCKET: SocketId = SocketId::MAX;
 
 /// A local address, as far as sharing a port depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +61,21 @@ pub enum Role {
     Probe,
 }
 
+/// Which reservation a query is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// The one with this token; 0 is none's.
+    Token(u64),
+    /// The one a port belongs to.
+    Port(Transport, u16),
+    /// The first one that starts at or after a port.
+    Next(Transport, u16),
+    /// The n-th this socket owns. In which order is not promised; here it is the order of acquisition.
+    Index(u16),
+    /// The one this socket is associated with.
+    Associated,
+}
+
 /// A socket's local port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
@@ -100,7 +109,7 @@ pub struct Socket {
     /// The agent's mark.
     pub role: Option<Role>,
     pub(super) last_acquired: Option<Token>,
-    pub(super) selected: Option<super::Select>,
+    pub(super) selected: Option<Select>,
     pub(super) hint: Option<Place>,
 }
 
@@ -202,5 +211,10 @@ impl Model {
         if self.in_pool(at.port) {
             self.closed_lately.insert(at);
         }
+    }
+
+    /// Whether an agent runs, to confirm specific requests outside the pool.
+    pub fn agent_runs(&self) -> bool {
+        self.sockets.values().any(|socket| socket.role == Some(Role::Beacon))
     }
 }

@@ -5,6 +5,7 @@ use std::{
     fs,
     mem::MaybeUninit,
     path::Path,
+    thread,
     time::Duration,
 };
 
@@ -21,6 +22,9 @@ use rustix::{
 /// Bytes of a folder that are read at a time, and of a link: those that matter here are shorter.
 const READ: usize = 32 * 1024;
 const LINK: usize = 512;
+/// From so many processes on they are looked at by several threads, at most these.
+const MANY: usize = 256;
+const PARTS: usize = 4;
 
 /// The process with this number, `None` if it is gone. Users are left without a name.
 pub fn of(pid: u32) -> Option<Process> {
@@ -100,9 +104,39 @@ impl Openers {
         if inodes.is_empty() {
             return found;
         }
+        let pids: Vec<u32> = pids().collect();
+        let parts =
+            if pids.len() < MANY { 1 } else { thread::available_parallelism().map_or(1, usize::from).min(PARTS) };
+        let mut parts = pids.chunks(pids.len().div_ceil(parts).max(1));
+        let first = parts.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let start =
+                |part| (part, thread::Builder::new().spawn_scoped(scope, move || Self::among(part, inodes)).ok());
+            let rest: Vec<_> = parts.map(start).collect();
+            found.add(Self::among(first, inodes));
+            for (part, thread) in rest {
+                // There may be no room for more threads.
+                found.add(thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| Self::among(part, inodes)));
+            }
+        });
+        found
+    }
+
+    fn add(&mut self, other: Self) {
+        let before = self.processes.len();
+        self.processes.extend(other.processes);
+        for (inode, places) in other.by_inode {
+            self.by_inode.entry(inode).or_default().extend(places.into_iter().map(|place| before + place));
+        }
+        self.held.extend(other.held);
+        self.all &= other.all;
+    }
+
+    fn among(pids: &[u32], inodes: &BTreeSet<u64>) -> Self {
+        let mut found = Self { all: true, ..Self::default() };
         let mut entries = Vec::with_capacity(READ);
         let mut target = [MaybeUninit::uninit(); LINK];
-        for pid in pids() {
+        for pid in pids.iter().copied() {
             let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let folder = match rustix::fs::open(format!("/proc/{pid}/fd"), open, Mode::empty()) {
                 Ok(folder) => folder,

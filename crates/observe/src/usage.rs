@@ -56,7 +56,7 @@ impl PortUse {
 pub struct Usage {
     /// For each port that has a socket.
     pub ports: BTreeMap<(u16, Transport), PortUse>,
-    /// Reservations that a process holds by held mode with one of these sockets, by their blocks.
+    /// Reservations that a process holds by held mode with one of these sockets.
     pub held: Vec<Info>,
     /// The processes of all users could be seen. If not, root would see more.
     pub all: bool,
@@ -212,7 +212,7 @@ fn held<'a>(openers: &Openers, sockets: impl IntoIterator<Item = &'a Socket> + C
             found.push(info);
         }
     }
-    found
+    Info::join(found)
 }
 
 fn name_user(process: Option<&mut Process>, users: &mut HashMap<u32, Option<String>>) {

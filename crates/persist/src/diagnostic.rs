@@ -41,6 +41,11 @@ impl Diagnostic {
         self.help = Some(help.into());
         self
     }
+
+    /// The whole of it on one line.
+    pub fn on_one_line(&self) -> String {
+        self.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
+    }
 }
 
 impl fmt::Display for Diagnostic {

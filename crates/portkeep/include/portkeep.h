@@ -46,7 +46,7 @@
  *                   owns 128 reservations
  *     EACCES        the block has privileged ports, and you have no right to reserve those
  *     ENETDOWN      the agent has to check these ports, and none runs (or it failed to)
- *     EINVAL        count is 0, the block passes 65535, or flags, scope, align, cgroup or size are wrong
+ *     EINVAL        count is 0, the block passes 65535, or flags, scope, align, cgroup, also or size are wrong
  *     ENOMEM        the kernel has no memory for it
  *   GRANTED
  *     ENOENT        this socket has made no request, or its reservation has ended
@@ -83,7 +83,7 @@ extern "C" {
 /* The level of setsockopt(2) and getsockopt(2). */
 #define SOL_PORTKEEP 0x504b
 /* Of the structures here, as PORTKEEP_VERSION reports it. */
-#define PORTKEEP_ABI 4
+#define PORTKEEP_ABI 5
 
 /* setsockopt */
 #define PORTKEEP_ACQUIRE 100   /* struct portkeep_acquire */
@@ -110,9 +110,9 @@ extern "C" {
 #define PORTKEEP_SCOPE_PROCESS 0 /* the process that called ACQUIRE, and not its children */
 #define PORTKEEP_SCOPE_USER 1    /* every process of its real uid: for servers that fork */
 #define PORTKEEP_SCOPE_CGROUP 2  /* a cgroup and all below it */
-#define PORTKEEP_SCOPE_GROUP 3   /* reported only, for persistent reservations: */
-#define PORTKEEP_SCOPE_UNIT 4    /* a group, a systemd unit, */
-#define PORTKEEP_SCOPE_ADMIN 5   /* root and the administrators' group */
+#define PORTKEEP_SCOPE_GROUP 3   /* in struct portkeep_also, and reported for persistent reservations: a group, */
+#define PORTKEEP_SCOPE_UNIT 4    /* a systemd unit, */
+#define PORTKEEP_SCOPE_ADMIN 5   /* reported only: root and the administrators' group */
 
 #define PORTKEEP_LABEL 24
 #define PORTKEEP_COMM 16
@@ -125,12 +125,27 @@ struct portkeep_acquire {
 	/* 8 */
 	uint16_t scope; /* PORTKEEP_SCOPE_PROCESS, _USER or _CGROUP */
 	uint16_t align; /* start is a multiple of this power of two; 0 and 1: any */
-	uint32_t zero;
+	uint16_t also;  /* how many struct portkeep_also follow the 48 bytes, at most PORTKEEP_ALSO_MAX */
+	uint16_t zero;
 	/* 16 */
 	uint64_t cgroup; /* SCOPE_CGROUP: the inode number of the caller's cgroup folder or of one above; 0: the caller's */
 	/* 24 */
 	char label[PORTKEEP_LABEL]; /* shown by `portkeep list`, padded with zeros */
 	/* 48 */
+};
+
+/*
+ * Others who may bind the ports, beside the scope:
+ *
+ *   struct { struct portkeep_acquire request; struct portkeep_also also[1]; } both =
+ *           { { .count = 1, .also = 1 }, { { PORTKEEP_SCOPE_UNIT, 0, "docker.service" } } };
+ *   setsockopt(owner, SOL_PORTKEEP, PORTKEEP_ACQUIRE, &both, sizeof both)
+ */
+#define PORTKEEP_ALSO_MAX 4
+struct portkeep_also {
+	uint32_t kind;  /* PORTKEEP_SCOPE_USER, _GROUP or _UNIT */
+	uint32_t id;    /* uid or gid, as the first user namespace numbers it */
+	char name[128]; /* of the unit, padded with zeros */
 };
 
 /* States */
@@ -162,6 +177,7 @@ struct portkeep_select {
 	uint64_t token;
 };
 
+/* The struct portkeep_also that the buffer has room for follow it. */
 struct portkeep_state {
 	uint64_t token;  /* 0 unless the caller may use the reservation */
 	uint64_t netns;  /* as SO_NETNS_COOKIE reports it */
@@ -177,7 +193,7 @@ struct portkeep_state {
 	uint8_t flags;
 	uint32_t bound; /* ports of the block that are bound; TCP and UDP count separately */
 	uint16_t error;
-	uint16_t zero;
+	uint16_t also; /* how many others may bind the ports */
 	char comm[PORTKEEP_COMM];
 	char label[PORTKEEP_LABEL];
 	uint32_t gid; /* SCOPE_GROUP */

@@ -13,7 +13,7 @@ use std::{
 
 use portkeep_core::{
     Token,
-    wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest, State, Version},
+    wire::{self, AcquireRequest, AgentMark, Also, Grant, SelectRequest, State, Version},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -63,6 +63,15 @@ pub fn acquire(socket: impl AsFd, request: &AcquireRequest) -> io::Result<()> {
     set(socket, wire::ACQUIRE, &bytes[..length])
 }
 
+/// ACQUIRE, and let others in beside the scope.
+pub fn acquire_also(socket: impl AsFd, request: &AcquireRequest, also: &[Also]) -> io::Result<()> {
+    if also.is_empty() {
+        return acquire(socket, request);
+    }
+    let request = AcquireRequest { also: also.len().try_into().unwrap_or(u16::MAX), ..*request };
+    set(socket, wire::ACQUIRE, &[request.as_bytes(), also.as_bytes()].concat())
+}
+
 /// RELEASE: end a reservation of this process.
 pub fn release(socket: impl AsFd, token: Token) -> io::Result<()> {
     set_struct(socket, wire::RELEASE, &token.get())
@@ -83,6 +92,23 @@ pub fn state(socket: impl AsFd, select: &SelectRequest) -> io::Result<State> {
     let socket = socket.as_fd();
     set_struct(socket, wire::SELECT, select)?;
     get_struct(socket, wire::STATE)
+}
+
+/// The same, with the others that it lets in beside its scope.
+pub fn state_also(socket: impl AsFd, select: &SelectRequest) -> io::Result<(State, Vec<Also>)> {
+    let socket = socket.as_fd();
+    set_struct(socket, wire::SELECT, select)?;
+    loop {
+        let mut buffer = [0; size_of::<State>() + wire::ALSO_MAX * size_of::<Also>()];
+        let length = get(socket, wire::STATE, &mut buffer)?;
+        let short = |_| io::Error::from(io::ErrorKind::InvalidData);
+        let (state, rest) = State::read_from_prefix(&buffer[..length.min(buffer.len())]).map_err(short)?;
+        let also = <[Also]>::ref_from_bytes(rest).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        // Fewer than there are: they were changed while the kernel looked.
+        if also.len() == usize::from(state.also) {
+            return Ok((state, also.to_vec()));
+        }
+    }
 }
 
 /// Which BPF programs serve this socket. `ENOPROTOOPT`: none.

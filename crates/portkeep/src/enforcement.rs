@@ -1,8 +1,11 @@
 //! The enforcement that keeps outsiders off the ports.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
+use portkeep_core::{PortRange, Time, wire};
 use serde::{Deserialize, Serialize};
+
+use crate::sys;
 
 /// The enforcement of a reservation. Every [`crate::Reservation`] says which one it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,4 +61,35 @@ pub enum Require {
     Kernel,
     /// Held, even where kernel enforcement is there (for tests).
     Held,
+}
+
+/// The kernel enforcement that serves this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Version {
+    /// The version of the control codes; this library speaks [`wire::ABI`](portkeep_core::wire::ABI).
+    pub abi: u32,
+    /// Whether an agent runs: without one, blocks outside the pool cannot be confirmed.
+    pub agent: bool,
+    /// The pool, if there is one.
+    pub pool: Option<PortRange>,
+    /// Reservations on the whole machine.
+    pub reservations: u32,
+    /// Ports in them.
+    pub ports: u64,
+    /// When kernel enforcement was brought up.
+    pub since: Time,
+}
+
+impl Version {
+    pub(crate) fn from_wire(version: &wire::Version) -> Self {
+        Self {
+            abi: version.abi,
+            agent: version.agent != 0,
+            pool: PortRange::inclusive(version.pool_first, version.pool_last).ok(),
+            reservations: version.reservations,
+            ports: version.ports,
+            since: sys::wall_clock(Duration::from_nanos(version.since)),
+        }
+    }
 }

@@ -54,6 +54,14 @@ impl Ends {
 }
 
 impl Request {
+    /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
+    ///
+    /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
+    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`]. With [`wait`](Self::wait) it also waits for ports.
+    pub fn acquire(&self) -> Result<Reservation, AcquireError> {
+        self.acquire_unless(None, |_| false)
+    }
+
     /// As [`acquire`](Self::acquire), with an owner socket that exists already if `owner` is one (see
     /// [`start_on`](Self::start_on)), and until `stop` returns true.
     ///

@@ -1,4 +1,4 @@
-//! Facts about a reservation and about kernel enforcement.
+//! A reservation as users see it.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use portkeep_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Enforcement, held, sys};
+use crate::{BoundSocket, Enforcement, Process, sys};
 
 /// Where a reservation is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,61 +45,6 @@ impl fmt::Display for State {
             Self::Ended => "ended",
         })
     }
-}
-
-/// A process as listings name it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Process {
-    /// Its number. Of the owner of a reservation: as the first pid namespace numbers it (in a container: not as `getpid`
-    /// there does).
-    pub pid: u32,
-    /// Its command name, at most 15 bytes.
-    pub comm: String,
-    /// Its command line, if it still runs and can be seen.
-    pub command: Option<String>,
-    /// Its real uid, if it can be seen. Of the owner of a reservation: when it acquired.
-    pub uid: Option<u32>,
-    /// The name of that user, if it has one and was looked up.
-    pub user: Option<String>,
-    /// Its systemd unit, or else its cgroup, if it still runs and can be seen.
-    pub unit: Option<String>,
-    /// When it began, if it still runs and can be seen.
-    pub started: Option<Time>,
-}
-
-/// "pid 812 (nginx)".
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {} ({})", self.pid, self.comm)
-    }
-}
-
-/// A socket on a port.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BoundSocket {
-    /// The port, host byte order.
-    pub port: u16,
-    /// Of which transport.
-    pub transport: Transport,
-    /// Its state: "listening", "bound", "connected", "connecting", "closing" or "TIME-WAIT", if it was looked up.
-    pub state: Option<String>,
-    /// Its own address and port, if they were looked up.
-    pub local: Option<String>,
-    /// The address and port at the other end, if it is connected and they were looked up.
-    pub peer: Option<String>,
-    /// The process that has it open; `None` if none has, or none that can be seen.
-    pub process: Option<Process>,
-    /// Whether it is the kernel's own: no process has it open.
-    #[serde(default)]
-    pub kernel: bool,
-    /// The user that made it, if one did.
-    pub uid: Option<u32>,
-    /// The name of that user, if it has one.
-    pub user: Option<String>,
-    /// The systemd unit, or else the cgroup, of its process or in which it was made.
-    pub unit: Option<String>,
-    /// In how many seconds the kernel ends it by itself: of TIME_WAIT, and of what no process has open.
-    pub remaining: Option<u64>,
 }
 
 /// One reservation, as it was at the moment of the question. Its serde form is the one JSON object of a reservation.
@@ -322,13 +267,6 @@ impl Info {
         }
     }
 
-    /// The reservation that a process holds by held mode, by the mark among its descriptors: the target of a link of
-    /// `/proc/PID/fd`. `None` if the descriptor is something else. Anybody can make such a mark, so only the sockets of the
-    /// process prove that it holds the ports.
-    pub fn of_held_mark(link: &str) -> Option<Self> {
-        held::of_mark(link)
-    }
-
     /// One that is declared.
     pub fn declared(declaration: &Declaration, origin: &Origin, state: State) -> Self {
         let description = Some(declaration.description.clone());
@@ -442,37 +380,6 @@ impl fmt::Display for Owner<'_> {
         match info.age() {
             Some(age) => write!(f, ", reserved {}", time::ago(age)),
             None => Ok(()),
-        }
-    }
-}
-
-/// The kernel enforcement that serves this process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Version {
-    /// The version of the control codes; this library speaks [`wire::ABI`](portkeep_core::wire::ABI).
-    pub abi: u32,
-    /// Whether an agent runs: without one, blocks outside the pool cannot be confirmed.
-    pub agent: bool,
-    /// The pool, if there is one.
-    pub pool: Option<PortRange>,
-    /// Reservations on the whole machine.
-    pub reservations: u32,
-    /// Ports in them.
-    pub ports: u64,
-    /// When kernel enforcement was brought up.
-    pub since: Time,
-}
-
-impl Version {
-    pub(crate) fn from_wire(version: &wire::Version) -> Self {
-        Self {
-            abi: version.abi,
-            agent: version.agent != 0,
-            pool: PortRange::inclusive(version.pool_first, version.pool_last).ok(),
-            reservations: version.reservations,
-            ports: version.ports,
-            since: sys::wall_clock(Duration::from_nanos(version.since)),
         }
     }
 }

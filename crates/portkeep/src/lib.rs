@@ -76,22 +76,25 @@ mod held;
 mod info;
 mod pending;
 pub mod persistent;
+mod process;
 mod query;
+mod refusal;
 mod request;
 mod reservation;
 mod socket;
+mod start;
 mod sys;
-mod wait;
 
 pub use associate::PortkeepSocket;
-pub use enforcement::{Enforcement, Require};
+pub use enforcement::{Enforcement, Require, Version};
 pub use error::{AcquireError, AssociateError, BindError, ConnectError, MalformedRequest, QueryError, ReleaseError};
-pub use info::{BlockInfo, BoundSocket, Info, Process, State, Version};
+pub use info::{BlockInfo, Info, State};
 pub use pending::Pending;
 pub use portkeep_core::{
     Align, AlignError, Errno, ParsePortsError, PortList, PortRange, PortRangeError, Ports, Scope, Time, Token,
     Transport, Transports,
 };
+pub use process::{BoundSocket, Process};
 pub use query::{enforcement, list, lookup, version, who};
 pub use request::{Request, WantedPorts};
 pub use reservation::{Parts, Reservation, release};

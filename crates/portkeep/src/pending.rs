@@ -1,6 +1,10 @@
 //! A request that waits for the agent.
 
-use std::{io, task::Poll};
+use std::{
+    io,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use portkeep_core::{
     Errno, PortList, PortRange, Token, Transport,
@@ -8,7 +12,7 @@ use portkeep_core::{
     wire::{self, SelectRequest},
 };
 
-use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query};
+use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query, sys};
 
 /// A block that is claimed and perhaps not confirmed yet. Dropping it gives the block back.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ impl Pending {
 
     /// A claim for which the BPF programs have reported this already. An agent that was quick may have refused it, and that is
     /// reported once.
-    pub(crate) fn told(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
+    pub(crate) fn granted(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
         match (grant.state, grant.error) {
             (wire::REFUSED, error) if error != 0 => {
                 Err(refused(reservation.ports().first(), &reservation, Errno(i32::from(error))))
@@ -100,7 +104,34 @@ impl Pending {
         self.wait_for(TIMEOUT, || false)
     }
 
-    /// Give the block back. The same as dropping it, in a word.
+    /// Wait until it is decided, but no longer than `limit` ([`AcquireError::AgentSilent`]), not past a signal that this
+    /// thread handles, and not after `stop` has said so ([`AcquireError::Interrupted`]). However the wait ends, nothing is
+    /// left behind.
+    ///
+    /// A signal may come while this thread does not sleep, or to another thread: a program that must notice each of them
+    /// notes it in its handler and returns true from `stop`.
+    pub fn wait_for(mut self, limit: Duration, mut stop: impl FnMut() -> bool) -> Result<Reservation, AcquireError> {
+        const LONGEST: Duration = Duration::from_millis(2);
+        let begun = Instant::now();
+        let mut pause = Duration::from_micros(50);
+        loop {
+            if let Poll::Ready(outcome) = self.poll() {
+                return outcome;
+            }
+            if stop() {
+                return Err(AcquireError::Interrupted);
+            }
+            if begun.elapsed() >= limit {
+                return Err(AcquireError::AgentSilent { limit });
+            }
+            if !sys::sleep(pause) {
+                return Err(AcquireError::Interrupted);
+            }
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+
+    /// Cancel the request: the same as dropping it.
     pub fn cancel(self) {}
 }
 
@@ -129,7 +160,7 @@ fn outcome_of(claimed: &Reservation, block: PortRange, token: Token) -> Option<R
 /// The meaning of the error number that the agent gave.
 fn refused(block: PortRange, claimed: &Reservation, error: Errno) -> AcquireError {
     let request = Request::new(Transport::Tcp).at(block.start()).ports(block.count());
-    match request.name(io::Error::from_raw_os_error(error.0), Some(claimed)) {
+    match request.refusal(io::Error::from_raw_os_error(error.0), claimed) {
         AcquireError::InUse { ports, by, .. } => AcquireError::InUse { ports, transports: claimed.transports(), by },
         error => error,
     }

@@ -1,27 +1,17 @@
 //! Asking for a reservation.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use portkeep_core::{
-    Align, AlignError, Errno, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Token, Transport,
-    Transports,
+    Align, AlignError, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Transport, Transports,
     defaults::TIMEOUT,
     wire::{self, AcquireRequest},
 };
-use socket2::Socket;
 
-use crate::{
-    AcquireError, Enforcement, MalformedRequest, Pending, QueryError, Require, Reservation, control, held, query,
-    reservation::Parts,
-    socket::{Kind, new_socket, transport_of},
-    sys,
-};
+use crate::{MalformedRequest, Require, sys};
 
-/// A request for a reservation, made by [`Reservation::tcp`] or [`Reservation::udp`]. Without further ado: one port,
+/// A request for a reservation, made by [`Reservation::tcp`](crate::Reservation::tcp) or
+/// [`Reservation::udp`](crate::Reservation::udp). Without further ado: one port,
 /// chosen by the system, for this process.
 ///
 /// ```no_run
@@ -118,7 +108,8 @@ impl Request {
 
     /// How many consecutive ports, or exactly these: a number of ports, a block, or a list.
     ///
-    /// A list is all or nothing. Each of its blocks is a reservation in the kernel, and together they are one [`Reservation`].
+    /// A list is all or nothing. Each of its blocks is a reservation in the kernel, and together they are one
+    /// [`Reservation`](crate::Reservation).
     ///
     /// ```no_run
     /// use portkeep::Reservation;
@@ -232,7 +223,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// After `limit` that of the last try, such as [`AcquireError::InUse`].
+    /// After `limit` that of the last try, such as [`AcquireError::InUse`](crate::AcquireError::InUse).
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
         self
@@ -248,45 +239,13 @@ impl Request {
         if self.both { Transports::Both } else { self.transport.into() }
     }
 
-    /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
-    ///
-    /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
-    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`]. With [`wait`](Self::wait) it also waits for ports.
-    pub fn acquire(&self) -> Result<Reservation, AcquireError> {
-        self.acquire_unless(None, |_| false)
-    }
-
-    /// Claim the block without waiting for the agent.
-    ///
-    /// Most requests are decided at once, and so is the [`Pending`] they give. For the others, nobody new can bind
-    /// the ports any more, but somebody may have before.
-    pub fn start(&self) -> Result<Pending, AcquireError> {
-        let blocks = self.blocks()?;
-        let owner = new_socket(self.transport, Kind::Any).map_err(|source| AcquireError::SocketCall { source })?;
-        Self::start_all(&blocks, owner)
-    }
-
-    /// As [`start`](Self::start), with a socket that exists already as the owner socket.
-    ///
-    /// The reservation lives as long as this socket, so pass a duplicate to keep your own descriptor. One socket can
-    /// own 128 reservations, and each block of a list is one. Several requests on it may be under way at once, in any threads of one process.
-    pub fn start_on(&self, owner: OwnedFd) -> Result<Pending, AcquireError> {
-        let blocks = self.blocks()?;
-        let owner = Socket::from(owner);
-        match transport_of(&owner) {
-            Ok(Some(transport)) if self.transports().contains(transport) => {
-                // A request is two calls, ACQUIRE and GRANTED: no other request on this socket may come between them.
-                static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-                let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-                Self::start_all(&blocks, owner)
-            }
-            Ok(_) => Err(AcquireError::WrongSocket),
-            Err(source) => Err(AcquireError::SocketCall { source }),
-        }
+    /// The block that is asked for by number.
+    pub(crate) fn block(&self) -> Result<PortRange, MalformedRequest> {
+        Ok(PortRange::new(self.start, self.count)?)
     }
 
     /// A request for each block, checked.
-    fn blocks(&self) -> Result<Vec<Self>, MalformedRequest> {
+    pub(crate) fn blocks(&self) -> Result<Vec<Self>, MalformedRequest> {
         let list = match &self.list {
             None => {
                 self.check_label()?;
@@ -314,76 +273,12 @@ impl Request {
         list.blocks().iter().map(of).collect()
     }
 
-    /// Claim each block, or give back those that were claimed.
-    fn start_all(blocks: &[Self], owner: Socket) -> Result<Pending, AcquireError> {
-        let (first, others) = blocks.split_first().expect("a list has a block");
-        if !others.is_empty() {
-            // Check first which blocks are reserved, so that others do not see a list come and go.
-            blocks.iter().try_for_each(|block| block.check_reserved(&owner))?;
-        }
-        // Each of the others has a descriptor of the owner socket until they are one.
-        let copy = || owner.try_clone().map_err(|source| AcquireError::SocketCall { source });
-        let copies: Vec<Socket> = others.iter().map(|_| copy()).collect::<Result<_, _>>()?;
-        let mut pending = first.start_one(owner)?;
-        for (block, owner) in others.iter().zip(copies) {
-            pending.add(block.start_one(owner)?);
-        }
-        Ok(pending)
-    }
-
-    fn check_reserved(&self, owner: &Socket) -> Result<(), AcquireError> {
-        let ports = PortRange::new(self.start, self.count).map_err(MalformedRequest::from)?;
-        let transports = self.transports();
-        match query::conflict(owner, ports, transports) {
-            Some(by) if self.require != Require::Held => Err(AcquireError::InUse { ports, transports, by: Some(by) }),
-            _ => Ok(()),
-        }
-    }
-
-    fn start_one(&self, owner: Socket) -> Result<Pending, AcquireError> {
-        let kernel = match self.require {
-            Require::Held => false,
-            Require::Any | Require::Kernel => match query::version_of(&owner) {
-                Ok(_) => true,
-                Err(QueryError::KernelAbsent) if self.require == Require::Any => false,
-                Err(QueryError::KernelAbsent) => return Err(AcquireError::KernelAbsent),
-                Err(QueryError::OtherAbi { found, expected }) => {
-                    return Err(AcquireError::OtherAbi { found, expected });
-                }
-                Err(QueryError::QueryCall { source }) => return Err(AcquireError::AcquireCall { source }),
-                Err(QueryError::NotTcpOrUdp | QueryError::Ended) => return Err(AcquireError::WrongSocket),
-            },
-        };
-        let transports = self.transports();
-        if !kernel {
-            let (token, ports) = held::acquire(self, query::version().ok().and_then(|version| version.pool))?;
-            let enforcement = Enforcement::Held;
-            let (tokens, ports) = (vec![token], ports.into());
-            let parts = Parts { tokens, owner: owner.into(), ports, transports, enforcement };
-            return Ok(Pending::decided(Reservation::from_parts(parts)));
-        }
-        let wait = match control::acquire(&owner, &self.to_wire()) {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS.0) => true,
-            Err(error) => return Err(self.name(error, Some(&owner))),
-        };
-        let grant = control::granted(&owner).map_err(|source| AcquireError::AcquireCall { source })?;
-        let (Some(token), Ok(ports)) = (Token::new(grant.token), PortRange::new(grant.start, grant.count)) else {
-            return Err(AcquireError::Cancelled);
-        };
-        let enforcement = Enforcement::Kernel;
-        let (tokens, ports) = (vec![token], ports.into());
-        let reservation =
-            Reservation::from_parts(Parts { tokens, owner: owner.into(), ports, transports, enforcement });
-        if wait { Pending::told(reservation, &grant) } else { Ok(Pending::decided(reservation)) }
-    }
-
     fn check(&self) -> Result<(), MalformedRequest> {
         if self.count == 0 {
             return Err(PortRangeError::Empty.into());
         }
         if self.start != 0 {
-            PortRange::new(self.start, self.count)?;
+            self.block()?;
         }
         self.align?.check(self.start)?;
         if self.strict && self.ephemeral {
@@ -399,7 +294,7 @@ impl Request {
         }
     }
 
-    fn to_wire(&self) -> AcquireRequest {
+    pub(crate) fn to_wire(&self) -> AcquireRequest {
         let (scope, cgroup) = self.scope.to_wire();
         let mut request = AcquireRequest {
             start: self.start,
@@ -414,33 +309,5 @@ impl Request {
         };
         request.label[..self.label.len()].copy_from_slice(self.label.as_bytes());
         request
-    }
-
-    /// The meaning of the error number of an ACQUIRE of this request on `owner`.
-    pub(crate) fn name(&self, source: std::io::Error, owner: Option<impl AsFd>) -> AcquireError {
-        match source.raw_os_error().map(Errno) {
-            Some(Errno::EADDRINUSE) => match PortRange::new(self.start, self.count) {
-                Ok(ports) => {
-                    let transports = self.transports();
-                    AcquireError::InUse {
-                        ports,
-                        transports,
-                        by: owner.and_then(|owner| query::conflict(owner, ports, transports)),
-                    }
-                }
-                Err(_) => AcquireError::NoRoom { count: self.count },
-            },
-            Some(Errno::EINVAL) if matches!(self.scope, Scope::Cgroup(_)) => AcquireError::ForeignCgroup,
-            Some(Errno::ENOSPC) => AcquireError::NoRoom { count: self.count },
-            Some(Errno::EDQUOT) => AcquireError::OverQuota,
-            Some(Errno::EEXIST) => AcquireError::SecondRange,
-            Some(Errno::EACCES) => AcquireError::Privileged,
-            Some(Errno::ENETDOWN) if query::version().is_ok_and(|version| version.agent) => AcquireError::AgentFailed,
-            Some(Errno::ENETDOWN) => AcquireError::AgentAbsent,
-            Some(Errno::ECANCELED) => AcquireError::Cancelled,
-            Some(Errno::EOPNOTSUPP) => AcquireError::WrongSocket,
-            Some(Errno::ENOPROTOOPT) => AcquireError::KernelAbsent,
-            _ => AcquireError::AcquireCall { source },
-        }
     }
 }

@@ -14,7 +14,7 @@ use portkeep::{
         protocol::{self, Reloaded},
     },
 };
-use portkeep_agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, Options, Programs};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -138,8 +138,8 @@ impl AgentProcess {
         let (reload, reloaded) = UnixStream::pair().expect("a pair of sockets");
         let mut child = Child::fork(|talk| {
             prepare();
-            let mut kernel = KernelPart::of_loaded(&mut Sandbox::get().loaded()).expect("kernel enforcement");
-            let agent = Agent::start(&mut kernel, &Options::below(folder)).expect("the agent starts");
+            let mut programs = Programs::of_loaded(&mut Sandbox::get().loaded()).expect("kernel enforcement");
+            let agent = Agent::start(&mut programs, &Options::below(folder)).expect("the agent starts");
             talk.say(1);
             agent.run(&stopped, &reloaded).expect("the agent runs");
         });

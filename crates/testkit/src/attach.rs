@@ -3,7 +3,7 @@
 
 use std::{env, fs, sync::OnceLock};
 
-use crate::tell;
+use crate::note;
 
 /// Set in a machine that was booted for the tests, which runs each test binary twice. `root`: attached to the root of
 /// the hierarchy; tests that need somebody who is not held are left to the other run. `below`: as anywhere, these only.
@@ -63,11 +63,11 @@ pub(crate) fn mine(test: &str, needs: Needs) -> bool {
     match (run(), needs) {
         (Run::Anywhere, _) | (Run::Root, Needs::Nothing) => true,
         (Run::Root, Needs::Outside) => {
-            tell(&format!("LEFT {test}: needs an outside"));
+            note(&format!("LEFT {test}: needs an outside"));
             false
         }
         (Run::Below, Needs::Outside) => {
-            tell(&format!("TAKEN {test}: needs an outside"));
+            note(&format!("TAKEN {test}: needs an outside"));
             true
         }
         (Run::Below, Needs::Nothing) => false,

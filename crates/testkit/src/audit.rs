@@ -147,6 +147,16 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     if counters.ranges != by_kind {
         wrong.push(format!("the counters say {:?} ranges, there are {by_kind:?}", counters.ranges));
     }
+    let mut admitted: BTreeSet<(u64, u32, u32)> = BTreeSet::new();
+    for (_, r) in live(maps) {
+        admitted.extend((0..r.also & 7).map(|n| (r.token, r.also, n)));
+    }
+    for key in maps.admitted().map(|item| item.expect("a key")) {
+        if !admitted.remove(&(key.token, key.also, key.n)) {
+            wrong.push(format!("{key:?} is let in by no reservation"));
+        }
+    }
+    wrong.extend(admitted.iter().map(|key| format!("{key:?} is counted and not let in")));
     let mut room = room_taken(maps);
     for (uid, quota) in maps.quotas().map(|item| item.expect("a quota")) {
         let used = quotas.remove(&uid).unwrap_or(0);

@@ -27,6 +27,7 @@ mod below;
 pub mod crowd;
 pub mod driven;
 pub mod machine;
+mod note;
 mod outcome;
 pub mod places;
 pub mod process;
@@ -39,6 +40,7 @@ mod world;
 
 pub use attach::{ATTACH, GUEST, at_root};
 pub use below::Below;
+pub use note::note;
 pub use outcome::Outcome;
 pub use world::World;
 
@@ -99,12 +101,7 @@ fn possible(test: &str, needs: Needs) -> bool {
 #[track_caller]
 pub fn skip(test: &str, reason: &str, required: &str) {
     assert!(std::env::var_os(required).is_none(), "{required} is set, but {test} cannot run: {reason}");
-    tell(&format!("SKIPPED {test}: {reason}"));
-}
-
-/// A line on standard error, past the harness, which swallows what a passing test prints.
-pub fn tell(line: &str) {
-    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{line}\n").as_bytes());
+    note(&format!("SKIPPED {test}: {reason}"));
 }
 
 /// A cgroup below the root of the v2 hierarchy, removed when this process ends, however it ends. The one of the process's

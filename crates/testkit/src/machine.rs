@@ -100,6 +100,11 @@ impl Machine {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("into the namespace");
     }
 
+    /// The process that holds its namespaces.
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// The folder of the pins.
     pub fn pins(&self) -> PathBuf {
         self.folder.path().join(PINS)

@@ -33,7 +33,7 @@ pub fn has(command: &str) -> bool {
 
 /// The command that a command line names: "list", "persist add".
 fn command(words: &[&str]) -> String {
-    let inner = matches!(words, ["persist" | "excludedportrange", ..]);
+    let inner = matches!(words, ["persist" | "excludedportrange" | "fleet", ..]);
     words[..if inner { 2 } else { 1 }].join(" ")
 }
 

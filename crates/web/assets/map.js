@@ -238,13 +238,13 @@ export class PortMap {
     this.draw();
   }
 
-  /** What is drawn over the pixels in each frame, of one transport. */
+  /** All that is drawn over the pixels in each frame, of one transport. */
   list(transport, match) {
     const { model } = this;
     const its = model.reservations.filter((each) => transportsOf(each).includes(transport));
     const isPrivate = (each) => each.ephemeral && inForce(each);
     const shown = match ? match.indexes.map((index) => model.reservations[index]) : its;
-    // What is in force comes last, over what is not.
+    // Reservations in force come last, over the others.
     const small = shown.filter((each) => transportsOf(each).includes(transport)).sort((one, other) => inForce(one) - inForce(other))
       .flatMap((each) => blocksOf(each).map(([first, end]) => ({ each, first, count: end - first + 1 }))).filter(({ count }) => count < 8);
     const [used, reserved, waiting] = [model.used[transport], model.reserved[transport], model.waiting[transport]];

@@ -40,7 +40,7 @@ export function user(process) {
 /** "pid 812 (nginx)". */
 export const processText = (process) => `pid ${process.pid} (${process.comm})`;
 
-/** Whom the reservation is for, or who owns it: reservations with the same text have the same colour. */
+/** The audience or the owner: reservations with the same text have the same colour. */
 export function ownerText(reservation) {
   const { owner, audience } = reservation;
   if (audience) return audience.value === null ? audience.kind : `${audience.kind} ${audience.value}`;
@@ -165,7 +165,7 @@ export class Model {
   }
 
   /**
-   * What a search finds: the port or range it names, the reservations it matches (all without a search), and whether sockets match.
+   * The result of a search: the port or range it names, the reservations it matches (all without a search), and whether sockets match.
    */
   find(query) {
     const text = query.trim().toLowerCase();

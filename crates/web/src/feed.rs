@@ -12,7 +12,7 @@ use std::{
 
 use portkeep::persistent::{
     Connection, PersistentError,
-    protocol::{Event, Happening},
+    protocol::{Event, EventKind},
 };
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -63,11 +63,11 @@ impl Tally {
     fn add(&mut self, event: &Event) {
         let number = 1 + u64::from(event.unreported);
         match event.what {
-            Happening::Granted => self.granted += number,
-            Happening::Denied => self.denied += number,
-            Happening::Ended => self.ended += number,
-            Happening::Exhausted => self.exhausted += number,
-            Happening::Refused => {
+            EventKind::Granted => self.granted += number,
+            EventKind::Denied => self.denied += number,
+            EventKind::Ended => self.ended += number,
+            EventKind::Exhausted => self.exhausted += number,
+            EventKind::Refused => {
                 let unit = event.process.as_ref().and_then(|process| process.unit.clone()).unwrap_or_default();
                 let known = self.refused.contains_key(&unit) || self.refused.len() < UNITS;
                 *self.refused.entry(if known { unit } else { OTHER_UNITS.into() }).or_default() += number;

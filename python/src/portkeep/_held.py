@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 
 from ._errors import Error, InUseError, NotInScopeError
-from ._info import block
+from ._ports import text
 
 _LINUX = sys.platform == "linux"
 # The pool as it is by default, then the registered ports below Linux's ephemeral range: no automatic choice lands there.
@@ -48,12 +48,14 @@ class Block:
         self._lock = threading.Lock()
         self._shown: int | None = None
 
-    def show(self, label: str) -> None:
+    def show(self, label: bytes) -> None:
         """Show others what is held: `portkeep who` and `list` look for a memory file of this name."""
         if not hasattr(os, "memfd_create"):
             return
         transports = sum({"tcp": 1, "udp": 2}[transport] for transport in {transport for transport, _ in self._holders})
-        name = f"portkeep-held {block(self.ports)} {transports} {int(time.time())} {label}"
+        # A name of a file has no zero; labels of lists do.
+        shown = label.replace(b"\0", b"\x1f").decode()
+        name = f"portkeep-held {text(self.ports)} {transports} {int(time.time())} {shown}"
         with contextlib.suppress(OSError):
             self._shown = os.memfd_create(name, os.MFD_CLOEXEC)
 
@@ -76,7 +78,7 @@ class Block:
                     self._next[transport] = port + 1 if port < self.ports[-1] else self.ports[0]
                     return port
         if wanted == 0:
-            raise Error(errno.EADDRINUSE, f"every port of the reservation {block(self.ports)} is in use")
+            raise Error(errno.EADDRINUSE, f"every port of the reservation {text(self.ports)} is in use")
         raise Error(errno.EADDRINUSE, f"port {wanted} of the reservation is in use")
 
     def let_go(self) -> None:
@@ -152,9 +154,8 @@ class Block:
         self._holders.pop((transport, port)).close()
 
 
-def hold(start: int, count: int, transport: str) -> Block:
+def hold(ports: range, transport: str) -> Block:
     """Hold exactly these ports."""
-    ports = range(start, start + count)
     holders = _hold_all(ports, transport)
     if isinstance(holders, int):
         if os.name == "posix" and holders < 1024 and os.geteuid() != 0:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from . import _control
+from . import _control, _ports
 from ._types import Enforcement, Transport, check_port, check_transport
 
 
@@ -13,7 +14,8 @@ from ._types import Enforcement, Transport, check_port, check_transport
 class Info:
     """A reservation as it was at the moment of the question."""
 
-    ports: range
+    blocks: tuple[range, ...]
+    """Its ports: one block, or several of a list, lowest first."""
     transport: str
     """``"tcp"``, ``"udp"`` or ``"tcp+udp"``."""
     state: str
@@ -35,10 +37,15 @@ class Info:
     since: float
     """When it was acquired, on ``CLOCK_MONOTONIC``."""
     token: int | None
-    """Only for those who may use it."""
+    """Only for those who may use it; of a list that of the first block."""
+
+    @property
+    def ports(self) -> Sequence[int]:
+        """The ports: a ``range``, of a list a ``tuple``."""
+        return _ports.all_of(self.blocks)
 
     def __str__(self) -> str:
-        return f"{block(self.ports)}/{self.transport}, {self.owner}"
+        return f"{_ports.text(*self.blocks)}/{self.transport}, {self.owner}"
 
     @property
     def owner(self) -> str:
@@ -47,11 +54,6 @@ class Info:
             return f"the persistent reservation {self.name!r}"
         label = f" as {self.name!r}" if self.name else ""
         return f"pid {self.pid} ({self.command}){label}, reserved {_ago(int(time.monotonic() - self.since))}"
-
-
-def block(ports: range) -> str:
-    """``61000`` or ``61000-61003``."""
-    return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
 
 
 def _ago(seconds: int) -> str:
@@ -73,7 +75,7 @@ def _info(state: _control.State | None) -> Info | None:
     if state is None:
         return None
     return Info(
-        ports=range(state.start, state.start + state.length),
+        blocks=(range(state.start, state.start + state.length),),
         transport=_control.TRANSPORTS[state.transports],
         state=_control.STATES[state.state],
         scope=_control.SCOPES[state.scope],
@@ -87,6 +89,40 @@ def _info(state: _control.State | None) -> Info | None:
         since=state.since / 1e9,
         token=state.token or None,
     )
+
+
+def _whole(state: _control.State | None) -> Info | None:
+    """The reservation that a block belongs to. Only a list has more of them."""
+    info = _info(state)
+    mark = _ports.mark(state.label) if state is not None else None
+    if state is None or info is None or mark is None:
+        return info
+    its = [
+        other
+        for other in _states(state.transports & 1 or 2)
+        if (other.label, other.pid, other.transports) == (mark, state.pid, state.transports)
+    ]
+    joined = [found for found in map(_info, its) if found is not None]
+    if not any(state.start == other.start for other in its):
+        return info
+    return replace(
+        joined[0],
+        blocks=tuple(found.blocks[0] for found in joined),
+        bound=sum(found.bound for found in joined),
+        since=min(found.since for found in joined),
+        state=next((found.state for found in joined if found.state != "active"), "active"),
+    )
+
+
+def _states(transport: int) -> Iterator[_control.State]:
+    """The blocks of this network namespace that have the transport, lowest first."""
+    port = 0
+    while port < 65536:
+        state = _control.state(by=_control.BY_NEXT, port=port, transport=transport)
+        if state is None:
+            return
+        yield state
+        port = state.start + state.length
 
 
 def _text(padded: bytes) -> str:
@@ -110,7 +146,7 @@ def who(port: int, transport: Transport = "tcp") -> Info | None:
     check_port("port", port)
     check_transport(transport)
     for bit in _bits(transport):
-        found = _info(_control.state(by=_control.BY_PORT, port=port, transport=bit))
+        found = _whole(_control.state(by=_control.BY_PORT, port=port, transport=bit))
         if found is not None:
             return found
     return None
@@ -125,9 +161,9 @@ def conflict(ports: range, transport: str) -> Info | None:
     """A reservation that overlaps a block, for the sake of a good error message."""
     for bit in _bits(transport):
         for by in (_control.BY_PORT, _control.BY_NEXT):
-            found = _info(_control.state(by=by, port=ports[0], transport=bit))
-            if found is not None and found.ports[0] <= ports[-1] and ports[0] <= found.ports[-1]:
-                return found
+            state = _control.state(by=by, port=ports[0], transport=bit)
+            if state is not None and state.start <= ports[-1] and ports[0] < state.start + state.length:
+                return _whole(state)
     return None
 
 

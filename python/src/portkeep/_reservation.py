@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from types import TracebackType
 
-from . import _control, _held, _info
+from . import _control, _held, _info, _ports
 from ._errors import Error, NotEnforcedError, NotInScopeError
 from ._types import Enforcement
 
@@ -15,7 +17,7 @@ _Address = tuple[object, ...]
 
 
 class Reservation:
-    """A block of ports that no outsider can bind; :func:`reserve` makes it. Closing it ends the reservation.
+    """Ports that no outsider can bind; :func:`reserve` makes it. Closing it ends the reservation.
 
     Sockets that are already bound are not disturbed by its end.
     """
@@ -23,18 +25,18 @@ class Reservation:
     def __init__(
         self,
         *,
-        token: int,
-        ports: range,
+        tokens: tuple[int, ...],
+        blocks: _ports.Blocks,
         transport: str,
         scope: str,
         label: str,
         owner: socket.socket | None = None,
-        held: _held.Block | None = None,
+        held: tuple[_held.Block, ...] = (),
     ) -> None:
-        self.token = token
-        """Its name. A process in the scope uses it with :func:`associate`."""
-        self.ports = ports
-        """The ports, as a ``range``."""
+        self.tokens = tokens
+        """The token of each block."""
+        self.blocks = blocks
+        """The ports as blocks, lowest first: one ``range``, or several of a list."""
         self.transport = transport
         """``"tcp"``, ``"udp"`` or ``"tcp+udp"``."""
         self.scope = scope
@@ -44,9 +46,19 @@ class Reservation:
         self._held = held
 
     @property
+    def token(self) -> int:
+        """Its name. A process in the scope uses it with :func:`associate`. Of a list, that of the first block."""
+        return self.tokens[0]
+
+    @property
+    def ports(self) -> Sequence[int]:
+        """The ports: a ``range``, of a list a ``tuple``."""
+        return _ports.all_of(self.blocks)
+
+    @property
     def port(self) -> int:
         """The first port."""
-        return self.ports[0]
+        return self.blocks[0][0]
 
     @property
     def enforcement(self) -> Enforcement:
@@ -74,18 +86,31 @@ class Reservation:
         if transport not in self.transport.split("+"):
             raise Error(errno.EINVAL, f"the reservation is for {self.transport}, the socket is {transport}")
         if port != 0 and port not in self.ports:
-            raise Error(errno.EACCES, f"port {port} is outside the reservation {_info.block(self.ports)}")
-        if self._held:
-            return self._held.bind(sock, transport, address)
-        self.associate(sock)
+            raise Error(errno.EACCES, f"port {port} is outside the reservation {_ports.text(*self.blocks)}")
+        # Port 0: out of the first block that has a free one.
+        *others, last = [i for i, block in enumerate(self.blocks) if port == 0 or port in block]
+        for i in others:
+            try:
+                return self._bind_in(i, sock, transport, address)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        return self._bind_in(last, sock, transport, address)
+
+    def _bind_in(self, block: int, sock: socket.socket, transport: str, address: _Address) -> int:
         try:
+            if self._held:
+                return self._held[block].bind(sock, transport, address)
+            associate(sock, self.tokens[block])
             sock.bind(address)
+        except Error:
+            raise
         except OSError as error:
-            raise self._why_not_bound(error, port) from error
+            raise self._why_not_bound(error, address[1]) from error
         return int(sock.getsockname()[1])
 
     def associate(self, sock: socket.socket) -> None:
-        """Let an unbound socket take its port out of the reservation.
+        """Let an unbound socket take its port out of the reservation; of a list, out of its first block.
 
         Its ``bind`` to port 0 gets a free port of the block, and its ``connect`` without ``bind`` a source port. A UDP
         socket has to do one of the two before it sends. Needs the kernel; :meth:`bind` works in held mode, too.
@@ -97,8 +122,8 @@ class Reservation:
     def environ(self) -> dict[str, str]:
         """The variables that ``portkeep run`` sets, for a child process that binds the ports.
 
-        They are PORT (the first), PORT0, PORT1, ..., PORTS (comma-separated), <LABEL>_PORT, PORTKEEP_TOKEN and
-        PORTKEEP_ENFORCEMENT. Includes :meth:`let_go`.
+        They are PORT (the first), PORT0, PORT1, ..., PORTS (comma-separated), <LABEL>_PORT, PORTKEEP_TOKEN (the first),
+        PORTKEEP_TOKENS and PORTKEEP_ENFORCEMENT. Includes :meth:`let_go`.
         """
         self.let_go()
         variables = {"PORT": str(self.port), "PORTS": ",".join(map(str, self.ports))}
@@ -109,6 +134,7 @@ class Reservation:
             variables[f"_{name}_PORT" if name[0].isdigit() else f"{name}_PORT"] = str(self.port)
         if not self._held:
             variables["PORTKEEP_TOKEN"] = f"{self.token:016x}"
+            variables["PORTKEEP_TOKENS"] = ",".join(f"{token:016x}" for token in self.tokens)
         variables["PORTKEEP_ENFORCEMENT"] = self.enforcement
         return variables
 
@@ -118,19 +144,19 @@ class Reservation:
         The kernel needs nothing for that. In held mode this process stops holding the ports, or the server could not
         bind them; then they are only as safe as any free port that no automatic choice uses.
         """
-        if self._held:
-            self._held.let_go()
+        for block in self._held:
+            block.let_go()
 
     def close(self) -> None:
         """End the reservation. A process that inherited it by fork only closes its copy."""
-        if self._held:
-            self._held.close()
+        for block in self._held:
+            block.close()
         if self._owner is not None and self._owner.fileno() >= 0:
-            try:
-                # Closing is not enough: a forked child may have a copy of the descriptor.
-                _control.release(self._owner, self.token)
-            except OSError:
-                pass  # Of another process, or an administrator ended it.
+            for token in self.tokens:
+                # Closing is not enough: a forked child may have a copy of the descriptor. It fails if the reservation is
+                # another process's, or an administrator ended it.
+                with contextlib.suppress(OSError):
+                    _control.release(self._owner, token)
             self._owner.close()
 
     def __enter__(self) -> Reservation:
@@ -146,7 +172,7 @@ class Reservation:
 
     def __repr__(self) -> str:
         label = f" {self.label!r}" if self.label else ""
-        return f"<Reservation {_info.block(self.ports)}/{self.transport}{label} ({self.enforcement})>"
+        return f"<Reservation {_ports.text(*self.blocks)}/{self.transport}{label} ({self.enforcement})>"
 
     def _bound(self, transport: str, host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -162,7 +188,7 @@ class Reservation:
 
     def _why_not_bound(self, error: OSError, port: object) -> OSError:
         if error.errno == errno.EADDRINUSE and port == 0:
-            return Error(error.errno, f"every port of the reservation {_info.block(self.ports)} is in use")
+            return Error(error.errno, f"every port of the reservation {_ports.text(*self.blocks)} is in use")
         if error.errno == errno.EADDRINUSE:
             return Error(error.errno, f"port {port} of the reservation is in use")
         if error.errno == errno.EACCES and _info.lookup(self.token) is None:

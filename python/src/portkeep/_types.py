@@ -6,6 +6,7 @@ import operator
 from typing import Literal
 
 Transport = Literal["tcp", "udp", "tcp+udp"]
+TRANSPORTS: tuple[Transport, ...] = ("tcp", "udp", "tcp+udp")
 Scope = Literal["process", "user", "cgroup"]
 Enforcement = Literal["kernel", "held"]
 
@@ -31,4 +32,4 @@ def check_word(name: str, value: object, words: tuple[str, ...]) -> str:
 
 
 def check_transport(value: object) -> str:
-    return check_word("transport", value, ("tcp", "udp", "tcp+udp"))
+    return check_word("transport", value, TRANSPORTS)

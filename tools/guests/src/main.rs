@@ -3,10 +3,10 @@
 mod boot;
 mod kernels;
 mod vm;
+mod work_folder;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -21,11 +21,4 @@ fn main() -> ExitCode {
         Test::VmTest(options) => vm::run(&options),
         Test::BootTest(options) => boot::run(&options),
     })
-}
-
-/// Kernels and disks stay below the target folder, where `cargo clean` finds them.
-fn work_folder() -> Result<PathBuf> {
-    let folder = portkeep_tool::target_folder().join("vm");
-    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    Ok(folder)
 }

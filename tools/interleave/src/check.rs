@@ -37,9 +37,16 @@ pub(crate) fn allowed(scenario: &Scenario, state: &State, r: usize, socket: usiz
         return false;
     }
     let uid = |p: usize| state.kernel.processes[p].uid;
+    let is = |named: u32| named == uid(process);
+    if plan.terms.also != 0 && is(plan.terms.also) {
+        return true;
+    }
     if plan.persistent {
-        let changed = |line: &Line| matches!(line.call, Call::Change { reservation, uid: new } if reservation == r && new == uid(process));
-        return uid(process) == plan.terms.uid || scenario.cpus.iter().flatten().any(changed);
+        let changed = |line: &Line| match line.call {
+            Call::Change { reservation, uid, also } => reservation == r && (is(uid) || also != 0 && is(also)),
+            _ => false,
+        };
+        return is(plan.terms.uid) || scenario.cpus.iter().flatten().any(changed);
     }
     if plan.terms.user { uid(process) == uid(plan.process) } else { process == plan.process }
 }

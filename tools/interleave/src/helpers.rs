@@ -190,7 +190,10 @@ impl Machine {
                 return fault("an update of a map that programs do not update");
             }
         }
-        cells.extend((0..=presence).map(|cell| (object, cell, Access::Store)));
+        let reused: Vec<u32> = self.names.of(map as u16).filter(|other| state.shared.removed(*other)).collect();
+        for element in reused.iter().chain([&object]) {
+            cells.extend((0..=presence).map(|cell| (*element, cell, Access::Store)));
+        }
         if self.stops_at(&cells) {
             return Ok(None);
         }
@@ -206,6 +209,12 @@ impl Machine {
             state.shared.create(object, value_size, true);
         }
         self.put(state, cpu, address::shared(object), &value)?;
+        // What was removed may be reused at once: a CPU that still points there finds the new element.
+        for other in reused.into_iter().filter(|other| *other != object) {
+            for (at, byte) in value.iter().enumerate() {
+                state.shared.store(other, at, 1, u64::from(*byte));
+            }
+        }
         self.describe(cpu, || "enters".to_owned(), object, 0);
         Ok(Some(0))
     }

@@ -400,6 +400,10 @@ impl Machine {
                 let map = &self.program.maps[map as usize];
                 let field = self.program.btf.describe(map.value, offset as u32);
                 let key: Vec<String> = match key.len() {
+                    16 if map.name == "admitted" => {
+                        let token = u64::from_le_bytes(key[..8].try_into().expect("eight bytes"));
+                        vec![format!("{token:x}:{}:{}", key[8], key[12])]
+                    }
                     16 => {
                         let netns = u64::from_le_bytes(key[..8].try_into().expect("eight bytes"));
                         let word = u16::from_le_bytes([key[8], key[9]]);

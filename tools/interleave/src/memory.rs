@@ -24,6 +24,11 @@ impl Names {
         self.list.push((map, key.to_vec()));
         number
     }
+
+    /// The elements of a map that were named so far.
+    pub(crate) fn of(&self, map: u16) -> impl Iterator<Item = u32> {
+        self.list.iter().zip(0..).filter(move |((of, _), _)| *of == map).map(|(_, number)| number)
+    }
 }
 
 /// The effect of an access. Two accesses of the same kind to one cell commute, unless they are stores.
@@ -118,6 +123,11 @@ fn cell_hash(object: u32, cell: usize, value: u64) -> u64 {
 impl Shared {
     pub(crate) fn present(&self, object: u32) -> bool {
         self.get(object).is_some_and(|o| o.present)
+    }
+
+    /// Whether it was there once.
+    pub(crate) fn removed(&self, object: u32) -> bool {
+        self.get(object).is_some_and(|o| !o.present)
     }
 
     fn get(&self, object: u32) -> Option<&Object> {

@@ -118,6 +118,7 @@ impl Machine {
         let btf = &self.program.btf;
         let Some(request) = btf.structure("admin_request") else { return fault("the object has no admin_request") };
         let mut packet = vec![0; btf.size(request) as usize];
+        let mut other = 0;
         let mut put = |path: &str, value: u64| {
             if let Some(field) = btf.field_of(request, path) {
                 let at = field.at as usize;
@@ -145,11 +146,15 @@ impl Machine {
                 put("scope", 1);
                 put("flags", u64::from(terms.strict) << 1 | u64::from(terms.ephemeral) << 2);
                 put("uid", u64::from(terms.uid));
+                put("also", u64::from(terms.also != 0));
+                other = terms.also;
             }
-            Call::Change { reservation, uid } => {
+            Call::Change { reservation, uid, also } => {
                 of(*reservation, 7);
                 put("scope", 1);
                 put("uid", u64::from(*uid));
+                put("also", u64::from(*also != 0));
+                other = *also;
             }
             Call::Forget { port } => {
                 put("op", 10);
@@ -166,6 +171,7 @@ impl Machine {
             }
             _ => return fault("this call has no packet"),
         }
+        packet.extend(also(other));
         Ok(packet)
     }
 
@@ -257,6 +263,17 @@ impl Machine {
     }
 }
 
+/// A `struct portkeep_also` for a user, nothing for 0.
+fn also(uid: u32) -> Vec<u8> {
+    if uid == 0 {
+        return vec![];
+    }
+    let mut bytes = vec![0; 136];
+    bytes[0] = 1;
+    bytes[4..8].copy_from_slice(&uid.to_le_bytes());
+    bytes
+}
+
 /// Number and value of a socket option.
 fn option(state: &State, line: &Line) -> (u32, Vec<u8>) {
     let token = |r: usize| state.reservations[r].token.to_le_bytes().to_vec();
@@ -267,6 +284,11 @@ fn option(state: &State, line: &Line) -> (u32, Vec<u8>) {
             ask[2..4].copy_from_slice(&count.to_le_bytes());
             ask[4] = u8::from(terms.both) | u8::from(terms.strict) << 1 | u8::from(terms.ephemeral) << 2;
             ask[8] = u8::from(terms.user);
+            if terms.also != 0 {
+                ask[12] = 1;
+                ask.resize(48, 0);
+                ask.extend(also(terms.also));
+            }
             (100, ask)
         }
         Call::Release { reservation } => (101, token(*reservation)),

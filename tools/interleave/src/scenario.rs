@@ -36,6 +36,8 @@ pub(crate) struct Terms {
     pub(crate) user: bool,
     /// Only of `create`: for this uid.
     pub(crate) uid: u32,
+    /// A uid that is let in beside the scope, 0: none.
+    pub(crate) also: u32,
 }
 
 /// The hooks where another program also refuses.
@@ -98,10 +100,11 @@ pub(crate) enum Call {
     End {
         reservation: usize,
     },
-    /// For another uid.
+    /// For another uid, and letting in another one.
     Change {
         reservation: usize,
         uid: u32,
+        also: u32,
     },
     /// User space removes the words of a quiet namespace.
     Forget {
@@ -310,7 +313,10 @@ impl Parser {
             ["confirm", name] => Call::Confirm { reservation: known(name)? },
             ["refuse", name] => Call::Refuse { reservation: known(name)? },
             ["end", name] => Call::End { reservation: known(name)? },
-            ["change", name, "uid", uid] => Call::Change { reservation: known(name)?, uid: uid.parse()? },
+            ["change", name, "uid", uid] => Call::Change { reservation: known(name)?, uid: uid.parse()?, also: 0 },
+            ["change", name, "uid", uid, "also", also] => {
+                Call::Change { reservation: known(name)?, uid: uid.parse()?, also: also.parse()? }
+            }
             ["forget", port] => Call::Forget { port: port.parse()? },
             _ => bail!("this is no call that the scenarios know"),
         };
@@ -338,7 +344,7 @@ impl Parser {
     }
 }
 
-/// `[strict] [ephemeral] [both] [user] [uid N] = NAME`
+/// `[strict] [ephemeral] [both] [user] [uid N] [also N] = NAME`
 fn terms<'a>(words: &[&'a str]) -> Result<(Terms, &'a str)> {
     let mut terms = Terms::default();
     let mut words = words;
@@ -364,6 +370,10 @@ fn terms<'a>(words: &[&'a str]) -> Result<(Terms, &'a str)> {
             ["uid", uid, rest @ ..] => {
                 terms.user = true;
                 terms.uid = uid.parse()?;
+                rest
+            }
+            ["also", uid, rest @ ..] => {
+                terms.also = uid.parse()?;
                 rest
             }
             other => bail!("terms of a request are not {other:?}"),

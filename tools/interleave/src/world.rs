@@ -215,7 +215,7 @@ impl Machine {
             if key.len() > 4 && !state.shared.present(number as u32) {
                 continue;
             }
-            if map.name == "ranges" {
+            if map.name == "ranges" || map.name == "admitted" {
                 return fault(format!("{} is there after everything has ended", self.name(number as u32, 0)));
             }
             for path in fields {

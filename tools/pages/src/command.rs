@@ -7,7 +7,7 @@ use clap_mangen::{
     roff::{Inline, Roff, bold, italic, roman},
 };
 
-use crate::title;
+use crate::section::{list, title, verbatim};
 
 /// A row of a section: what it is about, its text, and the commands that it concerns, those below them included.
 type Row = (&'static str, &'static str, &'static [&'static str]);
@@ -28,6 +28,8 @@ const FILES: &[Row] = &[
         "The configuration, see portkeep.toml(5).",
         &["agent", "check", "reload", "persist", "excludedportrange", "doctor", "run", "acquire", "up", "web"],
     ),
+    ("/etc/portkeep/fleet.toml", "The configuration of portkeep-fleet.", &["fleet"]),
+    ("/var/lib/portkeep-fleet", "Which etcd cluster this host belongs to, and how far it has seen.", &["fleet"]),
     ("/etc/portkeep/ports.d/*.toml", "Reservations of the administrator, see portkeep-ports.d(5).", READING),
     ("/run/portkeep/ports.d/*.toml", "Reservations that are generated at run time.", READING),
     ("/usr/lib/portkeep/ports.d/*.toml", "Reservations of packages.", READING),
@@ -60,7 +62,7 @@ const ENVIRONMENT: &[Row] = &[
 
 /// Commands that belong together.
 const RELATED: [&[&str]; 4] = [
-    &["run", "acquire", "release"],
+    &["run", "acquire", "release", "fleet"],
     &["adopt", "persist", "check", "reload", "excludedportrange"],
     &["up", "down", "upgrade", "agent"],
     &["doctor", "status", "list", "who", "watch", "web"],
@@ -202,34 +204,6 @@ fn rows(rows: &'static [Row], words: &[&str]) -> impl Iterator<Item = (String, S
         None => true,
     };
     rows.iter().filter(concerns).map(|(subject, text, _)| ((*subject).to_owned(), (*text).to_owned()))
-}
-
-/// A section of subjects with their texts.
-pub(crate) fn list<S: Into<String>>(
-    roff: &mut Roff,
-    heading: &str,
-    style: impl Fn(String) -> Inline,
-    rows: impl IntoIterator<Item = (S, S)>,
-) {
-    let mut rows = rows.into_iter().peekable();
-    if rows.peek().is_some() {
-        roff.control("SH", [heading]);
-    }
-    for (subject, text) in rows {
-        roff.control("TP", []).text([style(subject.into())]).text([roman(text.into())]);
-    }
-}
-
-/// Lines that stay as they are.
-pub(crate) fn verbatim(roff: &mut Roff, lines: &[String]) {
-    if lines.is_empty() {
-        return;
-    }
-    roff.control("nf", []);
-    for line in lines {
-        roff.text([roman(line.clone())]);
-    }
-    roff.control("fi", []);
 }
 
 fn see_also(words: &[&str]) -> String {

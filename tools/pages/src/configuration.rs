@@ -3,10 +3,7 @@
 use clap_mangen::roff::{Roff, bold, italic, roman};
 use portkeep_persist::config::{KEYS, PATH};
 
-use crate::{
-    command::{list, verbatim},
-    title,
-};
+use crate::section::{list, title, verbatim};
 
 pub(crate) fn page() -> String {
     let mut roff = Roff::new();

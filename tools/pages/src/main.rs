@@ -3,6 +3,7 @@
 
 mod command;
 mod configuration;
+mod section;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 
@@ -28,7 +29,6 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
 /// A program and a package of its own.
 const WEB: &str = "portkeep-web";
-const SOURCE: &str = concat!("portkeep ", env!("CARGO_PKG_VERSION"));
 
 /// Each shell reads its completions from a folder and a name of its own.
 const COMPLETIONS: [(Shell, &str); 3] = [
@@ -72,16 +72,18 @@ fn make() -> Result<Files> {
     let mut web = portkeep_web::command();
     web.build();
     files.insert(page_path(WEB, 1), command::page(&web, &["portkeep", "web"])?);
+    pages(&fleet(), &["portkeep"], &mut files)?;
     files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
     let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
     files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
     Ok(files)
 }
 
-/// The title of a page, behind the string that stands for an apostrophe. There is no date: it would make each build another.
-fn title(name: &str, section: u8) -> String {
-    let name = name.to_uppercase().replace('-', "\\-");
-    format!(".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n.TH {name} {section} \"\" \"{SOURCE}\" Portkeep\n")
+/// The commands of portkeep-fleet, as if it were a command of `portkeep`.
+fn fleet() -> Command {
+    let mut table = portkeep_fleet::command().name("fleet").bin_name("portkeep-fleet").disable_help_subcommand(true);
+    table.build();
+    table
 }
 
 /// The same commands without the hidden ones, which completions would offer.
@@ -140,6 +142,7 @@ mod tests {
         assert!(whole(&table, &[], &files) > 20);
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
         assert_eq!(whole(&portkeep_web::command(), &[], &files), 1);
+        assert!(whole(&fleet(), &["portkeep"], &files) > 8);
     }
 
     #[test]

@@ -48,7 +48,13 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     };
     // Only checked: the Winsock layer's libraries have one name in the target folder, and would be put in the place of the
     // repository's.
-    cargo_outside(&["check", "--quiet", "--package=portkeep-winsock", "--package=portkeep-web"])?;
+    cargo_outside(&[
+        "check",
+        "--quiet",
+        "--package=portkeep-winsock",
+        "--package=portkeep-web",
+        "--package=portkeep-fleet",
+    ])?;
     // The command requires all others.
     let (cli, version) = crates.iter().find(|(name, _)| name == "portkeep-cli").context("portkeep-cli is published")?;
     let (path, root) = (format!("{cli}-{version}"), outside.join("installed").display().to_string());

@@ -14,9 +14,13 @@ use crate::install;
 
 /// The highest scores that `systemd-analyze security` may give the services, in tenths; below 50 it calls it OK. The agent
 /// requires the access that the score counts: BPF, other namespaces and processes, the network's sysctls. The port server
-/// requires to become other users, the web server sockets only.
-const EXPOSURE: [(&str, u32); 3] =
-    [("portkeep.service", 29), ("portkeep-portserver.service", 25), ("portkeep-web.service", 15)];
+/// requires to become other users, the web server sockets only, the fleet's daemon to be root.
+const EXPOSURE: [(&str, u32); 4] = [
+    ("portkeep.service", 29),
+    ("portkeep-portserver.service", 25),
+    ("portkeep-web.service", 15),
+    ("portkeep-fleet.service", 24),
+];
 
 const SOCKETS: [&str; 1] = ["portkeep-portserver.socket"];
 
@@ -38,7 +42,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let _ = options.check;
     ANALYZE.output(ANALYZE.command().arg("--version"))?;
-    build(&["--bin=portkeep", "--bin=portkeep-web"])?;
+    build(&["--bin=portkeep", "--bin=portkeep-web", "--bin=portkeep-fleet"])?;
 
     let stage = tempfile::tempdir().context("making a temporary folder")?;
     install::stage_files(stage.path())?;

@@ -11,7 +11,7 @@ use portkeep::Info;
 use portkeep_observe::Facts;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, list, persist::view, pins::Pins, reservations, sources::Sources, status};
+use crate::{DONE, FAILED, Io, persist::view, pins::Pins, reservations, sources::Sources, status, survey};
 
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
@@ -127,7 +127,7 @@ struct Checked {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let reserved = list::seen(&args.pins).unwrap_or_default();
+    let reserved = survey::all(&args.pins).unwrap_or_default();
     let examined = Examined {
         status: status::of(&args.pins, io)?,
         declared: view::all(&args.sources, &reserved),

@@ -16,7 +16,7 @@ use portkeep::{
 use portkeep_kernel::netns;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, NOTHING, list, persist, pins::Pins, reservations, sources::Sources};
+use crate::{DONE, FAILED, Io, NOTHING, persist, pins::Pins, reservations, sources::Sources, survey};
 
 const AFTER_HELP: &str = "\
 The words are netsh's: tags and values, or the values alone in their order, shortened as long as they are unambiguous. \
@@ -253,7 +253,7 @@ fn show(
     let mut rows: Vec<Row> = match store {
         Kept::Active => {
             let own = netns::current_cookie().context("finding out which network namespace this is")?;
-            let here = list::seen(pins)?.into_iter().filter(|info| reservations::is_here(info, own));
+            let here = survey::all(pins)?.into_iter().filter(|info| reservations::is_here(info, own));
             let of_protocol = here.filter(|info| info.transports.contains(protocol));
             of_protocol.flat_map(|info| rows_of(&info, info.persistent)).collect()
         }

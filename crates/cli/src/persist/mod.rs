@@ -57,9 +57,11 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Add(add::Args),
+    #[command(aliases = ["remove", "rm"])]
     Delete(delete::Args),
     Rename(rename::Args),
     Set(set::Args),
+    #[command(alias = "ls")]
     List(list::Args),
     Show(show::Args),
     Export(export::Args),

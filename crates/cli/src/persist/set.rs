@@ -16,12 +16,14 @@ use crate::{DONE, Io, ports, reservations};
 const AFTER_HELP: &str = "\
 For a reservation that a command created. The other parts of it stay as they are. Outsiders cannot bind the ports meanwhile: \
 all but the ports is changed in place, and new ports are in force before the former ones are free. If a change is \
-refused, the reservation stays as it is. New ports must not overlap the former ones.
+refused, the reservation stays as it is. Of a list, blocks that are in both stay in force; other new ports must not overlap the \
+former ones.
 
 Sockets bound from it keep running, also those that it is no longer for.
 
 Examples:
   portkeep persist set tomcat --unit tomcat10.service
+  portkeep persist set web --tcp 80,443
   portkeep persist set rtp --udp 20000-20099 --description 'media, new range'
 
 Exit status: 3 if there is no such reservation";

@@ -9,7 +9,7 @@ use portkeep::{
 };
 use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
 
-use crate::{Io, list, patience, pins::Pins, reservations, sources::Sources, waiting};
+use crate::{Io, patience, pins::Pins, reservations, sources::Sources, waiting};
 
 /// All that is declared.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
         }
         Err(error) => return Err(error).context("reading the store"),
     };
-    let in_force = match list::seen(pins) {
+    let in_force = match reservations::in_force(pins, None) {
         Ok(found) => found,
         Err(error) => {
             io.warning(format_args!("{error:#}"));
@@ -57,6 +57,11 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
     let in_force: Vec<_> =
         in_force.into_iter().filter(|info| info.persistent && reservations::is_here(info, own)).collect();
     Ok(View { declared: stand(commands, loaded.declared, &in_force), with_store })
+}
+
+/// All that is declared, if an agent says so at once.
+pub(crate) fn of_agent() -> Vec<Info> {
+    waiting::ask_for_all().unwrap_or_default()
 }
 
 /// All that is declared, without a word about gaps: as the agent reports it or, where none runs, what can be read of files and

@@ -256,7 +256,7 @@ fn the_ports_of_a_step_are_reserved_on_its_nodes_while_it_runs() {
     }
     let Some(cluster) = Cluster::start() else { return skip(TEST, "slurmctld does not start", REQUIRE) };
 
-    // Both nodes refuse root all of the numbers, bound or not; the next one is nobody's.
+    // Both nodes refuse root all of the numbers, bound or not; the next one is not reserved.
     let job = cluster.job();
     for node in &cluster.nodes {
         assert!(job.ports.iter().all(|port| !node.binds(port)), "{}", node.name);

@@ -29,7 +29,7 @@ fn is(value: &Value) -> bool {
     value.as_bool().unwrap_or(false)
 }
 
-/// What `privileged` means to a kubelet, with the cgroup namespace of the node. In a sandbox even root may lack capabilities, and
+/// The rights of a container that a kubelet calls privileged, with the cgroup namespace of the node. In a sandbox even root may lack capabilities, and
 /// Docker starts nothing with a right that it does not have: then they are named.
 fn privileged() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();

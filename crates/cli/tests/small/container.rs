@@ -87,6 +87,20 @@ fn a_filter_on_bpf_is_named() {
     works(&machine);
 }
 
+/// The command of `run` is born in its cgroup by clone3. Where that is denied, `run` moves there and back.
+#[test]
+fn a_command_gets_its_cgroup_without_clone3() {
+    let machine = machine!("clone3");
+    machine.portkeep(&["up"]).ok();
+    let own = machine.home();
+    let said =
+        machine.helper(&[], &format!("without-clone3 {PORTKEEP} run --scope cgroup -- cat /proc/self/cgroup")).ok();
+    assert!(said.out.lines().any(|line| line.starts_with(&format!("0::{own}/portkeep-run-"))), "{said:?}");
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
+    machine.portkeep(&["down"]).ok();
+    machine.is_clean();
+}
+
 /// Found here: `down` said "was not up", and `agent` that it is not, where `status` said that it is.
 #[test]
 fn containers_use_the_kernel_part_of_their_host() {

@@ -31,7 +31,9 @@ fn plays() {
             let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         }
         ["library", count] => library(count.parse().unwrap()),
-        ["without-bpf", ref program @ ..] => without_bpf(program),
+        // As the default profiles of container engines do, newer ones and those that do not know the call.
+        ["without-bpf", ref program @ ..] => without(321, 1, program),
+        ["without-clone3", ref program @ ..] => without(435, 38, program),
         _ => panic!("{part}"),
     }
 }
@@ -107,12 +109,11 @@ fn library(count: u16) {
     }
 }
 
-/// Become a program under a filter that denies bpf(2) with EPERM, as the default profiles of container engines do.
-fn without_bpf(program: &[&str]) {
-    const SYS_BPF: i64 = if cfg!(target_arch = "x86_64") { 321 } else { 280 };
+/// Become a program under a filter that denies a system call (of x86-64) with this errno.
+fn without(call: i64, errno: u32, program: &[&str]) {
     let arch: TargetArch = std::env::consts::ARCH.try_into().unwrap();
-    let deny = SeccompAction::Errno(1);
-    let filter = SeccompFilter::new([(SYS_BPF, Vec::new())].into(), SeccompAction::Allow, deny, arch).unwrap();
+    let deny = SeccompAction::Errno(errno);
+    let filter = SeccompFilter::new([(call, Vec::new())].into(), SeccompAction::Allow, deny, arch).unwrap();
     let filter: BpfProgram = filter.try_into().unwrap();
     // For this thread, which is the one that execs.
     seccompiler::apply_filter(&filter).unwrap();

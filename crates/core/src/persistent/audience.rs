@@ -57,7 +57,7 @@ pub struct AudienceError {
 }
 
 impl AudienceError {
-    fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), help: None }
     }
 
@@ -142,7 +142,7 @@ impl Audience<u32> {
     }
 }
 
-fn check_unit(name: &str) -> Result<(), AudienceError> {
+pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
     let quoted = format!("{name:?}");
     if name.is_empty() {
         return Err(AudienceError::new("a unit needs a name, such as \"postgresql.service\""));

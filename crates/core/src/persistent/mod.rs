@@ -8,8 +8,10 @@ mod audience;
 mod declaration;
 mod name;
 mod origin;
+mod others;
 
 pub use audience::{Account, Audience, AudienceError};
 pub use declaration::{Declaration, check_description};
 pub use name::{Name, NameError};
 pub use origin::Origin;
+pub use others::Others;

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use portkeep::{Require, Reservation};
-use portkeep_agent::{Agent, KernelPart, Options};
+use portkeep_agent::{Agent, Options, Programs};
 use portkeep_testkit::{
     process::Child,
     table::{Row, Table},
@@ -19,8 +19,8 @@ pub(crate) fn specific(bench: &mut Bench, table: &mut Table) {
     let Bench { cgroup, loaded } = bench;
     let mut agent = Child::fork(|talk| {
         cgroup.enter(std::process::id()).expect("moving in");
-        let mut kernel = KernelPart::of_loaded(loaded).expect("the maps");
-        let agent = Agent::start(&mut kernel, &Options::below(folder.path())).expect("the agent starts");
+        let mut programs = Programs::of_loaded(loaded).expect("the maps");
+        let agent = Agent::start(&mut programs, &Options::below(folder.path())).expect("the agent starts");
         talk.say(1);
         let (never, _kept) = UnixStream::pair().expect("a pair of sockets");
         agent.run(&never, &never).expect("the agent runs");

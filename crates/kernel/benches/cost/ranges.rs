@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use portkeep::control;
 use portkeep_core::{
     Align, Token, Transports,
-    persistent::Audience,
+    persistent::{Audience, Others},
     wire::{self, AcquireRequest},
 };
 use portkeep_kernel::Wanted;
@@ -107,6 +107,7 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
                     align: Align::ANY,
                     transports: Transports::Both,
                     audience: Audience::Unit(format!("unit-{number}.service")),
+                    also: Others::default(),
                     strict: false,
                     ephemeral: true,
                     label: String::new(),

@@ -1,4 +1,4 @@
-//! Who is the owner process? Not its children, not a process that shares its descriptors, not the next one with its
+//! The owner process is one process. Not its children, not a process that shares its descriptors, not the next one with its
 //! number in another pid namespace; and the owner still is what it was after exec and setuid.
 
 use std::{

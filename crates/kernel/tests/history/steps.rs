@@ -102,6 +102,7 @@ pub enum Step {
         /// Its audience: a user, the administrators, or a cgroup.
         scope: u8,
         whom: u8,
+        also: Vec<u8>,
     },
     SetAside {
         namespace: u8,
@@ -128,6 +129,8 @@ pub struct Ask {
     pub align: u16,
     pub scope: u8,
     pub cgroup: u8,
+    /// Users that are let in.
+    pub also: Vec<u8>,
     pub label: String,
     pub thread: bool,
 }
@@ -170,6 +173,11 @@ fn transport() -> impl Strategy<Value = Transport> {
     prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)]
 }
 
+/// Users beside a scope, mostly none.
+fn also() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![4 => Just(Vec::new()), 2 => prop::collection::vec(any::<u8>(), 1..4)]
+}
+
 fn ask() -> impl Strategy<Value = Ask> {
     let start = prop_oneof![5 => Just(0), 4 => port(), 1 => any::<u16>()];
     let count = prop_oneof![14 => 1..5u16, 3 => 5..20u16, 1 => 20..100u16, 1 => Just(0), 1 => any::<u16>()];
@@ -178,8 +186,8 @@ fn ask() -> impl Strategy<Value = Ask> {
     let scope = prop_oneof![4 => Just(0u8), 1 => Just(1), 2 => Just(2)];
     let cgroup = prop_oneof![2 => Just(0u8), 3 => 1..6u8];
     let kind = (prop::bool::weighted(0.2), prop::bool::weighted(0.3));
-    (start, count, any::<bool>(), kind, align, scope, cgroup, label, any::<bool>()).prop_map(
-        |(start, count, both, (strict, ephemeral), align, scope, cgroup, label, thread)| Ask {
+    (start, count, any::<bool>(), kind, align, (scope, also()), cgroup, label, any::<bool>()).prop_map(
+        |(start, count, both, (strict, ephemeral), align, (scope, also), cgroup, label, thread)| Ask {
             start,
             count,
             both: both && count % 2 == 0,
@@ -188,6 +196,7 @@ fn ask() -> impl Strategy<Value = Ask> {
             align,
             scope,
             cgroup,
+            also,
             label,
             thread,
         },
@@ -274,8 +283,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Agent),
         6 => (byte(), prop::bool::weighted(0.7)).prop_map(|(token, confirm)| Step::Decide { token, confirm }),
         1 => byte().prop_map(Step::End),
-        3 => (byte(), port_or_zero(), (1..6u16, 0..7u8), any::<bool>(), transport(), (prop::bool::weighted(0.2), prop::bool::weighted(0.3)), byte(), byte()).prop_map(
-            |(namespace, start, (count, align), both, transport, (strict, ephemeral), scope, whom)| Step::Create {
+        3 => (byte(), port_or_zero(), (1..6u16, 0..7u8), any::<bool>(), transport(), (prop::bool::weighted(0.2), prop::bool::weighted(0.3)), (byte(), byte()), also()).prop_map(
+            |(namespace, start, (count, align), both, transport, (strict, ephemeral), (scope, whom), also)| Step::Create {
                 namespace: u8::from(namespace % 4 == 0),
                 start,
                 count,
@@ -286,6 +295,7 @@ fn step() -> impl Strategy<Value = Step> {
                 ephemeral,
                 scope,
                 whom,
+                also,
             }
         ),
         1 => (byte(), transport(), port()).prop_map(|(namespace, transport, port)| Step::SetAside { namespace, transport, port }),

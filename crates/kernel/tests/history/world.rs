@@ -11,13 +11,13 @@ use std::{
 
 use portkeep_core::{
     Align, Errno, PortRange, Token, Transport, Transports,
-    persistent::Audience,
-    wire::{self, AcquireRequest, AgentMark, Grant, SelectRequest},
+    persistent::{Audience, Others},
+    wire::{self, AcquireRequest, AgentMark, Also, Grant, SelectRequest},
 };
 use portkeep_kernel::{Claimed, CreateError, Expiring, Wanted, Word, WordKey, cgroup};
 use portkeep_model::{
-    Access, Address, Descriptor, Model, Options, Persistent, Pid, Place, Request, Reservation, Role, Select, SocketId,
-    State,
+    Access, Address, Descriptor, Model, Options, Other, Persistent, Pid, Place, Request, Reservation, Role, Select,
+    SocketId, State,
 };
 use portkeep_testkit::{
     driven::{Answer, Command, Process},
@@ -64,6 +64,7 @@ impl Lab {
         let counters = self.maps.counters().expect("the counters map");
         (counters.reservations, counters.ports, counters.agents, counters.ranges) == (0, 0, 0, [0; 8])
             && self.maps.ranges().next().is_none()
+            && self.maps.admitted().next().is_none()
             && self.maps.reservations().next().is_none()
             && self.maps.words().flatten().all(|(_, word)| vacant(&word))
             && self.maps.quotas().flatten().all(|(_, quota)| (quota.used, quota.pending) == (0, 0))
@@ -216,10 +217,10 @@ impl<'lab> World<'lab> {
                 let kernel = self.admin(|lab| lab.admin.end(lab.maps.id_of(token).expect("the config map"), token));
                 return same("END", kernel, self.model.end(token));
             }
-            Step::Create { namespace, start, count, align, both, transport, strict, ephemeral, scope, whom } => {
+            Step::Create { namespace, start, count, align, both, transport, strict, ephemeral, scope, whom, also } => {
                 let transports = if *both { Transports::Both } else { (*transport).into() };
                 let kind = (*strict, *ephemeral);
-                return self.create((*namespace, *start, *count), *align, transports, kind, (*scope, *whom));
+                return self.create((*namespace, *start, *count), *align, transports, kind, (*scope, *whom, also));
             }
             Step::SetAside { namespace, transport, port } => {
                 let at = Place { namespace: self.net(*namespace).cookie, transport: *transport, port: *port };
@@ -400,14 +401,19 @@ impl<'lab> World<'lab> {
             };
         }
         wire.label[..ask.label.len()].copy_from_slice(ask.label.as_bytes());
+        wire.also = uids(&ask.also).len() as u16;
         wire
     }
 
     fn acquire(&mut self, on: At, ask: &Ask) -> Step_ {
         let Some((pid, on)) = self.at(on) else { return Ok(()) };
         let wire = self.request(ask);
+        let also: Vec<Also> =
+            uids(&ask.also).into_iter().map(|id| Also { kind: wire::SCOPE_USER.into(), id, name: [0; 128] }).collect();
         self.read_closed_lately();
-        let kernel = self.set(pid, on, wire::ACQUIRE, &wire, ask.thread);
+        let value = [wire.as_bytes(), also.as_bytes()].concat();
+        let set = Command::Set { on, option: wire::ACQUIRE, value, thread: ask.thread };
+        let kernel = self.tell(pid, &set).map(drop);
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
             true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
@@ -422,7 +428,7 @@ impl<'lab> World<'lab> {
             return Err(format!("R8: {token} came twice"));
         }
         self.forget_refused(pid, on);
-        let model = Request::from_wire(&wire).and_then(|request| self.model.acquire(pid, on, &request, token));
+        let model = Request::from_wire(&wire, &also).and_then(|request| self.model.acquire(pid, on, &request, token));
         same("ACQUIRE", kernel, model)?;
         if granted {
             self.tokens.push(token);
@@ -526,7 +532,15 @@ impl<'lab> World<'lab> {
             Select::Associated => SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() },
         };
         self.set(pid, on, wire::SELECT, &select, false).map_err(|errno| format!("SELECT: {errno}"))?;
-        Ok(self.get::<wire::State>(pid, on, wire::STATE).map(|state| SeenState {
+        let size = size_of::<wire::State>() + wire::ALSO_MAX * size_of::<Also>();
+        let answer = self.tell(pid, &Command::Get { on, option: wire::STATE, size });
+        let answer = answer.map(|answer| {
+            let (state, rest) = wire::State::read_from_prefix(&answer.bytes).expect("a whole state");
+            let also = <[Also]>::ref_from_bytes(rest).expect("whole others").to_vec();
+            assert_eq!(also.len(), usize::from(state.also));
+            (state, also)
+        });
+        Ok(answer.map(|(state, also)| SeenState {
             token: state.token,
             netns: state.netns,
             cgroup: if u16::from(state.scope) == wire::SCOPE_CGROUP { state.cgroup } else { 0 },
@@ -538,6 +552,7 @@ impl<'lab> World<'lab> {
             // Binds on ports that were not granted prove nothing.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
+            also: also.iter().map(|also| also.id).collect(),
         }))
     }
 
@@ -566,6 +581,7 @@ impl<'lab> World<'lab> {
                 self.model.bound_ports(reservation)
             },
             label: reservation.label.clone(),
+            also: reservation.also.iter().map(uid_of).collect(),
         }
     }
 
@@ -721,7 +737,7 @@ impl<'lab> World<'lab> {
         align: u8,
         transports: Transports,
         (strict, ephemeral): (bool, bool),
-        (scope, whom): (u8, u8),
+        (scope, whom, also): (u8, u8, &[u8]),
     ) -> Step_ {
         let netns = self.net(namespace).cookie;
         let uid = UIDS[usize::from(whom) % UIDS.len()];
@@ -737,20 +753,24 @@ impl<'lab> World<'lab> {
             }
         };
         let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
-        let wanted = Wanted { start, count, align, transports, audience, strict, ephemeral, label: String::new() };
+        let also = uids(also);
+        let others = Others::new(also.iter().map(|uid| Audience::User(*uid))).expect("few, and each once");
+        let label = String::new();
+        let wanted = Wanted { start, count, align, transports, audience, also: others, strict, ephemeral, label };
+        let also = also.into_iter().map(Other::User).collect();
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
         let kernel = match Claimed::claim(admin, maps, netns, &[wanted]) {
             Ok(claimed) => {
                 // It stays pending.
-                let (_, token, ports) = claimed.keep()[0];
+                let (_, token, ports) = claimed.blocks()[0];
                 Ok((ports.start(), token))
             }
             Err(CreateError::Admin(error)) => Err(error.errno().ok_or_else(|| error.to_string())?),
             Err(error) => return Err(error.to_string()),
         };
         let token = kernel.map_or(Token::new(u64::MAX).expect("not 0"), |(_, token)| token);
-        let ask = Persistent { start, count, align, transports, access, uid, strict, ephemeral };
+        let ask = Persistent { start, count, align, transports, access, also, uid, strict, ephemeral };
         let model = self.model.create_persistent(netns, &ask, token);
         if kernel.is_ok() {
             self.tokens.push(token);
@@ -887,6 +907,20 @@ struct SeenState {
     flags: u32,
     bound: u32,
     label: String,
+    also: Vec<u32>,
+}
+
+/// Each once.
+fn uids(numbers: &[u8]) -> Vec<u32> {
+    let uids: BTreeSet<u32> = numbers.iter().map(|number| UIDS[usize::from(*number) % UIDS.len()]).collect();
+    uids.into_iter().collect()
+}
+
+fn uid_of(other: &Other) -> u32 {
+    match other {
+        Other::User(uid) => *uid,
+        Other::Group(_) | Other::Unit(_) => unreachable!("histories let users in only"),
+    }
 }
 
 fn wire_state(state: State) -> (u8, u16) {

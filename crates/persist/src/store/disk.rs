@@ -15,6 +15,9 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::StoreError;
 
+/// A larger file is not a store: 65,535 reservations of the longest kind are smaller.
+const LARGEST: u64 = 256 << 20;
+
 /// A folder with files.
 pub(super) trait Disk: Debug {
     /// An open file.
@@ -118,7 +121,7 @@ impl Disk for Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => regular(opened?)?,
         };
-        if file.metadata()?.size() > super::LARGEST {
+        if file.metadata()?.size() > LARGEST {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "is far larger than a store ever is"));
         }
         let mut bytes = Vec::new();

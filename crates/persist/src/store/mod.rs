@@ -47,8 +47,6 @@ const RESERVATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("res
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// The value of `format`. Increment it when a member is added to [`Stored`].
 const FORMAT: u32 = 1;
-/// A file that is larger is none of ours: 65,535 reservations of the longest kind are not.
-const LARGEST: u64 = 256 << 20;
 
 /// A declaration that a command created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,11 +7,11 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use portkeep_core::{PortRange, Transport, defaults};
+use portkeep_core::{PortRange, Transport, Transports, defaults};
 use socket2::{Domain, SockFilter, Socket};
 
 use crate::{
-    AcquireError, Request, query,
+    AcquireError, Request,
     socket::{Kind, new_socket},
 };
 
@@ -24,18 +24,17 @@ const PLACES: [(u16, u16); 2] = [(defaults::POOL.start(), defaults::POOL.last())
 
 /// Bind a socket to every port of a block that fits. Of a `pool` that the kernel serves, none is chosen.
 pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets, AcquireError> {
-    let transports = request.transports();
-    let attempt = |start| hold_block(transports.iter(), PortRange::new(start, request.count));
     if request.start != 0 {
-        return attempt(request.start).map_err(|(_, source)| match source.kind() {
+        let (ports, transports) = (request.block()?, request.transports());
+        return hold_block(ports, transports).map_err(|(_, source)| match source.kind() {
             io::ErrorKind::PermissionDenied => AcquireError::Privileged,
-            io::ErrorKind::AddrInUse => request.name(source, query::asker().ok().map(|(socket, _)| socket)),
+            io::ErrorKind::AddrInUse => AcquireError::InUse { ports, transports, by: None },
             _ => call_failed(source, request),
         });
     }
     let places = PLACES.iter().filter(|(first, last)| !pool.is_some_and(|p| p.start() <= *last && *first <= p.last()));
     for &(first, last) in places {
-        if let Some(sockets) = search(first, last, request, attempt)? {
+        if let Some(sockets) = search(first, last, request)? {
             return Ok(sockets);
         }
     }
@@ -43,12 +42,7 @@ pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets
 }
 
 /// Next-fit from where the last search of this process ended, so that a port just given up comes round last.
-fn search(
-    first: u16,
-    last: u16,
-    request: &Request,
-    attempt: impl Fn(u16) -> Result<Sockets, (u16, io::Error)>,
-) -> Result<Option<Sockets>, AcquireError> {
+fn search(first: u16, last: u16, request: &Request) -> Result<Option<Sockets>, AcquireError> {
     static CURSOR: AtomicU32 = AtomicU32::new(0);
     let align = u32::from(request.align.unwrap_or_default().get());
     let length = u32::from(last - first) + 1;
@@ -61,7 +55,8 @@ fn search(
             if start + u32::from(request.count) - 1 > end {
                 break;
             }
-            match attempt(start as u16) {
+            let ports = PortRange::new(start as u16, request.count).expect("the end of the block was checked");
+            match hold_block(ports, request.transports()) {
                 Ok(sockets) => {
                     CURSOR.store(start - u32::from(first) + u32::from(request.count), Ordering::Relaxed);
                     return Ok(Some(sockets));
@@ -87,13 +82,9 @@ fn call_failed(source: io::Error, request: &Request) -> AcquireError {
 }
 
 /// All ports or none; on failure, the port that could not be had.
-fn hold_block(
-    transports: impl Iterator<Item = Transport>,
-    ports: Result<PortRange, portkeep_core::PortRangeError>,
-) -> Result<Sockets, (u16, io::Error)> {
-    let ports = ports.map_err(|_| (0, io::ErrorKind::InvalidInput.into()))?;
+fn hold_block(ports: PortRange, transports: Transports) -> Result<Sockets, (u16, io::Error)> {
     let mut sockets = Sockets::new();
-    for transport in transports {
+    for transport in transports.iter() {
         for port in ports {
             sockets.insert((transport, port), hold_port(transport, port).map_err(|error| (port, error))?);
         }

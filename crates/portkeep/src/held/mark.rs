@@ -24,17 +24,21 @@ pub(super) fn make(ports: PortRange, transports: Transports, since: Time, label:
         .ok()
 }
 
-/// The reservation that a link of `/proc/PID/fd` stands for, without its owner.
-pub(crate) fn of_mark(link: &str) -> Option<Info> {
-    let name = link.strip_prefix(LINK)?.strip_prefix(NAME)?;
-    let mut words = name.strip_suffix(DELETED).unwrap_or(name).splitn(4, ' ');
-    let (ports, transports, since) = (words.next()?, words.next()?, words.next()?);
-    let label = words.next().unwrap_or_default();
-    Some(Info {
-        since: Some(Time::from_unix(since.parse().ok()?)),
-        owner: None,
-        ..Info::held(ports.parse().ok()?, Transports::from_bits(transports.parse().ok()?)?, &label.replace(ZERO, "\0"))
-    })
+impl Info {
+    /// The reservation that a process holds by held mode, without its owner, by the mark among its descriptors: the target of a
+    /// link of `/proc/PID/fd`. `None` if the descriptor is something else. Anybody can make such a mark, so only the sockets of
+    /// the process prove that it holds the ports.
+    pub fn of_held_mark(link: &str) -> Option<Self> {
+        let name = link.strip_prefix(LINK)?.strip_prefix(NAME)?;
+        let mut words = name.strip_suffix(DELETED).unwrap_or(name).splitn(4, ' ');
+        let (ports, transports, since) = (words.next()?, words.next()?, words.next()?);
+        let label = words.next().unwrap_or_default().replace(ZERO, "\0");
+        Some(Self {
+            since: Some(Time::from_unix(since.parse().ok()?)),
+            owner: None,
+            ..Self::held(ports.parse().ok()?, Transports::from_bits(transports.parse().ok()?)?, &label)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -52,20 +56,20 @@ mod tests {
         let since = Time::from_unix(1_764_063_000);
         let mark = make(ports, Transports::Both, since, "of the build").unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", mark.as_raw_fd())).unwrap();
-        let info = of_mark(link.to_str().unwrap()).unwrap();
+        let info = Info::of_held_mark(link.to_str().unwrap()).unwrap();
         assert_eq!((info.ports, info.transports, info.since), (ports.into(), Transports::Both, Some(since)));
         assert_eq!((info.name.as_deref(), info.enforcement), (Some("of the build"), Some(Enforcement::Held)));
         assert_eq!((info.state, info.scope, info.owner), (State::Active, Some(Scope::Process), None));
         let list = ListMark::new(2, 7).unwrap();
         let of_list = make(ports, Transports::Tcp, since, &list.label("web")).unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", of_list.as_raw_fd())).unwrap();
-        let info = of_mark(link.to_str().unwrap()).unwrap();
+        let info = Info::of_held_mark(link.to_str().unwrap()).unwrap();
         assert_eq!((info.name.as_deref(), info.list), (Some("web"), Some(list)));
         let unnamed = make(ports, Transports::Tcp, since, "").unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", unnamed.as_raw_fd())).unwrap();
-        assert_eq!(of_mark(link.to_str().unwrap()).unwrap().name, None);
+        assert_eq!(Info::of_held_mark(link.to_str().unwrap()).unwrap().name, None);
         for other in ["socket:[1]", "/memfd:x (deleted)", "/memfd:portkeep-held 0 1 1 ", "/memfd:portkeep-held 1-2"] {
-            assert_eq!(of_mark(other), None, "{other}");
+            assert_eq!(Info::of_held_mark(other), None, "{other}");
         }
     }
 }

@@ -24,7 +24,6 @@ use crate::{
     sys,
 };
 use block::Block;
-pub(crate) use mark::of_mark;
 
 fn registry() -> MutexGuard<'static, HashMap<Token, Block>> {
     static REGISTRY: OnceLock<Mutex<HashMap<Token, Block>>> = OnceLock::new();

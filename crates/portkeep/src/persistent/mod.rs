@@ -34,7 +34,7 @@ use portkeep_core::{PortRange, Token, Transport, wire};
 
 pub use client::Connection;
 pub use error::PersistentError;
-pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin};
+pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin, Others};
 pub use protocol::{Block, Change, Kept, Proposal, Which};
 
 use crate::{Info, State, query};

@@ -416,7 +416,7 @@ pub struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Happening {
+pub enum EventKind {
     /// A reservation came into force.
     Granted,
     /// A request for particular ports was not granted.
@@ -430,7 +430,7 @@ pub enum Happening {
 }
 
 /// As JSON and the journal have it.
-impl fmt::Display for Happening {
+impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Granted => "granted",
@@ -448,7 +448,7 @@ pub struct Event {
     /// When.
     pub when: Time,
     /// The kind.
-    pub what: Happening,
+    pub what: EventKind,
     /// The ports of the reservation, or the port refused; host byte order.
     #[serde(flatten, with = "crate::info::list")]
     pub ports: PortList,

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use portkeep_testkit::{World, process::Child, report::median, tell};
+use portkeep_testkit::{World, note, process::Child, report::median};
 use serde_json::Value;
 
 use crate::{
@@ -294,7 +294,7 @@ fn a_large_machine_can_be_looked_at() {
     let times = numbers(&mut browser, "window.work.filter((time) => time > 0.05)");
     let longest = times.iter().copied().fold(0.0, f64::max);
     let tasks = numbers(&mut browser, "window.tasks");
-    tell(&format!(
+    note(&format!(
         "work in a frame while zooming with {RESERVATIONS} reservations: {:.1} ms in the middle, {longest:.1} ms the longest; long \
          tasks of the page, new data included: {tasks:?} ms",
         median(times)

@@ -6,9 +6,9 @@ use portkeep::{Reservation, State};
 use portkeep_testkit::{
     World,
     agent::AgentFolder,
-    eventually, eventually_or,
+    eventually, eventually_or, note,
     process::{Child, become_user},
-    schema, tell,
+    schema,
 };
 use serde_json::Value;
 
@@ -221,7 +221,7 @@ fn a_large_machine_is_mapped_and_an_idle_server_rests() {
     let (first, used) = (begin.elapsed(), server.ticks() - used);
     let map = answer.json();
     assert_eq!(map["reservations"].as_array().unwrap().len(), crate::scene::RESERVATIONS);
-    tell(&format!(
+    note(&format!(
         "map of {} reservations and {} sockets: {first:?}, of it {used} ticks of processor time; {} KiB",
         crate::scene::RESERVATIONS,
         crate::scene::SOCKETS,
@@ -229,7 +229,7 @@ fn a_large_machine_is_mapped_and_an_idle_server_rests() {
     ));
     let before = server.ticks();
     std::thread::sleep(std::time::Duration::from_secs(3));
-    tell(&format!("idle server: {} ticks of processor time in 3 s", server.ticks() - before));
+    note(&format!("idle server: {} ticks of processor time in 3 s", server.ticks() - before));
     // A connection that asks for nothing costs nothing either.
     drop(TcpStream::connect(server.host()).unwrap());
     scene.end();

@@ -24,17 +24,8 @@ use std::{cell::Cell, ptr};
 
 pub(crate) use code::executable;
 pub(crate) use plain::Plain;
-use probe::{Pipe, on_own_stack, page_of, page_readable, page_writable, pages, through_pipe};
-
-/// The memory is not there, or not writable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fault;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
-    Read,
-    Write,
-}
+pub(crate) use probe::Fault;
+use probe::{Access, Pipe, on_own_stack, page_of, page_readable, page_writable, pages, through_pipe};
 
 /// The knowledge of one call of the program about memory: the last page it looked at.
 #[derive(Default)]

@@ -2,7 +2,15 @@
 
 use std::{cell::Cell, mem, ptr, sync::atomic::AtomicU32};
 
-use super::{Access, Fault};
+/// The memory is not there, or not writable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
 
 thread_local! {
     /// Lowest and highest address of this thread's stack, (0, 0) before the first look.

@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 
 use portkeep_tool::Tool;
 
-use crate::{kernels, work_folder};
+use crate::{kernels, work_folder::work_folder};
 
 const CP: Tool = Tool { name: "cp", remedy: "apt-get install coreutils" };
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use self::report::{Outcome, Report};
-use crate::{kernels, work_folder};
+use crate::{kernels, work_folder::work_folder};
 
 /// Run the kernel tests in virtual machines
 #[derive(clap::Args)]

@@ -2,6 +2,7 @@
 //! servers run all the time, and what loads them is in the same cgroup as the
 //! server.
 
+mod bench;
 mod nginx;
 mod redis;
 
@@ -11,19 +12,8 @@ use anyhow::Result;
 
 use portkeep_testkit::places::Places;
 
-/// Requests a second, more of which are better, or milliseconds, fewer of which are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unit {
-    Rate,
-    Milliseconds,
-}
-
-/// The measurements of one turn.
-struct Figure {
-    what: String,
-    unit: Unit,
-    value: f64,
-}
+use bench::Figure;
+pub(super) use bench::Unit;
 
 /// A figure on both sides, one for each turn.
 pub(super) struct Load {
@@ -31,11 +21,6 @@ pub(super) struct Load {
     pub(super) unit: Unit,
     pub(super) without: Vec<f64>,
     pub(super) with: Vec<f64>,
-}
-
-/// A server, and what puts it under load.
-trait Bench {
-    fn turn(&self, cgroup: &Path, seconds: u32) -> Result<Vec<Figure>>;
 }
 
 pub(super) fn measure(places: &Places, folder: &Path, short: bool) -> Result<Vec<Load>> {

@@ -4,10 +4,8 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{
-    super::server::{Server, installed},
-    Bench, Figure, Unit,
-};
+use super::bench::{Bench, Figure, Unit};
+use crate::server::{Server, installed};
 use portkeep_testkit::places::{Places, inside};
 
 struct Nginx {

@@ -9,24 +9,25 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::{Outcomes, Scenario, Stage, outcome};
+use super::scenario::{Scenario, Surroundings, outcome};
+use crate::suite::Outcomes;
 
 const JAR: &str = "/usr/share/activemq/bin/activemq.jar";
 
 pub(super) const ACTIVEMQ: Scenario =
     Scenario { name: "ActiveMQ on 61613, 61614 and 61616", programs: &["java", JAR], packages: "activemq", play };
 
-fn play(stage: &Stage) -> Result<Outcomes> {
-    let configuration = stage.configure("activemq.xml", include_str!("activemq.xml"))?;
-    let mut java = stage.command("java");
+fn play(surroundings: &Surroundings) -> Result<Outcomes> {
+    let configuration = surroundings.configure("activemq.xml", include_str!("activemq.xml"))?;
+    let mut java = surroundings.command("java");
     java.args(["-Xmx64m", "-Dactivemq.home=/usr/share/activemq"]);
     for property in ["base", "conf", "data"] {
-        java.arg(format!("-Dactivemq.{property}={}", stage.path(property).display()));
-        fs::create_dir(stage.path(property))?;
+        java.arg(format!("-Dactivemq.{property}={}", surroundings.path(property).display()));
+        fs::create_dir(surroundings.path(property))?;
     }
     java.args(["-jar", JAR, "start", &format!("xbean:file:{}", configuration.display())]);
     // It opens them in the order of the file.
-    let _server = stage.serve(java, 61614)?;
+    let _server = surroundings.serve(java, 61614)?;
     Ok([(61616, outcome(openwire())), (61613, outcome(stomp(61613))), (61614, outcome(stomp(61614)))]
         .map(|(port, outcome)| (format!("port {port}"), outcome))
         .into())

@@ -11,16 +11,17 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use portkeep_core::defaults::POOL;
 
-use super::{super::server::Server, Outcomes, Scenario, Stage, outcome};
+use super::scenario::{Scenario, Surroundings, outcome};
+use crate::{server::Server, suite::Outcomes};
 
 pub(super) const UNBOUND: Scenario = Scenario {
     name: "unbound, source ports at random",
     programs: &["unbound", "dnsmasq"],
     packages: "unbound dnsmasq-base",
-    play: |stage| {
-        let mut unbound = stage.command("unbound");
-        unbound.args(["-d", "-c"]).arg(stage.configure("unbound.conf", include_str!("unbound.conf"))?);
-        resolve(stage, unbound)
+    play: |surroundings| {
+        let mut unbound = surroundings.command("unbound");
+        unbound.args(["-d", "-c"]).arg(surroundings.configure("unbound.conf", include_str!("unbound.conf"))?);
+        resolve(surroundings, unbound)
     },
 };
 
@@ -28,11 +29,11 @@ pub(super) const DNSMASQ: Scenario = Scenario {
     name: "dnsmasq with min-port 1024, source ports at random",
     programs: &["dnsmasq"],
     packages: "dnsmasq-base",
-    play: |stage| {
-        let mut forwarder = dnsmasq(stage, RESOLVER);
+    play: |surroundings| {
+        let mut forwarder = dnsmasq(surroundings, RESOLVER);
         // With a least port given it chooses itself; otherwise it lets the kernel choose.
         forwarder.args(["--min-port=1024", "--cache-size=0", &format!("--server=127.0.0.1#{AUTHORITY}")]);
-        resolve(stage, forwarder)
+        resolve(surroundings, forwarder)
     },
 };
 
@@ -43,20 +44,20 @@ const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 /// Some percent of them come from ports of the pool.
 const QUERIES: u16 = 600;
 
-fn dnsmasq(stage: &Stage, port: u16) -> Command {
-    let mut command = stage.command("dnsmasq");
+fn dnsmasq(surroundings: &Surroundings, port: u16) -> Command {
+    let mut command = surroundings.command("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]);
     command.args(["--listen-address=127.0.0.1", "--bind-interfaces", "--pid-file", &format!("--port={port}")]);
     command
 }
 
-fn resolve(stage: &Stage, resolver: Command) -> Result<Outcomes> {
-    let log = stage.path("queries.log");
-    let mut authority = dnsmasq(stage, AUTHORITY);
+fn resolve(surroundings: &Surroundings, resolver: Command) -> Result<Outcomes> {
+    let log = surroundings.path("queries.log");
+    let mut authority = dnsmasq(surroundings, AUTHORITY);
     authority.args([format!("--address=/example.com/{ANSWER}"), format!("--log-facility={}", log.display())]);
     authority.arg("--log-queries=extra");
-    let _authority: Server = stage.serve(authority, AUTHORITY)?;
-    let _resolver = stage.serve(resolver, RESOLVER)?;
+    let _authority: Server = surroundings.serve(authority, AUTHORITY)?;
+    let _resolver = surroundings.serve(resolver, RESOLVER)?;
 
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.set_read_timeout(Some(Duration::from_secs(20)))?;

@@ -4,7 +4,8 @@ use std::{fs, path::Path, thread};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Outcomes, Scenario, Stage, outcome};
+use super::scenario::{Scenario, Surroundings, outcome};
+use crate::suite::Outcomes;
 
 pub(super) const PROFTPD: Scenario = Scenario {
     name: "proftpd with PassivePorts 64000 64009",
@@ -19,25 +20,25 @@ const URL: &str = "ftp://127.0.0.1:2121";
 const ROUNDS: usize = 12;
 const AT_ONCE: usize = 8;
 
-fn play(stage: &Stage) -> Result<Outcomes> {
-    let files = stage.open_folder("files")?;
+fn play(surroundings: &Surroundings) -> Result<Outcomes> {
+    let files = surroundings.open_folder("files")?;
     fs::write(files.join("original"), (0..300_000u32).map(|byte| byte.to_ne_bytes()[0]).collect::<Vec<u8>>())?;
-    let mut proftpd = stage.command("proftpd");
+    let mut proftpd = surroundings.command("proftpd");
     proftpd.args(["--nodaemon", "--quiet", "--config"]);
-    proftpd.arg(stage.configure("proftpd.conf", include_str!("proftpd.conf"))?);
-    let _server = stage.serve(proftpd, PORT)?;
+    proftpd.arg(surroundings.configure("proftpd.conf", include_str!("proftpd.conf"))?);
+    let _server = surroundings.serve(proftpd, PORT)?;
 
     let mut outcomes = Outcomes::new();
     for round in 0..ROUNDS {
         for way in ["PASV", "EPSV"] {
             let name = format!("{way}-{round}");
-            outcomes.insert(format!("download {name}"), outcome(download(stage, way, &name)));
-            outcomes.insert(format!("upload {name}"), outcome(upload(stage, way, &name)));
+            outcomes.insert(format!("download {name}"), outcome(download(surroundings, way, &name)));
+            outcomes.insert(format!("upload {name}"), outcome(upload(surroundings, way, &name)));
         }
     }
     let at_once = thread::scope(|scope| {
         let downloads: Vec<_> = (0..AT_ONCE)
-            .map(|number| scope.spawn(move || outcome(download(stage, "PASV", &format!("at-once-{number}")))))
+            .map(|number| scope.spawn(move || outcome(download(surroundings, "PASV", &format!("at-once-{number}")))))
             .collect();
         downloads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
     });
@@ -46,26 +47,26 @@ fn play(stage: &Stage) -> Result<Outcomes> {
     Ok(outcomes)
 }
 
-fn download(stage: &Stage, way: &str, name: &str) -> Result<()> {
-    let copy = stage.path(name);
-    transfer(stage, way, &["--output", &copy.to_string_lossy(), &format!("{URL}/original")])?;
-    same(stage, &copy)
+fn download(surroundings: &Surroundings, way: &str, name: &str) -> Result<()> {
+    let copy = surroundings.path(name);
+    transfer(surroundings, way, &["--output", &copy.to_string_lossy(), &format!("{URL}/original")])?;
+    same(surroundings, &copy)
 }
 
-fn upload(stage: &Stage, way: &str, name: &str) -> Result<()> {
-    let original = stage.path("files/original");
-    transfer(stage, way, &["--upload-file", &original.to_string_lossy(), &format!("{URL}/{name}")])?;
-    same(stage, &stage.path("files").join(name))
+fn upload(surroundings: &Surroundings, way: &str, name: &str) -> Result<()> {
+    let original = surroundings.path("files/original");
+    transfer(surroundings, way, &["--upload-file", &original.to_string_lossy(), &format!("{URL}/{name}")])?;
+    same(surroundings, &surroundings.path("files").join(name))
 }
 
-fn same(stage: &Stage, copy: &Path) -> Result<()> {
-    ensure!(fs::read(copy)? == fs::read(stage.path("files/original"))?, "the copy is another file");
+fn same(surroundings: &Surroundings, copy: &Path) -> Result<()> {
+    ensure!(fs::read(copy)? == fs::read(surroundings.path("files/original"))?, "the copy is another file");
     Ok(())
 }
 
 /// Let curl do it, and check which port the server named.
-fn transfer(stage: &Stage, way: &str, words: &[&str]) -> Result<()> {
-    let mut curl = stage.command("curl");
+fn transfer(surroundings: &Surroundings, way: &str, words: &[&str]) -> Result<()> {
+    let mut curl = surroundings.command("curl");
     curl.args(["--silent", "--verbose", "--max-time", "60"]);
     if way == "PASV" {
         curl.arg("--disable-epsv");

@@ -7,18 +7,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Outcomes, Scenario, Stage, outcome};
+use super::scenario::{Scenario, Surroundings, outcome};
+use crate::suite::Outcomes;
 
 pub(super) const MUMBLE: Scenario =
     Scenario { name: "Mumble on 64738", programs: &["murmurd"], packages: "mumble-server", play };
 
-fn play(stage: &Stage) -> Result<Outcomes> {
+fn play(surroundings: &Surroundings) -> Result<Outcomes> {
     let configuration = "database=FOLDER/data/murmur.sqlite\nlogfile=FOLDER/data/murmur.log\nbonjour=false\n";
-    stage.open_folder("data")?;
-    let mut murmurd = stage.command("murmurd");
-    murmurd.args(["-fg", "-ini"]).arg(stage.configure("murmur.ini", configuration)?);
+    surroundings.open_folder("data")?;
+    let mut murmurd = surroundings.command("murmurd");
+    murmurd.args(["-fg", "-ini"]).arg(surroundings.configure("murmur.ini", configuration)?);
     // Its control connection.
-    let _server = stage.serve(murmurd, 64738)?;
+    let _server = surroundings.serve(murmurd, 64738)?;
     Ok([("TCP listens".into(), outcome(Ok(()))), ("UDP answers".into(), outcome(ping()))].into())
 }
 

@@ -266,10 +266,10 @@
         "a request that fails keeps its entry",
         "accept-acquire",
         "acquire.h",
-        "		range_leave(r, id);
+        "		admitted_leave(r->token, r->also);
 	entry_vacate(r, id);
 ",
-        "		range_leave(r, id);
+        "		admitted_leave(r->token, r->also);
 ",
     ),
     (
@@ -410,9 +410,8 @@
         "reservation.h",
         "	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
-
-	payer",
-        "	payer",
+	if (r->also & PORTKEEP_ALSO_COUNT)",
+        "	if (r->also & PORTKEEP_ALSO_COUNT)",
     ),
     (
         "a private ephemeral range is taken off after its entry can be refilled",
@@ -420,16 +419,12 @@
         "reservation.h",
         "	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
-
-	payer = r->payer;
-",
+	if (r->also & PORTKEEP_ALSO_COUNT)",
         "	entry_vacate(r, id);
 	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
 	entry_free(0);
-
-	payer = r->payer;
-",
+	if (r->also & PORTKEEP_ALSO_COUNT)",
     ),
     (
         "a private ephemeral range that was not granted keeps the next one away",
@@ -437,10 +432,10 @@
         "acquire.h",
         "	if (r->flags & PORTKEEP_EPHEMERAL)
 		range_leave(r, id);
-	entry_vacate(r, id);
-",
-        "	entry_vacate(r, id);
-",
+	if (r->also)
+		admitted_leave",
+        "	if (r->also)
+		admitted_leave",
     ),
     (
         "a draw from a private ephemeral range is not noted for the second program",
@@ -448,5 +443,41 @@
         "bind.h",
         "		if (!w || !claim(st, r, s.token, port)) {",
         "		if (!w || !reservation_alive(r, s.token)) {",
+    ),
+    (
+        "others are let in by a reservation that has ended",
+        "also-refilled",
+        "reservation.h",
+        "	if (r->also & PORTKEEP_ALSO_COUNT)
+		admitted_leave(token, r->also);
+
+",
+        "",
+    ),
+    (
+        "others that a failed request named stay behind",
+        "also-bind",
+        "acquire.h",
+        "	if (r->also)
+		admitted_leave(r->token, r->also);
+",
+        "",
+    ),
+    (
+        "others that a change took off stay behind",
+        "also-change",
+        "admin.h",
+        "	admitted_leave(q->token, before);
+",
+        "",
+    ),
+    (
+        "a bind that looks whether another is let in does not see a change",
+        "also-change",
+        "also.h",
+        "		return READ(r->also) == key.also;
+",
+        "		return 1;
+",
     ),
 ]

@@ -9,11 +9,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Model, Namespace, Place, Socket};
+use super::{Model, Namespace, Place, Socket, id::places_of};
 use portkeep_core::{Align, PortRange, Transports};
 
 impl Model {
-    pub(super) fn place(
+    pub(super) fn find_block(
         &mut self,
         namespace: Namespace,
         transports: Transports,
@@ -44,9 +44,4 @@ impl Model {
         self.cursors.insert((namespace, transports), u32::from(start) + u32::from(count));
         PortRange::new(start, count).ok()
     }
-}
-
-/// Every port of a block, of each transport.
-pub(super) fn places_of(namespace: Namespace, transports: Transports, block: PortRange) -> impl Iterator<Item = Place> {
-    block.into_iter().flat_map(move |port| transports.iter().map(move |transport| Place { namespace, transport, port }))
 }

@@ -14,14 +14,14 @@ use portkeep_core::{PortRange, Transport};
 use portkeep_kernel::{Admin, Config, Instance, Maps, WordKey};
 
 use super::{
-    kernel_part,
     namespaces::{self, Namespace},
+    programs,
 };
 use crate::vacancy::Prober;
 
 /// The outcome for pool ports in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Aside {
+pub struct SetAside {
     /// Ports set aside now.
     pub set_aside: usize,
     /// Ports set aside earlier that are vacant again.
@@ -31,15 +31,15 @@ pub struct Aside {
 /// Find pool ports that have been in use since before `up` and set them aside,
 /// and give back those that are vacant again. In every namespace that can be
 /// seen. For `portkeep up`, after the programs are attached.
-pub fn set_aside_used_pool_ports(instance: &Instance) -> anyhow::Result<Aside> {
+pub fn set_aside_used_pool_ports(instance: &Instance) -> anyhow::Result<SetAside> {
     let (maps, admin, config) = (instance.maps()?, instance.admin()?, instance.config());
-    let prober = kernel_part::prober(config)?;
+    let prober = programs::prober(config)?;
     let round = Round { admin: &admin, prober: &prober };
     let mut given_back = 0;
     for (netns, ports) in all(&maps)? {
         given_back += round.give_back(netns, ports)?;
     }
-    Ok(Aside { set_aside: round.set_aside(config)?, given_back })
+    Ok(SetAside { set_aside: round.set_aside(config)?, given_back })
 }
 
 /// One round through the namespaces.
@@ -59,7 +59,7 @@ impl Round<'_> {
 
     /// A namespace that cannot be looked at does not keep the others from being looked at.
     pub(super) fn set_aside_in(&self, namespace: &Namespace, config: &Config) -> usize {
-        let Some(pool) = kernel_part::pool(config) else { return 0 };
+        let Some(pool) = programs::pool(config) else { return 0 };
         self.try_set_aside(namespace, pool).unwrap_or_else(|error| {
             tracing::warn!(netns = namespace.cookie, %error, "cannot look for pool ports in use");
             0
@@ -121,13 +121,13 @@ const SHARE: u32 = 50;
 
 /// Namespaces with ports that are set aside and may be vacant again, a slice at a time.
 #[derive(Debug, Default)]
-pub(super) struct Asides {
+pub(super) struct GiveBack {
     rest: BTreeMap<u64, Vec<(Transport, u16)>>,
     /// When the port table was last looked through, and how long that took.
     looked: Option<(Instant, Duration)>,
 }
 
-impl Asides {
+impl GiveBack {
     pub(super) fn is_over(&self) -> bool {
         self.rest.is_empty()
     }

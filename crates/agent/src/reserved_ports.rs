@@ -11,10 +11,11 @@ use portkeep_core::{
     ephemeral::{Ephemeral, Exhausted, Shared},
 };
 
-use super::{merge, namespaces, state::RuntimeDir, sysctl};
+use super::{namespaces, state::RuntimeDir, sysctl, sysctl_plan};
 
+/// The entries of `ip_local_reserved_ports`.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct ReservedPorts {
     pub(super) runtime: RuntimeDir,
     pub(super) pool: Option<PortRange>,
 }
@@ -37,7 +38,7 @@ fn settle_here(
 ) -> io::Result<()> {
     let mut held = runtime.hold()?;
     let (ours, current) = (held.of(netns), sysctl::reserved()?);
-    let plan = merge::plan(&current, &ours, &wanted(&ours, &current)?);
+    let plan = sysctl_plan::plan(&current, &ours, &wanted(&ours, &current)?);
     held.remember(netns, &plan.remember)?;
     if !plan.add.is_empty() {
         sysctl::add(&plan.add)?;
@@ -52,7 +53,7 @@ fn clear_here(runtime: &RuntimeDir, netns: u64) -> io::Result<()> {
     settle_here(runtime, netns, |_, _| Ok(PortSet::default()))
 }
 
-impl Keeper {
+impl ReservedPorts {
     /// The part of a set of ports that needs entries of its own: pool ports are entered as far as automatic choices come
     /// from them.
     pub(super) fn outside_pool(&self, ports: PortSet) -> PortSet {

@@ -1,5 +1,5 @@
-//! Does a process belong to those a reservation is for? Asked for sockets that were there first (`around`): the
-//! the BPF programs decide the same for those that come later.
+//! Whether a process belongs to the audience of a reservation. Asked of sockets that were there first (`around`): the BPF
+//! programs decide the same for those that come later.
 
 use std::fs;
 
@@ -33,20 +33,20 @@ fn cgroup_of(pid: u32) -> Option<Vec<String>> {
     Some(below.iter().map(|part| part.to_string_lossy().into_owned()).collect())
 }
 
-/// The BPF programs use the same.
+/// The settings that decide it, as the BPF programs have them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Judge {
+pub(super) struct AudienceCheck {
     /// How deep the enforced cgroup is below the hierarchy's root.
     enforced_depth: usize,
     admin_gid: u32,
 }
 
-impl Judge {
+impl AudienceCheck {
     pub(super) fn new(config: &Config) -> Self {
         Self { enforced_depth: config.enforce_level as usize, admin_gid: config.admin_gid }
     }
 
-    fn is_rightful(&self, pid: u32, audience: &Audience<u32>) -> bool {
+    fn includes(&self, pid: u32, audience: &Audience<u32>) -> bool {
         let Some(identity) = identity(pid) else { return false };
         match audience {
             Audience::Administrators => {
@@ -67,14 +67,14 @@ impl Judge {
         }
     }
 
-    /// Whether everybody who has the port bound, in the calling thread's network namespace, is rightful. A process
-    /// that cannot be seen is not.
-    pub(super) fn all_rightful(&self, transport: Transport, port: u16, audience: &Audience<u32>) -> bool {
+    /// Whether every process that has the port bound, in the calling thread's network namespace, is in the audience. One that
+    /// cannot be seen is not.
+    pub(super) fn all_of(&self, transport: Transport, port: u16, audience: &Audience<u32>) -> bool {
         let Ok(block) = PortRange::single(port) else { return false };
         let usage = Usage::of(&[(block, transport.into())]).unwrap_or_default();
         let bound_by = usage.port(transport, port).bound_by;
-        let is_rightful = |process: &Process| self.is_rightful(process.pid, audience);
-        !bound_by.is_empty() && bound_by.iter().all(|socket| socket.process.as_ref().is_some_and(is_rightful))
+        let included = |process: &Process| self.includes(process.pid, audience);
+        !bound_by.is_empty() && bound_by.iter().all(|socket| socket.process.as_ref().is_some_and(included))
     }
 }
 
@@ -86,13 +86,11 @@ mod tests {
     fn this_process_is_itself() {
         let own = std::process::id();
         let who = identity(own).unwrap();
-        let judge = Judge { enforced_depth: 0, admin_gid: who.gids[0] };
-        assert!(
-            judge.is_rightful(own, &Audience::User(who.uid)) && !judge.is_rightful(own, &Audience::User(who.uid + 1))
-        );
-        assert!(judge.is_rightful(own, &Audience::Group(who.gids[0])));
+        let check = AudienceCheck { enforced_depth: 0, admin_gid: who.gids[0] };
+        assert!(check.includes(own, &Audience::User(who.uid)) && !check.includes(own, &Audience::User(who.uid + 1)));
+        assert!(check.includes(own, &Audience::Group(who.gids[0])));
         if let Some(cgroup) = cgroup_of(own).filter(|cgroup| !cgroup.is_empty()) {
-            assert!(judge.is_rightful(own, &Audience::Cgroup(format!("/{}", cgroup.join("/")))));
+            assert!(check.includes(own, &Audience::Cgroup(format!("/{}", cgroup.join("/")))));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::vacancy::Prober;
 
 /// The BPF programs with the event ring, which has one reader at a time.
 #[derive(Debug)]
-pub struct KernelPart {
+pub struct Programs {
     pub(super) maps: Maps,
     pub(super) admin: Admin,
     pub(super) events: Events,
@@ -23,7 +23,7 @@ pub struct KernelPart {
     folder: Option<PathBuf>,
 }
 
-impl KernelPart {
+impl Programs {
     /// Of a pinned instance.
     pub fn of_instance(instance: &Instance) -> anyhow::Result<Self> {
         Ok(Self {

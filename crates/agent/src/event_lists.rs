@@ -1,0 +1,106 @@
+//! The lists in force, for the event log: a list is one reservation, and is reported once.
+
+use std::collections::{HashMap, hash_map};
+
+use portkeep::Info;
+use portkeep_core::{ListMark, PortList, PortRange, wire};
+use portkeep_kernel::{Maps, Reservation};
+
+/// A reservation of the BPF programs.
+pub(super) fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
+    Info::from_wire(&maps.state(reservation).ok()?)
+}
+
+/// The blocks of one list of a program have this in common, and no others have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ListKey {
+    mark: ListMark,
+    netns: u64,
+    owner: u32,
+}
+
+impl ListKey {
+    pub(super) fn of(reservation: &Reservation) -> Option<Self> {
+        let mark = ListMark::of(&reservation.label)?;
+        Some(Self { mark, netns: reservation.netns, owner: reservation.pid })
+    }
+}
+
+/// The part of its reservation that an event about a block is about.
+pub(super) enum Part {
+    /// All of it.
+    Whole,
+    /// The last block of a list with these ports that was missing, or remained.
+    Last(PortList),
+    /// Another block of a list.
+    Other,
+}
+
+/// The lists in force: the BPF programs report each block, people hear of each list.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    by_block: HashMap<u32, ListKey>,
+    /// Blocks that the agent has confirmed. Their reservation may have ended when the event of it is read.
+    pub(super) confirmed: HashMap<u32, ListKey>,
+    lists: HashMap<ListKey, List>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    /// All blocks that were granted.
+    blocks: Vec<PortRange>,
+    /// Of those that have not ended.
+    ids: Vec<u32>,
+    /// Once they are all there.
+    ports: Option<PortList>,
+}
+
+impl Lists {
+    pub(super) fn of(maps: &Maps) -> Self {
+        let mut lists = Self::default();
+        let in_force = maps.reservations().flatten().filter(|(_, reservation)| reservation.state() == wire::ACTIVE);
+        for (id, reservation) in in_force {
+            if let Some(ports) = reservation.ports() {
+                let _ = lists.granted(id, ports, ListKey::of(&reservation));
+            }
+        }
+        lists
+    }
+
+    /// A block came into force.
+    pub(super) fn granted(&mut self, id: u32, ports: PortRange, list: Option<ListKey>) -> Part {
+        // Its end may have been missed.
+        let _ = self.ended(id);
+        let Some(key) = list.or(self.confirmed.remove(&id)) else { return Part::Whole };
+        let list = self.lists.entry(key).or_default();
+        self.by_block.insert(id, key);
+        list.ids.push(id);
+        list.blocks.push(ports);
+        if list.ports.is_some() || list.blocks.len() < key.mark.blocks() {
+            return Part::Other;
+        }
+        list.ports = PortList::new(list.blocks.iter().copied()).ok();
+        list.ports.clone().map_or(Part::Other, Part::Last)
+    }
+
+    /// A block has ended. One of a list that never was complete is no news.
+    pub(super) fn ended(&mut self, id: u32) -> Part {
+        let Some(key) = self.by_block.remove(&id) else { return Part::Whole };
+        let hash_map::Entry::Occupied(mut entry) = self.lists.entry(key) else { return Part::Other };
+        entry.get_mut().ids.retain(|other| *other != id);
+        if !entry.get().ids.is_empty() {
+            return Part::Other;
+        }
+        entry.remove().ports.map_or(Part::Other, Part::Last)
+    }
+
+    /// A reservation of the BPF programs, with the other blocks of its list.
+    pub(super) fn whole(&self, maps: &Maps, reservation: &Reservation) -> Option<Info> {
+        let block = info(maps, reservation)?;
+        let list = ListKey::of(reservation).and_then(|key| Some((key, self.lists.get(&key)?)));
+        let Some((key, list)) = list else { return Some(block) };
+        let blocks = list.ids.iter().filter_map(|id| maps.reservation(*id).ok()?);
+        let its = blocks.filter(|reservation| ListKey::of(reservation) == Some(key));
+        Info::join(its.filter_map(|reservation| info(maps, &reservation))).pop().or(Some(block))
+    }
+}

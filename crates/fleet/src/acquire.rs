@@ -1,0 +1,87 @@
+//! `acquire`: ports on several hosts for a script, until its standard input ends.
+
+use std::{
+    io::{self, Read, Write},
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use anyhow::Context;
+use portkeep_cli::Exit;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    ask::Ask,
+    config::Config,
+    etcd::Client,
+    print_json,
+    request::{self, News},
+    run::report,
+    view,
+};
+
+const AFTER_HELP: &str = "\
+Prints the ports on one line, `20000-20007 tcp train42` (ports, transport, name), when the kernel of each host enforces them. The job \
+ends when standard input ends, or on SIGINT, SIGTERM or SIGHUP. It fails if the job is over before, by `release`. With --hold only a \
+signal ends it.
+
+Examples:
+  portkeep-fleet acquire --hosts a,b,c --count 8                  until Ctrl-D
+  portkeep-fleet acquire --hosts a,b --name train42 --hold --json";
+
+/// Reserve ports on several hosts until standard input ends
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    ask: Ask,
+    /// Until a signal, whatever happens to standard input
+    #[arg(long)]
+    hold: bool,
+    /// One JSON object on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(crate) fn run(args: &Args, config: &Config) -> anyhow::Result<u8> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
+    let client = Arc::new(Client::new(config)?);
+    let (end, ended) = mpsc::channel();
+    let over = end.clone();
+    let held = request::acquire(&client, config, &args.ask.wanted()?, move |news| {
+        let is_over = matches!(news, News::Over(_));
+        report(news);
+        if is_over {
+            let _ = over.send(Exit::Failed);
+        }
+    })?;
+    let job = &held.job;
+    let printed = match args.json {
+        true => print_json(&view::granted(job)),
+        false => {
+            writeln!(io::stdout(), "{} {} {}", job.ports, job.transports, job.name).and_then(|()| io::stdout().flush())
+        }
+    };
+    if let Err(error) = printed {
+        held.end()?;
+        return Err(error).context("writing to standard output");
+    }
+    if !args.hold {
+        let end = end.clone();
+        thread::spawn(move || {
+            let _ = io::copy(&mut io::stdin().lock().take(u64::MAX), &mut io::sink());
+            let _ = end.send(Exit::Done);
+        });
+    }
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            let _ = end.send(Exit::Done);
+        }
+    });
+    let exit = ended.recv().unwrap_or(Exit::Failed);
+    held.end()?;
+    Ok(exit.code())
+}

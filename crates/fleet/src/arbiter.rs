@@ -1,0 +1,215 @@
+//! The decisions of the fleet. Each is one transaction of etcd; nothing here decides by itself.
+
+use portkeep::{Align, PortRange, persistent::protocol::Reason};
+
+use crate::{
+    etcd::{Client, Compare, EtcdError, KeyValue, Op, Outcome},
+    failure::Failure,
+    record::{Answer, Block, Job, Keys, Part},
+    search::next_fit,
+};
+
+/// Where a block has to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) range: PortRange,
+    /// Exactly here; otherwise anywhere.
+    pub(crate) at: Option<u16>,
+    pub(crate) count: u16,
+    pub(crate) align: Align,
+    /// Blocks that a host of the job has refused.
+    pub(crate) refused: &'a [PortRange],
+}
+
+/// The facts that a decision depends on.
+#[derive(Debug)]
+struct Table {
+    cursor: Option<KeyValue>,
+    blocks: Vec<Block>,
+    job: Option<KeyValue>,
+}
+
+/// Try again when another decision came in between; it returns what is there now, so this ends.
+const ATTEMPTS: usize = 200;
+
+fn reads(keys: &Keys, name: &str) -> [Op; 5] {
+    [
+        Op::get(&keys.cursor()),
+        Op::all(&keys.blocks()),
+        Op::get(&keys.job(name)),
+        Op::keys(&keys.hosts()),
+        Op::keys(&keys.known()),
+    ]
+}
+
+/// Grant the job a block: the whole job on all hosts, or nothing. Returns the revision of the decision.
+///
+/// `job.ports` is set. Two round trips, and one more for each decision that comes in between.
+pub(crate) fn decide(
+    client: &Client,
+    keys: &Keys,
+    job: &mut Job,
+    lease: i64,
+    place: &Place<'_>,
+) -> Result<i64, Failure> {
+    let mut outcome = client.transact(&[], &reads(keys, &job.name), &[])?;
+    for _ in 0..ATTEMPTS {
+        let table = examine(outcome, job)?;
+        job.ports = choose(&table, place, job)?;
+        outcome = commit(client, keys, job, lease, &table)?;
+        if outcome.succeeded {
+            return Ok(outcome.revision());
+        }
+    }
+    Err(Failure::new(Reason::Failed, "too many other requests came in between; try again"))
+}
+
+/// All hosts are there, and the name is free.
+fn examine(outcome: Outcome, job: &Job) -> Result<Table, Failure> {
+    let [cursor, blocks, found, hosts, known] = outcome.reads()?;
+    for host in &job.hosts {
+        if !hosts.iter().any(|key| key.name() == host) {
+            let message = match known.iter().any(|key| key.name() == host) {
+                true => format!("{host} cannot be reached: its daemon has stopped, or its network is cut"),
+                false => {
+                    format!("{host} does not belong to the fleet; `portkeep-fleet status` shows the hosts that do")
+                }
+            };
+            return Err(Failure::new(Reason::NotFound, message).on(host));
+        }
+    }
+    let table = Table {
+        cursor: cursor.into_iter().next(),
+        blocks: blocks.iter().map(KeyValue::parse).collect::<Result<_, _>>()?,
+        job: found.into_iter().next(),
+    };
+    if let Some(found) = &table.job {
+        let other: Job = found.parse()?;
+        // An answer may have been lost on its way here.
+        if other.id != job.id {
+            let Job { name, ports, by, hosts, .. } = other;
+            let message = format!("there is a job {name:?}: ports {ports} on {}, of {by}", hosts.join(", "));
+            return Err(Failure::new(Reason::NameTaken, message));
+        }
+    }
+    Ok(table)
+}
+
+fn choose(table: &Table, place: &Place<'_>, job: &Job) -> Result<PortRange, Failure> {
+    let Place { range, at, count, align, refused } = place;
+    if let Some(start) = at {
+        let wanted = PortRange::new(*start, *count).map_err(|error| Failure::new(Reason::Malformed, error))?;
+        align.check(*start).map_err(|error| Failure::new(Reason::Malformed, error))?;
+        if !range.contains(wanted.start()) || !range.contains(wanted.last()) {
+            let message = format!("ports {wanted} are not within the fleet's range {range}");
+            return Err(Failure::new(Reason::Malformed, message));
+        }
+        return match table.blocks.iter().find(|block| block.ports.overlaps(wanted)) {
+            None => Ok(wanted),
+            Some(Block { ports, name, resting: false, .. }) => {
+                Err(Failure::new(Reason::InUse, format!("ports {ports} belong to the job {name:?}")))
+            }
+            Some(Block { ports, name, .. }) => {
+                let message = format!("ports {ports} were those of the job {name:?} a moment ago, and rest");
+                Err(Failure::new(Reason::InUse, message))
+            }
+        };
+    }
+    let cursor = table.cursor.as_ref().and_then(|cursor| cursor.value.parse().ok()).unwrap_or(range.start());
+    let taken: Vec<PortRange> = table.blocks.iter().map(|block| block.ports).chain(refused.iter().copied()).collect();
+    next_fit(*range, cursor, &taken, *count, *align).ok_or_else(|| {
+        let message =
+            format!("the fleet's range {range} has no {count} free ports in a row for {}", job.hosts.join(", "));
+        Failure::new(Reason::NoRoom, message)
+    })
+}
+
+fn commit(client: &Client, keys: &Keys, job: &Job, lease: i64, table: &Table) -> Result<Outcome, EtcdError> {
+    let seen = table.cursor.as_ref().map_or(0, |cursor| cursor.mod_revision);
+    let conditions = [Compare::changed(&keys.cursor(), seen), Compare::absent(&keys.job(&job.name))];
+    let mut then = vec![Op::put(&keys.cursor(), &u32::from(job.ports.last()).saturating_add(1), 0)];
+    then.extend(grant(keys, job, lease));
+    client.transact(&conditions, &then, &reads(keys, &job.name))
+}
+
+/// The writes that grant a job its block, on all of its hosts.
+fn grant(keys: &Keys, job: &Job, lease: i64) -> Vec<Op> {
+    let block = Block { ports: job.ports, name: job.name.clone(), id: job.id.clone(), resting: false, released: false };
+    let asked = Part::of(job, Answer::Asked, None);
+    let of_hosts = job.hosts.iter().flat_map(|host| {
+        [Op::put(&keys.live(host, &job.id), job, lease), Op::put(&keys.part(&job.id, host), &asked, 0)]
+    });
+    let mut writes =
+        vec![Op::put(&keys.block(job.ports.start()), &block, 0), Op::put(&keys.job(&job.name), job, lease)];
+    writes.extend(Op::many(of_hosts.collect()));
+    writes
+}
+
+/// Take a job back whose lease has ended while etcd could not be reached, if its block is still its own. Returns the revision.
+pub(crate) fn take_back(client: &Client, keys: &Keys, job: &Job, lease: i64) -> Result<i64, Failure> {
+    let key = keys.block(job.ports.start());
+    let (_, [found]) = client.read([Op::get(&key)])?;
+    let lost = |why: &str| Failure::new(Reason::NotFound, format!("ports {} {why}", job.ports));
+    let Some(found) = found.first() else { return Err(lost("are free again")) };
+    let block: Block = found.parse()?;
+    if block.id != job.id {
+        return Err(lost(&format!("belong to the job {:?} now", block.name)));
+    }
+    if block.released {
+        return Err(lost("were released"));
+    }
+    let conditions = [Compare::changed(&key, found.mod_revision), Compare::absent(&keys.job(&job.name))];
+    let outcome = client.transact(&conditions, &grant(keys, job, lease), &[])?;
+    if outcome.succeeded { Ok(outcome.revision()) } else { Err(lost("were given up at the same time")) }
+}
+
+/// End a job for its owner. Its ports are free when all hosts report that they are vacant.
+pub(crate) fn release(client: &Client, keys: &Keys, name: &str) -> Result<Job, Failure> {
+    let (_, [found]) = client.read([Op::get(&keys.job(name))])?;
+    let Some(found) = found.first() else {
+        return Err(Failure::new(Reason::NotFound, format!("there is no job {name:?}")));
+    };
+    let job: Job = found.parse()?;
+    let released =
+        Block { ports: job.ports, name: job.name.clone(), id: job.id.clone(), resting: false, released: true };
+    let stands = [Compare::created(&keys.job(name), found.create_revision)];
+    let key = keys.block(job.ports.start());
+    // The lease ends, and with it every key of the job.
+    if client.transact(&stands, &[Op::put(&key, &released, 0)], &[])?.succeeded {
+        client.revoke(found.lease)?;
+    }
+    Ok(job)
+}
+
+/// A host is done with a job: nothing is reserved there, and its ports are vacant. The last host lets the block rest. Returns
+/// false if the job has come back.
+pub(crate) fn done(
+    client: &Client,
+    keys: &Keys,
+    id: &str,
+    host: &str,
+    ports: PortRange,
+    rest: u32,
+) -> Result<bool, EtcdError> {
+    let part = keys.part(id, host);
+    let over = [Compare::absent(&keys.live(host, id))];
+    let last = Compare::no_other(&keys.parts(id), &part);
+    // One step for all but the last, which requires a lease to rest by.
+    let step = Op::nested(&last, &[], &[Op::delete(&part)]);
+    let outcome = client.transact(&over, &[step], &[])?;
+    if !outcome.succeeded || !outcome.inner_succeeded() {
+        return Ok(outcome.succeeded);
+    }
+    let key = keys.block(ports.start());
+    let (_, [found]) = client.read([Op::get(&key)])?;
+    let block = found.first().map(|found| Ok::<_, EtcdError>((found, found.parse::<Block>()?))).transpose()?;
+    let Some((found, block)) = block.filter(|(_, block)| block.id == id && !block.resting) else {
+        // The step was done before, and its answer lost.
+        return client.transact(&over, &[Op::delete(&part)], &[]).map(|outcome| outcome.succeeded);
+    };
+    let lease = client.grant(rest)?;
+    let conditions = [&over[..], &last, &[Compare::changed(&key, found.mod_revision)]].concat();
+    let resting = Block { resting: true, ..block };
+    let outcome = client.transact(&conditions, &[Op::delete(&part), Op::put(&key, &resting, lease)], &[])?;
+    Ok(outcome.succeeded)
+}

@@ -1,0 +1,175 @@
+//! `/etc/portkeep/fleet.toml`, and the options that overrule it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail, ensure};
+use portkeep::PortRange;
+use serde::Deserialize;
+
+/// The configuration where no option names another.
+pub(crate) const PATH: &str = "/etc/portkeep/fleet.toml";
+const STATE_DIR: &str = "/var/lib/portkeep-fleet";
+/// Below Portkeep's pool and the usual ephemeral range.
+const RANGE: &str = "20000-24999";
+
+/// How to reach etcd, and what the fleet's ports are. The same on all hosts, but for the host's name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// URLs of etcd's members.
+    #[serde(default)]
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) tls: Option<Tls>,
+    user: Option<String>,
+    /// Its first line is the password.
+    password_file: Option<PathBuf>,
+    /// The cluster's id, as `portkeep-fleet status` shows it.
+    #[serde(default, deserialize_with = "hex")]
+    pub(crate) cluster: Option<u64>,
+    /// Of all keys.
+    #[serde(default = "prefix")]
+    pub(crate) prefix: String,
+    /// The ports of the fleet.
+    #[serde(default = "range")]
+    pub(crate) range: PortRange,
+    /// Seconds for which a block rests when all hosts are done with it.
+    #[serde(default = "rest")]
+    pub(crate) rest: u32,
+    /// Seconds after which a host or a command that has gone counts as gone.
+    #[serde(default = "lease")]
+    pub(crate) lease: u32,
+    /// The name of this host.
+    pub(crate) host: Option<String>,
+    /// Where the daemon remembers which cluster it belongs to.
+    #[serde(default = "state_dir")]
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Files in PEM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    /// The certificates to trust.
+    pub(crate) ca: PathBuf,
+    /// The certificate of this client, where etcd asks for one.
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// A user of etcd.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+/// Where etcd is and how to talk to it
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The configuration
+    #[arg(long, value_name = "FILE", global = true, default_value = PATH, env = "PORTKEEP_FLEET_CONFIG")]
+    config: PathBuf,
+    /// URLs of etcd's members, in place of the configuration's
+    #[arg(long, value_name = "URL,...", value_delimiter = ',', global = true, env = "PORTKEEP_FLEET_ENDPOINTS")]
+    endpoints: Vec<String>,
+    /// Certificates to trust, PEM
+    #[arg(long, value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
+    /// Certificate of this client, PEM
+    #[arg(long, value_name = "FILE", requires = "key", global = true)]
+    certificate: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "certificate", global = true)]
+    key: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME", requires = "password_file", global = true)]
+    etcd_user: Option<String>,
+    /// File with the password
+    #[arg(long, value_name = "FILE", global = true)]
+    password_file: Option<PathBuf>,
+    /// The ports of the fleet, A-B
+    #[arg(long, value_name = "PORTS", global = true)]
+    range: Option<PortRange>,
+}
+
+impl Options {
+    /// The configuration with these options.
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::read(&self.config)?;
+        if !self.endpoints.is_empty() {
+            config.endpoints.clone_from(&self.endpoints);
+        }
+        if let Some(ca) = &self.ca {
+            config.tls = Some(Tls { ca: ca.clone(), certificate: None, key: None });
+        }
+        if self.certificate.is_some() {
+            let tls = config.tls.as_mut().context("--certificate requires --ca")?;
+            (tls.certificate, tls.key) = (self.certificate.clone(), self.key.clone());
+        }
+        config.user = self.etcd_user.clone().or(config.user);
+        config.password_file = self.password_file.clone().or(config.password_file);
+        config.range = self.range.unwrap_or(config.range);
+        let path = self.config.display();
+        ensure!(!config.endpoints.is_empty(), "where is etcd? Write `endpoints` into {path}, or use --endpoints");
+        for endpoint in &config.endpoints {
+            let known = endpoint.starts_with("http://") || endpoint.starts_with("https://");
+            ensure!(known, "the endpoint {endpoint:?} is no URL, such as https://etcd1:2379");
+        }
+        ensure!(
+            config.prefix.starts_with('/') && config.prefix.ends_with('/'),
+            "{path}: `prefix` is as \"/portkeep/\""
+        );
+        ensure!(config.lease >= 5 && config.rest >= 2, "{path}: `lease` is at least 5 seconds, and `rest` 2");
+        Ok(config)
+    }
+}
+
+impl Config {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new(PATH) => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        toml::from_str(&text).with_context(|| format!("{} has a mistake", path.display()))
+    }
+
+    pub(crate) fn account(&self) -> anyhow::Result<Option<Account>> {
+        let (user, path) = match (&self.user, &self.password_file) {
+            (None, None) => return Ok(None),
+            (Some(user), Some(path)) => (user, path),
+            _ => bail!("`user` and `password_file` belong together in fleet.toml"),
+        };
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let password = text.lines().next().unwrap_or_default().to_owned();
+        Ok(Some(Account { user: user.clone(), password }))
+    }
+}
+
+fn hex<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    u64::from_str_radix(&text, 16).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn prefix() -> String {
+    "/portkeep/".into()
+}
+
+fn range() -> PortRange {
+    RANGE.parse().expect("a block")
+}
+
+const fn rest() -> u32 {
+    60
+}
+
+const fn lease() -> u32 {
+    30
+}
+
+fn state_dir() -> PathBuf {
+    STATE_DIR.into()
+}

@@ -1,0 +1,394 @@
+//! The daemon of a host: it watches what is decided for the host, has the kernel enforce it, and answers.
+//!
+//! It keeps nothing alive but its own membership. When it dies, or etcd cannot be reached, the kernel's reservations stay as they
+//! are; the next daemon, or the next connection, compares them with etcd ([`Daemon::reconcile`]).
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::bail;
+use portkeep::persistent::protocol::{Reason, Refused};
+
+use crate::{
+    arbiter,
+    config::Config,
+    etcd::{Batch, Change, Client, Compare, EtcdError, Interrupt, KeepAlive, KeyValue, LeaseNews, Op},
+    fence::{Fence, Reserved},
+    memory::Memory,
+    parts::{Ending, Parts, Stage},
+    record::{Answer, Job, Keys, Member, Part},
+};
+
+/// How often ports that are to become vacant are looked at: first, and at most.
+const SOON: Duration = Duration::from_millis(50);
+const LATER: Duration = Duration::from_secs(1);
+/// The pause between attempts to reach etcd.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Input of the daemon.
+pub(crate) enum Input {
+    Changes(u64, Result<Batch, EtcdError>),
+    Lease(LeaseNews),
+    /// End, and leave the reservations alone.
+    Stop,
+}
+
+/// Why a connection ended.
+enum Over {
+    Stopped,
+    LeaseEnded,
+}
+
+pub(crate) struct Daemon<F> {
+    pub(crate) client: Arc<Client>,
+    pub(crate) config: Config,
+    pub(crate) host: String,
+    pub(crate) memory: Memory,
+    pub(crate) parts: Parts<F>,
+    pub(crate) inbox: Receiver<Input>,
+    pub(crate) outbox: Sender<Input>,
+    /// Called once it belongs to the fleet.
+    pub(crate) ready: Box<dyn FnMut(&Client) + Send>,
+    /// The watch that counts; what comes from an earlier one does not.
+    generation: u64,
+    watch: Option<Interrupt>,
+    /// The kernel's reservations could not be read, so they are to be compared again.
+    unsure: bool,
+}
+
+impl<F: Fence> Daemon<F> {
+    pub(crate) fn new(
+        client: Arc<Client>,
+        config: Config,
+        host: String,
+        memory: Memory,
+        fence: F,
+        (outbox, inbox): (Sender<Input>, Receiver<Input>),
+    ) -> Self {
+        let parts = Parts::new(fence, config.range);
+        Self {
+            client,
+            config,
+            host,
+            memory,
+            parts,
+            inbox,
+            outbox,
+            ready: Box::new(|_| {}),
+            generation: 0,
+            watch: None,
+            unsure: false,
+        }
+    }
+
+    /// Serve until it is stopped. Fails only where nothing can come of waiting, and before it has belonged to the fleet.
+    pub(crate) fn run(&mut self) -> anyhow::Result<()> {
+        let mut joined = false;
+        loop {
+            match self.session(&mut joined) {
+                Ok(Over::Stopped) => return Ok(()),
+                Ok(Over::LeaseEnded) => self.note("the membership has ended in etcd; joining again"),
+                Err(error) => {
+                    let hopeless = !matches!(error.downcast_ref(), Some(EtcdError::Unreachable { .. }));
+                    if hopeless && !joined {
+                        return Err(error);
+                    }
+                    if let Some(error) = error.downcast_ref::<EtcdError>() {
+                        self.memory.cut_off(error);
+                    }
+                    self.note(&format!("{error:#}; what is reserved stays reserved"));
+                    if self.pause(if hopeless { 10 * PAUSE } else { PAUSE }) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Wait a little; true: it is to end.
+    fn pause(&self, pause: Duration) -> bool {
+        loop {
+            match self.inbox.recv_timeout(pause) {
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
+                Ok(Input::Changes(..) | Input::Lease(_)) => {}
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+    }
+
+    fn note(&self, text: &str) {
+        eprintln!("note: host {}: {text}", self.host);
+    }
+
+    /// Belong to the fleet as long as the lease lives.
+    fn session(&mut self, joined: &mut bool) -> anyhow::Result<Over> {
+        let lease = self.client.grant(self.config.lease)?;
+        self.join(lease)?;
+        let outbox = self.outbox.clone();
+        let keep = KeepAlive::start(Arc::clone(&self.client), lease, self.config.lease, move |news| {
+            let _ = outbox.send(Input::Lease(news));
+        });
+        self.resync()?;
+        if !*joined {
+            *joined = true;
+            (self.ready)(&self.client);
+        }
+        let over = self.serve();
+        self.end_watch();
+        if matches!(over, Ok(Over::Stopped)) {
+            drop(keep);
+            let _ = self.client.revoke(lease);
+        }
+        over
+    }
+
+    fn join(&mut self, lease: i64) -> anyhow::Result<()> {
+        let keys = self.keys();
+        let (key, known) = (keys.host(&self.host), keys.known_host(&self.host));
+        let (revision, [found]) = self.client.read([Op::get(&key)])?;
+        self.memory.check(revision)?;
+        let found = found.first();
+        if let Some(other) =
+            found.map(KeyValue::parse::<Member>).transpose()?.filter(|other| other.machine != self.memory.machine())
+        {
+            bail!(
+                "the fleet has a host {:?} already, on the machine {}; give each host its own name with `host` in fleet.toml",
+                self.host,
+                other.machine
+            );
+        }
+        let obstacle = self.parts.fence.obstacle();
+        let member =
+            Member { machine: self.memory.machine().to_owned(), version: env!("CARGO_PKG_VERSION").into(), obstacle };
+        let seen = Compare::changed(&key, found.map_or(0, |found| found.mod_revision));
+        let put = [Op::put(&key, &member, lease), Op::put(&known, &member.machine, 0)];
+        if !self.client.transact(&[seen], &put, &[])?.succeeded {
+            bail!("another daemon of host {:?} joins the fleet at the same time", self.host);
+        }
+        Ok(())
+    }
+
+    fn keys(&self) -> Keys {
+        Keys(self.config.prefix.clone())
+    }
+
+    fn end_watch(&mut self) {
+        self.generation += 1;
+        if let Some(watch) = self.watch.take() {
+            watch.end();
+        }
+    }
+
+    /// Compare with etcd as it is now, and follow it from there.
+    fn resync(&mut self) -> Result<(), EtcdError> {
+        self.end_watch();
+        let keys = self.keys();
+        let live = keys.live_of(&self.host);
+        let (revision, [live_now, parts]) = self.client.read([Op::all(&live), Op::keys(&keys.all_parts())])?;
+        self.memory.check(revision)?;
+        let mut watch = self.client.watch(&live, revision + 1)?;
+        self.watch = Some(watch.interrupt());
+        let (outbox, generation) = (self.outbox.clone(), self.generation);
+        thread::spawn(move || {
+            loop {
+                let batch = watch.next();
+                let last = batch.is_err();
+                if outbox.send(Input::Changes(generation, batch)).is_err() || last {
+                    return;
+                }
+            }
+        });
+        let mine: Vec<KeyValue> = parts.into_iter().filter(|part| part.name() == self.host).collect();
+        self.reconcile(&live_now, &mine)?;
+        self.memory.reached(self.client.cluster(), revision)
+    }
+
+    /// The kernel's reservations against the jobs of etcd: what belongs to no job ends, and what a job has lost is reserved again.
+    fn reconcile(&mut self, live: &[KeyValue], mine: &[KeyValue]) -> Result<(), EtcdError> {
+        let reserved = match self.parts.fence.reserved() {
+            Ok(reserved) => reserved,
+            Err(reason) => {
+                self.note(&format!("the reservations cannot be read: {reason}; trying again"));
+                self.unsure = true;
+                return Ok(());
+            }
+        };
+        self.unsure = false;
+        self.parts.held.clear();
+        for found in mine {
+            let (_, [now]) = self.client.read([Op::get(&found.key)])?;
+            let Some(now) = now.first() else { continue };
+            let part: Part = now.parse()?;
+            let id = found.key.rsplit('/').nth(1).unwrap_or_default().to_owned();
+            let revision = now.create_revision;
+            let job = live.iter().find(|job| job.name() == id).map(KeyValue::parse::<Job>).transpose()?;
+            let here = reserved.iter().find(|here| here.revision == revision);
+            let as_asked =
+                Reserved { name: part.name.clone(), revision, ports: part.ports, transports: part.transports };
+            match (job, here) {
+                (Some(job), Some(here)) => {
+                    self.parts.adopt(&id, here, Stage::Reserved, false);
+                    if part.answer != Answer::Granted {
+                        self.answer(&job, revision, Answer::Granted, None)?;
+                    }
+                }
+                (Some(_), None) if part.answer == Answer::Refused => {
+                    self.parts.adopt(&id, &as_asked, Stage::Refused, false);
+                }
+                (Some(job), None) => self.reserve(&job, revision, part.answer)?,
+                (None, Some(here)) => self.parts.adopt(&id, here, Stage::Reserved, true),
+                (None, None) => {
+                    let stage = if part.answer == Answer::Refused { Stage::Refused } else { Stage::Released };
+                    self.parts.adopt(&id, &as_asked, stage, true);
+                }
+            }
+        }
+        for here in &reserved {
+            if !self.parts.held.values().any(|held| held.revision == here.revision) {
+                self.parts.adopt(&format!("gone-{}", here.revision), here, Stage::Reserved, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Have the kernel enforce a decision, and answer. `before` is the answer so far.
+    fn reserve(&mut self, job: &Job, revision: i64, before: Answer) -> Result<(), EtcdError> {
+        let (mut answer, reason) = self.parts.reserve(job, revision);
+        if answer == Answer::Refused && matches!(before, Answer::Granted | Answer::Lost) {
+            answer = Answer::Lost;
+        }
+        let Job { name, ports, transports, .. } = job;
+        let said = reason.as_ref().map_or_else(|| "reserved".to_owned(), |reason| format!("not reserved: {reason}"));
+        self.note(&format!("job {name:?}: {ports}/{transports} {said}"));
+        self.answer(job, revision, answer, reason)
+    }
+
+    fn answer(&mut self, job: &Job, revision: i64, answer: Answer, reason: Option<Refused>) -> Result<(), EtcdError> {
+        let key = self.keys().part(&job.id, &self.host);
+        // A decision that was withdrawn in between, or an older one, has no part of this revision.
+        let stands = [Compare::created(&key, revision)];
+        let part = Part::of(job, answer, reason);
+        if !self.client.transact(&stands, &[Op::put(&key, &part, 0)], &[])?.succeeded {
+            self.parts.over(&job.id);
+        }
+        Ok(())
+    }
+
+    /// Follow the decisions until the lease ends or it is stopped.
+    fn serve(&mut self) -> anyhow::Result<Over> {
+        let mut wait = SOON;
+        loop {
+            let (tried, ended) = self.end_parts()?;
+            wait = if ended > 0 || tried == 0 { SOON } else { (2 * wait).min(LATER) };
+            let input = if tried > ended || self.unsure {
+                match self.inbox.recv_timeout(if self.unsure { LATER } else { wait }) {
+                    Ok(input) => Some(input),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return Ok(Over::Stopped),
+                }
+            } else {
+                // Nothing happens at rest.
+                match self.inbox.recv() {
+                    Ok(input) => Some(input),
+                    Err(_) => return Ok(Over::Stopped),
+                }
+            };
+            match input {
+                Some(Input::Stop) => return Ok(Over::Stopped),
+                Some(Input::Lease(LeaseNews::Ended)) => return Ok(Over::LeaseEnded),
+                Some(Input::Lease(LeaseNews::Failing(error))) => {
+                    self.note(&format!("{error}; what is reserved stays reserved"));
+                    self.memory.cut_off(&error);
+                }
+                Some(Input::Lease(LeaseNews::Back)) => {
+                    self.note("etcd can be reached again");
+                    self.memory.back();
+                    self.resync()?;
+                }
+                Some(Input::Lease(LeaseNews::Kept)) => {
+                    let left = self.watch.as_ref().is_some_and(|watch| self.client.has_left(watch));
+                    if left {
+                        self.resync()?;
+                    }
+                }
+                Some(Input::Changes(generation, batch)) if generation == self.generation => match batch {
+                    Ok(batch) => self.apply(&batch)?,
+                    Err(error) => {
+                        self.note(&format!("{error}; watching again"));
+                        self.resync()?;
+                    }
+                },
+                Some(Input::Changes(..)) => {}
+                None if self.unsure => self.resync()?,
+                None => {}
+            }
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Result<(), EtcdError> {
+        for change in &batch.changes {
+            match change {
+                Change::Put(found) => {
+                    let (job, revision): (Job, _) = (found.parse()?, found.create_revision);
+                    // A job that has come back keeps its part, and with it the revision.
+                    let known = self.parts.held.get_mut(&job.id).map(|held| {
+                        held.over = false;
+                        (held.revision, held.stage)
+                    });
+                    match known {
+                        Some((revision, Stage::Reserved)) => self.answer(&job, revision, Answer::Granted, None)?,
+                        Some((revision, Stage::Refused | Stage::Released)) => {
+                            self.reserve(&job, revision, Answer::Granted)?;
+                        }
+                        None => self.reserve(&job, revision, Answer::Asked)?,
+                    }
+                }
+                Change::Gone(found) => {
+                    self.parts.over(found.name());
+                }
+            }
+        }
+        self.memory.reached(self.client.cluster(), batch.revision)
+    }
+
+    /// A step for each part that is to end. How many there are, and how many have ended.
+    fn end_parts(&mut self) -> Result<(usize, usize), EtcdError> {
+        let ids = self.parts.ending();
+        let mut ended = 0;
+        for id in &ids {
+            match self.parts.end(id) {
+                Ending::Vacant => {
+                    let Some(held) = self.parts.held.get(id) else { continue };
+                    let (name, ports) = (held.name.clone(), held.ports);
+                    if arbiter::done(&self.client, &self.keys(), id, &self.host, ports, self.config.rest)? {
+                        self.note(&format!("job {name:?}: {ports} vacant"));
+                        self.parts.held.remove(id);
+                        ended += 1;
+                    }
+                }
+                Ending::Waits(reason) => self.report_wait(id, reason)?,
+            }
+        }
+        Ok((ids.len(), ended))
+    }
+
+    /// Others see why ports are not free yet.
+    fn report_wait(&mut self, id: &str, reason: String) -> Result<(), EtcdError> {
+        let Some(held) = self.parts.held.get_mut(id) else { return Ok(()) };
+        if held.waits_for.as_ref() == Some(&reason) {
+            return Ok(());
+        }
+        held.waits_for = Some(reason.clone());
+        let (name, ports, transports, revision) = (held.name.clone(), held.ports, held.transports, held.revision);
+        let reason = Some(Refused { reason: Reason::InUse, message: reason });
+        let part = Part { answer: Answer::Granted, reason, ports, transports, name };
+        let key = self.keys().part(id, &self.host);
+        self.client.transact(&[Compare::created(&key, revision)], &[Op::put(&key, &part, 0)], &[]).map(drop)
+    }
+}

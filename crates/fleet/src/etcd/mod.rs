@@ -1,0 +1,158 @@
+//! A client of etcd's JSON gateway: one blocking call for each request, with failover between endpoints.
+
+mod error;
+mod kv;
+mod lease;
+mod transport;
+mod watch;
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use ureq::Agent;
+
+pub(crate) use error::EtcdError;
+pub(crate) use kv::{Compare, KeyValue, Op, Outcome, Prefix};
+pub(crate) use lease::{KeepAlive, LeaseNews};
+pub(crate) use watch::{Batch, Change, Interrupt};
+
+use crate::config::{Account, Config};
+use transport::Attempt;
+
+/// The longest wait for one answer of one endpoint.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A connection to an etcd cluster.
+#[derive(Debug)]
+pub(crate) struct Client {
+    endpoints: Vec<String>,
+    /// The endpoint that answered last.
+    current: AtomicUsize,
+    account: Option<Account>,
+    token: Mutex<Option<String>>,
+    /// The cluster that this must be; 0: any.
+    cluster: AtomicU64,
+    agent: Agent,
+    config: ureq::config::Config,
+    /// Requests that were answered, for the measurements.
+    calls: AtomicU64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Header {
+    #[serde(with = "kv::text")]
+    cluster_id: u64,
+    #[serde(default, with = "kv::text")]
+    pub(crate) revision: i64,
+}
+
+#[derive(Deserialize)]
+struct OnlyHeader {
+    header: Option<Header>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: String,
+}
+
+impl Client {
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+        let settings = transport::settings(config)?;
+        Ok(Self {
+            endpoints: config.endpoints.iter().map(|endpoint| endpoint.trim_end_matches('/').to_owned()).collect(),
+            current: AtomicUsize::new(0),
+            account: config.account()?,
+            token: Mutex::default(),
+            cluster: AtomicU64::new(config.cluster.unwrap_or(0)),
+            agent: Agent::new_with_config(settings.clone()),
+            config: settings,
+            calls: AtomicU64::new(0),
+        })
+    }
+
+    /// Accept no other cluster from now on.
+    pub(crate) fn pin(&self, cluster: u64) {
+        self.cluster.store(cluster, Ordering::Relaxed);
+    }
+
+    /// The cluster that answered; 0 before the first answer.
+    pub(crate) fn cluster(&self) -> u64 {
+        self.cluster.load(Ordering::Relaxed)
+    }
+
+    #[allow(dead_code)]
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// One request to whichever endpoint answers.
+    pub(crate) fn call<Answer: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<Answer, EtcdError> {
+        let answer = self.first_answer(|endpoint| self.ask(endpoint, path, body))?;
+        serde_json::from_slice(&answer).map_err(|error| EtcdError::Answer(error.to_string()))
+    }
+
+    /// The answer of the first endpoint that gives one, beginning with the one that answered last.
+    fn first_answer<T>(&self, ask: impl Fn(&str) -> Result<T, Attempt>) -> Result<T, EtcdError> {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for turn in 0..self.endpoints.len() {
+            let index = (first + turn) % self.endpoints.len();
+            match ask(&self.endpoints[index]) {
+                Ok(answer) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(Attempt::Next(reason)) => failures.push(format!("{}: {reason}", self.endpoints[index])),
+                Err(Attempt::Stop(error)) => return Err(error),
+            }
+        }
+        Err(EtcdError::Unreachable { reasons: failures.join("; ") })
+    }
+
+    fn ask(&self, endpoint: &str, path: &str, body: &Value) -> Result<Vec<u8>, Attempt> {
+        let post = || transport::post(&self.agent, &format!("{endpoint}{path}"), self.token(endpoint)?, body);
+        let answer = match post() {
+            // Tokens end when they were not used for some minutes, or with the member that gave them.
+            Err(Attempt::Stop(EtcdError::Token)) if self.account.is_some() => {
+                *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                post()
+            }
+            answer => answer,
+        }?;
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.check(&answer)?;
+        Ok(answer)
+    }
+
+    /// The cluster is the right one.
+    fn check(&self, answer: &[u8]) -> Result<(), Attempt> {
+        let Ok(OnlyHeader { header: Some(header) }) = serde_json::from_slice(answer) else { return Ok(()) };
+        match self.cluster.compare_exchange(0, header.cluster_id, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(expected) if expected != header.cluster_id => {
+                Err(Attempt::Stop(EtcdError::OtherCluster { expected, found: header.cluster_id }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn token(&self, endpoint: &str) -> Result<Option<String>, Attempt> {
+        let Some(account) = &self.account else { return Ok(None) };
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        if token.is_none() {
+            let body = json!({ "name": account.user, "password": account.password });
+            let answer = transport::post(&self.agent, &format!("{endpoint}/v3/auth/authenticate"), None, &body)?;
+            let answer: Token =
+                serde_json::from_slice(&answer).map_err(|error| Attempt::Stop(EtcdError::Answer(error.to_string())))?;
+            *token = Some(answer.token);
+        }
+        Ok(token.clone())
+    }
+}

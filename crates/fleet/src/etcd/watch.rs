@@ -1,0 +1,139 @@
+//! Following the changes of keys: one answer that does not end.
+
+use std::{
+    io::{BufRead, BufReader},
+    sync::atomic::Ordering,
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ureq::{Agent, BodyReader};
+
+use super::{Client, EtcdError, Header, KeyValue, Prefix, kv, transport};
+
+/// A watch. Nothing is asked for again: etcd sends what happens.
+pub(crate) struct Watch {
+    lines: BufReader<BodyReader<'static>>,
+    interrupt: Interrupt,
+}
+
+/// Ends a watch that waits in another thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Interrupt {
+    agent: Agent,
+    /// The endpoint that it came from.
+    endpoint: usize,
+}
+
+impl Interrupt {
+    /// The watch ends with an error.
+    pub(crate) fn end(&self) {
+        self.agent.clone().shutdown();
+    }
+}
+
+/// A change of a key.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Put(KeyValue),
+    /// Its key, and the revision at which it went.
+    Gone(KeyValue),
+}
+
+/// The changes of one or several revisions.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    /// All changes up to this revision are known now.
+    pub(crate) revision: i64,
+    pub(crate) changes: Vec<Change>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    result: Option<Report>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    header: Header,
+    #[serde(default)]
+    canceled: bool,
+    #[serde(default)]
+    cancel_reason: String,
+    #[serde(default)]
+    compact_revision: String,
+    #[serde(default)]
+    events: Vec<Event>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    #[serde(default, rename = "type")]
+    kind: String,
+    kv: KeyValue,
+}
+
+impl Client {
+    /// Follow the keys of a prefix from a revision on. It returns when the watch is in place.
+    pub(crate) fn watch(&self, prefix: &Prefix, from: i64) -> Result<Watch, EtcdError> {
+        let (key, range_end) = prefix.range();
+        self.watch_range(json!({ "key": key, "range_end": range_end, "start_revision": from }))
+    }
+
+    /// Follow one key.
+    pub(crate) fn watch_key(&self, key: &str, from: i64) -> Result<Watch, EtcdError> {
+        self.watch_range(json!({ "key": kv::encode(key), "start_revision": from }))
+    }
+
+    fn watch_range(&self, create: Value) -> Result<Watch, EtcdError> {
+        let body = json!({ "create_request": create });
+        let mut watch = self.first_answer(|endpoint| {
+            // An agent of its own: to end it ends this watch alone.
+            let agent = Agent::new_with_config(self.config.clone());
+            let token = self.token(endpoint)?;
+            let answer = transport::open(&agent, &format!("{endpoint}/v3/watch"), token, &body)?;
+            let lines = BufReader::new(answer.into_body().into_with_config().limit(u64::MAX).reader());
+            Ok(Watch { lines, interrupt: Interrupt { agent, endpoint: 0 } })
+        })?;
+        watch.interrupt.endpoint = self.current.load(Ordering::Relaxed);
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        // The first line only reports that it is in place.
+        watch.next()?;
+        Ok(watch)
+    }
+
+    /// Whether another endpoint has answered since the watch began: then its own may hang.
+    pub(crate) fn has_left(&self, watch: &Interrupt) -> bool {
+        self.current.load(Ordering::Relaxed) != watch.endpoint
+    }
+}
+
+impl Watch {
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
+    }
+
+    /// Wait for the next changes.
+    pub(crate) fn next(&mut self) -> Result<Batch, EtcdError> {
+        let mut line = String::new();
+        let read = self.lines.read_line(&mut line);
+        if !matches!(read, Ok(1..)) {
+            let reason = read.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+            return Err(EtcdError::Unreachable { reasons: format!("the watch: {reason}") });
+        }
+        let line: Line = serde_json::from_str(&line).map_err(|error| EtcdError::Answer(error.to_string()))?;
+        let Some(result) = line.result else {
+            return Err(EtcdError::Unreachable { reasons: format!("the watch: {}", line.error.unwrap_or_default()) });
+        };
+        if result.canceled {
+            let reason = match result.compact_revision.as_str() {
+                "" | "0" => result.cancel_reason,
+                revision => format!("the changes before revision {revision} are compacted"),
+            };
+            return Err(EtcdError::Unreachable { reasons: format!("the watch: {reason}") });
+        }
+        let change = |event: Event| if event.kind == "DELETE" { Change::Gone(event.kv) } else { Change::Put(event.kv) };
+        Ok(Batch { revision: result.header.revision, changes: result.events.into_iter().map(change).collect() })
+    }
+}

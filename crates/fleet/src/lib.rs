@@ -1,0 +1,187 @@
+//! `portkeep-fleet`: the same reserved ports on every host of a job.
+//!
+//! Nothing here decides which job owns a port, and nothing here keeps outsiders off. etcd decides, in one transaction for each job
+//! ([`arbiter`]); the kernel of each host enforces ([`fence`]). Between them are a [`daemon`] on each host, and the process that asks
+//! ([`request`]). [`record`] has the keys. The crate has no asynchronous code: [`etcd`] speaks to etcd's JSON gateway with blocking
+//! calls, and each thing that waits is a thread.
+#![forbid(unsafe_code)]
+
+mod acquire;
+mod arbiter;
+mod ask;
+mod config;
+mod daemon;
+mod etcd;
+mod failure;
+mod fence;
+mod look;
+mod manage;
+mod memory;
+mod parts;
+mod record;
+mod request;
+mod run;
+mod search;
+mod serve;
+#[doc(hidden)]
+pub mod simulate;
+mod view;
+
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use portkeep::{
+    Time,
+    persistent::protocol::{Reason, Refused},
+};
+use portkeep_cli::Exit;
+
+use config::{Config, Options};
+use failure::Failure;
+
+const AFTER_HELP: &str = "\
+A daemon on each host (`portkeep-fleet daemon`) reserves what etcd decides. etcd and the agent of each host must be running. The \
+configuration is /etc/portkeep/fleet.toml.
+
+Examples:
+  portkeep-fleet run --hosts a,b,c --count 8 -- srun ./train
+  portkeep-fleet show train42 --json";
+
+/// Reserve the same ports on several hosts
+#[derive(Debug, Parser)]
+#[command(name = "portkeep-fleet", version, max_term_width = 100, after_long_help = AFTER_HELP)]
+#[command(arg_required_else_help = true, infer_subcommands = false)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Acquire(acquire::Args),
+    Show(look::Show),
+    Wait(look::Wait),
+    List(look::List),
+    Release(manage::Release),
+    Status(look::Status),
+    Daemon(serve::Args),
+    Forget(manage::Forget),
+}
+
+impl Command {
+    const fn json(&self) -> bool {
+        match self {
+            Self::Acquire(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Wait(args) => args.json,
+            Self::List(args) => args.json,
+            Self::Release(args) => args.json,
+            Self::Status(args) => args.json,
+            Self::Run(_) | Self::Daemon(_) | Self::Forget(_) => false,
+        }
+    }
+}
+
+/// The table of commands, for the manual pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Run the command, with the arguments of this process.
+pub fn main() -> ExitCode {
+    let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing can be done about an output that is closed.
+            let _ = error.print();
+            let status = if is_run { Exit::RunFailed } else { Exit::Usage };
+            return if usage { status.code().into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let json = cli.command.json();
+    let is_run = matches!(cli.command, Command::Run(_));
+    match dispatch(cli) {
+        Ok(status) => status.into(),
+        Err(error) => {
+            let refused = refused(&error);
+            complain("error", &refused.message);
+            if json {
+                let _ = print_json(&refused);
+            }
+            let status = match refused.reason {
+                _ if is_run => Exit::RunFailed,
+                Reason::Malformed => Exit::Usage,
+                Reason::NotFound => Exit::Nothing,
+                _ => Exit::Failed,
+            };
+            status.code().into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+    let config = cli.options.load()?;
+    let outcome = match cli.command {
+        Command::Run(args) => run::run(args, &config),
+        Command::Acquire(args) => acquire::run(&args, &config),
+        Command::Show(args) => look::show(&args, &config),
+        Command::Wait(args) => look::wait(&args, &config),
+        Command::List(args) => look::list(&args, &config),
+        Command::Release(args) => manage::release(&args, &config),
+        Command::Status(args) => look::status(&args, &config),
+        Command::Daemon(args) => serve::run(&args, &config),
+        Command::Forget(args) => manage::forget(&args, &config),
+    };
+    outcome.map_err(|error| since(error, &config))
+}
+
+/// A request that etcd does not answer says since when, as far as this host's daemon knows.
+fn since(error: anyhow::Error, config: &Config) -> anyhow::Error {
+    let cut_off = match error.downcast_ref::<Failure>() {
+        Some(failure) => failure.cut_off,
+        None => matches!(error.downcast_ref(), Some(etcd::EtcdError::Unreachable { .. })),
+    };
+    if !cut_off {
+        return error;
+    }
+    let known = serve::host_name(config).and_then(|host| memory::look(config, &host)?.cut_off);
+    let since = known.unwrap_or_else(|| Time::from(SystemTime::now()));
+    let message =
+        error.to_string().replacen("etcd cannot be reached", &format!("etcd cannot be reached since {since}"), 1);
+    Refused { reason: Reason::Failed, message: format!("{message}; what is reserved stays reserved") }.into()
+}
+
+fn refused(error: &anyhow::Error) -> Refused {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        return refused.clone();
+    }
+    let reason = match (error.downcast_ref::<Failure>(), error.downcast_ref::<etcd::EtcdError>()) {
+        (Some(failure), _) => failure.reason,
+        (None, Some(error)) => error.reason(),
+        (None, None) => Reason::Failed,
+    };
+    Refused { reason, message: format!("{error:#}") }
+}
+
+/// One line on standard error.
+fn complain(severity: &str, message: impl fmt::Display) {
+    eprintln!("{severity}: {message}");
+}
+
+/// One JSON value on a line.
+fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}

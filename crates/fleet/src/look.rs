@@ -1,0 +1,168 @@
+//! `show`, `wait`, `list` and `status`: they only look.
+
+use std::{
+    io::{self, Write},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use portkeep::persistent::{Name, protocol::Reason};
+use portkeep_cli::{Exit, command::write_table};
+
+use crate::{
+    config::Config,
+    etcd::{Client, EtcdError},
+    failure::Failure,
+    memory, print_json,
+    record::Keys,
+    request, serve,
+    view::{self, FleetView, JobView, Stage},
+};
+
+/// Show a job: its ports and its hosts
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  portkeep-fleet show train42\n  portkeep-fleet show train42 --json | jq .start"
+)]
+pub(crate) struct Show {
+    /// Its name
+    name: Name,
+    /// One JSON object on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Wait until there is a job of this name, and show it
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  portkeep-fleet wait train42 --json\n  portkeep-fleet wait train42 --timeout 60"
+)]
+pub(crate) struct Wait {
+    /// Its name
+    name: Name,
+    /// Fail after so many seconds; by default it waits for ever
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// One JSON object on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the jobs, and the blocks that are not free yet
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  portkeep-fleet list\n  portkeep-fleet list --json")]
+pub(crate) struct List {
+    /// One JSON array on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show the hosts of the fleet, and what each has
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  portkeep-fleet status\n  portkeep-fleet status --json")]
+pub(crate) struct Status {
+    /// One JSON object on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(crate) fn show(args: &Show, config: &Config) -> anyhow::Result<u8> {
+    let client = Client::new(config)?;
+    shown(&client, config, &args.name, args.json)
+}
+
+fn shown(client: &Client, config: &Config, name: &Name, json: bool) -> anyhow::Result<u8> {
+    let fleet = view::fleet(client, config)?;
+    let mut jobs = fleet.jobs.iter().filter(|job| job.name == name.as_str());
+    // One that is over may have had the same name.
+    let Some(job) = jobs.find(|job| job.by.is_some()) else {
+        return Err(Failure::new(Reason::NotFound, format!("there is no job {:?}", name.as_str())).into());
+    };
+    if json {
+        print_json(job)?;
+    } else {
+        list_of(std::slice::from_ref(job))?;
+    }
+    Ok(Exit::Done.code())
+}
+
+pub(crate) fn wait(args: &Wait, config: &Config) -> anyhow::Result<u8> {
+    let client = std::sync::Arc::new(Client::new(config)?);
+    let (done, waited) = mpsc::channel();
+    let (keys, name) = (Keys(config.prefix.clone()), args.name.to_string());
+    let waiting = std::sync::Arc::clone(&client);
+    thread::spawn(move || {
+        let _ = done.send(request::wait_for(&waiting, &keys, &name));
+    });
+    let limit = args.timeout.map_or(Duration::MAX, Duration::from_secs);
+    match waited.recv_timeout(limit) {
+        Ok(outcome) => outcome?,
+        Err(_) => {
+            let message = format!("there is still no job {:?}", args.name.as_str());
+            return Err(Failure::new(Reason::NotFound, message).into());
+        }
+    }
+    shown(&client, config, &args.name, args.json)
+}
+
+pub(crate) fn list(args: &List, config: &Config) -> anyhow::Result<u8> {
+    let fleet = view::fleet(&Client::new(config)?, config)?;
+    if args.json {
+        print_json(&fleet.jobs)?;
+    } else {
+        list_of(&fleet.jobs)?;
+    }
+    Ok(Exit::Done.code())
+}
+
+fn list_of(jobs: &[JobView]) -> anyhow::Result<()> {
+    let head = ["NAME", "PORTS", "STATE", "HOSTS", "REASON"].map(str::to_owned);
+    let row = |job: &JobView| {
+        let hosts: Vec<&str> = job.hosts.iter().map(|host| host.host.as_str()).collect();
+        let ports = job.transports.map_or_else(|| job.ports.to_string(), |of| format!("{}/{of}", job.ports));
+        let unusual = job.hosts.iter().filter(|host| host.state != Stage::Active);
+        let reasons: Vec<String> = unusual
+            .map(|host| {
+                let reason = host.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+                format!("{}: {}{reason}", host.host, host.state.word())
+            })
+            .collect();
+        [job.name.clone(), ports, job.state.word().to_owned(), hosts.join(","), reasons.join("; ")]
+    };
+    let rows: Vec<[String; 5]> = [head].into_iter().chain(jobs.iter().map(row)).collect();
+    write_table(&rows, &mut io::stdout())
+}
+
+pub(crate) fn status(args: &Status, config: &Config) -> anyhow::Result<u8> {
+    let client = Client::new(config)?;
+    match view::fleet(&client, config) {
+        Ok(fleet) if args.json => print_json(&fleet)?,
+        Ok(fleet) => status_of(&fleet)?,
+        Err(error @ EtcdError::Unreachable { .. }) => {
+            // The last that this host knows.
+            if let Some(facts) = serve::host_name(config).and_then(|host| memory::look(config, &host)) {
+                crate::complain(
+                    "note",
+                    format_args!("this host last saw revision {} of cluster {}", facts.revision, facts.cluster),
+                );
+            }
+            return Err(error.into());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Exit::Done.code())
+}
+
+fn status_of(fleet: &FleetView) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    let FleetView { cluster, revision, when, range, free, hosts, jobs } = fleet;
+    writeln!(out, "etcd cluster {cluster}, revision {revision}, as of {when}")?;
+    writeln!(out, "ports {range}, {free} free; jobs: {}", jobs.iter().filter(|job| job.by.is_some()).count())?;
+    let head = ["HOST", "STATE", "JOBS", "REASON"].map(str::to_owned);
+    let rows = hosts.iter().map(|host| {
+        let state = if host.up { "up" } else { "lost" };
+        [host.host.clone(), state.to_owned(), host.jobs.join(","), host.reason.clone().unwrap_or_default()]
+    });
+    write_table(&[head].into_iter().chain(rows).collect::<Vec<_>>(), &mut out)
+}

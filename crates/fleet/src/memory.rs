@@ -1,0 +1,149 @@
+//! The memory of a host across restarts of its daemon: which cluster it belongs to, how far it has seen, and since when etcd
+//! cannot be reached.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use anyhow::{Context, bail};
+use portkeep::Time;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::{config::Config, etcd::EtcdError};
+
+/// The content of the state file. Every process may read it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    /// The cluster's id, hexadecimal.
+    pub(crate) cluster: String,
+    /// The latest revision of etcd that was acted on.
+    pub(crate) revision: i64,
+    /// Since when etcd cannot be reached.
+    pub(crate) cut_off: Option<Time>,
+    /// Why.
+    pub(crate) reason: Option<String>,
+}
+
+/// A number that nothing else has, as text.
+pub(crate) fn random_id() -> io::Result<String> {
+    let number = getrandom::u64().map_err(io::Error::other)?;
+    Ok(format!("{number:016x}"))
+}
+
+/// The state file of this host, held by its one daemon.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    path: PathBuf,
+    facts: Facts,
+    machine: String,
+    _alone: File,
+}
+
+fn path(config: &Config, host: &str) -> PathBuf {
+    config.state_dir.join(format!("{host}.json"))
+}
+
+/// The facts as the daemon of a host has written them last.
+pub(crate) fn look(config: &Config, host: &str) -> Option<Facts> {
+    read(&path(config, host)).ok()?
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<Facts>> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// The number in a file, which is made where there is none.
+fn machine(path: &Path) -> anyhow::Result<String> {
+    if let Ok(number) = fs::read_to_string(path)
+        && !number.is_empty()
+    {
+        return Ok(number);
+    }
+    let number = random_id().context("a random number")?;
+    fs::write(path, &number).with_context(|| format!("writing {}", path.display()))?;
+    Ok(number)
+}
+
+impl Memory {
+    /// Read the file, and be the only daemon that does.
+    pub(crate) fn open(config: &Config, host: &str) -> anyhow::Result<Self> {
+        let path = path(config, host);
+        let folder = &config.state_dir;
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        let lock = path.with_extension("lock");
+        let file = File::create(&lock).with_context(|| format!("opening {}", lock.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("a daemon of host {host:?} is running ({} is locked)", lock.display());
+        }
+        let machine = machine(&path.with_extension("machine"))?;
+        Ok(Self { facts: read(&path)?.unwrap_or_default(), path, machine, _alone: file })
+    }
+
+    /// A random number of this machine: no two have one name in the fleet.
+    pub(crate) fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    /// The cluster that this host belongs to, if it knows.
+    pub(crate) fn cluster(&self) -> Option<u64> {
+        u64::from_str_radix(&self.facts.cluster, 16).ok()
+    }
+
+    /// Everything up to this revision is acted on. Refuses an etcd that is behind.
+    pub(crate) fn reached(&mut self, cluster: u64, revision: i64) -> Result<(), EtcdError> {
+        self.check(revision)?;
+        let facts = Facts { cluster: format!("{cluster:x}"), revision, cut_off: None, reason: None };
+        self.write(facts);
+        Ok(())
+    }
+
+    /// An etcd with this revision is not behind.
+    pub(crate) fn check(&self, found: i64) -> Result<(), EtcdError> {
+        let seen = self.facts.revision;
+        if found >= seen {
+            Ok(())
+        } else {
+            Err(EtcdError::Older { seen, found, file: self.path.display().to_string() })
+        }
+    }
+
+    /// etcd cannot be reached.
+    pub(crate) fn cut_off(&mut self, reason: &EtcdError) {
+        if self.facts.cut_off.is_none() {
+            let facts = Facts {
+                cut_off: Some(SystemTime::now().into()),
+                reason: Some(reason.to_string()),
+                ..self.facts.clone()
+            };
+            self.write(facts);
+        }
+    }
+
+    /// etcd can be reached again.
+    pub(crate) fn back(&mut self) {
+        if self.facts.cut_off.is_some() {
+            self.write(Facts { cut_off: None, reason: None, ..self.facts.clone() });
+        }
+    }
+
+    fn write(&mut self, facts: Facts) {
+        if facts == self.facts {
+            return;
+        }
+        self.facts = facts;
+        let new = self.path.with_extension("new");
+        let text = serde_json::to_string(&self.facts).unwrap_or_default();
+        // A full disk must not keep the host from ending reservations. The kernel's reservations fence, this file only helps.
+        if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)) {
+            eprintln!("warning: cannot write {}: {error}", self.path.display());
+        }
+    }
+}

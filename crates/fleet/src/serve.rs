@@ -1,0 +1,79 @@
+//! `daemon`: the part of the fleet on one host.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use anyhow::Context;
+use portkeep::persistent::Name;
+use portkeep_cli::Exit;
+use rustix::system::uname;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    complain,
+    config::Config,
+    daemon::{Daemon, Input},
+    etcd::Client,
+    fence::Kernel,
+    memory::Memory,
+};
+
+const AFTER_HELP: &str = "\
+It requires root or membership of the agent's group of administrators. It writes to etcd only its lease while nothing happens. If it \
+ends, however that comes, the ports of jobs stay reserved on this host; the next daemon goes on with them.
+
+Examples:
+  portkeep-fleet daemon --host node7";
+
+/// Reserve on this host what the fleet decides
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// The name of this host in the fleet; `host` of the configuration, or the host name
+    #[arg(long, value_name = "NAME")]
+    host: Option<Name>,
+}
+
+/// The host name of this machine.
+pub(crate) fn machine_name() -> String {
+    uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The name of this host, if it has one that can be a name.
+pub(crate) fn host_name(config: &Config) -> Option<String> {
+    let name = config.host.clone().unwrap_or_else(machine_name);
+    name.parse::<Name>().ok().map(|name| name.to_string())
+}
+
+pub(crate) fn run(args: &Args, config: &Config) -> anyhow::Result<u8> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("catching signals")?;
+    let host = args.host.as_ref().map(Name::to_string).or_else(|| host_name(config));
+    let host = host.context("this host has no name that the fleet can use; give it one with --host")?;
+    let memory = Memory::open(config, &host)?;
+    let client = Arc::new(Client::new(config)?);
+    if let Some(cluster) = memory.cluster()
+        && config.cluster.is_none()
+    {
+        client.pin(cluster);
+    }
+    let (outbox, inbox) = mpsc::channel();
+    let stop = outbox.clone();
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            let _ = stop.send(Input::Stop);
+        }
+    });
+    let name = host.clone();
+    let mut daemon = Daemon::new(client, config.clone(), host, memory, Kernel, (outbox, inbox));
+    daemon.ready = Box::new(move |client| {
+        complain("note", format_args!("host {name} belongs to the fleet of etcd cluster {:x}", client.cluster()));
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    });
+    daemon.run()?;
+    Ok(Exit::Done.code())
+}

@@ -1,0 +1,1 @@
+//! For the scale tool: hosts without kernels.

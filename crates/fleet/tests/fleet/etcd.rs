@@ -1,0 +1,268 @@
+//! Real members of etcd, each in a network namespace of its own.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    net::Ipv4Addr,
+    os::{fd::AsFd, unix::process::CommandExt},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use portkeep_testkit::{eventually_or, machine::Running, skip};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use tempfile::TempDir;
+
+/// Set on machines that must run the tests with etcd.
+const REQUIRE: &str = "PORTKEEP_REQUIRE_ETCD";
+
+/// Whether there is etcd; if not, says so.
+#[track_caller]
+pub(crate) fn etcd_or_skip(test: &str) -> bool {
+    let there =
+        |program, word| Command::new(program).arg(word).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if there("etcd", "--version") && there("etcdctl", "version") {
+        return true;
+    }
+    skip(test, "no etcd and etcdctl (apt-get install etcd-server etcd-client)", REQUIRE);
+    false
+}
+
+/// A network namespace that lives as long as this.
+pub(crate) struct Namespace(Child);
+
+impl Namespace {
+    pub(crate) fn new() -> Self {
+        let script = "ip link set lo up && echo ready && exec cat >/dev/null";
+        let mut child = Command::new("unshare")
+            .args(["--net", "sh", "-ec", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("unshare of util-linux");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "ip of iproute2");
+        Self(child)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Move this thread into it.
+    pub(crate) fn enter(&self) {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
+    /// A program in it.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &self.pid().to_string(), "--"]).args(words).stdin(Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    pub(crate) fn run(&self, words: &[&str]) {
+        let output = self.command(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// A switch that all are connected to.
+pub(crate) struct Switch(Namespace);
+
+impl Switch {
+    pub(crate) fn new() -> Self {
+        let namespace = Namespace::new();
+        namespace.run(&["ip", "link", "add", "switch", "type", "bridge"]);
+        namespace.run(&["ip", "link", "set", "switch", "up"]);
+        Self(namespace)
+    }
+
+    /// Connect the namespace of a process by a cable of this name.
+    pub(crate) fn connect(&self, cable: &str, pid: u32, address: Ipv4Addr) {
+        let pid = pid.to_string();
+        let ends = ["ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", &pid];
+        self.0.run(&ends);
+        self.0.run(&["ip", "link", "set", cable, "master", "switch", "up"]);
+        let there = |words: &[&str]| {
+            let mut command = Command::new("nsenter");
+            command.args(["--net", "--target", &pid, "--"]).args(words);
+            assert!(command.status().unwrap().success(), "{words:?}");
+        };
+        there(&["ip", "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        there(&["ip", "link", "set", "eth0", "up"]);
+    }
+
+    /// Pull the cable.
+    pub(crate) fn cut(&self, cable: &str) {
+        self.0.run(&["ip", "link", "set", cable, "down"]);
+    }
+
+    /// Put it back.
+    pub(crate) fn heal(&self, cable: &str) {
+        self.0.run(&["ip", "link", "set", cable, "up"]);
+    }
+}
+
+/// A member of the cluster.
+pub(crate) struct Member {
+    pub(crate) namespace: Namespace,
+    pub(crate) address: Ipv4Addr,
+    arguments: Vec<String>,
+    log: std::path::PathBuf,
+    process: Option<Running>,
+}
+
+/// A cluster of etcd.
+pub(crate) struct Cluster {
+    pub(crate) members: Vec<Member>,
+    pub(crate) folder: TempDir,
+    scheme: &'static str,
+    /// Options that etcdctl requires.
+    pub(crate) credentials: Vec<String>,
+}
+
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+impl Cluster {
+    pub(crate) fn start(switch: &Switch, members: u8, scheme: &'static str, tls: &[String]) -> Self {
+        // Its syncs would wait for the disks of everything else that runs here.
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let address = |number: u8| Ipv4Addr::new(10, 77, 0, number);
+        let name = |number: u8| format!("e{number}");
+        let peers: Vec<String> =
+            (1..=members).map(|number| format!("{}=http://{}:2380", name(number), address(number))).collect();
+        let mut cluster = Self { members: Vec::new(), folder, scheme, credentials: Vec::new() };
+        for number in 1..=members {
+            let namespace = Namespace::new();
+            switch.connect(&name(number), namespace.pid(), address(number));
+            let client = format!("{scheme}://{}:2379", address(number));
+            let peer = format!("http://{}:2380", address(number));
+            let data = cluster.folder.path().join(name(number));
+            let arguments = [
+                ["--name", &name(number)],
+                ["--data-dir", data.to_str().unwrap()],
+                ["--listen-client-urls", &client],
+                ["--advertise-client-urls", &client],
+                ["--listen-peer-urls", &peer],
+                ["--initial-advertise-peer-urls", &peer],
+                ["--initial-cluster", &peers.join(",")],
+                ["--initial-cluster-token", cluster.folder.path().to_str().unwrap()],
+            ];
+            let arguments = arguments.concat().into_iter().map(str::to_owned).chain(tls.iter().cloned()).collect();
+            let log = cluster.folder.path().join(format!("{}.log", name(number)));
+            let mut member = Member { namespace, address: address(number), arguments, log, process: None };
+            member.start();
+            cluster.members.push(member);
+        }
+        cluster
+    }
+
+    /// It has a leader and answers.
+    #[track_caller]
+    pub(crate) fn ready(&self) {
+        let log = || std::fs::read_to_string(&self.members[0].log).unwrap_or_default();
+        eventually_or(log, || self.etcdctl(&["get", "nothing"]).output().unwrap().status.success());
+    }
+
+    pub(crate) fn endpoints(&self) -> String {
+        let urls: Vec<String> =
+            self.members.iter().map(|member| format!("{}://{}:2379", self.scheme, member.address)).collect();
+        urls.join(",")
+    }
+
+    /// etcdctl against the whole cluster.
+    pub(crate) fn etcdctl(&self, words: &[&str]) -> Command {
+        let mut command = self.members[0].namespace.command(&["etcdctl", "--endpoints", &self.endpoints()]);
+        command.args(&self.credentials).args(words).env("ETCDCTL_API", "3");
+        command
+    }
+
+    /// Every key of the fleet with its value.
+    #[track_caller]
+    pub(crate) fn keys(&self) -> Vec<(String, String)> {
+        let output = self.etcdctl(&["get", "--prefix", "/portkeep/"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = text.lines();
+        let mut found = Vec::new();
+        while let (Some(key), Some(value)) = (lines.next(), lines.next()) {
+            found.push((key.to_owned(), value.to_owned()));
+        }
+        found
+    }
+
+    /// The keys that begin so, without values.
+    #[track_caller]
+    pub(crate) fn keys_of(&self, kind: &str) -> Vec<String> {
+        let prefix = format!("/portkeep/{kind}/");
+        self.keys().into_iter().filter_map(|(key, _)| key.strip_prefix(&prefix).map(str::to_owned)).collect()
+    }
+
+    /// A cluster of one member comes back from a backup, as the same cluster or as another one.
+    pub(crate) fn restore(&mut self, backup: &Path, same: bool) {
+        let member = &mut self.members[0];
+        member.kill();
+        let data = member.data().to_owned();
+        std::fs::remove_dir_all(&data).unwrap();
+        let token = if same { member.arguments[15].clone() } else { "another".to_owned() };
+        let peer = &member.arguments[11];
+        let cluster = &member.arguments[13];
+        let mut command = Command::new("etcdctl");
+        command.args(["snapshot", "restore"]).arg(backup).arg("--data-dir").arg(&data).env("ETCDCTL_API", "3");
+        command.args(["--name", "e1", "--initial-cluster", cluster, "--initial-advertise-peer-urls", peer]);
+        let output = command.args(["--initial-cluster-token", &token]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        member.start();
+        self.ready();
+    }
+
+    /// The leader's place among the members.
+    pub(crate) fn leader(&self) -> usize {
+        let mut command = self.etcdctl(&["endpoint", "status"]);
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        // "http://10.77.0.1:2379, 8e9e05c52164694d, 3.4.23, 20 kB, true, ..."
+        let leads = |line: &str| line.split(", ").nth(4) == Some("true");
+        let line = text.lines().find(|line| leads(line)).unwrap_or_else(|| panic!("{text}"));
+        self.members.iter().position(|member| line.contains(&format!("{}:", member.address))).unwrap()
+    }
+}
+
+impl Member {
+    pub(crate) fn start(&mut self) {
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = self.namespace.command(&["etcd"]);
+        command.args(&self.arguments).env("ETCD_LOGGER", "zap").stdout(log.try_clone().unwrap()).stderr(log);
+        self.process = Some(Running(command.spawn().unwrap()));
+    }
+
+    pub(crate) fn signal(&self, what: Signal) {
+        signal(self.process.as_ref().unwrap().pid(), what);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        drop(self.process.take());
+    }
+
+    /// The folder of its data.
+    pub(crate) fn data(&self) -> &Path {
+        Path::new(&self.arguments[3])
+    }
+}

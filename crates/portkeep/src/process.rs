@@ -1,0 +1,61 @@
+//! Processes and their sockets, as listings name them.
+
+use std::fmt;
+
+use portkeep_core::{Time, Transport};
+use serde::{Deserialize, Serialize};
+
+/// A process as listings name it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number. Of the owner of a reservation: as the first pid namespace numbers it (in a container: not as `getpid`
+    /// there does).
+    pub pid: u32,
+    /// Its command name, at most 15 bytes.
+    pub comm: String,
+    /// Its command line, if it still runs and can be seen.
+    pub command: Option<String>,
+    /// Its real uid, if it can be seen. Of the owner of a reservation: when it acquired.
+    pub uid: Option<u32>,
+    /// The name of that user, if it has one and was looked up.
+    pub user: Option<String>,
+    /// Its systemd unit, or else its cgroup, if it still runs and can be seen.
+    pub unit: Option<String>,
+    /// When it began, if it still runs and can be seen.
+    pub started: Option<Time>,
+}
+
+/// "pid 812 (nginx)".
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {} ({})", self.pid, self.comm)
+    }
+}
+
+/// A socket on a port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BoundSocket {
+    /// The port, host byte order.
+    pub port: u16,
+    /// Of which transport.
+    pub transport: Transport,
+    /// Its state: "listening", "bound", "connected", "connecting", "closing" or "TIME-WAIT", if it was looked up.
+    pub state: Option<String>,
+    /// Its own address and port, if they were looked up.
+    pub local: Option<String>,
+    /// The address and port at the other end, if it is connected and they were looked up.
+    pub peer: Option<String>,
+    /// The process that has it open; `None` if none has, or none that can be seen.
+    pub process: Option<Process>,
+    /// Whether it is the kernel's own: no process has it open.
+    #[serde(default)]
+    pub kernel: bool,
+    /// The user that made it, if one did.
+    pub uid: Option<u32>,
+    /// The name of that user, if it has one.
+    pub user: Option<String>,
+    /// The systemd unit, or else the cgroup, of its process or in which it was made.
+    pub unit: Option<String>,
+    /// In how many seconds the kernel ends it by itself: of TIME_WAIT, and of what no process has open.
+    pub remaining: Option<u64>,
+}
