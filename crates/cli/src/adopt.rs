@@ -21,10 +21,10 @@ use portkeep_observe::{PortUse, Usage, process, sysctl, usage};
 use crate::{DONE, Io, NOTHING, persist::view, pins::Pins, sources::Sources, status, survey, units};
 
 const AFTER_HELP: &str = "\
-Looks at what listens now in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
+Looks at the sockets that listen in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
 with `around` so that they come into force while the service runs. Ports that systemd itself has bound for a .socket unit are \
-reserved for root. Sockets that are left out are named with the reason: ports that the kernel has chosen, programs that are no service, \
-and what is reserved already. Nothing is changed without --write. Only root can see what belongs to whom.
+reserved for root. Sockets that are left out are named with the reason: ports that the kernel has chosen, programs that are not a service, \
+and ports that are already reserved. Nothing is changed without --write. Only root can see which process a socket belongs to.
 
 Examples:
   portkeep adopt
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Only these [default: all services]
     #[arg(value_name = "UNIT")]
     units: Vec<String>,
-    /// Write the files to /etc/portkeep/ports.d; one that is there is left as it is
+    /// Write the files to /etc/portkeep/ports.d; existing files stay as they are
     #[arg(long)]
     write: bool,
     #[command(flatten)]

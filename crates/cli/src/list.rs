@@ -25,17 +25,17 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Root sees all network namespaces and every process; other users see only their own. Tokens are only shown to those who \
-may use them. BOUND counts the ports of the block that have a socket, TCP and UDP apart. Reservations that programs only \
+Root sees all network namespaces and every process; other users see only their own. A token is shown only to processes that \
+may use it. BOUND counts the ports of the block that have a socket, TCP and UDP apart. Reservations that programs only \
 hold, without kernel enforcement, are among them: ENFORCED is `held`.
 
-For a persistent reservation, OWNER shows whom it is for. The last column shows the file or command that declared it \
+For a persistent reservation, OWNER shows its audience: the unit, cgroup, user or group. The last column shows the file or command that declared it \
 and the processes that have its ports bound. Declarations that are not in force are reported on standard error; `portkeep \
 persist list` shows them too.
 
-A terminal that is too narrow shows fewer columns, and the beginning of the last; --columns says which. There what is only held \
-or still being checked has a colour, unless NO_COLOR is set. NETNS is left out \
-where all are of this namespace. --watch shows the list again whenever it changes.
+On a narrow terminal some columns are left out and the last one is cut; --columns chooses them. There, reservations that are \
+only held or still being checked have a colour, unless NO_COLOR is set. NETNS is left out if all reservations are in this \
+namespace. --watch shows the list again whenever it changes.
 
 Examples:
   portkeep list

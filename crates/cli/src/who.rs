@@ -26,12 +26,12 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Shows for each port which reservation of this network namespace has it, and which one waits for it; the sockets that have \
-it bound, with their processes; connections on it, and what the kernel keeps of them (TIME-WAIT); and what else concerns \
+Shows for each port: the reservation of this network namespace that has it or waits for it; the sockets that are bound to \
+it, with their processes; its connections, also closed ones that the kernel still keeps (TIME-WAIT); and the settings that concern \
 it: the pool, ip_local_port_range, ip_local_reserved_ports, privileges and NAT rules.
 
-PORTS is a port, a range, a list of both with names of /etc/services, or the label or name of a reservation. Of a range \
-the free ports are left out.
+PORTS is a port, a range, a list of both with names of /etc/services, or the label or name of a reservation. The free \
+ports of a range are left out.
 
 Only root can see other users' processes and NAT rules.
 

@@ -311,7 +311,7 @@ fn a_failed_request_names_the_holder_in_the_same_words() {
     machine.portkeep(&["up"]).ok();
     let _agent = machine.agent(machine.command(&["agent"]));
     let (_socket, port) = bound(false, 0);
-    let told = format!("{port}/tcp is in use by pid {} (", std::process::id());
+    let shown = format!("{port}/tcp is in use by pid {} (", std::process::id());
     let how = format!("bound to 127.0.0.1:{port}, not listening");
     let port = port.to_string();
     for words in [
@@ -320,6 +320,6 @@ fn a_failed_request_names_the_holder_in_the_same_words() {
         &["persist", "add", "--name", "x", "--tcp", &port],
     ] {
         let said = machine.portkeep(words);
-        assert!(said.code != Some(0) && said.err.contains(&told) && said.err.contains(&how), "{words:?}: {said:?}");
+        assert!(said.code != Some(0) && said.err.contains(&shown) && said.err.contains(&how), "{words:?}: {said:?}");
     }
 }

@@ -49,7 +49,7 @@ impl Reading {
 
     /// Wait for the rules; `None` if no tool could show them (they require root).
     pub fn finish(self) -> Option<Vec<Redirect>> {
-        let nft = output(self.nft).and_then(|text| of_nft(&serde_json::from_str(&text).ok()?));
+        let nft = output(self.nft).and_then(|text| of_nft(&text));
         let tables = self.tables.map(output);
         if nft.is_none() && tables.iter().all(Option::is_none) {
             return None;
@@ -79,7 +79,8 @@ fn output(tool: Option<Child>) -> Option<String> {
 }
 
 /// The rules in the output of `nft -j list ruleset`; `None` if it is none.
-fn of_nft(ruleset: &Value) -> Option<Vec<Redirect>> {
+pub fn of_nft(text: &str) -> Option<Vec<Redirect>> {
+    let ruleset: Value = serde_json::from_str(text).ok()?;
     let objects = ruleset["nftables"].as_array()?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let name = |value: &Value, set: &str| [text(&value["family"]), text(&value["table"]), set.to_owned()];
@@ -162,8 +163,8 @@ fn ports_of(value: &Value) -> Vec<PortRange> {
     }
 }
 
-/// The rules in the output of `iptables-save`.
-fn of_iptables(tool: &str, text: &str) -> Vec<Redirect> {
+/// The rules in the output of `iptables-save` or `ip6tables-save`, as `tool` says.
+pub fn of_iptables(tool: &str, text: &str) -> Vec<Redirect> {
     let mut found = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("-A ")) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -222,7 +223,7 @@ mod tests {
         ]});
         let (tcp, udp) = (Some(Transport::Tcp), Some(Transport::Udp));
         assert_eq!(
-            seen(&of_nft(&ruleset).unwrap()),
+            seen(&of_nft(&ruleset.to_string()).unwrap()),
             [
                 (tcp, "22".into(), "nftables ip nat pre: dnat to 10.0.0.2:2222"),
                 (udp, "53".into(), "nftables ip nat pre: redirect to port 5300"),
@@ -232,7 +233,7 @@ mod tests {
                 (tcp, "30080".into(), "nftables ip nat pre: dnat"),
             ]
         );
-        assert_eq!(of_nft(&json!({})), None);
+        assert_eq!(of_nft("{}"), None);
     }
 
     #[test]

@@ -156,7 +156,7 @@ export class PortMap {
     this.look(0, 0, 1);
   }
 
-  /** Bring ports into sight, so large that they can be told apart. */
+  /** Bring ports into sight, so large that they can be distinguished. */
   reveal(first, end = first) {
     const rows = Math.floor(end / SIDE) - Math.floor(first / SIDE) + 1;
     const zoom = rows > 1 ? Math.min(12, SIDE / (rows + 6)) : Math.min(12, SIDE / (end - first + 12));

@@ -16,8 +16,8 @@ use crate::{DONE, FAILED, Io, persist::view, pins::Pins, reservations, sources::
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
 the ephemeral ports of every network namespace, declared ports that are in use, units and users that do not exist, .socket units, \
-servers that bind as another user, published ports of containers, NAT rules, the ports of Kubernetes' services, and quotas. It changes nothing. Checks that only root can make are left out for others, \
-and named.
+servers that bind as another user, published ports of containers, NAT rules, the ports of Kubernetes' services, and quotas. It changes \
+nothing. Without root some checks are left out; the output names them.
 
 Examples:
   portkeep doctor

@@ -15,19 +15,19 @@ pub(super) struct For {
     /// For the processes of this user, by name or number
     ///
     /// Not for a server that binds as root and changes its user afterwards (nginx, Apache): use --unit.
-    #[arg(long, help_heading = "For whom")]
+    #[arg(long, help_heading = "Audience")]
     user: Option<Account>,
     /// For the processes of this group, by name or number
-    #[arg(long, help_heading = "For whom")]
+    #[arg(long, help_heading = "Audience")]
     group: Option<Account>,
     /// For the processes of this systemd service or scope
-    #[arg(long, value_parser = unit, help_heading = "For whom")]
+    #[arg(long, value_parser = unit, help_heading = "Audience")]
     unit: Option<Audience>,
     /// For the processes of this cgroup and those below it: a path below /sys/fs/cgroup, as /system.slice
-    #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "For whom")]
+    #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "Audience")]
     cgroup: Option<Audience>,
-    /// For administrators and nobody else
-    #[arg(long, help_heading = "For whom")]
+    /// Only for administrators
+    #[arg(long, help_heading = "Audience")]
     administrators: bool,
 }
 
@@ -43,7 +43,7 @@ impl For {
     }
 }
 
-/// Warn of an audience that does not exist: with a slip in its name the ports would be kept for no process, for good.
+/// Warn of an audience that does not exist: with a mistake in its name the ports would be reserved for no process.
 pub(super) fn warn_if_missing(info: &Info, io: &mut Io<'_>) {
     if let Some(missing) = info.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
         io.warning(format_args!("{missing} yet; the ports are reserved for it"));

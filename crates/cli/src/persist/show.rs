@@ -112,10 +112,10 @@ fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
         line("strict", "associated sockets only")?;
     }
     if info.ephemeral {
-        line("ephemeral", "binds to port 0 of those it is for draw from it")?;
+        line("ephemeral", "binds to port 0 of its audience draw from it")?;
     }
     if info.around {
-        line("around", "sockets of those it is for may have been there before it")?;
+        line("around", "sockets of its audience may have had the ports before it")?;
     }
     if let Some(token) = info.token {
         line("token", &token.to_string())?;
