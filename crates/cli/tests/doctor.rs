@@ -248,7 +248,7 @@ fn a_nat_rule_over_a_reserved_port() {
         return;
     }
     finds(&machine, "nat", "warning", &["22/tcp of ssh is reserved", "nftables ip t c: redirect to port 2222"]);
-    // What no program can bind is kept free for such rules.
+    // Ports that no program can bind are kept free for such rules.
     assert_eq!(findings(&machine, "nat").len(), 1);
 }
 
