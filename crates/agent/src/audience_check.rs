@@ -49,6 +49,7 @@ impl AudienceCheck {
     fn includes(&self, pid: u32, audience: &Audience<u32>) -> bool {
         let Some(identity) = identity(pid) else { return false };
         match audience {
+            Audience::Several(several) => several.iter().any(|one| self.includes(pid, one)),
             Audience::Administrators => {
                 identity.uid == 0 || self.admin_gid != 0 && identity.gids.contains(&self.admin_gid)
             }

@@ -8,7 +8,7 @@ use portkeep_kernel::{Maps, Reservation};
 
 /// A reservation of the BPF programs.
 pub(super) fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
-    Info::from_wire(&maps.state(reservation).ok()?)
+    Info::from_wire(&maps.state(reservation).ok()?, &maps.also(reservation).ok()?)
 }
 
 /// The blocks of one list of a program have this in common, and no others have it.

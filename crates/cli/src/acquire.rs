@@ -32,7 +32,7 @@ both options, whatever comes first ends it. --for 0s only checks whether the por
 
 --wait waits until other processes release the ports. A signal ends the wait, with status 128+N.
 
-Without kernel enforcement the last word is `held`. With --require-kernel, --strict or --scope \
+Without kernel enforcement the last word is `held`. With --require-kernel, --strict, --also or --scope \
 cgroup it fails instead.
 
 Examples:
@@ -79,6 +79,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
     args.hold.begin()?;
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
     args.ask.ports()?;
+    let lets_in = !args.ask.also()?.is_empty();
     let until = args.hold.until()?;
     if args.hold.leaves() {
         return hold::leave_to_another(words, io);
@@ -88,6 +89,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
         (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == Scope::Cgroup(0), "--scope cgroup"),
         (args.strict, "--strict"),
+        (lets_in, "--also"),
     ];
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     let claim = match &level {

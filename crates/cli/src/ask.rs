@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use portkeep::{Align, PortList, Transports, persistent::protocol::Reason};
+use portkeep::{
+    Align, PortList, Transports,
+    persistent::{Account, Audience, Others, protocol::Reason},
+};
 use portkeep_core::time;
+use portkeep_observe::accounts;
 
 use crate::{exit::refused, patience, ports};
 
@@ -38,6 +42,11 @@ pub(crate) struct Ask {
     /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
+    /// Let others in: unit=NAME, user=NAME or group=NAME
+    ///
+    /// They may bind the ports, beside the processes that the reservation is for, and nothing else. At most four.
+    #[arg(long, value_name = "WHO", value_parser = other)]
+    also: Vec<Audience>,
     /// Fail without kernel enforcement
     ///
     /// PORTKEEP_REQUIRE=kernel in the environment does the same.
@@ -63,6 +72,13 @@ impl Ask {
             }
             _ => Ok(self.require_kernel),
         }
+    }
+
+    /// The others that are let in. Names are looked up, so that a slip lets nobody wait for ever.
+    pub(crate) fn also(&self) -> anyhow::Result<Others<u32>> {
+        let others =
+            Others::new(self.also.iter().cloned()).map_err(|error| refused(Reason::Malformed, error.to_string()));
+        others?.try_map(accounts::uid, accounts::gid).map_err(|why| refused(Reason::Malformed, why))
     }
 
     pub(crate) fn count(&self) -> u16 {
@@ -93,6 +109,22 @@ fn wait(text: &str) -> Result<Duration, String> {
     if text == FOR_EVER { Ok(Duration::MAX) } else { time::duration(text) }
 }
 
+fn other(text: &str) -> Result<Audience, String> {
+    let account = |name: &str| name.parse::<Account>();
+    let read = match text.split_once('=') {
+        Some(("unit", name)) => Audience::unit(name),
+        Some(("user", name)) => account(name).map(Audience::User),
+        Some(("group", name)) => account(name).map(Audience::Group),
+        _ => return Err("write unit=NAME, user=NAME or group=NAME".into()),
+    };
+    read.map_err(|error| match error.help() {
+        Some(help) if help.starts_with("write \"") || help.starts_with("name an instance") => {
+            format!("{error}; {help}")
+        }
+        _ => error.to_string(),
+    })
+}
+
 fn label(text: &str) -> Result<String, &'static str> {
     match text {
         "" => Err("a label cannot be empty"),
@@ -119,6 +151,34 @@ mod tests {
         let (list, transports) = parsed.ask.ports().map_err(|error| error.to_string())?;
         let list = list.map_or_else(|| "any".into(), |list| list.to_string());
         Ok(format!("{list}/{transports}"))
+    }
+
+    #[test]
+    fn others_are_units_users_and_groups() {
+        let also = |words: &[&str]| {
+            let words: Vec<&str> = words.iter().flat_map(|word| ["--also", word]).collect();
+            let parsed = Only::try_parse_from([&["x"], &words[..]].concat()).map_err(|error| error.to_string())?;
+            parsed.ask.also().map(|others| others.to_string()).map_err(|error| error.to_string())
+        };
+        assert_eq!(also(&[]).unwrap(), "");
+        assert_eq!(
+            also(&["unit=docker.service", "user=root", "group=7"]).unwrap(),
+            "user 0, group 7, unit docker.service"
+        );
+        for (wrong, why) in [
+            (&["docker.service"][..], "write unit=NAME, user=NAME or group=NAME"),
+            (&["unit=docker"], "write \"docker.service\""),
+            (&["unit=system.slice"], "is a slice"),
+            (&["user=nobody-is-called-this"], "nobody-is-called-this"),
+            (
+                &["user=1", "user=2", "user=3", "user=4", "user=5"],
+                "at most 4 users, groups and units can be let in, and these are 5",
+            ),
+            (&["user=1", "user=1"], "user 1 is named twice"),
+        ] {
+            let error = also(wrong).unwrap_err();
+            assert!(error.contains(why), "{wrong:?}: {error}");
+        }
     }
 
     #[test]

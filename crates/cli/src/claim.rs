@@ -93,6 +93,7 @@ impl Claim {
     ) -> anyhow::Result<Self> {
         let mut request =
             request(ask)?.label(ask.label.as_deref().unwrap_or(label)).scope(scope).require(Require::Kernel);
+        request = ask.also()?.iter().cloned().fold(request, Request::also);
         match kind {
             Kind::Plain => {}
             Kind::Strict => request = request.strict(),

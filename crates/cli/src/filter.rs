@@ -94,7 +94,7 @@ impl Selection {
         (self.ports.is_empty() || self.ports.iter().any(overlaps))
             && self.label.as_ref().is_none_or(|label| info.name.as_ref() == Some(label))
             && self.uid.is_none_or(|uid| is_of_user(info, uid))
-            && self.unit.as_ref().is_none_or(|unit| is_of_unit(info.owner.as_ref(), info.audience.as_ref(), unit))
+            && self.unit.as_ref().is_none_or(|unit| is_of_unit(info.owner.as_ref(), Some(info), unit))
             && self.netns.is_none_or(|netns| info.netns == Some(netns))
     }
 
@@ -106,29 +106,25 @@ impl Selection {
         };
         let (process, reservation) = (event.process.as_ref(), event.reservation.as_ref());
         let name = label.or_else(|| reservation?.name.as_deref());
-        let audience = reservation.and_then(|info| info.audience.as_ref());
         (self.ports.is_empty() || self.ports.iter().any(overlaps))
             && self.label.as_deref().is_none_or(|wanted| name == Some(wanted))
             && self.uid.is_none_or(|uid| {
                 process.is_some_and(|process| process.uid == Some(uid))
                     || reservation.is_some_and(|info| is_of_user(info, uid))
             })
-            && self.unit.as_ref().is_none_or(|unit| is_of_unit(process, audience, unit))
+            && self.unit.as_ref().is_none_or(|unit| is_of_unit(process, reservation, unit))
             && self.netns.is_none_or(|netns| event.netns == netns)
     }
 }
 
 fn is_of_user(info: &Info, uid: u32) -> bool {
-    let of_audience = match &info.audience {
-        Some(Audience::User(account)) => accounts::uid(account) == Ok(uid),
-        _ => false,
-    };
-    of_audience || info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid))
+    let is_it = |one: &Audience| matches!(one, Audience::User(account) if accounts::uid(account) == Ok(uid));
+    info.named().any(is_it) || info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid))
 }
 
 /// `nginx` is as good as `nginx.service`.
-fn is_of_unit(process: Option<&Process>, audience: Option<&Audience>, unit: &str) -> bool {
+fn is_of_unit(process: Option<&Process>, reservation: Option<&Info>, unit: &str) -> bool {
     let named = |name: &str| name == unit || name.strip_suffix(".service") == Some(unit);
     process.and_then(|process| process.unit.as_deref()).is_some_and(named)
-        || matches!(audience, Some(Audience::Unit(name)) if named(name))
+        || reservation.is_some_and(|info| info.named().any(|one| matches!(one, Audience::Unit(name) if named(name))))
 }

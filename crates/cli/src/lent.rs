@@ -34,7 +34,27 @@ pub(crate) fn find(name: &Name, pins: &Pins, sources: &Sources, io: &mut Io<'_>)
 pub(crate) fn outside(info: &Info, user: Option<&User>) -> Option<String> {
     let audience = info.audience.as_ref()?;
     let uid = user.map_or_else(|| Uid::current().as_raw(), User::uid);
-    let inside = match audience {
+    let inside = audience.each().iter().any(|one| is_inside(one, uid, user));
+    if inside {
+        return None;
+    }
+    let remedy = audience.each().iter().find_map(|one| match one {
+        Audience::User(Account::Name(name)) => Some(format!("; add --user {name}")),
+        Audience::User(Account::Id(uid)) => Some(format!("; add --user {}", accounts::user_name(*uid))),
+        _ => None,
+    });
+    let remedy = remedy.unwrap_or_default();
+    let name = info.name.as_deref().unwrap_or_default();
+    Some(format!(
+        "the reservation {name} is for {}, and the command runs as {}: its binds of these ports are refused{remedy}",
+        accounts::named(audience),
+        accounts::user_name(uid)
+    ))
+}
+
+fn is_inside(audience: &Audience, uid: u32, user: Option<&User>) -> bool {
+    match audience {
+        Audience::Several(several) => several.iter().any(|one| is_inside(one, uid, user)),
         Audience::Administrators => uid == 0,
         Audience::User(account) => accounts::uid(account) == Ok(uid),
         Audience::Group(account) => accounts::gid(account).is_ok_and(|gid| match user {
@@ -46,21 +66,7 @@ pub(crate) fn outside(info: &Info, user: Option<&User>) -> Option<String> {
             let below = cgroup::root().and_then(|root| own.strip_prefix(root).ok().map(|own| own.to_owned()));
             below.is_some_and(|own| own.starts_with(path.trim_start_matches('/')))
         }),
-    };
-    if inside {
-        return None;
     }
-    let remedy = match audience {
-        Audience::User(Account::Name(name)) => format!("; add --user {name}"),
-        Audience::User(Account::Id(uid)) => format!("; add --user {}", accounts::user_name(*uid)),
-        _ => String::new(),
-    };
-    let name = info.name.as_deref().unwrap_or_default();
-    Some(format!(
-        "the reservation {name} is for {}, and the command runs as {}: its binds of these ports are refused{remedy}",
-        accounts::named(audience),
-        accounts::user_name(uid)
-    ))
 }
 
 fn own_cgroup() -> Option<std::path::PathBuf> {

@@ -27,6 +27,7 @@ mod into_command;
 mod lent;
 mod level;
 mod list;
+mod local_time;
 mod once;
 mod patience;
 mod persist;

@@ -40,6 +40,7 @@ Examples:
   portkeep run --ephemeral 500 -- pytest -n 8
   portkeep run --user www-data -- ./server {PORT}
   portkeep run --reservation web --user www-data -- ./server {PORT}
+  portkeep run --also unit=docker.service -- docker run -p {PORT}:80 nginx
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
 and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of a list that of the first block, and \
@@ -54,7 +55,10 @@ processes has ended: a server in the background keeps its ports after `run` has 
 A cgroup (portkeep-run-<pid>) marks the processes. If no cgroup can be created, every process of the same user can bind \
 the ports, and the reservation ends with `run`. If kernel enforcement is not up, root brings it up while such a \
 command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
-is reported on standard error. With --require-kernel or --scope cgroup `run` fails instead of holding the ports.
+is reported on standard error. With --require-kernel, --also or --scope cgroup `run` fails instead of holding the ports.
+
+--also lets others in that the command asks to bind a port: Docker publishes the ports of a container itself. They may bind \
+the ports by number; binds to port 0 draw from --ephemeral for the command only.
 
 With --main the reservation ends with the command itself. Processes that it leaves running are named, and lose their ports.
 
@@ -88,7 +92,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     user: Option<Account>,
     /// Run it on the ports of this persistent reservation
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "ports", "align", "label", "wait"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "ports", "align", "label", "wait", "also"])]
     reservation: Option<Name>,
     /// End the reservation with the command, not with its last process
     #[arg(long)]
@@ -254,8 +258,11 @@ fn level(args: &Args, lent: bool) -> anyhow::Result<Level> {
     }
     // A request that cannot be granted anyway is no reason to bring the BPF programs up.
     args.ask.ports()?;
-    let wishes =
-        [(args.ask.requires_kernel()?, "--require-kernel"), (args.scope == RunScope::Cgroup, "--scope cgroup")];
+    let wishes = [
+        (args.ask.requires_kernel()?, "--require-kernel"),
+        (args.scope == RunScope::Cgroup, "--scope cgroup"),
+        (!args.ask.also()?.is_empty(), "--also"),
+    ];
     Level::best(&args.place, &args.config)?.that_grants(&wishes)
 }
 

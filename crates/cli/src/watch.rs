@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::{
     DONE, FAILED, Io,
     filter::{Filter, Selection},
+    local_time::local,
     persist,
 };
 
@@ -115,7 +116,7 @@ impl Args {
             return io.json(event);
         }
         // In one piece: others may write to the same stream.
-        io.out.write_all(format!("{} {}\n", event.when, event.message).as_bytes())?;
+        io.out.write_all(format!("{} {}\n", local(event.when), event.message).as_bytes())?;
         Ok(io.out.flush()?)
     }
 }

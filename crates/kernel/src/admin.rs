@@ -3,15 +3,11 @@
 use std::path::Path;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
-use portkeep_core::{
-    Align, Errno, PortRange, Token, Transport, Transports,
-    persistent::{Audience, Others},
-    wire,
-};
+use portkeep_core::{Align, Errno, PortRange, Token, Transport, Transports, persistent::Audience, wire};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    audience::{names_hash, wire_of},
+    audience::{names_hash, parts, wire_of},
     layout::WordKey,
 };
 
@@ -67,11 +63,9 @@ pub struct Wanted {
     pub transports: Transports,
     /// Its audience.
     pub audience: Audience<u32>,
-    /// Others that are let in beside it. Not together with `ephemeral`.
-    pub also: Others<u32>,
     /// By association only.
     pub strict: bool,
-    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators.
+    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators or several.
     pub ephemeral: bool,
     /// Shown in listings; what is beyond 24 bytes is not.
     pub label: String,
@@ -146,7 +140,7 @@ impl Admin {
     /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended. A bind of one
     /// of its ports in the meantime wins.
     pub(crate) fn create(&self, netns: u64, wanted: &Wanted) -> Result<Created, AdminError> {
-        let also = wanted.also.to_wire();
+        let also = also(wanted);
         let request = Request {
             op: CREATE,
             netns,
@@ -164,7 +158,7 @@ impl Admin {
     /// Change whom a persistent reservation is for, and its label, while its ports stay reserved.
     pub(crate) fn change(&self, id: u32, token: Token, wanted: &Wanted) -> Result<(), AdminError> {
         let request = Request { op: CHANGE, id, token: token.get(), ..of_audience(wanted) };
-        self.run_with(request, &wanted.also.to_wire()).map(drop)
+        self.run_with(request, &also(wanted)).map(drop)
     }
 
     /// A pending reservation is vacant and shall be in force. EADDRINUSE: a bind of one of its ports was quicker.
@@ -235,6 +229,11 @@ impl Admin {
     }
 }
 
+/// Those that the scope is not for.
+fn also(wanted: &Wanted) -> Vec<wire::Also> {
+    parts(&wanted.audience).1.iter().filter_map(Audience::to_also).collect()
+}
+
 /// The part of a request that says whom a persistent reservation is for.
 fn of_audience(wanted: &Wanted) -> Request {
     let (scope, uid, gid, level) = wire_of(&wanted.audience);
@@ -246,7 +245,7 @@ fn of_audience(wanted: &Wanted) -> Request {
         flags |= wire::BOTH as u8;
     }
     let account = names_hash(&wanted.audience);
-    let also = wanted.also.len() as u32;
+    let also = also(wanted).len() as u32;
     Request { scope, flags, level, uid, gid, label: wire::label(&wanted.label), also, account, ..EMPTY }
 }
 

@@ -7,23 +7,29 @@ use crate::layout::PLACE_NAME;
 /// How deep below the root the cgroup of a scope can be.
 pub const PLACE_DEPTH: u32 = 32;
 
-/// Scope, uid, gid and depth of an audience in the kernel's layout.
+/// In the kernel the first of several is the scope, and the rest are others that it lets in.
+pub(crate) fn parts(audience: &Audience<u32>) -> (&Audience<u32>, &[Audience<u32>]) {
+    audience.each().split_first().unwrap_or((&Audience::Administrators, &[]))
+}
+
+/// Scope, uid, gid and depth of the scope in the kernel's layout.
 pub(crate) fn wire_of(audience: &Audience<u32>) -> (u8, u32, u32, u8) {
-    match audience {
+    match parts(audience).0 {
         Audience::Administrators => (wire::SCOPE_ADMIN as u8, 0, 0, 0),
         Audience::User(uid) => (wire::SCOPE_USER as u8, *uid, 0, 0),
         Audience::Group(gid) => (wire::SCOPE_GROUP as u8, 0, *gid, 0),
         Audience::Unit(_) => (wire::SCOPE_UNIT as u8, 0, 0, 0),
         Audience::Cgroup(_) => (wire::SCOPE_CGROUP as u8, 0, 0, names(audience).len().min(usize::from(u8::MAX)) as u8),
+        Audience::Several(_) => unreachable!("one of several is one"),
     }
 }
 
 /// The names that the BPF programs compare with, by level.
 pub(crate) fn names(audience: &Audience<u32>) -> Vec<(u32, &str)> {
-    match audience {
+    match parts(audience).0 {
         Audience::Unit(name) => vec![(0, name)],
         Audience::Cgroup(path) => (1..).zip(path.split('/').filter(|part| !part.is_empty())).collect(),
-        Audience::Administrators | Audience::User(_) | Audience::Group(_) => Vec::new(),
+        Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Several(_) => Vec::new(),
     }
 }
 

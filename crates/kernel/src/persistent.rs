@@ -7,15 +7,11 @@
 //! confirmed or ended. A process that is killed in
 //! between leaves a pending reservation behind, which the next agent ends.
 
-use portkeep_core::{
-    PortRange, PortRangeError, Token,
-    persistent::{Audience, Others},
-    wire,
-};
+use portkeep_core::{PortRange, PortRangeError, Token, persistent::Audience, wire};
 
 use crate::{
     admin::{Admin, AdminError, Created, Wanted},
-    audience::{PLACE_DEPTH, names},
+    audience::{PLACE_DEPTH, names, parts},
     layout::{PLACE_NAME, Place, PlaceKey, Reservation},
     maps::{MapAccessError, Maps, call},
 };
@@ -27,9 +23,12 @@ fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
     }
     match audience {
         Audience::Cgroup(_) if names.is_empty() || names.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
-        Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Unit(_) | Audience::Cgroup(_) => {
-            Ok(())
-        }
+        Audience::Administrators
+        | Audience::User(_)
+        | Audience::Group(_)
+        | Audience::Unit(_)
+        | Audience::Cgroup(_)
+        | Audience::Several(_) => Ok(()),
     }
 }
 
@@ -129,18 +128,14 @@ impl Maps {
     ) -> Result<(), CreateError> {
         check(&wanted.audience)?;
         let present = self.reservation(id)?;
-        if present.is_some_and(|present| self.audience(id, &present).as_ref() == Some(&wanted.audience)) {
+        let scope = parts(&wanted.audience).0;
+        // The kernel changes all that has no names in one step.
+        if present.is_some_and(|r| self.audience(id, &r).is_some_and(|present| parts(&present).0 == scope)) {
             return Ok(admin.change(id, token, wanted)?);
         }
         // For administrators only at first: that audience needs no names while the names change. Strict, so that no process
         // of root binds a port by number meanwhile.
-        let meanwhile = Wanted {
-            audience: Audience::Administrators,
-            also: Others::default(),
-            strict: true,
-            ephemeral: false,
-            ..wanted.clone()
-        };
+        let meanwhile = Wanted { audience: Audience::Administrators, strict: true, ephemeral: false, ..wanted.clone() };
         admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
         self.set_places(id, &wanted.audience)?;
@@ -159,14 +154,19 @@ impl Maps {
         if !reservation.is_persistent() {
             return None;
         }
-        match reservation.scope.into() {
-            wire::SCOPE_UNIT => Some(Audience::Unit(self.places_of(id, 0..=0)?.pop()?)),
+        let scope = match reservation.scope.into() {
+            wire::SCOPE_UNIT => Audience::Unit(self.places_of(id, 0..=0)?.pop()?),
             wire::SCOPE_CGROUP => {
                 let parts = self.places_of(id, 1..=reservation.level.into())?;
-                Some(Audience::Cgroup(format!("/{}", parts.join("/"))))
+                Audience::Cgroup(format!("/{}", parts.join("/")))
             }
-            _ => Audience::from_wire(reservation.scope, reservation.uid, reservation.gid),
+            _ => Audience::from_wire(reservation.scope, reservation.uid, reservation.gid)?,
+        };
+        let also = self.also(reservation).ok()?;
+        if also.len() != reservation.admitted().count() {
+            return None;
         }
+        Audience::any_of(std::iter::once(scope).chain(also.iter().filter_map(Audience::from_also))).ok()
     }
 
     /// End what a killed administrator left pending, and forget names that belong to no reservation. Returns how many

@@ -222,6 +222,10 @@ fn r11_a_request_that_fails_leaves_none_of_them_behind() {
     world.assert_empty();
 }
 
+fn several(units: &[&str]) -> Audience<u32> {
+    Audience::any_of(units.iter().map(|name| unit(name))).expect("they can be named")
+}
+
 /// The tools of an administrator.
 struct Persistent {
     admin: Admin,
@@ -247,8 +251,7 @@ fn a_persistent_one_is_for_several_units_and_they_can_be_changed() {
         count: 1,
         align: Align::ANY,
         transports: Transports::Tcp,
-        audience: unit("nginx.service"),
-        also: others([unit("certbot.service")]),
+        audience: several(&["nginx.service", "certbot.service"]),
         strict: false,
         ephemeral: false,
         label: "web".into(),
@@ -260,16 +263,18 @@ fn a_persistent_one_is_for_several_units_and_they_can_be_changed() {
     };
     assert_eq!(who(&world), [true, true, false]);
     // The second one only; then the first one only; then another first one, with two.
-    for (audience, also, expected) in [
-        ("nginx.service", vec!["apache2.service"], [true, false, true]),
-        ("nginx.service", vec![], [true, false, false]),
-        ("apache2.service", vec!["nginx.service", "certbot.service"], [true, true, true]),
-        ("certbot.service", vec![], [false, true, false]),
+    for (units, expected) in [
+        (&["nginx.service", "apache2.service"][..], [true, false, true]),
+        (&["nginx.service"], [true, false, false]),
+        (&["apache2.service", "nginx.service", "certbot.service"], [true, true, true]),
+        (&["certbot.service"], [false, true, false]),
     ] {
-        let changed = Wanted { audience: unit(audience), also: others(also.into_iter().map(unit)), ..wanted.clone() };
+        let changed = Wanted { audience: several(units), ..wanted.clone() };
         made.maps.change_persistent(&made.admin, (id, token), &changed).expect("it is in force");
         assert_eq!(who(&world), expected);
         assert!(!may_bind(80), "root");
+        let entry = made.maps.reservation(id).expect("the map").expect("it is in force");
+        assert_eq!(made.maps.audience(id, &entry), Some(changed.audience));
         world.assert_consistent();
     }
     // Whose binds to port 0 would draw?

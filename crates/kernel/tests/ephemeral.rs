@@ -5,7 +5,7 @@ use std::fs;
 use portkeep::control;
 use portkeep_core::{
     Align, Errno, Transport, Transports,
-    persistent::{Audience, Others},
+    persistent::Audience,
     wire::{self, AcquireRequest, AgentMark},
 };
 use portkeep_kernel::{CreateError, EventKind, Wanted};
@@ -220,7 +220,6 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
             align: Align::ANY,
             transports: Transports::Both,
             audience,
-            also: Others::default(),
             strict: false,
             ephemeral: true,
             label: String::new(),
@@ -330,7 +329,6 @@ fn e4_groups_by_real_effective_and_supplementary_gid() {
         align: Align::ANY,
         transports: Transports::Tcp,
         audience: Audience::Group(4711),
-        also: Others::default(),
         strict: false,
         ephemeral: true,
         label: String::new(),
@@ -438,7 +436,6 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
         align: Align::ANY,
         transports: Transports::Both,
         audience: Audience::User(uid),
-        also: Others::default(),
         strict: false,
         ephemeral,
         label: String::new(),

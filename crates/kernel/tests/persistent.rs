@@ -5,7 +5,7 @@ use std::fs;
 use portkeep::control;
 use portkeep_core::{
     Align, Errno, Token, Transport, Transports,
-    persistent::{Audience, Others},
+    persistent::Audience,
     wire::{self, SelectRequest},
 };
 use portkeep_kernel::{Admin, Claimed, CreateError, Maps, Settings, Wanted};
@@ -26,7 +26,6 @@ fn wanted(start: u16, audience: Audience<u32>) -> Wanted {
         align: Align::ANY,
         transports: Transports::Tcp,
         audience,
-        also: Others::default(),
         strict: false,
         ephemeral: false,
         label: "web".into(),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use portkeep_core::persistent::{Account, Audience};
+use portkeep_core::persistent::{Account, Audience, Others};
 
 /// The databases are asked again after this.
 const FRESH: Duration = Duration::from_secs(30);
@@ -64,14 +64,21 @@ pub fn group_name(gid: u32) -> String {
 
 /// An audience with names in place of numbers.
 pub fn named(audience: &Audience) -> Audience {
-    let name = |id: &Account, name: fn(u32) -> String| match id {
-        Account::Id(id) => Ok::<_, std::convert::Infallible>(name(*id).parse().unwrap_or(Account::Id(*id))),
-        Account::Name(name) => Ok(Account::Name(name.clone())),
-    };
-    match audience.try_map(|id| name(id, user_name), |id| name(id, group_name)) {
-        Ok(audience) => audience,
-        Err(never) => match never {},
-    }
+    let Ok(named) = audience.try_map(|id| with_name(id, user_name), |id| with_name(id, group_name));
+    named
+}
+
+/// The same of others beside a scope.
+pub fn named_others(others: &Others) -> Others {
+    let Ok(named) = others.try_map(|id| with_name(id, user_name), |id| with_name(id, group_name));
+    named
+}
+
+fn with_name(id: &Account, name: fn(u32) -> String) -> Result<Account, std::convert::Infallible> {
+    Ok(match id {
+        Account::Id(id) => name(*id).parse().unwrap_or(Account::Id(*id)),
+        Account::Name(name) => Account::Name(name.clone()),
+    })
 }
 
 /// Whether this machine knows the user. Numbers need no name. A name that cannot be looked up is not reported as missing.

@@ -29,6 +29,7 @@ pub fn complete(found: &mut [Info], declared: &[Info]) {
         } else {
             info.audience = info.audience.as_ref().map(accounts::named);
         }
+        info.also = accounts::named_others(&info.also);
         if let Some(owner) = &mut info.owner {
             owner.user = owner.uid.and_then(|uid| names.of(uid));
             // Its pid may mean something else here, or belong to another process by now.

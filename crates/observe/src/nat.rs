@@ -3,7 +3,12 @@
 //! They are read with the tools that every machine with such rules has: `nft` and `iptables-save`. Neither changes anything,
 //! nor loads a module for a table that is not there.
 
-use std::{collections::BTreeMap, env, ffi::OsString, process::Command};
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    process::{Child, Command, Stdio},
+};
 
 use portkeep_core::{PortRange, Transport};
 use serde_json::Value;
@@ -26,26 +31,50 @@ impl Redirect {
     }
 }
 
-/// The rules of the calling process's network namespace; `None` if no tool could show them (they require root).
-pub fn redirects() -> Option<Vec<Redirect>> {
-    let nft = output("nft", &["-j", "list", "ruleset"]).and_then(|text| of_nft(&text));
-    let tables = ["iptables-save", "ip6tables-save"].map(|tool| output(tool, &[]));
-    if nft.is_none() && tables.iter().all(Option::is_none) {
-        return None;
-    }
-    let mut found = nft.unwrap_or_default();
-    for (tool, text) in ["iptables", "ip6tables"].into_iter().zip(tables) {
-        found.extend(text.iter().flat_map(|text| of_iptables(tool, text)));
-    }
-    Some(found)
+/// The tools, started: they run while this process looks at other things.
+#[derive(Debug)]
+pub struct Reading {
+    nft: Option<Child>,
+    tables: [Option<Child>; 2],
 }
 
-/// The output of the tool, if it is there and succeeds.
-fn output(tool: &str, args: &[&str]) -> Option<String> {
+impl Reading {
+    /// Start the tools in the calling thread's network namespace.
+    pub fn start() -> Self {
+        Self {
+            nft: start("nft", &["-j", "list", "ruleset"]),
+            tables: ["iptables-save", "ip6tables-save"].map(|tool| start(tool, &[])),
+        }
+    }
+
+    /// Wait for the rules; `None` if no tool could show them (they require root).
+    pub fn finish(self) -> Option<Vec<Redirect>> {
+        let nft = output(self.nft).and_then(|text| of_nft(&text));
+        let tables = self.tables.map(output);
+        if nft.is_none() && tables.iter().all(Option::is_none) {
+            return None;
+        }
+        let mut found = nft.unwrap_or_default();
+        for (tool, text) in ["iptables", "ip6tables"].into_iter().zip(tables) {
+            found.extend(text.iter().flat_map(|text| of_iptables(tool, text)));
+        }
+        Some(found)
+    }
+}
+
+/// `None`: there is no such tool.
+fn start(tool: &str, args: &[&str]) -> Option<Child> {
     // Users' paths leave these folders out.
     let mut path: OsString = env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
-    let output = Command::new(tool).args(args).env("PATH", path).output().ok()?;
+    let mut command = Command::new(tool);
+    command.args(args).env("PATH", path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().ok()
+}
+
+/// The output of a tool that succeeds.
+fn output(tool: Option<Child>) -> Option<String> {
+    let output = tool?.wait_with_output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -82,7 +82,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     let before = report.count();
     let mut name = None;
     let mut block: Option<(Entry<'_, '_>, Transports, PortList)> = None;
-    let mut audience: Option<(Entry<'_, '_>, Audience)> = None;
+    let mut audience = Vec::new();
     let mut strict = false;
     let mut ephemeral: Option<Entry<'_, '_>> = None;
     let mut around = false;
@@ -125,15 +125,8 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
                 };
             }
             _ if WHO.contains(&key) => {
-                let Some(named) = audience_of(report, &entry) else { continue };
-                match &audience {
-                    None => audience = Some((entry, named)),
-                    Some((first, _)) => report.advise(
-                        entry.key_at(),
-                        format!("`{key}` and `{}` both say who may use the ports", first.key()),
-                        "keep one; administrators may use them in any case",
-                    ),
-                }
+                let named = audience_of(report, &entry);
+                audience.extend(named.into_iter().map(|one| (entry, one)));
             }
             "strict" => strict = entry.boolean(report).unwrap_or_default(),
             "ephemeral" => ephemeral = entry.boolean(report).unwrap_or_default().then_some(entry),
@@ -161,9 +154,9 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
             "write `ports = \"80,443\"`, `udp = \"5000-5019\"` or `both = \"domain\"`",
         );
     }
-    let for_whom = audience.as_ref().map_or(&Audience::Administrators, |(_, audience)| audience);
+    let audience = together(report, audience)?;
     if let Some(entry) = &ephemeral
-        && let Some(why) = Declaration::no_range(block.as_ref().map(|(.., list)| list), for_whom, strict)
+        && let Some(why) = Declaration::no_range(block.as_ref().map(|(.., list)| list), &audience, strict)
     {
         report.say(entry.key_at(), format!("a private ephemeral range {why}"));
     }
@@ -172,7 +165,6 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
         return None;
     }
     let (_, transports, ports) = block?;
-    let audience = audience.map_or(Audience::Administrators, |(_, audience)| audience);
     let ephemeral = ephemeral.is_some();
     Some(Declaration { name: name?, ports, transports, audience, strict, ephemeral, around, force, description })
 }
@@ -222,10 +214,36 @@ pub(crate) fn wrong_ports(report: &mut Report<'_>, at: Range<usize>, error: &Par
     report.add(at, error.to_string(), error.help().map(str::to_owned));
 }
 
-/// The audience that one of the keys of [`WHO`] names.
-fn audience_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Audience> {
-    let read = match entry.key() {
-        "administrators" => {
+/// The audience of all keys of [`WHO`]. A mistake is reported, and then there is none.
+fn together(report: &mut Report<'_>, named: Vec<(Entry<'_, '_>, Audience)>) -> Option<Audience> {
+    let last = named.last().map(|(entry, _)| *entry);
+    let audience = Audience::any_of(named.into_iter().map(|(_, audience)| audience));
+    match (audience, last) {
+        (Ok(audience), _) => Some(audience),
+        (Err(error), Some(entry)) => {
+            let help = "users, groups and units can be named together; administrators may use the ports in any case";
+            report.advise(entry.key_at(), error.to_string(), help);
+            None
+        }
+        (Err(_), None) => None,
+    }
+}
+
+/// The audience that one of the keys of [`WHO`] names; of `user`, `group` and `unit` there can be several.
+fn audience_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Vec<Audience> {
+    let values = match (entry.key(), entry.value().get_ref()) {
+        ("user" | "group" | "unit", DeValue::Array(array)) => array.iter().collect(),
+        _ => vec![entry.value()],
+    };
+    if values.is_empty() {
+        report.say(entry.at(), format!("`{}` is an empty list", entry.key()));
+    }
+    values.into_iter().filter_map(|value| one_of(report, entry, value)).collect()
+}
+
+fn one_of(report: &mut Report<'_>, entry: &Entry<'_, '_>, value: &Spanned<DeValue<'_>>) -> Option<Audience> {
+    let read = match (entry.key(), value.get_ref()) {
+        ("administrators", _) => {
             return match entry.boolean(report)? {
                 true => Some(Audience::Administrators),
                 false => {
@@ -235,12 +253,16 @@ fn audience_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Option<Audienc
                 }
             };
         }
-        "user" => return account(report, "user", entry.value()).map(Audience::User),
-        "group" => return account(report, "group", entry.value()).map(Audience::Group),
-        "unit" => Audience::unit(entry.string(report)?),
+        ("user", _) => return account(report, "user", value).map(Audience::User),
+        ("group", _) => return account(report, "group", value).map(Audience::Group),
+        ("unit", DeValue::String(name)) => Audience::unit(name),
+        ("unit", _) => {
+            entry.wrong_kind(report, "a text in quotes, or a list of these");
+            return None;
+        }
         _ => Audience::cgroup(entry.string(report)?),
     };
-    read.map_err(|error| report.add(entry.at(), error.to_string(), error.help().map(str::to_owned))).ok()
+    read.map_err(|error| report.add(value.span(), error.to_string(), error.help().map(str::to_owned))).ok()
 }
 
 /// A user or group by number or name.
@@ -288,6 +310,20 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
             Audience::Group(group) => key("group", account(group)),
             Audience::Unit(name) => key("unit", name.as_str().into()),
             Audience::Cgroup(path) => key("cgroup", path.as_str().into()),
+            Audience::Several(several) => {
+                for kind in ["user", "group", "unit"] {
+                    let of_kind = several.iter().filter(|one| one.kind() == kind).filter_map(|one| match one {
+                        Audience::User(id) | Audience::Group(id) => Some(account(id)),
+                        Audience::Unit(name) => Some(name.as_str().into()),
+                        Audience::Administrators | Audience::Cgroup(_) | Audience::Several(_) => None,
+                    });
+                    match of_kind.collect::<Vec<toml::Value>>() {
+                        none if none.is_empty() => {}
+                        one if one.len() == 1 => key(kind, one[0].clone()),
+                        list => key(kind, list.into()),
+                    }
+                }
+            }
         }
         if declaration.strict {
             key("strict", true.into());
@@ -449,7 +485,12 @@ udp = [7001, 7000]
                 "name = \"a\"\ntcp = 1\nudp = 2",
                 "4:1: `udp` and `tcp` name different ports in one stanza\nhelp: write two",
             ),
-            ("name = \"a\"\ntcp = 1\nuser = 1\nunit = \"b.service\"", "5:1: `unit` and `user` both say who"),
+            ("name = \"a\"\ntcp = 1\nuser = 1\ncgroup = \"/b\"", "5:1: cgroup /b cannot be one of several"),
+            ("name = \"a\"\ntcp = 1\nuser = 1\nadministrators = true", "5:1: administrators cannot be one of several"),
+            ("name = \"a\"\ntcp = 1\nuser = [1, 2, 3]\ngroup = [4, 5]", "5:1: at most 4 users, groups and units"),
+            ("name = \"a\"\ntcp = 1\nunit = [\"a.service\", \"a.service\"]", "4:1: unit a.service is named twice"),
+            ("name = \"a\"\ntcp = 1\nunit = []", "4:8: `unit` is an empty list"),
+            ("name = \"a\"\ntcp = 1\nunit = [\"a.service\", 7]", "4:8: `unit` wants a text in quotes, or a list"),
             (
                 "name = \"a\"\ntcp = 1\nunit = \"b\"",
                 "4:8: \"b\" is not the name of a service or scope: it ends in neither .service nor .scope\nhelp: write \"b.service\"",

@@ -7,7 +7,9 @@
 
 use std::{fmt, io};
 
-use portkeep_core::{AlignError, Errno, ParsePortsError, PortRange, PortRangeError, Transport, Transports};
+use portkeep_core::{
+    AlignError, Errno, ParsePortsError, PortRange, PortRangeError, Transport, Transports, persistent::AudienceError,
+};
 
 use crate::info::{Info, Owner};
 
@@ -53,6 +55,9 @@ pub enum MalformedRequest {
     /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
     #[error("a reservation cannot be strict and a private ephemeral range at once")]
     StrictRange,
+    /// Others that cannot be let in: more than four, one twice, or neither a user nor a group nor a unit.
+    #[error(transparent)]
+    Others(#[from] AudienceError),
     /// The label has a zero byte or more than 24 bytes: shorten it.
     #[error("a label has at most 24 bytes and no zero among them, unlike {0:?}")]
     Label(String),

@@ -8,7 +8,7 @@ use std::{
 
 use portkeep_core::{
     Errno, ListMark, PortList, PortRange, Scope, Time, Token, Transport, Transports,
-    persistent::{Account, Audience, Declaration, Origin},
+    persistent::{Account, Audience, Declaration, Origin, Others},
     time, wire,
 };
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,9 @@ pub struct Info {
     pub scope: Option<Scope>,
     /// With [`Scope::Cgroup`]: the path of the cgroup, if it was looked up.
     pub cgroup: Option<String>,
+    /// Others that are let in beside its scope (R11).
+    #[serde(default)]
+    pub also: Others,
     /// The audience of a persistent one. The BPF programs do not show the names of units and cgroups to everybody.
     pub audience: Option<Audience>,
     /// Whether it is consumed by association only.
@@ -183,6 +186,7 @@ impl Info {
             persistent: false,
             scope: None,
             cgroup: None,
+            also: Others::default(),
             audience: None,
             strict: false,
             ephemeral: false,
@@ -301,10 +305,17 @@ impl Info {
     }
 
     /// From the answer to a query. `None` for one that makes no sense, which BPF programs of this ABI do not give.
-    pub fn from_wire(state: &wire::State) -> Option<Self> {
+    pub fn from_wire(state: &wire::State, also: &[wire::Also]) -> Option<Self> {
         let persistent = u32::from(state.flags) & wire::PERSISTENT != 0;
         let id = |id: &u32| Ok::<_, std::convert::Infallible>(Account::Id(*id));
-        let audience = Audience::from_wire(state.scope, state.uid, state.gid);
+        let Ok(also) = Others::from_wire(also).try_map(id, id);
+        let scope = Audience::from_wire(state.scope, state.uid, state.gid).map(|scope| {
+            let Ok(scope) = scope.try_map(id, id);
+            scope
+        });
+        // The scope of a persistent one is the first of its audience.
+        let audience =
+            scope.and_then(|scope| Audience::any_of(std::iter::once(scope).chain(also.iter().cloned())).ok());
         let refused = (state.error != 0).then_some(Errno(i32::from(state.error)));
         let owner =
             Process { pid: state.pid, comm: wire::text(&state.comm), uid: Some(state.uid), ..Process::default() };
@@ -321,10 +332,8 @@ impl Info {
             enforcement: (stands == State::Active).then_some(Enforcement::Kernel),
             persistent,
             scope: if persistent { None } else { Some(Scope::from_wire(state.scope, state.cgroup)?) },
-            audience: audience.filter(|_| persistent).map(|audience| match audience.try_map(id, id) {
-                Ok(audience) => audience,
-                Err(never) => match never {},
-            }),
+            audience: audience.filter(|_| persistent),
+            also: if persistent { Others::default() } else { also },
             strict: u32::from(state.flags) & wire::STRICT != 0,
             ephemeral: u32::from(state.flags) & wire::EPHEMERAL != 0,
             owner: (!persistent).then_some(owner),
@@ -339,6 +348,11 @@ impl Info {
         };
         info.set_tokens([Token::new(state.token)]);
         Some(info)
+    }
+
+    /// All users, groups and units that may use its ports, as far as they are named.
+    pub fn named(&self) -> impl Iterator<Item = &Audience> {
+        self.audience.iter().flat_map(Audience::each).chain(self.also.iter())
     }
 
     /// Whether it has this port (host byte order).

@@ -24,8 +24,8 @@ use crate::{
 pub(crate) fn ask(socket: impl AsFd, select: &SelectRequest) -> Result<Option<Info>, QueryError> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    match control::state(socket, select) {
-        Ok(state) => Ok(Info::from_wire(&state)),
+    match control::state_also(socket, select) {
+        Ok((state, also)) => Ok(Info::from_wire(&state, &also)),
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT.0) => Ok(None),
         Err(error) => Err(QueryError::from_call(error)),
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use portkeep_core::{
     Align, AlignError, ListMark, PortList, PortRange, PortRangeError, Ports, Scope, Services, Transport, Transports,
     defaults::TIMEOUT,
+    persistent::{Audience, Others},
     wire::{self, AcquireRequest},
 };
 
@@ -32,6 +33,7 @@ pub struct Request {
     pub(crate) count: u16,
     pub(crate) align: Result<Align, AlignError>,
     pub(crate) scope: Scope,
+    pub(crate) also: Vec<Audience<u32>>,
     pub(crate) strict: bool,
     pub(crate) ephemeral: bool,
     pub(crate) label: String,
@@ -97,6 +99,7 @@ impl Request {
             count: 1,
             align: Ok(Align::ANY),
             scope: Scope::Process,
+            also: Vec::new(),
             strict: false,
             ephemeral: false,
             label: String::new(),
@@ -151,7 +154,8 @@ impl Request {
     /// The processes that may consume the reservation; by default this process only. For children, use [`Scope::User`] or
     /// [`Scope::Cgroup`]. Only kernel enforcement can do this.
     ///
-    /// A service, a group or administrators are audiences, which only a [persistent](crate::persistent) reservation has:
+    /// A service, a group or administrators are audiences, which only a [persistent](crate::persistent) reservation has; a runtime
+    /// reservation can let them in [beside](Self::also) its scope:
     ///
     /// ```compile_fail,E0308
     /// use portkeep::{Reservation, persistent::Audience};
@@ -160,6 +164,22 @@ impl Request {
     /// ```
     pub fn scope(mut self, scope: Scope) -> Self {
         self.scope = scope;
+        self
+    }
+
+    /// Let others in beside the scope: a user, a group or a systemd unit. They may bind the ports, by number or by association, and
+    /// nothing else; binds to port 0 draw from a private ephemeral range for the scope only. At most four. Only kernel
+    /// enforcement can do this.
+    ///
+    /// ```no_run
+    /// use portkeep::{Reservation, persistent::Audience};
+    ///
+    /// // The port that Docker publishes for a container.
+    /// let port = Reservation::tcp().also(Audience::Unit("docker.service".into())).acquire()?;
+    /// # Ok::<(), portkeep::AcquireError>(())
+    /// ```
+    pub fn also(mut self, other: Audience<u32>) -> Self {
+        self.also.push(other);
         self
     }
 
@@ -281,6 +301,7 @@ impl Request {
             self.block()?;
         }
         self.align?.check(self.start)?;
+        Others::new(self.also.iter().cloned())?;
         if self.strict && self.ephemeral {
             return Err(MalformedRequest::StrictRange);
         }

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use portkeep_core::{Errno, PortRange, Token};
+use portkeep_core::{Errno, PortRange, Token, persistent::Audience};
 use socket2::Socket;
 
 use crate::{
@@ -98,7 +98,8 @@ impl Request {
             let parts = Parts { tokens, owner: owner.into(), ports, transports, enforcement };
             return Ok(Pending::decided(Reservation::from_parts(parts)));
         }
-        let wait = match control::acquire(&owner, &self.to_wire()) {
+        let also: Vec<_> = self.also.iter().filter_map(Audience::to_also).collect();
+        let wait = match control::acquire_also(&owner, &self.to_wire(), &also) {
             Ok(()) => false,
             Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS.0) => true,
             Err(error) => return Err(self.refusal(error, &owner)),

@@ -53,7 +53,7 @@ fn labels<const N: usize>(labels: [(&'static str, &str); N]) -> Labels {
 fn scope(info: &Info) -> String {
     match (&info.scope, &info.audience) {
         (Some(scope), _) => scope.to_string(),
-        (None, Some(audience)) => audience.to_string().split(' ').next().unwrap_or_default().to_owned(),
+        (None, Some(audience)) => audience.kind().to_owned(),
         (None, None) => "unit or cgroup".into(),
     }
 }

@@ -308,9 +308,11 @@ impl Administrator {
             Audience::Group(Account::Id(gid)) => (wire::SCOPE_GROUP, gid),
             Audience::Cgroup(_) => (wire::SCOPE_CGROUP, 0),
             // None of the others is declared here.
-            Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Unit(_) => {
-                (wire::SCOPE_ADMIN, 0)
-            }
+            Audience::Administrators
+            | Audience::User(_)
+            | Audience::Group(_)
+            | Audience::Unit(_)
+            | Audience::Several(_) => (wire::SCOPE_ADMIN, 0),
         };
         let flags = wire::PERSISTENT | if info.strict { wire::STRICT } else { 0 };
         let grant = Grant {
@@ -355,9 +357,11 @@ fn stanza(proposal: &Proposal) -> String {
         Audience::User(Account::Id(uid)) => format!("user = {uid}\n"),
         Audience::Group(Account::Id(gid)) => format!("group = {gid}\n"),
         Audience::Cgroup(path) => format!("cgroup = \"{path}\"\n"),
-        Audience::Administrators | Audience::User(_) | Audience::Group(_) | Audience::Unit(_) => {
-            "administrators = true\n".into()
-        }
+        Audience::Administrators
+        | Audience::User(_)
+        | Audience::Group(_)
+        | Audience::Unit(_)
+        | Audience::Several(_) => "administrators = true\n".into(),
     };
     let key = match proposal.transports {
         Transports::Tcp => "tcp",

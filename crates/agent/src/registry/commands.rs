@@ -48,7 +48,6 @@ impl Registry {
                 align,
                 transports: proposal.transports,
                 audience: audience.clone(),
-                also: portkeep::persistent::Others::default(),
                 strict: proposal.strict,
                 ephemeral: proposal.ephemeral,
                 label: proposal.name.to_string(),

@@ -45,7 +45,6 @@ pub(super) fn wanted(declaration: &Declaration, audience: &Audience<u32>) -> Vec
         align: Align::ANY,
         transports: declaration.transports,
         audience: audience.clone(),
-        also: portkeep::persistent::Others::default(),
         strict: declaration.strict,
         ephemeral: declaration.ephemeral,
         label: label.clone(),

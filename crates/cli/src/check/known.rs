@@ -46,6 +46,7 @@ impl Known {
             Audience::User(account) => self.missing_user(account),
             Audience::Group(account) => self.missing_group(account),
             Audience::Unit(unit) => self.missing_unit(unit),
+            Audience::Several(several) => several.iter().find_map(|one| self.missing(one)),
             // Cgroups come and go with what runs in them.
             Audience::Administrators | Audience::Cgroup(_) => None,
         }

@@ -219,7 +219,7 @@ impl Findings {
             if let Some(missing) = known.missing(&declaration.audience) {
                 let mut warning = Diagnostic::whole(path, format!("{missing} (`{}`)", declaration.name));
                 (warning.line, warning.column) = (Some(*line), Some(1));
-                if let Audience::User(_) | Audience::Group(_) = declaration.audience {
+                if declaration.audience.each().iter().any(|one| matches!(one, Audience::User(_) | Audience::Group(_))) {
                     warning = warning.with_help("the reservation waits until there is one");
                 }
                 self.warnings.push(warning);

@@ -73,7 +73,11 @@ pub(super) fn socket_units(examined: &Examined<'_>) -> Findings {
     let mut found = Vec::new();
     let units = units::enabled_sockets(examined.root());
     for info in &examined.declared {
-        let Some(Audience::Unit(unit)) = &info.audience else { continue };
+        let audience = info.audience.as_ref().map_or(&[][..], Audience::each);
+        let Some(unit) = audience.iter().find_map(|one| if let Audience::Unit(unit) = one { Some(unit) } else { None })
+        else {
+            continue;
+        };
         for (socket, transport, port) in &units {
             if info.has(*transport, *port) {
                 let name = info.name.as_deref().unwrap_or_default();

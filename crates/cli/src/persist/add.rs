@@ -109,7 +109,7 @@ impl Args {
             Block::Ports(list) => Some(list),
             Block::Any { .. } => None,
         };
-        let audience = self.audience.audience().unwrap_or_default();
+        let audience = self.audience.audience()?.unwrap_or_default();
         if self.ephemeral
             && let Some(why) = Declaration::no_range(list, &audience, self.strict)
         {
@@ -137,7 +137,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let kept = if args.until_reboot { Lifetime::UntilReboot } else { Lifetime::UntilDeleted };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
     warn_if_missing(&created, io);
-    if args.audience.audience().is_none() && !args.strict {
+    if matches!(args.audience.audience(), Ok(None)) && !args.strict {
         io.note("processes of root may bind these ports by number; with --strict they may not");
     }
     if let Some(path) = &args.env_file {

@@ -10,36 +10,38 @@ use portkeep::{
 use crate::{Io, check::Known};
 
 #[derive(Debug, clap::Args)]
-#[group(id = "who", multiple = false)]
 pub(super) struct For {
     /// For the processes of this user, by name or number
     ///
-    /// Not for a server that binds as root and changes its user afterwards (nginx, Apache): use --unit.
+    /// Not for a server that binds as root and changes its user afterwards (nginx, Apache): use --unit. --user, --group and
+    /// --unit can be given several times and together, four in all.
     #[arg(long, help_heading = "Audience")]
-    user: Option<Account>,
+    user: Vec<Account>,
     /// For the processes of this group, by name or number
     #[arg(long, help_heading = "Audience")]
-    group: Option<Account>,
+    group: Vec<Account>,
     /// For the processes of this systemd service or scope
     #[arg(long, value_parser = unit, help_heading = "Audience")]
-    unit: Option<Audience>,
+    unit: Vec<Audience>,
     /// For the processes of this cgroup and those below it: a path below /sys/fs/cgroup, as /system.slice
     #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "Audience")]
+    #[arg(conflicts_with_all = ["user", "group", "unit"])]
     cgroup: Option<Audience>,
     /// Only for administrators
-    #[arg(long, help_heading = "Audience")]
+    #[arg(long, conflicts_with_all = ["user", "group", "unit", "cgroup"], help_heading = "Audience")]
     administrators: bool,
 }
 
 impl For {
-    /// The audience, if one is named.
-    pub(super) fn audience(&self) -> Option<Audience> {
-        match (&self.user, &self.group) {
-            (Some(user), _) => Some(Audience::User(user.clone())),
-            (_, Some(group)) => Some(Audience::Group(group.clone())),
-            _ if self.administrators => Some(Audience::Administrators),
-            _ => self.unit.as_ref().or(self.cgroup.as_ref()).cloned(),
+    /// The audience, if one is named; a sentence if those that are named cannot be one.
+    pub(super) fn audience(&self) -> Result<Option<Audience>, String> {
+        let accounts =
+            self.user.iter().cloned().map(Audience::User).chain(self.group.iter().cloned().map(Audience::Group));
+        let named: Vec<Audience> = accounts.chain(self.unit.iter().chain(&self.cgroup).cloned()).collect();
+        if named.is_empty() {
+            return Ok(self.administrators.then_some(Audience::Administrators));
         }
+        Audience::any_of(named).map(Some).map_err(|error| error.to_string())
     }
 }
 

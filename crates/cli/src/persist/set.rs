@@ -73,25 +73,29 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn change(&self) -> Change {
+    fn change(&self) -> Result<Change, String> {
         let block = [(&self.tcp, Transports::Tcp), (&self.udp, Transports::Udp), (&self.both, Transports::Both)];
         let block = block.into_iter().find_map(|(ports, transports)| Some((ports.as_ref()?, transports)));
-        Change {
+        Ok(Change {
             name: None,
             ports: block.map(|(ports, _)| ports.clone()),
             transports: block.map(|(_, transports)| transports),
-            audience: self.audience.audience(),
+            audience: self.audience.audience()?,
             strict: self.strict,
             ephemeral: self.ephemeral,
             around: self.around.then_some(true),
             force: self.force.then_some(true),
             description: self.description.clone(),
-        }
+        })
     }
 }
 
 pub(super) fn run(args: &Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let info = changed(&mut connect(None)?, &args.name, &args.change())?;
+    let change = match args.change() {
+        Ok(change) => change,
+        Err(wrong) => return Ok(io.usage(wrong)),
+    };
+    let info = changed(&mut connect(None)?, &args.name, &change)?;
     warn_if_missing(&info, io);
     if args.json {
         io.json(&info)?;

@@ -34,6 +34,28 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
         machine.portkeep(&[&["persist", "add", "--name", name, "--tcp", port], whom].concat()).ok();
     };
 
+    // The doctor names published ports that nothing keeps, and those that are declared for something else.
+    let findings = || {
+        let report = machine.portkeep(&["doctor", "--json"]).json();
+        report.as_array().unwrap().iter().find(|one| one["check"] == "containers").unwrap()["findings"].clone()
+    };
+    engine.serve("--name open --publish 8090:80", 80).ok();
+    let text = findings().to_string();
+    assert!(
+        text.contains("containers have published 8090 (by pid ") && text.contains("--unit docker.service"),
+        "{text}"
+    );
+    machine.shell("mkdir -p \"$0/root/etc/portkeep/ports.d\"").ok();
+    let drop_in = machine.folder.path().join("root/etc/portkeep/ports.d/a.toml");
+    std::fs::write(&drop_in, "[[reservation]]\nname = \"a\"\ntcp = 8090\nunit = \"a.service\"\n").unwrap();
+    machine.portkeep(&["reload"]);
+    let text = findings().to_string();
+    assert!(text.contains("8090/tcp of a is declared for unit a.service"), "{text}");
+    std::fs::remove_file(&drop_in).unwrap();
+    engine.docker("rm --force open").ok();
+    machine.portkeep(&["reload"]).ok();
+    assert_eq!(findings(), serde_json::json!([]));
+
     // A published port is bound by the engine, so it is reserved for the engine's unit.
     reserve("shop", "8080", &["--unit", "docker.service"]);
     engine.serve("--name shop --publish 8080:80", 80).ok();
@@ -64,11 +86,19 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
     engine.answers(8082);
     assert_eq!(machine.outsider_binds("tcp", 8082), "AddrInUse");
 
-    // The engine binds, and not the command: the scope `user` has both.
+    // R11: the engine binds, and not the command, so it is let in. For a user in the group `docker` as for root.
     let container = "docker run --rm --publish {PORT}:80 web /bin/busybox true";
     let out_of_scope = engine.shell(&format!("{PORTKEEP} run -- {container}"));
     assert_eq!(out_of_scope.code, Some(125), "{out_of_scope:?}");
-    engine.shell(&format!("{PORTKEEP} run --scope user -- {container}")).ok();
+    let also = "run --also unit=docker.service";
+    engine.shell(&format!("{PORTKEEP} {also} -- {container}")).ok();
+    let member = "setpriv --reuid=65534 --regid=65534 --groups=$(stat -c %g /run/docker.sock)";
+    engine.shell(&format!("mkdir -m 777 /run/member; export DOCKER_CONFIG=/run/member; {member} {PORTKEEP} {also} --quiet -- {container}")).ok();
+    let server = "docker run --rm --name once --publish {PORT}:80 web /bin/busybox httpd -f -h /www -p 80";
+    engine.shell(&format!("{PORTKEEP} {also} --ports 61100 -- {server} >$0/once.log 2>&1 &")).ok();
+    engine.answers(61100);
+    assert!(machine.portkeep(&["who", "61100"]).ok().out.contains("unit docker.service"));
+    engine.docker("kill once").ok();
 
     // A program in a container reserves ports in its own network.
     let mounts = "--volume /lib:/lib:ro --volume /lib64:/lib64:ro --volume /usr/lib:/usr/lib:ro";

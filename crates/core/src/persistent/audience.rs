@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
 
+use super::Others;
 use crate::wire;
 
 /// A user or a group, by number or by name. Looking names up is for the agent: they may not exist yet, or come from
@@ -23,6 +24,7 @@ pub enum Account {
 /// As JSON: `{"kind":"unit","value":"nginx.service"}`; the value is null for administrators.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(tag = "kind", content = "value", rename_all = "lowercase")]
+#[serde(bound(deserialize = "Id: Deserialize<'de> + Ord + fmt::Display"))]
 pub enum Audience<Id = Account> {
     /// Administrators and nobody else: what Windows has.
     #[default]
@@ -36,11 +38,22 @@ pub enum Audience<Id = Account> {
     /// The processes of a cgroup and of those below it, "/system.slice/postgresql.service": the path below the root of
     /// the cgroup hierarchy. [`Audience::cgroup`] makes only valid ones.
     Cgroup(#[serde(deserialize_with = "cgroup")] String),
+    /// Each of these, two or more. [`Audience::any_of`] makes them.
+    Several(#[serde(deserialize_with = "several")] Others<Id>),
 }
 
 fn unit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     check_unit(&name).map(|()| name).map_err(serde::de::Error::custom)
+}
+
+fn several<'de, D, Id>(deserializer: D) -> Result<Others<Id>, D::Error>
+where
+    D: Deserializer<'de>,
+    Id: Deserialize<'de> + Ord + fmt::Display,
+{
+    let several = Others::deserialize(deserializer)?;
+    if several.len() > 1 { Ok(several) } else { Err(serde::de::Error::custom("several are two or more")) }
 }
 
 fn cgroup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -78,7 +91,33 @@ const PART_MAX: usize = 127;
 /// The deepest cgroup path.
 const DEPTH_MAX: usize = 16;
 
+impl<Id: Ord + fmt::Display> Audience<Id> {
+    /// All of these together; of none the administrators.
+    ///
+    /// # Errors
+    ///
+    /// If they are several and cannot be [`Others`].
+    pub fn any_of(list: impl IntoIterator<Item = Self>) -> Result<Self, AudienceError> {
+        let mut list: Vec<Self> = list.into_iter().collect();
+        match list.len() {
+            0 => Ok(Self::Administrators),
+            1 => Ok(list.remove(0)),
+            _ => Others::new(list).map(Self::Several),
+        }
+    }
+}
+
 impl<Id> Audience<Id> {
+    /// Each of several, or itself.
+    pub fn each(&self) -> &[Self] {
+        match self {
+            Self::Several(several) => several,
+            Self::Administrators | Self::User(_) | Self::Group(_) | Self::Unit(_) | Self::Cgroup(_) => {
+                std::slice::from_ref(self)
+            }
+        }
+    }
+
     /// A systemd unit by its name.
     ///
     /// # Errors
@@ -103,12 +142,24 @@ impl<Id> Audience<Id> {
     /// # Errors
     ///
     /// Those of `user` and `group`.
-    pub fn try_map<Other, E>(
+    pub fn try_map<Other: Ord, E>(
         &self,
-        user: impl FnOnce(&Id) -> Result<Other, E>,
-        group: impl FnOnce(&Id) -> Result<Other, E>,
+        mut user: impl FnMut(&Id) -> Result<Other, E>,
+        mut group: impl FnMut(&Id) -> Result<Other, E>,
+    ) -> Result<Audience<Other>, E> {
+        self.mapped(&mut user, &mut group)
+    }
+
+    pub(super) fn mapped<Other: Ord, E>(
+        &self,
+        user: &mut dyn FnMut(&Id) -> Result<Other, E>,
+        group: &mut dyn FnMut(&Id) -> Result<Other, E>,
     ) -> Result<Audience<Other>, E> {
         Ok(match self {
+            Self::Several(several) => {
+                let several = several.mapped(user, group)?;
+                if several.len() > 1 { Audience::Several(several) } else { Vec::from(several).remove(0) }
+            }
             Self::Administrators => Audience::Administrators,
             Self::User(id) => Audience::User(user(id)?),
             Self::Group(id) => Audience::Group(group(id)?),
@@ -125,6 +176,7 @@ impl<Id> Audience<Id> {
             Self::Group(_) => "group",
             Self::Unit(_) => "unit",
             Self::Cgroup(_) => "cgroup",
+            Self::Several(_) => "several",
         }
     }
 }
@@ -137,6 +189,29 @@ impl Audience<u32> {
             wire::SCOPE_ADMIN => Some(Self::Administrators),
             wire::SCOPE_USER => Some(Self::User(uid)),
             wire::SCOPE_GROUP => Some(Self::Group(gid)),
+            _ => None,
+        }
+    }
+
+    /// As one of the others that a reservation lets in; `None` of what cannot be one.
+    pub fn to_also(&self) -> Option<wire::Also> {
+        let (kind, id, text) = match self {
+            Self::User(uid) => (wire::SCOPE_USER, *uid, ""),
+            Self::Group(gid) => (wire::SCOPE_GROUP, *gid, ""),
+            Self::Unit(name) => (wire::SCOPE_UNIT, 0, name.as_str()),
+            Self::Administrators | Self::Cgroup(_) | Self::Several(_) => return None,
+        };
+        let mut name = [0; 128];
+        name.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(wire::Also { kind: kind.into(), id, name })
+    }
+
+    /// The reverse of [`Audience::to_also`]; `None` of a kind that is not known.
+    pub fn from_also(also: &wire::Also) -> Option<Self> {
+        match u16::try_from(also.kind).ok()? {
+            wire::SCOPE_USER => Some(Self::User(also.id)),
+            wire::SCOPE_GROUP => Some(Self::Group(also.id)),
+            wire::SCOPE_UNIT => Some(Self::Unit(wire::text(&also.name))),
             _ => None,
         }
     }
@@ -228,14 +303,14 @@ fn check_cgroup(path: &str) -> Result<(), AudienceError> {
 }
 
 impl<Id: fmt::Display> fmt::Display for Audience<Id> {
-    /// "unit tomcat.service", "user www-data", "administrators".
+    /// "unit tomcat.service", "user www-data", "administrators", "unit nginx.service, unit certbot.service".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind())?;
+        let kind = self.kind();
         match self {
-            Self::Administrators => Ok(()),
-            Self::User(id) | Self::Group(id) => write!(f, " {id}"),
-            Self::Unit(name) => write!(f, " {name}"),
-            Self::Cgroup(path) => write!(f, " {path}"),
+            Self::Administrators => f.write_str(kind),
+            Self::User(id) | Self::Group(id) => write!(f, "{kind} {id}"),
+            Self::Unit(text) | Self::Cgroup(text) => write!(f, "{kind} {text}"),
+            Self::Several(several) => several.fmt(f),
         }
     }
 }
@@ -248,6 +323,7 @@ impl<Id: Serialize> Serialize for Audience<Id> {
             Self::Administrators => object.serialize_field("value", &())?,
             Self::User(id) | Self::Group(id) => object.serialize_field("value", id)?,
             Self::Unit(text) | Self::Cgroup(text) => object.serialize_field("value", text)?,
+            Self::Several(several) => object.serialize_field("value", several)?,
         }
         object.end()
     }
@@ -395,6 +471,10 @@ mod tests {
             (Audience::Group(Account::Name("voice".into())), r#"{"kind":"group","value":"voice"}"#),
             (Audience::Unit("a.service".into()), r#"{"kind":"unit","value":"a.service"}"#),
             (Audience::Cgroup("/a/b".into()), r#"{"kind":"cgroup","value":"/a/b"}"#),
+            (
+                Audience::any_of([Audience::Unit("a.service".into()), Audience::User(Account::Id(33))]).unwrap(),
+                r#"{"kind":"several","value":[{"kind":"user","value":33},{"kind":"unit","value":"a.service"}]}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&audience).unwrap(), json);
             assert_eq!(read(json).unwrap(), audience);
@@ -405,6 +485,8 @@ mod tests {
             r#"{"kind":"user","value":-1}"#,
             r#"{"kind":"user","value":null}"#,
             r#"{"kind":"planet","value":"Earth"}"#,
+            r#"{"kind":"several","value":[{"kind":"user","value":33},{"kind":"user","value":33}]}"#,
+            r#"{"kind":"several","value":[{"kind":"user","value":33},{"kind":"cgroup","value":"/a"}]}"#,
         ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

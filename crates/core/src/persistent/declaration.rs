@@ -95,6 +95,7 @@ impl Declaration {
             _ if ports.is_some_and(|ports| ports.as_block().is_none()) => Some("has to be one block, not several"),
             _ if strict => Some("cannot be `strict` as well: only sockets that are not associated draw from it"),
             Audience::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
+            Audience::Several(_) => Some("is for one user, group, unit or cgroup, not for several"),
             Audience::User(_) | Audience::Group(_) | Audience::Unit(_) | Audience::Cgroup(_) => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::wire;
 ///
 /// As JSON the list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
+#[serde(transparent, bound(serialize = "Id: Serialize"))]
 pub struct Others<Id = Account>(Vec<Audience<Id>>);
 
 impl<Id> Default for Others<Id> {
@@ -21,17 +21,17 @@ impl<Id> Default for Others<Id> {
     }
 }
 
-impl<Id: PartialEq + fmt::Display> Others<Id> {
+impl<Id: Ord + fmt::Display> Others<Id> {
     /// These.
     ///
     /// # Errors
     ///
     /// If there are more than four, if one is there twice, or is neither a user nor a group nor a unit.
     pub fn new(list: impl IntoIterator<Item = Audience<Id>>) -> Result<Self, AudienceError> {
-        let list: Vec<_> = list.into_iter().collect();
+        let mut list: Vec<_> = list.into_iter().collect();
         if list.len() > wire::ALSO_MAX {
             return Err(AudienceError::new(format!(
-                "a reservation lets in at most {} others, and these are {}",
+                "at most {} users, groups and units can be let in, and these are {}",
                 wire::ALSO_MAX,
                 list.len()
             )));
@@ -40,7 +40,7 @@ impl<Id: PartialEq + fmt::Display> Others<Id> {
             match one {
                 Audience::User(_) | Audience::Group(_) => {}
                 Audience::Unit(name) => check_unit(name)?,
-                Audience::Administrators | Audience::Cgroup(_) => {
+                Audience::Administrators | Audience::Cgroup(_) | Audience::Several(_) => {
                     return Err(AudienceError::new(format!(
                         "{one} cannot be one of several; a user, a group or a unit can"
                     )));
@@ -50,6 +50,8 @@ impl<Id: PartialEq + fmt::Display> Others<Id> {
                 return Err(AudienceError::new(format!("{one} is named twice")));
             }
         }
+        // In one order, so that the same ones are equal.
+        list.sort();
         Ok(Self(list))
     }
 }
@@ -60,41 +62,54 @@ impl<Id> Others<Id> {
     /// # Errors
     ///
     /// Those of `user` and `group`.
-    pub fn try_map<Other, E>(
+    pub fn try_map<Other: Ord, E>(
         &self,
         mut user: impl FnMut(&Id) -> Result<Other, E>,
         mut group: impl FnMut(&Id) -> Result<Other, E>,
     ) -> Result<Others<Other>, E> {
-        self.0.iter().map(|one| one.try_map(&mut user, &mut group)).collect::<Result<_, _>>().map(Others)
+        self.mapped(&mut user, &mut group)
+    }
+
+    pub(super) fn mapped<Other: Ord, E>(
+        &self,
+        user: &mut dyn FnMut(&Id) -> Result<Other, E>,
+        group: &mut dyn FnMut(&Id) -> Result<Other, E>,
+    ) -> Result<Others<Other>, E> {
+        let mut list = self.0.iter().map(|one| one.mapped(user, group)).collect::<Result<Vec<_>, _>>()?;
+        list.sort();
+        // Two names can be one user's.
+        list.dedup();
+        Ok(Others(list))
     }
 }
 
 impl Others<u32> {
     /// In the kernel's layout.
     pub fn to_wire(&self) -> Vec<wire::Also> {
-        let one = |audience: &Audience<u32>| {
-            let (kind, id, text) = match audience {
-                Audience::User(uid) => (wire::SCOPE_USER, *uid, ""),
-                Audience::Group(gid) => (wire::SCOPE_GROUP, *gid, ""),
-                Audience::Unit(name) => (wire::SCOPE_UNIT, 0, name.as_str()),
-                Audience::Administrators | Audience::Cgroup(_) => unreachable!("new lets none in"),
-            };
-            let mut name = [0; 128];
-            name[..text.len()].copy_from_slice(text.as_bytes());
-            wire::Also { kind: kind.into(), id, name }
-        };
-        self.0.iter().map(one).collect()
+        self.0.iter().filter_map(Audience::to_also).collect()
     }
 
-    /// From the kernel's layout; of a kind that is not known nothing is left.
+    /// From the kernel's layout. Kinds that are not known are left out.
     pub fn from_wire(list: &[wire::Also]) -> Self {
-        let one = |also: &wire::Also| match u16::try_from(also.kind).ok()? {
-            wire::SCOPE_USER => Some(Audience::User(also.id)),
-            wire::SCOPE_GROUP => Some(Audience::Group(also.id)),
-            wire::SCOPE_UNIT => Some(Audience::Unit(wire::text(&also.name))),
-            _ => None,
-        };
-        Self(list.iter().filter_map(one).collect())
+        let mut list: Vec<_> = list.iter().filter_map(Audience::from_also).collect();
+        list.sort();
+        Self(list)
+    }
+}
+
+/// "unit nginx.service, user www-data".
+impl<Id: fmt::Display> fmt::Display for Others<Id> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, one) in self.0.iter().enumerate() {
+            write!(f, "{}{one}", if n == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl<Id> From<Others<Id>> for Vec<Audience<Id>> {
+    fn from(others: Others<Id>) -> Self {
+        others.0
     }
 }
 
@@ -106,7 +121,7 @@ impl<Id> Deref for Others<Id> {
     }
 }
 
-impl<'de, Id: Deserialize<'de> + PartialEq + fmt::Display> Deserialize<'de> for Others<Id> {
+impl<'de, Id: Deserialize<'de> + Ord + fmt::Display> Deserialize<'de> for Others<Id> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::new(Vec::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }

@@ -5,16 +5,16 @@ use std::{fs, path::Path};
 use portkeep::control;
 use portkeep_core::{
     Align, Token, Transports,
-    persistent::{Audience, Others},
+    persistent::Audience,
     wire::{self, AcquireRequest},
 };
 use portkeep_kernel::Wanted;
+use portkeep_testkit::table::{Row, Table};
 use socket2::Socket;
 
 use crate::{
     Bench, ROUNDS, paired,
     sockets::{self, any, tcp},
-    table::{Row, Table},
 };
 
 const MANY: usize = 1000;
@@ -107,7 +107,6 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
                     align: Align::ANY,
                     transports: Transports::Both,
                     audience: Audience::Unit(format!("unit-{number}.service")),
-                    also: Others::default(),
                     strict: false,
                     ephemeral: true,
                     label: String::new(),

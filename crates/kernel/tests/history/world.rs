@@ -11,7 +11,7 @@ use std::{
 
 use portkeep_core::{
     Align, Errno, PortRange, Token, Transport, Transports,
-    persistent::{Audience, Others},
+    persistent::Audience,
     wire::{self, AcquireRequest, AgentMark, Also, Grant, SelectRequest},
 };
 use portkeep_kernel::{Claimed, CreateError, Expiring, Wanted, Word, WordKey, cgroup};
@@ -753,10 +753,12 @@ impl<'lab> World<'lab> {
             }
         };
         let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
-        let also = uids(also);
-        let others = Others::new(also.iter().map(|uid| Audience::User(*uid))).expect("few, and each once");
-        let label = String::new();
-        let wanted = Wanted { start, count, align, transports, audience, also: others, strict, ephemeral, label };
+        // Only a user, a group or a unit is one of several.
+        let several = matches!(audience, Audience::User(_));
+        let also: Vec<u32> = uids(also).into_iter().filter(|other| several && *other != uid).collect();
+        let all = std::iter::once(audience).chain(also.iter().map(|uid| Audience::User(*uid)));
+        let audience = Audience::any_of(all).expect("few, and each once");
+        let wanted = Wanted { start, count, align, transports, audience, strict, ephemeral, label: String::new() };
         let also = also.into_iter().map(Other::User).collect();
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;

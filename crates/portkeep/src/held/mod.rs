@@ -43,6 +43,9 @@ pub(crate) fn acquire(request: &Request, pool: Option<PortRange>) -> Result<(Tok
     if request.scope != Scope::Process {
         return Err(AcquireError::HeldCannot { what: "a scope wider than the process" });
     }
+    if !request.also.is_empty() {
+        return Err(AcquireError::HeldCannot { what: "others beside the process" });
+    }
     if request.ephemeral {
         return Err(AcquireError::HeldCannot { what: "a private ephemeral range" });
     }
