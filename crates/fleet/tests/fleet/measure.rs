@@ -18,7 +18,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/internals/fl
 /// Hosts of the simulated fleet, and of each of its jobs.
 const HOSTS: usize = 200;
 const OF_JOB: usize = 64;
-const REST: Duration = Duration::from_secs(20);
+const REST: Duration = Duration::from_secs(10);
 
 /// Processor time of all members, in seconds.
 fn processor(fleet: &Fleet) -> f64 {
@@ -55,7 +55,7 @@ fn measure_the_fleet() {
     let Some(fleet) = Fleet::start("measure", 3, &["a", "b", "c", "d", "e"]) else { return };
     let five = || ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec();
     let endpoints = fleet.cluster.endpoints();
-    let times = there(&fleet, || measure(&endpoints, RANGE.parse().unwrap(), 2, 60, 1, |_| five()).unwrap());
+    let times = there(&fleet, || measure(&endpoints, RANGE.parse().unwrap(), 2, 30, 1, |_| five()).unwrap());
     let Times { granted, calls, refused, .. } = &times;
     assert!(refused.is_empty(), "{refused:?}");
     writeln!(table, "A block on five hosts with kernels, as a requester sees it, {} times:\n", granted.len()).unwrap();
@@ -69,6 +69,7 @@ fn measure_the_fleet() {
     .unwrap();
     writeln!(table, "| time, median | {:.0} ms |", milliseconds(granted, 0.5)).unwrap();
     writeln!(table, "| time, 95 of 100 | {:.0} ms |\n", milliseconds(granted, 0.95)).unwrap();
+    println!("{table}");
     drop(fleet);
 
     let Some(fleet) = Fleet::start("measure", 3, &[]) else { return };
@@ -94,7 +95,7 @@ fn measure_the_fleet() {
             (0..OF_JOB).map(|offset| hosts[(first + offset * 3) % HOSTS].clone()).collect()
         };
         let (before, busy) = (fleet.all_requests(), processor(&fleet));
-        let jobs = 60 * requesters.min(4);
+        let jobs = 20 * requesters.min(2);
         let times = there(&fleet, || measure(&endpoints, range, 8, jobs, requesters, choose).unwrap());
         fleet.is_at_rest();
         let (after, later) = (fleet.all_requests(), processor(&fleet));
@@ -122,8 +123,9 @@ fn measure_the_fleet() {
         second(later - busy) * 100.0
     )
     .unwrap();
-    drop(daemons);
     println!("{table}");
+    drop(daemons);
+
     if std::env::var_os(WRITE).is_some() {
         let page = fs::read_to_string(PAGE).unwrap();
         let (head, rest) = page.split_once("<!-- begin scale -->").unwrap();
