@@ -20,6 +20,7 @@ use portkeep_persist::Declared;
 use portkeep_observe::{
     accounts::UserNames,
     process::{self, in_first_pid_namespace},
+    subordinate::Owners,
 };
 
 use super::{
@@ -28,7 +29,6 @@ use super::{
     examine::Refusal,
     peer::Peer,
     registry::Registry,
-    subordinate::Owners,
 };
 
 /// How long the end of a request that was refused may take to be reported.
@@ -327,7 +327,7 @@ fn doer(process: Option<&Process>) -> String {
     process.map_or_else(|| "an administrator".into(), named)
 }
 
-/// "unit tomcat.service by /etc/portkeep/ports.d/tomcat.toml:3", or whose runtime reservation it is.
+/// "unit tomcat.service by /etc/portkeep/ports.d/tomcat.toml:3", or the owner of a runtime reservation.
 fn described(info: &Info) -> String {
     let label = info.name.as_ref().map_or_else(String::new, |name| format!(" as {name:?}"));
     match (&info.owner, &info.audience, &info.origin) {

@@ -41,7 +41,6 @@ mod service;
 mod set_aside;
 mod settle;
 mod state;
-mod subordinate;
 mod sweep;
 mod sysctl;
 mod sysctl_plan;

@@ -12,14 +12,12 @@ use portkeep_persist::{
     config::{Given, Limit, Privileged, WATCHERS},
 };
 
-use portkeep_observe::accounts::{self, Remembered};
-
-use super::{
-    peer::Peer,
-    programs,
+use portkeep_observe::{
+    accounts::{self, Remembered},
     subordinate::{self, Owners},
-    sysctl,
 };
+
+use super::{peer::Peer, programs, sysctl};
 
 /// Where the configuration comes from, and what it says.
 #[derive(Debug)]

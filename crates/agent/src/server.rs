@@ -17,12 +17,12 @@ use std::{
 };
 
 use portkeep::persistent::protocol::{self, Answer, Event, Reason, Request};
+use portkeep_observe::subordinate::Owners;
 use rustix::event::PollFlags;
 
 use super::{
     connection::{Connection, Line, line_of, refusal},
     peer::Peer,
-    subordinate::Owners,
 };
 
 /// Connections at a time, those of them that only root gets, and those of one account other than root.

@@ -23,14 +23,14 @@ const AFTER_HELP: &str = "\
 Prints the ports on one line, `61000-61003 tcp 6f1d...` (ports, transport, token; a list has a token for each block, \
 with commas), and ends the reservation when its \
 standard input ends or on SIGINT, SIGTERM or SIGHUP. It fails if another process \
-ends the reservation. If standard input is at its end from the beginning, as in scripts and services, nothing would \
-keep the ports, so it fails and names the options for that:
+ends the reservation. In scripts and services standard input is often at its end from the beginning. Then nothing would \
+keep the ports, so the command fails. Use one of these options there:
 
---hold keeps the ports until a signal. --while-pid and --for return when the ports are there; a process in the \
-background keeps them, and a signal to that process ends the reservation (`portkeep list` shows its number). Given \
-both, the first end counts. --for 0s only tries.
+--hold keeps the ports until a signal. --while-pid and --for return as soon as the ports are reserved. A process in the \
+background keeps them, and a signal to that process ends the reservation (`portkeep list` shows its number). With \
+both options, whatever comes first ends it. --for 0s only checks whether the ports can be reserved.
 
---wait waits until other processes give the ports up; a signal ends that, with status 128+N.
+--wait waits until other processes release the ports. A signal ends the wait, with status 128+N.
 
 Without kernel enforcement the last word is `held`. With --require-kernel, --strict, --also or --scope \
 cgroup it fails instead.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use portkeep::{
-    BoundSocket, Info, PortRange, Time, Transport, Transports,
+    BoundSocket, Info, PortList, PortRange, Time, Transport, Transports,
     persistent::{Account, Audience, Declaration, Name},
 };
 use portkeep_core::PortSet;
@@ -21,10 +21,10 @@ use portkeep_observe::{PortUse, Usage, process, sysctl, usage};
 use crate::{DONE, Io, NOTHING, persist::view, pins::Pins, sources::Sources, status, survey, units};
 
 const AFTER_HELP: &str = "\
-Looks at what listens now in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
+Looks at the sockets that listen in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
 with `around` so that they come into force while the service runs. Ports that systemd itself has bound for a .socket unit are \
-reserved for root. Sockets that are left out are named with the reason: ports that the kernel has chosen, programs that are no service, \
-and what is reserved already. Nothing is changed without --write. Only root can see what belongs to whom.
+reserved for root. Sockets that are left out are named with the reason: ports that the kernel has chosen, programs that are not a service, \
+and ports that are already reserved. Nothing is changed without --write. Only root can see which process a socket belongs to.
 
 Examples:
   portkeep adopt
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Only these [default: all services]
     #[arg(value_name = "UNIT")]
     units: Vec<String>,
-    /// Write the files to /etc/portkeep/ports.d; one that is there is left as it is
+    /// Write the files to /etc/portkeep/ports.d; existing files stay as they are
     #[arg(long)]
     write: bool,
     #[command(flatten)]
@@ -261,16 +261,24 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
     };
     let parts =
         [(Transports::Both, both.clone()), (Transports::Tcp, tcp.minus(&both)), (Transports::Udp, udp.minus(&both))];
-    let blocks: Vec<(Transports, PortRange)> =
-        parts.iter().flat_map(|(transports, set)| blocks(*transports, set)).collect();
-    for (index, (transports, ports)) in blocks.iter().enumerate() {
-        let end = if index == 0 { String::new() } else { format!("-{}", index + 1) };
+    // A stanza for each, as far as one list has room.
+    let lists = parts.iter().flat_map(|(transports, set)| {
+        let blocks = Vec::from_iter(blocks(set));
+        let lists = blocks.chunks(PortList::MOST_BLOCKS).map(|blocks| PortList::new(blocks.iter().copied()));
+        Vec::from_iter(lists.flatten().enumerate().map(|(number, list)| (*transports, number, list)))
+    });
+    for (index, (transports, number, ports)) in lists.enumerate() {
+        let end = match (index, number) {
+            (0, _) => String::new(),
+            (_, 0) => format!("-{transports}"),
+            _ => format!("-{}", index + 1),
+        };
         let start = &stem[..stem.len().min(Name::MAX - end.len())];
         let name = format!("{start}{end}");
         let declaration = Declaration {
             name: name.parse().unwrap_or_else(|_| format!("unit-{name}").parse().expect("it begins with a letter")),
-            ports: (*ports).into(),
-            transports: *transports,
+            ports,
+            transports,
             audience: audience.clone(),
             strict: false,
             ephemeral: false,
@@ -288,9 +296,8 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
     DropIn { file: format!("{}.toml", PathBuf::from(stem).display()), text }
 }
 
-fn blocks(transports: Transports, set: &PortSet) -> Vec<(Transports, PortRange)> {
-    let range = |(first, last)| PortRange::inclusive(first, last).ok();
-    set.spans().filter_map(range).map(|block| (transports, block)).collect()
+fn blocks(set: &PortSet) -> impl Iterator<Item = PortRange> {
+    set.spans().filter_map(|(first, last)| PortRange::inclusive(first, last).ok())
 }
 
 #[cfg(test)]
@@ -306,7 +313,9 @@ mod tests {
     #[test]
     fn a_file_reads_as_what_it_is_for() {
         let ports = [
+            port(25, Transport::Tcp),
             port(80, Transport::Tcp),
+            port(81, Transport::Tcp),
             port(443, Transport::Tcp),
             port(443, Transport::Udp),
             port(5353, Transport::Udp),
@@ -321,7 +330,7 @@ mod tests {
             .map(|each| format!("{} {}/{} {} {}", each.name, each.ports, each.transports, each.audience, each.around))
             .collect();
         let of = |rest: &str| format!("{rest} unit nginx.service true");
-        assert_eq!(all, [of("nginx 443/tcp+udp"), of("nginx-2 80/tcp"), of("nginx-3 5353/udp")]);
+        assert_eq!(all, [of("nginx 443/tcp+udp"), of("nginx-tcp 25,80-81/tcp"), of("nginx-udp 5353/udp")]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ it read its files again.
 Examples:
   portkeep agent                          in the foreground, until SIGTERM or SIGINT
   portkeep agent --up                     the same, and bring kernel enforcement up if it is not
-  PORTKEEP_LOG=debug portkeep agent       with more to read";
+  PORTKEEP_LOG=debug portkeep agent       with more detail";
 
 /// Run the agent, for declared and for particular ports
 #[derive(Debug, clap::Args)]

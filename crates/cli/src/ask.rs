@@ -52,7 +52,7 @@ pub(crate) struct Ask {
     /// PORTKEEP_REQUIRE=kernel in the environment does the same.
     #[arg(long)]
     pub(crate) require_kernel: bool,
-    /// Wait for the ports, at most so long (30s, 5m)
+    /// Wait for the ports, at most this long (30s, 5m)
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
     #[arg(value_parser = wait)]
     pub(crate) wait: Option<Duration>,

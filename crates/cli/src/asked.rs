@@ -15,10 +15,15 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Whether it can only mean ports, whatever is reserved.
+    pub(crate) fn is_by_number(&self) -> bool {
+        self.ports.is_some() && !is_name(&self.text)
+    }
+
     /// The blocks that it means; nothing if no reservation of those that are `known` has this name. A word that is both a service
     /// and the name of a reservation means the reservation.
     pub(crate) fn blocks(&self, known: &[&Info]) -> Vec<(PortRange, Transports)> {
-        let named = known.iter().filter(|info| info.name.as_deref() == Some(&self.text));
+        let named = known.iter().filter(|info| !self.is_by_number() && info.name.as_deref() == Some(&self.text));
         let mut found: Vec<_> = named.flat_map(|info| blocks_of(info).map(|block| (block, info.transports))).collect();
         if let Some(Ports { list, transports }) = self.ports.as_ref().filter(|_| found.is_empty()) {
             let transports = transports.unwrap_or(Transports::Both);
@@ -37,14 +42,18 @@ pub(crate) fn blocks_of(info: &Info) -> impl Iterator<Item = PortRange> {
     info.ports.blocks().iter().copied()
 }
 
+/// Whether it can be the name of a reservation.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic()) && !text.contains([',', '/'])
+}
+
 impl FromStr for Asked {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let ports = ports(text);
-        let is_name = text.starts_with(|c: char| c.is_alphabetic()) && !text.contains([',', '/']);
         match ports {
-            Err(error) if !is_name => Err(error),
+            Err(error) if !is_name(text) => Err(error),
             ports => Ok(Self { text: text.to_owned(), ports: ports.ok() }),
         }
     }
@@ -76,6 +85,11 @@ mod tests {
         assert_eq!(blocks("80,81"), ["80/tcp+udp", "81/tcp+udp"]);
         assert_eq!(blocks("8000-8100/udp"), ["8000-8100/udp"]);
         assert_eq!(blocks("no-such-name"), [""; 0]);
+        for (text, by_number) in
+            [("80", true), ("8000-8100/udp", true), ("443,http", true), ("http", false), ("web", false)]
+        {
+            assert_eq!(text.parse::<Asked>().unwrap().is_by_number(), by_number, "{text}");
+        }
         for wrong in ["0", "65536", "80/sctp", "no-such-name/tcp", "80,no-such-name", ""] {
             assert!(wrong.parse::<Asked>().is_err(), "{wrong}");
         }

@@ -43,7 +43,7 @@ pub(crate) struct Hold {
     /// Return, and keep them while this process runs
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     while_pid: Option<i32>,
-    /// Return, and keep them so long (90s, 10m, 1h30m)
+    /// Return, and keep them for this time (90s, 10m, 1h30m)
     #[arg(long = "for", id = "time", value_name = "TIME", value_parser = time::duration)]
     time: Option<Duration>,
     #[arg(long = "in-background", hide = true)]

@@ -164,7 +164,7 @@ impl Level {
                 let text = format!("{:#}", anyhow::Error::from(error));
                 // The verifier's log is for those who ask `up`.
                 let (text, more) = match text.split_once('\n') {
-                    Some((first, _)) => (first, "... (`portkeep up` says more)"),
+                    Some((first, _)) => (first, "... (`portkeep up` shows more)"),
                     None => (&*text, ""),
                 };
                 return Ok(Self::Held(format!("kernel enforcement cannot be brought up: {text}{more}")));

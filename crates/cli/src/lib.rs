@@ -27,6 +27,7 @@ mod into_command;
 mod lent;
 mod level;
 mod list;
+mod local_time;
 mod once;
 mod patience;
 mod persist;
@@ -79,12 +80,12 @@ const NOTHING: u8 = Exit::Nothing.code();
 
 /// Without the empty lines that clap leaves around the usage: there are many commands.
 const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\nCommands:\n{subcommands}\n\n\
-                             Options: -h, --help (says more), -V, --version{after-help}";
+                             Options: -h, --help (shows more), -V, --version{after-help}";
 
 /// Reserve ports, and have the kernel keep them
 ///
-/// A reservation is a block of consecutive ports that only its owner, and whom
-/// the owner let in, can bind. Everybody else is refused by the kernel.
+/// A reservation is a block of consecutive ports. Only its owner, and processes
+/// that the owner admits, can bind them. The kernel refuses all others.
 #[derive(Debug, Parser)]
 #[command(name = "portkeep", version, max_term_width = 100, after_long_help = help::of_all_commands())]
 #[command(arg_required_else_help = true, infer_subcommands = false, help_template = ON_ONE_SCREEN)]

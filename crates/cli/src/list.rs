@@ -11,22 +11,31 @@ use std::{
 };
 
 use clap::ValueEnum;
-use portkeep::{Info, persistent::protocol::Reason};
+use portkeep::{Enforcement, Info, State, persistent::protocol::Reason};
 use portkeep_core::time;
+use portkeep_observe::Usage;
 
-use crate::{DONE, Exit, Io, filter::Filter, pins::Pins, ran_out, reservations, survey, table, waiting};
+use crate::{
+    DONE, Exit, Io,
+    filter::Filter,
+    pins::Pins,
+    ran_out, reservations, survey,
+    table::{self, Look, Terminal},
+    waiting,
+};
 
 const AFTER_HELP: &str = "\
-Root sees all network namespaces and every process; other users see only their own. Tokens are only shown to those who \
-may use them. BOUND counts the ports of the block that have a socket, TCP and UDP apart. Reservations that programs only \
+Root sees all network namespaces and every process; other users see only their own. A token is shown only to processes that \
+may use it. BOUND counts the ports of the block that have a socket, TCP and UDP apart. Reservations that programs only \
 hold, without kernel enforcement, are among them: ENFORCED is `held`.
 
-For a persistent reservation, OWNER shows whom it is for. The last column shows the file or command that declared it \
+For a persistent reservation, OWNER shows its audience: the unit, cgroup, user or group. The last column shows the file or command that declared it \
 and the processes that have its ports bound. Declarations that are not in force are reported on standard error; `portkeep \
 persist list` shows them too.
 
-A terminal that is too narrow shows fewer columns, and the beginning of the last; --columns says which. NETNS is left out \
-where all are of this namespace. --watch shows the list again whenever it changes.
+On a narrow terminal some columns are left out and the last one is cut; --columns chooses them. There, reservations that are \
+only held or still being checked have a colour, unless NO_COLOR is set. NETNS is left out if all reservations are in this \
+namespace. --watch shows the list again whenever it changes.
 
 Examples:
   portkeep list
@@ -176,13 +185,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// The same as [`survey::all`], and what programs only hold.
 fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let held = survey::held();
-    let mut found = match survey::all(pins) {
-        Err(error) if ran_out(&error) || held.is_empty() => return Err(error),
+    let found = reservations::in_force(pins, None);
+    let blocks = found.as_deref().map_or_else(|_| Ok(Vec::new()), survey::in_use)?;
+    // One round through all sockets and processes for both.
+    let usage = Usage::bound_and_held(&blocks).unwrap_or_default();
+    let mut found = match found {
+        Err(error) if ran_out(&error) || usage.held.is_empty() => return Err(error),
         Err(_) => Vec::new(),
         Ok(found) => found,
     };
-    found.extend(held);
+    survey::name(&mut found);
+    survey::enter_sockets(&mut found, &usage)?;
+    found.extend(usage.held);
     found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     Ok(found)
 }
@@ -201,10 +215,10 @@ impl Args {
     }
 
     fn show(&self, found: &[Info], io: &mut Io<'_>) -> anyhow::Result<()> {
-        if self.json { io.json(&found) } else { self.write(found, &mut io.out, table::terminal()) }
+        if self.json { io.json(&found) } else { self.write(found, &mut io.out, Terminal::of_output()) }
     }
 
-    fn write(&self, found: &[Info], out: &mut dyn Write, terminal: Option<usize>) -> anyhow::Result<()> {
+    fn write(&self, found: &[Info], out: &mut dyn Write, terminal: Option<Terminal>) -> anyhow::Result<()> {
         let mut columns = self.columns.clone();
         if columns.is_empty() {
             columns = USUAL.into();
@@ -218,7 +232,7 @@ impl Args {
             header.into_iter().chain(found.iter().map(cells)).collect::<Vec<Vec<String>>>()
         };
         let mut table = rows(&columns);
-        if let Some(width) = terminal {
+        if let Some(Terminal { width, .. }) = terminal {
             for column in DISPENSABLE.into_iter().filter(|_| self.columns.is_empty()) {
                 let widths = table::widths(&table);
                 let Some((last, others)) = widths.split_last() else { break };
@@ -236,7 +250,15 @@ impl Args {
                 }
             }
         }
-        table::write(&table, out)
+        let headers = usize::from(!self.no_header);
+        let colour = terminal.is_some_and(|terminal| terminal.colour);
+        let is_special = |info: &Info| info.state != State::Active || info.enforcement == Some(Enforcement::Held);
+        table::write_with(&table, out, |index| match index.checked_sub(headers) {
+            _ if !colour => Look::Plain,
+            None => Look::Header,
+            Some(index) if is_special(&found[index]) => Look::Special,
+            Some(_) => Look::Plain,
+        })
     }
 }
 
@@ -305,7 +327,7 @@ fn last(info: &Info) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use portkeep::{PortRange, Process, State, Transports};
+    use portkeep::{PortRange, Process, Transports};
 
     use super::*;
 
@@ -333,6 +355,7 @@ mod tests {
     fn text(words: &[&str], terminal: Option<usize>) -> Vec<String> {
         let args = args(words);
         let mut out = Vec::new();
+        let terminal = terminal.map(|width| Terminal { width, colour: false });
         args.write(&args.select(some()).unwrap(), &mut out, terminal).unwrap();
         String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }

@@ -1,13 +1,19 @@
 //! `release`: the administrator ends somebody's reservation.
 
-use std::{collections::HashSet, io::Write};
+use std::io::Write;
 
 use anyhow::{Context, bail};
 use portkeep::{Errno, Info, Ports, State, Token, persistent::Origin};
-use portkeep_core::{ListMark, wire};
 use portkeep_kernel::{Admin, Maps, Reservation, netns};
 
-use crate::{DONE, Io, NOTHING, persist::view, pins::Pins, ports::ports, reservations, survey};
+use crate::{
+    DONE, Io, NOTHING,
+    persist::view,
+    pins::Pins,
+    ports::ports,
+    reservations::{self, Kept},
+    survey,
+};
 
 const AFTER_HELP: &str = "\
 Ends the reservation of any owner, all of its ports. Requires root. Sockets bound from it keep running, and each of their ports \
@@ -69,7 +75,7 @@ impl Which {
     }
 
     /// The part of it that none of the reservations has.
-    fn missing(&self, found: &[Found]) -> Option<String> {
+    fn missing(&self, found: &[Kept]) -> Option<String> {
         match self {
             Self::Token(token) => found.is_empty().then(|| format!("no reservation has the token {token}")),
             Self::Ports(wanted) => {
@@ -110,23 +116,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Id and reservation.
-type Found = (u32, Reservation);
-
 /// Those that are meant, with all blocks of their lists.
-fn find(maps: &Maps, which: &Which) -> anyhow::Result<Vec<Found>> {
+fn find(maps: &Maps, which: &Which) -> anyhow::Result<Vec<Kept>> {
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
-    let all: Vec<Found> = maps.reservations().collect::<Result<_, _>>()?;
-    let all: Vec<Found> = all.into_iter().filter(|(_, each)| each.state() != wire::REFUSED).collect();
-    let list_of = |each: &Reservation| ListMark::of(&each.label).map(|mark| (mark, each.netns, each.pid));
-    let meant: Vec<&Found> = all.iter().filter(|(_, each)| which.means(each, own)).collect();
-    let lists: HashSet<_> = meant.iter().filter_map(|(_, each)| list_of(each)).collect();
-    let ids: HashSet<u32> = meant.into_iter().map(|(id, _)| *id).collect();
-    let is_meant = |(id, each): &Found| ids.contains(id) || list_of(each).is_some_and(|list| lists.contains(&list));
-    Ok(all.into_iter().filter(is_meant).collect())
+    reservations::find(maps, |each| which.means(each, own))
 }
 
-fn end(maps: &Maps, admin: &Admin, found: Vec<Found>) -> anyhow::Result<Vec<Info>> {
+fn end(maps: &Maps, admin: &Admin, found: Vec<Kept>) -> anyhow::Result<Vec<Info>> {
     let mut released = Vec::new();
     for (id, reservation) in found {
         let Some(mut info) = Info::from_wire(&maps.state(&reservation)?, &maps.also(&reservation)?) else { continue };

@@ -1,13 +1,16 @@
 //! The reservations that can be seen, from the maps or from queries.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+};
 
 use portkeep::{
-    Info,
+    Info, PortRange, Transports,
     persistent::{Account, protocol::Reason},
 };
-use portkeep_core::wire;
-use portkeep_kernel::{Instance, netns};
+use portkeep_core::{ListMark, wire};
+use portkeep_kernel::{Instance, Maps, Reservation, netns};
 use portkeep_observe::namespaces;
 
 use crate::{
@@ -15,11 +18,31 @@ use crate::{
     pins::{Pins, Seen, served_here},
 };
 
-/// All that is in force and can be seen: of the whole machine with root, else of this network namespace.
-pub(crate) fn in_force(pins: &Pins) -> anyhow::Result<Vec<Info>> {
+/// Blocks of ports with their transports.
+pub(crate) type Blocks = [(PortRange, Transports)];
+
+/// A reservation as the kernel keeps it, with its id.
+pub(crate) type Kept = (u32, Reservation);
+
+/// The reservations in the maps that `means` picks, with all blocks of their lists.
+pub(crate) fn find(maps: &Maps, means: impl Fn(&Reservation) -> bool) -> anyhow::Result<Vec<Kept>> {
+    let all: Vec<Kept> = maps.reservations().collect::<Result<_, _>>()?;
+    // Refused ones stay until their socket has heard of it; they hold nothing.
+    let all: Vec<Kept> = all.into_iter().filter(|(_, each)| each.state() != wire::REFUSED).collect();
+    let list_of = |each: &Reservation| ListMark::of(&each.label).map(|mark| (mark, each.netns, each.pid));
+    let meant: Vec<&Kept> = all.iter().filter(|(_, each)| means(each)).collect();
+    let lists: HashSet<_> = meant.iter().filter_map(|(_, each)| list_of(each)).collect();
+    let ids: HashSet<u32> = meant.into_iter().map(|(id, _)| *id).collect();
+    let is_meant = |(id, each): &Kept| ids.contains(id) || list_of(each).is_some_and(|list| lists.contains(&list));
+    Ok(all.into_iter().filter(is_meant).collect())
+}
+
+/// All that is in force and can be seen: of the whole machine with root, else of this network namespace. With blocks only the
+/// reservations that have one of their ports.
+pub(crate) fn in_force(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     match pins.look() {
-        Seen::Up(instance) => all(&instance),
-        _ if served_here()?.is_some() => here(),
+        Seen::Up(instance) => of_machine(&instance, blocks),
+        _ if served_here()?.is_some() => here(blocks),
         Seen::NotUp => Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
         Seen::Hidden(reason) => {
             Err(refused(Reason::NotAllowed, format!("kernel enforcement does not serve this cgroup, and {reason}")))
@@ -28,17 +51,20 @@ pub(crate) fn in_force(pins: &Pins) -> anyhow::Result<Vec<Info>> {
     }
 }
 
-/// All reservations of the machine, out of the maps.
-fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
+/// Those of the machine, out of the maps.
+fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     let maps = instance.maps()?;
+    let kept = match blocks {
+        None => find(&maps, |_| true)?,
+        Some(blocks) => find(&maps, |each| {
+            let Some((its_ports, its_transports)) = each.ports().zip(each.transports()) else { return false };
+            let mut wanted = blocks.iter().filter(|(_, transports)| transports.bits() & its_transports.bits() != 0);
+            wanted.any(|(ports, _)| ports.common(its_ports).is_some())
+        })?,
+    };
     let mut names = NamespaceNames::new();
     let mut found = Vec::new();
-    for item in maps.reservations() {
-        let (id, reservation) = item?;
-        // Refused ones stay until their socket has heard of it; they hold nothing.
-        if reservation.state() == wire::REFUSED {
-            continue;
-        }
+    for (id, reservation) in kept {
         let Some(mut info) = Info::from_wire(&maps.state(&reservation)?, &maps.also(&reservation)?) else { continue };
         info.netns_name = names.name(reservation.netns);
         if let Some(audience) = maps.audience(id, &reservation) {
@@ -50,9 +76,26 @@ fn all(instance: &Instance) -> anyhow::Result<Vec<Info>> {
     Ok(Info::join(found))
 }
 
+/// More ports than these are not asked for one by one.
+const SINGLY: u32 = 16;
+
 /// Those of this network namespace, through queries that anybody may make.
-fn here() -> anyhow::Result<Vec<Info>> {
-    let mut found = portkeep::list()?;
+fn here(blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
+    let ports = |blocks: &Blocks| blocks.iter().map(|(ports, _)| u32::from(ports.count())).sum::<u32>();
+    let mut found = match blocks.filter(|blocks| ports(blocks) <= SINGLY) {
+        None => portkeep::list()?,
+        Some(blocks) => {
+            let mut found: Vec<Info> = Vec::new();
+            for (ports, transports) in blocks {
+                for (port, transport) in ports.iter().flat_map(|port| transports.iter().map(move |each| (port, each))) {
+                    if !found.iter().any(|info| info.has(transport, port)) {
+                        found.extend(portkeep::who(transport, port)?);
+                    }
+                }
+            }
+            found
+        }
+    };
     for info in &mut found {
         info.netns_name = Some("this".into());
     }

@@ -44,11 +44,11 @@ Examples:
 
 The command finds its ports in PORT (the first), PORT0, PORT1, ... (each), PORTS (all, comma-separated) \
 and with --label <LABEL>_PORT (MY_APP_PORT for `my-app`); PORTKEEP_TOKEN has the token (of a list that of the first block, and \
-PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT says `kernel` or `held`. \
+PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT is `kernel` or `held`. \
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced. {{PORT}} becomes a literal {PORT}, and with \
 --no-substitute nothing is replaced.
 
-With --ephemeral the command gets a private ephemeral range: each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names), and outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the like are set only with --count, --ports or --align then. In a command inside another one, the inner range counts.
+With --ephemeral the command gets a private ephemeral range. Each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names). Outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the other variables are then set only with --count, --ports or --align. If a command with such a range starts another `run` with one, the inner range is used.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
@@ -66,11 +66,11 @@ With --main the reservation ends with the command itself. Processes that it leav
 that user. With --reservation the command runs on the ports of a persistent reservation, which stays as it is: the \
 command is not admitted, so it must run as the user, or in the group, unit or cgroup, that the reservation is for.
 
-Warnings about limits of the enforcement come once for each job (process group), however many `run` it starts; with --quiet not \
-at all.
+Warnings about limits of the enforcement are printed once for each job (process group), even if it starts many `run`. With --quiet \
+they are not printed.
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command. With --wait the command starts when the \
-ports can be had; a signal or the end of the time ends that wait.
+ports are reserved; a signal or the end of the time ends that wait.
 
 Exit status:
   that of the command; 128+N if signal N ended it
@@ -82,7 +82,7 @@ Exit status:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// N ports that binds to port 0 draw from
+    /// A private range of N ports for binds to port 0
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ephemeral: Option<u16>,
     /// Processes that count as the command
@@ -94,13 +94,13 @@ pub(crate) struct Args {
     /// Run it on the ports of this persistent reservation
     #[arg(long, value_name = "NAME", conflicts_with_all = ["wanted", "ports", "align", "label", "wait", "also"])]
     reservation: Option<Name>,
-    /// End the reservation with the command itself, whatever it leaves running
+    /// End the reservation with the command, not with its last process
     #[arg(long)]
     main: bool,
-    /// Replace no {PORT} in the arguments
+    /// Do not replace {PORT} in the arguments
     #[arg(long)]
     no_substitute: bool,
-    /// Say nothing about limits of the enforcement
+    /// Do not warn about limits of the enforcement
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
@@ -123,7 +123,7 @@ enum RunScope {
 }
 
 // The fields are given up in this order: the ports first, the BPF programs last.
-struct Stage {
+struct Prepared {
     claim: Option<Claim>,
     range: Option<Claim>,
     level: Level,
@@ -176,13 +176,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
         }
     }
-    let stage = set_up(&args, level, lent, inside.as_ref(), user.as_ref(), &mut forwarder, io)?;
-    let mut command = stage.command(&args, activated, user.as_ref())?;
+    let prepared = set_up(&args, level, lent, inside.as_ref(), user.as_ref(), &mut forwarder, io)?;
+    let mut command = prepared.command(&args, activated, user.as_ref())?;
     let program = args.command.first().context("no command")?;
-    if let Some(claim) = &stage.claim {
+    if let Some(claim) = &prepared.claim {
         claim.make_way()?;
     }
-    let grants: Vec<Grant> = stage.claims().map(Claim::grant).collect();
+    let grants: Vec<Grant> = prepared.claims().map(Claim::grant).collect();
     if let Some(inside) = inside {
         return Ok(not_started(program, &inside.become_it(&mut command, &grants)?, io));
     }
@@ -218,7 +218,7 @@ impl Args {
     }
 }
 
-impl Stage {
+impl Prepared {
     fn claims(&self) -> impl Iterator<Item = &Claim> {
         self.claim.iter().chain(&self.range)
     }
@@ -275,15 +275,15 @@ fn set_up(
     user: Option<&User>,
     forwarder: &mut Forwarder,
     io: &mut Io<'_>,
-) -> anyhow::Result<Stage> {
+) -> anyhow::Result<Prepared> {
     let fixed = args.wants_fixed(lent.is_some());
-    let mut stage = Stage { claim: None, range: None, level, lent };
-    if let Level::Held(reason) = &stage.level {
+    let mut prepared = Prepared { claim: None, range: None, level, lent };
+    if let Level::Held(reason) = &prepared.level {
         let no_range = "no private ephemeral range, only kernel enforcement can give one: a free port that the command chooses \
                         can be lost to another program before it is bound";
         if !fixed {
             args.warn(io, format_args!("{no_range} ({reason})"));
-            return Ok(stage);
+            return Ok(prepared);
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
         let udp = match args.ask.ports()?.1 {
@@ -299,8 +299,8 @@ fn set_up(
                 only_held(&claim.ports)
             ),
         );
-        stage.claim = Some(claim);
-        return Ok(stage);
+        prepared.claim = Some(claim);
+        return Ok(prepared);
     }
     let scope = inside.map_or(Scope::User, |inside| Scope::Cgroup(inside.cgroup));
     let _asking = match (scope, user) {
@@ -317,16 +317,16 @@ fn set_up(
     let mut claim_as =
         |ask: &Ask, kind, owner| Claim::kernel(ask, &args.config, &name, scope, kind, owner, || forwarder.ended_by());
     if fixed {
-        stage.claim = Some(claim_as(&args.ask, Kind::Plain, owner()?)?);
+        prepared.claim = Some(claim_as(&args.ask, Kind::Plain, owner()?)?);
     }
     if let Some(count) = args.ephemeral {
-        let beside = match &stage.claim {
+        let beside = match &prepared.claim {
             Some(claim) => claim.owner().context("duplicating the owner socket")?,
             None => owner()?,
         };
-        stage.range = Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, beside)?);
+        prepared.range = Some(claim_as(&args.ask.for_range(count), Kind::Ephemeral, beside)?);
     }
-    Ok(stage)
+    Ok(prepared)
 }
 
 /// The label of a reservation that was given none: the owner process is always a portkeep.

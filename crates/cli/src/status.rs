@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::{
     DONE, Io, NOTHING,
     agent::Overlap,
+    local_time::local,
     pins::{Pins, Seen, served_here},
     waiting::{self, Heard},
 };
@@ -187,7 +188,7 @@ impl Status {
             "enforcement",
             match (self.up, self.since) {
                 (Some(true), Some(since)) => {
-                    format!("up since {since} ({})", time::ago(since.age_at(SystemTime::now())))
+                    format!("up since {} ({})", local(since), time::ago(since.age_at(SystemTime::now())))
                 }
                 (Some(true), None) => "up".into(),
                 (Some(false), _) => "not up".into(),

@@ -1,13 +1,12 @@
 //! Reservations with all that is known of them: the declaration, the processes, what programs only hold.
 
-use std::cell::LazyCell;
-
 use anyhow::Context;
 use portkeep::{Info, PortRange, Transports};
 use portkeep_kernel::netns;
 use portkeep_observe::{Usage, listing};
 
 use crate::{
+    asked,
     persist::view,
     pins::Pins,
     reservations::{in_force, is_here},
@@ -16,29 +15,48 @@ use crate::{
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.
 pub(crate) fn all(pins: &Pins) -> anyhow::Result<Vec<Info>> {
-    let mut found = in_force(pins)?;
+    let mut found = in_force(pins, None)?;
     complete(&mut found)?;
     Ok(found)
 }
 
 /// The blocks that programs only hold, as far as they can be seen.
 pub(crate) fn held() -> Vec<Info> {
-    let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
-    Usage::bound(&[(all, Transports::Both)]).unwrap_or_default().held
+    Usage::bound_and_held(&[]).unwrap_or_default().held
 }
 
 /// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    let own = netns::current_cookie().context("finding out which network namespace this is")?;
+    name(found);
+    let blocks = in_use(found)?;
+    let usage = if blocks.is_empty() { Usage::default() } else { Usage::bound(&blocks).unwrap_or_default() };
+    enter_sockets(found, &usage)
+}
+
+/// Put them in order and add all facts but the sockets.
+pub(crate) fn name(found: &mut [Info]) {
     let declared = if found.iter().any(|info| info.persistent) {
         view::all(&Sources::of(&ConfigFile::default()), found)
     } else {
         Vec::new()
     };
     listing::complete(found, &declared);
-    // One round for all of them, and none if there is nobody.
-    let all = PortRange::inclusive(1, u16::MAX)?;
-    let usage = LazyCell::new(|| Usage::bound(&[(all, Transports::Both)]).unwrap_or_default());
+}
+
+fn own_namespace() -> anyhow::Result<u64> {
+    netns::current_cookie().context("finding out which network namespace this is")
+}
+
+/// The blocks of this namespace that have a bound socket.
+pub(crate) fn in_use(found: &[Info]) -> anyhow::Result<Vec<(PortRange, Transports)>> {
+    let own = own_namespace()?;
+    let here = found.iter().filter(|info| is_here(info, own) && info.bound.is_some_and(|bound| bound > 0));
+    Ok(here.flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports))).collect())
+}
+
+/// Enter the sockets of the blocks that are [`in_use`].
+pub(crate) fn enter_sockets(found: &mut [Info], usage: &Usage) -> anyhow::Result<()> {
+    let own = own_namespace()?;
     for info in found.iter_mut().filter(|info| is_here(info, own)) {
         let mut sockets = Vec::new();
         if info.bound.is_some_and(|bound| bound > 0) {

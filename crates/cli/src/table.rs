@@ -1,6 +1,9 @@
 //! Columns that stand below each other.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+};
 
 use rustix::termios::tcgetwinsize;
 
@@ -13,9 +16,32 @@ pub(crate) const COMMAND: usize = 63;
 ///
 /// Those of `out`.
 pub fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Result<()> {
+    write_with(rows, out, |_| Look::Plain)
+}
+
+/// How a row looks on a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    Plain,
+    Header,
+    /// Something about it is out of the ordinary.
+    Special,
+}
+
+/// The same with a look for each row, by its place.
+pub(crate) fn write_with(
+    rows: &[impl AsRef<[String]>],
+    out: &mut dyn Write,
+    look: impl Fn(usize) -> Look,
+) -> anyhow::Result<()> {
     let widths = widths(rows);
-    for row in rows {
-        writeln!(out, "{}", line(row, &widths))?;
+    for (index, row) in rows.iter().enumerate() {
+        let line = line(row, &widths);
+        match look(index) {
+            Look::Plain => writeln!(out, "{line}")?,
+            Look::Header => writeln!(out, "\x1b[1m{line}\x1b[0m")?,
+            Look::Special => writeln!(out, "\x1b[33m{line}\x1b[0m")?,
+        }
     }
     Ok(())
 }
@@ -46,11 +72,23 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     }
 }
 
-/// The width of the terminal that standard output is, if it is one.
-pub(crate) fn terminal() -> Option<usize> {
-    let out = io::stdout();
-    let size = out.is_terminal().then(|| tcgetwinsize(&out).ok()).flatten()?;
-    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+/// The terminal that standard output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terminal {
+    pub(crate) width: usize,
+    pub(crate) colour: bool,
+}
+
+impl Terminal {
+    /// `None`: it is a file or a pipe, or its width is not known.
+    pub(crate) fn of_output() -> Option<Self> {
+        let out = io::stdout();
+        let size = out.is_terminal().then(|| tcgetwinsize(&out).ok()).flatten()?;
+        let set = |name: &str| env::var_os(name).unwrap_or_default();
+        // https://no-color.org: any value but an empty one.
+        let colour = set("NO_COLOR").is_empty() && !set("TERM").is_empty() && set("TERM") != "dumb";
+        Some(Self { width: usize::from(size.ws_col), colour }).filter(|terminal| terminal.width > 0)
+    }
 }
 
 #[cfg(test)]
@@ -63,6 +101,9 @@ mod tests {
         let mut out = Vec::new();
         write(&rows, &mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "A     LONG\nwide  x\n");
+        let mut out = Vec::new();
+        write_with(&rows, &mut out, |index| if index == 0 { Look::Header } else { Look::Special }).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "\x1b[1mA     LONG\x1b[0m\n\x1b[33mwide  x\x1b[0m\n");
         assert_eq!(total(&widths(&rows)), 10);
         assert_eq!(
             (cut("abcdef", 6), cut("abcdefg", 6), cut("abc", 2)),

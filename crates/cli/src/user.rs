@@ -43,7 +43,7 @@ impl User {
         [("USER", name.into()), ("LOGNAME", name.into()), ("HOME", dir.into()), ("SHELL", shell.into())]
     }
 
-    /// Become it, with its groups and without any right of root, for good.
+    /// Become it, with its groups and without any right of root. There is no way back.
     pub(crate) fn become_it(&self) -> anyhow::Result<()> {
         let name = CString::new(self.name()).context("its name")?;
         initgroups(&name, self.0.gid).context("setting the groups")?;

@@ -20,9 +20,14 @@ pub(crate) enum Heard {
     NotHere,
 }
 
+/// All declarations, in force or not, as the agent reports them.
+pub(crate) fn ask_for_all() -> Result<Vec<Info>, PersistentError> {
+    Connection::open_within(patience::BRIEF)?.list()
+}
+
 /// Ask the agent.
 pub(crate) fn ask() -> Heard {
-    match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
+    match ask_for_all() {
         Ok(declared) => Heard::Waiting(declared.into_iter().filter(|info| info.state != State::Active).collect()),
         Err(PersistentError::Lost(_)) => Heard::Silence,
         Err(PersistentError::AgentAbsent { .. } | PersistentError::ConnectCall(_)) => Heard::NotHere,

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::{
     DONE, FAILED, Io,
     filter::{Filter, Selection},
+    local_time::local,
     persist,
 };
 
@@ -25,8 +26,8 @@ Prints a line when a reservation comes into force, is denied or ends, and when a
 process, and the owner of the port that it wanted. Repeated events are limited and counted (`events.per_second` in \
 portkeep.toml(5)). The command ends, with status 1, when the agent ends. Requires an administrator.
 
---since shows first what the journal has, from a time as journalctl(1) reads it: `today`, `1 hour ago`, `2026-11-25 \
-09:30`. --uid and --unit select the process that did it, or whose reservation it is.
+--since first shows the events in the journal since a time, written as for journalctl(1): `today`, `1 hour ago`, `2026-11-25 \
+09:30`. --uid and --unit select events by the process that caused them, or by the owner of the reservation.
 
 Examples:
   portkeep watch
@@ -115,7 +116,7 @@ impl Args {
             return io.json(event);
         }
         // In one piece: others may write to the same stream.
-        io.out.write_all(format!("{} {}\n", event.when, event.message).as_bytes())?;
+        io.out.write_all(format!("{} {}\n", local(event.when), event.message).as_bytes())?;
         Ok(io.out.flush()?)
     }
 }

@@ -7,10 +7,10 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep::{BoundSocket, Info, PortRange, Transport, Transports, persistent::protocol::Reason};
+use portkeep::{BoundSocket, Info, PortRange, State, Transport, Transports, persistent::protocol::Reason};
 use portkeep_core::time;
 use portkeep_kernel::netns;
-use portkeep_observe::{Facts, PortFacts, PortUse, Usage, usage};
+use portkeep_observe::{Facts, PortFacts, PortUse, Usage, listing, nat, usage};
 use serde::Serialize;
 
 use crate::{
@@ -18,17 +18,20 @@ use crate::{
     asked::Asked,
     conflict,
     exit::refused,
+    local_time::local,
     pins::{Pins, Seen},
-    ran_out, reservations, survey, table, waiting,
+    ran_out,
+    reservations::{self, Blocks},
+    survey, table, waiting,
 };
 
 const AFTER_HELP: &str = "\
-Shows for each port which reservation of this network namespace has it, and which one waits for it; the sockets that have \
-it bound, with their processes; connections on it, and what the kernel keeps of them (TIME-WAIT); and what else concerns \
+Shows for each port: the reservation of this network namespace that has it or waits for it; the sockets that are bound to \
+it, with their processes; its connections, also closed ones that the kernel still keeps (TIME-WAIT); and the settings that concern \
 it: the pool, ip_local_port_range, ip_local_reserved_ports, privileges and NAT rules.
 
-PORTS is a port, a range, a list of both with names of /etc/services, or the label or name of a reservation. Of a range \
-the free ports are left out.
+PORTS is a port, a range, a list of both with names of /etc/services, or the label or name of a reservation. The free \
+ports of a range are left out.
 
 Only root can see other users' processes and NAT rules.
 
@@ -74,25 +77,41 @@ struct Holders {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let found = reserved(&args.pins, io)?;
+    // These programs run while this one looks at the rest.
+    let rules = nat::Reading::start();
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
+    // Ports by number require no reservations but their own: a machine can have ten thousand.
+    let by_number = args.ports.iter().all(Asked::is_by_number);
+    let mut blocks: Vec<_> = args.ports.iter().filter(|_| by_number).flat_map(|asked| asked.blocks(&[])).collect();
+    let mut found = reserved(&args.pins, by_number.then_some(&*blocks), io)?;
+    let waiting = match waiting::ask_for_all() {
+        Ok(declared) => {
+            listing::complete(&mut found, &declared);
+            declared.into_iter().filter(|info| info.state != State::Active).collect()
+        }
+        Err(_) => {
+            survey::name(&mut found);
+            Vec::new()
+        }
+    };
     let (here, elsewhere): (Vec<Info>, Vec<Info>) =
         found.into_iter().partition(|info| reservations::is_here(info, own));
-    let waiting = waiting::list();
-    let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
-    // Blocks that programs only hold are found by their sockets, all of them.
-    let held = if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { survey::held() } else { Vec::new() };
-    known.extend(&held);
-    let mut blocks = Vec::new();
-    for asked in &args.ports {
-        let named = asked.blocks(&known);
-        if named.is_empty() {
-            let why = format!("there is no reservation {asked}, and no service of this name in /etc/services");
-            return Err(refused(Reason::NotFound, why));
+    if !by_number {
+        let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
+        // Blocks that programs only hold are found by their sockets, all of them.
+        let held =
+            if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { survey::held() } else { Vec::new() };
+        known.extend(&held);
+        for asked in &args.ports {
+            let named = asked.blocks(&known);
+            if named.is_empty() {
+                let why = format!("there is no reservation {asked}, and no service of this name in /etc/services");
+                return Err(refused(Reason::NotFound, why));
+            }
+            blocks.extend(named);
         }
-        blocks.extend(named);
     }
-    let look = Look::new(&blocks, here, waiting, elsewhere)?;
+    let look = Look::new(&blocks, here, waiting, elsewhere, rules)?;
     let holders = look.all(&blocks);
     let anybody = holders.iter().any(Holders::is_held);
     if args.json {
@@ -128,8 +147,8 @@ fn is_unseen(socket: &BoundSocket) -> bool {
 }
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
-fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
-    match survey::all(pins) {
+fn reserved(pins: &Pins, blocks: Option<&Blocks>, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
+    match reservations::in_force(pins, blocks) {
         Ok(found) => Ok(found),
         // Neither is anything else to be found out then.
         Err(error) if ran_out(&error) => Err(error),
@@ -140,6 +159,11 @@ fn reserved(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
             Ok(Vec::new())
         }
     }
+}
+
+/// Whether a reservation has one of these ports.
+fn has_one(info: &Info, ports: PortRange, transports: Transports) -> bool {
+    info.transports.bits() & transports.bits() != 0 && info.ports.overlaps(&ports.into())
 }
 
 /// Reservations by their ports: there can be as many as ports that are asked for.
@@ -181,13 +205,18 @@ impl Look {
         mut here: Vec<Info>,
         waiting: Vec<Info>,
         elsewhere: Vec<Info>,
+        rules: nat::Reading,
     ) -> anyhow::Result<Self> {
-        let usage = Usage::of(blocks).context("looking for sockets")?;
+        // The rest of their reservations is shown with its sockets, too.
+        here.retain(|info| blocks.iter().any(|(ports, transports)| has_one(info, *ports, *transports)));
+        let wanted = [blocks, &survey::in_use(&here)?].concat();
+        let usage = Usage::of(&wanted).context("looking for sockets")?;
+        survey::enter_sockets(&mut here, &usage)?;
         let held = usage.held.iter().filter(|held| !here.iter().any(|info| info.ports.overlaps(&held.ports)));
         here.extend(held.cloned().collect::<Vec<_>>());
         let pool = portkeep::version().ok().and_then(|version| version.pool);
         let [here, waiting, elsewhere] = [here, waiting, elsewhere].map(ByPort::new);
-        Ok(Self { here, waiting, elsewhere, usage, facts: Facts::here(), pool })
+        Ok(Self { here, waiting, elsewhere, usage, facts: Facts::with(rules), pool })
     }
 
     /// In the order of the ports. Of a range the free ports are left out.
@@ -327,7 +356,7 @@ fn describe(name: &str, info: &Info, out: &mut dyn Write) -> anyhow::Result<()> 
         line("held", "by sockets of this process, not enforced by the kernel")?;
     }
     if let Some(since) = info.since {
-        line("since", &since.to_string())?;
+        line("since", &local(since))?;
     }
     Ok(())
 }

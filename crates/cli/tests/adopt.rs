@@ -36,13 +36,15 @@ fn services_that_run_have_their_ports_in_force() {
     }
     let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "adopt");
     machine.portkeep(&["up"]).ok();
-    let web = listens(&machine, "web.service", "tcp 8080 tcp 8443 udp 8443");
+    let web = listens(&machine, "web.service", "tcp 8080 tcp 8082 tcp 8443 udp 8443");
     let by_hand = listens(&machine, "session-1.scope", "tcp 9000");
     let client = listens(&machine, "client.service", "udp 40000");
     let adopted = machine.portkeep(&["adopt"]).ok();
     for part in [
         "ports.d/web.toml\n",
         "name = \"web\"",
+        "name = \"web-tcp\"",
+        "tcp = \"8080,8082\"",
         "unit = \"web.service\"",
         "around = true",
         &format!("# 8080/tcp pid {} (", web.0.id()),

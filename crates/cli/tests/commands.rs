@@ -374,8 +374,8 @@ fn acquire_holds_until_its_input_ends() {
 
     let conflict = machine.portkeep(&["acquire", "--ports", "61006", "--udp"]);
     assert_eq!(conflict.code, Some(1));
-    let told = format!("61006/udp belongs to pid {} (portkeep)", holding.child.id());
-    assert!(conflict.err.contains(&told), "{conflict:?}");
+    let shown = format!("61006/udp belongs to pid {} (portkeep)", holding.child.id());
+    assert!(conflict.err.contains(&shown), "{conflict:?}");
     let outside = machine.portkeep(&["acquire", "--ports", "8080"]);
     assert!(outside.err.contains("portkeep agent"), "{outside:?}");
     let too_many = machine.portkeep(&["acquire", "--count", "9999"]);

@@ -70,10 +70,10 @@ fn a_new_rival_is_named_at_once() {
         let of_b = listed.as_array().unwrap().iter().find(|info| info["name"] == "b").unwrap().clone();
         of_b["reason"].as_str().unwrap().to_owned()
     };
-    let told = reason();
+    let shown = reason();
     fs::remove_file(machine.folder.path().join("root/etc/portkeep/ports.d/a.toml")).unwrap();
     machine.portkeep(&["reload"]).ok();
-    assert!(told.contains("`c`") || reason().contains("`c`"), "{told}, {}", reason());
+    assert!(shown.contains("`c`") || reason().contains("`c`"), "{shown}, {}", reason());
     machine.portkeep(&["persist", "delete", "c"]).ok();
     assert_eq!(states(&machine), [state("b", "active")]);
 }

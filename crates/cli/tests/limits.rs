@@ -11,7 +11,7 @@ use std::{
 use portkeep::{
     PortRange, Process, Transports,
     persistent::{
-        Connection, Kept, PersistentError, Proposal,
+        Connection, Lifetime, PersistentError, Proposal,
         protocol::{Event, EventKind, Request},
     },
 };
@@ -47,12 +47,12 @@ fn a_request_whose_client_has_gone_is_never_carried_out() {
     let agent = place.agent();
     agent.signal(Signal::STOP);
     let mut client = UnixStream::connect(place.socket()).unwrap();
-    let create = Request::Create { proposal: proposal("gone", 8443), kept: Kept::Active };
+    let create = Request::Create { proposal: proposal("gone", 8443), kept: Lifetime::UntilReboot };
     client.write_all(&line(&create)).unwrap();
     drop(client);
     // One that has only said all it has to say waits for its answer.
     let mut waiting = UnixStream::connect(place.socket()).unwrap();
-    let create = Request::Create { proposal: proposal("there", 8444), kept: Kept::Active };
+    let create = Request::Create { proposal: proposal("there", 8444), kept: Lifetime::UntilReboot };
     waiting.write_all(&line(&create)).unwrap();
     waiting.shutdown(std::net::Shutdown::Write).unwrap();
     agent.signal(Signal::CONT);
@@ -156,10 +156,10 @@ fn uid_0_without_capabilities_is_no_administrator() {
         let none = CapabilitySet::empty();
         set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
         assert_eq!(place.list(), []);
-        let error = place.connect().create(&proposal("web", 8443), Kept::Active).unwrap_err();
+        let error = place.connect().create(&proposal("web", 8443), Lifetime::UntilReboot).unwrap_err();
         assert!(matches!(error, PersistentError::NotAllowed(_)), "{error:?}");
     });
-    place.connect().create(&proposal("web", 8443), Kept::Active).unwrap();
+    place.connect().create(&proposal("web", 8443), Lifetime::UntilReboot).unwrap();
     agent.stop();
     end_all(&world);
     world.assert_empty();
@@ -173,7 +173,7 @@ fn name_of(event: &Event) -> Option<&str> {
 fn watch(place: &AgentFolder, happens: impl FnOnce()) -> Vec<Event> {
     let events = place.connect().watch().unwrap();
     happens();
-    place.connect().create(&proposal("end", 9999), Kept::Active).unwrap();
+    place.connect().create(&proposal("end", 9999), Lifetime::UntilReboot).unwrap();
     let events = events.map(Result::unwrap);
     events.take_while(|event| name_of(event) != Some("end")).collect()
 }
@@ -183,7 +183,7 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
     let Some(world) = World::enter("storm") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
-    place.connect().create(&proposal("web", 8443), Kept::Active).unwrap();
+    place.connect().create(&proposal("web", 8443), Lifetime::UntilReboot).unwrap();
     let events = watch(&place, || {
         // A process for each try, as a service manager makes them that starts a service again and again.
         for _ in 0..100 {
@@ -220,7 +220,7 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
 
 fn watch_one(place: &AgentFolder) -> Event {
     let mut events = place.connect().watch().unwrap();
-    place.connect().create(&proposal("made", 8500), Kept::Active).unwrap();
+    place.connect().create(&proposal("made", 8500), Lifetime::UntilReboot).unwrap();
     events.find_map(|event| event.ok().filter(|event| name_of(event) == Some("made"))).unwrap()
 }
 

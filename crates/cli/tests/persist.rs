@@ -19,12 +19,12 @@ use serde_json::{Value, json};
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
 /// A machine with kernel enforcement up, and most of the time an agent.
-struct Stage {
+struct Setup {
     machine: Machine,
     agent: Option<Child>,
 }
 
-impl Deref for Stage {
+impl Deref for Setup {
     type Target = Machine;
 
     fn deref(&self) -> &Machine {
@@ -32,13 +32,13 @@ impl Deref for Stage {
     }
 }
 
-impl Stage {
+impl Setup {
     fn new(name: &str) -> Self {
         let machine = Machine::new(PORTKEEP, name);
         machine.portkeep(&["up"]).ok();
-        let mut stage = Self { machine, agent: None };
-        stage.start();
-        stage
+        let mut setup = Self { machine, agent: None };
+        setup.start();
+        setup
     }
 
     fn start(&mut self) {
@@ -131,7 +131,7 @@ fn helper_connects() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-impl Drop for Stage {
+impl Drop for Setup {
     fn drop(&mut self) {
         if let Some(agent) = &mut self.agent {
             let _ = agent.kill();
@@ -159,10 +159,10 @@ impl Drop for Server {
     }
 }
 
-macro_rules! stage {
+macro_rules! setup {
     ($name:literal) => {
         match kernel_or_skip(concat!("persist::", $name)) {
-            true => Stage::new($name),
+            true => Setup::new($name),
             false => return,
         }
     };
@@ -175,19 +175,19 @@ fn helper_binds() {
 }
 
 #[track_caller]
-fn fails(said: &Outcome, code: i32, told: &str) {
+fn fails(said: &Outcome, code: i32, shown: &str) {
     assert_eq!(said.code, Some(code), "{said:?}");
-    assert!(said.err.contains(told), "{told}: {said:?}");
+    assert!(said.err.contains(shown), "{shown}: {said:?}");
 }
 
 #[test]
 fn what_is_added_is_listed_shown_enforced_and_deleted() {
-    let mut stage = stage!("add");
-    let added = stage.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
+    let mut setup = setup!("add");
+    let added = setup.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
     assert_eq!(added.out, "8443/tcp is reserved as web for user daemon\n");
-    assert_eq!(stage.outsider_binds("tcp", 8443), "AddrInUse");
+    assert_eq!(setup.outsider_binds("tcp", 8443), "AddrInUse");
     let words = ["persist", "add", "--name", "rtp", "--any", "20", "--udp", "--align", "2", "--unit", "sip.service"];
-    let rtp = stage.portkeep(&[&words[..], &["--strict", "--description", "media", "--json"]].concat()).ok().json();
+    let rtp = setup.portkeep(&[&words[..], &["--strict", "--description", "media", "--json"]].concat()).ok().json();
     assert_eq!(rtp["transports"], "udp");
     assert_eq!(rtp["audience"], json!({"kind": "unit", "value": "sip.service"}));
     assert_eq!(
@@ -195,12 +195,12 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
         (&json!(true), &json!("media"), &json!(false))
     );
     assert_eq!(rtp["token"].as_str().unwrap().len(), 16);
-    stage
+    setup
         .portkeep(&["persist", "add", "--name", "gone", "--both", "9000,9001", "--cgroup", "/x", "--until-reboot"])
         .ok();
-    stage.portkeep(&["persist", "add", "--name", "admin", "--tcp", "9100"]).ok();
+    setup.portkeep(&["persist", "add", "--name", "admin", "--tcp", "9100"]).ok();
 
-    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let list = setup.portkeep(&["persist", "list"]).ok().out;
     let lines: Vec<Vec<&str>> =
         list.lines().map(|line| line.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
     let ports = rtp["ports"].as_str().unwrap();
@@ -212,7 +212,7 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
         vec!["rtp", ports, "udp", "unit sip.service, strict", "in force", "a command of uid 0"],
     ];
     assert_eq!(lines, expected);
-    let declared = stage.declared();
+    let declared = setup.declared();
     assert_eq!(declared[0]["name"], "web");
     assert_eq!(
         (&declared[0]["start"], &declared[0]["count"], &declared[0]["state"]),
@@ -221,43 +221,43 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     assert_eq!(declared[3]["token"], rtp["token"]);
 
     // The audience can bind, and everybody sees who it is.
-    let server = stage.server_of("daemon", 8443);
-    let show = stage.portkeep(&["persist", "show", "web"]).ok().out;
+    let server = setup.server_of("daemon", 8443);
+    let show = setup.portkeep(&["persist", "show", "web"]).ok().out;
     let bound = format!("  bound by     pid {} (", server.pid());
     assert!(show.starts_with("web 8443/tcp\n  for          user daemon\n  state        in force\n"), "{show}");
     assert!(show.contains(&bound) && show.contains("  token        "), "{show}");
-    let show = stage.portkeep(&["persist", "show", "web", "--json"]).ok().json();
+    let show = setup.portkeep(&["persist", "show", "web", "--json"]).ok().json();
     assert_eq!(show[0]["bound_by"][0]["process"]["pid"], server.pid());
-    fails(&stage.portkeep(&["persist", "show", "nothing"]), 3, "there is no persistent reservation nothing");
+    fails(&setup.portkeep(&["persist", "show", "nothing"]), 3, "there is no persistent reservation nothing");
 
-    let list = stage.portkeep(&["list", "--json"]).ok().json();
+    let list = setup.portkeep(&["list", "--json"]).ok().json();
     let web = list.as_array().unwrap().iter().find(|entry| entry["ports"] == "8443").unwrap().clone();
     assert_eq!(
         (&web["persistent"], &web["audience"], &web["name"]),
         (&json!(true), &json!({"kind": "user", "value": "daemon"}), &json!("web"))
     );
     assert_eq!((&web["bound"], &web["bound_by"][0]["process"]["pid"]), (&json!(1), &json!(server.pid())));
-    let table = stage.portkeep(&["list"]).ok().out;
+    let table = setup.portkeep(&["list"]).ok().out;
     let row = table.lines().find(|line| line.starts_with("8443")).unwrap();
-    let told = format!("  from a command of uid 0; bound by pid {} (", server.pid());
-    assert!(row.contains("  user daemon  ") && row.contains(&told), "{row}");
-    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    let shown = format!("  from a command of uid 0; bound by pid {} (", server.pid());
+    assert!(row.contains("  user daemon  ") && row.contains(&shown), "{row}");
+    let who = setup.portkeep(&["who", "8443/tcp"]).ok().out;
     assert!(who.starts_with("8443/tcp is reserved for user daemon\n"), "{who}");
     assert!(who.contains("  name      web\n") && who.contains("  from      a command of uid 0\n"), "{who}");
-    let status = stage.portkeep(&["status"]).ok().out;
+    let status = setup.portkeep(&["status"]).ok().out;
     assert!(status.contains("; 4 persistent\n") && status.contains("refused       1 bind of outsiders\n"), "{status}");
-    let status = stage.portkeep(&["status", "--json"]).ok().json();
+    let status = setup.portkeep(&["status", "--json"]).ok().json();
     assert_eq!((&status["persistent"], &status["refused"]), (&json!(4), &json!(1)));
 
     // The same without an agent, out of the stores and kernel enforcement.
-    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
-    let with_agent = stage.declared();
-    stage.stop();
-    let without = stage.portkeep(&["persist", "list", "--json"]).ok();
+    fails(&setup.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
+    let with_agent = setup.declared();
+    setup.stop();
+    let without = setup.portkeep(&["persist", "list", "--json"]).ok();
     assert!(without.err.contains("no agent runs"), "{without:?}");
     assert_eq!(without.json(), with_agent);
-    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
-    let list = stage.portkeep(&["list", "--json"]).ok().json();
+    fails(&setup.portkeep(&["release", "8443/tcp"]), 1, "use `portkeep persist delete web`");
+    let list = setup.portkeep(&["list", "--json"]).ok().json();
     let audience = |entry: &Value| (entry["audience"]["kind"].clone(), entry["audience"]["value"].clone());
     let audiences: Vec<_> = list.as_array().unwrap().iter().map(audience).collect();
     let expected = [("user", "daemon"), ("cgroup", "/x"), ("administrators", ""), ("unit", "sip.service")];
@@ -267,61 +267,61 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     for words in
         [&["persist", "delete", "web"][..], &["reload"], &["watch"], &["persist", "add", "--name", "x", "--tcp", "7"]]
     {
-        fails(&stage.portkeep(words), 1, "the agent is not running");
+        fails(&setup.portkeep(words), 1, "the agent is not running");
     }
     fails(
-        &stage.portkeep(&["persist", "add", "--name", "x", "--tcp", "7"]),
+        &setup.portkeep(&["persist", "add", "--name", "x", "--tcp", "7"]),
         1,
         "declare it in a file of /etc/portkeep",
     );
-    let nobody = stage.portkeep_as_nobody(&["persist", "list"]).ok();
+    let nobody = setup.portkeep_as_nobody(&["persist", "list"]).ok();
     assert!(nobody.err.contains("the store can only be read by root"), "{nobody:?}");
-    fails(&stage.portkeep_as_nobody(&["persist", "export"]), 1, "the store cannot be read");
-    stage.start();
+    fails(&setup.portkeep_as_nobody(&["persist", "export"]), 1, "the store cannot be read");
+    setup.start();
 
-    let deleted = stage.portkeep(&["persist", "delete", "admin", "nothing"]);
+    let deleted = setup.portkeep(&["persist", "delete", "admin", "nothing"]);
     assert_eq!(deleted.out, "admin is deleted; it was 9100/tcp for administrators\n");
     fails(&deleted, 3, "there is no persistent reservation nothing");
     fails(
-        &stage.portkeep(&["persist", "delete", "--udp", "9000-9001"]),
+        &setup.portkeep(&["persist", "delete", "--udp", "9000-9001"]),
         3,
         "exactly 9000-9001/udp; gone is 9000-9001/tcp+udp",
     );
-    let deleted = stage.portkeep(&["persist", "delete", "--both", "9000-9001", "--json"]).ok().json();
+    let deleted = setup.portkeep(&["persist", "delete", "--both", "9000-9001", "--json"]).ok().json();
     assert_eq!(deleted[0]["name"], "gone");
-    stage.portkeep(&["persist", "delete", "web", "rtp"]).ok();
-    assert_eq!(stage.declared(), json!([]));
+    setup.portkeep(&["persist", "delete", "web", "rtp"]).ok();
+    assert_eq!(setup.declared(), json!([]));
     drop(server);
-    assert_eq!(stage.outsider_binds("tcp", 8443), "bound");
+    assert_eq!(setup.outsider_binds("tcp", 8443), "bound");
 }
 
 #[test]
 fn impossible_requests_are_reported_with_the_process_in_the_way() {
-    let stage = stage!("refused");
-    stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000-8009"]).ok();
-    let add = |words: &[&str]| stage.portkeep(&[&["persist", "add"], words].concat());
+    let setup = setup!("refused");
+    setup.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000-8009"]).ok();
+    let add = |words: &[&str]| setup.portkeep(&[&["persist", "add"], words].concat());
     fails(&add(&["--name", "a", "--tcp", "9000"]), 1, "the name `a` is used by a command of uid 0");
     fails(&add(&["--name", "b", "--tcp", "8009-8010"]), 1, "8000-8009/tcp is reserved as `a` by a command of uid 0");
     fails(&add(&["--name", "b", "--tcp", "9000", "--user", "nobody-has-this-name"]), 1, "there is no user");
-    let server = stage.server(9000);
+    let server = setup.server(9000);
     fails(&add(&["--name", "b", "--tcp", "9000"]), 1, &format!("pid {} (", server.pid()));
     fails(&add(&["--name", "b", "--any", "9999"]), 1, "9999 ports");
-    fails(&stage.portkeep_as_nobody(&["persist", "add", "--name", "b", "--tcp", "9001"]), 1, "administrator");
-    fails(&stage.portkeep_as_nobody(&["persist", "delete", "a"]), 1, "administrator");
-    fails(&stage.portkeep_as_nobody(&["reload"]), 1, "administrator");
-    fails(&stage.portkeep_as_nobody(&["watch"]), 1, "administrator");
+    fails(&setup.portkeep_as_nobody(&["persist", "add", "--name", "b", "--tcp", "9001"]), 1, "administrator");
+    fails(&setup.portkeep_as_nobody(&["persist", "delete", "a"]), 1, "administrator");
+    fails(&setup.portkeep_as_nobody(&["reload"]), 1, "administrator");
+    fails(&setup.portkeep_as_nobody(&["watch"]), 1, "administrator");
     // Looking takes no right.
-    assert_eq!(stage.portkeep_as_nobody(&["persist", "list", "--json"]).ok().json(), stage.declared());
-    assert_eq!(stage.declared().as_array().unwrap().len(), 1);
+    assert_eq!(setup.portkeep_as_nobody(&["persist", "list", "--json"]).ok().json(), setup.declared());
+    assert_eq!(setup.declared().as_array().unwrap().len(), 1);
 }
 
 /// Where something waits, every display shows it, and what it waits for: the process, and the other end of a connection.
 #[test]
 fn what_waits_is_shown_with_what_it_waits_for() {
-    let stage = stage!("waits");
+    let setup = setup!("waits");
     let helper = ["--exact", "helper_connects", "--ignored", "--nocapture"];
-    let copy = stage.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
-    let mut command = stage.program(&[&[copy.as_str()], &helper[..]].concat());
+    let copy = setup.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let mut command = setup.program(&[&[copy.as_str()], &helper[..]].concat());
     command.env(CONNECT, "8443").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -330,11 +330,11 @@ fn what_waits_is_shown_with_what_it_waits_for() {
     let client = Server { child, _out: out };
     let (peer, pid) = (peer.expect("the client is connected"), client.pid());
 
-    stage
+    setup
         .file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"web.service\"\n");
-    let reload = stage.portkeep(&["reload"]).ok().out;
+    let reload = setup.portkeep(&["reload"]).ok().out;
     assert!(reload.starts_with("reloaded: 0 added, 0 changed, 0 removed; 1 not in force"), "{reload}");
-    let declared = stage.declared();
+    let declared = setup.declared();
     let why = declared[0]["reason"].as_str().unwrap().to_owned();
     assert!(why.starts_with(&format!("8443/tcp is in use by pid {pid} (")), "{why}");
     assert!(why.ends_with(&format!("): connected, 127.0.0.1:8443 to {peer}")), "{why}");
@@ -345,35 +345,35 @@ fn what_waits_is_shown_with_what_it_waits_for() {
         (&json!(pid), &json!(peer), &json!(8443))
     );
 
-    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let list = setup.portkeep(&["persist", "list"]).ok().out;
     let lines: Vec<&str> = list.lines().collect();
     assert!(lines[1].starts_with("web ") && lines[1].contains(" waits "), "{list}");
     assert_eq!(lines[2], format!("    {why}"));
     let sentence = format!("web, 8443/tcp for unit web.service, is not in force: {why}");
-    let status = stage.portkeep(&["status"]).ok().out;
+    let status = setup.portkeep(&["status"]).ok().out;
     assert!(status.lines().any(|line| line.starts_with("waits ") && line.ends_with(&sentence)), "{status}");
-    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["reason"], why);
+    assert_eq!(setup.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["reason"], why);
     // A declaration that is not in force is no reservation: it is not among them, and is not overlooked either.
-    let list = stage.portkeep(&["list"]).ok();
+    let list = setup.portkeep(&["list"]).ok();
     assert!(!list.out.contains("8443") && list.err.contains(&sentence), "{list:?}");
-    let list = stage.portkeep(&["list", "--json"]).ok();
+    let list = setup.portkeep(&["list", "--json"]).ok();
     assert_eq!(list.json(), json!([]));
     assert!(list.err.contains(&sentence), "{list:?}");
-    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    let who = setup.portkeep(&["who", "8443/tcp"]).ok().out;
     assert!(who.contains(&format!("  used by   pid {pid}")) && who.contains(&sentence), "{who}");
-    assert_eq!(stage.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
+    assert_eq!(setup.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
 }
 
 /// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in
 /// force, however many there are.
 #[test]
 fn the_agent_is_ready_when_what_is_declared_is_in_force() {
-    let mut stage = stage!("ready");
-    stage.stop();
+    let mut setup = setup!("ready");
+    setup.stop();
     const MANY: usize = 3000;
     let stanza = |port| format!("[[reservation]]\nname = \"web{port}\"\ntcp = {port}\nuser = 65533\n");
-    stage.file("etc/portkeep/ports.d/many.toml", &(20000..20000 + MANY).map(stanza).collect::<String>());
-    let path = stage.folder.path().join("notify");
+    setup.file("etc/portkeep/ports.d/many.toml", &(20000..20000 + MANY).map(stanza).collect::<String>());
+    let path = setup.folder.path().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
     let mut said = {
         let mut buffer = [0; 1024];
@@ -383,35 +383,35 @@ fn the_agent_is_ready_when_what_is_declared_is_in_force() {
             String::from_utf8_lossy(&buffer[..length]).into_owned()
         }
     };
-    let log = fs::File::create(stage.folder.path().join("agent.log")).unwrap();
-    stage.agent = Some(stage.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
-    let pid = Pid::from_child(stage.agent.as_ref().unwrap());
+    let log = fs::File::create(setup.folder.path().join("agent.log")).unwrap();
+    setup.agent = Some(setup.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
+    let pid = Pid::from_child(setup.agent.as_ref().unwrap());
     assert!(said().lines().any(|line| line == "READY=1"));
     // From now on it does nothing more.
     kill_process(pid, Signal::STOP).unwrap();
-    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    let in_force = setup.portkeep(&["list", "--json"]).ok().json();
     assert_eq!(in_force.as_array().unwrap().len(), MANY);
-    assert_eq!(stage.outsider_binds("tcp", 20000 + MANY as u16 - 1), "AddrInUse");
+    assert_eq!(setup.outsider_binds("tcp", 20000 + MANY as u16 - 1), "AddrInUse");
     kill_process(pid, Signal::CONT).unwrap();
 
     // A reload is one too: what has been added is in force when the agent is ready again.
-    stage.file("etc/portkeep/ports.d/more.toml", &stanza(30000));
+    setup.file("etc/portkeep/ports.d/more.toml", &stanza(30000));
     kill_process(pid, Signal::HUP).unwrap();
     let reloading = said();
     assert!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="), "{reloading}");
     assert_eq!(said().trim_end(), "READY=1");
-    assert_eq!(stage.outsider_binds("tcp", 30000), "AddrInUse");
-    stage.stop();
+    assert_eq!(setup.outsider_binds("tcp", 30000), "AddrInUse");
+    setup.stop();
     assert_eq!(said().trim_end(), "STOPPING=1");
 }
 
 #[test]
 fn an_export_is_imported_whole_or_not_at_all() {
-    let stage = stage!("import");
-    stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();
-    stage.portkeep(&["persist", "add", "--name", "b", "--udp", "8000-8003", "--group", "daemon", "--strict"]).ok();
-    stage.portkeep(&["persist", "add", "--name", "c", "--tcp", "8100", "--until-reboot"]).ok();
-    let export = stage.portkeep(&["persist", "export"]).ok().out;
+    let setup = setup!("import");
+    setup.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();
+    setup.portkeep(&["persist", "add", "--name", "b", "--udp", "8000-8003", "--group", "daemon", "--strict"]).ok();
+    setup.portkeep(&["persist", "add", "--name", "c", "--tcp", "8100", "--until-reboot"]).ok();
+    let export = setup.portkeep(&["persist", "export"]).ok().out;
     let expected = "
 [[reservation]]
 name = \"a\"
@@ -425,19 +425,19 @@ group = \"daemon\"
 strict = true
 ";
     assert!(export.ends_with(expected), "{export}");
-    let file = stage.folder.path().join("export.toml");
+    let file = setup.folder.path().join("export.toml");
     let file = file.to_str().unwrap();
-    stage.portkeep(&["persist", "export", file]).ok();
+    setup.portkeep(&["persist", "export", file]).ok();
     assert_eq!(fs::read_to_string(file).unwrap(), export);
 
-    stage.portkeep(&["persist", "delete", "b", "c"]).ok();
-    let imported = stage.portkeep(&["persist", "import", file]).ok();
+    setup.portkeep(&["persist", "delete", "b", "c"]).ok();
+    let imported = setup.portkeep(&["persist", "import", file]).ok();
     assert_eq!(imported.out, "created: b 8000-8003/udp for group daemon\nthere already: a 8000/tcp for user daemon\n");
-    let again = stage.portkeep(&["persist", "import", file, "--json"]).ok().json();
+    let again = setup.portkeep(&["persist", "import", file, "--json"]).ok().json();
     assert_eq!((again["created"].as_array().unwrap().len(), again["there_already"].as_array().unwrap().len()), (0, 2));
 
     let import = |text: &str| {
-        let mut child = stage.command(&["persist", "import", "-"]);
+        let mut child = setup.command(&["persist", "import", "-"]);
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         Outcome::from(child.wait_with_output().unwrap())
@@ -450,13 +450,13 @@ strict = true
     let overlaps = import(&format!("{first}[[reservation]]\nname = \"e\"\nboth = \"8003-8004\"\n"));
     fails(&overlaps, 1, "8003-8004/tcp+udp of e is reserved as b (8000-8003/udp)");
     // Nothing shows beforehand that somebody has this one bound.
-    let server = stage.server(8201);
+    let server = setup.server(8201);
     let in_use = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 8201\n"));
     fails(&in_use, 1, "nothing was imported: e 8201/tcp: ");
     fails(&in_use, 1, &format!("pid {} (", server.pid()));
-    let names: Vec<Value> = stage.declared().as_array().unwrap().iter().map(|entry| entry["name"].clone()).collect();
+    let names: Vec<Value> = setup.declared().as_array().unwrap().iter().map(|entry| entry["name"].clone()).collect();
     assert_eq!(names, [json!("a"), json!("b")]);
-    fails(&stage.portkeep(&["persist", "import", "/no/such/file"]), 1, "/no/such/file");
+    fails(&setup.portkeep(&["persist", "import", "/no/such/file"]), 1, "/no/such/file");
 }
 
 /// Set for the process that binds again and again: the port.
@@ -482,16 +482,16 @@ fn helper_hammers() {
 
 #[test]
 fn a_reservation_is_renamed_and_changed_without_a_gap() {
-    let mut stage = stage!("set");
-    let persist = |words: &[&str]| stage.portkeep(&[&["persist"], words].concat());
+    let mut setup = setup!("set");
+    let persist = |words: &[&str]| setup.portkeep(&[&["persist"], words].concat());
     persist(&["add", "--name", "web", "--both", "8443", "--user", "daemon"]).ok();
     persist(&["add", "--name", "other", "--tcp", "8600-8609", "--user", "daemon"]).ok();
-    let token = stage.declared()[0]["token"].clone();
-    let server = stage.server_of("daemon", 8443);
+    let token = setup.declared()[0]["token"].clone();
+    let server = setup.server_of("daemon", 8443);
 
-    let copy = stage.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
+    let copy = setup.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
     let nobody = ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups", &copy];
-    let mut hammer = stage.program(&[&nobody[..], &["--exact", "helper_hammers", "--ignored", "--nocapture"]].concat());
+    let mut hammer = setup.program(&[&nobody[..], &["--exact", "helper_hammers", "--ignored", "--nocapture"]].concat());
     let mut hammer = hammer.env(HAMMER, "8443").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(hammer.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(said.any(|line| line.ends_with(THERE)));
@@ -516,9 +516,9 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     assert!(hammer.wait().unwrap().success());
 
     // New ports are in force before the former ones are free; what cannot be leaves everything as it was.
-    let before = stage.declared();
+    let before = setup.declared();
     assert_eq!(before[0]["token"], token);
-    let busy = stage.server(9000);
+    let busy = setup.server(9000);
     fails(&persist(&["set", "shop", "--tcp", "9000"]), 1, &format!("pid {} (", busy.pid()));
     fails(&persist(&["set", "shop", "--tcp", "8609-8610"]), 1, "8600-8609/tcp is reserved as `other`");
     fails(
@@ -532,94 +532,94 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     fails(&persist(&["rename", "nothing", "something"]), 3, "there is no persistent reservation nothing");
     fails(&persist(&["set", "nothing", "--user", "daemon"]), 3, "there is no persistent reservation nothing");
     fails(&persist(&["set", "shop"]), 2, "required");
-    let as_nobody = stage.portkeep_as_nobody(&["persist", "rename", "shop", "mine"]);
+    let as_nobody = setup.portkeep_as_nobody(&["persist", "rename", "shop", "mine"]);
     fails(&as_nobody, 1, "administrator");
-    assert_eq!(stage.declared(), before);
-    assert_eq!(stage.outsider_binds("udp", 8443), "AddrInUse");
+    assert_eq!(setup.declared(), before);
+    assert_eq!(setup.outsider_binds("udp", 8443), "AddrInUse");
 
     let moved = persist(&["set", "shop", "--tcp", "8500"]).ok();
     assert_eq!(moved.out, "8500/tcp is reserved as shop for user daemon\n");
-    assert_eq!((&*stage.outsider_binds("tcp", 8500), &*stage.outsider_binds("udp", 8443)), ("AddrInUse", "bound"));
+    assert_eq!((&*setup.outsider_binds("tcp", 8500), &*setup.outsider_binds("udp", 8443)), ("AddrInUse", "bound"));
     drop(server);
 
     // It is all in the store.
-    let with_agent = stage.declared();
-    stage.stop();
-    stage.start();
-    assert_eq!(stage.declared(), with_agent);
+    let with_agent = setup.declared();
+    setup.stop();
+    setup.start();
+    assert_eq!(setup.declared(), with_agent);
     assert_eq!(with_agent[0]["ports"], "8500");
 
     // A declaration that it was in conflict with comes into force, and one of a file is changed in the file.
     let file = "[[reservation]]\nname = \"of-a-file\"\ntcp = 8500\nuser = \"daemon\"\n";
-    let file = stage.file("etc/portkeep/ports.d/f.toml", file);
-    stage.portkeep(&["reload"]).ok();
-    stage.portkeep(&["persist", "set", "shop", "--tcp", "8510"]).ok();
-    let states: Vec<Value> = stage.declared().as_array().unwrap().iter().map(|one| one["state"].clone()).collect();
+    let file = setup.file("etc/portkeep/ports.d/f.toml", file);
+    setup.portkeep(&["reload"]).ok();
+    setup.portkeep(&["persist", "set", "shop", "--tcp", "8510"]).ok();
+    let states: Vec<Value> = setup.declared().as_array().unwrap().iter().map(|one| one["state"].clone()).collect();
     assert_eq!(states, ["active", "active", "active"]);
-    fails(&stage.portkeep(&["persist", "rename", "of-a-file", "x"]), 1, file.to_str().unwrap());
+    fails(&setup.portkeep(&["persist", "rename", "of-a-file", "x"]), 1, file.to_str().unwrap());
 }
 
 /// Blocks that are in both lists stay in force, with their tokens; a server on one of them runs on.
 #[test]
 fn l2_blocks_are_added_to_a_reservation_and_taken_from_it() {
-    let mut stage = stage!("set-list");
-    let set = |stage: &Stage, ports: &str| stage.portkeep(&["persist", "set", "web", "--tcp", ports]);
-    let first_token = |stage: &Stage| stage.declared()[0]["blocks"][0]["token"].clone();
-    stage.portkeep(&["persist", "add", "--name", "web", "--tcp", "80", "--user", "daemon"]).ok();
-    let token = first_token(&stage);
-    let server = stage.server_of("daemon", 80);
-    assert_eq!(set(&stage, "80,443").ok().out, "80,443/tcp is reserved as web for user daemon\n");
-    assert_eq!(first_token(&stage), token);
+    let mut setup = setup!("set-list");
+    let set = |setup: &Setup, ports: &str| setup.portkeep(&["persist", "set", "web", "--tcp", ports]);
+    let first_token = |setup: &Setup| setup.declared()[0]["blocks"][0]["token"].clone();
+    setup.portkeep(&["persist", "add", "--name", "web", "--tcp", "80", "--user", "daemon"]).ok();
+    let token = first_token(&setup);
+    let server = setup.server_of("daemon", 80);
+    assert_eq!(set(&setup, "80,443").ok().out, "80,443/tcp is reserved as web for user daemon\n");
+    assert_eq!(first_token(&setup), token);
     // One reservation in all listings, and after a new start of the agent.
-    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    let in_force = setup.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((in_force.as_array().unwrap().len(), &in_force[0]["ports"]), (1, &json!("80,443")));
-    assert_eq!((&*stage.outsider_binds("tcp", 80), &*stage.outsider_binds("tcp", 443)), ("AddrInUse", "AddrInUse"));
-    stage.stop();
-    stage.start();
-    assert_eq!(first_token(&stage), token);
+    assert_eq!((&*setup.outsider_binds("tcp", 80), &*setup.outsider_binds("tcp", 443)), ("AddrInUse", "AddrInUse"));
+    setup.stop();
+    setup.start();
+    assert_eq!(first_token(&setup), token);
 
-    let busy = stage.server(8080);
-    fails(&set(&stage, "80,8080"), 1, &format!("pid {} (", busy.pid()));
-    fails(&set(&stage, "80-81,443"), 1, "80-81/tcp overlaps 80,443/tcp, which `web` has now");
-    assert_eq!(stage.declared()[0]["ports"], "80,443");
-    set(&stage, "80,8081-8082").ok();
-    assert_eq!((&*stage.outsider_binds("tcp", 443), &*stage.outsider_binds("tcp", 8082)), ("bound", "AddrInUse"));
-    assert_eq!(set(&stage, "80").ok().out, "80/tcp is reserved as web for user daemon\n");
-    let declared = stage.declared();
+    let busy = setup.server(8080);
+    fails(&set(&setup, "80,8080"), 1, &format!("pid {} (", busy.pid()));
+    fails(&set(&setup, "80-81,443"), 1, "80-81/tcp overlaps 80,443/tcp, which `web` has now");
+    assert_eq!(setup.declared()[0]["ports"], "80,443");
+    set(&setup, "80,8081-8082").ok();
+    assert_eq!((&*setup.outsider_binds("tcp", 443), &*setup.outsider_binds("tcp", 8082)), ("bound", "AddrInUse"));
+    assert_eq!(set(&setup, "80").ok().out, "80/tcp is reserved as web for user daemon\n");
+    let declared = setup.declared();
     assert_eq!(
         (&declared[0]["token"], &declared[0]["ports"], &declared[0]["state"]),
         (&token, &json!("80"), &json!("active"))
     );
-    assert_eq!(stage.outsider_binds("tcp", 8082), "bound");
+    assert_eq!(setup.outsider_binds("tcp", 8082), "bound");
 
     // A file is changed likewise, around the server.
-    stage.portkeep(&["persist", "delete", "web"]).ok();
+    setup.portkeep(&["persist", "delete", "web"]).ok();
     drop(server);
     let file = |ports: &str| {
         let text = format!("[[reservation]]\nname = \"web\"\ntcp = [{ports}]\nuser = \"daemon\"\n");
-        stage.file("etc/portkeep/ports.d/web.toml", &text);
-        stage.portkeep(&["reload"]).ok().out
+        setup.file("etc/portkeep/ports.d/web.toml", &text);
+        setup.portkeep(&["reload"]).ok().out
     };
     assert_eq!(file("80"), "reloaded: 1 added, 0 changed, 0 removed; 0 not in force\n");
-    let token = first_token(&stage);
-    let _server = stage.server_of("daemon", 80);
+    let token = first_token(&setup);
+    let _server = setup.server_of("daemon", 80);
     assert_eq!(file("80, 443"), "reloaded: 0 added, 1 changed, 0 removed; 0 not in force\n");
-    assert_eq!((first_token(&stage), &*stage.outsider_binds("tcp", 443)), (token, "AddrInUse"));
+    assert_eq!((first_token(&setup), &*setup.outsider_binds("tcp", 443)), (token, "AddrInUse"));
 }
 
 /// Of an audience there is one private ephemeral range: the new block becomes it when the former one no longer is.
 #[test]
 fn a_private_ephemeral_range_moves() {
-    let stage = stage!("set-range");
-    let persist = |words: &[&str]| stage.portkeep(&[&["persist"], words].concat());
+    let setup = setup!("set-range");
+    let persist = |words: &[&str]| setup.portkeep(&[&["persist"], words].concat());
     persist(&["add", "--name", "passive", "--tcp", "20000-20009", "--user", "daemon", "--ephemeral"]).ok();
     persist(&["add", "--name", "plain", "--tcp", "20100-20109", "--user", "daemon"]).ok();
     let moved = persist(&["set", "passive", "--tcp", "20200-20209"]).ok();
     assert_eq!(moved.out, "20200-20209/tcp is reserved as passive for user daemon, ephemeral\n");
-    let before = stage.declared();
-    fails(&persist(&["set", "plain", "--ephemeral", "true"]), 1, "have a private ephemeral range");
-    assert_eq!(stage.declared(), before);
-    let in_force = stage.portkeep(&["list", "--json"]).ok().json();
+    let before = setup.declared();
+    fails(&persist(&["set", "plain", "--ephemeral", "true"]), 1, "has a private ephemeral range");
+    assert_eq!(setup.declared(), before);
+    let in_force = setup.portkeep(&["list", "--json"]).ok().json();
     let ranges: Vec<_> = in_force.as_array().unwrap().iter().filter(|one| one["ephemeral"] == true).collect();
     assert_eq!((ranges.len(), &ranges[0]["ports"]), (1, &json!("20200-20209")));
     persist(&["set", "passive", "--ephemeral", "false"]).ok();
@@ -628,12 +628,12 @@ fn a_private_ephemeral_range_moves() {
 
 #[test]
 fn units_get_their_ports_as_variables() {
-    let stage = stage!("env");
-    let file = stage.folder.path().join("my-app.env");
+    let setup = setup!("env");
+    let file = setup.folder.path().join("my-app.env");
     let path = file.to_str().unwrap();
     let add = ["persist", "add", "--name", "my-app", "--any", "3", "--both", "--user", "daemon", "--env-file", path];
-    let added = stage.portkeep(&add).ok();
-    let info = &stage.declared()[0];
+    let added = setup.portkeep(&add).ok();
+    let info = &setup.declared()[0];
     let start = info["start"].as_u64().unwrap();
     assert_eq!(
         added.out,
@@ -644,27 +644,27 @@ fn units_get_their_ports_as_variables() {
         "PORT={p0}\nPORTS={p0},{p1},{p2}\nPORT0={p0}\nPORT1={p1}\nPORT2={p2}\nMY_APP_PORT={p0}\nPORT_LAST={p2}\n"
     );
     assert_eq!(fs::read_to_string(&file).unwrap(), expected);
-    assert_eq!(stage.portkeep(&["persist", "show", "my-app", "--env"]).ok().out, expected);
+    assert_eq!(setup.portkeep(&["persist", "show", "my-app", "--env"]).ok().out, expected);
     // The example uses no variable that is not there.
     let example = include_str!("../../../packaging/examples/relay.service");
     let used: Vec<&str> = example.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0)).collect();
     assert!(!used.is_empty() && used.iter().all(|name| expected.contains(&format!("\n{name}=")) || *name == "PORT"));
-    fails(&stage.portkeep(&["persist", "show", "nothing", "--env"]), 3, "there is no persistent reservation nothing");
+    fails(&setup.portkeep(&["persist", "show", "nothing", "--env"]), 3, "there is no persistent reservation nothing");
     let nowhere = ["persist", "add", "--name", "b", "--tcp", "9300", "--strict", "--env-file", "/no/such/folder/b.env"];
-    fails(&stage.portkeep(&nowhere), 1, "b is reserved, and its variables cannot be written: /no/such/folder/b.env");
+    fails(&setup.portkeep(&nowhere), 1, "b is reserved, and its variables cannot be written: /no/such/folder/b.env");
 }
 
 /// The mistakes that have locked services out: the message has the remedy.
 #[test]
 fn classic_mistakes_are_answered_with_the_remedy() {
-    let stage = stage!("mistakes");
-    let add = |words: &[&str]| stage.portkeep(&[&["persist", "add"], words].concat());
+    let setup = setup!("mistakes");
+    let add = |words: &[&str]| setup.portkeep(&[&["persist", "add"], words].concat());
     // Reserved for administrators, and any process of root binds it.
     let open = add(&["--name", "a", "--tcp", "8000"]).ok();
     assert!(open.err.contains("note: processes of root may bind these ports by number; with --strict"), "{open:?}");
     assert_eq!(add(&["--name", "b", "--tcp", "8001", "--strict"]).ok().err, "");
     // The service runs already.
-    let server = stage.server(9000);
+    let server = setup.server(9000);
     fails(&add(&["--name", "c", "--tcp", "9000"]), 1, "if the reservation is for this process, add --around");
     fails(&add(&["--name", "c", "--tcp", "9000", "--user", "root"]), 1, "add --around");
     // It binds as root, and changes its user afterwards.
@@ -672,22 +672,22 @@ fn classic_mistakes_are_answered_with_the_remedy() {
     fails(&wrong, 1, "the reservation is for user www-data, and this process is not");
     assert!(!wrong.err.contains("--around"), "{wrong:?}");
     let waits = "[[reservation]]\nname = \"d\"\ntcp = 9000\nuser = \"root\"\n";
-    stage.file("etc/portkeep/ports.d/d.toml", waits);
-    stage.portkeep(&["reload"]).ok();
-    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    setup.file("etc/portkeep/ports.d/d.toml", waits);
+    setup.portkeep(&["reload"]).ok();
+    let list = setup.portkeep(&["persist", "list"]).ok().out;
     assert!(list.contains("the reservation is for this process: add `around = true`"), "{list}");
     drop(server);
 }
 
 #[test]
 fn an_import_replaces_and_leaves_running_services_alone() {
-    let stage = stage!("replace");
-    stage.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();
-    stage.portkeep(&["persist", "add", "--name", "b", "--tcp", "8100", "--user", "daemon"]).ok();
-    let token = stage.declared()[0]["token"].clone();
-    let server = stage.server_of("daemon", 8200);
+    let setup = setup!("replace");
+    setup.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();
+    setup.portkeep(&["persist", "add", "--name", "b", "--tcp", "8100", "--user", "daemon"]).ok();
+    let token = setup.declared()[0]["token"].clone();
+    let server = setup.server_of("daemon", 8200);
     let import = |words: &[&str], text: &str| {
-        let mut child = stage.command(&[&["persist", "import"], words, &["-"]].concat());
+        let mut child = setup.command(&[&["persist", "import"], words, &["-"]].concat());
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         Outcome::from(child.wait_with_output().unwrap())
@@ -695,7 +695,7 @@ fn an_import_replaces_and_leaves_running_services_alone() {
     let text = "[[reservation]]\nname = \"a\"\ntcp = 8000\ngroup = \"daemon\"\n\n\
                 [[reservation]]\nname = \"b\"\ntcp = 8101\nuser = \"daemon\"\n\n\
                 [[reservation]]\nname = \"c\"\ntcp = 8200\nuser = \"daemon\"\n";
-    let before = stage.declared();
+    let before = setup.declared();
     fails(&import(&["--dry-run"], text), 1, "the name a is used by a command of uid 0; --replace changes it");
     let busy = import(&["--dry-run", "--replace"], text);
     fails(&busy, 1, &format!("8200/tcp is in use by pid {} (", server.pid()));
@@ -706,28 +706,28 @@ fn an_import_replaces_and_leaves_running_services_alone() {
     assert_eq!(shown.out, expected);
     // The third cannot be had, so the first two are what they were.
     fails(&import(&["--replace"], text), 1, "nothing was imported: c 8200/tcp: ");
-    assert_eq!(stage.declared()[0], before[0]);
-    assert_eq!((&stage.declared()[1]["ports"], stage.declared().as_array().unwrap().len()), (&json!("8100"), 2));
+    assert_eq!(setup.declared()[0], before[0]);
+    assert_eq!((&setup.declared()[1]["ports"], setup.declared().as_array().unwrap().len()), (&json!("8100"), 2));
 
     let done = import(&["--replace", "--around"], text).ok();
     let expected = "created: c 8200/tcp for user daemon\nchanged: a 8000/tcp for group daemon\n\
                     changed: b 8101/tcp for user daemon\n";
     assert_eq!(done.out, expected);
-    assert_eq!(stage.declared()[0]["token"], token);
+    assert_eq!(setup.declared()[0]["token"], token);
     drop(server);
 }
 
 #[test]
 fn files_are_reloaded_and_named_everywhere() {
-    let stage = stage!("reload");
-    let web = stage.file(
+    let setup = setup!("reload");
+    let web = setup.file(
         "etc/portkeep/ports.d/web.toml",
         "[[reservation]]\nname = \"web\"\ntcp = 8443\nunit = \"tomcat.service\"\ndescription = \"the shop\"\n\n\
          [[reservation]]\nname = \"later\"\ntcp = 8444\nuser = \"nobody-has-this-name\"\n",
     );
-    let other = stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\nboth = 8443\n");
+    let other = setup.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\nboth = 8443\n");
     let (web, other) = (web.to_str().unwrap(), other.to_str().unwrap());
-    let reload = stage.portkeep(&["reload"]).ok();
+    let reload = setup.portkeep(&["reload"]).ok();
     assert_eq!(
         reload.out, "reloaded: 1 added, 0 changed, 0 removed; 2 not in force (see `portkeep persist list`)\n",
         "{reload:?}"
@@ -736,10 +736,10 @@ fn files_are_reloaded_and_named_everywhere() {
         reload.err.contains(&format!("warning: {other}:1:1: 8443/tcp of `z` is reserved as `web` by {web}:1")),
         "{reload:?}"
     );
-    let json = stage.portkeep(&["reload", "--json"]).ok().json();
+    let json = setup.portkeep(&["reload", "--json"]).ok().json();
     assert_eq!((&json["added"], &json["removed"]), (&json!(0), &json!(0)));
 
-    let list = stage.portkeep(&["persist", "list"]).ok().out;
+    let list = setup.portkeep(&["persist", "list"]).ok().out;
     let mut lines = list.lines().skip(1).map(str::to_owned);
     let mut next = || lines.next().unwrap_or_default();
     let row = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -749,33 +749,33 @@ fn files_are_reloaded_and_named_everywhere() {
     assert_eq!(row(next()), format!("later 8444 tcp user nobody-has-this-name waits {web}:7"));
     assert_eq!(next(), "    there is no user \"nobody-has-this-name\"");
 
-    let who = stage.portkeep(&["who", "8443/tcp"]).ok().out;
+    let who = setup.portkeep(&["who", "8443/tcp"]).ok().out;
     assert!(who.starts_with("8443/tcp is reserved for unit tomcat.service\n"), "{who}");
     assert!(who.contains(&format!("  from      {web}:1\n")) && who.contains("  what      the shop\n"), "{who}");
-    fails(&stage.portkeep(&["persist", "delete", "web"]), 1, web);
-    fails(&stage.portkeep(&["release", "8443/tcp"]), 1, "remove or mask the file, and `portkeep reload`");
-    fails(&stage.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nerror: ");
+    fails(&setup.portkeep(&["persist", "delete", "web"]), 1, web);
+    fails(&setup.portkeep(&["release", "8443/tcp"]), 1, "remove or mask the file, and `portkeep reload`");
+    fails(&setup.portkeep(&["excludedportrange", "delete", "tcp", "8443", "1"]), 1, "Access is denied.\nerror: ");
 
     fs::remove_file(web).unwrap();
-    let reload = stage.portkeep(&["reload"]).ok();
+    let reload = setup.portkeep(&["reload"]).ok();
     assert_eq!(reload.out, "reloaded: 1 added, 0 changed, 1 removed; 0 not in force\n", "{reload:?}");
     // Another audience, and another block of the same name, are changes.
     for text in ["both = 8443\nuser = \"daemon\"\n", "both = 8450\nuser = \"daemon\"\n"] {
-        stage.file("usr/lib/portkeep/ports.d/z.toml", &format!("[[reservation]]\nname = \"z\"\n{text}"));
-        let reload = stage.portkeep(&["reload"]).ok();
+        setup.file("usr/lib/portkeep/ports.d/z.toml", &format!("[[reservation]]\nname = \"z\"\n{text}"));
+        let reload = setup.portkeep(&["reload"]).ok();
         assert_eq!(reload.out, "reloaded: 0 added, 1 changed, 0 removed; 0 not in force\n", "{reload:?}");
     }
-    stage.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\n");
-    let reload = stage.portkeep(&["reload"]);
+    setup.file("usr/lib/portkeep/ports.d/z.toml", "[[reservation]]\nname = \"z\"\n");
+    let reload = setup.portkeep(&["reload"]);
     assert_eq!((reload.code, &*reload.out), (Some(1), "reloaded: 0 added, 0 changed, 1 removed; 0 not in force\n"));
     assert!(reload.err.starts_with("error: /"), "{reload:?}");
 }
 
 #[test]
 fn what_happens_is_watched() {
-    let mut stage = stage!("watch");
-    let mut watch = stage.command(&["watch"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut as_json = stage.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut setup = setup!("watch");
+    let mut watch = setup.command(&["watch"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut as_json = setup.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let (mut out, mut json) =
         (BufReader::new(watch.stdout.take().unwrap()), BufReader::new(as_json.stdout.take().unwrap()));
     let line = |reader: &mut BufReader<std::process::ChildStdout>| {
@@ -787,19 +787,19 @@ fn what_happens_is_watched() {
     let mut made = 0;
     let mut first = (String::new(), String::new());
     std::thread::scope(|scope| {
-        let told = scope.spawn(|| (line(&mut out), line(&mut json)));
-        while !told.is_finished() {
+        let shown = scope.spawn(|| (line(&mut out), line(&mut json)));
+        while !shown.is_finished() {
             let port = (10_000 + made).to_string();
-            stage.portkeep(&["persist", "add", "--name", &format!("n{made}"), "--tcp", &port, "--user", "daemon"]).ok();
+            setup.portkeep(&["persist", "add", "--name", &format!("n{made}"), "--tcp", &port, "--user", "daemon"]).ok();
             made += 1;
         }
-        first = told.join().unwrap();
+        first = shown.join().unwrap();
     });
     assert!(first.0.contains(" is reserved for user daemon as \"n"), "{first:?}");
     let event: Value = serde_json::from_str(&first.1).unwrap();
     assert_eq!((&event["what"], &event["transports"]), (&json!("granted"), &json!("tcp")));
 
-    assert_eq!(stage.outsider_binds("tcp", 10_000), "AddrInUse");
+    assert_eq!(setup.outsider_binds("tcp", 10_000), "AddrInUse");
     let refused =
         std::iter::repeat_with(|| line(&mut out)).take(made + 2).find(|line| line.contains(" was refused ")).unwrap();
     assert!(refused.contains("10000/tcp: reserved for user daemon by a command of uid 0"), "{refused}");
@@ -810,7 +810,7 @@ fn what_happens_is_watched() {
     assert_eq!((&event["reservation"]["name"], &event["ports"]), (&json!("n0"), &json!("10000")));
 
     // They end when the agent does.
-    stage.stop();
+    setup.stop();
     let said = Outcome::from(watch.wait_with_output().unwrap());
     assert_eq!((said.code, said.err.as_str()), (Some(1), "note: the agent has ended\n"));
     assert_eq!(as_json.wait().unwrap().code(), Some(1));
@@ -818,14 +818,14 @@ fn what_happens_is_watched() {
 
 #[test]
 fn netshs_words_make_netshs_table() {
-    let mut stage = stage!("netsh");
-    let netsh = |stage: &Stage, words: &str| stage.portkeep(&words.split(' ').collect::<Vec<_>>());
+    let mut setup = setup!("netsh");
+    let netsh = |setup: &Setup, words: &str| setup.portkeep(&words.split(' ').collect::<Vec<_>>());
     let add = "excludedportrange add protocol=tcp startport=40000 numberofports=11 store=persistent";
-    assert_eq!(netsh(&stage, add).ok().out, "Ok.\n\n");
-    netsh(&stage, "netsh interface ipv4 add excludedportrange protocol=tcp startport=50000 numberofports=60").ok();
-    netsh(&stage, "excludedportrange add tcp 41000 1 active").ok();
-    netsh(&stage, "excludedportrange add udp 40000 11").ok();
-    let holding = stage.hold(&["--ports", "61010-61011"]);
+    assert_eq!(netsh(&setup, add).ok().out, "Ok.\n\n");
+    netsh(&setup, "netsh interface ipv4 add excludedportrange protocol=tcp startport=50000 numberofports=60").ok();
+    netsh(&setup, "excludedportrange add tcp 41000 1 active").ok();
+    netsh(&setup, "excludedportrange add udp 40000 11").ok();
+    let holding = setup.hold(&["--ports", "61010-61011"]);
     let expected = "
 Protocol tcp Port Exclusion Ranges
 
@@ -839,50 +839,50 @@ Start Port    End Port
 * - Administered port exclusions.
 
 ";
-    assert_eq!(netsh(&stage, "excludedportrange show protocol=tcp").ok().out, expected);
-    assert_eq!(netsh(&stage, "netsh int ipv6 sh ex tcp").ok().out, expected);
-    let stays = netsh(&stage, "excludedportrange show tcp store=persistent --json").ok().json();
+    assert_eq!(netsh(&setup, "excludedportrange show protocol=tcp").ok().out, expected);
+    assert_eq!(netsh(&setup, "netsh int ipv6 sh ex tcp").ok().out, expected);
+    let stays = netsh(&setup, "excludedportrange show tcp store=persistent --json").ok().json();
     let row = |start: u16, end: u16| json!({"start": start, "end": end, "administered": true});
     assert_eq!(stays, json!([row(40000, 40010), row(50000, 50059)]));
 
     let in_use = "The process cannot access the file because it is being used by another process.\nerror: ";
-    fails(&netsh(&stage, add), 1, in_use);
-    fails(&netsh(&stage, "excludedportrange add tcp 40010 2"), 1, in_use);
-    fails(&netsh(&stage, "excludedportrange add tcp 61011 1"), 1, &format!("pid {}", holding.child.id()));
-    let server = stage.server(42000);
+    fails(&netsh(&setup, add), 1, in_use);
+    fails(&netsh(&setup, "excludedportrange add tcp 40010 2"), 1, in_use);
+    fails(&netsh(&setup, "excludedportrange add tcp 61011 1"), 1, &format!("pid {}", holding.child.id()));
+    let server = setup.server(42000);
     fails(
-        &netsh(&stage, "excludedportrange add tcp 42000 1"),
+        &netsh(&setup, "excludedportrange add tcp 42000 1"),
         1,
         &format!("{in_use}42000/tcp is in use by pid {}", server.pid()),
     );
     drop(server);
     // Exactly, or not at all.
     let not_found = "The system cannot find the file specified.\nerror: ";
-    fails(&netsh(&stage, "excludedportrange del tcp 40000 10"), 3, not_found);
+    fails(&netsh(&setup, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
-        &netsh(&stage, "excludedportrange del tcp 40001 10"),
+        &netsh(&setup, "excludedportrange del tcp 40001 10"),
         3,
         "excludedportrange:tcp:40000-40010 is 40000-40010/tcp",
     );
-    fails(&netsh(&stage, "excludedportrange delete tcp 61010 2"), 1, "Access is denied.\nerror: 61010-61011/tcp, pid ");
-    fails(&netsh(&stage, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nerror: ");
-    let nobody = stage.portkeep_as_nobody(&["excludedportrange", "add", "tcp", "43000", "1"]);
+    fails(&netsh(&setup, "excludedportrange delete tcp 61010 2"), 1, "Access is denied.\nerror: 61010-61011/tcp, pid ");
+    fails(&netsh(&setup, "excludedportrange del tcp 40000 11 active"), 1, "Access is denied.\nerror: ");
+    let nobody = setup.portkeep_as_nobody(&["excludedportrange", "add", "tcp", "43000", "1"]);
     fails(&nobody, 1, "The requested operation requires elevation (Run as administrator).\nerror: ");
     let syntax = "The syntax supplied for this command is not valid. Check help for the correct syntax.\nerror: ";
-    fails(&netsh(&stage, "excludedportrange add tcp"), 2, &format!("{syntax}startport is missing"));
-    fails(&netsh(&stage, "excludedportrange show store=active"), 2, &format!("{syntax}protocol is missing"));
-    fails(&netsh(&stage, "netsh interface ipv4 show dynamicport tcp"), 2, syntax);
+    fails(&netsh(&setup, "excludedportrange add tcp"), 2, &format!("{syntax}startport is missing"));
+    fails(&netsh(&setup, "excludedportrange show store=active"), 2, &format!("{syntax}protocol is missing"));
+    fails(&netsh(&setup, "netsh interface ipv4 show dynamicport tcp"), 2, syntax);
 
-    assert_eq!(netsh(&stage, "excludedportrange del tcp 40000 11").ok().out, "Ok.\n\n");
-    netsh(&stage, "excludedportrange delete protocol=tcp startport=41000 numberofports=1 store=active").ok();
-    netsh(&stage, "netsh int ipv4 del ex tcp 50000 60").ok();
+    assert_eq!(netsh(&setup, "excludedportrange del tcp 40000 11").ok().out, "Ok.\n\n");
+    netsh(&setup, "excludedportrange delete protocol=tcp startport=41000 numberofports=1 store=active").ok();
+    netsh(&setup, "netsh int ipv4 del ex tcp 50000 60").ok();
     holding.let_go();
-    let rows = netsh(&stage, "excludedportrange show tcp --json").ok().json();
+    let rows = netsh(&setup, "excludedportrange show tcp --json").ok().json();
     assert_eq!(rows, json!([]));
-    let rows = netsh(&stage, "excludedportrange show udp --json").ok().json();
+    let rows = netsh(&setup, "excludedportrange show udp --json").ok().json();
     assert_eq!(rows, json!([row(40000, 40010)]));
-    stage.stop();
-    fails(&netsh(&stage, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nerror: ");
+    setup.stop();
+    fails(&netsh(&setup, "excludedportrange del udp 40000 11"), 1, "The service has not been started.\nerror: ");
 }
 
 /// The output of `check`, with the folder's name left out.
@@ -978,21 +978,22 @@ help: change one of the two; a file can be masked by a link to /dev/null of the 
 
 #[test]
 fn check_knows_what_commands_created() {
-    let mut stage = stage!("check");
-    stage.portkeep(&["persist", "add", "--name", "mine", "--tcp", "8443"]).ok();
-    let web = stage.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
-    let said = stage.portkeep(&["check"]);
+    let mut setup = setup!("check");
+    setup.portkeep(&["persist", "add", "--name", "mine", "--tcp", "8443"]).ok();
+    let web = setup.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
+    let said = setup.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
-    let told = format!("{}:1:1: error: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
-    assert!(said.out.starts_with(&told), "{said:?}");
+    let shown =
+        format!("{}:1:1: error: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
+    assert!(said.out.starts_with(&shown), "{said:?}");
 
-    stage.stop();
-    let store = stage.folder.path().join("state/persistent.redb");
+    setup.stop();
+    let store = setup.folder.path().join("state/persistent.redb");
     fs::write(&store, "rubbish").unwrap();
-    let said = stage.portkeep(&["check"]);
+    let said = setup.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
     assert!(said.out.starts_with(&format!("{}: error: is damaged: ", store.display())), "{said:?}");
-    assert!(stage.portkeep(&["persist", "list"]).err.contains("is damaged"));
+    assert!(setup.portkeep(&["persist", "list"]).err.contains("is damaged"));
     assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }
 
@@ -1009,24 +1010,24 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     if !kernel_or_skip("persist::hangs") {
         return;
     }
-    let mut stage = Stage::new("hangs");
-    let agent = Pid::from_child(stage.agent.as_ref().unwrap());
+    let mut setup = Setup::new("hangs");
+    let agent = Pid::from_child(setup.agent.as_ref().unwrap());
     kill_process(agent, Signal::STOP).unwrap();
 
-    let status = stage.portkeep(&["status", "--json"]).ok().json();
+    let status = setup.portkeep(&["status", "--json"]).ok().json();
     assert_eq!((&status["agent"], &status["agent_answers"]), (&json!(true), &json!(false)));
-    assert!(stage.portkeep(&["status"]).ok().out.contains("does not answer"));
+    assert!(setup.portkeep(&["status"]).ok().out.contains("does not answer"));
 
     // A signal ends the wait, whichever it is.
     for words in [&["acquire", "--ports", "5000"][..], &["run", "--ports", "5000", "--", "true"]] {
         for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
-            let mut child = stage.command(words).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
-            eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
+            let mut child = setup.command(words).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
+            eventually(|| setup.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
             kill_process(Pid::from_child(&child), signal).unwrap();
             let mut said = String::new();
             child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
             assert_eq!(child.wait().unwrap().code(), Some(128 + number), "{words:?} {signal:?}: {said}");
-            assert_eq!(stage.portkeep(&["list", "--json"]).ok().json(), json!([]));
+            assert_eq!(setup.portkeep(&["list", "--json"]).ok().json(), json!([]));
         }
     }
     // So does a limit.
@@ -1039,33 +1040,33 @@ fn commands_do_not_wait_for_a_hanging_agent() {
         (&["reload"], 1),
     ];
     for (words, code) in limited {
-        let said: Outcome = stage.command(words).env("PORTKEEP_TIMEOUT", "0.3").output().unwrap().into();
+        let said: Outcome = setup.command(words).env("PORTKEEP_TIMEOUT", "0.3").output().unwrap().into();
         assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
         assert!(said.err.contains("not answer"), "{words:?}: {said:?}");
     }
 
     // So does its death.
-    let waits = stage.command(&["acquire", "--ports", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
-    eventually(|| stage.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
-    let mut killed = stage.agent.take().unwrap();
+    let waits = setup.command(&["acquire", "--ports", "5000"]).stderr(Stdio::piped()).spawn().unwrap();
+    eventually(|| setup.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
+    let mut killed = setup.agent.take().unwrap();
     killed.kill().unwrap();
     killed.wait().unwrap();
     let said = Outcome::from(waits.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.err.contains("no agent runs"), "{said:?}");
-    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent"], false);
+    assert_eq!(setup.portkeep(&["status", "--json"]).ok().json()["agent"], false);
 
-    stage.start();
-    assert_eq!(stage.portkeep(&["status", "--json"]).ok().json()["agent_answers"], true);
-    stage.stop();
+    setup.start();
+    assert_eq!(setup.portkeep(&["status", "--json"]).ok().json()["agent_answers"], true);
+    setup.stop();
 }
 
 #[test]
 fn l2_a_list_is_one_reservation_wherever_it_is_named() {
-    let mut stage = stage!("list");
-    let added = stage.portkeep(&["persist", "add", "443,80", "--name", "web", "--user", "daemon"]).ok();
+    let mut setup = setup!("list");
+    let added = setup.portkeep(&["persist", "add", "443,80", "--name", "web", "--user", "daemon"]).ok();
     assert_eq!(added.out, "80,443/tcp is reserved as web for user daemon\n");
-    let declared = stage.declared();
+    let declared = setup.declared();
     assert_eq!(declared.as_array().unwrap().len(), 1);
     let web = &declared[0];
     assert_eq!((&web["name"], &web["ports"], &web["state"]), (&json!("web"), &json!("80,443"), &json!("active")));
@@ -1073,98 +1074,98 @@ fn l2_a_list_is_one_reservation_wherever_it_is_named() {
     assert_eq!((&web["start"], &web["count"], &web["token"]), (&json!(80), &json!(1), &web["blocks"][0]["token"]));
     assert_eq!((&web["blocks"][1]["ports"], &web["blocks"][1]["start"]), (&json!("443"), &json!(443)));
     assert_ne!(web["blocks"][0]["token"], web["blocks"][1]["token"]);
-    let seen = stage.portkeep(&["list", "--json"]).ok().json();
+    let seen = setup.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((seen.as_array().unwrap().len(), &seen[0]["blocks"]), (1, &web["blocks"]));
-    let who = stage.portkeep(&["who", "80,443,8080", "--json"]).ok().json();
+    let who = setup.portkeep(&["who", "80,443,8080", "--json"]).ok().json();
     let named: Vec<_> =
         who.as_array().unwrap().iter().map(|each| (&each["port"], &each["reservation"]["name"])).collect();
     let (web_is, none) = (json!("web"), Value::Null);
     let both = |port: u16, name| [(json!(port), name), (json!(port), &none)];
     let expected: Vec<_> = [both(80, &web_is), both(443, &web_is), both(8080, &none)].concat();
     assert_eq!(named, expected.iter().map(|(port, name)| (port, *name)).collect::<Vec<_>>());
-    let told = stage.portkeep(&["who", "443,8080-8081"]).ok().out;
-    assert!(told.starts_with("443/tcp is reserved for user daemon\n  block     80,443/tcp"), "{told}");
+    let shown = setup.portkeep(&["who", "443,8080-8081"]).ok().out;
+    assert!(shown.starts_with("443/tcp is reserved for user daemon\n  block     80,443/tcp"), "{shown}");
     for port in [80, 443] {
-        assert_eq!(stage.outsider_binds("tcp", port), "AddrInUse");
+        assert_eq!(setup.outsider_binds("tcp", port), "AddrInUse");
     }
 
     // All or nothing, with the one port that is in the way.
-    let taken = stage.portkeep(&["persist", "add", "8080,443", "--name", "more"]);
+    let taken = setup.portkeep(&["persist", "add", "8080,443", "--name", "more"]);
     fails(&taken, 1, "80,443/tcp is reserved as `web`");
-    let server = stage.server(9001);
-    let taken = stage.portkeep(&["persist", "add", "9000-9001,9003", "--name", "more"]);
+    let server = setup.server(9001);
+    let taken = setup.portkeep(&["persist", "add", "9000-9001,9003", "--name", "more"]);
     fails(&taken, 1, &format!("9001/tcp is in use by pid {}", server.pid()));
     drop(server);
-    assert_eq!(stage.outsider_binds("tcp", 9000), "bound");
+    assert_eq!(setup.outsider_binds("tcp", 9000), "bound");
     fails(
-        &stage.portkeep(&["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"]),
+        &setup.portkeep(&["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"]),
         2,
         "one block",
     );
 
     // The agent finds it again, from the store and in the kernel.
-    stage.stop();
-    let alone = stage.portkeep(&["persist", "list", "--json"]).ok().json();
+    setup.stop();
+    let alone = setup.portkeep(&["persist", "list", "--json"]).ok().json();
     assert_eq!((&alone[0]["ports"], &alone[0]["state"]), (&json!("80,443"), &json!("active")));
-    let seen = stage.portkeep(&["list", "--json"]).ok().json();
+    let seen = setup.portkeep(&["list", "--json"]).ok().json();
     assert_eq!((seen.as_array().unwrap().len(), &seen[0]["name"]), (1, &json!("web")));
-    stage.start();
-    assert_eq!(stage.declared(), declared);
+    setup.start();
+    assert_eq!(setup.declared(), declared);
 
     // A file with a list, that grows and shrinks: a change of one reservation.
     let file = "etc/portkeep/ports.d/media.toml";
     let reload = |text: &str| {
-        stage.file(file, &format!("[[reservation]]\nname = \"media\"\n{text}\nuser = \"daemon\"\n"));
-        let counts = stage.portkeep(&["reload", "--json"]).ok().json();
+        setup.file(file, &format!("[[reservation]]\nname = \"media\"\n{text}\nuser = \"daemon\"\n"));
+        let counts = setup.portkeep(&["reload", "--json"]).ok().json();
         (counts["added"].clone(), counts["changed"].clone(), counts["removed"].clone())
     };
     assert_eq!(reload("ports = \"7000,7002/udp\""), (json!(1), json!(0), json!(0)));
-    assert_eq!(stage.outsider_binds("udp", 7002), "AddrInUse");
+    assert_eq!(setup.outsider_binds("udp", 7002), "AddrInUse");
     assert_eq!(reload("udp = [7000, \"7002-7003\"]"), (json!(0), json!(1), json!(0)));
-    assert_eq!(stage.outsider_binds("udp", 7003), "AddrInUse");
+    assert_eq!(setup.outsider_binds("udp", 7003), "AddrInUse");
     assert_eq!(reload("udp = 7000"), (json!(0), json!(1), json!(0)));
-    assert_eq!(stage.outsider_binds("udp", 7003), "bound");
+    assert_eq!(setup.outsider_binds("udp", 7003), "bound");
 
-    fails(&stage.portkeep(&["persist", "delete", "--tcp", "80"]), 3, "web is 80,443/tcp");
-    let deleted = stage.portkeep(&["persist", "delete", "--tcp", "80,443"]).ok().out;
+    fails(&setup.portkeep(&["persist", "delete", "--tcp", "80"]), 3, "web is 80,443/tcp");
+    let deleted = setup.portkeep(&["persist", "delete", "--tcp", "80,443"]).ok().out;
     assert_eq!(deleted, "web is deleted; it was 80,443/tcp for user daemon\n");
     for port in [80, 443] {
-        assert_eq!(stage.outsider_binds("tcp", port), "bound");
+        assert_eq!(setup.outsider_binds("tcp", port), "bound");
     }
 }
 
 #[test]
 fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
-    let stage = stage!("listed");
-    let mut watch = stage.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let setup = setup!("listed");
+    let mut watch = setup.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut events = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut next = || serde_json::from_str::<Value>(&events.next().unwrap()).unwrap();
     // It watches as soon as a public creation is reported.
     let mut made = 0;
     std::thread::scope(|scope| {
-        let told = scope.spawn(&mut next);
-        while !told.is_finished() {
+        let shown = scope.spawn(&mut next);
+        while !shown.is_finished() {
             let port = (10_000 + made).to_string();
-            stage.portkeep(&["persist", "add", &port, "--name", &format!("n{made}")]).ok();
+            setup.portkeep(&["persist", "add", &port, "--name", &format!("n{made}")]).ok();
             made += 1;
         }
     });
     // One of its ports is not to be had: nothing is granted, and nothing ends.
-    let server = stage.server(20_002);
-    let refused = stage.portkeep(&["acquire", "--ports", "20000,20002"]);
+    let server = setup.server(20_002);
+    let refused = setup.portkeep(&["acquire", "--ports", "20000,20002"]);
     fails(&refused, 1, &format!("20002/tcp is in use by pid {}", server.pid()));
     drop(server);
-    let mut holding = stage.hold(&["--ports", "20000,20002,20005-20006", "--label", "three", "--strict"]);
+    let mut holding = setup.hold(&["--ports", "20000,20002,20005-20006", "--label", "three", "--strict"]);
     let words: Vec<&str> = holding.line.split(' ').collect();
     assert_eq!((words[0], words[2].split(',').count()), ("20000,20002,20005-20006", 3));
-    assert_eq!(stage.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1 + made);
-    assert_eq!(stage.outsider_binds("tcp", 20_006), "AddrInUse");
+    assert_eq!(setup.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1 + made);
+    assert_eq!(setup.outsider_binds("tcp", 20_006), "AddrInUse");
 
     // Any of its ports, or of its tokens, names all of it.
-    fails(&stage.portkeep(&["release", "20006,20007"]), 3, "no reservation of this network namespace has port 20007");
-    let released = stage.portkeep(&["release", words[2].split(',').nth(1).unwrap()]).ok().out;
+    fails(&setup.portkeep(&["release", "20006,20007"]), 3, "no reservation of this network namespace has port 20007");
+    let released = setup.portkeep(&["release", words[2].split(',').nth(1).unwrap()]).ok().out;
     assert!(released.starts_with("released 20000,20002,20005-20006/tcp of pid"), "{released}");
-    stage.portkeep(&["persist", "add", "30000", "--name", "end"]).ok();
+    setup.portkeep(&["persist", "add", "30000", "--name", "end"]).ok();
     let seen: Vec<(String, String)> = std::iter::repeat_with(next)
         .map(|event| (event["what"].as_str().unwrap().to_owned(), event["ports"].as_str().unwrap().to_owned()))
         .filter(|(_, ports)| !ports.starts_with("100"))

@@ -12,7 +12,7 @@ use std::{
 use portkeep::{
     Align, PortRange, State, Transport, Transports,
     persistent::{
-        Account, Audience, Kept, Name, PersistentError, Proposal, Which, lookup,
+        Account, Audience, Lifetime, Name, PersistentError, Proposal, Which, lookup,
         protocol::{self, EventKind},
     },
 };
@@ -60,7 +60,7 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     let Some(world) = World::enter("created_it_is_in_force") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
-    let created = place.connect().create(&web(8443), Kept::Persistent).unwrap();
+    let created = place.connect().create(&web(8443), Lifetime::UntilDeleted).unwrap();
     assert_eq!(created.ports, ports(8443, 1));
     let token = lookup(ports(8443, 1), Transport::Tcp).unwrap();
     assert_eq!(Some(token), created.token);
@@ -86,7 +86,7 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     assert_ne!(lookup(ports(8443, 1), Transport::Tcp).unwrap(), token);
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
 
-    assert!(matches!(place.connect().create(&web(9443), Kept::Persistent), Err(PersistentError::NameTaken(_))));
+    assert!(matches!(place.connect().create(&web(9443), Lifetime::UntilDeleted), Err(PersistentError::NameTaken(_))));
     place.connect().delete(&Which::Name(name("web"))).unwrap();
     assert_eq!(bound_by(OTHER, 8443), Ok(()));
     assert!(matches!(place.connect().delete(&Which::Name(name("web"))), Err(PersistentError::NotFound)));
@@ -102,7 +102,7 @@ fn until_the_reboot_is_until_the_reboot() {
     let Some(world) = World::enter("until_the_reboot") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
-    place.connect().create(&web(8443), Kept::Active).unwrap();
+    place.connect().create(&web(8443), Lifetime::UntilReboot).unwrap();
     agent.kill();
     end_all(&world);
     let agent = place.agent();
@@ -118,7 +118,7 @@ fn delete_matches_the_block_exactly() {
     let place = AgentFolder::new();
     let agent = place.agent();
     let rtp = Proposal::new(name("rtp"), ports(5000, 20), Transports::Udp);
-    place.connect().create(&rtp, Kept::Persistent).unwrap();
+    place.connect().create(&rtp, Lifetime::UntilDeleted).unwrap();
     for (ports, transports) in [
         (ports(5000, 19), Transports::Udp),
         (ports(5001, 19), Transports::Udp),
@@ -140,7 +140,7 @@ fn any_block_is_chosen_once_and_kept() {
     let agent = place.agent();
     let mut any = Proposal::any(name("rtp"), 20, Transports::Both);
     any.block = portkeep::persistent::Block::Any { count: 20, align: Align::new(2).unwrap() };
-    let created = place.connect().create(&any, Kept::Persistent).unwrap();
+    let created = place.connect().create(&any, Lifetime::UntilDeleted).unwrap();
     let block = created.ports;
     assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);
     agent.stop();
@@ -169,7 +169,8 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
     let agent = place.agent();
     let why = place.reason("web", State::Waiting);
     assert!(why.starts_with("8443/tcp is in use by pid"), "{why}");
-    let error = place.connect().create(&Proposal::new(name("x"), ports(8443, 1), Transports::Tcp), Kept::Active);
+    let error =
+        place.connect().create(&Proposal::new(name("x"), ports(8443, 1), Transports::Tcp), Lifetime::UntilReboot);
     let Err(PersistentError::InUse(why)) = error else { panic!("{error:?}") };
     assert!(why.contains("reserved as `web`"), "{why}");
     // Not reserved, so whoever comes first has it.
@@ -181,7 +182,7 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
     let owner = udp();
     let block = reserve(&owner, 0, 2);
     let taken = Proposal::new(name("y"), ports(block.start, 1), Transports::Udp);
-    let Err(PersistentError::InUse(why)) = place.connect().create(&taken, Kept::Active) else { panic!() };
+    let Err(PersistentError::InUse(why)) = place.connect().create(&taken, Lifetime::UntilReboot) else { panic!() };
     assert!(why.contains("is reserved by pid"), "{why}");
     drop(owner);
     agent.stop();
@@ -247,14 +248,14 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     place.connect().reload().unwrap();
     // Together they may not, either: a block of UDP and one of TCP reserve the ports for both.
     let mut more = Proposal::new(name("more"), ports(40400, 101), Transports::Tcp);
-    let Err(PersistentError::Exhausts(why)) = place.connect().create(&more, Kept::Persistent) else {
+    let Err(PersistentError::Exhausts(why)) = place.connect().create(&more, Lifetime::UntilDeleted) else {
         panic!("{:?}", place.list())
     };
     assert!(why.contains("leave 499 of the 1000"), "{why}");
     assert_eq!(bound_by(OTHER, 40400), Ok(()));
     // The same ports for the other transport use up nothing.
     let same = Proposal::new(name("same"), ports(40000, 400), Transports::Tcp);
-    place.connect().create(&same, Kept::Persistent).unwrap();
+    place.connect().create(&same, Lifetime::UntilDeleted).unwrap();
     // Users' requests in sum.
     let mut user = Child::fork(|talk| {
         become_user(NOBODY);
@@ -272,7 +273,7 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     assert_eq!((user.talk.hear(), user.talk.hear()), (1, 0));
     user.kill();
     more.force = true;
-    eventually(|| place.connect().create(&more, Kept::Persistent).is_ok());
+    eventually(|| place.connect().create(&more, Lifetime::UntilDeleted).is_ok());
     agent.stop();
     end_all(&world);
     world.assert_empty();
@@ -293,7 +294,7 @@ fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
         }
     });
     outsider.talk.hear();
-    for kept in [Kept::Persistent, Kept::Active] {
+    for kept in [Lifetime::UntilDeleted, Lifetime::UntilReboot] {
         eventually(|| match place.connect().create(&web(8443), kept) {
             Ok(_) => {
                 place.connect().delete(&Which::Name(name("web"))).unwrap();
@@ -329,15 +330,15 @@ fn around_keeps_sockets_of_the_audience_only() {
         talk.hear();
     });
     service.talk.hear();
-    let plain = place.connect().create(&web(8443), Kept::Persistent);
+    let plain = place.connect().create(&web(8443), Lifetime::UntilDeleted);
     assert!(matches!(plain, Err(PersistentError::InUse(_))), "{plain:?}");
     let mut around = web(8443);
     around.around = true;
     let mut others = around.clone();
     others.audience = user(OTHER);
-    let error = place.connect().create(&others, Kept::Persistent);
+    let error = place.connect().create(&others, Lifetime::UntilDeleted);
     assert!(matches!(error, Err(PersistentError::InUse(_))), "{error:?}");
-    place.connect().create(&around, Kept::Persistent).unwrap();
+    place.connect().create(&around, Lifetime::UntilDeleted).unwrap();
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
     // It stops, and nobody gets in between until it is there again.
     service.talk.say(1);
@@ -397,7 +398,7 @@ fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
     let Some(world) = World::enter("damaged_store") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();
-    place.connect().create(&web(8443), Kept::Persistent).unwrap();
+    place.connect().create(&web(8443), Lifetime::UntilDeleted).unwrap();
     agent.stop();
     let file = place.path().join("state/persistent.redb");
     let rubbish = b"this is no database".repeat(500);
@@ -405,12 +406,13 @@ fn a_damaged_store_is_reported_and_kept_and_reservations_stay_in_force() {
 
     let agent = place.agent();
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE), "it may be the store's");
-    let error = place.connect().create(&Proposal::new(name("b"), ports(9000, 1), Transports::Tcp), Kept::Persistent);
+    let error =
+        place.connect().create(&Proposal::new(name("b"), ports(9000, 1), Transports::Tcp), Lifetime::UntilDeleted);
     let Err(PersistentError::Store(why)) = error else { panic!("{error:?}") };
     assert!(why.contains("persistent.redb"), "{why}");
     assert_eq!(bind(&tcp(), 9000).map_err(|error| error.to_string()), Ok(()), "nothing half");
     // Work that needs no store goes on.
-    place.connect().create(&Proposal::new(name("c"), ports(9001, 1), Transports::Tcp), Kept::Active).unwrap();
+    place.connect().create(&Proposal::new(name("c"), ports(9001, 1), Transports::Tcp), Lifetime::UntilReboot).unwrap();
     assert!(place.connect().reload().unwrap().errors.iter().any(|why| why.contains("persistent.redb")));
     agent.stop();
     assert_eq!(fs::read(&file).unwrap(), rubbish, "kept untouched");
@@ -430,7 +432,7 @@ fn only_administrators_change_anything() {
             let error = error.unwrap_err();
             assert_eq!(error.errno(), Some(Errno::EACCES), "{error}");
         };
-        refused(place.connect().create(&web(8443), Kept::Persistent).map(drop));
+        refused(place.connect().create(&web(8443), Lifetime::UntilDeleted).map(drop));
         refused(place.connect().delete(&Which::Name(name("web"))).map(drop));
         refused(place.connect().reload().map(drop));
         refused(place.connect().watch().map(drop));
@@ -440,7 +442,7 @@ fn only_administrators_change_anything() {
     in_child(|| {
         // The group that the configuration names.
         become_user(OTHER);
-        place.connect().create(&web(8443), Kept::Persistent).unwrap();
+        place.connect().create(&web(8443), Lifetime::UntilDeleted).unwrap();
         let token = lookup(ports(8443, 1), Transport::Tcp).unwrap();
         portkeep::control::associate(tcp(), token).unwrap();
         assert_eq!(errno(bind(&tcp(), 8443)), Errno::EADDRINUSE, "it is another user's port all the same");
@@ -537,7 +539,7 @@ fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
 
 #[test]
 fn a_refused_bind_is_reported_readably() {
-    let Some(world) = World::enter("a_refused_bind_is_told") else { return };
+    let Some(world) = World::enter("a_refused_bind_is_reported") else { return };
     let place = AgentFolder::new();
     place.drop_in(
         "tomcat.toml",
@@ -588,7 +590,7 @@ fn a_refused_bind_is_reported_readably() {
     assert!(refusals < 100, "{refusals} of 5000 reported one by one");
     drop(owner);
     assert_eq!(events.next().unwrap().unwrap().what, EventKind::Ended);
-    place.connect().create(&web(9443), Kept::Active).unwrap();
+    place.connect().create(&web(9443), Lifetime::UntilReboot).unwrap();
     let created = events.next().unwrap().unwrap();
     assert!(created.message.starts_with("9443/tcp is reserved for user 65534 as \"web\""), "{}", created.message);
     agent.stop();
@@ -634,11 +636,11 @@ fn malformed_requests_on_the_socket_are_refused_and_harmless() {
     // Unknown accounts and blocks that cannot be.
     let mut bad = web(8443);
     bad.audience = Audience::User(Account::Name("no-such-user".into()));
-    assert!(matches!(place.connect().create(&bad, Kept::Active), Err(PersistentError::Malformed(_))));
+    assert!(matches!(place.connect().create(&bad, Lifetime::UntilReboot), Err(PersistentError::Malformed(_))));
     let none = Proposal::any(name("none"), 0, Transports::Tcp);
-    assert!(matches!(place.connect().create(&none, Kept::Active), Err(PersistentError::Malformed(_))));
+    assert!(matches!(place.connect().create(&none, Lifetime::UntilReboot), Err(PersistentError::Malformed(_))));
     let much = Proposal::any(name("much"), 60000, Transports::Tcp);
-    assert!(matches!(place.connect().create(&much, Kept::Active), Err(PersistentError::NoRoom(_))));
+    assert!(matches!(place.connect().create(&much, Lifetime::UntilReboot), Err(PersistentError::NoRoom(_))));
     world.assert_consistent();
 
     // Too many connections of one user: the next is refused, others are served.
@@ -666,10 +668,10 @@ fn malformed_requests_on_the_socket_are_refused_and_harmless() {
 fn mangled() -> impl Strategy<Value = Vec<u8>> {
     let request = prop_oneof![
         Just(protocol::Request::List),
-        Just(protocol::Request::Create { proposal: web(8443), kept: Kept::Active }),
+        Just(protocol::Request::Create { proposal: web(8443), kept: Lifetime::UntilReboot }),
         Just(protocol::Request::Create {
             proposal: Proposal::any(name("any"), 3, Transports::Both),
-            kept: Kept::Persistent
+            kept: Lifetime::UntilDeleted
         }),
         Just(protocol::Request::Delete(Which::Name(name("web")))),
         Just(protocol::Request::Change {
@@ -742,7 +744,7 @@ fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
                 // First what is about to be done, then whether it was: even is create.
                 talk.say(u64::from(port));
                 let created = Proposal::new(named.clone(), ports(port, 1), Transports::Tcp);
-                let done = match connection.create(&created, Kept::Persistent) {
+                let done = match connection.create(&created, Lifetime::UntilDeleted) {
                     Ok(_) => 1,
                     Err(PersistentError::NameTaken(_)) => match connection.delete(&Which::Name(named)) {
                         Ok(_) => 2,
@@ -857,17 +859,18 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
 
     // These are refused.
     let range = |start: u16| Proposal::new(name("other"), ports(start, 10), Transports::Both).ephemeral(true);
-    let refusal = |proposal: &Proposal| place.connect().create(proposal, Kept::Persistent).unwrap_err().to_string();
+    let refusal =
+        |proposal: &Proposal| place.connect().create(proposal, Lifetime::UntilDeleted).unwrap_err().to_string();
     let text = refusal(&range(21000).audience(user(NOBODY)));
-    assert!(text.contains("have a private ephemeral range"), "{text}");
+    assert!(text.contains("has a private ephemeral range"), "{text}");
     let text = refusal(&range(21000));
     assert!(text.contains("needs a user, group, unit or cgroup"), "{text}");
     let text = refusal(&range(21000).audience(user(OTHER)).strict(true));
     assert!(text.contains("cannot be `strict`"), "{text}");
-    place.connect().create(&range(21000).audience(user(OTHER)), Kept::Persistent).unwrap();
+    place.connect().create(&range(21000).audience(user(OTHER)), Lifetime::UntilDeleted).unwrap();
     assert!(inside(chosen_by(OTHER), 21000));
 
-    // In use to the last port: the bind fails, and watchers are told.
+    // In use to the last port: the bind fails, and watchers get an event.
     let mut events = place.connect().watch().unwrap();
     let mut hog = Child::fork(|talk| {
         become_user(OTHER);

@@ -57,8 +57,10 @@ fn a_command_runs_on_the_ports_of_a_persistent_reservation() {
     // Root is not the user that it is for.
     let outcome = run(&[]).ok();
     assert!(outcome.out.ends_with("Address already in use\n"), "{outcome:?}");
-    outcome
-        .tells(&["warning: the reservation my-web is for user nobody, and the command runs as root", "--user nobody"]);
+    outcome.reports(&[
+        "warning: the reservation my-web is for user nobody, and the command runs as root",
+        "--user nobody",
+    ]);
     // A private ephemeral range can be beside it.
     let script = "echo $PORT $PORTKEEP_EPHEMERAL";
     let words = ["run", "--reservation", "my-web", "--user", "nobody", "-e", "5", "--", "sh", "-c", script];
@@ -93,7 +95,7 @@ fn main_ends_with_the_command_and_names_what_it_left() {
         let outcome = machine.portkeep(&["run", "--main", "--", "sh", "-c", script]).ok();
         let pid: i32 = outcome.out.trim().parse().unwrap();
         let named = format!("warning: the command left pid {pid} (sleep) running; 61000 is no longer reserved");
-        outcome.tells(&[&named]);
+        outcome.reports(&[&named]);
         if up {
             assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), json!([]));
         } else {
@@ -119,11 +121,11 @@ fn a_parallel_test_run_of_an_ordinary_user_gets_one_line() {
     for _ in 0..2 {
         let outcome = job();
         assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
-        outcome.tells(&["only held", "no private ephemeral range"]);
+        outcome.reports(&["only held", "no private ephemeral range"]);
     }
     machine.portkeep(&["up"]).ok();
     let script = script.replace("-e5", "");
     let outcome = Outcome::from(machine.as_nobody(&["sh", "-c", &script]).output().unwrap()).ok();
     assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
-    outcome.tells(&["no cgroup of its own"]);
+    outcome.reports(&["no cgroup of its own"]);
 }

@@ -47,6 +47,42 @@ fn list_filters_sorts_and_leaves_out() {
 }
 
 #[test]
+fn only_a_terminal_gets_colour_and_lines_that_fit() {
+    let Some(machine) = machine("terminal") else { return };
+    machine.portkeep(&["up"]).ok();
+    let label = "a label of its own";
+    let holding = machine.hold(&["--count", "3", "--label", label]);
+    // The other end of the terminal is what `script` prints.
+    let on_a_terminal = |environment: &str| {
+        let command = format!("stty cols 80; exec env {environment} {PORTKEEP} list");
+        machine.shell(&format!("TERM=xterm script --quiet --return --command '{command}' /dev/null")).ok().out
+    };
+    let coloured = on_a_terminal("X=1");
+    assert!(coloured.contains("\x1b[1mPORTS") && coloured.contains(label), "{coloured:?}");
+    let plain = |text: &str| text.replace("\x1b[1m", "").replace("\x1b[0m", "").replace('\r', "");
+    assert!(plain(&coloured).lines().all(|line| line.chars().count() <= 80), "{coloured:?}");
+    for without in ["NO_COLOR=1", "TERM=dumb"] {
+        assert_eq!(on_a_terminal(without).replace('\r', ""), plain(&coloured), "{without}");
+    }
+    let piped = machine.portkeep(&["list"]).ok().out;
+    assert!(!piped.contains('\x1b') && piped.contains("TOKEN"), "{piped:?}");
+    holding.let_go();
+}
+
+#[test]
+fn points_in_time_are_local_for_people_and_utc_for_programs() {
+    let Some(machine) = machine("local") else { return };
+    machine.portkeep(&["up"]).ok();
+    let holding = machine.hold(&[]);
+    let port = &holding.line[..5];
+    let who = |zone: &str| machine.shell(&format!("TZ={zone} {PORTKEEP} who {port}/tcp | grep since")).ok().out;
+    assert!(who("XYZ-3").ends_with(" +03:00\n") && who("UTC").ends_with(" +00:00\n"), "{}", who("XYZ-3"));
+    let json = machine.portkeep(&["who", &format!("{port}/tcp"), "--json"]).ok().json();
+    assert!(json[0]["reservation"]["since"].as_str().unwrap().ends_with('Z'));
+    holding.let_go();
+}
+
+#[test]
 fn list_watches() {
     let Some(machine) = machine("watched") else { return };
     machine.portkeep(&["up"]).ok();

@@ -104,7 +104,7 @@ fn exit_statuses_are_one_table() {
 /// Errors that clap alone cannot see are reported the same way. None of these gets as far as asking an agent.
 #[test]
 fn what_only_shows_together_is_wrong_usage_too() {
-    for (words, told) in [
+    for (words, shown) in [
         (&["persist", "add", "80/udp", "--name", "x", "--tcp"][..], "says udp, and tcp is said beside it"),
         (&["persist", "add", "80,82", "--name", "x", "--user", "a", "--ephemeral"], "has to be one block"),
         (&["acquire", "--ports", "80/udp", "--tcp"], "says udp, and tcp is said beside it"),
@@ -114,16 +114,16 @@ fn what_only_shows_together_is_wrong_usage_too() {
     ] {
         let (code, out, err) = run(words);
         assert_eq!((code, out.as_str()), (Exit::Usage.code(), ""), "{words:?}");
-        assert!(err.contains(told), "{words:?}: {err}");
+        assert!(err.contains(shown), "{words:?}: {err}");
     }
 }
 
 #[test]
 fn advice_fits_a_command_line() {
-    let told = |who: &[&str]| run(&[&["persist", "add", "--name", "x", "--tcp", "80"], who].concat()).2;
-    assert!(told(&["--unit", "nginx"]).contains("write \"nginx.service\""));
-    assert!(told(&["--unit", "a/b.service"]).contains("use --cgroup"));
-    assert!(told(&["--cgroup", "/sys/fs/cgroup/x.slice"]).contains("write \"/x.slice\""));
+    let shown = |who: &[&str]| run(&[&["persist", "add", "--name", "x", "--tcp", "80"], who].concat()).2;
+    assert!(shown(&["--unit", "nginx"]).contains("write \"nginx.service\""));
+    assert!(shown(&["--unit", "a/b.service"]).contains("use --cgroup"));
+    assert!(shown(&["--cgroup", "/sys/fs/cgroup/x.slice"]).contains("write \"/x.slice\""));
 }
 
 /// People who come from other tools type these.

@@ -6,7 +6,7 @@ use std::{
     process::{Child, Stdio},
 };
 
-use portkeep_testkit::{Outcome, eventually, kernel_or_skip, machine::Machine};
+use portkeep_testkit::{Outcome, eventually, kernel_or_skip, machine::Machine, process};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -86,6 +86,34 @@ fn each_member_of_a_group_that_shares_a_port() {
     let (json, text) = used(&machine, port);
     assert_eq!(json["bound_by"].as_array().unwrap().len(), 2, "{json}");
     assert_eq!(text.out.matches("listening on").count(), 2, "{text:?}");
+}
+
+#[test]
+fn a_server_on_one_address_with_its_unit_and_command() {
+    let Some(machine) = machine("address") else { return };
+    machine.shell("ip address add 10.89.0.1/32 dev lo && ip link set lo up").ok();
+    let unit = machine.cgroup.child("aardvark.service").unwrap();
+    let mut server = process::Child::fork(|talk| {
+        std::fs::write(unit.join("cgroup.procs"), "0").unwrap();
+        let sockets = (UdpSocket::bind("10.89.0.1:53").unwrap(), TcpListener::bind("10.89.0.1:53").unwrap());
+        talk.say(1);
+        talk.try_hear();
+        drop(sockets);
+    });
+    assert_eq!(server.talk.hear(), 1);
+    let text = machine.portkeep(&["who", "53"]).ok().out;
+    let process = format!("bound by  pid {} (", server.pid());
+    for part in [
+        "53/udp",
+        "53/tcp",
+        &*process,
+        ", user root, aardvark.service, started ",
+        ": bound on 10.89.0.1:53\n",
+        ": listening on 10.89.0.1:53\n",
+        std::env::current_exe().unwrap().to_str().unwrap().get(..40).unwrap(),
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[test]
@@ -283,7 +311,7 @@ fn a_failed_request_names_the_holder_in_the_same_words() {
     machine.portkeep(&["up"]).ok();
     let _agent = machine.agent(machine.command(&["agent"]));
     let (_socket, port) = bound(false, 0);
-    let told = format!("{port}/tcp is in use by pid {} (", std::process::id());
+    let shown = format!("{port}/tcp is in use by pid {} (", std::process::id());
     let how = format!("bound to 127.0.0.1:{port}, not listening");
     let port = port.to_string();
     for words in [
@@ -292,6 +320,6 @@ fn a_failed_request_names_the_holder_in_the_same_words() {
         &["persist", "add", "--name", "x", "--tcp", &port],
     ] {
         let said = machine.portkeep(words);
-        assert!(said.code != Some(0) && said.err.contains(&told) && said.err.contains(&how), "{words:?}: {said:?}");
+        assert!(said.code != Some(0) && said.err.contains(&shown) && said.err.contains(&how), "{words:?}: {said:?}");
     }
 }

@@ -32,6 +32,7 @@ const LATER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Input of the daemon.
+#[derive(Debug)]
 pub(crate) enum Input {
     Changes(u64, Result<Batch, EtcdError>),
     Lease(LeaseNews),
@@ -55,6 +56,8 @@ pub(crate) struct Daemon<F> {
     pub(crate) outbox: Sender<Input>,
     /// Called once it belongs to the fleet.
     pub(crate) ready: Box<dyn FnMut(&Client) + Send>,
+    /// Write no notes.
+    pub(crate) quiet: bool,
     /// The watch that counts; what comes from an earlier one does not.
     generation: u64,
     watch: Option<Interrupt>,
@@ -81,6 +84,7 @@ impl<F: Fence> Daemon<F> {
             inbox,
             outbox,
             ready: Box::new(|_| {}),
+            quiet: false,
             generation: 0,
             watch: None,
             unsure: false,
@@ -123,7 +127,9 @@ impl<F: Fence> Daemon<F> {
     }
 
     fn note(&self, text: &str) {
-        eprintln!("note: host {}: {text}", self.host);
+        if !self.quiet {
+            eprintln!("note: host {}: {text}", self.host);
+        }
     }
 
     /// Belong to the fleet as long as the lease lives.

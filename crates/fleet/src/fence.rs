@@ -5,7 +5,7 @@ use std::time::Duration;
 use portkeep::{
     Info, PortRange, State, Transports,
     persistent::{
-        Connection, Kept, Name, PersistentError, Proposal, Which,
+        Connection, Lifetime, Name, PersistentError, Proposal, Which,
         protocol::{Reason, Refused},
     },
 };
@@ -80,7 +80,7 @@ impl Fence for Kernel {
         proposal.description = format!("of the fleet, for {}", job.by);
         let refused = |error: PersistentError| Refused { reason: error.reason(), message: error.to_string() };
         let info = Connection::open_within(PATIENCE)
-            .and_then(|mut agent| agent.create(&proposal, Kept::Active))
+            .and_then(|mut agent| agent.create(&proposal, Lifetime::UntilReboot))
             .map_err(refused)?;
         if info.state == State::Active {
             return Ok(());

@@ -3,7 +3,7 @@
  * Others that a reservation lets in beside its scope (R11). They are asked about only where the scope refuses, so they
  * cost nothing where it does not.
  *
- * They are entered before anything of the reservation is in force, and removed once its gate is shut. What is removed
+ * They are entered before anything of the reservation is in force, and removed once its gate is shut. A removed element
  * may be reused at once, so a caller looks at the gate after this, as it does for every other field.
  */
 #ifndef PORTKEEP_ALSO_H

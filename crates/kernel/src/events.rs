@@ -81,7 +81,8 @@ pub struct Event {
 }
 
 impl Event {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    /// From a record of the ring; `None` for one that makes no sense, which BPF programs of this ABI do not write.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
         Some(Self {
             kind: match raw.kind {
@@ -136,7 +137,7 @@ impl Events {
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
             let item = self.ring.next()?;
-            if let Some(event) = Event::parse(&item) {
+            if let Some(event) = Event::from_bytes(&item) {
                 return Some(event);
             }
         }

@@ -25,7 +25,7 @@ pub struct Attached {
 ///
 /// # Errors
 ///
-/// If the kernel does not tell: that requires root.
+/// If the kernel does not show it: that requires root.
 pub fn programs(cgroup: &Path) -> io::Result<Vec<Attached>> {
     let folder = File::open(cgroup)?;
     let names: Vec<(u32, String)> = loaded_programs()

@@ -46,7 +46,7 @@ fn may_bind(port: u16) -> bool {
     }
 }
 
-/// What a user gets who is in these groups besides its own.
+/// The result of `work` as a user who is in these groups besides its own.
 fn as_user<T: From<u8>>(uid: u32, groups: &[u32], work: impl FnOnce() -> u8) -> T {
     let mut child = Child::fork(|talk| {
         become_user_of(uid, groups);

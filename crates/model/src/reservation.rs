@@ -6,7 +6,7 @@ use portkeep_core::{Errno, PortRange, Token, Transports};
 /// How far a reservation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Claimed; the agent is looking whether its ports are vacant. It keeps nobody from a port.
+    /// Claimed; the agent is checking whether its ports are vacant. It keeps nobody from a port.
     Pending,
     /// Claimed, but a bind of one of its ports was quicker than the agent: it will be refused.
     Contested,

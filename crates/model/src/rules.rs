@@ -46,8 +46,8 @@ impl World {
         self.tokens += 1;
         let token = Token::new(self.tokens).unwrap();
         self.model.acquire(pid, on, &request, token)?;
-        let (told, reservation) = self.model.granted(pid, on).unwrap();
-        assert_eq!(told, token);
+        let (shown, reservation) = self.model.granted(pid, on).unwrap();
+        assert_eq!(shown, token);
         Ok((token, reservation.block))
     }
 
@@ -768,18 +768,18 @@ fn queries() {
     let (consumer, _) = w.drawn(second);
     let t = w.udp(OTHER);
     assert_eq!(w.model.state(OTHER, t).err(), Some(Errno::EINVAL), "nothing selected");
-    let mut tell = |pid, on, select| {
+    let mut ask = |pid, on, select| {
         w.model.select(pid, on, select).unwrap();
         w.model.state(pid, on).map(|(token, reservation)| (token, reservation.block.start()))
     };
-    assert_eq!(tell(OWNER, s, Select::Index(0)), Ok((Some(first), 61000)));
-    assert_eq!(tell(OWNER, s, Select::Index(2)), Err(Errno::ENOENT));
-    assert_eq!(tell(OWNER, consumer, Select::Associated), Ok((Some(second), 61010)));
-    assert_eq!(tell(OTHER, t, Select::Associated), Err(Errno::ENOENT));
-    assert_eq!(tell(OTHER, t, Select::Token(first.get())), Ok((None, 61000)), "not in its scope: no token");
-    assert_eq!(tell(OTHER, t, Select::Next(Transport::Udp, 61001)), Ok((Some(second), 61010)));
-    assert_eq!(tell(OTHER, t, Select::Port(Transport::Udp, 61011)), Ok((Some(second), 61010)));
-    assert_eq!(tell(OTHER, t, Select::Port(Transport::Tcp, 61011)), Err(Errno::ENOENT));
+    assert_eq!(ask(OWNER, s, Select::Index(0)), Ok((Some(first), 61000)));
+    assert_eq!(ask(OWNER, s, Select::Index(2)), Err(Errno::ENOENT));
+    assert_eq!(ask(OWNER, consumer, Select::Associated), Ok((Some(second), 61010)));
+    assert_eq!(ask(OTHER, t, Select::Associated), Err(Errno::ENOENT));
+    assert_eq!(ask(OTHER, t, Select::Token(first.get())), Ok((None, 61000)), "not in its scope: no token");
+    assert_eq!(ask(OTHER, t, Select::Next(Transport::Udp, 61001)), Ok((Some(second), 61010)));
+    assert_eq!(ask(OTHER, t, Select::Port(Transport::Udp, 61011)), Ok((Some(second), 61010)));
+    assert_eq!(ask(OTHER, t, Select::Port(Transport::Tcp, 61011)), Err(Errno::ENOENT));
     assert_eq!(w.model.bound_ports(&w.model.reservations()[&second]), 1);
     assert_eq!(w.model.version(), Version { agent: false, reservations: 2, ports: 4 });
 }

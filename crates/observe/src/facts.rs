@@ -35,13 +35,18 @@ pub struct PortFacts {
 }
 
 impl Facts {
-    /// Of the calling thread's network namespace; the NAT rules are those of the process's. Settings that cannot be read are left out.
+    /// Of the calling thread's network namespace. Settings that cannot be read are left out.
     pub fn here() -> Self {
+        Self::with(nat::Reading::start())
+    }
+
+    /// The same with NAT rules that are being read already.
+    pub fn with(rules: nat::Reading) -> Self {
         Self {
             ephemeral: sysctl::local_port_range().ok().flatten(),
             excluded: sysctl::reserved().unwrap_or_default(),
             unprivileged_start: sysctl::unprivileged_port_start().unwrap_or(0),
-            redirects: nat::redirects(),
+            redirects: rules.finish(),
         }
     }
 

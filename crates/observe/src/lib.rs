@@ -1,5 +1,5 @@
-//! The ports of this machine as it shows them: [`usage`] has the sockets of a port with their processes, [`facts`] the settings
-//! and rules that concern it. It only reads.
+//! The ports and accounts of this machine as it shows them: [`usage`] has the sockets of a port with their processes, [`facts`]
+//! the settings and rules that concern it. It only reads.
 //!
 //! Everything is of the calling thread's network namespace. As root all processes can be seen, otherwise only the own ones;
 //! the kernel lists the sockets to everybody.
@@ -13,6 +13,7 @@ pub mod namespaces;
 pub mod nat;
 pub mod process;
 pub mod sockets;
+pub mod subordinate;
 pub mod sysctl;
 pub mod usage;
 

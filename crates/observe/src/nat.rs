@@ -3,7 +3,12 @@
 //! They are read with the tools that every machine with such rules has: `nft` and `iptables-save`. Neither changes anything,
 //! nor loads a module for a table that is not there.
 
-use std::{collections::BTreeMap, env, ffi::OsString, process::Command};
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    process::{Child, Command, Stdio},
+};
 
 use portkeep_core::{PortRange, Transport};
 use serde_json::Value;
@@ -26,31 +31,56 @@ impl Redirect {
     }
 }
 
-/// The rules of the calling process's network namespace; `None` if no tool could show them (they require root).
-pub fn redirects() -> Option<Vec<Redirect>> {
-    let nft = output("nft", &["-j", "list", "ruleset"]).and_then(|text| of_nft(&serde_json::from_str(&text).ok()?));
-    let tables = ["iptables-save", "ip6tables-save"].map(|tool| output(tool, &[]));
-    if nft.is_none() && tables.iter().all(Option::is_none) {
-        return None;
-    }
-    let mut found = nft.unwrap_or_default();
-    for (tool, text) in ["iptables", "ip6tables"].into_iter().zip(tables) {
-        found.extend(text.iter().flat_map(|text| of_iptables(tool, text)));
-    }
-    Some(found)
+/// The tools, started: they run while this process looks at other things.
+#[derive(Debug)]
+pub struct Reading {
+    nft: Option<Child>,
+    tables: [Option<Child>; 2],
 }
 
-/// The output of the tool, if it is there and succeeds.
-fn output(tool: &str, args: &[&str]) -> Option<String> {
+impl Reading {
+    /// Start the tools in the calling thread's network namespace.
+    pub fn start() -> Self {
+        Self {
+            nft: start("nft", &["-j", "list", "ruleset"]),
+            tables: ["iptables-save", "ip6tables-save"].map(|tool| start(tool, &[])),
+        }
+    }
+
+    /// Wait for the rules; `None` if no tool could show them (they require root).
+    pub fn finish(self) -> Option<Vec<Redirect>> {
+        let nft = output(self.nft).and_then(|text| of_nft(&text));
+        let tables = self.tables.map(output);
+        if nft.is_none() && tables.iter().all(Option::is_none) {
+            return None;
+        }
+        let mut found = nft.unwrap_or_default();
+        for (tool, text) in ["iptables", "ip6tables"].into_iter().zip(tables) {
+            found.extend(text.iter().flat_map(|text| of_iptables(tool, text)));
+        }
+        Some(found)
+    }
+}
+
+/// `None`: there is no such tool.
+fn start(tool: &str, args: &[&str]) -> Option<Child> {
     // Users' paths leave these folders out.
     let mut path: OsString = env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
-    let output = Command::new(tool).args(args).env("PATH", path).output().ok()?;
+    let mut command = Command::new(tool);
+    command.args(args).env("PATH", path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().ok()
+}
+
+/// The output of a tool that succeeds.
+fn output(tool: Option<Child>) -> Option<String> {
+    let output = tool?.wait_with_output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The rules in the output of `nft -j list ruleset`; `None` if it is none.
-fn of_nft(ruleset: &Value) -> Option<Vec<Redirect>> {
+pub fn of_nft(text: &str) -> Option<Vec<Redirect>> {
+    let ruleset: Value = serde_json::from_str(text).ok()?;
     let objects = ruleset["nftables"].as_array()?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let name = |value: &Value, set: &str| [text(&value["family"]), text(&value["table"]), set.to_owned()];
@@ -133,8 +163,8 @@ fn ports_of(value: &Value) -> Vec<PortRange> {
     }
 }
 
-/// The rules in the output of `iptables-save`.
-fn of_iptables(tool: &str, text: &str) -> Vec<Redirect> {
+/// The rules in the output of `iptables-save` or `ip6tables-save`, as `tool` says.
+pub fn of_iptables(tool: &str, text: &str) -> Vec<Redirect> {
     let mut found = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("-A ")) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -193,7 +223,7 @@ mod tests {
         ]});
         let (tcp, udp) = (Some(Transport::Tcp), Some(Transport::Udp));
         assert_eq!(
-            seen(&of_nft(&ruleset).unwrap()),
+            seen(&of_nft(&ruleset.to_string()).unwrap()),
             [
                 (tcp, "22".into(), "nftables ip nat pre: dnat to 10.0.0.2:2222"),
                 (udp, "53".into(), "nftables ip nat pre: redirect to port 5300"),
@@ -203,7 +233,7 @@ mod tests {
                 (tcp, "30080".into(), "nftables ip nat pre: dnat"),
             ]
         );
-        assert_eq!(of_nft(&json!({})), None);
+        assert_eq!(of_nft("{}"), None);
     }
 
     #[test]

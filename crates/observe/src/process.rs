@@ -1,16 +1,30 @@
 //! Processes as `/proc` shows them, and the processes that have a socket open.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
+    collections::{BTreeSet, HashMap},
+    fs,
+    mem::MaybeUninit,
     path::Path,
+    thread,
     time::Duration,
 };
 
 use portkeep::{Info, Process, Time};
 use portkeep_core::wire;
 use portkeep_kernel::cgroup;
-use rustix::{param::clock_ticks_per_second, time::ClockId};
+use rustix::{
+    fs::{Mode, OFlags, RawDir, readlinkat_raw},
+    io::Errno,
+    param::clock_ticks_per_second,
+    time::ClockId,
+};
+
+/// Bytes of a folder that are read at a time, and of a link: those that matter here are shorter.
+const READ: usize = 32 * 1024;
+const LINK: usize = 512;
+/// From so many processes on they are looked at by several threads, at most these.
+const MANY: usize = 256;
+const PARTS: usize = 4;
 
 /// The process with this number, `None` if it is gone. Users are left without a name.
 pub fn of(pid: u32) -> Option<Process> {
@@ -73,7 +87,9 @@ pub fn unit_in(cgroup: &[String], depth: usize) -> Option<&str> {
 /// The processes that have sockets open.
 #[derive(Debug, Default)]
 pub struct Openers {
-    by_inode: BTreeMap<u64, Vec<Process>>,
+    processes: Vec<Process>,
+    /// Places in `processes`. One process can have ten thousands of sockets open.
+    by_inode: HashMap<u64, Vec<usize>>,
     /// The blocks that these processes claim to hold by held mode.
     pub held: Vec<Info>,
     /// The descriptors of every process of the machine could be read: a socket that none has open is the kernel's own.
@@ -88,21 +104,55 @@ impl Openers {
         if inodes.is_empty() {
             return found;
         }
-        for pid in pids() {
-            let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
-                Ok(descriptors) => descriptors,
+        let pids: Vec<u32> = pids().collect();
+        let parts =
+            if pids.len() < MANY { 1 } else { thread::available_parallelism().map_or(1, usize::from).min(PARTS) };
+        let mut parts = pids.chunks(pids.len().div_ceil(parts).max(1));
+        let first = parts.next().unwrap_or_default();
+        thread::scope(|scope| {
+            let start =
+                |part| (part, thread::Builder::new().spawn_scoped(scope, move || Self::among(part, inodes)).ok());
+            let rest: Vec<_> = parts.map(start).collect();
+            found.add(Self::among(first, inodes));
+            for (part, thread) in rest {
+                // There may be no room for more threads.
+                found.add(thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| Self::among(part, inodes)));
+            }
+        });
+        found
+    }
+
+    fn add(&mut self, other: Self) {
+        let before = self.processes.len();
+        self.processes.extend(other.processes);
+        for (inode, places) in other.by_inode {
+            self.by_inode.entry(inode).or_default().extend(places.into_iter().map(|place| before + place));
+        }
+        self.held.extend(other.held);
+        self.all &= other.all;
+    }
+
+    fn among(pids: &[u32], inodes: &BTreeSet<u64>) -> Self {
+        let mut found = Self { all: true, ..Self::default() };
+        let mut entries = Vec::with_capacity(READ);
+        let mut target = [MaybeUninit::uninit(); LINK];
+        for pid in pids.iter().copied() {
+            let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = match rustix::fs::open(format!("/proc/{pid}/fd"), open, Mode::empty()) {
+                Ok(folder) => folder,
                 // It has ended.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(Errno::NOENT) => continue,
                 Err(_) => {
                     found.all = false;
                     continue;
                 }
             };
             let (mut its, mut held) = (BTreeSet::new(), Vec::new());
-            for descriptor in descriptors.flatten() {
+            let mut descriptors = RawDir::new(&folder, entries.spare_capacity_mut());
+            while let Some(Ok(descriptor)) = descriptors.next() {
                 // With PR_SET_DUMPABLE off the folder can be read, but no link in it.
-                let Ok(link) = fs::read_link(descriptor.path()) else { continue };
-                let Some(link) = link.to_str() else { continue };
+                let Ok((link, _)) = readlinkat_raw(&folder, descriptor.file_name(), &mut target) else { continue };
+                let Ok(link) = str::from_utf8(link) else { continue };
                 if let Some(inode) = socket_inode(link).filter(|inode| inodes.contains(inode)) {
                     its.insert(inode);
                 } else if let Some(info) = Info::of_held_mark(link) {
@@ -115,16 +165,16 @@ impl Openers {
                 found.held.push(info);
             }
             for inode in its {
-                found.by_inode.entry(inode).or_default().push(process.clone());
+                found.by_inode.entry(inode).or_default().push(found.processes.len());
             }
+            found.processes.push(process);
         }
-        found.by_inode.values_mut().for_each(|processes| processes.sort());
         found
     }
 
-    /// Those of one socket.
-    pub fn with(&self, inode: u64) -> &[Process] {
-        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    /// Those of one socket, in the order of `/proc`.
+    pub fn with(&self, inode: u64) -> impl Iterator<Item = &Process> {
+        self.by_inode.get(&inode).into_iter().flatten().map(|place| &self.processes[*place])
     }
 }
 

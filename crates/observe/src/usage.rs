@@ -6,7 +6,7 @@ use std::{
 };
 
 use portkeep::{BoundSocket, Info, Process};
-use portkeep_core::{PortRange, Transport, Transports};
+use portkeep_core::{PortRange, PortSet, Transport, Transports};
 use portkeep_kernel::cgroup;
 use serde::Serialize;
 
@@ -95,25 +95,36 @@ impl Usage {
         Ok(Self { complete, ..Self::with(sockets) })
     }
 
+    /// The same, and every block of this network namespace that a process only holds, wherever its ports are.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](Self::of).
+    pub fn bound_and_held(blocks: &[(PortRange, Transports)]) -> io::Result<Self> {
+        let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
+        let (mut sockets, complete) = listed(&[(all, Transports::Both)])?;
+        sockets.retain(Socket::holds);
+        let openers = Openers::of(&sockets.iter().filter_map(|socket| socket.inode).collect());
+        let held = held(&openers, &sockets);
+        let asked = Transport::ALL.map(|transport| (transport, ports_of(blocks, transport)));
+        let is_asked = |socket: &Socket| {
+            asked.iter().any(|(transport, ports)| *transport == socket.transport && ports.contains(socket.port()))
+        };
+        sockets.retain(is_asked);
+        Ok(Self { complete, held, ..Self::named(sorted(sockets), &openers) })
+    }
+
     /// The processes that have these sockets open.
-    pub fn with(mut sockets: Vec<Socket>) -> Self {
-        // Those that no process has any more come last.
-        sockets.sort_by_key(|socket| (!socket.holds(), socket.state, socket.inode.is_none()));
-        let mut by_port: BTreeMap<(u16, Transport), Sorted> = BTreeMap::new();
-        for socket in sockets {
-            let sorted = by_port.entry((socket.port(), socket.transport)).or_default();
-            if socket.holds() {
-                sorted.holds.push(socket);
-            } else {
-                sorted.connection_count += 1;
-                if sorted.connections.len() < SHOWN {
-                    sorted.connections.push(socket);
-                }
-            }
-        }
+    fn with(sockets: Vec<Socket>) -> Self {
+        let by_port = sorted(sockets);
         let shown = by_port.values().flat_map(|sorted| sorted.holds.iter().chain(&sorted.connections));
         let openers = Openers::of(&shown.filter_map(|socket| socket.inode).collect());
-        let mut names = Names::new(&openers);
+        let held = held(&openers, by_port.values().flat_map(|sorted| &sorted.holds));
+        Self { held, ..Self::named(by_port, &openers) }
+    }
+
+    fn named(by_port: BTreeMap<(u16, Transport), Sorted>, openers: &Openers) -> Self {
+        let mut names = Names::new(openers);
         let mut usage = Self { all: openers.all, ..Self::default() };
         for ((port, transport), Sorted { holds, connections, connection_count }) in by_port {
             let mut named =
@@ -124,7 +135,6 @@ impl Usage {
                 usage.ports.insert((port, transport), found);
             }
         }
-        usage.held = held(&openers, &usage.ports);
         usage
     }
 
@@ -134,39 +144,66 @@ impl Usage {
     }
 }
 
+/// The ports of the blocks that have a transport: a machine can have as many blocks as sockets.
+fn ports_of(blocks: &[(PortRange, Transports)], transport: Transport) -> PortSet {
+    blocks.iter().filter(|(_, transports)| transports.contains(transport)).map(|(ports, _)| *ports).collect()
+}
+
+fn sorted(mut sockets: Vec<Socket>) -> BTreeMap<(u16, Transport), Sorted> {
+    // Those that no process has any more come last.
+    sockets.sort_by_key(|socket| (!socket.holds(), socket.state, socket.inode.is_none()));
+    let mut by_port: BTreeMap<(u16, Transport), Sorted> = BTreeMap::new();
+    for socket in sockets {
+        let sorted = by_port.entry((socket.port(), socket.transport)).or_default();
+        if socket.holds() {
+            sorted.holds.push(socket);
+        } else {
+            sorted.connection_count += 1;
+            if sorted.connections.len() < SHOWN {
+                sorted.connections.push(socket);
+            }
+        }
+    }
+    by_port
+}
+
+/// Up to so many ports, the kernel is asked for the sockets of each: a machine can have fifty thousand sockets.
+const SINGLY: u32 = 4;
+
 /// The sockets on the ports of these blocks, and whether all are listed.
 fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)> {
     let (mut sockets, mut complete) = (Vec::new(), true);
     for transport in Transport::ALL {
-        let mut wanted = blocks.iter().filter(|(_, transports)| transports.contains(transport));
-        let Some((first, _)) = wanted.next() else { continue };
-        let listing = match wanted.next() {
-            None => Listing::on(transport, *first)?,
-            Some(_) => Listing::of(transport)?,
-        };
-        complete &= listing.complete;
-        // A machine can have as many blocks as sockets.
-        let mut asked = vec![false; 1 << 16];
-        for (ports, _) in blocks.iter().filter(|(_, transports)| transports.contains(transport)) {
-            asked[usize::from(ports.start())..=usize::from(ports.last())].fill(true);
+        let asked = ports_of(blocks, transport);
+        if asked.is_empty() {
+            continue;
         }
-        sockets.extend(listing.sockets.into_iter().filter(|socket| asked[usize::from(socket.port())]));
+        if asked.len() <= SINGLY {
+            let ports = asked.spans().flat_map(|(first, last)| first..=last);
+            for port in ports.filter_map(|port| PortRange::single(port).ok()) {
+                let listing = Listing::on(transport, port)?;
+                complete &= listing.complete;
+                sockets.extend(listing.sockets);
+            }
+        } else {
+            let listing = Listing::of(transport)?;
+            complete &= listing.complete;
+            sockets.extend(listing.sockets.into_iter().filter(|socket| asked.contains(socket.port())));
+        }
     }
     Ok((sockets, complete))
 }
 
 /// The blocks that are held, as far as the process has a socket on one of its ports: any process can claim to hold a block.
-fn held(openers: &Openers, ports: &BTreeMap<(u16, Transport), PortUse>) -> Vec<Info> {
+fn held<'a>(openers: &Openers, sockets: impl IntoIterator<Item = &'a Socket> + Clone) -> Vec<Info> {
     let mut found: Vec<Info> = Vec::new();
     for info in &openers.held {
         let Some(owner) = &info.owner else { continue };
-        let has = |port: u16, transport: Transport| {
-            ports.get(&(port, transport)).is_some_and(|usage| {
-                let mut processes = usage.bound_by.iter().filter_map(|socket| socket.process.as_ref());
-                processes.any(|process| process.pid == owner.pid)
-            })
+        let is_its = |socket: &Socket| {
+            let mut openers = socket.inode.into_iter().flat_map(|inode| openers.with(inode));
+            info.has(socket.transport, socket.port()) && openers.any(|process| process.pid == owner.pid)
         };
-        let holds = info.transports.iter().any(|transport| info.ports.iter().any(|port| has(port, transport)));
+        let holds = sockets.clone().into_iter().any(is_its);
         // A child that inherited it has it, too.
         let known = found.iter().any(|other| other.ports == info.ports && other.transports == info.transports);
         if holds && !known {
@@ -200,7 +237,7 @@ impl<'a> Names<'a> {
 
     /// One for each process that has the socket open.
     fn of(&mut self, socket: &Socket) -> Vec<BoundSocket> {
-        let openers = socket.inode.map_or(&[][..], |inode| self.openers.with(inode));
+        let openers: Vec<&Process> = socket.inode.into_iter().flat_map(|inode| self.openers.with(inode)).collect();
         let kernel = openers.is_empty() && self.openers.all && socket.inode.is_some();
         if kernel && !self.is_still_there(socket) {
             // Its process has just ended.
@@ -228,7 +265,7 @@ impl<'a> Names<'a> {
         if openers.is_empty() {
             return vec![bound(None)];
         }
-        let mut all: Vec<BoundSocket> = openers.iter().map(|process| bound(Some(process))).collect();
+        let mut all: Vec<BoundSocket> = openers.into_iter().map(|process| bound(Some(process))).collect();
         all.iter_mut().for_each(|bound| name_user(bound.process.as_mut(), &mut self.users));
         all
     }

@@ -103,8 +103,8 @@ pub(crate) fn decode(path: &Path, bytes: Vec<u8>) -> Result<String, Diagnostic> 
         let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
         let begin = valid.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let column = String::from_utf8_lossy(&valid[begin..]).chars().count() + 1;
-        let mut told = Diagnostic::whole(path, "is not UTF-8 text");
-        (told.line, told.column) = (Some(line), Some(column));
-        told
+        let mut shown = Diagnostic::whole(path, "is not UTF-8 text");
+        (shown.line, shown.column) = (Some(line), Some(column));
+        shown
     })
 }

@@ -172,9 +172,9 @@ mod tests {
         );
         let names: Vec<&str> = merged.in_force.iter().map(|d| d.declaration.name.as_str()).collect();
         assert_eq!(names, ["db", "web", "e"]);
-        let told: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
         assert_eq!(
-            told,
+            shown,
             [
                 "the name `web` (/etc/b:2) is used by /usr/lib/a:1",
                 "85-90/udp of `c` (/etc/b:5) is reserved as `web` by /usr/lib/a:1",

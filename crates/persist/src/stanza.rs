@@ -214,7 +214,7 @@ pub(crate) fn wrong_ports(report: &mut Report<'_>, at: Range<usize>, error: &Par
     report.add(at, error.to_string(), error.help().map(str::to_owned));
 }
 
-/// The audience of all keys of [`WHO`]. What is wrong is reported, and then there is none.
+/// The audience of all keys of [`WHO`]. A mistake is reported, and then there is none.
 fn together(report: &mut Report<'_>, named: Vec<(Entry<'_, '_>, Audience)>) -> Option<Audience> {
     let last = named.last().map(|(entry, _)| *entry);
     let audience = Audience::any_of(named.into_iter().map(|(_, audience)| audience));

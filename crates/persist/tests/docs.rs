@@ -61,11 +61,11 @@ fn the_portreserve_example_is_what_is_read() {
 #[test]
 fn the_mistakes_are_reported_as_shown() {
     let text = "[[reservation]]\nname = \"web\"\ntcp = 443\nunit = \"nginx\"\nstrickt = true\n";
-    let told = import(Path::new("/etc/portkeep/ports.d/web.toml"), text, &services()).unwrap_err();
-    let told: String = told.iter().map(|one| format!("{one}\n")).collect();
+    let wrong = import(Path::new("/etc/portkeep/ports.d/web.toml"), text, &services()).unwrap_err();
+    let printed: String = wrong.iter().map(|one| format!("{one}\n")).collect();
     // `check` and `reload` mark each as an error, behind its place.
-    let shown = |text: &str| text.replace(": error: ", ": ");
-    assert!(blocks(SERVICES, "text").iter().any(|(_, block)| shown(block) == told), "{told}");
+    let plain = |text: &str| text.replace(": error: ", ": ");
+    assert!(blocks(SERVICES, "text").iter().any(|(_, block)| plain(block) == printed), "{printed}");
 }
 
 /// Every key of a stanza is in the table, and every key of the table is one.
@@ -77,8 +77,8 @@ fn the_table_has_the_keys() {
         let first = row.split('|').nth(1).unwrap();
         shown.extend(first.split('`').skip(1).step_by(2).map(|key| key.split(' ').next().unwrap().to_owned()));
     }
-    let told = import(Path::new("f"), "[[reservation]]\nzzzzzzzz = 1\n", &services()).unwrap_err();
-    let help = told.iter().find_map(|one| one.help.as_deref()?.strip_prefix("the keys here are ")).unwrap();
+    let wrong = import(Path::new("f"), "[[reservation]]\nzzzzzzzz = 1\n", &services()).unwrap_err();
+    let help = wrong.iter().find_map(|one| one.help.as_deref()?.strip_prefix("the keys here are ")).unwrap();
     let mut known: Vec<&str> = help.split(", ").collect();
     known.sort_unstable();
     shown.sort_unstable();

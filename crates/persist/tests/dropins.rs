@@ -48,7 +48,7 @@ impl Root {
     fn loaded(&self) -> (Vec<String>, Vec<String>) {
         let loaded = self.load();
         let names = loaded.declared.iter().map(|declared| declared.declaration.name.to_string()).collect();
-        (names, loaded.diagnostics.iter().map(|told| self.short(&told.to_string())).collect())
+        (names, loaded.diagnostics.iter().map(|shown| self.short(&shown.to_string())).collect())
     }
 
     fn short(&self, text: &str) -> String {
@@ -162,8 +162,8 @@ fn an_unreadable_file_is_reported_and_the_others_are_read() {
         "f-loop.toml: cannot be read: ",
     ];
     assert_eq!(wrong.len(), begins.len(), "{wrong:#?}");
-    for (told, begin) in wrong.iter().zip(begins) {
-        assert!(told.starts_with(&format!("/{ETC}/{begin}")), "{told}");
+    for (shown, begin) in wrong.iter().zip(begins) {
+        assert!(shown.starts_with(&format!("/{ETC}/{begin}")), "{shown}");
     }
     // A folder that is none.
     let root = Root::new();
@@ -182,10 +182,10 @@ fn conflicts_between_packages_name_both_files() {
         root.short(&merged.conflicts[0].to_string()),
         format!("8443/tcp of `tomcat` (/{LIB}/tomcat.toml:1) is reserved as `nginx` by /{LIB}/nginx.toml:2")
     );
-    let told = merged.conflicts[0].diagnostic().unwrap().to_string();
+    let shown = merged.conflicts[0].diagnostic().unwrap().to_string();
     assert!(
-        root.short(&told).starts_with(&format!("/{LIB}/tomcat.toml:1:1: 8443/tcp of `tomcat` is reserved as")),
-        "{told}"
+        root.short(&shown).starts_with(&format!("/{LIB}/tomcat.toml:1:1: 8443/tcp of `tomcat` is reserved as")),
+        "{shown}"
     );
 }
 
@@ -222,7 +222,7 @@ fn check_reports_all_that_load_would_and_more() {
     let root = Root::new();
     let services = Services::default();
     let check = |path: &Path| -> Vec<String> {
-        dropin::check(path, &services).diagnostics.iter().map(|told| root.short(&told.to_string())).collect()
+        dropin::check(path, &services).diagnostics.iter().map(|shown| root.short(&shown.to_string())).collect()
     };
     root.file(ETC, "a.toml", format!("{}{}", stanza("a", 1), stanza("b", 1)));
     assert!(check(&root.path(&format!("{ETC}/a.toml")))[0].starts_with(&format!("/{ETC}/a.toml:4:1: 1/tcp of `b`")));

@@ -54,15 +54,15 @@ fn services() -> Services {
 /// Each complaint has a place in the text and a sentence.
 fn sound(text: &str, diagnostics: &[Diagnostic]) {
     let lines = text.split('\n').count();
-    for told in diagnostics {
-        assert!(!told.message.is_empty() && !told.message.contains('\n'), "{told:?}");
-        assert!(told.line.is_some_and(|line| (1..=lines).contains(&line)), "{told:?} of {lines} lines");
-        let line = text.split('\n').nth(told.line.unwrap() - 1).unwrap();
+    for shown in diagnostics {
+        assert!(!shown.message.is_empty() && !shown.message.contains('\n'), "{shown:?}");
+        assert!(shown.line.is_some_and(|line| (1..=lines).contains(&line)), "{shown:?} of {lines} lines");
+        let line = text.split('\n').nth(shown.line.unwrap() - 1).unwrap();
         assert!(
-            told.column.is_some_and(|column| (1..=line.chars().count() + 1).contains(&column)),
-            "{told:?}: {line:?}"
+            shown.column.is_some_and(|column| (1..=line.chars().count() + 1).contains(&column)),
+            "{shown:?}: {line:?}"
         );
-        assert!(!told.to_string().is_empty());
+        assert!(!shown.to_string().is_empty());
     }
 }
 

@@ -1,10 +1,10 @@
 //! The control codes as they are: one function per code, thin and complete.
 //!
-//! Most programs want [`crate::Reservation`], which stands on these. They are
-//! public for those who keep their own books, and for tests.
+//! Most programs want [`crate::Reservation`], which is built on these. They are
+//! public for programs that manage tokens themselves, and for tests.
 //!
-//! Every port here is in host byte order. The errors are those of the kernel
-//! part, unchanged; [`crate::Errno`] names them.
+//! Every port here is in host byte order. The errors are those of the kernel,
+//! unchanged; [`crate::Errno`] names them.
 
 use std::{
     io,

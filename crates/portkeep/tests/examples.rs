@@ -34,7 +34,7 @@ fn all_with(enforcement: &str) {
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.contains(enforcement), "{line}");
     let last: u16 = line.split([' ', '-', ',']).nth(2).unwrap().parse().unwrap();
-    let mut told = String::new();
+    let mut shown = String::new();
     // The line is written before the listeners are there.
     let mut client = (0..100)
         .find_map(|_| {
@@ -42,10 +42,10 @@ fn all_with(enforcement: &str) {
             TcpStream::connect((Ipv4Addr::LOCALHOST, last)).ok()
         })
         .expect("a server");
-    client.read_to_string(&mut told).unwrap();
+    client.read_to_string(&mut shown).unwrap();
     server.kill().unwrap();
     server.wait().unwrap();
-    assert_eq!(told, format!("this is port {last}\n"));
+    assert_eq!(shown, format!("this is port {last}\n"));
 }
 
 /// One after the other: once this process is in the sandbox, it stays there.

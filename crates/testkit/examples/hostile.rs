@@ -83,14 +83,14 @@ impl Tally {
 
 fn hammer(file: &Path, ports: &[u16]) -> io::Result<()> {
     let mut tally = Tally::default();
-    let mut told = Instant::now();
+    let mut shown = Instant::now();
     loop {
         for port in ports {
             tally.round(*port);
             thread::sleep(PAUSE);
         }
-        if told.elapsed() >= REPORT {
-            told = Instant::now();
+        if shown.elapsed() >= REPORT {
+            shown = Instant::now();
             tally.write(file)?;
         }
     }

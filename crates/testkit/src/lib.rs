@@ -24,6 +24,7 @@ pub mod agent;
 mod attach;
 pub mod audit;
 mod below;
+pub mod crowd;
 pub mod driven;
 pub mod machine;
 mod note;
@@ -34,6 +35,7 @@ pub mod random;
 pub mod report;
 pub mod schema;
 pub mod sockets;
+pub mod table;
 mod world;
 
 pub use attach::{ATTACH, GUEST, at_root};

@@ -41,12 +41,12 @@ impl Outcome {
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "{self:?}");
-        self.tells(words)
+        self.reports(words)
     }
 
     /// On standard error is each of these, and no bare error number.
     #[track_caller]
-    pub fn tells(self, words: &[&str]) -> Self {
+    pub fn reports(self, words: &[&str]) -> Self {
         for word in words {
             assert!(self.err.contains(word), "{word:?} is not in {self:?}");
         }

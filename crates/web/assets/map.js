@@ -1,6 +1,6 @@
 // The picture of all ports: 256 rows of 256 ports, TCP beside UDP. A range of ports is a band of rows.
 
-import { BOUND, CONNECTED, PORTS, SOCKETS, TRANSPORTS, colour, inForce, last, ownerText, spans, transportsOf } from './model.js';
+import { BOUND, CONNECTED, PORTS, SOCKETS, TRANSPORTS, blocksOf, colour, inForce, ownerText, spans, transportsOf } from './model.js';
 
 const SIDE = 256;
 // Widths in CSS pixels.
@@ -156,7 +156,7 @@ export class PortMap {
     this.look(0, 0, 1);
   }
 
-  /** Bring ports into sight, so large that they can be told apart. */
+  /** Bring ports into sight, so large that they can be distinguished. */
   reveal(first, end = first) {
     const rows = Math.floor(end / SIDE) - Math.floor(first / SIDE) + 1;
     const zoom = rows > 1 ? Math.min(12, SIDE / (rows + 6)) : Math.min(12, SIDE / (end - first + 12));
@@ -243,18 +243,18 @@ export class PortMap {
     const { model } = this;
     const its = model.reservations.filter((each) => transportsOf(each).includes(transport));
     const isPrivate = (each) => each.ephemeral && inForce(each);
-    const blocks = match ? match.indexes.map((index) => model.reservations[index]) : its;
+    const shown = match ? match.indexes.map((index) => model.reservations[index]) : its;
     // Reservations in force come last, over the others.
-    const small = blocks.filter((each) => each.count < 8 && transportsOf(each).includes(transport)).sort((one, other) => inForce(one) - inForce(other));
+    const small = shown.filter((each) => transportsOf(each).includes(transport)).sort((one, other) => inForce(one) - inForce(other))
+      .flatMap((each) => blocksOf(each).map(([first, end]) => ({ each, first, count: end - first + 1 }))).filter(({ count }) => count < 8);
     const [used, reserved, waiting] = [model.used[transport], model.reserved[transport], model.waiting[transport]];
     const bound = [];
     for (let port = 1; port < PORTS && bound.length <= SMALL && !match; port++) {
       if (used[port] >= BOUND && !reserved[port] && !waiting[port]) bound.push(port);
     }
-    const block = (each) => [each.start, last(each)];
     return {
-      blocks: its.filter((each) => !isPrivate(each)).map(block),
-      privates: its.filter(isPrivate).map(block),
+      blocks: its.filter((each) => !isPrivate(each)).flatMap(blocksOf),
+      privates: its.filter(isPrivate).flatMap(blocksOf),
       // Too many would hide the rest.
       small: small.length <= SMALL ? small : [],
       bound: bound.length <= SMALL ? bound : [],
@@ -409,10 +409,10 @@ export class PortMap {
       context.fillRect(Math.round(x - size / 2), Math.round(y - size / 2), size, size);
     };
     const { small, bound } = this.lists[transport];
-    for (const each of small.filter((each) => each.count * cell < 6)) {
+    for (const { each, first, count } of small.filter(({ count }) => count * cell < 6)) {
       const wrong = each.state === 'conflict' ? css.conflict : css.waiting;
-      mark(each.start, each.count, 7, css.card);
-      mark(each.start, each.count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
+      mark(first, count, 7, css.card);
+      mark(first, count, 5, inForce(each) ? `rgb(${this.ownerRgb(each)})` : wrong);
     }
     bound.forEach((port) => mark(port, 1, 3, css.listening));
   }
@@ -586,9 +586,9 @@ export class PortMap {
     }
   }
 
-  /** The first port of the next reservation, or of the one before. */
+  /** The first port of the next block of a reservation, or of the one before. */
   neighbour({ transport, port }, direction) {
-    const starts = (this.model?.reservations ?? []).filter((each) => transportsOf(each).includes(transport)).map((each) => each.start);
+    const starts = (this.model?.reservations ?? []).filter((each) => transportsOf(each).includes(transport)).flatMap((each) => blocksOf(each).map(([first]) => first));
     const beyond = starts.filter((start) => (start - port) * direction > 0);
     if (beyond.length === 0) return port;
     return beyond.reduce((best, start) => (start - best) * direction < 0 ? start : best);

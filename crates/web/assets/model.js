@@ -22,7 +22,14 @@ export function spans(text) {
 export const transportsOf = (reservation) =>
   reservation.transports === 'both' ? TRANSPORTS : [reservation.transports];
 
-export const last = (reservation) => reservation.start + reservation.count - 1;
+/** First and last port of each of its blocks: a list of ports has several. */
+export const blocksOf = (reservation) =>
+  (reservation.blocks ?? [reservation]).map(({ start, count }) => [start, start + count - 1]);
+
+export const countOf = (reservation) => blocksOf(reservation).reduce((sum, [first, end]) => sum + end - first + 1, 0);
+
+/** First and last port of it all. */
+export const extent = (reservation) => [reservation.start, blocksOf(reservation).at(-1)[1]];
 
 export const inForce = (reservation) => reservation.state === 'active' || reservation.state === 'pending';
 
@@ -79,8 +86,7 @@ export function colour(owner) {
 export class Model {
   constructor(map) {
     this.map = map;
-    // The map shows blocks: a list of ports is several of them.
-    this.reservations = map.reservations.flatMap((each) => (each.blocks ?? [each]).map((block) => ({ ...each, ...block })));
+    this.reservations = map.reservations;
     const each = (make) => ({ tcp: make(), udp: make() });
     // 0: none; else the index of the reservation and one.
     this.reserved = each(() => new Uint32Array(PORTS));
@@ -91,7 +97,7 @@ export class Model {
     this.reservations.forEach((reservation, index) => {
       const table = inForce(reservation) ? this.reserved : this.waiting;
       for (const transport of transportsOf(reservation)) {
-        table[transport].fill(index + 1, reservation.start, last(reservation) + 1);
+        for (const [first, end] of blocksOf(reservation)) table[transport].fill(index + 1, first, end + 1);
       }
     });
     map.sockets.forEach((sockets, index) => {
@@ -167,7 +173,7 @@ export class Model {
     const number = /^(\d{1,5})(?:-(\d{1,5}))?(?:\/(tcp|udp))?$/.exec(text);
     if (number && +number[1] < PORTS && +(number[2] ?? 0) < PORTS) {
       const range = [+number[1], +(number[2] ?? number[1])];
-      const hit = (reservation) => reservation.start <= range[1] && range[0] <= last(reservation);
+      const hit = (reservation) => blocksOf(reservation).some(([first, end]) => first <= range[1] && range[0] <= end);
       const indexes = this.reservations.flatMap((reservation, index) => hit(reservation) ? [index] : []);
       return { all: false, range, transport: number[3] ?? null, indexes, users: [] };
     }

@@ -1,6 +1,6 @@
 // The page: what is asked of the server and when, and where the answers go.
 
-import { Model, TRANSPORTS, colour, inForce, originText, ownerText, processText, scopeText, transportsOf, user } from './model.js';
+import { Model, TRANSPORTS, colour, countOf, extent, inForce, originText, ownerText, processText, scopeText, transportsOf, user } from './model.js';
 import { PortMap } from './map.js';
 
 const $ = (id) => document.getElementById(id);
@@ -123,7 +123,7 @@ function soon() {
 
 function summary(answer) {
   const active = answer.reservations.filter(inForce);
-  const ports = (transport) => active.filter((each) => transportsOf(each).includes(transport)).reduce((sum, each) => sum + each.count, 0);
+  const ports = (transport) => active.filter((each) => transportsOf(each).includes(transport)).reduce((sum, each) => sum + countOf(each), 0);
   const waiting = answer.reservations.length - active.length;
   const parts = [plural(active.length, 'reservation'), `${plural(ports('tcp'), 'port')} of TCP, ${ports('udp').toLocaleString('en')} of UDP`];
   if (waiting) parts.push(`${waiting} declared and not in force`);
@@ -182,7 +182,7 @@ function row(each) {
   const ports = element('td');
   const button = element('button', each.ports, { type: 'button' });
   button.addEventListener('click', () => {
-    map.reveal(each.start, each.start + each.count - 1);
+    map.reveal(...extent(each));
     open(each.start, transportsOf(each)[0]);
   });
   ports.append(swatch(each), button);
@@ -347,7 +347,7 @@ $('search').addEventListener('submit', (event) => {
     open(found.range[0], found.transport ?? 'tcp');
   } else if (found.indexes.length > 0) {
     const first = model.reservations[found.indexes[0]];
-    map.reveal(first.start, first.start + first.count - 1);
+    map.reveal(...extent(first));
     open(first.start, transportsOf(first)[0]);
   }
 });

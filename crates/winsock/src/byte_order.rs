@@ -2,7 +2,7 @@
 
 use crate::{abi::Socket, descriptor::is_socket, error, memory, startup};
 
-fn tell<T: memory::Plain>(s: Socket, value: T, at: usize) -> i32 {
+fn put<T: memory::Plain>(s: Socket, value: T, at: usize) -> i32 {
     crate::status(|| {
         startup::check()?;
         if !is_socket(s) {
@@ -19,23 +19,23 @@ fn swapped(long: usize) -> usize {
 /// `WSAHtonl`. A `u_long` is the system's.
 #[unsafe(no_mangle)]
 pub extern "C" fn WSAHtonl(s: Socket, host: usize, at: usize) -> i32 {
-    tell(s, swapped(host), at)
+    put(s, swapped(host), at)
 }
 
 /// `WSAHtons`.
 #[unsafe(no_mangle)]
 pub extern "C" fn WSAHtons(s: Socket, host: u16, at: usize) -> i32 {
-    tell(s, host.to_be(), at)
+    put(s, host.to_be(), at)
 }
 
 /// `WSANtohl`.
 #[unsafe(no_mangle)]
 pub extern "C" fn WSANtohl(s: Socket, network: usize, at: usize) -> i32 {
-    tell(s, swapped(network), at)
+    put(s, swapped(network), at)
 }
 
 /// `WSANtohs`.
 #[unsafe(no_mangle)]
 pub extern "C" fn WSANtohs(s: Socket, network: u16, at: usize) -> i32 {
-    tell(s, network.to_be(), at)
+    put(s, network.to_be(), at)
 }

@@ -26,19 +26,19 @@ use crate::{
 };
 
 #[derive(Default)]
-struct Books {
+struct Registry {
     /// By the owner socket's descriptor.
     owned: HashMap<i32, Vec<Reservation>>,
     /// Descriptor to token.
     associated: HashMap<i32, Token>,
 }
 
-static BOOKS: Mutex<Option<Books>> = Mutex::new(None);
-/// False spares every ordinary call the look into the books.
+static REGISTRY: Mutex<Option<Registry>> = Mutex::new(None);
+/// False spares every ordinary call the look into the registry.
 static USED: AtomicBool = AtomicBool::new(false);
 
-fn lock() -> MutexGuard<'static, Option<Books>> {
-    BOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Option<Registry>> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn code(errno: Option<portkeep_core::Errno>) -> i32 {
@@ -67,8 +67,8 @@ pub(crate) fn acquire(fd: i32, request: &AcquireRequest) -> Result<Grant, i32> {
 
 pub(crate) fn release(fd: i32, token: u64) -> Result<(), i32> {
     let transport = transport(fd)?;
-    let mut books = lock();
-    for list in books.get_or_insert_default().owned.values_mut() {
+    let mut registry = lock();
+    for list in registry.get_or_insert_default().owned.values_mut() {
         if let Some(index) = list
             .iter()
             .position(|reservation| reservation.token().get() == token && reservation.transports().contains(transport))
@@ -80,20 +80,20 @@ pub(crate) fn release(fd: i32, token: u64) -> Result<(), i32> {
     Err(error::WSAEINVAL)
 }
 
-fn find(books: &Books, token: u64) -> Option<&Reservation> {
-    books.owned.values().flatten().find(|reservation| reservation.token().get() == token)
+fn find(registry: &Registry, token: u64) -> Option<&Reservation> {
+    registry.owned.values().flatten().find(|reservation| reservation.token().get() == token)
 }
 
 pub(crate) fn associate(fd: i32, token: u64) -> Result<(), i32> {
     let transport = transport(fd)?;
-    let mut books = lock();
-    let books = books.get_or_insert_default();
-    let reservation = find(books, token).ok_or(error::WSAEINVAL)?;
+    let mut registry = lock();
+    let registry = registry.get_or_insert_default();
+    let reservation = find(registry, token).ok_or(error::WSAEINVAL)?;
     if !reservation.transports().contains(transport) || is_bound(fd) {
         return Err(error::WSAEINVAL);
     }
     let token = reservation.token();
-    books.associated.insert(fd, token);
+    registry.associated.insert(fd, token);
     Ok(())
 }
 
@@ -102,16 +102,16 @@ pub(crate) fn bind(fd: i32, address: impl FnOnce() -> Option<SocketAddr>) -> Opt
     if !USED.load(Ordering::Relaxed) {
         return None;
     }
-    let mut books = lock();
-    let books = books.get_or_insert_default();
-    let token = *books.associated.get(&fd)?;
+    let mut registry = lock();
+    let registry = registry.get_or_insert_default();
+    let token = *registry.associated.get(&fd)?;
     let address = address()?;
-    let Some(reservation) = find(books, token.get()) else { return Some(Err(error::WSAEINVAL)) };
+    let Some(reservation) = find(registry, token.get()) else { return Some(Err(error::WSAEINVAL)) };
     // SAFETY: for the duration of this call the descriptor is the program's to keep open.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let bound = reservation.bind(&socket, address).map(drop).map_err(|error| code(error.errno()));
     if bound.is_ok() {
-        books.associated.remove(&fd);
+        registry.associated.remove(&fd);
     }
     Some(bound)
 }
@@ -119,9 +119,9 @@ pub(crate) fn bind(fd: i32, address: impl FnOnce() -> Option<SocketAddr>) -> Opt
 /// `closesocket`: what the socket owned ends with it.
 pub(crate) fn close(fd: i32) {
     if USED.load(Ordering::Relaxed) {
-        let mut books = lock();
-        let books = books.get_or_insert_default();
-        books.owned.remove(&fd);
-        books.associated.remove(&fd);
+        let mut registry = lock();
+        let registry = registry.get_or_insert_default();
+        registry.owned.remove(&fd);
+        registry.associated.remove(&fd);
     }
 }

@@ -276,11 +276,12 @@ impl Call {
                 let grant = pending::block(claim)?;
                 // Memory may have gone while this waited.
                 let again = memory::Memory::default();
-                let told = again.write(self.output, claim::instance(&grant)).and_then(|()| match mode {
+                let written = again.write(self.output, claim::instance(&grant)).and_then(|()| match mode {
                     Mode::Blocking => again.writable(self.returned, 4),
                     Mode::Overlapped(_) => Ok(()),
                 });
-                told.map_err(fault)
+                written
+                    .map_err(fault)
                     .and_then(|()| self.done(mode, SIZE as u32))
                     .inspect_err(|_| claim::give_back(fd, grant.token))
             }

@@ -79,7 +79,7 @@ impl Completion {
         let fault = |_| error::WSAEFAULT;
         memory.write(internal_high(self.overlapped), bytes as usize).map_err(fault)?;
         memory.write(internal(self.overlapped), 0usize).map_err(fault)?;
-        self.tell(0, bytes);
+        self.perform(0, bytes);
         Ok(())
     }
 
@@ -92,10 +92,10 @@ impl Completion {
         // The structure must live until now; a program that freed it early gets no answer, and does not crash.
         let _ = memory::write_late(internal_high(self.overlapped), bytes as usize);
         let _ = memory::write_late(internal(self.overlapped), status_of(code));
-        self.tell(code, bytes);
+        self.perform(code, bytes);
     }
 
-    fn tell(self, code: i32, bytes: u32) {
+    fn perform(self, code: i32, bytes: u32) {
         match self.notice {
             Notice::Nothing => {}
             Notice::Event(event) => {

@@ -43,7 +43,7 @@ impl Failure {
 mod store {
     use portkeep::{
         QueryError,
-        persistent::{self, Kept, PersistentError, Proposal, Which},
+        persistent::{self, Lifetime, PersistentError, Proposal, Which},
     };
     use portkeep_core::{PortRange, Transport};
 
@@ -78,7 +78,7 @@ mod store {
     /// Keep a block for administrators, which is what Windows has, and return its token.
     pub(super) fn create(start: u16, count: u16, transport: Transport) -> Result<u64, Failure> {
         let ports = PortRange::new(start, count).map_err(|_| Failure::Invalid)?;
-        let created = persistent::create(&proposal(ports, transport)?, Kept::Persistent)?;
+        let created = persistent::create(&proposal(ports, transport)?, Lifetime::UntilDeleted)?;
         created.token.map(portkeep::Token::get).ok_or(Failure::Unsupported)
     }
 
@@ -116,7 +116,7 @@ fn create(start: u16, count: u16, token: usize, transport: Transport) -> Result<
     if !fits(start, count) {
         return Err(Failure::Invalid);
     }
-    tell(token, store::create(start, count, transport)?)
+    write_token(token, store::create(start, count, transport)?)
 }
 
 fn delete(start: u16, count: u16, transport: Transport) -> Result<(), Failure> {
@@ -127,11 +127,11 @@ fn delete(start: u16, count: u16, transport: Transport) -> Result<(), Failure> {
 fn lookup(start: u16, count: u16, token: usize, transport: Transport) -> Result<(), Failure> {
     let start = check(start, count)?;
     check_token(token)?;
-    tell(token, store::lookup(start, count, transport)?)
+    write_token(token, store::lookup(start, count, transport)?)
 }
 
 /// The reservation stays if the place for its token has gone meanwhile: Lookup reports it again.
-fn tell(at: usize, token: u64) -> Result<(), Failure> {
+fn write_token(at: usize, token: u64) -> Result<(), Failure> {
     memory::write(at, token).map_err(|_| Failure::Invalid)
 }
 

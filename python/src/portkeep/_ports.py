@@ -99,5 +99,5 @@ def marked(label: str, blocks: int, number: int) -> bytes:
 
 
 def mark(label: bytes) -> bytes | None:
-    """What the labels of a list have in common, and no other label."""
+    """The part that the labels of a list share, and no other label has."""
     return label if label[_TEXT] == 0 and label[_TEXT + 1] else None

@@ -50,7 +50,7 @@ impl Kernel {
 
 /// The newest kernel of a release: from the cache, or else from Debian.
 pub(crate) fn get(release: &'static str, work: &Path) -> Result<Kernel> {
-    let cache = work.join(format!("linux-{release}"));
+    let cache = work.join(format!("kernel-{release}"));
     fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
     if let Some(kernel) = cached(release, &cache)? {
         return Ok(kernel);
@@ -104,9 +104,19 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Those of sock_diag and of the NFS client. All modules of a kernel would be a hundred megabytes.
-const MODULES: [&str; 4] =
-    ["*/net/ipv4/*_diag.ko*", "*/net/sunrpc/*.ko*", "*/net/dns_resolver/*.ko*", "*/kernel/fs/[fln]*.ko*"];
+/// Those of sock_diag, of the NFS client, of nftables and of pairs of interfaces. All modules of a kernel would be a hundred
+/// megabytes.
+const MODULES: [&str; 9] = [
+    "*/net/ipv4/*_diag.ko*",
+    "*/net/sunrpc/*.ko*",
+    "*/net/dns_resolver/*.ko*",
+    "*/kernel/fs/[fln]*.ko*",
+    "*/net/netfilter/nf*_*.ko*",
+    "*/net/netfilter/nfnetlink.ko*",
+    "*/netfilter/nf_defrag_*.ko*",
+    "*/lib/libcrc32c.ko*",
+    "*/drivers/net/veth.ko*",
+];
 
 fn extract(archive: &Path, folder: &Path) -> Result<()> {
     let mut unpack = DPKG_DEB.command();

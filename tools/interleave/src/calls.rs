@@ -121,7 +121,7 @@ pub(crate) fn enabled(lists: &[Vec<Line>], state: &State, cpu: usize) -> bool {
 }
 
 /// Whether the kernel calls the sock_ops program at this point of a call.
-fn tells(state: &State, line: &Line) -> bool {
+fn reports(state: &State, line: &Line) -> bool {
     let s = &state.kernel.sockets[line.socket];
     s.transport == Transport::Tcp
         && !s.mptcp
@@ -201,7 +201,7 @@ impl Machine {
                     s.locked = None;
                 }
             }
-            Run(Hook::Tcp) if !runs && !tells(state, line) => {}
+            Run(Hook::Tcp) if !runs && !reports(state, line) => {}
             Run(hook) => return self.run_hook(scenario, state, cpu, line, hook),
             TakePort => self.take_port(scenario, state, cpu, line)?,
             AutoBind => {
@@ -456,7 +456,7 @@ impl Machine {
                 Ok(false)
             }
             Stop::Done(verdict) => {
-                self.judge(scenario, state, number, line, hook, &cpu, verdict)?;
+                self.check_step(scenario, state, number, line, hook, &cpu, verdict)?;
                 Ok(true)
             }
         }

@@ -209,7 +209,7 @@ impl Machine {
             state.shared.create(object, value_size, true);
         }
         self.put(state, cpu, address::shared(object), &value)?;
-        // What was removed may be reused at once: a CPU that still points there finds the new element.
+        // A removed element may be reused at once: a CPU that still points there finds the new one.
         for other in reused.into_iter().filter(|other| *other != object) {
             for (at, byte) in value.iter().enumerate() {
                 state.shared.store(other, at, 1, u64::from(*byte));

@@ -177,7 +177,7 @@ impl Machine {
 
     /// The meaning of the program's verdict for the call.
     #[expect(clippy::too_many_arguments, reason = "all are about the one program that has just returned")]
-    pub(crate) fn judge(
+    pub(crate) fn check_step(
         &mut self,
         scenario: &Scenario,
         state: &mut State,

@@ -5,12 +5,7 @@ mod command;
 mod configuration;
 mod section;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Command, Parser};
@@ -22,6 +17,9 @@ use clap_complete::Shell;
 struct Options {
     /// Prefix of the installation: pages go to its share/man, completions to where each shell reads them
     prefix: PathBuf,
+    /// The page of portkeep-web, and nothing else; without this, everything else
+    #[arg(long)]
+    web: bool,
 }
 
 /// Path below the prefix, content.
@@ -29,6 +27,8 @@ type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The page about the format of drop-in files.
 const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
+/// A program and a package of its own.
+const WEB: &str = "portkeep-web";
 
 /// Each shell reads its completions from a folder and a name of its own.
 const COMPLETIONS: [(Shell, &str); 3] = [
@@ -38,11 +38,12 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 ];
 
 fn main() -> ExitCode {
-    portkeep_tool::exit(write(&Options::parse().prefix))
+    portkeep_tool::exit(write(&Options::parse()))
 }
 
-fn write(prefix: &Path) -> Result<()> {
-    for (path, content) in make()? {
+fn write(Options { prefix, web }: &Options) -> Result<()> {
+    let of_web = page_path(WEB, 1);
+    for (path, content) in make()?.into_iter().filter(|(path, _)| (*path == of_web) == *web) {
         let path = prefix.join(path);
         let folder = path.parent().context("a path without a folder")?;
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
@@ -70,7 +71,7 @@ fn make() -> Result<Files> {
     pages(&table, &[], &mut files)?;
     let mut web = portkeep_web::command();
     web.build();
-    files.insert(page_path("portkeep-web", 1), command::page(&web, &["portkeep", "web"])?);
+    files.insert(page_path(WEB, 1), command::page(&web, &["portkeep", "web"])?);
     pages(&fleet(), &["portkeep"], &mut files)?;
     files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
     let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
@@ -173,7 +174,9 @@ mod tests {
     #[test]
     fn the_pages_are_clean() {
         let folder = tempfile::tempdir().unwrap();
-        write(folder.path()).unwrap();
+        for web in [false, true] {
+            write(&Options { prefix: folder.path().into(), web }).unwrap();
+        }
         let files = make().unwrap();
         let pages: Vec<PathBuf> =
             files.keys().filter(|path| path.starts_with("share/man")).map(|path| folder.path().join(path)).collect();

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, sync::atomic::Ordering::SeqCst, time::Durat
 use anyhow::Result;
 use portkeep::{
     Info, State,
-    persistent::{Account, Audience, Kept, PersistentError, Proposal, Which},
+    persistent::{Account, Audience, Lifetime, PersistentError, Proposal, Which},
 };
 use portkeep_core::{PortRange, Token, Transports, wire};
 use portkeep_kernel::cgroup;
@@ -148,7 +148,7 @@ impl Administrator {
 
     fn create(&mut self, k: u64) {
         let proposal = self.proposal('c', k);
-        let kept = if self.random.one_in(3) { Kept::Active } else { Kept::Persistent };
+        let kept = if self.random.one_in(3) { Lifetime::UntilReboot } else { Lifetime::UntilDeleted };
         let result = self.place.connect().and_then(|mut agent| agent.create(&proposal, kept));
         self.say(Operation::Create, &format!("{proposal:?}"), &result);
         let before = self.created[&k].clone();

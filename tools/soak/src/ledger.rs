@@ -1,7 +1,7 @@
 //! The reservations that are certainly in force, at this very moment.
 //!
 //! A grant is written down after ACQUIRE has returned, and crossed out before anything is done that ends it: RELEASE, the
-//! close of the last descriptor, a SIGKILL (the stage first says that the process is no longer alive, then kills). So
+//! close of the last descriptor, a SIGKILL (the host first says that the process is no longer alive, then kills). So
 //! an entry here is in force, whatever else is under way: a port of it must be granted to nobody else, and a process
 //! outside its scope must not get to bind it. Other reservations may also be in force; nothing is concluded from that.
 //!

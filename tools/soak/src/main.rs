@@ -2,7 +2,7 @@
 //! the middle of it, and so is the agent; the programs are upgraded under them. All the time the results are checked
 //! against a ledger, and at the end nothing may be left.
 //!
-//! * [`stage`]: the namespaces, the cgroup, the BPF programs, and the kills;
+//! * [`host`]: the namespaces, the cgroup, the BPF programs, and the kills;
 //! * [`worker`]: one of the processes; [`administrator`]: the process that makes persistent reservations;
 //! * [`ledger`]: the facts that are certain while everything is under way, in [`shared`] memory;
 //! * [`checks`]: the conditions that hold when everybody is at rest, and at the end;
@@ -11,10 +11,10 @@
 mod administrator;
 mod agent;
 mod checks;
+mod host;
 mod ledger;
 mod report;
 mod shared;
-mod stage;
 mod summary;
 mod tally;
 mod worker;
@@ -65,7 +65,7 @@ struct Options {
 #[derive(clap::Subcommand)]
 #[command(hide = true)]
 enum Role {
-    Stage(stage::Options),
+    Host(host::Options),
     Worker(worker::Options),
     Administrator(administrator::Options),
 }
@@ -73,7 +73,7 @@ enum Role {
 fn main() -> ExitCode {
     let options = Options::parse();
     portkeep_tool::exit(match &options.role {
-        Some(Role::Stage(options)) => stage::run(options),
+        Some(Role::Host(options)) => host::run(options),
         Some(Role::Worker(options)) => worker::run(options),
         Some(Role::Administrator(options)) => administrator::run(options),
         None => run(&options),
@@ -96,7 +96,7 @@ fn run(options: &Options) -> Result<()> {
     let before = Surroundings::look()?;
     let folder = tempfile::Builder::new().prefix("portkeep-soak-").tempdir()?;
     let cgroup = TestCgroup::new("soak")?;
-    let stage = stage::Options {
+    let host = host::Options {
         seconds,
         processes,
         seed,
@@ -104,8 +104,8 @@ fn run(options: &Options) -> Result<()> {
         cgroup: cgroup.path().to_owned(),
         portkeep: copy_of(&portkeep, folder.path())?,
     };
-    let outcome = stage_process(&stage).and_then(|()| {
-        let json = fs::read(folder.path().join("report.json")).context("the stage left no report")?;
+    let outcome = stage_process(&host).and_then(|()| {
+        let json = fs::read(folder.path().join("report.json")).context("the host left no report")?;
         Ok(serde_json::from_slice::<Report>(&json)?)
     });
     let mut report = match outcome {
@@ -165,12 +165,12 @@ fn copy_of(program: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(copy)
 }
 
-fn stage_process(options: &stage::Options) -> Result<()> {
+fn stage_process(options: &host::Options) -> Result<()> {
     // The same for ourselves: workers are started for as long as it lasts.
     let own = options.folder.join("soak");
     fs::copy(std::env::current_exe()?, &own)?;
     let mut command = Command::new(own);
-    command.arg("stage");
+    command.arg("host");
     command.args([
         "--seconds",
         &options.seconds.to_string(),
@@ -181,8 +181,8 @@ fn stage_process(options: &stage::Options) -> Result<()> {
     ]);
     command.arg("--folder").arg(&options.folder).arg("--cgroup").arg(&options.cgroup);
     command.arg("--portkeep").arg(&options.portkeep);
-    let status = command.status().context("starting the stage")?;
-    ensure!(status.success(), "the stage ended with {status}");
+    let status = command.status().context("starting the host")?;
+    ensure!(status.success(), "the host ended with {status}");
     Ok(())
 }
 

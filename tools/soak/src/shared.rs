@@ -1,5 +1,5 @@
 //! The memory that all processes of a soak share. When a process is killed, its data here stays, so that the others
-//! and the stage know what it held and what it did last.
+//! and the host know what it held and what it did last.
 //!
 //! Everything in it is an atomic, all of them may be zero, and they are read and written in one order (`SeqCst`): the
 //! checks rest on what was written before what.
@@ -140,7 +140,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Make it. The descriptor stays open in the stage, where the others find it.
+    /// Make it. The descriptor stays open in the host, where the others find it.
     pub(super) fn create(crew: usize, sections: usize) -> io::Result<(Self, OwnedFd)> {
         let memory = memfd_create("portkeep-soak", MemfdFlags::CLOEXEC)?;
         let (_, _, length) = layout(crew, sections);

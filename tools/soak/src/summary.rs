@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tally::Outcomes;
 
-/// The actions of the stage.
+/// The actions of the host.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Deeds {
     pub(super) started: u64,
@@ -23,7 +23,7 @@ pub(super) struct Deeds {
     pub(super) most_reservations: u32,
 }
 
-/// The report of the stage.
+/// The report of the host.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Report {
     pub(super) deeds: Deeds,

@@ -45,13 +45,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     layout.place_files()?;
     layout.place_program(&built)?;
     layout.place_winsock(&built)?;
+    layout.place_web_files()?;
+    layout.place_web(&built)?;
     println!("installed below {}", layout.below_prefix("").display());
     Ok(())
 }
 
 /// The files that need no building, as a distribution's package has them.
 pub(crate) fn stage_files(root: &Path) -> Result<()> {
-    Layout { root: root.into(), prefix: "/usr".into() }.place_files()
+    let layout = Layout { root: root.into(), prefix: "/usr".into() };
+    layout.place_files()?;
+    layout.place_web_files()
 }
 
 /// How the programs are built.
@@ -72,14 +76,15 @@ impl Build {
         let folder = target_folder().join(if dev { "debug" } else { &self.profile });
         if dev {
             // The tests have built it.
-            portkeep_tool::build(&["--lib", "--bin=portkeep", "--bin=portkeep-pages"])?;
+            portkeep_tool::build(&["--lib", "--bin=portkeep", "--bin=portkeep-web", "--bin=portkeep-pages"])?;
             return Ok(folder);
         }
         let mut run = cargo();
         // In one go, so that cargo compiles what they share once. The libraries of the layer have one name, whatever
         // they are built with: a second build with other features would put its own in their place.
         run.args(["build", "--profile", &self.profile]);
-        run.args(["portkeep-cli", "portkeep-pages", "portkeep-winsock"].map(|name| format!("--package={name}")));
+        let packages = ["portkeep-cli", "portkeep-web", "portkeep-pages", "portkeep-winsock"];
+        run.args(packages.map(|name| format!("--package={name}")));
         if !self.rustflags.is_empty() {
             run.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags.join("\x1f"));
         }
@@ -113,17 +118,14 @@ impl Layout {
     pub(crate) fn place_files(&self) -> Result<()> {
         let repository = repository();
         let packaging = repository.join("packaging");
-        for (from, to) in [
+        for (file, to) in [
             ("systemd/portkeep.service", "lib/systemd/system"),
             ("systemd/portkeep-portserver.service", "lib/systemd/system"),
             ("systemd/portkeep-portserver.socket", "lib/systemd/system"),
             ("sysusers.d/portkeep.conf", "lib/sysusers.d"),
             ("tmpfiles.d/portkeep.conf", "lib/tmpfiles.d"),
         ] {
-            let text = read(&packaging.join(from))?;
-            let name = Path::new(from).file_name().unwrap_or_default();
-            let program = self.prefix.join("bin/portkeep");
-            write(&self.below_prefix(to).join(name), &text.replace(PROGRAM, &program.display().to_string()))?;
+            self.place_packaging(file, to)?;
         }
         // The agent reads these folders whatever the prefix is.
         make(&self.at("/usr/lib/portkeep/ports.d"))?;
@@ -162,13 +164,45 @@ impl Layout {
         Ok(())
     }
 
+    /// A file of `packaging/`, with the path that the program has here.
+    fn place_packaging(&self, file: &str, to: &str) -> Result<()> {
+        let file = repository().join("packaging").join(file);
+        let program = self.prefix.join("bin/portkeep");
+        let text = read(&file)?.replace(PROGRAM, &program.display().to_string());
+        write(&self.below_prefix(to).join(file.file_name().unwrap_or_default()), &text)
+    }
+
+    /// The files of portkeep-web that need no building.
+    pub(crate) fn place_web_files(&self) -> Result<()> {
+        self.place_packaging("systemd/portkeep-web.service", "lib/systemd/system")?;
+        let monitoring = repository().join("packaging/monitoring");
+        for name in ["alerts.yml", "dashboard.json"] {
+            copy(&monitoring.join(name), &self.below_prefix("share/doc/portkeep-web/examples"))?;
+        }
+        Ok(())
+    }
+
     /// The program, its manual pages and completions.
     pub(crate) fn place_program(&self, built: &Path) -> Result<()> {
-        let program = self.below_prefix("bin/portkeep");
-        replace(&built.join("portkeep"), &program)?;
+        self.place_binary(built, "portkeep")?;
+        self.place_pages(built, &[])
+    }
+
+    /// portkeep-web and its manual page.
+    pub(crate) fn place_web(&self, built: &Path) -> Result<()> {
+        self.place_binary(built, "portkeep-web")?;
+        self.place_pages(built, &["--web"])
+    }
+
+    fn place_binary(&self, built: &Path, name: &str) -> Result<()> {
+        let program = self.below_prefix("bin").join(name);
+        replace(&built.join(name), &program)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("making {} executable", program.display()))?;
-        let pages = Command::new(built.join("portkeep-pages")).arg(self.at(&self.prefix)).status();
+            .with_context(|| format!("making {} executable", program.display()))
+    }
+
+    fn place_pages(&self, built: &Path, options: &[&str]) -> Result<()> {
+        let pages = Command::new(built.join("portkeep-pages")).arg(self.at(&self.prefix)).args(options).status();
         ensure!(pages.context("starting portkeep-pages")?.success(), "portkeep-pages failed");
         Ok(())
     }

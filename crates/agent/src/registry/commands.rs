@@ -6,7 +6,7 @@ use portkeep::{
     Info, PortList, State,
     persistent::{
         Audience, Declaration, Name, Origin,
-        protocol::{Block, Change, Kept, Proposal, Reason, Refused, Which},
+        protocol::{Block, Change, Lifetime, Proposal, Reason, Refused, Which},
     },
 };
 use portkeep_kernel::Wanted;
@@ -26,7 +26,7 @@ impl Registry {
         &mut self,
         tools: &mut Tools<'_>,
         proposal: &Proposal,
-        kept: Kept,
+        kept: Lifetime,
         by_uid: u32,
     ) -> Result<Info, Refused> {
         self.open_again(tools).map_err(failed)?;
@@ -55,8 +55,8 @@ impl Registry {
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let store = match kept {
-            Kept::Persistent => &mut self.persistent,
-            Kept::Active => &mut self.active,
+            Lifetime::UntilDeleted => &mut self.persistent,
+            Lifetime::UntilReboot => &mut self.active,
         }
         .store()?;
         let mut is_kept = false;
@@ -77,8 +77,8 @@ impl Registry {
         let (declaration, blocks) = established?;
         let stored = Stored { declaration: declaration.clone(), by_uid, created };
         let declared = match kept {
-            Kept::Persistent => stored.persistent(),
-            Kept::Active => stored.active(),
+            Lifetime::UntilDeleted => stored.persistent(),
+            Lifetime::UntilReboot => stored.active(),
         };
         let item = Item::active(declared, blocks);
         let created = item.info();

@@ -244,7 +244,7 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> R
         }
         Some(Errno::EEXIST) => refused(
             Reason::InUse,
-            "those it is for have a private ephemeral range for this transport already; a second one would never be used",
+            "its audience has a private ephemeral range for this transport already; a second one would never be used",
         ),
         Some(Errno::ENOSPC) => refused(Reason::NoRoom, format!("the pool has no block of {count} ports left")),
         Some(Errno::EINVAL) => refused(Reason::Malformed, "there is no such block"),

@@ -2,6 +2,7 @@
 
 mod declarations;
 mod ports;
+mod servers;
 mod system;
 
 use std::{io::Write, path::Path};
@@ -15,8 +16,8 @@ use crate::{DONE, FAILED, Io, persist::view, pins::Pins, reservations, sources::
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
 the ephemeral ports of every network namespace, declared ports that are in use, units and users that do not exist, .socket units, \
-NAT rules, the ports of Kubernetes' services, and quotas. It changes nothing. Checks that only root can make are left out for others, \
-and named.
+servers that bind as another user, published ports of containers, NAT rules, the ports of Kubernetes' services, and quotas. It changes \
+nothing. Without root some checks are left out; the output names them.
 
 Examples:
   portkeep doctor
@@ -99,7 +100,7 @@ impl Examined<'_> {
 type Check = fn(&Examined<'_>) -> Findings;
 
 /// In the order of the report.
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 14] = [
     ("kernel", system::kernel),
     ("cgroups", system::cgroups),
     ("enforcement", system::enforcement),
@@ -108,6 +109,8 @@ const CHECKS: [(&str, Check); 12] = [
     ("files", declarations::files),
     ("in-force", declarations::in_force),
     ("socket-units", declarations::socket_units),
+    ("server-users", servers::users),
+    ("containers", servers::containers),
     ("pool", ports::pool),
     ("nat", ports::nat),
     ("node-ports", ports::node_ports),

@@ -1,6 +1,6 @@
 //! The pool, NAT rules, Kubernetes' ports and quotas.
 
-use portkeep::{PortRange, Transport};
+use portkeep::{Info, PortRange, Transport, persistent::Audience};
 use portkeep_core::PortSet;
 use portkeep_observe::{namespaces, process, sysctl};
 
@@ -31,13 +31,15 @@ fn of_overlap(overlap: &Overlap, place: &str) -> Finding {
     Finding::new(severity, format!("{place}{overlap}")).help(Overlap::HELP)
 }
 
-/// NAT rules over reserved ports: then another program answers than the one that has the reservation.
+/// NAT rules over reserved ports: then another program answers than the one that has the reservation. Ports that no program can
+/// bind by number are kept free for such rules.
 pub(super) fn nat(examined: &Examined<'_>) -> Findings {
     let Some(redirects) = &examined.facts.redirects else {
         return Err("nft and iptables-save show nothing: they require root, or are not installed".into());
     };
     let mut found = Vec::new();
-    for info in examined.all() {
+    let kept_free = |info: &&Info| info.strict && info.audience == Some(Audience::Administrators);
+    for info in examined.all().filter(|info| !kept_free(info)) {
         for rule in redirects {
             let hit = asked::blocks_of(info).find_map(|block| block.common(rule.ports));
             let concerned = info.transports.iter().any(|each| rule.transport.is_none_or(|of| of == each));

@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use portkeep::{
     Info, PortRange, Transport, Transports,
-    persistent::{Connection, Kept, Origin, PersistentError, Proposal, Which},
+    persistent::{Connection, Lifetime, Origin, PersistentError, Proposal, Which},
 };
 use portkeep_kernel::netns;
 use serde::Serialize;
@@ -19,8 +19,8 @@ use serde::Serialize;
 use crate::{DONE, FAILED, Io, NOTHING, persist, pins::Pins, reservations, sources::Sources, survey};
 
 const AFTER_HELP: &str = "\
-The words are netsh's: tags and values, or the values alone in their order, shortened as long as they are unambiguous. \
-store=persistent, the default of add and delete, is for good; store=active is until the next reboot. show lists the ports \
+The syntax is netsh's: tags and values, or the values alone in their order. Words can be shortened as long as they are unambiguous. \
+store=persistent, the default of add and delete, is permanent; store=active is until the next reboot. show lists the ports \
 reserved now, or with store=persistent those declared to stay.
 
 Persistent reservations have an asterisk: an administrator added them. The others belong to running programs; `portkeep \
@@ -35,7 +35,7 @@ Examples:
   portkeep excludedportrange del tcp 40000 11
   portkeep netsh int ipv4 show ex tcp          pasted lines work as well";
 
-/// Exclude ports in the words of Windows' netsh
+/// Exclude ports with the syntax of Windows' netsh
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, arg_required_else_help = true, infer_subcommands = true)]
 pub(crate) struct Args {
@@ -118,7 +118,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     if let Verb::Show { json, pins, sources, .. } = &args.command {
         let Some(protocol) = said.protocol else { return Ok(syntax(io, "protocol is missing")) };
-        return show(protocol, said.store.unwrap_or(Kept::Active), *json, (pins, sources), io);
+        return show(protocol, said.store.unwrap_or(Lifetime::UntilReboot), *json, (pins, sources), io);
     }
     let (protocol, ports) = match said.block() {
         Ok(block) => block,
@@ -179,7 +179,7 @@ impl From<PersistentError> for Failure {
     }
 }
 
-fn add(protocol: Transport, ports: PortRange, kept: Kept) -> Result<(), Failure> {
+fn add(protocol: Transport, ports: PortRange, kept: Lifetime) -> Result<(), Failure> {
     // A block of digits, a dash and a known word is a name.
     let name = format!("excludedportrange:{protocol}:{ports}")
         .parse()
@@ -190,7 +190,7 @@ fn add(protocol: Transport, ports: PortRange, kept: Kept) -> Result<(), Failure>
     Ok(())
 }
 
-fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<(), Failure> {
+fn delete(protocol: Transport, ports: PortRange, store: Option<Lifetime>) -> Result<(), Failure> {
     let transports = Transports::from(protocol);
     let mut agent = Connection::open()?;
     let declared = agent.list()?;
@@ -211,7 +211,7 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Kept>) -> Result<
                 }
             })
         }
-        Some(info) if store == Some(Kept::Active) && stays(info) => Err(Failure {
+        Some(info) if store == Some(Lifetime::UntilReboot) && stays(info) => Err(Failure {
             netsh: DENIED,
             reason: format!(
                 "{} is declared to stay{}; it cannot be taken back until the next reboot only",
@@ -240,7 +240,7 @@ struct Row {
 
 fn show(
     protocol: Transport,
-    store: Kept,
+    store: Lifetime,
     json: bool,
     (pins, sources): (&Pins, &Sources),
     io: &mut Io<'_>,
@@ -251,13 +251,13 @@ fn show(
         info.ports.blocks().iter().map(row).collect::<Vec<_>>()
     };
     let mut rows: Vec<Row> = match store {
-        Kept::Active => {
+        Lifetime::UntilReboot => {
             let own = netns::current_cookie().context("finding out which network namespace this is")?;
             let here = survey::all(pins)?.into_iter().filter(|info| reservations::is_here(info, own));
             let of_protocol = here.filter(|info| info.transports.contains(protocol));
             of_protocol.flat_map(|info| rows_of(&info, info.persistent)).collect()
         }
-        Kept::Persistent => {
+        Lifetime::UntilDeleted => {
             let declared = persist::view::look(pins, sources, io)?.declared.into_iter();
             let stays = declared.filter(|info| info.transports.contains(protocol) && stays(info));
             stays.flat_map(|info| rows_of(&info, true)).collect()

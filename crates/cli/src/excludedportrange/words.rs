@@ -1,23 +1,23 @@
 //! netsh's way to say things: `protocol=tcp startport=40000`, or the values alone in their order, and either
 //! shortened as far as it stays clear. Capitals make no difference.
 
-use portkeep::{PortRange, Transport, persistent::Kept};
+use portkeep::{PortRange, Transport, persistent::Lifetime};
 
 /// The meaning of the words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct Parsed {
     pub(super) protocol: Option<Transport>,
     pub(super) start: Option<u16>,
     pub(super) count: Option<u16>,
-    pub(super) store: Option<Kept>,
+    pub(super) store: Option<Lifetime>,
 }
 
 /// The tags in the order in which values stand without them.
 const TAGS: [&str; 4] = ["protocol", "startport", "numberofports", "store"];
 
 /// Read the words; `tags` are those that the command has.
-pub(super) fn read(words: &[String], tags: &[&'static str]) -> Result<Said, String> {
-    let mut said = Said::default();
+pub(super) fn read(words: &[String], tags: &[&'static str]) -> Result<Parsed, String> {
+    let mut said = Parsed::default();
     let mut given: Vec<&str> = Vec::new();
     for word in words {
         let (tag, value) = match word.split_once('=') {
@@ -48,7 +48,7 @@ pub(super) fn complete(word: &str, words: &[&'static str]) -> Result<&'static st
     }
 }
 
-impl Said {
+impl Parsed {
     fn set(&mut self, tag: &str, value: &str) -> Result<(), String> {
         let number = |from: u16| match value.parse::<u16>() {
             Ok(number) if number >= from => Ok(number),
@@ -66,8 +66,8 @@ impl Said {
             "numberofports" => self.count = Some(number(1)?),
             _ => {
                 self.store = Some(match complete(value, &["active", "persistent"]) {
-                    Ok("active") => Kept::Active,
-                    Ok(_) => Kept::Persistent,
+                    Ok("active") => Lifetime::UntilReboot,
+                    Ok(_) => Lifetime::UntilDeleted,
                     Err(_) => return Err("store is active (until the next reboot) or persistent".into()),
                 });
             }
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn tags_and_places_and_abbreviations_say_the_same() {
-        let persistent = "40000-40010/tcp Some(Persistent)";
+        let persistent = "40000-40010/tcp Some(UntilDeleted)";
         for text in [
             "protocol=tcp startport=40000 numberofports=11 store=persistent",
             "store=persistent numberofports=11 startport=40000 protocol=tcp",
@@ -138,7 +138,7 @@ mod tests {
             assert_eq!(add(text).as_deref(), Ok(persistent), "{text}");
         }
         assert_eq!(add("udp 7 1").as_deref(), Ok("7/udp None"));
-        assert_eq!(add("udp 7 1 active").as_deref(), Ok("7/udp Some(Active)"));
+        assert_eq!(add("udp 7 1 active").as_deref(), Ok("7/udp Some(UntilReboot)"));
     }
 
     proptest::proptest! {
@@ -165,19 +165,19 @@ mod tests {
             let said = read(&words, BLOCK).unwrap();
             let transport = if udp { Transport::Udp } else { Transport::Tcp };
             assert_eq!(said.block(), Ok((transport, PortRange::single(start).unwrap())));
-            assert_eq!(said.store, Some(if active { Kept::Active } else { Kept::Persistent }));
+            assert_eq!(said.store, Some(if active { Lifetime::UntilReboot } else { Lifetime::UntilDeleted }));
         }
 
         #[test]
         fn no_word_is_too_strange(words in proptest::collection::vec(".{0,12}", 0..6)) {
-            let _ = read(&words, BLOCK).map(Said::block);
+            let _ = read(&words, BLOCK).map(Parsed::block);
             let _ = behind_netsh(&words);
         }
     }
 
     #[test]
     fn errors_are_reported() {
-        for (text, told) in [
+        for (text, why) in [
             ("", "protocol is missing"),
             ("tcp", "startport is missing"),
             ("tcp 40000", "numberofports is missing"),
@@ -193,7 +193,7 @@ mod tests {
             ("=1", "=1: \"\" is not one of"),
         ] {
             let wrong = add(text).unwrap_err();
-            assert!(wrong.contains(told), "{text}: {wrong}");
+            assert!(wrong.contains(why), "{text}: {wrong}");
         }
         assert!(read(&words("tcp startport=1"), SHOW).is_err());
     }

@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use anyhow::Context;
 use portkeep::{
     Align, Transports,
-    persistent::{Block, Declaration, Kept, Name, Proposal},
+    persistent::{Block, Declaration, Lifetime, Name, Proposal},
 };
 
 use super::{
@@ -66,13 +66,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     audience: For,
 
-    /// Only sockets that are associated with it may bind its ports, not whoever names the number
+    /// Only associated sockets may bind its ports; binding the number is not enough
     #[arg(long)]
     strict: bool,
     /// A private ephemeral range: binds to port 0 draw from it
     #[arg(long)]
     ephemeral: bool,
-    /// Sockets of those it is for may be on the ports already
+    /// Sockets of its audience may have the ports already
     #[arg(long)]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail
@@ -134,7 +134,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(proposal) => proposal,
         Err(wrong) => return Ok(io.usage(wrong)),
     };
-    let kept = if args.until_reboot { Kept::Active } else { Kept::Persistent };
+    let kept = if args.until_reboot { Lifetime::UntilReboot } else { Lifetime::UntilDeleted };
     let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
     warn_if_missing(&created, io);
     if matches!(args.audience.audience(), Ok(None)) && !args.strict {

@@ -15,20 +15,20 @@ pub(super) struct For {
     ///
     /// Not for a server that binds as root and changes its user afterwards (nginx, Apache): use --unit. --user, --group and
     /// --unit can be given several times and together, four in all.
-    #[arg(long, help_heading = "For whom")]
+    #[arg(long, help_heading = "Audience")]
     user: Vec<Account>,
     /// For the processes of this group, by name or number
-    #[arg(long, help_heading = "For whom")]
+    #[arg(long, help_heading = "Audience")]
     group: Vec<Account>,
     /// For the processes of this systemd service or scope
-    #[arg(long, value_parser = unit, help_heading = "For whom")]
+    #[arg(long, value_parser = unit, help_heading = "Audience")]
     unit: Vec<Audience>,
     /// For the processes of this cgroup and those below it: a path below /sys/fs/cgroup, as /system.slice
-    #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "For whom")]
+    #[arg(long, value_name = "PATH", value_parser = cgroup, help_heading = "Audience")]
     #[arg(conflicts_with_all = ["user", "group", "unit"])]
     cgroup: Option<Audience>,
-    /// For administrators and nobody else
-    #[arg(long, conflicts_with_all = ["user", "group", "unit", "cgroup"], help_heading = "For whom")]
+    /// Only for administrators
+    #[arg(long, conflicts_with_all = ["user", "group", "unit", "cgroup"], help_heading = "Audience")]
     administrators: bool,
 }
 
@@ -45,7 +45,7 @@ impl For {
     }
 }
 
-/// Warn of an audience that does not exist: with a slip in its name the ports would be kept for no process, for good.
+/// Warn of an audience that does not exist: with a mistake in its name the ports would be reserved for no process.
 pub(super) fn warn_if_missing(info: &Info, io: &mut Io<'_>) {
     if let Some(missing) = info.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
         io.warning(format_args!("{missing} yet; the ports are reserved for it"));

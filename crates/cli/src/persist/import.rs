@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context;
 use portkeep::{
     Info, State,
-    persistent::{Block, Change, Connection, Declaration, Kept, Name, Origin, Proposal, Which},
+    persistent::{Block, Change, Connection, Declaration, Lifetime, Name, Origin, Proposal, Which},
 };
 use portkeep_observe::usage::in_use;
 use portkeep_persist::services;
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Change reservations of the same names
     #[arg(long)]
     replace: bool,
-    /// Sockets of those they are for may be on the ports already
+    /// Sockets of their audiences may have the ports already
     #[arg(long = "around")]
     beside_services: bool,
     /// Show what would be done
@@ -218,7 +218,7 @@ fn carry_out(agent: &mut Connection, steps: Vec<Step>, imported: &mut Imported) 
     for step in steps {
         let declaration = step.declaration();
         let done = match &step {
-            Step::Create(_) => agent.create(&proposal(declaration), Kept::Persistent).map(|created| {
+            Step::Create(_) => agent.create(&proposal(declaration), Lifetime::UntilDeleted).map(|created| {
                 imported.created.push(created);
                 Undo::Delete(declaration.name.clone())
             }),
@@ -286,13 +286,13 @@ mod tests {
         let web = declaration("web", "80-90", Transports::Both);
         let declared = [Info::declared(&web, &origin, State::Active)];
         assert!(matches!(standing(&web, &declared, false), Found::Same(_)));
-        let told = |wanted: &Declaration| match standing(wanted, &declared, true) {
+        let reason = |wanted: &Declaration| match standing(wanted, &declared, true) {
             Found::Other(text) => text,
             _ => String::new(),
         };
-        let other = told(&declaration("web", "443", Transports::Tcp));
+        let other = reason(&declaration("web", "443", Transports::Tcp));
         assert_eq!(other, "the name web is used by /etc/portkeep/ports.d/web.toml:3");
-        let other = told(&declaration("c", "85-200", Transports::Udp));
+        let other = reason(&declaration("c", "85-200", Transports::Udp));
         assert_eq!(other, "85-200/udp of c is reserved as web (80-90/tcp+udp) by /etc/portkeep/ports.d/web.toml:3");
         assert!(matches!(standing(&declaration("d", "91", Transports::Udp), &declared, true), Found::Nothing));
     }

@@ -8,7 +8,7 @@ use super::view;
 use crate::{DONE, Io, pins::Pins, reservations, sources::Sources, table};
 
 const AFTER_HELP: &str = "\
-STATE is `in force`; `waits` if something is in its way (the next line says what; the agent tries again); or \
+STATE is `in force`; `waits` if it cannot be in force yet (the next line has the reason; the agent tries again); or \
 `conflict` if another declaration has the port or the name. FROM is the file and line, or the command's user.
 
 Examples:

@@ -33,11 +33,11 @@ pub(crate) use delete::not_exactly;
 use crate::{Io, exit::refused, patience};
 
 const AFTER_HELP: &str = "\
-Such a reservation belongs to a service, a user, a group or a cgroup, not to a process. It stands from boot until it is \
-deleted, and nobody else gets its ports while its service is stopped, restarted or upgraded. Programs need no change.
+Such a reservation belongs to a service, a user, a group or a cgroup, not to a process. It is in force from boot until it is \
+deleted. No other process gets its ports while its service is stopped, restarted or upgraded. Programs need no change.
 
-It can also be declared in a file of /etc/portkeep/ports.d, which is the better place for what a package or a machine's \
-configuration wants; see `portkeep check --help`.
+It can also be declared in a file of /etc/portkeep/ports.d, which is the better way for packages and for the configuration \
+of a machine; see portkeep-ports.d(5).
 
 Examples:
   portkeep persist add 80,443 --name web --unit nginx.service
@@ -46,7 +46,7 @@ Examples:
   portkeep persist delete web
   portkeep persist export > reservations.toml";
 
-/// Reserve ports for a service, user or group, for good
+/// Reserve ports permanently for a service, user or group
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, arg_required_else_help = true)]
 pub(crate) struct Args {

@@ -14,12 +14,12 @@ use super::{
 use crate::{DONE, Io, ports, reservations};
 
 const AFTER_HELP: &str = "\
-For a reservation that a command created. The other parts of it stay as they are. Outsiders cannot bind the ports meanwhile: \
-all but the ports is changed in place, and new ports are in force before the former ones are free. If a change is \
+For a reservation that a command created. Its other properties stay as they are. Outsiders cannot bind the ports meanwhile: \
+new ports are in force before the former ones are free, and everything else is changed in place. If a change is \
 refused, the reservation stays as it is. Of a list, blocks that are in both stay in force; other new ports must not overlap the \
 former ones.
 
-Sockets bound from it keep running, also those that it is no longer for.
+Sockets bound from it keep running, also those of the former audience.
 
 Examples:
   portkeep persist set tomcat --unit tomcat10.service
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     /// true: binds to port 0 draw from it
     #[arg(long, value_name = "BOOL", hide_possible_values = true)]
     ephemeral: Option<bool>,
-    /// Sockets of those it is for may be on the new ports already
+    /// Sockets of its audience may have the new ports already
     #[arg(long, requires = "ports")]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail

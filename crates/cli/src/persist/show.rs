@@ -9,7 +9,9 @@ use portkeep::{
 use portkeep_observe::{Usage, usage};
 
 use super::view;
-use crate::{DONE, Io, NOTHING, pins::Pins, reservations, run::environment as variables_of, sources::Sources};
+use crate::{
+    DONE, Io, NOTHING, local_time::local, pins::Pins, reservations, run::environment as variables_of, sources::Sources,
+};
 
 const AFTER_HELP: &str = "\
 Only root can see which processes of other users have a port bound.
@@ -104,16 +106,16 @@ fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
         line("from", &origin.to_string())?;
     }
     if let Some(Origin::Command { created, .. }) = info.origin {
-        line("created", &created.to_string())?;
+        line("created", &local(created))?;
     }
     if info.strict {
         line("strict", "associated sockets only")?;
     }
     if info.ephemeral {
-        line("ephemeral", "binds to port 0 of those it is for draw from it")?;
+        line("ephemeral", "binds to port 0 of its audience draw from it")?;
     }
     if info.around {
-        line("around", "sockets of those it is for may have been there before it")?;
+        line("around", "sockets of its audience may have had the ports before it")?;
     }
     if let Some(token) = info.token {
         line("token", &token.to_string())?;

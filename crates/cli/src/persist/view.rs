@@ -9,7 +9,7 @@ use portkeep::{
 };
 use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
 
-use crate::{Io, patience, pins::Pins, reservations, sources::Sources};
+use crate::{Io, patience, pins::Pins, reservations, sources::Sources, waiting};
 
 /// All that is declared.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
         }
         Err(error) => return Err(error).context("reading the store"),
     };
-    let in_force = match reservations::in_force(pins) {
+    let in_force = match reservations::in_force(pins, None) {
         Ok(found) => found,
         Err(error) => {
             io.warning(format_args!("{error:#}"));
@@ -61,13 +61,13 @@ fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Res
 
 /// All that is declared, if an agent says so at once.
 pub(crate) fn of_agent() -> Vec<Info> {
-    Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()).unwrap_or_default()
+    waiting::ask_for_all().unwrap_or_default()
 }
 
 /// All that is declared, without a word about gaps: as the agent reports it or, where none runs, what can be read of files and
 /// stores, with what is in force of it.
 pub(crate) fn all(sources: &Sources, in_force: &[Info]) -> Vec<Info> {
-    match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
+    match waiting::ask_for_all() {
         Ok(declared) => declared,
         Err(PersistentError::AgentAbsent { .. }) => {
             let files = dropin::load(sources.root()).declared;

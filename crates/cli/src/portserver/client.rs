@@ -12,8 +12,7 @@ use rustix::{
     process::{Pid, PidfdFlags, getuid, pidfd_open},
 };
 
-/// Longer requests are refused, as by portpicker's own server.
-const LONGEST: usize = 20;
+use super::request::{Malformed, process_of};
 
 /// A process that may have a port.
 #[derive(Debug)]
@@ -26,10 +25,8 @@ pub(super) struct Client {
 /// A reason to answer with nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("a request is not the number of a process")]
-    NotANumber,
-    #[error("a request names process {0}, which cannot have a port")]
-    NoOrdinaryProcess(i64),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error("process {0} does not exist")]
     Absent(i32),
     #[error("process {0} belongs to another user")]
@@ -44,7 +41,7 @@ pub(super) enum Refusal {
 
 /// The process that `request`, sent over `connection`, names. It must belong to this user.
 pub(super) fn named(request: &[u8], connection: &UnixStream) -> Result<Client, Refusal> {
-    let number = parse(request)?;
+    let number = process_of(request)?;
     let peer = socket_peercred(connection).map_err(std::io::Error::from)?.pid.as_raw_nonzero().get();
     // An accepted socket is in the network namespace of the socket that connected.
     if netns::cookie_of(connection)? != netns::current_cookie()? {
@@ -53,7 +50,7 @@ pub(super) fn named(request: &[u8], connection: &UnixStream) -> Result<Client, R
     let number = translated(number, peer).ok_or(Refusal::Unrelated { peer, named: number })?;
     // A client that names process 1 has been adopted by it: the process it means is gone.
     let pid = Pid::from_raw(number).filter(|pid| *pid != Pid::INIT);
-    let pid = pid.ok_or(Refusal::NoOrdinaryProcess(number.into()))?;
+    let pid = pid.ok_or(Malformed::NoProcess(number.into()))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| Refusal::Absent(number))?;
     let user = status_field(number, "Uid:").and_then(|ids| ids.split_whitespace().next()?.parse::<u32>().ok());
     // Read before this look: if the process still runs, the user is that of this process and not of a later one.
@@ -64,12 +61,6 @@ pub(super) fn named(request: &[u8], connection: &UnixStream) -> Result<Client, R
         return Err(Refusal::ForeignUser(number));
     }
     Ok(Client { pid, pidfd })
-}
-
-fn parse(request: &[u8]) -> Result<i32, Refusal> {
-    let text = std::str::from_utf8(request).ok().filter(|text| text.len() <= LONGEST);
-    let number = text.and_then(|text| text.trim().parse::<i64>().ok()).ok_or(Refusal::NotANumber)?;
-    i32::try_from(number).ok().filter(|pid| *pid > 0).ok_or(Refusal::NoOrdinaryProcess(number))
 }
 
 fn has_ended(pidfd: &OwnedFd) -> bool {
@@ -104,17 +95,6 @@ fn translated(number: i32, peer: i32) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_request_is_one_number() {
-        assert_eq!(parse(b"4711\n").ok(), Some(4711));
-        assert_eq!(parse(b"4711").ok(), Some(4711));
-        for wrong in
-            [&b""[..], b"\n", b"x\n", b"12 13\n", b"0\n", b"-5\n", b"99999999999\n", b"000000000000000000042\n"]
-        {
-            assert!(parse(wrong).is_err(), "{wrong:?}");
-        }
-    }
 
     #[test]
     fn ended_processes_are_absent() {

@@ -9,6 +9,7 @@
 //! * [`client`]: the process that a request is for.
 
 mod client;
+mod request;
 mod server;
 mod workers;
 

@@ -21,6 +21,7 @@ use rustix::{
 use super::{
     SignalPipe,
     client::{self, Refusal},
+    request::Malformed,
 };
 use crate::Io;
 
@@ -185,7 +186,7 @@ impl Server {
                 let _ = connection.write_all(format!("{port}\n").as_bytes());
             }
             Err(error) => {
-                let malformed = matches!(error.downcast_ref(), Some(Refusal::NotANumber));
+                let malformed = matches!(error.downcast_ref(), Some(Refusal::Malformed(Malformed::NotANumber)));
                 *(if malformed { &mut self.statistics.malformed } else { &mut self.statistics.denied }) += 1;
                 self.complaint.make(&error, io);
             }

@@ -34,6 +34,28 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
         machine.portkeep(&[&["persist", "add", "--name", name, "--tcp", port], whom].concat()).ok();
     };
 
+    // The doctor names published ports that nothing keeps, and those that are declared for something else.
+    let findings = || {
+        let report = machine.portkeep(&["doctor", "--json"]).json();
+        report.as_array().unwrap().iter().find(|one| one["check"] == "containers").unwrap()["findings"].clone()
+    };
+    engine.serve("--name open --publish 8090:80", 80).ok();
+    let text = findings().to_string();
+    assert!(
+        text.contains("containers have published 8090 (by pid ") && text.contains("--unit docker.service"),
+        "{text}"
+    );
+    machine.shell("mkdir -p \"$0/root/etc/portkeep/ports.d\"").ok();
+    let drop_in = machine.folder.path().join("root/etc/portkeep/ports.d/a.toml");
+    std::fs::write(&drop_in, "[[reservation]]\nname = \"a\"\ntcp = 8090\nunit = \"a.service\"\n").unwrap();
+    machine.portkeep(&["reload"]);
+    let text = findings().to_string();
+    assert!(text.contains("8090/tcp of a is declared for unit a.service"), "{text}");
+    std::fs::remove_file(&drop_in).unwrap();
+    engine.docker("rm --force open").ok();
+    machine.portkeep(&["reload"]).ok();
+    assert_eq!(findings(), serde_json::json!([]));
+
     // A published port is bound by the engine, so it is reserved for the engine's unit.
     reserve("shop", "8080", &["--unit", "docker.service"]);
     engine.serve("--name shop --publish 8080:80", 80).ok();

@@ -216,9 +216,9 @@ fn declared_ports_survive_stops_crashes_hostile_binds_and_outgoing_connections()
     servers.redis.stop();
     servers.postgres.stop();
     outsiders.have_their_chance();
-    let told = outsiders.stop();
+    let shown = outsiders.stop();
     assert_eq!(board.wrong(), "");
-    eprintln!("{} starts of the rightful owners, none refused; lost: 0\n{told}", servers.starts);
+    eprintln!("{} starts of the rightful owners, none refused; lost: 0\n{shown}", servers.starts);
 
     // It was the reservations: without them everybody gets everything.
     for file in ["nginx.toml", "redis.toml", "postgres.toml"] {

@@ -22,8 +22,8 @@ fn without_cgroup_v2_ports_are_held_and_the_message_says_how_to_mount_it() {
     machine.portkeep(&["run", "--require-kernel", "--", "echo", "started"]).fails(125, why);
     let said = machine.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
-    said.tells(why).tells(&["only held"]);
-    machine.portkeep(&["acquire", "--count", "2"]).ok().tells(why);
+    said.reports(why).reports(&["only held"]);
+    machine.portkeep(&["acquire", "--count", "2"]).ok().reports(why);
     let status = machine.portkeep(&["status"]);
     assert_eq!(status.code, Some(3));
     assert!(status.out.contains(why[0]) && !status.out.contains("would bring"), "{status:?}");
@@ -47,7 +47,7 @@ fn a_process_that_sees_no_cgroup_v2_is_served_all_the_same() {
         ["unshare", "--mount", "sh", "-c", hide, "sh", portkeep, "run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"];
     let said = Outcome::from(machine.program(&words).output().unwrap()).ok();
     assert_eq!(said.out, "kernel\n");
-    said.tells(&["no cgroup of its own for the command", "every process of this user can bind its ports"]);
+    said.reports(&["no cgroup of its own for the command", "every process of this user can bind its ports"]);
     machine.portkeep(&["down"]).ok();
     machine.is_clean();
 }

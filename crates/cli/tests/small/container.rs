@@ -28,13 +28,13 @@ fn user_namespaces(test: &str) -> bool {
 
 /// The messages for root in such a container, and that it gets held ports.
 #[track_caller]
-fn is_told(machine: &Machine, container: &[&str], why: &str) {
+fn is_reported(machine: &Machine, container: &[&str], why: &str) {
     let say = |words: &[&str]| Outcome::from(machine.program(&inside(container, words)).output().unwrap());
     say(&["up"]).fails(1, &["bringing kernel enforcement up", why]);
     say(&["agent", "--up"]).fails(1, &["bringing kernel enforcement up", why]);
     let said = say(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n", "{said:?}");
-    let said = said.tells(&["cannot be brought up", why, "only held"]);
+    let said = said.reports(&["cannot be brought up", why, "only held"]);
     assert_eq!(said.err.lines().count(), 1, "the verifier's log is not for this: {said:?}");
     let said = say(&["acquire"]).ok();
     assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
@@ -51,8 +51,8 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
     if !user_namespaces("container::root_of_a_user_namespace") {
         return;
     }
-    is_told(&machine, &CONTAINER, "it requires root of the host, not of a user namespace");
-    is_told(&machine, &CONTAINER, HOST);
+    is_reported(&machine, &CONTAINER, "it requires root of the host, not of a user namespace");
+    is_reported(&machine, &CONTAINER, HOST);
     works(&machine);
 }
 
@@ -60,7 +60,7 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
 #[test]
 fn root_without_capabilities_sees_which_are_missing() {
     let machine = machine!("capabilities");
-    is_told(
+    is_reported(
         &machine,
         &DROPPED,
         "it requires CAP_BPF and CAP_NET_ADMIN and CAP_PERFMON, which this process does not have",
@@ -68,7 +68,7 @@ fn root_without_capabilities_sees_which_are_missing() {
     for (left_out, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {
         let bounding = format!("--bounding-set=-sys_admin,-{left_out}");
         let without = ["setpriv", &bounding, "--inh-caps=-all"];
-        is_told(&machine, &without, &format!("it requires {name}, which"));
+        is_reported(&machine, &without, &format!("it requires {name}, which"));
     }
     works(&machine);
 }
@@ -82,7 +82,7 @@ fn a_filter_on_bpf_is_named() {
     }
     let said = machine.helper(&[], &format!("without-bpf {PORTKEEP} run -- env")).ok();
     assert!(said.out.contains("PORTKEEP_ENFORCEMENT=held"), "{said:?}");
-    said.tells(&["bpf(2) is denied", "only held"]);
+    said.reports(&["bpf(2) is denied", "only held"]);
     machine.is_clean();
     works(&machine);
 }

@@ -66,7 +66,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
             Some(0) => assert_eq!(said.out, "held\n", "{limit}"),
             code => assert_eq!((code, said.out.as_str()), (Some(125), ""), "{limit}: {said:?}"),
         }
-        said.tells(&["ulimit -n"]);
+        said.reports(&["ulimit -n"]);
         machine.is_clean();
     }
     // Up to where there are enough, whichever step it is that they do not suffice for.
@@ -80,7 +80,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
         let run = with(&machine, limit, &["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
         match (run.code, run.out.as_str()) {
             (Some(0), "kernel\n") => assert_eq!(run.err, "", "{limit}"),
-            (Some(0), "held\n") | (Some(125), "") => drop(run.tells(&["ulimit -n"])),
+            (Some(0), "held\n") | (Some(125), "") => drop(run.reports(&["ulimit -n"])),
             _ => panic!("{limit}: {run:?}"),
         }
         machine.is_clean();
@@ -110,7 +110,7 @@ fn no_command_takes_a_lack_of_descriptors_for_an_answer() {
             let refused = said.code == Some(1);
             assert!(answered || refused, "{limit} {words:?}: {said:?}");
             if refused {
-                said.tells(&["ulimit -n"]);
+                said.reports(&["ulimit -n"]);
             }
         }
     }
@@ -137,8 +137,8 @@ fn held_mode_with_more_ports_than_descriptors_holds_nothing() {
     // The library: all or nothing, the same number of descriptors afterwards, and what fits is held.
     let said = machine.helper(&[&["prlimit", "--nofile=64"], &held[..]].concat(), "library 100").ok();
     let lines: Vec<&str> = said.out.lines().collect();
-    let told = "Some(24): holding 100 ports requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)";
-    assert_eq!((lines[0], lines[1], lines[4]), (told, told, "2 held"), "{said:?}");
+    let shown = "Some(24): holding 100 ports requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)";
+    assert_eq!((lines[0], lines[1], lines[4]), (shown, shown, "2 held"), "{said:?}");
     machine.is_clean();
 }
 

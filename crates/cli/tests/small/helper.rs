@@ -78,7 +78,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-fn tell(request: &Request) -> Option<Reservation> {
+fn report(request: &Request) -> Option<Reservation> {
     match request.acquire() {
         Ok(reservation) => {
             println!("{} {}", reservation.ports().count(), reservation.enforcement().name());
@@ -96,12 +96,12 @@ fn tell(request: &Request) -> Option<Reservation> {
 /// all of it as many descriptors as before.
 fn library(count: u16) {
     let before = descriptors();
-    drop(tell(&Reservation::tcp().ports(count)));
-    drop(tell(&Reservation::udp().ports(count).both()));
-    drop(tell(&Reservation::tcp().require(portkeep::Require::Kernel)));
-    drop(tell(&Reservation::tcp().scope(portkeep::Scope::User)));
+    drop(report(&Reservation::tcp().ports(count)));
+    drop(report(&Reservation::udp().ports(count).both()));
+    drop(report(&Reservation::tcp().require(portkeep::Require::Kernel)));
+    drop(report(&Reservation::tcp().scope(portkeep::Scope::User)));
     assert_eq!(descriptors(), before, "something is half held");
-    if let Some(reservation) = tell(&Reservation::tcp().ports(2)) {
+    if let Some(reservation) = report(&Reservation::tcp().ports(2)) {
         let address = std::net::Ipv4Addr::LOCALHOST;
         let (one, two) = (reservation.bind_tcp(address).unwrap(), reservation.bind_tcp(address).unwrap());
         assert!(reservation.ports().contains(one.local_addr().unwrap().port()));

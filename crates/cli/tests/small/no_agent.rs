@@ -24,7 +24,7 @@ fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
     assert!(machine.portkeep(&["status"]).ok().out.contains("not running (needed for ports outside the pool"));
     for words in [&["persist", "list"][..], &["persist", "export"], &["excludedportrange", "show", "tcp", "persistent"]]
     {
-        machine.portkeep(words).ok().tells(&["no agent runs"]);
+        machine.portkeep(words).ok().reports(&["no agent runs"]);
     }
     for words in [&["list"][..], &["check"], &["acquire"], &["acquire", "--both"], &["run", "--", "true"], &["upgrade"]]
     {

@@ -17,7 +17,7 @@ fn with_a_read_only_sys_the_command_has_no_cgroup_of_its_own() {
     machine.portkeep(&["up"]).ok();
     let said = machine.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "kernel\n");
-    said.tells(&["no cgroup of its own for the command", "Read-only file system", "every process of this user"]);
+    said.reports(&["no cgroup of its own for the command", "Read-only file system", "every process of this user"]);
     let said = machine.portkeep(&["run", "--scope", "cgroup", "--", "echo", "started"]);
     assert_eq!(said.out, "");
     said.fails(125, &["making cgroup", "Read-only file system"]);
@@ -36,7 +36,7 @@ fn a_read_only_bpf_file_system_is_named() {
     machine.portkeep(&["up"]).fails(1, why);
     let said = machine.portkeep(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
-    said.tells(why);
+    said.reports(why);
     machine.portkeep(&["down"]).fails(1, &["the file system is read-only"]);
     machine.shell(r#"mount -o remount,bind,rw "$0/bpf""#).ok();
     works(&machine);

@@ -27,8 +27,8 @@ fn a_user_sees_what_requires_root_and_the_remedy() {
         (&["check"], 0, &[]),
         (&["down"], 1, &["taking kernel enforcement away: it requires root"]),
     ];
-    for (words, code, told) in table {
-        machine.portkeep_as_nobody(words).fails(*code, told);
+    for (words, code, shown) in table {
+        machine.portkeep_as_nobody(words).fails(*code, shown);
     }
     let status = machine.portkeep_as_nobody(&["status"]);
     assert!(status.out.contains("only by holding the ports") && status.out.contains("it requires root"), "{status:?}");
@@ -41,9 +41,9 @@ fn a_user_gets_held_ports_and_a_warning_of_their_limits() {
     let machine = machine!("user-held");
     let said = machine.portkeep_as_nobody(&["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]).ok();
     assert_eq!(said.out, "held\n");
-    said.tells(&["it requires root", "only held", "SO_REUSEADDR"]);
+    said.reports(&["it requires root", "only held", "SO_REUSEADDR"]);
     let said = machine.portkeep_as_nobody(&["run", "--both", "--", "true"]).ok();
-    said.tells(&["the UDP ports are released when the command starts"]);
+    said.reports(&["the UDP ports are released when the command starts"]);
     let said = machine.portkeep_as_nobody(&["acquire", "--count", "3"]).ok();
     assert!(said.out.ends_with(" tcp held\n"), "{said:?}");
     let said = machine.portkeep_as_nobody(&["acquire", "--json"]).ok();

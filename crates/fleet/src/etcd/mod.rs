@@ -88,7 +88,6 @@ impl Client {
         self.cluster.load(Ordering::Relaxed)
     }
 
-    #[allow(dead_code)]
     pub(crate) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }

@@ -94,7 +94,7 @@ pub(super) fn open(agent: &Agent, url: &str, token: Option<String>, body: &Value
 /// A failure as etcd reports it, with the code of gRPC.
 #[derive(Deserialize)]
 struct Failure {
-    #[serde(default, alias = "message")]
+    #[serde(default)]
     error: String,
     #[serde(default)]
     code: u32,
@@ -120,5 +120,20 @@ fn meaning(status: u16, text: &str) -> Attempt {
         }
         _ if status >= 500 => Attempt::Next(error),
         _ => Attempt::Stop(EtcdError::Refused(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_etcd_are_understood() {
+        let text = r#"{"error":"etcdserver: requested lease not found","message":"etcdserver: requested lease not found","code":5}"#;
+        let Attempt::Stop(EtcdError::Refused(reason)) = meaning(404, text) else { panic!() };
+        assert_eq!(reason, "etcdserver: requested lease not found");
+        assert!(matches!(meaning(401, r#"{"error":"x","code":16}"#), Attempt::Stop(EtcdError::Token)));
+        assert!(matches!(meaning(503, r#"{"error":"etcdserver: no leader","code":14}"#), Attempt::Next(_)));
+        assert!(matches!(meaning(502, "<html>"), Attempt::Next(_)));
     }
 }

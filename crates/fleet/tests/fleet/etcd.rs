@@ -1,12 +1,14 @@
 //! Real members of etcd, each in a network namespace of its own.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
-    io::{BufRead, BufReader},
-    net::Ipv4Addr,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, TcpStream},
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use portkeep_testkit::{eventually_or, machine::Running, skip};
@@ -252,8 +254,28 @@ impl Member {
         self.process = Some(Running(command.spawn().unwrap()));
     }
 
+    /// How many requests of each kind it has had.
+    pub(crate) fn requests(&self) -> BTreeMap<String, u64> {
+        let ask = || {
+            self.namespace.enter();
+            let mut stream = TcpStream::connect((self.address, 2379)).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        };
+        let text = thread::scope(|scope| scope.spawn(ask).join().unwrap());
+        let lines = text.lines().filter_map(|line| line.strip_prefix("grpc_server_started_total{grpc_method=\""));
+        let count = |line: &str| Some((line.split_once('"')?.0.to_owned(), line.rsplit_once(' ')?.1.parse().ok()?));
+        lines.filter_map(count).collect()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().pid()
+    }
+
     pub(crate) fn signal(&self, what: Signal) {
-        signal(self.process.as_ref().unwrap().pid(), what);
+        signal(self.pid(), what);
     }
 
     /// SIGKILL.

@@ -3,7 +3,11 @@
 
 mod etcd;
 mod faults;
+mod guide;
 mod jobs;
+mod measure;
+mod random;
+mod secure;
 mod world;
 
 use portkeep_testkit::machine::help;
@@ -20,4 +24,11 @@ fn helper_binds() {
 #[ignore]
 fn helper_serves() {
     world::serve_in_helper();
+}
+
+/// Not a test: a hostile outsider, see `random::Hostile`.
+#[test]
+#[ignore]
+fn helper_takes_ports() {
+    random::take_ports_in_helper();
 }

@@ -3,12 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    io::{BufRead, BufReader, Read},
+    net::Ipv4Addr,
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    thread,
 };
 
 use portkeep_testkit::{
@@ -17,7 +16,7 @@ use portkeep_testkit::{
 };
 use serde_json::Value;
 
-use crate::etcd::{Cluster, Switch, etcd_or_skip};
+use crate::etcd::{Cluster, Member, Switch, etcd_or_skip};
 
 pub(crate) const FLEET: &str = env!("CARGO_BIN_EXE_portkeep-fleet");
 /// The ports of the fleets of these tests.
@@ -200,20 +199,16 @@ impl Fleet {
 
     /// How many requests of each kind the first member of etcd has had.
     pub(crate) fn requests(&self) -> BTreeMap<String, u64> {
-        let member = &self.cluster.members[0];
-        let ask = || {
-            member.namespace.enter();
-            let mut stream = TcpStream::connect((member.address, 2379)).unwrap();
-            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        };
-        let text = thread::scope(|scope| scope.spawn(ask).join().unwrap());
-        let lines = text.lines().filter_map(|line| line.strip_prefix("grpc_server_started_total{grpc_method=\""));
-        let counts =
-            lines.filter_map(|line| Some((line.split_once('"')?.0.to_owned(), line.rsplit_once(' ')?.1.parse().ok()?)));
-        counts.collect()
+        self.cluster.members[0].requests()
+    }
+
+    /// The same of all members.
+    pub(crate) fn all_requests(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for (method, count) in self.cluster.members.iter().flat_map(Member::requests) {
+            *all.entry(method).or_default() += count;
+        }
+        all
     }
 
     /// No job is left anywhere: not in etcd, and not in a kernel. Blocks may rest.

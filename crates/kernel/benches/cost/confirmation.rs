@@ -4,13 +4,12 @@ use std::os::unix::net::UnixStream;
 
 use portkeep::{Require, Reservation};
 use portkeep_agent::{Agent, Options, Programs};
-use portkeep_testkit::process::Child;
-
-use crate::{
-    Bench,
-    paired::median_ns,
+use portkeep_testkit::{
+    process::Child,
     table::{Row, Table},
 };
+
+use crate::{Bench, paired::median_ns};
 
 const REQUESTS: usize = 501;
 

@@ -14,7 +14,6 @@ mod memory;
 mod paired;
 mod ranges;
 mod sockets;
-mod table;
 mod workers;
 
 use std::{io, time::Instant};
@@ -22,13 +21,15 @@ use std::{io, time::Instant};
 use portkeep::control;
 use portkeep_core::{PortRange, Token, wire::AcquireRequest};
 use portkeep_kernel::{Loaded, Settings};
-use portkeep_testkit::{TestCgroup, new_namespace};
+use portkeep_testkit::{
+    TestCgroup, new_namespace,
+    table::{Row, Table},
+};
 use socket2::{SockAddr, Socket};
 
 use crate::{
     paired::{median_ns, ratio},
     sockets::{any, any6, connection, dual_stack, tcp},
-    table::{Row, Table},
 };
 
 const ROUNDS: usize = 31;
@@ -63,6 +64,10 @@ impl Bench {
     }
 }
 
+const HEAD: &str = "# What it costs\n\nMade by `cargo bench -p portkeep-kernel -- --write` as root. Read the ratios: both sides of \
+                    each were measured in turns in one run. \"Inside\" are sockets that the programs see, \"outside\" those \
+                    that they do not.";
+
 fn main() {
     if let Some(job) = std::env::args().nth(1).filter(|arg| arg.starts_with("worker")) {
         return workers::work(&job);
@@ -88,7 +93,7 @@ fn main() {
     memory::many_cycles(&Bench::new(portkeep_core::defaults::POOL), &mut table);
     print!("{table}");
     if std::env::args().any(|arg| arg == "--write") {
-        table.write().expect("writing docs/internals/benchmarks.md");
+        table.write("cost", HEAD).expect("writing docs/internals/benchmarks.md");
     }
 }
 

@@ -3,11 +3,9 @@
 use portkeep::control;
 use portkeep_core::defaults::POOL;
 use portkeep_core::wire::AcquireRequest;
+use portkeep_testkit::table::{Row, Table};
 
-use crate::{
-    Bench, cycle, sockets,
-    table::{Row, Table},
-};
+use crate::{Bench, cycle, sockets};
 
 /// The pool of one namespace, all of its ports reserved in blocks of 64, one listener in each.
 pub(crate) fn pool_in_use(bench: &Bench, table: &mut Table) {

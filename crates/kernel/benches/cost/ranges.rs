@@ -9,12 +9,12 @@ use portkeep_core::{
     wire::{self, AcquireRequest},
 };
 use portkeep_kernel::Wanted;
+use portkeep_testkit::table::{Row, Table};
 use socket2::Socket;
 
 use crate::{
     Bench, ROUNDS, paired,
     sockets::{self, any, tcp},
-    table::{Row, Table},
 };
 
 const MANY: usize = 1000;

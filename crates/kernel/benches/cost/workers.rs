@@ -6,10 +6,9 @@ use std::{
     time::Instant,
 };
 
-use crate::{
-    Bench, cycle, sockets,
-    table::{Row, Table},
-};
+use portkeep_testkit::table::{Row, Table};
+
+use crate::{Bench, cycle, sockets};
 
 const CYCLES: usize = 40_000;
 

@@ -233,7 +233,7 @@ fn fork_as(pid: u32, work: impl FnOnce()) -> std::io::Result<()> {
 fn a_reused_pid_is_another_process() {
     let Some(world) = World::enter("bypass::pid_reuse") else { return };
     // When a process began is known where the kernel has BTF; elsewhere a number is all there is.
-    let told_apart = world.sandbox().loaded().knows_places();
+    let distinguished = world.sandbox().loaded().knows_places();
     for outlives in [true, false] {
         in_child(|| {
             let mut owner = Child::fork(|talk| {
@@ -258,7 +258,7 @@ fn a_reused_pid_is_another_process() {
             in_child(|| refused(&tcp(), port));
             let reused = fork_as(pid, || {
                 become_user(NOBODY);
-                if told_apart { refused(&tcp(), port) } else { bind(&tcp(), port).unwrap() }
+                if distinguished { refused(&tcp(), port) } else { bind(&tcp(), port).unwrap() }
             });
             reused.unwrap_or_else(|error| absent("a pid of one's choice", error));
             drop(keeper);

@@ -288,15 +288,15 @@ impl<'lab> World<'lab> {
 
     // ---- calls --------------------------------------------------------------
 
-    fn tell(&mut self, pid: Pid, command: &Command) -> Result<Answer, Errno> {
-        let answer = self.processes[&pid].tell(command);
-        let told = answer.as_ref().map(|answer| (answer.number, answer.reuse_address));
-        self.log.push(format!("  {pid}: {command:?} -> {told:?}"));
+    fn perform(&mut self, pid: Pid, command: &Command) -> Result<Answer, Errno> {
+        let answer = self.processes[&pid].perform(command);
+        let shown = answer.as_ref().map(|answer| (answer.number, answer.reuse_address));
+        self.log.push(format!("  {pid}: {command:?} -> {shown:?}"));
         answer
     }
 
     fn must(&mut self, pid: Pid, command: &Command) {
-        self.tell(pid, command).unwrap_or_else(|errno| panic!("{command:?} failed: {errno}"));
+        self.perform(pid, command).unwrap_or_else(|errno| panic!("{command:?} failed: {errno}"));
     }
 
     fn set<T: IntoBytes + Immutable>(
@@ -308,11 +308,11 @@ impl<'lab> World<'lab> {
         thread: bool,
     ) -> Result<(), Errno> {
         let value = value.as_bytes().to_vec();
-        self.tell(pid, &Command::Set { on, option, value, thread }).map(drop)
+        self.perform(pid, &Command::Set { on, option, value, thread }).map(drop)
     }
 
     fn get<T: FromBytes + IntoBytes>(&mut self, pid: Pid, on: u32, option: i32) -> Result<T, Errno> {
-        let answer = self.tell(pid, &Command::Get { on, option, size: size_of::<T>() })?;
+        let answer = self.perform(pid, &Command::Get { on, option, size: size_of::<T>() })?;
         Ok(T::read_from_bytes(&answer.bytes).unwrap_or_else(|_| panic!("{} bytes", answer.bytes.len())))
     }
 
@@ -413,7 +413,7 @@ impl<'lab> World<'lab> {
         self.read_closed_lately();
         let value = [wire.as_bytes(), also.as_bytes()].concat();
         let set = Command::Set { on, option: wire::ACQUIRE, value, thread: ask.thread };
-        let kernel = self.tell(pid, &set).map(drop);
+        let kernel = self.perform(pid, &set).map(drop);
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
             true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
@@ -489,7 +489,7 @@ impl<'lab> World<'lab> {
         };
         let kernel = self.state(pid, on, select)?;
         self.model.select(pid, on, select).expect("a TCP or UDP socket");
-        let model = self.model.state(pid, on).map(|(token, reservation)| self.told(token, reservation));
+        let model = self.model.state(pid, on).map(|(token, reservation)| self.shown(token, reservation));
         same(&format!("STATE of {select:?}"), kernel, model)?;
 
         let version: wire::Version = self.get(pid, on, wire::VERSION).map_err(|errno| format!("VERSION: {errno}"))?;
@@ -506,7 +506,7 @@ impl<'lab> World<'lab> {
         let (mut kernel, mut model) = (BTreeSet::new(), BTreeSet::new());
         for index in 0.. {
             match self.state(pid, on, Select::Index(index))? {
-                Ok(told) => kernel.insert(told),
+                Ok(shown) => kernel.insert(shown),
                 Err(Errno::ENOENT) => break,
                 Err(errno) => return Err(format!("STATE of index {index}: {errno}")),
             };
@@ -514,7 +514,7 @@ impl<'lab> World<'lab> {
         for index in 0.. {
             self.model.select(pid, on, Select::Index(index)).expect("a TCP or UDP socket");
             let Ok((token, reservation)) = self.model.state(pid, on) else { break };
-            model.insert(self.told(token, reservation));
+            model.insert(self.shown(token, reservation));
         }
         same("what the socket owns", kernel, model)
     }
@@ -533,7 +533,7 @@ impl<'lab> World<'lab> {
         };
         self.set(pid, on, wire::SELECT, &select, false).map_err(|errno| format!("SELECT: {errno}"))?;
         let size = size_of::<wire::State>() + wire::ALSO_MAX * size_of::<Also>();
-        let answer = self.tell(pid, &Command::Get { on, option: wire::STATE, size });
+        let answer = self.perform(pid, &Command::Get { on, option: wire::STATE, size });
         let answer = answer.map(|answer| {
             let (state, rest) = wire::State::read_from_prefix(&answer.bytes).expect("a whole state");
             let also = <[Also]>::ref_from_bytes(rest).expect("whole others").to_vec();
@@ -556,7 +556,7 @@ impl<'lab> World<'lab> {
         }))
     }
 
-    fn told(&self, token: Option<Token>, reservation: &Reservation) -> SeenState {
+    fn shown(&self, token: Option<Token>, reservation: &Reservation) -> SeenState {
         let (scope, cgroup) = match reservation.access {
             Access::Process => (wire::SCOPE_PROCESS, 0),
             Access::User => (wire::SCOPE_USER, 0),
@@ -636,7 +636,7 @@ impl<'lab> World<'lab> {
 
     fn bind(&mut self, pid: Pid, on: Descriptor, address: Address, port: u16, thread: bool) -> Step_ {
         let to = SocketAddr::new(ip(address), port);
-        let kernel = self.tell(pid, &Command::Bind { on, to, thread });
+        let kernel = self.perform(pid, &Command::Bind { on, to, thread });
         let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
         let model = self.model.bind(pid, on, address, port, automatic);
         same(&format!("bind to {to}"), kernel.clone().map(|answer| answer.number as u16), model)?;
@@ -666,7 +666,7 @@ impl<'lab> World<'lab> {
         };
         let namespace = socket.namespace;
         let to = SocketAddr::new(ip, LISTENER);
-        let kernel = self.tell(pid, &Command::Connect { on, to });
+        let kernel = self.perform(pid, &Command::Connect { on, to });
         let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
         let model = self.model.connect(pid, on, LISTENER, automatic);
         same("connect", kernel.clone().map(|answer| answer.number as u16), model)?;
@@ -685,7 +685,7 @@ impl<'lab> World<'lab> {
         if self.model.sockets()[&id].transport != Some(Transport::Tcp) || self.connected.contains(&id) {
             return Ok(());
         }
-        let kernel = self.tell(pid, &Command::Listen(on));
+        let kernel = self.perform(pid, &Command::Listen(on));
         let automatic = kernel.as_ref().map_or(0, |answer| answer.number as u16);
         let model = self.model.listen(pid, on, automatic);
         same("listen", kernel.clone().map(|answer| answer.number as u16), model)?;

@@ -17,7 +17,7 @@ use fastrand::Rng;
 use portkeep_core::{PortRange, Transports};
 use redb::StorageBackend;
 
-use super::{Disk, Engine, StoreError, Stored};
+use super::{Engine, StoreError, Stored, disk::Disk};
 use crate::{Audience, Declaration, Name};
 
 /// The fault of the disk.
@@ -340,10 +340,10 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
         let allowed = [&before, &states[after].1];
         for loss in LOSSES {
             let mut dice = Rng::with_seed(seed ^ ((position * LOSSES.len() + loss as usize) as u64) << 16);
-            let told = || format!("cut off after event {position} of {}, losing {loss:?}", log.len());
+            let shown = || format!("cut off after event {position} of {}, losing {loss:?}", log.len());
             let (engine, sim) =
-                recover(walk.cut(loss, &mut dice)).unwrap_or_else(|error| panic!("{}: {error}", told()));
-            assert!(allowed.contains(&&engine.content), "{}: {:?}", told(), engine.content.keys());
+                recover(walk.cut(loss, &mut dice)).unwrap_or_else(|error| panic!("{}: {error}", shown()));
+            assert!(allowed.contains(&&engine.content), "{}: {:?}", shown(), engine.content.keys());
             under_way += u64::from(engine.content != before);
             kills += 1;
             // Now and then the power goes again, while the store is being recovered or closed.
@@ -362,10 +362,10 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
                 for (number, event) in second.iter().enumerate() {
                     walk.step(event);
                     let (engine, _) = recover(walk.cut(LOSSES[number % LOSSES.len()], &mut dice))
-                        .unwrap_or_else(|error| panic!("{}, and again: {error}", told()));
-                    assert!(allowed.contains(&&engine.content), "{}, and again after {number}", told());
+                        .unwrap_or_else(|error| panic!("{}, and again: {error}", shown()));
+                    assert!(allowed.contains(&&engine.content), "{}, and again after {number}", shown());
                     // A state seen once stays.
-                    assert!(number < opened || engine.content == first, "{}, and again after {number}", told());
+                    assert!(number < opened || engine.content == first, "{}, and again after {number}", shown());
                     again += 1;
                 }
             }

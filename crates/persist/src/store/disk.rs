@@ -13,7 +13,7 @@ use std::{
 use redb::{StorageBackend, backends::FileBackend};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::StoreError;
+use super::error::StoreError;
 
 /// A larger file is not a store: 65,535 reservations of the longest kind are smaller.
 const LARGEST: u64 = 256 << 20;

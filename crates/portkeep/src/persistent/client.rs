@@ -10,7 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     Name, PersistentError,
-    protocol::{self, Answer, Change, Counters, Event, Kept, Proposal, Reloaded, Request, Which},
+    protocol::{self, Answer, Change, Counters, Event, Lifetime, Proposal, Reloaded, Request, Which},
 };
 
 use crate::Info;
@@ -59,7 +59,7 @@ impl Connection {
     }
 
     /// See [`create`](super::create).
-    pub fn create(&mut self, proposal: &Proposal, kept: Kept) -> Result<Info, PersistentError> {
+    pub fn create(&mut self, proposal: &Proposal, kept: Lifetime) -> Result<Info, PersistentError> {
         match self.ask(&Request::Create { proposal: proposal.clone(), kept })? {
             Answer::Created(created) => Ok(*created),
             other => Err(unexpected(&other)),

@@ -7,11 +7,11 @@
 //!
 //! ```no_run
 //! use std::net::Ipv4Addr;
-//! use portkeep::{PortRange, PortkeepSocket, Transport, persistent::{self, Audience, Kept, Proposal}};
+//! use portkeep::{PortRange, PortkeepSocket, Transport, persistent::{self, Audience, Lifetime, Proposal}};
 //!
 //! let declared = persistent::create(
 //!     &Proposal::new("rtp".parse()?, PortRange::new(5000, 20)?, Transport::Udp.into()).audience(Audience::unit("sip.service")?),
-//!     Kept::Persistent,
+//!     Lifetime::UntilDeleted,
 //! )?;
 //! let token = persistent::lookup(PortRange::new(5000, 20)?, Transport::Udp)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -27,7 +27,9 @@
 //! Names, the choice of whom a reservation is for, both transports at once and any block are additions.
 
 mod client;
+mod counters;
 mod error;
+mod event;
 pub mod protocol;
 
 use portkeep_core::{PortRange, Token, Transport, wire};
@@ -35,14 +37,14 @@ use portkeep_core::{PortRange, Token, Transport, wire};
 pub use client::Connection;
 pub use error::PersistentError;
 pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin, Others};
-pub use protocol::{Block, Change, Kept, Proposal, Which};
+pub use protocol::{Block, Change, Lifetime, Proposal, Which};
 
 use crate::{Info, State, query};
 
-/// Create a persistent reservation. When this returns it is in force, and on the disk unless it is [`Kept::Active`].
+/// Create a persistent reservation. When this returns it is in force, and on the disk unless it is [`Lifetime::UntilReboot`].
 ///
 /// Requires an administrator and a running agent.
-pub fn create(proposal: &Proposal, kept: Kept) -> Result<Info, PersistentError> {
+pub fn create(proposal: &Proposal, kept: Lifetime) -> Result<Info, PersistentError> {
     Connection::open()?.create(proposal, kept)
 }
 

@@ -4,19 +4,18 @@
 //! [`Answer`]. After [`Request::Watch`] answers go on coming, an [`Event`] each. The agent knows who is at the other
 //! end from the kernel (`SO_PEERCRED`), so nothing here says who asks.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use portkeep_core::{
-    Align, PortList, Time, Transports,
+    Align, PortList, Transports,
     persistent::{Audience, Declaration, Name},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Info, Process};
+use super::{counters, event};
+use crate::Info;
+pub use counters::{Counters, Latency, QuotaUse};
+pub use event::{Event, EventKind};
 
 /// The longest request or answer but for a list, in bytes.
 pub const LONGEST: usize = 64 * 1024;
@@ -39,15 +38,16 @@ pub fn socket_path() -> PathBuf {
     socket_in(&std::env::var_os(RUNTIME_DIR).map_or_else(|| DEFAULT_RUNTIME_DIR.into(), PathBuf::from))
 }
 
-/// Until when a reservation that a command created is kept.
+/// How long a reservation that a command created stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kept {
+pub enum Lifetime {
     /// Until it is deleted.
     #[default]
-    Persistent,
+    #[serde(rename = "persistent")]
+    UntilDeleted,
     /// Until it is deleted or the machine reboots: `store=active`.
-    Active,
+    #[serde(rename = "active")]
+    UntilReboot,
 }
 
 /// Which ports.
@@ -82,10 +82,10 @@ pub struct Proposal {
     /// By association only.
     #[serde(default)]
     pub strict: bool,
-    /// Binds to port 0 of those it is for draw from it (E6).
+    /// Binds to port 0 of its audience draw from it (E6).
     #[serde(default)]
     pub ephemeral: bool,
-    /// Sockets of those it is for may be there already.
+    /// Sockets of its audience may be there already.
     #[serde(default)]
     pub around: bool,
     /// It may leave few ephemeral ports (N5).
@@ -174,7 +174,7 @@ pub struct Change {
     pub strict: Option<bool>,
     /// A private ephemeral range.
     pub ephemeral: Option<bool>,
-    /// Sockets of those it is for may be on the new ports already.
+    /// Sockets of its audience may be on the new ports already.
     pub around: Option<bool>,
     /// It may leave few ephemeral ports (N5).
     pub force: Option<bool>,
@@ -244,7 +244,7 @@ pub enum Request {
         proposal: Proposal,
         /// For how long.
         #[serde(default)]
-        kept: Kept,
+        kept: Lifetime,
     },
     /// Delete one that a command created.
     Delete(Which),
@@ -309,68 +309,6 @@ pub struct Reloaded {
     pub complaints: Vec<String>,
 }
 
-/// Numbers about the whole machine, for monitoring.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Counters {
-    /// When this agent started.
-    pub since: Time,
-    /// Reservations, in all network namespaces.
-    pub reservations: u32,
-    /// Ports in them.
-    pub ports: u64,
-    /// Binds of outsiders that were refused since kernel enforcement was brought up.
-    pub refused: u64,
-    /// Requests for particular ports that wait for the agent now.
-    pub pending: u32,
-    /// How long such requests waited until they were granted or refused, since this agent started.
-    pub latency: Latency,
-    /// The accounts that hold ports or have requests waiting.
-    pub quotas: Vec<QuotaUse>,
-}
-
-/// A distribution of durations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// How many.
-    pub count: u64,
-    /// All of them together, in seconds.
-    pub sum: f64,
-    /// How many lasted at most so long, in seconds, and longer than the element before; the longest are in none.
-    pub buckets: Vec<(f64, u64)>,
-}
-
-impl Latency {
-    /// An empty one with these bounds, in seconds, lowest first.
-    pub fn with_bounds(bounds: &[f64]) -> Self {
-        Self { buckets: bounds.iter().map(|bound| (*bound, 0)).collect(), ..Self::default() }
-    }
-
-    /// One more.
-    pub fn add(&mut self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        self.count += 1;
-        self.sum += seconds;
-        if let Some((_, count)) = self.buckets.iter_mut().find(|(bound, _)| seconds <= *bound) {
-            *count += 1;
-        }
-    }
-}
-
-/// The ports of an account, and how many it may hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QuotaUse {
-    /// Its name.
-    pub account: String,
-    /// The user; `None`: root of another network namespace.
-    pub uid: Option<u32>,
-    /// Ports that it holds; of a reservation for both transports, TCP and UDP count apart.
-    pub used: u32,
-    /// Ports that it may hold; `None`: no limit.
-    pub limit: Option<u32>,
-    /// Its requests that wait for the agent.
-    pub pending: u32,
-}
-
 /// Why something was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -409,59 +347,5 @@ pub struct Refused {
     /// Why, for programs.
     pub reason: Reason,
     /// Why, for people: a sentence that names who or what is in the way.
-    pub message: String,
-}
-
-/// The kind of event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum EventKind {
-    /// A reservation came into force.
-    Granted,
-    /// A request for particular ports was not granted.
-    Denied,
-    /// A reservation ended.
-    Ended,
-    /// The bind of an outsider was refused.
-    Refused,
-    /// A bind to port 0 failed, because every port of the private ephemeral range is in use.
-    Exhausted,
-}
-
-/// As JSON and the journal have it.
-impl fmt::Display for EventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Granted => "granted",
-            Self::Denied => "denied",
-            Self::Ended => "ended",
-            Self::Refused => "refused",
-            Self::Exhausted => "exhausted",
-        })
-    }
-}
-
-/// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// When.
-    pub when: Time,
-    /// The kind.
-    pub what: EventKind,
-    /// The ports of the reservation, or the port refused; host byte order.
-    #[serde(flatten, with = "crate::info::list")]
-    pub ports: PortList,
-    /// Of which transports.
-    pub transports: Transports,
-    /// Cookie of the network namespace.
-    pub netns: u64,
-    /// The process that did it; `None` if it is not known.
-    pub process: Option<Process>,
-    /// The reservation it is about. Of one that has ended only the block and the owner process are known.
-    pub reservation: Option<Info>,
-    /// Events of the same kind and process before this one that were not reported.
-    pub unreported: u32,
-    /// All of it as a sentence.
     pub message: String,
 }

@@ -67,7 +67,7 @@ impl Process {
     /// # Panics
     ///
     /// If it is gone.
-    pub fn tell(&self, command: &Command) -> Result<Answer, Errno> {
+    pub fn perform(&self, command: &Command) -> Result<Answer, Errno> {
         self.channel.send(command, None).expect("the process listens");
         self.answer().expect("the process answers").0
     }

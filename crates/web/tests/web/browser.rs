@@ -121,6 +121,19 @@ fn the_map_shows_who_has_a_port() {
         "{ const s = document.getElementById('by-state'); s.value = ''; s.dispatchEvent(new Event('change')); }",
     );
 
+    // A list of ports is one reservation: both of its blocks are on the map, and one row is in the table.
+    search(&mut browser, "443/tcp");
+    let found = rows(&mut browser);
+    assert!(
+        found.len() == 2 && found.iter().any(|row| row.contains("80,443") && row.contains("website")),
+        "{found:#?}"
+    );
+    for port in [80, 443] {
+        let (x, y) = place(&mut browser, "tcp", port);
+        browser.mouse("mouseMoved", x, y);
+        browser.until("document.getElementById('tip').innerText.includes('website: 80,443/tcp')");
+    }
+
     // Search by unit, user, name and port.
     for (text, name) in
         [("sip.service", "rtp"), ("pytest", "pytest -n 16"), ("16400", "rtp"), ("root build", "build-farm")]

@@ -1,21 +1,19 @@
 //! Machines with something to see.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use portkeep::{Reservation, Scope};
 use portkeep_testkit::{
     Below, World,
     agent::{AgentFolder, AgentProcess, end_all},
-    process::{Child, Talk},
+    crowd,
+    process::Child,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Reservations of [`Large`].
 pub(crate) const RESERVATIONS: usize = 10_000;
 /// Sockets of [`Large`].
 pub(crate) const SOCKETS: usize = 50_000;
-/// Processes that hold them.
-const HOLDERS: u8 = 4;
 
 /// A machine with much on it.
 pub(crate) struct Large {
@@ -30,18 +28,9 @@ impl Large {
         let folder = AgentFolder::new();
         folder.configure("pool = \"2000-31999\"\n");
         let agent = folder.agent();
-        let limit = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-        // A process has some 20,000 descriptors at most. They are forked first, so that they hold no reservation open.
-        let mut holders = Vec::from_iter((0..HOLDERS).map(|holder| Child::fork(|talk| hold(holder, talk))));
-        holders.iter_mut().for_each(|holder| assert_eq!(holder.talk.hear(), 1));
-        let label = |number: usize| format!("service-{}", number % 97);
-        let reservations = (0..RESERVATIONS).map(|number| {
-            let request = if number % 3 == 0 { Reservation::udp() } else { Reservation::tcp() };
-            request.ports(1 + (number % 3) as u16).label(label(number)).acquire().unwrap()
-        });
-        let reservations = Vec::from_iter(reservations);
-        Self { folder, agent, _reservations: reservations, _holders: holders }
+        // First the processes, so that they hold no reservation open.
+        let holders = crowd::sockets(SOCKETS);
+        Self { folder, agent, _reservations: crowd::reservations(RESERVATIONS), _holders: holders }
     }
 
     /// The next test has the usual pool again.
@@ -50,17 +39,6 @@ impl Large {
         self.folder.reload();
         self.agent.stop();
     }
-}
-
-/// Bind one part of the sockets, each process on another address, and keep them until this process is killed.
-fn hold(holder: u8, talk: &mut Talk) {
-    let address = Ipv4Addr::new(127, 0, 1 + holder, 1);
-    let sockets =
-        (0..SOCKETS / usize::from(HOLDERS)).map(|number| UdpSocket::bind((address, 35_000 + number as u16)).unwrap());
-    let sockets = Vec::from_iter(sockets);
-    talk.say(1);
-    talk.try_hear();
-    drop(sockets);
 }
 
 /// A server as there are many: declared ports of services that run in their units, programs that hold some, and what is
@@ -89,9 +67,8 @@ struct Service {
 }
 
 /// Declarations of packages: name, and the other keys.
-const DECLARED: [(&str, &str); 14] = [
-    ("website", "tcp = 80\nunit = \"nginx.service\""),
-    ("website-tls", "tcp = 443\nunit = \"nginx.service\""),
+const DECLARED: [(&str, &str); 13] = [
+    ("website", "tcp = \"80,443\"\nunit = \"nginx.service\""),
     ("postgresql", "tcp = 5432\nunit = \"postgresql.service\"\ndescription = \"The main database\""),
     ("redis", "tcp = \"6379-6381\"\nunit = \"redis.service\""),
     ("sip", "tcp = 5060\nunit = \"sip.service\""),

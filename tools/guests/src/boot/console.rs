@@ -217,9 +217,9 @@ fn command(kernel: &Path, disk: &Path, short: bool) -> Command {
     command.arg("-drive").arg(format!("if=none,id=disk,format=raw,cache=unsafe,file={}", disk.display()));
     command.args(["-device", "nvme,drive=disk,serial=boot"]);
     let length = if short { "short" } else { "long" };
-    command
-        .arg("-append")
-        .arg(format!("root=/dev/nvme0n1 rw console=ttyS0 panic=-1 systemd.show_status=false boot_test={length}"));
+    command.arg("-append").arg(format!(
+        "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 no_timer_check systemd.show_status=false boot_test={length}"
+    ));
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     command
 }

@@ -27,6 +27,10 @@ macro_rules! guest {
 /// Text files of the guest.
 const FILES: &[(&str, &str)] = guest! {
     "check.sh" => "usr/lib/boot-test/check.sh"
+    "firewall.sh" => "usr/lib/boot-test/firewall.sh"
+    "firewall.nft" => "usr/lib/boot-test/firewall.nft"
+    "ftpd.service" => "etc/systemd/system/ftpd.service"
+    "media.toml" => "etc/portkeep/ports.d/media.toml"
     "check.service" => "etc/systemd/system/check.service"
     "early.service" => "etc/systemd/system/early.service"
     "outsider.service" => "etc/systemd/system/outsider.service"
@@ -43,6 +47,9 @@ const FILES: &[(&str, &str)] = guest! {
     "redis.toml" => "etc/portkeep/ports.d/redis.toml"
     "plain.toml" => "etc/portkeep/ports.d/plain.toml"
 };
+
+/// Services that let the kernel choose ports, and programs for a firewall before them.
+const FIREWALLED: &str = "inetutils-ftpd,nfs-common,rpcbind,nftables,iproute2";
 
 /// Which units are started, and by which. The package enables its own.
 const ENABLED: &[(&str, &str)] = &[
@@ -66,6 +73,7 @@ const MASKED: &[&str] = &[
     "e2scrub_reap.service",
     "e2scrub_all.timer",
     "fstrim.timer",
+    "nfs-client.target",
 ];
 
 /// Found out before the long preparations.
@@ -79,7 +87,7 @@ pub(super) fn check() -> Result<()> {
 }
 
 pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()> {
-    let base = debian::base(debian::SERVERS)?;
+    let base = debian::base(&format!("{},{FIREWALLED}", debian::SERVERS))?;
     let stage = tempfile::tempdir_in(folder).context("making a temporary folder")?;
     let root = stage.path();
     TAR.run(TAR.command().arg("-C").arg(root).args(["--numeric-owner", "-xpf"]).arg(&base))?;

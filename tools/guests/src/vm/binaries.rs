@@ -11,7 +11,7 @@ use serde::Deserialize;
 use portkeep_tool::cargo;
 
 /// Worlds around the command that are made of more programs than a guest has, and have little to do with the kernel.
-const NOT_IN_GUESTS: &[&str] = &["small", "containers", "clusters"];
+const NOT_IN_GUESTS: &[&str] = &["small", "containers", "clusters", "adopt", "doctor"];
 
 /// The binaries that the guest runs, and those that the tests start, at the path they were built at.
 pub(super) struct Binaries {

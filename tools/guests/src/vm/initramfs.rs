@@ -124,7 +124,7 @@ fn archive(root: &Path, image: &Path) -> Result<()> {
         .stdout(output);
     let mut cpio = CPIO.spawn(&mut cpio)?;
     let mut input = cpio.stdin.take().context("the input of cpio is not a pipe")?;
-    input.write_all(names.as_bytes()).context("telling cpio what to pack")?;
+    input.write_all(names.as_bytes()).context("naming the files for cpio")?;
     drop(input);
     ensure!(cpio.wait().context("waiting for cpio")?.success(), "packing {} failed", image.display());
     Ok(())

@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("== Linux {} ({})", kernel.release, kernel.name());
         let start = Instant::now();
         let report = guest::boot(&kernel.image, &image, options.verbose)?;
-        let passed = judge(&report, binaries.tests.len());
+        let passed = has_passed(&report, binaries.tests.len());
         println!("   {}  in {:.1} s", if passed { "passed" } else { "FAILED" }, start.elapsed().as_secs_f64());
         failed += usize::from(!passed);
     }
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Print the result of one kernel; true if all tests passed.
-fn judge(report: &Report, binaries: usize) -> bool {
+fn has_passed(report: &Report, binaries: usize) -> bool {
     // A guest that did not get to the end has not passed, even if all its tests have.
     let at_root = report.outcomes.iter().filter(|outcome| outcome.attach == "root").count();
     let complete = report.complete && at_root == binaries;

@@ -53,9 +53,9 @@ impl Outcome {
     }
 
     fn of(ended: Ended, printed: &[String]) -> Self {
-        let told = |word| printed.iter().filter_map(move |line| Some(line.split_once(word)?.1.to_owned()));
+        let shown = |word| printed.iter().filter_map(move |line| Some(line.split_once(word)?.1.to_owned()));
         // The harness prints this at the end; nothing else in a test's output looks like that.
-        let tests = told("test result: ").filter_map(|line| {
+        let tests = shown("test result: ").filter_map(|line| {
             let (before, _) = line.split_once(" passed")?;
             before.rsplit(' ').next()?.parse::<usize>().ok()
         });
@@ -65,9 +65,9 @@ impl Outcome {
             seconds: ended.milliseconds as f64 / 1000.0,
             code: ended.code,
             tests: tests.sum(),
-            skipped: told("SKIPPED ").collect(),
-            left: told("LEFT ").collect(),
-            taken: told("TAKEN ").collect(),
+            skipped: shown("SKIPPED ").collect(),
+            left: shown("LEFT ").collect(),
+            taken: shown("TAKEN ").collect(),
         }
     }
 }
@@ -123,8 +123,9 @@ impl Report {
     /// Tests that were left for a run below the root which did not take them up, and those that nobody had left.
     pub(super) fn forgotten(&self) -> BTreeSet<&str> {
         let all = |of: fn(&Outcome) -> &BTreeSet<String>| {
-            let told = self.outcomes.iter();
-            told.flat_map(move |outcome| of(outcome).iter().map(|test| (outcome.binary.as_str(), test.as_str())))
+            let shown = self.outcomes.iter();
+            shown
+                .flat_map(move |outcome| of(outcome).iter().map(|test| (outcome.binary.as_str(), test.as_str())))
                 .collect::<BTreeSet<_>>()
         };
         let (left, taken) = (all(|outcome| &outcome.left), all(|outcome| &outcome.taken));

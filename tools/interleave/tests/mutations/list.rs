@@ -472,7 +472,7 @@
         "",
     ),
     (
-        "a bind that looks whether another is let in does not see a change",
+        "a bind that checks whether another is let in does not see a change",
         "also-change",
         "also.h",
         "		return READ(r->also) == key.also;

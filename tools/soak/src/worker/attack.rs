@@ -62,7 +62,7 @@ impl Worker {
             let start = if listens { taken } else { 12000 + self.random.below(500) as u16 };
             let result = control::acquire(&owner, &ask(start, 1));
             let possible = [libc::EINPROGRESS, libc::EADDRINUSE, libc::EDQUOT, libc::ENETDOWN];
-            self.judge(Operation::Unheard, &start.to_string(), &result, &possible);
+            self.expect(Operation::Unheard, &start.to_string(), &result, &possible);
             thread::sleep(Duration::from_micros(self.random.below(1500)));
         }
     }
@@ -78,7 +78,7 @@ impl Worker {
             let start = 1 + self.random.below(700) as u16;
             let result = control::acquire(&owner, &ask(start, count));
             let what = format!("{start}+{count}");
-            if self.judge(Operation::Privileged, &what, &result, &[libc::EACCES, libc::EDQUOT]) {
+            if self.expect(Operation::Privileged, &what, &result, &[libc::EACCES, libc::EDQUOT]) {
                 self.violation(&format!("uid {} was granted {what}", self.person.uid), &[]);
             }
         }
@@ -111,7 +111,7 @@ impl Worker {
             for _ in 0..200 {
                 let result = bind(&socket, reserved);
                 let possible = [libc::EADDRINUSE, libc::EACCES, libc::EINVAL];
-                self.judge(Operation::Rebind, &format!("{reserved}/{transport}"), &result, &possible);
+                self.expect(Operation::Rebind, &format!("{reserved}/{transport}"), &result, &possible);
                 bound += u32::from(result.is_ok() && port(&socket) == reserved);
                 if transport == Transport::Udp {
                     let _ = sender.send_to(b"secret", &local(reserved).into());
@@ -139,7 +139,7 @@ impl Worker {
             let owner = sockets::socket(socket2::Domain::IPV4, transport);
             let result = control::acquire(&owner, &ask(start, 1));
             let possible = [libc::EADDRINUSE, libc::EDQUOT, libc::EINPROGRESS, libc::ENETDOWN];
-            if !self.judge(Operation::Refill, &start.to_string(), &result, &possible) {
+            if !self.expect(Operation::Refill, &start.to_string(), &result, &possible) {
                 return;
             }
             let Some(token) = control::granted(&owner).ok().and_then(|grant| Token::new(grant.token)) else { return };
@@ -190,7 +190,7 @@ impl Worker {
             }
             thread::sleep(Duration::from_millis(5));
         };
-        self.judge(Operation::BindGranted, &grant.start.to_string(), &result, &[libc::EADDRINUSE]);
+        self.expect(Operation::BindGranted, &grant.start.to_string(), &result, &[libc::EADDRINUSE]);
     }
 
     /// A user's requests without end by a peer that never reads, and many connections. Places are kept for root.
@@ -227,7 +227,7 @@ impl Worker {
             new_namespace();
             for owner in &owners {
                 let result = control::acquire(owner, &ask(0, 40));
-                self.judge(Operation::Elsewhere, "any 40", &result, &[libc::ENOSPC, libc::EDQUOT]);
+                self.expect(Operation::Elsewhere, "any 40", &result, &[libc::ENOSPC, libc::EDQUOT]);
             }
         });
         child.join();

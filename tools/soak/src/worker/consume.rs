@@ -39,7 +39,7 @@ impl Worker {
             (true, false) => &[libc::ENOENT],
             (false, _) => &[libc::EPERM, libc::ENOENT],
         };
-        let done = self.judge(operation, &grant.describe(), &result, possible);
+        let done = self.expect(operation, &grant.describe(), &result, possible);
         if done && !in_scope && still {
             let text = format!("{:?} is not in scope and could associate with {}", self.person, grant.describe());
             self.violation(&text, &[entry.holder()]);
@@ -96,7 +96,7 @@ impl Worker {
         let Some((i, Association { entry, grant })) = self.pick_associated() else { return self.associate_own() };
         let result = bind(&self.held[i].socket, 0);
         let possible = self.refusals(entry);
-        if self.judge(
+        if self.expect(
             Operation::Draw,
             &format!("{} of {}", self.held[i].transport, grant.describe()),
             &result,
@@ -116,7 +116,7 @@ impl Worker {
         let result = bind(&self.held[i].socket, port);
         let possible = self.refusals(entry);
         let what = format!("{port}/{} of {}", self.held[i].transport, grant.describe());
-        if self.judge(Operation::BindInside, &what, &result, possible) {
+        if self.expect(Operation::BindInside, &what, &result, possible) {
             self.held[i].bound = true;
         }
     }
@@ -129,7 +129,7 @@ impl Worker {
         }
         let result = bind(&self.held[i].socket, port);
         let what = format!("{port}/{} by an associate of {}", self.held[i].transport, grant.describe());
-        if self.judge(Operation::BindOutside, &what, &result, &[libc::EACCES]) {
+        if self.expect(Operation::BindOutside, &what, &result, &[libc::EACCES]) {
             self.held[i].bound = true;
             self.violation(&format!("bound {what}"), &[]);
         }
@@ -143,7 +143,7 @@ impl Worker {
         let port = self.port_in(&grant);
         let result = bind(&self.held[i].socket, port);
         let what = format!("{port}/{transport} of {}", grant.describe());
-        if !self.judge(Operation::BindOwn, &what, &result, &[libc::EADDRINUSE]) {
+        if !self.expect(Operation::BindOwn, &what, &result, &[libc::EADDRINUSE]) {
             return;
         }
         self.held[i].bound = true;
@@ -168,7 +168,7 @@ impl Worker {
         if grant.start < 1024 && self.person.uid != 0 {
             possible.push(libc::EACCES);
         }
-        self.judge(Operation::ConnectDraw, &what, &result, &possible);
+        self.expect(Operation::ConnectDraw, &what, &result, &possible);
         let drew = [0, libc::EINPROGRESS, libc::ECONNREFUSED].contains(&outcome(&result));
         self.held[i].bound = drew;
         // A refused TCP connection may have given its port up by now.
@@ -191,7 +191,7 @@ impl Worker {
         let result = self.converse(&listener, token);
         let (port, outcome) = (port(&listener), outcome(&result));
         let possible = [libc::EADDRINUSE, libc::EADDRNOTAVAIL, libc::EAGAIN, libc::EINPROGRESS];
-        self.judge(Operation::Traffic, &format!("{port} of {}", found.1.describe()), &result, &possible);
+        self.expect(Operation::Traffic, &format!("{port} of {}", found.1.describe()), &result, &possible);
         let still = self.ledger.is_certain(found.0);
         if outcome == 0 && still && !found.1.contains(port) {
             self.violation(&format!("drew {port} out of {}", found.1.describe()), &[]);

@@ -146,7 +146,7 @@ fn mailbox(folder: &Path, number: usize) -> PathBuf {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let Options { post, section, uid, cgroup, .. } = options;
-    // The agent and the stage have to get a word in, and others have work to do on this machine.
+    // The agent and the host have to get a word in, and others have work to do on this machine.
     let _ = nice(15);
     let common = post.open()?;
     let mine = cgroup.first().context("no cgroup")?;
@@ -259,7 +259,7 @@ impl Worker {
     }
 
     /// Count it, remember it, and complain about an outcome that cannot be.
-    fn judge<T>(&self, operation: Operation, what: &str, result: &io::Result<T>, possible: &[i32]) -> bool {
+    fn expect<T>(&self, operation: Operation, what: &str, result: &io::Result<T>, possible: &[i32]) -> bool {
         let outcome = outcome(result);
         self.count(operation, outcome);
         self.crew.step(&format!("{}: {what}: {outcome}", operation.text()));
@@ -351,7 +351,7 @@ impl Worker {
         let to = self.random.index(self.cgroups.len());
         let to = self.cgroups[to].clone();
         let result = fs::write(to.join("cgroup.procs"), "0");
-        self.judge(Operation::Move, &to.display().to_string(), &result, &[]);
+        self.expect(Operation::Move, &to.display().to_string(), &result, &[]);
         match chain(&to) {
             Ok(cgroups) if result.is_ok() => self.person.cgroups = cgroups,
             _ => {}
@@ -364,7 +364,7 @@ impl Worker {
         let socket = self.fresh_socket(transport);
         let Some((i, j)) = self.pick_grant() else {
             let version = portkeep::control::version(&socket);
-            self.judge(Operation::Query, "version", &version, &[]);
+            self.expect(Operation::Query, "version", &version, &[]);
             return;
         };
         let (_, grant) = self.held[i].owns[j];
@@ -374,7 +374,7 @@ impl Worker {
         let select =
             wire::SelectRequest { by, port, transport: transport.bit(), token: grant.token, ..Default::default() };
         let state = portkeep::control::state(&socket, &select);
-        if self.judge(Operation::Query, &format!("by {by} {}", grant.describe()), &state, &[])
+        if self.expect(Operation::Query, &format!("by {by} {}", grant.describe()), &state, &[])
             && let Ok(state) = state
             && (state.start, state.count, state.state) != (grant.start, grant.count, wire::ACTIVE)
         {

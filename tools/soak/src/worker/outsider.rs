@@ -88,7 +88,7 @@ impl Worker {
         let (socket, address) = self.hostile_socket(transport);
         let result = socket.bind(&SocketAddr::from((address, port)).into());
         let possible = [libc::EADDRINUSE, libc::EACCES];
-        if self.judge(operation, &format!("{address} {port}/{transport}"), &result, &possible) {
+        if self.expect(operation, &format!("{address} {port}/{transport}"), &result, &possible) {
             // A port in use is granted to nobody, so it does not matter which of the two was first.
             self.check_outsider("a bind", &socket, transport, u64::MAX, false);
             self.keep_a_while(socket, transport);
@@ -139,7 +139,7 @@ impl Worker {
             // An IPv4 destination for a socket that would have IPv6 alone.
             libc::ENETUNREACH,
         ];
-        self.judge(operation, &transport.to_string(), &result, &possible);
+        self.expect(operation, &transport.to_string(), &result, &possible);
         if outcome(&result) == 0 || operation == Operation::Connect {
             self.check_outsider("an automatic choice", &socket, transport, before, true);
         }
@@ -184,7 +184,7 @@ impl Worker {
             let owner = sockets::tcp();
             let request = portkeep_core::wire::AcquireRequest { count: 20, ..Default::default() };
             let result = portkeep::control::acquire(&owner, &request);
-            self.judge(Operation::AcquireWildcard, "after setuid", &result, &[libc::ENOSPC, libc::EDQUOT]);
+            self.expect(Operation::AcquireWildcard, "after setuid", &result, &[libc::ENOSPC, libc::EDQUOT]);
         });
         child.join();
     }

@@ -72,7 +72,7 @@ impl Worker {
             _ if request.start < 1024 && self.person.uid != 0 => &waits,
             _ => &waits[..4],
         };
-        let done = self.judge(operation, &what, &result, possible);
+        let done = self.expect(operation, &what, &result, possible);
         if done && operation == Operation::AcquireOutside {
             return self.violation(&format!("granted without being looked at: {what}"), &[]);
         }
@@ -141,7 +141,7 @@ impl Worker {
                 }
                 Ok(grant) if grant.state == wire::REFUSED && grant.error != 0 => {
                     let refused: std::io::Result<()> = Err(std::io::Error::from_raw_os_error(grant.error.into()));
-                    self.judge(Operation::Answer, "refused", &refused, &[libc::EADDRINUSE, libc::EACCES]);
+                    self.expect(Operation::Answer, "refused", &refused, &[libc::EADDRINUSE, libc::EACCES]);
                     self.held[i].pending = None;
                 }
                 // Still being looked at, or just being taken back.
@@ -165,7 +165,7 @@ impl Worker {
         };
         let i = self.socket_for(None, |held| held.pending.is_none() && !held.shared);
         let result = control::acquire(&self.held[i].socket, &request);
-        if self.judge(Operation::AcquireMalformed, &format!("{request:?}"), &result, &[libc::EINVAL]) {
+        if self.expect(Operation::AcquireMalformed, &format!("{request:?}"), &result, &[libc::EINVAL]) {
             self.violation(&format!("granted: {request:?}"), &[]);
         }
     }
@@ -181,7 +181,7 @@ impl Worker {
             _ => i,
         };
         let result = control::release(&self.held[by].socket, token);
-        self.judge(Operation::Release, &grant.describe(), &result, &[]);
+        self.expect(Operation::Release, &grant.describe(), &result, &[]);
     }
 
     pub(super) fn release_foreign(&mut self) {
@@ -194,7 +194,7 @@ impl Worker {
         let socket = self.fresh_socket(transport);
         let result = control::release(&socket, token);
         let possible = [libc::EPERM, libc::ENOENT, libc::EINVAL];
-        if self.judge(Operation::ReleaseForeign, &grant.describe(), &result, &possible) {
+        if self.expect(Operation::ReleaseForeign, &grant.describe(), &result, &possible) {
             self.violation(&format!("ended somebody else's {}", grant.describe()), &[entry.holder()]);
         }
     }

@@ -51,9 +51,9 @@ impl Worker {
         self.crew.step(&format!("fork and close the owner: owns {}", held.owns.len()));
         drop(held.socket);
         std::thread::sleep(Duration::from_micros(self.random.below(3000)));
-        let judge = sockets::socket(socket2::Domain::IPV4, held.transport);
+        let expect = sockets::socket(socket2::Domain::IPV4, held.transport);
         for (entry, grant) in &held.owns {
-            if control::state(&judge, &by_token(grant.token)).is_err() {
+            if control::state(&expect, &by_token(grant.token)).is_err() {
                 self.violation(&format!("{} ended while a child holds its owner", grant.describe()), &[]);
             }
             self.ledger.cross_out(*entry, grant);
@@ -62,7 +62,7 @@ impl Worker {
         self.crew.step("the child that held the owner is killed");
         self.count(Operation::Fork, 0);
         for (_, grant) in &held.owns {
-            let passed = control::state(&judge, &by_token(grant.token));
+            let passed = control::state(&expect, &by_token(grant.token));
             if passed.is_ok() {
                 self.violation(&format!("{} outlives all who had its owner", grant.describe()), &[]);
             }
@@ -75,7 +75,7 @@ impl Worker {
         let to = self.random.index(self.post.crew - 1);
         let result = send(&self.mail, mailbox(&self.post.folder, to), &self.held[i].socket);
         let possible = [libc::EAGAIN, libc::ECONNREFUSED, libc::ENOENT, libc::ETOOMANYREFS, libc::EPIPE, libc::EACCES];
-        if self.judge(Operation::Pass, &format!("to {to}, owns {}", self.held[i].owns.len()), &result, &possible) {
+        if self.expect(Operation::Pass, &format!("to {to}, owns {}", self.held[i].owns.len()), &result, &possible) {
             self.held[i].shared = true;
             if self.random.one_in(2) {
                 self.close_one(i);
@@ -106,7 +106,7 @@ impl Worker {
     fn bind_taken(&mut self, socket: &Socket, transport: Transport) {
         let result = sockets::bind(socket, 0);
         let possible = [libc::EINVAL, libc::EADDRINUSE, libc::EACCES];
-        if !self.judge(Operation::BindTaken, &transport.to_string(), &result, &possible) {
+        if !self.expect(Operation::BindTaken, &transport.to_string(), &result, &possible) {
             return;
         }
         // Once bound what it is associated with is settled.

@@ -84,14 +84,51 @@ for kind in deb rpm; do
 	if [ "$kind" = deb ]; then
 		mkdir -p "$root/var/lib/portkeep"
 		ok deb --purge portkeep
-		in_root getent group portkeep >/dev/null && fail 'the group is left'
+		for group in portkeep portkeep-watch; do
+			in_root getent group "$group" >/dev/null && fail "the group $group is left"
+		done
 	else
 		rm -rf "$root/var/lib/portkeep" "$root/etc/portkeep"
 		in_root groupdel portkeep
+		in_root groupdel portkeep-watch
 	fi
 	everything >"$root/run/after"
 	diff "$root/run/before" "$root/run/after" || fail 'files are left'
 	shown 'nothing is left'
+done
+
+# The answer to a request.
+ask() {
+	exec 3<>/dev/tcp/127.0.0.1/7676
+	printf 'GET %s HTTP/1.1\r\nHost: 127.0.0.1:7676\r\nConnection: close\r\n\r\n' "$1" >&3
+	cat <&3 >"$root/run/log"
+	exec 3>&-
+}
+deb_install_web() { deb --install "/packages/new/portkeep-web_${new}_amd64.deb"; }
+deb_purge() { deb --purge portkeep-web portkeep; }
+rpm_install_web() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --upgrade "$root/packages/new/portkeep-web-$new-1.x86_64.rpm" >"$root/run/log" 2>&1; }
+rpm_purge() {
+	rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase portkeep-web portkeep >"$root/run/log" 2>&1 || return
+	rm -rf "$root/etc/portkeep"
+	in_root groupdel portkeep && in_root groupdel portkeep-watch
+}
+for kind in deb rpm; do
+	if [ "$kind" = rpm ] && ! command -v rpm >/dev/null; then continue; fi
+	echo "portkeep-web, $kind"
+	ok ${kind}_install new "$new"
+	ok ${kind}_install_web
+	[ -z "$(find "$root/etc/systemd/system" -name portkeep-web.service)" ] || fail 'it is enabled'
+	chroot "$root" portkeep-web >"$root/run/web" 2>&1 &
+	web=$!
+	for _ in $(seq 100); do [ -s "$root/run/web" ] && break; sleep 0.1; done
+	ask / && said '<canvas id="map"'
+	ask /metrics && said 'portkeep_up 0'
+	kill "$web"
+	wait "$web" || fail 'it does not end well'
+	ok ${kind}_purge
+	everything >"$root/run/after"
+	diff "$root/run/before" "$root/run/after" || fail 'files are left'
+	shown 'installed, off by default; the map and the metrics are served; removed, nothing is left'
 done
 
 echo winsock

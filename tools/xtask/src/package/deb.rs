@@ -35,16 +35,16 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
     files::usual_modes(root)?;
     let control = root.join("DEBIAN");
     write(&control.join("control"), &fields(job, kind, edition, root)?)?;
+    let (names, folder) = kind.scripts();
+    for name in names {
+        let path = control.join(name);
+        write(&path, &script(&format!("{folder}/{name}"), edition)?)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("making {name} executable"))?;
+    }
     match kind {
-        Kind::Portkeep => {
-            write(&control.join("conffiles"), "/etc/portkeep/portkeep.toml\n")?;
-            for name in ["preinst", "postinst", "prerm", "postrm"] {
-                let path = control.join(name);
-                write(&path, &script(&format!("debian/{name}"), edition)?)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-                    .with_context(|| format!("making {name} executable"))?;
-            }
-        }
+        Kind::Portkeep => write(&control.join("conffiles"), "/etc/portkeep/portkeep.toml\n")?,
+        Kind::Web => {}
         Kind::Winsock => {
             write(&control.join("shlibs"), "libportkeep_winsock 0 portkeep-winsock\n")?;
             write(&control.join("triggers"), "activate-noawait ldconfig\n")?;
@@ -73,12 +73,14 @@ fn fields(job: &Job, kind: Kind, edition: &Edition, root: &Path) -> Result<Strin
         size +=
             fs::symlink_metadata(&path).with_context(|| format!("reading {}", path.display()))?.len().div_ceil(1024);
     }
+    let helpers = ", init-system-helpers (>= 1.54)";
     let (section, more) = match kind {
-        Kind::Portkeep => (
-            "net",
-            ", init-system-helpers (>= 1.54), systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles",
-        ),
-        Kind::Winsock => ("libdevel", ""),
+        Kind::Portkeep => {
+            ("net", format!("{helpers}, systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles"))
+        }
+        // Its group comes with that.
+        Kind::Web => ("net", format!("{helpers}, portkeep (>= {})", edition.version)),
+        Kind::Winsock => ("libdevel", String::new()),
     };
     Ok(format!(
         "Package: {}\nVersion: {}\nArchitecture: amd64\nMaintainer: {MAINTAINER}\nInstalled-Size: {size}\n\

@@ -1,4 +1,4 @@
-//! Packages: `.deb`, `.rpm` and a tar archive, for the program and for the Winsock layer. Their content is that of
+//! Packages: `.deb`, `.rpm` and a tar archive, for the program, for portkeep-web and for the Winsock layer. Their content is that of
 //! `cargo xtask install`. Two builds of one commit have the same bytes: the times are the commit's, and no path of
 //! the building machine is in a program.
 
@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Build with the profile of the tests and this machine's glibc: quick, and for checks only
     #[arg(long)]
     short: bool,
-    /// Make only the .deb, and claim to be this version, and another layout in the kernel: for tests of upgrades
+    /// Make only the .deb, and that of portkeep-web if it is this very version; claim to be this version, and another layout in the kernel: for tests of upgrades
     #[arg(long, value_name = "VERSION[:ABI]")]
     only_deb: Vec<String>,
 }
@@ -56,6 +56,8 @@ pub(crate) struct Options {
 enum Kind {
     /// The program and what belongs to it.
     Portkeep,
+    /// The port map and metrics.
+    Web,
     /// The library and headers for programs that come from Windows.
     Winsock,
 }
@@ -68,6 +70,10 @@ impl Kind {
             Self::Portkeep => {
                 layout.place_program(built)?;
                 layout.below_prefix("bin/portkeep")
+            }
+            Self::Web => {
+                layout.place_web(built)?;
+                layout.below_prefix("bin/portkeep-web")
             }
             Self::Winsock => {
                 layout.place_winsock(built)?;
@@ -88,12 +94,22 @@ impl Kind {
         Ok(program)
     }
 
-    const ALL: [Self; 2] = [Self::Portkeep, Self::Winsock];
+    const ALL: [Self; 3] = [Self::Portkeep, Self::Web, Self::Winsock];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Portkeep => "portkeep",
+            Self::Web => "portkeep-web",
             Self::Winsock => "portkeep-winsock",
+        }
+    }
+
+    /// The maintainer scripts: the names in the .deb, and the folder in `packaging/debian`.
+    const fn scripts(self) -> (&'static [&'static str], &'static str) {
+        match self {
+            Self::Portkeep => (&["preinst", "postinst", "prerm", "postrm"], "debian"),
+            Self::Web => (&["postinst", "prerm", "postrm"], "debian/web"),
+            Self::Winsock => (&[], ""),
         }
     }
 
@@ -101,6 +117,7 @@ impl Kind {
     const fn package(self) -> &'static str {
         match self {
             Self::Portkeep => "portkeep-cli",
+            Self::Web => "portkeep-web",
             Self::Winsock => "portkeep-winsock",
         }
     }
@@ -108,6 +125,7 @@ impl Kind {
     const fn summary(self) -> &'static str {
         match self {
             Self::Portkeep => "Port reservations that the kernel enforces",
+            Self::Web => "Map of reserved ports in the browser, and metrics",
             Self::Winsock => "Windows port reservations for C programs on Linux",
         }
     }
@@ -119,6 +137,11 @@ impl Kind {
                 "ends, no other program can bind one of them, and the kernel gives none",
                 "of them to outgoing connections. Linux 6.1 or newer and cgroup v2 are",
                 "required.",
+            ],
+            Self::Web => &[
+                "All ports of a machine in one picture: which are reserved and for whom,",
+                "which are in use, and each refused bind at the moment it happens; and",
+                "metrics for Prometheus. It only reads. The service is off by default.",
             ],
             Self::Winsock => &[
                 "WSAIoctl with SIO_ACQUIRE_PORT_RESERVATION and its sisters over Portkeep,",
@@ -167,7 +190,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.only_deb.is_empty() {
         return options.only_deb.iter().try_for_each(|name| {
             let (version, abi) = name.split_once(':').unwrap_or((name, &edition.abi));
-            deb::make(&job, Kind::Portkeep, &Edition { version: version.into(), abi: abi.into() }).map(drop)
+            let edition = Edition { version: version.into(), abi: abi.into() };
+            deb::make(&job, Kind::Portkeep, &edition)?;
+            if edition.version == env!("CARGO_PKG_VERSION") {
+                deb::make(&job, Kind::Web, &edition)?;
+            }
+            Ok(())
         });
     }
     let made = job.packages(&edition)?;
@@ -218,11 +246,11 @@ impl Job {
         let documents = layout.below_prefix("share/doc").join(kind.name());
         match kind {
             Kind::Portkeep => layout.place_files()?,
-            Kind::Winsock => {
-                for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
-                    write(&documents.join(licence), &read(&repository().join(licence))?)?;
-                }
-            }
+            Kind::Web => layout.place_web_files()?,
+            Kind::Winsock => {}
+        }
+        for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+            write(&documents.join(licence), &read(&repository().join(licence))?)?;
         }
         let built = self.built.path().join(kind.name()).join("usr");
         CP.run(CP.command().args(["--archive", "--no-target-directory"]).arg(built).arg(layout.below_prefix("")))?;

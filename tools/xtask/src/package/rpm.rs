@@ -61,10 +61,16 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
 fn specification(kind: Kind, edition: &Edition, root: &Path) -> Result<String> {
     let scripts = match kind {
         Kind::Portkeep => script("rpm/scripts", edition)?,
+        Kind::Web => script("rpm/web", edition)?,
         Kind::Winsock => "%post -p /sbin/ldconfig\n\n%postun -p /sbin/ldconfig\n".into(),
     };
+    let requires = match kind {
+        // Its group comes with that.
+        Kind::Web => format!("Requires: portkeep >= {}\n", edition.version),
+        Kind::Portkeep | Kind::Winsock => String::new(),
+    };
     Ok(format!(
-        "Name: {}\nVersion: {}\nRelease: 1\nSummary: {}\nLicense: MIT OR Apache-2.0\nURL: {}\n\n\
+        "Name: {}\nVersion: {}\nRelease: 1\nSummary: {}\nLicense: MIT OR Apache-2.0\nURL: {}\n{requires}\n\
          %description\n{}\n\n%install\nrm -rf %{{buildroot}}\ncp -a '{}' %{{buildroot}}\n\n{scripts}\n%files\n\
          %defattr(-,root,root)\n{}",
         kind.name(),

@@ -4,38 +4,40 @@
 
 use std::{fs, io, ops::RangeInclusive, path::Path};
 
-use portkeep_persist::Account;
+use portkeep_core::persistent::Account;
 
-use portkeep_observe::accounts;
+use crate::accounts;
 
 /// The file, below the system's root.
-pub(super) const PATH: &str = "etc/subuid";
+pub const PATH: &str = "etc/subuid";
 
 /// Ranges of uids with their users' uids.
-pub(super) type Ranges = Vec<(RangeInclusive<u32>, u32)>;
+pub type Ranges = Vec<(RangeInclusive<u32>, u32)>;
 
 /// The account of a uid: that of its user, if it is a subordinate one. The same accounts as the quotas' in the kernel.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Owners(Ranges);
+pub struct Owners(Ranges);
 
 impl Owners {
     /// Root has no account that its subordinates could share: each of them is its own.
-    pub(super) fn new(mut ranges: Ranges) -> Self {
+    pub fn new(mut ranges: Ranges) -> Self {
         ranges.retain(|(_, user)| *user != 0);
         Self(ranges)
     }
 
-    pub(super) fn ranges(&self) -> &[(RangeInclusive<u32>, u32)] {
+    /// The ranges that have an account.
+    pub fn ranges(&self) -> &[(RangeInclusive<u32>, u32)] {
         &self.0
     }
 
-    pub(super) fn account(&self, uid: u32) -> u32 {
+    /// The account of a uid.
+    pub fn account(&self, uid: u32) -> u32 {
         self.0.iter().find(|(range, _)| range.contains(&uid)).map_or(uid, |(_, user)| *user)
     }
 }
 
 /// The content of the file, and its errors. Without the file, no user has any.
-pub(super) fn read(root: &Path) -> (Ranges, Vec<String>) {
+pub fn read(root: &Path) -> (Ranges, Vec<String>) {
     let path = root.join(PATH);
     match fs::read_to_string(&path) {
         Ok(text) => parse(&path, &text),
@@ -44,7 +46,8 @@ pub(super) fn read(root: &Path) -> (Ranges, Vec<String>) {
     }
 }
 
-fn parse(path: &Path, text: &str) -> (Ranges, Vec<String>) {
+/// The same from the file's text.
+pub fn parse(path: &Path, text: &str) -> (Ranges, Vec<String>) {
     let (mut ranges, mut complaints) = (Vec::new(), Vec::new());
     for (number, line) in (1..).zip(text.lines()) {
         if line.trim().is_empty() || line.starts_with('#') {

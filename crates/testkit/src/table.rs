@@ -1,10 +1,12 @@
-//! The table of results.
+//! The table of a benchmark's results.
 
 use std::{fmt, io, path::Path};
 
-use portkeep_testkit::report;
+use crate::report;
 
-pub(crate) struct Row {
+/// A result.
+#[derive(Debug)]
+pub struct Row {
     what: &'static str,
     value: f64,
     limit: Option<f64>,
@@ -13,17 +15,18 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn at_most(what: &'static str, value: f64, limit: f64) -> Self {
+    /// A result that must not be above the limit.
+    pub fn at_most(what: &'static str, value: f64, limit: f64) -> Self {
         Self { what, value, limit: Some(limit), reason: None }
     }
 
     /// Published, without a limit.
-    pub(crate) fn info(what: &'static str, value: f64) -> Self {
+    pub fn info(what: &'static str, value: f64) -> Self {
         Self { what, value, limit: None, reason: None }
     }
 
     /// The reason that is published if the limit is missed.
-    pub(crate) fn missed_because(self, reason: &'static str) -> Self {
+    pub fn missed_because(self, reason: &'static str) -> Self {
         Self { reason: Some(reason), ..self }
     }
 
@@ -32,8 +35,9 @@ impl Row {
     }
 }
 
-#[derive(Default)]
-pub(crate) struct Table {
+/// The results of a run.
+#[derive(Debug, Default)]
+pub struct Table {
     rows: Vec<Row>,
     notes: Vec<String>,
 }
@@ -50,21 +54,25 @@ fn number(value: f64) -> String {
 }
 
 impl Table {
-    pub(crate) fn push(&mut self, row: Row) {
+    /// Add a result, and print it.
+    pub fn push(&mut self, row: Row) {
         eprintln!("{}: {}", row.what, number(row.value));
         self.rows.push(row);
     }
 
-    pub(crate) fn note(&mut self, note: String) {
+    /// Add a sentence below the table.
+    pub fn note(&mut self, note: String) {
         self.notes.push(note);
     }
 
-    pub(crate) fn write(&self) -> io::Result<()> {
+    /// Put it into docs/internals/benchmarks.md as the section with this name; `head` is the text before it.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or written.
+    pub fn write(&self, name: &str, head: &str) -> io::Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/benchmarks.md");
-        let head = "# What it costs\n\nMade by `cargo bench -p portkeep-kernel -- --write` as root. Read the ratios: both \
-                    sides of each were measured in turns in one run. \"Inside\" are sockets that the programs see, \
-                    \"outside\" those that they do not.\n\n";
-        report::put(&path, "cost", &format!("{head}{self}"))
+        report::put(&path, name, &format!("{head}\n\n{self}"))
     }
 }
 

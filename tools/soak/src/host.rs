@@ -1,4 +1,4 @@
-//! The stage of a run: a process in a cgroup, a network and a mount namespace of its own, with kernel enforcement
+//! The host of a run: a process in a cgroup, a network and a mount namespace of its own, with kernel enforcement
 //! pinned in a BPF file system that nobody else sees. It starts the others, does to them what happens to processes, stops
 //! them now and then for an audit, and counts what is left at the end.
 
@@ -26,7 +26,7 @@ use super::{
     worker::{USERS, die_with_parent},
 };
 
-/// The stage of a soak; started by it
+/// The host of a soak; started by it
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     #[arg(long)]
@@ -48,7 +48,7 @@ const THEIRS: &str = "100,7000-7009,40100";
 /// Of the processes this many live in a network namespace of their own.
 const APART: usize = 8;
 
-struct Stage {
+struct Host {
     options: Options,
     place: Place,
     shared: Shared,
@@ -98,7 +98,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // The memory stays open as long as this process lives.
     let (shared, memory) = Shared::create(options.processes + 1, 1 + apart)?;
     shared.common.processes.store(options.processes as u64, SeqCst);
-    let mut stage = Stage {
+    let mut host = Host {
         agent: Some(Agent::start(&place)?),
         agent_due: Instant::now(),
         shared_path: path_of(&memory),
@@ -114,25 +114,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         netns,
         cgroups,
     };
-    let outcome = stage.perform();
+    let outcome = host.perform();
     if let Err(error) = &outcome {
-        stage.violations.push(format!("the stage failed: {error:#}\n{}", stage.agent_at_work()));
+        host.violations.push(format!("the host failed: {error:#}\n{}", host.agent_at_work()));
     }
-    stage.read_violations()?;
+    host.read_violations()?;
     // In every case, report the findings so far.
-    let leaks = match outcome.and_then(|()| stage.strike()) {
+    let leaks = match outcome.and_then(|()| host.strike()) {
         Ok(leaks) => leaks,
-        Err(error) => vec![format!("not counted to the end: {error:#}\n{}", stage.agent_at_work())],
+        Err(error) => vec![format!("not counted to the end: {error:#}\n{}", host.agent_at_work())],
     };
     let report = Report {
-        deeds: stage.deeds,
+        deeds: host.deeds,
         operations: shared
             .common
             .lines()
             .into_iter()
             .map(|(operation, all, outcomes)| (operation.text().to_owned(), all, outcomes))
             .collect(),
-        violations: stage.violations,
+        violations: host.violations,
         leaks,
         netns: fs::read_link("/proc/self/ns/net")?.display().to_string(),
     };
@@ -153,7 +153,7 @@ fn make_cgroups(home: &Path) -> Result<Vec<PathBuf>> {
     Ok(cgroups)
 }
 
-impl Stage {
+impl Host {
     fn post(&self, command: &mut Command, number: usize, incarnation: u64) {
         command
             .args(["--shared", &self.shared_path])

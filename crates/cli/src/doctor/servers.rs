@@ -1,0 +1,126 @@
+//! Servers and containers that run, beside what is declared.
+
+use std::collections::BTreeMap;
+
+use portkeep::{
+    BoundSocket, Info, PortRange, Process, State, Transports,
+    persistent::{Account, Audience},
+};
+use portkeep_core::PortSet;
+use portkeep_observe::{Usage, accounts, usage};
+
+use super::{Examined, Finding, Findings, Severity};
+use crate::asked;
+
+/// Servers that bind as one user, mostly root, and serve as the one that their ports are declared for.
+pub(super) fn users(examined: &Examined<'_>) -> Findings {
+    let of_user = |info: &&Info| matches!(&info.audience, Some(Audience::User(_)));
+    let declared: Vec<&Info> = examined.declared.iter().filter(of_user).collect();
+    let blocks = declared.iter().flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports)));
+    let usage = Usage::bound(&blocks.collect::<Vec<_>>()).map_err(|error| error.to_string())?;
+    let mut found = Vec::new();
+    for info in declared {
+        let Some(Audience::User(account)) = &info.audience else { continue };
+        let Ok(uid) = accounts::uid(account) else { continue };
+        let ports = usage.ports.values().filter(|one| info.has(one.transport, one.port));
+        // One finding for a server, however many ports it has.
+        let server = ports.into_iter().find_map(|one| {
+            let serves = one.bound_by.iter().any(|socket| is_of(socket, uid));
+            let by_another = |socket: &&BoundSocket| socket.uid.is_some_and(|owner| owner != uid);
+            Some((one, one.bound_by.iter().find(by_another).filter(|_| serves)?))
+        });
+        let Some((one, socket)) = server else { continue };
+        let binder = socket.user.clone().or_else(|| socket.uid.map(|uid| uid.to_string())).unwrap_or_default();
+        let user = accounts::user_name(uid);
+        let message = format!(
+            "{} is for user {user}, and {}, which has {}/{}, binds as {binder} and serves as {user}: it is refused the port",
+            info.name.as_deref().unwrap_or_default(),
+            usage::holder(socket),
+            one.port,
+            one.transport,
+        );
+        let help = match service(socket) {
+            Some(unit) => format!("write `unit = \"{unit}\"` in place of `user`"),
+            None => format!("write `user = \"{binder}\"`"),
+        };
+        found.push(Finding::new(Severity::Error, message).help(help));
+    }
+    Ok(found)
+}
+
+fn is_of(socket: &BoundSocket, uid: u32) -> bool {
+    socket.process.as_ref().is_some_and(|process| process.uid == Some(uid))
+}
+
+fn service(socket: &BoundSocket) -> Option<&str> {
+    socket.unit.as_deref().filter(|unit| unit.ends_with(".service"))
+}
+
+/// Programs that have the published ports of containers bound: of Docker, and of Podman as root and as a user.
+const PUBLISHERS: [&str; 7] =
+    ["docker-proxy", "dockerd", "conmon", "rootlessport", "rootlessport-ch", "slirp4netns", "pasta"];
+/// Where dockerd itself listens: for its clients, and for a swarm.
+const OF_DOCKERD: [u16; 4] = [2375, 2376, 2377, 7946];
+
+/// Ports that containers have published: not reserved, or declared for something else.
+pub(super) fn containers(examined: &Examined<'_>) -> Findings {
+    let all = PortRange::inclusive(1, u16::MAX).map_err(|error| error.to_string())?;
+    let usage = Usage::bound(&[(all, Transports::Both)]).map_err(|error| error.to_string())?;
+    if !usage.all {
+        return Err("it requires root".into());
+    }
+    let mut found = Vec::new();
+    let mut open: BTreeMap<String, (PortSet, &BoundSocket)> = BTreeMap::new();
+    for one in usage.ports.values() {
+        let Some(socket) = one.bound_by.iter().find(|socket| publishes(socket)) else { continue };
+        let audience = audience(socket);
+        match examined.all().find(|info| info.has(one.transport, one.port)) {
+            Some(info) if info.state == State::Active || info.audience.as_ref() == Some(&audience) => {}
+            Some(info) => {
+                let of = info.audience.as_ref().map_or_else(String::new, |audience| format!(" for {audience}"));
+                let message = format!(
+                    "{}/{} of {} is declared{of}, and a container has published it: {}",
+                    one.port,
+                    one.transport,
+                    info.name.as_deref().unwrap_or_default(),
+                    usage::holder(socket)
+                );
+                let help = format!("publish another port, or declare it for {audience}");
+                found.push(Finding::new(Severity::Error, message).help(help));
+            }
+            None => {
+                let (ports, _) = open.entry(option(&audience)).or_insert_with(|| (PortSet::default(), socket));
+                ports.insert(PortRange::single(one.port).map_err(|error| error.to_string())?);
+            }
+        }
+    }
+    for (option, (ports, socket)) in open {
+        let message = format!(
+            "containers have published {ports} (by {}), and nothing keeps these ports while a container is stopped",
+            usage::holder(socket)
+        );
+        let help = format!("`portkeep persist add {ports} --name containers {option} --around`");
+        found.push(Finding::new(Severity::Warning, message).help(help));
+    }
+    Ok(found)
+}
+
+fn publishes(socket: &BoundSocket) -> bool {
+    let is_own = |process: &Process| process.comm == "dockerd" && OF_DOCKERD.contains(&socket.port);
+    let is_publisher = |process: &Process| PUBLISHERS.contains(&process.comm.split('.').next().unwrap_or_default());
+    socket.process.as_ref().is_some_and(|process| is_publisher(process) && !is_own(process))
+}
+
+/// The audience that a published port is to be reserved for: the next container's port is bound from there, too. Podman's
+/// conmon is in a scope that goes with its container.
+fn audience(socket: &BoundSocket) -> Audience {
+    let uid = socket.process.as_ref().and_then(|process| process.uid).or(socket.uid).unwrap_or_default();
+    match service(socket) {
+        Some(unit) => Audience::Unit(unit.to_owned()),
+        None => Audience::User(accounts::user_name(uid).parse().unwrap_or(Account::Id(uid))),
+    }
+}
+
+fn option(audience: &Audience) -> String {
+    format!("--{audience}")
+}
