@@ -8,7 +8,7 @@ use crate::Exit;
 pub(crate) const ADVANCED: &str = "Advanced";
 
 /// Other options that only `--help` shows.
-const RARE: [&str; 15] = [
+const RARE: [&str; 16] = [
     "align",
     "timeout",
     "scope",
@@ -20,6 +20,7 @@ const RARE: [&str; 15] = [
     "env_file",
     "cgroup",
     "administrators",
+    "also",
     "deny_errno",
     "main",
     "no_substitute",
