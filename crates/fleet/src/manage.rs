@@ -15,7 +15,7 @@ use crate::{
 /// End a job, whichever process asked for it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Its sockets keep running. The ports are free when each host reports that they are vacant, and have rested.\n\n\
+    after_long_help = "Its sockets keep running. The ports are free when each host reports that they are vacant, and have rested.\n\n\
                         Examples:\n  portkeep-fleet release train42"
 )]
 pub(crate) struct Release {
@@ -29,7 +29,7 @@ pub(crate) struct Release {
 /// Take a host that will not come back out of the fleet
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Its parts of jobs count as vacant from then on. Do this only if the machine is off or was installed anew: \
+    after_long_help = "Its parts of jobs count as vacant from then on. Do this only if the machine is off or was installed anew: \
                         otherwise its processes may still have ports that others get.\n\nExamples:\n  portkeep-fleet forget node7"
 )]
 pub(crate) struct Forget {
