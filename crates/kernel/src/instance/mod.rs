@@ -317,18 +317,24 @@ impl Instance {
         Err(InstanceError::NotUp(options.folder.clone().unwrap_or_else(Self::default_folder)))
     }
 
-    /// Give a transient instance up: if nobody else needs it, it goes. True if it went.
+    /// Give a transient instance up: if nobody else needs it, it goes. True if it is gone.
     pub fn need_no_more(folder: &Path, guard: File) -> Result<bool, InstanceError> {
         let parent = folder.parent().unwrap_or(folder);
         let lock = Lock::exclusive(folder)?;
-        let Ok(instance) = Self::open_any(folder) else { return Ok(false) };
-        if instance.config.transient == 0 || !same_folder(&guard, folder) {
-            return Ok(false);
+        match Self::open_any(folder) {
+            Ok(instance) => {
+                if instance.config.transient == 0 || !same_folder(&guard, folder) {
+                    return Ok(false);
+                }
+                if flock(&guard, FlockOperation::NonBlockingLockExclusive).is_err() {
+                    return Ok(false);
+                }
+                instance.take_down()?;
+            }
+            // Another process took it down, and may have been killed before it came to the end.
+            Err(InstanceError::NotUp(_)) => {}
+            Err(_) => return Ok(false),
         }
-        if flock(&guard, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(false);
-        }
-        instance.take_down()?;
         drop(lock);
         drop(guard);
         bpffs::unmount_own(parent);
