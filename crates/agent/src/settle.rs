@@ -31,7 +31,8 @@ impl Agent<'_> {
         }
     }
 
-    /// The blocks of each namespace: those in force, pending, or declared and waiting for sockets to go.
+    /// The blocks of each namespace: those in force, or declared and waiting for sockets to go. A request that is pending
+    /// has not been examined. It would find its own ports among those that are used already (N5).
     fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
         let mut wanted = BTreeMap::<u64, PortSet>::new();
         // New automatic choices stay out of what is to be in force as soon as the present ones have gone.
@@ -39,7 +40,8 @@ impl Agent<'_> {
         for item in self.programs.maps.reservations() {
             let (_, reservation) = item?;
             let Some(ports) = reservation.ports() else { continue };
-            if reservation.state() != wire::REFUSED {
+            let is_request = reservation.state() == wire::PENDING && !reservation.is_persistent();
+            if reservation.state() != wire::REFUSED && !is_request {
                 wanted.entry(reservation.netns).or_default().insert(ports);
             }
         }
