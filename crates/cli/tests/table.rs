@@ -63,7 +63,7 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["persist", "add", "--name", "x", "--any", "0"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--align", "2"],
         &["persist", "add", "--name", "x", "--any", "4", "--align", "3"],
-        &["persist", "add", "--name", "x", "--tcp", "80", "--user", "a", "--group", "b"],
+        &["persist", "add", "--name", "x", "--tcp", "80", "--user", "a", "--administrators"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--user", "a:b"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--unit", "nginx"],
         &["persist", "add", "--name", "x", "--tcp", "80", "--cgroup", "x"],
