@@ -122,6 +122,8 @@ impl Model {
     pub fn refuse(&mut self, token: Token, error: Errno) -> Result<(), Errno> {
         let reservation = self.waiting(token)?;
         reservation.state = State::Refused(error);
+        // Nothing is left to be let in to.
+        reservation.also.clear();
         if reservation.persistent {
             self.reservations.remove(&token);
         }

@@ -177,7 +177,7 @@ struct portkeep_select {
 	uint64_t token;
 };
 
-/* The struct portkeep_also that the buffer has room for follow it. */
+/* The struct portkeep_also that the buffer has room for follow it. A refused request has none any more. */
 struct portkeep_state {
 	uint64_t token;  /* 0 unless the caller may use the reservation */
 	uint64_t netns;  /* as SO_NETNS_COOKIE reports it */

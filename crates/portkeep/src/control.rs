@@ -98,18 +98,24 @@ pub fn state(socket: impl AsFd, select: &SelectRequest) -> io::Result<State> {
 pub fn state_also(socket: impl AsFd, select: &SelectRequest) -> io::Result<(State, Vec<Also>)> {
     let socket = socket.as_fd();
     set_struct(socket, wire::SELECT, select)?;
+    let mut tries = 0;
     loop {
         let mut buffer = [0; size_of::<State>() + wire::ALSO_MAX * size_of::<Also>()];
         let length = get(socket, wire::STATE, &mut buffer)?;
-        let short = |_| io::Error::from(io::ErrorKind::InvalidData);
-        let (state, rest) = State::read_from_prefix(&buffer[..length.min(buffer.len())]).map_err(short)?;
-        let also = <[Also]>::ref_from_bytes(rest).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        // Fewer than there are: they were changed while the kernel looked.
-        if also.len() == usize::from(state.also) {
-            return Ok((state, also.to_vec()));
+        let (state, rest) = State::read_from_prefix(&buffer[..length.min(buffer.len())])
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        let also: Vec<Also> =
+            rest.chunks_exact(size_of::<Also>()).filter_map(|one| Also::read_from_bytes(one).ok()).collect();
+        // Fewer than there are: they were changed while the kernel looked. A refused request lets nobody in any more.
+        if also.len() == usize::from(state.also) || state.state == wire::REFUSED || tries == TRIES {
+            return Ok((state, also));
         }
+        tries += 1;
     }
 }
+
+/// So often an answer is asked for again that was not whole.
+const TRIES: u32 = 10;
 
 /// Which BPF programs serve this socket. `ENOPROTOOPT`: none.
 pub fn version(socket: impl AsFd) -> io::Result<Version> {

@@ -537,6 +537,10 @@ impl<'lab> World<'lab> {
         let answer = answer.map(|answer| {
             let (state, rest) = wire::State::read_from_prefix(&answer.bytes).expect("a whole state");
             let also = <[Also]>::ref_from_bytes(rest).expect("whole others").to_vec();
+            // A refused request lets nobody in any more. (One that is contested is refused and still has them.)
+            if state.state == wire::REFUSED {
+                return (state, Vec::new());
+            }
             assert_eq!(also.len(), usize::from(state.also));
             (state, also)
         });
@@ -581,7 +585,10 @@ impl<'lab> World<'lab> {
                 self.model.bound_ports(reservation)
             },
             label: reservation.label.clone(),
-            also: reservation.also.iter().map(uid_of).collect(),
+            also: match wire_state(reservation.state).0 {
+                wire::REFUSED => Vec::new(),
+                _ => reservation.also.iter().map(uid_of).collect(),
+            },
         }
     }
 
@@ -753,13 +760,18 @@ impl<'lab> World<'lab> {
             }
         };
         let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
-        // Only a user, a group or a unit is one of several.
-        let several = matches!(audience, Audience::User(_));
-        let also: Vec<u32> = uids(also).into_iter().filter(|other| several && *other != uid).collect();
-        let all = std::iter::once(audience).chain(also.iter().map(|uid| Audience::User(*uid)));
-        let audience = Audience::any_of(all).expect("few, and each once");
+        // Only a user, a group or a unit is one of several. The first of them, in order, is the scope.
+        let mut all = if matches!(audience, Audience::User(_)) { uids(also) } else { Vec::new() };
+        all.retain(|other| *other != uid);
+        all.push(uid);
+        all.sort_unstable();
+        let (uid, also) = (all[0], &all[1..]);
+        let audience = match audience {
+            Audience::User(_) => Audience::any_of(all.iter().map(|uid| Audience::User(*uid))).expect("few, each once"),
+            other => other,
+        };
         let wanted = Wanted { start, count, align, transports, audience, strict, ephemeral, label: String::new() };
-        let also = also.into_iter().map(Other::User).collect();
+        let also = also.iter().copied().map(Other::User).collect();
         self.read_closed_lately();
         let Lab { admin, maps, .. } = &mut *self.lab;
         let kernel = match Claimed::claim(admin, maps, netns, &[wanted]) {
