@@ -1,6 +1,8 @@
 //! The commands of the guide, as they are written there.
 
-use std::fs;
+use std::{fs, process::Stdio};
+
+use portkeep_testkit::machine::Running;
 
 use crate::world::{FLEET, Fleet};
 
@@ -32,26 +34,30 @@ fn f1_the_guide_is_right() {
 
     let folder = std::path::Path::new(FLEET).parent().unwrap().display().to_string();
     let path = format!("{folder}:{}", std::env::var("PATH").unwrap());
-    let mut tried = 0;
+    let (mut tried, mut background) = (0, Vec::new());
     for (host, line) in section.lines().filter_map(|line| line.split_once("# ")) {
         if !["a", "b", "c"].contains(&host) {
             continue;
         }
-        let mut command = fleet.host(host).machine.program(&["sh", "-c", line]);
-        let configuration = fleet.configuration(host);
-        // A command in the background has its output elsewhere: nothing waits for it.
-        let output = command.env("PATH", &path).env("PORTKEEP_FLEET_CONFIG", configuration);
-        let output = match line.strip_suffix('&') {
-            Some(_) => output.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).output(),
-            None => output.output(),
+        let start = |line: &str| {
+            let mut command = fleet.host(host).machine.program(&["sh", "-c", line]);
+            command.env("PATH", &path).env("PORTKEEP_FLEET_CONFIG", fleet.configuration(host));
+            command
         };
+        tried += 1;
+        if let Some(line) = line.strip_suffix('&') {
+            // Its output is not waited for, and it ends with the test.
+            let mut command = start(&format!("exec {line}"));
+            background.push(Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()));
+            continue;
+        }
+        let output = start(line).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{line}: {output:?}");
         let out = String::from_utf8(output.stdout).unwrap();
         if line.contains("echo $MASTER_ADDR") {
             assert!(section.contains(&out), "{out}");
         }
-        tried += 1;
     }
     assert!(tried > 6, "{tried}");
     fleet.is_at_rest();
