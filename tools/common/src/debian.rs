@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 
 use crate::{Missing, Tool, build, target_folder};
 
-/// A machine with two servers: the packages besides those of every Debian.
-pub const SERVERS: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server";
+/// A machine with servers: the packages besides those of every Debian.
+pub const SERVERS: &str = "systemd,systemd-sysv,kmod,netbase,nginx-light,redis-server,postgresql,openssh-server,chrony";
 
 /// A machine for people who write Python.
 pub const PYTHON: &str = "systemd,netbase,python3-venv,python3-pytest,python3-pytest-xdist";

@@ -1,4 +1,4 @@
-//! The machine's disk: the Debian of this machine with two servers, the package of Portkeep,
+//! The machine's disk: the Debian of this machine with servers, the package of Portkeep,
 //! and what is in `guest/`.
 
 use std::{
@@ -61,6 +61,9 @@ const ENABLED: &[(&str, &str)] = &[
     ("multi-user.target.wants", "/etc/systemd/system/check.service"),
 ];
 
+/// Servers that are started by a check.
+const LATER: &[&str] = &["postgresql.service", "ssh.service", "chrony.service"];
+
 /// Units that wait for a udev that is not there, or have nothing to do with this.
 const MASKED: &[&str] = &[
     "serial-getty@ttyS0.service",
@@ -111,12 +114,20 @@ fn install(root: &Path) -> Result<()> {
     package.args(["--only-deb", "0.0.1", "--only-deb", env!("CARGO_PKG_VERSION"), "--only-deb", "9.0.0:999"]);
     let status = package.arg("--out").arg(&packages).status();
     ensure!(status.context("starting cargo xtask package")?.success(), "packaging failed");
-    for (version, name) in [("0.0.1", "old"), (env!("CARGO_PKG_VERSION"), "new"), ("9.0.0", "other")] {
-        let package = packages.join(format!("portkeep_{version}_amd64.deb"));
+    let own = env!("CARGO_PKG_VERSION");
+    let all = [
+        ("portkeep", "0.0.1", "old"),
+        ("portkeep", own, "new"),
+        ("portkeep", "9.0.0", "other"),
+        ("portkeep-web", own, "web"),
+    ];
+    for (package, version, name) in all {
+        let package = packages.join(format!("{package}_{version}_amd64.deb"));
         fs::rename(&package, packages.join(format!("{name}.deb")))
             .with_context(|| format!("moving {}", package.display()))?;
     }
-    CHROOT.run(CHROOT.command().arg(root).args(["dpkg", "--install", "/usr/lib/boot-test/old.deb"]))
+    CHROOT.run(CHROOT.command().arg(root).args(["dpkg", "--install", "/usr/lib/boot-test/old.deb"]))?;
+    CHROOT.run(CHROOT.command().arg(root).args(["systemctl", "--quiet", "disable"]).args(LATER))
 }
 
 /// Where the guest's own tools find them.

@@ -181,7 +181,7 @@ removed() {
 	check 'no reserved ports are left' [ -z "$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)" ]
 	check 'the service is gone' not systemctl -q is-active portkeep.service
 	check 'it is purged' dpkg --purge portkeep
-	check 'its group, state and configuration are gone' eval '! getent group portkeep && [ ! -e /var/lib/portkeep ] && [ ! -e /etc/portkeep ] && [ ! -e /run/portkeep ]'
+	check 'its group, state and configuration are gone' eval '! getent group portkeep && ! getent group portkeep-watch && [ ! -e /var/lib/portkeep ] && [ ! -e /etc/portkeep ] && [ ! -e /run/portkeep ]'
 }
 
 reloads() {
@@ -240,8 +240,12 @@ kernel_threads() {
 	modprobe sunrpc min_resvport=900 max_resvport=910
 	modprobe nfsv4
 	nfs_connects 2049 2052 2053 || failed+=' without a reservation'
+	portkeep watch 900-910/tcp --what refused --json >/run/refused &
+	local watch=$!
 	portkeep persist add --name privileged --tcp 900-910 --user root
 	nfs_connects_to 2050 && failed+=' with one'
+	soon grep -q '"what":"refused"' /run/refused || failed+=' not seen'
+	kill "$watch"
 	root_refused 905 && failed+=' root'
 	portkeep persist delete privileged
 	nfs_connects 2051 2054 2055 || failed+=' afterwards'
@@ -279,6 +283,103 @@ adopts() {
 	rm /etc/systemd/system/awaited.{socket,service}
 	echo "failed:$failed"
 	[ -z "$failed" ]
+}
+
+# Servers of Debian that were never declared, sshd by its service and by its socket: a minute's work of an administrator. They
+# start again afterwards.
+adopts_servers() {
+	local own=/etc/portkeep/ports.d failed= cluster unit port text
+	cluster=postgresql@$(ls /usr/lib/postgresql)-main.service
+	# The hostile programs would have the ports of nginx and redis; a server that keeps its port makes the next declaration wait.
+	systemctl stop early.service outsider.service nginx.service redis-server.service
+	mkdir /run/aside
+	mv /usr/lib/portkeep/ports.d/nginx.toml "$own/redis.toml" /run/aside
+	portkeep reload
+	systemctl start nginx.service redis-server.service postgresql.service ssh.service chrony.service
+	soon eval 'portkeep adopt | grep -q 5432'
+	portkeep adopt --write
+	portkeep reload || failed+=' reload'
+	while read -r unit port; do
+		text=$(portkeep who "$port")
+		grep -qF "is reserved for unit $unit" <<<"$text" || failed+=" $unit: $text"
+	done <<-END
+		nginx.service 80/tcp
+		redis-server.service 6379/tcp
+		$cluster 5432/tcp
+		ssh.service 22/tcp
+		chrony.service 323/udp
+	END
+	systemctl restart nginx.service redis-server.service "$cluster" ssh.service chrony.service || failed+=' restart'
+	for port in 80/tcp 6379/tcp 5432/tcp 22/tcp 323/udp; do
+		soon eval "portkeep who $port | grep -q 'bound by  pid'" || failed+=" $port"
+	done
+	root_refused 5432 || failed+=' refused'
+
+	rm "$own/ssh.toml"
+	portkeep reload
+	systemctl stop ssh.service
+	systemctl enable --now ssh.socket
+	portkeep adopt --write ssh.socket
+	portkeep reload || failed+=' reload'
+	text=$(portkeep who 22/tcp)
+	grep -qF 'is reserved for user root' <<<"$text" || failed+=" ssh.socket: $text"
+	systemctl restart ssh.socket || failed+=' ssh.socket'
+	grep -q SSH-2.0 < <(head -n 1 </dev/tcp/127.0.0.1/22) || failed+=' banner'
+
+	systemctl disable --now ssh.socket
+	systemctl stop ssh.service postgresql.service chrony.service nginx.service redis-server.service
+	grep -l 'portkeep adopt' "$own"/*.toml | xargs rm
+	mv /run/aside/nginx.toml /usr/lib/portkeep/ports.d
+	mv /run/aside/redis.toml "$own"
+	# This boot ends with a power cut.
+	sync
+	portkeep reload
+	systemctl start nginx.service redis-server.service early.service outsider.service
+	echo "failed:$failed"
+	[ -z "$failed" ]
+}
+
+# The answer of portkeep-web has this text in it.
+answers() {
+	exec 3<>/dev/tcp/127.0.0.1/7676 || return
+	printf 'GET %s HTTP/1.1\r\nHost: 127.0.0.1:7676\r\nConnection: close\r\n\r\n' "$1" >&3
+	grep -F "$2" <&3
+}
+
+# A user of its own without any right, to whom everything is read-only; and the agent changes nothing for its group.
+web_only_reads() {
+	local pid uid gid place
+	pid=$(property portkeep-web.service MainPID)
+	grep -x 'CapEff:.*0000000000000000' "/proc/$pid/status" || return
+	uid=$(stat -c %u "/proc/$pid") gid=$(stat -c %g "/proc/$pid")
+	[ "$uid" != 0 ] && [ "$gid" = "$(getent group portkeep-watch | cut -d: -f3)" ] || return
+	for place in /etc /usr /var/lib /run /run/portkeep /home /sys/fs/bpf; do
+		nsenter --target "$pid" --mount setpriv --reuid "$uid" --regid "$gid" --clear-groups touch "$place/it" && return 1
+	done
+	# Not even root could, from there.
+	nsenter --target "$pid" --mount touch /etc/it && return 1
+	! setpriv --reuid "$uid" --regid "$gid" --clear-groups portkeep persist add --name it --tcp 9300
+}
+
+web() {
+	check 'portkeep-web is installed' dpkg --install /usr/lib/boot-test/web.deb
+	check 'it is off by default' not systemctl -q is-enabled portkeep-web.service
+	check 'and does not run' not systemctl -q is-active portkeep-web.service
+	check 'it is enabled and started' systemctl enable --now portkeep-web.service
+	web_serves
+	check 'portkeep-web can only read' web_only_reads
+}
+
+web_serves() {
+	check 'the page of the port map is served' soon answers / '<canvas id="map"'
+	check 'and its data' soon answers /api/map '"up":true'
+	check 'and metrics, with those that are for watchers' soon answers /metrics portkeep_refused_binds_total
+}
+
+web_removed() {
+	check 'portkeep-web is removed' dpkg --purge portkeep-web
+	check 'and nothing is left of it' eval '[ -z "$(find /etc/systemd /run/portkeep-web /usr/bin/portkeep-web /var/lib/private -name "*portkeep-web*" 2>/dev/null)" ]'
+	check 'nor does it run' not systemctl -q is-active portkeep-web.service
 }
 
 # The refusals before anybody watched.
@@ -335,6 +436,8 @@ first_boot() {
 	check 'what was refused is in the journal' past
 	check 'the doctor names what conflicts' eval 'portkeep doctor | grep -F "[in-force]"'
 	check 'servers that run are adopted' adopts
+	check 'so are nginx, redis, PostgreSQL, sshd and chrony' adopts_servers
+	web
 	hostiles
 	check 'the service lacked no right' no_complaints
 	check 'a reservation is created' portkeep persist add --name metrics --tcp 9100 --unit plain.service
@@ -352,6 +455,8 @@ second_boot() {
 	check 'what was reported as deleted is gone' not root_refused 9200
 	check 'a user is refused as well' outsider_refused 9100
 	check 'the service lacked no right' no_complaints
+	web_serves
+	web_removed
 	[ -n "$short" ] && { removed; end; }
 	check 'it is deleted' portkeep persist delete metrics
 	echo 'pool = ' >/etc/portkeep/portkeep.toml
