@@ -18,7 +18,7 @@ use portkeep_kernel::{self as kernel, Maps, Reservation};
 use portkeep_persist::Declared;
 
 use portkeep_observe::{
-    accounts::UserNames,
+    accounts::known_user,
     process::{self, in_first_pid_namespace},
     subordinate::Owners,
 };
@@ -40,7 +40,6 @@ type Repeated = (EventKind, u32, String);
 /// Reports events.
 #[derive(Debug)]
 pub(super) struct EventLog {
-    names: UserNames,
     budget: Budget<Repeated, protocol::Event>,
     /// Requests that were refused a moment ago: their end is no news.
     refused: HashMap<u32, Instant>,
@@ -53,7 +52,6 @@ impl EventLog {
     pub(super) fn new(per_second: u32, maps: &Maps) -> Self {
         Self {
             lists: Lists::of(maps),
-            names: UserNames::default(),
             budget: Budget::new(per_second),
             refused: HashMap::new(),
             first_pids: in_first_pid_namespace(),
@@ -250,7 +248,7 @@ impl EventLog {
 
     /// A process as the BPF programs report it.
     fn process(&self, pid: u32, uid: u32, comm: String) -> Process {
-        Process { pid, comm, uid: Some(uid), user: self.names.of(uid), ..Process::default() }
+        Process { pid, comm, uid: Some(uid), user: known_user(uid), ..Process::default() }
     }
 
     /// Add facts about a process that still runs.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     ffi::CString,
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -52,14 +52,17 @@ pub fn user_name(uid: u32) -> String {
     known_user(uid).unwrap_or_else(|| uid.to_string())
 }
 
-/// The name of a user, if it has one.
+/// The name of a user, if it has one. Remembered for a while.
 pub fn known_user(uid: u32) -> Option<String> {
-    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
+    static USERS: LazyLock<Remembered<u32, Option<String>>> = LazyLock::new(Remembered::default);
+    USERS.of(uid, |uid| User::from_uid(Uid::from_raw(*uid)).ok().flatten().map(|user| user.name))
 }
 
-/// The name of a group, or its number if it has none.
+/// The name of a group, or its number if it has none. Remembered for a while.
 pub fn group_name(gid: u32) -> String {
-    Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
+    static GROUPS: LazyLock<Remembered<u32, Option<String>>> = LazyLock::new(Remembered::default);
+    let name = |gid: &u32| Group::from_gid(Gid::from_raw(*gid)).ok().flatten().map(|group| group.name);
+    GROUPS.of(gid, name).unwrap_or_else(|| gid.to_string())
 }
 
 /// An audience with names in place of numbers.
@@ -143,17 +146,6 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
     }
 }
 
-/// Names of users for messages.
-#[derive(Debug, Default)]
-pub struct UserNames(Remembered<u32, Option<String>>);
-
-impl UserNames {
-    /// The name of a user, if it has one.
-    pub fn of(&self, uid: u32) -> Option<String> {
-        self.0.of(uid, |uid| known_user(*uid))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,7 +154,6 @@ mod tests {
     fn root_is_known_everywhere() {
         assert_eq!(uid(&Account::Name("root".into())), Ok(0));
         assert_eq!(gid(&Account::Id(4711)), Ok(4711));
-        assert_eq!(UserNames::default().of(0).as_deref(), Some("root"));
         assert!(uid(&Account::Name("nobody-has-this-name".into())).unwrap_err().contains("nobody-has-this-name"));
         assert!(gid(&Account::Name("nobody-has-this-name".into())).is_err());
         assert_eq!((user_name(0), group_name(0)), ("root".into(), "root".into()));

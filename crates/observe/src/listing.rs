@@ -5,17 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use portkeep::{Info, Process, Scope};
 use portkeep_kernel::cgroup;
 
-use crate::{
-    accounts::{self, UserNames},
-    process,
-};
+use crate::{accounts, process};
 
 /// Put reservations in order, and add the facts that are known here. `declared` is the agent's list, empty if none runs.
 pub fn complete(found: &mut [Info], declared: &[Info]) {
     found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     let by_token: BTreeMap<_, _> = declared.iter().filter_map(|each| Some((each.token?, each))).collect();
     let first_pids = process::in_first_pid_namespace();
-    let names = UserNames::default();
     // One process can own thousands.
     let mut processes: HashMap<u32, Option<Process>> = HashMap::new();
     for info in found {
@@ -31,7 +27,7 @@ pub fn complete(found: &mut [Info], declared: &[Info]) {
         }
         info.also = accounts::named_others(&info.also);
         if let Some(owner) = &mut info.owner {
-            owner.user = owner.uid.and_then(|uid| names.of(uid));
+            owner.user = owner.uid.and_then(accounts::known_user);
             // Its pid may mean something else here, or belong to another process by now.
             if first_pids
                 && let Some(found) = processes.entry(owner.pid).or_insert_with(|| process::of(owner.pid))

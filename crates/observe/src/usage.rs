@@ -194,37 +194,46 @@ fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)>
     Ok((sockets, complete))
 }
 
-/// The blocks that are held, as far as the process has a socket on one of its ports: any process can claim to hold a block.
-fn held<'a>(openers: &Openers, sockets: impl IntoIterator<Item = &'a Socket> + Clone) -> Vec<Info> {
-    let mut found: Vec<Info> = Vec::new();
+/// The blocks that are held, as far as the process has a socket on one of its ports: any process can claim to hold a block,
+/// and as many as it likes.
+fn held<'a>(openers: &Openers, sockets: impl IntoIterator<Item = &'a Socket>) -> Vec<Info> {
+    let claimants: BTreeSet<u32> = openers.held.iter().filter_map(|info| Some(info.owner.as_ref()?.pid)).collect();
+    if claimants.is_empty() {
+        return Vec::new();
+    }
+    let mut its = BTreeSet::new();
+    for socket in sockets {
+        let openers = socket.inode.into_iter().flat_map(|inode| openers.with(inode));
+        let pids = openers.map(|process| process.pid).filter(|pid| claimants.contains(pid));
+        its.extend(pids.map(|pid| (pid, socket.transport, socket.port())));
+    }
+    let holds = |pid, transport, block: &PortRange| {
+        its.range((pid, transport, block.start())..=(pid, transport, block.last())).next().is_some()
+    };
+    let (mut found, mut known) = (Vec::new(), BTreeSet::new());
     for info in &openers.held {
-        let Some(owner) = &info.owner else { continue };
-        let is_its = |socket: &Socket| {
-            let mut openers = socket.inode.into_iter().flat_map(|inode| openers.with(inode));
-            info.has(socket.transport, socket.port()) && openers.any(|process| process.pid == owner.pid)
-        };
-        let holds = sockets.clone().into_iter().any(is_its);
+        let Some(pid) = info.owner.as_ref().map(|owner| owner.pid) else { continue };
+        let mut transports = Transport::ALL.into_iter().filter(|transport| info.transports.contains(*transport));
+        let has = transports.any(|of| info.ports.blocks().iter().any(|block| holds(pid, of, block)));
         // A child that inherited it has it, too.
-        let known = found.iter().any(|other| other.ports == info.ports && other.transports == info.transports);
-        if holds && !known {
+        if has && known.insert((&info.ports, info.transports)) {
             let mut info = info.clone();
-            name_user(info.owner.as_mut(), &mut HashMap::new());
+            name_user(info.owner.as_mut());
             found.push(info);
         }
     }
     Info::join(found)
 }
 
-fn name_user(process: Option<&mut Process>, users: &mut HashMap<u32, Option<String>>) {
+fn name_user(process: Option<&mut Process>) {
     if let Some(process) = process {
-        process.user = process.uid.and_then(|uid| users.entry(uid).or_insert_with(|| known_user(uid)).clone());
+        process.user = process.uid.and_then(known_user);
     }
 }
 
 /// Names of what sockets have by number, each looked up once.
 struct Names<'a> {
     openers: &'a Openers,
-    users: HashMap<u32, Option<String>>,
     units: HashMap<u64, Option<String>>,
     /// Sockets on ports that were listed again, for those that no process has open.
     again: HashMap<(u16, Transport), BTreeSet<u64>>,
@@ -232,7 +241,7 @@ struct Names<'a> {
 
 impl<'a> Names<'a> {
     fn new(openers: &'a Openers) -> Self {
-        Self { openers, users: HashMap::new(), units: HashMap::new(), again: HashMap::new() }
+        Self { openers, units: HashMap::new(), again: HashMap::new() }
     }
 
     /// One for each process that has the socket open.
@@ -243,12 +252,11 @@ impl<'a> Names<'a> {
             // Its process has just ended.
             return Vec::new();
         }
-        let (users, units) = (&mut self.users, &mut self.units);
         let unit = match socket.cgroup.filter(|_| openers.is_empty() && !kernel) {
-            Some(id) => units.entry(id).or_insert_with(|| unit_of(id)).clone(),
+            Some(id) => self.units.entry(id).or_insert_with(|| unit_of(id)).clone(),
             None => None,
         };
-        let user = socket.uid.and_then(|uid| users.entry(uid).or_insert_with(|| known_user(uid)).clone());
+        let user = socket.uid.and_then(known_user);
         let bound = |process: Option<&Process>| BoundSocket {
             port: socket.port(),
             transport: socket.transport,
@@ -266,7 +274,7 @@ impl<'a> Names<'a> {
             return vec![bound(None)];
         }
         let mut all: Vec<BoundSocket> = openers.into_iter().map(|process| bound(Some(process))).collect();
-        all.iter_mut().for_each(|bound| name_user(bound.process.as_mut(), &mut self.users));
+        all.iter_mut().for_each(|bound| name_user(bound.process.as_mut()));
         all
     }
 
