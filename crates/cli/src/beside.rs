@@ -22,8 +22,9 @@ use portkeep::{Process, Transport};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with},
-    process::{Pid, Signal, WaitOptions, kill_process, waitpid},
+    process::{Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_parent_process_death_signal, waitpid},
 };
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::{
     Io,
@@ -65,9 +66,15 @@ pub(crate) struct Inside {
 pub(crate) fn part(transport: Transport) -> anyhow::Result<Sides> {
     let owner = owner_socket(transport).context("making the owner socket")?;
     let (ours, theirs) = UnixStream::pair().context("making a pair of sockets")?;
+    let parent = getpid();
     Ok(match Subgroup::fork()? {
         Side::Outside(cgroup, child) => Sides::Outside(Outside { owner, pipe: ours, child, cgroup }),
-        Side::Inside(cgroup) => Sides::Inside(Inside { owner, cgroup, pipe: theirs }),
+        Side::Inside(cgroup) => {
+            // A `run` that is killed leaves nothing behind that waits for ports.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            anyhow::ensure!(getppid() == Some(parent), "`run` was killed");
+            Sides::Inside(Inside { owner, cgroup, pipe: theirs })
+        }
     })
 }
 
@@ -83,11 +90,21 @@ fn owner_socket(transport: Transport) -> Result<OwnedFd, Errno> {
 
 impl Inside {
     /// Become the command, as soon as the custodian is there. Returns only if that fails.
-    pub(crate) fn become_it(mut self, command: &mut Command, grants: &[Grant]) -> anyhow::Result<io::Error> {
+    pub(crate) fn become_it(
+        mut self,
+        command: &mut Command,
+        grants: &[Grant],
+        mut signals: Forwarder,
+    ) -> anyhow::Result<io::Error> {
         serde_json::to_writer(&self.pipe, grants).context("reporting what was granted")?;
         self.pipe.shutdown(Shutdown::Write)?;
         if self.pipe.read(&mut [0])? == 0 {
             anyhow::bail!("`run` was killed before the command had started; nothing is reserved");
+        }
+        // The command outlives `run`.
+        set_parent_process_death_signal(None)?;
+        if let Some(signal) = signals.give_up()? {
+            emulate_default_handler(signal)?;
         }
         Ok(command.exec())
     }
@@ -98,12 +115,13 @@ impl Outside {
     /// for `main`.
     pub(crate) fn attend(
         mut self,
-        forwarder: Forwarder,
+        mut forwarder: Forwarder,
         level: Level,
         main: bool,
         quiet: bool,
         io: &mut Io<'_>,
     ) -> anyhow::Result<ExitStatus> {
+        forwarder.note_early();
         let custodian = match self.start_custodian(&level) {
             Ok(custodian) => custodian,
             Err(error) => {

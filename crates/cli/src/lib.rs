@@ -42,6 +42,7 @@ mod signals;
 mod sources;
 mod status;
 mod subgroup;
+mod substitute;
 mod survey;
 mod table;
 mod units;
@@ -67,8 +68,9 @@ pub use exit::Exit;
 /// For `portkeep-fleet`, whose `run` treats its command as this one does.
 pub mod command {
     pub use crate::{
-        run::{environment, exit_code, fill_in},
+        run::exit_code,
         signals::Forwarder,
+        substitute::{environment, fill_in},
         table::write as write_table,
     };
 }

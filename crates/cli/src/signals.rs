@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::fd::AsFd,
     process::{Command, ExitStatus},
+    sync::{Arc, atomic::AtomicBool},
     thread,
 };
 
@@ -15,6 +16,7 @@ use rustix::{
 };
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
+    flag::register_conditional_default,
     iterator::Signals,
 };
 
@@ -24,7 +26,7 @@ const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
 #[derive(Debug)]
 pub struct Forwarder {
     signals: Signals,
-    /// Those that came before there was a child to pass them on to.
+    /// Those that came before there was a child, which are passed on in any case.
     early: Vec<i32>,
 }
 
@@ -52,15 +54,26 @@ impl Forwarder {
     /// Those of sigaction.
     pub fn new() -> io::Result<Self> {
         // A caught signal is a default one after exec. A signal that somebody (nohup) had ignored must stay ignored in the child.
-        let ignored = ignored_signals();
-        let caught = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
-        Ok(Self { signals: Signals::new(caught)?, early: Vec::new() })
+        Ok(Self { signals: Signals::new(caught(ignored_signals()))?, early: Vec::new() })
+    }
+
+    /// What has come until now came before the child: the terminal has not sent it there.
+    pub(crate) fn note_early(&mut self) {
+        self.early.extend(self.signals.pending());
+    }
+
+    /// From now on a signal ends this process, as it would end a program that does not handle it. Returns one that came before.
+    pub(crate) fn give_up(&mut self) -> io::Result<Option<i32>> {
+        for signal in caught(ignored_signals()).filter(|signal| ends(*signal)) {
+            register_conditional_default(signal, Arc::new(AtomicBool::new(true)))?;
+        }
+        Ok(self.ended_by())
     }
 
     /// The signal that has come and ends a program which does not handle it, if one has.
     pub(crate) fn ended_by(&mut self) -> Option<i32> {
-        self.early.extend(self.signals.pending());
-        self.early.iter().copied().find(|signal| !matches!(*signal, SIGUSR1 | SIGUSR2))
+        self.note_early();
+        self.early.iter().copied().find(|signal| ends(*signal))
     }
 
     /// Start the command, and wait for its end.
@@ -68,7 +81,8 @@ impl Forwarder {
     /// # Errors
     ///
     /// If it cannot be started.
-    pub fn run(self, command: &mut Command) -> io::Result<ExitStatus> {
+    pub fn run(mut self, command: &mut Command) -> io::Result<ExitStatus> {
+        self.note_early();
         let mut child = command.spawn()?;
         self.wait(Pid::from_child(&child), || ());
         // Only now does the pid become free, when nobody sends anything to it any more.
@@ -81,7 +95,8 @@ impl Forwarder {
         thread::scope(|scope| {
             let early = std::mem::take(&mut self.early);
             scope.spawn(move || {
-                early.into_iter().chain(self.signals.forever()).for_each(|signal| pass_on(signal, child));
+                early.into_iter().for_each(|signal| send(signal, child));
+                self.signals.forever().for_each(|signal| pass_on(signal, child));
             });
             let done = meanwhile();
             wait_without_reaping(child);
@@ -96,9 +111,23 @@ fn pass_on(signal: i32, pid: Pid) {
     if matches!(signal, SIGINT | SIGQUIT) && in_foreground() {
         return;
     }
+    send(signal, pid);
+}
+
+fn send(signal: i32, pid: Pid) {
     if let Some(signal) = Signal::from_named_raw(signal) {
         let _ = kill_process(pid, signal);
     }
+}
+
+/// Those that are not ignored.
+fn caught(ignored: u64) -> impl Iterator<Item = i32> {
+    PASSED_ON.into_iter().filter(move |signal| ignored & (1 << (signal - 1)) == 0)
+}
+
+/// Whether it ends a wait. SIGUSR1 and SIGUSR2 are for the command alone, once it runs.
+const fn ends(signal: i32) -> bool {
+    !matches!(signal, SIGUSR1 | SIGUSR2)
 }
 
 fn in_foreground() -> bool {

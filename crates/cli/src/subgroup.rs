@@ -13,7 +13,7 @@ use portkeep_kernel::cgroup;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::Pid,
+    process::{Pid, Signal, WaitOptions, kill_process, waitpid},
 };
 
 const PREFIX: &str = "portkeep-run-";
@@ -154,8 +154,14 @@ fn fork_into(cgroup: &Path, own: &Path) -> io::Result<Option<Pid>> {
     }
     move_to(cgroup)?;
     let forked = portkeep_kernel::fork(None);
-    if !matches!(forked, Ok(None)) {
-        move_to(own)?;
+    if !matches!(forked, Ok(None))
+        && let Err(error) = move_to(own)
+    {
+        if let Ok(Some(child)) = forked {
+            let _ = kill_process(child, Signal::KILL);
+            let _ = waitpid(Some(child), WaitOptions::empty());
+        }
+        return Err(error);
     }
     forked
 }

@@ -1,5 +1,7 @@
 //! `run` as another user, on ports that are reserved already, with braces in arguments, and without what it leaves running.
 
+use std::{thread, time::Duration};
+
 use portkeep_testkit::{Outcome, kernel_or_skip, machine::Machine};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -79,6 +81,20 @@ fn braces_can_be_meant_literally() {
     assert_eq!(said.out, "61000 {PORT} {PORT7} {{x}}\n");
     let said = machine.portkeep(&["run", "--no-substitute", "--", "echo", "{PORT}", "{PORT7}"]).ok();
     assert_eq!(said.out, "{PORT} {PORT7}\n");
+}
+
+#[test]
+fn a_signal_while_the_command_is_started_ends_it() {
+    let Some(machine) = ready("run-signal") else { return };
+    for round in 0..60 {
+        let mut run = machine.command(&["run", "--", "sleep", "20"]).spawn().unwrap();
+        thread::sleep(Duration::from_micros(250) * round);
+        kill_process(Pid::from_child(&run), Signal::TERM).unwrap();
+        // `None`: it was not even ready to pass signals on.
+        let code = run.wait().unwrap().code();
+        assert!(matches!(code, None | Some(143)), "round {round}: {code:?}");
+    }
+    assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), json!([]));
 }
 
 #[test]

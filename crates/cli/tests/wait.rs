@@ -107,6 +107,33 @@ fn the_limit_and_a_signal_end_the_wait() {
 }
 
 #[test]
+fn a_run_that_is_killed_leaves_no_process_that_waits() {
+    let Some(machine) = ready("wait-killed") else { return };
+    let holding = machine.hold(&[]);
+    let words = ["run", "--ports", "61000", "--wait", "--", "sh", "-c", "echo started; exec sleep 1000"];
+    let waiting = Waiting::start(machine.command(&words));
+    waiting.kill(Signal::KILL);
+    // Its output ends when no process has it open any more.
+    let outcome = waiting.end();
+    assert_eq!((outcome.code, outcome.out.as_str()), (None, ""), "{outcome:?}");
+    holding.let_go();
+    assert_eq!(machine.portkeep(&["run", "--ports", "61000", "--", "echo", "{PORT}"]).ok().out, "61000\n");
+    assert_eq!(machine.subgroups(), Vec::<String>::new());
+}
+
+#[test]
+fn signals_for_the_command_do_not_end_the_wait() {
+    let Some(machine) = ready("wait-usr") else { return };
+    let holding = machine.hold(&[]);
+    let waiting = Waiting::start(machine.command(&["run", "--ports", "61000", "--wait", "--", "echo", "got {PORT}"]));
+    for signal in [Signal::USR1, Signal::USR2] {
+        waiting.kill(signal);
+    }
+    holding.let_go();
+    assert_eq!(waiting.end().ok().out, "got 61000\n");
+}
+
+#[test]
 fn what_can_never_be_is_not_waited_for() {
     let Some(machine) = ready("wait-never") else { return };
     machine.portkeep(&["acquire", "--count", "5000", "--wait"]).fails(1, &["this needs 5000 ports"]);

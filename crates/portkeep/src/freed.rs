@@ -59,7 +59,7 @@ impl Request {
     /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
     /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`]. With [`wait`](Self::wait) it also waits for ports.
     pub fn acquire(&self) -> Result<Reservation, AcquireError> {
-        self.acquire_unless(None, |_| false)
+        self.acquire_with(None, |_| false, true)
     }
 
     /// As [`acquire`](Self::acquire), with an owner socket that exists already if `owner` is one (see
@@ -67,11 +67,20 @@ impl Request {
     ///
     /// `stop` is asked again and again while this waits, with `None`. Before it begins to wait for ports
     /// ([`wait`](Self::wait)) it is asked with the reason why they cannot be had now, and if it returns true, that is the error.
-    /// Otherwise [`AcquireError::Interrupted`] is.
+    /// Otherwise [`AcquireError::Interrupted`] is. A signal ends the wait only if `stop` returns true after it.
     pub fn acquire_unless(
         &self,
         owner: Option<OwnedFd>,
+        stop: impl FnMut(Option<&AcquireError>) -> bool,
+    ) -> Result<Reservation, AcquireError> {
+        self.acquire_with(owner, stop, false)
+    }
+
+    fn acquire_with(
+        &self,
+        owner: Option<OwnedFd>,
         mut stop: impl FnMut(Option<&AcquireError>) -> bool,
+        by_signal: bool,
     ) -> Result<Reservation, AcquireError> {
         let failed = |source| AcquireError::SocketCall { source };
         // One for all tries: the end of our own sockets is not worth waking for.
@@ -83,7 +92,7 @@ impl Request {
         let mut ends = None;
         loop {
             let started = self.start_on(owner.try_clone().map_err(failed)?);
-            let error = match started.and_then(|pending| pending.wait_for(self.timeout, || stop(None))) {
+            let error = match started.and_then(|pending| pending.wait_with(self.timeout, || stop(None), by_signal)) {
                 Ok(reservation) => return Ok(reservation),
                 Err(error) => error,
             };
@@ -96,7 +105,8 @@ impl Request {
                 continue;
             };
             loop {
-                if !ends.wait(self.wait.saturating_sub(begun.elapsed())).map_err(failed)? || stop(None) {
+                let undisturbed = ends.wait(self.wait.saturating_sub(begun.elapsed())).map_err(failed)?;
+                if (!undisturbed && by_signal) || stop(None) {
                     return Err(AcquireError::Interrupted);
                 }
                 // As long as it is reserved no request is made: the agent would examine and log each.

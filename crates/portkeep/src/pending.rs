@@ -110,7 +110,17 @@ impl Pending {
     ///
     /// A signal may come while this thread does not sleep, or to another thread: a program that must notice each of them
     /// notes it in its handler and returns true from `stop`.
-    pub fn wait_for(mut self, limit: Duration, mut stop: impl FnMut() -> bool) -> Result<Reservation, AcquireError> {
+    pub fn wait_for(self, limit: Duration, stop: impl FnMut() -> bool) -> Result<Reservation, AcquireError> {
+        self.wait_with(limit, stop, true)
+    }
+
+    /// The same. A signal ends the wait if `by_signal`, otherwise only if `stop` returns true after it.
+    pub(crate) fn wait_with(
+        mut self,
+        limit: Duration,
+        mut stop: impl FnMut() -> bool,
+        by_signal: bool,
+    ) -> Result<Reservation, AcquireError> {
         const LONGEST: Duration = Duration::from_millis(2);
         let begun = Instant::now();
         let mut pause = Duration::from_micros(50);
@@ -124,7 +134,7 @@ impl Pending {
             if begun.elapsed() >= limit {
                 return Err(AcquireError::AgentSilent { limit });
             }
-            if !sys::sleep(pause) {
+            if !sys::sleep(pause) && by_signal {
                 return Err(AcquireError::Interrupted);
             }
             pause = (pause * 2).min(LONGEST);

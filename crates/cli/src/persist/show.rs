@@ -10,7 +10,8 @@ use portkeep_observe::{Usage, usage};
 
 use super::view;
 use crate::{
-    DONE, Io, NOTHING, local_time::local, pins::Pins, reservations, run::environment as variables_of, sources::Sources,
+    DONE, Io, NOTHING, local_time::local, pins::Pins, reservations, sources::Sources,
+    substitute::environment as variables_of,
 };
 
 const AFTER_HELP: &str = "\
