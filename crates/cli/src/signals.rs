@@ -57,7 +57,7 @@ impl Forwarder {
         Ok(Self { signals: Signals::new(caught(ignored_signals()))?, early: Vec::new() })
     }
 
-    /// What has come until now came before the child: the terminal has not sent it there.
+    /// Note the signals until now: they came before the child, so the terminal has not sent them there.
     pub(crate) fn note_early(&mut self) {
         self.early.extend(self.signals.pending());
     }
