@@ -29,7 +29,7 @@ use signal_hook::low_level::emulate_default_handler;
 use crate::{
     Io,
     claim::{Grant, Watch},
-    custodian::Custodian,
+    custodian::{Custodian, Kept},
     level::Level,
     process,
     signals::Forwarder,
@@ -96,7 +96,7 @@ impl Inside {
         grants: &[Grant],
         mut signals: Forwarder,
     ) -> anyhow::Result<io::Error> {
-        serde_json::to_writer(&self.pipe, grants).context("reporting what was granted")?;
+        self.pipe.write_all(&serde_json::to_vec(grants)?).context("reporting what was granted")?;
         self.pipe.shutdown(Shutdown::Write)?;
         if self.pipe.read(&mut [0])? == 0 {
             anyhow::bail!("`run` was killed before the command had started; nothing is reserved");
@@ -122,8 +122,8 @@ impl Outside {
         io: &mut Io<'_>,
     ) -> anyhow::Result<ExitStatus> {
         forwarder.note_early();
-        let custodian = match self.start_custodian(&level) {
-            Ok(custodian) => custodian,
+        let (custodian, forwarder) = match self.start_custodian(&level, forwarder) {
+            Ok(started) => started,
             Err(error) => {
                 let _ = kill_process(self.child, Signal::KILL);
                 let _ = waitpid(Some(self.child), WaitOptions::empty());
@@ -169,9 +169,9 @@ impl Outside {
         Ok(ended)
     }
 
-    fn start_custodian(&self, level: &Level) -> anyhow::Result<Custodian> {
+    fn start_custodian(&self, level: &Level, forwarder: Forwarder) -> anyhow::Result<(Custodian, Forwarder)> {
         let owner = self.owner.try_clone().context("duplicating the owner socket")?;
-        Custodian::start(&self.cgroup, owner, level.need()?)
+        Custodian::start(self.cgroup.path().to_owned(), Kept { owner, need: level.need()? }, forwarder)
     }
 }
 

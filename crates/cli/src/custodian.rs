@@ -1,98 +1,94 @@
 //! A process that keeps the ports of a command until the last process of its cgroup has ended (R12).
 //!
-//! `run` starts it beside the command, with a copy of the owner socket. So neither the end of the first process of a
+//! `run` forks it beside the command, with a copy of the owner socket. So neither the end of the first process of a
 //! command that goes on in the background nor a SIGKILL of `run` ends the reservation: this does, when the cgroup is
 //! empty, and removes what is left of it.
 
 use std::{
     fs::{self, File},
     io,
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process,
 };
 
 use anyhow::Context;
-use rustix::{io::dup, stdio};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
-    iterator::Signals,
+use rustix::{
+    process::{Pid, Signal, WaitOptions, chdir, kill_process, setpgid, waitpid},
+    stdio,
 };
 
-use crate::{DONE, Io, level, subgroup::Subgroup};
+use crate::{level, signals::Forwarder, subgroup::Subgroup};
 
-/// Name of the command, which is none for people.
-pub(crate) const NAME: &str = "run-custodian";
-
-/// Keep the owner socket on standard input until a cgroup is empty
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The cgroup of the command
-    #[arg(long)]
-    cgroup: PathBuf,
-    /// Pins of the instance that goes with the last command that needs it; the guard is on standard output
-    #[arg(long)]
-    needs: Option<PathBuf>,
+/// What the custodian keeps.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) owner: OwnedFd,
+    /// Pins of the instance that goes with the last command that needs it, and the guard of that.
+    pub(crate) need: Option<(PathBuf, File)>,
 }
 
-pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
-    close_inherited().context("closing inherited descriptors")?;
-    // A signal that ends a service or a terminal goes to all of its processes, and the command may take its time to end.
-    let _caught = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]).context("catching signals")?;
-    let nothing = File::options().read(true).write(true).open("/dev/null").context("opening /dev/null")?;
-    let need = match args.needs {
-        Some(folder) => Some((folder, File::from(dup(stdio::stdout()).context("keeping the guard")?))),
-        None => None,
-    };
-    // A second descriptor would keep the BPF file system busy when it is to be unmounted.
-    stdio::dup2_stdout(&nothing).context("redirecting standard output")?;
-    let subgroup = Subgroup::of_another(args.cgroup);
+/// The custodian of a command that this process is about to start.
+#[derive(Debug)]
+pub(crate) struct Custodian(Pid);
+
+impl Custodian {
+    /// Fork it. Only this process returns, with its forwarder.
+    pub(crate) fn start(subgroup: PathBuf, kept: Kept, forwarder: Forwarder) -> anyhow::Result<(Self, Forwarder)> {
+        match portkeep_kernel::fork(None).context("starting the process that keeps the ports")? {
+            Some(pid) => {
+                // It does the same; whichever is first.
+                let _ = setpgid(Some(pid), Some(pid));
+                Ok((Self(pid), forwarder))
+            }
+            None => {
+                // A signal that ends a service or a terminal goes to all of its processes, and the command may take its time to
+                // end. What was caught is ignored from here on.
+                drop(forwarder);
+                process::exit(i32::from(keep(Subgroup::of_another(subgroup), kept).is_err()))
+            }
+        }
+    }
+
+    /// End it. This process gives everything up in its place, which is sooner than waiting until it has noticed.
+    pub(crate) fn end(self) -> io::Result<()> {
+        kill_process(self.0, Signal::KILL)?;
+        waitpid(Some(self.0), WaitOptions::empty())?;
+        Ok(())
+    }
+}
+
+fn keep(subgroup: Subgroup, kept: Kept) -> anyhow::Result<()> {
+    let Kept { owner, need } = kept;
+    let guard = need.as_ref().map(|(_, guard)| guard.as_raw_fd());
+    close_inherited(&[Some(owner.as_raw_fd()), guard].into_iter().flatten().collect::<Vec<_>>())?;
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    stdio::dup2_stdin(&nothing)?;
+    stdio::dup2_stdout(&nothing)?;
+    stdio::dup2_stderr(&nothing)?;
+    // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
+    setpgid(None, None)?;
+    chdir("/")?;
     subgroup.wait_until_empty(None)?;
     // First the ports, then the cgroup, and last the BPF programs that may have been up only for them.
-    stdio::dup2_stdin(&nothing).context("closing the owner socket")?;
+    drop(owner);
     drop(subgroup);
     if let Some((folder, guard)) = need {
         level::need_no_more(&folder, guard)?;
     }
-    Ok(DONE)
+    Ok(())
 }
 
 /// Pipes and sockets that were meant for the command would otherwise stay open here when the command has closed them.
-pub(crate) fn close_inherited() -> io::Result<()> {
-    let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
+pub(crate) fn close_inherited(but: &[RawFd]) -> io::Result<()> {
+    let numbers: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|number| *number > 2)
+        .filter(|number| *number > 2 && !but.contains(number))
         .collect();
     for number in numbers {
         // Ignored: the descriptor that /proc was read with is closed already.
         let _ = nix::unistd::close(number);
     }
     Ok(())
-}
-
-/// The custodian of a command that this process is about to start.
-#[derive(Debug)]
-pub(crate) struct Custodian(Child);
-
-impl Custodian {
-    /// Start it, with a copy of the owner socket and of the guard of what the command needs.
-    pub(crate) fn start(subgroup: &Subgroup, owner: OwnedFd, need: Option<(PathBuf, File)>) -> anyhow::Result<Self> {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("portkeep").arg(NAME).arg("--cgroup").arg(subgroup.path());
-        command.stdin(owner).stdout(Stdio::null()).stderr(Stdio::null());
-        if let Some((folder, guard)) = need {
-            command.arg("--needs").arg(folder).stdout(guard);
-        }
-        // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
-        command.process_group(0).current_dir("/");
-        command.spawn().map(Self).context("starting the process that keeps the ports")
-    }
-
-    /// End it. This process gives everything up in its place, which is sooner than waiting until it has noticed.
-    pub(crate) fn end(mut self) -> io::Result<()> {
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(())
-    }
 }

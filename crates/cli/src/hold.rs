@@ -92,7 +92,7 @@ impl Hold {
     /// This process is the one in the background: nothing of its caller's stays open here but the streams.
     pub(crate) fn begin(&self) -> anyhow::Result<()> {
         if self.in_background {
-            close_inherited().context("closing inherited descriptors")?;
+            close_inherited(&[]).context("closing inherited descriptors")?;
             // Until the ports are there it ends with its caller.
             set_parent_process_death_signal(Some(Signal::TERM)).context("following the caller")?;
         }

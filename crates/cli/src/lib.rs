@@ -101,8 +101,6 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
-    #[command(name = custodian::NAME, hide = true)]
-    Custodian(custodian::Args),
     #[command(name = into_command::NAME, hide = true)]
     Become(into_command::Args),
     Acquire(acquire::Args),
@@ -263,7 +261,6 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     };
     let result = match cli.command {
         Command::Run(args) => run::run(args, io),
-        Command::Custodian(args) => custodian::run(args, io),
         Command::Become(args) => into_command::run(args, io),
         Command::Acquire(options) => acquire::run(options, &args, io),
         Command::Release(args) => release::run(args, io),
