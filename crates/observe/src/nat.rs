@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
+    fs, io,
     process::{Child, Command, Stdio},
 };
 
@@ -35,22 +36,25 @@ impl Redirect {
 #[derive(Debug)]
 pub struct Reading {
     nft: Option<Child>,
-    tables: [Option<Child>; 2],
+    /// Those of iptables. `None`: not needed as far as is known.
+    tables: Option<[Option<Child>; 2]>,
 }
 
 impl Reading {
     /// Start the tools in the calling thread's network namespace.
     pub fn start() -> Self {
-        Self {
-            nft: start("nft", &["-j", "list", "ruleset"]),
-            tables: ["iptables-save", "ip6tables-save"].map(|tool| start(tool, &[])),
-        }
+        let nft = start("nft", &["-j", "list", "ruleset"]);
+        let needed = nft.is_none() || has_own_tables();
+        Self { nft, tables: needed.then(start_iptables) }
     }
 
     /// Wait for the rules; `None` if no tool could show them (they require root).
     pub fn finish(self) -> Option<Vec<Redirect>> {
-        let nft = output(self.nft).and_then(|text| of_nft(&text));
-        let tables = self.tables.map(output);
+        let text = output(self.nft);
+        // Rules of iptables are in the ruleset, and nft cannot read what they say.
+        let opaque = text.as_ref().is_none_or(|text| text.contains(r#""xt""#));
+        let tables = self.tables.or_else(|| opaque.then(start_iptables)).unwrap_or_default().map(output);
+        let nft = text.and_then(|text| of_nft(&text));
         if nft.is_none() && tables.iter().all(Option::is_none) {
             return None;
         }
@@ -60,6 +64,19 @@ impl Reading {
         }
         Some(found)
     }
+}
+
+fn start_iptables() -> [Option<Child>; 2] {
+    ["iptables-save", "ip6tables-save"].map(|tool| start(tool, &[]))
+}
+
+/// Whether iptables has tables that are not in the ruleset of nft (`iptables-legacy`).
+fn has_own_tables() -> bool {
+    ["ip", "ip6"].iter().any(|family| match fs::read(format!("/proc/thread-self/net/{family}_tables_names")) {
+        Ok(names) => !names.is_empty(),
+        // Without the module there are none. Ordinary users cannot read it.
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    })
 }
 
 /// `None`: there is no such tool.

@@ -317,9 +317,12 @@ impl NetlinkSerializable for Answer {
     fn serialize(&self, _: &mut [u8]) {}
 }
 
-/// Found by trying, once: a version number says little about a distribution's kernel.
+/// Found by trying, once, before Linux 6.8: distributions add features to older kernels.
 fn bound_sockets_are_listed() -> io::Result<bool> {
     static LISTED: OnceLock<bool> = OnceLock::new();
+    if release().is_some_and(|release| release >= (6, 8)) {
+        return Ok(true);
+    }
     if let Some(listed) = LISTED.get() {
         return Ok(*listed);
     }
@@ -330,6 +333,13 @@ fn bound_sockets_are_listed() -> io::Result<bool> {
     let query = Query { transport: Transport::Tcp, states: BOUND_INACTIVE, port };
     query.dump(AF_INET, &mut |socket| listed |= socket.port() == port)?;
     Ok(*LISTED.get_or_init(|| listed))
+}
+
+/// The kernel's version, its first two numbers.
+fn release() -> Option<(u32, u32)> {
+    let uname = rustix::system::uname();
+    let mut numbers = uname.release().to_str().ok()?.split(['.', '-']).map_while(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
 }
 
 #[cfg(test)]

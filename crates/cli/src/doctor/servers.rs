@@ -26,8 +26,9 @@ pub(super) fn users(examined: &Examined<'_>) -> Findings {
         // One finding for a server, however many ports it has.
         let server = ports.into_iter().find_map(|one| {
             let serves = one.bound_by.iter().any(|socket| is_of(socket, uid));
-            let by_another = |socket: &&BoundSocket| socket.uid.is_some_and(|owner| owner != uid);
-            Some((one, one.bound_by.iter().find(by_another).filter(|_| serves)?))
+            // Of the processes that have the socket, the one that can have bound it.
+            let bound = |socket: &&BoundSocket| socket.uid.is_some_and(|owner| owner != uid && is_of(socket, owner));
+            Some((one, one.bound_by.iter().find(bound).filter(|_| serves)?))
         });
         let Some((one, socket)) = server else { continue };
         let binder = socket.user.clone().or_else(|| socket.uid.map(|uid| uid.to_string())).unwrap_or_default();
@@ -70,7 +71,7 @@ pub(super) fn containers(examined: &Examined<'_>) -> Findings {
         return Err("it requires root".into());
     }
     let mut found = Vec::new();
-    let mut open: BTreeMap<String, (PortSet, &BoundSocket)> = BTreeMap::new();
+    let mut open: BTreeMap<_, (PortSet, &BoundSocket)> = BTreeMap::new();
     for one in usage.ports.values() {
         let Some(socket) = one.bound_by.iter().find(|socket| publishes(socket)) else { continue };
         let audience = audience(socket);
@@ -89,17 +90,19 @@ pub(super) fn containers(examined: &Examined<'_>) -> Findings {
                 found.push(Finding::new(Severity::Error, message).help(help));
             }
             None => {
-                let (ports, _) = open.entry(option(&audience)).or_insert_with(|| (PortSet::default(), socket));
+                let (ports, _) =
+                    open.entry((option(&audience), one.transport)).or_insert_with(|| (PortSet::default(), socket));
                 ports.insert(PortRange::single(one.port).map_err(|error| error.to_string())?);
             }
         }
     }
-    for (option, (ports, socket)) in open {
+    for ((option, transport), (ports, socket)) in open {
         let message = format!(
-            "containers have published {ports} (by {}), and nothing keeps these ports while a container is stopped",
+            "containers have published {ports}/{transport} (by {}), and nothing keeps these ports while a container is stopped",
             usage::holder(socket)
         );
-        let help = format!("`portkeep persist add {ports} --name containers {option} --around`");
+        let help =
+            format!("`portkeep persist add {ports}/{transport} --name containers-{transport} {option} --around`");
         found.push(Finding::new(Severity::Warning, message).help(help));
     }
     Ok(found)

@@ -42,7 +42,7 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
     engine.serve("--name open --publish 8090:80", 80).ok();
     let text = findings().to_string();
     assert!(
-        text.contains("containers have published 8090 (by pid ") && text.contains("--unit docker.service"),
+        text.contains("containers have published 8090/tcp (by pid ") && text.contains("--unit docker.service"),
         "{text}"
     );
     machine.shell("mkdir -p \"$0/root/etc/portkeep/ports.d\"").ok();
