@@ -7,7 +7,7 @@ mod section;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Command, Parser};
 use clap_complete::Shell;
 
@@ -17,37 +17,42 @@ use clap_complete::Shell;
 struct Options {
     /// Prefix of the installation: pages go to its share/man, completions to where each shell reads them
     prefix: PathBuf,
-    /// The page of portkeep-web, and nothing else; without this, everything else
-    #[arg(long)]
-    web: bool,
+    /// Only those of one package
+    #[arg(long, value_name = "PACKAGE", value_parser = PACKAGES)]
+    of: Option<String>,
 }
 
 /// Path below the prefix, content.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
+/// Programs that have a package, pages and completions of their own.
+const PACKAGES: [&str; 3] = [PORTKEEP, WEB, FLEET];
+const PORTKEEP: &str = "portkeep";
+const WEB: &str = "portkeep-web";
+const FLEET: &str = "portkeep-fleet";
+
 /// The page about the format of drop-in files.
 const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
-/// A program and a package of its own.
-const WEB: &str = "portkeep-web";
 
-/// Each shell reads its completions from a folder and a name of its own.
-const COMPLETIONS: [(Shell, &str); 3] = [
-    (Shell::Bash, "share/bash-completion/completions/portkeep"),
-    (Shell::Zsh, "share/zsh/site-functions/_portkeep"),
-    (Shell::Fish, "share/fish/vendor_completions.d/portkeep.fish"),
+/// Each shell reads its completions from a folder and a name of its own: what stands before the name of the program and behind it.
+const COMPLETIONS: [(Shell, &str, &str); 3] = [
+    (Shell::Bash, "share/bash-completion/completions/", ""),
+    (Shell::Zsh, "share/zsh/site-functions/_", ""),
+    (Shell::Fish, "share/fish/vendor_completions.d/", ".fish"),
 ];
 
 fn main() -> ExitCode {
     portkeep_tool::exit(write(&Options::parse()))
 }
 
-fn write(Options { prefix, web }: &Options) -> Result<()> {
-    let of_web = page_path(WEB, 1);
-    for (path, content) in make()?.into_iter().filter(|(path, _)| (*path == of_web) == *web) {
-        let path = prefix.join(path);
-        let folder = path.parent().context("a path without a folder")?;
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+fn write(Options { prefix, of }: &Options) -> Result<()> {
+    for package in PACKAGES.iter().filter(|name| of.as_ref().is_none_or(|of| of == *name)) {
+        for (path, content) in make(package)? {
+            let path = prefix.join(path);
+            let folder = path.parent().context("a path without a folder")?;
+            fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+            fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        }
     }
     Ok(())
 }
@@ -56,34 +61,47 @@ fn page_path(name: &str, section: u8) -> PathBuf {
     format!("share/man/man{section}/{name}.{section}").into()
 }
 
-fn make() -> Result<Files> {
+/// The files of a package.
+fn make(package: &str) -> Result<Files> {
     let mut files = Files::new();
-    let mut table = portkeep_cli::command();
-    let shown = without_hidden(&table);
-    for (shell, path) in COMPLETIONS {
-        let mut text = Vec::new();
-        clap_complete::generate(shell, &mut shown.clone(), "portkeep", &mut text);
-        files.insert(path.into(), text);
+    match package {
+        PORTKEEP => {
+            completions(&without_hidden(&portkeep_cli::command()), package, &mut files);
+            pages(&built(portkeep_cli::command()), &[], &mut files)?;
+            files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
+            let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
+            files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
+        }
+        WEB => {
+            files.insert(page_path(WEB, 1), command::page(&built(portkeep_web::command()), &["portkeep", "web"])?);
+        }
+        FLEET => {
+            completions(&portkeep_fleet::command(), package, &mut files);
+            pages(&fleet(), &["portkeep"], &mut files)?;
+        }
+        _ => bail!("there is no package {package}"),
     }
-    // `portkeep help` and `--help` need no page of their own.
-    table = table.disable_help_subcommand(true);
-    table.build();
-    pages(&table, &[], &mut files)?;
-    let mut web = portkeep_web::command();
-    web.build();
-    files.insert(page_path(WEB, 1), command::page(&web, &["portkeep", "web"])?);
-    pages(&fleet(), &["portkeep"], &mut files)?;
-    files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
-    let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
-    files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
     Ok(files)
+}
+
+fn completions(table: &Command, program: &str, files: &mut Files) {
+    for (shell, before, behind) in COMPLETIONS {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut table.clone(), program, &mut text);
+        files.insert(format!("{before}{program}{behind}").into(), text);
+    }
+}
+
+/// `portkeep help` and `--help` need no page of their own.
+fn built(table: Command) -> Command {
+    let mut table = table.disable_help_subcommand(true);
+    table.build();
+    table
 }
 
 /// The commands of portkeep-fleet, as if it were a command of `portkeep`.
 fn fleet() -> Command {
-    let mut table = portkeep_fleet::command().name("fleet").bin_name("portkeep-fleet").disable_help_subcommand(true);
-    table.build();
-    table
+    built(portkeep_fleet::command().name("fleet").bin_name(FLEET))
 }
 
 /// The same commands without the hidden ones, which completions would offer.
@@ -136,18 +154,23 @@ mod tests {
 
     #[test]
     fn every_command_has_a_page_with_every_section() {
-        let files = make().unwrap();
-        let mut table = portkeep_cli::command().disable_help_subcommand(true);
-        table.build();
-        assert!(whole(&table, &[], &files) > 20);
+        let files = make(PORTKEEP).unwrap();
+        assert!(whole(&built(portkeep_cli::command()), &[], &files) > 20);
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
-        assert_eq!(whole(&portkeep_web::command(), &[], &files), 1);
-        assert!(whole(&fleet(), &["portkeep"], &files) > 8);
+        assert_eq!(whole(&portkeep_web::command(), &[], &make(WEB).unwrap()), 1);
+        assert!(whole(&fleet(), &["portkeep"], &make(FLEET).unwrap()) > 8);
+    }
+
+    /// Packages with the same file cannot be installed together.
+    #[test]
+    fn no_file_is_in_two_packages() {
+        let names: Vec<PathBuf> = PACKAGES.iter().flat_map(|package| make(package).unwrap().into_keys()).collect();
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
     }
 
     #[test]
     fn every_key_is_in_its_page() {
-        let files = make().unwrap();
+        let files = make(PORTKEEP).unwrap();
         let has = |section: &str, key: &str| {
             section.contains(&format!(".B {key} = ")) || section.contains(&format!("\\fB{key}\\fR = "))
         };
@@ -174,12 +197,10 @@ mod tests {
     #[test]
     fn the_pages_are_clean() {
         let folder = tempfile::tempdir().unwrap();
-        for web in [false, true] {
-            write(&Options { prefix: folder.path().into(), web }).unwrap();
-        }
-        let files = make().unwrap();
+        write(&Options { prefix: folder.path().into(), of: None }).unwrap();
+        let files = PACKAGES.iter().flat_map(|package| make(package).unwrap().into_keys());
         let pages: Vec<PathBuf> =
-            files.keys().filter(|path| path.starts_with("share/man")).map(|path| folder.path().join(path)).collect();
+            files.filter(|path| path.starts_with("share/man")).map(|path| folder.path().join(path)).collect();
         for (program, options) in
             [("groff", &["-man", "-ww", "-z", "-Tutf8"][..]), ("mandoc", &["-T", "lint", "-W", "warning"])]
         {

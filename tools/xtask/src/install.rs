@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 
 use portkeep_tool::{cargo, repository, target_folder};
 
-/// The agent reads it from here, whatever the prefix is.
-const CONFIGURATION: &str = "/etc/portkeep/portkeep.toml";
+/// Configurations are read from here, whatever the prefix is.
+const CONFIGURATION: &str = "/etc/portkeep";
 
 /// The path of the program in the files of `packaging/`.
 pub(crate) const PROGRAM: &str = "/usr/bin/portkeep";
@@ -43,10 +43,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let build = Build { profile: options.profile.clone(), rustflags: Vec::new(), linker: None };
     let built = build.make()?;
     layout.place_files()?;
-    layout.place_program(&built)?;
-    layout.place_winsock(&built)?;
     layout.place_web_files()?;
-    layout.place_web(&built)?;
+    layout.place_fleet_files()?;
+    for name in ["portkeep", "portkeep-web", "portkeep-fleet"] {
+        layout.place_program(&built, name)?;
+    }
+    layout.place_winsock(&built)?;
     println!("installed below {}", layout.below_prefix("").display());
     Ok(())
 }
@@ -55,7 +57,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) fn stage_files(root: &Path) -> Result<()> {
     let layout = Layout { root: root.into(), prefix: "/usr".into() };
     layout.place_files()?;
-    layout.place_web_files()
+    layout.place_web_files()?;
+    layout.place_fleet_files()
 }
 
 /// How the programs are built.
@@ -76,14 +79,15 @@ impl Build {
         let folder = target_folder().join(if dev { "debug" } else { &self.profile });
         if dev {
             // The tests have built it.
-            portkeep_tool::build(&["--lib", "--bin=portkeep", "--bin=portkeep-web", "--bin=portkeep-pages"])?;
+            let programs = ["--bin=portkeep", "--bin=portkeep-web", "--bin=portkeep-fleet", "--bin=portkeep-pages"];
+            portkeep_tool::build(&[&["--lib"], &programs[..]].concat())?;
             return Ok(folder);
         }
         let mut run = cargo();
         // In one go, so that cargo compiles what they share once. The libraries of the layer have one name, whatever
         // they are built with: a second build with other features would put its own in their place.
         run.args(["build", "--profile", &self.profile]);
-        let packages = ["portkeep-cli", "portkeep-web", "portkeep-pages", "portkeep-winsock"];
+        let packages = ["portkeep-cli", "portkeep-web", "portkeep-fleet", "portkeep-pages", "portkeep-winsock"];
         run.args(packages.map(|name| format!("--package={name}")));
         if !self.rustflags.is_empty() {
             run.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags.join("\x1f"));
@@ -130,12 +134,7 @@ impl Layout {
         // The agent reads these folders whatever the prefix is.
         make(&self.at("/usr/lib/portkeep/ports.d"))?;
         make(&self.at("/etc/portkeep/ports.d"))?;
-        let configuration = self.at(CONFIGURATION);
-        if configuration.exists() {
-            println!("note: {} exists and is left as it is", configuration.display());
-        } else {
-            write(&configuration, &read(&packaging.join("etc/portkeep.toml"))?)?;
-        }
+        self.place_configuration("portkeep.toml")?;
         let library = repository.join("crates/portkeep");
         copy(&library.join("include/portkeep.h"), &self.below_prefix("include"))?;
         let package = read(&library.join("portkeep.pc.in"))?
@@ -164,6 +163,16 @@ impl Layout {
         Ok(())
     }
 
+    /// A configuration, unless there is one.
+    fn place_configuration(&self, name: &str) -> Result<()> {
+        let configuration = self.at(CONFIGURATION).join(name);
+        if configuration.exists() {
+            println!("note: {} exists and is left as it is", configuration.display());
+            return Ok(());
+        }
+        write(&configuration, &read(&repository().join("packaging/etc").join(name))?)
+    }
+
     /// A file of `packaging/`, with the path that the program has here.
     fn place_packaging(&self, file: &str, to: &str) -> Result<()> {
         let file = repository().join("packaging").join(file);
@@ -182,29 +191,23 @@ impl Layout {
         Ok(())
     }
 
-    /// The program, its manual pages and completions.
-    pub(crate) fn place_program(&self, built: &Path) -> Result<()> {
-        self.place_binary(built, "portkeep")?;
-        self.place_pages(built, &[])
+    /// The files of portkeep-fleet that need no building.
+    pub(crate) fn place_fleet_files(&self) -> Result<()> {
+        self.place_packaging("systemd/portkeep-fleet.service", "lib/systemd/system")?;
+        self.place_configuration("fleet.toml")?;
+        copy(&repository().join("crates/fleet/README.md"), &self.below_prefix("share/doc/portkeep-fleet"))
     }
 
-    /// portkeep-web and its manual page.
-    pub(crate) fn place_web(&self, built: &Path) -> Result<()> {
-        self.place_binary(built, "portkeep-web")?;
-        self.place_pages(built, &["--web"])
-    }
-
-    fn place_binary(&self, built: &Path, name: &str) -> Result<()> {
+    /// A program, its manual pages and completions. Its path.
+    pub(crate) fn place_program(&self, built: &Path, name: &str) -> Result<PathBuf> {
         let program = self.below_prefix("bin").join(name);
         replace(&built.join(name), &program)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("making {} executable", program.display()))
-    }
-
-    fn place_pages(&self, built: &Path, options: &[&str]) -> Result<()> {
-        let pages = Command::new(built.join("portkeep-pages")).arg(self.at(&self.prefix)).args(options).status();
+            .with_context(|| format!("making {} executable", program.display()))?;
+        let mut pages = Command::new(built.join("portkeep-pages"));
+        let pages = pages.arg(self.at(&self.prefix)).args(["--of", name]).status();
         ensure!(pages.context("starting portkeep-pages")?.success(), "portkeep-pages failed");
-        Ok(())
+        Ok(program)
     }
 
     /// The Winsock layer.

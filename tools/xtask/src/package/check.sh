@@ -104,20 +104,16 @@ ask() {
 	cat <&3 >"$root/run/log"
 	exec 3>&-
 }
-deb_install_web() { deb --install "/packages/new/portkeep-web_${new}_amd64.deb"; }
-deb_purge() { deb --purge portkeep-web portkeep; }
-rpm_install_web() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --upgrade "$root/packages/new/portkeep-web-$new-1.x86_64.rpm" >"$root/run/log" 2>&1; }
+# Packages with a service of their own: install NAME, purge NAME.
+deb_install_more() { deb --install "/packages/new/$1_${new}_amd64.deb"; }
+deb_purge() { deb --purge "$1" portkeep; }
+rpm_install_more() { rpm --root "$root" --dbpath /var/lib/rpm --nodeps --upgrade "$root/packages/new/$1-$new-1.x86_64.rpm" >"$root/run/log" 2>&1; }
 rpm_purge() {
-	rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase portkeep-web portkeep >"$root/run/log" 2>&1 || return
+	rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase "$1" portkeep >"$root/run/log" 2>&1 || return
 	rm -rf "$root/etc/portkeep"
 	in_root groupdel portkeep && in_root groupdel portkeep-watch
 }
-for kind in deb rpm; do
-	if [ "$kind" = rpm ] && ! command -v rpm >/dev/null; then continue; fi
-	echo "portkeep-web, $kind"
-	ok ${kind}_install new "$new"
-	ok ${kind}_install_web
-	[ -z "$(find "$root/etc/systemd/system" -name portkeep-web.service)" ] || fail 'it is enabled'
+try_portkeep_web() {
 	chroot "$root" portkeep-web >"$root/run/web" 2>&1 &
 	web=$!
 	for _ in $(seq 100); do [ -s "$root/run/web" ] && break; sleep 0.1; done
@@ -125,10 +121,29 @@ for kind in deb rpm; do
 	ask /metrics && said 'portkeep_up 0'
 	kill "$web"
 	wait "$web" || fail 'it does not end well'
-	ok ${kind}_purge
-	everything >"$root/run/after"
-	diff "$root/run/before" "$root/run/after" || fail 'files are left'
-	shown 'installed, off by default; the map and the metrics are served; removed, nothing is left'
+	shown 'the map and the metrics are served'
+}
+try_portkeep_fleet() {
+	if in_root portkeep-fleet daemon >"$root/run/log" 2>&1; then fail 'it runs without etcd'; fi
+	said 'where is etcd? Write `endpoints` into /etc/portkeep/fleet.toml'
+	for page in portkeep-fleet portkeep-fleet-run; do
+		[ -s "$root/usr/share/man/man1/$page.1.gz" ] || fail "there is no $page(1)"
+	done
+	shown 'its configuration is read; it has manual pages'
+}
+for package in portkeep-web portkeep-fleet; do
+	for kind in deb rpm; do
+		if [ "$kind" = rpm ] && ! command -v rpm >/dev/null; then continue; fi
+		echo "$package, $kind"
+		ok ${kind}_install new "$new"
+		ok ${kind}_install_more "$package"
+		[ -z "$(find "$root/etc/systemd/system" -name "$package.service")" ] || fail 'it is enabled'
+		"try_${package//-/_}"
+		ok ${kind}_purge "$package"
+		everything >"$root/run/after"
+		diff "$root/run/before" "$root/run/after" || fail 'files are left'
+		shown 'installed, off by default; removed, nothing is left'
+	done
 done
 
 echo winsock

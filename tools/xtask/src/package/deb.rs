@@ -38,13 +38,14 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
     let (names, folder) = kind.scripts();
     for name in names {
         let path = control.join(name);
-        write(&path, &script(&format!("{folder}/{name}"), edition)?)?;
+        write(&path, &script(&format!("{folder}/{name}"), kind, edition)?)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("making {name} executable"))?;
     }
     match kind {
         Kind::Portkeep => write(&control.join("conffiles"), "/etc/portkeep/portkeep.toml\n")?,
         Kind::Web => {}
+        Kind::Fleet => write(&control.join("conffiles"), "/etc/portkeep/fleet.toml\n")?,
         Kind::Winsock => {
             write(&control.join("shlibs"), "libportkeep_winsock 0 portkeep-winsock\n")?;
             write(&control.join("triggers"), "activate-noawait ldconfig\n")?;
@@ -78,8 +79,8 @@ fn fields(job: &Job, kind: Kind, edition: &Edition, root: &Path) -> Result<Strin
         Kind::Portkeep => {
             ("net", format!("{helpers}, systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles"))
         }
-        // Its group comes with that.
-        Kind::Web => ("net", format!("{helpers}, portkeep (>= {})", edition.version)),
+        // The group of the one and the agent of the other come with that.
+        Kind::Web | Kind::Fleet => ("net", format!("{helpers}, portkeep (>= {})", edition.version)),
         Kind::Winsock => ("libdevel", String::new()),
     };
     Ok(format!(

@@ -1,4 +1,4 @@
-//! Packages: `.deb`, `.rpm` and a tar archive, for the program, for portkeep-web and for the Winsock layer. Their content is that of
+//! Packages: `.deb`, `.rpm` and a tar archive, for the program, for portkeep-web, portkeep-fleet and the Winsock layer. Their content is that of
 //! `cargo xtask install`. Two builds of one commit have the same bytes: the times are the commit's, and no path of
 //! the building machine is in a program.
 
@@ -58,6 +58,8 @@ enum Kind {
     Portkeep,
     /// The port map and metrics.
     Web,
+    /// The same ports on several hosts.
+    Fleet,
     /// The library and headers for programs that come from Windows.
     Winsock,
 }
@@ -67,14 +69,7 @@ impl Kind {
     fn place_built(self, built: &Path, root: &Path) -> Result<PathBuf> {
         let layout = Layout { root: root.into(), prefix: "/usr".into() };
         let program = match self {
-            Self::Portkeep => {
-                layout.place_program(built)?;
-                layout.below_prefix("bin/portkeep")
-            }
-            Self::Web => {
-                layout.place_web(built)?;
-                layout.below_prefix("bin/portkeep-web")
-            }
+            Self::Portkeep | Self::Web | Self::Fleet => layout.place_program(built, self.name())?,
             Self::Winsock => {
                 layout.place_winsock(built)?;
                 let libraries = layout.below_prefix("lib");
@@ -94,12 +89,13 @@ impl Kind {
         Ok(program)
     }
 
-    const ALL: [Self; 3] = [Self::Portkeep, Self::Web, Self::Winsock];
+    const ALL: [Self; 4] = [Self::Portkeep, Self::Web, Self::Fleet, Self::Winsock];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Portkeep => "portkeep",
             Self::Web => "portkeep-web",
+            Self::Fleet => "portkeep-fleet",
             Self::Winsock => "portkeep-winsock",
         }
     }
@@ -108,7 +104,7 @@ impl Kind {
     const fn scripts(self) -> (&'static [&'static str], &'static str) {
         match self {
             Self::Portkeep => (&["preinst", "postinst", "prerm", "postrm"], "debian"),
-            Self::Web => (&["postinst", "prerm", "postrm"], "debian/web"),
+            Self::Web | Self::Fleet => (&["postinst", "prerm", "postrm"], "debian/service"),
             Self::Winsock => (&[], ""),
         }
     }
@@ -117,8 +113,7 @@ impl Kind {
     const fn package(self) -> &'static str {
         match self {
             Self::Portkeep => "portkeep-cli",
-            Self::Web => "portkeep-web",
-            Self::Winsock => "portkeep-winsock",
+            Self::Web | Self::Fleet | Self::Winsock => self.name(),
         }
     }
 
@@ -126,6 +121,7 @@ impl Kind {
         match self {
             Self::Portkeep => "Port reservations that the kernel enforces",
             Self::Web => "Map of reserved ports in the browser, and metrics",
+            Self::Fleet => "Same reserved ports on every host of a job",
             Self::Winsock => "Windows port reservations for C programs on Linux",
         }
     }
@@ -142,6 +138,11 @@ impl Kind {
                 "All ports of a machine in one picture: which are reserved and for whom,",
                 "which are in use, and each refused bind at the moment it happens; and",
                 "metrics for Prometheus. It only reads. The service is off by default.",
+            ],
+            Self::Fleet => &[
+                "A job gets the same block of ports on all of its hosts, or on none. etcd",
+                "decides which block, and the kernel of each host keeps all other programs",
+                "off it. The service is off by default, because it requires etcd.",
             ],
             Self::Winsock => &[
                 "WSAIoctl with SIO_ACQUIRE_PORT_RESERVATION and its sisters over Portkeep,",
@@ -247,6 +248,7 @@ impl Job {
         match kind {
             Kind::Portkeep => layout.place_files()?,
             Kind::Web => layout.place_web_files()?,
+            Kind::Fleet => layout.place_fleet_files()?,
             Kind::Winsock => {}
         }
         for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
@@ -351,8 +353,9 @@ fn epoch() -> Result<String> {
 }
 
 /// A script of `packaging/`, complete.
-fn script(path: &str, edition: &Edition) -> Result<String> {
+fn script(path: &str, kind: Kind, edition: &Edition) -> Result<String> {
     let packaging = repository().join("packaging");
     let functions = read(&packaging.join("functions.sh"))?;
-    Ok(read(&packaging.join(path))?.replace("@functions.sh@", functions.trim_end()).replace("@ABI@", &edition.abi))
+    let text = read(&packaging.join(path))?.replace("@PACKAGE@", kind.name());
+    Ok(text.replace("@functions.sh@", functions.trim_end()).replace("@ABI@", &edition.abi))
 }

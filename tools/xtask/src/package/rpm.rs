@@ -60,13 +60,13 @@ pub(super) fn make(job: &Job, kind: Kind, edition: &Edition) -> Result<PathBuf> 
 
 fn specification(kind: Kind, edition: &Edition, root: &Path) -> Result<String> {
     let scripts = match kind {
-        Kind::Portkeep => script("rpm/scripts", edition)?,
-        Kind::Web => script("rpm/web", edition)?,
+        Kind::Portkeep => script("rpm/scripts", kind, edition)?,
+        Kind::Web | Kind::Fleet => script("rpm/service", kind, edition)?,
         Kind::Winsock => "%post -p /sbin/ldconfig\n\n%postun -p /sbin/ldconfig\n".into(),
     };
     let requires = match kind {
-        // Its group comes with that.
-        Kind::Web => format!("Requires: portkeep >= {}\n", edition.version),
+        // The group of the one and the agent of the other come with that.
+        Kind::Web | Kind::Fleet => format!("Requires: portkeep >= {}\n", edition.version),
         Kind::Portkeep | Kind::Winsock => String::new(),
     };
     Ok(format!(
