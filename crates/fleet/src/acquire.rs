@@ -1,8 +1,8 @@
 //! `acquire`: ports on several hosts for a script, until its standard input ends.
 
 use std::{
-    io::{self, Read, Write},
-    sync::{Arc, mpsc},
+    io::{self, Write},
+    sync::mpsc,
     thread,
 };
 
@@ -16,11 +16,8 @@ use signal_hook::{
 use crate::{
     ask::Ask,
     config::Config,
-    etcd::Client,
     print_json,
-    request::{self, News},
-    run::report,
-    view,
+    view::{self, Stage},
 };
 
 const AFTER_HELP: &str = "\
@@ -48,19 +45,14 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, config: &Config) -> anyhow::Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catching signals")?;
-    let client = Arc::new(Client::new(config)?);
     let (end, ended) = mpsc::channel();
     let over = end.clone();
-    let held = request::acquire(&client, config, &args.ask.wanted()?, move |news| {
-        let is_over = matches!(news, News::Over(_));
-        report(news);
-        if is_over {
-            let _ = over.send(Exit::Failed);
-        }
+    let held = args.ask.acquire(config, move || {
+        let _ = over.send(Exit::Failed);
     })?;
     let job = &held.job;
     let printed = match args.json {
-        true => print_json(&view::granted(job)),
+        true => print_json(&view::uniform(job, Stage::Active)),
         false => {
             writeln!(io::stdout(), "{} {} {}", job.ports, job.transports, job.name).and_then(|()| io::stdout().flush())
         }
@@ -72,7 +64,7 @@ pub(crate) fn run(args: &Args, config: &Config) -> anyhow::Result<u8> {
     if !args.hold {
         let end = end.clone();
         thread::spawn(move || {
-            let _ = io::copy(&mut io::stdin().lock().take(u64::MAX), &mut io::sink());
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
             let _ = end.send(Exit::Done);
         });
     }

@@ -26,7 +26,6 @@ pub(crate) struct Place<'a> {
 struct Table {
     cursor: Option<KeyValue>,
     blocks: Vec<Block>,
-    job: Option<KeyValue>,
 }
 
 /// Try again when another decision came in between; it returns what is there now, so this ends.
@@ -42,31 +41,40 @@ fn reads(keys: &Keys, name: &str) -> [Op; 5] {
     ]
 }
 
-/// Grant the job a block: the whole job on all hosts, or nothing. Returns the revision of the decision.
+/// Grant the job a block: the whole job on all hosts, or nothing. `job.ports` is set.
 ///
-/// `job.ports` is set. Two round trips, and one more for each decision that comes in between.
+/// Two round trips, and one more for each decision that comes in between.
 pub(crate) fn decide(
     client: &Client,
     keys: &Keys,
     job: &mut Job,
     lease: i64,
     place: &Place<'_>,
-) -> Result<i64, Failure> {
+) -> Result<(), Failure> {
     let mut outcome = client.transact(&[], &reads(keys, &job.name), &[])?;
     for _ in 0..ATTEMPTS {
-        let table = examine(outcome, job)?;
+        let Some(table) = examine(outcome, job)? else { return Ok(()) };
         job.ports = choose(&table, place, job)?;
         outcome = commit(client, keys, job, lease, &table)?;
         if outcome.succeeded {
-            return Ok(outcome.revision());
+            return Ok(());
         }
     }
     Err(Failure::new(Reason::Failed, "too many other requests came in between; try again"))
 }
 
-/// All hosts are there, and the name is free.
-fn examine(outcome: Outcome, job: &Job) -> Result<Table, Failure> {
+/// All hosts are there, and the name is free. `None`: the job is granted; the answer of etcd was lost on its way here.
+fn examine(outcome: Outcome, job: &mut Job) -> Result<Option<Table>, Failure> {
     let [cursor, blocks, found, hosts, known] = outcome.reads()?;
+    if let Some(found) = found.first() {
+        let Job { id, name, ports, by, hosts, .. } = found.parse()?;
+        if id == job.id {
+            job.ports = ports;
+            return Ok(None);
+        }
+        let message = format!("there is a job {name:?}: ports {ports} on {}, of {by}", hosts.join(", "));
+        return Err(Failure::new(Reason::NameTaken, message));
+    }
     for host in &job.hosts {
         if !hosts.iter().any(|key| key.name() == host) {
             let message = match known.iter().any(|key| key.name() == host) {
@@ -78,21 +86,8 @@ fn examine(outcome: Outcome, job: &Job) -> Result<Table, Failure> {
             return Err(Failure::new(Reason::NotFound, message).on(host));
         }
     }
-    let table = Table {
-        cursor: cursor.into_iter().next(),
-        blocks: blocks.iter().map(KeyValue::parse).collect::<Result<_, _>>()?,
-        job: found.into_iter().next(),
-    };
-    if let Some(found) = &table.job {
-        let other: Job = found.parse()?;
-        // An answer may have been lost on its way here.
-        if other.id != job.id {
-            let Job { name, ports, by, hosts, .. } = other;
-            let message = format!("there is a job {name:?}: ports {ports} on {}, of {by}", hosts.join(", "));
-            return Err(Failure::new(Reason::NameTaken, message));
-        }
-    }
-    Ok(table)
+    let blocks = blocks.iter().map(KeyValue::parse).collect::<Result<_, _>>()?;
+    Ok(Some(Table { cursor: cursor.into_iter().next(), blocks }))
 }
 
 fn choose(table: &Table, place: &Place<'_>, job: &Job) -> Result<PortRange, Failure> {
@@ -134,51 +129,106 @@ fn commit(client: &Client, keys: &Keys, job: &Job, lease: i64, table: &Table) ->
 
 /// The writes that grant a job its block, on all of its hosts.
 fn grant(keys: &Keys, job: &Job, lease: i64) -> Vec<Op> {
-    let block = Block { ports: job.ports, name: job.name.clone(), id: job.id.clone(), resting: false, released: false };
     let asked = Part::of(job, Answer::Asked, None);
     let of_hosts = job.hosts.iter().flat_map(|host| {
         [Op::put(&keys.live(host, &job.id), job, lease), Op::put(&keys.part(&job.id, host), &asked, 0)]
     });
     let mut writes =
-        vec![Op::put(&keys.block(job.ports.start()), &block, 0), Op::put(&keys.job(&job.name), job, lease)];
+        vec![Op::put(&keys.block(job.ports.start()), &Block::of(job), 0), Op::put(&keys.job(&job.name), job, lease)];
     writes.extend(Op::many(of_hosts.collect()));
     writes
 }
 
-/// Take a job back whose lease has ended while etcd could not be reached, if its block is still its own. Returns the revision.
-pub(crate) fn take_back(client: &Client, keys: &Keys, job: &Job, lease: i64) -> Result<i64, Failure> {
-    let key = keys.block(job.ports.start());
-    let (_, [found]) = client.read([Op::get(&key)])?;
+/// Take a job back whose lease has ended while etcd could not be reached, if its block is still its own.
+pub(crate) fn take_back(client: &Client, keys: &Keys, job: &Job, lease: i64) -> Result<(), Failure> {
+    let (of_block, of_job) = (keys.block(job.ports.start()), keys.job(&job.name));
     let lost = |why: &str| Failure::new(Reason::NotFound, format!("ports {} {why}", job.ports));
-    let Some(found) = found.first() else { return Err(lost("are free again")) };
-    let block: Block = found.parse()?;
-    if block.id != job.id {
-        return Err(lost(&format!("belong to the job {:?} now", block.name)));
+    for _ in 0..ATTEMPTS {
+        let (_, [blocks, jobs]) = client.read([Op::get(&of_block), Op::get(&of_job)])?;
+        let Some(found) = blocks.first() else { return Err(lost("are free again")) };
+        let block: Block = found.parse()?;
+        if block.id != job.id {
+            return Err(lost(&format!("belong to the job {:?} now", block.name)));
+        }
+        if block.released {
+            return Err(lost("were released"));
+        }
+        // An earlier attempt, with another lease, may have succeeded, and its answer was lost.
+        if let Some(other) = jobs.first().map(KeyValue::parse::<Job>).transpose()?.filter(|other| other.id != job.id) {
+            return Err(lost(&format!("are lost: {} has a job of the name {:?} now", other.by, other.name)));
+        }
+        let seen = jobs.first().map_or(0, |found| found.mod_revision);
+        let conditions = [Compare::changed(&of_block, found.mod_revision), Compare::changed(&of_job, seen)];
+        if client.transact(&conditions, &grant(keys, job, lease), &[])?.succeeded {
+            return Ok(());
+        }
     }
-    if block.released {
-        return Err(lost("were released"));
-    }
-    let conditions = [Compare::changed(&key, found.mod_revision), Compare::absent(&keys.job(&job.name))];
-    let outcome = client.transact(&conditions, &grant(keys, job, lease), &[])?;
-    if outcome.succeeded { Ok(outcome.revision()) } else { Err(lost("were given up at the same time")) }
+    Err(lost("changed too often"))
 }
 
 /// End a job for its owner. Its ports are free when all hosts report that they are vacant.
 pub(crate) fn release(client: &Client, keys: &Keys, name: &str) -> Result<Job, Failure> {
-    let (_, [found]) = client.read([Op::get(&keys.job(name))])?;
-    let Some(found) = found.first() else {
-        return Err(Failure::new(Reason::NotFound, format!("there is no job {name:?}")));
-    };
-    let job: Job = found.parse()?;
-    let released =
-        Block { ports: job.ports, name: job.name.clone(), id: job.id.clone(), resting: false, released: true };
-    let stands = [Compare::created(&keys.job(name), found.create_revision)];
-    let key = keys.block(job.ports.start());
-    // The lease ends, and with it every key of the job.
-    if client.transact(&stands, &[Op::put(&key, &released, 0)], &[])?.succeeded {
-        client.revoke(found.lease)?;
+    let of_job = keys.job(name);
+    for _ in 0..ATTEMPTS {
+        let (_, [found]) = client.read([Op::get(&of_job)])?;
+        let Some(found) = found.first() else {
+            return Err(Failure::new(Reason::NotFound, format!("there is no job {name:?}")));
+        };
+        let job: Job = found.parse()?;
+        let released = Op::put(&keys.block(job.ports.start()), &Block { released: true, ..Block::of(&job) }, 0);
+        // The lease ends, and with it every key of the job. One that was taken back in between has another lease.
+        if client.transact(&[Compare::changed(&of_job, found.mod_revision)], &[released], &[])?.succeeded {
+            client.revoke(found.lease)?;
+            return Ok(job);
+        }
     }
-    Ok(job)
+    Err(Failure::new(Reason::Failed, format!("the job {name:?} changes all the time; try again")))
+}
+
+/// Take a host out of the fleet for good: its parts of jobs count as vacant. Returns them.
+pub(crate) fn forget(client: &Client, keys: &Keys, host: &str, rest: u32) -> Result<Vec<Part>, Failure> {
+    for _ in 0..ATTEMPTS {
+        let reads = [
+            Op::get(&keys.known_host(host)),
+            Op::get(&keys.host(host)),
+            Op::get(&keys.cursor()),
+            Op::keys(&keys.all_parts()),
+        ];
+        let (_, [known, member, cursor, parts]) = client.read(reads)?;
+        let parts: Vec<_> = parts.iter().filter(|part| part.name() == host).collect();
+        if known.is_empty() && parts.is_empty() {
+            return Err(Failure::new(Reason::NotFound, format!("{host} does not belong to the fleet")));
+        }
+        if !member.is_empty() {
+            let message =
+                format!("the daemon of {host} runs; stop it first, and wait until `status` shows {host} as lost");
+            return Err(Failure::new(Reason::InUse, message));
+        }
+        let (seen, cursor) = match cursor.first() {
+            Some(found) => (found.mod_revision, found.parse()?),
+            None => (0, 0u32),
+        };
+        // A decision that has seen the host would give it a part: a change of the cursor makes it look again.
+        let conditions = [Compare::absent(&keys.host(host)), Compare::changed(&keys.cursor(), seen)];
+        let then = [
+            Op::delete_all(&keys.live_of(host)),
+            Op::delete(&keys.known_host(host)),
+            Op::put(&keys.cursor(), &cursor, 0),
+        ];
+        if !client.transact(&conditions, &then, &[])?.succeeded {
+            continue;
+        }
+        let mut vacant = Vec::new();
+        for part in parts {
+            let (_, [found]) = client.read([Op::get(&part.key)])?;
+            let Some(found) = found.first() else { continue };
+            let part: Part = found.parse()?;
+            done(client, keys, Part::id(found), host, part.ports, rest)?;
+            vacant.push(part);
+        }
+        return Ok(vacant);
+    }
+    Err(Failure::new(Reason::Failed, "too many requests came in between; try again"))
 }
 
 /// A host is done with a job: nothing is reserved there, and its ports are vacant. The last host lets the block rest. Returns

@@ -1,6 +1,6 @@
 //! The options of a request.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use portkeep::{
     Align, Transports,
@@ -9,7 +9,15 @@ use portkeep::{
 use portkeep_observe::accounts::known_user;
 use rustix::process::getuid;
 
-use crate::{failure::Failure, memory::random_id, request::Wanted, serve};
+use crate::{
+    complain,
+    config::Config,
+    etcd::Client,
+    failure::Failure,
+    memory::random_id,
+    request::{self, Held, News, Wanted},
+    serve,
+};
 
 /// The longest name: the name of a reservation has room for it and a revision.
 const LONGEST: usize = 32;
@@ -49,7 +57,19 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    pub(crate) fn wanted(&self) -> anyhow::Result<Wanted> {
+    /// Get what is asked for, and report on standard error how it fares; `over` is called when it ends by itself.
+    pub(crate) fn acquire(&self, config: &Config, over: impl Fn() + Send + 'static) -> anyhow::Result<Held> {
+        let client = Arc::new(Client::new(config)?);
+        Ok(request::acquire(&client, config, &self.wanted()?, move |news| {
+            let is_over = matches!(news, News::Over(_));
+            report(news);
+            if is_over {
+                over();
+            }
+        })?)
+    }
+
+    fn wanted(&self) -> anyhow::Result<Wanted> {
         let uid = getuid().as_raw();
         let caller = known_user(uid).map_or(Account::Id(uid), Account::Name);
         let malformed = |message: String| Failure::new(Reason::Malformed, message);
@@ -90,5 +110,18 @@ impl Ask {
     /// The name that the caller gave.
     pub(crate) fn label(&self) -> Option<&str> {
         self.name.as_ref().map(Name::as_str)
+    }
+}
+
+/// Report to the user how the job fares.
+fn report(news: News) {
+    match news {
+        News::CutOff(error) => complain("warning", format_args!("{error}; the hosts keep the ports")),
+        News::Back => complain("note", "etcd can be reached again"),
+        News::TakenBack(failures) => {
+            complain("note", "etcd can be reached again, and the job was taken back");
+            failures.iter().for_each(|failure| complain("warning", format_args!("no longer reserved on {failure}")));
+        }
+        News::Over(failure) => complain("warning", format_args!("the job is over: {failure}")),
     }
 }

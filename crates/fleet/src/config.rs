@@ -1,7 +1,9 @@
 //! `/etc/portkeep/fleet.toml`, and the options that overrule it.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -27,8 +29,7 @@ pub(crate) struct Config {
     /// Its first line is the password.
     password_file: Option<PathBuf>,
     /// The cluster's id, as `portkeep-fleet status` shows it.
-    #[serde(default, deserialize_with = "hex")]
-    pub(crate) cluster: Option<u64>,
+    pub(crate) cluster: Option<String>,
     /// Of all keys.
     #[serde(default = "prefix")]
     pub(crate) prefix: String,
@@ -134,7 +135,11 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new(PATH) => String::new(),
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
-        toml::from_str(&text).with_context(|| format!("{} has a mistake", path.display()))
+        Self::parse(&text).with_context(|| format!("{} has a mistake", path.display()))
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
     }
 
     pub(crate) fn account(&self) -> anyhow::Result<Option<Account>> {
@@ -143,15 +148,22 @@ impl Config {
             (Some(user), Some(path)) => (user, path),
             _ => bail!("`user` and `password_file` belong together in fleet.toml"),
         };
-        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let text = String::from_utf8(secret(path)?).with_context(|| format!("{} is no text", path.display()))?;
         let password = text.lines().next().unwrap_or_default().to_owned();
         Ok(Some(Account { user: user.clone(), password }))
     }
 }
 
-fn hex<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    u64::from_str_radix(&text, 16).map(Some).map_err(serde::de::Error::custom)
+/// The content of a file that not every user may read.
+pub(crate) fn secret(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let path_shown = path.display();
+    let reading = || format!("reading {path_shown}");
+    let mut file = File::open(path).with_context(reading)?;
+    let mode = file.metadata().with_context(reading)?.permissions().mode();
+    ensure!(mode & 0o006 == 0, "every user of this host can read {path_shown}; correct it: chmod o= {path_shown}");
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).with_context(reading)?;
+    Ok(content)
 }
 
 fn prefix() -> String {
@@ -172,4 +184,23 @@ const fn lease() -> u32 {
 
 fn state_dir() -> PathBuf {
     STATE_DIR.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The file of the package changes nothing, and names every key with its default.
+    #[test]
+    fn the_packaged_configuration_is_understood() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/etc/fleet.toml");
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.lines().all(|line| line.is_empty() || line.starts_with('#')), "{text}");
+        let keys: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' ')).collect();
+        let config: Config = Config::parse(&keys.join("\n")).unwrap();
+        let default: Config = Config::parse("").unwrap();
+        let of = |config: Config| (config.prefix, config.range, config.rest, config.lease, config.state_dir);
+        assert_eq!(of(config), of(default));
+    }
 }

@@ -93,11 +93,14 @@ impl<F: Fence> Daemon<F> {
 
     /// Serve until it is stopped. Fails only where nothing can come of waiting, and before it has belonged to the fleet.
     pub(crate) fn run(&mut self) -> anyhow::Result<()> {
-        let mut joined = false;
+        let (mut joined, mut failing) = (false, String::new());
         loop {
             match self.session(&mut joined) {
                 Ok(Over::Stopped) => return Ok(()),
-                Ok(Over::LeaseEnded) => self.note("the membership has ended in etcd; joining again"),
+                Ok(Over::LeaseEnded) => {
+                    self.note("the membership has ended in etcd; joining again");
+                    failing.clear();
+                }
                 Err(error) => {
                     let hopeless = !matches!(error.downcast_ref(), Some(EtcdError::Unreachable { .. }));
                     if hopeless && !joined {
@@ -106,7 +109,11 @@ impl<F: Fence> Daemon<F> {
                     if let Some(error) = error.downcast_ref::<EtcdError>() {
                         self.memory.cut_off(error);
                     }
-                    self.note(&format!("{error:#}; what is reserved stays reserved"));
+                    let text = format!("{error:#}; what is reserved stays reserved");
+                    if text != failing {
+                        self.note(&text);
+                        failing = text;
+                    }
                     if self.pause(if hopeless { 10 * PAUSE } else { PAUSE }) {
                         return Ok(());
                     }
@@ -231,7 +238,7 @@ impl<F: Fence> Daemon<F> {
             let (_, [now]) = self.client.read([Op::get(&found.key)])?;
             let Some(now) = now.first() else { continue };
             let part: Part = now.parse()?;
-            let id = found.key.rsplit('/').nth(1).unwrap_or_default().to_owned();
+            let id = Part::id(found).to_owned();
             let revision = now.create_revision;
             let job = live.iter().find(|job| job.name() == id).map(KeyValue::parse::<Job>).transpose()?;
             let here = reserved.iter().find(|here| here.revision == revision);
@@ -292,47 +299,45 @@ impl<F: Fence> Daemon<F> {
         loop {
             let (tried, ended) = self.end_parts()?;
             wait = if ended > 0 || tried == 0 { SOON } else { (2 * wait).min(LATER) };
-            let input = if tried > ended || self.unsure {
-                match self.inbox.recv_timeout(if self.unsure { LATER } else { wait }) {
-                    Ok(input) => Some(input),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return Ok(Over::Stopped),
-                }
-            } else {
+            let input = match (self.unsure, tried > ended) {
+                (true, _) => self.inbox.recv_timeout(LATER),
+                (false, true) => self.inbox.recv_timeout(wait),
                 // Nothing happens at rest.
-                match self.inbox.recv() {
-                    Ok(input) => Some(input),
-                    Err(_) => return Ok(Over::Stopped),
-                }
+                (false, false) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match input {
-                Some(Input::Stop) => return Ok(Over::Stopped),
-                Some(Input::Lease(LeaseNews::Ended)) => return Ok(Over::LeaseEnded),
-                Some(Input::Lease(LeaseNews::Failing(error))) => {
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Over::Stopped),
+                Ok(Input::Lease(LeaseNews::Ended)) => return Ok(Over::LeaseEnded),
+                Ok(Input::Lease(LeaseNews::Failing(error))) => {
                     self.note(&format!("{error}; what is reserved stays reserved"));
                     self.memory.cut_off(&error);
                 }
-                Some(Input::Lease(LeaseNews::Back)) => {
+                Ok(Input::Lease(LeaseNews::Back)) => {
                     self.note("etcd can be reached again");
                     self.memory.back();
                     self.resync()?;
                 }
-                Some(Input::Lease(LeaseNews::Kept)) => {
+                Ok(Input::Lease(LeaseNews::Kept)) => {
                     let left = self.watch.as_ref().is_some_and(|watch| self.client.has_left(watch));
                     if left {
                         self.resync()?;
                     }
                 }
-                Some(Input::Changes(generation, batch)) if generation == self.generation => match batch {
+                Ok(Input::Changes(generation, batch)) if generation == self.generation => match batch {
                     Ok(batch) => self.apply(&batch)?,
                     Err(error) => {
                         self.note(&format!("{error}; watching again"));
+                        // It may fail at once again.
+                        thread::sleep(SOON);
                         self.resync()?;
                     }
                 },
-                Some(Input::Changes(..)) => {}
-                None if self.unsure => self.resync()?,
-                None => {}
+                Ok(Input::Changes(..)) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.unsure && self.parts.fence.reserved().is_ok() {
+                        self.resync()?;
+                    }
+                }
             }
         }
     }
@@ -349,7 +354,7 @@ impl<F: Fence> Daemon<F> {
                     });
                     match known {
                         Some((revision, Stage::Reserved)) => self.answer(&job, revision, Answer::Granted, None)?,
-                        Some((revision, Stage::Refused | Stage::Released)) => {
+                        Some((revision, Stage::Refused | Stage::Unanswered | Stage::Released)) => {
                             self.reserve(&job, revision, Answer::Granted)?;
                         }
                         None => self.reserve(&job, revision, Answer::Asked)?,
@@ -372,10 +377,16 @@ impl<F: Fence> Daemon<F> {
                 Ending::Vacant => {
                     let Some(held) = self.parts.held.get(id) else { continue };
                     let (name, ports) = (held.name.clone(), held.ports);
-                    if arbiter::done(&self.client, &self.keys(), id, &self.host, ports, self.config.rest)? {
-                        self.note(&format!("job {name:?}: {ports} vacant"));
-                        self.parts.held.remove(id);
-                        ended += 1;
+                    match arbiter::done(&self.client, &self.keys(), id, &self.host, ports, self.config.rest) {
+                        Ok(true) => {
+                            self.note(&format!("job {name:?}: {ports} vacant"));
+                            self.parts.held.remove(id);
+                            ended += 1;
+                        }
+                        Ok(false) => {}
+                        // Its disk is full, for example: the end of a job can wait.
+                        Err(EtcdError::Refused(reason)) => self.report_wait(id, format!("etcd refused: {reason}"))?,
+                        Err(error) => return Err(error),
                     }
                 }
                 Ending::Waits(reason) => self.report_wait(id, reason)?,
@@ -392,9 +403,14 @@ impl<F: Fence> Daemon<F> {
         }
         held.waits_for = Some(reason.clone());
         let (name, ports, transports, revision) = (held.name.clone(), held.ports, held.transports, held.revision);
+        self.note(&format!("job {name:?}: {ports} not vacant yet: {reason}"));
         let reason = Some(Refused { reason: Reason::InUse, message: reason });
         let part = Part { answer: Answer::Granted, reason, ports, transports, name };
         let key = self.keys().part(id, &self.host);
-        self.client.transact(&[Compare::created(&key, revision)], &[Op::put(&key, &part, 0)], &[]).map(drop)
+        match self.client.transact(&[Compare::created(&key, revision)], &[Op::put(&key, &part, 0)], &[]) {
+            // Then only the log has it.
+            Ok(_) | Err(EtcdError::Refused(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use portkeep::persistent::protocol::{Reason, Refused};
+use portkeep::persistent::protocol::Reason;
 
 use crate::etcd::EtcdError;
 
@@ -40,11 +40,5 @@ impl From<EtcdError> for Failure {
     fn from(error: EtcdError) -> Self {
         let cut_off = matches!(error, EtcdError::Unreachable { .. });
         Self { cut_off, ..Self::new(error.reason(), error) }
-    }
-}
-
-impl From<Failure> for Refused {
-    fn from(Failure { reason, message, .. }: Failure) -> Self {
-        Self { reason, message }
     }
 }

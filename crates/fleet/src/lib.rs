@@ -23,9 +23,15 @@ mod request;
 mod run;
 mod search;
 mod serve;
-#[doc(hidden)]
-pub mod simulate;
 mod view;
+
+#[doc(hidden)]
+pub mod fuzz;
+
+/// Measurements of many daemons in one process.
+#[cfg(test)]
+#[path = "../tests/scale/mod.rs"]
+mod scale;
 
 use std::{
     fmt,
@@ -130,7 +136,15 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<u8> {
-    let config = cli.options.load()?;
+    let mut config = cli.options.load()?;
+    if let Command::Daemon(serve::Args { host: Some(host) }) = &cli.command {
+        config.host = Some(host.to_string());
+    }
+    if config.cluster.is_none() {
+        // The one that this host's daemon belongs to.
+        let known = serve::host_name(&config).and_then(|host| memory::look(&config, &host));
+        config.cluster = known.map(|facts| facts.cluster).filter(|id| !id.is_empty());
+    }
     let outcome = match cli.command {
         Command::Run(args) => run::run(args, &config),
         Command::Acquire(args) => acquire::run(&args, &config),
@@ -139,7 +153,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::List(args) => look::list(&args, &config),
         Command::Release(args) => manage::release(&args, &config),
         Command::Status(args) => look::status(&args, &config),
-        Command::Daemon(args) => serve::run(&args, &config),
+        Command::Daemon(_) => serve::run(&config),
         Command::Forget(args) => manage::forget(&args, &config),
     };
     outcome.map_err(|error| since(error, &config))

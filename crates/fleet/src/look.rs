@@ -2,9 +2,7 @@
 
 use std::{
     io::{self, Write},
-    sync::mpsc,
-    thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use portkeep::persistent::{Name, protocol::Reason};
@@ -88,20 +86,11 @@ fn shown(client: &Client, config: &Config, name: &Name, json: bool) -> anyhow::R
 }
 
 pub(crate) fn wait(args: &Wait, config: &Config) -> anyhow::Result<u8> {
-    let client = std::sync::Arc::new(Client::new(config)?);
-    let (done, waited) = mpsc::channel();
-    let (keys, name) = (Keys(config.prefix.clone()), args.name.to_string());
-    let waiting = std::sync::Arc::clone(&client);
-    thread::spawn(move || {
-        let _ = done.send(request::wait_for(&waiting, &keys, &name));
-    });
-    let limit = args.timeout.map_or(Duration::MAX, Duration::from_secs);
-    match waited.recv_timeout(limit) {
-        Ok(outcome) => outcome?,
-        Err(_) => {
-            let message = format!("there is still no job {:?}", args.name.as_str());
-            return Err(Failure::new(Reason::NotFound, message).into());
-        }
+    let client = Client::new(config)?;
+    let (keys, name) = (Keys(config.prefix.clone()), args.name.as_str());
+    let end = args.timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+    if !request::wait_for(&client, &keys, name, end)? {
+        return Err(Failure::new(Reason::NotFound, format!("there is still no job {name:?}")).into());
     }
     shown(&client, config, &args.name, args.json)
 }
@@ -128,7 +117,7 @@ fn list_of(jobs: &[JobView]) -> anyhow::Result<()> {
                 format!("{}: {}{reason}", host.host, host.state.word())
             })
             .collect();
-        [job.name.clone(), ports, job.state.word().to_owned(), hosts.join(","), reasons.join("; ")]
+        [job.name.clone(), ports, job.state.word(), hosts.join(","), reasons.join("; ")]
     };
     let rows: Vec<[String; 5]> = [head].into_iter().chain(jobs.iter().map(row)).collect();
     write_table(&rows, &mut io::stdout())

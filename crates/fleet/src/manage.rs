@@ -1,15 +1,15 @@
 //! `release` and `forget`: for administrators of the fleet.
 
-use portkeep::persistent::{Name, protocol::Reason};
+use portkeep::persistent::Name;
 use portkeep_cli::Exit;
 
 use crate::{
     arbiter, complain,
     config::Config,
-    etcd::{Client, KeyValue, Op},
-    failure::Failure,
+    etcd::Client,
     print_json,
     record::{Keys, Part},
+    view::{self, Stage},
 };
 
 /// End a job, whichever process asked for it
@@ -41,7 +41,7 @@ pub(crate) fn release(args: &Release, config: &Config) -> anyhow::Result<u8> {
     let client = Client::new(config)?;
     let job = arbiter::release(&client, &Keys(config.prefix.clone()), args.name.as_str())?;
     if args.json {
-        print_json(&crate::view::ended(&job))?;
+        print_json(&view::uniform(&job, Stage::Ended))?;
     } else {
         println!("{} {} {}", job.ports, job.transports, job.name);
     }
@@ -52,20 +52,7 @@ pub(crate) fn forget(args: &Forget, config: &Config) -> anyhow::Result<u8> {
     let client = Client::new(config)?;
     let keys = Keys(config.prefix.clone());
     let host = args.host.as_str();
-    let reads = [Op::get(&keys.known_host(host)), Op::get(&keys.host(host)), Op::all(&keys.all_parts())];
-    let (_, [known, member, parts]) = client.read(reads)?;
-    if known.is_empty() {
-        return Err(Failure::new(Reason::NotFound, format!("{host} does not belong to the fleet")).into());
-    }
-    if !member.is_empty() {
-        let message = format!("the daemon of {host} runs; stop it first, and wait until `status` shows {host} as lost");
-        return Err(Failure::new(Reason::InUse, message).into());
-    }
-    client.transact(&[], &[Op::delete_all(&keys.live_of(host)), Op::delete(&keys.known_host(host))], &[])?;
-    for part in parts.iter().filter(|part| part.name() == host) {
-        let id = part.key.rsplit('/').nth(1).unwrap_or_default();
-        let Part { ports, name, .. } = KeyValue::parse(part)?;
-        arbiter::done(&client, &keys, id, host, ports, config.rest)?;
+    for Part { ports, name, .. } in arbiter::forget(&client, &keys, host, config.rest)? {
         complain("note", format_args!("{host} no longer has a part of job {name:?}, ports {ports}"));
     }
     Ok(Exit::Done.code())

@@ -13,7 +13,7 @@ use portkeep::Time;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Config, etcd::EtcdError};
+use crate::{complain, config::Config, etcd::EtcdError};
 
 /// The content of the state file. Every process may read it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub(crate) struct Memory {
     path: PathBuf,
     facts: Facts,
     machine: String,
+    /// The last attempt to write the file failed.
+    unwritable: bool,
     _alone: File,
 }
 
@@ -54,7 +56,12 @@ pub(crate) fn look(config: &Config, host: &str) -> Option<Facts> {
 
 fn read(path: &Path) -> anyhow::Result<Option<Facts>> {
     match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display())),
+        // After a power failure it may be empty or half. The reservations are gone then, too.
+        Ok(text) => Ok(serde_json::from_slice(&text)
+            .inspect_err(|error| {
+                complain("warning", format_args!("{} is damaged ({error}) and is not used", path.display()))
+            })
+            .ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
@@ -84,17 +91,12 @@ impl Memory {
             bail!("a daemon of host {host:?} is running ({} is locked)", lock.display());
         }
         let machine = machine(&path.with_extension("machine"))?;
-        Ok(Self { facts: read(&path)?.unwrap_or_default(), path, machine, _alone: file })
+        Ok(Self { facts: read(&path)?.unwrap_or_default(), path, machine, unwritable: false, _alone: file })
     }
 
     /// A random number of this machine: no two have one name in the fleet.
     pub(crate) fn machine(&self) -> &str {
         &self.machine
-    }
-
-    /// The cluster that this host belongs to, if it knows.
-    pub(crate) fn cluster(&self) -> Option<u64> {
-        u64::from_str_radix(&self.facts.cluster, 16).ok()
     }
 
     /// Everything up to this revision is acted on. Refuses an etcd that is behind.
@@ -142,8 +144,12 @@ impl Memory {
         let new = self.path.with_extension("new");
         let text = serde_json::to_string(&self.facts).unwrap_or_default();
         // A full disk must not keep the host from ending reservations. The kernel's reservations fence, this file only helps.
-        if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)) {
-            eprintln!("warning: cannot write {}: {error}", self.path.display());
+        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path));
+        if let Err(error) = &written
+            && !self.unwritable
+        {
+            complain("warning", format_args!("cannot write {}: {error}", self.path.display()));
         }
+        self.unwritable = written.is_err();
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Held {
 pub(crate) enum Stage {
     /// Nothing was reserved.
     Refused,
+    /// The agent was asked and has not answered, so it may be reserved.
+    Unanswered,
     /// The kernel enforces it.
     Reserved,
     /// Its reservation has ended. A process of the job may still have a port.
@@ -69,7 +71,11 @@ impl<F: Fence> Parts<F> {
             ports: job.ports,
             transports: job.transports,
             revision,
-            stage: if reserved.is_ok() { Stage::Reserved } else { Stage::Refused },
+            stage: match &reserved {
+                Ok(()) => Stage::Reserved,
+                Err(Refused { reason: Reason::NoAgent, .. }) => Stage::Unanswered,
+                Err(_) => Stage::Refused,
+            },
             over: false,
             waits_for: None,
         };
@@ -130,18 +136,22 @@ impl<F: Fence> Parts<F> {
         let Some(held) = self.held.get_mut(id) else { return Ending::Vacant };
         let fence = &mut self.fence;
         let mut step = || -> Result<(), String> {
-            if held.stage == Stage::Refused {
-                return Ok(());
+            let Held { name, revision, ports, transports, stage, .. } = held.clone();
+            let reserved = Reserved { name, revision, ports, transports };
+            let mut vacant = || fence.in_use(ports, transports)?.map_or(Ok(()), Err);
+            match stage {
+                Stage::Refused => Ok(()),
+                // No process of the job can have had a port.
+                Stage::Unanswered => fence.release(&reserved),
+                Stage::Released => vacant(),
+                Stage::Reserved => {
+                    vacant()?;
+                    fence.release(&reserved)?;
+                    held.stage = Stage::Released;
+                    // A socket may have been bound in between.
+                    fence.in_use(ports, transports)?.map_or(Ok(()), Err)
+                }
             }
-            fence.in_use(held.ports, held.transports)?.map_or(Ok(()), Err)?;
-            if held.stage == Stage::Released {
-                return Ok(());
-            }
-            let Held { name, revision, ports, transports, .. } = held.clone();
-            fence.release(&Reserved { name, revision, ports, transports })?;
-            held.stage = Stage::Released;
-            // A socket may have been bound in between.
-            fence.in_use(ports, transports)?.map_or(Ok(()), Err)
         };
         match step() {
             Ok(()) => Ending::Vacant,

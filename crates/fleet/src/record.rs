@@ -16,7 +16,7 @@ use portkeep::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::etcd::Prefix;
+use crate::etcd::{KeyValue, Prefix};
 
 /// The keys of a fleet.
 #[derive(Clone, Debug)]
@@ -95,6 +95,13 @@ pub(crate) struct Block {
     pub(crate) released: bool,
 }
 
+impl Block {
+    /// That of a job that begins.
+    pub(crate) fn of(job: &Job) -> Self {
+        Self { ports: job.ports, name: job.name.clone(), id: job.id.clone(), resting: false, released: false }
+    }
+}
+
 /// The same block on several hosts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
@@ -136,6 +143,11 @@ pub(crate) struct Part {
 impl Part {
     pub(crate) fn of(job: &Job, answer: Answer, reason: Option<Refused>) -> Self {
         Self { answer, reason, ports: job.ports, transports: job.transports, name: job.name.clone() }
+    }
+
+    /// The id of the job that a part is of.
+    pub(crate) fn id(found: &KeyValue) -> &str {
+        found.key.rsplit('/').nth(1).unwrap_or_default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        mpsc::{self, RecvTimeoutError, Sender},
+        mpsc::{self, Sender},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -12,13 +12,16 @@ use std::{
 
 use portkeep::{
     Align, PortRange, Transports,
-    persistent::{Audience, protocol::Reason},
+    persistent::{
+        Audience,
+        protocol::{Reason, Refused},
+    },
 };
 
 use crate::{
     arbiter::{self, Place},
     config::Config,
-    etcd::{Change, Client, EtcdError, Interrupt, KeepAlive, KeyValue, LeaseNews, Op},
+    etcd::{Change, Client, EtcdError, KeepAlive, KeyValue, LeaseNews, NOW, Op, Watch},
     failure::Failure,
     memory::random_id,
     record::{Answer, Job, Keys, Part},
@@ -27,8 +30,11 @@ use crate::{
 /// Blocks that are tried when hosts refuse.
 const BLOCKS: usize = 8;
 
-/// The pause between attempts to take a job back.
+/// The pause between attempts to reach etcd.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// The longest wait for a watch: its member may be gone, and nothing says so.
+const CHECK: Duration = Duration::from_secs(30);
 
 /// A request.
 #[derive(Clone, Debug)]
@@ -133,85 +139,78 @@ fn ask(
     let id = random_id().map_err(|error| (Failure::new(Reason::Failed, error), None))?;
     let mut job = Job { name, id, ports: config.range, transports, audience, hosts, by };
     let place = Place { range: config.range, at, count, align, refused };
-    let revision = arbiter::decide(client, keys, &mut job, lease, &place).map_err(|failure| (failure, None))?;
-    let failures = answers(client, keys, &job, revision, patience).map_err(|error| (error.into(), Some(job.ports)))?;
-    match failures.into_iter().next() {
+    let watch = watch_answers(client, keys, &job).map_err(|error| (error.into(), None))?;
+    arbiter::decide(client, keys, &mut job, lease, &place).map_err(|failure| (failure, None))?;
+    let failures = answers(client, keys, &job, watch, patience, Until::FirstFailure);
+    match failures.map_err(|error| (error.into(), Some(job.ports)))?.into_iter().next() {
         None => Ok(job),
         Some(failure) => Err((failure, Some(job.ports))),
     }
 }
 
-/// Wait until each host has granted its part, or one has not. The failures.
+/// A watch for what the hosts answer from now on. It begins before the decision, so it misses none.
+fn watch_answers(client: &Client, keys: &Keys, job: &Job) -> Result<Watch, EtcdError> {
+    client.watch(&keys.parts(&job.id), NOW)
+}
+
+/// How long hosts are waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    FirstFailure,
+    AllAnswers,
+}
+
+/// Wait for the hosts' answers. The failures.
 fn answers(
     client: &Client,
     keys: &Keys,
     job: &Job,
-    mut revision: i64,
+    mut watch: Watch,
     patience: Duration,
+    until: Until,
 ) -> Result<Vec<Failure>, EtcdError> {
-    let mut answered: BTreeMap<String, Part> = BTreeMap::new();
-    let parts = keys.parts(&job.id);
     let end = Instant::now() + patience;
+    let mut answered: BTreeMap<String, Part> = BTreeMap::new();
+    let mut next: Vec<KeyValue> = Vec::new();
+    let mut _limit = watch.interrupt().at(end);
     loop {
-        let mut watch = client.watch(&parts, revision + 1)?;
-        let _limit = Limit::set(watch.interrupt(), end);
-        while let Ok(batch) = watch.next() {
-            for change in batch.changes {
-                if let Change::Put(found) = change {
-                    answered.insert(found.name().to_owned(), found.parse()?);
-                }
-            }
-            if let Some(failures) = verdict(job, &answered) {
-                return Ok(failures);
+        for found in next {
+            let part: Part = found.parse()?;
+            if part.answer != Answer::Asked {
+                answered.insert(found.name().to_owned(), part);
             }
         }
-        if Instant::now() >= end {
-            let silent = job.hosts.iter().filter(|host| !answered.contains_key(*host));
-            let failure = |host: &String| {
-                let message = format!("{host} has not answered within {} s", patience.as_secs());
-                Failure::new(Reason::Failed, message).on(host)
-            };
-            return Ok(silent.map(failure).collect());
-        }
-        // The watch was lost, and with it perhaps an answer.
-        let (now, [found]) = client.read([Op::all(&parts)])?;
-        revision = now;
-        answered =
-            found.iter().map(|part| Ok((part.name().to_owned(), part.parse()?))).collect::<Result<_, EtcdError>>()?;
-        answered.retain(|_, part: &mut Part| part.answer != Answer::Asked);
-        if let Some(failures) = verdict(job, &answered) {
+        let mut failures: Vec<Failure> = answered.iter().filter_map(failure).collect();
+        let silent = || job.hosts.iter().filter(|host| !answered.contains_key(*host));
+        if silent().next().is_none() || until == Until::FirstFailure && !failures.is_empty() {
             return Ok(failures);
         }
-    }
-}
-
-/// All hosts have granted, or some have not.
-fn verdict(job: &Job, answered: &BTreeMap<String, Part>) -> Option<Vec<Failure>> {
-    let failure = |(host, part): (&String, &Part)| {
-        let reason = part.reason.as_ref()?;
-        (part.answer != Answer::Granted)
-            .then(|| Failure::new(reason.reason, format!("{host}: {}", reason.message)).on(host))
-    };
-    let failures: Vec<Failure> = answered.iter().filter_map(failure).collect();
-    (!failures.is_empty() || job.hosts.iter().all(|host| answered.contains_key(host))).then_some(failures)
-}
-
-/// Ends a watch at a point in time, unless it is dropped before.
-struct Limit {
-    _drop: Sender<()>,
-}
-
-impl Limit {
-    fn set(watch: Interrupt, end: Instant) -> Self {
-        let (drop, dropped) = mpsc::channel();
-        thread::spawn(move || {
-            let left = end.saturating_duration_since(Instant::now());
-            if dropped.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
-                watch.end();
+        if Instant::now() >= end {
+            failures.extend(silent().map(|host| {
+                let message = format!("{host} has not answered within {} s", patience.as_secs());
+                Failure::new(Reason::Failed, message).on(host)
+            }));
+            return Ok(failures);
+        }
+        next = match watch.next() {
+            Ok(batch) => batch.changes.into_iter().filter_map(Change::put).collect(),
+            Err(_) if Instant::now() >= end => Vec::new(),
+            Err(_) => {
+                // The watch was lost, and with it perhaps an answer.
+                watch = watch_answers(client, keys, job)?;
+                _limit = watch.interrupt().at(end);
+                let (_, [found]) = client.read([Op::all(&keys.parts(&job.id))])?;
+                found
             }
-        });
-        Self { _drop: drop }
+        };
     }
+}
+
+/// Why a host has not granted its part.
+fn failure((host, part): (&String, &Part)) -> Option<Failure> {
+    let unknown = || Refused { reason: Reason::Failed, message: "it gives no reason".into() };
+    let Refused { reason, message } = part.reason.clone().unwrap_or_else(unknown);
+    (part.answer != Answer::Granted).then(|| Failure::new(reason, format!("{host}: {message}")).on(host))
 }
 
 impl Held {
@@ -269,26 +268,48 @@ impl Session {
 
     fn take_back(&self, patience: Duration) -> Result<(KeepAlive, Vec<Failure>), Failure> {
         let keep = lease(&self.client, &self.config, &self.news)?;
-        let revision = arbiter::take_back(&self.client, &self.keys, &self.job, keep.lease)?;
-        let failures = answers(&self.client, &self.keys, &self.job, revision, patience)?;
+        let watch = watch_answers(&self.client, &self.keys, &self.job)?;
+        arbiter::take_back(&self.client, &self.keys, &self.job, keep.lease)?;
+        let failures = answers(&self.client, &self.keys, &self.job, watch, patience, Until::AllAnswers)?;
         Ok((keep, failures))
     }
 }
 
-/// Wait until there is a job of this name, and all of its hosts have answered.
-pub(crate) fn wait_for(client: &Client, keys: &Keys, name: &str) -> Result<(), EtcdError> {
-    let key = keys.job(name);
+/// Wait until there is a job of this name, and all of its hosts have answered. Returns false at `end`.
+pub(crate) fn wait_for(client: &Client, keys: &Keys, name: &str, end: Option<Instant>) -> Result<bool, EtcdError> {
+    let mut reached = false;
     loop {
-        let (revision, [found]) = client.read([Op::get(&key)])?;
-        let Some(job) = found.first().map(KeyValue::parse::<Job>).transpose()? else {
-            let _ = client.watch_key(&key, revision + 1)?.next();
+        let change = match awaited(client, keys, name) {
+            Ok(None) => return Ok(true),
+            Ok(change) => change,
+            // It has answered before, so it may again.
+            Err(EtcdError::Unreachable { .. }) if reached => None,
+            Err(error) => return Err(error),
+        };
+        reached = true;
+        let now = Instant::now();
+        if end.is_some_and(|end| now >= end) {
+            return Ok(false);
+        }
+        let Some(mut watch) = change else {
+            thread::sleep(AGAIN);
             continue;
         };
-        let (revision, [parts]) = client.read([Op::all(&keys.parts(&job.id))])?;
-        let answers = parts.iter().map(KeyValue::parse::<Part>).collect::<Result<Vec<_>, _>>()?;
-        if answers.iter().all(|part| part.answer != Answer::Asked) {
-            return Ok(());
-        }
-        let _ = client.watch(&keys.parts(&job.id), revision + 1)?.next();
+        let check = now + CHECK;
+        let _limit = watch.interrupt().at(end.map_or(check, |end| end.min(check)));
+        let _ = watch.next();
     }
+}
+
+/// A watch for the next step of the job; `None`: it is complete.
+fn awaited(client: &Client, keys: &Keys, name: &str) -> Result<Option<Watch>, EtcdError> {
+    let key = keys.job(name);
+    // In this order nothing is missed.
+    let of_job = client.watch_key(&key, NOW)?;
+    let (_, [found]) = client.read([Op::get(&key)])?;
+    let Some(job) = found.first().map(KeyValue::parse::<Job>).transpose()? else { return Ok(Some(of_job)) };
+    let of_parts = watch_answers(client, keys, &job)?;
+    let (_, [parts]) = client.read([Op::all(&keys.parts(&job.id))])?;
+    let parts = parts.iter().map(KeyValue::parse::<Part>).collect::<Result<Vec<_>, _>>()?;
+    Ok(parts.iter().any(|part| part.answer == Answer::Asked).then_some(of_parts))
 }

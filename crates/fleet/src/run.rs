@@ -1,6 +1,6 @@
 //! `run`: a command with the same ports on several hosts.
 
-use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::Command, sync::Arc};
+use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::Command};
 
 use anyhow::Context;
 use portkeep::{Enforcement, PortList};
@@ -9,13 +9,7 @@ use portkeep_cli::{
     command::{Forwarder, environment, exit_code, fill_in},
 };
 
-use crate::{
-    ask::Ask,
-    complain,
-    config::Config,
-    etcd::Client,
-    request::{self, News},
-};
+use crate::{ask::Ask, complain, config::Config};
 
 const AFTER_HELP: &str = "\
 The command has the variables of `portkeep run`: PORT (the first), PORT0, PORT1, ... and PORTS; {PORT} and the like in its arguments \
@@ -51,8 +45,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, config: &Config) -> anyhow::Result<u8> {
     let forwarder = Forwarder::new().context("catching signals")?;
-    let client = Arc::new(Client::new(config)?);
-    let held = request::acquire(&client, config, &args.ask.wanted()?, report)?;
+    let held = args.ask.acquire(config, || ())?;
     let job = &held.job;
 
     let ports = PortList::from(job.ports);
@@ -84,18 +77,5 @@ pub(crate) fn run(args: Args, config: &Config) -> anyhow::Result<u8> {
             let missing = error.kind() == io::ErrorKind::NotFound;
             Ok(if missing { Exit::NotFound } else { Exit::NotExecutable }.code())
         }
-    }
-}
-
-/// Report to the user how the job fares.
-pub(crate) fn report(news: News) {
-    match news {
-        News::CutOff(error) => complain("warning", format_args!("{error}; the hosts keep the ports")),
-        News::Back => complain("note", "etcd can be reached again"),
-        News::TakenBack(failures) => {
-            complain("note", "etcd can be reached again, and the job was taken back");
-            failures.iter().for_each(|failure| complain("warning", format_args!("no longer reserved on {failure}")));
-        }
-        News::Over(failure) => complain("warning", format_args!("the job is over: {failure}")),
     }
 }

@@ -36,7 +36,7 @@ Examples:
 pub(crate) struct Args {
     /// The name of this host in the fleet; `host` of the configuration, or the host name
     #[arg(long, value_name = "NAME")]
-    host: Option<Name>,
+    pub(crate) host: Option<Name>,
 }
 
 /// The host name of this machine.
@@ -50,17 +50,11 @@ pub(crate) fn host_name(config: &Config) -> Option<String> {
     name.parse::<Name>().ok().map(|name| name.to_string())
 }
 
-pub(crate) fn run(args: &Args, config: &Config) -> anyhow::Result<u8> {
+pub(crate) fn run(config: &Config) -> anyhow::Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("catching signals")?;
-    let host = args.host.as_ref().map(Name::to_string).or_else(|| host_name(config));
-    let host = host.context("this host has no name that the fleet can use; give it one with --host")?;
+    let host = host_name(config).context("this host has no name that the fleet can use; give it one with --host")?;
     let memory = Memory::open(config, &host)?;
     let client = Arc::new(Client::new(config)?);
-    if let Some(cluster) = memory.cluster()
-        && config.cluster.is_none()
-    {
-        client.pin(cluster);
-    }
     let (outbox, inbox) = mpsc::channel();
     let stop = outbox.clone();
     thread::spawn(move || {

@@ -29,15 +29,9 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Active => "active",
-            Self::Refused => "refused",
-            Self::Lost => "lost",
-            Self::Ended => "ended",
-            Self::Resting => "resting",
-        }
+    /// As JSON has it.
+    pub(crate) fn word(self) -> String {
+        format!("{self:?}").to_lowercase()
     }
 }
 
@@ -91,16 +85,10 @@ pub(crate) struct FleetView {
     pub(crate) jobs: Vec<JobView>,
 }
 
-/// A job that all hosts have just granted.
-pub(crate) fn granted(job: &Job) -> JobView {
-    let active = |host: &String| HostPart { host: host.clone(), state: Stage::Active, reason: None };
-    of_job(job, Stage::Active, job.hosts.iter().map(active).collect())
-}
-
-/// A job that was released.
-pub(crate) fn ended(job: &Job) -> JobView {
-    let ended = |host: &String| HostPart { host: host.clone(), state: Stage::Ended, reason: None };
-    of_job(job, Stage::Ended, job.hosts.iter().map(ended).collect())
+/// A job that is alike on all of its hosts: just granted, or released.
+pub(crate) fn uniform(job: &Job, state: Stage) -> JobView {
+    let part = |host: &String| HostPart { host: host.clone(), state, reason: None };
+    of_job(job, state, job.hosts.iter().map(part).collect())
 }
 
 fn of_job(job: &Job, state: Stage, hosts: Vec<HostPart>) -> JobView {
@@ -127,8 +115,7 @@ pub(crate) fn fleet(client: &Client, config: &Config) -> Result<FleetView, EtcdE
     let blocks: Vec<Block> = blocks.iter().map(KeyValue::parse).collect::<Result<_, _>>()?;
     let mut of_parts: Vec<(String, String, Part)> = Vec::new();
     for part in &parts {
-        let id = part.key.rsplit('/').nth(1).unwrap_or_default();
-        of_parts.push((id.to_owned(), part.name().to_owned(), part.parse()?));
+        of_parts.push((Part::id(part).to_owned(), part.name().to_owned(), part.parse()?));
     }
     let is_up = |host: &str| members.iter().any(|member| member.name() == host);
     let views = blocks.iter().map(|block| of_block(block, &jobs, &of_parts, &is_up)).collect();

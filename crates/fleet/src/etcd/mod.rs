@@ -11,8 +11,11 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
+
+use anyhow::Context;
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -21,13 +24,13 @@ use ureq::Agent;
 pub(crate) use error::EtcdError;
 pub(crate) use kv::{Compare, KeyValue, Op, Outcome, Prefix};
 pub(crate) use lease::{KeepAlive, LeaseNews};
-pub(crate) use watch::{Batch, Change, Interrupt};
+pub(crate) use watch::{Batch, Change, Interrupt, NOW, Watch};
 
 use crate::config::{Account, Config};
 use transport::Attempt;
 
-/// The longest wait for one answer of one endpoint.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// The time that members need to elect a leader, with the defaults of etcd.
+const ELECTION: Duration = Duration::from_secs(2);
 
 /// A connection to an etcd cluster.
 #[derive(Debug)]
@@ -41,8 +44,6 @@ pub(crate) struct Client {
     cluster: AtomicU64,
     agent: Agent,
     config: ureq::config::Config,
-    /// Requests that were answered, for the measurements.
-    calls: AtomicU64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -66,30 +67,24 @@ struct Token {
 impl Client {
     pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
         let settings = transport::settings(config)?;
+        let cluster = config.cluster.as_ref().map(|id| {
+            u64::from_str_radix(id, 16)
+                .with_context(|| format!("`cluster` in fleet.toml is no hexadecimal number: {id:?}"))
+        });
         Ok(Self {
             endpoints: config.endpoints.iter().map(|endpoint| endpoint.trim_end_matches('/').to_owned()).collect(),
             current: AtomicUsize::new(0),
             account: config.account()?,
             token: Mutex::default(),
-            cluster: AtomicU64::new(config.cluster.unwrap_or(0)),
+            cluster: AtomicU64::new(cluster.transpose()?.unwrap_or(0)),
             agent: Agent::new_with_config(settings.clone()),
             config: settings,
-            calls: AtomicU64::new(0),
         })
-    }
-
-    /// Accept no other cluster from now on.
-    pub(crate) fn pin(&self, cluster: u64) {
-        self.cluster.store(cluster, Ordering::Relaxed);
     }
 
     /// The cluster that answered; 0 before the first answer.
     pub(crate) fn cluster(&self) -> u64 {
         self.cluster.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
     }
 
     /// One request to whichever endpoint answers.
@@ -98,8 +93,19 @@ impl Client {
         serde_json::from_slice(&answer).map_err(|error| EtcdError::Answer(error.to_string()))
     }
 
-    /// The answer of the first endpoint that gives one, beginning with the one that answered last.
+    /// The answer of the first endpoint that gives one. During an election all are asked once more.
     fn first_answer<T>(&self, ask: impl Fn(&str) -> Result<T, Attempt>) -> Result<T, EtcdError> {
+        match self.one_round(&ask) {
+            Err(EtcdError::Unreachable { reasons }) if reasons.contains("no leader") => {
+                thread::sleep(ELECTION);
+                self.one_round(&ask)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Each endpoint until one answers, beginning with the one that answered last.
+    fn one_round<T>(&self, ask: impl Fn(&str) -> Result<T, Attempt>) -> Result<T, EtcdError> {
         let first = self.current.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for turn in 0..self.endpoints.len() {
@@ -126,7 +132,6 @@ impl Client {
             }
             answer => answer,
         }?;
-        self.calls.fetch_add(1, Ordering::Relaxed);
         self.check(&answer)?;
         Ok(answer)
     }

@@ -1,6 +1,6 @@
 //! HTTP and TLS.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -11,9 +11,11 @@ use ureq::{
     tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem},
 };
 
-use super::{EtcdError, PATIENCE};
-use crate::config::Config;
+use super::error::EtcdError;
+use crate::config::{Config, secret};
 
+/// The longest wait for one answer of one endpoint.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest answer: what a fleet of some thousand hosts has.
 const LONGEST: u64 = 256 << 20;
 
@@ -48,13 +50,13 @@ pub(super) fn settings(config: &Config) -> anyhow::Result<ureq::config::Config> 
     Ok(builder.tls_config(settings.build()).build())
 }
 
-fn items(path: &Path) -> anyhow::Result<Vec<PemItem<'static>>> {
-    let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    parse_pem(&text).collect::<Result<_, _>>().with_context(|| format!("{} is not PEM", path.display()))
+fn items(path: &Path, text: &[u8]) -> anyhow::Result<Vec<PemItem<'static>>> {
+    parse_pem(text).collect::<Result<_, _>>().with_context(|| format!("{} is not PEM", path.display()))
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<Certificate<'static>>> {
-    let found: Vec<_> = items(path)?
+    let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let found: Vec<_> = items(path, &text)?
         .into_iter()
         .filter_map(|item| if let PemItem::Certificate(certificate) = item { Some(certificate) } else { None })
         .collect();
@@ -63,8 +65,8 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<Certificate<'static>>> {
 }
 
 fn private_key(path: &Path) -> anyhow::Result<PrivateKey<'static>> {
-    let found =
-        items(path)?.into_iter().find_map(|item| if let PemItem::PrivateKey(key) = item { Some(key) } else { None });
+    let mut items = items(path, &secret(path)?)?.into_iter();
+    let found = items.find_map(|item| if let PemItem::PrivateKey(key) = item { Some(key) } else { None });
     found.with_context(|| format!("{} has no private key", path.display()))
 }
 
@@ -111,6 +113,9 @@ fn meaning(status: u16, text: &str) -> Attempt {
     match code {
         DEADLINE | UNAVAILABLE => Attempt::Next(error),
         UNAUTHENTICATED => Attempt::Stop(EtcdError::Token),
+        _ if error.contains("space exceeded") => {
+            Attempt::Stop(EtcdError::Refused(format!("{error}; it has no space left, see `etcdctl alarm list`")))
+        }
         NOT_ALLOWED => Attempt::Stop(EtcdError::Credentials(error)),
         _ if ["authentication failed", "user name is empty", "authentication is not enabled"]
             .iter()

@@ -2,14 +2,26 @@
 
 use std::{
     io::{BufRead, BufReader},
-    sync::atomic::Ordering,
+    sync::{
+        atomic::Ordering,
+        mpsc::{self, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::Instant,
 };
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::{Agent, BodyReader};
 
-use super::{Client, EtcdError, Header, KeyValue, Prefix, kv, transport};
+use super::{
+    Client, EtcdError, Header, KeyValue, Prefix, kv,
+    transport::{self, PATIENCE},
+};
+
+/// The revision from which on a watch reports what happens after it is in place. Later than a decision, a watch from a
+/// revision on would wait up to 100 ms: so seldom does etcd send what is older than the watch.
+pub(crate) const NOW: i64 = 0;
 
 /// A watch. Nothing is asked for again: etcd sends what happens.
 pub(crate) struct Watch {
@@ -30,6 +42,24 @@ impl Interrupt {
     pub(crate) fn end(&self) {
         self.agent.clone().shutdown();
     }
+
+    /// The watch ends at a point in time, unless the limit is dropped before.
+    pub(crate) fn at(&self, end: Instant) -> Limit {
+        let (drop, dropped) = mpsc::channel();
+        let watch = self.clone();
+        thread::spawn(move || {
+            let left = end.saturating_duration_since(Instant::now());
+            if dropped.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                watch.end();
+            }
+        });
+        Limit { _drop: drop }
+    }
+}
+
+/// Ends a watch at a point in time.
+pub(crate) struct Limit {
+    _drop: Sender<()>,
 }
 
 /// A change of a key.
@@ -38,6 +68,15 @@ pub(crate) enum Change {
     Put(KeyValue),
     /// Its key, and the revision at which it went.
     Gone(KeyValue),
+}
+
+impl Change {
+    pub(crate) fn put(self) -> Option<KeyValue> {
+        match self {
+            Self::Put(found) => Some(found),
+            Self::Gone(_) => None,
+        }
+    }
 }
 
 /// The changes of one or several revisions.
@@ -74,6 +113,26 @@ struct Event {
     kv: KeyValue,
 }
 
+impl Batch {
+    /// A line of the answer.
+    pub(crate) fn read(line: &str) -> Result<Self, EtcdError> {
+        let line: Line = serde_json::from_str(line).map_err(|error| EtcdError::Answer(error.to_string()))?;
+        let ended = |reason: String| match reason.contains("permission denied") {
+            true => EtcdError::Credentials(reason),
+            false => EtcdError::Unreachable { reasons: format!("the watch: {reason}") },
+        };
+        let Some(result) = line.result else { return Err(ended(line.error.unwrap_or_default().to_string())) };
+        if result.canceled {
+            return Err(ended(match result.compact_revision.as_str() {
+                "" | "0" => result.cancel_reason,
+                revision => format!("the changes before revision {revision} are compacted"),
+            }));
+        }
+        let change = |event: Event| if event.kind == "DELETE" { Change::Gone(event.kv) } else { Change::Put(event.kv) };
+        Ok(Self { revision: result.header.revision, changes: result.events.into_iter().map(change).collect() })
+    }
+}
+
 impl Client {
     /// Follow the keys of a prefix from a revision on. It returns when the watch is in place.
     pub(crate) fn watch(&self, prefix: &Prefix, from: i64) -> Result<Watch, EtcdError> {
@@ -97,9 +156,10 @@ impl Client {
             Ok(Watch { lines, interrupt: Interrupt { agent, endpoint: 0 } })
         })?;
         watch.interrupt.endpoint = self.current.load(Ordering::Relaxed);
-        self.calls.fetch_add(1, Ordering::Relaxed);
         // The first line only reports that it is in place.
+        let limit = watch.interrupt.at(Instant::now() + PATIENCE);
         watch.next()?;
+        drop(limit);
         Ok(watch)
     }
 
@@ -122,18 +182,6 @@ impl Watch {
             let reason = read.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
             return Err(EtcdError::Unreachable { reasons: format!("the watch: {reason}") });
         }
-        let line: Line = serde_json::from_str(&line).map_err(|error| EtcdError::Answer(error.to_string()))?;
-        let Some(result) = line.result else {
-            return Err(EtcdError::Unreachable { reasons: format!("the watch: {}", line.error.unwrap_or_default()) });
-        };
-        if result.canceled {
-            let reason = match result.compact_revision.as_str() {
-                "" | "0" => result.cancel_reason,
-                revision => format!("the changes before revision {revision} are compacted"),
-            };
-            return Err(EtcdError::Unreachable { reasons: format!("the watch: {reason}") });
-        }
-        let change = |event: Event| if event.kind == "DELETE" { Change::Gone(event.kv) } else { Change::Put(event.kv) };
-        Ok(Batch { revision: result.header.revision, changes: result.events.into_iter().map(change).collect() })
+        Batch::read(&line)
     }
 }

@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
@@ -33,14 +33,14 @@ pub(crate) fn etcd_or_skip(test: &str) -> bool {
     false
 }
 
-/// A network namespace that lives as long as this.
+/// A network namespace, with mounts of its own, that lives as long as this.
 pub(crate) struct Namespace(Child);
 
 impl Namespace {
     pub(crate) fn new() -> Self {
         let script = "ip link set lo up && echo ready && exec cat >/dev/null";
         let mut child = Command::new("unshare")
-            .args(["--net", "sh", "-ec", script])
+            .args(["--net", "--mount", "sh", "-ec", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
@@ -65,7 +65,7 @@ impl Namespace {
     /// A program in it.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--net", "--target", &self.pid().to_string(), "--"]).args(words).stdin(Stdio::null());
+        command.args(["--net", "--mount", "--target", &self.pid().to_string(), "--"]).args(words).stdin(Stdio::null());
         command
     }
 
@@ -140,6 +140,25 @@ pub(crate) struct Cluster {
 
 pub(crate) fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+/// A request of HTTP, after which the connection closes.
+fn one_request(client: &mut TcpStream) -> Option<String> {
+    let mut reader = BufReader::new(client);
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        if line == "\r\n" {
+            break;
+        }
+        let lower = line.to_lowercase();
+        length = lower.strip_prefix("content-length: ").map_or(length, |text| text.trim().parse().unwrap());
+        head += &line;
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some(format!("{head}Connection: close\r\n\r\n{}", String::from_utf8(body).unwrap()))
 }
 
 impl Cluster {
@@ -235,6 +254,34 @@ impl Cluster {
         self.ready();
     }
 
+    /// The URL of a network path to the first member that loses the answer to the first write in a transaction.
+    pub(crate) fn lossy(&self) -> String {
+        const PORT: u16 = 2400;
+        let member = &self.members[0];
+        let address = member.address;
+        let listen = || {
+            member.namespace.enter();
+            let listener = TcpListener::bind((address, PORT)).unwrap();
+            // Its threads stay in the namespace.
+            thread::spawn(move || {
+                let mut lost = false;
+                for mut client in listener.incoming().map_while(Result::ok) {
+                    let Some(request) = one_request(&mut client) else { continue };
+                    let mut etcd = TcpStream::connect((address, 2379)).unwrap();
+                    etcd.write_all(request.as_bytes()).unwrap();
+                    if !lost && request.contains("\"request_put\"") {
+                        lost = true;
+                        etcd.read_to_end(&mut Vec::new()).unwrap();
+                    } else {
+                        thread::spawn(move || io::copy(&mut etcd, &mut client));
+                    }
+                }
+            });
+        };
+        thread::scope(|scope| scope.spawn(listen).join().unwrap());
+        format!("http://{address}:{PORT}")
+    }
+
     /// The leader's place among the members.
     pub(crate) fn leader(&self) -> usize {
         let mut command = self.etcdctl(&["endpoint", "status"]);
@@ -281,6 +328,32 @@ impl Member {
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         drop(self.process.take());
+    }
+
+    /// Its data moves to a disk of its own, with little room beside etcd's log.
+    pub(crate) fn on_a_small_disk(&mut self) {
+        self.kill();
+        let script = r#"mkdir "$0.disk" && mount -t tmpfs -o size=192m tmpfs "$0.disk" && cp -a "$0/." "$0.disk" && mount --bind "$0.disk" "$0""#;
+        self.on_disk(script);
+        self.start();
+    }
+
+    /// Nothing more fits on its disk.
+    pub(crate) fn fill_disk(&self) {
+        self.on_disk(r#"cat /dev/zero 2>/dev/null > "$0/filler" || true"#);
+    }
+
+    pub(crate) fn clear_disk(&self) {
+        self.on_disk(r#"rm "$0/filler""#);
+    }
+
+    fn on_disk(&self, script: &str) {
+        self.namespace.run(&["sh", "-ec", script, self.data().to_str().unwrap()]);
+    }
+
+    /// Whether its process lives.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.0.try_wait().unwrap().is_none())
     }
 
     /// The folder of its data.

@@ -4,15 +4,24 @@ use std::{fs, thread, time::Duration};
 
 use portkeep_testkit::{eventually, eventually_or};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::world::{Fleet, LEASE};
 
 const JOB: [&str; 8] = ["--hosts", "a,b,c", "--count", "2", "--user", "nobody", "--name", "train"];
 const REFUSED: &str = "AddrInUse";
 
+/// All hosts have the job's ports, or soon have them again.
+#[track_caller]
+pub(crate) fn is_active(fleet: &Fleet, name: &str) {
+    let hosts = || fleet.json("a", &["list"]).as_array().unwrap().iter().find(|job| job["name"] == name).cloned();
+    let active = |job: Value| job["hosts"].as_array().unwrap().iter().all(|host| host["state"] == "active");
+    eventually_or(|| format!("{:?}", hosts()), || hosts().is_some_and(active));
+}
+
 /// Outsiders are kept off on these hosts.
 #[track_caller]
-fn is_enforced(fleet: &Fleet, hosts: &[&str], port: u16) {
+pub(crate) fn is_enforced(fleet: &Fleet, hosts: &[&str], port: u16) {
     for host in hosts {
         assert_eq!(fleet.outsider(host, port), REFUSED, "{host}: {}", fleet.log(host));
     }
@@ -34,13 +43,13 @@ fn f5_the_death_of_a_daemon_or_of_a_requester_leaks_nothing() {
     let port = job.start();
     fleet.kill_daemon("b");
     is_enforced(&fleet, &["a", "b", "c"], port);
-    // A daemon that comes back goes on with the reservation.
+    // A daemon that comes back goes on with the reservation, whatever a power failure has left of its file.
+    fs::write(fleet.host("b").machine.folder.path().join("fleet/b.json"), "{\"cluster\"").unwrap();
     fleet.start_daemon("b");
     is_up(&fleet, "b", true);
     eventually(|| fleet.log("b").matches("belongs to the fleet").count() == 2);
     assert_eq!(fleet.enforced("b").len(), 1, "{}", fleet.log("b"));
-    let shown = fleet.json("a", &["show", "train"]);
-    assert!(shown["hosts"].as_array().unwrap().iter().all(|host| host["state"] == "active"), "{shown}");
+    is_active(&fleet, "train");
     // The requester dies, and a daemon while it is dead.
     fleet.kill_daemon("b");
     job.kill();
@@ -48,6 +57,30 @@ fn f5_the_death_of_a_daemon_or_of_a_requester_leaks_nothing() {
     assert_eq!(fleet.enforced("b").len(), 1);
     assert_eq!(fleet.json("a", &["list"])[0]["state"], "ended");
     fleet.start_daemon("b");
+    fleet.is_free();
+}
+
+#[test]
+fn f5_an_agent_that_answers_too_late_leaves_no_reservation() {
+    let Some(fleet) = Fleet::start("f5a", 1, &["a", "b"]) else { return };
+    let agent = fleet.host("b").agent.as_ref().unwrap().pid();
+    crate::etcd::signal(agent, Signal::STOP);
+    let refused = fleet.fleet("a", &["acquire", "--hosts", "a,b", "--timeout", "40"]);
+    crate::etcd::signal(agent, Signal::CONT);
+    refused.fails(1, &["b: the agent did not answer"]);
+    fleet.is_free();
+    fleet.acquire("a", &["--hosts", "a,b"]).end();
+    fleet.is_free();
+}
+
+#[test]
+fn f5_a_decision_whose_answer_is_lost_counts() {
+    let Some(fleet) = Fleet::start("f5l", 1, &["a", "b"]) else { return };
+    let lossy = fleet.cluster.lossy();
+    let endpoints = format!("{lossy},{}", fleet.cluster.endpoints());
+    let job = fleet.acquire("a", &["--endpoints", &endpoints, "--hosts", "a,b", "--name", "train"]);
+    assert_eq!((job.start(), fleet.enforced("a").len(), fleet.enforced("b").len()), (20000, 1, 1));
+    job.end();
     fleet.is_free();
 }
 
@@ -94,11 +127,7 @@ fn f7_a_requester_that_was_cut_off_takes_its_job_back() {
     is_enforced(&fleet, &["b", "c"], port + 1);
     fleet.switch.heal("h-c");
     eventually_or(|| fleet.log("a"), || !fleet.cluster.keys_of("job").is_empty());
-    let active = || {
-        let shown = fleet.json("a", &["show", "train"]);
-        shown["hosts"].as_array().unwrap().iter().all(|host| host["state"] == "active")
-    };
-    eventually_or(|| format!("{:?}", fleet.cluster.keys()), active);
+    is_active(&fleet, "train");
     is_enforced(&fleet, &["a", "b", "c"], port + 1);
     server.end();
     job.end();
@@ -134,8 +163,7 @@ fn f6_members_of_etcd_may_die_or_hang() {
         is_up(&fleet, host, true);
     }
     is_enforced(&fleet, &["a", "b", "c"], port);
-    let shown = fleet.json("a", &["show", "train"]);
-    assert!(shown["hosts"].as_array().unwrap().iter().all(|host| host["state"] == "active"), "{shown}");
+    is_active(&fleet, "train");
     job.end();
     fleet.is_free();
 }
@@ -196,7 +224,9 @@ fn f3_older_decisions_and_other_clusters_are_refused() {
     refused.fails(1, &["older than what this host has seen", "remove the state file"]);
     // Another cluster.
     fleet.cluster.restore(&backup, false);
-    fleet.fleet("b", &["daemon"]).fails(1, &["another cluster"]);
+    for words in [&["daemon"][..], &["acquire", "--hosts", "a,b"], &["status"]] {
+        fleet.fleet("b", words).fails(1, &["this etcd is another cluster", "endpoints"]);
+    }
     is_enforced(&fleet, &["a", "b"], port);
     // The administrator decides that the backup counts.
     job.kill();

@@ -15,7 +15,12 @@ fn f1_a_job_has_the_same_block_on_every_host() {
     let Some(fleet) = Fleet::start("f1", 3, &FIVE) else { return };
     let words =
         ["--hosts", "a,b,c,d,e", "--count", "4", "--align", "4", "--both", "--name", "train42", "--user", "nobody"];
+    let before = fleet.all_requests();
     let job = fleet.acquire("a", &words);
+    let after = fleet.all_requests();
+    let more = |method: &str| after.get(method).unwrap_or(&0) - before.get(method).unwrap_or(&0);
+    // Besides the watch, whose answers come by themselves: a lease, the facts, the decision, and an answer of each host.
+    assert!(more("LeaseGrant") <= 1 && more("Watch") <= 1 && more("Txn") <= 2 + 5, "{before:?} {after:?}");
     let start = job.start();
     assert_eq!((start, job.json["count"].as_u64(), job.json["state"].as_str()), (20000, Some(4), Some("active")));
     for host in FIVE {

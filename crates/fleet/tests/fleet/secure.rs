@@ -1,6 +1,11 @@
 //! etcd with TLS, certificates of clients, and users.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+};
 
 use crate::world::Fleet;
 
@@ -37,6 +42,10 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
     let file = |name: &str| folder.path().join(name).display().to_string();
     fs::write(file("password"), "secret\nnot this\n").unwrap();
     fs::write(file("wrong"), "guess\n").unwrap();
+    let mode = |name: &str, mode| fs::set_permissions(file(name), Permissions::from_mode(mode)).unwrap();
+    for secret in ["password", "wrong", "client.key"] {
+        mode(secret, 0o640);
+    }
     let options = [
         "--client-cert-auth".to_owned(),
         format!("--cert-file={}", file("server.pem")),
@@ -87,6 +96,11 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
         let refused = fleet.fleet("a", &[options, &["acquire", "--hosts", "a"]].concat());
         refused.fails(1, expected);
         assert_eq!(fleet.enforced("a").len(), 1);
+    }
+    for secret in ["password", "client.key"] {
+        mode(secret, 0o644);
+        fleet.fleet("a", &["list"]).fails(1, &["every user of this host can read", &file(secret), "chmod o="]);
+        mode(secret, 0o600);
     }
     // A member that starts anew knows no token.
     fleet.cluster.members[0].kill();
