@@ -166,7 +166,7 @@ impl<'k> Agent<'k> {
             programs,
         };
         agent.apply_configuration()?;
-        // What the kernel lists is found out by a bind to port 0. Later it could take a port of a request that waits.
+        // A bind to port 0 finds out whether the kernel lists bound sockets. Later it could take a port of a request that waits.
         let _ = Listing::of(Transport::Tcp);
         // Only what services that are about to start rely on. How long the rest takes is up to users: it is done in the loop.
         let reloaded = agent.load_declarations()?;

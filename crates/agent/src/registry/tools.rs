@@ -257,7 +257,7 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> R
     }
 }
 
-/// What keeps ports that are not reserved from being claimed: a socket that was bound from a reservation that has ended (R7).
+/// The socket that keeps ports that are not reserved from being claimed: it was bound from a reservation that has ended (R7).
 fn left_behind(wanted: &[Wanted]) -> String {
     let blocks: Vec<_> = wanted
         .iter()
