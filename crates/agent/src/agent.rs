@@ -10,7 +10,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use portkeep::{Time, persistent::protocol::Latency};
+use portkeep_core::Transport;
 use portkeep_kernel::EventKind;
+use portkeep_observe::sockets::Listing;
 use portkeep_persist::Diagnostic;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -164,6 +166,8 @@ impl<'k> Agent<'k> {
             programs,
         };
         agent.apply_configuration()?;
+        // A bind to port 0 finds out whether the kernel lists bound sockets. Later it could take a port of a request that waits.
+        let _ = Listing::of(Transport::Tcp);
         // Only what services that are about to start rely on. How long the rest takes is up to users: it is done in the loop.
         let reloaded = agent.load_declarations()?;
         agent.settle()?;
@@ -186,7 +190,9 @@ impl<'k> Agent<'k> {
                 }
                 Woken::Reload => {
                     drain(&reload);
-                    self.reload()?;
+                    if let Err(error) = self.reload() {
+                        tracing::error!(error = format!("{error:#}"), "cannot read everything again");
+                    }
                 }
                 Woken::Other => {}
             }

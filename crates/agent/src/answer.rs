@@ -2,7 +2,7 @@
 
 use portkeep::{
     Info,
-    persistent::protocol::{Answer, Counters, EventKind, QuotaUse, Reason, Request},
+    persistent::protocol::{Answer, Counters, QuotaUse, Reason, Refused, Request},
 };
 use portkeep_kernel::{NOBODY, root_elsewhere};
 use portkeep_observe::accounts;
@@ -10,7 +10,10 @@ use portkeep_observe::accounts;
 use super::{
     agent::Agent,
     connection::{Line, line_of, refusal},
+    event_log::What,
     peer::Peer,
+    refused::{failed, refused},
+    registry::{Registry, Tools},
 };
 
 impl Agent<'_> {
@@ -44,7 +47,7 @@ impl Agent<'_> {
     }
 
     /// Report what an administrator did.
-    fn report(&mut self, what: EventKind, reservation: Info, by: &Peer) {
+    fn report(&mut self, what: What, reservation: Info, by: &Peer) {
         let event = self.event_log.administered(what, reservation, self.netns, by);
         self.server.publish(&event);
     }
@@ -88,61 +91,48 @@ impl Agent<'_> {
         })
     }
 
-    fn answer(&mut self, peer: Peer, request: Request) -> Answer {
-        if matches!(request, Request::Watch | Request::Counters) && self.policy.is_watcher(&peer) {
-            return match request {
-                Request::Watch => Answer::Watching,
-                _ => match self.counters() {
-                    Ok(counters) => Answer::Counters(Box::new(counters)),
-                    Err(error) => refusal(Reason::Failed, format!("{error:#}")),
-                },
-            };
+    /// Carry out a command on the persistent reservations.
+    fn command<T>(&mut self, run: impl Fn(&mut Registry, &mut Tools<'_>) -> Result<T, Refused>) -> Result<T, Refused> {
+        let (registry, mut tools) = self.registry();
+        let mut done = run(registry, &mut tools);
+        if done.as_ref().is_err_and(|refused| refused.reason == Reason::Exhausts) {
+            self.settle_now(self.netns).map_err(failed)?;
+            let (registry, mut tools) = self.registry();
+            done = run(registry, &mut tools);
         }
-        if !self.policy.is_administrator(&peer) {
+        self.unsettle(self.netns, &[]);
+        done
+    }
+
+    fn answer(&mut self, peer: Peer, request: Request) -> Answer {
+        let may = match request {
+            Request::Watch | Request::Counters => self.policy.is_watcher(&peer),
+            _ => self.policy.is_administrator(&peer),
+        };
+        if !may {
             let message = "only an administrator may do this: root with its capabilities, or a member of the group that \
                            `administrators` names in portkeep.toml";
             return refusal(Reason::NotAllowed, message);
         }
-        let netns = self.netns;
-        match request {
-            Request::Reload => match self.reload() {
-                Ok(reloaded) => Answer::Reloaded(reloaded),
-                Err(error) => refusal(Reason::Failed, format!("{error:#}")),
-            },
+        let answered = match request {
+            Request::Watch => Ok(Answer::Watching),
+            Request::Counters => self.counters().map(|counters| Answer::Counters(Box::new(counters))).map_err(failed),
+            Request::Reload => self.reload().map(Answer::Reloaded).map_err(failed),
             Request::Create { proposal, kept } => {
-                let (registry, mut tools) = self.registry();
-                let created = registry.create(&mut tools, &proposal, kept, peer.uid);
-                self.unsettle(netns, &[]);
-                match created {
-                    Ok(created) => {
-                        self.report(EventKind::Granted, created.clone(), &peer);
-                        Answer::Created(Box::new(created))
-                    }
-                    Err(refused) => Answer::Refused(refused),
-                }
+                self.command(|registry, tools| registry.create(tools, &proposal, kept, peer.uid)).map(|created| {
+                    self.report(What::Granted, created.clone(), &peer);
+                    Answer::Created(Box::new(created))
+                })
             }
-            Request::Delete(which) => {
-                let (registry, mut tools) = self.registry();
-                let deleted = registry.delete(&mut tools, &which);
-                self.unsettle(netns, &[]);
-                match deleted {
-                    Ok(deleted) => {
-                        self.report(EventKind::Ended, deleted.clone(), &peer);
-                        Answer::Deleted(Box::new(deleted))
-                    }
-                    Err(refused) => Answer::Refused(refused),
-                }
-            }
-            Request::Change { name, change } => {
-                let (registry, mut tools) = self.registry();
-                let changed = registry.change(&mut tools, &name, &change);
-                self.unsettle(netns, &[]);
-                match changed {
-                    Ok(changed) => Answer::Changed(Box::new(changed)),
-                    Err(refused) => Answer::Refused(refused),
-                }
-            }
-            other => refusal(Reason::Malformed, format!("{other:?} is not known to this agent")),
-        }
+            Request::Delete(which) => self.command(|registry, tools| registry.delete(tools, &which)).map(|deleted| {
+                self.report(What::Ended, deleted.clone(), &peer);
+                Answer::Deleted(Box::new(deleted))
+            }),
+            Request::Change { name, change } => self
+                .command(|registry, tools| registry.change(tools, &name, &change))
+                .map(|changed| Answer::Changed(Box::new(changed))),
+            other => Err(refused(Reason::Malformed, format!("{other:?} is not known to this agent"))),
+        };
+        answered.unwrap_or_else(Answer::Refused)
     }
 }

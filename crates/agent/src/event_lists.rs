@@ -47,10 +47,8 @@ pub(super) struct Lists {
 
 #[derive(Debug, Default)]
 struct List {
-    /// All blocks that were granted.
-    blocks: Vec<PortRange>,
-    /// Of those that have not ended.
-    ids: Vec<u32>,
+    /// Those that have not ended. No more: a label is the program's, so any number of blocks may have the same one in turn.
+    blocks: Vec<(u32, PortRange)>,
     /// Once they are all there.
     ports: Option<PortList>,
 }
@@ -74,12 +72,11 @@ impl Lists {
         let Some(key) = list.or(self.confirmed.remove(&id)) else { return Part::Whole };
         let list = self.lists.entry(key).or_default();
         self.by_block.insert(id, key);
-        list.ids.push(id);
-        list.blocks.push(ports);
+        list.blocks.push((id, ports));
         if list.ports.is_some() || list.blocks.len() < key.mark.blocks() {
             return Part::Other;
         }
-        list.ports = PortList::new(list.blocks.iter().copied()).ok();
+        list.ports = PortList::new(list.blocks.iter().map(|(_, ports)| *ports)).ok();
         list.ports.clone().map_or(Part::Other, Part::Last)
     }
 
@@ -87,8 +84,8 @@ impl Lists {
     pub(super) fn ended(&mut self, id: u32) -> Part {
         let Some(key) = self.by_block.remove(&id) else { return Part::Whole };
         let hash_map::Entry::Occupied(mut entry) = self.lists.entry(key) else { return Part::Other };
-        entry.get_mut().ids.retain(|other| *other != id);
-        if !entry.get().ids.is_empty() {
+        entry.get_mut().blocks.retain(|(other, _)| *other != id);
+        if !entry.get().blocks.is_empty() {
             return Part::Other;
         }
         entry.remove().ports.map_or(Part::Other, Part::Last)
@@ -99,8 +96,30 @@ impl Lists {
         let block = info(maps, reservation)?;
         let list = ListKey::of(reservation).and_then(|key| Some((key, self.lists.get(&key)?)));
         let Some((key, list)) = list else { return Some(block) };
-        let blocks = list.ids.iter().filter_map(|id| maps.reservation(*id).ok()?);
+        let blocks = list.blocks.iter().filter_map(|(id, _)| maps.reservation(*id).ok()?);
         let its = blocks.filter(|reservation| ListKey::of(reservation) == Some(key));
         Info::join(its.filter_map(|reservation| info(maps, &reservation))).pop().or(Some(block))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_reuses_the_label_of_a_list_costs_no_memory() {
+        let mut lists = Lists::default();
+        let key = ListKey { mark: ListMark::new(2, 7).unwrap(), netns: 1, owner: 2 };
+        let block = |index: u16| PortRange::new(5000 + 10 * index, 1).unwrap();
+        assert!(matches!(lists.granted(0, block(0), Some(key)), Part::Other));
+        assert!(matches!(lists.granted(1, block(1), Some(key)), Part::Last(_)));
+        for index in 2..1000 {
+            assert!(matches!(lists.granted(index.into(), block(index), Some(key)), Part::Other));
+            assert!(matches!(lists.ended(index.into()), Part::Other));
+        }
+        assert_eq!(lists.lists[&key].blocks.len(), 2);
+        assert!(matches!(lists.ended(0), Part::Other));
+        assert!(matches!(lists.ended(1), Part::Last(_)));
+        assert!(lists.lists.is_empty() && lists.by_block.is_empty());
     }
 }

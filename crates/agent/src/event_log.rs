@@ -34,8 +34,48 @@ use super::{
 /// How long the end of a request that was refused may take to be reported.
 const REFUSED_ENDS: Duration = Duration::from_secs(5);
 
+/// The kind of event. The public one may get further kinds; here the compiler names what they need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum What {
+    Granted,
+    Denied,
+    Ended,
+    Refused,
+    Exhausted,
+}
+
+impl What {
+    fn kind(self) -> EventKind {
+        match self {
+            Self::Granted => EventKind::Granted,
+            Self::Denied => EventKind::Denied,
+            Self::Ended => EventKind::Ended,
+            Self::Refused => EventKind::Refused,
+            Self::Exhausted => EventKind::Exhausted,
+        }
+    }
+
+    /// Whether a process did not get what it asked for.
+    fn is_complaint(self) -> bool {
+        match self {
+            Self::Refused | Self::Denied | Self::Exhausted => true,
+            Self::Granted | Self::Ended => false,
+        }
+    }
+
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Granted => "reserved ports",
+            Self::Denied => "was not granted ports",
+            Self::Ended => "ended reservations",
+            Self::Refused => "was refused",
+            Self::Exhausted => "found its private ephemeral range used up",
+        }
+    }
+}
+
 /// The key of repeated events: the same kind, by the same account, with a command of the same name.
-type Repeated = (EventKind, u32, String);
+type Repeated = (What, u32, String);
 
 /// Reports events.
 #[derive(Debug)]
@@ -76,22 +116,20 @@ impl EventLog {
         owners: &Owners,
     ) -> Option<protocol::Event> {
         let what = match event.kind {
-            kernel::EventKind::Refused => EventKind::Refused,
-            kernel::EventKind::Granted => EventKind::Granted,
-            kernel::EventKind::Ended => EventKind::Ended,
-            kernel::EventKind::Exhausted => EventKind::Exhausted,
+            kernel::EventKind::Refused => What::Refused,
+            kernel::EventKind::Granted => What::Granted,
+            kernel::EventKind::Ended => What::Ended,
+            kernel::EventKind::Exhausted => What::Exhausted,
             kernel::EventKind::Pending => return None,
         };
-        if what == EventKind::Ended && self.was_refused(event.id) {
+        if what == What::Ended && self.was_refused(event.id) {
             return None;
         }
         let reservation = maps.reservation(event.id).ok().flatten();
         let list = match what {
-            EventKind::Granted => self.lists.granted(event.id, event.ports, reservation.as_ref().and_then(ListKey::of)),
-            EventKind::Ended => self.lists.ended(event.id),
-            EventKind::Refused | EventKind::Exhausted | EventKind::Denied => Part::Whole,
-            // Not one of the kinds above.
-            _ => return None,
+            What::Granted => self.lists.granted(event.id, event.ports, reservation.as_ref().and_then(ListKey::of)),
+            What::Ended => self.lists.ended(event.id),
+            What::Refused | What::Exhausted | What::Denied => Part::Whole,
         };
         let ports = match list {
             Part::Whole => event.ports.into(),
@@ -101,24 +139,22 @@ impl EventLog {
         };
         let declared = registry.declared(event.id);
         // An administrator's action is reported where it is done.
-        if matches!(what, EventKind::Granted | EventKind::Ended) && (declared.is_some() || event.owner == 0) {
+        if matches!(what, What::Granted | What::Ended) && (declared.is_some() || event.owner == 0) {
             return None;
         }
         // Confirmed by the agent: the process that asked is in the entry.
-        let holder = reservation.as_ref().filter(|r| what == EventKind::Granted && r.pid != event.pid);
+        let holder = reservation.as_ref().filter(|r| what == What::Granted && r.pid != event.pid);
         let doer = match holder {
             Some(r) => self.process(r.pid, r.uid, wire::text(&r.comm)),
             None => self.process(event.pid, event.uid, event.comm.clone()),
         };
         let hit = match what {
             // The entry may be another reservation's by now.
-            EventKind::Refused | EventKind::Exhausted => {
+            What::Refused | What::Exhausted => {
                 reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports)))
             }
-            EventKind::Granted => reservation,
-            EventKind::Ended | EventKind::Denied => None,
-            // Not one of the kinds above.
-            _ => return None,
+            What::Granted => reservation,
+            What::Ended | What::Denied => None,
         };
         let info = match (declared, hit) {
             (Some(Declared { declaration, origin }), _) => Some(Info::declared(declaration, origin, State::Active)),
@@ -127,7 +163,7 @@ impl EventLog {
         };
         let account = owners.account(doer.uid.unwrap_or_default());
         let reported = self.describe(event, (what, ports), doer, info);
-        self.report(account, event.untold, reported)
+        self.report((account, what), event.untold, reported)
     }
 
     /// The agent has confirmed a request.
@@ -154,7 +190,7 @@ impl EventLog {
         let message = format!("{} was not granted {}/{}: {refusal}", named(&doer), info.ports, info.transports);
         let reported = protocol::Event {
             when: SystemTime::now().into(),
-            what: EventKind::Denied,
+            what: What::Denied.kind(),
             ports: info.ports.clone(),
             transports: info.transports,
             netns: reservation.netns,
@@ -163,7 +199,7 @@ impl EventLog {
             unreported: 0,
             message,
         };
-        self.report(owners.account(reservation.uid), 0, reported)
+        self.report((owners.account(reservation.uid), What::Denied), 0, reported)
     }
 
     /// Whether this is the end of a request that was refused: it had never been granted.
@@ -172,18 +208,18 @@ impl EventLog {
     }
 
     /// An administrator created or deleted a persistent reservation.
-    pub(super) fn administered(&self, what: EventKind, reservation: Info, netns: u64, by: &Peer) -> protocol::Event {
+    pub(super) fn administered(&self, what: What, reservation: Info, netns: u64, by: &Peer) -> protocol::Event {
         let comm = process::of(by.pid).map_or_else(String::new, |process| process.comm);
         let mut doer = self.process(by.pid, by.uid, comm);
         self.complete(&mut doer);
-        let verb = if what == EventKind::Ended { "is no longer reserved" } else { "is reserved" };
+        let verb = if what == What::Ended { "is no longer reserved" } else { "is reserved" };
         let (ports, transports) = (reservation.ports.clone(), reservation.transports);
         let audience = reservation.audience.as_ref().map(|audience| format!(" for {audience}")).unwrap_or_default();
         let name = reservation.name.as_deref().unwrap_or_default();
         let message = format!("{ports}/{transports} {verb}{audience} as {name:?}, by {}", named(&doer));
         let reported = protocol::Event {
             when: SystemTime::now().into(),
-            what,
+            what: what.kind(),
             ports,
             transports,
             netns,
@@ -192,30 +228,32 @@ impl EventLog {
             unreported: 0,
             message,
         };
-        log(&reported);
+        log(what, &reported);
         reported
     }
 
     /// Log what may be logged now, and count the rest.
-    fn report(&mut self, account: u32, more: u32, mut reported: protocol::Event) -> Option<protocol::Event> {
-        let pace = match reported.what {
-            EventKind::Refused | EventKind::Denied | EventKind::Exhausted => Pace::Fading,
-            _ => Pace::Steady,
-        };
+    fn report(
+        &mut self,
+        (account, what): (u32, What),
+        more: u32,
+        mut reported: protocol::Event,
+    ) -> Option<protocol::Event> {
+        let pace = if what.is_complaint() { Pace::Fading } else { Pace::Steady };
         let command = reported.process.as_ref().map_or_else(String::new, |process| process.comm.clone());
-        let kind = (reported.what, account, command);
-        reported.unreported = self.budget.report(Instant::now(), (account, pace), &kind, more, reported.clone())?;
+        let key = (what, account, command);
+        reported.unreported = self.budget.report(Instant::now(), (account, pace), &key, more, reported.clone())?;
         if reported.unreported > 0 {
             reported.message.push_str(&format!(" ({} more of the kind were not reported)", reported.unreported));
         }
-        Some(self.logged(reported))
+        Some(self.logged(what, reported))
     }
 
-    fn logged(&self, mut reported: protocol::Event) -> protocol::Event {
+    fn logged(&self, what: What, mut reported: protocol::Event) -> protocol::Event {
         if let Some(process) = &mut reported.process {
             self.complete(process);
         }
-        log(&reported);
+        log(what, &reported);
         reported
     }
 
@@ -233,17 +271,10 @@ impl EventLog {
         &self,
         LeftOut { what: (what, ..), last, count }: LeftOut<Repeated, protocol::Event>,
     ) -> protocol::Event {
-        let verb = match what {
-            EventKind::Refused => "was refused",
-            EventKind::Granted => "reserved ports",
-            EventKind::Denied => "was not granted ports",
-            EventKind::Exhausted => "found its private ephemeral range used up",
-            _ => "ended reservations",
-        };
         let times = if count == 1 { "once".into() } else { format!("{count} times") };
         let name = doer(last.process.as_ref());
-        let message = format!("{name} {verb} {times} more, the last time: {}", last.message);
-        self.logged(protocol::Event { unreported: count - 1, message, ..last })
+        let message = format!("{name} {} {times} more, the last time: {}", what.verb(), last.message);
+        self.logged(what, protocol::Event { unreported: count - 1, message, ..last })
     }
 
     /// A process as the BPF programs report it.
@@ -264,7 +295,7 @@ impl EventLog {
     fn describe(
         &self,
         event: &kernel::Event,
-        (what, ports): (EventKind, PortList),
+        (what, ports): (What, PortList),
         process: Process,
         reservation: Option<Info>,
     ) -> protocol::Event {
@@ -272,20 +303,20 @@ impl EventLog {
         let process = Some(process).filter(|process| process.pid != 0 || !process.comm.is_empty());
         let who = doer(process.as_ref());
         let message = match what {
-            EventKind::Refused => {
+            What::Refused => {
                 // The reservation may have ended meanwhile.
                 let whose = reservation.as_ref().map_or_else(|| "a reservation that has ended".into(), described);
                 format!("{who} was refused {}/{transports}: reserved for {whose}", ports.start())
             }
-            EventKind::Exhausted => format!(
+            What::Exhausted => format!(
                 "{who} got no port for a bind to port 0: all of its private ephemeral range, {ports}/{transports}, are in use"
             ),
-            EventKind::Granted => {
+            What::Granted => {
                 let name = reservation.as_ref().and_then(|reservation| reservation.name.as_ref());
                 let named = name.map_or_else(String::new, |name| format!(" as {name:?}"));
                 format!("{who} reserved {ports}/{transports}{named}")
             }
-            _ => {
+            What::Ended | What::Denied => {
                 let by_owner = process.as_ref().is_some_and(|process| process.pid == event.owner);
                 let by = if by_owner { String::new() } else { format!(", ended by {who}") };
                 format!("{ports}/{transports} of pid {} is free again{by}", event.owner)
@@ -293,17 +324,17 @@ impl EventLog {
         };
         let reservation = match what {
             // The entry is another's by now, or free.
-            EventKind::Ended => {
+            What::Ended => {
                 let mut ended = Info::of_ports(ports.clone(), transports, State::Ended);
                 ended.owner = process.clone().filter(|process| process.pid == event.owner);
                 Some(ended)
             }
-            _ => reservation,
+            What::Granted | What::Denied | What::Refused | What::Exhausted => reservation,
         };
         let when = portkeep::wall_clock(Duration::from_nanos(event.when));
         protocol::Event {
             when,
-            what,
+            what: what.kind(),
             ports,
             transports,
             netns: event.netns,
@@ -337,7 +368,7 @@ fn described(info: &Info) -> String {
 }
 
 /// One line, with its parts as fields for programs that read the log.
-fn log(reported: &protocol::Event) {
+fn log(what: What, reported: &protocol::Event) {
     let process = reported.process.clone().unwrap_or_default();
     let reservation = reported.reservation.as_ref().filter(|info| info.state != State::Ended).map(described);
     let label = reported.reservation.as_ref().and_then(|info| info.name.as_deref());
@@ -359,8 +390,5 @@ fn log(reported: &protocol::Event) {
             )
         };
     }
-    match reported.what {
-        EventKind::Refused | EventKind::Denied | EventKind::Exhausted => line!(warn),
-        _ => line!(info),
-    }
+    if what.is_complaint() { line!(warn) } else { line!(info) }
 }

@@ -44,6 +44,13 @@ impl Agent<'_> {
     /// Read everything again. An error in the configuration leaves it as it was.
     pub(super) fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.service.reloading();
+        let reloaded = self.read_again();
+        // The service manager waits for it, whatever the outcome.
+        self.service.ready();
+        reloaded
+    }
+
+    fn read_again(&mut self) -> anyhow::Result<Reloaded> {
         let (mut complaints, mut errors) = match self.policy.reload() {
             Ok(()) => (self.apply_configuration()?, Vec::new()),
             Err(wrong) => {
@@ -57,7 +64,6 @@ impl Agent<'_> {
         complaints.append(&mut reloaded.complaints);
         let Reloaded { added, changed, removed, waiting, .. } = reloaded;
         tracing::info!(added, changed, removed, waiting, "reloaded");
-        self.service.ready();
         Ok(Reloaded { complaints, errors, ..reloaded })
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use portkeep_core::{Errno, wire};
+use portkeep_core::{Errno, PortRange, Transports, wire};
 use portkeep_kernel::Reservation;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -65,23 +65,12 @@ impl Agent<'_> {
         if reservation.state() != wire::PENDING || reservation.is_persistent() {
             return Ok(());
         }
-        let mut examined = if reservation.is_contested() {
-            Err(Refusal::Contested)
-        } else {
-            match self.open_namespaces.get(reservation.netns, hints) {
-                Ok(namespace) => {
-                    let (reserved_ports, prober, policy) = (&self.reserved_ports, &self.prober, &self.policy);
-                    let first_pids = self.event_log.first_pids();
-                    Examiner { reserved_ports, prober, policy, first_pids }.examine(
-                        &reservation,
-                        (ports, transports),
-                        namespace,
-                        hints,
-                    )
-                }
-                Err(error) => Err(Refusal::Unknown(error)),
-            }
-        };
+        let block = (ports, transports);
+        let mut examined = self.examine(&reservation, block, hints);
+        if let Err(Refusal::Exhausts(_)) = examined {
+            self.settle_now(reservation.netns)?;
+            examined = self.examine(&reservation, block, hints);
+        }
         if examined.is_ok() {
             match self.programs.admin.confirm(id, token) {
                 // A bind came between.
@@ -102,6 +91,21 @@ impl Agent<'_> {
         let done = self.programs.admin.refuse(id, token, refusal.errno());
         self.unsettle(reservation.netns, hints);
         self.over(&reservation, hints, done)
+    }
+
+    fn examine(
+        &mut self,
+        reservation: &Reservation,
+        block: (PortRange, Transports),
+        hints: &[u32],
+    ) -> Result<(), Refusal> {
+        if reservation.is_contested() {
+            return Err(Refusal::Contested);
+        }
+        let namespace = self.open_namespaces.get(reservation.netns, hints)?;
+        let (reserved_ports, prober, policy) = (&self.reserved_ports, &self.prober, &self.policy);
+        let first_pids = self.event_log.first_pids();
+        Examiner { reserved_ports, prober, policy, first_pids }.examine(reservation, block, namespace, hints)
     }
 
     fn over(

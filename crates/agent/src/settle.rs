@@ -78,6 +78,14 @@ impl Agent<'_> {
         Ok(())
     }
 
+    /// Put one namespace right before a request is refused for too few ephemeral ports (N5). Blocks that ended or were refused
+    /// a moment ago are entered still, and users can make as many of these as they like.
+    pub(super) fn settle_now(&mut self, netns: u64) -> Result<(), MapAccessError> {
+        let wanted = self.wanted()?;
+        self.settle_kept(netns, wanted.get(&netns));
+        Ok(())
+    }
+
     fn settle_kept(&mut self, netns: u64, blocks: Option<&PortSet>) {
         let Ok(namespace) = self.open_namespaces.get(netns, &[]) else { return };
         let settled = settle_in(&self.reserved_ports, namespace, blocks);

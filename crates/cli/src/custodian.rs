@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::{level, signals::Forwarder, subgroup::Subgroup};
 
-/// What the custodian keeps.
+/// Kept by the custodian.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) owner: OwnedFd,
@@ -43,7 +43,7 @@ impl Custodian {
             }
             None => {
                 // A signal that ends a service or a terminal goes to all of its processes, and the command may take its time to
-                // end. What was caught is ignored from here on.
+                // end. Signals are ignored from here on.
                 drop(forwarder);
                 process::exit(i32::from(keep(Subgroup::of_another(subgroup), kept).is_err()))
             }

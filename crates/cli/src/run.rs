@@ -152,7 +152,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
             Ok(Sides::Inside(here)) => {
                 // From here on this is the process of the command. Its own signals end its waits.
-                forwarder = Forwarder::new().context("catching signals")?;
+                forwarder = forwarder.in_child().context("catching signals")?;
                 level = level.leave();
                 inside = Some(here);
             }

@@ -57,6 +57,15 @@ impl Forwarder {
         Ok(Self { signals: Signals::new(caught(ignored_signals()))?, early: Vec::new() })
     }
 
+    /// The forwarder of a child after a fork. It has the signals that came to the child already.
+    pub(crate) fn in_child(mut self) -> io::Result<Self> {
+        let own = Self::new()?;
+        self.note_early();
+        // That may have read what was to wake the parent, which has the same pipe.
+        self.signals.handle().close();
+        Ok(Self { early: self.early, ..own })
+    }
+
     /// Note the signals until now: they came before the child, so the terminal has not sent them there.
     pub(crate) fn note_early(&mut self) {
         self.early.extend(self.signals.pending());

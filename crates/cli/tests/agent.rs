@@ -43,12 +43,20 @@ fn ask(socket: &Socket, start: u16, count: u16) -> Result<Grant, Errno> {
     request(socket, &AcquireRequest { start, count, ..Default::default() })
 }
 
+fn number(error: io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap())
+}
+
 fn request(socket: &Socket, request: &AcquireRequest) -> Result<Grant, Errno> {
-    let number = |error: io::Error| Errno(error.raw_os_error().unwrap());
     match control::acquire(socket, request).map_err(number) {
         Ok(()) | Err(Errno::EINPROGRESS) => {}
         Err(error) => return Err(error),
     }
+    decided(socket)
+}
+
+/// The agent's answer to the last request.
+fn decided(socket: &Socket) -> Result<Grant, Errno> {
     let begin = Instant::now();
     loop {
         let grant = control::granted(socket).map_err(number)?;
@@ -335,6 +343,71 @@ fn what_would_keep_the_next_holder_from_binding_counts_as_in_use() {
     assert_eq!(ask(&tcp(), 5500, 1), Err(Errno::EADDRINUSE));
     drop(listener);
     ask_until_vacant(&tcp(), 5500, 1);
+    agent.stop();
+    world.assert_empty();
+}
+
+/// Two reservations can have the same numbers for TCP and UDP; the entry goes with the second. Entries of others are changed
+/// meanwhile, and no automatic choice finds a moment in which a reserved port is not entered.
+#[test]
+fn r3_what_is_granted_is_entered_all_the_time() {
+    let Some(world) = World::enter("r3_what_is_granted_is_entered_all_the_time") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    let (first, second) = (tcp(), udp());
+    ask(&first, 5000, 4).unwrap();
+    ask(&second, 5002, 4).unwrap();
+    assert_eq!(reserved(), "5000-5005");
+    drop(first);
+    eventually(|| reserved() == "5002-5005");
+    thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            for round in 0..20u16 {
+                let owner = tcp();
+                ask(&owner, 6000 + 10 * round, 5).unwrap();
+                drop(owner);
+                eventually(|| reserved() == "5002-5005");
+            }
+        });
+        while !others.is_finished() {
+            let entered = reserved();
+            assert!(entered.starts_with("5002-5005"), "{entered}");
+        }
+    });
+    drop(second);
+    eventually(|| reserved().is_empty());
+    agent.stop();
+    world.assert_empty();
+}
+
+/// An entry that nothing stands behind any more is taken out before a request is refused for it (N5).
+#[test]
+fn n5_what_was_refused_or_has_ended_uses_up_nothing() {
+    let Some(world) = World::enter("n5_what_was_refused_or_has_ended_uses_up_nothing") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    // Of these 1000, 500 have to be left.
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40999").unwrap();
+    let in_use = tcp();
+    bind(&in_use, 40000).unwrap();
+    let acquire = |start| {
+        let owner = tcp();
+        let request = AcquireRequest { start, count: 400, ..Default::default() };
+        assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
+        owner
+    };
+    // Both wait, so that one is examined right after the other is refused.
+    agent.signal(Signal::STOP);
+    let (refused, granted) = (acquire(40000), acquire(40400));
+    agent.signal(Signal::CONT);
+    assert_eq!(decided(&refused), Err(Errno::EADDRINUSE));
+    decided(&granted).unwrap();
+    assert_eq!(reserved(), "40400-40799");
+    // The same for those that have ended.
+    drop((granted, in_use));
+    for round in 0..20u16 {
+        ask_until_vacant(&tcp(), 40000 + 500 * (round % 2), 400);
+    }
     agent.stop();
     world.assert_empty();
 }

@@ -172,7 +172,7 @@ fn reservations(machine: &Machine) -> usize {
 }
 
 #[test]
-fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
+fn r12_a_program_that_goes_on_in_the_background_keeps_its_ports() {
     let machine = machine!("left-over");
     let go = machine.folder.path().join("go");
     let said = machine.folder.path().join("said");
@@ -205,7 +205,7 @@ fn a_program_that_goes_on_in_the_background_keeps_its_ports() {
 }
 
 #[test]
-fn a_killed_run_takes_nothing_from_its_command() {
+fn r12_a_killed_run_takes_nothing_from_its_command() {
     let machine = machine!("killed-run");
     machine.portkeep(&["up"]).ok();
     let script = format!("echo $$ $PORT; read line; {}; exec sleep 60", binds("tcp", "$PORT"));

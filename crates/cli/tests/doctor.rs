@@ -244,7 +244,7 @@ fn a_nat_rule_over_a_reserved_port() {
          nft 'add rule ip t c tcp dport 20-30 redirect to :2222' && nft 'add rule ip t c udp dport 22 redirect to :53'",
     );
     if made.code != Some(0) {
-        println!("SKIPPED doctor::nat: no nft, or no nf_tables in this kernel: {made:?}");
+        portkeep_testkit::note(&format!("SKIPPED doctor::nat: no nft, or no nf_tables in this kernel: {made:?}"));
         return;
     }
     finds(&machine, "nat", "warning", &["22/tcp of ssh is reserved", "nftables ip t c: redirect to port 2222"]);

@@ -41,7 +41,7 @@ fn line(request: &Request) -> Vec<u8> {
 }
 
 #[test]
-fn a_request_whose_client_has_gone_is_never_carried_out() {
+fn r13_a_request_whose_client_has_gone_is_never_carried_out() {
     let Some(world) = World::enter("client_has_gone") else { return };
     let place = AgentFolder::new();
     let agent = place.agent();

@@ -315,6 +315,25 @@ fn impossible_requests_are_reported_with_the_process_in_the_way() {
     assert_eq!(setup.declared().as_array().unwrap().len(), 1);
 }
 
+/// A running service keeps its port when its reservation is deleted (R7), so the same reservation has to wait for its end.
+#[test]
+fn what_is_deleted_under_a_running_service_is_added_again_after_its_end() {
+    let setup = setup!("again");
+    let add = ["persist", "add", "--name", "a", "--tcp", "9000", "--user", "root"];
+    setup.portkeep(&add).ok();
+    let server = setup.server(9000);
+    setup.portkeep(&["persist", "delete", "a"]).ok();
+    let refused = setup.portkeep(&add);
+    fails(&refused, 1, &format!("9000/tcp is in use by pid {}", server.pid()));
+    fails(&refused, 1, "Stop that process, reserve the ports, and start it again. `portkeep persist set`");
+    // A file waits, and comes into force by itself.
+    setup.file("etc/portkeep/ports.d/a.toml", "[[reservation]]\nname = \"a\"\ntcp = 9000\nuser = \"root\"\n");
+    setup.portkeep(&["reload"]).ok();
+    assert_eq!(setup.declared()[0]["state"], "waiting");
+    drop(server);
+    eventually(|| setup.declared()[0]["state"] == "active");
+}
+
 /// Where something waits, every display shows it, and what it waits for: the process, and the other end of a connection.
 #[test]
 fn what_waits_is_shown_with_what_it_waits_for() {

@@ -98,7 +98,7 @@ fn a_signal_while_the_command_is_started_ends_it() {
 }
 
 #[test]
-fn main_ends_with_the_command_and_names_what_it_left() {
+fn r12_main_ends_with_the_command_and_names_what_it_left() {
     for up in [true, false] {
         if !kernel_or_skip("run-main") {
             return;

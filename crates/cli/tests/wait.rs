@@ -86,7 +86,7 @@ fn a_full_pool_is_waited_for() {
 }
 
 #[test]
-fn the_limit_and_a_signal_end_the_wait() {
+fn r13_the_limit_and_a_signal_end_the_wait() {
     let Some(machine) = ready("wait-limit") else { return };
     let holding = machine.hold(&[]);
     let because = &["waited 100ms: 61000/tcp belongs to pid"];

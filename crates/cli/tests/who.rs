@@ -156,7 +156,7 @@ fn sockets_of_the_kernel_itself() {
     let made =
         machine.shell("ip link add vx type vxlan id 1 dstport 4789 dev lo && ip link set lo up && ip link set vx up");
     if made.code != Some(0) {
-        println!("SKIPPED who::kernels: this kernel has no vxlan: {made:?}");
+        portkeep_testkit::note(&format!("SKIPPED who::kernels: this kernel has no vxlan: {made:?}"));
         return;
     }
     let json = machine.portkeep(&["who", "4789/udp", "--json"]).ok().json();
@@ -203,7 +203,7 @@ fn nat_rules_that_redirect_a_port() {
                nft 'add rule ip t c tcp dport { 22, 8000-8009 } dnat to 10.0.0.2:2222'";
     let made = machine.shell(nft);
     if made.code != Some(0) {
-        println!("SKIPPED who::redirected: no nft, or no nf_tables in this kernel: {made:?}");
+        portkeep_testkit::note(&format!("SKIPPED who::redirected: no nft, or no nf_tables in this kernel: {made:?}"));
         return;
     }
     let (json, text) = who(&machine, 22);

@@ -287,7 +287,7 @@ impl Reservation {
     }
 
     /// The keys of the others that it lets in.
-    pub(crate) fn admitted(&self) -> impl Iterator<Item = AdmittedKey> {
+    pub fn admitted(&self) -> impl Iterator<Item = AdmittedKey> {
         let (token, also) = (self.token, self.also);
         (0..also & ALSO_COUNT).map(move |n| AdmittedKey { token, also, n })
     }

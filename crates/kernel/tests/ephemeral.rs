@@ -11,13 +11,12 @@ use portkeep_core::{
 use portkeep_kernel::{CreateError, EventKind, Wanted};
 use portkeep_testkit::{
     Below, REQUIRE, World, audit,
-    process::{Child, become_user, in_child},
+    process::{Child, become_user, in_child, in_groups},
     skip,
     sockets::{
         acquire, bind, bind_to, choose_at_connect, connect, errno, port, reserve, socket, tcp, tcp6, token, udp, udp6,
     },
 };
-use rustix::thread::set_thread_res_gid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Linux's number of MPTCP, which the C library's headers of older distributions lack.
@@ -335,17 +334,8 @@ fn e4_groups_by_real_effective_and_supplementary_gid() {
     };
     let (id, token, _) = maps.claim_persistent(&admin, world.netns(), &wanted).unwrap();
     admin.confirm(id, token).unwrap();
-    let with = |real: u32, effective: u32, groups: &[u32]| {
-        let mut child = Child::fork(|talk| {
-            // SAFETY: this changes this child's credentials only.
-            assert_eq!(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }, 0);
-            let gid = rustix::process::Gid::from_raw;
-            set_thread_res_gid(gid(real), gid(effective), gid(effective)).unwrap();
-            talk.say(chosen(&tcp()).into());
-        });
-        let answer = child.talk.hear() as u16;
-        child.join();
-        (10000..10010).contains(&answer)
+    let with = |real, effective, groups: &[u32]| {
+        in_groups(real, effective, groups, || (10000..10010).contains(&chosen(&tcp())))
     };
     assert!(with(4711, 5, &[]));
     assert!(with(5, 4711, &[]));

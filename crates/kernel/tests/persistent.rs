@@ -11,7 +11,7 @@ use portkeep_core::{
 use portkeep_kernel::{Admin, Claimed, CreateError, Maps, Settings, Wanted};
 use portkeep_testkit::{
     Below, World,
-    process::{Child, become_user, in_child},
+    process::{Child, become_user, in_child, in_groups},
     sockets::{bind, errno, port, tcp, tcp6, udp},
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -138,21 +138,7 @@ fn a_groups_port_is_for_its_members_by_real_effective_and_supplementary_gid() {
     let mut fixture = Fixture::of(&world);
     let made = fixture.create(&wanted(8443, Audience::Group(4711)));
     assert!(!may_bind(8443));
-    let with = |real: u32, effective: u32, groups: &[u32]| {
-        let mut child = Child::fork(|talk| {
-            // SAFETY: these change this child's credentials only.
-            let done = unsafe {
-                libc::setgroups(groups.len(), groups.as_ptr()) == 0
-                    && libc::setresgid(real, effective, effective) == 0
-                    && libc::setresuid(OTHER, OTHER, OTHER) == 0
-            };
-            assert!(done, "{}", std::io::Error::last_os_error());
-            talk.say(may_bind(8443).into());
-        });
-        let answer = child.talk.hear();
-        child.join();
-        answer == 1
-    };
+    let with = |real, effective, groups: &[u32]| in_groups(real, effective, groups, || may_bind(8443));
     assert!(with(4711, 5, &[]));
     assert!(with(5, 4711, &[]));
     assert!(with(5, 5, &[4711]));

@@ -87,7 +87,7 @@ impl Conflict {
             Origin::File { .. } => {
                 "change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d"
             }
-            _ => "change this file, or delete the other with `portkeep persist delete`",
+            Origin::Command { .. } => "change this file, or delete the other with `portkeep persist delete`",
         };
         Some(Diagnostic {
             file: path.clone(),

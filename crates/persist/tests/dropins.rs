@@ -246,3 +246,22 @@ fn a_name_that_is_not_text_is_still_reported() {
     assert!(json.contains("caf\u{fffd}.toml"), "{json}");
     assert_eq!(serde_json::to_value(merge([], loaded.declared)).unwrap()["conflicts"][0]["reason"], "name");
 }
+
+#[test]
+fn l1_a_drop_in_has_ports_as_the_command_line_has_them() {
+    for (text, meaning) in [
+        ("8443", "8443/tcp"),
+        ("80,443", "80,443/tcp"),
+        ("443, 80-81/udp", "80-81,443/udp"),
+        ("domain/tcp+udp", "53/tcp+udp"),
+        ("5000-5019", "5000-5019/tcp"),
+    ] {
+        let root = Root::new();
+        root.file("etc", "services", "domain 53/tcp\ndomain 53/udp\n");
+        root.file(ETC, "a.toml", format!("[[reservation]]\nname = \"a\"\nports = \"{text}\"\nuser = \"root\"\n"));
+        let loaded = root.load();
+        let declared =
+            &loaded.declared.first().unwrap_or_else(|| panic!("{text}: {:?}", loaded.diagnostics)).declaration;
+        assert_eq!(format!("{}/{}", declared.ports, declared.transports), meaning, "{text}");
+    }
+}

@@ -413,7 +413,7 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
     });
     drop(waiting);
 
-    // The agent dies before it has looked.
+    // The agent dies before it has looked (R13).
     let pending = request.start().unwrap();
     agent.beacon = None;
     assert!(matches!(pending.wait(), Err(AcquireError::AgentAbsent)));
@@ -467,7 +467,7 @@ fn two_pending_requests_of_one_socket_are_kept_apart() {
 }
 
 kernel_test! {
-fn a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_stopped() {
+fn r13_a_wait_for_the_agent_ends_by_a_limit_or_when_it_is_stopped() {
     let mut agent = Agent::turn();
     agent.start();
     let request = Reservation::tcp().at(7000).timeout(Duration::from_millis(20));

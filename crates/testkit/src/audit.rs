@@ -149,7 +149,7 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     }
     let mut admitted: BTreeSet<(u64, u32, u32)> = BTreeSet::new();
     for (_, r) in live(maps) {
-        admitted.extend((0..r.also & 7).map(|n| (r.token, r.also, n)));
+        admitted.extend(r.admitted().map(|key| (key.token, key.also, key.n)));
     }
     for key in maps.admitted().map(|item| item.expect("a key")) {
         if !admitted.remove(&(key.token, key.also, key.n)) {

@@ -187,6 +187,29 @@ pub fn in_child(work: impl FnOnce()) {
     Child::fork(|_| work()).join();
 }
 
+/// Whether `check` holds in a child that is uid 65533 and in these groups, by its real, effective and supplementary gids.
+///
+/// # Panics
+///
+/// If this process is not root, or if `check` does.
+#[track_caller]
+pub fn in_groups(real: u32, effective: u32, groups: &[u32], check: impl FnOnce() -> bool) -> bool {
+    const UID: u32 = 65533;
+    let mut child = Child::fork(|talk| {
+        // SAFETY: these change this child's credentials only.
+        let done = unsafe {
+            libc::setgroups(groups.len(), groups.as_ptr()) == 0
+                && libc::setresgid(real, effective, effective) == 0
+                && libc::setresuid(UID, UID, UID) == 0
+        };
+        assert!(done, "{}", io::Error::last_os_error());
+        talk.say(check().into());
+    });
+    let holds = child.talk.hear() == 1;
+    child.join();
+    holds
+}
+
 /// Become an ordinary user for good, without any capability. Only for children: it is the whole process that changes.
 ///
 /// # Panics

@@ -45,9 +45,9 @@ def _block(word: str, transport: Transport) -> range:
     if not set(word) <= set("0123456789-: "):
         port = _service(word, transport)
         return range(port, port + 1)
-    first, _, last = word.replace(":", "-").partition("-")
+    first, dash, last = word.replace(":", "-").partition("-")
     try:
-        start, end = int(first), int(last or first)
+        start, end = int(first), int(last if dash else first)
     except ValueError:
         raise ValueError(f"{word!r} is neither a port nor a range: write 8080 or 8080-8089") from None
     if not 1 <= start <= end <= 65535:

@@ -190,7 +190,7 @@ impl Registry {
         item.declared.declaration = declaration;
         tracing::info!(%name, now = %item.name(), ports = %item.declaration().ports, "changed");
         if item.waits() {
-            self.begin_waiting(tools).map_err(failed)?;
+            self.begin_waiting(tools);
         }
         let info = self.items[index].info();
         self.index();

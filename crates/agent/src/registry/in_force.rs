@@ -6,14 +6,14 @@ use portkeep::{
     PortRange, Token,
     persistent::{Audience, Declaration, Name},
 };
-use portkeep_core::{Errno, ListMark, PortSet, Transports, wire};
+use portkeep_core::{ListMark, PortSet, Transports, wire};
 use portkeep_kernel::{Claim, Claimed};
 use portkeep_persist::Declared;
 
 use super::{
     Changes, Registry,
     item::{Item, ItemState, Obstacle, key_of},
-    tools::{Tools, contested, resolve, wanted},
+    tools::{Tools, not_confirmed, resolve, wanted},
 };
 use crate::programs::Programs;
 
@@ -89,7 +89,7 @@ impl Registry {
             }
         }
         let begins: Vec<bool> = self.items.iter().map(Item::waits).collect();
-        self.begin_waiting(tools)?;
+        self.begin_waiting(tools);
         for (item, began) in self.items.iter().zip(begins) {
             if item.waits() {
                 changes.waiting += 1;
@@ -114,7 +114,7 @@ impl Registry {
         if !self.items.iter().any(Item::waits) {
             return Ok(0);
         }
-        let begun = self.begin_waiting(tools)?;
+        let begun = self.begin_waiting(tools);
         if begun > 0 {
             self.index();
         }
@@ -123,7 +123,7 @@ impl Registry {
 
     /// All at once, because looking at a namespace costs the same for one as for ten thousand: claim every block, enter
     /// them into the sysctl, look for sockets, confirm or end each.
-    pub(super) fn begin_waiting(&mut self, tools: &mut Tools<'_>) -> anyhow::Result<usize> {
+    pub(super) fn begin_waiting(&mut self, tools: &mut Tools<'_>) -> usize {
         let mut reasons: Vec<(usize, Obstacle)> = Vec::new();
         let waiting = self.enter_waiting(tools, &mut reasons);
         let mut claims = Vec::new();
@@ -151,10 +151,11 @@ impl Registry {
                         self.items[index].state = ItemState::Active(blocks);
                         begun += 1;
                     }
-                    Err(error) if error.errno() == Some(Errno::EADDRINUSE) => {
-                        reasons.push((index, contested(self.items[index].declaration()).into()));
+                    // The claims of the others are confirmed or ended all the same.
+                    Err(error) => {
+                        let why = not_confirmed(&error, self.items[index].declaration());
+                        reasons.push((index, why.message.into()));
                     }
-                    Err(error) => return Err(error.into()),
                 },
             }
         }
@@ -167,7 +168,7 @@ impl Registry {
                 self.version += 1;
             }
         }
-        Ok(begun)
+        begun
     }
 
     /// The obstacle that keeps each of the claims from coming into force, if there is one.

@@ -8,8 +8,11 @@ use portkeep::{
     },
 };
 use portkeep_core::{Errno, ListMark, PortSet, wire};
-use portkeep_kernel::{Claim, Claimed, CreateError, Maps, Wanted};
-use portkeep_observe::accounts;
+use portkeep_kernel::{AdminError, Claim, Claimed, CreateError, Maps, Wanted};
+use portkeep_observe::{
+    accounts,
+    usage::{self, Usage},
+};
 
 use super::{
     item::{ItemState, Obstacle},
@@ -88,10 +91,7 @@ impl Tools<'_> {
                 return Err(refused);
             }
         };
-        let claims = claimed.confirm(admin, maps).map_err(|error| match error.errno() {
-            Some(Errno::EADDRINUSE) => refused(Reason::InUse, contested(&declaration)),
-            _ => failed(error),
-        })?;
+        let claims = claimed.confirm(admin, maps).map_err(|error| not_confirmed(&error, &declaration))?;
         Ok((declaration, claims))
     }
 
@@ -227,9 +227,14 @@ impl Tools<'_> {
     }
 }
 
-/// A bind came between the look and the confirmation.
-pub(super) fn contested(declaration: &Declaration) -> String {
-    format!("another process bound a port of {}/{} at this moment", declaration.ports, declaration.transports)
+/// Why a claim was not confirmed. EADDRINUSE: a bind came between the look and the confirmation.
+pub(super) fn not_confirmed(error: &AdminError, Declaration { ports, transports, .. }: &Declaration) -> Refused {
+    match error.errno() {
+        Some(Errno::EADDRINUSE) => {
+            refused(Reason::InUse, format!("another process bound a port of {ports}/{transports} at this moment"))
+        }
+        _ => refused(Reason::Failed, chain(error)),
+    }
 }
 
 /// The meaning of the answer to a claim that failed.
@@ -239,8 +244,7 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> R
     match admin.errno() {
         Some(Errno::EADDRINUSE) => {
             let held = wanted.iter().find_map(|block| holder(maps, netns, block));
-            let ended = "a port of the block is still in use by a socket of a reservation that has ended";
-            refused(Reason::InUse, held.unwrap_or_else(|| ended.into()))
+            refused(Reason::InUse, held.unwrap_or_else(|| left_behind(wanted)))
         }
         Some(Errno::EEXIST) => refused(
             Reason::InUse,
@@ -251,6 +255,30 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> R
         Some(Errno::ENOMEM) => refused(Reason::Failed, "the reservation table is full"),
         _ => refused(Reason::Failed, chain(admin)),
     }
+}
+
+/// The socket that keeps ports that are not reserved from being claimed: it was bound from a reservation that has ended (R7).
+fn left_behind(wanted: &[Wanted]) -> String {
+    let blocks: Vec<_> = wanted
+        .iter()
+        .filter_map(|block| Some((PortRange::new(block.start, block.count).ok()?, block.transports)))
+        .collect();
+    let usage = Usage::of(&blocks).unwrap_or_default();
+    let found = blocks.iter().find_map(|(ports, transports)| {
+        transports.iter().find_map(|transport| {
+            let on = |port| usage.port(transport, port).sockets().cloned().collect::<Vec<_>>();
+            ports
+                .iter()
+                .map(|port| (port, on(port)))
+                .find(|(_, sockets)| !sockets.is_empty())
+                .map(|(port, sockets)| usage::sentence(transport, port, &sockets))
+        })
+    });
+    let found = found.unwrap_or_else(|| "a port of the block is in use".into());
+    format!(
+        "{found}; the port is from a reservation that has ended. Stop that process, reserve the ports, and start it again. \
+         `portkeep persist set` changes a reservation without ending it"
+    )
 }
 
 /// The owner of a reserved port of the block.

@@ -1,7 +1,7 @@
 //! A real dockerd with a network, a mount namespace and a cgroup of its own, as if it were the unit `docker.service`.
 
 use std::{
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -9,7 +9,7 @@ use std::{
 use portkeep_testkit::{Outcome, machine::Machine, skip};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{PORTKEEP, REQUIRE, TEST};
+use crate::{PORTKEEP, REQUIRE, TEST, have};
 
 /// An engine that does not come up within this has something missing.
 const START: Duration = Duration::from_secs(60);
@@ -22,13 +22,8 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn start() -> Option<Self> {
-        for program in ["dockerd", "docker", "containerd", "runc", "iptables", "busybox"] {
-            let found =
-                Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
-            if !found.is_ok_and(|status| status.success()) {
-                skip(TEST, &format!("no {program} (docker.io, iptables and busybox-static of Debian)"), REQUIRE);
-                return None;
-            }
+        if !have(TEST, &["dockerd", "docker", "containerd", "runc", "iptables", "busybox"], REQUIRE) {
+            return None;
         }
         let mounts =
             r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf" && mount -t tmpfs tmpfs /run && ip link set lo up"#;

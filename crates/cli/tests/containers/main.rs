@@ -1,7 +1,10 @@
-//! Containers of a real dockerd: published ports, the host's network, restarts, `run` around and inside them, and the agent.
+//! Containers of a real dockerd and a real Podman: published ports, the host's network, restarts, `run` around and inside them, and the agent.
 
 mod daemonset;
 mod engine;
+mod podman;
+
+use std::process::{Command, Stdio};
 
 use portkeep_testkit::{at_root, kernel_or_skip, machine, skip};
 
@@ -22,6 +25,19 @@ fn engine() -> Option<Engine> {
         return None;
     }
     Engine::start()
+}
+
+/// Whether these programs are here. If not, the test is reported as skipped.
+fn have(test: &str, programs: &[&str], require: &str) -> bool {
+    let is_missing = |program: &&&str| {
+        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
+        !found.is_ok_and(|status| status.success())
+    };
+    let missing = programs.iter().find(is_missing);
+    if let Some(program) = missing {
+        skip(test, &format!("no {program}"), require);
+    }
+    missing.is_none()
 }
 
 #[test]

@@ -43,11 +43,16 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
 
     let (inside, outside) =
         paired::alternate(ROUNDS, 1000, || enter(&outsider), bind_to_0, sockets::leave_cgroup, bind_to_0);
-    table.push(Row::at_most(
-        "socket + bind to 0 + close where no private ephemeral range exists, inside / outside",
-        inside / outside,
-        1.03,
-    ));
+    table.push(
+        Row::at_most(
+            "socket + bind to 0 + close where no private ephemeral range exists, inside / outside",
+            inside / outside,
+            1.03,
+        )
+        .missed_because(
+            "three programs run, at bind, after it and at close; none counts or stores anything for a port outside the pool",
+        ),
+    );
 
     let owner = range(&scope, 1000);
     let (within, outside) =

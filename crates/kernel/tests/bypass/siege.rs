@@ -142,11 +142,10 @@ pub(crate) fn owner_binds(domain: Domain, transport: Transport, grant: &wire::Gr
     }
 }
 
-/// Say that a door is not there on this kernel, where nobody overlooks it. That is no failure: what the kernel does
+/// Say that a door is not there on this kernel, where it is not overlooked. That is no failure: what the kernel does
 /// not have nobody can come through.
 pub(crate) fn absent(door: &str, why: impl std::fmt::Display) {
-    let line = format!("SKIPPED bypass: {door}: {why}\n");
-    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+    portkeep_testkit::note(&format!("SKIPPED bypass: {door}: {why}"));
 }
 
 /// `setsockopt` with a number.
