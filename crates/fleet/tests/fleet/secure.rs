@@ -98,6 +98,7 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
         assert_eq!(fleet.enforced("a").len(), 1);
     }
     for secret in ["password", "client.key"] {
+        // F11.
         mode(secret, 0o644);
         fleet.fleet("a", &["list"]).fails(1, &["every user of this host can read", &file(secret), "chmod o="]);
         mode(secret, 0o600);
