@@ -87,7 +87,9 @@ fn f6_an_etcd_that_has_no_space_refuses_and_takes_no_ports() {
     eventually_or(|| fleet.log("a") + &fleet.log("b"), waits);
     assert_eq!(fleet.json("a", &["list"])[0]["state"], "ended");
     let revision = fleet.json("a", &["status"])["revision"].to_string();
-    for words in [&["del", "--prefix", "/other/"][..], &["compact", &revision], &["defrag"], &["alarm", "disarm"]] {
+    for words in
+        [&["del", "--prefix", "/other/"][..], &["compact", "--physical", &revision], &["defrag"], &["alarm", "disarm"]]
+    {
         let output = fleet.cluster.etcdctl(words).output().unwrap();
         assert!(output.status.success(), "{words:?}: {output:?}");
     }
