@@ -11,11 +11,6 @@ use netlink_packet_core::{
     DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NetlinkSerializable, NlasIterator,
 };
-use netlink_packet_sock_diag::{
-    SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
-};
 use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use portkeep_core::{PortRange, Transport};
 use rustix::{
@@ -23,6 +18,17 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with},
 };
 
+/// The types of requests, of `include/uapi/linux/inet_diag.h` and `sock_diag.h`. The first lists the TCP sockets of both
+/// families in one walk through the kernel's tables, which are long on a machine with much memory.
+const TCPDIAG_GETSOCK: u16 = 18;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Of `include/net/tcp_states.h`.
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_LISTEN: u8 = 10;
 /// `TCPF_BOUND_INACTIVE`: TCP sockets that are bound and nothing else.
 ///
 /// Kernel commit 91051f003948 ("tcp: Dump bound-only sockets in inet_diag."),
@@ -145,14 +151,14 @@ impl Listing {
             }
         };
         match result {
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(Self::default()),
+            Err(error) if is_missing(&error) => Ok(Self::default()),
             other => other.map(|()| listing),
         }
     }
 
     fn add(&mut self, transport: Transport, ports: PortRange, states: u32) -> io::Result<()> {
         let query = Query { transport, states, port: if ports.count() == 1 { ports.start() } else { 0 } };
-        query.dump_both(|socket| {
+        query.dump(|socket| {
             if ports.contains(socket.port()) {
                 self.sockets.push(socket);
             }
@@ -160,8 +166,13 @@ impl Listing {
     }
 }
 
-/// The request.
-#[derive(Clone, Copy)]
+/// The kernel has no sock_diag, or not for this family.
+fn is_missing(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::OPNOTSUPP].iter().any(|missing| error.raw_os_error() == Some(missing.raw_os_error()))
+}
+
+/// The sockets that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Query {
     transport: Transport,
     states: u32,
@@ -170,35 +181,27 @@ struct Query {
 }
 
 impl Query {
-    fn dump_both(self, mut each: impl FnMut(Socket)) -> io::Result<()> {
-        self.dump(AF_INET, &mut each)?;
-        match self.dump(AF_INET6, &mut each) {
-            // A kernel without IPv6 has no handler for it.
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
-            other => other,
+    fn dump(self, mut each: impl FnMut(Socket)) -> io::Result<()> {
+        match self.transport {
+            Transport::Tcp => self.ask(Diag::Tcp(self), &mut each),
+            Transport::Udp => {
+                self.ask(Diag::Udp(self, AF_INET), &mut each)?;
+                match self.ask(Diag::Udp(self, AF_INET6), &mut each) {
+                    // A kernel without IPv6.
+                    Err(error) if is_missing(&error) => Ok(()),
+                    other => other,
+                }
+            }
         }
     }
 
-    fn dump(self, family: u8, each: &mut impl FnMut(Socket)) -> io::Result<()> {
+    fn ask(self, request: Diag, each: &mut impl FnMut(Socket)) -> io::Result<()> {
         let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
         netlink.bind_auto()?;
         netlink.connect(&SocketAddr::new(0, 0))?;
 
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let mut socket_id = SocketId::new_v4();
-        socket_id.source_port = self.port;
-        let protocol = match self.transport {
-            Transport::Tcp => IPPROTO_TCP,
-            Transport::Udp => IPPROTO_UDP,
-        };
-        let request = SockDiagMessage::InetRequest(InetRequest {
-            family,
-            protocol,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::from_bits_retain(self.states),
-            socket_id,
-        });
         let mut message = NetlinkMessage::new(header, request.into());
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
@@ -209,9 +212,9 @@ impl Query {
             let (bytes, _) = netlink.recv_from_full()?;
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                let message = NetlinkMessage::<Answer>::deserialize(rest).map_err(io::Error::other)?;
+                let message = NetlinkMessage::<Diag>::deserialize(rest).map_err(io::Error::other)?;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(Answer(Some(message))) => {
+                    NetlinkPayload::InnerMessage(Diag::Socket(message)) => {
                         if let Some(socket) = self.read(&message) {
                             each(socket);
                         }
@@ -258,8 +261,7 @@ impl Query {
     }
 }
 
-/// A `struct inet_diag_msg` and the attribute of it that matters here. (`InetResponse` of netlink-packet-sock-diag leaves out
-/// when TIME_WAIT ends.)
+/// A `struct inet_diag_msg` and the attribute of it that matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Message {
     bytes: [u8; MESSAGE],
@@ -285,15 +287,28 @@ impl Message {
     }
 }
 
-/// The kernel's answer; `None`: something else.
+/// What is sent and what is received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Answer(Option<Message>);
+enum Diag {
+    /// A `struct inet_diag_req`: the sockets of both families.
+    Tcp(Query),
+    /// A `struct inet_diag_req_v2`: those of one family.
+    Udp(Query, u8),
+    Socket(Message),
+    Other,
+}
 
-impl NetlinkDeserializable for Answer {
+impl From<Diag> for NetlinkPayload<Diag> {
+    fn from(message: Diag) -> Self {
+        Self::InnerMessage(message)
+    }
+}
+
+impl NetlinkDeserializable for Diag {
     type Error = DecodeError;
 
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
-        let Some((message, attributes)) = payload.split_first_chunk::<MESSAGE>() else { return Ok(Self(None)) };
+        let Some((message, attributes)) = payload.split_first_chunk::<MESSAGE>() else { return Ok(Self::Other) };
         let mut cgroup = None;
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute?;
@@ -301,20 +316,38 @@ impl NetlinkDeserializable for Answer {
                 cgroup = attribute.value().first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes));
             }
         }
-        Ok(Self(Some(Message { bytes: *message, cgroup })))
+        Ok(Self::Socket(Message { bytes: *message, cgroup }))
     }
 }
 
-impl NetlinkSerializable for Answer {
+impl NetlinkSerializable for Diag {
     fn message_type(&self) -> u16 {
-        0
+        if matches!(self, Self::Tcp(_)) { TCPDIAG_GETSOCK } else { SOCK_DIAG_BY_FAMILY }
     }
 
     fn buffer_len(&self) -> usize {
-        0
+        match self {
+            Self::Tcp(_) => 60,
+            Self::Udp(..) => 56,
+            Self::Socket(_) | Self::Other => 0,
+        }
     }
 
-    fn serialize(&self, _: &mut [u8]) {}
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.fill(0);
+        match self {
+            Self::Tcp(query) => {
+                buffer[4..6].copy_from_slice(&query.port.to_be_bytes());
+                buffer[52..56].copy_from_slice(&query.states.to_ne_bytes());
+            }
+            Self::Udp(query, family) => {
+                (buffer[0], buffer[1]) = (*family, ipproto::UDP.as_raw().get() as u8);
+                buffer[4..8].copy_from_slice(&query.states.to_ne_bytes());
+                buffer[8..10].copy_from_slice(&query.port.to_be_bytes());
+            }
+            Self::Socket(_) | Self::Other => {}
+        }
+    }
 }
 
 /// Found by trying, once, before Linux 6.8: distributions add features to older kernels.
@@ -331,7 +364,7 @@ fn bound_sockets_are_listed() -> io::Result<bool> {
     let port = std::net::SocketAddr::try_from(getsockname(&socket)?)?.port();
     let mut listed = false;
     let query = Query { transport: Transport::Tcp, states: BOUND_INACTIVE, port };
-    query.dump(AF_INET, &mut |socket| listed |= socket.port() == port)?;
+    query.dump(|socket| listed |= socket.port() == port)?;
     Ok(*LISTED.get_or_init(|| listed))
 }
 
@@ -364,6 +397,13 @@ mod tests {
         assert_eq!((of_client.uid, of_client.remaining), (Some(uid), None));
         let listens = on(Transport::Tcp, there.port());
         assert!(listens.iter().any(|socket| socket.state == SocketState::Listening && socket.holds()), "{listens:?}");
+
+        let listeners = ["[::1]:0", "127.0.0.1:0"].map(|address| TcpListener::bind(address).unwrap());
+        let every = Listing::of(Transport::Tcp).unwrap().sockets;
+        for listener in listeners {
+            let there = listener.local_addr().unwrap();
+            assert!(every.iter().any(|socket| socket.local == there), "{there} is not in {every:?}");
+        }
 
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         let found = on(Transport::Udp, udp.local_addr().unwrap().port());
