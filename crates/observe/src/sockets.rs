@@ -326,7 +326,7 @@ impl Message {
     }
 }
 
-/// A request, and its answers.
+/// A request, and the sockets that answer it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Diag {
     /// A `struct inet_diag_req`: the sockets of both families. The states and the filter.
