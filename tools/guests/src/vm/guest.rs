@@ -111,7 +111,8 @@ impl Drop for Running {
 
 fn command(kernel: &Path, initramfs: &Path) -> Command {
     let mut command = TIMEOUT.command();
-    command.args(["--kill-after=10", LIMIT_SECONDS, QEMU.name]);
+    // In the foreground it stays in this process group, and ends with it.
+    command.args(["--foreground", "--kill-after=10", LIMIT_SECONDS, QEMU.name]);
     command.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
     // Emulation only: it is there on every machine, and nested virtualization fails in ways of its own.
     // Two processors, because much of what is tested is a race.
