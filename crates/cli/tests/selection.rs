@@ -67,6 +67,18 @@ fn only_a_terminal_gets_colour_and_lines_that_fit() {
     let piped = machine.portkeep(&["list"]).ok().out;
     assert!(!piped.contains('\x1b') && piped.contains("TOKEN"), "{piped:?}");
     holding.let_go();
+    // The other commands: messages, and the tables.
+    let on_a_terminal = |words: &str| {
+        let script = format!("TERM=xterm script --quiet --return --command '{PORTKEEP} {words}' /dev/null");
+        machine.shell(&script).out.replace('\r', "")
+    };
+    let coloured = "\x1b[1;31merror:\x1b[0m there is no reservation none";
+    assert!(on_a_terminal("who none").starts_with(coloured));
+    assert!(on_a_terminal("acquire --count x").starts_with("\x1b["));
+    assert!(on_a_terminal("persist list").contains("\x1b[1mNAME  PORTS"));
+    assert!(on_a_terminal("doctor").contains("\x1b[1;36mnote:\x1b[0m no agent runs"));
+    assert!(!machine.portkeep(&["who", "none"]).err.contains('\x1b'));
+    assert!(!machine.portkeep(&["doctor"]).out.contains('\x1b'));
 }
 
 #[test]
