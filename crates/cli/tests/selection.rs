@@ -177,6 +177,40 @@ fn first(events: &Receiver<Value>, happens: impl Fn()) -> Value {
     found.unwrap()
 }
 
+/// The functions of bash that complete the names of reservations, as they are installed.
+#[test]
+fn bash_completes_the_names_of_reservations() {
+    let Some(machine) = machine("names") else { return };
+    machine.portkeep(&["up"]).ok();
+    let _agent = machine.agent(machine.command(&["agent"]));
+    for (name, port) in [("web", "8443"), ("web-2", "8444"), ("dns", "8053")] {
+        machine.portkeep(&["persist", "add", port, "--name", name, "--user", "daemon"]).ok();
+    }
+    let holding = machine.hold(&["--count", "2", "--label", "worker"]);
+    let functions = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/pages/src/names.bash");
+    let folder = std::path::Path::new(PORTKEEP).parent().unwrap().display();
+    let complete = |words: &str| {
+        let script = format!(
+            "_portkeep() {{ COMPREPLY=(of-the-table); }}; PATH={folder}:$PATH; source {functions}
+             COMP_WORDS=(portkeep {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _portkeep_names
+             echo ${{COMPREPLY[@]}}"
+        );
+        let said = machine.program(&["bash", "-c", &script]).output().unwrap();
+        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(complete("persist show ''"), "dns web web-2");
+    assert_eq!(complete("persist delete dns we"), "web web-2");
+    assert_eq!(complete("persist set --"), "of-the-table");
+    assert_eq!(complete("run --reservation d"), "dns");
+    assert_eq!(complete("list --label wo"), "worker");
+    assert_eq!(complete("who w"), "web web-2 worker");
+    assert_eq!(complete("release 6"), "61000-61001/tcp");
+    assert_eq!(complete("persist add --name w"), "of-the-table");
+    assert_eq!(complete("up --pool ''"), "of-the-table");
+    assert_eq!(complete("run -n 2 -- sha256su"), "sha256sum");
+    holding.let_go();
+}
+
 #[test]
 fn watch_filters() {
     let Some(machine) = machine("events") else { return };
