@@ -61,7 +61,7 @@ fn start_log() {
     let filter = EnvFilter::try_from_env("PORTKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let registry = tracing_subscriber::registry().with(filter);
-    // Ignored: whoever runs this in-process may have a subscriber of their own.
+    // Ignored: a program that runs this in-process may have a subscriber of its own.
     let _ = match tracing_journald::layer() {
         Ok(journal) if in_journal => registry.with(journal).try_init(),
         _ => {

@@ -24,6 +24,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, chdir, pidfd_open, set_parent_process_death_signal, setsid},
     stdio,
+    thread::set_name,
 };
 use signal_hook::iterator::Signals;
 
@@ -92,6 +93,8 @@ impl Hold {
     /// This process is the one in the background: nothing of its caller's stays open here but the streams.
     pub(crate) fn begin(&self) -> anyhow::Result<()> {
         if self.in_background {
+            // It was started as /proc/self/exe, and listings would show "exe".
+            set_name(c"portkeep").context("naming this process")?;
             close_inherited(&[]).context("closing inherited descriptors")?;
             // Until the ports are there it ends with its caller.
             set_parent_process_death_signal(Some(Signal::TERM)).context("following the caller")?;

@@ -62,6 +62,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use portkeep::persistent::protocol::{Reason, Refused};
 use portkeep_agent as agent;
 use portkeep_observe::process;
+use table::Look;
 
 pub use exit::Exit;
 
@@ -141,6 +142,8 @@ pub struct Io<'a> {
     answered: bool,
     /// The errors that were printed.
     errors: Vec<String>,
+    /// Standard error is a terminal with colours.
+    colour: bool,
 }
 
 impl std::fmt::Debug for Io<'_> {
@@ -152,7 +155,7 @@ impl std::fmt::Debug for Io<'_> {
 impl Io<'static> {
     /// The streams of this process.
     pub fn standard() -> Self {
-        Self::new(Output(io::stdout()), io::stderr())
+        Self { colour: table::has_colour(&io::stderr()), ..Self::new(Output(io::stdout()), io::stderr()) }
     }
 }
 
@@ -178,7 +181,7 @@ impl Write for Output {
 impl<'a> Io<'a> {
     /// Standard output and standard error of a command.
     pub fn new(out: impl Write + 'a, err: impl Write + 'a) -> Self {
-        Self { out: Box::new(out), err: Box::new(err), answered: false, errors: Vec::new() }
+        Self { out: Box::new(out), err: Box::new(err), answered: false, errors: Vec::new(), colour: false }
     }
 }
 
@@ -186,24 +189,25 @@ impl Io<'_> {
     /// The command fails, or a part of it.
     fn error(&mut self, text: impl std::fmt::Display) {
         let text = text.to_string();
-        self.message("error", &text);
+        self.message("error:", Look::Error, &text);
         self.errors.push(text);
     }
 
     /// The command goes on, and the result is less than the user may expect.
     fn warning(&mut self, text: impl std::fmt::Display) {
-        self.message("warning", text);
+        self.message("warning:", Look::Warning, text);
     }
 
     /// Something the user should know.
     fn note(&mut self, text: impl std::fmt::Display) {
-        self.message("note", text);
+        self.message("note:", Look::Note, text);
     }
 
     /// The one place that prints messages. In one piece, since others may write to the same stream. A failure to print one
     /// is ignored: the command does its work all the same.
-    fn message(&mut self, severity: &str, text: impl std::fmt::Display) {
-        let _ = self.err.write_all(format!("{severity}: {text}\n").as_bytes());
+    fn message(&mut self, severity: &str, look: Look, text: impl std::fmt::Display) {
+        let severity = look.if_colour(self.colour).of(severity);
+        let _ = self.err.write_all(format!("{severity} {text}\n").as_bytes());
     }
 
     /// An error that only shows when the arguments are taken together.
@@ -248,11 +252,14 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render();
+            let colour = io.colour && error.use_stderr() && !json;
+            let text = if colour { text.ansi().to_string() } else { text.to_string() };
+            // The words of Rust, for a number that is none.
+            let text = text.replace("invalid digit found in string", "it is not a number");
             let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
             let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
             let _ = write!(to, "{text}");
             if json && code != DONE {
-                let text = text.to_string();
                 io.errors.extend(text.lines().next().map(|line| line.trim_start_matches("error: ").to_owned()));
                 io.refuse(Reason::Malformed);
             }

@@ -254,9 +254,8 @@ impl Args {
         let colour = terminal.is_some_and(|terminal| terminal.colour);
         let is_special = |info: &Info| info.state != State::Active || info.enforcement == Some(Enforcement::Held);
         table::write_with(&table, out, |index| match index.checked_sub(headers) {
-            _ if !colour => Look::Plain,
-            None => Look::Header,
-            Some(index) if is_special(&found[index]) => Look::Special,
+            None => Look::Header.if_colour(colour),
+            Some(index) if is_special(&found[index]) => Look::Special.if_colour(colour),
             Some(_) => Look::Plain,
         })
     }

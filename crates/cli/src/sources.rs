@@ -21,7 +21,7 @@ impl ConfigFile {
         let Some(named) = &self.config else {
             return Ok(below(root, Path::new(config::PATH)));
         };
-        // A link that leads nowhere is reported by whoever reads it.
+        // A link that leads nowhere is reported when it is read.
         anyhow::ensure!(
             named.exists() || named.is_symlink(),
             "there is no configuration file {}; correct --config or PORTKEEP_CONFIG",

@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The processes of a command that may need to end after it.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A cgroup below the own one. Dropped, it is removed if no process is in it.
+/// A cgroup below that of this process. Dropped, it is removed if no process is in it.
 #[derive(Debug)]
 pub(crate) struct Subgroup {
     path: PathBuf,

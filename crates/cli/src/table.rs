@@ -19,13 +19,35 @@ pub fn write(rows: &[impl AsRef<[String]>], out: &mut dyn Write) -> anyhow::Resu
     write_with(rows, out, |_| Look::Plain)
 }
 
-/// How a row looks on a terminal.
+/// How a text looks on a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     Plain,
     Header,
     /// Something about it is out of the ordinary.
     Special,
+    Error,
+    Warning,
+    Note,
+}
+
+impl Look {
+    pub(crate) fn of(self, text: &str) -> String {
+        let code = match self {
+            Self::Plain => return text.to_owned(),
+            Self::Header => "1",
+            Self::Special => "33",
+            Self::Error => "1;31",
+            Self::Warning => "1;33",
+            Self::Note => "1;36",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+
+    /// Plain without colour.
+    pub(crate) fn if_colour(self, colour: bool) -> Self {
+        if colour { self } else { Self::Plain }
+    }
 }
 
 /// The same with a look for each row, by its place.
@@ -36,12 +58,7 @@ pub(crate) fn write_with(
 ) -> anyhow::Result<()> {
     let widths = widths(rows);
     for (index, row) in rows.iter().enumerate() {
-        let line = line(row, &widths);
-        match look(index) {
-            Look::Plain => writeln!(out, "{line}")?,
-            Look::Header => writeln!(out, "\x1b[1m{line}\x1b[0m")?,
-            Look::Special => writeln!(out, "\x1b[33m{line}\x1b[0m")?,
-        }
+        writeln!(out, "{}", look(index).of(&line(row, &widths)))?;
     }
     Ok(())
 }
@@ -72,6 +89,13 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     }
 }
 
+/// Whether a stream is a terminal that shows colours.
+pub(crate) fn has_colour(stream: &impl IsTerminal) -> bool {
+    let set = |name: &str| env::var_os(name).unwrap_or_default();
+    // https://no-color.org: any value but an empty one.
+    stream.is_terminal() && set("NO_COLOR").is_empty() && !set("TERM").is_empty() && set("TERM") != "dumb"
+}
+
 /// The terminal that standard output is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Terminal {
@@ -84,10 +108,7 @@ impl Terminal {
     pub(crate) fn of_output() -> Option<Self> {
         let out = io::stdout();
         let size = out.is_terminal().then(|| tcgetwinsize(&out).ok()).flatten()?;
-        let set = |name: &str| env::var_os(name).unwrap_or_default();
-        // https://no-color.org: any value but an empty one.
-        let colour = set("NO_COLOR").is_empty() && !set("TERM").is_empty() && set("TERM") != "dumb";
-        Some(Self { width: usize::from(size.ws_col), colour }).filter(|terminal| terminal.width > 0)
+        Some(Self { width: usize::from(size.ws_col), colour: has_colour(&out) }).filter(|terminal| terminal.width > 0)
     }
 }
 

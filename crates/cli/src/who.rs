@@ -120,7 +120,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         look.write(&holders, &blocks, io)?;
         if !anybody {
             let names: Vec<String> = args.ports.iter().map(ToString::to_string).collect();
-            let are = if blocks.iter().all(|(ports, _)| ports.count() == 1) && names.len() == 1 { "is" } else { "are" };
+            let are = if matches!(blocks[..], [(ports, _)] if ports.count() == 1) { "is" } else { "are" };
             writeln!(io.out, "{} {are} free", names.join(", "))?;
             if let ([first, ..], [(ports, _)]) = (&holders[..], &blocks[..])
                 && ports.count() == 1

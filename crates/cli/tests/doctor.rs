@@ -159,7 +159,7 @@ fn a_server_that_binds_as_root_and_serves_as_another_user() {
     machine.portkeep(&["up"]).ok();
     let _listener = TcpListener::bind("127.0.0.1:8443").unwrap();
     file(&machine, "etc/portkeep/ports.d/a.toml", "[[reservation]]\nname = \"a\"\ntcp = 8443\nuser = \"daemon\"\n");
-    let _agent = machine.agent(machine.command(&["agent"]));
+    let agent = machine.agent(machine.command(&["agent"]));
     assert_eq!(findings(&machine, "server-users"), [[""; 3]; 0], "it is somebody else's, for all that is known");
     // As a preforking server does: the master binds, and its worker is another user.
     let mut worker = Child::fork(|talk| {
@@ -173,8 +173,18 @@ fn a_server_that_binds_as_root_and_serves_as_another_user() {
         &machine,
         "server-users",
         "error",
-        &["a is for user daemon", &server, "binds as root and serves as daemon", "user = \"root\""],
+        &["a is for user daemon", &server, "binds as root and serves as daemon", "add \"root\" to `user`"],
     );
+    // Of several, one has to include the master.
+    drop(agent);
+    let several = |users: &str| {
+        let text = format!("[[reservation]]\nname = \"a\"\ntcp = 8443\nuser = [{users}]\n");
+        file(&machine, "etc/portkeep/ports.d/a.toml", &text);
+        let _agent = machine.agent(machine.command(&["agent"]));
+        findings(&machine, "server-users")
+    };
+    assert!(several("\"bin\", \"daemon\"")[0][1].contains("a is for user daemon, and "));
+    assert_eq!(several("\"daemon\", \"root\""), [[""; 3]; 0]);
 }
 
 #[test]
@@ -200,13 +210,21 @@ fn ports_that_containers_of_podman_have_published() {
         "etc/portkeep/ports.d/a.toml",
         "[[reservation]]\nname = \"a\"\ntcp = 8080\nunit = \"other.service\"\n",
     );
-    let _agent = machine.agent(machine.command(&["agent"]));
+    let agent = machine.agent(machine.command(&["agent"]));
     finds(
         &machine,
         "containers",
         "error",
         &["8080/tcp of a is declared for unit other.service", &holder, "publish another port"],
     );
+    drop(agent);
+    file(
+        &machine,
+        "etc/portkeep/ports.d/a.toml",
+        "[[reservation]]\nname = \"a\"\ntcp = 8080\nunit = \"other.service\"\nuser = \"root\"\n",
+    );
+    let _agent = machine.agent(machine.command(&["agent"]));
+    assert_eq!(findings(&machine, "containers"), [[""; 3]; 0], "it is for root too, and comes into force later");
 }
 
 #[test]

@@ -761,6 +761,26 @@ fn classic_mistakes_are_answered_with_the_remedy() {
 }
 
 #[test]
+fn an_add_is_tried_without_effect() {
+    let setup = setup!("dry_run");
+    let server = setup.server(9000);
+    let add = |words: &[&str]| setup.portkeep(&[&["persist", "add", "--user", "root"], words].concat());
+    let tried = |words: &[&str]| add(&[&["--dry-run"], words].concat());
+    for _ in 0..2 {
+        assert_eq!(tried(&["80,443", "--name", "a"]).ok().out, "would create: a 80,443/tcp for user root\n");
+    }
+    add(&["8000-8009", "--name", "a"]).ok();
+    fails(&tried(&["80", "--name", "a"]), 1, "the name a is used by a command of uid 0");
+    fails(&tried(&["8005", "--name", "b"]), 1, "8005/tcp of b is reserved as a (8000-8009/tcp)");
+    fails(&tried(&["9000", "--name", "b"]), 1, "if the reservation is for this process, add --around");
+    tried(&["9000", "--name", "b", "--around"]).ok();
+    fails(&tried(&["32768-60999", "--name", "b"]), 1, "b: this would leave 0 of the ");
+    tried(&["32768-60999", "--name", "b", "--force"]).ok();
+    assert_eq!(setup.declared().as_array().unwrap().len(), 1);
+    drop(server);
+}
+
+#[test]
 fn an_import_replaces_and_leaves_running_services_alone() {
     let setup = setup!("replace");
     setup.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000", "--user", "daemon"]).ok();

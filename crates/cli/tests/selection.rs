@@ -67,6 +67,18 @@ fn only_a_terminal_gets_colour_and_lines_that_fit() {
     let piped = machine.portkeep(&["list"]).ok().out;
     assert!(!piped.contains('\x1b') && piped.contains("TOKEN"), "{piped:?}");
     holding.let_go();
+    // The other commands: messages, and the tables.
+    let on_a_terminal = |words: &str| {
+        let script = format!("TERM=xterm script --quiet --return --command '{PORTKEEP} {words}' /dev/null");
+        machine.shell(&script).out.replace('\r', "")
+    };
+    let coloured = "\x1b[1;31merror:\x1b[0m there is no reservation none";
+    assert!(on_a_terminal("who none").starts_with(coloured));
+    assert!(on_a_terminal("acquire --count x").starts_with("\x1b["));
+    assert!(on_a_terminal("persist list").contains("\x1b[1mNAME  PORTS"));
+    assert!(on_a_terminal("doctor").contains("\x1b[1;36mnote:\x1b[0m no agent runs"));
+    assert!(!machine.portkeep(&["who", "none"]).err.contains('\x1b'));
+    assert!(!machine.portkeep(&["doctor"]).out.contains('\x1b'));
 }
 
 #[test]
@@ -163,6 +175,40 @@ fn first(events: &Receiver<Value>, happens: impl Fn()) -> Value {
         found.is_some()
     });
     found.unwrap()
+}
+
+/// The functions of bash that complete the names of reservations, as they are installed.
+#[test]
+fn bash_completes_the_names_of_reservations() {
+    let Some(machine) = machine("names") else { return };
+    machine.portkeep(&["up"]).ok();
+    let _agent = machine.agent(machine.command(&["agent"]));
+    for (name, port) in [("web", "8443"), ("web-2", "8444"), ("dns", "8053")] {
+        machine.portkeep(&["persist", "add", port, "--name", name, "--user", "daemon"]).ok();
+    }
+    let holding = machine.hold(&["--count", "2", "--label", "worker"]);
+    let functions = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/pages/src/names.bash");
+    let folder = std::path::Path::new(PORTKEEP).parent().unwrap().display();
+    let complete = |words: &str| {
+        let script = format!(
+            "_portkeep() {{ COMPREPLY=(of-the-table); }}; PATH={folder}:$PATH; source {functions}
+             COMP_WORDS=(portkeep {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _portkeep_names
+             echo ${{COMPREPLY[@]}}"
+        );
+        let said = machine.program(&["bash", "-c", &script]).output().unwrap();
+        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(complete("persist show ''"), "dns web web-2");
+    assert_eq!(complete("persist delete dns we"), "web web-2");
+    assert_eq!(complete("persist set --"), "of-the-table");
+    assert_eq!(complete("run --reservation d"), "dns");
+    assert_eq!(complete("list --label wo"), "worker");
+    assert_eq!(complete("who w"), "web web-2 worker");
+    assert_eq!(complete("release 6"), "61000-61001/tcp");
+    assert_eq!(complete("persist add --name w"), "of-the-table");
+    assert_eq!(complete("up --pool ''"), "of-the-table");
+    assert_eq!(complete("run -n 2 -- sha256su"), "sha256sum");
+    holding.let_go();
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
     for words in [
         &["run"][..],
         &["run", "--count", "0", "--", "true"],
+        &["run", "--count", "x", "--", "true"],
         &["run", "--tcp", "--udp", "--", "true"],
         &["run", "--align", "3", "--", "true"],
         &["run", "--label", "longer than twenty-four bytes", "--", "true"],

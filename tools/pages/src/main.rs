@@ -34,6 +34,9 @@ const FLEET: &str = "portkeep-fleet";
 /// The page about the format of drop-in files.
 const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
 
+/// The names that bash completes besides.
+const NAMES: &[u8] = include_bytes!("names.bash");
+
 /// Each shell reads its completions from a folder and a name of its own: what stands before the name of the program and behind it.
 const COMPLETIONS: [(Shell, &str, &str); 3] = [
     (Shell::Bash, "share/bash-completion/completions/", ""),
@@ -88,6 +91,9 @@ fn completions(table: &Command, program: &str, files: &mut Files) {
     for (shell, before, behind) in COMPLETIONS {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut table.clone(), program, &mut text);
+        if (shell, program) == (Shell::Bash, PORTKEEP) {
+            text.extend(NAMES);
+        }
         files.insert(format!("{before}{program}{behind}").into(), text);
     }
 }
@@ -159,6 +165,19 @@ mod tests {
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
         assert_eq!(whole(&portkeep_web::command(), &[], &make(WEB).unwrap()), 1);
         assert!(whole(&fleet(), &["portkeep"], &make(FLEET).unwrap()) > 8);
+    }
+
+    /// Where there is no name to complete, the table of commands is asked. The names are tested with the commands.
+    #[test]
+    fn bash_completes_options_and_names() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&Options { prefix: folder.path().into(), of: Some(PORTKEEP.into()) }).unwrap();
+        let script = "source share/bash-completion/completions/portkeep
+            COMP_WORDS=(portkeep persist show --js) COMP_CWORD=3
+            _portkeep_names portkeep --js show && echo ${COMPREPLY[@]} && complete -p portkeep";
+        let said = Process::new("bash").args(["-c", script]).current_dir(&folder).output().unwrap();
+        let text = String::from_utf8(said.stdout).unwrap();
+        assert!(text.starts_with("--json\n") && text.contains("-F _portkeep_names portkeep"), "{text}");
     }
 
     /// Packages with the same file cannot be installed together.

@@ -99,7 +99,13 @@ impl Tools<'_> {
     fn check(&self, declaration: &Declaration, audience: &Audience<u32>) -> Result<(), Refused> {
         let block = (PortSet::from(&declaration.ports), declaration.force);
         if let Some((_, why)) = self.reserved_ports.add_each_here(self.netns, &[block]).map_err(failed)?.pop() {
-            return Err(refused(Reason::Exhausts, format!("{}: {why}; `force` overrides", declaration.ports)));
+            return Err(refused(
+                Reason::Exhausts,
+                format!(
+                    "{}: {why}; to reserve them all the same use --force, or `force = true` in a file",
+                    declaration.ports
+                ),
+            ));
         }
         let sockets = self.sockets().map_err(|why| refused(Reason::Failed, why))?;
         match sockets.obstacle(declaration, audience) {

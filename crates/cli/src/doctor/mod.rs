@@ -5,13 +5,24 @@ mod ports;
 mod servers;
 mod system;
 
-use std::{io::Write, path::Path};
+use std::{
+    io::{Write, stdout},
+    path::Path,
+};
 
 use portkeep::Info;
 use portkeep_observe::Facts;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, persist::view, pins::Pins, reservations, sources::Sources, status, survey};
+use crate::{
+    DONE, FAILED, Io,
+    persist::view,
+    pins::Pins,
+    reservations,
+    sources::Sources,
+    status, survey,
+    table::{self, Look},
+};
 
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
@@ -145,19 +156,24 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if args.json {
         io.json(&checked)?;
     } else {
-        write(&checked, &mut io.out)?;
+        write(&checked, table::has_colour(&stdout()), &mut io.out)?;
     }
     let is_wrong = checked.iter().flat_map(|each| &each.findings).any(|finding| finding.severity == Severity::Error);
     Ok(if is_wrong { FAILED } else { DONE })
 }
 
-fn write(checked: &[Checked], out: &mut dyn Write) -> anyhow::Result<()> {
+fn write(checked: &[Checked], colour: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     let count =
         |severity| checked.iter().flat_map(|each| &each.findings).filter(|one| one.severity == severity).count();
-    for (severity, word) in [(Severity::Error, "error"), (Severity::Warning, "warning"), (Severity::Note, "note")] {
+    for (severity, word, look) in [
+        (Severity::Error, "error:", Look::Error),
+        (Severity::Warning, "warning:", Look::Warning),
+        (Severity::Note, "note:", Look::Note),
+    ] {
+        let word = look.if_colour(colour).of(word);
         for each in checked {
             for finding in each.findings.iter().filter(|finding| finding.severity == severity) {
-                writeln!(out, "{word}: {} [{}]", finding.message, each.check)?;
+                writeln!(out, "{word} {} [{}]", finding.message, each.check)?;
                 if let Some(help) = &finding.help {
                     writeln!(out, "  help: {help}")?;
                 }

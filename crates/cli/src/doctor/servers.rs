@@ -12,25 +12,26 @@ use portkeep_observe::{Usage, accounts, usage};
 use super::{Examined, Finding, Findings, Severity};
 use crate::asked;
 
-/// Servers that bind as one user, mostly root, and serve as the one that their ports are declared for.
+/// Servers that bind as a user, mostly root, that is not in the audience of their ports, and serve as one that is.
 pub(super) fn users(examined: &Examined<'_>) -> Findings {
-    let of_user = |info: &&Info| matches!(&info.audience, Some(Audience::User(_)));
-    let declared: Vec<&Info> = examined.declared.iter().filter(of_user).collect();
+    let names_user = |info: &&Info| each(info).iter().any(|one| matches!(one, Audience::User(_)));
+    let declared: Vec<&Info> = examined.declared.iter().filter(names_user).collect();
     let blocks = declared.iter().flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports)));
     let usage = Usage::bound(&blocks.collect::<Vec<_>>()).map_err(|error| error.to_string())?;
     let mut found = Vec::new();
     for info in declared {
-        let Some(Audience::User(account)) = &info.audience else { continue };
-        let Ok(uid) = accounts::uid(account) else { continue };
+        let named = |one: &Audience| if let Audience::User(account) = one { accounts::uid(account).ok() } else { None };
+        let uids: Vec<u32> = each(info).iter().filter_map(named).collect();
         let ports = usage.ports.values().filter(|one| info.has(one.transport, one.port));
         // One finding for a server, however many ports it has.
         let server = ports.into_iter().find_map(|one| {
-            let serves = one.bound_by.iter().any(|socket| is_of(socket, uid));
+            let serves = uids.iter().find(|uid| one.bound_by.iter().any(|socket| is_of(socket, **uid)))?;
             // Of the processes that have the socket, the one that can have bound it.
-            let bound = |socket: &&BoundSocket| socket.uid.is_some_and(|owner| owner != uid && is_of(socket, owner));
-            Some((one, one.bound_by.iter().find(bound).filter(|_| serves)?))
+            let bound = |socket: &&BoundSocket| socket.uid.is_some_and(|owner| is_of(socket, owner));
+            let outside = |socket: &&BoundSocket| !each(info).iter().any(|audience| includes(audience, socket));
+            Some((one, *serves, one.bound_by.iter().filter(bound).find(outside)?))
         });
-        let Some((one, socket)) = server else { continue };
+        let Some((one, uid, socket)) = server else { continue };
         let binder = socket.user.clone().or_else(|| socket.uid.map(|uid| uid.to_string())).unwrap_or_default();
         let user = accounts::user_name(uid);
         let message = format!(
@@ -42,11 +43,27 @@ pub(super) fn users(examined: &Examined<'_>) -> Findings {
         );
         let help = match service(socket) {
             Some(unit) => format!("write `unit = \"{unit}\"` in place of `user`"),
-            None => format!("write `user = \"{binder}\"`"),
+            None => format!("add \"{binder}\" to `user`"),
         };
         found.push(Finding::new(Severity::Error, message).help(help));
     }
     Ok(found)
+}
+
+fn each(info: &Info) -> &[Audience] {
+    info.audience.as_ref().map_or(&[], Audience::each)
+}
+
+/// Whether the user that bound it is in the audience, or the unit that it is in.
+fn includes(audience: &Audience, socket: &BoundSocket) -> bool {
+    match audience {
+        Audience::User(account) => accounts::uid(account).ok() == socket.uid,
+        Audience::Group(account) => {
+            accounts::gid(account).is_ok_and(|gid| socket.uid.is_some_and(|uid| accounts::belongs(uid, gid)))
+        }
+        Audience::Unit(unit) => socket.unit.as_ref() == Some(unit),
+        Audience::Administrators | Audience::Cgroup(_) | Audience::Several(_) => false,
+    }
 }
 
 fn is_of(socket: &BoundSocket, uid: u32) -> bool {
@@ -76,7 +93,7 @@ pub(super) fn containers(examined: &Examined<'_>) -> Findings {
         let Some(socket) = one.bound_by.iter().find(|socket| publishes(socket)) else { continue };
         let audience = audience(socket);
         match examined.all().find(|info| info.has(one.transport, one.port)) {
-            Some(info) if info.state == State::Active || info.audience.as_ref() == Some(&audience) => {}
+            Some(info) if info.state == State::Active || each(info).contains(&audience) => {}
             Some(info) => {
                 let of = info.audience.as_ref().map_or_else(String::new, |audience| format!(" for {audience}"));
                 let message = format!(

@@ -11,7 +11,7 @@ use portkeep::{
 use super::{
     INSTEAD,
     audience::{For, warn_if_missing},
-    connect, description,
+    connect, description, import,
     show::environment,
     write_whole,
 };
@@ -25,7 +25,7 @@ by number; with --strict they may not.
 
 When this returns the reservation is in force and on the disk. With --any the agent chooses once, from the pool, and \
 keeps the numbers. --env-file writes the ports as variables (PORT, PORTS, ...; see `portkeep persist show --help`), for \
-EnvironmentFile= of a unit.
+EnvironmentFile= of a unit. --dry-run shows whether the reservation would be created, as far as that can be known before.
 
 Examples:
   portkeep persist add 80,443 --name web --unit nginx.service
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     /// Accept that few ephemeral ports are left: outgoing connections may fail
     #[arg(long)]
     force: bool,
-    /// One line for listings
+    /// One line about it, for `who` and `persist show`
     #[arg(long, value_name = "TEXT", value_parser = description)]
     description: Option<String>,
     /// Write its ports into this file, as variables for EnvironmentFile= of a unit
@@ -87,6 +87,9 @@ pub(crate) struct Args {
     /// Keep it until the next reboot only
     #[arg(long)]
     until_reboot: bool,
+    /// Show what would be done
+    #[arg(short = 'n', long, conflicts_with_all = ["any", "json", "env_file"], hide_short_help = true)]
+    dry_run: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -135,8 +138,15 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(wrong) => return Ok(io.usage(wrong)),
     };
     let kept = if args.until_reboot { Lifetime::UntilReboot } else { Lifetime::UntilDeleted };
-    let created = connect(Some(INSTEAD))?.create(&proposal, kept)?;
-    warn_if_missing(&created, io);
+    let mut agent = connect(Some(INSTEAD))?;
+    if let (true, Block::Ports(ports)) = (args.dry_run, &proposal.block) {
+        let text = import::rehearse(proposal.declaration(ports.clone()), &agent.list()?)?;
+        warn_if_missing(Some(&proposal.audience), io);
+        writeln!(io.out, "{text}")?;
+        return Ok(DONE);
+    }
+    let created = agent.create(&proposal, kept)?;
+    warn_if_missing(created.audience.as_ref(), io);
     if matches!(args.audience.audience(), Ok(None)) && !args.strict {
         io.note("processes of root may bind these ports by number; with --strict they may not");
     }

@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use portkeep::{
-    Info,
-    persistent::{Account, Audience},
-};
+use portkeep::persistent::{Account, Audience};
 
 use crate::{Io, check::Known};
 
@@ -46,8 +43,8 @@ impl For {
 }
 
 /// Warn of an audience that does not exist: with a mistake in its name the ports would be reserved for no process.
-pub(super) fn warn_if_missing(info: &Info, io: &mut Io<'_>) {
-    if let Some(missing) = info.audience.as_ref().and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
+pub(super) fn warn_if_missing(audience: Option<&Audience>, io: &mut Io<'_>) {
+    if let Some(missing) = audience.and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
         io.warning(format_args!("{missing} yet; the ports are reserved for it"));
     }
 }

@@ -28,13 +28,13 @@ pub(crate) struct Args {
     /// Their names
     #[arg(value_name = "NAME")]
     names: Vec<Name>,
-    /// The one of exactly these TCP ports
+    /// The reservation of exactly these TCP ports
     #[arg(long, value_name = "PORTS", value_parser = ports::tcp)]
     tcp: Option<PortList>,
-    /// The one of exactly these UDP ports
+    /// The reservation of exactly these UDP ports
     #[arg(long, value_name = "PORTS", value_parser = ports::udp)]
     udp: Option<PortList>,
-    /// The one of exactly these ports of both transports
+    /// The reservation of exactly these ports of both transports
     #[arg(long, value_name = "PORTS", value_parser = ports::both)]
     both: Option<PortList>,
     /// One JSON array of what was deleted

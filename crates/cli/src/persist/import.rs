@@ -10,17 +10,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use portkeep::{
     Info, State,
     persistent::{Block, Change, Connection, Declaration, Lifetime, Name, Origin, Proposal, Which},
 };
+use portkeep_core::PortSet;
 use portkeep_observe::usage::in_use;
 use portkeep_persist::services;
 use serde::Serialize;
 
 use super::{INSTEAD, connect};
-use crate::{DONE, FAILED, Io, reservations};
+use crate::{DONE, FAILED, Io, agent::ephemeral_ports, reservations};
 
 const AFTER_HELP: &str = "\
 Creates the reservations of a file in the form that `portkeep persist export` writes, which is that of a drop-in. All or \
@@ -84,17 +85,18 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut steps = Vec::new();
     let mut in_the_way = Vec::new();
     for mut declaration in declarations {
-        let found = standing(&declaration, &declared, args.replace);
+        let found = standing(&declaration, &declared);
         declaration.around |= args.beside_services;
         match found {
             Found::Same(info) => imported.there_already.push(*info),
             Found::Other(text) => in_the_way.push(text),
-            Found::Former(former) => steps.push(Step::Change(former, declaration)),
+            Found::Former(former, _) if args.replace => steps.push(Step::Change(former, declaration)),
+            Found::Former(_, text) => in_the_way.push(format!("{text}; --replace changes it")),
             Found::Nothing => steps.push(Step::Create(declaration)),
         }
     }
     if args.dry_run {
-        in_the_way.extend(steps.iter().filter_map(Step::in_use));
+        in_the_way.extend(obstacles(&steps, &declared));
     }
     if !in_the_way.is_empty() {
         in_the_way.into_iter().for_each(|text| io.error(text));
@@ -120,6 +122,33 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     Ok(DONE)
+}
+
+/// A sentence about the reservation that would be created, or why it would be refused.
+pub(super) fn rehearse(declaration: Declaration, declared: &[Info]) -> anyhow::Result<String> {
+    match standing(&declaration, declared) {
+        Found::Nothing => {
+            let steps = [Step::Create(declaration)];
+            obstacles(&steps, declared).pop().map_or_else(|| Ok(steps[0].to_string()), |text| Err(anyhow!(text)))
+        }
+        Found::Same(_) => bail!("{} is there already, the same in everything", declaration.name),
+        Found::Former(_, text) | Found::Other(text) => bail!(text),
+    }
+}
+
+/// Sentences about what has to change first, as far as that can be known before.
+fn obstacles(steps: &[Step], declared: &[Info]) -> Vec<String> {
+    let active = declared.iter().filter(|info| info.state == State::Active);
+    let mut reserved: PortSet = active.flat_map(|info| info.ports.blocks().iter().copied()).collect();
+    let ephemeral = ephemeral_ports(&reserved).ok().flatten();
+    let mut obstacle = |step: &Step| {
+        let Declaration { name, ports, force, .. } = step.declaration();
+        let ports = PortSet::from(ports);
+        let exhausted = ephemeral.as_ref().and_then(|ephemeral| ephemeral.check_more(&reserved, &ports).err());
+        reserved = reserved.union(&ports);
+        step.in_use().or_else(|| Some(format!("{name}: {}", exhausted.filter(|_| !force)?)))
+    };
+    steps.iter().filter_map(&mut obstacle).collect()
 }
 
 /// A part of the import.
@@ -180,14 +209,14 @@ enum Found {
     Nothing,
     /// The same in everything.
     Same(Box<Info>),
-    /// A command created this one under the same name.
-    Former(Box<Declaration>),
+    /// A command created this one under the same name, as the sentence says.
+    Former(Box<Declaration>, String),
     /// It cannot be created, as the sentence says.
     Other(String),
 }
 
 /// The declaration that is in its way.
-fn standing(wanted: &Declaration, declared: &[Info], replace: bool) -> Found {
+fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
     let mut former = None;
     for info in declared.iter().filter(|info| info.state != State::Conflict) {
         let (Some(declaration), Some(origin)) = (info.declaration(), &info.origin) else { continue };
@@ -195,12 +224,10 @@ fn standing(wanted: &Declaration, declared: &[Info], replace: bool) -> Found {
             return Found::Same(Box::new(info.clone()));
         }
         if declaration.name == wanted.name {
+            let text = format!("the name {} is used by {origin}", wanted.name);
             match origin {
-                Origin::Command { .. } if replace => former = Some(declaration),
-                Origin::Command { .. } => {
-                    return Found::Other(format!("the name {} is used by {origin}; --replace changes it", wanted.name));
-                }
-                Origin::File { .. } => return Found::Other(format!("the name {} is used by {origin}", wanted.name)),
+                Origin::Command { .. } => former = Some((declaration, text)),
+                Origin::File { .. } => return Found::Other(text),
             }
         } else if declaration.overlaps(wanted) {
             let (ports, transports) = (&wanted.ports, wanted.transports);
@@ -210,7 +237,7 @@ fn standing(wanted: &Declaration, declared: &[Info], replace: bool) -> Found {
             ));
         }
     }
-    former.map_or(Found::Nothing, |former| Found::Former(Box::new(former)))
+    former.map_or(Found::Nothing, |(former, text)| Found::Former(Box::new(former), text))
 }
 
 fn carry_out(agent: &mut Connection, steps: Vec<Step>, imported: &mut Imported) -> anyhow::Result<()> {
@@ -285,8 +312,8 @@ mod tests {
         let origin = Origin::File { path: "/etc/portkeep/ports.d/web.toml".into(), line: 3 };
         let web = declaration("web", "80-90", Transports::Both);
         let declared = [Info::declared(&web, &origin, State::Active)];
-        assert!(matches!(standing(&web, &declared, false), Found::Same(_)));
-        let reason = |wanted: &Declaration| match standing(wanted, &declared, true) {
+        assert!(matches!(standing(&web, &declared), Found::Same(_)));
+        let reason = |wanted: &Declaration| match standing(wanted, &declared) {
             Found::Other(text) => text,
             _ => String::new(),
         };
@@ -294,6 +321,6 @@ mod tests {
         assert_eq!(other, "the name web is used by /etc/portkeep/ports.d/web.toml:3");
         let other = reason(&declaration("c", "85-200", Transports::Udp));
         assert_eq!(other, "85-200/udp of c is reserved as web (80-90/tcp+udp) by /etc/portkeep/ports.d/web.toml:3");
-        assert!(matches!(standing(&declaration("d", "91", Transports::Udp), &declared, true), Found::Nothing));
+        assert!(matches!(standing(&declaration("d", "91", Transports::Udp), &declared), Found::Nothing));
     }
 }

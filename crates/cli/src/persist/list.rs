@@ -1,11 +1,17 @@
 //! `persist list`.
 
-use std::io::Write;
+use std::io::{Write, stdout};
 
-use portkeep::Info;
+use portkeep::{Info, State};
 
 use super::view;
-use crate::{DONE, Io, pins::Pins, reservations, sources::Sources, table};
+use crate::{
+    DONE, Io,
+    pins::Pins,
+    reservations,
+    sources::Sources,
+    table::{self, Look},
+};
 
 const AFTER_HELP: &str = "\
 STATE is `in force`; `waits` if it cannot be in force yet (the next line has the reason; the agent tries again); or \
@@ -36,10 +42,11 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let mut rows = vec![["NAME", "PORTS", "PROTO", "FOR", "STATE", "FROM"].map(String::from)];
     rows.extend(declared.iter().map(row));
-    let widths = table::widths(&rows);
-    writeln!(io.out, "{}", table::line(&rows[0], &widths))?;
+    let (widths, colour) = (table::widths(&rows), table::has_colour(&stdout()));
+    writeln!(io.out, "{}", Look::Header.if_colour(colour).of(&table::line(&rows[0], &widths)))?;
     for (row, info) in rows[1..].iter().zip(&declared) {
-        writeln!(io.out, "{}", table::line(row, &widths))?;
+        let look = if info.state == State::Active { Look::Plain } else { Look::Special };
+        writeln!(io.out, "{}", look.if_colour(colour).of(&table::line(row, &widths)))?;
         if let Some(reason) = &info.reason {
             writeln!(io.out, "    {reason}")?;
         }

@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// Accept that few ephemeral ports are left: outgoing connections may fail
     #[arg(long, requires = "ports")]
     force: bool,
-    /// One line for listings; empty for none
+    /// One line about it, for `who` and `persist show`; empty for none
     #[arg(long, value_name = "TEXT", value_parser = description)]
     description: Option<String>,
     /// One JSON object
@@ -96,7 +96,7 @@ pub(super) fn run(args: &Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(wrong) => return Ok(io.usage(wrong)),
     };
     let info = changed(&mut connect(None)?, &args.name, &change)?;
-    warn_if_missing(&info, io);
+    warn_if_missing(info.audience.as_ref(), io);
     if args.json {
         io.json(&info)?;
         return Ok(DONE);

@@ -28,7 +28,7 @@ Examples:
 
 Exit status: 3 if there is no such reservation";
 
-/// Show everything about one of them
+/// Show everything about a persistent reservation
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

@@ -33,7 +33,7 @@ pub struct Declaration {
     /// It may leave the namespace few ephemeral ports (rule N5).
     #[serde(default, skip_serializing_if = "is_false")]
     pub force: bool,
-    /// One line for listings, at most [`Declaration::DESCRIPTION_MAX`] bytes.
+    /// One line about it, at most [`Declaration::DESCRIPTION_MAX`] bytes.
     #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "description")]
     pub description: String,
 }
