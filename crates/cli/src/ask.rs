@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portkeep::{
     Align, PortList, Transports,
-    persistent::{Account, Audience, Others, protocol::Reason},
+    persistent::{Account, Audience, Correction, Others, protocol::Reason},
 };
 use portkeep_core::time;
 use portkeep_observe::accounts;
@@ -117,10 +117,9 @@ fn other(text: &str) -> Result<Audience, String> {
         Some(("group", name)) => account(name).map(Audience::Group),
         _ => return Err("write unit=NAME, user=NAME or group=NAME".into()),
     };
-    read.map_err(|error| match error.help() {
-        Some(help) if help.starts_with("write \"") || help.starts_with("name an instance") => {
-            format!("{error}; {help}")
-        }
+    read.map_err(|error| match error.correction() {
+        Some(Correction::Root) => format!("{error}; systemd binds the ports of a socket unit, as root: write user=root"),
+        Some(correction @ Correction::Write(_)) => format!("{error}; {correction}"),
         _ => error.to_string(),
     })
 }

@@ -262,7 +262,7 @@ fn one_of(report: &mut Report<'_>, entry: &Entry<'_, '_>, value: &Spanned<DeValu
         }
         _ => Audience::cgroup(entry.string(report)?),
     };
-    read.map_err(|error| report.add(value.span(), error.to_string(), error.help().map(str::to_owned))).ok()
+    read.map_err(|error| report.add(value.span(), error.to_string(), error.correction().map(ToString::to_string))).ok()
 }
 
 /// A user or group by number or name.
@@ -497,7 +497,7 @@ udp = [7001, 7000]
             ),
             (
                 "name = \"a\"\ntcp = 1\nunit = \"b.slice\"",
-                "4:8: \"b.slice\" is a slice; only services and scopes can be named here\nhelp: for all",
+                "4:8: \"b.slice\" is a slice; only services and scopes can be named here\nhelp: for a cgroup",
             ),
             ("name = \"a\"\ntcp = 1\ncgroup = \"b\"", "4:10: \"b\" is not absolute"),
             ("name = \"a\"\ntcp = 1\nuser = -1", "4:8: -1 is not a user or group"),

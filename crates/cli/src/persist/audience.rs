@@ -4,7 +4,7 @@ use std::path::Path;
 
 use portkeep::{
     Info,
-    persistent::{Account, Audience},
+    persistent::{Account, Audience, AudienceError, Correction},
 };
 
 use crate::{Io, check::Known};
@@ -53,20 +53,20 @@ pub(super) fn warn_if_missing(info: &Info, io: &mut Io<'_>) {
 }
 
 fn unit(text: &str) -> Result<Audience, String> {
-    Audience::unit(text).map_err(|error| match error.help() {
-        // The help is for those who write a file.
-        Some(_) if text.ends_with(".socket") => {
-            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
-        }
-        Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
-        Some(help) => format!("{error}; {help}"),
-        None => error.to_string(),
-    })
+    Audience::unit(text).map_err(corrected)
 }
 
 fn cgroup(text: &str) -> Result<Audience, String> {
-    Audience::cgroup(text).map_err(|error| match error.help() {
-        Some(help) => format!("{error}; {help}"),
+    Audience::cgroup(text).map_err(corrected)
+}
+
+fn corrected(error: AudienceError) -> String {
+    match error.correction() {
+        Some(Correction::Root) => {
+            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
+        }
+        Some(Correction::Cgroup(_)) => format!("{error}; use --cgroup"),
+        Some(correction) => format!("{error}; {correction}"),
         None => error.to_string(),
-    })
+    }
 }

@@ -61,26 +61,49 @@ fn cgroup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
     check_cgroup(&path).map(|()| path).map_err(serde::de::Error::custom)
 }
 
-/// Why a text names nobody. The sentence in [`fmt::Display`] is whole; [`AudienceError::help`] says what to write instead.
+/// What to write in place of an audience that cannot be. [`fmt::Display`] is the sentence for a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Correction {
+    /// This name or path.
+    Write(String),
+    /// The user root, as which systemd binds the ports of a socket unit.
+    Root,
+    /// A cgroup, with this path.
+    Cgroup(String),
+}
+
+impl fmt::Display for Correction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write(text) => write!(f, "write {text:?}"),
+            Self::Root => f.write_str("systemd binds the ports of a socket unit, as root: write `user = \"root\"`"),
+            Self::Cgroup(path) => write!(f, "for a cgroup give its path: `cgroup = {path:?}`"),
+        }
+    }
+}
+
+/// Why a text names nobody. The sentence in [`fmt::Display`] is whole; [`AudienceError::correction`] is what to write
+/// instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct AudienceError {
     message: String,
-    help: Option<String>,
+    correction: Option<Correction>,
 }
 
 impl AudienceError {
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None }
+        Self { message: message.into(), correction: None }
     }
 
-    fn with_help(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { message: message.into(), help: Some(help.into()) }
+    fn with(message: impl Into<String>, correction: Correction) -> Self {
+        Self { message: message.into(), correction: Some(correction) }
     }
 
-    /// The correct spelling, if it is known.
-    pub fn help(&self) -> Option<&str> {
-        self.help.as_deref()
+    /// What to write instead, if it is known.
+    pub fn correction(&self) -> Option<&Correction> {
+        self.correction.as_ref()
     }
 }
 
@@ -225,7 +248,7 @@ pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
     if let Some(wrong) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !":-_.\\@".contains(*c)) {
         let message = format!("{wrong:?} cannot be part of a unit's name");
         return Err(if name.contains('/') {
-            AudienceError::with_help(message, format!("for a cgroup's path write `cgroup = {quoted}`"))
+            AudienceError::with(message, Correction::Cgroup(name.to_owned()))
         } else {
             AudienceError::new(message)
         });
@@ -234,17 +257,17 @@ pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
         return Err(AudienceError::new(format!("a unit's name has at most {PART_MAX} bytes, this one {}", name.len())));
     }
     if name.ends_with(".slice") {
-        return Err(AudienceError::with_help(
+        return Err(AudienceError::with(
             format!("{quoted} is a slice; only services and scopes can be named here"),
-            "for all that runs in a slice give its path: `cgroup = \"/system.slice\"`",
+            Correction::Cgroup(format!("/{name}")),
         ));
     }
     let stem = name.strip_suffix(".service").or_else(|| name.strip_suffix(".scope"));
     match stem {
         Some("") => Err(AudienceError::new(format!("{quoted} has nothing before the suffix"))),
-        Some(stem) if stem.ends_with('@') => Err(AudienceError::with_help(
-            format!("{quoted} is a template, not a unit that runs"),
-            format!("name an instance of it, such as \"{stem}1.service\""),
+        Some(stem) if stem.ends_with('@') => Err(AudienceError::with(
+            format!("{quoted} is a template, which does not run; an instance of it does"),
+            Correction::Write(format!("{stem}1.service")),
         )),
         Some(_) => Ok(()),
         None => {
@@ -254,13 +277,13 @@ pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
                 _ => name,
             };
             // systemd itself binds the ports of such a unit, as root: the service would lock it out.
-            let help = match name.ends_with(".socket") {
-                true => "systemd binds the ports of a socket unit, as root: write `user = \"root\"`".to_owned(),
-                false => format!("write \"{stem}.service\""),
+            let correction = match name.ends_with(".socket") {
+                true => Correction::Root,
+                false => Correction::Write(format!("{stem}.service")),
             };
             let message =
                 format!("{quoted} is not the name of a service or scope: it ends in neither .service nor .scope");
-            Err(AudienceError::with_help(message, help))
+            Err(AudienceError::with(message, correction))
         }
     }
 }
@@ -268,15 +291,15 @@ pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
 fn check_cgroup(path: &str) -> Result<(), AudienceError> {
     if let Some(rest) = path.strip_prefix("/sys/fs/cgroup") {
         let rest = if rest.is_empty() { "/" } else { rest };
-        return Err(AudienceError::with_help(
+        return Err(AudienceError::with(
             format!("{path:?} is a path of the file system; a cgroup's begins below /sys/fs/cgroup"),
-            format!("write {rest:?}"),
+            Correction::Write(rest.to_owned()),
         ));
     }
     let Some(parts) = path.strip_prefix('/') else {
-        return Err(AudienceError::with_help(
+        return Err(AudienceError::with(
             format!("{path:?} is not absolute; a cgroup's path begins with /"),
-            format!("write {:?}", format!("/{path}")),
+            Correction::Write(format!("/{path}")),
         ));
     };
     if parts.is_empty() {
@@ -427,11 +450,11 @@ mod tests {
         for good in ["postgresql.service", "getty@tty1.service", "session-3.scope", "a\\x2db.service"] {
             assert_eq!(Audience::<Account>::unit(good).unwrap(), Audience::Unit(good.into()));
         }
-        let help = |name: &str| Audience::<Account>::unit(name).unwrap_err().help().map(str::to_owned);
+        let help = |name: &str| Audience::<Account>::unit(name).unwrap_err().correction().map(ToString::to_string);
         assert_eq!(help("postgresql").unwrap(), "write \"postgresql.service\"");
         assert_eq!(help("postgresql.timer").unwrap(), "write \"postgresql.service\"");
         assert!(help("ssh.socket").unwrap().ends_with("write `user = \"root\"`"));
-        assert!(help("web.slice").unwrap().contains("cgroup"));
+        assert!(help("web.slice").unwrap().contains("cgroup = \"/web.slice\""));
         assert!(help("getty@.service").unwrap().contains("getty@1.service"));
         assert!(help("/system.slice/x.service").unwrap().contains("cgroup = "));
         for bad in ["", ".service", "a b.service", &format!("{}.service", "n".repeat(120))] {
@@ -450,7 +473,7 @@ mod tests {
             assert!(Audience::<Account>::cgroup(bad).is_err(), "{bad}");
         }
         let help = Audience::<Account>::cgroup("/sys/fs/cgroup/system.slice").unwrap_err();
-        assert_eq!(help.help(), Some("write \"/system.slice\""));
+        assert_eq!(help.correction(), Some(&Correction::Write("/system.slice".into())));
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod name;
 mod origin;
 mod others;
 
-pub use audience::{Account, Audience, AudienceError};
+pub use audience::{Account, Audience, AudienceError, Correction};
 pub use declaration::{Declaration, check_description};
 pub use name::{Name, NameError};
 pub use origin::Origin;
