@@ -17,7 +17,6 @@ use crate::{
     ask::{Ask, LABEL},
     beside::{self, Inside, Sides},
     claim::{Claim, Grant, Kind, Watch},
-    exit::not_started,
     into_command, lent,
     level::{Level, Place, Served, only_held},
     once,
@@ -182,14 +181,14 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let grants: Vec<Grant> = prepared.claims().map(Claim::grant).collect();
     if let Some(inside) = inside {
-        return Ok(not_started(program, &inside.become_it(&mut command, &grants, forwarder)?, io));
+        return Ok(into_command::not_started(program, &inside.become_it(&mut command, &grants, forwarder)?, io));
     }
     let watches: Vec<Watch> = grants.iter().map(|grant| grant.watch(|reason| Io::standard().error(reason))).collect();
     let ended = forwarder.run(&mut command);
     drop(watches);
     Ok(match ended {
         Ok(status) => exit_code(status.code(), status.signal()),
-        Err(error) => not_started(program, &error, io),
+        Err(error) => into_command::not_started(program, &error, io),
     })
 }
 

@@ -1,4 +1,4 @@
-//! The audience of a reservation on the command line.
+//! The audience and the description of a reservation on the command line.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use portkeep::{
     Info,
     persistent::{Account, Audience, AudienceError, Correction},
 };
+use portkeep_core::persistent::check_description;
 
 use crate::{Io, check::Known};
 
@@ -58,6 +59,11 @@ fn unit(text: &str) -> Result<Audience, String> {
 
 fn cgroup(text: &str) -> Result<Audience, String> {
     Audience::cgroup(text).map_err(corrected)
+}
+
+/// One line for listings.
+pub(super) fn description(text: &str) -> Result<String, String> {
+    check_description(text).map(|()| text.to_owned())
 }
 
 fn corrected(error: AudienceError) -> String {

@@ -8,8 +8,8 @@ use portkeep::{
     persistent::{Declaration, Origin},
 };
 
-use super::{view, write_whole};
-use crate::{DONE, Io, pins::Pins, sources::Sources};
+use super::view;
+use crate::{DONE, Io, pins::Pins, sources::Sources, whole_file::write_whole};
 
 const AFTER_HELP: &str = "\
 Writes the permanent reservations that commands created, in the form of a drop-in file. Reservations declared in files \
