@@ -22,7 +22,7 @@ use crate::{
     once,
     pins::served_here,
     signals::Forwarder,
-    sources::{ConfigFile, Sources},
+    sources::{ConfigFile, Places, Sources},
     substitute::{environment, fill_in},
     user::User,
 };
@@ -135,7 +135,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let user = args.user.as_ref().map(User::of).transpose()?;
     user.as_ref().map(User::check).transpose()?;
     let lent = match &args.reservation {
-        Some(name) => Some(lent::find(name, &args.place.pins, &Sources::of(&args.config), io)?),
+        Some(name) => {
+            let places = Places { pins: args.place.pins.clone(), sources: Sources::of(&args.config) };
+            Some(lent::find(name, &places, io)?)
+        }
         None => None,
     };
     if let Some(why) = lent.as_ref().and_then(|lent| lent::outside(lent, user.as_ref())) {

@@ -134,16 +134,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
         }
     }
+    let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && socket.remaining.is_none();
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
         io.note("only root can see other users' processes and NAT rules");
     }
     Ok(if anybody { DONE } else { NOTHING })
-}
-
-/// Whether more could be known of it.
-fn is_unseen(socket: &BoundSocket) -> bool {
-    socket.process.is_none() && !socket.kernel && socket.remaining.is_none()
 }
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.

@@ -11,7 +11,7 @@ use std::io::Write;
 use portkeep_observe::Facts;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, persist::view, pins::Pins, sources::Sources, status, survey};
+use crate::{DONE, FAILED, Io, persist::view, sources::Places, status, survey};
 use finding::{Examined, Finding, Findings, Severity};
 
 const AFTER_HELP: &str = "\
@@ -34,9 +34,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 /// A check.
@@ -70,13 +68,14 @@ struct Checked {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let reserved = survey::all(&args.pins).unwrap_or_default();
+    let Places { pins, sources } = &args.places;
+    let reserved = survey::all(pins).unwrap_or_default();
     let examined = Examined {
-        status: status::of(&args.pins, io)?,
-        declared: view::all(&args.sources, &reserved),
+        status: status::of(pins, io)?,
+        declared: view::all(sources, &reserved),
         reserved,
         facts: Facts::here(),
-        sources: &args.sources,
+        sources,
     };
     let checked: Vec<Checked> = CHECKS
         .into_iter()

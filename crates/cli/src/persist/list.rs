@@ -5,7 +5,7 @@ use std::io::Write;
 use portkeep::Info;
 
 use super::view;
-use crate::{DONE, Io, pins::Pins, reservations, sources::Sources, table};
+use crate::{DONE, Io, reservations, sources::Places, table};
 
 const AFTER_HELP: &str = "\
 STATE is `in force`; `waits` if it cannot be in force yet (the next line has the reason; the agent tries again); or \
@@ -23,13 +23,11 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let declared = view::look(&args.pins, &args.sources, io)?.declared;
+    let declared = view::look(&args.places, io)?.declared;
     if args.json {
         io.json(&declared)?;
         return Ok(DONE);
