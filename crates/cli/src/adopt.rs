@@ -215,8 +215,8 @@ fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
         let unit = units.next().map_or_else(|| format!("socket-{}.socket", socket.port), |(name, ..)| name.clone());
         return Ok(Owner { unit, by_systemd: true });
     }
-    let path = cgroup::of_process(process.pid).zip(cgroup::root());
-    let below = path.and_then(|(path, root)| path.strip_prefix(root).map(names).ok()).unwrap_or_default();
+    let below = cgroup::of_process(process.pid).and_then(|path| cgroup::below_root(&path));
+    let below = below.as_deref().map(names).unwrap_or_default();
     match process::unit_in(&below, place.depth) {
         Some(unit) if unit.ends_with(".service") && !unit.starts_with("user@") => {
             Ok(Owner { unit: unit.to_owned(), by_systemd: false })

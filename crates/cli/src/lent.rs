@@ -60,10 +60,9 @@ fn is_inside(audience: &Audience, uid: u32, user: Option<&User>) -> bool {
             None => Gid::current().as_raw() == gid || getgroups().is_ok_and(|all| all.contains(&Gid::from_raw(gid))),
         }),
         Audience::Unit(unit) => own_cgroup().and_then(|own| process::unit_of(&own)).as_ref() == Some(unit),
-        Audience::Cgroup(path) => own_cgroup().is_some_and(|own| {
-            let below = cgroup::root().and_then(|root| own.strip_prefix(root).ok().map(|own| own.to_owned()));
-            below.is_some_and(|own| own.starts_with(path.trim_start_matches('/')))
-        }),
+        Audience::Cgroup(path) => own_cgroup()
+            .and_then(|own| cgroup::below_root(&own))
+            .is_some_and(|own| own.starts_with(path.trim_start_matches('/'))),
     }
 }
 

@@ -157,11 +157,6 @@ fn reserved(pins: &Pins, blocks: Option<&Blocks>, io: &mut Io<'_>) -> anyhow::Re
     }
 }
 
-/// Whether a reservation has one of these ports.
-fn has_one(info: &Info, ports: PortRange, transports: Transports) -> bool {
-    info.transports.bits() & transports.bits() != 0 && info.ports.overlaps(&ports.into())
-}
-
 /// Reservations by their ports: there can be as many as ports that are asked for.
 struct ByPort {
     infos: Vec<Info>,
@@ -204,7 +199,9 @@ impl Look {
         rules: nat::Reading,
     ) -> anyhow::Result<Self> {
         // The rest of their reservations is shown with its sockets, too.
-        here.retain(|info| blocks.iter().any(|(ports, transports)| has_one(info, *ports, *transports)));
+        here.retain(|info| {
+            blocks.iter().any(|(ports, of)| info.transports.overlaps(*of) && info.ports.overlaps(&(*ports).into()))
+        });
         let wanted = [blocks, &survey::in_use(&here)?].concat();
         let usage = Usage::of(&wanted).context("looking for sockets")?;
         survey::enter_sockets(&mut here, &usage)?;

@@ -73,8 +73,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// That no reservation has exactly these ports, and which one it may have been meant.
 pub(crate) fn not_exactly(declared: &[Info], ports: &PortList, transports: Transports) -> String {
-    let near =
-        declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.bits() & transports.bits() != 0);
+    let near = declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.overlaps(transports));
     let none = format!("no persistent reservation is exactly {ports}/{transports}");
     match near {
         Some(near) => {
