@@ -113,6 +113,13 @@ fn other(text: &str) -> Result<Audience, String> {
         Some(("unit", name)) => Audience::unit(name),
         Some(("user", name)) => account(name).map(Audience::User),
         Some(("group", name)) => account(name).map(Audience::Group),
+        Some(("cgroup", _)) => {
+            return Err(
+                "a cgroup cannot be let in: the kernel compares users, groups and names of units; write unit=NAME \
+                        for the service or scope that it belongs to, or user=NAME"
+                    .into(),
+            );
+        }
         _ => return Err("write unit=NAME, user=NAME or group=NAME".into()),
     };
     read.map_err(|error| match error.correction() {
@@ -166,6 +173,7 @@ mod tests {
         );
         for (wrong, why) in [
             (&["docker.service"][..], "write unit=NAME, user=NAME or group=NAME"),
+            (&["cgroup=/web.slice"], "a cgroup cannot be let in"),
             (&["unit=docker"], "write \"docker.service\""),
             (&["unit=system.slice"], "is a slice"),
             (&["user=nobody-is-called-this"], "nobody-is-called-this"),

@@ -364,6 +364,29 @@ fn a_user_without_rights_gets_the_kernels_enforcement_where_it_is_up() {
 }
 
 #[test]
+fn r11_others_are_let_in_and_shown() {
+    let machine = machine!("also");
+    machine.portkeep(&["up"]).ok();
+    let bind = |port| {
+        let script = copied_binds(&machine, "tcp").replace("$PORT", port);
+        answer(&Outcome::from(machine.as_nobody(&["sh", "-c", &script]).output().unwrap()).ok().out)
+    };
+    let holding = machine.hold(&["--ports", "61000", "--also", "user=65534", "--also", "unit=docker.service"]);
+    assert_eq!((bind("61000"), bind("61001")), ("bound".into(), "bound".into()));
+    let list = machine.portkeep(&["list", "--json"]).ok().json();
+    let also = serde_json::json!([{"kind": "user", "value": "nobody"}, {"kind": "unit", "value": "docker.service"}]);
+    assert_eq!(list[0]["also"], also);
+    let shown = machine.portkeep(&["who", "61000"]).ok().out;
+    assert!(shown.contains("  also      user nobody, unit docker.service\n"), "{shown}");
+    holding.let_go();
+    let holding = machine.hold(&["--ports", "61000", "--also", "user=1"]);
+    assert_eq!(bind("61000"), "AddrInUse");
+    holding.let_go();
+    let refused = machine.portkeep(&["run", "--also", "cgroup=/web.slice", "--", "true"]);
+    assert!(refused.err.contains("a cgroup cannot be let in"), "{refused:?}");
+}
+
+#[test]
 fn acquire_holds_until_its_input_ends() {
     let machine = machine!("acquire");
     machine.portkeep(&["up"]).ok();

@@ -9,6 +9,7 @@ use std::{
     process::{Child, Stdio},
 };
 
+use portkeep_kernel::cgroup;
 use portkeep_testkit::{
     Outcome, eventually, kernel_or_skip,
     machine::{self, HELPER, Machine, answer},
@@ -72,6 +73,19 @@ impl Setup {
 
     fn declared(&self) -> Value {
         self.portkeep(&["persist", "list", "--json"]).ok().json()
+    }
+
+    /// As [`Machine::outsider_binds`], by a process of this unit.
+    fn unit_binds(&self, unit: &str, port: u16) -> String {
+        let place = cgroup::root().unwrap().join(self.enforced().trim_start_matches('/')).join(unit);
+        fs::create_dir(&place).unwrap();
+        let enter = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
+        let helper = std::env::current_exe().unwrap();
+        let helper = [helper.to_str().unwrap(), "--exact", "helper_binds", "--ignored", "--nocapture"];
+        let mut command = self.program(&[&["sh", "-c", enter, place.to_str().unwrap()][..], &helper].concat());
+        let output = command.env(HELPER, format!("tcp {port}")).output().unwrap();
+        fs::remove_dir(&place).unwrap();
+        answer(&String::from_utf8_lossy(&output.stdout))
     }
 
     /// A process that has a TCP port bound until it is dropped.
@@ -476,6 +490,54 @@ strict = true
     let names: Vec<Value> = setup.declared().as_array().unwrap().iter().map(|entry| entry["name"].clone()).collect();
     assert_eq!(names, [json!("a"), json!("b")]);
     fails(&setup.portkeep(&["persist", "import", "/no/such/file"]), 1, "/no/such/file");
+}
+
+#[test]
+fn one_reservation_is_for_several() {
+    let setup = setup!("several");
+    let add = ["persist", "add", "8443", "--name", "web", "--unit", "nginx.service", "--unit", "certbot.service"];
+    let added = setup.portkeep(&[&add[..], &["--user", "daemon"]].concat()).ok();
+    let three = "user daemon, unit certbot.service, unit nginx.service";
+    assert_eq!(added.out, format!("8443/tcp is reserved as web for {three}\n"));
+    let binds = || {
+        let units = ["nginx.service", "certbot.service", "apache2.service"];
+        (units.map(|unit| setup.unit_binds(unit, 8443)), setup.outsider_binds("tcp", 8443))
+    };
+    let bound = || "bound".to_owned();
+    let refused = || "AddrInUse".to_owned();
+    assert_eq!(binds(), ([bound(), bound(), refused()], refused()));
+    drop(setup.server_of("daemon", 8443));
+
+    let audience = json!({"kind": "several", "value": [
+        {"kind": "user", "value": "daemon"},
+        {"kind": "unit", "value": "certbot.service"},
+        {"kind": "unit", "value": "nginx.service"},
+    ]});
+    let list = setup.portkeep(&["persist", "list"]).ok().out;
+    assert!(list.contains(&format!("  {three}  ")), "{list}");
+    let show = setup.portkeep(&["persist", "show", "web"]).ok().out;
+    assert!(show.starts_with(&format!("web 8443/tcp\n  for          {three}\n")), "{show}");
+    let declared = setup.declared();
+    assert_eq!(declared[0]["audience"], audience);
+    assert_eq!(setup.portkeep(&["list", "--json"]).ok().json()[0]["audience"], audience);
+
+    let export = setup.portkeep(&["persist", "export"]).ok().out;
+    let names = "user = \"daemon\"\nunit = [\"certbot.service\", \"nginx.service\"]\n";
+    assert!(export.ends_with(names), "{export}");
+    let file = setup.file("export.toml", &export);
+    setup.portkeep(&["persist", "delete", "web"]).ok();
+    assert_eq!(setup.outsider_binds("tcp", 8443), "bound");
+    let imported = setup.portkeep(&["persist", "import", file.to_str().unwrap()]).ok();
+    assert_eq!(imported.out, format!("created: web 8443/tcp for {three}\n"));
+    assert_eq!(binds(), ([bound(), bound(), refused()], refused()));
+    assert_eq!(setup.declared()[0]["audience"], audience);
+
+    let words =
+        |more: &[&'static str]| [&["persist", "add", "81", "--name", "x", "--unit", "a.service"], more].concat();
+    fails(&setup.portkeep(&words(&["--unit", "a.service"])), 2, "unit a.service is named twice");
+    fails(&setup.portkeep(&words(&["--cgroup", "/a"])), 2, "cannot be used with");
+    fails(&setup.portkeep(&words(&["--user", "1", "--user", "2", "--group", "1", "--group", "2"])), 2, "at most 4");
+    fails(&setup.portkeep(&words(&["--user", "1", "--ephemeral"])), 2, "is for one user, group, unit or cgroup");
 }
 
 /// Set for the process that binds again and again: the port.

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use portkeep_testkit::{kernel_or_skip, machine::Machine, skip};
@@ -23,7 +24,19 @@ struct Environment {
 }
 
 impl Environment {
-    /// `None`, with the reason on standard error, where Python, pip or a registry is missing.
+    /// One for all tests; `None`, with the reason on standard error, where Python, pip or a registry is missing.
+    fn shared(test: &str) -> Option<Arc<Self>> {
+        // It is removed with its last user.
+        static SHARED: Mutex<Weak<Environment>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(environment) = shared.upgrade() {
+            return Some(environment);
+        }
+        let environment = Arc::new(Self::new(test)?);
+        *shared = Arc::downgrade(&environment);
+        Some(environment)
+    }
+
     fn new(test: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let environment = Self { folder };
@@ -85,7 +98,7 @@ fn run(command: &mut Command) -> Result<String, String> {
 #[test]
 fn the_package_is_typed_and_passes_its_tests_without_enforcement() {
     let test = "the_package_is_typed_and_passes_its_tests_without_enforcement";
-    let Some(environment) = Environment::new(test) else { return };
+    let Some(environment) = Environment::shared(test) else { return };
     an_old_python_is_refused_the_wheel(&environment);
     run(environment.python().args(["-m", "mypy", "--config-file", "python/pyproject.toml", "python/src"])).unwrap();
     let mut command = environment.suite(environment.python());
@@ -107,7 +120,7 @@ fn the_package_passes_its_tests_where_the_kernel_enforces() {
     if !kernel_or_skip(test) {
         return;
     }
-    let Some(environment) = Environment::new(test) else { return };
+    let Some(environment) = Environment::shared(test) else { return };
     let machine = Machine::new(PORTKEEP, "python");
     machine.portkeep(&["up"]).ok();
     let agent = machine.agent(machine.command(&["agent"]));

@@ -1,8 +1,8 @@
 //! `run` as another user, on ports that are reserved already, with braces in arguments, and without what it leaves running.
 
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
-use portkeep_testkit::{Outcome, kernel_or_skip, machine::Machine};
+use portkeep_testkit::{Outcome, eventually, kernel_or_skip, machine::Machine};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -118,6 +118,9 @@ fn r12_main_ends_with_the_command_and_names_what_it_left() {
             assert!(machine.nothing_pinned());
         }
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        // As a zombie it is in no cgroup any more.
+        let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        eventually(|| stat().is_empty() || stat().contains(") Z "));
         let outcome = machine.portkeep(&["run", "--main", "--", "true"]).ok();
         assert_eq!(outcome.err, "");
         machine.portkeep(&["down"]).ok();

@@ -297,13 +297,19 @@ impl<F: Fence> Daemon<F> {
     fn serve(&mut self) -> anyhow::Result<Over> {
         let mut wait = SOON;
         loop {
-            let (tried, ended) = self.end_parts()?;
-            wait = if ended > 0 || tried == 0 { SOON } else { (2 * wait).min(LATER) };
-            let input = match (self.unsure, tried > ended) {
-                (true, _) => self.inbox.recv_timeout(LATER),
-                (false, true) => self.inbox.recv_timeout(wait),
-                // Nothing happens at rest.
-                (false, false) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            // A job that begins does not wait for one that ends.
+            let input = match self.inbox.try_recv() {
+                Ok(input) => Ok(input),
+                Err(_) => {
+                    let (tried, ended) = self.end_parts()?;
+                    wait = if ended > 0 || tried == 0 { SOON } else { (2 * wait).min(LATER) };
+                    match (self.unsure, tried > ended) {
+                        (true, _) => self.inbox.recv_timeout(LATER),
+                        (false, true) => self.inbox.recv_timeout(wait),
+                        // Nothing happens at rest.
+                        (false, false) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                    }
+                }
             };
             match input {
                 Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Over::Stopped),

@@ -11,18 +11,24 @@ use netlink_packet_core::{
     DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NetlinkSerializable, NlasIterator,
 };
-use netlink_packet_sock_diag::{
-    SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
-};
 use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_SOCK_DIAG};
-use portkeep_core::{PortRange, Transport};
+use portkeep_core::{PortSet, Transport};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, ipproto, socket_with},
 };
 
+/// The types of requests, of `include/uapi/linux/inet_diag.h` and `sock_diag.h`. The first lists the TCP sockets of both
+/// families in one walk through the kernel's tables, which are long on a machine with much memory.
+const TCPDIAG_GETSOCK: u16 = 18;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Of `include/net/tcp_states.h`.
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_LISTEN: u8 = 10;
 /// `TCPF_BOUND_INACTIVE`: TCP sockets that are bound and nothing else.
 ///
 /// Kernel commit 91051f003948 ("tcp: Dump bound-only sockets in inet_diag."),
@@ -32,6 +38,8 @@ const BOUND_INACTIVE: u32 = 1 << 13;
 const ACTIVE: u32 = BOUND_INACTIVE - 1;
 /// `INET_DIAG_CGROUP_ID` of `include/uapi/linux/inet_diag.h`, Linux 5.9.
 const CGROUP_ID: u16 = 21;
+/// `INET_DIAG_REQ_BYTECODE`.
+const BYTECODE: u16 = 1;
 /// The length of `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 /// `idiag_timer` of a connection in TIME_WAIT, whose state may also be FIN_WAIT2.
@@ -118,15 +126,21 @@ impl Listing {
     ///
     /// If the kernel does not answer, or this process may open no more files.
     pub fn of(transport: Transport) -> io::Result<Self> {
-        Self::on(transport, PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535"))
+        Self::filtered(transport, &[])
     }
 
-    /// Those on the ports of a block (host byte order). Of a single port the kernel lists no others.
+    /// Those on some ports (host byte order). The kernel leaves out the others.
     ///
     /// # Errors
     ///
     /// As [`of`](Self::of).
-    pub fn on(transport: Transport, ports: PortRange) -> io::Result<Self> {
+    pub fn on(transport: Transport, ports: &PortSet) -> io::Result<Self> {
+        let mut listing = Self::filtered(transport, &filter(ports))?;
+        listing.sockets.retain(|socket| ports.contains(socket.port()));
+        Ok(listing)
+    }
+
+    fn filtered(transport: Transport, filter: &[u8]) -> io::Result<Self> {
         let mut listing = Self::default();
         let result = match transport {
             // Two steps in this order, so that a socket which starts to listen in between is found in one of them: a
@@ -135,70 +149,98 @@ impl Listing {
                 // A kernel without sock_diag says so here already; that is looked at below.
                 bound_sockets_are_listed().and_then(|listed| {
                     listing.complete = listed;
-                    listing.add(transport, ports, BOUND_INACTIVE)?;
-                    listing.add(transport, ports, ACTIVE)
+                    listing.add(transport, BOUND_INACTIVE, filter)?;
+                    listing.add(transport, ACTIVE, filter)
                 })
             }
             Transport::Udp => {
                 listing.complete = true;
-                listing.add(transport, ports, ACTIVE)
+                listing.add(transport, ACTIVE, filter)
             }
         };
         match result {
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(Self::default()),
+            Err(error) if is_missing(&error) => Ok(Self::default()),
             other => other.map(|()| listing),
         }
     }
 
-    fn add(&mut self, transport: Transport, ports: PortRange, states: u32) -> io::Result<()> {
-        let query = Query { transport, states, port: if ports.count() == 1 { ports.start() } else { 0 } };
-        query.dump_both(|socket| {
-            if ports.contains(socket.port()) {
-                self.sockets.push(socket);
-            }
-        })
+    fn add(&mut self, transport: Transport, states: u32, filter: &[u8]) -> io::Result<()> {
+        Query { transport, states, filter }.dump(|socket| self.sockets.push(socket))
     }
 }
 
-/// The request.
-#[derive(Clone, Copy)]
-struct Query {
-    transport: Transport,
-    states: u32,
-    /// 0: any.
-    port: u16,
+/// The most runs of ports that a filter has. The length of a program is limited.
+const RUNS: usize = 1000;
+
+/// A program for `INET_DIAG_REQ_BYTECODE` that accepts the sockets on these ports; empty: it accepts all.
+///
+/// Each step is a `struct inet_diag_bc_op`: a code, the way on if it holds, and the way on if not, both in bytes. A comparison
+/// is two steps, of which the second has the port. To arrive at the end accepts, and to go beyond it by one step refuses.
+fn filter(ports: &PortSet) -> Vec<u8> {
+    const JUMP: u8 = 1;
+    const AT_LEAST: u8 = 2;
+    const AT_MOST: u8 = 3;
+    const RUN: usize = 20;
+    let runs: Vec<(u16, u16)> = ports.spans().take(RUNS + 1).collect();
+    let mut program = Vec::new();
+    if runs.len() > RUNS {
+        return program;
+    }
+    let mut step = |code: u8, yes: u8, no: u16| {
+        program.extend([code, yes]);
+        program.extend(no.to_ne_bytes());
+    };
+    for (index, (first, last)) in runs.iter().enumerate() {
+        // On to the next run, and after the last one beyond the end.
+        step(AT_LEAST, 8, 20);
+        step(0, 0, *first);
+        step(AT_MOST, 8, 12);
+        step(0, 0, *last);
+        let left = runs.len() - index - 1;
+        if left > 0 {
+            step(JUMP, 4, (left * RUN) as u16);
+        }
+    }
+    program
 }
 
-impl Query {
-    fn dump_both(self, mut each: impl FnMut(Socket)) -> io::Result<()> {
-        self.dump(AF_INET, &mut each)?;
-        match self.dump(AF_INET6, &mut each) {
-            // A kernel without IPv6 has no handler for it.
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
-            other => other,
+/// The kernel has no sock_diag, or not for this family.
+fn is_missing(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::OPNOTSUPP].iter().any(|missing| error.raw_os_error() == Some(missing.raw_os_error()))
+}
+
+/// The sockets that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Query<'a> {
+    transport: Transport,
+    states: u32,
+    /// The program that chooses; empty: all.
+    filter: &'a [u8],
+}
+
+impl Query<'_> {
+    fn dump(self, mut each: impl FnMut(Socket)) -> io::Result<()> {
+        match self.transport {
+            Transport::Tcp => self.ask(Diag::Tcp(self.states, self.filter.to_owned()), &mut each),
+            Transport::Udp => {
+                let request = |family| Diag::Udp(family, self.states, self.filter.to_owned());
+                self.ask(request(AF_INET), &mut each)?;
+                match self.ask(request(AF_INET6), &mut each) {
+                    // A kernel without IPv6.
+                    Err(error) if is_missing(&error) => Ok(()),
+                    other => other,
+                }
+            }
         }
     }
 
-    fn dump(self, family: u8, each: &mut impl FnMut(Socket)) -> io::Result<()> {
+    fn ask(self, request: Diag, each: &mut impl FnMut(Socket)) -> io::Result<()> {
         let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
         netlink.bind_auto()?;
         netlink.connect(&SocketAddr::new(0, 0))?;
 
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let mut socket_id = SocketId::new_v4();
-        socket_id.source_port = self.port;
-        let protocol = match self.transport {
-            Transport::Tcp => IPPROTO_TCP,
-            Transport::Udp => IPPROTO_UDP,
-        };
-        let request = SockDiagMessage::InetRequest(InetRequest {
-            family,
-            protocol,
-            extensions: ExtensionFlags::empty(),
-            states: StateFlags::from_bits_retain(self.states),
-            socket_id,
-        });
         let mut message = NetlinkMessage::new(header, request.into());
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
@@ -209,9 +251,9 @@ impl Query {
             let (bytes, _) = netlink.recv_from_full()?;
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                let message = NetlinkMessage::<Answer>::deserialize(rest).map_err(io::Error::other)?;
+                let message = NetlinkMessage::<Diag>::deserialize(rest).map_err(io::Error::other)?;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(Answer(Some(message))) => {
+                    NetlinkPayload::InnerMessage(Diag::Socket(message)) => {
                         if let Some(socket) = self.read(&message) {
                             each(socket);
                         }
@@ -258,8 +300,7 @@ impl Query {
     }
 }
 
-/// A `struct inet_diag_msg` and the attribute of it that matters here. (`InetResponse` of netlink-packet-sock-diag leaves out
-/// when TIME_WAIT ends.)
+/// A `struct inet_diag_msg` and the attribute of it that matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Message {
     bytes: [u8; MESSAGE],
@@ -285,15 +326,28 @@ impl Message {
     }
 }
 
-/// The kernel's answer; `None`: something else.
+/// What is sent and what is received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Answer(Option<Message>);
+enum Diag {
+    /// A `struct inet_diag_req`: the sockets of both families. The states and the filter.
+    Tcp(u32, Vec<u8>),
+    /// A `struct inet_diag_req_v2`: those of one family.
+    Udp(u8, u32, Vec<u8>),
+    Socket(Message),
+    Other,
+}
 
-impl NetlinkDeserializable for Answer {
+impl From<Diag> for NetlinkPayload<Diag> {
+    fn from(message: Diag) -> Self {
+        Self::InnerMessage(message)
+    }
+}
+
+impl NetlinkDeserializable for Diag {
     type Error = DecodeError;
 
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
-        let Some((message, attributes)) = payload.split_first_chunk::<MESSAGE>() else { return Ok(Self(None)) };
+        let Some((message, attributes)) = payload.split_first_chunk::<MESSAGE>() else { return Ok(Self::Other) };
         let mut cgroup = None;
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute?;
@@ -301,20 +355,48 @@ impl NetlinkDeserializable for Answer {
                 cgroup = attribute.value().first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes));
             }
         }
-        Ok(Self(Some(Message { bytes: *message, cgroup })))
+        Ok(Self::Socket(Message { bytes: *message, cgroup }))
     }
 }
 
-impl NetlinkSerializable for Answer {
+impl NetlinkSerializable for Diag {
     fn message_type(&self) -> u16 {
-        0
+        if matches!(self, Self::Tcp(..)) { TCPDIAG_GETSOCK } else { SOCK_DIAG_BY_FAMILY }
     }
 
     fn buffer_len(&self) -> usize {
-        0
+        match self {
+            Self::Tcp(_, filter) => 60 + length_of(filter),
+            Self::Udp(.., filter) => 56 + length_of(filter),
+            Self::Socket(_) | Self::Other => 0,
+        }
     }
 
-    fn serialize(&self, _: &mut [u8]) {}
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.fill(0);
+        let attribute = match self {
+            Self::Tcp(states, filter) => {
+                buffer[52..56].copy_from_slice(&states.to_ne_bytes());
+                Some((60, filter))
+            }
+            Self::Udp(family, states, filter) => {
+                (buffer[0], buffer[1]) = (*family, ipproto::UDP.as_raw().get() as u8);
+                buffer[4..8].copy_from_slice(&states.to_ne_bytes());
+                Some((56, filter))
+            }
+            Self::Socket(_) | Self::Other => None,
+        };
+        if let Some((at, filter)) = attribute.filter(|(_, filter)| !filter.is_empty()) {
+            buffer[at..at + 2].copy_from_slice(&(length_of(filter) as u16).to_ne_bytes());
+            buffer[at + 2..at + 4].copy_from_slice(&BYTECODE.to_ne_bytes());
+            buffer[at + 4..].copy_from_slice(filter);
+        }
+    }
+}
+
+/// The length of the attribute with the filter.
+fn length_of(filter: &[u8]) -> usize {
+    if filter.is_empty() { 0 } else { 4 + filter.len() }
 }
 
 /// Found by trying, once, before Linux 6.8: distributions add features to older kernels.
@@ -330,8 +412,8 @@ fn bound_sockets_are_listed() -> io::Result<bool> {
     bind(&socket, &std::net::SocketAddr::from(([0, 0, 0, 0], 0)))?;
     let port = std::net::SocketAddr::try_from(getsockname(&socket)?)?.port();
     let mut listed = false;
-    let query = Query { transport: Transport::Tcp, states: BOUND_INACTIVE, port };
-    query.dump(AF_INET, &mut |socket| listed |= socket.port() == port)?;
+    let query = Query { transport: Transport::Tcp, states: BOUND_INACTIVE, filter: &[] };
+    query.dump(|socket| listed |= socket.port() == port)?;
     Ok(*LISTED.get_or_init(|| listed))
 }
 
@@ -346,10 +428,12 @@ fn release() -> Option<(u32, u32)> {
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
+    use portkeep_core::PortRange;
+
     use super::*;
 
     fn on(transport: Transport, port: u16) -> Vec<Socket> {
-        Listing::on(transport, PortRange::single(port).unwrap()).unwrap().sockets
+        Listing::on(transport, &PortRange::single(port).unwrap().into()).unwrap().sockets
     }
 
     #[test]
@@ -365,9 +449,36 @@ mod tests {
         let listens = on(Transport::Tcp, there.port());
         assert!(listens.iter().any(|socket| socket.state == SocketState::Listening && socket.holds()), "{listens:?}");
 
+        let listeners = ["[::1]:0", "127.0.0.1:0"].map(|address| TcpListener::bind(address).unwrap());
+        let every = Listing::of(Transport::Tcp).unwrap().sockets;
+        for listener in listeners {
+            let there = listener.local_addr().unwrap();
+            assert!(every.iter().any(|socket| socket.local == there), "{there} is not in {every:?}");
+        }
+
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         let found = on(Transport::Udp, udp.local_addr().unwrap().port());
         assert_eq!((found[0].local, found[0].state), (udp.local_addr().unwrap(), SocketState::Bound));
+    }
+
+    #[test]
+    fn the_kernel_lists_the_ports_that_are_asked_for_and_no_others() {
+        let listeners = ["[::1]:0", "127.0.0.1:0", "127.0.0.1:0"].map(|address| TcpListener::bind(address).unwrap());
+        let ports = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+        let single = |port| PortRange::single(port).unwrap();
+        for asked in [&ports[..1], &ports[1..], &ports[..]] {
+            let asked: PortSet = asked.iter().copied().map(single).collect();
+            let found = Listing::filtered(Transport::Tcp, &filter(&asked)).unwrap().sockets;
+            assert!(found.iter().all(|socket| asked.contains(socket.port())), "{asked}: {found:?}");
+            let found: PortSet = found.iter().map(|socket| single(socket.port())).collect();
+            assert_eq!(found, asked);
+        }
+        // More runs of ports than a filter has.
+        let every_second: PortSet = (1..40000).step_by(2).map(single).collect();
+        let found = Listing::on(Transport::Tcp, &every_second).unwrap().sockets;
+        for port in ports {
+            assert_eq!(every_second.contains(port), found.iter().any(|socket| socket.port() == port), "{port}");
+        }
     }
 
     #[test]

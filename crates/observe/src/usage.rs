@@ -167,9 +167,6 @@ fn sorted(mut sockets: Vec<Socket>) -> BTreeMap<(u16, Transport), Sorted> {
     by_port
 }
 
-/// Up to so many ports, the kernel is asked for the sockets of each: a machine can have fifty thousand sockets.
-const SINGLY: u32 = 4;
-
 /// The sockets on the ports of these blocks, and whether all are listed.
 fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)> {
     let (mut sockets, mut complete) = (Vec::new(), true);
@@ -178,18 +175,9 @@ fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)>
         if asked.is_empty() {
             continue;
         }
-        if asked.len() <= SINGLY {
-            let ports = asked.spans().flat_map(|(first, last)| first..=last);
-            for port in ports.filter_map(|port| PortRange::single(port).ok()) {
-                let listing = Listing::on(transport, port)?;
-                complete &= listing.complete;
-                sockets.extend(listing.sockets);
-            }
-        } else {
-            let listing = Listing::of(transport)?;
-            complete &= listing.complete;
-            sockets.extend(listing.sockets.into_iter().filter(|socket| asked.contains(socket.port())));
-        }
+        let listing = Listing::on(transport, &asked)?;
+        complete &= listing.complete;
+        sockets.extend(listing.sockets);
     }
     Ok((sockets, complete))
 }
@@ -281,7 +269,7 @@ impl<'a> Names<'a> {
     fn is_still_there(&mut self, socket: &Socket) -> bool {
         let inodes = self.again.entry((socket.port(), socket.transport)).or_insert_with(|| {
             let block = PortRange::single(socket.port()).expect("a socket's port is not 0");
-            let listed = Listing::on(socket.transport, block).unwrap_or_default().sockets;
+            let listed = Listing::on(socket.transport, &block.into()).unwrap_or_default().sockets;
             listed.into_iter().filter_map(|socket| socket.inode).collect()
         });
         socket.inode.is_some_and(|inode| inodes.contains(&inode))

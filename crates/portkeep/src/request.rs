@@ -168,8 +168,8 @@ impl Request {
     }
 
     /// Let others in beside the scope: a user, a group or a systemd unit. They may bind the ports, by number or by association, and
-    /// nothing else; binds to port 0 draw from a private ephemeral range for the scope only. At most four. Only kernel
-    /// enforcement can do this.
+    /// nothing else; binds to port 0 draw from a private ephemeral range for the scope only. At most four. A cgroup cannot be let
+    /// in: the kernel compares users, groups and names of units. Only kernel enforcement can do this.
     ///
     /// ```no_run
     /// use portkeep::{Reservation, persistent::Audience};

@@ -7,7 +7,10 @@ use std::{
     net::Ipv4Addr,
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use portkeep_testkit::{
@@ -55,10 +58,12 @@ pub(crate) struct Fleet {
     pub(crate) switch: Switch,
     /// More lines of the configuration.
     pub(crate) settings: String,
-    _alone: MutexGuard<'static, ()>,
+    _turn: MutexGuard<'static, ()>,
 }
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Each waits more than it computes; more of them would make each other late on a small machine.
+static TWO_AT_A_TIME: [Mutex<()>; 2] = [const { Mutex::new(()) }; 2];
+static TURN: AtomicUsize = AtomicUsize::new(0);
 
 impl Fleet {
     /// With so many members of etcd and these hosts, all up; `None` where that cannot be.
@@ -85,10 +90,11 @@ impl Fleet {
         if !kernel_or_skip(test) || !etcd_or_skip(test) {
             return None;
         }
-        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = &TWO_AT_A_TIME[TURN.fetch_add(1, Ordering::Relaxed) % TWO_AT_A_TIME.len()];
+        let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let switch = Switch::new();
         let cluster = Cluster::start(&switch, members, scheme, options);
-        Some(Self { hosts: Vec::new(), cluster, switch, settings: settings.to_owned(), _alone: alone })
+        Some(Self { hosts: Vec::new(), cluster, switch, settings: settings.to_owned(), _turn: turn })
     }
 
     /// A machine that is up, with its daemon.
