@@ -16,6 +16,8 @@ import portkeep
         {"label": 7},
         {"label": b"web"},
         {"timeout": "long"},
+        {"also": [7]},
+        {"also": [b"user=root"]},
     ],
 )
 def test_wrong_types(call, named):
@@ -43,6 +45,18 @@ def test_wrong_types(call, named):
         {"label": "é" * 13},
         {"label": "a\0b"},
         {"require": "luck"},
+        {"also": "docker.service"},
+        {"also": "unit=docker"},
+        {"also": "unit=getty@.service"},
+        {"also": "unit=.service"},
+        {"also": "unit=a/b.service"},
+        {"also": f"unit={'n' * 120}.service"},
+        {"also": "cgroup=/web.slice"},
+        {"also": "user="},
+        {"also": "user=nobody is called this"},
+        {"also": "group=4294967295"},
+        {"also": ["user=1", "user=1"]},
+        {"also": [f"group={n}" for n in range(5)]},
     ],
 )
 def test_wrong_values(call, named):

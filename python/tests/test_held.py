@@ -53,6 +53,12 @@ def test_no_scope_but_the_process(scope):
     assert caught.value.errno == errno.EOPNOTSUPP
 
 
+def test_nobody_is_let_in():
+    with pytest.raises(portkeep.NotEnforcedError) as caught:
+        hold(also="user=0")
+    assert caught.value.errno == errno.EOPNOTSUPP and "let others in" in str(caught.value)
+
+
 def test_where_nothing_enforces(monkeypatch):
     """On another system the control codes are not even tried."""
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -12,7 +15,7 @@ import threading
 import time
 
 import pytest
-from conftest import NOBODY, in_child
+from conftest import NOBODY, binds, in_child
 
 import portkeep
 
@@ -60,6 +63,41 @@ def test_strict_ports_are_for_associated_sockets():
             sock.bind(("127.0.0.1", r.port))
         assert caught.value.errno == errno.EADDRINUSE
         r.bind_tcp().close()
+
+
+def test_r11_others_are_let_in_beside_the_scope(outsider):
+    with portkeep.reserve(2, scope="process", transport="tcp+udp", also=f"user={NOBODY}") as r:
+        assert outsider("tcp", r.ports[1]) == outsider("udp", r.ports[0]) == "bound"
+        assert binds("tcp", r.port) == "EADDRINUSE"
+    name = pwd.getpwuid(NOBODY).pw_name
+    with portkeep.reserve(also=["user=1", f"user={name}"]) as r:
+        assert outsider("tcp", r.port) == "bound"
+    with portkeep.reserve(also=("unit=docker.service", f"group={NOBODY}")) as r:
+        assert outsider("tcp", r.port) == "bound"
+    with portkeep.reserve(also=["unit=docker.service", "user=1"]) as r:
+        assert outsider("tcp", r.port) == "EADDRINUSE"
+
+
+def test_r11_others_of_a_list_and_of_asyncio(outsider, agent):
+    async def reserve():
+        async with portkeep.reserve_async(ports="20100,20102", also=f"user={NOBODY}") as r:
+            return [outsider("tcp", port) for port in r.ports]
+
+    assert asyncio.run(reserve()) == ["bound", "bound"]
+
+
+def test_r11_the_command_shows_others():
+    command = os.environ.get("PORTKEEP_TEST_COMMAND")
+    if command is None:
+        pytest.skip("PORTKEEP_TEST_COMMAND is not set")
+    with portkeep.reserve(also=["unit=docker.service", "group=0", "user=root"], label="let in"):
+        listed = subprocess.run([command, "list", "--json"], capture_output=True, text=True, check=True)
+        also = next(each["also"] for each in json.loads(listed.stdout) if each["name"] == "let in")
+    assert also == [
+        {"kind": "user", "value": "root"},
+        {"kind": "group", "value": "root"},
+        {"kind": "unit", "value": "docker.service"},
+    ]
 
 
 def test_association_errors():

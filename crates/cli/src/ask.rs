@@ -39,9 +39,9 @@ pub(crate) struct Ask {
     /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
-    /// Let others in: unit=NAME, user=NAME or group=NAME
+    /// Let others bind the ports, too: unit=NAME, user=NAME or group=NAME
     ///
-    /// They may bind the ports, beside the processes that the reservation is for, and nothing else. At most four.
+    /// Repeat the option for more of them, at most four.
     #[arg(long, value_name = "WHO", value_parser = other)]
     also: Vec<Audience>,
     /// Fail without kernel enforcement
@@ -50,6 +50,8 @@ pub(crate) struct Ask {
     #[arg(long)]
     pub(crate) require_kernel: bool,
     /// Wait for the ports, at most this long (30s, 5m)
+    ///
+    /// Without TIME there is no limit. Without the option ports that another process has are an error at once.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = FOR_EVER)]
     #[arg(value_parser = wait)]
     pub(crate) wait: Option<Duration>,

@@ -45,7 +45,7 @@ PORTKEEP_TOKENS all, with commas) and PORTKEEP_ENFORCEMENT is `kernel` or `held`
 In its arguments {PORT}, {PORT0}, {PORT1}, ... and {PORTS} are replaced. {{PORT}} becomes a literal {PORT}, and with \
 --no-substitute nothing is replaced.
 
-With --ephemeral the command gets a private ephemeral range. Each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names). Outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the other variables are then set only with --count, --ports or --align. If a command with such a range starts another `run` with one, the inner range is used.
+With --ephemeral the command gets a private ephemeral range. Each bind to port 0 draws from it, in rotation, for TCP and UDP (or the one that --tcp or --udp names). Outsiders cannot have these ports, so a program that chooses a free port and binds it later does not lose it. PORTKEEP_EPHEMERAL has the range. PORT and the other variables are then set only with --count, --ports or --align. If the command starts another `run --ephemeral`, that one has a range of its own.
 
 Only the command and the processes that it starts can bind these ports. The reservation ends when the last of these \
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
@@ -54,8 +54,8 @@ the ports, and the reservation ends with `run`. If kernel enforcement is not up,
 command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
 is reported on standard error. With --require-kernel, --also or --scope cgroup `run` fails instead of holding the ports.
 
---also lets others in that the command asks to bind a port: Docker publishes the ports of a container itself. They may bind \
-the ports by number; binds to port 0 draw from --ephemeral for the command only.
+--also is for commands that have another process bind the port: with `docker run -p` that is the Docker engine. The others may \
+bind the ports by number. Binds to port 0 draw from the range of --ephemeral for the command only.
 
 With --main the reservation ends with the command itself. Processes that it leaves running are named, and lose their ports.
 
@@ -111,9 +111,9 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum RunScope {
-    /// Its cgroup, or where none can be made the user
+    /// As cgroup, or as user where no cgroup can be made
     Auto,
-    /// It and all that it starts, by a cgroup of its own
+    /// The command and all that it starts, in a cgroup of its own
     Cgroup,
     /// Every process of the same user
     User,

@@ -1178,11 +1178,8 @@ fn l2_a_list_is_one_reservation_wherever_it_is_named() {
     fails(&taken, 1, &format!("9001/tcp is in use by pid {}", server.pid()));
     drop(server);
     assert_eq!(setup.outsider_binds("tcp", 9000), "bound");
-    fails(
-        &setup.portkeep(&["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"]),
-        2,
-        "one block",
-    );
+    let range = ["persist", "add", "1,3", "--name", "x", "--user", "daemon", "--ephemeral"];
+    fails(&setup.portkeep(&range), 2, "reserve the others under another name, without `ephemeral`");
 
     // The agent finds it again, from the store and in the kernel.
     setup.stop();

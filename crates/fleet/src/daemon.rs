@@ -165,7 +165,7 @@ impl<F: Fence> Daemon<F> {
         let keys = self.keys();
         let (key, known) = (keys.host(&self.host), keys.known_host(&self.host));
         let (revision, [found]) = self.client.read([Op::get(&key)])?;
-        self.memory.check(revision)?;
+        self.check_history(revision)?;
         let found = found.first();
         if let Some(other) =
             found.map(KeyValue::parse::<Member>).transpose()?.filter(|other| other.machine != self.memory.machine())
@@ -181,10 +181,27 @@ impl<F: Fence> Daemon<F> {
             Member { machine: self.memory.machine().to_owned(), version: env!("CARGO_PKG_VERSION").into(), obstacle };
         let seen = Compare::changed(&key, found.map_or(0, |found| found.mod_revision));
         let put = [Op::put(&key, &member, lease), Op::put(&known, &member.machine, 0)];
-        if !self.client.transact(&[seen], &put, &[])?.succeeded {
+        let outcome = self.client.transact(&[seen], &put, &[])?;
+        if !outcome.succeeded {
             bail!("another daemon of host {:?} joins the fleet at the same time", self.host);
         }
+        self.memory.wrote(&known, outcome.revision());
         Ok(())
+    }
+
+    /// The history of etcd is the one that this host knows. An etcd that was restored from a backup may have come as far again
+    /// since, but it lacks what this host has written.
+    fn check_history(&self, revision: i64) -> Result<(), EtcdError> {
+        self.memory.check(revision)?;
+        let Some((key, at)) = self.memory.written() else { return Ok(()) };
+        let kept = match self.client.read([Op::get_at(key, at)]) {
+            Ok((_, [found])) => found.first().is_some_and(|found| found.mod_revision == at),
+            Err(EtcdError::Refused(reason)) if reason.contains("future revision") => false,
+            // So old that etcd has forgotten it.
+            Err(EtcdError::Refused(reason)) if reason.contains("compacted") => true,
+            Err(error) => return Err(error),
+        };
+        if kept { Ok(()) } else { Err(self.memory.older(at, revision)) }
     }
 
     fn keys(&self) -> Keys {
@@ -204,7 +221,7 @@ impl<F: Fence> Daemon<F> {
         let keys = self.keys();
         let live = keys.live_of(&self.host);
         let (revision, [live_now, parts]) = self.client.read([Op::all(&live), Op::keys(&keys.all_parts())])?;
-        self.memory.check(revision)?;
+        self.check_history(revision)?;
         let mut watch = self.client.watch(&live, revision + 1)?;
         self.watch = Some(watch.interrupt());
         let (outbox, generation) = (self.outbox.clone(), self.generation);
@@ -287,7 +304,10 @@ impl<F: Fence> Daemon<F> {
         // A decision that was withdrawn in between, or an older one, has no part of this revision.
         let stands = [Compare::created(&key, revision)];
         let part = Part::of(job, answer, reason);
-        if !self.client.transact(&stands, &[Op::put(&key, &part, 0)], &[])?.succeeded {
+        let outcome = self.client.transact(&stands, &[Op::put(&key, &part, 0)], &[])?;
+        if outcome.succeeded {
+            self.memory.wrote(&key, outcome.revision());
+        } else {
             self.parts.over(&job.id);
         }
         Ok(())

@@ -22,6 +22,9 @@ pub(crate) struct Facts {
     pub(crate) cluster: String,
     /// The latest revision of etcd that was acted on.
     pub(crate) revision: i64,
+    /// The key that this host has written last, and at which revision.
+    #[serde(default)]
+    pub(crate) written: Option<(String, i64)>,
     /// Since when etcd cannot be reached.
     pub(crate) cut_off: Option<Time>,
     /// Why.
@@ -39,6 +42,7 @@ pub(crate) fn random_id() -> io::Result<String> {
 pub(crate) struct Memory {
     path: PathBuf,
     facts: Facts,
+    written: Option<(String, i64)>,
     machine: String,
     /// The last attempt to write the file failed.
     unwritable: bool,
@@ -91,7 +95,8 @@ impl Memory {
             bail!("a daemon of host {host:?} is running ({} is locked)", lock.display());
         }
         let machine = machine(&path.with_extension("machine"))?;
-        Ok(Self { facts: read(&path)?.unwrap_or_default(), path, machine, unwritable: false, _alone: file })
+        let facts = read(&path)?.unwrap_or_default();
+        Ok(Self { written: facts.written.clone(), facts, path, machine, unwritable: false, _alone: file })
     }
 
     /// A random number of this machine: no two have one name in the fleet.
@@ -102,19 +107,29 @@ impl Memory {
     /// Everything up to this revision is acted on. Refuses an etcd that is behind.
     pub(crate) fn reached(&mut self, cluster: u64, revision: i64) -> Result<(), EtcdError> {
         self.check(revision)?;
-        let facts = Facts { cluster: format!("{cluster:x}"), revision, cut_off: None, reason: None };
+        let written = self.written.clone();
+        let facts = Facts { cluster: format!("{cluster:x}"), revision, written, cut_off: None, reason: None };
         self.write(facts);
         Ok(())
     }
 
     /// An etcd with this revision is not behind.
     pub(crate) fn check(&self, found: i64) -> Result<(), EtcdError> {
-        let seen = self.facts.revision;
-        if found >= seen {
-            Ok(())
-        } else {
-            Err(EtcdError::Older { seen, found, file: self.path.display().to_string() })
-        }
+        if found >= self.facts.revision { Ok(()) } else { Err(self.older(self.facts.revision, found)) }
+    }
+
+    pub(crate) fn older(&self, seen: i64, found: i64) -> EtcdError {
+        EtcdError::Older { seen, found, file: self.path.display().to_string() }
+    }
+
+    /// This host has written a key. The file has it with the next revision that is reached.
+    pub(crate) fn wrote(&mut self, key: &str, revision: i64) {
+        self.written = Some((key.to_owned(), revision));
+    }
+
+    /// The key that this host has written last, and at which revision.
+    pub(crate) fn written(&self) -> Option<(&str, i64)> {
+        self.written.as_ref().map(|(key, revision)| (key.as_str(), *revision))
     }
 
     /// etcd cannot be reached.

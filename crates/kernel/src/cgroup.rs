@@ -22,13 +22,15 @@ pub fn is_cgroup2(path: &Path) -> bool {
 /// never by its path. `None`: this machine (or container) has cgroup v1 only.
 pub fn root() -> Option<PathBuf> {
     let usual = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mounted = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(path))
-    });
-    usual.into_iter().chain(mounted).find(|path| is_cgroup2(path))
+    usual.into_iter().find(|path| is_cgroup2(path)).or_else(|| {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mut mounted = mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(path))
+        });
+        mounted.find(|path| is_cgroup2(path))
+    })
 }
 
 /// The path of a cgroup's folder below the hierarchy's root, relative.

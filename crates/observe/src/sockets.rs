@@ -326,7 +326,7 @@ impl Message {
     }
 }
 
-/// What is sent and what is received.
+/// A request, and the sockets that answer it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Diag {
     /// A `struct inet_diag_req`: the sockets of both families. The states and the filter.

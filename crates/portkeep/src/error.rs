@@ -49,8 +49,8 @@ pub enum MalformedRequest {
     /// The text is no list of ports: write `80,443`, `5000-5019` or a name of /etc/services.
     #[error(transparent)]
     Ports(#[from] ParsePortsError),
-    /// The kernel draws from one block: a private ephemeral range is not a list of several.
-    #[error("a private ephemeral range has to be one block, not several")]
+    /// The kernel draws from one block, so a private ephemeral range is not a list of several: make a second request for the others.
+    #[error("a private ephemeral range has to be one block, not several; reserve the others by a second request")]
     RangeOfBlocks,
     /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
     #[error("a reservation cannot be strict and a private ephemeral range at once")]

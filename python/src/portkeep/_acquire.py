@@ -9,11 +9,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from . import _control, _held, _info, _ports
+from . import _control, _held, _info, _others, _ports
 from ._control import LABEL_BYTES
 from ._errors import Error, InUseError, NotEnforcedError, TimedOutError
 from ._reservation import Reservation
@@ -32,9 +32,11 @@ class _Request:
     require: Enforcement | None = None
     timeout: float = 10.0
     ports: str | int | None = None
+    also: str | Iterable[str] = ()
     _blocks: _ports.Blocks = field(default=(), init=False, repr=False)
     """The ports that are named, if any are."""
     _transport: Transport = field(default="tcp", init=False, repr=False)
+    _others: tuple[_control.Other, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_int("count", self.count, 1, 65535)
@@ -56,6 +58,7 @@ class _Request:
             self._blocks, self._transport = _ports.parse(self.ports, self.transport)
         if self.scope is not None:
             check_word("scope", self.scope, ("process", "user", "cgroup"))
+        self._others = _others.parse(self.also)
         if not isinstance(self.label, str):
             raise TypeError(f"label is a str, not {type(self.label).__name__}")
         if len(self.label.encode()) > LABEL_BYTES or "\0" in self.label:
@@ -78,6 +81,7 @@ def reserve(
     transport: Transport | None = None,
     align: int = 1,
     scope: Scope | None = None,
+    also: str | Iterable[str] = (),
     strict: bool = False,
     label: str = "",
     require: Enforcement | None = None,
@@ -92,12 +96,13 @@ def reserve(
     align: make the first port a multiple of this power of two.
     scope: who may use the ports. Without it all processes of your user, because a server that you start is another
         process; in held mode this process. ``"process"`` and ``"cgroup"`` (yours and those below) are the others.
+    also: others that may use the ports beside the scope, at most four: ``"unit=docker.service"``, ``["user=root", "group=7"]``.
     strict: only associated sockets may bind the ports.
     label: a name for listings and for error messages of others, at most 24 bytes; of a list, 16 are kept.
     require: ``"kernel"`` to fail where the kernel does not enforce; ``"held"`` to hold the ports in any case.
     timeout: how many seconds to wait for the agent.
     """
-    request = _Request(count, at, transport, align, scope, strict, label, require, timeout, ports)
+    request = _Request(count, at, transport, align, scope, strict, label, require, timeout, ports, also)
     steps = _steps(request)
     try:
         while True:
@@ -211,6 +216,7 @@ def _acquire_block(
             scope=_control.SCOPES.index(request.scope or "user"),
             align=request.align,
             label=label,
+            also=request._others,
         )
     except OSError as error:
         if error.errno != errno.EINPROGRESS:
@@ -240,6 +246,10 @@ def _hold(request: _Request) -> Reservation:
     if request.scope in ("user", "cgroup"):
         raise NotEnforcedError(
             errno.EOPNOTSUPP, f'scope="{request.scope}" needs the kernel: an administrator runs `portkeep up`'
+        )
+    if request._others:
+        raise NotEnforcedError(
+            errno.EOPNOTSUPP, "only the kernel can let others in (`also`): an administrator runs `portkeep up`"
         )
     held: list[_held.Block] = []
     try:

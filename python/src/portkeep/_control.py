@@ -23,13 +23,23 @@ STATES = {1: "pending", 2: "active", 3: "refused"}
 BOTH, STRICT, PERSISTENT = 1, 2, 0x80
 BY_TOKEN, BY_PORT, BY_NEXT = 1, 2, 3
 LABEL_BYTES = 24
+NAME_BYTES = 128
 
 # Structures only grow, so the oldest form with these fields is the only limit.
 _OLDEST_ABI = 2
-_ACQUIRE = struct.Struct("=HHIHHIQ24s")
+_ACQUIRE = struct.Struct("=HHIHHH2xQ24s")
+_OTHER = struct.Struct(f"=II{NAME_BYTES}s")
 _SELECT = struct.Struct("=HHB3xQ")
 _TOKEN = struct.Struct("=Q")
 _ROOM = 512
+
+
+class Other(NamedTuple):
+    """Another that may use the ports beside the scope: a user or group by its id, a unit by its name."""
+
+    kind: int
+    id: int
+    name: bytes
 
 
 class Version(NamedTuple):
@@ -108,8 +118,19 @@ def version(sock: socket.socket) -> Version | None:
     return found
 
 
-def acquire(sock: socket.socket, *, start: int, count: int, flags: int, scope: int, align: int, label: bytes) -> None:
-    sock.setsockopt(LEVEL, ACQUIRE, _ACQUIRE.pack(start, count, flags, scope, align, 0, 0, label))
+def acquire(
+    sock: socket.socket,
+    *,
+    start: int,
+    count: int,
+    flags: int,
+    scope: int,
+    align: int,
+    label: bytes,
+    also: tuple[Other, ...],
+) -> None:
+    request = _ACQUIRE.pack(start, count, flags, scope, align, len(also), 0, label)
+    sock.setsockopt(LEVEL, ACQUIRE, request + b"".join(_OTHER.pack(*other) for other in also))
 
 
 def granted(sock: socket.socket) -> Grant:

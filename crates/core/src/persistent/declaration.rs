@@ -91,8 +91,10 @@ impl Declaration {
     /// Why it cannot be a private ephemeral range, if it is to be one: a sentence without subject.
     pub fn no_range(ports: Option<&PortList>, audience: &Audience, strict: bool) -> Option<&'static str> {
         match audience {
-            // The kernel draws from one block.
-            _ if ports.is_some_and(|ports| ports.as_block().is_none()) => Some("has to be one block, not several"),
+            _ if ports.is_some_and(|ports| ports.as_block().is_none()) => Some(
+                "has to be one block, not several: the kernel draws from one block; reserve the others under another name, \
+                 without `ephemeral`",
+            ),
             _ if strict => Some("cannot be `strict` as well: only sockets that are not associated draw from it"),
             Audience::Administrators => Some("needs a user, group, unit or cgroup that it is for"),
             Audience::Several(_) => Some("is for one user, group, unit or cgroup, not for several"),

@@ -22,8 +22,8 @@ pub(crate) enum EtcdError {
     OtherCluster { expected: u64, found: u64 },
     /// It was restored from a backup, or lost what it had acknowledged.
     #[error(
-        "this etcd is older than what this host has seen (revision {found}, and it has seen {seen}): it was restored from \
-         a backup. Nothing is changed here. If the backup is what counts, remove the state file {file} and restart the daemon"
+        "this etcd is older than what this host has seen (it is at revision {found}, and lacks what was at {seen}): it was \
+         restored from a backup. Nothing is changed here. If the backup is what counts, remove the state file {file} and restart the daemon"
     )]
     Older { seen: i64, found: i64, file: String },
     /// It understood the request and did not carry it out.

@@ -123,6 +123,11 @@ impl Op {
         Self(json!({ "request_range": { "key": encode(key) } }))
     }
 
+    /// The key as it was at a revision.
+    pub(crate) fn get_at(key: &str, revision: i64) -> Self {
+        Self(json!({ "request_range": { "key": encode(key), "revision": revision } }))
+    }
+
     pub(crate) fn all(prefix: &Prefix) -> Self {
         let (key, end) = prefix.range();
         Self(json!({ "request_range": { "key": key, "range_end": end } }))

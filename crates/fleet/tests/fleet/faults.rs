@@ -220,6 +220,11 @@ fn f3_older_decisions_and_other_clusters_are_refused() {
     }
     is_enforced(&fleet, &["a", "b"], port);
     fleet.kill_daemon("b");
+    // It comes as far again by what others write.
+    for number in 0..40 {
+        let put = fleet.cluster.etcdctl(&["put", "/other", &number.to_string()]).output().unwrap();
+        assert!(put.status.success(), "{put:?}");
+    }
     let refused = fleet.fleet("b", &["daemon"]);
     refused.fails(1, &["older than what this host has seen", "remove the state file"]);
     // Another cluster.

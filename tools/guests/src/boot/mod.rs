@@ -33,7 +33,7 @@ pub(crate) struct Options {
     #[arg(long)]
     image: Option<PathBuf>,
     /// Give up on a boot after so many seconds
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 1800)]
     limit: u64,
     /// Show all that the guest prints
     #[arg(short, long)]
