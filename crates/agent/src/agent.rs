@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use portkeep::{Time, persistent::protocol::Latency};
+use portkeep::{
+    Time,
+    persistent::protocol::{Latency, socket_in},
+};
 use portkeep_core::Transport;
 use portkeep_kernel::EventKind;
 use portkeep_observe::sockets::Listing;
@@ -29,7 +32,7 @@ use super::{
     programs::{self, Programs},
     registry::{Registry, Tools},
     reserved_ports::{ReservedPorts, restore_all},
-    server::{self, Server},
+    server::Server,
     service::Service,
     set_aside::GiveBack,
     sweep::Sweep,
@@ -144,7 +147,7 @@ impl<'k> Agent<'k> {
             prober: Prober::marked(programs.config.secret),
             registry: Registry::open(&state, folder, root.clone()),
             netns: portkeep_kernel::netns::current_cookie().context("asking for the cookie of this namespace")?,
-            server: Server::listen(server::path_in(folder)).context("listening on the agent's socket")?,
+            server: Server::listen(socket_in(folder)).context("listening on the agent's socket")?,
             event_log: EventLog::new(policy.config().events.per_second, &programs.maps),
             latency: Latency::with_bounds(&LATENCY_BOUNDS),
             started: SystemTime::now().into(),

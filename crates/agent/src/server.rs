@@ -16,7 +16,7 @@ use std::{
     path::PathBuf,
 };
 
-use portkeep::persistent::protocol::{self, Answer, Event, Reason, Request};
+use portkeep::persistent::protocol::{Answer, Event, Reason, Request};
 use portkeep_observe::subordinate::Owners;
 use rustix::event::PollFlags;
 
@@ -175,9 +175,4 @@ fn connection_of(stream: UnixStream) -> Option<Connection> {
 fn turn_away(mut connection: Connection, why: &str) {
     connection.say_and_end(&refusal(Reason::Failed, format!("the agent has {why}; try again")));
     connection.is_over();
-}
-
-/// Path of the socket in the agent's folder.
-pub(super) fn path_in(folder: &std::path::Path) -> PathBuf {
-    protocol::socket_in(folder)
 }

@@ -14,7 +14,10 @@ use std::{
 };
 
 use portkeep::persistent::protocol;
-use portkeep_persist::{Store, store};
+use portkeep_persist::{
+    Store,
+    store::{self, boot_id},
+};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -48,11 +51,6 @@ pub(super) struct Held<'a> {
     runtime: &'a RuntimeDir,
     pub(super) state: State,
     _lock: File,
-}
-
-/// The kernel's name of this boot.
-pub(super) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + use<'_> {

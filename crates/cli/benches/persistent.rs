@@ -18,6 +18,7 @@ use portkeep::{
 };
 use portkeep_testkit::{
     machine::Machine,
+    report,
     sockets::{bind, tcp},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -70,15 +71,12 @@ impl Agent {
 
 /// Nanoseconds of one call: the median of many short rounds.
 fn median(mut work: impl FnMut()) -> f64 {
-    let mut rounds: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let begun = Instant::now();
-            (0..CALLS).for_each(|_| work());
-            begun.elapsed().as_nanos() as f64 / CALLS as f64
-        })
-        .collect();
-    rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
+    let round = |_| {
+        let begun = Instant::now();
+        (0..CALLS).for_each(|_| work());
+        begun.elapsed().as_nanos() as f64 / CALLS as f64
+    };
+    report::median((0..ROUNDS).map(round).collect())
 }
 
 /// A look-up, the bind of a port nobody reserved, and of one that is ours.
@@ -104,13 +102,7 @@ fn declare(machine: &Machine, count: u16) {
 }
 
 fn main() {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: not root");
-        return;
-    }
-    let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "bench");
-    machine.enter_network();
-    machine.cgroup.enter(std::process::id()).expect("into the cgroup");
+    let Some(machine) = Machine::of_benchmark(env!("CARGO_BIN_EXE_portkeep"), "bench") else { return };
     machine.portkeep(&["up"]).ok();
 
     // Reservations in force stay so without the agent, and is measured without it. Once before and once after the many,
@@ -129,9 +121,7 @@ fn main() {
     let few: Vec<f64> = before.into_iter().zip(after).map(|(before, after)| (before + after) / 2.0).collect();
     machine.portkeep(&["down"]).ok();
 
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cores = thread::available_parallelism().map_or(0, usize::from);
-    println!("Linux {}, {cores} cores.\n", release.trim());
+    println!("{}.\n", report::machine());
     println!("| what | 1 | 10,000 | ratio | at most |\n|---|---:|---:|---:|---:|");
     let seconds = |took: Duration| format!("{:.3} s", took.as_secs_f64());
     let row = |what: &str, a: String, b: String, ratio: f64, limit: &str| {

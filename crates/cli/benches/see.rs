@@ -35,14 +35,8 @@ const HEAD: &str = "# What looking costs\n\nMade by `cargo bench -p portkeep-cli
                     commands are what they need beyond `true`, started in the same way and in turns with them.";
 
 fn main() {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: not root");
-        return;
-    }
+    let Some(machine) = Machine::of_benchmark(PORTKEEP, "bench-see") else { return };
     let web = build_web();
-    let machine = Machine::new(env!("CARGO_BIN_EXE_portkeep"), "bench-see");
-    machine.enter_network();
-    machine.cgroup.enter(std::process::id()).expect("into the cgroup");
     let configuration = machine.folder.path().join("root/etc/portkeep");
     fs::create_dir_all(&configuration).expect("a folder");
     fs::write(configuration.join("portkeep.toml"), "pool = \"2000-31999\"\n").expect("a file");

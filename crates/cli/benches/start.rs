@@ -5,7 +5,6 @@
 //! `cargo bench -p portkeep-cli --bench start [-- --write]` as root. With `--write` the table goes into `benchmarks.md`.
 
 use std::{
-    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -13,7 +12,7 @@ use std::{
 
 use portkeep_testkit::{
     machine::{Machine, keep_below},
-    report::{machine as described, median, put},
+    report::{machine as described, median, put_into_benchmarks},
 };
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
@@ -39,13 +38,7 @@ const WHO: &str = "`nft` lists the NAT rules, and the kernel goes through its ta
 bound and for the others";
 
 fn main() {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: not root");
-        return;
-    }
-    let machine = Machine::new(PORTKEEP, "bench-start");
-    machine.enter_network();
-    machine.cgroup.enter(std::process::id()).expect("into the cgroup");
+    let Some(machine) = Machine::of_benchmark(PORTKEEP, "bench-start") else { return };
     machine.portkeep(&["up"]).ok();
     let close = measure(&machine, ROUNDS[0], Duration::ZERO);
     let alone = measure(&machine, ROUNDS[1], PAUSE);
@@ -75,8 +68,7 @@ fn main() {
     }
     println!("{text}");
     if std::env::args().any(|word| word == "--write") {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/benchmarks.md");
-        put(&file, "start", &text).expect("the document is written");
+        put_into_benchmarks("start", &text).expect("the document is written");
     }
 }
 

@@ -18,7 +18,7 @@ use portkeep_core::PortSet;
 use portkeep_kernel::cgroup;
 use portkeep_observe::{PortUse, Usage, process, sysctl, usage};
 
-use crate::{DONE, Io, NOTHING, persist::view, pins::Pins, sources::Sources, status, survey, units};
+use crate::{DONE, Io, NOTHING, persist::view, sources::Places, status, survey, units};
 
 const AFTER_HELP: &str = "\
 Looks at the sockets that listen in this network namespace, and prints a drop-in file for each service: its ports, reserved for its unit, \
@@ -44,9 +44,7 @@ pub(crate) struct Args {
     #[arg(long)]
     write: bool,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 /// The folder that the files are for.
@@ -60,16 +58,17 @@ struct DropIn {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let reserved = survey::all(&args.pins).unwrap_or_default();
-    let declared = view::all(&args.sources, &reserved);
-    let enforced = status::of(&args.pins, io)?.enforced_in;
+    let Places { pins, sources } = &args.places;
+    let reserved = survey::all(pins).unwrap_or_default();
+    let declared = view::all(sources, &reserved);
+    let enforced = status::of(pins, io)?.enforced_in;
     let all = PortRange::inclusive(1, u16::MAX)?;
     let usage = Usage::bound(&[(all, Transports::Both)]).context("looking for sockets")?;
     if !usage.all {
         io.warning("only root can see the processes of other users, and services are among them");
     }
     let ephemeral = sysctl::local_port_range().ok().flatten();
-    let sockets = units::enabled_sockets(args.sources.root());
+    let sockets = units::enabled_sockets(sources.root());
     let place = Place { sockets, depth: enforced.map_or(0, |path| names(Path::new(&path)).len()), ephemeral };
     let mut found = Found::default();
     for one in usage.ports.values() {
@@ -82,7 +81,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         found.left_out.clear();
     }
     let files = found.drop_ins(SystemTime::now().into());
-    let folder = args.sources.root().join(FOLDER);
+    let folder = sources.root().join(FOLDER);
     let mut written = 0;
     for DropIn { file, text } in &files {
         let path = folder.join(file);
@@ -216,8 +215,8 @@ fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
         let unit = units.next().map_or_else(|| format!("socket-{}.socket", socket.port), |(name, ..)| name.clone());
         return Ok(Owner { unit, by_systemd: true });
     }
-    let path = cgroup::of_process(process.pid).zip(cgroup::root());
-    let below = path.and_then(|(path, root)| path.strip_prefix(root).map(names).ok()).unwrap_or_default();
+    let below = cgroup::of_process(process.pid).and_then(|path| cgroup::below_root(&path));
+    let below = below.as_deref().map(names).unwrap_or_default();
     match process::unit_in(&below, place.depth) {
         Some(unit) if unit.ends_with(".service") && !unit.starts_with("user@") => {
             Ok(Owner { unit: unit.to_owned(), by_systemd: false })

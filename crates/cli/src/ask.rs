@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use portkeep::{
     Align, PortList, Transports,
-    persistent::{Account, Audience, Others, protocol::Reason},
+    persistent::{Account, Audience, Correction, Others, protocol::Reason},
 };
 use portkeep_core::time;
 use portkeep_observe::accounts;
 
-use crate::{exit::refused, patience, ports};
+use crate::{
+    exit::refused,
+    patience,
+    ports::{self, OfTransport},
+};
 
 /// The variable that stands for --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
@@ -24,15 +28,8 @@ pub(crate) struct Ask {
     /// Number of ports, in a row [default: 1]
     #[arg(short = 'n', long = "count", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     wanted: Option<u16>,
-    /// TCP ports [default]
-    #[arg(long, group = "transport")]
-    tcp: bool,
-    /// UDP ports
-    #[arg(long, group = "transport")]
-    udp: bool,
-    /// The same numbers for TCP and UDP
-    #[arg(long, group = "transport")]
-    both: bool,
+    #[command(flatten)]
+    transports: OfTransport,
     /// These ports, as 80,443 or 5000-5019/udp
     #[arg(short, long, value_name = "LIST", value_parser = ports::text, conflicts_with_all = ["wanted", "align"])]
     pub(crate) ports: Option<String>,
@@ -94,13 +91,14 @@ impl Ask {
 
     /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
     pub(crate) fn for_range(&self, count: u16) -> Self {
-        let both = self.both || !(self.tcp || self.udp);
-        Self { wanted: Some(count), ports: None, align: Align::ANY, both, ..self.clone() }
+        let mut range = Self { wanted: Some(count), ports: None, align: Align::ANY, ..self.clone() };
+        range.transports.both |= range.transports.named().is_none();
+        range
     }
 
     /// The ports, if they are named, and the transports. Errors in them are reported before any request.
     pub(crate) fn ports(&self) -> anyhow::Result<(Option<PortList>, Transports)> {
-        let option = ports::transports(self.tcp, self.udp, self.both);
+        let option = self.transports.named();
         let Some(text) = &self.ports else { return Ok((None, option.unwrap_or(Transports::Tcp))) };
         let (list, transports) = ports::resolve(text, option).map_err(|why| refused(Reason::Malformed, why))?;
         Ok((Some(list), transports))
@@ -126,10 +124,11 @@ fn other(text: &str) -> Result<Audience, String> {
         }
         _ => return Err("write unit=NAME, user=NAME or group=NAME".into()),
     };
-    read.map_err(|error| match error.help() {
-        Some(help) if help.starts_with("write \"") || help.starts_with("name an instance") => {
-            format!("{error}; {help}")
+    read.map_err(|error| match error.correction() {
+        Some(Correction::Root) => {
+            format!("{error}; systemd binds the ports of a socket unit, as root: write user=root")
         }
+        Some(correction @ Correction::Write(_)) => format!("{error}; {correction}"),
         _ => error.to_string(),
     })
 }

@@ -1,6 +1,6 @@
 //! The exit status of every command: one table.
 
-use std::{ffi::OsStr, io};
+use std::io;
 
 use portkeep::{
     AcquireError,
@@ -11,7 +11,7 @@ use portkeep::{
 };
 use portkeep_kernel::InstanceError;
 
-use crate::{Io, NOTHING, USAGE, signals};
+use crate::signals;
 
 /// An exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,11 @@ pub enum Exit {
     /// `run`: there is no such command.
     NotFound = 127,
 }
+
+pub(crate) const DONE: u8 = Exit::Done.code();
+pub(crate) const FAILED: u8 = Exit::Failed.code();
+pub(crate) const USAGE: u8 = Exit::Usage.code();
+pub(crate) const NOTHING: u8 = Exit::Nothing.code();
 
 impl Exit {
     /// All of them.
@@ -115,14 +120,12 @@ fn reason_of(cause: &(dyn std::error::Error + 'static)) -> Option<Reason> {
     }
 }
 
-/// Report that a command cannot be started. Returns the exit status.
-pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.error(format_args!("{}: {error}", program.display()));
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
-    exit.code()
-}
-
 /// A failure in words, for which no other error type has them.
 pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> anyhow::Error {
     Refused { reason, message: message.into() }.into()
+}
+
+/// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.
+pub(crate) fn ran_out(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("(os error 24)")
 }

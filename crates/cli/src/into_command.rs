@@ -5,7 +5,8 @@
 //! command only then.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
+    io,
     os::unix::process::CommandExt,
     process::{self, Command},
 };
@@ -13,7 +14,7 @@ use std::{
 use anyhow::Context;
 use portkeep::persistent::Account;
 
-use crate::{Exit, Io, exit::not_started, user::User};
+use crate::{Exit, Io, user::User};
 
 /// Name of the command, which is none for people.
 pub(crate) const NAME: &str = "run-command";
@@ -47,6 +48,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let error = command.exec();
     Ok(not_started(program, &error, io))
+}
+
+/// Report that a command cannot be started. Returns the exit status.
+pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
+    io.error(format_args!("{}: {error}", program.display()));
+    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
+    exit.code()
 }
 
 /// Whether the sockets that systemd passed are for this process.

@@ -4,16 +4,16 @@ use anyhow::Context;
 use nix::unistd::{Gid, Uid, getgroups};
 use portkeep::{
     Info, State,
-    persistent::{Account, Audience, Name},
+    persistent::{Audience, Name},
 };
 use portkeep_kernel::cgroup;
 use portkeep_observe::{accounts, process};
 
-use crate::{Io, persist::view, pins::Pins, sources::Sources, user::User};
+use crate::{Io, persist::view, sources::Places, user::User};
 
 /// The reservation of this name, in force in this network namespace.
-pub(crate) fn find(name: &Name, pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<Info> {
-    let declared = view::look(pins, sources, io)?.declared;
+pub(crate) fn find(name: &Name, places: &Places, io: &mut Io<'_>) -> anyhow::Result<Info> {
+    let declared = view::look(places, io)?.declared;
     let of_name: Vec<Info> = declared.into_iter().filter(|info| info.name.as_deref() == Some(name.as_str())).collect();
     let Some(found) = of_name.iter().find(|info| info.state == State::Active).or(of_name.first()) else {
         anyhow::bail!("there is no persistent reservation {name} (see `portkeep persist list`)");
@@ -34,20 +34,18 @@ pub(crate) fn find(name: &Name, pins: &Pins, sources: &Sources, io: &mut Io<'_>)
 pub(crate) fn outside(info: &Info, user: Option<&User>) -> Option<String> {
     let audience = info.audience.as_ref()?;
     let uid = user.map_or_else(|| Uid::current().as_raw(), User::uid);
-    let inside = audience.each().iter().any(|one| is_inside(one, uid, user));
-    if inside {
+    if is_inside(audience, uid, user) {
         return None;
     }
-    let remedy = audience.each().iter().find_map(|one| match one {
-        Audience::User(Account::Name(name)) => Some(format!("; add --user {name}")),
-        Audience::User(Account::Id(uid)) => Some(format!("; add --user {}", accounts::user_name(*uid))),
+    let named = accounts::named(audience);
+    let remedy = named.each().iter().find_map(|one| match one {
+        Audience::User(user) => Some(format!("; add --user {user}")),
         _ => None,
     });
     let remedy = remedy.unwrap_or_default();
     let name = info.name.as_deref().unwrap_or_default();
     Some(format!(
-        "the reservation {name} is for {}, and the command runs as {}: its binds of these ports are refused{remedy}",
-        accounts::named(audience),
+        "the reservation {name} is for {named}, and the command runs as {}: its binds of these ports are refused{remedy}",
         accounts::user_name(uid)
     ))
 }
@@ -62,10 +60,9 @@ fn is_inside(audience: &Audience, uid: u32, user: Option<&User>) -> bool {
             None => Gid::current().as_raw() == gid || getgroups().is_ok_and(|all| all.contains(&Gid::from_raw(gid))),
         }),
         Audience::Unit(unit) => own_cgroup().and_then(|own| process::unit_of(&own)).as_ref() == Some(unit),
-        Audience::Cgroup(path) => own_cgroup().is_some_and(|own| {
-            let below = cgroup::root().and_then(|root| own.strip_prefix(root).ok().map(|own| own.to_owned()));
-            below.is_some_and(|own| own.starts_with(path.trim_start_matches('/')))
-        }),
+        Audience::Cgroup(path) => own_cgroup()
+            .and_then(|own| cgroup::below_root(&own))
+            .is_some_and(|own| own.starts_with(path.trim_start_matches('/'))),
     }
 }
 

@@ -41,6 +41,7 @@ mod run;
 mod signals;
 mod sources;
 mod status;
+mod streams;
 mod subgroup;
 mod substitute;
 mod survey;
@@ -52,6 +53,7 @@ mod user;
 mod waiting;
 mod watch;
 mod who;
+mod whole_file;
 
 use std::{
     ffi::OsString,
@@ -59,27 +61,24 @@ use std::{
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use portkeep::persistent::protocol::{Reason, Refused};
+use portkeep::persistent::protocol::Reason;
 use portkeep_agent as agent;
 use portkeep_observe::process;
-use table::Look;
 
 pub use exit::Exit;
+use exit::{DONE, FAILED, NOTHING, USAGE, ran_out};
+pub use streams::Io;
 
 /// For `portkeep-fleet`, whose `run` treats its command as this one does.
 pub mod command {
     pub use crate::{
+        ports::OfTransport,
         run::exit_code,
         signals::Forwarder,
         substitute::{environment, fill_in},
         table::write as write_table,
     };
 }
-
-const DONE: u8 = Exit::Done.code();
-const FAILED: u8 = Exit::Failed.code();
-const USAGE: u8 = Exit::Usage.code();
-const NOTHING: u8 = Exit::Nothing.code();
 
 /// Without the empty lines that clap leaves around the usage: there are many commands.
 const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\nCommands:\n{subcommands}\n\n\
@@ -130,110 +129,6 @@ enum Command {
     /// Show the version
     #[command(hide = true)]
     Version,
-}
-
-/// Where a command writes. A command started by `run` inherits the real streams.
-pub struct Io<'a> {
-    /// The request.
-    out: Box<dyn Write + 'a>,
-    /// Everything else.
-    err: Box<dyn Write + 'a>,
-    /// A JSON value was printed.
-    answered: bool,
-    /// The errors that were printed.
-    errors: Vec<String>,
-    /// Standard error is a terminal with colours.
-    colour: bool,
-}
-
-impl std::fmt::Debug for Io<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Io").finish_non_exhaustive()
-    }
-}
-
-impl Io<'static> {
-    /// The streams of this process.
-    pub fn standard() -> Self {
-        Self { colour: table::has_colour(&io::stderr()), ..Self::new(Output(io::stdout()), io::stderr()) }
-    }
-}
-
-/// Standard output, whose errors say that it was this that could not be written.
-struct Output(io::Stdout);
-
-impl Output {
-    fn named(error: io::Error) -> io::Error {
-        io::Error::new(error.kind(), format!("writing to standard output: {error}"))
-    }
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(Self::named)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush().map_err(Self::named)
-    }
-}
-
-impl<'a> Io<'a> {
-    /// Standard output and standard error of a command.
-    pub fn new(out: impl Write + 'a, err: impl Write + 'a) -> Self {
-        Self { out: Box::new(out), err: Box::new(err), answered: false, errors: Vec::new(), colour: false }
-    }
-}
-
-impl Io<'_> {
-    /// The command fails, or a part of it.
-    fn error(&mut self, text: impl std::fmt::Display) {
-        let text = text.to_string();
-        self.message("error:", Look::Error, &text);
-        self.errors.push(text);
-    }
-
-    /// The command goes on, and the result is less than the user may expect.
-    fn warning(&mut self, text: impl std::fmt::Display) {
-        self.message("warning:", Look::Warning, text);
-    }
-
-    /// Something the user should know.
-    fn note(&mut self, text: impl std::fmt::Display) {
-        self.message("note:", Look::Note, text);
-    }
-
-    /// The one place that prints messages. In one piece, since others may write to the same stream. A failure to print one
-    /// is ignored: the command does its work all the same.
-    fn message(&mut self, severity: &str, look: Look, text: impl std::fmt::Display) {
-        let severity = look.if_colour(self.colour).of(severity);
-        let _ = self.err.write_all(format!("{severity} {text}\n").as_bytes());
-    }
-
-    /// An error that only shows when the arguments are taken together.
-    fn usage(&mut self, text: impl std::fmt::Display) -> u8 {
-        self.error(text);
-        USAGE
-    }
-
-    /// The value of a command with `--json` that failed and has printed none: the errors as a refusal.
-    fn refuse(&mut self, reason: Reason) {
-        let message = std::mem::take(&mut self.errors).join("; ");
-        if !self.answered {
-            // Standard error has the text all the same.
-            let _ = self.json(&Refused { reason, message });
-        }
-    }
-
-    /// One JSON value on a line of its own.
-    fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        self.answered = true;
-        // In one piece: others may write to the same stream.
-        let mut line = serde_json::to_vec(value)?;
-        line.push(b'\n');
-        self.out.write_all(&line)?;
-        Ok(self.out.flush()?)
-    }
 }
 
 /// The table of commands: help texts, manual pages and completions are made from it.
@@ -315,11 +210,6 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
 fn may_show_help(args: &[OsString]) -> bool {
     let asks = |word: &[u8]| word == b"help" || (word.starts_with(b"-") && word.contains(&b'h'));
     args.len() <= 2 || args.iter().take_while(|word| *word != "--").any(|word| asks(word.as_encoded_bytes()))
-}
-
-/// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.
-fn ran_out(error: &anyhow::Error) -> bool {
-    format!("{error:#}").contains("(os error 24)")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -18,24 +18,56 @@ pub(crate) fn resolve(text: &str, option: Option<Transports>) -> Result<(PortLis
     Ports::resolve(text, option, &services()).map_err(|error| error.on_one_line())
 }
 
-/// The transports that the options --tcp, --udp and --both say.
-pub(crate) const fn transports(tcp: bool, udp: bool, both: bool) -> Option<Transports> {
-    match (tcp, udp, both) {
-        (.., true) => Some(Transports::Both),
-        (_, true, _) => Some(Transports::Udp),
-        (true, ..) => Some(Transports::Tcp),
-        (false, false, false) => None,
+/// The transports of a request.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "transport", multiple = false)]
+pub struct OfTransport {
+    /// TCP ports [default]
+    #[arg(long, hide_short_help = true)]
+    tcp: bool,
+    /// UDP ports
+    #[arg(long)]
+    udp: bool,
+    /// The same numbers for TCP and UDP
+    #[arg(long)]
+    pub(crate) both: bool,
+}
+
+impl OfTransport {
+    /// Those that an option names.
+    pub const fn named(&self) -> Option<Transports> {
+        match (self.tcp, self.udp, self.both) {
+            (.., true) => Some(Transports::Both),
+            (_, true, _) => Some(Transports::Udp),
+            (true, ..) => Some(Transports::Tcp),
+            (false, false, false) => None,
+        }
     }
 }
 
-pub(crate) fn tcp(text: &str) -> Result<PortList, String> {
-    resolve(text, Some(Transports::Tcp)).map(|(ports, _)| ports)
+/// The ports of one persistent reservation.
+#[derive(Debug, clap::Args)]
+#[group(id = "numbers", multiple = false)]
+pub(crate) struct Numbers {
+    /// Exactly these TCP ports
+    #[arg(long, value_name = "PORTS", value_parser = |text: &str| of(text, Transports::Tcp), help_heading = "Ports")]
+    tcp: Option<PortList>,
+    /// Exactly these UDP ports
+    #[arg(long, value_name = "PORTS", value_parser = |text: &str| of(text, Transports::Udp), help_heading = "Ports")]
+    udp: Option<PortList>,
+    /// Exactly these ports for TCP and UDP
+    #[arg(long, value_name = "PORTS", value_parser = |text: &str| of(text, Transports::Both), help_heading = "Ports")]
+    both: Option<PortList>,
 }
 
-pub(crate) fn udp(text: &str) -> Result<PortList, String> {
-    resolve(text, Some(Transports::Udp)).map(|(ports, _)| ports)
+impl Numbers {
+    /// Those that an option names.
+    pub(crate) fn named(&self) -> Option<(PortList, Transports)> {
+        let all = [(&self.tcp, Transports::Tcp), (&self.udp, Transports::Udp), (&self.both, Transports::Both)];
+        all.into_iter().find_map(|(ports, transports)| Some((ports.clone()?, transports)))
+    }
 }
 
-pub(crate) fn both(text: &str) -> Result<PortList, String> {
-    resolve(text, Some(Transports::Both)).map(|(ports, _)| ports)
+fn of(text: &str, transports: Transports) -> Result<PortList, String> {
+    resolve(text, Some(transports)).map(|(ports, _)| ports)
 }

@@ -69,7 +69,7 @@ impl Which {
                     && reservation.ports().is_some_and(|ports| wanted.list.overlaps(&ports.into()))
                     && reservation
                         .transports()
-                        .is_some_and(|all| wanted.transports.is_none_or(|each| all.bits() & each.bits() != 0))
+                        .is_some_and(|all| wanted.transports.is_none_or(|each| all.overlaps(each)))
             }
         }
     }

@@ -58,7 +58,7 @@ fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Ve
         None => find(&maps, |_| true)?,
         Some(blocks) => find(&maps, |each| {
             let Some((its_ports, its_transports)) = each.ports().zip(each.transports()) else { return false };
-            let mut wanted = blocks.iter().filter(|(_, transports)| transports.bits() & its_transports.bits() != 0);
+            let mut wanted = blocks.iter().filter(|(_, transports)| transports.overlaps(its_transports));
             wanted.any(|(ports, _)| ports.common(its_ports).is_some())
         })?,
     };

@@ -17,13 +17,12 @@ use crate::{
     ask::{Ask, LABEL},
     beside::{self, Inside, Sides},
     claim::{Claim, Grant, Kind, Watch},
-    exit::not_started,
     into_command, lent,
     level::{Level, Place, Served, only_held},
     once,
     pins::served_here,
     signals::Forwarder,
-    sources::{ConfigFile, Sources},
+    sources::{ConfigFile, Places, Sources},
     substitute::{environment, fill_in},
     user::User,
 };
@@ -136,7 +135,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let user = args.user.as_ref().map(User::of).transpose()?;
     user.as_ref().map(User::check).transpose()?;
     let lent = match &args.reservation {
-        Some(name) => Some(lent::find(name, &args.place.pins, &Sources::of(&args.config), io)?),
+        Some(name) => {
+            let places = Places { pins: args.place.pins.clone(), sources: Sources::of(&args.config) };
+            Some(lent::find(name, &places, io)?)
+        }
         None => None,
     };
     if let Some(why) = lent.as_ref().and_then(|lent| lent::outside(lent, user.as_ref())) {
@@ -182,14 +184,14 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let grants: Vec<Grant> = prepared.claims().map(Claim::grant).collect();
     if let Some(inside) = inside {
-        return Ok(not_started(program, &inside.become_it(&mut command, &grants, forwarder)?, io));
+        return Ok(into_command::not_started(program, &inside.become_it(&mut command, &grants, forwarder)?, io));
     }
     let watches: Vec<Watch> = grants.iter().map(|grant| grant.watch(|reason| Io::standard().error(reason))).collect();
     let ended = forwarder.run(&mut command);
     drop(watches);
     Ok(match ended {
         Ok(status) => exit_code(status.code(), status.signal()),
-        Err(error) => not_started(program, &error, io),
+        Err(error) => into_command::not_started(program, &error, io),
     })
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use portkeep_persist::{Config, config};
 
-use crate::help::ADVANCED;
+use crate::{help::ADVANCED, pins::Pins};
 
 /// The configuration file that commands read.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -61,6 +61,15 @@ pub(crate) struct Sources {
     /// The system whose files are read, where it is mounted [default: /]
     #[arg(long, value_name = "DIR", env = "PORTKEEP_ROOT", hide_env_values = true, help_heading = ADVANCED)]
     root: Option<PathBuf>,
+}
+
+/// Where kernel enforcement and the declarations of a machine are.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Places {
+    #[command(flatten)]
+    pub(crate) pins: Pins,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
 }
 
 impl Sources {

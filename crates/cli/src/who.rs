@@ -134,16 +134,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
         }
     }
+    let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && socket.remaining.is_none();
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
         io.note("only root can see other users' processes and NAT rules");
     }
     Ok(if anybody { DONE } else { NOTHING })
-}
-
-/// Whether more could be known of it.
-fn is_unseen(socket: &BoundSocket) -> bool {
-    socket.process.is_none() && !socket.kernel && socket.remaining.is_none()
 }
 
 /// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
@@ -159,11 +155,6 @@ fn reserved(pins: &Pins, blocks: Option<&Blocks>, io: &mut Io<'_>) -> anyhow::Re
             Ok(Vec::new())
         }
     }
-}
-
-/// Whether a reservation has one of these ports.
-fn has_one(info: &Info, ports: PortRange, transports: Transports) -> bool {
-    info.transports.bits() & transports.bits() != 0 && info.ports.overlaps(&ports.into())
 }
 
 /// Reservations by their ports: there can be as many as ports that are asked for.
@@ -208,7 +199,9 @@ impl Look {
         rules: nat::Reading,
     ) -> anyhow::Result<Self> {
         // The rest of their reservations is shown with its sockets, too.
-        here.retain(|info| blocks.iter().any(|(ports, transports)| has_one(info, *ports, *transports)));
+        here.retain(|info| {
+            blocks.iter().any(|(ports, of)| info.transports.overlaps(*of) && info.ports.overlaps(&(*ports).into()))
+        });
         let wanted = [blocks, &survey::in_use(&here)?].concat();
         let usage = Usage::of(&wanted).context("looking for sockets")?;
         survey::enter_sockets(&mut here, &usage)?;

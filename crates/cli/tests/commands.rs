@@ -270,7 +270,7 @@ fn the_holder_of_a_released_reservation_gets_a_message() {
 }
 
 #[test]
-fn a_transient_kernel_part_goes_with_the_last_run() {
+fn transient_kernel_enforcement_goes_with_the_last_run() {
     let machine = machine!("transient");
     // Two of them, of which the first ends first.
     let nested = "portkeep status --json; portkeep run -- sh -c 'echo $PORT'".replace("portkeep", PORTKEEP);

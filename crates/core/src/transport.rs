@@ -85,6 +85,11 @@ impl Transports {
         self.bits() & transport.bit() != 0
     }
 
+    /// Whether a transport is in both.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.bits() & other.bits() != 0
+    }
+
     /// The single transports, TCP first.
     pub fn iter(self) -> impl Iterator<Item = Transport> {
         Transport::ALL.into_iter().filter(move |transport| self.contains(*transport))

@@ -6,6 +6,7 @@ use portkeep::{
     Align, Transports,
     persistent::{Account, Audience, Name, protocol::Reason},
 };
+use portkeep_cli::command::OfTransport;
 use portkeep_observe::accounts::known_user;
 use rustix::process::getuid;
 
@@ -36,12 +37,8 @@ pub(crate) struct Ask {
     /// Exactly the block from this port on
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     at: Option<u16>,
-    /// UDP in place of TCP
-    #[arg(long, conflicts_with = "both")]
-    udp: bool,
-    /// TCP and UDP
-    #[arg(long)]
-    both: bool,
+    #[command(flatten)]
+    transports: OfTransport,
     /// The name under which others find the ports; of at most 32 characters
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
@@ -88,11 +85,6 @@ impl Ask {
             (Some(unit), _) => Audience::unit(unit).map_err(|error| malformed(error.to_string()))?,
             (None, user) => Audience::User(user.clone().unwrap_or_else(|| caller.clone())),
         };
-        let transports = match (self.udp, self.both) {
-            (_, true) => Transports::Both,
-            (true, false) => Transports::Udp,
-            (false, false) => Transports::Tcp,
-        };
         let here = serve::machine_name();
         Ok(Wanted {
             name,
@@ -100,7 +92,7 @@ impl Ask {
             count: self.count,
             align: self.align,
             at: self.at,
-            transports,
+            transports: self.transports.named().unwrap_or(Transports::Tcp),
             audience,
             by: format!("{caller}@{here}, pid {}", std::process::id()),
             patience: Duration::from_secs(self.timeout),

@@ -17,6 +17,7 @@ mod fence;
 mod look;
 mod manage;
 mod memory;
+mod output;
 mod parts;
 mod record;
 mod request;
@@ -33,12 +34,7 @@ pub mod fuzz;
 #[path = "../tests/scale/mod.rs"]
 mod scale;
 
-use std::{
-    fmt,
-    io::{self, Write},
-    process::ExitCode,
-    time::SystemTime,
-};
+use std::{process::ExitCode, time::SystemTime};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use portkeep::{
@@ -49,6 +45,7 @@ use portkeep_cli::Exit;
 
 use config::{Config, Options};
 use failure::Failure;
+use output::{complain, print_json};
 
 const AFTER_HELP: &str = "\
 A daemon on each host (`portkeep-fleet daemon`) reserves what etcd decides. etcd and the agent of each host must be running. The \
@@ -185,17 +182,4 @@ fn refused(error: &anyhow::Error) -> Refused {
         (None, None) => Reason::Failed,
     };
     Refused { reason, message: format!("{error:#}") }
-}
-
-/// One line on standard error.
-fn complain(severity: &str, message: impl fmt::Display) {
-    eprintln!("{severity}: {message}");
-}
-
-/// One JSON value on a line.
-fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
-    out.write_all(b"\n")?;
-    out.flush()
 }

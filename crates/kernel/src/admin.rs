@@ -186,29 +186,15 @@ impl Admin {
         self.run(Request { op: FORGET, account, limit: words, ..EMPTY }).map(drop)
     }
 
-    /// A word is about to be removed: programs do not touch it any more. EADDRINUSE: it is not vacant.
-    pub(crate) fn seal_word(&self, key: &WordKey) -> Result<(), AdminError> {
-        self.set_word_sealed(key, true)
-    }
-
-    /// It is not removed after all.
-    pub(crate) fn open_word(&self, key: &WordKey) -> Result<(), AdminError> {
-        self.set_word_sealed(key, false)
-    }
-
-    fn set_word_sealed(&self, key: &WordKey, sealed: bool) -> Result<(), AdminError> {
+    /// Sealed before it is removed: programs do not touch the word any more. EADDRINUSE: it is not vacant.
+    pub(crate) fn set_word_sealed(&self, key: &WordKey, sealed: bool) -> Result<(), AdminError> {
         let (transports, start) = (key.transport as u8, key.word * 64);
         self.run(Request { op: SEAL, netns: key.netns, transports, start, limit: sealed.into(), ..EMPTY }).map(drop)
     }
 
-    /// An account is about to be removed: nothing can be charged to it any more. EADDRINUSE: it holds something.
-    pub(crate) fn seal_quota(&self, account: u64) -> Result<(), AdminError> {
-        self.run(Request { op: SEAL_QUOTA, account, limit: 1, ..EMPTY }).map(drop)
-    }
-
-    /// It is not removed after all.
-    pub(crate) fn open_quota(&self, account: u64) -> Result<(), AdminError> {
-        self.run(Request { op: SEAL_QUOTA, account, limit: 0, ..EMPTY }).map(drop)
+    /// Sealed before it is removed: nothing can be charged to the account any more. EADDRINUSE: it holds something.
+    pub(crate) fn set_quota_sealed(&self, account: u64, sealed: bool) -> Result<(), AdminError> {
+        self.run(Request { op: SEAL_QUOTA, account, limit: sealed.into(), ..EMPTY }).map(drop)
     }
 
     /// Pool ports of a namespace that the kernel's automatic choice may give to anybody: wildcard requests come to them

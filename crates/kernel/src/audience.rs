@@ -33,6 +33,14 @@ pub(crate) fn names(audience: &Audience<u32>) -> Vec<(u32, &str)> {
     }
 }
 
+/// Whether the BPF programs can compare with its names.
+pub(crate) fn has_valid_names(audience: &Audience<u32>) -> bool {
+    let names = names(audience);
+    let is_valid = |name: &str| !name.is_empty() && name.len() < PLACE_NAME;
+    let is_root = matches!(audience, Audience::Cgroup(_)) && names.is_empty();
+    !is_root && names.len() <= PLACE_DEPTH as usize && names.iter().all(|(_, name)| is_valid(name))
+}
+
 /// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
 pub(crate) fn names_hash(audience: &Audience<u32>) -> u64 {
     let mut hash = 0u64;

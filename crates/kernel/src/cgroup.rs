@@ -33,6 +33,11 @@ pub fn root() -> Option<PathBuf> {
     })
 }
 
+/// The path of a cgroup's folder below the hierarchy's root, relative.
+pub fn below_root(folder: &Path) -> Option<PathBuf> {
+    folder.strip_prefix(root()?).ok().map(Path::to_owned)
+}
+
 /// The id the kernel knows a cgroup by: its inode number.
 pub fn id(path: &Path) -> io::Result<u64> {
     if !is_cgroup2(path) {

@@ -93,8 +93,7 @@ pub struct Loaded {
 /// How deep a cgroup is below the hierarchy's root.
 fn level_of(path: &Path) -> u32 {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let below = cgroup::root().and_then(|root| path.strip_prefix(root).ok().map(Path::to_owned));
-    below.map_or(0, |below| below.components().count() as u32)
+    cgroup::below_root(&path).map_or(0, |below| below.components().count() as u32)
 }
 
 fn open_cgroup(path: &Path) -> Result<(File, u64), LoadError> {

@@ -11,26 +11,10 @@ use portkeep_core::{PortRange, PortRangeError, Token, persistent::Audience, wire
 
 use crate::{
     admin::{Admin, AdminError, Created, Wanted},
-    audience::{PLACE_DEPTH, names, parts},
+    audience::{PLACE_DEPTH, has_valid_names, names, parts},
     layout::{PLACE_NAME, Place, PlaceKey, Reservation},
     maps::{MapAccessError, Maps, call},
 };
-
-fn check(audience: &Audience<u32>) -> Result<(), CreateError> {
-    let names = names(audience);
-    if names.iter().any(|(_, name)| name.is_empty() || name.len() >= PLACE_NAME) {
-        return Err(CreateError::Name);
-    }
-    match audience {
-        Audience::Cgroup(_) if names.is_empty() || names.len() > PLACE_DEPTH as usize => Err(CreateError::Name),
-        Audience::Administrators
-        | Audience::User(_)
-        | Audience::Group(_)
-        | Audience::Unit(_)
-        | Audience::Cgroup(_)
-        | Audience::Several(_) => Ok(()),
-    }
-}
 
 /// Why a persistent reservation was not created.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +88,9 @@ impl Claimed {
 impl Maps {
     /// Claim one block. The caller has to confirm or end it.
     pub fn claim_persistent(&mut self, admin: &Admin, netns: u64, wanted: &Wanted) -> Result<Claim, CreateError> {
-        check(&wanted.audience)?;
+        if !has_valid_names(&wanted.audience) {
+            return Err(CreateError::Name);
+        }
         let Created { id, token, start } = admin.create(netns, wanted)?;
         let claimed = PortRange::new(start, wanted.count)
             .map_err(CreateError::from)
@@ -126,7 +112,9 @@ impl Maps {
         (id, token): (u32, Token),
         wanted: &Wanted,
     ) -> Result<(), CreateError> {
-        check(&wanted.audience)?;
+        if !has_valid_names(&wanted.audience) {
+            return Err(CreateError::Name);
+        }
         let present = self.reservation(id)?;
         let scope = parts(&wanted.audience).0;
         // The kernel changes all that has no names in one step.

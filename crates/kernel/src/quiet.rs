@@ -65,7 +65,7 @@ impl Maps {
         for item in self.words() {
             let (key, word) = item?;
             // One that was sealed before: the last round was killed.
-            let seal = || word.sealed == 1 || word.is_vacant() && admin.seal_word(&key).is_ok();
+            let seal = || word.sealed == 1 || word.is_vacant() && admin.set_word_sealed(&key, true).is_ok();
             if quiet.contains_key(&key.netns) && seal() {
                 sealed.insert((key.netns, key.word, key.transport));
             }
@@ -80,7 +80,7 @@ impl Maps {
                 gone += 1;
                 *given_back.entry(word.payer).or_default() += 1;
             } else {
-                admin.open_word(&key)?;
+                admin.set_word_sealed(&key, false)?;
             }
         }
         let kept: BTreeSet<u64> = self.words().flatten().map(|(key, _)| key.netns).collect();
@@ -101,7 +101,7 @@ impl Maps {
 
     /// Namespaces come and go for ever, and each has an account of its own.
     fn forget_accounts(&mut self, admin: &Admin, mut accounts: BTreeSet<u64>) -> Result<(), ForgetError> {
-        accounts.retain(|account| admin.seal_quota(*account).is_ok());
+        accounts.retain(|account| admin.set_quota_sealed(*account, true).is_ok());
         if accounts.is_empty() {
             return Ok(());
         }
@@ -111,7 +111,7 @@ impl Maps {
                 Some(quota) if (quota.words, quota.pending, quota.limit) == (0, 0, 0) => {
                     let _ = self.quotas.remove(&account);
                 }
-                Some(_) => admin.open_quota(account)?,
+                Some(_) => admin.set_quota_sealed(account, false)?,
                 None => {}
             }
         }

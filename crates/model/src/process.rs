@@ -67,11 +67,6 @@ impl Model {
         self.process_mut(pid).uid = uid;
     }
 
-    /// The process changes its gid.
-    pub fn set_gid(&mut self, pid: Pid, gid: u32) {
-        self.process_mut(pid).gid = gid;
-    }
-
     /// `dup`: a second descriptor of the same socket.
     pub fn duplicate(&mut self, pid: Pid, descriptor: Descriptor) -> Result<Descriptor, Errno> {
         self.pass(pid, descriptor, pid)

@@ -41,7 +41,7 @@ impl Model {
                 (Access::Cgroup(one), Access::Cgroup(other)) => one == other && r.persistent == persistent,
                 _ => false,
             };
-            same && r.transports.bits() & transports.bits() != 0
+            same && r.transports.overlaps(transports)
         })
     }
 }

@@ -71,8 +71,7 @@ fn command_line(pid: u32) -> Option<String> {
 /// The systemd unit that a cgroup folder belongs to: the innermost that is a service or a scope (a container of the systemd
 /// driver is one). If there is none, the cgroup itself.
 pub fn unit_of(cgroup: &Path) -> Option<String> {
-    let root = cgroup::root()?;
-    let below = Path::new("/").join(cgroup.strip_prefix(&root).ok()?);
+    let below = Path::new("/").join(cgroup::below_root(cgroup)?);
     let is_unit = |name: &&str| name.ends_with(".service") || name.ends_with(".scope");
     let unit = below.iter().rev().filter_map(|part| part.to_str()).find(is_unit).map(str::to_owned);
     Some(unit.unwrap_or_else(|| below.display().to_string()))

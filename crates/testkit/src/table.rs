@@ -1,6 +1,6 @@
 //! The table of a benchmark's results.
 
-use std::{fmt, io, path::Path};
+use std::{fmt, io};
 
 use crate::report;
 
@@ -71,8 +71,7 @@ impl Table {
     ///
     /// If the file cannot be read or written.
     pub fn write(&self, name: &str, head: &str) -> io::Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/benchmarks.md");
-        report::put(&path, name, &format!("{head}\n\n{self}"))
+        report::put_into_benchmarks(name, &format!("{head}\n\n{self}"))
     }
 }
 

@@ -47,7 +47,7 @@ fn fault(object: &[u8], scenario: &str, late: u32) -> Option<String> {
 
 fn each_is_found(mutations: &[Mutation], late: u32) {
     if Command::new("clang-19").arg("--version").output().is_err() {
-        println!("SKIPPED: clang-19 is not installed, nothing was mutated");
+        portkeep_testkit::note("SKIPPED mutations: clang-19 is not installed, nothing was mutated");
         return;
     }
     let shipped = fs::read(source().join("portkeep.bpf.o")).expect("the checked-in object can be read");

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, sync::atomic::Ordering::SeqCst, time::Durat
 use anyhow::Result;
 use portkeep::{
     Info, State,
-    persistent::{Account, Audience, Lifetime, PersistentError, Proposal, Which},
+    persistent::{Account, Audience, Block, Lifetime, PersistentError, Proposal, Which},
 };
 use portkeep_core::{PortRange, Token, Transports, wire};
 use portkeep_kernel::cgroup;
@@ -140,7 +140,7 @@ impl Administrator {
         let transports = self.random.of(&[Transports::Tcp, Transports::Udp, Transports::Both]);
         let mut proposal = Proposal::new(name, ports, transports);
         if letter == 'c' && self.random.one_in(6) {
-            let block = portkeep::persistent::Block::Any { count: ports.count(), align: portkeep_core::Align::ANY };
+            let block = Block::Any { count: ports.count(), align: portkeep_core::Align::ANY };
             proposal.block = block;
         }
         proposal.audience(self.audience()).strict(self.random.one_in(4))
@@ -352,27 +352,8 @@ impl Drop for Administrator {
 
 /// A proposal as a drop-in says it.
 fn stanza(proposal: &Proposal) -> String {
-    let portkeep::persistent::Block::Ports(ports) = &proposal.block else { return String::new() };
-    let who = match &proposal.audience {
-        Audience::User(Account::Id(uid)) => format!("user = {uid}\n"),
-        Audience::Group(Account::Id(gid)) => format!("group = {gid}\n"),
-        Audience::Cgroup(path) => format!("cgroup = \"{path}\"\n"),
-        Audience::Administrators
-        | Audience::User(_)
-        | Audience::Group(_)
-        | Audience::Unit(_)
-        | Audience::Several(_) => "administrators = true\n".into(),
-    };
-    let key = match proposal.transports {
-        Transports::Tcp => "tcp",
-        Transports::Udp => "udp",
-        Transports::Both => "both",
-    };
-    format!(
-        "[[reservation]]\nname = \"{}\"\n{key} = \"{}-{}\"\n{who}strict = {}\n",
-        proposal.name,
-        ports.start(),
-        ports.last(),
-        proposal.strict
-    )
+    match &proposal.block {
+        Block::Ports(ports) => portkeep_persist::export([&proposal.declaration(ports.clone())]),
+        Block::Any { .. } => String::new(),
+    }
 }

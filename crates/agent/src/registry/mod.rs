@@ -23,9 +23,8 @@ use std::{
 
 use portkeep::{Info, State, persistent::Declaration};
 use portkeep_core::PortSet;
-use portkeep_persist::{Declared, Diagnostic, Store, Stored, dropin, merge};
+use portkeep_persist::{Declared, Diagnostic, Store, Stored, dropin, merge, store::boot_id};
 
-use crate::state::boot_id;
 use item::{Item, ItemState, not_in_force};
 use store_slot::StoreSlot;
 pub(super) use tools::Tools;

@@ -150,7 +150,7 @@ impl Tools<'_> {
         let new: Vec<PortRange> = declaration.ports.blocks().iter().filter(is_new).copied().collect();
         // The kernel has each port once, and a port in use is not to be had again.
         let overlaps = |block: &&PortRange| gone.iter().any(|(.., gone)| gone.overlaps(**block));
-        if was.transports.bits() & declaration.transports.bits() != 0
+        if was.transports.overlaps(declaration.transports)
             && let Some(block) = new.iter().find(overlaps)
         {
             let message = format!(

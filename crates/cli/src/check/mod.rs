@@ -5,7 +5,6 @@ mod kind;
 mod known;
 
 use std::{
-    collections::HashMap,
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -55,11 +54,6 @@ pub(crate) struct Args {
     #[command(flatten)]
     sources: Sources,
 }
-
-/// The beginning of such a message.
-const NOT_TOML: &str = "not TOML";
-/// So many of them are shown of a file.
-const MOST: usize = 5;
 
 /// The findings.
 #[derive(Debug, Default, Serialize)]
@@ -228,24 +222,12 @@ impl Findings {
     }
 
     fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        // As compilers do, so that editors find the place. A file of another kind has a mistake in each line.
-        let mut left_out = 0;
-        let mut shown: HashMap<&Path, usize> = HashMap::new();
-        for (severity, all) in [("error: ", &self.errors), ("warning: ", &self.warnings)] {
+        // As compilers do, so that editors find the place.
+        for (severity, all) in [("error", &self.errors), ("warning", &self.warnings)] {
             for each in all {
-                let of_file = shown.entry(&each.file).or_default();
-                *of_file += usize::from(each.message.starts_with(NOT_TOML));
-                if *of_file > MOST && each.message.starts_with(NOT_TOML) {
-                    left_out += 1;
-                    continue;
-                }
-                let mut each = each.clone();
-                each.message.insert_str(0, severity);
-                writeln!(out, "{each}")?;
+                let message = format!("{severity}: {}", each.message);
+                writeln!(out, "{}", Diagnostic { message, ..each.clone() })?;
             }
-        }
-        if left_out > 0 {
-            writeln!(out, "{left_out} more places that are not TOML are left out")?;
         }
         let s = |n: usize| if n == 1 { "" } else { "s" };
         let (files, reservations) = (self.files.len(), self.reservations);

@@ -3,7 +3,7 @@
 use portkeep::{BoundSocket, Info, State, persistent::Audience};
 use portkeep_observe::{Usage, usage};
 
-use super::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity};
 use crate::{asked, check, units, waiting};
 
 /// The same as `portkeep check`.

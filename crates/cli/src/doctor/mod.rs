@@ -1,28 +1,24 @@
 //! `doctor`: what is wrong on this machine, and what to do about it.
 
 mod declarations;
+mod finding;
 mod ports;
 mod servers;
 mod system;
 
-use std::{
-    io::{Write, stdout},
-    path::Path,
-};
+use std::io::{Write, stdout};
 
-use portkeep::Info;
 use portkeep_observe::Facts;
 use serde::Serialize;
 
 use crate::{
     DONE, FAILED, Io,
     persist::view,
-    pins::Pins,
-    reservations,
-    sources::Sources,
+    sources::Places,
     status, survey,
     table::{self, Look},
 };
+use finding::{Examined, Finding, Findings, Severity};
 
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
@@ -44,67 +40,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Severity {
-    /// Something does not work.
-    Error,
-    /// Something may not work.
-    Warning,
-    /// Something to know.
-    Note,
-}
-
-/// Something that was found, with its remedy.
-#[derive(Clone, Debug, Serialize)]
-struct Finding {
-    severity: Severity,
-    message: String,
-    help: Option<String>,
-}
-
-impl Finding {
-    fn new(severity: Severity, message: impl Into<String>) -> Self {
-        Self { severity, message: message.into(), help: None }
-    }
-
-    fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
-    }
-}
-
-/// The findings of a check, or why it could not look.
-type Findings = Result<Vec<Finding>, String>;
-
-/// All that the checks look at, gathered once.
-struct Examined<'a> {
-    sources: &'a Sources,
-    status: status::Status,
-    /// The reservations that can be seen, of all namespaces.
-    reserved: Vec<Info>,
-    /// All that is declared, in force or not.
-    declared: Vec<Info>,
-    facts: Facts,
-}
-
-impl Examined<'_> {
-    fn root(&self) -> &Path {
-        self.sources.root()
-    }
-
-    /// Reservations of this namespace, and declarations that are not in force, each once.
-    fn all(&self) -> impl Iterator<Item = &Info> {
-        let own = portkeep_kernel::netns::current_cookie().unwrap_or_default();
-        let here = self.reserved.iter().filter(move |info| reservations::is_here(info, own));
-        here.chain(self.declared.iter().filter(|info| info.state != portkeep::State::Active))
-    }
+    places: Places,
 }
 
 /// A check.
@@ -138,13 +74,14 @@ struct Checked {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let reserved = survey::all(&args.pins).unwrap_or_default();
+    let Places { pins, sources } = &args.places;
+    let reserved = survey::all(pins).unwrap_or_default();
     let examined = Examined {
-        status: status::of(&args.pins, io)?,
-        declared: view::all(&args.sources, &reserved),
+        status: status::of(pins, io)?,
+        declared: view::all(sources, &reserved),
         reserved,
         facts: Facts::here(),
-        sources: &args.sources,
+        sources,
     };
     let checked: Vec<Checked> = CHECKS
         .into_iter()

@@ -4,7 +4,7 @@ use portkeep::{Info, PortRange, Transport, persistent::Audience};
 use portkeep_core::PortSet;
 use portkeep_observe::{namespaces, process, sysctl};
 
-use super::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity};
 use crate::{agent::Overlap, asked, status::QuotaUse};
 
 /// The pool beside the ephemeral ports of every network namespace (N3).

@@ -9,7 +9,7 @@ use portkeep::{
 use portkeep_core::PortSet;
 use portkeep_observe::{Usage, accounts, usage};
 
-use super::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity};
 use crate::asked;
 
 /// Servers that bind as a user, mostly root, that is not in the audience of their ports, and serve as one that is.

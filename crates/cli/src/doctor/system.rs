@@ -8,7 +8,7 @@ use portkeep_kernel::{Obstacle, cgroup, hooks};
 use portkeep_observe::sockets::Listing;
 use rustix::{net::sockopt::socket_peercred, system::uname};
 
-use super::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity};
 
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (6, 1);

@@ -16,7 +16,7 @@ use portkeep::{
 use portkeep_kernel::netns;
 use serde::Serialize;
 
-use crate::{DONE, FAILED, Io, NOTHING, persist, pins::Pins, reservations, sources::Sources, survey};
+use crate::{DONE, FAILED, Io, NOTHING, persist, reservations, sources::Places, survey};
 
 const AFTER_HELP: &str = "\
 The syntax is netsh's: tags and values, or the values alone in their order. Words can be shortened as long as they are unambiguous. \
@@ -57,9 +57,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        pins: Pins,
-        #[command(flatten)]
-        sources: Sources,
+        places: Places,
     },
     /// Exclude a range: [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
     #[command(
@@ -89,9 +87,7 @@ pub(crate) struct Netsh {
     #[arg(value_name = "WORD", required = true)]
     words: Vec<String>,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 pub(crate) fn netsh(args: Netsh, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -100,7 +96,7 @@ pub(crate) fn netsh(args: Netsh, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(why) => return Ok(syntax(io, &why)),
     };
     let command = match verb {
-        "show" => Verb::Show { words, json: false, pins: args.pins, sources: args.sources },
+        "show" => Verb::Show { words, json: false, places: args.places },
         "add" => Verb::Add { words },
         _ => Verb::Delete { words },
     };
@@ -116,9 +112,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Ok(said) => said,
         Err(why) => return Ok(syntax(io, &why)),
     };
-    if let Verb::Show { json, pins, sources, .. } = &args.command {
+    if let Verb::Show { json, places, .. } = &args.command {
         let Some(protocol) = said.protocol else { return Ok(syntax(io, "protocol is missing")) };
-        return show(protocol, said.store.unwrap_or(Lifetime::UntilReboot), *json, (pins, sources), io);
+        return show(protocol, said.store.unwrap_or(Lifetime::UntilReboot), *json, places, io);
     }
     let (protocol, ports) = match said.block() {
         Ok(block) => block,
@@ -238,13 +234,7 @@ struct Row {
     administered: bool,
 }
 
-fn show(
-    protocol: Transport,
-    store: Lifetime,
-    json: bool,
-    (pins, sources): (&Pins, &Sources),
-    io: &mut Io<'_>,
-) -> anyhow::Result<u8> {
+fn show(protocol: Transport, store: Lifetime, json: bool, places: &Places, io: &mut Io<'_>) -> anyhow::Result<u8> {
     // Windows knows blocks only: a list is a row for each.
     let rows_of = |info: &Info, administered| {
         let row = |ports: &PortRange| Row { start: ports.start(), end: ports.last(), administered };
@@ -253,12 +243,12 @@ fn show(
     let mut rows: Vec<Row> = match store {
         Lifetime::UntilReboot => {
             let own = netns::current_cookie().context("finding out which network namespace this is")?;
-            let here = survey::all(pins)?.into_iter().filter(|info| reservations::is_here(info, own));
+            let here = survey::all(&places.pins)?.into_iter().filter(|info| reservations::is_here(info, own));
             let of_protocol = here.filter(|info| info.transports.contains(protocol));
             of_protocol.flat_map(|info| rows_of(&info, info.persistent)).collect()
         }
         Lifetime::UntilDeleted => {
-            let declared = persist::view::look(pins, sources, io)?.declared.into_iter();
+            let declared = persist::view::look(places, io)?.declared.into_iter();
             let stays = declared.filter(|info| info.transports.contains(protocol) && stays(info));
             stays.flat_map(|info| rows_of(&info, true)).collect()
         }

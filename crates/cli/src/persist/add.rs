@@ -9,13 +9,17 @@ use portkeep::{
 };
 
 use super::{
-    INSTEAD,
-    audience::{For, warn_if_missing},
-    connect, description, import,
+    agent::{INSTEAD, connect},
+    audience::{For, description, warn_if_missing},
+    import,
     show::environment,
-    write_whole,
 };
-use crate::{DONE, Io, ports, reservations};
+use crate::{
+    DONE, Io,
+    ports::{self, OfTransport},
+    reservations,
+    whole_file::write_whole,
+};
 
 const AFTER_HELP: &str = "\
 PORTS is a comma list of ports, ranges and names of /etc/services, with the transport behind it (80,443/tcp) or as an \
@@ -37,7 +41,6 @@ Examples:
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
-#[command(group = clap::ArgGroup::new("transport").args(["tcp", "udp", "both"]))]
 #[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
 pub(crate) struct Args {
     /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp
@@ -47,15 +50,8 @@ pub(crate) struct Args {
     #[arg(long)]
     name: Name,
 
-    /// TCP ports [default]
-    #[arg(long, help_heading = "Ports", hide_short_help = true)]
-    tcp: bool,
-    /// UDP ports
-    #[arg(long, help_heading = "Ports")]
-    udp: bool,
-    /// The same numbers for TCP and UDP
-    #[arg(long, help_heading = "Ports")]
-    both: bool,
+    #[command(flatten, next_help_heading = "Ports")]
+    transports: OfTransport,
     /// Any COUNT ports in a row, chosen now and kept
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
     any: Option<u16>,
@@ -97,7 +93,7 @@ pub(crate) struct Args {
 
 impl Args {
     fn proposal(&self) -> Result<Proposal, String> {
-        let option = ports::transports(self.tcp, self.udp, self.both);
+        let option = self.transports.named();
         let (block, transports) = match &self.ports {
             Some(text) => {
                 let (list, transports) = ports::resolve(text, option)?;

@@ -1,8 +1,9 @@
-//! The audience of a reservation on the command line.
+//! The audience and the description of a reservation on the command line.
 
 use std::path::Path;
 
-use portkeep::persistent::{Account, Audience};
+use portkeep::persistent::{Account, Audience, AudienceError, Correction};
+use portkeep_core::persistent::check_description;
 
 use crate::{Io, check::Known};
 
@@ -50,20 +51,25 @@ pub(super) fn warn_if_missing(audience: Option<&Audience>, io: &mut Io<'_>) {
 }
 
 fn unit(text: &str) -> Result<Audience, String> {
-    Audience::unit(text).map_err(|error| match error.help() {
-        // The help is for those who write a file.
-        Some(_) if text.ends_with(".socket") => {
-            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
-        }
-        Some(_) if text.contains('/') || text.ends_with(".slice") => format!("{error}; use --cgroup"),
-        Some(help) => format!("{error}; {help}"),
-        None => error.to_string(),
-    })
+    Audience::unit(text).map_err(corrected)
 }
 
 fn cgroup(text: &str) -> Result<Audience, String> {
-    Audience::cgroup(text).map_err(|error| match error.help() {
-        Some(help) => format!("{error}; {help}"),
+    Audience::cgroup(text).map_err(corrected)
+}
+
+/// One line for listings.
+pub(super) fn description(text: &str) -> Result<String, String> {
+    check_description(text).map(|()| text.to_owned())
+}
+
+fn corrected(error: AudienceError) -> String {
+    match error.correction() {
+        Some(Correction::Root) => {
+            format!("{error}; systemd binds the ports of a socket unit, as root: use --user root")
+        }
+        Some(Correction::Cgroup(_)) => format!("{error}; use --cgroup"),
+        Some(correction) => format!("{error}; {correction}"),
         None => error.to_string(),
-    })
+    }
 }

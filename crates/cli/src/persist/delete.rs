@@ -7,8 +7,8 @@ use portkeep::{
     persistent::{Name, PersistentError, Which},
 };
 
-use super::connect;
-use crate::{DONE, FAILED, Io, NOTHING, ports, reservations};
+use super::agent::connect;
+use crate::{DONE, FAILED, Io, NOTHING, ports::Numbers, reservations};
 
 const AFTER_HELP: &str = "\
 Deletes reservations that a command created. Ports and transports must match a reservation exactly. Sockets bound from \
@@ -28,25 +28,16 @@ pub(crate) struct Args {
     /// Their names
     #[arg(value_name = "NAME")]
     names: Vec<Name>,
-    /// The reservation of exactly these TCP ports
-    #[arg(long, value_name = "PORTS", value_parser = ports::tcp)]
-    tcp: Option<PortList>,
-    /// The reservation of exactly these UDP ports
-    #[arg(long, value_name = "PORTS", value_parser = ports::udp)]
-    udp: Option<PortList>,
-    /// The reservation of exactly these ports of both transports
-    #[arg(long, value_name = "PORTS", value_parser = ports::both)]
-    both: Option<PortList>,
+    #[command(flatten)]
+    numbers: Numbers,
     /// One JSON array of what was deleted
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let block = |ports: Option<PortList>, transports| ports.map(|ports| Which::Block { ports, transports });
-    let blocks =
-        [block(args.tcp, Transports::Tcp), block(args.udp, Transports::Udp), block(args.both, Transports::Both)];
-    let which = args.names.into_iter().map(Which::Name).chain(blocks.into_iter().flatten());
+    let block = args.numbers.named().map(|(ports, transports)| Which::Block { ports, transports });
+    let which = args.names.into_iter().map(Which::Name).chain(block);
 
     let mut agent = connect(None)?;
     let mut deleted = Vec::new();
@@ -82,8 +73,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// That no reservation has exactly these ports, and which one it may have been meant.
 pub(crate) fn not_exactly(declared: &[Info], ports: &PortList, transports: Transports) -> String {
-    let near =
-        declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.bits() & transports.bits() != 0);
+    let near = declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.overlaps(transports));
     let none = format!("no persistent reservation is exactly {ports}/{transports}");
     match near {
         Some(near) => {

@@ -8,8 +8,8 @@ use portkeep::{
     persistent::{Declaration, Origin},
 };
 
-use super::{view, write_whole};
-use crate::{DONE, Io, pins::Pins, sources::Sources};
+use super::view;
+use crate::{DONE, Io, sources::Places, whole_file::write_whole};
 
 const AFTER_HELP: &str = "\
 Writes the permanent reservations that commands created, in the form of a drop-in file. Reservations declared in files \
@@ -27,13 +27,11 @@ pub(crate) struct Args {
     #[arg(default_value = "-")]
     file: PathBuf,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let view = view::look(&args.pins, &args.sources, io)?;
+    let view = view::look(&args.places, io)?;
     if !view.with_store {
         bail!("the store cannot be read, so there is nothing to export");
     }

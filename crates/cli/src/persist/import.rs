@@ -20,7 +20,7 @@ use portkeep_observe::usage::in_use;
 use portkeep_persist::services;
 use serde::Serialize;
 
-use super::{INSTEAD, connect};
+use super::agent::{INSTEAD, connect};
 use crate::{DONE, FAILED, Io, agent::ephemeral_ports, reservations};
 
 const AFTER_HELP: &str = "\

@@ -6,10 +6,8 @@ use portkeep::{Info, State};
 
 use super::view;
 use crate::{
-    DONE, Io,
-    pins::Pins,
-    reservations,
-    sources::Sources,
+    DONE, Io, reservations,
+    sources::Places,
     table::{self, Look},
 };
 
@@ -29,13 +27,11 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let declared = view::look(&args.pins, &args.sources, io)?.declared;
+    let declared = view::look(&args.places, io)?.declared;
     if args.json {
         io.json(&declared)?;
         return Ok(DONE);

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use portkeep::persistent::{Change, Name};
 
-use super::{changed, connect};
+use super::agent::{changed, connect};
 use crate::{DONE, Io, reservations};
 
 const AFTER_HELP: &str = "\

@@ -2,16 +2,13 @@
 
 use std::io::Write;
 
-use portkeep::{
-    PortList, Transports,
-    persistent::{Change, Name},
-};
+use portkeep::persistent::{Change, Name};
 
 use super::{
-    audience::{For, warn_if_missing},
-    changed, connect, description,
+    agent::{changed, connect},
+    audience::{For, description, warn_if_missing},
 };
-use crate::{DONE, Io, ports, reservations};
+use crate::{DONE, Io, ports::Numbers, reservations};
 
 const AFTER_HELP: &str = "\
 For a reservation that a command created. Its other properties stay as they are. Outsiders cannot bind the ports meanwhile: \
@@ -31,7 +28,6 @@ Exit status: 3 if there is no such reservation";
 /// Change a persistent reservation
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, override_usage = "portkeep persist set <NAME> <OPTIONS>")]
-#[command(group = clap::ArgGroup::new("ports").args(["tcp", "udp", "both"]))]
 #[command(group = clap::ArgGroup::new("what").multiple(true).required(true)
     .args(["tcp", "udp", "both", "user", "group", "unit", "cgroup", "administrators", "strict", "ephemeral", "description"]))]
 pub(crate) struct Args {
@@ -39,16 +35,8 @@ pub(crate) struct Args {
     #[arg(hide_short_help = true)]
     name: Name,
 
-    /// These TCP ports from now on
-    #[arg(long, value_name = "PORTS", value_parser = ports::tcp, help_heading = "Ports")]
-    tcp: Option<PortList>,
-    /// These UDP ports from now on
-    #[arg(long, value_name = "PORTS", value_parser = ports::udp, help_heading = "Ports")]
-    udp: Option<PortList>,
-    /// The same numbers for TCP and UDP from now on
-    #[arg(long, value_name = "PORTS", value_parser = ports::both, help_heading = "Ports")]
-    both: Option<PortList>,
-
+    #[command(flatten)]
+    numbers: Numbers,
     #[command(flatten)]
     audience: For,
 
@@ -59,10 +47,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BOOL", hide_possible_values = true)]
     ephemeral: Option<bool>,
     /// Sockets of its audience may have the new ports already
-    #[arg(long, requires = "ports")]
+    #[arg(long, requires = "numbers")]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail
-    #[arg(long, requires = "ports")]
+    #[arg(long, requires = "numbers")]
     force: bool,
     /// One line about it, for `who` and `persist show`; empty for none
     #[arg(long, value_name = "TEXT", value_parser = description)]
@@ -74,12 +62,11 @@ pub(crate) struct Args {
 
 impl Args {
     fn change(&self) -> Result<Change, String> {
-        let block = [(&self.tcp, Transports::Tcp), (&self.udp, Transports::Udp), (&self.both, Transports::Both)];
-        let block = block.into_iter().find_map(|(ports, transports)| Some((ports.as_ref()?, transports)));
+        let (ports, transports) = self.numbers.named().unzip();
         Ok(Change {
             name: None,
-            ports: block.map(|(ports, _)| ports.clone()),
-            transports: block.map(|(_, transports)| transports),
+            ports,
+            transports,
             audience: self.audience.audience()?,
             strict: self.strict,
             ephemeral: self.ephemeral,

@@ -10,8 +10,7 @@ use portkeep_observe::{Usage, usage};
 
 use super::view;
 use crate::{
-    DONE, Io, NOTHING, local_time::local, pins::Pins, reservations, sources::Sources,
-    substitute::environment as variables_of,
+    DONE, Io, NOTHING, local_time::local, reservations, sources::Places, substitute::environment as variables_of,
 };
 
 const AFTER_HELP: &str = "\
@@ -41,13 +40,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "json")]
     env: bool,
     #[command(flatten)]
-    pins: Pins,
-    #[command(flatten)]
-    sources: Sources,
+    places: Places,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let declared = view::look(&args.pins, &args.sources, io)?.declared;
+    let declared = view::look(&args.places, io)?.declared;
     let mut found: Vec<Info> =
         declared.into_iter().filter(|info| info.name.as_deref() == Some(args.name.as_str())).collect();
     // One in conflict is nothing to go by.

@@ -1,15 +1,19 @@
 //! The declarations, as the agent reports them or, where none runs, as the files, the store and the BPF programs show them.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::Context;
 use portkeep::{
     Info, State,
     persistent::{Connection, PersistentError, protocol},
 };
-use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge};
+use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge, store::boot_id};
 
-use crate::{Io, patience, pins::Pins, reservations, sources::Sources, waiting};
+use crate::{
+    Io, patience, reservations,
+    sources::{Places, Sources},
+    waiting,
+};
 
 /// All that is declared.
 #[derive(Debug)]
@@ -21,17 +25,17 @@ pub(crate) struct View {
 }
 
 /// Look. Gaps are reported.
-pub(crate) fn look(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
+pub(crate) fn look(places: &Places, io: &mut Io<'_>) -> anyhow::Result<View> {
     let mut view = match Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list()) {
         Ok(declared) => View { declared, with_store: true },
-        Err(PersistentError::AgentAbsent { .. }) => without_agent(pins, sources, io)?,
+        Err(PersistentError::AgentAbsent { .. }) => without_agent(places, io)?,
         Err(error) => return Err(error.into()),
     };
     view.declared.sort_by_key(|info| (info.ports.clone(), info.transports, info.name.clone()));
     Ok(view)
 }
 
-fn without_agent(pins: &Pins, sources: &Sources, io: &mut Io<'_>) -> anyhow::Result<View> {
+fn without_agent(Places { pins, sources }: &Places, io: &mut Io<'_>) -> anyhow::Result<View> {
     io.note("no agent runs; declarations are read from the files and the store, and their state from the BPF programs");
     let loaded = dropin::load(sources.root());
     for wrong in &loaded.diagnostics {
@@ -81,11 +85,10 @@ pub(crate) fn all(sources: &Sources, in_force: &[Info]) -> Vec<Info> {
 /// The reservations that commands created, from their two stores.
 fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     let config = sources.load().unwrap_or_default();
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let runtime = protocol::socket_path();
     let runtime = runtime.parent().unwrap_or(Path::new(protocol::DEFAULT_RUNTIME_DIR));
     let persistent = Store::list_readonly(&sources.state_dir(&config))?.into_iter().map(Stored::persistent);
-    let active = Store::list_runtime_readonly(runtime, boot.trim())?.into_iter().map(Stored::active);
+    let active = Store::list_runtime_readonly(runtime, &boot_id())?.into_iter().map(Stored::active);
     Ok(persistent.chain(active).collect())
 }
 

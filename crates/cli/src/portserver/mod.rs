@@ -11,13 +11,12 @@
 mod client;
 mod request;
 mod server;
+mod signals;
 mod workers;
 
 use std::{
-    io::{self, IoSlice},
-    mem::MaybeUninit,
+    io,
     os::{
-        fd::AsFd,
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener, UnixStream},
     },
@@ -26,10 +25,8 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::{
     fs::{Mode, chmod},
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
     process::{PidfdFlags, PidfdGetfdFlags, Resource, geteuid, getpid, getrlimit, pidfd_getfd, pidfd_open, setrlimit},
 };
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use crate::{DONE, Io};
 
@@ -108,32 +105,4 @@ fn listen(address: &str) -> anyhow::Result<UnixListener> {
     // Everybody may ask; the server checks who does.
     chmod(address, Mode::from_raw_mode(0o666))?;
     Ok(listener)
-}
-
-/// SIGTERM, SIGINT and SIGUSR1 as bytes that can be waited for together with everything else.
-struct SignalPipe {
-    end: UnixStream,
-    statistics: UnixStream,
-}
-
-impl SignalPipe {
-    fn new() -> io::Result<Self> {
-        let (end, writer) = UnixStream::pair()?;
-        signal_hook::low_level::pipe::register(SIGTERM, writer.try_clone()?)?;
-        signal_hook::low_level::pipe::register(SIGINT, writer)?;
-        let (statistics, writer) = UnixStream::pair()?;
-        signal_hook::low_level::pipe::register(SIGUSR1, writer)?;
-        statistics.set_nonblocking(true)?;
-        Ok(Self { end, statistics })
-    }
-}
-
-/// Pass a descriptor to the process at the other end of the channel.
-fn pass(channel: &UnixStream, descriptor: impl AsFd) -> io::Result<()> {
-    let descriptors = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(channel, &[IoSlice::new(b"c")], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-    Ok(())
 }

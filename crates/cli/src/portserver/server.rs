@@ -19,9 +19,9 @@ use rustix::{
 };
 
 use super::{
-    SignalPipe,
     client::{self, Refusal},
     request::Malformed,
+    signals::SignalPipe,
 };
 use crate::Io;
 

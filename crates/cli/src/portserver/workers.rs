@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{
             net::{UnixListener, UnixStream},
             process::CommandExt,
@@ -15,10 +16,10 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    net::sockopt::socket_peercred,
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt::socket_peercred},
 };
 
-use super::{SignalPipe, pass};
+use super::signals::SignalPipe;
 use crate::Io;
 
 /// A process that serves one user.
@@ -54,7 +55,7 @@ pub(super) fn serve(listener: UnixListener, io: &mut Io<'_>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let mut workers = HashMap::new();
     loop {
-        let mut ready = [&listener as &dyn std::os::fd::AsFd, &signals.end, &signals.statistics]
+        let mut ready = [&listener as &dyn AsFd, &signals.end, &signals.statistics]
             .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
         match poll(&mut ready, None) {
             Err(rustix::io::Errno::INTR) => continue,
@@ -93,6 +94,16 @@ fn dispatch(workers: &mut HashMap<u32, Worker>, connection: UnixStream, io: &mut
     };
     // A user that floods its worker loses its own requests.
     let _ = pass(&worker.channel, &connection);
+}
+
+/// Pass a descriptor to the process at the other end of the channel.
+fn pass(channel: &UnixStream, descriptor: impl AsFd) -> io::Result<()> {
+    let descriptors = [descriptor.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(channel, &[IoSlice::new(b"c")], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
 }
 
 fn ask_for_statistics(signals: &SignalPipe, workers: &HashMap<u32, Worker>, io: &mut Io<'_>) {

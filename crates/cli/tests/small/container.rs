@@ -103,7 +103,7 @@ fn a_command_gets_its_cgroup_without_clone3() {
 
 /// Found here: `down` said "was not up", and `agent` that it is not, where `status` said that it is.
 #[test]
-fn containers_use_the_kernel_part_of_their_host() {
+fn containers_use_the_kernel_enforcement_of_their_host() {
     let machine = machine!("host");
     if !user_namespaces("container::containers_use") {
         return;

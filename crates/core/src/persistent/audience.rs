@@ -1,21 +1,11 @@
-//! The audience of a persistent reservation.
+//! The audience of a persistent reservation, and the others that a reservation lets in (rule R11).
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Deref};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
 
-use super::Others;
+use super::account::{Account, AudienceError, check_cgroup, check_unit};
 use crate::wire;
-
-/// A user or a group, by number or by name. Looking names up is for the agent: they may not exist yet, or come from
-/// a directory service that is not running yet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Account {
-    /// A uid or gid.
-    Id(u32),
-    /// A name. [`str::parse`] gives only valid ones, and ids for numbers.
-    Name(String),
-}
 
 /// The audience of a persistent reservation: the processes that may consume it. Administrators always may.
 ///
@@ -60,36 +50,6 @@ fn cgroup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
     let path = String::deserialize(deserializer)?;
     check_cgroup(&path).map(|()| path).map_err(serde::de::Error::custom)
 }
-
-/// Why a text names nobody. The sentence in [`fmt::Display`] is whole; [`AudienceError::help`] says what to write instead.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct AudienceError {
-    message: String,
-    help: Option<String>,
-}
-
-impl AudienceError {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None }
-    }
-
-    fn with_help(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { message: message.into(), help: Some(help.into()) }
-    }
-
-    /// The correct spelling, if it is known.
-    pub fn help(&self) -> Option<&str> {
-        self.help.as_deref()
-    }
-}
-
-/// The longest name of a user or group (`LOGIN_NAME_MAX` less the end).
-const ACCOUNT_MAX: usize = 255;
-/// The longest unit name and the longest component of a cgroup path.
-const PART_MAX: usize = 127;
-/// The deepest cgroup path.
-const DEPTH_MAX: usize = 16;
 
 impl<Id: Ord + fmt::Display> Audience<Id> {
     /// All of these together; of none the administrators.
@@ -150,7 +110,7 @@ impl<Id> Audience<Id> {
         self.mapped(&mut user, &mut group)
     }
 
-    pub(super) fn mapped<Other: Ord, E>(
+    fn mapped<Other: Ord, E>(
         &self,
         user: &mut dyn FnMut(&Id) -> Result<Other, E>,
         group: &mut dyn FnMut(&Id) -> Result<Other, E>,
@@ -217,91 +177,6 @@ impl Audience<u32> {
     }
 }
 
-pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
-    let quoted = format!("{name:?}");
-    if name.is_empty() {
-        return Err(AudienceError::new("a unit needs a name, such as \"postgresql.service\""));
-    }
-    if let Some(wrong) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !":-_.\\@".contains(*c)) {
-        let message = format!("{wrong:?} cannot be part of a unit's name");
-        return Err(if name.contains('/') {
-            AudienceError::with_help(message, format!("for a cgroup's path write `cgroup = {quoted}`"))
-        } else {
-            AudienceError::new(message)
-        });
-    }
-    if name.len() > PART_MAX {
-        return Err(AudienceError::new(format!("a unit's name has at most {PART_MAX} bytes, this one {}", name.len())));
-    }
-    if name.ends_with(".slice") {
-        return Err(AudienceError::with_help(
-            format!("{quoted} is a slice; only services and scopes can be named here"),
-            "for all that runs in a slice give its path: `cgroup = \"/system.slice\"`",
-        ));
-    }
-    let stem = name.strip_suffix(".service").or_else(|| name.strip_suffix(".scope"));
-    match stem {
-        Some("") => Err(AudienceError::new(format!("{quoted} has nothing before the suffix"))),
-        Some(stem) if stem.ends_with('@') => Err(AudienceError::with_help(
-            format!("{quoted} is a template, not a unit that runs"),
-            format!("name an instance of it, such as \"{stem}1.service\""),
-        )),
-        Some(_) => Ok(()),
-        None => {
-            let other = ["target", "timer", "mount", "automount", "path", "device", "swap"];
-            let stem = match name.rsplit_once('.') {
-                Some((stem, suffix)) if other.contains(&suffix) && !stem.is_empty() => stem,
-                _ => name,
-            };
-            // systemd itself binds the ports of such a unit, as root: the service would lock it out.
-            let help = match name.ends_with(".socket") {
-                true => "systemd binds the ports of a socket unit, as root: write `user = \"root\"`".to_owned(),
-                false => format!("write \"{stem}.service\""),
-            };
-            let message =
-                format!("{quoted} is not the name of a service or scope: it ends in neither .service nor .scope");
-            Err(AudienceError::with_help(message, help))
-        }
-    }
-}
-
-fn check_cgroup(path: &str) -> Result<(), AudienceError> {
-    if let Some(rest) = path.strip_prefix("/sys/fs/cgroup") {
-        let rest = if rest.is_empty() { "/" } else { rest };
-        return Err(AudienceError::with_help(
-            format!("{path:?} is a path of the file system; a cgroup's begins below /sys/fs/cgroup"),
-            format!("write {rest:?}"),
-        ));
-    }
-    let Some(parts) = path.strip_prefix('/') else {
-        return Err(AudienceError::with_help(
-            format!("{path:?} is not absolute; a cgroup's path begins with /"),
-            format!("write {:?}", format!("/{path}")),
-        ));
-    };
-    if parts.is_empty() {
-        return Err(AudienceError::new("the root cgroup is everybody; name one below it"));
-    }
-    let parts: Vec<&str> = parts.split('/').collect();
-    for part in &parts {
-        match *part {
-            "" => return Err(AudienceError::new(format!("{path:?} has an empty component: // or / at its end"))),
-            "." | ".." => return Err(AudienceError::new(format!("{path:?} has {part:?} in it; write the path out"))),
-            part if part.len() > PART_MAX => {
-                return Err(AudienceError::new(format!("a component of a cgroup's path has at most {PART_MAX} bytes")));
-            }
-            part if part.chars().any(char::is_control) => {
-                return Err(AudienceError::new("a control character cannot be part of a cgroup's path"));
-            }
-            _ => {}
-        }
-    }
-    if parts.len() > DEPTH_MAX {
-        return Err(AudienceError::new(format!("a cgroup's path has at most {DEPTH_MAX} components")));
-    }
-    Ok(())
-}
-
 impl<Id: fmt::Display> fmt::Display for Audience<Id> {
     /// "unit tomcat.service", "user www-data", "administrators", "unit nginx.service, unit certbot.service".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -329,109 +204,145 @@ impl<Id: Serialize> Serialize for Audience<Id> {
     }
 }
 
-impl Account {
-    /// A uid or gid. 4294967295 means "none" to the kernel.
+/// Others that a reservation lets in beside its scope or its audience: users, groups and units, at most four, and each
+/// once.
+///
+/// As JSON the list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent, bound(serialize = "Id: Serialize"))]
+pub struct Others<Id = Account>(Vec<Audience<Id>>);
+
+impl<Id> Default for Others<Id> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<Id: Ord + fmt::Display> Others<Id> {
+    /// These.
     ///
     /// # Errors
     ///
-    /// If it is no such number.
-    pub fn id(number: i64) -> Result<Self, AudienceError> {
-        match u32::try_from(number) {
-            Ok(u32::MAX) | Err(_) => {
-                Err(AudienceError::new(format!("{number} is not a user or group: 0 to 4294967294")))
+    /// If there are more than four, if one is there twice, or is neither a user nor a group nor a unit.
+    pub fn new(list: impl IntoIterator<Item = Audience<Id>>) -> Result<Self, AudienceError> {
+        let mut list: Vec<_> = list.into_iter().collect();
+        if list.len() > wire::ALSO_MAX {
+            return Err(AudienceError::new(format!(
+                "at most {} users, groups and units can be let in, and these are {}",
+                wire::ALSO_MAX,
+                list.len()
+            )));
+        }
+        for (n, one) in list.iter().enumerate() {
+            match one {
+                Audience::User(_) | Audience::Group(_) => {}
+                Audience::Unit(name) => check_unit(name)?,
+                Audience::Administrators | Audience::Cgroup(_) | Audience::Several(_) => {
+                    return Err(AudienceError::new(format!(
+                        "{one} cannot be one of several; a user, a group or a unit can"
+                    )));
+                }
             }
-            Ok(id) => Ok(Self::Id(id)),
+            if list[..n].contains(one) {
+                return Err(AudienceError::new(format!("{one} is named twice")));
+            }
         }
+        // In one order, so that the same ones are equal.
+        list.sort();
+        Ok(Self(list))
     }
 }
 
-impl FromStr for Account {
-    type Err = AudienceError;
+impl<Id> Others<Id> {
+    /// The same, with users and groups looked up.
+    ///
+    /// # Errors
+    ///
+    /// Those of `user` and `group`.
+    pub fn try_map<Other: Ord, E>(
+        &self,
+        mut user: impl FnMut(&Id) -> Result<Other, E>,
+        mut group: impl FnMut(&Id) -> Result<Other, E>,
+    ) -> Result<Others<Other>, E> {
+        self.mapped(&mut user, &mut group)
+    }
 
-    /// Digits are an id; no user or group name consists of digits only.
-    fn from_str(text: &str) -> Result<Self, AudienceError> {
-        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-            return match text.parse() {
-                Ok(number) => Self::id(number),
-                Err(_) => Err(AudienceError::new(format!("{text} is not a user or group: 0 to 4294967294"))),
-            };
-        }
-        if text.is_empty() {
-            return Err(AudienceError::new("a user or group needs a name or a number"));
-        }
-        if text.len() > ACCOUNT_MAX {
-            return Err(AudienceError::new(format!("a user's or group's name has at most {ACCOUNT_MAX} bytes")));
-        }
-        if let Some(wrong) = text.chars().find(|c| c.is_control() || c.is_whitespace() || ":,/".contains(*c)) {
-            return Err(AudienceError::new(format!("{wrong:?} cannot be part of a user's or group's name")));
-        }
-        if text.starts_with('-') {
-            return Err(AudienceError::new("a user's or group's name does not start with -"));
-        }
-        Ok(Self::Name(text.to_owned()))
+    fn mapped<Other: Ord, E>(
+        &self,
+        user: &mut dyn FnMut(&Id) -> Result<Other, E>,
+        group: &mut dyn FnMut(&Id) -> Result<Other, E>,
+    ) -> Result<Others<Other>, E> {
+        let mut list = self.0.iter().map(|one| one.mapped(user, group)).collect::<Result<Vec<_>, _>>()?;
+        list.sort();
+        // Two names can be one user's.
+        list.dedup();
+        Ok(Others(list))
     }
 }
 
-impl fmt::Display for Account {
+impl Others<u32> {
+    /// In the kernel's layout.
+    pub fn to_wire(&self) -> Vec<wire::Also> {
+        self.0.iter().filter_map(Audience::to_also).collect()
+    }
+
+    /// From the kernel's layout. Kinds that are not known are left out.
+    pub fn from_wire(list: &[wire::Also]) -> Self {
+        let mut list: Vec<_> = list.iter().filter_map(Audience::from_also).collect();
+        list.sort();
+        Self(list)
+    }
+}
+
+/// "unit nginx.service, user www-data".
+impl<Id: fmt::Display> fmt::Display for Others<Id> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => write!(f, "{id}"),
-            Self::Name(name) => f.write_str(name),
+        for (n, one) in self.0.iter().enumerate() {
+            write!(f, "{}{one}", if n == 0 { "" } else { ", " })?;
         }
+        Ok(())
     }
 }
 
-impl Serialize for Account {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Id(id) => serializer.serialize_u32(*id),
-            Self::Name(name) => serializer.serialize_str(name),
-        }
+impl<Id> From<Others<Id>> for Vec<Audience<Id>> {
+    fn from(others: Others<Id>) -> Self {
+        others.0
     }
 }
 
-impl<'de> Deserialize<'de> for Account {
+impl<Id> Deref for Others<Id> {
+    type Target = [Audience<Id>];
+
+    fn deref(&self) -> &[Audience<Id>] {
+        &self.0
+    }
+}
+
+impl<'de, Id: Deserialize<'de> + Ord + fmt::Display> Deserialize<'de> for Others<Id> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Account;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a user or group, by number or by name")
-            }
-
-            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Account, E> {
-                Account::id(number).map_err(E::custom)
-            }
-
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Account, E> {
-                Account::id(i64::try_from(number).unwrap_or(-1)).map_err(E::custom)
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Account, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_any(Visitor)
+        Self::new(Vec::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::persistent::Correction;
+
+    fn unit(n: u32) -> Audience<u32> {
+        Audience::Unit(format!("web{n}.service"))
+    }
 
     #[test]
     fn units_are_services_and_scopes() {
         for good in ["postgresql.service", "getty@tty1.service", "session-3.scope", "a\\x2db.service"] {
             assert_eq!(Audience::<Account>::unit(good).unwrap(), Audience::Unit(good.into()));
         }
-        let help = |name: &str| Audience::<Account>::unit(name).unwrap_err().help().map(str::to_owned);
+        let help = |name: &str| Audience::<Account>::unit(name).unwrap_err().correction().map(ToString::to_string);
         assert_eq!(help("postgresql").unwrap(), "write \"postgresql.service\"");
         assert_eq!(help("postgresql.timer").unwrap(), "write \"postgresql.service\"");
         assert!(help("ssh.socket").unwrap().ends_with("write `user = \"root\"`"));
-        assert!(help("web.slice").unwrap().contains("cgroup"));
+        assert!(help("web.slice").unwrap().contains("cgroup = \"/web.slice\""));
         assert!(help("getty@.service").unwrap().contains("getty@1.service"));
         assert!(help("/system.slice/x.service").unwrap().contains("cgroup = "));
         for bad in ["", ".service", "a b.service", &format!("{}.service", "n".repeat(120))] {
@@ -450,16 +361,7 @@ mod tests {
             assert!(Audience::<Account>::cgroup(bad).is_err(), "{bad}");
         }
         let help = Audience::<Account>::cgroup("/sys/fs/cgroup/system.slice").unwrap_err();
-        assert_eq!(help.help(), Some("write \"/system.slice\""));
-    }
-
-    #[test]
-    fn accounts_are_numbers_or_names() {
-        assert_eq!("33".parse(), Ok(Account::Id(33)));
-        assert_eq!("www-data".parse(), Ok(Account::Name("www-data".into())));
-        for bad in ["", "4294967295", "99999999999999999999", "a b", "a:b", "-x", "a\n"] {
-            assert!(bad.parse::<Account>().is_err(), "{bad:?}");
-        }
+        assert_eq!(help.correction(), Some(&Correction::Write("/system.slice".into())));
     }
 
     #[test]
@@ -491,5 +393,28 @@ mod tests {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         assert_eq!(read(r#"{"kind":"user","value":"33"}"#).unwrap(), Audience::User(Account::Id(33)));
+    }
+
+    #[test]
+    fn at_most_four_each_once_and_no_cgroup() {
+        assert!(Others::new((0..4).map(unit)).is_ok());
+        let message = |list: &[Audience<u32>]| Others::new(list.iter().cloned()).unwrap_err().to_string();
+        assert!(message(&(0..5).map(unit).collect::<Vec<_>>()).contains("at most 4"));
+        assert!(message(&[unit(1), Audience::User(0), unit(1)]).contains("unit web1.service is named twice"));
+        assert!(message(&[Audience::Cgroup("/a".into())]).contains("cgroup /a cannot"));
+        assert!(message(&[Audience::Administrators]).contains("administrators cannot"));
+    }
+
+    #[test]
+    fn the_kernels_layout_is_read_as_it_is_written() {
+        let others = Others::new([Audience::User(33), Audience::Group(999), unit(1)]).unwrap();
+        assert_eq!(Others::from_wire(&others.to_wire()), others);
+        let json = serde_json::to_string(&others).unwrap();
+        assert_eq!(
+            json,
+            r#"[{"kind":"user","value":33},{"kind":"group","value":999},{"kind":"unit","value":"web1.service"}]"#
+        );
+        assert_eq!(serde_json::from_str::<Others<u32>>(&json).unwrap(), others);
+        assert!(serde_json::from_str::<Others<u32>>(r#"[{"kind":"administrators"}]"#).is_err());
     }
 }

@@ -104,7 +104,7 @@ impl Declaration {
 
     /// Whether the two want a port of the same transport.
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.transports.bits() & other.transports.bits() != 0 && self.ports.overlaps(&other.ports)
+        self.transports.overlaps(other.transports) && self.ports.overlaps(&other.ports)
     }
 }
 

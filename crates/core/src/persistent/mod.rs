@@ -4,14 +4,14 @@
 //! Files, the store, the agent's socket and the library say it in the same words;
 //! so they are here, where all of them can see them.
 
+mod account;
 mod audience;
 mod declaration;
 mod name;
 mod origin;
-mod others;
 
-pub use audience::{Account, Audience, AudienceError};
+pub use account::{Account, AudienceError, Correction};
+pub use audience::{Audience, Others};
 pub use declaration::{Declaration, check_description};
 pub use name::{Name, NameError};
 pub use origin::Origin;
-pub use others::Others;

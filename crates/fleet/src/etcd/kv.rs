@@ -4,24 +4,13 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{Client, EtcdError, Header};
+use super::{
+    client::{Client, Header, text},
+    error::EtcdError,
+};
 
 /// Operations in one level of a transaction: etcd's `--max-txn-ops` without the few around them.
 const OPS: usize = 100;
-
-/// 64-bit numbers, which JSON of gRPC has as text.
-pub(super) mod text {
-    use std::{fmt::Display, str::FromStr};
-
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>, T: FromStr>(deserializer: D) -> Result<T, D::Error>
-    where
-        T::Err: Display,
-    {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
 
 mod bytes {
     use base64::{Engine, engine::general_purpose::STANDARD};

@@ -12,7 +12,10 @@ use std::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, EtcdError, kv::text};
+use super::{
+    client::{Client, text},
+    error::EtcdError,
+};
 
 #[derive(Deserialize)]
 struct Granted {

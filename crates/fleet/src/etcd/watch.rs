@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use ureq::{Agent, BodyReader};
 
 use super::{
-    Client, EtcdError, Header, KeyValue, Prefix, kv,
+    client::{Client, Header},
+    error::EtcdError,
+    kv::{KeyValue, Prefix, encode},
     transport::{self, PATIENCE},
 };
 
@@ -142,7 +144,7 @@ impl Client {
 
     /// Follow one key.
     pub(crate) fn watch_key(&self, key: &str, from: i64) -> Result<Watch, EtcdError> {
-        self.watch_range(json!({ "key": kv::encode(key), "start_revision": from }))
+        self.watch_range(json!({ "key": encode(key), "start_revision": from }))
     }
 
     fn watch_range(&self, create: Value) -> Result<Watch, EtcdError> {

@@ -68,7 +68,7 @@ impl Folder {
     /// Become the one process that has `name` open.
     pub(super) fn lock(&self, name: &str) -> Result<Lock, StoreError> {
         let error = |source| StoreError::Io { path: self.path(name), source };
-        let mut file = options().write(true).create(true).open(self.path(&lock_name(name))).map_err(error)?;
+        let mut file = options().write(true).create(true).open(self.path(&format!("{name}.lock"))).map_err(error)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 // For the message of the next one only; a full disk is no reason not to go on.
@@ -94,10 +94,6 @@ impl Drop for Lock {
         // Closing would not do at once: a process that is being started has copies of all descriptors for a moment.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
-}
-
-fn lock_name(name: &str) -> String {
-    format!("{name}.lock")
 }
 
 /// Files of ours only: not through a link, not for others.

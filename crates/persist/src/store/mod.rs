@@ -20,7 +20,7 @@ mod error;
 mod file;
 mod stored;
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use crate::Name;
 
@@ -34,6 +34,11 @@ pub use stored::Stored;
 pub const PERSISTENT: &str = "persistent.redb";
 /// The store of reservations that live until the next reboot.
 pub const ACTIVE: &str = "active.redb";
+
+/// The kernel's name of this boot.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
 
 /// An open store. One process at a time has it.
 #[derive(Debug)]

@@ -86,16 +86,10 @@ fn hold_block(ports: PortRange, transports: Transports) -> Result<Sockets, (u16,
     let mut sockets = Sockets::new();
     for transport in transports.iter() {
         for port in ports {
-            sockets.insert((transport, port), hold_port(transport, port).map_err(|error| (port, error))?);
+            sockets.insert((transport, port), hold_with(transport, port, false).map_err(|error| (port, error))?);
         }
     }
     Ok(sockets)
-}
-
-/// One socket for both families where there is IPv6: with SO_REUSEADDR off, nothing else can then be bound to the
-/// port, on any address.
-fn hold_port(transport: Transport, port: u16) -> io::Result<Socket> {
-    hold_with(transport, port, false)
 }
 
 /// Hold a port again that was handed out, if it is free. Connections of its last user in TIME_WAIT do not count.
@@ -110,6 +104,8 @@ pub(super) fn hold_again(transport: Transport, port: u16) -> io::Result<Socket> 
     }
 }
 
+/// One socket for both families where there is IPv6: with SO_REUSEADDR off, nothing else can then be bound to the
+/// port, on any address.
 fn hold_with(transport: Transport, port: u16, reuse: bool) -> io::Result<Socket> {
     let absent = |error: &io::Error| {
         matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT))

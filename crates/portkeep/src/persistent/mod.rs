@@ -36,7 +36,9 @@ use portkeep_core::{PortRange, Token, Transport, wire};
 
 pub use client::Connection;
 pub use error::PersistentError;
-pub use portkeep_core::persistent::{Account, Audience, AudienceError, Declaration, Name, NameError, Origin, Others};
+pub use portkeep_core::persistent::{
+    Account, Audience, AudienceError, Correction, Declaration, Name, NameError, Origin, Others,
+};
 pub use protocol::{Block, Change, Lifetime, Proposal, Which};
 
 use crate::{Info, State, query};

@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{binaries::Binaries, kernels::Kernel, libraries};
+use super::{binaries::Binaries, libraries};
+use crate::kernels::Kernel;
 use portkeep_tool::{Missing, Tool};
 
 const CPIO: Tool = Tool { name: "cpio", remedy: "apt-get install cpio" };

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use portkeep_tool::Tool;
 
-use super::{Edition, Job, Kind, files};
+use super::{
+    files,
+    job::Job,
+    kind::{Edition, Kind},
+};
 use crate::install::write;
 
 pub(super) const TAR: Tool = Tool { name: "tar", remedy: "apt-get install tar" };

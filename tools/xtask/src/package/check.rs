@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use portkeep_tool::{Missing, Tool, debian};
 
-use super::{Edition, Job, Kind, archive, deb, rpm};
+use super::{
+    archive, deb, formats,
+    job::Job,
+    kind::{Edition, Kind},
+    rpm,
+};
 use crate::install::{make, write};
 
 const LINTIAN: Tool = Tool { name: "lintian", remedy: "apt-get install lintian" };
@@ -33,7 +38,7 @@ pub(super) fn run(job: &Job, edition: &Edition, made: &[PathBuf]) -> Result<()> 
 fn repeatable(job: &Job, edition: &Edition) -> Result<()> {
     let second = tempfile::tempdir().context("making a temporary folder")?;
     let again = job.in_folder(second.path());
-    for package in again.packages(edition)? {
+    for package in formats::packages(&again, edition)? {
         let first = job.out.join(package.file_name().unwrap_or_default());
         let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
         ensure!(read(&first)? == read(&package)?, "{} differs when it is packed twice", first.display());

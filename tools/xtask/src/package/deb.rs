@@ -9,7 +9,11 @@ use std::{
 use anyhow::{Context, Result};
 use portkeep_tool::{Tool, repository};
 
-use super::{Edition, Job, Kind, files, script};
+use super::{
+    files,
+    job::Job,
+    kind::{Edition, Kind, script},
+};
 use crate::install::{read, write};
 
 pub(super) const DPKG_DEB: Tool = Tool { name: "dpkg-deb", remedy: "apt-get install dpkg" };

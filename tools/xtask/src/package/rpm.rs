@@ -9,7 +9,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use portkeep_tool::Tool;
 
-use super::{Edition, Job, Kind, files, script};
+use super::{
+    files,
+    job::Job,
+    kind::{Edition, Kind, script},
+};
 use crate::install::write;
 
 pub(super) const RPM: Tool = Tool { name: "rpm", remedy: "apt-get install rpm" };

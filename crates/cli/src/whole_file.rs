@@ -1,0 +1,32 @@
+//! Files that are written as a whole or not at all.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+/// All of it or nothing: a file that is there stays as it is until the new one is whole on the disk.
+pub(crate) fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let found = fs::metadata(path);
+    if found.as_ref().is_ok_and(|found| !found.is_file()) {
+        // A device or a FIFO has no half.
+        return fs::write(path, text);
+    }
+    // Not the link to it.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut unfinished = path.clone().into_os_string();
+    unfinished.push(".new");
+    let written = File::create(&unfinished).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        if let Ok(found) = found {
+            file.set_permissions(found.permissions())?;
+        }
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
+}
