@@ -82,6 +82,19 @@ impl Sources {
         self.root.as_deref().unwrap_or(Path::new("/"))
     }
 
+    /// Whether it is the system that the agent serves; otherwise it is mounted in a folder.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such folder.
+    pub(crate) fn is_this_system(&self) -> anyhow::Result<bool> {
+        if [Path::new("/"), &root_of_environment()].contains(&self.root()) {
+            return Ok(true);
+        }
+        anyhow::ensure!(self.root().is_dir(), "there is no folder {}; correct --root", self.root().display());
+        Ok(false)
+    }
+
     /// See [`ConfigFile::path`].
     pub(crate) fn config(&self) -> anyhow::Result<PathBuf> {
         self.config.path(self.root())
@@ -92,10 +105,13 @@ impl Sources {
         load(&self.config()?)
     }
 
-    /// The folder of the store. A value of the environment is used unchanged.
+    /// The folder of the store. A value of the environment is used unchanged, but not for another system.
     pub(crate) fn state_dir(&self, config: &Config) -> PathBuf {
         let folder = config.state_dir();
-        if folder == config.state_dir { below(self.root(), &folder) } else { folder }
+        match folder == config.state_dir || !self.is_this_system().unwrap_or(true) {
+            true => below(self.root(), &config.state_dir),
+            false => folder,
+        }
     }
 }
 

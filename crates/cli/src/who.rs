@@ -135,6 +135,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && socket.remaining.is_none();
+    let reserved = holders.iter().filter_map(|each| each.reservation.as_ref());
+    if reserved.into_iter().any(|info| info.owner.is_none() && info.audience.is_none()) {
+        io.note("only root and the agent see the name of that service or cgroup");
+    }
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
         io.note("only root can see other users' processes and NAT rules");

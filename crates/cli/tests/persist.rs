@@ -291,7 +291,11 @@ fn what_is_added_is_listed_shown_enforced_and_deleted() {
     let nobody = setup.portkeep_as_nobody(&["persist", "list"]).ok();
     assert!(nobody.err.contains("the store can only be read by root"), "{nobody:?}");
     fails(&setup.portkeep_as_nobody(&["persist", "export"]), 1, "the store cannot be read");
+    let who = |setup: &Setup| setup.portkeep_as_nobody(&["who", ports]).ok();
+    let hidden = "note: only root and the agent see the name of that service or cgroup";
+    assert!(who(&setup).out.contains(" is reserved for a service or cgroup\n") && who(&setup).err.contains(hidden));
     setup.start();
+    assert!(who(&setup).out.contains(" is reserved for unit sip.service\n") && !who(&setup).err.contains(hidden));
 
     let deleted = setup.portkeep(&["persist", "delete", "admin", "nothing"]);
     assert_eq!(deleted.out, "admin is deleted; it was 9100/tcp for administrators\n");
@@ -758,6 +762,22 @@ fn classic_mistakes_are_answered_with_the_remedy() {
     let list = setup.portkeep(&["persist", "list"]).ok().out;
     assert!(list.contains("the reservation is for this process: add `around = true`"), "{list}");
     drop(server);
+}
+
+#[test]
+fn another_system_has_declarations_of_its_own() {
+    let setup = setup!("root");
+    setup.portkeep(&["persist", "add", "8000", "--name", "a", "--user", "daemon"]).ok();
+    setup.portkeep(&["persist", "add", "8001", "--name", "b", "--user", "daemon", "--until-reboot"]).ok();
+    let text = "[[reservation]]\nname = \"other\"\ntcp = 8100\nuser = \"daemon\"\n";
+    setup.file("other/etc/portkeep/ports.d/other.toml", text);
+    let other = setup.folder.path().join("root/other");
+    let list = setup.portkeep(&["persist", "list", "--root", other.to_str().unwrap(), "--json"]).ok().json();
+    assert_eq!(
+        (list.as_array().unwrap().len(), &list[0]["name"], &list[0]["state"]),
+        (1, &json!("other"), &json!("waiting"))
+    );
+    fails(&setup.portkeep(&["persist", "list", "--root", "/nonexistent"]), 1, "there is no folder /nonexistent");
 }
 
 #[test]

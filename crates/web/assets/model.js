@@ -40,10 +40,14 @@ export function user(process) {
 /** "pid 812 (nginx)". */
 export const processText = (process) => `pid ${process.pid} (${process.comm})`;
 
+/** "unit nginx.service"; of several each. */
+const audienceText = ({ kind, value }) =>
+  Array.isArray(value) ? value.map(audienceText).join(', ') : [kind, value].filter((part) => part !== null).join(' ');
+
 /** The audience or the owner: reservations with the same text have the same colour. */
 export function ownerText(reservation) {
   const { owner, audience } = reservation;
-  if (audience) return audience.value === null ? audience.kind : `${audience.kind} ${audience.value}`;
+  if (audience) return audienceText(audience);
   if (!owner) return 'a service or cgroup';
   return owner.unit && owner.unit !== '/' ? owner.unit : `${owner.comm}, ${user(owner)}`;
 }
@@ -55,6 +59,7 @@ export function scopeText(reservation) {
   if (scope?.kind === 'process') text = processText(owner);
   if (scope?.kind === 'user') text = `user ${user(owner)}`;
   if (scope?.kind === 'cgroup') text = `cgroup ${reservation.cgroup ?? scope.value}`;
+  if (reservation.also?.length) text += `, also ${reservation.also.map(audienceText).join(', ')}`;
   if (reservation.strict) text += ', associated sockets only';
   if (reservation.ephemeral) text += ', private ephemeral range';
   return text;

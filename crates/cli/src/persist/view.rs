@@ -10,7 +10,9 @@ use portkeep::{
 use portkeep_persist::{Declared, Store, StoreError, Stored, dropin, merge, store::boot_id};
 
 use crate::{
-    Io, patience, reservations,
+    Io, patience,
+    pins::Pins,
+    reservations,
     sources::{Places, Sources},
     waiting,
 };
@@ -25,18 +27,25 @@ pub(crate) struct View {
 }
 
 /// Look. Gaps are reported.
-pub(crate) fn look(places: &Places, io: &mut Io<'_>) -> anyhow::Result<View> {
-    let mut view = match Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list()) {
-        Ok(declared) => View { declared, with_store: true },
-        Err(PersistentError::AgentAbsent { .. }) => without_agent(places, io)?,
-        Err(error) => return Err(error.into()),
+pub(crate) fn look(Places { pins, sources }: &Places, io: &mut Io<'_>) -> anyhow::Result<View> {
+    let ask = || Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list());
+    let mut view = match sources.is_this_system()?.then(ask) {
+        Some(Ok(declared)) => View { declared, with_store: true },
+        Some(Err(PersistentError::AgentAbsent { .. })) => {
+            io.note(
+                "no agent runs; declarations are read from the files and the store, and their state from the BPF programs",
+            );
+            let in_force = in_force(pins, io)?;
+            without_agent(sources, &in_force, io)?
+        }
+        Some(Err(error)) => return Err(error.into()),
+        None => without_agent(sources, &[], io)?,
     };
     view.declared.sort_by_key(|info| (info.ports.clone(), info.transports, info.name.clone()));
     Ok(view)
 }
 
-fn without_agent(Places { pins, sources }: &Places, io: &mut Io<'_>) -> anyhow::Result<View> {
-    io.note("no agent runs; declarations are read from the files and the store, and their state from the BPF programs");
+fn without_agent(sources: &Sources, in_force: &[Info], io: &mut Io<'_>) -> anyhow::Result<View> {
     let loaded = dropin::load(sources.root());
     for wrong in &loaded.diagnostics {
         io.warning(wrong);
@@ -50,7 +59,12 @@ fn without_agent(Places { pins, sources }: &Places, io: &mut Io<'_>) -> anyhow::
         }
         Err(error) => return Err(error).context("reading the store"),
     };
-    let in_force = match reservations::in_force(pins, None) {
+    Ok(View { declared: stand(commands, loaded.declared, in_force), with_store })
+}
+
+/// The persistent reservations that the BPF programs have, of this network namespace.
+fn in_force(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
+    let found = match reservations::in_force(pins, None) {
         Ok(found) => found,
         Err(error) => {
             io.warning(format_args!("{error:#}"));
@@ -58,9 +72,7 @@ fn without_agent(Places { pins, sources }: &Places, io: &mut Io<'_>) -> anyhow::
         }
     };
     let own = portkeep_kernel::netns::current_cookie().context("finding out which network namespace this is")?;
-    let in_force: Vec<_> =
-        in_force.into_iter().filter(|info| info.persistent && reservations::is_here(info, own)).collect();
-    Ok(View { declared: stand(commands, loaded.declared, &in_force), with_store })
+    Ok(found.into_iter().filter(|info| info.persistent && reservations::is_here(info, own)).collect())
 }
 
 /// All that is declared, if an agent says so at once.
@@ -88,8 +100,12 @@ fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     let runtime = protocol::socket_path();
     let runtime = runtime.parent().unwrap_or(Path::new(protocol::DEFAULT_RUNTIME_DIR));
     let persistent = Store::list_readonly(&sources.state_dir(&config))?.into_iter().map(Stored::persistent);
-    let active = Store::list_runtime_readonly(runtime, &boot_id())?.into_iter().map(Stored::active);
-    Ok(persistent.chain(active).collect())
+    // Another system does not run, and has none that last until the reboot.
+    let active = match sources.is_this_system() {
+        Ok(true) => Store::list_runtime_readonly(runtime, &boot_id())?,
+        _ => Vec::new(),
+    };
+    Ok(persistent.chain(active.into_iter().map(Stored::active)).collect())
 }
 
 /// How things stand with each: what is in force is so because the BPF programs have it, whatever was declared since.
@@ -102,7 +118,7 @@ fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[Info]) -> Ve
             Info::declared(&declaration, &origin, if found.is_some() { State::Active } else { State::Waiting });
         match found {
             Some(blocks) => info.set_tokens(blocks.iter().map(|block| block.token)),
-            None => info.reason = Some("no agent runs".into()),
+            None => info.reason = Some("no agent runs for it".into()),
         }
         info
     });

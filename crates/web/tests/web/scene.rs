@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
-use portkeep::{Reservation, Scope};
+use portkeep::{Reservation, Scope, persistent::Audience};
 use portkeep_testkit::{
     Below, World,
     agent::{AgentFolder, AgentProcess, end_all},
@@ -68,7 +68,7 @@ struct Service {
 
 /// Declarations of packages: name, and the other keys.
 const DECLARED: [(&str, &str); 13] = [
-    ("website", "tcp = \"80,443\"\nunit = \"nginx.service\""),
+    ("website", "tcp = \"80,443\"\nunit = [\"nginx.service\", \"certbot.service\"]"),
     ("postgresql", "tcp = 5432\nunit = \"postgresql.service\"\ndescription = \"The main database\""),
     ("redis", "tcp = \"6379-6381\"\nunit = \"redis.service\""),
     ("sip", "tcp = 5060\nunit = \"sip.service\""),
@@ -114,7 +114,7 @@ impl Scene {
             request(Reservation::tcp().both(), 200, "mvn verify"),
             request(Reservation::tcp().ephemeral(), 700, "playwright"),
             request(Reservation::udp(), 512, "ffmpeg"),
-            request(Reservation::tcp(), 24, "vite preview"),
+            request(Reservation::tcp().also(Audience::Unit("docker.service".into())), 24, "vite preview"),
         ];
         rename("gdbserver");
         let own = Reservation::tcp().ports(8).align(8).label("debugger").acquire().unwrap();
