@@ -185,15 +185,15 @@ impl<F: Fence> Daemon<F> {
         if !outcome.succeeded {
             bail!("another daemon of host {:?} joins the fleet at the same time", self.host);
         }
-        self.memory.wrote(&known, outcome.revision());
+        self.memory.knows(&known, outcome.revision());
         Ok(())
     }
 
     /// The history of etcd is the one that this host knows. An etcd that was restored from a backup may have come as far again
-    /// since, but it lacks what this host has written.
+    /// since, but it lacks the change that this host knows.
     fn check_history(&self, revision: i64) -> Result<(), EtcdError> {
         self.memory.check(revision)?;
-        let Some((key, at)) = self.memory.written() else { return Ok(()) };
+        let Some((key, at)) = self.memory.change() else { return Ok(()) };
         let kept = match self.client.read([Op::get_at(key, at)]) {
             Ok((_, [found])) => found.first().is_some_and(|found| found.mod_revision == at),
             Err(EtcdError::Refused(reason)) if reason.contains("future revision") => false,
@@ -289,6 +289,8 @@ impl<F: Fence> Daemon<F> {
 
     /// Have the kernel enforce a decision, and answer. `before` is the answer so far.
     fn reserve(&mut self, job: &Job, revision: i64, before: Answer) -> Result<(), EtcdError> {
+        // Before the answer, which may not arrive.
+        self.memory.knows(&self.keys().part(&job.id, &self.host), revision);
         let (mut answer, reason) = self.parts.reserve(job, revision);
         if answer == Answer::Refused && matches!(before, Answer::Granted | Answer::Lost) {
             answer = Answer::Lost;
@@ -306,7 +308,7 @@ impl<F: Fence> Daemon<F> {
         let part = Part::of(job, answer, reason);
         let outcome = self.client.transact(&stands, &[Op::put(&key, &part, 0)], &[])?;
         if outcome.succeeded {
-            self.memory.wrote(&key, outcome.revision());
+            self.memory.knows(&key, outcome.revision());
         } else {
             self.parts.over(&job.id);
         }

@@ -22,9 +22,9 @@ pub(crate) struct Facts {
     pub(crate) cluster: String,
     /// The latest revision of etcd that was acted on.
     pub(crate) revision: i64,
-    /// The key that this host has written last, and at which revision.
+    /// A key that this host has acted on or written, and the revision of that change: the last one.
     #[serde(default)]
-    pub(crate) written: Option<(String, i64)>,
+    pub(crate) change: Option<(String, i64)>,
     /// Since when etcd cannot be reached.
     pub(crate) cut_off: Option<Time>,
     /// Why.
@@ -42,7 +42,7 @@ pub(crate) fn random_id() -> io::Result<String> {
 pub(crate) struct Memory {
     path: PathBuf,
     facts: Facts,
-    written: Option<(String, i64)>,
+    change: Option<(String, i64)>,
     machine: String,
     /// The last attempt to write the file failed.
     unwritable: bool,
@@ -96,7 +96,7 @@ impl Memory {
         }
         let machine = machine(&path.with_extension("machine"))?;
         let facts = read(&path)?.unwrap_or_default();
-        Ok(Self { written: facts.written.clone(), facts, path, machine, unwritable: false, _alone: file })
+        Ok(Self { change: facts.change.clone(), facts, path, machine, unwritable: false, _alone: file })
     }
 
     /// A random number of this machine: no two have one name in the fleet.
@@ -107,8 +107,8 @@ impl Memory {
     /// Everything up to this revision is acted on. Refuses an etcd that is behind.
     pub(crate) fn reached(&mut self, cluster: u64, revision: i64) -> Result<(), EtcdError> {
         self.check(revision)?;
-        let written = self.written.clone();
-        let facts = Facts { cluster: format!("{cluster:x}"), revision, written, cut_off: None, reason: None };
+        let change = self.change.clone();
+        let facts = Facts { cluster: format!("{cluster:x}"), revision, change, cut_off: None, reason: None };
         self.write(facts);
         Ok(())
     }
@@ -122,14 +122,14 @@ impl Memory {
         EtcdError::Older { seen, found, file: self.path.display().to_string() }
     }
 
-    /// This host has written a key. The file has it with the next revision that is reached.
-    pub(crate) fn wrote(&mut self, key: &str, revision: i64) {
-        self.written = Some((key.to_owned(), revision));
+    /// This host acts on the change of a key, or has made it. The file has it with the next revision that is reached.
+    pub(crate) fn knows(&mut self, key: &str, revision: i64) {
+        self.change = Some((key.to_owned(), revision));
     }
 
-    /// The key that this host has written last, and at which revision.
-    pub(crate) fn written(&self) -> Option<(&str, i64)> {
-        self.written.as_ref().map(|(key, revision)| (key.as_str(), *revision))
+    /// The last of these changes.
+    pub(crate) fn change(&self) -> Option<(&str, i64)> {
+        self.change.as_ref().map(|(key, revision)| (key.as_str(), *revision))
     }
 
     /// etcd cannot be reached.
@@ -138,6 +138,7 @@ impl Memory {
             let facts = Facts {
                 cut_off: Some(SystemTime::now().into()),
                 reason: Some(reason.to_string()),
+                change: self.change.clone(),
                 ..self.facts.clone()
             };
             self.write(facts);
