@@ -66,6 +66,9 @@ impl Agent<'_> {
             return Ok(());
         }
         let block = (ports, transports);
+        // Those of an earlier request, whose entry this one has, lead to a process that is gone.
+        let own = [reservation.pid];
+        let hints = if hints.contains(&reservation.pid) { hints } else { &own };
         let mut examined = self.examine(&reservation, block, hints);
         if let Err(Refusal::Exhausts(_)) = examined {
             self.settle_now(reservation.netns)?;
