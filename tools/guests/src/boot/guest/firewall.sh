@@ -35,6 +35,7 @@ firewalled() {
 	server=$!
 	soon client bash -c '[ "$(cat </dev/tcp/10.8.0.1/50300)" = plain ]' || failed+=' before the rules'
 	timeout 60 nft --file /usr/lib/boot-test/firewall.nft || failed+=' nft'
+	soon client bash -c 'exec 3<>/dev/tcp/10.8.0.1/21' || failed+=' no ftp'
 	for _ in 1 2 3; do
 		port=$(ftp_transfer) && inside "$port" 50000 50019 || failed+=" ftp: $port"
 	done
