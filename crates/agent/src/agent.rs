@@ -206,7 +206,7 @@ impl<'k> Agent<'k> {
                     self.server.publish(&report);
                 }
                 match event.kind {
-                    EventKind::Pending => self.queue_pending(event.id, vec![event.tid, event.pid])?,
+                    EventKind::Pending => self.queue_pending(&event)?,
                     EventKind::Ended | EventKind::Granted => self.unsettle(event.netns, &[event.tid, event.pid]),
                     EventKind::Refused | EventKind::Exhausted => {}
                 }

@@ -3,21 +3,27 @@
 //! An account may have as many requests waiting as its quota has ports, and each may cost a walk through `/proc`. So each
 //! account has one request handled before the next account's turn, and root's come first.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry};
+
+use portkeep_core::Token;
 
 /// A request, and threads or processes that are probably in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
-    /// Id of the reservation.
+    /// Id of the reservation's entry.
     pub(super) id: u32,
+    /// The request itself: when it is over, another can have its entry.
+    pub(super) token: Token,
     pub(super) hints: Vec<u32>,
 }
 
-/// The waiting claims. Bounded by the number of reservations there can be: each is in it once.
+/// The requests that wait. Bounded by the number of reservations there can be: each entry is in it once.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lines: BTreeMap<u64, VecDeque<Waiting>>,
-    known: HashSet<u32>,
+    /// Ids, by account.
+    lines: BTreeMap<u64, VecDeque<u32>>,
+    /// The latest request of each id.
+    latest: HashMap<u32, Waiting>,
     /// The account whose turn was last.
     last: u64,
 }
@@ -27,8 +33,17 @@ const ROOT: u64 = 0;
 
 impl Queue {
     pub(super) fn push(&mut self, account: u64, waiting: Waiting) {
-        if self.known.insert(waiting.id) {
-            self.lines.entry(account).or_default().push_back(waiting);
+        match self.latest.entry(waiting.id) {
+            Entry::Vacant(vacant) => {
+                self.lines.entry(account).or_default().push_back(waiting.id);
+                vacant.insert(waiting);
+            }
+            Entry::Occupied(mut known) if known.get().token == waiting.token => {
+                let hints = &mut known.get_mut().hints;
+                let more = waiting.hints.into_iter().filter(|hint| !hints.contains(hint)).collect::<Vec<u32>>();
+                hints.extend(more);
+            }
+            Entry::Occupied(mut earlier) => _ = earlier.insert(waiting),
         }
     }
 
@@ -48,12 +63,11 @@ impl Queue {
             self.last = account;
         }
         let line = self.lines.get_mut(&account)?;
-        let waiting = line.pop_front()?;
+        let id = line.pop_front()?;
         if line.is_empty() {
             self.lines.remove(&account);
         }
-        self.known.remove(&waiting.id);
-        Some(waiting)
+        self.latest.remove(&id)
     }
 }
 
@@ -61,10 +75,14 @@ impl Queue {
 mod tests {
     use super::*;
 
+    fn waiting(id: u32, token: u64, hints: &[u32]) -> Waiting {
+        Waiting { id, token: Token::new(token).unwrap(), hints: hints.to_vec() }
+    }
+
     fn order(requests: &[(u64, u32)]) -> Vec<u32> {
         let mut queue = Queue::default();
         for (account, id) in requests {
-            queue.push(*account, Waiting { id: *id, hints: Vec::new() });
+            queue.push(*account, waiting(*id, 1, &[]));
         }
         std::iter::from_fn(|| queue.pop()).map(|waiting| waiting.id).collect()
     }
@@ -78,11 +96,18 @@ mod tests {
     #[test]
     fn a_request_is_in_it_once() {
         let mut queue = Queue::default();
-        let waiting = Waiting { id: 1, hints: vec![5] };
-        queue.push(7, waiting.clone());
-        queue.push(7, Waiting { id: 1, hints: Vec::new() });
-        assert_eq!((queue.pop(), queue.pop(), queue.is_empty()), (Some(waiting.clone()), None, true));
-        queue.push(7, waiting.clone());
-        assert_eq!(queue.pop(), Some(waiting));
+        queue.push(7, waiting(1, 1, &[5]));
+        queue.push(7, waiting(1, 1, &[6, 5]));
+        assert_eq!((queue.pop(), queue.pop(), queue.is_empty()), (Some(waiting(1, 1, &[5, 6])), None, true));
+        queue.push(7, waiting(1, 1, &[5]));
+        assert_eq!(queue.pop(), Some(waiting(1, 1, &[5])));
+    }
+
+    #[test]
+    fn a_later_request_of_an_entry_takes_the_place_of_the_earlier() {
+        let mut queue = Queue::default();
+        queue.push(7, waiting(1, 1, &[5]));
+        queue.push(7, waiting(1, 2, &[6]));
+        assert_eq!((queue.pop(), queue.pop()), (Some(waiting(1, 2, &[6])), None));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use portkeep_core::{Errno, PortRange, Transports, wire};
-use portkeep_kernel::Reservation;
+use portkeep_kernel::{Event, Reservation};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -20,10 +20,12 @@ fn waited(reservation: &Reservation) -> Duration {
 }
 
 impl Agent<'_> {
-    /// A request waits, one of `hints` asked.
-    pub(super) fn queue_pending(&mut self, id: u32, hints: Vec<u32>) -> anyhow::Result<()> {
-        if let Some(reservation) = self.programs.maps.reservation(id)? {
-            self.queue(id, &reservation, hints);
+    /// A request waits.
+    pub(super) fn queue_pending(&mut self, event: &Event) -> anyhow::Result<()> {
+        let reservation = self.programs.maps.reservation(event.id)?;
+        // Of an earlier event the request is gone, and another may have its entry.
+        if let Some(reservation) = reservation.filter(|reservation| reservation.since <= event.when) {
+            self.queue(event.id, &reservation, vec![event.tid, event.pid]);
         }
         Ok(())
     }
@@ -38,8 +40,11 @@ impl Agent<'_> {
     }
 
     fn queue(&mut self, id: u32, reservation: &Reservation, hints: Vec<u32>) {
-        if reservation.state() == wire::PENDING && !reservation.is_persistent() {
-            self.pending.push(reservation.payer, Waiting { id, hints });
+        if let Some(token) = reservation.token()
+            && reservation.state() == wire::PENDING
+            && !reservation.is_persistent()
+        {
+            self.pending.push(reservation.payer, Waiting { id, token, hints });
         }
     }
 
@@ -47,28 +52,23 @@ impl Agent<'_> {
     pub(super) fn handle_pending(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
         while begin.elapsed() < SLICE
-            && let Some(Waiting { id, hints }) = self.pending.pop()
+            && let Some(waiting) = self.pending.pop()
         {
-            self.handle(id, &hints)?;
+            self.handle(&waiting)?;
         }
         Ok(())
     }
 
     /// Grant or refuse one request. The process that asked may be gone by now, or at any moment.
-    fn handle(&mut self, id: u32, hints: &[u32]) -> anyhow::Result<()> {
+    fn handle(&mut self, waiting: &Waiting) -> anyhow::Result<()> {
+        let Waiting { id, token, ref hints } = *waiting;
         let Some(reservation) = self.programs.maps.reservation(id)? else { return Ok(()) };
-        let (Some(token), Some(ports), Some(transports)) =
-            (reservation.token(), reservation.ports(), reservation.transports())
-        else {
-            return Ok(());
-        };
-        if reservation.state() != wire::PENDING || reservation.is_persistent() {
+        let (Some(ports), Some(transports)) = (reservation.ports(), reservation.transports()) else { return Ok(()) };
+        // Another request that has the entry now is queued by its own event.
+        if reservation.token() != Some(token) || reservation.state() != wire::PENDING {
             return Ok(());
         }
         let block = (ports, transports);
-        // Those of an earlier request, whose entry this one has, lead to a process that is gone.
-        let own = [reservation.pid];
-        let hints = if hints.contains(&reservation.pid) { hints } else { &own };
         let mut examined = self.examine(&reservation, block, hints);
         if let Err(Refusal::Exhausts(_)) = examined {
             self.settle_now(reservation.netns)?;

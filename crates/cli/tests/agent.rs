@@ -497,6 +497,38 @@ fn requests_without_an_event_are_found() {
     world.assert_empty();
 }
 
+/// The ring has the event of a request whose process has ended, and its entry has another request.
+#[test]
+fn a_request_of_root_has_the_entry_of_one_that_is_gone() {
+    let Some(world) = World::enter("a_request_of_root_has_the_entry_of_one_that_is_gone") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    agent.signal(Signal::STOP);
+    let acquire = |start| {
+        let owner = tcp();
+        let request = AcquireRequest { start, count: 1, ..Default::default() };
+        assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
+        owner
+    };
+    let entry = || world.maps().reservations().map(|found| found.unwrap().0).collect::<Vec<u32>>();
+    let mut gone = Child::fork(|talk| {
+        let _owner = acquire(600);
+        talk.say(0);
+        _ = talk.try_hear();
+    });
+    gone.talk.hear();
+    let earlier = entry();
+    drop(gone);
+    eventually(|| entry().is_empty());
+    let owner = acquire(601);
+    assert_eq!(entry(), earlier);
+    agent.signal(Signal::CONT);
+    assert_eq!(decided(&owner).map(|grant| grant.start), Ok(601));
+    drop(owner);
+    agent.stop();
+    world.assert_empty();
+}
+
 #[test]
 fn a_flood_of_events_keeps_the_agent_from_nothing_else() {
     let Some(world) = World::enter("a_flood_of_events_keeps_the_agent_from_nothing_else") else { return };
