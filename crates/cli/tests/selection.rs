@@ -195,7 +195,8 @@ fn bash_completes_the_names_of_reservations() {
              COMP_WORDS=(portkeep {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _portkeep_names
              echo ${{COMPREPLY[@]}}"
         );
-        let said = machine.program(&["bash", "-c", &script]).output().unwrap();
+        let mut bash = machine.program(&["bash", "-c", &script]);
+        let said = bash.current_dir(machine.folder.path()).output().unwrap();
         String::from_utf8(said.stdout).unwrap().trim().to_owned()
     };
     assert_eq!(complete("persist show ''"), "dns web web-2");
@@ -207,6 +208,11 @@ fn bash_completes_the_names_of_reservations() {
     assert_eq!(complete("release 6"), "61000-61001/tcp");
     assert_eq!(complete("persist add --name w"), "of-the-table");
     assert_eq!(complete("up --pool ''"), "of-the-table");
+    let trap = machine.folder.path().join("trap");
+    let hostile = machine.hold(&["--label", "worker$(>trap)"]);
+    assert_eq!(complete("list --label wo"), "worker");
+    assert!(!trap.exists(), "a label was carried out");
+    hostile.let_go();
     assert_eq!(complete("run -n 2 -- sha256su"), "sha256sum");
     holding.let_go();
 }

@@ -23,6 +23,8 @@ _portkeep_names() {
         [!-]*\ release\ *)
             names=$(portkeep list --no-header --columns ports,proto | awk '{ print $1 "/" $2 }') ;;
     esac 2>/dev/null
+    # Any user chooses labels, and compgen carries out what it finds in a word.
+    names=$(grep -Ex '[A-Za-z0-9._@:,/+-]+' <<<"$names")
     [[ $cur == -* ]] || COMPREPLY=($(compgen -W "$names" -- "$cur"))
     ((${#COMPREPLY[@]})) || _portkeep "$@"
 }
