@@ -194,14 +194,11 @@ impl<F: Fence> Daemon<F> {
     fn check_history(&self, revision: i64) -> Result<(), EtcdError> {
         self.memory.check(revision)?;
         let Some((key, at)) = self.memory.change() else { return Ok(()) };
-        let kept = match self.client.read([Op::get_at(key, at)]) {
-            Ok((_, [found])) => found.first().is_some_and(|found| found.mod_revision == at),
-            Err(EtcdError::Refused(reason)) if reason.contains("future revision") => false,
-            // So old that etcd has forgotten it.
-            Err(EtcdError::Refused(reason)) if reason.contains("compacted") => true,
-            Err(error) => return Err(error),
-        };
-        if kept { Ok(()) } else { Err(self.memory.older(at, revision)) }
+        match self.client.was_changed(key, at)? {
+            Some(false) => Err(self.memory.older(at, revision)),
+            // What etcd has forgotten proves nothing.
+            Some(true) | None => Ok(()),
+        }
     }
 
     fn keys(&self) -> Keys {

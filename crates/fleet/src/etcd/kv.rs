@@ -123,11 +123,6 @@ impl Op {
         Self(json!({ "request_range": { "key": encode(key) } }))
     }
 
-    /// The key as it was at a revision.
-    pub(crate) fn get_at(key: &str, revision: i64) -> Self {
-        Self(json!({ "request_range": { "key": encode(key), "revision": revision } }))
-    }
-
     pub(crate) fn all(prefix: &Prefix) -> Self {
         let (key, end) = prefix.range();
         Self(json!({ "request_range": { "key": key, "range_end": end } }))
@@ -219,6 +214,17 @@ impl Client {
     pub(crate) fn read<const N: usize>(&self, reads: [Op; N]) -> Result<(i64, [Vec<KeyValue>; N]), EtcdError> {
         let outcome = self.transact(&[], &reads, &[])?;
         Ok((outcome.revision(), outcome.reads()?))
+    }
+
+    /// Whether a key was changed at this revision. `None`: it is so long ago that etcd has forgotten it.
+    pub(crate) fn was_changed(&self, key: &str, revision: i64) -> Result<Option<bool>, EtcdError> {
+        let then = Op(json!({ "request_range": { "key": encode(key), "revision": revision } }));
+        match self.read([then]) {
+            Ok((_, [found])) => Ok(Some(found.first().is_some_and(|found| found.mod_revision == revision))),
+            Err(EtcdError::Refused(reason)) if reason.contains("future revision") => Ok(Some(false)),
+            Err(EtcdError::Refused(reason)) if reason.contains("compacted") => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
