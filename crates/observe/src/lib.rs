@@ -12,6 +12,7 @@ pub mod listing;
 pub mod namespaces;
 pub mod nat;
 pub mod process;
+mod sock_diag;
 pub mod sockets;
 pub mod subordinate;
 pub mod sysctl;
