@@ -47,8 +47,8 @@ impl OfTransport {
 
 /// The ports of one persistent reservation.
 #[derive(Debug, clap::Args)]
-#[group(id = "numbers", multiple = false)]
-pub(crate) struct Numbers {
+#[group(id = "exact-ports", multiple = false)]
+pub(crate) struct ExactPorts {
     /// Exactly these TCP ports
     #[arg(long, value_name = "PORTS", value_parser = |text: &str| of(text, Transports::Tcp), help_heading = "Ports")]
     tcp: Option<PortList>,
@@ -60,7 +60,7 @@ pub(crate) struct Numbers {
     both: Option<PortList>,
 }
 
-impl Numbers {
+impl ExactPorts {
     /// Those that an option names.
     pub(crate) fn named(&self) -> Option<(PortList, Transports)> {
         let all = [(&self.tcp, Transports::Tcp), (&self.udp, Transports::Udp), (&self.both, Transports::Both)];

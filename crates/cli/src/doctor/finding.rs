@@ -1,4 +1,4 @@
-//! The findings of the checks, and the facts that they are made from.
+//! The input and the output of a check.
 
 use std::path::Path;
 

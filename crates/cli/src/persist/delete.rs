@@ -8,7 +8,7 @@ use portkeep::{
 };
 
 use super::agent::connect;
-use crate::{DONE, FAILED, Io, NOTHING, ports::Numbers, reservations};
+use crate::{DONE, FAILED, Io, NOTHING, ports::ExactPorts, reservations};
 
 const AFTER_HELP: &str = "\
 Deletes reservations that a command created. Ports and transports must match a reservation exactly. Sockets bound from \
@@ -29,14 +29,14 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME")]
     names: Vec<Name>,
     #[command(flatten)]
-    numbers: Numbers,
+    exact: ExactPorts,
     /// One JSON array of what was deleted
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let block = args.numbers.named().map(|(ports, transports)| Which::Block { ports, transports });
+    let block = args.exact.named().map(|(ports, transports)| Which::Block { ports, transports });
     let which = args.names.into_iter().map(Which::Name).chain(block);
 
     let mut agent = connect(None)?;

@@ -8,7 +8,7 @@ use super::{
     agent::{changed, connect},
     audience::{For, description, warn_if_missing},
 };
-use crate::{DONE, Io, ports::Numbers, reservations};
+use crate::{DONE, Io, ports::ExactPorts, reservations};
 
 const AFTER_HELP: &str = "\
 For a reservation that a command created. Its other properties stay as they are. Outsiders cannot bind the ports meanwhile: \
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     name: Name,
 
     #[command(flatten)]
-    numbers: Numbers,
+    exact: ExactPorts,
     #[command(flatten)]
     audience: For,
 
@@ -47,10 +47,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BOOL", hide_possible_values = true)]
     ephemeral: Option<bool>,
     /// Sockets of its audience may have the new ports already
-    #[arg(long, requires = "numbers")]
+    #[arg(long, requires = "exact-ports")]
     around: bool,
     /// Accept that few ephemeral ports are left: outgoing connections may fail
-    #[arg(long, requires = "numbers")]
+    #[arg(long, requires = "exact-ports")]
     force: bool,
     /// One line about it, for `who` and `persist show`; empty for none
     #[arg(long, value_name = "TEXT", value_parser = description)]
@@ -62,7 +62,7 @@ pub(crate) struct Args {
 
 impl Args {
     fn change(&self) -> Result<Change, String> {
-        let (ports, transports) = self.numbers.named().unzip();
+        let (ports, transports) = self.exact.named().unzip();
         Ok(Change {
             name: None,
             ports,
