@@ -1,30 +1,3 @@
-//! Ports as people and the kernel write them: ranges, services, and lists of ip_local_reserved_ports.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use portkeep_core::{PortList, PortRange, PortSet, Ports, Services, Transports};
-
-fuzz_target!(|text: &str| {
-    if let Ok(range) = text.parse::<PortRange>() {
-        assert_eq!(range.to_string().parse(), Ok(range));
-    }
-    if let Ok(set) = text.parse::<PortSet>() {
-        assert_eq!(set.to_string().parse::<PortSet>().expect("a set as it is written"), set);
-    }
-    // The text is both the file and the word that is looked up in it.
-    let services = Services::parse(text);
-    let name = text.split_whitespace().next().unwrap_or_default();
-    for text in [text, name] {
-        if let Ok(ports) = Ports::parse(text, &services) {
-            assert_eq!(Ports::parse(&ports.to_string(), &Services::default()), Ok(ports));
-        }
-        for transports in [None, Some(Transports::Tcp), Some(Transports::Udp), Some(Transports::Both)] {
-            let _ = Ports::resolve(text, transports, &services);
-        }
-    }
-    if let Ok(list) = text.parse::<PortList>() {
-        let set = PortSet::from(&list);
-        assert_eq!(set.to_string(), list.to_string());
-        assert!(list.iter().all(|port| set.contains(port)));
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portkeep_parsers::ports(bytes));
