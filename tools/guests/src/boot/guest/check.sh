@@ -30,9 +30,9 @@ check() {
 property() { systemctl show --value -p "$2" "$1"; }
 not() { ! "$@"; }
 
-# Within a minute, whatever the machine's speed.
+# Within minutes, whatever the machine's speed.
 soon() {
-	for _ in $(seq 300); do
+	for _ in $(seq 900); do
 		"$@" >/dev/null 2>&1 && return
 		sleep 0.2
 	done
