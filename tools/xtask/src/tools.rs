@@ -35,7 +35,6 @@ pub(crate) struct Arguments {
 
 impl Tool {
     pub(crate) fn run(&self) -> ExitCode {
-        let mut profile = None;
         let (package, first, arguments) = match self {
             Self::VmTest(rest) => ("portkeep-guests", Some("vm-test"), rest),
             Self::BootTest(rest) => ("portkeep-guests", Some("boot-test"), rest),
@@ -43,19 +42,13 @@ impl Tool {
             Self::Compare(rest) => ("portkeep-compare", None, rest),
             Self::DoNoHarm(rest) => ("portkeep-harmless", None, rest),
             Self::Soak(rest) => ("portkeep-soak", None, rest),
-            Self::Interleave(rest) => {
-                // Hundreds of millions of instructions are interpreted.
-                profile = Some("--release");
-                ("portkeep-interleave", None, rest)
-            }
+            Self::Interleave(rest) => ("portkeep-interleave", None, rest),
         };
         let words = first.map(OsStr::new).into_iter().chain(arguments.arguments.iter().map(OsString::as_os_str));
-        let mut build = vec!["--bin", package];
-        build.extend(profile);
-        if let Err(error) = portkeep_tool::build(&build) {
+        if let Err(error) = portkeep_tool::build(&["--bin", package]) {
             return portkeep_tool::exit(Err(error));
         }
-        let program = target_folder().join(if profile.is_some() { "release" } else { "debug" }).join(package);
+        let program = target_folder().join("debug").join(package);
         // In the folder of the caller: paths among the arguments may be relative to it.
         match Command::new(program).args(words).status() {
             Ok(status) => {
