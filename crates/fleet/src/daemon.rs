@@ -196,7 +196,7 @@ impl<F: Fence> Daemon<F> {
         let Some((key, at)) = self.memory.change() else { return Ok(()) };
         match self.client.was_changed(key, at)? {
             Some(false) => Err(self.memory.older(at, revision)),
-            // What etcd has forgotten proves nothing.
+            // A change that etcd has forgotten proves nothing.
             Some(true) | None => Ok(()),
         }
     }
