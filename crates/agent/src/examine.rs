@@ -5,7 +5,7 @@
 //! block is entered into `ip_local_reserved_ports`, then the sockets are looked at; the other way round an automatic source
 //! port could slip in between. A bind that comes after the look marks the request, and then it cannot be confirmed.
 
-use std::{fmt, io};
+use std::{fmt, fs, io};
 
 use portkeep_core::{Errno, PortRange, Transport, Transports, ephemeral::Exhausted};
 use portkeep_kernel::Reservation;
@@ -109,7 +109,15 @@ impl Examiner<'_> {
             has_rights_of_root(id)
                 && (namespace.contains(id) || same_namespace(&format!("/proc/{id}/ns/net"), "/proc/self/ns/net"))
         };
+        // If the event was lost, only the process is known, and any of its threads may have asked.
+        let threads = hints.iter().flat_map(|id| threads(*id));
         // Where the process cannot be found by its number, the BPF programs have decided alone.
-        !self.first_pids || hints.iter().any(|id| is_root(*id))
+        !self.first_pids || hints.iter().copied().chain(threads).any(is_root)
     }
+}
+
+/// The threads of a process; none if it has ended.
+fn threads(process: u32) -> impl Iterator<Item = u32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+    tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok())
 }
