@@ -316,7 +316,7 @@ fn damaged_and_newer_stores_are_named_and_kept() {
 }
 
 #[test]
-fn what_would_not_be_read_again_is_not_written() {
+fn a_record_that_could_not_be_read_again_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path()).unwrap();
     for audience in [

@@ -8,31 +8,41 @@ use std::{
 };
 
 use portkeep_observe::subordinate::{Owners, parse};
-use portkeep_persist::{Config, Services, dropin, export, import};
+use portkeep_persist::{Config, Diagnostic, Services, dropin, export, import};
 use tempfile::TempDir;
 
 use crate::text;
 
-/// A configuration is read, or refused with at least one mistake.
-pub fn configuration(bytes: &[u8]) {
-    if let Err(mistakes) = Config::parse(Path::new("portkeep.toml"), text(bytes)) {
-        assert!(!mistakes.is_empty());
-        assert!(mistakes.iter().all(|mistake| !mistake.to_string().is_empty()));
+/// A refusal has mistakes, each with a place in the text and a sentence.
+fn sound(text: &str, mistakes: &[Diagnostic]) {
+    assert!(!mistakes.is_empty());
+    let lines: Vec<&str> = text.split('\n').collect();
+    for mistake in mistakes {
+        assert!(!mistake.message.is_empty() && !mistake.message.contains('\n'), "{mistake:?}");
+        let line = mistake.line.and_then(|line| lines.get(line.checked_sub(1)?));
+        let line = line.unwrap_or_else(|| panic!("{mistake:?} of {} lines", lines.len()));
+        let columns = 1..=line.chars().count() + 1;
+        assert!(mistake.column.is_some_and(|column| columns.contains(&column)), "{mistake:?}: {line:?}");
     }
 }
 
-/// A drop-in file is refused with a place, or it survives export and import.
+/// A configuration is read, or refused with its mistakes.
+pub fn configuration(bytes: &[u8]) {
+    let text = text(bytes);
+    if let Err(mistakes) = Config::parse(Path::new("portkeep.toml"), text) {
+        sound(text, &mistakes);
+    }
+}
+
+/// A drop-in file is refused with its mistakes, or it survives export and import.
 pub fn drop_in(bytes: &[u8]) {
-    let services = Services::parse("https 443/tcp\ndomain 53/tcp\ndomain 53/udp\n");
-    match import(Path::new("f.toml"), text(bytes), &services) {
+    let (text, services) = (text(bytes), Services::parse("https 443/tcp\ndomain 53/tcp\ndomain 53/udp\n"));
+    match import(Path::new("f.toml"), text, &services) {
         Ok(read) => {
             let again = import(Path::new("f.toml"), &export(&read), &services).expect("an export can be imported");
             assert_eq!(again, read);
         }
-        Err(mistakes) => {
-            assert!(!mistakes.is_empty());
-            assert!(mistakes.iter().all(|mistake| !mistake.to_string().is_empty()));
-        }
+        Err(mistakes) => sound(text, &mistakes),
     }
 }
 

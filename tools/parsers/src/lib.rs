@@ -1,6 +1,6 @@
 //! Every parser that reads what others wrote. Each target here calls one of them with any bytes, and panics if something
-//! does not hold. `cargo fuzz` searches for such bytes with the coverage as its guide (see `fuzz/README.md`); the test of
-//! this package tries the seeds and changed seeds, without a build of its own.
+//! does not hold. `cargo xtask fuzz` searches for such bytes with the coverage as its guide (see README.md); the test of this
+//! package tries the seeds and changed seeds.
 #![forbid(unsafe_code)]
 
 mod files;
@@ -15,7 +15,7 @@ macro_rules! targets {
     ($($module:ident: $($name:ident)*;)*) => {
         $(pub use $module::{$($name),*};)*
 
-        /// All targets. A target's seeds are in `fuzz/seeds`, in a folder of its name.
+        /// All targets. A target's seeds are in `seeds`, in a folder of its name.
         pub const TARGETS: &[(&str, Target)] = &[$($((stringify!($name), $name)),*),*];
     };
 }

@@ -4,6 +4,7 @@
 
 mod bpf;
 mod crates;
+mod fuzz;
 mod install;
 mod package;
 mod tools;
@@ -18,6 +19,7 @@ use clap::Parser;
 enum Task {
     Bpf(bpf::Options),
     Crates(crates::Options),
+    Fuzz(fuzz::Options),
     Install(install::Options),
     Package(package::Options),
     Units(units::Options),
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     portkeep_tool::exit(match Task::parse() {
         Task::Bpf(options) => bpf::run(&options),
         Task::Crates(options) => crates::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Install(options) => install::run(&options),
         Task::Package(options) => package::run(&options),
         Task::Units(options) => units::run(&options),
