@@ -53,7 +53,7 @@ def test_no_scope_but_the_process(scope):
     assert caught.value.errno == errno.EOPNOTSUPP
 
 
-def test_nobody_is_let_in():
+def test_no_other_process_is_admitted():
     with pytest.raises(portkeep.NotEnforcedError) as caught:
         hold(also="user=0")
     assert caught.value.errno == errno.EOPNOTSUPP and "let others in" in str(caught.value)
@@ -82,7 +82,7 @@ def test_binding_where_sockets_cannot_overlap(monkeypatch):
         assert binds("tcp", r.ports[1]) == "bound"
 
 
-def test_what_was_let_go_can_be_bound_and_is_not_held_twice():
+def test_a_released_port_can_be_bound_and_is_not_held_twice():
     with hold(4, transport="tcp+udp") as r:
         r.let_go()
         assert binds("tcp", r.ports[0]) == binds("udp", r.ports[3], host="::") == "bound"

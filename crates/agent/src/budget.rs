@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_quiet_is_news_again() {
+    fn a_quiet_event_is_reported_again() {
         let (mut budget, begin) = (Budget::new(20), Instant::now());
         lines(&mut budget, begin, 7, 100);
         let later = begin + Duration::from_secs(3600);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_memory_of_events_is_bounded() {
         let (mut budget, now) = (Budget::new(20), Instant::now());
         for thing in 0..5000u32 {
             budget.report(now, (thing, Pace::Fading), &thing, 0, ());
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_steady_is_reported_once_a_second() {
+    fn a_steady_event_is_reported_once_a_second() {
         let (mut budget, begin) = (Budget::new(1000), Instant::now());
         let reported = (0..100_000u64).filter(|after| {
             let now = begin + Duration::from_millis(*after);

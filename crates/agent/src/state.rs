@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_found_again() {
+    fn a_remembered_set_is_found_again() {
         let folder = tempfile::tempdir().unwrap();
         let runtime = RuntimeDir::at(folder.path().join("made/when/needed"));
         runtime.hold().unwrap().remember(7, &set("1-5")).unwrap();

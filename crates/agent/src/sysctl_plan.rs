@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_stays_when_ours_goes() {
+    fn entries_of_others_stay_when_ours_are_removed() {
         let mut world = World { sysctl: set("100,200-209"), ours: set("") };
         world.round(&set("205-214"), 4);
         assert_eq!((world.sysctl.to_string(), world.ours.to_string()), ("100,200-214".into(), "210-214".into()));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_threw_out_is_put_in_again() {
+    fn an_entry_that_others_removed_is_entered_again() {
         let mut world = World { sysctl: set(""), ours: set("") };
         world.round(&set("50"), 4);
         world.sysctl = set("60");

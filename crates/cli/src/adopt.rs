@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_systemd_binds_is_reserved_for_root() {
+    fn a_socket_of_systemd_is_reserved_for_root() {
         let owner = Owner { unit: "socket-22.socket".into(), by_systemd: true };
         let DropIn { file, text } = drop_in(&owner, &[port(22, Transport::Tcp)], Time::from_unix(0));
         assert!(

@@ -15,7 +15,7 @@ use crate::{
     ports::{self, OfTransport},
 };
 
-/// The variable that stands for --require-kernel.
+/// The variable that means --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
 /// The time of a --wait without one.
 const FOR_EVER: &str = "forever";

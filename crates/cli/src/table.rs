@@ -1,4 +1,4 @@
-//! Columns that stand below each other.
+//! Aligned columns.
 
 use std::{
     env,

@@ -79,7 +79,7 @@ fn a_new_rival_is_named_at_once() {
 }
 
 #[test]
-fn what_waits_for_a_deleted_neighbour_need_not_wait_for_the_next_round() {
+fn a_deletion_also_enters_declarations_that_wait() {
     let Some(machine) = machine("neighbour") else { return };
     machine.enter_network();
     let listener = TcpListener::bind("127.0.0.1:6100").unwrap();

@@ -287,7 +287,7 @@ fn children_that_outlive_the_command_keep_the_range() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_a_reason() {
+fn impossible_ranges_are_refused_with_a_reason() {
     let Some(machine) = ready("ephemeral-bad") else { return };
     let refused = |words: &[&str], code: i32, texts: &[&str]| {
         let outcome = machine.portkeep(&[&["run"], words, &["--", "true"]].concat());

@@ -195,7 +195,7 @@ fn fails(said: &Outcome, code: i32, shown: &str) {
 }
 
 #[test]
-fn what_is_added_is_listed_shown_enforced_and_deleted() {
+fn a_reservation_is_added_listed_shown_enforced_and_deleted() {
     let mut setup = setup!("add");
     let added = setup.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
     assert_eq!(added.out, "8443/tcp is reserved as web for user daemon\n");
@@ -335,7 +335,7 @@ fn impossible_requests_are_reported_with_the_process_in_the_way() {
 
 /// A running service keeps its port when its reservation is deleted (R7), so the same reservation has to wait for its end.
 #[test]
-fn what_is_deleted_under_a_running_service_is_added_again_after_its_end() {
+fn a_reservation_deleted_under_a_running_service_is_added_again_after_its_end() {
     let setup = setup!("again");
     let add = ["persist", "add", "--name", "a", "--tcp", "9000", "--user", "root"];
     setup.portkeep(&add).ok();
@@ -354,7 +354,7 @@ fn what_is_deleted_under_a_running_service_is_added_again_after_its_end() {
 
 /// Where something waits, every display shows it, and what it waits for: the process, and the other end of a connection.
 #[test]
-fn what_waits_is_shown_with_what_it_waits_for() {
+fn a_waiting_reservation_is_shown_with_its_reason() {
     let setup = setup!("waits");
     let helper = ["--exact", "helper_connects", "--ignored", "--nocapture"];
     let copy = setup.for_everybody(std::env::current_exe().unwrap().to_str().unwrap());
@@ -893,7 +893,7 @@ fn files_are_reloaded_and_named_everywhere() {
 }
 
 #[test]
-fn what_happens_is_watched() {
+fn watch_shows_each_event() {
     let mut setup = setup!("watch");
     let mut watch = setup.command(&["watch"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut as_json = setup.command(&["watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();

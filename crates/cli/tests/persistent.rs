@@ -191,7 +191,7 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
 }
 
 #[test]
-fn what_waits_keeps_new_automatic_choices_out_and_names_what_it_waits_for() {
+fn a_waiting_declaration_keeps_automatic_choices_out_and_names_its_reason() {
     let Some(world) = World::enter("what_waits") else { return };
     let place = AgentFolder::new();
     // Before there are sockets that it would inherit.
@@ -282,7 +282,7 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
 /// A bind between the agent's look and the confirmation wins. The declaration was in the store by then: what was refused must
 /// not come into force later.
 #[test]
-fn what_a_bind_overtakes_is_refused_and_does_not_stay_in_the_store() {
+fn a_declaration_that_loses_to_a_bind_is_refused_and_not_stored() {
     let Some(world) = World::enter("overtaken") else { return };
     let place = AgentFolder::new();
     let mut agent = place.agent();

@@ -110,7 +110,7 @@ fn list_watches() {
 }
 
 #[test]
-fn what_is_only_held_is_listed_where_nothing_is_up() {
+fn held_blocks_are_listed_without_kernel_enforcement() {
     let Some(machine) = machine("held") else { return };
     machine.enter_network();
     assert_eq!(machine.portkeep(&["list"]).code, Some(3));

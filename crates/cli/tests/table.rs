@@ -104,7 +104,7 @@ fn exit_statuses_are_one_table() {
 
 /// Errors that clap alone cannot see are reported the same way. None of these gets as far as asking an agent.
 #[test]
-fn what_only_shows_together_is_wrong_usage_too() {
+fn contradictions_between_arguments_are_wrong_usage() {
     for (words, shown) in [
         (&["persist", "add", "80/udp", "--name", "x", "--tcp"][..], "says udp, and tcp is said beside it"),
         (&["persist", "add", "80,82", "--name", "x", "--user", "a", "--ephemeral"], "has to be one block"),

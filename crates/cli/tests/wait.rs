@@ -134,7 +134,7 @@ fn signals_for_the_command_do_not_end_the_wait() {
 }
 
 #[test]
-fn what_can_never_be_is_not_waited_for() {
+fn an_impossible_request_does_not_wait() {
     let Some(machine) = ready("wait-never") else { return };
     machine.portkeep(&["acquire", "--count", "5000", "--wait"]).fails(1, &["this needs 5000 ports"]);
     machine.portkeep_as_nobody(&["acquire", "--count", "2000", "--wait"]).fails(1, &["this needs 2000 ports", "quota"]);

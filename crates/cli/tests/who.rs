@@ -136,7 +136,7 @@ fn the_source_port_of_a_connection_with_its_peer() {
 }
 
 #[test]
-fn what_a_connection_leaves_behind_and_for_how_long() {
+fn who_shows_time_wait_and_its_remaining_seconds() {
     let Some(machine) = machine("time_wait") else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,7 +1,7 @@
 //! Lists of ports, and the one way in which people write ports (rules L1 and L3).
 //!
-//! A text is a comma list of numbers, ranges `a-b` and names of /etc/services: `80,443`, `http,8000-8099`. Where a
-//! transport can be said, `/tcp`, `/udp` or `/tcp+udp` stands behind it.
+//! A text is a comma list of numbers, ranges `a-b` and names of /etc/services: `80,443`, `http,8000-8099`. A list can
+//! end with its transport: `/tcp`, `/udp` or `/tcp+udp`.
 
 use std::{fmt, iter::FlatMap, ops::RangeInclusive, slice, str::FromStr};
 

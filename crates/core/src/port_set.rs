@@ -206,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_as_the_same_set(set in any_set()) {
+        fn a_written_set_reads_as_the_same_set(set in any_set()) {
             prop_assert_eq!(set.to_string().parse::<PortSet>().unwrap(), set);
         }
 

@@ -475,8 +475,8 @@ fn sockets_that_are_neither_tcp_nor_udp() {
 }
 
 #[test]
-fn what_is_not_there_cannot_be_had() {
-    let Some(world) = World::enter("what_is_not_there_cannot_be_had") else { return };
+fn impossible_requests_have_their_errno() {
+    let Some(world) = World::enter("impossible_requests_have_their_errno") else { return };
     let watch = Watch::new(&world);
     let acquire_errno = |socket: &Socket, request: AcquireRequest| {
         control::acquire(socket, &request).map_err(|error| Errno(error.raw_os_error().unwrap()))
@@ -624,7 +624,7 @@ fn over_the_quota_is_edquot() {
 }
 
 #[test]
-fn where_the_control_codes_are_not_served_they_are_enoprotoopt() {
+fn control_codes_that_are_not_served_are_enoprotoopt() {
     let Some(world) = World::with_outside("not_served") else { return };
     let outside = TestCgroup::new("unserved").unwrap();
     let mut outsider = Child::fork(|talk| {

@@ -289,7 +289,7 @@ fn strict_is_consumed_by_association_only() {
 }
 
 #[test]
-fn what_is_claimed_gives_way_to_a_bind_until_it_is_confirmed() {
+fn a_bind_goes_before_a_claim_that_is_not_confirmed() {
     let Some(world) = World::enter("persistent_claimed") else { return };
     let mut fixture = Fixture::of(&world);
     let claimed = fixture.claim(&wanted(8443, Audience::Administrators)).unwrap();

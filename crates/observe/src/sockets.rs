@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_connection_has_an_end() {
+    fn a_connection_in_time_wait_has_an_end() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let port = client.local_addr().unwrap().port();

@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_said_with_what_is_known() {
+    fn an_answer_names_the_parts_that_could_not_be_seen() {
         let socket = BoundSocket {
             state: Some("bound".into()),
             local: Some("0.0.0.0:53".into()),

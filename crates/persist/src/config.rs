@@ -222,7 +222,7 @@ fn known(table: &str) -> impl Iterator<Item = &'static str> + Clone {
     let mut last = "";
     KEYS.iter().filter_map(move |key| {
         let key = key.name.strip_prefix(table)?.split('.').next()?;
-        // The keys of a table stand together.
+        // The keys of a table are together.
         (std::mem::replace(&mut last, key) != key).then_some(key)
     })
 }

@@ -32,7 +32,7 @@ pub const FOLDERS: [&str; 3] = ["/etc/portkeep/ports.d", "/run/portkeep/ports.d"
 pub struct Loaded {
     /// Their declarations, in the order that [`merge`](crate::merge()) wants.
     pub declared: Vec<Declared>,
-    /// Their errors. A stanza that is named here is left out; the others of its file stand.
+    /// Their errors. A stanza that is named here is left out; the others of its file count.
     pub diagnostics: Vec<Diagnostic>,
     /// The files, masked and hidden ones included, in order.
     pub files: Vec<DropIn>,

@@ -1,6 +1,6 @@
 //! Declarations of persistent reservations, and where they are kept.
 //!
-//! A **persistent reservation** stands until it is deleted, across reboots. It is
+//! A **persistent reservation** exists until it is deleted, across reboots. It is
 //! declared in one of two ways: in a file that a package or an administrator drops
 //! into a folder ([`dropin`]), or by a command that puts it into the [`store`]. Both
 //! give [`Declaration`]s; [`merge`](merge()) puts them together and says which of two

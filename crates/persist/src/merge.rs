@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_first_stands_and_both_are_named() {
+    fn the_first_declaration_is_in_force_and_the_conflict_names_both() {
         let command = Declared {
             origin: Origin::Command { uid: 0, created: Time::from_unix(1), until_reboot: false },
             ..file("", 0, "db", "5432", Transports::Tcp)

@@ -19,7 +19,7 @@ use crate::{
 /// The folder.
 pub const FOLDER: &str = "/etc/portreserve";
 
-/// The declarations of one such file with the lines they stand on, and what is wrong with the others.
+/// The declarations of one such file with their lines, and what is wrong with the others.
 pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza::Read>, Vec<Diagnostic>) {
     let mut report = Report::new(file, text);
     let mut ports: BTreeMap<u16, (Transports, usize)> = BTreeMap::new();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_pointed_at() {
+    fn each_mistake_has_its_line() {
         let (found, wrong) = read_as("/r/cups", "0\nipp/sctp\n  imap\nsmpt/tcp\n70000\nsmtp/udp\n");
         assert_eq!(found, [""; 0]);
         let begin: Vec<&str> = wrong.iter().map(|w| w.split(": ").next().unwrap()).collect();

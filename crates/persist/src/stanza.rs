@@ -1,7 +1,7 @@
 //! The TOML form of declarations: `[[reservation]]` stanzas.
 //!
 //! A stanza has a name, one of `ports`, `tcp`, `udp` and `both`, and at most one of the keys of [`WHO`]. All mistakes of a file
-//! are reported, and a stanza with one is left out while the others stand.
+//! are reported. A stanza with a mistake is left out, and the others count.
 
 use std::{ops::Range, path::Path};
 
@@ -63,7 +63,7 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<Read>, 
             }
             ("reservation", other) => report.advise(entry.at(), stanza_wanted(other), HEADER),
             (key, _) if KEYS.contains(&key) => {
-                report.advise(entry.key_at(), format!("`{key}` stands before the first stanza"), HEADER);
+                report.advise(entry.key_at(), format!("`{key}` is before the first stanza"), HEADER);
             }
             _ => entry.unknown(&mut report, ["reservation"]),
         }

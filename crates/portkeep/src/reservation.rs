@@ -85,7 +85,7 @@ impl Reservation {
         self.enforcement
     }
 
-    /// How it stands now: [`QueryError::Ended`] if an administrator has ended it.
+    /// Its present state: [`QueryError::Ended`] if an administrator has ended it.
     pub fn state(&self) -> Result<Info, QueryError> {
         let each = self.tokens.iter().map(|token| query::block_of(*token)?.ok_or(QueryError::Ended));
         Info::of_blocks(each.collect::<Result<Vec<_>, _>>()?).ok_or(QueryError::Ended)

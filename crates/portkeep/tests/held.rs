@@ -240,7 +240,7 @@ fn opened_ports_can_be_bound_by_other_programs_that_mean_them() {
 }
 
 #[test]
-fn what_requires_kernel_enforcement_is_refused_when_held() {
+fn held_mode_refuses_requests_that_require_the_kernel() {
     isolate();
     let error = tcp().scope(Scope::User).acquire().unwrap_err();
     assert!(matches!(error, AcquireError::HeldCannot { .. }));

@@ -233,7 +233,7 @@ fn a_conflict_is_named() {
 }
 
 kernel_test! {
-fn what_cannot_be_granted_says_why() {
+fn a_refusal_has_its_reason() {
     let error = Reservation::tcp().ports(5000).acquire().unwrap_err();
     assert!(matches!(error, AcquireError::NoRoom { count: 5000 }), "{error:?}");
     let error = Reservation::tcp().scope(Scope::Cgroup(12)).acquire().unwrap_err();

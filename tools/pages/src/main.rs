@@ -37,7 +37,7 @@ const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
 /// The names that bash completes besides.
 const NAMES: &[u8] = include_bytes!("names.bash");
 
-/// Each shell reads its completions from a folder and a name of its own: what stands before the name of the program and behind it.
+/// Each shell reads its completions from a folder and a name of its own: the text before the name of the program and the text after it.
 const COMPLETIONS: [(Shell, &str, &str); 3] = [
     (Shell::Bash, "share/bash-completion/completions/", ""),
     (Shell::Zsh, "share/zsh/site-functions/_", ""),

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_paste_is_understood() {
+    fn pasted_commands_are_understood() {
         for text in [
             "interface ipv4 add excludedportrange protocol=tcp",
             "int ipv4 add ex protocol=tcp",

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_the_way_is_named() {
+    fn an_import_names_the_declaration_in_conflict() {
         let origin = Origin::File { path: "/etc/portkeep/ports.d/web.toml".into(), line: 3 };
         let web = declaration("web", "80-90", Transports::Both);
         let declared = [Info::declared(&web, &origin, State::Active)];

@@ -1,4 +1,4 @@
-//! `persist`: reservations that stand whether or not somebody runs.
+//! `persist`: reservations that do not depend on a running program.
 //!
 //! Changes go through the agent, which is the only one to write the
 //! store. Queries ask the agent, too; where none runs, the files, the store

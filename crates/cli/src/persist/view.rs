@@ -108,7 +108,7 @@ fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     Ok(persistent.chain(active.into_iter().map(Stored::active)).collect())
 }
 
-/// How things stand with each: what is in force is so because the BPF programs have it, whatever was declared since.
+/// The state of each. A reservation is in force if the BPF programs have it, whatever was declared since.
 fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[Info]) -> Vec<Info> {
     let merged = merge(commands, files);
     let in_force: HashMap<_, _> = in_force.iter().map(|info| ((&info.ports, info.transports), &info.blocks)).collect();
@@ -130,7 +130,7 @@ fn stand(commands: Vec<Declared>, files: Vec<Declared>, in_force: &[Info]) -> Ve
     standing.chain(conflicts).collect()
 }
 
-/// How things stand, in a word or two.
+/// The state, in a word or two.
 pub(super) fn word(state: State) -> String {
     match state {
         State::Active => "in force".into(),

@@ -90,7 +90,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
 
 /// Found here: `who` reported a port as free although it could not ask about it.
 #[test]
-fn no_command_takes_a_lack_of_descriptors_for_an_answer() {
+fn no_command_reports_a_port_as_free_for_lack_of_descriptors() {
     let machine = machine!("nofile-answer");
     machine.portkeep(&["up"]).ok();
     let holding = machine.hold(&[]);
@@ -166,7 +166,7 @@ fn take_all_descriptors(machine: &Machine) -> (Vec<UnixStream>, String) {
 /// Found here: a namespace that could not be looked for counted as gone, and its ports, in use since before `up`, were
 /// given to the pool.
 #[test]
-fn an_agent_without_descriptors_gives_nothing_back_that_it_cannot_look_at() {
+fn an_agent_without_descriptors_releases_nothing_that_it_cannot_check() {
     let machine = machine!("nofile-aside");
     let mut listener = machine.listener(61005);
     machine.portkeep(&["up"]).ok();

@@ -53,7 +53,7 @@ fn add<'a>(name: &'a str, port: &'a str) -> [&'a str; 6] {
 
 /// Commands that need no disk work on a full one.
 #[test]
-fn what_needs_no_disk_works_on_a_full_one() {
+fn commands_that_need_no_disk_work_on_a_full_one() {
     let machine = machine!("disk-none", machine("disk-none"));
     machine.shell(FILL).ok();
     machine.portkeep(&["up"]).ok();
@@ -105,7 +105,7 @@ fn an_agent_that_began_on_a_full_disk_goes_on_when_there_is_space() {
 /// The same where somebody else's reservations are in the store that could not be opened: they come into force by
 /// themselves.
 #[test]
-fn what_a_full_disk_kept_from_being_read_comes_into_force_by_itself() {
+fn declarations_that_a_full_disk_hid_come_into_force_by_themselves() {
     let machine = machine!("disk-return", machine("disk-return"));
     machine.portkeep(&["up"]).ok();
     let agent = machine.agent(machine.command(&["agent"]));

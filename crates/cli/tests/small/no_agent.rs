@@ -3,7 +3,7 @@
 use crate::machine;
 
 #[test]
-fn without_an_agent_what_needs_one_says_so_and_the_rest_works() {
+fn without_an_agent_a_command_that_needs_one_says_so_and_the_rest_works() {
     let machine = machine!("no-agent");
     machine.portkeep(&["up"]).ok();
     let why = &["20000 is outside the pool (61000-65535)", "no agent runs", "start `portkeep agent`"];

@@ -64,7 +64,7 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_unmounted_again() {
 
 /// Found here: folders that had been made for the mount stayed.
 #[test]
-fn where_none_can_be_mounted_nothing_is_made() {
+fn up_makes_nothing_if_no_bpf_file_system_can_be_mounted() {
     let machine = machine!("no-mount", Machine::made(PORTKEEP, "no-mount", ":"));
     let pins = machine.folder.path().join("made/for/bpf/portkeep");
     let no_mount = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", PORTKEEP];

@@ -53,7 +53,7 @@ fn a_user_gets_held_ports_and_a_warning_of_their_limits() {
 
 /// Found here: `--strict` and `--scope cgroup` were ignored in held mode, and there was no way to insist.
 #[test]
-fn what_holding_cannot_give_is_refused_and_not_pretended() {
+fn held_mode_refuses_options_that_require_the_kernel() {
     let machine = machine!("insist");
     for (code, words) in [
         (1, &["acquire", "--strict"][..]),
@@ -75,7 +75,7 @@ fn what_holding_cannot_give_is_refused_and_not_pretended() {
 
 /// Found here: it said "binding 80/tcp: Permission denied (os error 13)".
 #[test]
-fn a_privileged_port_takes_root_in_held_mode_and_that_is_said() {
+fn a_privileged_port_requires_root_in_held_mode() {
     let machine = machine!("privileged");
     let why = &["reserving the privileged port 80 requires root"];
     machine.portkeep_as_nobody(&["acquire", "--ports", "80"]).fails(1, why);
@@ -83,7 +83,7 @@ fn a_privileged_port_takes_root_in_held_mode_and_that_is_said() {
 }
 
 #[test]
-fn the_library_holds_for_a_user_what_it_can() {
+fn the_library_holds_ports_for_a_user() {
     let machine = machine!("user-library");
     let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
     let said = machine.helper(&nobody, "library 5").ok();

@@ -20,7 +20,7 @@ use crate::siege::{KINDS, NOBODY, besiege, owner_binds};
 /// Passed by SCM_RIGHTS, an outsider's socket is the outsider's still; the owner socket keeps the reservation and lets
 /// its new holder do nothing else with it; an associated one is a port given away on purpose.
 #[test]
-fn what_a_descriptor_carries_is_what_was_given_with_it() {
+fn a_descriptor_carries_only_the_association_it_was_given() {
     let Some(world) = World::enter("bypass::scm_rights") else { return };
     for (domain, transport) in KINDS {
         let owner = socket(domain, transport);
@@ -169,7 +169,7 @@ fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
 
 /// Handing an outsider's descriptor to the owner so that it binds is asking the owner; what it binds is the owner's.
 #[test]
-fn what_the_owner_binds_for_others_is_counted_as_the_owners() {
+fn a_bind_of_the_owner_for_others_is_charged_to_the_owner() {
     let Some(world) = World::enter("bypass::bound_for_others") else { return };
     let mut outsider = Child::fork(|talk| {
         become_user(NOBODY);

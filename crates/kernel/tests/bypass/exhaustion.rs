@@ -42,7 +42,7 @@ fn below(sandbox: &Sandbox, work: impl FnOnce(&mut portkeep_testkit::process::Ta
 
 /// All 65,535 entries: root at home has no quota; a user comes as far as its own.
 #[test]
-fn when_all_entries_are_taken_what_is_reserved_stays_so() {
+fn reserved_ports_stay_reserved_when_all_entries_are_in_use() {
     let Some(world) = World::enter("bypass::entries") else { return };
     let keeper = tcp();
     let grant = reserve(&keeper, 61000, 1);

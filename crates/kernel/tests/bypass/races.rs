@@ -131,7 +131,7 @@ fn close_against_associate_and_bind() {
 /// An outsider hammers one port all the while its reservation is released and acquired anew. In between the port is
 /// free for everybody (N1); once it is reserved, no outsider keeps it from the owner.
 #[test]
-fn what_is_acquired_between_an_outsiders_binds_is_the_owners() {
+fn a_port_acquired_between_the_binds_of_an_outsider_belongs_to_the_owner() {
     let Some(world) = World::enter("bypass::acquire_against_binds") else { return };
     for user in [false, true] {
         let mut outsider = Child::fork(|talk| {

@@ -158,7 +158,7 @@ fn the_threads_of_a_ring_are_in_the_scopes_of_their_process() {
 
 /// A control code through a ring is charged to the account of the process that made the ring, whoever handed it the socket.
 #[test]
-fn what_a_ring_acquires_is_charged_to_its_process() {
+fn a_request_through_a_ring_is_charged_to_its_process() {
     let Some(world) = World::enter("bypass::uring_acquires") else { return };
     if let Err(why) = ring() {
         return absent("socket options by io_uring", why);

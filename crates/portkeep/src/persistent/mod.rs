@@ -1,4 +1,4 @@
-//! Persistent reservations: they stand until they are deleted, across reboots.
+//! Persistent reservations: they exist until they are deleted, across reboots.
 //!
 //! A component that needs particular ports declares them once, usually by a file its package brings along
 //! (`/usr/lib/portkeep/ports.d/NAME.toml`), or with [`create`] and `portkeep persist add`. From then on nobody but whom

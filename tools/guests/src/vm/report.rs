@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_must_be_taken_up() {
+    fn a_test_left_at_the_root_must_pass_below_it() {
         let root = [
             "Booting from ROM..@vm \"booted\"",
             "test one ... ok",
