@@ -31,7 +31,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let fuzzer = target_folder().join("debug/fuzz");
     let targets = if options.targets.is_empty() { &all } else { &options.targets };
     for target in targets {
-        println!("== {target}");
         let folder = target_folder().join("fuzz").join(target);
         let corpus = folder.join("corpus");
         fs::create_dir_all(&corpus).with_context(|| format!("making {}", corpus.display()))?;
@@ -39,9 +38,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         run.env("PORTKEEP_PARSER", target).arg(&corpus).arg(parsers.join("seeds").join(target));
         run.arg(format!("-max_total_time={}", options.seconds));
         run.arg(format!("-artifact_prefix={}/", folder.display()));
-        run.args(["-verbosity=0", "-print_final_stats=1"]);
-        let status = run.status().with_context(|| format!("starting {}", fuzzer.display()))?;
-        ensure!(status.success(), "{target} fails with the input above");
+        run.arg("-print_final_stats=1");
+        let output = run.output().with_context(|| format!("starting {}", fuzzer.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{target} fails with an input:\n{said}");
+        let tried = said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        println!("{target}: {} inputs", tried.context("libFuzzer printed no number of inputs")?.trim());
     }
     Ok(())
 }
