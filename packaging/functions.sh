@@ -5,8 +5,8 @@ pins=/sys/fs/bpf/portkeep
 # One number of `portkeep status --json`; nothing if there is none.
 status_of() { printf '%s\n' "$status" | sed -n "s/.*\"$1\": *\\([0-9][0-9]*\\).*/\\1/p"; }
 
-# Before anything is changed, with the program of the old version. A version with another layout cannot take over the
-# reservations that are in the kernel.
+# Runs before anything is changed, with the program of the old version. A version with another layout cannot take over
+# the reservations that are in the kernel.
 before_upgrade() {
 	status=$(portkeep status --json 2>/dev/null) || return 0
 	[ -d "$pins" ] || return 0

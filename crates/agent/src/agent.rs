@@ -39,21 +39,22 @@ use super::{
     vacancy::Prober,
 };
 
-/// Requests whose event was lost wait this long; they are few, since only a full ring loses one.
+/// A request whose event was lost waits this long. There are few of them, since only a full ring loses events.
 const TICK: Duration = Duration::from_secs(1);
-/// So many events are handled before the rest gets its turn: they can come as fast as they are handled.
+/// So many events are handled in a round. New events can come as fast as they are handled, and the other work needs its
+/// turn.
 const EVENTS: usize = 256;
-/// Ends come in bursts, and each round goes through all reservations.
+/// Ends come in bursts, and each round reads all reservations.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Pool ports set aside are looked at this often.
+/// How often pool ports that are set aside are checked.
 const GIVE_BACK: Duration = Duration::from_secs(3);
-/// Every namespace is looked into this often: what others did to the sysctls is mended.
+/// How often every namespace is checked, to correct changes that others made to the sysctls.
 const EVERYWHERE: Duration = Duration::from_secs(15);
-/// One kind of work that users can make more of has this long in a round, and then the others get their turn.
+/// In a round, one kind of work that users can cause may last this long. Then other work gets its turn.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
-/// Between two slices of a sweep.
+/// The pause between two slices of a sweep.
 const PAUSE: Duration = Duration::from_millis(80);
-/// Quiet namespaces are looked for this often, and forgotten after the next.
+/// How often quiet namespaces are looked for.
 const FORGET: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(600);
 
@@ -79,21 +80,21 @@ fn due(last: &mut Instant, period: Duration) -> bool {
     due
 }
 
-/// The reason why a sleep ended.
+/// Why a sleep ended.
 enum Woken {
     Stop,
     Reload,
     Other,
 }
 
-/// Take out what a signal put in.
+/// Read what a signal handler wrote.
 fn drain(reload: impl AsFd) {
     let mut bytes = [0; 64];
-    // One signal is as good as many.
+    // Several signals have the same effect as one.
     let _ = rustix::io::read(reload, &mut bytes);
 }
 
-/// A running agent. Dropped, it no longer is: its sockets close.
+/// A running agent. When it is dropped, its sockets close, and it is no longer the agent.
 #[derive(Debug)]
 pub struct Agent<'k> {
     pub(super) programs: &'k mut Programs,
@@ -101,7 +102,7 @@ pub struct Agent<'k> {
     pub(super) prober: Prober,
     pub(super) policy: Policy,
     pub(super) registry: Registry,
-    /// Cookie of the agent's own namespace, the one that persistent reservations are for.
+    /// Cookie of the agent's own namespace, where persistent reservations are in force.
     pub(super) netns: u64,
     pub(super) server: Server,
     pub(super) event_log: EventLog,
@@ -109,19 +110,19 @@ pub struct Agent<'k> {
     pub(super) latency: Latency,
     pub(super) started: Time,
     pub(super) service: Service,
-    /// Namespaces with entries of ours. Their reservations keep them alive anyhow; kept open so that the entries can
-    /// be taken out when the last process has left.
+    /// Namespaces with entries of ours. Their reservations keep them alive anyway. They are kept open so that the
+    /// entries can be removed after the last process has left.
     pub(super) open_namespaces: OpenNamespaces,
-    /// Namespaces whose entries are to be put right, with processes or threads that are probably in them.
+    /// Namespaces whose entries have to be put right, with processes or threads that are probably in them.
     pub(super) unsettled: BTreeMap<u64, Vec<u32>>,
     settled: Instant,
     pub(super) pending: Queue,
     pub(super) sweep: Sweep,
     give_back: GiveBack,
-    /// The answer to those who ask for the list, and the version of the registry it is of.
+    /// The answer to requests for the list, and the version of the registry that it shows.
     pub(super) listed: Option<(u64, Line)>,
     timers: Timers,
-    /// The last reason why something was put off, reported once.
+    /// The last reason why work was put off, reported once.
     put_off: String,
     _reader: OwnedFd,
     beacon: Option<OwnedFd>,
@@ -129,8 +130,8 @@ pub struct Agent<'k> {
 }
 
 impl<'k> Agent<'k> {
-    /// Put everything right that happened while no agent ran, and be the agent
-    /// from then on. This process has to be in a cgroup where the control codes are served.
+    /// Put everything right that changed while no agent ran, and be the agent from then on. This process has to be in a
+    /// cgroup where the control codes are served.
     pub fn start(programs: &'k mut Programs, options: &Options) -> anyhow::Result<Self> {
         let Options { runtime, config, root, state } = options;
         let Some(only) = runtime.become_agent().context("becoming the agent")? else {
@@ -162,19 +163,21 @@ impl<'k> Agent<'k> {
             listed: None,
             timers: Timers { tick: now, give_back: now, everywhere: now, forget: now, slice: now },
             put_off: String::new(),
-            // Before the first round, so that nothing is missed between the two.
+            // Made before the first round, so that no event is missed in between.
             _reader: programs.reader()?,
             beacon: None,
             _only: only,
             programs,
         };
         agent.apply_configuration()?;
-        // A bind to port 0 finds out whether the kernel lists bound sockets. Later it could take a port of a request that waits.
+        // A bind to port 0 finds out whether the kernel lists bound sockets. If it came later, it could get a port of a
+        // pending request.
         let _ = Listing::of(Transport::Tcp);
-        // Only what services that are about to start rely on. How long the rest takes is up to users: it is done in the loop.
+        // At the start, do only the work that services require when they start. How long the rest takes depends on
+        // users, so the loop does it.
         let reloaded = agent.load_declarations()?;
         agent.settle()?;
-        // Last: a process that sees the beacon may rely on being answered.
+        // Last: when a process sees the beacon, it expects an answer.
         agent.beacon = Some(agent.programs.beacon()?);
         let (persistent, waiting) = (agent.registry.in_force(), reloaded.waiting);
         tracing::info!(persistent, waiting, "the agent is running");
@@ -182,7 +185,8 @@ impl<'k> Agent<'k> {
         Ok(agent)
     }
 
-    /// Serve until `stop` can be read, or the BPF programs are taken down; read the files again when `reload` can be read.
+    /// Serve until `stop` can be read, or the BPF programs are taken down. When `reload` can be read, read the files
+    /// again.
     pub fn run(mut self, stop: impl AsFd, reload: impl AsFd) -> anyhow::Result<()> {
         loop {
             match self.wait(stop.as_fd(), reload.as_fd())? {
@@ -215,7 +219,7 @@ impl<'k> Agent<'k> {
             self.serve();
             if due(&mut self.timers.tick, TICK) {
                 if !self.programs.is_up() {
-                    // Its maps live on as long as we have them open; nobody else looks at them.
+                    // The maps exist as long as we have them open, but no other process uses them.
                     restore_all(&self.reserved_ports.runtime)?;
                     bail!("kernel enforcement has been taken down");
                 }
@@ -249,7 +253,7 @@ impl<'k> Agent<'k> {
         }
     }
 
-    /// A periodic task that fails once need not end the agent: descriptors or memory may have run out.
+    /// If a periodic task fails once, the agent continues: descriptors or memory may have run out for a moment.
     fn or_later(&mut self, done: anyhow::Result<()>) {
         if let Err(error) = done {
             let error = format!("{error:#}");
@@ -264,7 +268,7 @@ impl<'k> Agent<'k> {
         !self.sweep.is_over() || !self.give_back.is_over()
     }
 
-    /// How long nothing has to be done.
+    /// How long no work is due.
     fn pause(&self) -> Duration {
         if !self.pending.is_empty() || self.server.is_busy() {
             Duration::ZERO

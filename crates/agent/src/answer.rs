@@ -17,7 +17,7 @@ use super::{
 };
 
 impl Agent<'_> {
-    /// Answer those who are connected.
+    /// Answer the requests of the connections.
     pub(super) fn serve(&mut self) {
         for (number, peer, request) in self.server.hear(self.policy.owners()) {
             if self.server.is_deserted(number) {
@@ -33,7 +33,7 @@ impl Agent<'_> {
         self.server.say();
     }
 
-    /// The list as it is sent, made once for each change.
+    /// The line with the list, made once for each change.
     fn list(&mut self) -> Line {
         let version = self.registry.version();
         match &self.listed {
@@ -46,7 +46,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Report what an administrator did.
+    /// Report an administrator's action.
     fn report(&mut self, what: What, reservation: Info, by: &Peer) {
         let event = self.event_log.administered(what, reservation, self.netns, by);
         self.server.publish(&event);

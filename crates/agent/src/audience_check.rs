@@ -1,5 +1,5 @@
-//! Whether a process belongs to the audience of a reservation. Asked of sockets that were there first (`around`): the BPF
-//! programs decide the same for those that come later.
+//! Whether a process belongs to the audience of a reservation. The agent checks the sockets that were there first
+//! (`around`); the BPF programs check later ones in the same way.
 
 use std::fs;
 
@@ -33,7 +33,7 @@ fn cgroup_of(pid: u32) -> Option<Vec<String>> {
     Some(below.iter().map(|part| part.to_string_lossy().into_owned()).collect())
 }
 
-/// The settings that decide it, as the BPF programs have them.
+/// The settings that the check depends on, as the BPF programs have them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AudienceCheck {
     /// How deep the enforced cgroup is below the hierarchy's root.
@@ -68,8 +68,8 @@ impl AudienceCheck {
         }
     }
 
-    /// Whether every process that has the port bound, in the calling thread's network namespace, is in the audience. One that
-    /// cannot be seen is not.
+    /// Whether every process that has the port bound, in the calling thread's network namespace, is in the audience. A
+    /// process that cannot be seen is not in it.
     pub(super) fn all_of(&self, transport: Transport, port: u16, audience: &Audience<u32>) -> bool {
         let Ok(block) = PortRange::single(port) else { return false };
         let usage = Usage::of(&[(block, transport.into())]).unwrap_or_default();

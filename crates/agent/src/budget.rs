@@ -1,9 +1,9 @@
-//! How much is reported of what an account does, so that nobody can fill the log.
+//! How much is reported of an account's actions, so that nobody can fill the log.
 //!
-//! Each account has so many lines a second, and all accounts but root's together a few times as many. The same thing
-//! over and over fades: a program that is refused again and again costs a few lines at once, then one after ten seconds,
-//! after a minute, and every ten minutes. Grants and ends are no complaints: one a second is reported for ever. Nothing is
-//! lost: each line counts what was left out before it.
+//! Each account has a number of lines a second; all accounts except root's together have a few times as many. An event
+//! that repeats fades. A program that is refused again and again gets a few lines at once, then one after ten seconds,
+//! one after a minute, and then one every ten minutes. Grants and ends are no complaints, so one a second is always
+//! reported. Every event is counted: each line contains the number of omitted events before it.
 
 use std::{
     collections::HashMap,
@@ -12,25 +12,25 @@ use std::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// A fading event is reported so often at once, and then after these.
+/// So many lines of a fading event are reported at once; the later ones come after the gaps.
 const AT_ONCE: u32 = 5;
-/// An event that does not fade is reported so often at once, and then once a second.
+/// So many lines of an event that does not fade are reported at once, and then one a second.
 const STEADY_AT_ONCE: u32 = 100;
 const GAPS: [Duration; 4] = [SECOND, Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
-/// All accounts together may have so many times what one may.
+/// The limit for all accounts together is so many times the limit for one.
 const TOGETHER: u32 = 4;
-/// How many things are remembered, and how many of one account. Beyond that the quiet ones are forgotten, and then
-/// nothing new is reported one by one, but for root's.
+/// How many kinds of event are remembered, and how many for one account. Beyond that the quiet ones are forgotten. If
+/// there are still too many, new events are no longer reported one by one, except root's.
 const KNOWN: usize = 1024;
 const KNOWN_OF_AN_ACCOUNT: usize = 64;
 const ROOT: u32 = 0;
 
-/// How something that repeats is reported.
+/// How a repeated event is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// Less and less often.
+    /// More and more rarely.
     Fading,
-    /// Once a second at least.
+    /// At least once a second.
     Steady,
 }
 
@@ -55,7 +55,7 @@ impl Second {
         Self { since: now, lines: 0 }
     }
 
-    /// Whether one more fits under a limit.
+    /// Whether one more line is below a limit.
     fn fits(&mut self, now: Instant, limit: u32) -> bool {
         if now.duration_since(self.since) >= SECOND {
             *self = Self::new(now);
@@ -64,22 +64,22 @@ impl Second {
     }
 }
 
-/// Something that happens again and again.
+/// An event that repeats.
 #[derive(Debug)]
 struct Repeat<T> {
     account: u32,
     pace: Pace,
-    /// When the next line may come, once `at_once` are used up.
+    /// When the next line may come, after `at_once` lines.
     next: Instant,
     at_once: u32,
     gap: usize,
     unreported: u32,
     last: Instant,
-    /// The last one that was left out.
+    /// The last omitted event.
     sample: Option<T>,
 }
 
-/// The events left out of one kind, for a line of its own.
+/// Omitted events of one kind, for a line of their own.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeftOut<K, T> {
     pub(super) what: K,
@@ -87,14 +87,14 @@ pub(super) struct LeftOut<K, T> {
     pub(super) count: u32,
 }
 
-/// Keeps count. `K` is what counts as the same thing, `T` one occurrence of it.
+/// Counts events. `K` is the kind of an event, `T` one occurrence of it.
 #[derive(Debug)]
 pub(super) struct Budget<K, T> {
     limit: u32,
     accounts: HashMap<u32, Second>,
     together: Second,
     repeats: HashMap<K, Repeat<T>>,
-    /// The events that could not even be remembered.
+    /// The number of events that could not be remembered.
     unknown: u32,
 }
 
@@ -113,8 +113,8 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         self.limit = limit;
     }
 
-    /// Whether to report `what` by `account` now, and with how many that were left out before it. `more` is how many the
-    /// event itself says were left out.
+    /// Whether to report `what` by `account` now. If so, the number of events that were omitted before it. `more` is
+    /// the number of omitted events that the event itself contains.
     pub(super) fn report(
         &mut self,
         now: Instant,
@@ -143,7 +143,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         None
     }
 
-    /// The events left out that are due for a line, though nothing of the kind came since.
+    /// Omitted events that are due for a line, although no event of the kind came since.
     pub(super) fn due(&mut self, now: Instant) -> Vec<LeftOut<K, T>> {
         let waiting: Vec<(K, u32)> = self
             .repeats
@@ -167,7 +167,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         due
     }
 
-    /// How many could no longer be distinguished.
+    /// The number of events that could not be remembered.
     pub(super) fn unknown(&mut self) -> u32 {
         std::mem::take(&mut self.unknown)
     }
@@ -182,7 +182,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         self.fits_under(now, account, limit)
     }
 
-    /// A summary is due even where nothing is reported one by one.
+    /// A summary is reported even if events are not reported one by one.
     fn summary_fits(&mut self, now: Instant, account: u32) -> bool {
         let limit = self.limit.max(1);
         self.fits_under(now, account, limit)
@@ -216,7 +216,7 @@ impl<T> Repeat<T> {
     }
 
     fn may_come(&mut self, now: Instant) -> bool {
-        // Quiet for long enough, it is news again.
+        // After a long enough pause, the event counts as new.
         if self.unreported == 0 && now >= self.next + GAPS[1] {
             self.at_once = self.pace.at_once();
             self.gap = 0;
@@ -245,7 +245,7 @@ impl<T> Repeat<T> {
 mod tests {
     use super::*;
 
-    /// So many occurrences of one thing in each millisecond, and the lines they cost.
+    /// `milliseconds` times the same event, and the lines that it gets.
     fn lines(budget: &mut Budget<&'static str, u32>, begin: Instant, account: u32, milliseconds: u64) -> (u32, u32) {
         let (mut lines, mut counted) = (0, 0);
         for after in 0..milliseconds {
@@ -270,7 +270,7 @@ mod tests {
         let (more, counted) = lines(&mut budget, begin + SECOND, 7, 75_000);
         assert!(more <= 4, "{more} lines");
         assert!(counted > 700_000, "{counted}");
-        // Events left out at the end are reported as well.
+        // The last omitted events are reported as well.
         let end = begin + Duration::from_secs(3600);
         let rest: u32 = budget.due(end).iter().map(|left_out| left_out.count).sum();
         assert_eq!(counted + rest + 10 * AT_ONCE, 10 * 76_000);
@@ -319,7 +319,7 @@ mod tests {
             reported
         });
         assert!(reported.count() as u32 <= STEADY_AT_ONCE + 101);
-        // At a bearable rate every one is reported, for ever.
+        // At a low rate every event is reported, without end.
         let mut budget = Budget::new(20);
         assert!((0..1000u64).all(|after| {
             budget.report(begin + SECOND * after as u32, (7, Pace::Steady), &"granted", 0, ()).is_some()

@@ -1,7 +1,7 @@
 //! One connection to the agent's socket: what is read, what is to be written, and when it ends.
 //!
-//! The cost of one connection is bounded: nothing is read from it while an answer is unread, so there is one answer
-//! at most, and a list, the only long one, is shared by all that ask for it.
+//! The cost of one connection is bounded. Nothing is read from it while an answer is unread, so there is at most one
+//! answer. Only a list is long, and all connections that ask for it share it.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{peer::Peer, refused::refused};
 
-/// A request has to be whole, and an answer read, within this.
+/// The limit for receiving a whole request, and for the peer's reading of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of events that a watcher may leave unread.
 const UNREAD: usize = 256 * 1024;
@@ -41,7 +41,7 @@ pub(super) fn refusal(reason: Reason, message: impl Into<String>) -> Answer {
 #[derive(Debug, Default)]
 struct Outbox {
     lines: VecDeque<Line>,
-    /// Bytes of the first line that are written.
+    /// Bytes of the first line that are written already.
     written: usize,
     bytes: usize,
 }
@@ -56,7 +56,7 @@ impl Outbox {
         self.lines.push_back(line);
     }
 
-    /// Write what the peer takes without waiting. True if it took any.
+    /// Write what the peer accepts without waiting. True if it accepted any.
     fn write_to(&mut self, mut stream: &UnixStream) -> io::Result<bool> {
         let mut any = false;
         while let Some(line) = self.lines.front() {
@@ -83,15 +83,15 @@ impl Outbox {
 pub(super) struct Connection {
     stream: UnixStream,
     pub(super) peer: Peer,
-    /// Read and not understood yet.
+    /// Bytes that were read and not parsed yet.
     heard: Vec<u8>,
     unsaid: Outbox,
     pub(super) watches: bool,
-    /// Closed when all is said.
+    /// Close it once everything is written.
     ends: bool,
-    /// Nothing more will come.
+    /// No more input will come.
     gone: bool,
-    /// When the peer last took bytes, or when it was last left with something to take.
+    /// When the peer last read bytes, or when bytes for it were last added to an empty outbox.
     last: Instant,
 }
 
@@ -109,7 +109,8 @@ impl Connection {
         }
     }
 
-    /// The events to poll for. Not for input while an answer is unread: that is what keeps a peer from asking for more than it reads.
+    /// The events to poll for. While an answer is unread, input is not among them: a peer cannot request more than it
+    /// reads.
     pub(super) fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
         let flags = if !self.unsaid.is_empty() {
             PollFlags::OUT
@@ -121,12 +122,12 @@ impl Connection {
         (self.stream.as_fd(), flags)
     }
 
-    /// Whether a whole request is waiting that polling would not find: it has been read already.
+    /// Whether a whole request is in the buffer already. Polling does not report it.
     pub(super) fn has_request(&self) -> bool {
         self.unsaid.is_empty() && !self.ends && self.heard.contains(&b'\n')
     }
 
-    /// The next request, if one is whole.
+    /// The next request, if it is complete.
     pub(super) fn hear(&mut self) -> Option<Request> {
         if self.ends || !self.unsaid.is_empty() {
             return None;
@@ -149,7 +150,8 @@ impl Connection {
         }
     }
 
-    /// Whether nobody is at the other end any more. One that only writes no more still waits for its answer.
+    /// Whether the peer has closed the connection. A peer that has only closed its writing side still waits for its
+    /// answer.
     pub(super) fn is_deserted(&self) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(self.stream.as_fd(), PollFlags::empty())];
         let asked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
@@ -175,7 +177,7 @@ impl Connection {
         }
     }
 
-    /// Write what can be written. True if the connection is finished or hopeless.
+    /// Write what can be written. True if the connection is finished or cannot continue.
     pub(super) fn is_over(&mut self) -> bool {
         let blocked = match self.unsaid.write_to(&self.stream) {
             Ok(true) => {
@@ -196,7 +198,7 @@ impl Connection {
         Some(std::mem::replace(&mut self.heard, rest))
     }
 
-    /// An error means that nothing more will come.
+    /// An error means that no more input will come.
     fn read(&mut self) -> io::Result<()> {
         let mut bytes = [0; 4096];
         while self.heard.len() < LONGEST {

@@ -1,4 +1,4 @@
-//! The lists in force, for the event log: a list is one reservation, and is reported once.
+//! The lists in force, for the event log: a list is one reservation and is reported once.
 
 use std::collections::{HashMap, hash_map};
 
@@ -11,7 +11,7 @@ pub(super) fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
     Info::from_wire(&maps.state(reservation).ok()?, &maps.also(reservation).ok()?)
 }
 
-/// The blocks of one list of a program have this in common, and no others have it.
+/// The blocks of one list of a program have this in common, and no other blocks have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ListKey {
     mark: ListMark,
@@ -26,30 +26,31 @@ impl ListKey {
     }
 }
 
-/// The part of its reservation that an event about a block is about.
+/// The part of its reservation that an event about a block concerns.
 pub(super) enum Part {
     /// All of it.
     Whole,
-    /// The last block of a list with these ports that was missing, or remained.
+    /// The block that completed a list with these ports, or the last one of it to end.
     Last(PortList),
     /// Another block of a list.
     Other,
 }
 
-/// The lists in force: the BPF programs report each block, people hear of each list.
+/// The lists in force: the BPF programs report each block, but the log reports each list.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     by_block: HashMap<u32, ListKey>,
-    /// Blocks that the agent has confirmed. Their reservation may have ended when the event of it is read.
+    /// Blocks that the agent has confirmed. Their reservation may have ended before the event is read.
     pub(super) confirmed: HashMap<u32, ListKey>,
     lists: HashMap<ListKey, List>,
 }
 
 #[derive(Debug, Default)]
 struct List {
-    /// Those that have not ended. No more: a label is the program's, so any number of blocks may have the same one in turn.
+    /// The blocks that have not ended. Ended ones are removed: a program chooses its labels, so any number of blocks
+    /// may have the same label in turn.
     blocks: Vec<(u32, PortRange)>,
-    /// Once they are all there.
+    /// Set once all blocks exist.
     ports: Option<PortList>,
 }
 
@@ -67,7 +68,7 @@ impl Lists {
 
     /// A block came into force.
     pub(super) fn granted(&mut self, id: u32, ports: PortRange, list: Option<ListKey>) -> Part {
-        // Its end may have been missed.
+        // The event of its end may have been lost.
         let _ = self.ended(id);
         let Some(key) = list.or(self.confirmed.remove(&id)) else { return Part::Whole };
         let list = self.lists.entry(key).or_default();
@@ -80,7 +81,7 @@ impl Lists {
         list.ports.clone().map_or(Part::Other, Part::Last)
     }
 
-    /// A block has ended. One of a list that never was complete is no news.
+    /// A block has ended. If its list was never complete, this is not reported.
     pub(super) fn ended(&mut self, id: u32) -> Part {
         let Some(key) = self.by_block.remove(&id) else { return Part::Whole };
         let hash_map::Entry::Occupied(mut entry) = self.lists.entry(key) else { return Part::Other };

@@ -1,8 +1,8 @@
 //! The event log: for each event a line in the log, and an event for each watcher.
 //!
-//! The BPF programs report ids and numbers; here they become a sentence that names which process, which ports and whose
-//! they are. Users can cause events as fast as they like, so each account has a [`Budget`], and what repeats
-//! fades. Omitted events are counted.
+//! The BPF programs report ids and numbers. Here they become a sentence that names the process, the ports and their
+//! owner. Users can cause events as fast as they like, so each account has a [`Budget`], and repeated events fade.
+//! Omitted events are counted.
 
 use std::{
     collections::HashMap,
@@ -31,10 +31,11 @@ use super::{
     registry::Registry,
 };
 
-/// How long the end of a request that was refused may take to be reported.
+/// How long after a refusal the end of the request may be reported.
 const REFUSED_ENDS: Duration = Duration::from_secs(5);
 
-/// The kind of event. The public one may get further kinds; here the compiler names what they need.
+/// The kind of event. The public type may get more kinds; with this one the compiler reports a kind that is not
+/// handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum What {
     Granted,
@@ -55,7 +56,7 @@ impl What {
         }
     }
 
-    /// Whether a process did not get what it asked for.
+    /// Whether a process did not get what it requested.
     fn is_complaint(self) -> bool {
         match self {
             Self::Refused | Self::Denied | Self::Exhausted => true,
@@ -81,10 +82,10 @@ type Repeated = (What, u32, String);
 #[derive(Debug)]
 pub(super) struct EventLog {
     budget: Budget<Repeated, protocol::Event>,
-    /// Requests that were refused a moment ago: their end is no news.
+    /// Requests that were refused a moment ago: their end is not reported.
     refused: HashMap<u32, Instant>,
     lists: Lists,
-    /// Whether pids here mean what they mean to the BPF programs.
+    /// Whether pids here are the same as those of the BPF programs.
     first_pids: bool,
 }
 
@@ -98,7 +99,7 @@ impl EventLog {
         }
     }
 
-    /// Whether pids here mean what they mean to the BPF programs.
+    /// Whether pids here are the same as those of the BPF programs.
     pub(super) fn first_pids(&self) -> bool {
         self.first_pids
     }
@@ -107,7 +108,7 @@ impl EventLog {
         self.budget.limit(per_second);
     }
 
-    /// An event of the BPF programs, logged; the event for the watchers.
+    /// Log an event of the BPF programs. Returns the event for the watchers.
     pub(super) fn event(
         &mut self,
         event: &kernel::Event,
@@ -138,18 +139,18 @@ impl EventLog {
             Part::Other => return None,
         };
         let declared = registry.declared(event.id);
-        // An administrator's action is reported where it is done.
+        // An administrator's action is reported by the command.
         if matches!(what, What::Granted | What::Ended) && (declared.is_some() || event.owner == 0) {
             return None;
         }
-        // Confirmed by the agent: the process that asked is in the entry.
+        // The agent has confirmed it: the process that requested it is in the entry.
         let holder = reservation.as_ref().filter(|r| what == What::Granted && r.pid != event.pid);
         let doer = match holder {
             Some(r) => self.process(r.pid, r.uid, wire::text(&r.comm)),
             None => self.process(event.pid, event.uid, event.comm.clone()),
         };
         let hit = match what {
-            // The entry may be another reservation's by now.
+            // The entry may belong to another reservation by now.
             What::Refused | What::Exhausted => {
                 reservation.filter(|r| r.ports().is_some_and(|ports| ports.overlaps(event.ports)))
             }
@@ -202,7 +203,7 @@ impl EventLog {
         self.report((owners.account(reservation.uid), What::Denied), 0, reported)
     }
 
-    /// Whether this is the end of a request that was refused: it had never been granted.
+    /// Whether this is the end of a refused request, which had never been granted.
     fn was_refused(&mut self, id: u32) -> bool {
         self.refused.remove(&id).is_some_and(|when| when.elapsed() < REFUSED_ENDS)
     }
@@ -257,7 +258,8 @@ impl EventLog {
         reported
     }
 
-    /// Report omitted events that are due, also if nothing of the kind came since. Returns the events for the watchers.
+    /// Report omitted events that are due, even if no event of the kind came since. Returns the events for the
+    /// watchers.
     pub(super) fn summarize(&mut self) -> Vec<protocol::Event> {
         let due = self.budget.due(Instant::now());
         let unknown = self.budget.unknown();
@@ -282,7 +284,7 @@ impl EventLog {
         Process { pid, comm, uid: Some(uid), user: known_user(uid), ..Process::default() }
     }
 
-    /// Add facts about a process that still runs.
+    /// Add the facts about a process that is still running.
     fn complete(&self, process: &mut Process) {
         if process.unit.is_some() || !self.first_pids || process.pid == 0 {
             return;
@@ -323,7 +325,7 @@ impl EventLog {
             }
         };
         let reservation = match what {
-            // The entry is another's by now, or free.
+            // The entry belongs to another reservation by now, or is free.
             What::Ended => {
                 let mut ended = Info::of_ports(ports.clone(), transports, State::Ended);
                 ended.owner = process.clone().filter(|process| process.pid == event.owner);

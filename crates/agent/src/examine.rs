@@ -1,9 +1,10 @@
-//! May a request for particular ports be granted?
+//! Decides whether a request for particular ports is granted.
 //!
-//! A request that is pending keeps nobody from a port. To be found out, in the caller's network namespace: whether the
-//! caller may have the block, whether enough ephemeral ports would be left, and whether a socket is there already. First the
-//! block is entered into `ip_local_reserved_ports`, then the sockets are looked at; the other way round an automatic source
-//! port could slip in between. A bind that comes after the look marks the request, and then it cannot be confirmed.
+//! A pending request keeps nobody from a port. Three things have to be checked in the caller's network namespace:
+//! whether the caller may have the block, whether enough ephemeral ports remain, and whether a socket has a port of the
+//! block. First the block is entered into `ip_local_reserved_ports`, then the sockets are checked. In the other order
+//! an automatic source port could be chosen in between. A bind after the check marks the request, and then it cannot be
+//! confirmed.
 
 use std::{fmt, fs, io};
 
@@ -22,15 +23,15 @@ use crate::vacancy::Prober;
 /// Why a block is not granted.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// A socket is there.
+    /// A socket has a port of it.
     InUse(Transport, u16),
     /// A socket was bound there while the request was pending.
     Contested,
-    /// Ports below this one are for root, and for those the configuration names.
+    /// Only root and the accounts in the configuration may have ports below this one.
     Privileged(u32),
     /// Too few ephemeral ports would be left (N5).
     Exhausts(Exhausted),
-    /// The namespace could not be found or looked at.
+    /// The namespace could not be found or checked.
     Unknown(io::Error),
 }
 
@@ -68,13 +69,13 @@ pub(super) struct Examiner<'a> {
     pub(super) reserved_ports: &'a ReservedPorts,
     pub(super) prober: &'a Prober,
     pub(super) policy: &'a Policy,
-    /// Whether pids here mean what they mean to the BPF programs.
+    /// Whether pids here are the same as those of the BPF programs.
     pub(super) first_pids: bool,
 }
 
 impl Examiner<'_> {
-    /// Enter the block and look. The caller removes the entry again. `hints` are the thread and the process that
-    /// asked.
+    /// Enter the block and check it. The caller removes the entry again. `hints` are the thread and the process that
+    /// made the request.
     pub(super) fn examine(
         &self,
         reservation: &Reservation,
@@ -99,8 +100,8 @@ impl Examiner<'_> {
         })?
     }
 
-    /// Root of the agent's own namespaces may have them everywhere, and a process with the rights of root in the network
-    /// namespace that it is in, whatever sockets of other namespaces it was handed.
+    /// Root of the agent's own namespaces may have these ports everywhere. Another process with the rights of root may
+    /// have them in the network namespace that it is in, and not in those of sockets that others passed to it.
     fn may_have_privileged(&self, uid: u32, namespace: &Namespace, hints: &[u32]) -> bool {
         if uid != 0 {
             return self.policy.may_have_privileged(uid);
@@ -109,9 +110,9 @@ impl Examiner<'_> {
             has_rights_of_root(id)
                 && (namespace.contains(id) || same_namespace(&format!("/proc/{id}/ns/net"), "/proc/self/ns/net"))
         };
-        // If the event was lost, only the process is known, and any of its threads may have asked.
+        // If the event was lost, only the process is known, and any of its threads may have made the request.
         let threads = hints.iter().flat_map(|id| threads(*id));
-        // Where the process cannot be found by its number, the BPF programs have decided alone.
+        // If the process cannot be found by its number, the decision of the BPF programs is enough.
         !self.first_pids || hints.iter().copied().chain(threads).any(is_root)
     }
 }

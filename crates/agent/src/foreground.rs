@@ -10,8 +10,8 @@ use signal_hook::{
 
 use super::{agent::Agent, options::Options, programs::Programs};
 
-/// Run the agent in the foreground until SIGTERM or SIGINT, on the BPF programs
-/// pinned in `folder`. Granted reservations stay granted. SIGHUP makes it read its files again.
+/// Run the agent in the foreground until SIGTERM or SIGINT, on the BPF programs pinned in `folder`. Granted
+/// reservations stay granted. After SIGHUP it reads its files again.
 pub fn run_in_foreground(folder: &Path, options: &Options) -> anyhow::Result<()> {
     let signals = Signals::register()?;
     let instance = Instance::open(folder)?;
@@ -19,7 +19,7 @@ pub fn run_in_foreground(folder: &Path, options: &Options) -> anyhow::Result<()>
     Agent::start(&mut programs, options).and_then(|agent| agent.run(&signals.stop, &signals.reload))
 }
 
-/// Signals as descriptors to poll, for as long as this lives.
+/// Signals as descriptors to poll, as long as this value exists.
 #[derive(Debug)]
 struct Signals {
     stop: UnixStream,

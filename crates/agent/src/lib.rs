@@ -1,15 +1,15 @@
-//! The agent: what the BPF programs cannot do alone.
+//! The agent does what the BPF programs cannot do alone.
 //!
-//! Wildcard requests need no agent. A request for particular ports outside the pool is entered as pending, and then waits
-//! until the agent has checked whether its ports are vacant ([`examine`]). It keeps nobody from a port meanwhile: a bind
-//! wins, and the request is refused. The agent also keeps `ip_local_reserved_ports` in step ([`reserved_ports`]), marks pool ports
-//! that were in use before `up` ([`set_aside`]), and writes the log.
+//! Wildcard requests require no agent. A request for particular ports outside the pool is entered as pending. It waits
+//! until the agent has checked whether its ports are vacant ([`examine`]). Meanwhile it keeps nobody from a port: if a
+//! bind comes first, the request is refused. The agent also keeps `ip_local_reserved_ports` in step
+//! ([`reserved_ports`]), marks pool ports that were in use before `up` ([`set_aside`]), and writes the log.
 //!
-//! The kernel is the database: the agent may be killed at any instant. Granted reservations stay granted, requests that need
-//! it fail with ENETDOWN from the moment its sockets close, and the next one starts by putting everything right. Events
-//! only say where to look; every round through the maps would find the same.
+//! The kernel is the database: the agent may be killed at any moment. Granted reservations stay granted. Requests that
+//! require it fail with ENETDOWN from the moment its sockets close. The next agent starts by putting everything right.
+//! Events only show where something changed; a round through the maps finds the same.
 //!
-//! Users decide how much there is to do, so every round of the loop does a bounded amount of each kind of work, and
+//! Users decide how much work there is. So every round of the loop does a bounded amount of each kind of work, and
 //! [`pending`] requests are handled in turn by account.
 
 #![forbid(unsafe_code)]

@@ -9,7 +9,7 @@ use std::{
 use portkeep_observe::namespaces::hinted;
 pub(crate) use portkeep_observe::namespaces::{Namespace, find, visible};
 
-/// A namespace that was not found is not looked for again for so long: each search walks through all processes.
+/// A namespace that was not found is not looked for again for this long: each search reads all processes.
 const MISSED: Duration = Duration::from_secs(1);
 
 /// Namespaces that are kept open, and those that were not found a moment ago.
@@ -20,8 +20,8 @@ pub(super) struct OpenNamespaces {
 }
 
 impl OpenNamespaces {
-    /// The namespace with this cookie, looked for if need be, and kept from now on. `hints` are ids of processes or threads
-    /// that are probably in it.
+    /// The namespace with this cookie. It is looked for if necessary, and kept from now on. `hints` are ids of
+    /// processes or threads that are probably in it.
     pub(super) fn get(&mut self, cookie: u64, hints: &[u32]) -> io::Result<&Namespace> {
         if !self.contains(cookie) && !self.keep_hinted(cookie, hints)? {
             self.missed.retain(|_, when| when.elapsed() < MISSED);
@@ -36,7 +36,7 @@ impl OpenNamespaces {
         self.open.get(&cookie).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// The namespace with this cookie if it is kept, or where the hints lead. True if it is kept now.
+    /// Keep the namespace with this cookie, if one of the hints is in it. True if it is kept now.
     pub(super) fn keep_hinted(&mut self, cookie: u64, hints: &[u32]) -> io::Result<bool> {
         if !self.contains(cookie) {
             let Some(namespace) = hinted(cookie, hints)? else { return Ok(false) };

@@ -11,9 +11,9 @@ pub struct Options {
     pub runtime: RuntimeDir,
     /// The configuration file.
     pub config: PathBuf,
-    /// Drop-ins are read below this: `/` but for trials.
+    /// Drop-ins are read below this folder; it is not `/` only in tests.
     pub root: PathBuf,
-    /// Where the store is; what the configuration says if `None`.
+    /// The path of the store. `None`: the one in the configuration.
     pub state: Option<PathBuf>,
 }
 
@@ -29,7 +29,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Everything below one folder, for trials: nothing of the machine's own is read or written.
+    /// Everything below one folder, for tests: no file of the machine itself is read or written.
     pub fn below(folder: &Path) -> Self {
         Self {
             runtime: RuntimeDir::at(folder),

@@ -1,7 +1,7 @@
-//! Where the pool and the ephemeral ports of this network namespace overlap (N3).
+//! The overlap of the pool and the ephemeral ports of this network namespace (N3).
 //!
-//! The agent keeps automatic choices off the overlap in every namespace. `up` does so in its own, because an agent need
-//! not run; `down` takes the entries out again.
+//! The agent prevents automatic choices from the overlap in every namespace. `up` does so in its own namespace, because
+//! an agent is not required; `down` removes these entries.
 
 use std::{fmt, io};
 
@@ -15,7 +15,7 @@ use super::{
     sysctl,
 };
 
-/// Ports that are in the pool and that automatic choices may come from.
+/// Ports of the pool that automatic choices may come from.
 #[derive(Clone, Debug, Serialize)]
 pub struct Overlap {
     pool: PortRange,
@@ -28,7 +28,7 @@ pub struct Overlap {
 }
 
 impl Overlap {
-    /// Of a pool with the calling thread's namespace.
+    /// The overlap of a pool in the calling thread's namespace.
     pub fn of(pool: Option<PortRange>) -> io::Result<Option<Self>> {
         let (Some(pool), Some(range)) = (pool, sysctl::local_port_range()?) else { return Ok(None) };
         let both = PortRange::inclusive(pool.start().max(range.start()), pool.last().min(range.last()));
@@ -60,8 +60,8 @@ impl fmt::Display for Overlap {
     }
 }
 
-/// Keep automatic choices in the calling thread's namespace off the overlap, as far as enough ephemeral ports are left, and
-/// wildcard requests off the rest.
+/// Prevent automatic choices from the overlap in the calling thread's namespace, as far as enough ephemeral ports
+/// remain. Wildcard requests get the rest last.
 pub(super) fn enter_overlap(instance: &Instance) -> anyhow::Result<()> {
     let config = instance.config();
     let pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
@@ -74,7 +74,7 @@ pub(super) fn enter_overlap(instance: &Instance) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Take out again what was entered. Failures are returned in words.
+/// Remove these entries. Failures are returned as sentences.
 pub fn leave_overlap() -> Option<String> {
     let restored = restore_all(&RuntimeDir::default());
     restored.err().map(|error| format!("ip_local_reserved_ports could not be put back: {error}"))

@@ -1,7 +1,7 @@
-//! Which process is at the other end of a connection, or behind a request, and whether it counts as root.
+//! The process at the other end of a connection, or behind a request, and whether it counts as root.
 //!
-//! Uid 0 alone does not make an administrator: a container without capabilities has it, too. Root is uid 0 in the
-//! agent's own user namespace with a capability that lets it decide about ports.
+//! Uid 0 alone does not make an administrator: root in a container without capabilities has it, too. Root is uid 0 in
+//! the agent's own user namespace with a capability that allows it to decide about ports.
 
 use std::{
     fs, io,
@@ -14,8 +14,8 @@ use nix::sys::socket::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`: a process with one of them could have the port without
-/// Portkeep, or could take the network away from everybody. The BPF programs ask for the same (`is_root` in process.h).
+/// `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`. A process with one of them could have the port without
+/// Portkeep, or could disable the network. The BPF programs check the same (`is_root` in process.h).
 const OF_ROOT: u64 = 1 << 10 | 1 << 12 | 1 << 21;
 
 /// The process at the other end, as the kernel reports it (`SO_PEERCRED`).
@@ -32,15 +32,15 @@ impl Peer {
     pub(super) fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = getsockopt(stream, PeerCredentials)?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
-        // 0 if it is in a pid namespace that cannot be seen from here.
+        // 0 if the process is in a pid namespace that cannot be seen from here.
         let pid = credentials.pid().unsigned_abs();
         let is_root = uid == 0 && has_rights_of_root(pid) && still_the_same(stream);
         Ok(Self { pid, uid, gid, is_root })
     }
 }
 
-/// Whether the process that connected still runs, so that its pid cannot be another's by now. Before Linux 6.5 this cannot
-/// be asked.
+/// Whether the process that connected is still running, so that its pid cannot belong to another process. Linux before
+/// 6.5 does not show this.
 fn still_the_same(stream: &UnixStream) -> bool {
     let Ok(process) = getsockopt(stream, PeerPidfd) else { return true };
     let mut fds = [PollFd::new(&process, PollFlags::IN)];
@@ -48,7 +48,7 @@ fn still_the_same(stream: &UnixStream) -> bool {
     asked.is_ok() && !fds[0].revents().contains(PollFlags::IN)
 }
 
-/// Whether a process with uid 0 has the rights of root here. One that cannot be seen has none.
+/// Whether a process with uid 0 has the rights of root here. A process that cannot be seen does not have them.
 pub(super) fn has_rights_of_root(pid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let own_user_namespace = same_namespace(&format!("/proc/{pid}/ns/user"), "/proc/self/ns/user");

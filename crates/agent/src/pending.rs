@@ -1,7 +1,7 @@
-//! Requests that wait for the agent, in turn by account.
+//! Requests that wait for the agent, handled in turn by account.
 //!
-//! An account may have as many requests waiting as its quota has ports, and each may cost a walk through `/proc`. So each
-//! account has one request handled before the next account's turn, and root's come first.
+//! An account may have as many waiting requests as its quota has ports, and each may require a search through `/proc`.
+//! So one request of each account is handled before the next account's turn, and root's come first.
 
 use std::collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry};
 
@@ -12,12 +12,12 @@ use portkeep_core::Token;
 pub(super) struct Waiting {
     /// Id of the reservation's entry.
     pub(super) id: u32,
-    /// The request itself: when it is over, another can have its entry.
+    /// The request itself: once it has ended, another request can have its entry.
     pub(super) token: Token,
     pub(super) hints: Vec<u32>,
 }
 
-/// The requests that wait. Bounded by the number of reservations there can be: each entry is in it once.
+/// The requests that wait. The number of entries in the kernel limits it, since each entry is in it once.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Ids, by account.
@@ -51,7 +51,7 @@ impl Queue {
         self.lines.is_empty()
     }
 
-    /// The next one.
+    /// The next request.
     pub(super) fn pop(&mut self) -> Option<Waiting> {
         let account = if self.lines.contains_key(&ROOT) {
             ROOT

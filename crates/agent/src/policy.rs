@@ -19,20 +19,20 @@ use portkeep_observe::{
 
 use super::{peer::Peer, programs, sysctl};
 
-/// Where the configuration comes from, and what it says.
+/// The place and the content of the configuration.
 #[derive(Debug)]
 pub(crate) struct Policy {
     file: PathBuf,
-    /// The system whose subordinate uids count.
+    /// The root folder of the system whose subordinate uids count.
     root: PathBuf,
     config: Config,
-    /// Which keys the file sets. Other keys stay as `up` set it.
+    /// The keys that the file sets. Other keys stay as `up` set them.
     given: Given,
-    /// As it was when this agent started: what `up` set, by its flags among others.
+    /// The configuration of the BPF programs when this agent started, as `up` and its flags set it.
     base: kernel::Config,
     /// The administrators' group, 0 = root only.
     admin_gid: u32,
-    /// The group of those who may follow events.
+    /// The group whose members may follow events.
     watchers_gid: Option<u32>,
     owners: Owners,
     /// The members of these two groups, and the accounts that may have privileged ports.
@@ -60,7 +60,7 @@ pub fn quota(config: &Config, uid: u32, gid: u32) -> Limit {
     of_groups.unwrap_or(if uid == 0 { quota.containers } else { quota.default })
 }
 
-/// The settings that a configuration means for the BPF programs, and the accounts that cannot be looked up.
+/// The settings for the BPF programs that follow from a configuration, and the accounts that cannot be looked up.
 pub fn settings(config: &Config) -> (Settings, Vec<String>) {
     let mut complaints = Vec::new();
     let mut settings = Settings::default();
@@ -70,7 +70,7 @@ pub fn settings(config: &Config) -> (Settings, Vec<String>) {
         Limit::Ports(number) => number,
         Limit::Unlimited => u32::MAX,
     };
-    // Here root is root; in the namespaces of containers it may be anybody.
+    // In this namespace root is the machine's root. In the namespaces of containers any user may be root.
     settings.home = netns::current_cookie().ok();
     settings.quota_elsewhere = match config.quota.containers {
         Limit::Ports(number) => number,
@@ -100,7 +100,7 @@ pub fn settings(config: &Config) -> (Settings, Vec<String>) {
     (settings, complaints)
 }
 
-/// Let subordinate uids share their users' quotas; returns what could not be read.
+/// Make subordinate uids share their users' quotas; returns what could not be read.
 pub(super) fn share_quotas(maps: &mut Maps, root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(share_quotas_of(maps, root)?.1)
 }
@@ -112,7 +112,7 @@ fn share_quotas_of(maps: &mut Maps, root: &Path) -> anyhow::Result<(Owners, Vec<
     Ok((owners, complaints))
 }
 
-/// The settings as they are, with those that the file sets.
+/// The present settings, with the changes that the file contains.
 fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Settings {
     let wanted_home = wanted.home;
     let mut settings = wanted;
@@ -136,7 +136,7 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
     }
     settings.share = base.share;
     settings.home = match base.home {
-        // Nobody said which namespace is the machine's own; a quota for the others needs to know.
+        // `up` did not set which namespace is the machine's own. A quota for the other namespaces requires it.
         0 if given.has("quota.containers") => wanted_home,
         0 => None,
         home => Some(home),
@@ -149,7 +149,7 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
 }
 
 impl Policy {
-    /// Read the file. One with mistakes is refused whole.
+    /// Read the file. If it has mistakes, it is refused as a whole.
     pub(crate) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
         let (config, given) = Config::load_given(&file)?;
         Ok(Self {
@@ -175,7 +175,7 @@ impl Policy {
         &self.config
     }
 
-    /// Read the file again. One with mistakes changes nothing.
+    /// Read the file again. If it has mistakes, nothing changes.
     pub(crate) fn reload(&mut self) -> Result<(), Vec<Diagnostic>> {
         (self.config, self.given) = Config::load_given(&self.file)?;
         self.members = Remembered::default();
@@ -183,8 +183,8 @@ impl Policy {
         Ok(())
     }
 
-    /// Put it into effect on the BPF programs that are up. Keys that the file does not set stay as it was brought up.
-    /// Returns what could not be put into effect.
+    /// Apply it to the BPF programs that are up. Keys that the file does not set stay as `up` set them. Returns what
+    /// could not be applied.
     pub(crate) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
         let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
         self.owners = owners;
@@ -214,11 +214,11 @@ impl Policy {
         Ok(complaints)
     }
 
-    /// A pool that would take the ephemeral ports of the agent's namespace is not put into effect (N5).
+    /// A pool that would leave too few ephemeral ports in the agent's namespace is not applied (N5).
     fn keep_ephemeral_ports(&self, maps: &Maps, settings: &mut Settings) -> anyhow::Result<Option<String>> {
         let now = programs::pool(&maps.config()?);
         let Some(pool) = settings.pool.filter(|pool| Some(*pool) != now) else { return Ok(None) };
-        // Our own entries do not count against it: those of the pool that was are among them.
+        // Entries of ours do not count: those of the previous pool are among them.
         let Some(ephemeral) = sysctl::ephemeral(&PortSet::default())? else { return Ok(None) };
         Ok(ephemeral.check_more(&PortSet::default(), &pool.into()).err().map(|why| {
             settings.pool = now;
@@ -229,7 +229,8 @@ impl Policy {
     fn apply_quotas(&self, maps: &mut Maps, admin: &Admin, complaints: &mut Vec<String>) -> anyhow::Result<()> {
         let mut of_users: BTreeMap<u32, u32> = BTreeMap::new();
         let mut of_groups: BTreeMap<u32, u32> = BTreeMap::new();
-        // The BPF programs know a process's primary group. Accounts that are only listed as members are entered here.
+        // The BPF programs know a process's primary group only. Accounts that the group database lists as members are
+        // entered here.
         for (group, limit) in &self.config.quota.groups {
             match accounts::gid(group) {
                 Ok(gid) => drop(of_groups.insert(gid, ports(*limit))),
@@ -269,7 +270,7 @@ impl Policy {
         uids
     }
 
-    /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither.
+    /// Root, or a member of the administrators' group. Uid 0 without the rights of root is neither of them.
     pub(crate) fn is_administrator(&self, peer: &Peer) -> bool {
         peer.is_root || self.admin_gid != 0 && self.is_member(peer, self.admin_gid)
     }

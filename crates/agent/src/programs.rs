@@ -24,7 +24,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Of a pinned instance.
+    /// The programs of a pinned instance.
     pub fn of_instance(instance: &Instance) -> anyhow::Result<Self> {
         Ok(Self {
             maps: instance.maps()?,
@@ -35,27 +35,28 @@ impl Programs {
         })
     }
 
-    /// Of one that lives in this process, after it was attached.
+    /// The programs of an instance in this process, after it was attached.
     pub fn of_loaded(loaded: &mut Loaded) -> anyhow::Result<Self> {
         let maps = loaded.maps()?;
         let config = maps.config()?;
         Ok(Self { maps, admin: loaded.admin()?, events: loaded.events()?, config, folder: None })
     }
 
-    /// The event ring. No agent sees events taken out here.
+    /// The event ring. The agent does not see events that are read here.
     pub fn events(&mut self) -> &mut Events {
         &mut self.events
     }
 
-    /// Whether it is still the one that is up. It is not after `portkeep down`,
-    /// even if another has come up since: maps that are open stay readable, and would mislead.
-    /// Where this is not known, it is taken to be up: to believe the contrary is to undo everything.
+    /// Whether this instance is still up. After `portkeep down` it is not, even if another one has come up since: open
+    /// maps stay readable, but are no longer used. If this is unknown, it counts as up, because otherwise the agent
+    /// would undo everything.
     pub(super) fn is_up(&self) -> bool {
         let Some(folder) = &self.folder else { return true };
         match Instance::open(folder) {
             Ok(instance) => instance.config().since == self.config.since,
             Err(InstanceError::NotUp(_)) => false,
-            // Upgraded under us, and the maps are the same; or not to be opened, for lack of descriptors or memory.
+            // Either it was upgraded, and the maps are the same, or it cannot be opened for lack of descriptors or
+            // memory.
             Err(_) => true,
         }
     }
@@ -69,14 +70,14 @@ impl Programs {
     }
 }
 
-/// A socket of the agent, in this role as long as it is open.
+/// A socket of the agent. It has this role as long as it is open.
 fn marked(config: &Config, role: u32) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     control::agent_mark(&socket, &AgentMark { secret: config.secret, role, zero: 0 })?;
     Ok(socket)
 }
 
-/// The message when the BPF programs do not know a socket of ours.
+/// The message if the BPF programs do not serve a socket of ours.
 fn explain(config: &Config) -> impl FnOnce(io::Error) -> anyhow::Error {
     let serve = config.serve;
     move |error| {
@@ -99,7 +100,7 @@ pub(super) fn pool(config: &Config) -> Option<PortRange> {
     PortRange::inclusive(config.pool_first, config.pool_last).ok()
 }
 
-/// The best prober this process can have: the control codes may not be served to it.
+/// The best prober for this process, to which the control codes may not be served.
 pub(super) fn prober(config: &Config) -> anyhow::Result<Prober> {
     match marked(config, AGENT_PROBE) {
         Ok(_) => Ok(Prober::marked(config.secret)),

@@ -1,4 +1,4 @@
-//! Reading the configuration and the declarations, at the start and again.
+//! Reads the configuration and the declarations, at the start and later.
 
 use portkeep::persistent::protocol::Reloaded;
 use portkeep_persist::Diagnostic;
@@ -6,7 +6,7 @@ use portkeep_persist::Diagnostic;
 use super::{agent::Agent, programs, registry::Changes, sweep::Sweep};
 
 impl Agent<'_> {
-    /// Put the configuration into effect; returns what could not be.
+    /// Apply the configuration; returns what could not be applied.
     pub(super) fn apply_configuration(&mut self) -> anyhow::Result<Vec<String>> {
         let complaints = self.policy.apply(&mut self.programs.maps, &self.programs.admin)?;
         let before = programs::pool(&self.programs.config);
@@ -41,11 +41,11 @@ impl Agent<'_> {
         Ok(Reloaded { added, changed, removed, waiting, errors, complaints })
     }
 
-    /// Read everything again. An error in the configuration leaves it as it was.
+    /// Read everything again. If the configuration has an error, the present one stays.
     pub(super) fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.service.reloading();
         let reloaded = self.read_again();
-        // The service manager waits for it, whatever the outcome.
+        // The service manager waits for this message, also after a failure.
         self.service.ready();
         reloaded
     }

@@ -1,4 +1,4 @@
-//! Requests for particular ports, granted or refused.
+//! Grants or refuses requests for particular ports.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::{
     pending::Waiting,
 };
 
-/// How long ago a reservation was acquired.
+/// How long ago the request was made.
 fn waited(reservation: &Reservation) -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
@@ -20,17 +20,17 @@ fn waited(reservation: &Reservation) -> Duration {
 }
 
 impl Agent<'_> {
-    /// A request waits.
+    /// Put a pending request into the queue.
     pub(super) fn queue_pending(&mut self, event: &Event) -> anyhow::Result<()> {
         let reservation = self.programs.maps.reservation(event.id)?;
-        // Of an earlier event the request is gone, and another may have its entry.
+        // If the event is older, its request has ended, and another one may have its entry.
         if let Some(reservation) = reservation.filter(|reservation| reservation.since <= event.when) {
             self.queue(event.id, &reservation, vec![event.tid, event.pid]);
         }
         Ok(())
     }
 
-    /// Everything that waits, also if its event was lost.
+    /// Put all pending requests into the queue, also those whose events were lost.
     pub(super) fn queue_all_pending(&mut self) -> anyhow::Result<()> {
         let all: Vec<_> = self.programs.maps.reservations().collect::<Result<_, _>>()?;
         for (id, reservation) in all {
@@ -48,7 +48,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Handle requests in turn for a while.
+    /// Handle requests in turn for one slice.
     pub(super) fn handle_pending(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
         while begin.elapsed() < SLICE
@@ -59,12 +59,12 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// Grant or refuse one request. The process that asked may be gone by now, or at any moment.
+    /// Grant or refuse one request. The process that made it may have ended, or may end at any moment.
     fn handle(&mut self, waiting: &Waiting) -> anyhow::Result<()> {
         let Waiting { id, token, ref hints } = *waiting;
         let Some(reservation) = self.programs.maps.reservation(id)? else { return Ok(()) };
         let (Some(ports), Some(transports)) = (reservation.ports(), reservation.transports()) else { return Ok(()) };
-        // Another request that has the entry now is queued by its own event.
+        // If another request has the entry now, its own event puts it into the queue.
         if reservation.token() != Some(token) || reservation.state() != wire::PENDING {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Agent<'_> {
         }
         if examined.is_ok() {
             match self.programs.admin.confirm(id, token) {
-                // A bind came between.
+                // A bind came in between.
                 Err(error) if error.errno() == Some(Errno::EADDRINUSE) => examined = Err(Refusal::Contested),
                 done => {
                     if done.is_ok() {
@@ -118,7 +118,7 @@ impl Agent<'_> {
         done: Result<(), portkeep_kernel::AdminError>,
     ) -> anyhow::Result<()> {
         match done {
-            // The owner's socket was closed, or the administrator ended it.
+            // The owner's socket was closed, or an administrator ended it.
             Err(error) if error.errno() == Some(Errno::ENOENT) => {
                 self.unsettle(reservation.netns, hints);
                 Ok(())

@@ -1,8 +1,8 @@
 //! Keeps `ip_local_reserved_ports` in step with the reservations.
 //!
-//! It is the only thing that keeps the source ports of `connect` out of a block (R3): those are chosen without passing a
-//! hook. Where the range that automatic choices come from overlaps the pool, the overlap is entered, too, as far as enough
-//! ephemeral ports remain (N3, N5).
+//! Only this sysctl keeps the source ports of `connect` out of a block (R3): the kernel chooses them without running a
+//! hook. If the range of automatic choices overlaps the pool, the overlap is entered, too, as far as enough ephemeral
+//! ports remain (N3, N5).
 
 use std::io;
 
@@ -23,14 +23,14 @@ pub(super) struct ReservedPorts {
 /// The result of [`restore_all`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Namespaces that our entries were taken out of.
+    /// Namespaces from which our entries were removed.
     pub namespaces: usize,
-    /// Namespaces that are gone or could not be found. They stay remembered until the next boot.
+    /// Namespaces that have ended or could not be found. They stay remembered until the next boot.
     pub unreachable: usize,
 }
 
-/// Put the calling thread's namespace right, whose cookie is `netns`. `wanted` decides from what is ours and what is in
-/// the sysctl.
+/// Put the calling thread's namespace right, whose cookie is `netns`. `wanted` gets our entries and the entries in the
+/// sysctl, and returns the entries that we need.
 fn settle_here(
     runtime: &RuntimeDir,
     netns: u64,
@@ -54,7 +54,7 @@ fn clear_here(runtime: &RuntimeDir, netns: u64) -> io::Result<()> {
 }
 
 impl ReservedPorts {
-    /// The part of a set of ports that needs entries of its own: pool ports are entered as far as automatic choices come
+    /// The ports of a set that require entries of their own. Pool ports are entered as far as automatic choices come
     /// from them.
     pub(super) fn outside_pool(&self, ports: PortSet) -> PortSet {
         match self.pool {
@@ -63,7 +63,8 @@ impl ReservedPorts {
         }
     }
 
-    /// The part of the pool that is entered in the calling thread's namespace, and the part left to automatic choices (N3).
+    /// The part of the pool that is entered in the calling thread's namespace, and the part left to automatic choices
+    /// (N3).
     fn shared(&self, ours: &PortSet, current: &PortSet) -> io::Result<(Option<Ephemeral>, Shared)> {
         let range = sysctl::local_port_range()?;
         let ephemeral = range.map(|range| Ephemeral { range, foreign: current.minus(ours) });
@@ -74,9 +75,9 @@ impl ReservedPorts {
         Ok((ephemeral, shared))
     }
 
-    /// Make `blocks`, and what of the pool automatic choices would reach, the whole of our entries in the calling thread's
-    /// namespace. The part of the pool that is left to automatic choices is entered where it is reserved all the same.
-    /// Returns how pool and automatic choices share their ports there.
+    /// Set our entries in the calling thread's namespace to `blocks` and the part of the pool that automatic choices
+    /// could use. Some of the pool is left to automatic choices; its reserved ports are entered all the same. Returns
+    /// how the pool and automatic choices share their ports there.
     pub(super) fn settle_here(&self, netns: u64, blocks: &PortSet) -> io::Result<Shared> {
         let mut found = Shared::default();
         settle_here(&self.runtime, netns, |ours, current| {
@@ -88,7 +89,7 @@ impl ReservedPorts {
         Ok(found)
     }
 
-    /// Take all our entries out of the calling thread's namespace.
+    /// Remove all our entries from the calling thread's namespace.
     pub(super) fn clear_here(&self, netns: u64) -> io::Result<()> {
         clear_here(&self.runtime, netns)
     }
@@ -99,8 +100,8 @@ impl ReservedPorts {
         Ok(refused.into_iter().next().map_or(Ok(()), |(_, why)| Err(why)))
     }
 
-    /// Add many at once. Those that would leave too few ephemeral ports are not added, unless they are forced; returned are
-    /// their indices and the reasons.
+    /// Add many blocks at once. A block that would leave too few ephemeral ports is not added, unless it is forced.
+    /// Returns the indices of those blocks and the reasons.
     pub(super) fn add_each_here(&self, netns: u64, blocks: &[(PortSet, bool)]) -> io::Result<Vec<(usize, Exhausted)>> {
         let mut refused = Vec::new();
         settle_here(&self.runtime, netns, |ours, current| {
@@ -122,14 +123,14 @@ impl ReservedPorts {
         Ok(refused)
     }
 
-    /// Namespaces that have entries of ours.
+    /// Namespaces with entries of ours.
     pub(super) fn remembered(&self) -> io::Result<Vec<u64>> {
         Ok(self.runtime.hold()?.state.ours.keys().copied().collect())
     }
 }
 
-/// Take our entries out of `ip_local_reserved_ports` in every namespace: nothing
-/// of what others wrote there is touched. For `portkeep down`, after kernel enforcement is gone.
+/// Remove our entries from `ip_local_reserved_ports` in every namespace. Entries of others stay. For `portkeep down`,
+/// after kernel enforcement has ended.
 pub fn restore_all(runtime: &RuntimeDir) -> io::Result<Restored> {
     let mut restored = Restored::default();
     if !runtime.exists() {

@@ -1,7 +1,7 @@
-//! The agent's socket: which process asks, what, and within which bounds.
+//! The agent's socket: accepts connections within limits, reads requests and writes answers.
 //!
-//! One thread serves everybody, so nothing here waits for anybody. Each connection has one request a round, and each
-//! account has few connections. Some places are root's, whatever the others do.
+//! One thread serves all connections, so no step here waits for a peer. Each connection has one request a round, and
+//! each account has few connections. Some connections are kept for root.
 
 use std::{
     fs::{self, File},
@@ -25,21 +25,21 @@ use super::{
     peer::Peer,
 };
 
-/// Connections at a time, those of them that only root gets, and those of one account other than root.
+/// The limits: connections at a time, those of them that only root gets, and those of one account other than root.
 const MOST: usize = 64;
 const OF_ROOT: usize = 8;
 const MOST_OF_AN_ACCOUNT: usize = 8;
 /// Connections that are accepted in a round.
 const ACCEPTED: usize = 2 * MOST;
 
-/// The socket and who is connected.
+/// The socket and its connections.
 #[derive(Debug)]
 pub(super) struct Server {
     listener: UnixListener,
     path: PathBuf,
     connections: Vec<Connection>,
-    /// A descriptor to give up when there are no more: a peer that cannot be accepted would otherwise be left without
-    /// an answer, and the listener would wake the agent again and again.
+    /// A descriptor to close when none is left. Otherwise a peer could not be accepted and would get no answer, and the
+    /// listener would wake the agent again and again.
     spare: Option<File>,
 }
 
@@ -52,31 +52,31 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
-        // Anybody may ask what is declared; each request is checked for whether its peer may change anything.
+        // Any process may ask for the list; each request is checked for whether its peer may change anything.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
         Ok(Self { listener, path, connections: Vec::new(), spare: spare() })
     }
 
-    /// The descriptors to poll, and the events.
+    /// The descriptors to poll, and the events for each.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let connections = self.connections.iter().map(Connection::interest);
         std::iter::once((self.listener.as_fd(), PollFlags::IN)).chain(connections)
     }
 
-    /// Whether there is more to do at once than polling shows.
+    /// Whether requests are waiting that polling does not report.
     pub(super) fn is_busy(&self) -> bool {
         self.connections.iter().any(Connection::has_request)
     }
 
-    /// Read what can be read without waiting: one request of each connection.
+    /// Read without waiting: one request of each connection.
     pub(super) fn hear(&mut self, owners: &Owners) -> Vec<(usize, Peer, Request)> {
         self.accept(owners);
         let connections = self.connections.iter_mut().enumerate();
         connections.filter_map(|(number, c)| Some((number, c.peer, c.hear()?))).collect()
     }
 
-    /// Whether the client of a request that was just [heard](Server::hear) has gone. Then the request must not be carried
-    /// out: the requester has been informed that it failed (R13).
+    /// Whether the client of a request that was just [heard](Server::hear) has closed the connection. Then the request
+    /// must not be carried out: the client was informed that it failed (R13).
     pub(super) fn is_deserted(&self, number: usize) -> bool {
         self.connections[number].is_deserted()
     }
@@ -87,18 +87,18 @@ impl Server {
         self.say_line(number, line_of(answer));
     }
 
-    /// The same with an answer that several may share.
+    /// The same with an answer that several connections may share.
     pub(super) fn say_line(&mut self, number: usize, line: Line) {
         self.connections[number].say(line);
     }
 
-    /// Say what can be said without waiting, and close what is finished or hopeless.
+    /// Write what can be written without waiting, and close connections that are finished or cannot continue.
     pub(super) fn say(&mut self) {
         self.connections.retain_mut(|connection| !connection.is_over());
     }
 
     fn accept(&mut self, owners: &Owners) {
-        // An error of one connection concerns only its client, or is temporary.
+        // An error of one connection concerns only its client, or it is temporary.
         for _ in 0..ACCEPTED {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
@@ -171,7 +171,7 @@ fn connection_of(stream: UnixStream) -> Option<Connection> {
     Some(Connection::new(stream, peer))
 }
 
-/// Its buffer is empty, so the sentence is written at once.
+/// The connection's buffer is empty, so the sentence is written at once.
 fn turn_away(mut connection: Connection, why: &str) {
     connection.say_and_end(&refusal(Reason::Failed, format!("the agent has {why}; try again")));
     connection.is_over();

@@ -1,10 +1,10 @@
-//! Messages to a service manager (sd_notify): ready, reloading, alive. Without one, none.
+//! Messages to a service manager (sd_notify): ready, reloading, alive. Without a service manager, none.
 
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-/// The service manager, if one started the agent and wants to hear from it.
+/// The service manager, if it started the agent and expects messages.
 #[derive(Debug)]
 pub(super) struct Service {
     watchdog: Option<Duration>,
@@ -12,7 +12,7 @@ pub(super) struct Service {
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    // Not being able to say it is no reason to stop.
+    // A failed message is no reason to stop.
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "notifying the service manager");
     }
@@ -38,7 +38,7 @@ impl Service {
         notify(&[NotifyState::Stopping]);
     }
 
-    /// The loop is turning. Twice as often as the watchdog asks for is enough.
+    /// The loop is running. A message in each third of the watchdog's period is enough.
     pub(super) fn alive(&mut self) {
         if let Some(period) = self.watchdog
             && self.last.elapsed() >= period / 3

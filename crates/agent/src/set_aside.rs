@@ -1,7 +1,7 @@
 //! Pool ports that were in use when the BPF programs came up.
 //!
-//! Sockets that are bound later are counted by the BPF programs, and wildcard requests pass their ports by (N2). Of those that
-//! were there before, no program knows. Their ports are set aside, and given back when they are vacant.
+//! The BPF programs count sockets that are bound later, and wildcard requests skip their ports (N2). The programs do
+//! not know earlier sockets. So the ports of those are set aside, and given back when they are vacant.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::vacancy::Prober;
 
-/// The outcome for pool ports in use.
+/// The result for pool ports in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAside {
     /// Ports set aside now.
@@ -28,9 +28,8 @@ pub struct SetAside {
     pub given_back: usize,
 }
 
-/// Find pool ports that have been in use since before `up` and set them aside,
-/// and give back those that are vacant again. In every namespace that can be
-/// seen. For `portkeep up`, after the programs are attached.
+/// Find pool ports that have been in use since before `up` and set them aside, and give back those that are vacant
+/// again, in every namespace that can be seen. For `portkeep up`, after the programs are attached.
 pub fn set_aside_used_pool_ports(instance: &Instance) -> anyhow::Result<SetAside> {
     let (maps, admin, config) = (instance.maps()?, instance.admin()?, instance.config());
     let prober = programs::prober(config)?;
@@ -57,7 +56,7 @@ impl Round<'_> {
         Ok(total)
     }
 
-    /// A namespace that cannot be looked at does not keep the others from being looked at.
+    /// If a namespace cannot be checked, the others are still checked.
     pub(super) fn set_aside_in(&self, namespace: &Namespace, config: &Config) -> usize {
         let Some(pool) = programs::pool(config) else { return 0 };
         self.try_set_aside(namespace, pool).unwrap_or_else(|error| {
@@ -72,7 +71,7 @@ impl Round<'_> {
             for transport in Transport::ALL {
                 let look = self.prober.look(transport);
                 for port in look.candidates(pool)? {
-                    // Set aside first and looked at then: otherwise a wildcard request could be given the port in between.
+                    // Set the port aside first and check it then: otherwise a wildcard request could get it in between.
                     // Reserved ports are refused here: their sockets are counted.
                     if self.admin.set_aside(namespace.cookie, transport, port).is_err() {
                         continue;
@@ -89,7 +88,7 @@ impl Round<'_> {
         })
     }
 
-    /// Give back what is vacant again. A namespace that cannot be found any more has no sockets that could be in the way.
+    /// Give back vacant ports. If a namespace cannot be found any more, it has no sockets on them.
     fn give_back(&self, netns: u64, ports: Vec<(Transport, u16)>) -> anyhow::Result<usize> {
         let vacant = match namespaces::find(netns)? {
             None => ports,
@@ -116,14 +115,14 @@ fn all(maps: &Maps) -> anyhow::Result<BTreeMap<u64, Vec<(Transport, u16)>>> {
     Ok(aside)
 }
 
-/// The walk through the port table may have this part of the time.
+/// Reading the port table may use one part in this many of the time.
 const SHARE: u32 = 50;
 
-/// Namespaces with ports that are set aside and may be vacant again, a slice at a time.
+/// Namespaces with ports that are set aside and may be vacant again. They are checked a slice at a time.
 #[derive(Debug, Default)]
 pub(super) struct GiveBack {
     rest: BTreeMap<u64, Vec<(Transport, u16)>>,
-    /// When the port table was last looked through, and how long that took.
+    /// When the port table was last read, and how long this took.
     looked: Option<(Instant, Duration)>,
 }
 
@@ -132,7 +131,7 @@ impl GiveBack {
         self.rest.is_empty()
     }
 
-    /// Begin anew, if the last round is over and the port table is not too large for being looked through again.
+    /// Start a new round, unless the last one still runs or it is too early to read the port table again.
     pub(super) fn begin(&mut self, maps: &Maps) -> anyhow::Result<()> {
         let too_soon = self.looked.is_some_and(|(when, took)| when.elapsed() < took * SHARE);
         if self.is_over() && !too_soon {

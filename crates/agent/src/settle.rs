@@ -1,4 +1,4 @@
-//! Puts `ip_local_reserved_ports` right, where something has changed and, from time to time, everywhere.
+//! Puts `ip_local_reserved_ports` right in namespaces where something has changed and, from time to time, in all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use super::{
 const UNSETTLED: usize = 4096;
 
 impl Agent<'_> {
-    /// Something changed in a namespace, done by one of `hints`.
+    /// Something has changed in a namespace. One of `hints` caused it.
     pub(super) fn unsettle(&mut self, netns: u64, hints: &[u32]) {
         if self.unsettled.len() < UNSETTLED || netns == self.netns {
             let known = self.unsettled.entry(netns).or_default();
@@ -31,11 +31,11 @@ impl Agent<'_> {
         }
     }
 
-    /// The blocks of each namespace: those in force, or declared and waiting for sockets to go. A request that is pending
-    /// has not been examined. It would find its own ports among those that are used already (N5).
+    /// The blocks of each namespace: those in force, and those declared that wait until sockets close. A pending
+    /// request is not among them, because it is examined later. It would count its own ports among those in use (N5).
     fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
         let mut wanted = BTreeMap::<u64, PortSet>::new();
-        // New automatic choices stay out of what is to be in force as soon as the present ones have gone.
+        // While a declared block waits for the present sockets to close, no new automatic choice comes from it.
         wanted.insert(self.netns, self.registry.draining());
         for item in self.programs.maps.reservations() {
             let (_, reservation) = item?;
@@ -48,23 +48,23 @@ impl Agent<'_> {
         Ok(wanted)
     }
 
-    /// Whether blocks need entries of their own: pool ports are entered only where automatic choices come from them.
+    /// Whether blocks require entries of their own: pool ports are entered only where automatic choices come from them.
     fn needs_entries(&self, blocks: &PortSet) -> bool {
         !self.reserved_ports.outside_pool(blocks.clone()).is_empty()
     }
 
-    /// Put the sysctls right where something has changed, for a while.
+    /// Put the sysctls right where something has changed, for one slice.
     pub(super) fn settle(&mut self) -> anyhow::Result<()> {
         let wanted = self.wanted()?;
-        // Without descriptors this cannot be read. Those that are kept open are put right or closed all the same, and the
-        // sweep comes round to the others.
+        // Without free descriptors this cannot be read. The namespaces that are kept open are put right or closed all
+        // the same, and the sweep later reaches the others.
         let remembered: BTreeSet<u64> = self.reserved_ports.remembered().unwrap_or_default().into_iter().collect();
         let begin = Instant::now();
         while begin.elapsed() < SLICE
             && let Some((netns, hints)) = self.unsettled.pop_first()
         {
             let blocks = wanted.get(&netns);
-            // To look for a namespace costs a walk through all processes: only where there are entries to be changed.
+            // The search for a namespace reads all processes, so it is done only if there are entries to change.
             let entries = blocks.is_some_and(|blocks| self.needs_entries(blocks)) || remembered.contains(&netns);
             let found = if entries {
                 self.open_namespaces.get(netns, &hints).is_ok()
@@ -78,8 +78,8 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// Put one namespace right before a request is refused for too few ephemeral ports (N5). Blocks that ended or were refused
-    /// a moment ago are entered still, and users can make as many of these as they like.
+    /// Put one namespace right before a request is refused for too few ephemeral ports (N5). Blocks that ended or were
+    /// refused a moment ago still have entries, and users can make as many of these as they like.
     pub(super) fn settle_now(&mut self, netns: u64) -> Result<(), MapAccessError> {
         let wanted = self.wanted()?;
         self.settle_kept(netns, wanted.get(&netns));
@@ -92,7 +92,7 @@ impl Agent<'_> {
         self.settled_in(netns, blocks, settled);
     }
 
-    /// The consequences of having put a namespace right, or from having failed to.
+    /// Act on the result of putting a namespace right.
     fn settled_in(&mut self, netns: u64, blocks: Option<&PortSet>, settled: io::Result<Shared>) {
         match settled {
             Ok(shared) => {
@@ -101,7 +101,7 @@ impl Agent<'_> {
                 {
                     tracing::warn!(netns, %error, "cannot keep wildcard requests off the ephemeral ports");
                 }
-                // Without entries it is not ours to keep alive.
+                // Without entries we have no reason to keep it alive.
                 if !blocks.is_some_and(|blocks| self.needs_entries(blocks))
                     && shared.enter.is_none()
                     && netns != self.netns
@@ -116,7 +116,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Go on with putting the sysctls right in every namespace that can be seen or that we remember.
+    /// Continue to put the sysctls right in every namespace that can be seen or that we remember.
     pub(super) fn sweep_on(&mut self) -> anyhow::Result<()> {
         if self.sweep.is_over() {
             return Ok(());
@@ -145,7 +145,7 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// Those that no process is in, as far as could be seen, may be found otherwise.
+    /// Put namespaces right in which no process was seen. They may be found in another way.
     fn end_sweep(&mut self, wanted: &BTreeMap<u64, PortSet>, remembered: &BTreeSet<u64>) -> anyhow::Result<()> {
         self.sweep.rest = None;
         let seen = std::mem::take(&mut self.sweep.seen);

@@ -1,8 +1,7 @@
-//! The agent's memory across its own death: which entries of which
-//! namespace's `ip_local_reserved_ports` it has put there.
+//! The agent's memory, which survives the agent: its entries in the `ip_local_reserved_ports` of each namespace.
 //!
-//! A small JSON file, replaced by renaming, so that a reader finds the old one
-//! or the new one. It need not survive the machine: sysctls and namespace cookies end with it too.
+//! A small JSON file, replaced by renaming, so that a reader finds the old one or the new one. It need not survive a
+//! reboot: sysctls and namespace cookies end with it, too.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use portkeep_core::PortSet;
 
-/// Where it is kept if [`RUNTIME_DIR`] says nothing else.
+/// The folder if [`RUNTIME_DIR`] is not set.
 const DEFAULT: &str = protocol::DEFAULT_RUNTIME_DIR;
 /// The variable that names another folder.
 pub const RUNTIME_DIR: &str = protocol::RUNTIME_DIR;
@@ -32,7 +31,7 @@ const FILE: &str = "reserved-ports.json";
 const LOCK: &str = "reserved-ports.lock";
 const AGENT: &str = "agent.lock";
 
-/// The folder the agent keeps its memory in.
+/// The folder of the agent's memory.
 #[derive(Clone, Debug)]
 pub struct RuntimeDir {
     folder: PathBuf,
@@ -40,13 +39,13 @@ pub struct RuntimeDir {
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Of the boot the cookies are from.
+    /// The boot of the cookies.
     boot: String,
     /// Our entries, by namespace cookie.
     pub(super) ours: BTreeMap<u64, PortSet>,
 }
 
-/// The state, while nobody else changes it.
+/// The state, locked against changes by others.
 pub(super) struct Held<'a> {
     runtime: &'a RuntimeDir,
     pub(super) state: State,
@@ -76,7 +75,7 @@ impl RuntimeDir {
             // A process that can open a file can lock it, so others may not open this one.
             let file = File::options().create(true).append(true).mode(0o600).open(&path).map_err(named(&path))?;
             flock(&file, operation).map_err(|errno| named(&path)(errno.into()))?;
-            // Swept away between the two: the lock is on nothing.
+            // If the file was removed between the two calls, the lock has no effect.
             let same = |found: fs::Metadata| file.metadata().is_ok_and(|own| own.ino() == found.ino());
             if fs::metadata(&path).is_ok_and(same) {
                 return Ok(file);
@@ -84,22 +83,22 @@ impl RuntimeDir {
         }
     }
 
-    /// The folder, made if need be.
+    /// The folder, made if necessary.
     pub(super) fn folder(&self) -> io::Result<&Path> {
         fs::create_dir_all(&self.folder).map_err(named(&self.folder))?;
         Ok(&self.folder)
     }
 
-    /// Whether there is anything to remember by.
+    /// Whether the folder exists: without it nothing is remembered.
     pub(super) fn exists(&self) -> bool {
         self.folder.exists()
     }
 
-    /// Leave nothing behind, if nothing is remembered and no agent runs.
+    /// Remove everything, if nothing is remembered and no agent runs.
     pub(super) fn sweep(&self) -> io::Result<()> {
         let Some(_agent) = self.become_agent()? else { return Ok(()) };
         let held = self.hold()?;
-        // Reservations of commands until the next reboot come back with the next agent.
+        // Reservations that commands created until the next reboot come into force again with the next agent.
         let active = self.folder.join(store::ACTIVE);
         let nothing = Store::open_runtime(&self.folder, &boot_id()).is_ok_and(|store| store.list().is_empty());
         if held.state.ours.is_empty() && (nothing || !active.exists()) {
@@ -112,7 +111,7 @@ impl RuntimeDir {
         Ok(())
     }
 
-    /// Be the one agent. `None`: another one runs.
+    /// Become the agent. `None`: another one runs.
     pub(super) fn become_agent(&self) -> io::Result<Option<File>> {
         match self.locked(AGENT, FlockOperation::NonBlockingLockExclusive) {
             Ok(lock) => Ok(Some(lock)),
@@ -121,8 +120,7 @@ impl RuntimeDir {
         }
     }
 
-    /// Read the state and keep others from changing it: the agent's and
-    /// `portkeep down`'s changes come one after the other.
+    /// Read the state and lock it, so that the changes of the agent and of `portkeep down` come one after the other.
     pub(super) fn hold(&self) -> io::Result<Held<'_>> {
         let lock = self.locked(LOCK, FlockOperation::LockExclusive)?;
         let path = self.folder.join(FILE);
@@ -131,7 +129,8 @@ impl RuntimeDir {
             Ok(text) => match serde_json::from_slice::<State>(&text) {
                 Ok(state) if state.boot == boot => state,
                 Ok(_) => State { boot, ..State::default() },
-                // Not by our doing. Without it our entries stay where they are, which is better than no agent.
+                // We did not write this. Without the file our entries stay where they are, which is better than no
+                // agent.
                 Err(error) => {
                     tracing::error!(file = %path.display(), %error, "unreadable state, starting anew");
                     State { boot, ..State::default() }
@@ -149,7 +148,7 @@ impl Held<'_> {
         self.state.ours.get(&netns).cloned().unwrap_or_default()
     }
 
-    /// Remember `ours` for a namespace, on disk before this returns.
+    /// Remember `ours` for a namespace. It is in the file before this returns.
     pub(super) fn remember(&mut self, netns: u64, ours: &PortSet) -> io::Result<()> {
         if *ours == self.of(netns) {
             return Ok(());
@@ -163,7 +162,7 @@ impl Held<'_> {
         let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, &path));
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);
-            // The content that is still in the file, so that nothing is believed to be remembered that is not.
+            // Restore the content of the file, so that the memory and the file agree.
             match before {
                 Some(before) => drop(self.state.ours.insert(netns, before)),
                 None => drop(self.state.ours.remove(&netns)),

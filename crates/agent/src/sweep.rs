@@ -1,4 +1,4 @@
-//! A walk through all network namespaces, a slice at a time: users can make as many as they like.
+//! Visits all network namespaces, a slice at a time: users can make as many as they like.
 
 use std::{collections::BTreeSet, fmt, io};
 
@@ -6,10 +6,10 @@ use super::namespaces::{self, Namespace};
 
 type Namespaces = Box<dyn Iterator<Item = io::Result<Namespace>>>;
 
-/// How far the walk has come.
+/// The progress of the sweep.
 pub(super) struct Sweep {
     pub(super) rest: Option<Namespaces>,
-    /// Pool ports in use are looked for, too.
+    /// Whether pool ports in use are looked for, too.
     pub(super) looks_for_use: bool,
     pub(super) seen: BTreeSet<u64>,
 }

@@ -7,19 +7,18 @@ use portkeep_observe::sysctl::RESERVED;
 pub use portkeep_observe::sysctl::ephemeral;
 pub(crate) use portkeep_observe::sysctl::{local_port_range, reserved, unprivileged_port_start};
 
-/// The kernel takes one byte less than a page at a time, and would cut an entry in two; this leaves a reserve.
+/// The kernel accepts one byte less than a page at a time, and would cut an entry in two; this leaves a reserve.
 const WRITE: usize = 4000;
 
-/// Reserve more. Text written anywhere but at the beginning is added by the
-/// kernel to what is there (`proc_do_large_bitmap`), so no entry can be
-/// lost to a change at the same moment.
+/// Reserve more ports. If the text is not written at the beginning, the kernel adds it to the present entries
+/// (`proc_do_large_bitmap`). So a change at the same moment loses no entry.
 pub(super) fn add(ports: &PortSet) -> io::Result<()> {
     write(ports, false)
 }
 
-/// Reserve no longer. The kernel has no such step: the rest is written anew, and
-/// what another process adds between our read and our write is lost.
-/// Reading and writing follow each other at once to make that moment short.
+/// Stop reserving ports. The kernel has no such step: the remaining entries are written anew. If another process adds
+/// an entry between our read and our write, that entry is lost. To make that moment short, the write follows the read
+/// at once.
 pub(super) fn remove(ports: &PortSet) -> io::Result<()> {
     write(&reserved()?.minus(ports), true)
 }
@@ -41,7 +40,7 @@ fn write(ports: &PortSet, replace: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The text cut at commas into parts of at most `most` bytes; an empty text is one part, which clears the list.
+/// The text, cut at commas into parts of at most `most` bytes; an empty text is one part, which clears the list.
 fn parts(text: &str, most: usize) -> Vec<String> {
     let mut parts = vec![String::new()];
     for item in text.split(',') {

@@ -1,11 +1,9 @@
 //! Changes to `ip_local_reserved_ports`, and the record of them.
 //!
-//! Others write there too, so an entry is taken out only if it was we who put
-//! it in. That is remembered in two steps around the change, and is right
-//! whenever the agent is killed: before the change it covers what is about to be
-//! added, after it only what is still needed. Remembered too much for a moment
-//! is harmless, since the next round takes out what nobody wants; remembered too
-//! little would leave an entry behind for good.
+//! Others write there too, so an entry is removed only if we added it. Two steps around the change record this. The
+//! record is right even if the agent is killed at any moment: before the change it contains what is about to be added,
+//! and after the change only what is still needed. A record of too much is harmless for a moment, since the next round
+//! removes entries that are not needed. A record of too little would leave an entry behind for ever.
 
 use portkeep_core::PortSet;
 
@@ -14,15 +12,15 @@ use portkeep_core::PortSet;
 pub(super) struct Plan {
     /// Remember as ours before anything is changed.
     pub(super) remember: PortSet,
-    /// Put in.
+    /// To be added.
     pub(super) add: PortSet,
-    /// Take out.
+    /// To be removed.
     pub(super) remove: PortSet,
     /// Remember as ours afterwards.
     pub(super) settled: PortSet,
 }
 
-/// `current` is in the sysctl, `ours` is remembered, `wanted` shall be in it.
+/// `current` is in the sysctl, `ours` is remembered, and `wanted` has to be in it.
 pub(super) fn plan(current: &PortSet, ours: &PortSet, wanted: &PortSet) -> Plan {
     let add = wanted.minus(current);
     let remember = ours.union(&add);
@@ -37,7 +35,7 @@ mod tests {
 
     use super::*;
 
-    /// Few distinct ports, so that sets meet often.
+    /// Few distinct ports, so that sets often overlap.
     fn any_set() -> impl Strategy<Value = PortSet> {
         let span = (1u16..40, 0u16..6).prop_map(|(first, more)| PortRange::inclusive(first, first + more).unwrap());
         prop::collection::vec(span, 0..8).prop_map(|spans| spans.into_iter().collect())

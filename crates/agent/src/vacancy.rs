@@ -1,10 +1,10 @@
-//! Is a port vacant? A port is in use (rule R4) if a socket is bound to it or listens on it, and also if a connection or a
-//! TIME_WAIT is left on it that would keep the next holder from binding it.
+//! Checks whether a port is vacant. A port is in use (rule R4) if a socket is bound to it or listens on it. It is also
+//! in use if a connection or a TIME_WAIT on it would keep the next holder from binding it.
 //!
-//! A bind probe decides wherever it can: it meets what the next bind would meet, sockets of the kernel's own included. One
-//! bind of `[::]` for both families, without SO_REUSEADDR, conflicts with every socket on the port, whatever its address,
-//! family or device; if it succeeds the port is vacant. For UDP that is all. For TCP it also conflicts with connections and
-//! with TIME_WAIT, so when it fails sock_diag has to say what is there:
+//! A bind probe decides wherever it can: it conflicts with what the next bind would conflict with, sockets of the
+//! kernel's own included. One bind of `[::]` for both families, without SO_REUSEADDR, conflicts with every socket on
+//! the port, of every address, family or device. If it succeeds, the port is vacant. For UDP this is enough. For TCP it
+//! also conflicts with connections and with TIME_WAIT. So when it fails, sock_diag has to show what is there:
 //!
 //! | sock_diag lists             | then                                         |
 //! | --------------------------- | -------------------------------------------- |
@@ -12,14 +12,14 @@
 //! | connections, TIME_WAIT      | a second probe, with SO_REUSEADDR, decides   |
 //! | nothing                     | the first probe once more: its error decides |
 //!
-//! The sockets of a reservation's holders get SO_REUSEADDR, so the second probe meets what they would meet: it passes what a
-//! server with SO_REUSEADDR left behind, and conflicts with what one without it did, orphaned connections included. It
-//! does not listen: bind with SO_REUSEADDR already conflicts with listeners, and a probe that listened might accept
-//! another program's connection.
+//! The sockets of a reservation's holders get SO_REUSEADDR, so the second probe conflicts with what they would conflict
+//! with. It ignores connections that a server with SO_REUSEADDR left behind. It conflicts with those that a server
+//! without it left behind, orphaned connections included. It does not listen: bind with SO_REUSEADDR already conflicts
+//! with listeners, and a probe that listened might accept another program's connection.
 //!
-//! Not visible: a client that set SO_REUSEADDR, bound and connected looks like an accepted connection and does
-//! not count. Before Linux 6.8 sock_diag does not list TCP sockets that are bound and nothing else; the probe meets them
-//! all the same, except where such a socket shares its port, by SO_REUSEADDR, with connections or TIME_WAIT.
+//! Not visible: if a client set SO_REUSEADDR, bound and connected, it looks like an accepted connection and does not
+//! count. Before Linux 6.8 sock_diag does not list TCP sockets that are only bound. The probe conflicts with them all
+//! the same, unless such a socket shares its port, by SO_REUSEADDR, with connections or TIME_WAIT.
 
 use std::{cell::OnceCell, io, net::SocketAddr};
 
@@ -34,27 +34,27 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 
-/// From how many ports on a listing beforehand is cheaper than a probe for each.
+/// For so many ports or more, a listing first costs less than a probe for each.
 const MANY: u16 = 64;
 
-/// Looks at ports. All of it happens in the calling thread's network namespace.
+/// Checks ports. Everything happens in the calling thread's network namespace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prober {
     mark: Option<AgentMark>,
 }
 
 impl Prober {
-    /// One whose probes pass reserved ports, by the secret in the configuration of the BPF programs.
+    /// A prober whose probes may bind reserved ports, by the secret in the configuration of the BPF programs.
     pub(crate) fn marked(secret: [u64; 2]) -> Self {
         Self { mark: Some(AgentMark { secret, role: AGENT_PROBE, zero: 0 }) }
     }
 
-    /// One that looks at sock_diag's lists only, for a process that is not served.
+    /// A prober that reads sock_diag's lists only, for a process to which the control codes are not served.
     pub(crate) fn listing_only() -> Self {
         Self { mark: None }
     }
 
-    /// Begin to look at the calling thread's network namespace.
+    /// Begin to check the calling thread's network namespace.
     pub(crate) fn look(&self, transport: Transport) -> Look<'_> {
         Look { prober: self, transport, listing: OnceCell::new() }
     }
@@ -69,7 +69,7 @@ impl Prober {
     }
 }
 
-/// One look at a namespace, with one listing of its sockets at most.
+/// One check of a namespace, with at most one listing of its sockets.
 #[derive(Debug)]
 pub(crate) struct Look<'a> {
     prober: &'a Prober,
@@ -90,8 +90,8 @@ impl Look<'_> {
         Ok(self.listing.get().expect("set just now"))
     }
 
-    /// The ports of the block that have to be looked at one by one: those with
-    /// a socket, or all where not every socket is listed.
+    /// The ports of the block that have to be checked one by one: those with a socket, or all if sock_diag does not
+    /// list every socket.
     pub(crate) fn candidates(&self, ports: PortRange) -> io::Result<Vec<u16>> {
         let listing = self.listing()?;
         if self.prober.mark.is_some() && !listing.complete {

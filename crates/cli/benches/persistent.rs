@@ -1,7 +1,6 @@
-//! The cost of ten thousand persistent reservations: the agent's start and
-//! memory, and whether a look-up or a bind gets slower. The real agent, in a
-//! cgroup, a mount namespace and a network namespace of its own. A hundred stanzas
-//! a file; all in one file the most memory is half as much again as at rest.
+//! The cost of ten thousand persistent reservations: the agent's start and memory, and whether a look-up or a bind gets
+//! slower. The real agent, in a cgroup, a mount namespace and a network namespace of its own. Each file has a hundred
+//! stanzas. With all stanzas in one file, the peak of the memory is half as much again as the memory at rest.
 //!
 //! `cargo bench -p portkeep-cli --bench persistent` as root.
 
@@ -43,7 +42,7 @@ impl Agent {
         command.env("PORTKEEP_STATE_DIR", machine.folder.path().join("state")).env("PORTKEEP_LOG", "error");
         let child = command.stderr(Stdio::inherit()).spawn().expect("the agent starts");
         let socket = protocol::socket_in(&machine.folder.path().join("run"));
-        // Each look costs the agent's core something, too.
+        // Each query requires time on the agent's core, too.
         while !portkeep::version().is_ok_and(|version| version.agent) {
             thread::sleep(Duration::from_micros(500));
         }
@@ -79,7 +78,7 @@ fn median(mut work: impl FnMut()) -> f64 {
     report::median((0..ROUNDS).map(round).collect())
 }
 
-/// A look-up, the bind of a port nobody reserved, and of one that is ours.
+/// A look-up, the bind of a port that is not reserved, and the bind of a port of ours.
 fn costs() -> [f64; 3] {
     let own = PortRange::single(FIRST).expect("not 0");
     [
@@ -105,8 +104,8 @@ fn main() {
     let Some(machine) = Machine::of_benchmark(env!("CARGO_BIN_EXE_portkeep"), "bench") else { return };
     machine.portkeep(&["up"]).ok();
 
-    // Reservations in force stay so without the agent, and is measured without it. Once before and once after the many,
-    // because a machine is not the same from one minute to the next.
+    // Reservations in force stay so without the agent, so the costs are measured without it. One reservation is
+    // measured once before and once after the many, because a machine is not the same from one minute to the next.
     let with = |count: u16| {
         declare(&machine, count);
         let agent = Agent::start(&machine);

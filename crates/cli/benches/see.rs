@@ -24,7 +24,7 @@ use portkeep_testkit::{
 const RESERVATIONS: usize = 10_000;
 const SOCKETS: usize = 50_000;
 const PROCESSES: usize = 1_000;
-/// Those of the processes that share the listener of the busy port, and the connections to it.
+/// The processes that share the listener of the busy port, and the connections to it.
 const WORKERS: usize = 16;
 const CONNECTIONS: usize = 1_000;
 const BUSY: u16 = 33_000;
@@ -66,7 +66,7 @@ fn main() {
     let map = median(
         (0..ROUNDS)
             .map(|_| {
-                // An answer is shown again for a quarter of a second.
+                // The server repeats an answer for a quarter of a second.
                 thread::sleep(Duration::from_millis(300));
                 server.ask("/api/map")
             })

@@ -16,9 +16,9 @@ use portkeep_testkit::{
 };
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
-/// Of each command; and of those with a pause before.
+/// The rounds of each command, and of each command with a pause before.
 const ROUNDS: [usize; 2] = [301, 41];
-/// Longer than an RCU grace period: what one start leaves done does not help the next.
+/// Longer than an RCU grace period, so that the work of one start does not help the next.
 const PAUSE: Duration = Duration::from_millis(60);
 
 /// A command, and the number of milliseconds that it may need more than `true`, with the reason if it needs more.

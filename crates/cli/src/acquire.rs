@@ -65,7 +65,7 @@ pub(crate) struct Args {
     place: Place,
 }
 
-/// The process alone would be this one, which binds nothing.
+/// The scope `process` is not offered: it would be this process, which binds nothing.
 fn scope() -> impl TypedValueParser<Value = Scope> {
     let values = [
         PossibleValue::new("user").help("Every process of the same user"),
@@ -77,7 +77,7 @@ fn scope() -> impl TypedValueParser<Value = Scope> {
 /// `words` are the arguments of this process.
 pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
     args.hold.begin()?;
-    // A request that cannot be granted anyway is no reason to bring the BPF programs up.
+    // Checked first: for a request that cannot be granted, the BPF programs must not be brought up.
     args.ask.ports()?;
     let lets_in = !args.ask.also()?.is_empty();
     let until = args.hold.until()?;
@@ -120,7 +120,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
     io.out.flush()?;
     args.hold.settle(&until, io)?;
     let end = hold::wait(until, signals, &claim);
-    // First the ports, then the BPF programs that may have been up only for them.
+    // Release the ports first, then the BPF programs that may be up only for them.
     drop(claim);
     drop(level);
     match end {

@@ -109,12 +109,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// False if there is such a file.
+/// Create a file. Returns false if it exists already.
 fn create(path: &Path, text: &str) -> io::Result<bool> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    // Whole or not at all: the agent may read the folder at any time.
+    // The agent may read the folder at any time, so the file appears complete or not at all.
     let unfinished = path.with_extension("new");
     fs::write(&unfinished, text)?;
     let linked = fs::hard_link(&unfinished, path);
@@ -160,7 +160,7 @@ struct Found {
 }
 
 impl Found {
-    /// Sort one port in.
+    /// Add one port to its owner, or to the ports that are left out.
     fn add(&mut self, one: &PortUse, known: &[&Info], place: &Place) {
         let name = format!("{}/{}", one.port, one.transport);
         let bound: Vec<&BoundSocket> = one.bound_by.iter().filter(|socket| socket.peer.is_none()).collect();
@@ -202,7 +202,7 @@ impl Found {
     }
 }
 
-/// The audience that the ports of a socket are to be reserved for; a sentence if there is none.
+/// The audience for the ports of a socket. If there is none, the error is a sentence that says why.
 fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
     if socket.kernel {
         return Err("a reservation does not concern it while it is bound; declare it for root if it comes late".into());
@@ -260,7 +260,7 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
     };
     let parts =
         [(Transports::Both, both.clone()), (Transports::Tcp, tcp.minus(&both)), (Transports::Udp, udp.minus(&both))];
-    // A stanza for each, as far as one list has room.
+    // One stanza for each transport; more if one list has no room for all blocks.
     let lists = parts.iter().flat_map(|(transports, set)| {
         let blocks = Vec::from_iter(blocks(set));
         let lists = blocks.chunks(PortList::MOST_BLOCKS).map(|blocks| PortList::new(blocks.iter().copied()));
@@ -286,7 +286,7 @@ fn drop_in(owner: &Owner, ports: &[PortUse], now: Time) -> DropIn {
             description: String::new(),
         };
         let stanza = portkeep_persist::export([&declaration]);
-        // Without what it says about itself.
+        // Leave out the text that `export` writes before the first stanza.
         text += stanza.find("[[").map_or(&*stanza, |at| &stanza[at..]);
         text += "\n";
     }

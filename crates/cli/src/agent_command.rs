@@ -1,4 +1,4 @@
-//! `agent`: look after what kernel enforcement cannot do alone.
+//! `agent`: run the agent, which does what kernel enforcement cannot do alone.
 
 use std::io::IsTerminal;
 
@@ -42,26 +42,27 @@ pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
         let how = if instance.is_newly_up() { "brought up" } else { "up already" };
         tracing::info!(pins = %instance.folder().display(), "kernel enforcement is {how}");
     }
-    // Says more than opening it does: whether it is up elsewhere, or can be seen by root only.
+    // This reports more than opening the instance: whether it is up elsewhere, or only root can see it.
     args.place.pins.open()?;
     let options = agent::Options { config, root: args.sources.root().to_owned(), ..agent::Options::default() };
     agent::run_in_foreground(&args.place.pins.folder(), &options)?;
     Ok(DONE)
 }
 
-/// The agent keeps a descriptor for each namespace it has entries in and for each connection, as many as it may.
+/// Raise the limit of open files to its maximum. The agent keeps a descriptor for each namespace that it has entries
+/// in, and for each connection.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// To the journal, with fields, if that is where our standard error goes; as text otherwise.
+/// If standard error goes to the journal, log to the journal, with fields. Otherwise log as text.
 fn start_log() {
     let filter = EnvFilter::try_from_env("PORTKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let registry = tracing_subscriber::registry().with(filter);
-    // Ignored: a program that runs this in-process may have a subscriber of its own.
+    // The error is ignored: a program that runs this in-process may have a subscriber of its own.
     let _ = match tracing_journald::layer() {
         Ok(journal) if in_journal => registry.with(journal).try_init(),
         _ => {

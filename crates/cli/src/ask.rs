@@ -17,7 +17,7 @@ use crate::{
 
 /// The variable that means --require-kernel.
 const REQUIRE: &str = "PORTKEEP_REQUIRE";
-/// The time of a --wait without one.
+/// The value of a `--wait` without a time.
 const FOR_EVER: &str = "forever";
 /// Bytes that a label can have.
 pub(crate) const LABEL: usize = 24;
@@ -62,7 +62,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// Whether ports that are only held are not enough.
+    /// Whether the request requires kernel enforcement.
     pub(crate) fn requires_kernel(&self) -> anyhow::Result<bool> {
         match std::env::var_os(REQUIRE) {
             Some(value) if value == "kernel" => Ok(true),
@@ -73,7 +73,7 @@ impl Ask {
         }
     }
 
-    /// The others that are let in. Names are looked up, so that a slip lets nobody wait for ever.
+    /// The others that `--also` names. Each name is looked up, so that a name with a mistake is reported at once.
     pub(crate) fn also(&self) -> anyhow::Result<Others<u32>> {
         let others =
             Others::new(self.also.iter().cloned()).map_err(|error| refused(Reason::Malformed, error.to_string()));
@@ -84,7 +84,7 @@ impl Ask {
         self.wanted.unwrap_or(1)
     }
 
-    /// Whether fixed ports are asked for in so many words.
+    /// Whether an option names or counts fixed ports.
     pub(crate) fn names_ports(&self) -> bool {
         self.wanted.is_some() || self.ports.is_some() || self.align != Align::ANY
     }

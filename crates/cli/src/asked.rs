@@ -10,24 +10,24 @@ use crate::ports::ports;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     text: String,
-    /// `None`: these are no ports, so it is the name of a reservation.
+    /// `None` if the text does not name ports: then it is the name of a reservation.
     ports: Option<Ports>,
 }
 
 impl Asked {
-    /// Whether it can only mean ports, whatever is reserved.
+    /// Whether it can only mean ports, and not the name of a reservation.
     pub(crate) fn is_by_number(&self) -> bool {
         self.ports.is_some() && !is_name(&self.text)
     }
 
-    /// The blocks that it means; nothing if no reservation of those that are `known` has this name. A word that is both a service
-    /// and the name of a reservation means the reservation.
+    /// The blocks that it means. If it is only a name, and no `known` reservation has this name, there are none. If a
+    /// word is both a service and the name of a reservation, it means the reservation.
     pub(crate) fn blocks(&self, known: &[&Info]) -> Vec<(PortRange, Transports)> {
         let named = known.iter().filter(|info| !self.is_by_number() && info.name.as_deref() == Some(&self.text));
         let mut found: Vec<_> = named.flat_map(|info| blocks_of(info).map(|block| (block, info.transports))).collect();
         if let Some(Ports { list, transports }) = self.ports.as_ref().filter(|_| found.is_empty()) {
             let transports = transports.unwrap_or(Transports::Both);
-            // Ports that were named one by one are no range, also if they are neighbours (L1).
+            // Ports that were named one by one are not a range, even if they are consecutive (L1).
             match self.text.split(',').count() == usize::from(list.count()) {
                 true => found.extend(list.iter().filter_map(|port| Some((PortRange::single(port).ok()?, transports)))),
                 false => found.extend(list.blocks().iter().map(|block| (*block, transports))),

@@ -1,8 +1,8 @@
 //! `run` beside a command that has a cgroup of its own.
 //!
-//! The command's process is born in its cgroup, makes the requests there, and becomes the command. This process stays outside:
-//! it starts the custodian, passes signals on, and waits. A message of the child says what was granted; a byte of this process says
-//! that the custodian is there, so that the command may start.
+//! The child process starts in the cgroup of the command, makes the requests there, and becomes the command. This
+//! process stays outside: it starts the custodian, passes signals on, and waits. A message of the child reports what
+//! was granted. A byte of this process reports that the custodian runs: then the command may start.
 
 use std::{
     io::{self, Read, Write},
@@ -55,7 +55,7 @@ pub(crate) struct Outside {
 /// The process that becomes the command.
 #[derive(Debug)]
 pub(crate) struct Inside {
-    /// The socket that the requests are made on, which both processes have.
+    /// The socket that the requests are made on. Both processes have it.
     pub(crate) owner: OwnedFd,
     /// Id of its cgroup.
     pub(crate) cgroup: u64,
@@ -70,7 +70,7 @@ pub(crate) fn part(transport: Transport) -> anyhow::Result<Sides> {
     Ok(match Subgroup::fork()? {
         Side::Outside(cgroup, child) => Sides::Outside(Outside { owner, pipe: ours, child, cgroup }),
         Side::Inside(cgroup) => {
-            // A `run` that is killed leaves nothing behind that waits for ports.
+            // If `run` is killed, this process must not go on waiting for ports.
             set_parent_process_death_signal(Some(Signal::KILL))?;
             anyhow::ensure!(getppid() == Some(parent), "`run` was killed");
             Sides::Inside(Inside { owner, cgroup, pipe: theirs })
@@ -84,12 +84,12 @@ fn owner_socket(transport: Transport) -> Result<OwnedFd, Errno> {
         Transport::Udp => (SocketType::DGRAM, ipproto::UDP),
     };
     let make = |family| socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol));
-    // Either carries control codes.
+    // A socket of either family accepts control codes.
     make(AddressFamily::INET).or_else(|_| make(AddressFamily::INET6))
 }
 
 impl Inside {
-    /// Become the command, as soon as the custodian is there. Returns only if that fails.
+    /// Become the command, as soon as the custodian runs. Returns only if that fails.
     pub(crate) fn become_it(
         mut self,
         command: &mut Command,
@@ -111,8 +111,8 @@ impl Inside {
 }
 
 impl Outside {
-    /// Start the custodian, let the command start, and wait for its end. Processes that it leaves running keep the ports, but
-    /// for `main`.
+    /// Start the custodian, let the command start, and wait for its end. Processes that it leaves running keep the
+    /// ports, unless `main` is set.
     pub(crate) fn attend(
         mut self,
         mut forwarder: Forwarder,
@@ -130,11 +130,11 @@ impl Outside {
                 return Err(error);
             }
         };
-        // Without a reader the child has ended already.
+        // If this fails, the child has ended already.
         let _ = self.pipe.write_all(&[0]);
         let (grants, _watches) = forwarder.wait(self.child, || {
             let mut report = Vec::new();
-            // Nothing, of a child that got no ports.
+            // A child that got no ports sends nothing.
             let _ = self.pipe.read_to_end(&mut report);
             let grants: Vec<Grant> = serde_json::from_slice(&report).unwrap_or_default();
             let watches: Vec<Watch> =

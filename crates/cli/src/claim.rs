@@ -21,7 +21,7 @@ use crate::{Io, ask::Ask, conflict, signals::Ended, sources::ConfigFile, survey}
 pub(crate) struct Claim {
     pub(crate) ports: PortList,
     pub(crate) transports: Transports,
-    /// Of each block. Only kernel enforcement gives them.
+    /// The token of each block. Only kernel enforcement gives tokens.
     pub(crate) tokens: Vec<Token>,
     reservation: Reservation,
 }
@@ -36,7 +36,7 @@ pub(crate) enum Kind {
     Ephemeral,
 }
 
-/// So often a reservation is looked up to see whether it is still there.
+/// The time between two checks whether a reservation still exists.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The ports that a request was granted.
@@ -44,20 +44,20 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Grant {
     pub(crate) ports: String,
     pub(crate) transports: Transports,
-    /// Of each block. Only kernel enforcement gives them.
+    /// The token of each block. Only kernel enforcement gives tokens.
     pub(crate) tokens: Vec<Token>,
 }
 
 impl Grant {
-    /// Call `ended` with the reason when somebody else ends the reservation, until the watch is dropped.
+    /// Call `ended` with the reason when another process ends the reservation. The watch ends when it is dropped.
     pub(crate) fn watch(&self, ended: impl FnOnce(String) + Send + 'static) -> Watch {
         let (stop, stopped) = mpsc::channel();
         if !self.tokens.is_empty() {
             let Self { ports, transports, tokens } = self.clone();
             thread::spawn(move || {
-                // A look-up costs some microseconds, so there is no need for anything cleverer.
+                // A look-up costs only some microseconds, so polling is enough.
                 while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    // One block that has ended is the end of the list.
+                    // If one block has ended, the whole list has ended.
                     let reason = tokens.iter().find_map(|token| match portkeep::lookup(*token) {
                         Ok(None) => Some("was released by an administrator"),
                         Err(QueryError::KernelAbsent) => Some("has ended, because kernel enforcement was taken down"),
@@ -79,9 +79,9 @@ impl Grant {
 pub(crate) struct Watch(#[expect(dead_code, reason = "its end ends the watch")] mpsc::Sender<()>);
 
 impl Claim {
-    /// Have kernel enforcement reserve what is asked for. `label` is for a request without one.
-    /// With `owner` that is its owner socket, and it ends with it. `signal` reports a signal that shall end the wait for the
-    /// agent.
+    /// Have kernel enforcement reserve the ports of `ask`. `label` is for a request without a label. If there is an
+    /// `owner`, it is the owner socket, and the reservation ends with it. If `signal` reports a signal, the wait for
+    /// the agent ends.
     pub(crate) fn kernel(
         ask: &Ask,
         config: &ConfigFile,
@@ -104,7 +104,8 @@ impl Claim {
         Ok(Self { tokens, ..Self::of(reservation) })
     }
 
-    /// Hold the ports bound, there being no kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP ports.
+    /// Hold the ports with bound sockets, without kernel enforcement. Programs that set SO_REUSEADDR can bind the TCP
+    /// ports.
     pub(crate) fn held(ask: &Ask, config: &ConfigFile, signal: impl FnMut() -> Option<i32>) -> anyhow::Result<Self> {
         let label = ask.label.as_deref().unwrap_or_default();
         let request = request(ask)?.label(label).require(Require::Held);
@@ -122,7 +123,7 @@ impl Claim {
         self.reservation.enforcement()
     }
 
-    /// Another descriptor of the owner socket, which keeps the reservation as this claim does. None of a held one.
+    /// Another descriptor of the owner socket. It keeps the reservation as this claim does. `None` in held mode.
     pub(crate) fn owner(&self) -> io::Result<Option<OwnedFd>> {
         match self.enforcement() {
             Enforcement::Kernel => self.reservation.as_fd().try_clone_to_owned().map(Some),
@@ -135,15 +136,15 @@ impl Claim {
         Grant { ports: self.ports.to_string(), transports: self.transports, tokens: self.tokens.clone() }
     }
 
-    /// The command is about to start: let go what it could not bind otherwise.
+    /// Called before the command starts: release the held ports that the command could not bind otherwise.
     pub(crate) fn make_way(&self) -> anyhow::Result<()> {
         Ok(self.reservation.open_held(Transports::Both)?)
     }
 
-    /// It, as listings show it.
+    /// The reservation, as listings show it.
     pub(crate) fn info(&self) -> anyhow::Result<Info> {
         let mut info = self.reservation.state()?;
-        // Those of held ports are of no use to others.
+        // The tokens of held ports are of no use to other processes.
         info.set_tokens(self.tokens.iter().copied().map(Some).chain(std::iter::repeat(None)));
         survey::complete(std::slice::from_mut(&mut info))?;
         Ok(info)
@@ -163,7 +164,7 @@ fn request(ask: &Ask) -> anyhow::Result<Request> {
     })
 }
 
-/// Make the request, and wait as long as `ask` says. A signal that `signal` reports ends that.
+/// Make the request, and wait as long as `ask` says. A signal that `signal` reports ends the wait.
 fn acquire(
     request: &Request,
     ask: &Ask,

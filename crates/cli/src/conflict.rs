@@ -1,4 +1,4 @@
-//! Why ports were not granted, in words that name the process in the way.
+//! Messages that say why ports were not granted, and which process has them.
 
 use std::{
     io,
@@ -58,7 +58,7 @@ pub(crate) fn privileged(ports: &PortList) -> String {
     format!("reserving the privileged port{s} {ports} requires root")
 }
 
-/// `None` if the ports were to be held: there is no pool to be full.
+/// `None` in held mode: it has no pool that could be full.
 fn no_room(ask: &Ask) -> Option<String> {
     let Version { pool, ports, .. } = portkeep::version().ok()?;
     let count = ask.count();
@@ -77,7 +77,7 @@ fn no_room(ask: &Ask) -> Option<String> {
     })
 }
 
-/// So many of the quota.
+/// The number of ports of the quota that a request uses.
 fn ports(count: u16, transports: Transports) -> u32 {
     u32::from(count) * transports.iter().map(|_| 1).sum::<u32>()
 }
@@ -86,7 +86,7 @@ fn quota(config: &ConfigFile) -> Option<Limit> {
     Some(agent::quota(&config.load().ok()?, getuid().as_raw(), getgid().as_raw()))
 }
 
-/// Whether this is more than the quota, whatever else this user holds.
+/// Whether the request is larger than the whole quota, so that it can never be granted.
 pub(crate) fn never_allowed(ask: &Ask, config: &ConfigFile) -> bool {
     let Ok((list, transports)) = ask.ports() else { return false };
     let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
@@ -129,7 +129,7 @@ pub(crate) fn in_use(block: PortRange, transports: Transports) -> String {
     })
 }
 
-/// By trying: before Linux 6.8 no list has all sockets.
+/// Tries to bind the port: before Linux 6.8 no list has all sockets.
 pub(crate) fn cannot_be_bound(transport: Transport, port: u16) -> bool {
     ["::", "0.0.0.0"].into_iter().any(|address| {
         let bound = match transport {

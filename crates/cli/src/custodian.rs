@@ -1,8 +1,8 @@
 //! A process that keeps the ports of a command until the last process of its cgroup has ended (R12).
 //!
-//! `run` forks it beside the command, with a copy of the owner socket. So neither the end of the first process of a
-//! command that goes on in the background nor a SIGKILL of `run` ends the reservation: this does, when the cgroup is
-//! empty, and removes what is left of it.
+//! `run` forks it beside the command, with a copy of the owner socket. So the reservation stays in force after the end
+//! of the first process of a command that goes on in the background, and after a SIGKILL of `run`. The custodian ends
+//! the reservation when the cgroup is empty, and removes the cgroup.
 
 use std::{
     fs::{self, File},
@@ -24,7 +24,7 @@ use crate::{level, signals::Forwarder, subgroup::Subgroup};
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) owner: OwnedFd,
-    /// Pins of the instance that goes with the last command that needs it, and the guard of that.
+    /// If the instance is up only while commands require it: its folder of pins, and the guard that keeps it up.
     pub(crate) need: Option<(PathBuf, File)>,
 }
 
@@ -37,20 +37,20 @@ impl Custodian {
     pub(crate) fn start(subgroup: PathBuf, kept: Kept, forwarder: Forwarder) -> anyhow::Result<(Self, Forwarder)> {
         match portkeep_kernel::fork(None).context("starting the process that keeps the ports")? {
             Some(pid) => {
-                // It does the same; whichever is first.
+                // The child does the same. It does not matter which of the two is first.
                 let _ = setpgid(Some(pid), Some(pid));
                 Ok((Self(pid), forwarder))
             }
             None => {
-                // A signal that ends a service or a terminal goes to all of its processes, and the command may take its time to
-                // end. Signals are ignored from here on.
+                // A signal that ends a service or a terminal goes to all of its processes. The command may need time to
+                // end, so the custodian ignores signals from here on.
                 drop(forwarder);
                 process::exit(i32::from(keep(Subgroup::of_another(subgroup), kept).is_err()))
             }
         }
     }
 
-    /// End it. This process gives everything up in its place, which is sooner than waiting until it has noticed.
+    /// End it. This process releases everything in its place: that is faster than to wait until the custodian does.
     pub(crate) fn end(self) -> io::Result<()> {
         kill_process(self.0, Signal::KILL)?;
         waitpid(Some(self.0), WaitOptions::empty())?;
@@ -66,11 +66,12 @@ fn keep(subgroup: Subgroup, kept: Kept) -> anyhow::Result<()> {
     stdio::dup2_stdin(&nothing)?;
     stdio::dup2_stdout(&nothing)?;
     stdio::dup2_stderr(&nothing)?;
-    // A group of its own: the terminal's signals are for the command. No folder of the command's is kept busy.
+    // A process group of its own: the terminal's signals are for the command. Another folder: the custodian must not
+    // keep a folder of the command in use.
     setpgid(None, None)?;
     chdir("/")?;
     subgroup.wait_until_empty(None)?;
-    // First the ports, then the cgroup, and last the BPF programs that may have been up only for them.
+    // Release the ports first, then the cgroup, and last the BPF programs that may be up only for them.
     drop(owner);
     drop(subgroup);
     if let Some((folder, guard)) = need {
@@ -79,7 +80,8 @@ fn keep(subgroup: Subgroup, kept: Kept) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Pipes and sockets that were meant for the command would otherwise stay open here when the command has closed them.
+/// Close all inherited descriptors except these. Otherwise pipes and sockets for the command would stay open here after
+/// the command has closed them.
 pub(crate) fn close_inherited(but: &[RawFd]) -> io::Result<()> {
     let numbers: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .flatten()
@@ -87,7 +89,7 @@ pub(crate) fn close_inherited(but: &[RawFd]) -> io::Result<()> {
         .filter(|number| *number > 2 && !but.contains(number))
         .collect();
     for number in numbers {
-        // Ignored: the descriptor that /proc was read with is closed already.
+        // The error is ignored: the descriptor that /proc was read with is closed already.
         let _ = nix::unistd::close(number);
     }
     Ok(())

@@ -40,7 +40,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let down = match args.pins.look() {
         Seen::Hidden(reason) => return Err(refused(Reason::NotAllowed, reason)),
         Seen::NotUp => args.pins.not_elsewhere().map(|()| Instance::down(&args.pins.folder()))?,
-        // Even where it seems not to be up there can be the remains of an `up` that was killed.
+        // Even if it seems not to be up, an `up` that was killed can have left remains.
         _ => Instance::down(&args.pins.folder()),
     };
     let report = match down {
@@ -49,7 +49,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(InstanceError::NotUp(_)) => Report { was_up: false, reservations_ended: 0 },
         Err(error) => return Err(error).context("taking kernel enforcement away"),
     };
-    // The entries of `up` and the agent in the sysctl are for reservations that are no more.
+    // The entries of `up` and the agent in the sysctl are for reservations that no longer exist.
     if report.was_up
         && let Some(complaint) = agent::leave_overlap()
     {

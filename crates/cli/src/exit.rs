@@ -66,7 +66,8 @@ impl Exit {
         }
     }
 
-    /// The status of a failed command. That of `run` must not look like one of the command it runs.
+    /// The status of a failed command. If `run` itself fails, its status must not look like one of the command that it
+    /// runs.
     pub(crate) fn of(error: &anyhow::Error, is_run: bool) -> u8 {
         if let Some(ended) = error.downcast_ref::<signals::Ended>() {
             return ended.status();
@@ -89,7 +90,7 @@ impl Exit {
         error.chain().find_map(reason_of).unwrap_or(Reason::Failed)
     }
 
-    /// The reason that a status alone says.
+    /// The reason that follows from the status alone.
     pub(crate) const fn reason_of_status(status: u8) -> Reason {
         match status {
             USAGE => Reason::Malformed,
@@ -105,7 +106,7 @@ impl Exit {
     }
 }
 
-/// The reason of one cause of a failure, if that says one.
+/// The reason in one cause of a failure, if the cause has one.
 fn reason_of(cause: &(dyn std::error::Error + 'static)) -> Option<Reason> {
     if let Some(refused) = cause.downcast_ref::<Refused>() {
         Some(refused.reason)
@@ -120,12 +121,13 @@ fn reason_of(cause: &(dyn std::error::Error + 'static)) -> Option<Reason> {
     }
 }
 
-/// A failure in words, for which no other error type has them.
+/// A failure with a message of its own, if no other error type has the message.
 pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> anyhow::Error {
     Refused { reason, message: message.into() }.into()
 }
 
-/// Whether this process may open no more files (EMFILE). By the text, since some errors only quote their cause.
+/// Whether this process may open no more files (EMFILE). The text is checked, because some errors only quote their
+/// cause.
 pub(crate) fn ran_out(error: &anyhow::Error) -> bool {
     format!("{error:#}").contains("(os error 24)")
 }

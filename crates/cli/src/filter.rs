@@ -98,8 +98,8 @@ impl Selection {
             && self.netns.is_none_or(|netns| info.netns == Some(netns))
     }
 
-    /// Whether an event is selected: by the process that did it, or by the reservation it is about. `label` is the name of
-    /// the latter, where only that is known.
+    /// Whether an event is selected: by the process that did it, or by the reservation that it is about. `label` is the
+    /// name of that reservation, if only its name is known.
     pub(crate) fn has_event(&self, event: &Event, label: Option<&str>) -> bool {
         let overlaps = |(ports, transports): &(PortRange, Transports)| {
             event.ports.overlaps(&(*ports).into()) && transports.iter().any(|each| event.transports.contains(each))
@@ -122,7 +122,7 @@ fn is_of_user(info: &Info, uid: u32) -> bool {
     info.named().any(is_it) || info.owner.as_ref().is_some_and(|owner| owner.uid == Some(uid))
 }
 
-/// `nginx` is as good as `nginx.service`.
+/// Whether the process or the reservation is of this unit. `nginx` means `nginx.service`.
 fn is_of_unit(process: Option<&Process>, reservation: Option<&Info>, unit: &str) -> bool {
     let named = |name: &str| name == unit || name.strip_suffix(".service") == Some(unit);
     process.and_then(|process| process.unit.as_deref()).is_some_and(named)

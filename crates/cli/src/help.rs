@@ -29,7 +29,7 @@ const RARE: [&str; 16] = [
 /// Examples that `-h` shows.
 const EXAMPLES: usize = 2;
 
-/// Each command carries its whole text behind the options as `after_help`: leave a part of it to `-h`.
+/// Each command has its whole text after the options as `after_help`. For `-h`, keep only a part of it.
 pub(crate) fn arrange(command: Command) -> Command {
     let command = command.mut_subcommands(arrange).mut_args(|arg| {
         let rare = arg.get_help_heading() == Some(ADVANCED) || RARE.contains(&arg.get_id().as_str());

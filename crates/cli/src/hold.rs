@@ -51,12 +51,12 @@ pub(crate) struct Hold {
     in_background: bool,
 }
 
-/// The end that is waited for, besides a signal.
+/// The event that ends the wait, besides a signal.
 #[derive(Debug)]
 pub(crate) enum Until {
     Input,
     Signal,
-    /// The first of these.
+    /// Whichever of these comes first.
     Over {
         process: Option<OwnedFd>,
         time: Option<Duration>,
@@ -67,18 +67,18 @@ pub(crate) enum Until {
 #[derive(Debug)]
 pub(crate) enum End {
     Wanted,
-    /// Somebody else, with the reason.
+    /// Another process ended it, with the reason.
     Lost(String),
 }
 
 impl Hold {
-    /// Whether this process is to leave the ports to another one, which goes on when this one has ended.
+    /// Whether this process leaves the ports to another one, which goes on after this one has ended.
     pub(crate) fn leaves(&self) -> bool {
         let lasts = self.while_pid.is_some() || self.time.is_some_and(|time| !time.is_zero());
         lasts && !self.in_background
     }
 
-    /// An error if the ports would be lost at once: that is found before there are any.
+    /// An error if the ports would be lost at once. This is checked before any are reserved.
     pub(crate) fn until(&self) -> anyhow::Result<Until> {
         if self.while_pid.is_none() && self.time.is_none() {
             return if self.hold { Ok(Until::Signal) } else { check_input().map(|()| Until::Input) };
@@ -90,19 +90,20 @@ impl Hold {
         Ok(Until::Over { process, time: self.time })
     }
 
-    /// This process is the one in the background: nothing of its caller's stays open here but the streams.
+    /// If this is the process in the background, close all descriptors of its caller except the streams.
     pub(crate) fn begin(&self) -> anyhow::Result<()> {
         if self.in_background {
             // It was started as /proc/self/exe, and listings would show "exe".
             set_name(c"portkeep").context("naming this process")?;
             close_inherited(&[]).context("closing inherited descriptors")?;
-            // Until the ports are there it ends with its caller.
+            // Until the ports are reserved, it ends with its caller.
             set_parent_process_death_signal(Some(Signal::TERM)).context("following the caller")?;
         }
         Ok(())
     }
 
-    /// The ports are there, and the line about them is written. A terminal shows how that ends; a caller may go.
+    /// Called when the ports are reserved and the line about them is written. On a terminal, a note says how to end
+    /// this. A process in the background leaves its caller here.
     pub(crate) fn settle(&self, until: &Until, io: &mut Io<'_>) -> anyhow::Result<()> {
         match until {
             Until::Input if io::stdin().is_terminal() => io.note("the ports are kept until Ctrl-D"),
@@ -115,8 +116,9 @@ impl Hold {
         if io::stderr().is_terminal() {
             io.note(format_args!("the ports are kept {self}; `kill {}` ends that", std::process::id()));
         }
-        // Neither the caller's terminal, nor its folder, nor a pipe that somebody reads to its end is kept. All that before
-        // the caller goes: the end of a terminal's first process is a signal to the others.
+        // Release the caller's terminal, its folder, and any pipe that another process reads to its end. The order
+        // matters: when the first process of a terminal ends, the others get a signal. So all of this is done before
+        // the caller ends.
         set_parent_process_death_signal(None).context("no longer following the caller")?;
         setsid().context("leaving the session")?;
         chdir("/").context("leaving the folder")?;
@@ -152,7 +154,8 @@ fn open(pid: i32) -> anyhow::Result<OwnedFd> {
     })
 }
 
-/// An error if standard input is at its end, or cannot be read. Of a pipe the first bytes are read: they mean nothing.
+/// An error if standard input is at its end, or cannot be read. If it is a pipe, its first bytes are read: they have no
+/// meaning.
 fn check_input() -> anyhow::Result<()> {
     let input = stdio::stdin();
     if io::stdin().is_terminal() {
@@ -176,17 +179,18 @@ fn check_input() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Have another process do what `words`, the arguments of this one, say. Returns the status when it has the ports, or failed.
+/// Start another process with `words`, the arguments of this one. Returns the status when that process has the ports,
+/// or has failed.
 pub(crate) fn leave_to_another(words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
     let (mut ours, theirs) = UnixStream::pair().context("making a pair of sockets")?;
     let mut child = {
         let mut command = Command::new("/proc/self/exe");
-        // Behind the name of the command.
+        // The option comes after the name of the command.
         let (name, options) = words.get(1..).and_then(<[OsString]>::split_first).context("no command")?;
         command.arg0("portkeep").arg(name).arg(BACKGROUND).args(options).stdin(OwnedFd::from(theirs));
         command.spawn().context("starting the process that keeps the ports")?
     };
-    // It prints the answer or a refusal.
+    // The other process prints the answer or a refusal.
     io.answered = true;
     if ours.read_exact(&mut [0]).is_ok() {
         return Ok(DONE);
@@ -201,7 +205,7 @@ pub(crate) fn wait(until: Until, mut signals: Signals, claim: &Claim) -> End {
     let (send, ended) = mpsc::channel();
     let lost = send.clone();
     let _watch = claim.grant().watch(move |reason| drop(lost.send(End::Lost(reason))));
-    // No thread is waited for: some are stuck until the process ends.
+    // The threads are not joined: some of them wait until the process ends.
     let by_signal = send.clone();
     thread::spawn(move || {
         if signals.forever().next().is_some() {
@@ -228,7 +232,7 @@ pub(crate) fn wait(until: Until, mut signals: Signals, claim: &Claim) -> End {
             }
         }
     }
-    // The thread that waits for a signal holds its end of the channel until it has said something.
+    // The thread that waits for a signal keeps its end of the channel open until it has sent something.
     let end = match limit.map(|limit| Instant::now().checked_add(limit)) {
         Some(Some(limit)) => ended.recv_timeout(limit.saturating_duration_since(Instant::now())).ok(),
         _ => ended.recv().ok(),

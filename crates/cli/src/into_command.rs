@@ -1,8 +1,8 @@
 //! The last step before a command: a process with its number in `LISTEN_PID`, or with the rights of another user.
 //!
-//! systemd names the process that the sockets are for in `LISTEN_PID`, and the number of a command is known only when it has
-//! been started. Rights are given up by the process that loses them. So a process of this program does both, and becomes the
-//! command only then.
+//! In `LISTEN_PID`, systemd names the process that the sockets are for. The number of a command is known only after it
+//! has been started. A process can give up only its own rights. So a process of this program does both, and then
+//! becomes the command.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -16,7 +16,7 @@ use portkeep::persistent::Account;
 
 use crate::{Exit, Io, user::User};
 
-/// Name of the command, which is none for people.
+/// The name of the command. It is hidden: it is not for people.
 pub(crate) const NAME: &str = "run-command";
 const LISTEN_PID: &str = "LISTEN_PID";
 

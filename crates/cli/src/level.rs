@@ -1,4 +1,4 @@
-//! Which enforcement a command gets, and what it takes to get the better one.
+//! Which enforcement a command gets, and what kernel enforcement requires.
 
 use std::{
     fs::File,
@@ -54,11 +54,11 @@ impl Place {
 pub(crate) enum Level {
     /// Kernel enforcement.
     Kernel(Served),
-    /// Nobody but the sockets that hold the ports; with the reason.
+    /// Held mode, with the reason: only the sockets that hold the ports refuse outsiders.
     Held(String),
 }
 
-/// The kernel enforcement that serves this process, kept up if it only lives as long as somebody needs it.
+/// The kernel enforcement that serves this process. If it is up only while processes require it, this keeps it up.
 #[derive(Debug, Default)]
 pub(crate) struct Served {
     need: Option<(PathBuf, File)>,
@@ -67,16 +67,16 @@ pub(crate) struct Served {
 impl Drop for Served {
     fn drop(&mut self) {
         if let Some((folder, guard)) = self.need.take() {
-            // Should this fail, the next one that ends, or `portkeep down`, takes it away.
+            // If this fails, the next process that ends takes kernel enforcement down, or `portkeep down` does.
             let _ = need_no_more(&folder, guard);
         }
     }
 }
 
-/// Give up what was up only for those who needed it, if this was the last of them.
+/// If kernel enforcement is up only while processes require it, and this was the last of them, take it down.
 pub(crate) fn need_no_more(folder: &Path, guard: File) -> Result<(), InstanceError> {
     if Instance::need_no_more(folder, guard)? {
-        // The remains there are harmless, and the next `down` tries again.
+        // Entries that remain in the sysctl are harmless, and the next `down` tries again.
         let _ = agent::leave_overlap();
     }
     Ok(())
@@ -96,7 +96,7 @@ impl Level {
         }
     }
 
-    /// The same, but another process gives up what is needed.
+    /// The same level, but another process keeps kernel enforcement up in place of this one.
     pub(crate) fn leave(self) -> Self {
         match self {
             Self::Kernel(mut served) => {
@@ -107,7 +107,7 @@ impl Level {
         }
     }
 
-    /// The folder and the guard that another process has to hold to keep up what is needed, beside this one.
+    /// The folder and the guard for another process that keeps kernel enforcement up, beside this one.
     pub(crate) fn need(&self) -> io::Result<Option<(PathBuf, File)>> {
         Ok(match self {
             Self::Kernel(Served { need: Some((folder, guard)) }) => Some((folder.clone(), guard.try_clone()?)),
@@ -115,8 +115,8 @@ impl Level {
         })
     }
 
-    /// Itself, unless the ports can only be held and somebody asked in so many words (the first of `wishes` that is true)
-    /// for what holding them cannot give.
+    /// The level itself. If the ports can only be held, and an option (the first of `wishes` that is true) asks for
+    /// something that held mode cannot give, it is an error.
     pub(crate) fn that_grants(self, wishes: &[(bool, &str)]) -> anyhow::Result<Self> {
         if let Self::Held(reason) = &self
             && let Some((_, wish)) = wishes.iter().find(|(wanted, _)| *wanted)
@@ -126,15 +126,16 @@ impl Level {
         Ok(self)
     }
 
-    /// The best level to be had. A process that has the rights brings the BPF programs up for as long as it needs them, as
-    /// the configuration says.
+    /// The best possible level. If kernel enforcement is not up and this process has the rights, it brings the BPF
+    /// programs up with the settings of the configuration, for as long as it requires them.
     pub(crate) fn best(place: &Place, config: &ConfigFile) -> anyhow::Result<Self> {
         config.check()?;
         let served = served_here()?;
         let serve = |need| Ok(Self::Kernel(Served { need }));
         if served.is_some() {
             match place.pins.look() {
-                // It may go when the last one who needs it ends, so say that we need it, too.
+                // It may be taken down when the last process that requires it ends. So register that this process
+                // requires it, too.
                 Seen::Up(instance) if instance.config().transient != 0 => {}
                 _ => return serve(None),
             }
@@ -143,14 +144,14 @@ impl Level {
         }
 
         let config = config.load()?;
-        // A failed look-up in it (of the administrators' group) does not concern a command that only runs something.
+        // A failed look-up in it (of the administrators' group) is not reported by a command that only runs something.
         let (mut settings, _) = agent::settings(&config);
         settings.transient = true;
         let need = match Instance::up_and_need(&place.or(&config).options(settings)) {
             Ok((instance, guard)) => {
                 let need = (instance.folder().to_owned(), guard);
                 if instance.is_newly_up() {
-                    // Its complaints do not concern a command that only runs something.
+                    // Its warnings are not reported by a command that only runs something.
                     drop(agent::after_up(&instance)?);
                 }
                 need
@@ -162,7 +163,7 @@ impl Level {
             }
             Err(error) => {
                 let text = format!("{:#}", anyhow::Error::from(error));
-                // The verifier's log is for those who ask `up`.
+                // Only `portkeep up` shows the verifier's log.
                 let (text, more) = match text.split_once('\n') {
                     Some((first, _)) => (first, "... (`portkeep up` shows more)"),
                     None => (&*text, ""),

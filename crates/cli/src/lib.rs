@@ -96,8 +96,8 @@ struct Cli {
     command: Command,
 }
 
-// In the order of the help: first what most people want, then what stays, then the life of kernel enforcement, then what
-// looks.
+// The order of the help: first the commands that most people use, then persistent reservations, then the commands that
+// bring kernel enforcement up and down, and last those that only show something.
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
@@ -149,7 +149,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
             let text = error.render();
             let colour = io.colour && error.use_stderr() && !json;
             let text = if colour { text.ansi().to_string() } else { text.to_string() };
-            // The words of Rust, for a number that is none.
+            // Rust's message for a text that is not a number.
             let text = text.replace("invalid digit found in string", "it is not a number");
             let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
             let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
@@ -206,7 +206,8 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     code
 }
 
-/// Whether a help text can be the answer. To arrange them all would take longer than the rest of a start.
+/// Whether a help text can be the answer. If not, the texts are not arranged: that would need more time than the rest
+/// of a start.
 fn may_show_help(args: &[OsString]) -> bool {
     let asks = |word: &[u8]| word == b"help" || (word.starts_with(b"-") && word.contains(&b'h'));
     args.len() <= 2 || args.iter().take_while(|word| *word != "--").any(|word| asks(word.as_encoded_bytes()))

@@ -85,7 +85,7 @@ enum Column {
     Command,
 }
 
-/// The columns without --columns, and those that a narrow terminal does without, the least useful first.
+/// The columns without `--columns`, and those that a narrow terminal leaves out, the least useful first.
 const USUAL: [Column; 11] = [
     Column::Ports,
     Column::Proto,
@@ -100,7 +100,7 @@ const USUAL: [Column; 11] = [
     Column::Command,
 ];
 const DISPENSABLE: [Column; 5] = [Column::Token, Column::Scope, Column::Uid, Column::Bound, Column::Netns];
-/// The last column keeps this width, or others go.
+/// If the last column would be narrower than this, other columns are left out.
 const LAST: usize = 12;
 
 impl fmt::Display for Column {
@@ -110,7 +110,7 @@ impl fmt::Display for Column {
     }
 }
 
-/// By which column.
+/// The column to sort by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Order {
     column: Column,
@@ -136,7 +136,7 @@ fn names() -> Vec<String> {
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if !args.watch {
         let found = match with_held(&args.pins) {
-            // An answer for programs, whatever the exit status says to scripts.
+            // Programs get an empty array as the answer. Scripts see the exit status.
             Err(error) if args.json && Exit::reason(&error) == Reason::NotUp => {
                 io.json(&[(); 0])?;
                 return Err(error);
@@ -157,7 +157,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 let found = args.select(found)?;
                 if before.as_ref() != Some(&found) {
                     if stdout().is_terminal() && !args.json {
-                        // The cursor to the first line, and everything below it away.
+                        // Move the cursor to the first line, and clear everything below it.
                         write!(io.out, "\x1b[H\x1b[J")?;
                     } else if before.is_some() && !args.json {
                         writeln!(io.out)?;
@@ -187,7 +187,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
     let found = reservations::in_force(pins, None);
     let blocks = found.as_deref().map_or_else(|_| Ok(Vec::new()), survey::in_use)?;
-    // One round through all sockets and processes for both.
+    // One pass through all sockets and processes finds both.
     let usage = Usage::bound_and_held(&blocks).unwrap_or_default();
     let mut found = match found {
         Err(error) if ran_out(&error) || usage.held.is_empty() => return Err(error),
@@ -311,7 +311,8 @@ fn cell(info: &Info, column: Column) -> String {
     }
 }
 
-/// The command of a process; of a persistent reservation, where it comes from and who is there.
+/// The command of the owner process. For a persistent reservation: its origin, and the processes that have its ports
+/// bound.
 fn last(info: &Info) -> Option<String> {
     if let Some(owner) = &info.owner {
         return owner.command.as_deref().map(|command| table::cut(command, table::COMMAND));

@@ -1,5 +1,5 @@
-//! A warning for each job, not for each process of it: a parallel test run starts `run` a hundred times, and all of them would
-//! warn of the same.
+//! One warning for each job, not for each process of it: a parallel test run starts `run` a hundred times, and all of
+//! them would print the same warning.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,18 +11,18 @@ use std::{
 use nix::unistd::{Uid, getpgrp};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-/// So many jobs are remembered.
+/// The number of jobs that are remembered.
 const JOBS: usize = 64;
-/// More than the lines of so many jobs need.
+/// The longest file that is read. The lines of so many jobs are shorter.
 const LONGEST: u64 = 8192;
 
-/// Whether no process of this job (the process group: a command at a prompt, or a whole script) has asked this before. A
-/// failure to remember is no reason to say nothing: then it is true.
+/// Whether this is the first call in this job (the process group: a command at a prompt, or a whole script). If the job
+/// cannot be remembered, it is true, so that the warning is printed.
 pub(crate) fn is_first_of_job() -> bool {
     job().and_then(|job| remember(&job)).unwrap_or(true)
 }
 
-/// The process group and when its first process began, since numbers come round again.
+/// The process group and the time when its first process began, because process numbers are used again.
 fn job() -> Option<String> {
     // 0: its first process is outside the pid namespace.
     let group = Some(getpgrp().as_raw()).filter(|group| *group != 0)?;

@@ -8,7 +8,7 @@ use portkeep_core::defaults::TIMEOUT;
 pub(crate) const VARIABLE: &str = "PORTKEEP_TIMEOUT";
 /// [`TIMEOUT`], as an option's default is written.
 pub(crate) const DEFAULT: &str = "30";
-/// For what only completes an answer: nobody waits half a minute for a name.
+/// For requests that only complete an answer: half a minute for a name would be too long.
 pub(crate) const BRIEF: Duration = Duration::from_secs(2);
 
 /// Seconds, as options and the variable have them.

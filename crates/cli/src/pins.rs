@@ -33,7 +33,7 @@ impl Pins {
         self.pin_dir.clone().unwrap_or_else(Instance::default_folder)
     }
 
-    /// The instance, for commands that cannot do without.
+    /// The instance, for commands that require it.
     pub(crate) fn open(&self) -> anyhow::Result<Instance> {
         match self.look() {
             Seen::Up(instance) => Ok(instance),
@@ -46,8 +46,8 @@ impl Pins {
         }
     }
 
-    /// An error if kernel enforcement serves this process although nothing is pinned in the folder: saying that it is not up
-    /// would be false.
+    /// An error if kernel enforcement serves this process although nothing is pinned in the folder: the message "not
+    /// up" would be false.
     pub(crate) fn not_elsewhere(&self) -> anyhow::Result<()> {
         if served_here()?.is_some() {
             anyhow::bail!(
@@ -62,7 +62,7 @@ impl Pins {
     pub(crate) fn look(&self) -> Seen {
         let folder = self.folder();
         let hidden = || Seen::Hidden(format!("{} can only be read by root", folder.display()));
-        // Asked first, because a folder that may not be entered looks empty otherwise.
+        // Checked first: without the right to enter the folder, it looks empty.
         match folder.join("maps").try_exists() {
             Ok(true) => {}
             Ok(false) => return Seen::NotUp,
@@ -83,7 +83,7 @@ impl Pins {
 pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
     match portkeep::version() {
         Ok(version) => Ok(Some(version)),
-        // The second is what the system says of an IPv4 socket, where there is no IPv6.
+        // The second is the error of the system for an IPv4 socket, if there is no IPv6.
         Err(QueryError::KernelAbsent | QueryError::NotTcpOrUdp) => Ok(None),
         Err(error @ QueryError::OtherAbi { .. }) => Err(anyhow::Error::from(error).context(
             "version skew; use the portkeep it was brought up with, or bring it down and up again when no reservation \
@@ -93,7 +93,7 @@ pub(crate) fn served_here() -> anyhow::Result<Option<Version>> {
     }
 }
 
-/// Whether this process has what bringing kernel enforcement up takes, as far as is known without trying.
+/// Whether this process may bring kernel enforcement up, as far as this is known without trying.
 pub(crate) fn may_administer() -> bool {
     Obstacle::to_bpf().is_none()
 }

@@ -13,7 +13,7 @@ pub(crate) fn text(text: &str) -> Result<String, String> {
     ports(text).map(|_| text.to_owned())
 }
 
-/// The meaning where options say the transports, too. Without either it is TCP.
+/// The ports and transports of a text. An option can name the transports, too. If neither does, it is TCP.
 pub(crate) fn resolve(text: &str, option: Option<Transports>) -> Result<(PortList, Transports), String> {
     Ports::resolve(text, option, &services()).map_err(|error| error.on_one_line())
 }

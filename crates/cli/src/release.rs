@@ -1,4 +1,4 @@
-//! `release`: the administrator ends somebody's reservation.
+//! `release`: an administrator ends the reservation of any process.
 
 use std::io::Write;
 
@@ -50,7 +50,7 @@ impl std::str::FromStr for Which {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // Tokens are always printed with all their digits, so nothing is both.
+        // Tokens are always printed with all their digits, so no text is both a token and ports.
         let digits = text.strip_prefix("0x").unwrap_or(text);
         match digits.parse::<Token>() {
             Ok(token) if digits.len() == 16 => Ok(Self::Token(token)),
@@ -74,7 +74,7 @@ impl Which {
         }
     }
 
-    /// The part of it that none of the reservations has.
+    /// A sentence about the part of it that no reservation has.
     fn missing(&self, found: &[Kept]) -> Option<String> {
         match self {
             Self::Token(token) => found.is_empty().then(|| format!("no reservation has the token {token}")),
@@ -116,7 +116,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Those that are meant, with all blocks of their lists.
+/// The reservations that are meant, with all blocks of their lists.
 fn find(maps: &Maps, which: &Which) -> anyhow::Result<Vec<Kept>> {
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
     reservations::find(maps, |each| which.means(each, own))
@@ -135,7 +135,7 @@ fn end(maps: &Maps, admin: &Admin, found: Vec<Kept>) -> anyhow::Result<Vec<Info>
                 (info.state, info.enforcement) = (State::Ended, None);
                 released.push(info);
             }
-            // Its owner was faster.
+            // The owner has ended it meanwhile.
             Err(error) if error.errno() == Some(Errno::ENOENT) => {}
             Err(error) => return Err(error.into()),
         }
@@ -143,7 +143,8 @@ fn end(maps: &Maps, admin: &Admin, found: Vec<Kept>) -> anyhow::Result<Vec<Info>
     Ok(Info::join(released))
 }
 
-/// A persistent one would come back with the agent's next look: say how it is done.
+/// The agent would put a persistent reservation in force again, so this is an error. It says how to end the
+/// reservation.
 fn refuse(info: &Info) -> anyhow::Result<()> {
     let declared = view::of_agent();
     let found = declared.iter().find(|each| each.token == info.token).unwrap_or(info);

@@ -27,7 +27,7 @@ pub(crate) type Kept = (u32, Reservation);
 /// The reservations in the maps that `means` picks, with all blocks of their lists.
 pub(crate) fn find(maps: &Maps, means: impl Fn(&Reservation) -> bool) -> anyhow::Result<Vec<Kept>> {
     let all: Vec<Kept> = maps.reservations().collect::<Result<_, _>>()?;
-    // Refused ones stay until their socket has heard of it; they hold nothing.
+    // Refused requests stay until their socket has read the result. They reserve nothing.
     let all: Vec<Kept> = all.into_iter().filter(|(_, each)| each.state() != wire::REFUSED).collect();
     let list_of = |each: &Reservation| ListMark::of(&each.label).map(|mark| (mark, each.netns, each.pid));
     let meant: Vec<&Kept> = all.iter().filter(|(_, each)| means(each)).collect();
@@ -37,8 +37,8 @@ pub(crate) fn find(maps: &Maps, means: impl Fn(&Reservation) -> bool) -> anyhow:
     Ok(all.into_iter().filter(is_meant).collect())
 }
 
-/// All that is in force and can be seen: of the whole machine with root, else of this network namespace. With blocks only the
-/// reservations that have one of their ports.
+/// All reservations in force that can be seen: with root those of the whole machine, else those of this network
+/// namespace. With `blocks`, only those that have one of these ports.
 pub(crate) fn in_force(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     match pins.look() {
         Seen::Up(instance) => of_machine(&instance, blocks),
@@ -51,7 +51,7 @@ pub(crate) fn in_force(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<V
     }
 }
 
-/// Those of the machine, out of the maps.
+/// The reservations of the machine, from the maps.
 fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     let maps = instance.maps()?;
     let kept = match blocks {
@@ -76,10 +76,10 @@ fn of_machine(instance: &Instance, blocks: Option<&Blocks>) -> anyhow::Result<Ve
     Ok(Info::join(found))
 }
 
-/// More ports than these are not asked for one by one.
+/// Up to this number, ports are queried one by one.
 const SINGLY: u32 = 16;
 
-/// Those of this network namespace, through queries that anybody may make.
+/// The reservations of this network namespace, through queries that every user may make.
 fn here(blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
     let ports = |blocks: &Blocks| blocks.iter().map(|(ports, _)| u32::from(ports.count())).sum::<u32>();
     let mut found = match blocks.filter(|blocks| ports(blocks) <= SINGLY) {
@@ -127,7 +127,7 @@ pub(crate) fn owner(info: &Info) -> String {
     }
 }
 
-/// Names of network namespaces, looked up when one that is not our own turns up.
+/// Names of network namespaces. They are looked up when the first namespace other than our own is found.
 struct NamespaceNames {
     own: io::Result<u64>,
     others: Option<BTreeMap<u64, String>>,

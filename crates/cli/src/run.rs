@@ -119,17 +119,17 @@ enum RunScope {
     User,
 }
 
-// The fields are given up in this order: the ports first, the BPF programs last.
+// The fields are dropped in this order: the ports first, the BPF programs last.
 struct Prepared {
     claim: Option<Claim>,
     range: Option<Claim>,
     level: Level,
-    /// In place of a claim.
+    /// A persistent reservation, in place of a claim.
     lent: Option<Info>,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    // Before anything is made that a signal could leave lying around.
+    // This comes first: a signal must not end the process after it has made something that would remain.
     let mut forwarder = Forwarder::new().context("catching signals")?;
     let activated = into_command::is_activated();
     let user = args.user.as_ref().map(User::of).transpose()?;
@@ -153,7 +153,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 return Ok(exit_code(ended.code(), ended.signal()));
             }
             Ok(Sides::Inside(here)) => {
-                // From here on this is the process of the command. Its own signals end its waits.
+                // From here on this is the process of the command. Signals to it end its waits.
                 forwarder = forwarder.in_child().context("catching signals")?;
                 level = level.leave();
                 inside = Some(here);
@@ -196,7 +196,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 impl Args {
-    /// Ports that are named or counted are asked for, besides a private ephemeral range or in place of one.
+    /// Whether fixed ports are requested. Beside a private ephemeral range, an option must name or count them.
     fn wants_fixed(&self, lent: bool) -> bool {
         !lent && (self.ephemeral.is_none() || self.ask.names_ports())
     }
@@ -256,7 +256,7 @@ fn level(args: &Args, lent: bool) -> anyhow::Result<Level> {
         anyhow::ensure!(served_here()?.is_some(), "kernel enforcement does not serve the cgroup this runs in");
         return Ok(Level::Kernel(Served::default()));
     }
-    // A request that cannot be granted anyway is no reason to bring the BPF programs up.
+    // Checked first: for a request that cannot be granted, the BPF programs must not be brought up.
     args.ask.ports()?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
@@ -309,7 +309,7 @@ fn set_up(
     };
     let name = program_name(&args.command);
     if let (Some(_), Ok(name)) = (inside, CString::new(name.as_bytes())) {
-        // The kernel keeps the name of the process that asks, and this one becomes the command.
+        // The kernel keeps the name of the process that makes the request, and this process becomes the command.
         rustix::thread::set_name(&name)?;
     }
     // One owner socket for both: they end together.
@@ -329,7 +329,8 @@ fn set_up(
     Ok(prepared)
 }
 
-/// The label of a reservation that was given none: the owner process is always a portkeep.
+/// The label of a reservation without `--label`: the name of the command, because the owner process is always a
+/// portkeep.
 fn program_name(command: &[OsString]) -> String {
     let name = command.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let mut label: String = name.chars().filter(|c| !c.is_control()).collect();

@@ -22,11 +22,11 @@ use signal_hook::{
 
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
-/// Signals caught from now on, for [`Forwarder::run`] to pass on, those that come before the start included.
+/// Signals that are caught from now on. [`Forwarder::run`] passes them on, also those that came before the start.
 #[derive(Debug)]
 pub struct Forwarder {
     signals: Signals,
-    /// Those that came before there was a child, which are passed on in any case.
+    /// The signals that came before there was a child. They are always passed on.
     early: Vec<i32>,
 }
 
@@ -47,13 +47,14 @@ impl Ended {
 }
 
 impl Forwarder {
-    /// Catch them.
+    /// Catch the signals.
     ///
     /// # Errors
     ///
     /// Those of sigaction.
     pub fn new() -> io::Result<Self> {
-        // A caught signal is a default one after exec. A signal that somebody (nohup) had ignored must stay ignored in the child.
+        // After exec, a caught signal has its default action. If a signal was ignored (by nohup), it must stay ignored
+        // in the child.
         Ok(Self { signals: Signals::new(caught(ignored_signals()))?, early: Vec::new() })
     }
 
@@ -61,17 +62,19 @@ impl Forwarder {
     pub(crate) fn in_child(mut self) -> io::Result<Self> {
         let own = Self::new()?;
         self.note_early();
-        // That may have read what was to wake the parent, which has the same pipe.
+        // This may have read the byte that was to wake the parent: both have the same pipe. `close` writes a byte
+        // again.
         self.signals.handle().close();
         Ok(Self { early: self.early, ..own })
     }
 
-    /// Note the signals until now: they came before the child, so the terminal has not sent them there.
+    /// Note the signals until now. They came before the child existed, so the terminal has not sent them to it.
     pub(crate) fn note_early(&mut self) {
         self.early.extend(self.signals.pending());
     }
 
-    /// From now on a signal ends this process, as it would end a program that does not handle it. Returns one that came before.
+    /// From now on a signal ends this process, as it ends a program that does not handle it. Returns a signal that came
+    /// before.
     pub(crate) fn give_up(&mut self) -> io::Result<Option<i32>> {
         for signal in caught(ignored_signals()).filter(|signal| ends(*signal)) {
             register_conditional_default(signal, Arc::new(AtomicBool::new(true)))?;
@@ -79,7 +82,7 @@ impl Forwarder {
         Ok(self.ended_by())
     }
 
-    /// The signal that has come and ends a program which does not handle it, if one has.
+    /// A signal that has come and that ends a program without a handler for it, if there is one.
     pub(crate) fn ended_by(&mut self) -> Option<i32> {
         self.note_early();
         self.early.iter().copied().find(|signal| ends(*signal))
@@ -94,7 +97,7 @@ impl Forwarder {
         self.note_early();
         let mut child = command.spawn()?;
         self.wait(Pid::from_child(&child), || ());
-        // Only now does the pid become free, when nobody sends anything to it any more.
+        // Only this frees the pid. No more signals are sent to it now.
         child.wait()
     }
 
@@ -129,7 +132,7 @@ fn send(signal: i32, pid: Pid) {
     }
 }
 
-/// Those that are not ignored.
+/// The signals to pass on, without those that are ignored.
 fn caught(ignored: u64) -> impl Iterator<Item = i32> {
     PASSED_ON.into_iter().filter(move |signal| ignored & (1 << (signal - 1)) == 0)
 }

@@ -15,8 +15,8 @@ pub(crate) struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// The file. One that was named, by an option or by the environment, must exist: to go on without it would be to do
-    /// something else than was asked for.
+    /// The file. If an option or the environment names it, it must exist: without it the command would do something
+    /// else than was asked for.
     pub(crate) fn path(&self, root: &Path) -> anyhow::Result<PathBuf> {
         let Some(named) = &self.config else {
             return Ok(below(root, Path::new(config::PATH)));

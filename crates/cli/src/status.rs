@@ -53,7 +53,7 @@ pub(crate) struct Status {
     since: Option<Time>,
     reservations: Option<u32>,
     ports: Option<u64>,
-    /// Of these, those that administrators declared.
+    /// The number of persistent ones among them.
     persistent: Option<u32>,
     /// Binds of outsiders that were refused since it came up.
     refused: Option<u64>,
@@ -65,7 +65,8 @@ pub(crate) struct Status {
     pub(crate) quotas: Option<Vec<QuotaUse>>,
     deny_errno: Option<String>,
     pub(crate) agent: Option<bool>,
-    /// Whether the agent that runs answers on its socket. `None`: none runs, or not within reach.
+    /// Whether the agent that runs answers on its socket. `None` if none runs, or its socket cannot be reached from
+    /// here.
     pub(crate) agent_answers: Option<bool>,
     /// Declarations that are not in force, as the agent reports them.
     waiting: Vec<Info>,
@@ -74,7 +75,7 @@ pub(crate) struct Status {
     pub(crate) not_seen: Option<String>,
 }
 
-/// Ports that an account holds, of how many it may.
+/// The ports that an account holds, and its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct QuotaUse {
     /// "user www-data", "root of the network namespace blue".
@@ -104,7 +105,7 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.add_version(&version);
         }
         Ok(None) => {}
-        // Skew is what `status` is asked about; the rest can still be shown.
+        // An error about the version is only a warning here: `status` can still show the rest.
         Err(error) => io.warning(format_args!("{error:#}")),
     }
     match pins.look() {
@@ -116,7 +117,7 @@ pub(crate) fn of(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Status> {
             status.not_seen = Some(format!("{:#}", anyhow::Error::from(error)));
         }
     }
-    // A value that cannot be read (a /proc without it) is no reason to fail.
+    // If a value cannot be read (a /proc without it), `status` must not fail.
     status.overlap = Overlap::of(status.pool).unwrap_or_default();
     status.add_agent();
     Ok(status)
@@ -268,7 +269,7 @@ impl Status {
     }
 }
 
-/// So many accounts are shown in the text.
+/// The number of accounts that the text shows.
 const SHOWN_ACCOUNTS: usize = 8;
 
 /// The accounts that hold ports, those nearest to their limit first.

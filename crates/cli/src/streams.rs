@@ -14,7 +14,7 @@ use crate::{
 
 /// Where a command writes. A command started by `run` inherits the real streams.
 pub struct Io<'a> {
-    /// The request.
+    /// The output that was asked for.
     pub(crate) out: Box<dyn Write + 'a>,
     /// Everything else.
     pub(crate) err: Box<dyn Write + 'a>,
@@ -39,7 +39,7 @@ impl Io<'static> {
     }
 }
 
-/// Standard output, whose errors say that it was this that could not be written.
+/// Standard output. Its errors say that standard output could not be written.
 struct Output(io::Stdout);
 
 impl Output {
@@ -83,8 +83,8 @@ impl Io<'_> {
         self.message("note:", Look::Note, text);
     }
 
-    /// The one place that prints messages. In one piece, since others may write to the same stream. A failure to print one
-    /// is ignored: the command does its work all the same.
+    /// The one place that prints messages. Each message is one write, because other processes may write to the same
+    /// stream. If a message cannot be printed, the error is ignored: the command still does its work.
     fn message(&mut self, severity: &str, look: Look, text: impl fmt::Display) {
         let severity = look.if_colour(self.colour).of(severity);
         let _ = self.err.write_all(format!("{severity} {text}\n").as_bytes());
@@ -96,11 +96,11 @@ impl Io<'_> {
         Exit::Usage.code()
     }
 
-    /// The value of a command with `--json` that failed and has printed none: the errors as a refusal.
+    /// If a command with `--json` failed and has printed no value: print the errors as a refusal.
     pub(crate) fn refuse(&mut self, reason: Reason) {
         let message = std::mem::take(&mut self.errors).join("; ");
         if !self.answered {
-            // Standard error has the text all the same.
+            // If this fails, standard error still has the text.
             let _ = self.json(&Refused { reason, message });
         }
     }
@@ -108,7 +108,7 @@ impl Io<'_> {
     /// One JSON value on a line of its own.
     pub(crate) fn json(&mut self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         self.answered = true;
-        // In one piece: others may write to the same stream.
+        // One write: other processes may write to the same stream.
         let mut line = serde_json::to_vec(value)?;
         line.push(b'\n');
         self.out.write_all(&line)?;

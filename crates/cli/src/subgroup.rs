@@ -17,14 +17,15 @@ use rustix::{
 };
 
 const PREFIX: &str = "portkeep-run-";
-/// Commands of one process number that are still running; there is one but for numbers that came round again.
+/// The most commands with one process number that still run. There is more than one only if a process number is used
+/// again.
 const MOST: u32 = 1000;
-/// A change that was missed, if that can be, is noticed after this.
+/// If a change was missed, it is noticed after this time.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// The processes of a command that may need to end after it.
+/// The time that processes of a command may need to end after it.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// A cgroup below that of this process. Dropped, it is removed if no process is in it.
+/// A cgroup below that of this process. When this is dropped, the cgroup is removed if no process is in it.
 #[derive(Debug)]
 pub(crate) struct Subgroup {
     path: PathBuf,
@@ -40,8 +41,8 @@ pub(crate) enum Side {
 }
 
 impl Subgroup {
-    /// Make one, and fork: the child is in it, because the BPF programs grant a cgroup's reservation only to processes inside.
-    /// Requires root or a delegated cgroup.
+    /// Make a cgroup, and fork. The child is in the cgroup, because the BPF programs grant a cgroup's reservation only
+    /// to processes inside. Requires root or a delegated cgroup.
     pub(crate) fn fork() -> anyhow::Result<Side> {
         let parent = cgroup::of_process(std::process::id()).context("this process is in no cgroup (v2)")?;
         remove_stale(&parent);
@@ -49,7 +50,7 @@ impl Subgroup {
             anyhow::Error::from(error).context(format!("{what} {}", path.display()))
         };
         for number in 0..MOST {
-            // A number of its own for the case that the command of an earlier process with our number still runs.
+            // The command of an earlier process with our number may still run. Then the name gets another number.
             let suffix = if number == 0 { String::new() } else { format!(".{number}") };
             let path = parent.join(format!("{PREFIX}{}{suffix}", std::process::id()));
             match fs::create_dir(&path) {
@@ -61,7 +62,7 @@ impl Subgroup {
             match forked {
                 Ok((_, Some(child))) => return Ok(Side::Outside(Self { path }, child)),
                 Ok((id, None)) => return Ok(Side::Inside(id)),
-                // Another one's tidying up (of a pid that it cannot see) was faster.
+                // Another process has removed the cgroup already, because it cannot see this pid.
                 Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NODEV)) => continue,
                 Err(error) => {
                     let _ = fs::remove_dir(&path);
@@ -72,7 +73,7 @@ impl Subgroup {
         anyhow::bail!("{MOST} commands with the process number {} still run", std::process::id())
     }
 
-    /// One that another process made.
+    /// A cgroup that another process made.
     pub(crate) fn of_another(path: PathBuf) -> Self {
         Self { path }
     }
@@ -81,7 +82,7 @@ impl Subgroup {
         &self.path
     }
 
-    /// Whether processes are in it, or in one below it. One that is gone has none.
+    /// Whether processes are in it, or in a cgroup below it. A cgroup that no longer exists has none.
     fn is_populated(&self) -> bool {
         let events = fs::read_to_string(self.events()).unwrap_or_default();
         events.lines().any(|line| line == "populated 1")
@@ -92,10 +93,10 @@ impl Subgroup {
         self.path.join("cgroup.events")
     }
 
-    /// Wait until no process is in it, nor in one below it; false if that takes longer than `limit`.
+    /// Wait until no process is in it or in a cgroup below it. Returns false if that takes longer than `limit`.
     pub(crate) fn wait_until_empty(&self, limit: Option<Duration>) -> io::Result<bool> {
         let begun = Instant::now();
-        // Opened before the first look, so that no change falls in between.
+        // Opened before the first check, so that no change is missed.
         let events = match File::open(self.events()) {
             Ok(events) => events,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -112,13 +113,13 @@ impl Subgroup {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            // The kernel reports a change to a descriptor again after it was read.
+            // The kernel reports the next change only after the file was read.
             let _ = rustix::io::pread(events.as_fd(), &mut [0; 64], 0);
         }
         Ok(true)
     }
 
-    /// The same, for a moment: processes of a command may need to end after it.
+    /// The same, for a short time: processes of a command may need to end after it.
     pub(crate) fn settle(&self) -> io::Result<bool> {
         self.wait_until_empty(Some(GRACE))
     }
@@ -146,7 +147,8 @@ impl Drop for Subgroup {
     }
 }
 
-/// Fork, with the child in `cgroup`. Filters of container engines know no clone3: then this process moves there and back.
+/// Fork, with the child in `cgroup`. If the filter of a container engine denies clone3, this process moves there and
+/// back.
 fn fork_into(cgroup: &Path, own: &Path) -> io::Result<Option<Pid>> {
     match portkeep_kernel::fork(Some(File::open(cgroup)?.as_fd())) {
         Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSYS)) => {}
@@ -181,13 +183,14 @@ fn processes(cgroup: &Path) -> Vec<u32> {
     own.chain(below(cgroup).flat_map(|inner| processes(&inner))).collect()
 }
 
-/// With those that the command made below it. A cgroup with processes in it cannot be removed, so nothing is disturbed.
+/// Remove a cgroup, and those that the command made below it. A cgroup with processes in it cannot be removed, so no
+/// process is disturbed.
 fn remove(cgroup: &Path) {
     below(cgroup).for_each(|inner| remove(&inner));
     let _ = fs::remove_dir(cgroup);
 }
 
-/// Remains that no process was left to remove.
+/// Remove cgroups that remain because no process was left to remove them.
 fn remove_stale(parent: &Path) {
     for path in below(parent) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

@@ -27,12 +27,12 @@ pub fn environment(ports: &PortList, label: Option<&str>) -> Vec<(String, String
     variables
 }
 
-/// Put the ports where `{PORT}`, `{PORT0}`, ... and `{PORTS}` are, and `{PORT}` where `{{PORT}}` is. Other braces are none of our
-/// business.
+/// Replace `{PORT}`, `{PORT0}`, ... and `{PORTS}` by the ports, and `{{PORT}}` by `{PORT}`. Other braces stay as they
+/// are.
 ///
 /// # Errors
 ///
-/// If it wants a port that is not there.
+/// If the word names a port that does not exist.
 pub fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsString> {
     let mut rest = word.as_bytes();
     let mut filled = Vec::with_capacity(rest.len());
@@ -45,7 +45,8 @@ pub fn fill_in(word: &OsStr, ports: Option<&PortList>) -> anyhow::Result<OsStrin
             && filled.ends_with(b"{")
             && from.get(6 + inner.len()) == Some(&b'}')
         {
-            // The outer brace at the beginning stays, and the one at the end is left out.
+            // The outer brace at the beginning is in `filled` already: it stays. The outer brace at the end is left
+            // out.
             filled.extend_from_slice(&from[1..6 + inner.len()]);
             rest = &from[7 + inner.len()..];
             continue;

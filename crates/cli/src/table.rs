@@ -10,7 +10,7 @@ use rustix::termios::tcgetwinsize;
 /// How much of a command line is shown: a whole shell script can be an argument.
 pub(crate) const COMMAND: usize = 63;
 
-/// Write rows of cells, the header among them. The last cell of a row is as wide as it is.
+/// Write rows of cells, with the header as one of them. The last cell of a row is not padded.
 ///
 /// # Errors
 ///

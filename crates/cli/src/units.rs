@@ -51,7 +51,7 @@ pub(crate) fn enabled_sockets(root: &Path) -> Vec<(String, Transport, u16)> {
     found
 }
 
-/// The ports that a .socket unit listens on. An empty value takes back what was named before.
+/// The ports that a .socket unit listens on. An empty value removes the ones before it.
 fn listened(text: &str) -> Vec<(Transport, u16)> {
     let mut found = Vec::new();
     for line in text.lines() {

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     place: Place,
 }
 
-/// `none` is an answer, too.
+/// The value of `--pool`. `none` is a possible value, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pool(Option<PortRange>);
 
@@ -117,7 +117,7 @@ pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result
     let options = place.or(config).options(settings);
     let mut up = Instance::up(&options);
     if let Err(InstanceError::Skew { .. }) = up {
-        // Another version left it there: the package was upgraded while it was up.
+        // Another version brought it up: the package was upgraded while it was up.
         Instance::upgrade(&place.pins.folder())?;
         up = Instance::up(&options);
     }
@@ -128,7 +128,7 @@ pub(crate) fn by_configuration(place: &Place, config: &Config) -> anyhow::Result
     Ok(instance)
 }
 
-/// The settings in force differ from those asked for: saying "up" would be a lie.
+/// An error if the settings in force differ from those asked for: the answer "up" would be false.
 fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
     let config = instance.config();
     let have = PortRange::inclusive(config.pool_first, config.pool_last).ok();

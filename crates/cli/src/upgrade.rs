@@ -1,4 +1,4 @@
-//! `upgrade`: this version's programs, under the reservations that are held.
+//! `upgrade`: load this version's programs, while the reservations stay in force.
 
 use std::io::Write;
 

@@ -43,7 +43,7 @@ impl User {
         [("USER", name.into()), ("LOGNAME", name.into()), ("HOME", dir.into()), ("SHELL", shell.into())]
     }
 
-    /// Become it, with its groups and without any right of root. There is no way back.
+    /// Become it, with its groups and without any right of root. This cannot be undone.
     pub(crate) fn become_it(&self) -> anyhow::Result<()> {
         let name = CString::new(self.name()).context("its name")?;
         initgroups(&name, self.0.gid).context("setting the groups")?;
@@ -70,7 +70,7 @@ pub(crate) struct Asking {
 impl Drop for Asking {
     fn drop(&mut self) {
         let root = Uid::effective();
-        // Cannot fail: this process has the right to, or the first change would have failed.
+        // This cannot fail: without the right to do it, the first change would have failed.
         let _ = setresuid(self.before, root, root);
     }
 }

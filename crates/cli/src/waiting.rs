@@ -35,7 +35,7 @@ pub(crate) fn ask() -> Heard {
     }
 }
 
-/// The declarations that wait, as far as an agent says so at once.
+/// The declarations that wait, if an agent reports them at once.
 pub(crate) fn list() -> Vec<Info> {
     match ask() {
         Heard::Waiting(waiting) => waiting,

@@ -1,4 +1,4 @@
-//! `watch`: what happens, as it happens, and what happened.
+//! `watch`: events, as they happen, and earlier events from the journal.
 
 use std::{
     collections::HashSet,
@@ -115,7 +115,7 @@ impl Args {
         if self.json {
             return io.json(event);
         }
-        // In one piece: others may write to the same stream.
+        // One write: other processes may write to the same stream.
         io.out.write_all(format!("{} {}\n", local(event.when), event.message).as_bytes())?;
         Ok(io.out.flush()?)
     }

@@ -77,10 +77,10 @@ struct Holders {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    // These programs run while this one looks at the rest.
+    // nft and iptables-save run while this process looks at the rest.
     let rules = nat::Reading::start();
     let own = netns::current_cookie().context("finding out which network namespace this is")?;
-    // Ports by number require no reservations but their own: a machine can have ten thousand.
+    // Ports by number require only their own reservations: a machine can have ten thousand reservations.
     let by_number = args.ports.iter().all(Asked::is_by_number);
     let mut blocks: Vec<_> = args.ports.iter().filter(|_| by_number).flat_map(|asked| asked.blocks(&[])).collect();
     let mut found = reserved(&args.pins, by_number.then_some(&*blocks), io)?;
@@ -98,7 +98,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         found.into_iter().partition(|info| reservations::is_here(info, own));
     if !by_number {
         let mut known: Vec<&Info> = here.iter().chain(&waiting).chain(&elsewhere).collect();
-        // Blocks that programs only hold are found by their sockets, all of them.
+        // To find blocks that programs only hold, all sockets must be read.
         let held =
             if args.ports.iter().any(|asked| asked.blocks(&known).is_empty()) { survey::held() } else { Vec::new() };
         known.extend(&held);
@@ -146,11 +146,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(if anybody { DONE } else { NOTHING })
 }
 
-/// The reservations. Where they cannot be seen, who has the port bound is still worth showing.
+/// The reservations. If they cannot be seen, this warns, and `who` still shows which process has the port bound.
 fn reserved(pins: &Pins, blocks: Option<&Blocks>, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
     match reservations::in_force(pins, blocks) {
         Ok(found) => Ok(found),
-        // Neither is anything else to be found out then.
+        // Without descriptors, nothing else can be found out either.
         Err(error) if ran_out(&error) => Err(error),
         Err(error) => {
             if !matches!(pins.look(), Seen::NotUp) {
@@ -161,7 +161,7 @@ fn reserved(pins: &Pins, blocks: Option<&Blocks>, io: &mut Io<'_>) -> anyhow::Re
     }
 }
 
-/// Reservations by their ports: there can be as many as ports that are asked for.
+/// Reservations by their ports: there can be as many reservations as ports that are asked for.
 struct ByPort {
     infos: Vec<Info>,
     places: HashMap<(u16, Transport), Vec<usize>>,
@@ -202,7 +202,7 @@ impl Look {
         elsewhere: Vec<Info>,
         rules: nat::Reading,
     ) -> anyhow::Result<Self> {
-        // The rest of their reservations is shown with its sockets, too.
+        // The other ports of these reservations are shown with their sockets, too.
         here.retain(|info| {
             blocks.iter().any(|(ports, of)| info.transports.overlaps(*of) && info.ports.overlaps(&(*ports).into()))
         });
@@ -216,7 +216,7 @@ impl Look {
         Ok(Self { here, waiting, elsewhere, usage, facts: Facts::with(rules), pool })
     }
 
-    /// In the order of the ports. Of a range the free ports are left out.
+    /// In the order of the ports. The free ports of a range are left out.
     fn all(&self, blocks: &[(PortRange, Transports)]) -> Vec<Holders> {
         let mut found = BTreeMap::new();
         for (ports, transports) in blocks {
@@ -254,7 +254,7 @@ impl Look {
         }
     }
 
-    /// Each port that somebody has. A reservation is described once, at its first port.
+    /// Each port that a process or a reservation has. A reservation is described once, at its first port.
     fn write(&self, holders: &[Holders], blocks: &[(PortRange, Transports)], io: &mut Io<'_>) -> anyhow::Result<()> {
         let mut before: Option<&Info> = None;
         let mut shown = 0;
@@ -373,7 +373,7 @@ impl Holders {
             writeln!(out, "  {:<9} no process", "bound by")?;
         }
         write_each("bound by", bound_by, out)?;
-        // A server's are not worth a screen.
+        // All connections of a server would fill a screen.
         let most = if bound_by.is_empty() { connections.len() } else { FEW };
         let shown = &connections[..connections.len().min(most)];
         write_each("used by", shown, out)?;

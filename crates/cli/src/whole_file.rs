@@ -6,14 +6,14 @@ use std::{
     path::Path,
 };
 
-/// All of it or nothing: a file that is there stays as it is until the new one is whole on the disk.
+/// Write all of it or nothing: an existing file stays as it is until the new one is complete on the disk.
 pub(crate) fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     let found = fs::metadata(path);
     if found.as_ref().is_ok_and(|found| !found.is_file()) {
-        // A device or a FIFO has no half.
+        // A device or a FIFO cannot be replaced as a whole.
         return fs::write(path, text);
     }
-    // Not the link to it.
+    // Replace the file, not the link to it.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut unfinished = path.clone().into_os_string();
     unfinished.push(".new");

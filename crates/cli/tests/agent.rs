@@ -1,4 +1,4 @@
-//! The agent as a process of its own, in a namespace of its own, on kernel enforcement that this process lives under.
+//! The agent as a process of its own, in a namespace of its own. The kernel enforcement applies to this process, too.
 
 use std::{
     fs::{self, File},
@@ -33,7 +33,7 @@ use socket2::Socket;
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// With an event ring of its own: a reader that was opened before another one took events out would find them again.
+/// With an event ring of its own. An older reader of the ring would find events again that another reader took out.
 fn programs() -> Programs {
     Programs::of_loaded(&mut Sandbox::get().loaded()).unwrap()
 }
@@ -62,7 +62,7 @@ fn decided(socket: &Socket) -> Result<Grant, Errno> {
         let grant = control::granted(socket).map_err(number)?;
         match grant.state {
             wire::ACTIVE => return Ok(grant),
-            // Without an error it is being taken back at this moment.
+            // Without an error, it is being withdrawn at this moment.
             wire::REFUSED if grant.error != 0 => return Err(Errno(grant.error.into())),
             _ => assert!(begin.elapsed() < Duration::from_secs(60), "no answer from the agent"),
         }
@@ -70,7 +70,7 @@ fn decided(socket: &Socket) -> Result<Grant, Errno> {
     }
 }
 
-/// The same for ports that are just being left: what closes a connection takes its time.
+/// The same for ports that are just being released: it takes some time to close a connection.
 #[track_caller]
 fn ask_until_vacant(socket: &Socket, start: u16, count: u16) -> Grant {
     let mut grant = None;
@@ -84,7 +84,7 @@ fn ask_until_vacant(socket: &Socket, start: u16, count: u16) -> Grant {
     grant.unwrap()
 }
 
-/// Of this thread's namespace, in one read.
+/// The ports in the sysctl of this thread's namespace, in one read.
 fn reserved() -> String {
     let mut text = vec![0; 1 << 18];
     let length = File::open(RESERVED).unwrap().read(&mut text).unwrap();
@@ -108,7 +108,7 @@ fn a_vacant_block_is_granted_in_the_callers_namespace() {
     assert_eq!((grant.start, grant.count), (5000, 4));
     assert_eq!(reserved(), "100,5000-5003,7000-7009");
 
-    // The same numbers in another namespace, and there is somebody here, in yet another one, who is no obstacle.
+    // The same numbers can be reserved in another namespace, although they are reserved in this one.
     thread::scope(|scope| {
         scope.spawn(|| {
             new_namespace();
@@ -121,7 +121,7 @@ fn a_vacant_block_is_granted_in_the_callers_namespace() {
     });
     assert_eq!(reserved(), "100,5000-5003,7000-7009");
 
-    // Entries that others add meanwhile stay too, and their earlier ones are not taken for ours.
+    // Entries that others add meanwhile stay, too. Their earlier entries are not removed as ours.
     fs::write(RESERVED, "100,5000-5003,7000-7009,8000").unwrap();
     control::release(&owner, token(&grant)).unwrap();
     eventually(|| reserved() == "100,5002,7000-7009,8000");
@@ -246,12 +246,12 @@ fn any_socket_on_the_port_is_in_the_way() {
         let (same, other) = if transport == Transport::Tcp { (tcp(), udp()) } else { (udp(), tcp()) };
         let both = AcquireRequest { start: 5000, count: 4, flags: wire::BOTH, ..Default::default() };
         assert_eq!(ask(&same, 5000, 4), Err(Errno::EADDRINUSE), "{what}");
-        // A long block is looked at in another way.
+        // The agent examines a long block in another way.
         assert_eq!(ask(&same, 5000, 500), Err(Errno::EADDRINUSE), "{what}");
         assert_eq!(request(&other, &both), Err(Errno::EADDRINUSE), "{what}");
         eventually(|| reserved().is_empty());
         world.assert_empty();
-        // Nothing is left of the refusal, and the other transport's ports are others.
+        // The refusal leaves nothing behind, and the ports of the other transport are not affected.
         let grant = ask(&other, 5000, 4).unwrap();
         control::release(&other, token(&grant)).unwrap();
         drop(occupant);
@@ -290,7 +290,8 @@ fn a_socket_that_would_keep_the_next_holder_from_binding_counts_as_in_use() {
     let runtime = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start_apart(runtime.path());
 
-    // The side that closes first is in TIME_WAIT: here the server. One with SO_REUSEADDR leaves its port to the next.
+    // The side that closes first is in TIME_WAIT: here the server. With SO_REUSEADDR, the next socket can bind its
+    // port.
     let (listener, client, server) = connection(true, 5000, 0);
     drop((server, listener));
     drop(client);
@@ -302,14 +303,14 @@ fn a_socket_that_would_keep_the_next_holder_from_binding_counts_as_in_use() {
         control::release(&owner, token(&grant)).unwrap();
         drop(owner);
     }
-    // And here the client.
+    // Here the client closes first.
     let (listener, client, server) = connection(true, 5600, 5700);
     drop(client);
     drop((server, listener));
     assert_eq!(errno(bind(&tcp(), 5700)), Errno::EADDRINUSE);
     ask_until_vacant(&tcp(), 5700, 1);
 
-    // Without it nobody can bind the port, whatever its options: the request is refused.
+    // Without SO_REUSEADDR no socket can bind the port, whatever its own options are: the request is refused.
     for (port, from, first) in [(5100, 0, true), (5150, 5200, false)] {
         let (listener, client, server) = connection(false, port, from);
         if first {
@@ -338,7 +339,7 @@ fn a_socket_that_would_keep_the_next_holder_from_binding_counts_as_in_use() {
     let (listener, _client, _server) = connection(false, 5400, 0);
     drop(listener);
     assert_eq!(ask(&tcp(), 5400, 1), Err(Errno::EADDRINUSE));
-    // TIME_WAIT does not hide who is there besides.
+    // A socket in TIME_WAIT does not hide another socket on the port.
     let (listener, client, server) = connection(true, 5500, 0);
     drop(server);
     drop(client);
@@ -349,8 +350,8 @@ fn a_socket_that_would_keep_the_next_holder_from_binding_counts_as_in_use() {
     world.assert_empty();
 }
 
-/// Two reservations can have the same numbers for TCP and UDP; the entry goes with the second. Entries of others are changed
-/// meanwhile, and no automatic choice finds a moment in which a reserved port is not entered.
+/// Two reservations can have the same numbers for TCP and UDP. The entry is removed with the second. Entries of others
+/// are changed meanwhile. At no moment does an automatic choice find a reserved port that is not entered.
 #[test]
 fn r3_what_is_granted_is_entered_all_the_time() {
     let Some(world) = World::enter("r3_what_is_granted_is_entered_all_the_time") else { return };
@@ -382,7 +383,7 @@ fn r3_what_is_granted_is_entered_all_the_time() {
     world.assert_empty();
 }
 
-/// An entry that nothing stands behind any more is taken out before a request is refused for it (N5).
+/// An entry without a reservation is removed before a request is refused because of it (N5).
 #[test]
 fn n5_what_was_refused_or_has_ended_uses_up_nothing() {
     let Some(world) = World::enter("n5_what_was_refused_or_has_ended_uses_up_nothing") else { return };
@@ -405,7 +406,7 @@ fn n5_what_was_refused_or_has_ended_uses_up_nothing() {
     assert_eq!(decided(&refused), Err(Errno::EADDRINUSE));
     decided(&granted).unwrap();
     assert_eq!(reserved(), "40400-40799");
-    // The same for those that have ended.
+    // The same for reservations that have ended.
     drop((granted, in_use));
     for round in 0..20u16 {
         ask_until_vacant(&tcp(), 40000 + 500 * (round % 2), 400);
@@ -431,9 +432,10 @@ fn a_killed_agent_takes_nothing_with_it_and_the_next_one_repairs() {
     assert_eq!(control::version(tcp()).unwrap().agent, 0);
     in_child(|| assert_eq!(errno(bind(&tcp(), 5000)), Errno::EADDRINUSE));
     control::release(&first, token(&grant)).unwrap();
-    // Somebody overwrites the sysctl while nobody looks.
+    // The sysctl is overwritten while no agent runs.
     fs::write(RESERVED, "200,5000-5003").unwrap();
-    // This thread's namespace is not a process's, so the next agent finds it by the state alone.
+    // Only this thread is in its namespace, and not its process. So the next agent finds the namespace only by the
+    // state.
     let agent = AgentProcess::start_apart(runtime.path());
     eventually(|| reserved() == "200,6000-6003");
     ask(&first, 5100, 1).unwrap();
@@ -489,7 +491,7 @@ fn requests_without_an_event_are_found() {
         // Each is granted at once, and is an event.
         let _ = control::acquire(&tcp(), &AcquireRequest { start: 0, count: 1, ..Default::default() }).unwrap();
     }
-    // The agent knows the process only. This thread alone is in the namespace, and root has privileged ports in it.
+    // The agent knows only the process. Only this thread is in the namespace, and root may bind its privileged ports.
     let owners = [5000, 601].map(|start| {
         let owner = tcp();
         let request = AcquireRequest { start, count: 1, ..Default::default() };
@@ -506,7 +508,7 @@ fn requests_without_an_event_are_found() {
     world.assert_empty();
 }
 
-/// The ring has the event of a request whose process has ended, and its entry has another request.
+/// The ring has the event of a request whose process has ended. Another request has its entry now.
 #[test]
 fn a_request_of_root_has_the_entry_of_one_that_is_gone() {
     let Some(world) = World::enter("a_request_of_root_has_the_entry_of_one_that_is_gone") else { return };
@@ -600,7 +602,7 @@ fn privileged_blocks_are_for_root() {
 fn pool_ports_in_use_before_up_are_set_aside_and_given_back() {
     let Some(world) = World::enter("pool_ports_in_use_before_up_are_set_aside_and_given_back") else { return };
     let runtime = tempfile::tempdir().unwrap();
-    // The agent's own probes pass the hooks, as sockets do that were bound before there were any.
+    // The agent's own probes pass the hooks, as sockets do that were bound before `up`.
     let secret = world.maps().config().unwrap().secret;
     let before_up = |socket: Socket, port: u16| {
         control::agent_mark(&socket, &wire::AgentMark { secret, role: wire::AGENT_PROBE, zero: 0 }).unwrap();
@@ -609,9 +611,9 @@ fn pool_ports_in_use_before_up_are_set_aside_and_given_back() {
     };
     let (listening, bound, datagram) = (before_up(tcp(), 61000), before_up(tcp6(), 61002), before_up(udp(), 61001));
     listening.listen(1).unwrap();
-    // Somebody whose namespace this is, so that it can be seen.
+    // A process in this namespace, so that the agent can see the namespace.
     let resident = Child::fork(|talk| _ = talk.try_hear());
-    // Forked after the sockets were made, so what is let go here stays open there until it is gone.
+    // It was forked after the sockets were made. So sockets that are dropped here stay open there until it ends.
     drop((listening, bound, datagram));
 
     let agent = AgentProcess::start_apart(runtime.path());
@@ -692,7 +694,7 @@ fn an_agent_has_to_be_served() {
     });
 }
 
-/// The whole life with a pinned kernel enforcement: up, agent, SIGTERM, SIGKILL, down.
+/// All steps with a pinned kernel enforcement: up, agent, SIGTERM, SIGKILL, down.
 #[test]
 fn on_a_pinned_instance() {
     let Some(_world) = World::with_outside("on_a_pinned_instance") else { return };
@@ -701,8 +703,8 @@ fn on_a_pinned_instance() {
     let home = TestCgroup::new("pinned").unwrap();
     in_child(|| {
         home.enter(std::process::id()).unwrap();
-        // The file system, and with it the pins and what is attached, goes with the last process that can see it.
-        // SAFETY: which mounts a single-threaded child sees is nobody else's business.
+        // When the last process that can see the file system ends, the pins end with it, and so does what is attached.
+        // SAFETY: the child has a single thread, and no other process uses its mounts.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
         bpffs::ensure(mounted.path()).unwrap();
@@ -716,7 +718,7 @@ fn on_a_pinned_instance() {
         options.folder = Some(folder.clone());
         options.enforce = Some(home.path().to_owned());
         let instance = Instance::up(&options).unwrap();
-        // Other namespaces are none of this test's business: counts there are not reported.
+        // The counts include other namespaces. So this checks the port in the test's own namespace.
         let is_aside = || {
             let key = WordKey::of(netns, Transport::Tcp, 61000);
             instance.maps().unwrap().word(&key).unwrap().is_some_and(|word| word.aside & 1 << (61000 % 64) != 0)
@@ -749,7 +751,7 @@ fn on_a_pinned_instance() {
         assert_eq!(ask(&owner, 7000, 1), Err(Errno::ENETDOWN));
         assert_eq!(reserved(), "5000-5003,6000");
 
-        // `down` under a running agent: it tidies up and goes.
+        // `down` while an agent runs: the agent cleans up and ends.
         let mut child = Child::fork(|talk| {
             let error = agent::run_in_foreground(&folder, &Options::below(runtime.path())).unwrap_err();
             assert_eq!(error.to_string(), "kernel enforcement has been taken down");

@@ -1,6 +1,6 @@
-//! Automatic choices beside Portkeep: bind to port 0, connect, listen and send without a bind. None of them fails because of it,
-//! and none gives a reserved port, where the ephemeral range is as wide as the whole machine and where it is the pool itself
-//! (N1, N3, R3): in the namespace of `up` and in a new one, with an agent and without.
+//! Automatic choices beside Portkeep: bind to port 0, connect, listen and send without a bind. None of them fails
+//! because of Portkeep, and none gives a reserved port (N1, N3, R3). The ephemeral range is either as wide as possible
+//! or the pool itself. The tests run in the namespace of `up` and in a new one, with an agent and without.
 
 use std::{
     env, fs,
@@ -22,7 +22,7 @@ use portkeep_testkit::{
 };
 use socket2::Socket;
 
-/// The ports that a helper may get, where it plays, and whether something is reserved there.
+/// For a helper: the ports that it may get, in which network namespace, and whether something is reserved there.
 const CHOOSE: &str = "PORTKEEP_TEST_CHOOSE";
 const TIMES: usize = 10_000;
 
@@ -70,7 +70,7 @@ fn choose(range: PortRange, reserved: &PortSet) -> Tally {
             note(kind, &socket, bind(&socket, 0));
         }
         let client = tcp();
-        // No TIME_WAIT, of which the range would soon be full.
+        // Without TIME_WAIT, which would soon fill the range.
         client.set_linger(Some(Duration::ZERO)).unwrap();
         let connected = client.connect(&to.into());
         let accepted = connected.is_ok().then(|| listener.accept().unwrap());
@@ -84,7 +84,7 @@ fn choose(range: PortRange, reserved: &PortSet) -> Tally {
     tally
 }
 
-/// Started by the tests in the network namespace that it plays in.
+/// Started by the tests in the machine's network namespace. It makes a new one if its variable says so.
 #[test]
 #[ignore = "plays an outsider for the other tests"]
 fn helper_chooses() {
@@ -119,7 +119,7 @@ fn chosen(machine: &Machine, range: PortRange, place: &str, reserved: &str) -> S
     answer(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Dropped, it is killed.
+/// It is killed when this is dropped.
 struct Agent(process::Child);
 
 impl Agent {

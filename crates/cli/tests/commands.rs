@@ -23,7 +23,7 @@ macro_rules! machine {
     };
 }
 
-/// Started by the other tests in the place of somebody else.
+/// Started by the other tests as an outsider.
 #[test]
 #[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {
@@ -176,7 +176,7 @@ fn r12_a_program_that_goes_on_in_the_background_keeps_its_ports() {
     let machine = machine!("left-over");
     let go = machine.folder.path().join("go");
     let said = machine.folder.path().join("said");
-    // It binds only after `run` has returned. Nothing is up but for it.
+    // It binds only after `run` has returned. Kernel enforcement is up only for it.
     let later = format!(
         "while [ ! -e {0} ]; do sleep 0.02; done; {1} > {2}; mv {2} {2}.all; sleep 60",
         go.display(),
@@ -272,7 +272,7 @@ fn the_holder_of_a_released_reservation_gets_a_message() {
 #[test]
 fn transient_kernel_enforcement_goes_with_the_last_run() {
     let machine = machine!("transient");
-    // Two of them, of which the first ends first.
+    // Two of them, one inside the other: the inner one ends first.
     let nested = "portkeep status --json; portkeep run -- sh -c 'echo $PORT'".replace("portkeep", PORTKEEP);
     let said = machine.portkeep(&["run", "--", "sh", "-c", &nested]).ok();
     let (status, port) = said.out.split_once('\n').unwrap();
@@ -284,7 +284,7 @@ fn transient_kernel_enforcement_goes_with_the_last_run() {
     assert!(machine.nothing_pinned());
     assert_eq!(machine.portkeep(&["status"]).code, Some(3));
 
-    // Unless somebody says that it shall stay.
+    // If a command calls `up`, kernel enforcement stays.
     let up = format!("{} up", PORTKEEP);
     machine.portkeep(&["run", "--", "sh", "-c", &up]).ok();
     assert_eq!(machine.portkeep(&["status", "--json"]).ok().json()["transient"], false);
@@ -327,7 +327,7 @@ fn acquire_holds_as_run_does() {
     assert_eq!(machine.outsider_binds("udp", port), "bound");
 }
 
-/// Like [`binds`] with `$PORT`, but of a copy that nobody can reach.
+/// Like [`binds`] with `$PORT`, but with a copy of the program that the user `nobody` can start.
 fn copied_binds(machine: &Machine, transport: &str) -> String {
     let copy = machine.folder.path().join("helper");
     if !copy.exists() {
@@ -442,7 +442,7 @@ fn list_who_and_release_show_the_same() {
     let table = machine.portkeep(&["list"]).ok().out;
     assert!(table.lines().nth(1).unwrap().starts_with("61010-61011  tcp"), "{table}");
 
-    // Somebody of the cgroup has a port bound.
+    // A process of the cgroup has a port bound.
     let server = format!("sleep 0; {}", binds("tcp", "61011"));
     let said = machine.program(&["sh", "-c", &server]).output().unwrap();
     assert_eq!(answer(&String::from_utf8_lossy(&said.stdout)), "bound");
@@ -521,7 +521,7 @@ fn a_configuration_that_was_named_must_exist() {
     let said = machine.portkeep(&["up", "--config", missing.to_str().unwrap()]);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(machine.nothing_pinned());
-    // One that nobody named may be missing.
+    // A configuration file that was not named may be missing.
     machine.portkeep(&["up"]).ok();
 }
 
@@ -577,7 +577,7 @@ fn the_environment_can_require_the_kernel() {
     assert!(said.err.contains("PORTKEEP_REQUIRE"), "{said:?}");
 }
 
-/// In a network namespace of its own, whose ephemeral ports are these. The root is the machine's, but for trials.
+/// In a network namespace of its own, whose ephemeral ports the test sets. `check` runs without PORTKEEP_ROOT.
 #[test]
 fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     if !kernel_or_skip("commands::overlap") {
@@ -619,7 +619,7 @@ fn a_pool_in_the_ephemeral_range_is_reported_and_kept_from_automatic_choices() {
     // The process that guards the cgroup of `run` may be the last to need it.
     eventually(|| reserved() == "7000,65000-65535");
 
-    // Half of a range that is all pool is left to outgoing connections.
+    // If the whole range is in the pool, half of it is left to outgoing connections.
     set("ip_local_reserved_ports", "");
     set("ip_local_port_range", "61000 65535");
     machine.portkeep(&["up"]).ok();

@@ -42,14 +42,14 @@ fn a_declaration_is_in_force_once_its_rival_is_deleted() {
     assert!(reloaded.out.contains("0 added, 0 changed, 0 removed; 1 not in force"), "{reloaded:?}");
     assert!(reloaded.err.contains("portkeep persist delete"), "{reloaded:?}");
     assert_eq!(states(&machine), [state("cli", "active"), state("fromfile", "conflict")]);
-    // Both states are those of `status`, too.
+    // `status` shows the same state.
     let status = machine.portkeep(&["status", "--json"]).ok().json();
     assert_eq!(
         (status["waiting"][0]["name"].as_str(), status["waiting"][0]["state"].as_str()),
         (Some("fromfile"), Some("conflict"))
     );
 
-    // The advice is followed; nothing else is done.
+    // Only what the advice says is done.
     machine.portkeep(&["persist", "delete", "cli"]).ok();
     assert_eq!(states(&machine), [state("fromfile", "active")]);
     assert_eq!(machine.outsider_binds("tcp", 6002), "AddrInUse");
@@ -63,7 +63,8 @@ fn a_new_rival_is_named_at_once() {
     drop_in(&machine, "b.toml", &stanza("b", "6000-6009"));
     let _agent = machine.agent(machine.command(&["agent"]));
     assert_eq!(states(&machine), [state("a", "active"), state("b", "conflict")]);
-    // A declaration in conflict reserves nothing, so this is not refused; the next reason is the true one.
+    // A declaration in conflict reserves nothing, so this is not refused. The reason must name a reservation that
+    // exists.
     machine.portkeep(&["persist", "add", "--name", "c", "--tcp", "6005"]).ok();
     let reason = || {
         let listed = machine.portkeep(&["persist", "list", "--json"]).ok().json();

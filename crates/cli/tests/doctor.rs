@@ -64,7 +64,7 @@ fn a_machine_in_order_has_nothing_wrong() {
     machine.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
     let report = machine.portkeep(&["doctor", "--json"]).ok().json();
     for one in report.as_array().unwrap() {
-        // Other tests have namespaces and processes of their own, and an old kernel has its note.
+        // These checks can report namespaces and processes of other tests, and an old kernel.
         let of_others = ["pool", "node-ports", "kernel"].iter().any(|check| one["check"] == *check);
         assert!(of_others || one["findings"] == serde_json::json!([]), "{one}");
     }
@@ -175,7 +175,7 @@ fn a_server_that_binds_as_root_and_serves_as_another_user() {
         "error",
         &["a is for user daemon", &server, "binds as root and serves as daemon", "add \"root\" to `user`"],
     );
-    // Of several, one has to include the master.
+    // If there are several users, one must be the user of the master.
     drop(agent);
     let several = |users: &str| {
         let text = format!("[[reservation]]\nname = \"a\"\ntcp = 8443\nuser = [{users}]\n");
@@ -193,7 +193,7 @@ fn ports_that_containers_of_podman_have_published() {
     machine.portkeep(&["up"]).ok();
     let agent = machine.agent(machine.command(&["agent"]));
     assert_eq!(findings(&machine, "containers"), [[""; 3]; 0]);
-    // Podman as root has a process of this name keep the port bound, and nothing listens: NAT rules lead to the container.
+    // Podman as root has a process of this name keep the port bound. Nothing listens: NAT rules lead to the container.
     let mut conmon = Child::fork(|talk| {
         rustix::thread::set_name(c"conmon").unwrap();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -128,7 +128,7 @@ async def test_all_can_be_bound(unused_tcp_port_factory):
     picked(&std::fs::read_to_string(&out).unwrap(), 20);
 }
 
-/// Jupyter chooses the five ports of each kernel so.
+/// Jupyter chooses the five ports of each kernel in this way.
 #[test]
 fn local_port_cache_of_jupyter_client() {
     let Some(machine) = ready("ephemeral-jupyter") else { return };
@@ -282,7 +282,7 @@ fn children_that_outlive_the_command_keep_the_range() {
     eventually(|| Path::new(out).exists());
     let port = std::fs::read_to_string(out).unwrap();
     assert!(range(&outcome.out).contains(&port.trim().parse().unwrap()), "{outcome:?} {port}");
-    // And with the last of them it ends.
+    // The reservation ends with the last of them.
     eventually(|| machine.portkeep(&["list", "--json"]).ok().json() == serde_json::json!([]));
 }
 

@@ -49,7 +49,7 @@ fn the_page_describes_every_key() {
     }
 }
 
-/// [`Machine::portkeep`] holds each of these against the schema.
+/// [`Machine::portkeep`] compares each of these with the schema.
 #[test]
 fn every_command_prints_what_the_schema_says() {
     if !kernel_or_skip("json::every_command") {

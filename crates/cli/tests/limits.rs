@@ -50,7 +50,7 @@ fn r13_a_request_whose_client_has_gone_is_never_carried_out() {
     let create = Request::Create { proposal: proposal("gone", 8443), kept: Lifetime::UntilReboot };
     client.write_all(&line(&create)).unwrap();
     drop(client);
-    // One that has only said all it has to say waits for its answer.
+    // A client that has only finished sending gets its answer.
     let mut waiting = UnixStream::connect(place.socket()).unwrap();
     let create = Request::Create { proposal: proposal("there", 8444), kept: Lifetime::UntilReboot };
     waiting.write_all(&line(&create)).unwrap();
@@ -134,7 +134,7 @@ fn subordinate_uids_have_the_connections_of_their_user_and_root_has_its_own() {
             assert!(error.to_string().contains("too many connections"), "{error}");
         });
     }
-    // Many users hold what they can get.
+    // Many users hold as many connections as they can.
     let others: Vec<Child> = (0..8).map(|n| hold(200_000 + n)).collect();
     for _ in 0..8 {
         assert_eq!(place.list(), []);
@@ -185,7 +185,7 @@ fn a_storm_costs_a_few_lines_and_is_counted() {
     let agent = place.agent();
     place.connect().create(&proposal("web", 8443), Lifetime::UntilReboot).unwrap();
     let events = watch(&place, || {
-        // A process for each try, as a service manager makes them that starts a service again and again.
+        // A process for each try, as with a service manager that starts a service again and again.
         for _ in 0..100 {
             in_child(|| {
                 become_user(NOBODY);

@@ -95,7 +95,7 @@ impl Setup {
 
     /// The same of another user.
     fn server_of(&self, user: &str, port: u16) -> Server {
-        // Where the build folder is in somebody's home, others could not start it there.
+        // If the build folder is in a home folder, other users cannot start the program there.
         let copy = self.folder.path().join("helper");
         if !copy.exists() {
             fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
@@ -328,7 +328,7 @@ fn impossible_requests_are_reported_with_the_process_in_the_way() {
     fails(&setup.portkeep_as_nobody(&["persist", "delete", "a"]), 1, "administrator");
     fails(&setup.portkeep_as_nobody(&["reload"]), 1, "administrator");
     fails(&setup.portkeep_as_nobody(&["watch"]), 1, "administrator");
-    // Looking takes no right.
+    // Every user may look.
     assert_eq!(setup.portkeep_as_nobody(&["persist", "list", "--json"]).ok().json(), setup.declared());
     assert_eq!(setup.declared().as_array().unwrap().len(), 1);
 }
@@ -390,7 +390,7 @@ fn a_waiting_reservation_is_shown_with_its_reason() {
     let status = setup.portkeep(&["status"]).ok().out;
     assert!(status.lines().any(|line| line.starts_with("waits ") && line.ends_with(&sentence)), "{status}");
     assert_eq!(setup.portkeep(&["status", "--json"]).ok().json()["waiting"][0]["reason"], why);
-    // A declaration that is not in force is no reservation: it is not among them, and is not overlooked either.
+    // A declaration that is not in force is no reservation: the list does not contain it, but a message names it.
     let list = setup.portkeep(&["list"]).ok();
     assert!(!list.out.contains("8443") && list.err.contains(&sentence), "{list:?}");
     let list = setup.portkeep(&["list", "--json"]).ok();
@@ -424,14 +424,14 @@ fn the_agent_is_ready_when_what_is_declared_is_in_force() {
     setup.agent = Some(setup.command(&["agent"]).env("NOTIFY_SOCKET", &path).stderr(log).spawn().unwrap());
     let pid = Pid::from_child(setup.agent.as_ref().unwrap());
     assert!(said().lines().any(|line| line == "READY=1"));
-    // From now on it does nothing more.
+    // From now on it does nothing.
     kill_process(pid, Signal::STOP).unwrap();
     let in_force = setup.portkeep(&["list", "--json"]).ok().json();
     assert_eq!(in_force.as_array().unwrap().len(), MANY);
     assert_eq!(setup.outsider_binds("tcp", 20000 + MANY as u16 - 1), "AddrInUse");
     kill_process(pid, Signal::CONT).unwrap();
 
-    // A reload is one too: what has been added is in force when the agent is ready again.
+    // The same for a reload: what has been added is in force when the agent is ready again.
     setup.file("etc/portkeep/ports.d/more.toml", &stanza(30000));
     kill_process(pid, Signal::HUP).unwrap();
     let reloading = said();
@@ -486,7 +486,7 @@ strict = true
     fails(&taken, 1, "the name a is used by a command of uid 0; --replace changes it");
     let overlaps = import(&format!("{first}[[reservation]]\nname = \"e\"\nboth = \"8003-8004\"\n"));
     fails(&overlaps, 1, "8003-8004/tcp+udp of e is reserved as b (8000-8003/udp)");
-    // Nothing shows beforehand that somebody has this one bound.
+    // Before the import nothing shows that another process has this port bound.
     let server = setup.server(8201);
     let in_use = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 8201\n"));
     fails(&in_use, 1, "nothing was imported: e 8201/tcp: ");
@@ -600,7 +600,8 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     assert_eq!(said.find_map(|line| Some(line.strip_prefix("helper: ")?.to_owned())).unwrap(), "0 true");
     assert!(hammer.wait().unwrap().success());
 
-    // New ports are in force before the former ones are free; what cannot be leaves everything as it was.
+    // New ports are in force before the former ones are free. A change that is not possible leaves everything as it
+    // was.
     let before = setup.declared();
     assert_eq!(before[0]["token"], token);
     let busy = setup.server(9000);
@@ -644,7 +645,7 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     fails(&setup.portkeep(&["persist", "rename", "of-a-file", "x"]), 1, file.to_str().unwrap());
 }
 
-/// Blocks that are in both lists stay in force, with their tokens; a server on one of them runs on.
+/// Blocks that are in both lists stay in force, with their tokens. A server on one of them keeps running.
 #[test]
 fn l2_blocks_are_added_to_a_reservation_and_taken_from_it() {
     let mut setup = setup!("set-list");
@@ -677,7 +678,7 @@ fn l2_blocks_are_added_to_a_reservation_and_taken_from_it() {
     );
     assert_eq!(setup.outsider_binds("tcp", 8082), "bound");
 
-    // A file is changed likewise, around the server.
+    // A change of the file has the same effect, and the server keeps running.
     setup.portkeep(&["persist", "delete", "web"]).ok();
     drop(server);
     let file = |ports: &str| {
@@ -692,7 +693,8 @@ fn l2_blocks_are_added_to_a_reservation_and_taken_from_it() {
     assert_eq!((first_token(&setup), &*setup.outsider_binds("tcp", 443)), (token, "AddrInUse"));
 }
 
-/// Of an audience there is one private ephemeral range: the new block becomes it when the former one no longer is.
+/// An audience has only one private ephemeral range: the new block becomes the range when the former block no longer
+/// is.
 #[test]
 fn a_private_ephemeral_range_moves() {
     let setup = setup!("set-range");
@@ -730,7 +732,7 @@ fn units_get_their_ports_as_variables() {
     );
     assert_eq!(fs::read_to_string(&file).unwrap(), expected);
     assert_eq!(setup.portkeep(&["persist", "show", "my-app", "--env"]).ok().out, expected);
-    // The example uses no variable that is not there.
+    // The example uses only variables that exist.
     let example = include_str!("../../../packaging/examples/relay.service");
     let used: Vec<&str> = example.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0)).collect();
     assert!(!used.is_empty() && used.iter().all(|name| expected.contains(&format!("\n{name}=")) || *name == "PORT"));
@@ -744,7 +746,7 @@ fn units_get_their_ports_as_variables() {
 fn classic_mistakes_are_answered_with_the_remedy() {
     let setup = setup!("mistakes");
     let add = |words: &[&str]| setup.portkeep(&[&["persist", "add"], words].concat());
-    // Reserved for administrators, and any process of root binds it.
+    // It is reserved for administrators, and any process of root can bind it.
     let open = add(&["--name", "a", "--tcp", "8000"]).ok();
     assert!(open.err.contains("note: processes of root may bind these ports by number; with --strict"), "{open:?}");
     assert_eq!(add(&["--name", "b", "--tcp", "8001", "--strict"]).ok().err, "");
@@ -825,7 +827,7 @@ fn an_import_replaces_and_leaves_running_services_alone() {
     let expected = "would change: a 8000/tcp for group daemon\nwould change: b 8101/tcp for user daemon\n\
                     would create: c 8200/tcp for user daemon\n";
     assert_eq!(shown.out, expected);
-    // The third cannot be had, so the first two are what they were.
+    // The third cannot be reserved, so the first two are what they were.
     fails(&import(&["--replace"], text), 1, "nothing was imported: c 8200/tcp: ");
     assert_eq!(setup.declared()[0], before[0]);
     assert_eq!((&setup.declared()[1]["ports"], setup.declared().as_array().unwrap().len()), (&json!("8100"), 2));
@@ -977,7 +979,7 @@ Start Port    End Port
         &format!("{in_use}42000/tcp is in use by pid {}", server.pid()),
     );
     drop(server);
-    // Exactly, or not at all.
+    // The ports must be exactly those of the reservation.
     let not_found = "The system cannot find the file specified.\nerror: ";
     fails(&netsh(&setup, "excludedportrange del tcp 40000 10"), 3, not_found);
     fails(
@@ -1043,7 +1045,7 @@ fn check_speaks_as_a_compiler_does() {
     file("etc/portkeep/portkeep.toml", "pool = \"20000-20999\"\n");
     let root = dir.path().to_str().unwrap();
     let good = check(dir.path(), &["--root", root]);
-    // The unit of a portreserve file need not be there.
+    // The unit of a portreserve file may be missing.
     assert_eq!(
         good,
         (
@@ -1075,7 +1077,7 @@ etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:c
 ";
     assert_eq!(bad, (Some(1), expected.into()));
 
-    // Files by themselves, of every kind, and across.
+    // Each kind of file alone, and conflicts across files.
     file("x/one.toml", "[[reservation]]\nname = \"one\"\ntcp = \"7000-7009\"\n");
     file("x/two.toml", "[[reservation]]\nname = \"two\"\nboth = 7009\n");
     file("x/conf.toml", "deny_errno = \"EPERM\"\n");
@@ -1118,14 +1120,14 @@ fn check_knows_what_commands_created() {
     assert_eq!(fs::read_to_string(&store).unwrap(), "rubbish");
 }
 
-/// Used by the machine's outsider, and by nothing here by itself.
+/// The machine's outsider uses `answer` and HELPER. This test runs without HELPER.
 #[test]
 fn the_helper_says_what_became_of_it() {
     assert_eq!(answer("x\nhelper: bound\n"), "bound");
     assert!(std::env::var_os(HELPER).is_none());
 }
 
-/// An agent that hangs: nothing waits for it without end, and nothing that was given up is carried out later.
+/// If an agent hangs, every wait for it ends, and a request that was given up is not carried out later.
 #[test]
 fn commands_do_not_wait_for_a_hanging_agent() {
     if !kernel_or_skip("persist::hangs") {
@@ -1268,7 +1270,7 @@ fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
             made += 1;
         }
     });
-    // One of its ports is not to be had: nothing is granted, and nothing ends.
+    // One of its ports is in use: nothing is granted, and nothing ends.
     let server = setup.server(20_002);
     let refused = setup.portkeep(&["acquire", "--ports", "20000,20002"]);
     fails(&refused, 1, &format!("20002/tcp is in use by pid {}", server.pid()));
@@ -1279,7 +1281,7 @@ fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
     assert_eq!(setup.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1 + made);
     assert_eq!(setup.outsider_binds("tcp", 20_006), "AddrInUse");
 
-    // Any of its ports, or of its tokens, names all of it.
+    // Any of its ports, or of its tokens, names the whole list.
     fails(&setup.portkeep(&["release", "20006,20007"]), 3, "no reservation of this network namespace has port 20007");
     let released = setup.portkeep(&["release", words[2].split(',').nth(1).unwrap()]).ok().out;
     assert!(released.starts_with("released 20000,20002,20005-20006/tcp of pid"), "{released}");

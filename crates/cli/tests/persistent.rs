@@ -78,7 +78,7 @@ fn created_it_is_in_force_through_every_death_and_deleted_it_is_gone() {
     assert_eq!(lookup(ports(8443, 1), Transport::Tcp).unwrap(), token);
     assert_eq!(place.state("web"), Some(State::Active));
 
-    // Kernel enforcement goes, as in a reboot: it comes back from the store, with another token.
+    // Kernel enforcement is taken down, as in a reboot. The reservation comes back from the store, with another token.
     agent.stop();
     end_all(&world);
     assert_eq!(bound_by(OTHER, 8443), Ok(()));
@@ -145,7 +145,7 @@ fn any_block_is_chosen_once_and_kept() {
     assert!(block.count() == 20 && block.start().is_multiple_of(2) && block.start() >= 61000);
     agent.stop();
     end_all(&world);
-    // Somebody else would get the same numbers now, were they not kept.
+    // If the numbers were not kept, another process would get them now.
     let agent = place.agent();
     assert_eq!(place.list()[0].ports, block);
     assert_ne!(reserve(&tcp(), 0, 1).start, block.start());
@@ -173,7 +173,7 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
         place.connect().create(&Proposal::new(name("x"), ports(8443, 1), Transports::Tcp), Lifetime::UntilReboot);
     let Err(PersistentError::InUse(why)) = error else { panic!("{error:?}") };
     assert!(why.contains("reserved as `web`"), "{why}");
-    // Not reserved, so whoever comes first has it.
+    // The port is not reserved, so the first process that binds it has it.
     outsider.kill();
     eventually(|| place.state("web") == Some(State::Active));
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
@@ -194,7 +194,7 @@ fn a_declaration_waits_for_a_socket_in_the_way_and_reports_it() {
 fn a_waiting_declaration_keeps_automatic_choices_out_and_names_its_reason() {
     let Some(world) = World::enter("what_waits") else { return };
     let place = AgentFolder::new();
-    // Before there are sockets that it would inherit.
+    // The agent is started before there are sockets that it would inherit.
     let agent = place.agent();
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let peer = server.local_addr().unwrap();
@@ -243,20 +243,20 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     let why = place.reason("much", State::Waiting);
     assert!(why.contains("leave 0 of the 1000 ephemeral ports") && why.contains("at least 500"), "{why}");
     assert_eq!(place.state("bit"), Some(State::Active));
-    // It keeps its ports from others' declarations while it waits, so it goes.
+    // While it waits, it keeps its ports from the declarations of others. So it is removed.
     place.drop_in("much.toml", "[[reservation]]\nname = \"bit\"\nudp = \"40000-40399\"\n");
     place.connect().reload().unwrap();
-    // Together they may not, either: a block of UDP and one of TCP reserve the ports for both.
+    // Together they may not have them, either: a block of UDP and one of TCP reserve the ports for both.
     let mut more = Proposal::new(name("more"), ports(40400, 101), Transports::Tcp);
     let Err(PersistentError::Exhausts(why)) = place.connect().create(&more, Lifetime::UntilDeleted) else {
         panic!("{:?}", place.list())
     };
     assert!(why.contains("leave 499 of the 1000"), "{why}");
     assert_eq!(bound_by(OTHER, 40400), Ok(()));
-    // The same ports for the other transport use up nothing.
+    // The same ports for the other transport leave as many as before.
     let same = Proposal::new(name("same"), ports(40000, 400), Transports::Tcp);
     place.connect().create(&same, Lifetime::UntilDeleted).unwrap();
-    // Users' requests in sum.
+    // The requests of a user count together.
     let mut user = Child::fork(|talk| {
         become_user(NOBODY);
         let at = |start, count| {
@@ -279,8 +279,8 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     world.assert_empty();
 }
 
-/// A bind between the agent's look and the confirmation wins. The declaration was in the store by then: what was refused must
-/// not come into force later.
+/// If a bind comes between the agent's look and the confirmation, the bind wins. The declaration was in the store by
+/// then: after the refusal it must not come into force later.
 #[test]
 fn a_declaration_that_loses_to_a_bind_is_refused_and_not_stored() {
     let Some(world) = World::enter("overtaken") else { return };
@@ -340,7 +340,7 @@ fn around_keeps_sockets_of_the_audience_only() {
     assert!(matches!(error, Err(PersistentError::InUse(_))), "{error:?}");
     place.connect().create(&around, Lifetime::UntilDeleted).unwrap();
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
-    // It stops, and nobody gets in between until it is there again.
+    // It stops, and no outsider can bind the port until it is there again.
     service.talk.say(1);
     service.talk.hear();
     assert_eq!(bound_by(OTHER, 8443), Err(Errno::EADDRINUSE));
@@ -360,7 +360,7 @@ fn files_come_go_and_change_and_the_ports_stay_reserved() {
     assert_eq!((bound_by(NOBODY, 8444), bound_by(OTHER, 8444)), (Ok(()), Err(Errno::EADDRINUSE)));
     let token = lookup(ports(8443, 3), Transport::Tcp).unwrap();
 
-    // For somebody else from now on, by SIGHUP's pipe; the token shows that it never ended.
+    // SIGHUP changes it to another user. The token shows that it never ended.
     place.drop_in("web.toml", &stanza(OTHER));
     agent.hang_up();
     eventually(|| bound_by(OTHER, 8444) == Ok(()));
@@ -457,13 +457,13 @@ fn only_administrators_change_anything() {
 fn the_configuration_is_put_into_effect_and_one_with_mistakes_is_not() {
     let Some(world) = World::enter("configuration") else { return };
     let place = AgentFolder::new();
-    // Outside of where automatic choices come from: a pool that reaches in there is entered into the sysctl of every
-    // namespace that can be seen, this machine's own among them.
+    // The pool is outside the ephemeral range. Otherwise it would be entered into the sysctl of every namespace that
+    // can be seen, this machine's own among them.
     place.configure(&format!(
         "pool = \"20000-20099\"\ndeny_errno = \"EACCES\"\n[quota]\ndefault = 4\ncontainers = 9\n[quota.users]\n\
          {NOBODY} = 7\n[privileged]\nusers = [{NOBODY}]\n"
     ));
-    // Uids of OTHER's, and of nobody that there is.
+    // Subordinate uids of OTHER, and of a user that does not exist.
     fs::create_dir_all(place.path().join("root/etc")).unwrap();
     fs::write(place.path().join("root/etc/subuid"), format!("{OTHER}:100000:1000\nno-such-user:200000:1000\n"))
         .unwrap();
@@ -572,7 +572,7 @@ fn a_refused_bind_is_reported_readably() {
     assert_eq!(event.reservation.unwrap().name.as_deref(), Some("tomcat"));
     hammer.join();
 
-    // Everything else that happens comes through, however many refusals there were.
+    // All other events arrive, however many refusals there were.
     let owner = tcp();
     let block = reserve(&owner, 0, 3);
     let mut refusals = 1;
@@ -633,7 +633,7 @@ fn malformed_requests_on_the_socket_are_refused_and_harmless() {
     // Deep nesting, closed.
     let deep = [vec![b'['; 20_000], vec![b']'; 20_000], vec![b'\n']].concat();
     assert!(say(&deep).contains("malformed"));
-    // Unknown accounts and blocks that cannot be.
+    // Unknown accounts, and blocks that are not possible.
     let mut bad = web(8443);
     bad.audience = Audience::User(Account::Name("no-such-user".into()));
     assert!(matches!(place.connect().create(&bad, Lifetime::UntilReboot), Err(PersistentError::Malformed(_))));
@@ -718,7 +718,7 @@ fn whatever_is_said_is_answered_line_by_line() {
             Ok(())
         })
         .unwrap();
-    // Nobody was harmed: who asks properly is answered, and what is listed is what is in force.
+    // No client was harmed: a proper request is answered, and the list shows what is in force.
     let in_force = world.maps().reservations().flatten().filter(|(_, r)| r.is_persistent()).count();
     assert_eq!(place.list().len(), in_force);
     world.assert_consistent();
@@ -735,13 +735,14 @@ fn killed_in_the_middle_of_requests_the_next_agent_agrees_with_the_store() {
     let mut known: std::collections::BTreeMap<u16, bool> = Default::default();
     for round in 0..25u32 {
         let agent = place.agent();
-        // Before the fork: on a busy machine the agent may be killed before the child runs.
+        // Connected before the fork: on a busy machine the agent may be killed before the child runs.
         let mut connection = place.connect();
         let mut client = Child::fork(move |talk| {
             for step in 0.. {
                 let port = 20000 + ((round * 7 + step) % 40) as u16;
                 let named = name(&format!("p{port}"));
-                // First what is about to be done, then whether it was: even is create.
+                // The child reports the port first. Then it reports what was done: 1 is a creation, 2 a deletion, 0 is
+                // not known.
                 talk.say(u64::from(port));
                 let created = Proposal::new(named.clone(), ports(port, 1), Transports::Tcp);
                 let done = match connection.create(&created, Lifetime::UntilDeleted) {
@@ -891,7 +892,7 @@ fn e6_private_ephemeral_ranges_are_declared_and_created() {
     assert!(event.message.contains("private ephemeral range"), "{}", event.message);
     hog.kill();
 
-    // Through the death of the agent, and to the end.
+    // It stays in force when the agent is killed, until its end.
     agent.kill();
     assert!(inside(chosen_by(OTHER), 21000));
     let agent = place.agent();

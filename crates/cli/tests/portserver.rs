@@ -12,10 +12,10 @@ use portkeep_testkit::{
 };
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
-/// Set on machines that must run the tests with packages of PyPI: there, being unable to is a failure.
+/// Set on machines that must run the tests with packages of PyPI: there, a test that cannot run fails.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_PYTHON";
 
-/// Started by the tests in the place of an outsider.
+/// Started by the tests as an outsider.
 #[test]
 #[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {

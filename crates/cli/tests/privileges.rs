@@ -1,6 +1,5 @@
-//! Least privilege, found by trying: each command as root with one capability
-//! after the other taken away, until it no longer works. The rest is what it
-//! needs, and what a unit file may bound it to. And the other side: what an
+//! Least privilege, found by trying: each command runs as root, and loses one capability after the other if it works
+//! without it. It requires the remaining ones, and a unit file may limit it to them. Another test checks what an
 //! ordinary user sees of the files.
 
 use std::{
@@ -14,7 +13,7 @@ use portkeep_testkit::{Outcome, kernel_or_skip, machine::Machine};
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
-/// The rights that could be needed, the most powerful ones last: of two that would do, the lesser is kept.
+/// The rights that could be needed, the most powerful ones first: of two that would do, the lesser is kept.
 const CANDIDATES: [&str; 10] = [
     "sys_admin",
     "dac_override",
@@ -67,7 +66,7 @@ fn pretends_another_build() {
     if std::env::var_os(PRETEND).is_some() {
         let folder = std::env::var_os("PORTKEEP_PIN_DIR").unwrap();
         let instance = Instance::open(folder.as_ref());
-        // A second time in a row it is another build already.
+        // If this runs a second time, it is another build already.
         if let Ok(instance) = instance {
             instance.pretend_build(1).unwrap();
         }
@@ -110,8 +109,8 @@ fn each_command_needs_these_capabilities_and_no_others() {
         assert_eq!(needed, [""; 0], "{words:?}");
     }
     holding.let_go();
-    // The agent is asked for a port outside the pool, by a process with all capabilities in a network namespace that
-    // is not the agent's. That it runs proves nothing yet.
+    // The agent is asked for a port outside the pool, by a process with all capabilities in a network namespace that is
+    // not the agent's. An agent that only runs proves nothing.
     let agent = least("agent", |caps| {
         let mut words = bounded(caps);
         words.extend([PORTKEEP, "agent"].map(str::to_owned));
@@ -125,7 +124,7 @@ fn each_command_needs_these_capabilities_and_no_others() {
         agent.wait().unwrap();
         worked
     });
-    // The first stands for bpf, net_admin and perfmon as well.
+    // `sys_admin` includes bpf, net_admin and perfmon.
     assert_eq!(agent, ["sys_admin", "sys_ptrace"]);
     machine.portkeep(&["down"]).ok();
 }
@@ -189,7 +188,7 @@ fn pins_and_locks_are_roots_alone() {
     for entry in std::fs::read_dir(machine.folder.path().join("run")).unwrap() {
         let entry = entry.unwrap();
         let (file, path) = (entry.metadata().unwrap(), entry.path());
-        // The socket is for everybody to ask at; who may change anything is looked at for each request.
+        // Every user may connect to the socket. For each request the agent checks whether the user may change anything.
         let open = if entry.file_name() == "agent.sock" { 0o666 } else { 0o644 };
         assert_eq!((file.uid(), file.permissions().mode() & 0o777 & !open), (0, 0), "{}", path.display());
     }

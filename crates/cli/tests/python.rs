@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 
-/// Set on machines that must build and test the Python package: there, being unable to is a failure.
+/// Set on machines that must build and test the Python package: there, a test that cannot do so fails.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_PYTHON";
 /// The newest pip, because older ones install a local wheel for any Python.
 const PACKAGES: [&str; 6] = ["pip>=24.2", "build", "mypy", "pytest", "pytest-asyncio", "pytest-xdist"];

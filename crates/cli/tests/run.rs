@@ -29,7 +29,7 @@ fn a_command_runs_as_another_user_on_ports_that_root_reserved() {
         (outcome.out.as_str(), outcome.err.as_str()),
         ("65534\n65534\nCapEff:\t0000000000000000\nnobody nobody /nonexistent 61000\nbound\n", "")
     );
-    // Its scope may be the user: then it is that of the command.
+    // With the scope `user`, it is the user of the command.
     let script = format!("{BIND}; {PORTKEEP} list --json");
     let outcome = machine.portkeep(&["run", "--user", "65534", "--scope", "user", "--", "sh", "-c", &script]);
     let (bound, list) = outcome.out.split_once('\n').unwrap_or_else(|| panic!("{outcome:?}"));
@@ -90,7 +90,7 @@ fn a_signal_while_the_command_is_started_ends_it() {
         let mut run = machine.command(&["run", "--", "sleep", "20"]).spawn().unwrap();
         thread::sleep(Duration::from_micros(250) * round);
         kill_process(Pid::from_child(&run), Signal::TERM).unwrap();
-        // `None`: it was not even ready to pass signals on.
+        // `None`: `run` was not ready yet to pass signals on.
         let code = run.wait().unwrap().code();
         assert!(matches!(code, None | Some(143)), "round {round}: {code:?}");
     }

@@ -37,7 +37,7 @@ fn without_input_acquire_fails_and_says_what_to_add() {
         outcome.fails(2, &["standard input is at its end", "--hold", "--while-pid", "--for"]);
     }
     assert_eq!(reserved(&machine), [] as [serde_json::Value; 0]);
-    // An input that only says something is one.
+    // An input that is not at its end is enough, even if it ends later.
     machine.portkeep(&["acquire"]).ok();
 }
 

@@ -78,7 +78,7 @@ fn wrong_arguments_have_another_exit_status_than_failures() {
         &["excludedportrange", "reset", "tcp"],
         &["no-such-command"],
     ] {
-        // Parsed and not run: should one of them turn out to be right, nothing must happen to this machine.
+        // Only parsed, not run: if one of them were accepted, it must not change this machine.
         let parsed = portkeep_cli::command().try_get_matches_from([&["portkeep"], words].concat());
         let error = parsed.expect_err(&format!("{words:?}"));
         assert!(error.use_stderr() && error.exit_code() == i32::from(Exit::Usage.code()), "{words:?}");
@@ -92,7 +92,8 @@ fn exit_statuses_are_one_table() {
         page.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit()).collect();
     let table = Exit::ALL.map(|exit| format!("| {} | {} |", exit.code(), exit.meaning()));
     assert_eq!(rows, table);
-    // Nothing else exits with 2 what asks for too much; `run` keeps its own statuses apart from the command's.
+    // A request for too many ports exits with 2, as a usage error. `run` has statuses of its own, apart from the
+    // command's.
     assert_eq!(run(&["acquire", "--ports", "65535-65536"]).0, Exit::Usage.code());
     assert_eq!(run(&["acquire", "--ports", "61001", "--align", "2"]).0, Exit::Usage.code());
     assert_eq!(run(&["run", "--ports", "65535-65536", "--", "true"]).0, Exit::RunFailed.code());

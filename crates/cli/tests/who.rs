@@ -30,7 +30,7 @@ fn who(machine: &Machine, port: impl ToString) -> (Value, Outcome) {
     (json.json()[0].clone(), text)
 }
 
-/// The same of a port that somebody has.
+/// The same for a port that a process has.
 fn used(machine: &Machine, port: impl ToString) -> (Value, Outcome) {
     let (json, text) = who(machine, port);
     (json, text.ok())
@@ -295,7 +295,7 @@ fn a_port_that_is_reserved_elsewhere_is_free_here() {
     assert!(text.out.contains(&format!("in the network namespace {name}, pid ")), "{text:?}");
 }
 
-/// Its input ends, and it is waited for.
+/// When this is dropped, its input ends, and it is waited for.
 struct Ends(Child);
 
 impl Drop for Ends {

@@ -28,7 +28,8 @@ struct Table {
     blocks: Vec<Block>,
 }
 
-/// Try again when another decision came in between; it returns what is there now, so this ends.
+/// If another decision comes in between, the transaction fails and returns the current facts. Then try again, at most
+/// this often.
 const ATTEMPTS: usize = 200;
 
 fn reads(keys: &Keys, name: &str) -> [Op; 5] {
@@ -63,7 +64,8 @@ pub(crate) fn decide(
     Err(Failure::new(Reason::Failed, "too many other requests came in between; try again"))
 }
 
-/// All hosts are there, and the name is free. `None`: the job is granted; the answer of etcd was lost on its way here.
+/// Check that all hosts are there and the name is free. `None`: the job is granted already, and the answer of etcd was
+/// lost.
 fn examine(outcome: Outcome, job: &mut Job) -> Result<Option<Table>, Failure> {
     let [cursor, blocks, found, hosts, known] = outcome.reads()?;
     if let Some(found) = found.first() {
@@ -176,7 +178,8 @@ pub(crate) fn release(client: &Client, keys: &Keys, name: &str) -> Result<Job, F
         };
         let job: Job = found.parse()?;
         let released = Op::put(&keys.block(job.ports.start()), &Block { released: true, ..Block::of(&job) }, 0);
-        // The lease ends, and with it every key of the job. One that was taken back in between has another lease.
+        // When the lease ends, etcd deletes every key of the job. A job that was taken back in between has another
+        // lease.
         if client.transact(&[Compare::changed(&of_job, found.mod_revision)], &[released], &[])?.succeeded {
             client.revoke(found.lease)?;
             return Ok(job);
@@ -208,7 +211,8 @@ pub(crate) fn forget(client: &Client, keys: &Keys, host: &str, rest: u32) -> Res
             Some(found) => (found.mod_revision, found.parse()?),
             None => (0, 0u32),
         };
-        // A decision that has seen the host would give it a part: a change of the cursor makes it look again.
+        // A decision that has already read the host would give it a part. The changed cursor makes that decision read
+        // again.
         let conditions = [Compare::absent(&keys.host(host)), Compare::changed(&keys.cursor(), seen)];
         let then = [
             Op::delete_all(&keys.live_of(host)),
@@ -244,7 +248,7 @@ pub(crate) fn done(
     let part = keys.part(id, host);
     let over = [Compare::absent(&keys.live(host, id))];
     let last = Compare::no_other(&keys.parts(id), &part);
-    // One step for all but the last, which requires a lease to rest by.
+    // All hosts but the last need one step only. The last one requires a lease, at whose end the block no longer rests.
     let step = Op::nested(&last, &[], &[Op::delete(&part)]);
     let outcome = client.transact(&over, &[step], &[])?;
     if !outcome.succeeded || !outcome.inner_succeeded() {
@@ -254,7 +258,7 @@ pub(crate) fn done(
     let (_, [found]) = client.read([Op::get(&key)])?;
     let block = found.first().map(|found| Ok::<_, EtcdError>((found, found.parse::<Block>()?))).transpose()?;
     let Some((found, block)) = block.filter(|(_, block)| block.id == id && !block.resting) else {
-        // The step was done before, and its answer lost.
+        // This step was done before, and its answer was lost.
         return client.transact(&over, &[Op::delete(&part)], &[]).map(|outcome| outcome.succeeded);
     };
     let lease = client.grant(rest)?;

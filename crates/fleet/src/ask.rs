@@ -54,7 +54,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// Get what is asked for, and report on standard error how it fares; `over` is called when it ends by itself.
+    /// Get the job, and report its progress on standard error. If the job ends by itself, `over` is called.
     pub(crate) fn acquire(&self, config: &Config, over: impl Fn() + Send + 'static) -> anyhow::Result<Held> {
         let client = Arc::new(Client::new(config)?);
         Ok(request::acquire(&client, config, &self.wanted()?, move |news| {
@@ -105,7 +105,7 @@ impl Ask {
     }
 }
 
-/// Report to the user how the job fares.
+/// Report the progress of the job to the user.
 fn report(news: News) {
     match news {
         News::CutOff(error) => complain("warning", format_args!("{error}; the hosts keep the ports")),

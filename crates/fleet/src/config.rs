@@ -17,7 +17,7 @@ const STATE_DIR: &str = "/var/lib/portkeep-fleet";
 /// Below Portkeep's pool and the usual ephemeral range.
 const RANGE: &str = "20000-24999";
 
-/// How to reach etcd, and what the fleet's ports are. The same on all hosts, but for the host's name.
+/// How to reach etcd, and what the fleet's ports are. It is the same on all hosts, except for the host's name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -30,7 +30,7 @@ pub(crate) struct Config {
     password_file: Option<PathBuf>,
     /// The cluster's id, as `portkeep-fleet status` shows it.
     pub(crate) cluster: Option<String>,
-    /// Of all keys.
+    /// The beginning of all keys.
     #[serde(default = "prefix")]
     pub(crate) prefix: String,
     /// The ports of the fleet.
@@ -39,7 +39,7 @@ pub(crate) struct Config {
     /// Seconds for which a block rests when all hosts are done with it.
     #[serde(default = "rest")]
     pub(crate) rest: u32,
-    /// Seconds after which a host or a command that has gone counts as gone.
+    /// Seconds after which a daemon or a command that has ended counts as gone.
     #[serde(default = "lease")]
     pub(crate) lease: u32,
     /// The name of this host.
@@ -55,7 +55,7 @@ pub(crate) struct Config {
 pub(crate) struct Tls {
     /// The certificates to trust.
     pub(crate) ca: PathBuf,
-    /// The certificate of this client, where etcd asks for one.
+    /// The certificate of this client, if etcd asks for one.
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
-//! The daemon of a host: it watches what is decided for the host, has the kernel enforce it, and answers.
+//! The daemon of a host: it watches the decisions for the host, has the kernel enforce them, and answers.
 //!
-//! It keeps nothing alive but its own membership. When it dies, or etcd cannot be reached, the kernel's reservations stay as they
-//! are; the next daemon, or the next connection, compares them with etcd ([`Daemon::reconcile`]).
+//! It keeps only its own membership alive. If it dies, or etcd cannot be reached, the kernel's reservations stay as
+//! they are; the next daemon, or the next connection, compares them with etcd ([`Daemon::reconcile`]).
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ use crate::{
     record::{Answer, Job, Keys, Member, Part},
 };
 
-/// How often ports that are to become vacant are looked at: first, and at most.
+/// The pause between two checks whether ports have become vacant: the first one, and the longest one.
 const SOON: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_secs(1);
 /// The pause between attempts to reach etcd.
@@ -58,7 +58,7 @@ pub(crate) struct Daemon<F> {
     pub(crate) ready: Box<dyn FnMut(&Client) + Send>,
     /// Write no notes.
     pub(crate) quiet: bool,
-    /// The watch that counts; what comes from an earlier one does not.
+    /// The number of the watch in use. Input from an earlier watch is ignored.
     generation: u64,
     watch: Option<Interrupt>,
     /// The kernel's reservations could not be read, so they are to be compared again.
@@ -91,7 +91,7 @@ impl<F: Fence> Daemon<F> {
         }
     }
 
-    /// Serve until it is stopped. Fails only where nothing can come of waiting, and before it has belonged to the fleet.
+    /// Serve until it is stopped. It fails only before it has joined the fleet, and only if waiting cannot help.
     pub(crate) fn run(&mut self) -> anyhow::Result<()> {
         let (mut joined, mut failing) = (false, String::new());
         loop {
@@ -122,7 +122,7 @@ impl<F: Fence> Daemon<F> {
         }
     }
 
-    /// Wait a little; true: it is to end.
+    /// Wait a little. Returns true if the daemon is to end.
     fn pause(&self, pause: Duration) -> bool {
         loop {
             match self.inbox.recv_timeout(pause) {
@@ -189,8 +189,8 @@ impl<F: Fence> Daemon<F> {
         Ok(())
     }
 
-    /// The history of etcd is the one that this host knows. An etcd that was restored from a backup may have come as far again
-    /// since, but it lacks the change that this host knows.
+    /// Check that the history of etcd is the one that this host knows. An etcd that was restored from a backup may have
+    /// reached the same revision again, but it lacks the change that this host knows.
     fn check_history(&self, revision: i64) -> Result<(), EtcdError> {
         self.memory.check(revision)?;
         let Some((key, at)) = self.memory.change() else { return Ok(()) };
@@ -236,7 +236,8 @@ impl<F: Fence> Daemon<F> {
         self.memory.reached(self.client.cluster(), revision)
     }
 
-    /// The kernel's reservations against the jobs of etcd: what belongs to no job ends, and what a job has lost is reserved again.
+    /// Compare the kernel's reservations with the jobs of etcd: a reservation without a job ends, and a job's lost
+    /// ports are reserved again.
     fn reconcile(&mut self, live: &[KeyValue], mine: &[KeyValue]) -> Result<(), EtcdError> {
         let reserved = match self.parts.fence.reserved() {
             Ok(reserved) => reserved,
@@ -286,7 +287,7 @@ impl<F: Fence> Daemon<F> {
 
     /// Have the kernel enforce a decision, and answer. `before` is the answer so far.
     fn reserve(&mut self, job: &Job, revision: i64, before: Answer) -> Result<(), EtcdError> {
-        // Before the answer, which may not arrive.
+        // Noted before the answer, because the answer may not arrive.
         self.memory.knows(&self.keys().part(&job.id, &self.host), revision);
         let (mut answer, reason) = self.parts.reserve(job, revision);
         if answer == Answer::Refused && matches!(before, Answer::Granted | Answer::Lost) {
@@ -300,7 +301,7 @@ impl<F: Fence> Daemon<F> {
 
     fn answer(&mut self, job: &Job, revision: i64, answer: Answer, reason: Option<Refused>) -> Result<(), EtcdError> {
         let key = self.keys().part(&job.id, &self.host);
-        // A decision that was withdrawn in between, or an older one, has no part of this revision.
+        // If the decision was withdrawn in between, or is an older one, there is no part of this revision.
         let stands = [Compare::created(&key, revision)];
         let part = Part::of(job, answer, reason);
         let outcome = self.client.transact(&stands, &[Op::put(&key, &part, 0)], &[])?;
@@ -325,7 +326,7 @@ impl<F: Fence> Daemon<F> {
                     match (self.unsure, tried > ended) {
                         (true, _) => self.inbox.recv_timeout(LATER),
                         (false, true) => self.inbox.recv_timeout(wait),
-                        // Nothing happens at rest.
+                        // There is nothing to try again, so only input ends the wait.
                         (false, false) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                     }
                 }
@@ -352,7 +353,7 @@ impl<F: Fence> Daemon<F> {
                     Ok(batch) => self.apply(&batch)?,
                     Err(error) => {
                         self.note(&format!("{error}; watching again"));
-                        // It may fail at once again.
+                        // The next attempt may fail at once, too.
                         thread::sleep(SOON);
                         self.resync()?;
                     }
@@ -372,7 +373,7 @@ impl<F: Fence> Daemon<F> {
             match change {
                 Change::Put(found) => {
                     let (job, revision): (Job, _) = (found.parse()?, found.create_revision);
-                    // A job that has come back keeps its part, and with it the revision.
+                    // A job that was taken back keeps its part, and so the revision of the part.
                     let known = self.parts.held.get_mut(&job.id).map(|held| {
                         held.over = false;
                         (held.revision, held.stage)
@@ -393,7 +394,7 @@ impl<F: Fence> Daemon<F> {
         self.memory.reached(self.client.cluster(), batch.revision)
     }
 
-    /// A step for each part that is to end. How many there are, and how many have ended.
+    /// Do a step for each part that is to end. Returns how many there are, and how many have ended.
     fn end_parts(&mut self) -> Result<(usize, usize), EtcdError> {
         let ids = self.parts.ending();
         let mut ended = 0;
@@ -409,7 +410,7 @@ impl<F: Fence> Daemon<F> {
                             ended += 1;
                         }
                         Ok(false) => {}
-                        // Its disk is full, for example: the end of a job can wait.
+                        // For example, the disk of etcd is full. The end of a job can wait.
                         Err(EtcdError::Refused(reason)) => self.report_wait(id, format!("etcd refused: {reason}"))?,
                         Err(error) => return Err(error),
                     }
@@ -420,7 +421,7 @@ impl<F: Fence> Daemon<F> {
         Ok((ids.len(), ended))
     }
 
-    /// Others see why ports are not free yet.
+    /// Write the reason to etcd, so that others see why ports are not free yet.
     fn report_wait(&mut self, id: &str, reason: String) -> Result<(), EtcdError> {
         let Some(held) = self.parts.held.get_mut(id) else { return Ok(()) };
         if held.waits_for.as_ref() == Some(&reason) {
@@ -433,7 +434,7 @@ impl<F: Fence> Daemon<F> {
         let part = Part { answer: Answer::Granted, reason, ports, transports, name };
         let key = self.keys().part(id, &self.host);
         match self.client.transact(&[Compare::created(&key, revision)], &[Op::put(&key, &part, 0)], &[]) {
-            // Then only the log has it.
+            // Then only the log has the reason.
             Ok(_) | Err(EtcdError::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         }

@@ -1,4 +1,4 @@
-//! The local half: a host's kernel keeps outsiders off the ports, whatever etcd says.
+//! The local half: the kernel of a host keeps outsiders off the ports, whatever etcd says.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use portkeep_observe::usage::{Usage, sentence};
 
 use crate::record::Job;
 
-/// Reservations of the fleet have names that begin so.
+/// The names of the fleet's reservations begin with this.
 const MARK: &str = "fleet:";
 /// The longest wait for the agent.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,15 +28,15 @@ pub(crate) struct Reserved {
     pub(crate) transports: Transports,
 }
 
-/// Keeps outsiders off. [`Kernel`] is the one that daemons have; the scale tool has one that only records.
+/// Keeps outsiders off. Daemons use [`Kernel`]; the scale test has one that only records.
 pub(crate) trait Fence: Send {
-    /// Why nothing can be reserved here, if so.
+    /// Why nothing can be reserved here; `None`: it is possible.
     fn obstacle(&mut self) -> Option<String>;
     /// Reserve the job's block, or say why not: the port and its holder.
     fn reserve(&mut self, job: &Job, revision: i64) -> Result<(), Refused>;
     /// The reservations of jobs here.
     fn reserved(&mut self) -> Result<Vec<Reserved>, String>;
-    /// End a reservation. One that is not there has ended.
+    /// End a reservation. If there is none, it has ended already, and this succeeds.
     fn release(&mut self, reserved: &Reserved) -> Result<(), String>;
     /// Which socket is bound to a port of the block, in a sentence.
     fn in_use(&mut self, ports: PortRange, transports: Transports) -> Result<Option<String>, String>;
@@ -85,7 +85,7 @@ impl Fence for Kernel {
         if info.state == State::Active {
             return Ok(());
         }
-        // A user that this host does not know: the agent would wait for it.
+        // This host does not know the user, and the agent would wait until it does.
         let message = info.reason.unwrap_or_else(|| format!("it is {}", info.state));
         Connection::open_within(PATIENCE).and_then(|mut agent| agent.delete(&Which::Name(name))).map_err(refused)?;
         Err(Refused { reason: Reason::NotFound, message })

@@ -1,4 +1,4 @@
-//! For the fuzzer: texts of others are read or refused.
+//! For the fuzzer: texts that others wrote are read or refused.
 
 use portkeep::Align;
 use serde::de::DeserializeOwned;

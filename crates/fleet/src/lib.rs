@@ -138,7 +138,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         config.host = Some(host.to_string());
     }
     if config.cluster.is_none() {
-        // The one that this host's daemon belongs to.
+        // The cluster that this host's daemon belongs to.
         let known = serve::host_name(&config).and_then(|host| memory::look(&config, &host));
         config.cluster = known.map(|facts| facts.cluster).filter(|id| !id.is_empty());
     }
@@ -156,7 +156,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
     outcome.map_err(|error| since(error, &config))
 }
 
-/// A request that etcd does not answer says since when, as far as this host's daemon knows.
+/// If etcd does not answer a request, the message says since when it cannot be reached, as far as this host's daemon
+/// knows.
 fn since(error: anyhow::Error, config: &Config) -> anyhow::Error {
     let cut_off = match error.downcast_ref::<Failure>() {
         Some(failure) => failure.cut_off,

@@ -1,4 +1,4 @@
-//! `show`, `wait`, `list` and `status`: they only look.
+//! `show`, `wait`, `list` and `status`: they change nothing.
 
 use std::{
     io::{self, Write},
@@ -73,7 +73,7 @@ pub(crate) fn show(args: &Show, config: &Config) -> anyhow::Result<u8> {
 fn shown(client: &Client, config: &Config, name: &Name, json: bool) -> anyhow::Result<u8> {
     let fleet = view::fleet(client, config)?;
     let mut jobs = fleet.jobs.iter().filter(|job| job.name == name.as_str());
-    // One that is over may have had the same name.
+    // A job of the same name may have been there before and be over.
     let Some(job) = jobs.find(|job| job.by.is_some()) else {
         return Err(Failure::new(Reason::NotFound, format!("there is no job {:?}", name.as_str())).into());
     };
@@ -129,7 +129,7 @@ pub(crate) fn status(args: &Status, config: &Config) -> anyhow::Result<u8> {
         Ok(fleet) if args.json => print_json(&fleet)?,
         Ok(fleet) => status_of(&fleet)?,
         Err(error @ EtcdError::Unreachable { .. }) => {
-            // The last that this host knows.
+            // The facts that this host saw last.
             if let Some(facts) = serve::host_name(config).and_then(|host| memory::look(config, &host)) {
                 crate::complain(
                     "note",

@@ -31,7 +31,7 @@ pub(crate) struct Facts {
     pub(crate) reason: Option<String>,
 }
 
-/// A number that nothing else has, as text.
+/// A random number that identifies something, as text.
 pub(crate) fn random_id() -> io::Result<String> {
     let number = getrandom::u64().map_err(io::Error::other)?;
     Ok(format!("{number:016x}"))
@@ -60,7 +60,7 @@ pub(crate) fn look(config: &Config, host: &str) -> Option<Facts> {
 
 fn read(path: &Path) -> anyhow::Result<Option<Facts>> {
     match fs::read(path) {
-        // After a power failure it may be empty or half. The reservations are gone then, too.
+        // After a power failure the file may be empty or incomplete. Then the reservations are gone, too.
         Ok(text) => Ok(serde_json::from_slice(&text)
             .inspect_err(|error| {
                 complain("warning", format_args!("{} is damaged ({error}) and is not used", path.display()))
@@ -71,7 +71,7 @@ fn read(path: &Path) -> anyhow::Result<Option<Facts>> {
     }
 }
 
-/// The number in a file, which is made where there is none.
+/// The number in a file. If there is no file, it is made.
 fn machine(path: &Path) -> anyhow::Result<String> {
     if let Ok(number) = fs::read_to_string(path)
         && !number.is_empty()
@@ -84,7 +84,7 @@ fn machine(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Memory {
-    /// Read the file, and be the only daemon that does.
+    /// Read the file, and make sure that no other daemon uses it.
     pub(crate) fn open(config: &Config, host: &str) -> anyhow::Result<Self> {
         let path = path(config, host);
         let folder = &config.state_dir;
@@ -122,7 +122,8 @@ impl Memory {
         EtcdError::Older { seen, found, file: self.path.display().to_string() }
     }
 
-    /// This host acts on the change of a key, or has made it. The file has it with the next revision that is reached.
+    /// This host acts on the change of a key, or has made it. The file gets the change with the next revision that is
+    /// reached.
     pub(crate) fn knows(&mut self, key: &str, revision: i64) {
         self.change = Some((key.to_owned(), revision));
     }
@@ -159,7 +160,8 @@ impl Memory {
         self.facts = facts;
         let new = self.path.with_extension("new");
         let text = serde_json::to_string(&self.facts).unwrap_or_default();
-        // A full disk must not keep the host from ending reservations. The kernel's reservations fence, this file only helps.
+        // A full disk must not keep the host from ending reservations. The kernel's reservations keep outsiders off;
+        // this file only helps.
         let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path));
         if let Err(error) = &written
             && !self.unwritable

@@ -23,7 +23,7 @@ pub(crate) struct Held {
     pub(crate) stage: Stage,
     /// The job is over.
     pub(crate) over: bool,
-    /// The socket in the way of its end, as last reported.
+    /// The socket that the end of the part waits for, as last reported.
     pub(crate) waits_for: Option<String>,
 }
 
@@ -103,7 +103,7 @@ impl<F: Fence> Parts<F> {
         Ok(())
     }
 
-    /// A decision was acted on.
+    /// Note the decision as the latest one of its ports.
     fn saw(&mut self, ports: PortRange, revision: i64) {
         for port in ports {
             let latest = &mut self.latest[usize::from(port)];
@@ -121,7 +121,7 @@ impl<F: Fence> Parts<F> {
         self.held.insert(id.to_owned(), held);
     }
 
-    /// The job is over. Returns whether the host has a part of it.
+    /// Note that the job is over. Returns whether the host has a part of it.
     pub(crate) fn over(&mut self, id: &str) -> bool {
         self.held.get_mut(id).map(|held| held.over = true).is_some()
     }

@@ -3,8 +3,8 @@
 //! | key | lease | value |
 //! | --- | --- | --- |
 //! | `cursor` | | the port after the block granted last; every decision changes it, so decisions come one after the other |
-//! | `block/START` | none; while it rests the rest's | [`Block`]: the ports are not free |
-//! | `job/NAME` | the requester's | [`Job`]; its creation revision fences older decisions off |
+//! | `block/START` | none; while the block rests, a lease as long as the rest | [`Block`]: the ports are not free |
+//! | `job/NAME` | the requester's | [`Job`]; its creation revision distinguishes it from older decisions |
 //! | `live/HOST/ID` | the requester's | [`Job`]: the host is to reserve; deleted: the job is over |
 //! | `part/ID/HOST` | | [`Part`]: the host's answer. It stays until the host reports that the ports are vacant |
 //! | `host/HOST` | the daemon's | [`Member`]: the daemon runs |
@@ -96,7 +96,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// That of a job that begins.
+    /// The block of a job that begins.
     pub(crate) fn of(job: &Job) -> Self {
         Self { ports: job.ports, name: job.name.clone(), id: job.id.clone(), resting: false, released: false }
     }

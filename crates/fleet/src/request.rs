@@ -1,4 +1,4 @@
-//! The requester: it has a job decided, waits for the hosts, and keeps the job's lease alive.
+//! The requester: it asks for the decision about a job, waits for the hosts, and keeps the job's lease alive.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ const BLOCKS: usize = 8;
 /// The pause between attempts to reach etcd.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// The longest wait for a watch: its member may be gone, and nothing says so.
+/// The longest wait for a watch: its member may be gone without a message.
 const CHECK: Duration = Duration::from_secs(30);
 
 /// A request.
@@ -105,7 +105,7 @@ pub(crate) fn acquire(
                 return Ok(Held { job, stop: news, thread });
             }
             Err((failure, tried)) => {
-                // All of the job's keys go with its lease.
+                // When the lease ends, all of the job's keys are deleted.
                 let withdrawn = client.revoke(keep.lease);
                 let again = failure.host.is_some() && failure.reason == Reason::InUse && wanted.at.is_none();
                 match tried {
@@ -126,7 +126,7 @@ fn lease(client: &Arc<Client>, config: &Config, news: &Sender<Input>) -> Result<
     Ok(KeepAlive::start(Arc::clone(client), lease, config.lease, send))
 }
 
-/// One decision, and the answers of the hosts. Of a failure, the block that was tried.
+/// Make one decision, and wait for the answers of the hosts. A failure comes with the block that was tried.
 fn ask(
     client: &Client,
     config: &Config,
@@ -160,7 +160,7 @@ enum Until {
     AllAnswers,
 }
 
-/// Wait for the hosts' answers. The failures.
+/// Wait for the hosts' answers. Returns the failures.
 fn answers(
     client: &Client,
     keys: &Keys,
@@ -304,7 +304,7 @@ pub(crate) fn wait_for(client: &Client, keys: &Keys, name: &str, end: Option<Ins
 /// A watch for the next step of the job; `None`: it is complete.
 fn awaited(client: &Client, keys: &Keys, name: &str) -> Result<Option<Watch>, EtcdError> {
     let key = keys.job(name);
-    // In this order nothing is missed.
+    // In this order no change is missed.
     let of_job = client.watch_key(&key, NOW)?;
     let (_, [found]) = client.read([Op::get(&key)])?;
     let Some(job) = found.first().map(KeyValue::parse::<Job>).transpose()? else { return Ok(Some(of_job)) };

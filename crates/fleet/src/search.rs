@@ -1,4 +1,5 @@
-//! Which block a request gets: next-fit over the fleet's range, so that a number that was just given up comes round last.
+//! Which block a request gets: next-fit over the fleet's range, so that a number that was just given up is the last to
+//! be given again.
 
 use portkeep::{Align, PortRange};
 

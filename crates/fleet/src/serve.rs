@@ -44,7 +44,7 @@ pub(crate) fn machine_name() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The name of this host, if it has one that can be a name.
+/// The name of this host, if it is a valid name.
 pub(crate) fn host_name(config: &Config) -> Option<String> {
     let name = config.host.clone().unwrap_or_else(machine_name);
     name.parse::<Name>().ok().map(|name| name.to_string())

@@ -11,7 +11,7 @@ use crate::{
     record::{Answer, Block, Job, Keys, Member, Part},
 };
 
-/// Where a job, or a host's part of it, is in its life. The words of reservations, where they mean the same.
+/// Where a job, or a host's part of it, is in its life. The words are those of reservations, if they mean the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stage {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * ACQUIRE: from a request to a reservation in force, or to one that waits for
- * the agent. The kernel holds the socket's lock while this runs, so what a
- * socket knows about itself has one writer.
+ * ACQUIRE: from a request to a reservation in force, or to one that waits
+ * for the agent. The kernel holds the socket's lock while this runs, so
+ * the state that is kept with a socket has one writer at a time.
  */
 #ifndef PORTKEEP_ACQUIRE_H
 #define PORTKEEP_ACQUIRE_H
@@ -23,7 +23,7 @@ __inline __u32 socket_transport(struct bpf_sock *sk)
 	return 0;
 }
 
-/* The whole ACQUIRE, passed from step to step: the stack of a program and all it calls is 512 bytes. */
+/* The whole ACQUIRE, passed from step to step: a program and all functions that it calls share 512 bytes of stack. */
 struct acquisition {
 	struct portkeep_acquire ask;
 	struct span span;
@@ -51,7 +51,7 @@ __inline int all_zero_beyond(struct bpf_sockopt *ctx)
 
 __inline int read_request(struct bpf_sockopt *ctx, struct portkeep_acquire *ask)
 {
-	/* A pointer with an alignment: copying byte by byte would take a third of the stack. */
+	/* A pointer to a type with an alignment: a copy byte by byte would need a third of the stack. */
 	struct portkeep_acquire *in = ctx->optval;
 	void *end = ctx->optval_end;
 
@@ -78,7 +78,7 @@ __inline int request_valid(const struct portkeep_acquire *ask)
 		return 0;
 	if (ask->flags & ~(PORTKEEP_BOTH | PORTKEEP_STRICT | PORTKEEP_EPHEMERAL))
 		return 0;
-	/* A strict one demands association, a private ephemeral range is for sockets without. */
+	/* A strict reservation requires association. A private ephemeral range is for sockets without association. */
 	if (ask->flags & PORTKEEP_STRICT && ask->flags & PORTKEEP_EPHEMERAL)
 		return 0;
 	if (ask->scope > PORTKEEP_SCOPE_CGROUP || ask->also > PORTKEEP_ALSO_MAX || ask->zero)
@@ -116,19 +116,19 @@ __alone int find_cgroup(struct acquisition *a)
 	return EINVAL;
 }
 
-/* Claimed and vacant: in force, or for the agent to look at. False: a bind was quicker, and nothing is claimed any more. */
+/* The block is claimed: make it ACTIVE, or PENDING for the agent. False: a bind came first, and the ports are freed. */
 __inline int claim_holds(struct acquisition *a, struct reservation *r)
 {
 	if (gate_step(r, a->token, PORTKEEP_GATE_CLAIMING, a->pending ? PORTKEEP_GATE_PENDING : PORTKEEP_GATE_ACTIVE))
 		return 1;
-	/* Before the ports can be claimed anew: a bind that still looks finds that nothing is in force here. */
+	/* Before others can claim the ports again: a bind that still reads this entry finds nothing in force. */
 	__sync_lock_test_and_set(&r->gate, gate_of(a->token, PORTKEEP_GATE_CLAIMING));
 	span_free(&a->span);
 	a->span.result = EADDRINUSE;
 	return 0;
 }
 
-/* Claim one block for the entry at hand. Its start is written first, so that a bind that meets a claimed port can check. */
+/* Claim one block for this entry. Its start is written first, so that a bind that finds a claimed port can check it. */
 __alone int claim_block(struct acquisition *a)
 {
 	struct reservation *r;
@@ -152,7 +152,7 @@ struct wildcard {
 	struct space *space;
 };
 
-/* Preferences, dropped one after the other: ports that automatic choices may take come last. */
+/* Search with two preferences, then with one, then with none: ports for automatic choices come last. */
 __inline __u32 search_preferring(struct wildcard *w, struct config *c, __u32 cursor)
 {
 	__u32 start;
@@ -171,7 +171,7 @@ __inline __u32 search_preferring(struct wildcard *w, struct config *c, __u32 cur
 	return search_run(&w->search, c->pool_first, c->pool_last, cursor);
 }
 
-/* Mostly the ports at the cursor are free: then the search, which would find them, can be spared. */
+/* Mostly the ports at the cursor are free. Then the search is not needed: it would find the same ports. */
 __inline int claim_at_cursor(struct wildcard *w, struct config *c, __u32 which)
 {
 	struct span *span = &w->a->span;
@@ -212,7 +212,7 @@ static long wildcard_step(__u32 i, void *ctx)
 	w->space->cursor[which] = start + w->search.count;
 	span->first = start;
 	span->last = start + w->search.count - 1;
-	/* Lost the block to another CPU between the search and the claim: once more. */
+	/* EADDRINUSE: another CPU claimed the block between the search and the claim. Search again. */
 	return claim_block(w->a) != EADDRINUSE;
 }
 
@@ -250,9 +250,9 @@ static long closed_lately_step(__u32 i, void *ctx)
 }
 
 /*
- * Whether the agent has to look before a specific block is in force. It does
- * for ports outside the pool, whose binds are not counted. In the pool it does
- * where connections may be left behind, and an agent runs.
+ * Whether the agent has to look for sockets before a specific block is in force. For ports
+ * outside the pool it has to, because binds of these ports are not counted. For ports of the
+ * pool it has to if closed sockets may have left connections behind, and if an agent runs.
  */
 __noinline int needs_agent(struct acquisition *a)
 {
@@ -312,7 +312,7 @@ __noinline __u32 find_slot(struct owner_state *o)
 	return s.slot;
 }
 
-/* The entry is the caller's alone until the ports point to it, and until its gate is open nothing is in force. */
+/* Fill the entry. No other CPU uses it before the ports point to it. Nothing is in force before its gate is ACTIVE. */
 __noinline int enter_reservation(struct acquisition *a, struct reservation *r, __u32 slot, __u32 by)
 {
 	int error;
@@ -340,7 +340,7 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	else
 		__builtin_memset(r->comm, 0, sizeof(r->comm));
 	__builtin_memcpy(r->label, a->ask.label, sizeof(r->label));
-	/* Before the gate, or a bind that still looks at an earlier block of this entry would contest the new one. */
+	/* Before the gate: otherwise a bind that still looks at an earlier block here would contest the new one. */
 	WRITE(r->start, a->ask.start);
 	WRITE(r->token, a->token);
 	error = r->flags & PORTKEEP_EPHEMERAL ? range_enter(r, a->span.id) : 0;
@@ -348,7 +348,7 @@ __noinline int enter_reservation(struct acquisition *a, struct reservation *r, _
 	return error;
 }
 
-/* The others that a request lets in, behind it. */
+/* Enter the others that a request admits. They follow it in the buffer. */
 __noinline int admit_asked(struct bpf_sockopt *ctx, __u64 token, __u32 also)
 {
 	return admit(ctx->optval + sizeof(struct portkeep_acquire), ctx->optval_end, token, also);
@@ -379,7 +379,7 @@ __noinline int announce(struct acquisition *a)
 	return 0;
 }
 
-/* The token of the entry's next reservation. Those that look like "ended" in a gate are skipped: 8 of 2^64. */
+/* The token of the entry's next reservation. Tokens 0 to 7 are skipped: with a state, a gate could be 0. */
 __inline __u64 token_next(const struct config *c, struct reservation *r, __u32 id)
 {
 	__u64 token = 0;
@@ -392,7 +392,7 @@ __inline __u64 token_next(const struct config *c, struct reservation *r, __u32 i
 	return token;
 }
 
-/* Rights and limits, before anything is entered. */
+/* Check rights and limits, before anything is entered. */
 __inline int may_acquire(struct acquisition *a, __u64 payer)
 {
 	struct config *c = the_config();
@@ -450,7 +450,7 @@ __inline int acquire(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 	if (error)
 		return error;
 
-	/* From here on whatever fails gives back what was taken. */
+	/* From here on, a failure has to give back what was charged. */
 	error = may_acquire(&a, payer);
 	if (error) {
 		quota_return(payer, ports);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The administrator's door. The agent and the CLI run this program through
- * BPF_PROG_TEST_RUN on a packet that holds a struct admin_request. The right to
- * do this is the right to open the pinned program; no socket or process is
- * looked at. It is in the kernel because other CPUs change words meanwhile, and
- * only atomic steps are safe.
+ * The administrator program. The agent and the CLI run it through BPF_PROG_TEST_RUN, a
+ * command of bpf(2) that runs a program on a packet from user space. Here the packet is a
+ * struct admin_request. Every process that can open the pinned program has the right to do
+ * this: the program checks no socket and no process. These steps are done in the kernel
+ * because other CPUs change words at the same time, so that only atomic steps are safe.
  */
 #ifndef PORTKEEP_ADMIN_H
 #define PORTKEEP_ADMIN_H
@@ -23,12 +23,12 @@ __inline int admin_confirm(struct reservation *r, struct admin_request *q)
 	return 0;
 }
 
-/* A pool port in use by a socket that no program saw being bound: wildcard requests pass it by. */
+/* A pool port is in use by a socket that no program saw being bound: wildcard requests skip the port. */
 __inline int admin_aside(struct admin_request *q)
 {
 	struct word *w;
 
-	/* A namespace that is not known is never swept. */
+	/* User space removes vacant words only in namespaces that have an element in `spaces`. */
 	if (!space_of(q->netns, PORTKEEP_NOBODY))
 		return ENOMEM;
 	w = word_create(q->netns, q->transports, q->start, PORTKEEP_NOBODY);
@@ -69,13 +69,13 @@ __inline int admin_seal(struct admin_request *q)
 		return EADDRINUSE;
 	if (!reserved_set(w, q->transports, q->start, 0, ~0ULL))
 		return EADDRINUSE;
-	/* The filter must count only reservations. */
+	/* reserved_set has counted the word in the filter, but the filter must count only reservations. */
 	__sync_fetch_and_sub(count, 1);
 	WRITE(w->sealed, 1);
 	return 0;
 }
 
-/* The quota of a namespace's root, likewise: charges to it fail until it is gone. */
+/* Seal the quota of a namespace's root in the same way: charges to it fail until it is removed. */
 __inline int admin_seal_quota(struct admin_request *q)
 {
 	__u64 payer = q->account;
@@ -111,7 +111,7 @@ __inline struct admin_request *request_of(struct __sk_buff *ctx)
 	return (void *)(in + 1) > (void *)(long)ctx->data_end ? NULL : in;
 }
 
-/* The others that a request lets in, behind it. */
+/* Enter the others that a request admits. They follow it in the packet. */
 __noinline int admit_named(struct __sk_buff *ctx, __u64 token, __u32 also)
 {
 	struct admin_request *in = request_of(ctx);
@@ -120,9 +120,9 @@ __noinline int admit_named(struct __sk_buff *ctx, __u64 token, __u32 also)
 }
 
 /*
- * A persistent reservation: claimed, and PENDING, while user space says whom it
- * is for, looks for sockets on its ports, and confirms it or ends it. A bind in
- * the meantime wins.
+ * Create a persistent reservation. It is claimed, and PENDING, until user space
+ * has entered whom it is for and has looked for sockets on its ports. Then user
+ * space confirms it or ends it. If a bind comes in the meantime, the bind wins.
  */
 __noinline int admin_create(struct __sk_buff *ctx)
 {
@@ -148,7 +148,7 @@ __noinline int admin_create(struct __sk_buff *ctx)
 		return EINVAL;
 	if (in->scope < PORTKEEP_SCOPE_USER || in->scope > PORTKEEP_SCOPE_ADMIN || in->level > PORTKEEP_PLACE_DEPTH)
 		return EINVAL;
-	/* Binds to port 0 would draw for one of several (E6). */
+	/* A bind to port 0 would draw for only one of several audiences (E6). */
 	if (in->also && in->flags & PORTKEEP_EPHEMERAL)
 		return EINVAL;
 	a.ask.flags |= PORTKEEP_PERSISTENT;
@@ -195,7 +195,7 @@ __noinline int admin_create(struct __sk_buff *ctx)
 	return 0;
 }
 
-/* Here and not from user space, which could only write limit and use together, and lose what is charged meanwhile. */
+/* Done here because user space could only write limit and use together. Charges made meanwhile would be lost. */
 __inline int admin_limit(struct admin_request *q)
 {
 	struct quota *quota = quota_of(q->account);
@@ -206,7 +206,7 @@ __inline int admin_limit(struct admin_request *q)
 	return 0;
 }
 
-/* Words are removed from user space, which cannot take off a number that changes meanwhile. */
+/* User space removes words. It cannot subtract from a number that changes meanwhile, so this program does it. */
 __inline int admin_forget(struct admin_request *q)
 {
 	__u64 payer = q->account;
@@ -216,8 +216,8 @@ __inline int admin_forget(struct admin_request *q)
 }
 
 /*
- * In between it is for administrators only, so that a bind that meets half of the change is refused. User space
- * changes and ends a persistent reservation from one thread, so its element in `ranges` has one writer.
+ * During the change the reservation is for administrators only: a bind that sees half of the change is refused.
+ * User space changes and ends a persistent reservation from one thread, so its element in `ranges` has one writer.
  */
 __inline int admin_change(struct __sk_buff *ctx, struct reservation *r, struct admin_request *q)
 {
@@ -233,7 +233,7 @@ __inline int admin_change(struct __sk_buff *ctx, struct reservation *r, struct a
 		return EINVAL;
 	if (q->also > PORTKEEP_ALSO_MAX)
 		return EINVAL;
-	/* Never a value that it had before: a bind that has looked half-way would not see the change. */
+	/* A new value each time: a bind that has read half of the old fields must notice the change. */
 	before = r->also;
 	also = (before | PORTKEEP_ALSO_COUNT) + 1 + q->also;
 	error = admit_named(ctx, q->token, also);
@@ -258,7 +258,7 @@ __inline int admin_change(struct __sk_buff *ctx, struct reservation *r, struct a
 	if (!(r->flags & PORTKEEP_EPHEMERAL))
 		return 0;
 	error = range_enter(r, q->id);
-	/* It is in force all the same, and its scope may bind its ports by number. */
+	/* The reservation is in force nevertheless, and its scope may bind its ports by number. */
 	if (error)
 		r->flags &= ~PORTKEEP_EPHEMERAL;
 	return error;

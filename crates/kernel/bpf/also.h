@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Others that a reservation lets in beside its scope (R11). They are asked about only where the scope refuses, so they
- * cost nothing where it does not.
+ * Others that a reservation admits beside its scope (R11). They are checked only if the scope refuses a process,
+ * so they cost nothing if the scope admits it.
  *
- * They are entered before anything of the reservation is in force, and removed once its gate is shut. A removed element
- * may be reused at once, so a caller looks at the gate after this, as it does for every other field.
+ * They are entered before the reservation is in force, and removed after its gate is shut. The memory of a removed
+ * element may be reused at once. So a caller checks the gate after this, as it does for every other field.
  */
 #ifndef PORTKEEP_ALSO_H
 #define PORTKEEP_ALSO_H
@@ -24,7 +24,7 @@ __inline int is_meant(struct portkeep_also *other)
 	return 0;
 }
 
-/* Whether the process at hand is one of them. */
+/* Whether the calling process is one of them. */
 __alone int is_admitted(struct reservation *r, __u64 token)
 {
 	struct admitted_key key = { .token = token };
@@ -43,7 +43,7 @@ __alone int is_admitted(struct reservation *r, __u64 token)
 			return 0;
 		if (!is_meant(other))
 			continue;
-		/* Changed meanwhile: what was compared may be another reservation's. */
+		/* If it was changed meanwhile, the element that was compared may belong to another reservation. */
 		FENCE();
 		return READ(r->also) == key.also;
 	}

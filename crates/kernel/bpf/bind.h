@@ -2,11 +2,11 @@
 /*
  * Bind: refuse outsiders, draw ports for associated sockets, count.
  *
- * A bind passes here twice. The first program decides, but whether the bind
- * then succeeds is up to the kernel, and the reservation may end in between. So
- * it only notes what it allowed (claim_*). The second program runs once the
- * port is really taken; it counts the socket, and then looks who has the port
- * now. It also sees automatic choices, which the first program sees as port 0.
+ * The kernel runs two programs for each bind. The first one (bind4, bind6) decides. But after
+ * it the kernel may still refuse the bind, and the reservation may end. So the first program
+ * only notes what it allowed (claim_*). The second one (post_bind4, post_bind6) runs when the
+ * socket has the port. It counts the socket, and then checks who has the port now; it can still
+ * refuse. It also sees the port of an automatic choice, which is port 0 in the first program.
  */
 #ifndef PORTKEEP_BIND_H
 #define PORTKEEP_BIND_H
@@ -16,13 +16,13 @@
 
 #define REFUSE 0
 #define PASS 1
-/* The TCP socket under an MPTCP socket: whether the latter is counted for it. */
+/* For the TCP socket below an MPTCP socket: whether the MPTCP socket is counted for it. */
 #define SUBFLOW_COUNTED 1
 #define SUBFLOW 2
 
 #define PASS_PRIVILEGED 3 /* also without CAP_NET_BIND_SERVICE (A8) */
 
-/* Whether a refusal of the process at hand is reported, and how many before it were not. Two threads may miscount by a few. */
+/* Whether to report a refusal of the calling process. `untold`: how many before were not (threads may miscount). */
 __noinline int may_report(__u32 *untold)
 {
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
@@ -73,10 +73,10 @@ __noinline int refuse(__u64 netns, __u32 transport, __u32 port, __u32 id)
 }
 
 /*
- * TIME_WAIT must not keep a consumer from its port (A9). With SO_REUSEADDR it
- * does not; but the option would also let two sockets that do not listen yet
- * share the port, so it is only set where no other is bound, or where sharing is
- * what the program asked for.
+ * A connection in TIME_WAIT must not keep a socket that the reservation admits from
+ * its port (A9). With SO_REUSEADDR it does not. But with that option two sockets that
+ * do not listen yet could also share the port. So the option is only set if no other
+ * socket is bound to the port, or if the program has asked for sharing (SO_REUSEPORT).
  */
 __inline void allow_time_wait(struct bpf_sock_addr *ctx, __u32 transport, struct word *w, __u32 port)
 {
@@ -93,11 +93,11 @@ __inline void allow_time_wait(struct bpf_sock_addr *ctx, __u32 transport, struct
 }
 
 /*
- * MPTCP (Go's servers ask for it by default) binds by a TCP socket of the
- * kernel's own, whose close passes no program; that of the MPTCP socket does.
- * So the use is counted with that one, and before the kernel takes the port: the
- * second program cannot get from the one to the other. If the bind fails after
- * all, the port counts as used until the MPTCP socket binds again or is closed.
+ * An MPTCP socket (Go's servers use MPTCP by default) binds by a TCP socket of the kernel's
+ * own. No program runs when that TCP socket is closed, but one runs when the MPTCP socket is
+ * closed. So the use is counted with the MPTCP socket. It is counted before the kernel takes
+ * the port, because the second program cannot find the MPTCP socket of a TCP socket. If the
+ * bind then fails, the port counts as used until the MPTCP socket binds again or is closed.
  */
 __noinline int count_mptcp(void *mptcp, __u64 netns, __u32 port)
 {
@@ -118,7 +118,7 @@ __inline int refuse_with(int error)
 	return REFUSE;
 }
 
-/* Note what the bind under way was allowed, for the second program. False if the reservation has ended. */
+/* Note for the second program what this bind was allowed. False if the reservation has ended. */
 __inline int claim(struct socket_state *st, struct reservation *r, __u64 token, __u32 port)
 {
 	st->claim_token = token;
@@ -128,7 +128,7 @@ __inline int claim(struct socket_state *st, struct reservation *r, __u64 token, 
 	return reservation_alive(r, token);
 }
 
-/* An associated socket binds: out of its block or not at all. */
+/* An associated socket binds: it gets a port of its block, or the bind is refused. */
 __inline int bind_associated(struct bpf_sock_addr *ctx, struct socket_state *st, __u32 transport, __u32 port)
 {
 	struct reservation *r = bpf_map_lookup_elem(&reservations, &st->id);
@@ -169,7 +169,7 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	r = look_at(&l, w, netns, transport, port);
 	if (!r && l.lingers)
 		return refuse(netns, transport, port, 0);
-	/* Not granted yet, or no longer: the port is everybody's, and the second program looks again. */
+	/* Not granted yet, or ended: the port is not reserved now, and the second program checks again. */
 	if (!r || l.gate != l.token)
 		return PASS;
 	scope = READ(r->scope);
@@ -177,7 +177,7 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 	FENCE();
 	if (!reservation_alive(r, l.token))
 		return PASS;
-	/* Changed meanwhile: half of what was read may be old. */
+	/* The reservation was changed meanwhile: a part of what was read may be old. */
 	if (READ(r->scope) != scope)
 		allowed = 0;
 	st = allowed ? bpf_sk_storage_get(&sockets, sk, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE) : NULL;
@@ -198,8 +198,8 @@ __inline int bind_reserved(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 }
 
 /*
- * A socket that is not associated binds to port 0: out of the private ephemeral range of its process, if there is one
- * (E1). One that ends meanwhile is as good as none, so the next round looks for another.
+ * A socket that is not associated binds to port 0: it gets a port of the private ephemeral range of its
+ * process, if there is one (E1). If that range ends meanwhile, the next round looks for another one.
  */
 __inline int bind_ephemeral(struct bpf_sock_addr *ctx, struct bpf_sock *sk, __u32 transport)
 {
@@ -265,12 +265,12 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	st = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	if (st && st->role)
 		return PASS_PRIVILEGED;
-	/* An earlier bind that was allowed but failed must not open the way for this one. */
+	/* An earlier bind that was allowed here and then failed must not allow this one. */
 	if (st)
 		st->claim_port = 0;
 	/*
-	 * The kernel answers EINVAL to a second bind, but it looks only after it has let go of the socket, which may have
-	 * lost its port by then. So the answer for a reserved port is given here.
+	 * A second bind gets EINVAL from the kernel. But the kernel checks that only after it has unlocked
+	 * the socket, which may have lost its port by then. So the answer for a reserved port is given here.
 	 */
 	if (sk->src_port)
 		return port && reserved_word(ctx, transport, port) ? refuse_with(EINVAL) : PASS;
@@ -285,9 +285,9 @@ __inline int on_bind(struct bpf_sock_addr *ctx)
 	if (verdict != PASS)
 		return verdict;
 	/*
-	 * Count all that the second program counts, ports of a request that is not granted yet included: of MPTCP it would not
-	 * see the close. Any port may belong to such a request by then. (is_kernel_socket does not find these sockets: they point
-	 * to the MPTCP socket's file.)
+	 * Count what the second program counts, ports of a request not granted yet included: no program sees
+	 * the close of this TCP socket. By then any port may belong to such a request, so it is always marked.
+	 * (is_kernel_socket does not find these sockets, because they have the file of the MPTCP socket.)
 	 */
 	mptcp = mptcp_of(sk, transport);
 	if (mptcp) {
@@ -316,7 +316,7 @@ __inline int count_bound(struct bpf_sock *ctx, struct socket_state *st, struct w
 	return st && use_start(st, w, netns, transport, port, PORTKEEP_HELD_OPEN) ? COUNTED : COUNTED_NOT;
 }
 
-/* Whether the socket may keep the port: `id` is the reservation that keeps it from it. */
+/* Whether the socket may keep the port. If not, `id` is the reservation that refuses it. */
 __inline int may_keep(struct socket_state *st, struct word *w, __u64 netns, __u32 transport, __u32 port, __u32 *id)
 {
 	struct reservation *r;

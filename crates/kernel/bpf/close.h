@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Close: the port is given up, and what the socket owned ends.
+ * Close: the port is given up, and the reservations that the socket owned end.
  */
 #ifndef PORTKEEP_CLOSE_H
 #define PORTKEEP_CLOSE_H
@@ -21,10 +21,10 @@ static long close_step(__u32 i, void *ctx)
 }
 
 /*
- * A connection that was accepted on a reserved port must not keep the next
- * holder from binding it. With SO_REUSEADDR, which its listener was given, it
- * does not. So the option stays on, after the end of the reservation too; a
- * program that takes it off gets success.
+ * A connection that was accepted on a reserved port must not keep the next holder
+ * of the port from binding it. With SO_REUSEADDR it does not, and its listener
+ * was given that option. So the option stays on, even after the end of the
+ * reservation. A program that switches it off gets success, but the option stays.
  */
 __inline int keeps_reuseaddr(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
@@ -40,7 +40,7 @@ __inline int keeps_reuseaddr(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	return (st && st->consumer) || reserved_word(ctx, PORTKEEP_TCP, port);
 }
 
-/* The last descriptor is gone, by close or with its process. */
+/* The last descriptor is closed, by a close call or by the end of its process. */
 __inline int on_release(struct bpf_sock *ctx)
 {
 	struct socket_state *st = bpf_sk_storage_get(&sockets, ctx, NULL, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Connections: the source port of an associated socket, and what TCP
- * connections do to ports after their sockets have been closed.
+ * Connections: the source port of an associated socket, and the ports
+ * that TCP connections still use after their sockets have been closed.
  */
 #ifndef PORTKEEP_CONNECT_H
 #define PORTKEEP_CONNECT_H
@@ -20,7 +20,7 @@ struct sockaddr_in6 {
 	__u8 rest[24];
 };
 
-/* Whether the destination is surely this machine. Each hook may only read the address of its own family, so `v6` is a constant. */
+/* Whether the destination is surely this machine. A program may read its own address family only: `v6` is fixed. */
 __inline int to_loopback(struct bpf_sock_addr *ctx, int v6)
 {
 	__u32 last;
@@ -38,7 +38,7 @@ __inline int to_loopback(struct bpf_sock_addr *ctx, int v6)
 	return !ctx->user_ip6[2] && (!last || last == bpf_htonl(1));
 }
 
-/* A socket must not connect to itself: the number of the destination comes last, and to this machine not at all. */
+/* A socket must not connect to itself: the destination's port is drawn last, and never if it is on this machine. */
 __inline __u32 draw_source(struct bpf_sock_addr *ctx, int v6, struct reservation *r, __u32 transport)
 {
 	__u32 port = draw(r, transport, bpf_ntohs((__u16)ctx->user_port));
@@ -47,10 +47,10 @@ __inline __u32 draw_source(struct bpf_sock_addr *ctx, int v6, struct reservation
 }
 
 /*
- * A connection from a port that the socket already has. If the port is reserved
- * and the process is an outsider, it came by it past the bind programs: another
- * program in this hook has bound it. (Sockets bound before a reservation with
- * `around` are in its scope, or counted.)
+ * A socket that has a port connects. If the port is reserved and the
+ * process is an outsider, the bind programs did not see the bind: another
+ * BPF program for connect has bound the socket. (Sockets that were bound
+ * before a reservation with `around` are in its scope, or counted.)
  */
 __inline int connect_bound(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct socket_state *st, __u32 transport)
 {
@@ -70,9 +70,9 @@ __inline int connect_bound(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struc
 }
 
 /*
- * bpf_bind passes neither bind program, so a port drawn here is counted here,
- * and before it is bound: what is bound cannot be undone, so an end that comes
- * in between has to find it counted and leave the port to this socket.
+ * The helper bpf_bind runs neither bind program, so a port that is drawn here is counted
+ * here, and before it is bound. A bind that is done cannot be undone. So if the reservation
+ * ends between these steps, it must find the port counted, and leave it to this socket.
  */
 __inline int on_connect(struct bpf_sock_addr *ctx, int v6)
 {
@@ -131,8 +131,8 @@ __inline int on_connect(struct bpf_sock_addr *ctx, int v6)
 		}
 		use_over(st, netns);
 		/*
-		 * A8 ends here: bpf_bind requires CAP_NET_BIND_SERVICE, and no program can lift that. A process without it
-		 * binds to port 0 first.
+		 * A8 ends here: bpf_bind requires CAP_NET_BIND_SERVICE, and no program
+		 * can change that. A process without it has to bind to port 0 first.
 		 */
 		if (failed == -EACCES)
 			return refuse_with(EACCES);
@@ -140,7 +140,7 @@ __inline int on_connect(struct bpf_sock_addr *ctx, int v6)
 	return refuse_with(EADDRINUSE);
 }
 
-/* A consumer's listener and its connections do not keep the next holder from binding the port. */
+/* With SO_REUSEADDR a listener and its connections do not keep the next holder from binding the port. */
 __inline void share_port(struct bpf_sock_ops *ctx)
 {
 	int on = 1;
@@ -177,7 +177,7 @@ __inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 		st->consumer = 1;
 }
 
-/* A socket with a port connects. One that no reservation let in may leave the connection behind when it is closed. */
+/* A socket with a port connects. If no reservation admitted it, its connection may use the port after the close. */
 __inline void on_connecting(struct bpf_sock_ops *ctx, struct socket_state *st)
 {
 	if (st->consumer) {
@@ -188,7 +188,7 @@ __inline void on_connecting(struct bpf_sock_ops *ctx, struct socket_state *st)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* Changes of TCP connections. Sockets without a reserved or a pool port are none of our business. */
+/* Changes of TCP connections. Sockets whose port is neither reserved nor in the pool are ignored. */
 __inline int on_tcp(struct bpf_sock_ops *ctx)
 {
 	struct socket_state *st;

@@ -7,7 +7,7 @@
 
 #include "use.h"
 
-/* A free port of a block. */
+/* The search for a free port of a block. */
 struct draw {
 	__u64 netns;
 	__u32 transport;
@@ -40,7 +40,7 @@ static long draw_step(__u32 i, void *ctx)
 		__u32 n = lowest(free);
 
 		if (!(__sync_fetch_and_or(&w->drawn, BIT(n)) & BIT(n)) || d->contested) {
-			/* A whole bind of another CPU may lie between the look and the mark. It counts before it takes its mark off. */
+			/* Another CPU may have bound it since the look. It counts before it clears its mark. */
 			if (!uses(w, n)) {
 				d->port = base + n;
 				return 1;
@@ -53,9 +53,9 @@ static long draw_step(__u32 i, void *ctx)
 }
 
 /*
- * Next-fit from where the last draw ended. `drawn` keeps two binds at the same
- * moment apart; it stays behind when a bind fails later on, so if nothing else
- * is left the third round takes such a port all the same and the kernel has the last word.
+ * The search is next-fit: it begins where the last draw ended. `drawn` keeps two binds at the same
+ * moment from choosing the same port. Its bit stays set if the bind fails later. So if no other port
+ * is free, the third round takes such a port too, and the kernel decides whether the bind succeeds.
  */
 __alone __u32 draw(struct reservation *r, __u32 transport, __u32 skip)
 {
@@ -74,7 +74,7 @@ __alone __u32 draw(struct reservation *r, __u32 transport, __u32 skip)
 
 	d.first = from;
 	d.last = last;
-	/* Mostly the first word has one, and bpf_loop costs more than its first step. */
+	/* Mostly the first word has a free port, and a call of bpf_loop costs more than its first step. */
 	if (!draw_step(0, &d))
 		bpf_loop(1024, draw_step, &d, 0);
 	if (!d.port && from > r->start) {

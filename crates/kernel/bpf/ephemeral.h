@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The private ephemeral range of the process at hand: the most specific one
- * wins, in the order process, nearest cgroup, unit, user, group (E4).
+ * The private ephemeral range of the calling process. The most specific
+ * range wins, in the order process, nearest cgroup, unit, user, group (E4).
  */
 #ifndef PORTKEEP_EPHEMERAL_H
 #define PORTKEEP_EPHEMERAL_H
@@ -47,7 +47,7 @@ __alone int range_look(struct range_search *s, __u32 kind, __u64 id, __u32 level
 	return 1;
 }
 
-/* Whether what was found is for the process at hand: the element may be of a reservation that was just ended or changed. */
+/* Whether the range found is for the calling process: its reservation may just have ended or changed. */
 __alone int range_fits(struct range_search *s)
 {
 	struct reservation *r;
@@ -68,7 +68,7 @@ __alone int range_fits(struct range_search *s)
 	return fits && reservation_alive(r, s->token) && READ(r->scope) == scope;
 }
 
-/* One cgroup on the way down from the root: the last one that has a range is the nearest. */
+/* One cgroup on the way down from the root: the last one with a range is the nearest. */
 static long range_step(__u32 i, void *ctx)
 {
 	struct range_search *s = *(struct range_search **)ctx;
@@ -104,7 +104,7 @@ static long range_step(__u32 i, void *ctx)
 	return 0;
 }
 
-/* Names are read only where a range is for a name. */
+/* Names are read only if some range is for a name. */
 __inline void range_names(struct range_search *s, struct counters *k)
 {
 	struct task_struct *task;
@@ -127,12 +127,12 @@ static long group_step(__u32 i, void *ctx)
 	struct group_search *g = ctx;
 	int found = range_look(g->search, PORTKEEP_SCOPE_GROUP, supplementary_gid(g->groups, i), 0);
 
-	/* The verifier must see that this is 0 or 1, which the compiler knows. */
+	/* The verifier must see that this is 0 or 1. The compiler knows it, and must not remove the check. */
 	asm volatile("" : "+r"(found));
 	return found != 0;
 }
 
-/* The real group, the effective one, then the others in their order. */
+/* Look for the real group, then for the effective one, then for the others in their order. */
 __alone int range_of_group(struct range_search *s)
 {
 	struct group_search g = { .search = s };
@@ -157,7 +157,7 @@ __alone int range_of_group(struct range_search *s)
 	return s->id != 0;
 }
 
-/* The id of the range, 0 if there is none; `token` is its. */
+/* The id of the range, 0 if there is none. `s->token` is then its token. */
 __alone __u32 range_find(struct range_search *s)
 {
 	struct counters *k = the_counters();
@@ -201,7 +201,7 @@ __noinline int report_exhausted(struct reservation *r, __u32 id)
 	return 0;
 }
 
-/* Whether any process has a private ephemeral range: for most binds to port 0 this is all there is to do (E7). */
+/* Whether any process has a private ephemeral range: most binds to port 0 need only this check (E7). */
 __inline int ranges_exist(void)
 {
 	struct counters *k = the_counters();

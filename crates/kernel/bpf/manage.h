@@ -39,7 +39,7 @@ __inline int release(struct bpf_sockopt *ctx, struct bpf_sock *sk, __u32 transpo
 		return EINVAL;
 	if (!is_owner(r))
 		return EPERM;
-	/* Of a request that was refused, this removes the last trace; the answer is ENOENT. */
+	/* If the request was refused, this frees its entry. The answer is ENOENT all the same. */
 	slot = r->slot & (PORTKEEP_OWNED - 1);
 	error = reservation_end(r, id, token, 0, BY_PROCESS);
 	if (o && o->token[slot] == token) {

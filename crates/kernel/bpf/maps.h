@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The maps: all of Portkeep's state. They are pinned, so the state outlives
- * every process; nothing below is a cache of something kept elsewhere.
+ * The maps hold all of Portkeep's state. A map is a table in the kernel that programs and user space can use. The maps
+ * are pinned: each has a file in the BPF file system, so the state outlives every process. No map is only a cache.
  *
- * Hashes are not preallocated: what is not in use costs nothing. Their limits
- * only bound what a runaway can take. The array of reservations is: 10 MB.
+ * Hash maps are not preallocated: an unused element needs no memory. Their limits only bound what a runaway program
+ * can use up. The array of reservations is preallocated: 10 MB.
  */
 #ifndef PORTKEEP_MAPS_H
 #define PORTKEEP_MAPS_H
@@ -25,7 +25,7 @@ struct {
 	__type(value, struct counters);
 } counters SEC(".maps");
 
-/* A word of zeros: too large for the 512-byte stack, so it is copied from here. */
+/* A word of zeros. It does not fit on the stack of a program (512 bytes), so it is copied from here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -94,7 +94,7 @@ struct {
 	__type(value, __u32);
 } accounts SEC(".maps");
 
-/* Ports each user of a group may hold, by gid. */
+/* How many ports each user of a group may hold, by gid. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -158,13 +158,13 @@ struct {
 } events SEC(".maps");
 
 /*
- * Whether this kernel knows MPTCP, set before loading. Where it does not, the
- * verifier would refuse the helper that asks about it; as a constant it lets
- * the verifier drop that call unseen.
+ * Whether this kernel knows MPTCP. The loader sets it before the programs are loaded. On a
+ * kernel without MPTCP the verifier would refuse the helper that asks about it. The
+ * verifier knows that this is a constant, so there it never checks the call of that helper.
  */
 const volatile __u8 mptcp_known SEC(".rodata") = 0;
 
-/* Likewise whether a program may read the kernel's own structures, as process.h does. */
+/* In the same way: whether a program may read the kernel's own structures, as process.h does. */
 const volatile __u8 places_known SEC(".rodata") = 0;
 
 __inline struct config *the_config(void)
@@ -180,16 +180,16 @@ __inline struct counters *the_counters(void)
 }
 
 /*
- * The process that causes an event. Events of the administrator's program have
- * no process: older kernels, 6.12 among them, let no program of that type ask about it.
- * Always a constant, so that there the verifier does not even see them.
+ * Which process causes an event. An event of the administrator program has no process: older kernels,
+ * 6.12 among them, refuse programs of its type that call the helpers for this. `by` is always one of
+ * these constants, so in the administrator program the verifier never checks those calls.
  */
 #define BY_ADMIN 0
 #define BY_PROCESS 1
 
 /*
- * Nobody listening costs one load; a full ring loses the event, never the call.
- * Refusals leave half of the ring to what matters more: a lost PENDING makes its caller wait.
+ * Without a reader this costs one load. If the ring buffer is full, the event is lost, but the call goes on.
+ * Refusals leave half of the buffer to more important events: if a PENDING is lost, its caller has to wait.
  */
 __noinline int publish(struct event *e, __u32 by)
 {

@@ -2,27 +2,27 @@
 /*
  * Port reservations as control codes on a socket, enforced by BPF programs.
  *
- * If you have never seen BPF: the kernel calls the functions below at the points
- * that their section names say (a setsockopt call, a bind, the last close ...),
- * in the context of the process that made the call, for every socket of the
- * processes below the cgroup they are attached to. They can read and change the
- * call's arguments, let it pass or refuse it, and they keep their state in the
- * maps of maps.h. Before loading them the kernel proves that they end and touch
- * no memory that is not theirs.
+ * If you have never seen BPF: a BPF program is a small function that user space loads into the
+ * kernel. Ours, except that of admin.h, are attached to a cgroup, which is a group of processes.
+ * When a socket of a process in that cgroup, or in a cgroup below it, reaches the point that the
+ * program's section name says (a setsockopt call, a bind, the last close ...), the kernel calls
+ * the program, in the context of the process that made the call. The program can read and change
+ * the arguments of the call, and let the call pass or refuse it. It keeps its state in maps,
+ * which are tables in the kernel (maps.h). Before the kernel loads a program, its verifier
+ * proves that the program ends, and that it uses no memory other than its own.
  *
- * Two rules hold throughout. For a port that is not reserved, anything that goes
- * wrong here (a map that is full, an entry that is missing) lets the call pass.
- * For a reserved port it refuses.
+ * Two rules apply everywhere. If something goes wrong here (a map is full, an entry is missing),
+ * a call for a port that is not reserved passes, and a call for a reserved port is refused.
  *
- *   portkeep.h     what user space and the programs agree on
+ *   portkeep.h     the interface between user space and the programs
  *   maps.h         where the state is
- *   process.h      what a process is: groups, capabilities, unit, namespace
+ *   process.h      the properties of a process: groups, capabilities, unit, namespace
  *   quota.h        accounts and their limits
  *   token.h        making tokens that nobody can guess
  *   table.h        the port table: claiming, counting, freeing
  *   search.h       finding a free run in the pool
- *   range.h        private ephemeral ranges, by whom they are for
- *   also.h         others that a reservation lets in beside its scope
+ *   range.h        private ephemeral ranges, by the processes that they are for
+ *   also.h         others that a reservation admits beside its scope
  *   reservation.h  the life of a reservation
  *   acquire.h      ACQUIRE
  *   manage.h       RELEASE, ASSOCIATE and the agent's mark
@@ -32,8 +32,8 @@
  *   ephemeral.h    the private ephemeral range of a process
  *   bind.h         bind
  *   connect.h      connect, and TCP connections
- *   close.h        the last close
- *   admin.h        the administrator's door
+ *   close.h        the last close of a socket
+ *   admin.h        the administrator program
  */
 #include "uapi.h"
 
@@ -43,10 +43,10 @@
 #include "query.h"
 
 /*
- * An option that is not ours passes as it is, with what programs in cgroups
- * below have made of it. Only a value that is larger than what a program may
- * see has to be handed on by the kernel itself (EFAULT otherwise before Linux
- * 6.5, commit 29ebbba7d461); none of them can have changed such a value.
+ * An option that is not ours passes unchanged; programs attached to cgroups below may have changed
+ * it before. A program sees only the first part of a value that is too large. For such a value the
+ * kernel itself has to use what the process gave: `optlen` 0 says so. (Otherwise the call fails
+ * with EFAULT before Linux 6.5, commit 29ebbba7d461.) No program can have changed such a value.
  */
 __inline int not_ours(struct bpf_sockopt *ctx)
 {
@@ -66,7 +66,7 @@ int portkeep_set(struct bpf_sockopt *ctx)
 		*(volatile __s32 *)&ctx->optlen = -1;
 		return 1;
 	}
-	/* -1: a program below has done it, as that of a second Portkeep there. */
+	/* -1: a program attached to a cgroup below has served the option, for example that of a second Portkeep. */
 	if (ctx->level != SOL_PORTKEEP || !sk || ctx->optlen == -1)
 		return not_ours(ctx);
 	transport = socket_transport(sk);
@@ -97,7 +97,7 @@ int portkeep_set(struct bpf_sockopt *ctx)
 		bpf_set_retval(-error);
 		return 0;
 	}
-	/* "Done": the kernel's own handler, which does not know this level, is skipped. */
+	/* -1 means "done": the kernel skips its own handler, which does not know this level. */
 	*(volatile __s32 *)&ctx->optlen = -1;
 	return 1;
 }
@@ -108,7 +108,7 @@ int portkeep_get(struct bpf_sockopt *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	int error;
 
-	/* 0: a program below has answered. The kernel itself does not know this level. */
+	/* retval 0: a program attached to a cgroup below has answered. The kernel itself does not know this level. */
 	if (ctx->level != SOL_PORTKEEP || !sk || !ctx->retval)
 		return not_ours(ctx);
 	if (ctx->optname == PORTKEEP_VERSION) {
@@ -184,8 +184,8 @@ int portkeep_admin(struct __sk_buff *ctx)
 }
 
 /*
- * Never read or loaded: with variables of these types their layouts are in the
- * object's BTF, where a test holds the Rust mirrors against them.
+ * Never read or loaded. Because of these variables the layouts of their types are in the
+ * type information (BTF) of the object. A test compares the Rust mirrors with these layouts.
  */
 const struct {
 	struct portkeep_acquire acquire;
@@ -199,5 +199,5 @@ const struct {
 	struct event event;
 } layouts SEC(".layouts") = {};
 
-/* Keeps the helpers that only GPL-compatible programs may call open to us. */
+/* Some helpers are only for programs whose license is compatible with the GPL. The kernel reads the license here. */
 char _license[] SEC("license") = "Dual MIT/GPL";

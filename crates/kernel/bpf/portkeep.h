@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The interface of the BPF programs and user space: the control codes with
- * their request and answer structures, and the values of the maps. The Rust
- * mirrors are in portkeep-core (wire) and portkeep-kernel (maps); a test holds
- * them against the BTF of the object built from this file.
+ * The interface between the BPF programs and user space: the control codes with their
+ * request and answer structures, and the values of the maps (tables in the kernel that both
+ * sides use). The Rust mirrors are in portkeep-core (wire) and portkeep-kernel (maps). A
+ * test compares them with the type information (BTF) of the object built from this file.
  *
- * Every port in this file is in HOST byte order. (The Winsock layer turns the
- * network order of INET_PORT_RANGE.StartPort round before it comes here.)
+ * Every port in this file is in HOST byte order. (INET_PORT_RANGE.StartPort is in network
+ * order; the Winsock layer converts it before it calls the programs.)
  */
 #ifndef PORTKEEP_H
 #define PORTKEEP_H
@@ -27,7 +27,7 @@
 #define PORTKEEP_GRANTED 201 /* struct portkeep_grant: what this socket's last ACQUIRE gave */
 #define PORTKEEP_STATE 202   /* struct portkeep_state of what was SELECTed, and its `also` */
 
-/* Transports, as a set: a reservation with `both` has the two bits. */
+/* Transports, as a set of bits: a reservation with `both` has both bits. */
 #define PORTKEEP_TCP 1
 #define PORTKEEP_UDP 2
 
@@ -41,7 +41,7 @@
 #define PORTKEEP_SCOPE_PROCESS 0 /* the owner process: the Windows rule */
 #define PORTKEEP_SCOPE_USER 1    /* processes of the owner's real uid */
 #define PORTKEEP_SCOPE_CGROUP 2  /* a cgroup and all below it */
-/* Of persistent reservations (administrators may associate with any of them) and of struct portkeep_also. */
+/* For persistent reservations (administrators may associate with any of them) and for struct portkeep_also. */
 #define PORTKEEP_SCOPE_GROUP 3 /* processes of a group */
 #define PORTKEEP_SCOPE_UNIT 4  /* processes of a systemd unit */
 #define PORTKEEP_SCOPE_ADMIN 5 /* of persistent ones only: root, and the administrators' group */
@@ -50,9 +50,9 @@
 #define PORTKEEP_COMM 16
 
 /*
- * A request. Its size is its version, as with openat2(2): 8, 16, 24 or 48
- * bytes; what a shorter form leaves out is 0. Behind the 48 are `also` times a
- * struct portkeep_also, and where `also` is 0 only zeros. Worked examples (8-byte form):
+ * A request. Its size is its version, as with openat2(2): 8, 16, 24 or 48 bytes. The
+ * fields that a shorter form leaves out are 0. After the 48 bytes come `also` elements of
+ * struct portkeep_also. If `also` is 0, only zeros may follow. Examples (8-byte form):
  *
  *   { .start = 0,    .count = 4 }                  any four ports in a row
  *   { .start = 5000, .count = 20 }                 5000..5019 and no others
@@ -118,8 +118,8 @@ struct portkeep_select {
 };
 
 /*
- * In the answer it is followed by as many of its `also` as the buffer has room
- * for. Fewer than `also` says, although there is room: it was changed meanwhile, ask again.
+ * In the answer, elements of struct portkeep_also follow it: as many of its `also` as the buffer has room
+ * for. If there are fewer although there is room, the reservation was changed during the call: ask again.
  */
 struct portkeep_state {
 	__u64 token; /* 0 unless the caller may consume it */
@@ -194,7 +194,7 @@ struct config {
 	__u32 privileged_gids[PORTKEEP_PRIVILEGED_GROUPS]; /* groups with that right, 0 = none */
 };
 
-/* The one element of `counters`: changes all the time, so on lines of its own. */
+/* The one element of `counters`. It changes all the time, so it has cache lines of its own. */
 struct counters {
 	__u64 ports;
 	__u32 reservations;
@@ -206,7 +206,7 @@ struct counters {
 };
 
 /*
- * The port table: 64 ports of one transport in one network namespace.
+ * The port table. An element, called a word, is for 64 ports of one transport in one network namespace.
  *
  * Example: a reservation with id 7 of ports 130..259 covers bits 2..63 of word
  * 2, all of word 3 and bits 0..3 of word 4. `reserved` has all those bits;
@@ -220,8 +220,8 @@ struct word_key {
 };
 
 /*
- * Ports that may not be vacant although no bound socket is counted. Bits
- * expire: those of the period before last are gone.
+ * Ports that may be in use although no bound socket is counted. Each bit
+ * expires: only the bits of this period and of the period before it count.
  */
 struct expiring {
 	__u64 ports[2]; /* of the even periods, of the odd ones */
@@ -246,9 +246,9 @@ struct word {
 };
 
 /*
- * Reservations live in an array, an id is an index into it. (Entering and
- * removing an element of a hash map took a tenth of a whole acquire + query +
- * release.) Id 0 is "none".
+ * The reservations are an array, and an id is an index of it. (In
+ * a hash map, entering and removing an element took a tenth of the
+ * time of a whole acquire + query + release.) Id 0 means "none".
  */
 #define PORTKEEP_RESERVATIONS 65536
 
@@ -259,10 +259,10 @@ struct entries {
 };
 
 /*
- * How many namespaces have anything reserved in a word: where none has, a bind
- * needs no look-up in the port table. Row 0 is TCP, row 1 UDP. The highest bit
- * says that a socket has been counted there at some time: where none was and
- * nothing is reserved, a search needs no look-up either.
+ * How many namespaces have a reserved port in a word. If the number is 0, a bind
+ * needs no look-up in the port table. Row 0 is TCP, row 1 is UDP. The highest
+ * bit says that a socket has been counted there at some time. If that bit is not
+ * set and the number is 0, a search for free ports needs no look-up either.
  */
 #define PORTKEEP_FILTER_COUNTED 0x80000000u
 struct filter {
@@ -270,9 +270,9 @@ struct filter {
 };
 
 /*
- * `gate` says what the reservation is worth: 0 once it has ended, else the
- * token with one of these in its lowest bits (gate = token ^ state). Tokens are
- * never 0 to 7.
+ * `gate` says in which state the reservation is. When the reservation ends, its
+ * gate is shut: it becomes 0. Before that, gate = token ^ state, so the state is
+ * in its lowest bits. Tokens are never 0 to 7, so this is never 0. The states:
  */
 #define PORTKEEP_GATE_ACTIVE 0
 #define PORTKEEP_GATE_PENDING 1 /* waits for the agent */
@@ -310,8 +310,8 @@ struct reservation {
 #define PORTKEEP_ALSO_COUNT 7 /* the bits of `also` that are their number */
 
 /*
- * The others that a reservation lets in, by its token: tokens never repeat, so
- * an element is of this reservation or of none.
+ * The others that a reservation admits. The key is its token. Tokens
+ * never repeat, so an element belongs to this reservation or to none.
  */
 struct admitted_key {
 	__u64 token;
@@ -320,7 +320,7 @@ struct admitted_key {
 };
 
 /*
- * Private ephemeral ranges by whom they are for. The value is the id of the reservation.
+ * Private ephemeral ranges. The key is whom a range is for, the value is the id of the reservation.
  *
  * Example: a range for TCP and UDP of the user 1000 in the namespace 1 is two
  * elements, {1, 1000, SCOPE_USER, TCP, 0} and {1, 1000, SCOPE_USER, UDP, 0}.
@@ -336,9 +336,9 @@ struct range_key {
 #define PORTKEEP_RANGE_ALL 7 /* in counters: the sum */
 
 /*
- * The audience of a persistent reservation, if it is a name: cgroups come and
- * go, and have another id each time a service starts, so they are known by
- * their names. Names are padded with zeros.
+ * The audience of a persistent reservation, if it is a unit or a cgroup.
+ * They are stored by name: cgroups are removed and made again, and a cgroup
+ * has another id each time its service starts. Names are padded with zeros.
  *
  * Example: the reservation with id 7 is for unit "postgresql.service": one
  * element {7, 0}. That with id 8 is for cgroup /system.slice/web.service:
@@ -354,7 +354,7 @@ struct place {
 	__u64 name[PORTKEEP_PLACE_NAME / 8]; /* characters */
 };
 
-/* How often a process was refused lately: one that tries in a loop must not fill the ring. */
+/* How often a process was refused lately: a process that tries in a loop must not fill the ring buffer of events. */
 #define PORTKEEP_REFUSALS 10 /* reported one by one in a second, for each process */
 struct offender {
 	__u64 second; /* when it began, ns */
@@ -372,9 +372,9 @@ struct space {
 };
 
 /*
- * The holdings of an account. An account is a uid; that of a subordinate uid
- * (/etc/subuid) is its user; root in another network namespace than `home` has
- * one for each, ROOT_ELSEWHERE plus the namespace's cookie.
+ * What an account holds. An account is a uid. The account of a subordinate uid
+ * (/etc/subuid) is the uid of its user. In each network namespace other than `home`,
+ * root has an account of its own: ROOT_ELSEWHERE plus the cookie of the namespace.
  */
 struct quota {
 	__u32 used; /* ports, and one for each refused request that its owner has not asked about */
@@ -389,7 +389,7 @@ struct quota {
 #define PORTKEEP_SPACE_WORDS 8
 #define PORTKEEP_PENDING_MAX 64 /* of one account other than root's, at a time */
 
-/* Which account a range of uids is, as in a routing table. Example: {16, htonl(0x00020000)} is 131072..196607. */
+/* The account of a range of uids; the longest prefix counts. Example: {16, htonl(0x00020000)} is 131072..196607. */
 struct account_key {
 	__u32 prefix; /* bits that count */
 	__u32 uid; /* network byte order */
@@ -415,9 +415,9 @@ struct socket_state {
 #define PORTKEEP_HELD_CONNECTION 2 /* a connection uses the port, perhaps longer than that */
 
 /*
- * The reservations a socket owns, so that its last close can end them. One that
- * ended otherwise (released through another socket, or by the administrator)
- * leaves its token behind until the slot is wanted again.
+ * The reservations that a socket owns, so that its last close can end them.
+ * If one ended in another way (released through another socket, or ended by
+ * the administrator), its token stays here until the slot is needed.
  */
 #define PORTKEEP_OWNED 128
 struct owner_state {
@@ -427,7 +427,7 @@ struct owner_state {
 	__u64 token[PORTKEEP_OWNED];
 };
 
-/* Events, through the ring buffer. */
+/* Events. The programs write them to the ring buffer, and user space reads them from it. */
 #define PORTKEEP_EVENT_GRANTED 1
 #define PORTKEEP_EVENT_ENDED 2
 #define PORTKEEP_EVENT_REFUSED 3 /* a bind of an outsider */
@@ -454,15 +454,15 @@ struct event {
 };
 
 /*
- * The administrator's door: user space runs the program `admin` with one of
- * these as its input packet, behind 16 bytes of padding where a frame would have its header.
+ * The administrator program: user space runs the program `portkeep_admin`, with this structure in
+ * the place of a network packet. It begins with 16 bytes of padding, where a packet has its header.
  */
 #define PORTKEEP_ADMIN_CONFIRM 1  /* PENDING -> ACTIVE */
 #define PORTKEEP_ADMIN_REFUSE 2   /* PENDING -> REFUSED with `error` */
 #define PORTKEEP_ADMIN_END 3      /* end anybody's reservation */
 #define PORTKEEP_ADMIN_ASIDE 4    /* `start` is in use by a socket that no program saw being bound */
 #define PORTKEEP_ADMIN_UNASIDE 5  /* it no longer is */
-/* These two are followed by `also` times a struct portkeep_also. */
+/* After each of these two come `also` elements of struct portkeep_also. */
 #define PORTKEEP_ADMIN_CREATE 6   /* a persistent reservation, PENDING; `id`, `token` and `start` are the answer */
 #define PORTKEEP_ADMIN_CHANGE 7   /* whom a persistent one is for, and its label; the ports stay reserved meanwhile */
 #define PORTKEEP_ADMIN_LIMIT 8    /* `account` may hold `limit` ports */
@@ -471,7 +471,7 @@ struct event {
 #define PORTKEEP_ADMIN_SEAL_QUOTA 11 /* likewise the quota of `account` */
 #define PORTKEEP_ADMIN_AVOID 12   /* searches in `netns` come last to `start` .. `start` + `count` - 1; count 0: to none */
 
-/* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgresql" } */
+/* Example: { .op = CREATE, .start = 5432, .count = 1, .transports = TCP, .scope = SCOPE_UNIT, .label = "postgres" } */
 struct admin_request {
 	__u8 padding[16];
 	__u32 op;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The identity of a process, beyond its uid: its groups, capabilities, systemd unit and
- * cgroup by name, its network namespace, when it began. No helper reports these,
- * so the kernel's own structures are read. Their fields are at other places in
- * each kernel; the loader finds them in the running kernel's type information
- * (BTF) and writes the offsets into the program. Only fields named below are
- * used. A read that fails counts as "no".
+ * The identity of a process, beyond its uid: its groups, capabilities, systemd unit
+ * and cgroup by name, its network namespace, the time when it began. No helper (kernel
+ * function for programs) reports these. So the programs read the kernel's own
+ * structures. Their fields are at different offsets in each kernel: the loader finds
+ * the offsets in the type information (BTF) of the running kernel and writes them into
+ * the program. Only fields named below are used. If a read fails, the answer is "no".
  */
 #ifndef PORTKEEP_PROCESS_H
 #define PORTKEEP_PROCESS_H
@@ -43,7 +43,7 @@ struct group_info {
 	kgid_t gid[];
 } RELOCATED;
 
-/* 64 bits, of which the low 32 come first, in one type or another (Linux commit f122a08b197d). */
+/* 64 bits, the low 32 first. The type depends on the kernel (Linux commit f122a08b197d). */
 typedef struct {
 	__u64 val;
 } RELOCATED kernel_cap_t;
@@ -101,7 +101,7 @@ struct bpf_sock_addr_kern {
 #define CAP_NET_ADMIN 12
 #define CAP_SYS_ADMIN 21
 
-/* to = from->field, 0 if it cannot be read. */
+/* to = from->field; 0 if it cannot be read. The value of FETCH is not 0 then. */
 #define FETCH(to, from, field) bpf_probe_read_kernel(&(to), sizeof(to), &(from)->field)
 
 __inline __u32 supplementary_gid(struct group_info *groups, __u32 n)
@@ -113,8 +113,8 @@ __inline __u32 supplementary_gid(struct group_info *groups, __u32 n)
 }
 
 /*
- * Threads of the kernel itself (NFS clients and servers, for example) have uid 0,
- * but no administrator and no service is behind them: they are in no scope.
+ * Threads of the kernel itself (NFS clients and servers, for example) have uid 0.
+ * But they do not act for an administrator or for a service: they are in no scope.
  */
 __inline int is_kernel_thread(void)
 {
@@ -128,7 +128,7 @@ __inline int is_kernel_thread(void)
 	return (flags & PF_KTHREAD) != 0;
 }
 
-/* Whether the process at hand has one of the capabilities of a set, over the machine and not only over a namespace of its own. */
+/* Whether the calling process has a capability of the set over the machine, not only in a user namespace of its own. */
 __alone int has_capability(__u64 set)
 {
 	const struct cred *cred = NULL;
@@ -146,7 +146,7 @@ __alone int has_capability(__u64 set)
 	return !level && (effective & set) != 0;
 }
 
-/* A container's root without capabilities has uid 0 and nothing else of root. */
+/* Root of a container without capabilities has uid 0, but no other right of root: it does not count as root. */
 __inline int is_root(void)
 {
 	if ((__u32)bpf_get_current_uid_gid())
@@ -155,7 +155,7 @@ __inline int is_root(void)
 	       has_capability(1ULL << CAP_NET_BIND_SERVICE | 1ULL << CAP_NET_ADMIN | 1ULL << CAP_SYS_ADMIN);
 }
 
-/* The network namespace that the process at hand is in, which need not be that of the socket it was handed. 0: not known. */
+/* The network namespace of the calling process. A socket that it received may be in another one. 0: not known. */
 __alone __u64 own_netns(void)
 {
 	struct nsproxy *proxy = NULL;
@@ -172,8 +172,8 @@ __alone __u64 own_netns(void)
 }
 
 /*
- * Sockets that the kernel made for itself have no file, and no program runs when they close. In the
- * programs that get a struct bpf_sock as their context, the context is the kernel's struct sock.
+ * Sockets that the kernel made for itself have no file, and no program runs when they close. If the
+ * context of a program is a struct bpf_sock, it is in fact a pointer to the kernel's struct sock.
  */
 __inline int is_kernel_socket(struct bpf_sock *ctx)
 {
@@ -185,7 +185,7 @@ __inline int is_kernel_socket(struct bpf_sock *ctx)
 	return !file;
 }
 
-/* Whether closing the socket waits for others before the port is free (ip_mc_drop_socket in net/ipv4/igmp.c). */
+/* Whether a close of the socket waits for others before the port is free (ip_mc_drop_socket in net/ipv4/igmp.c). */
 __inline int leaves_multicast(struct bpf_sock *ctx)
 {
 	struct ip_mc_socklist *list = NULL;
@@ -219,7 +219,7 @@ __inline int waits_for_connect(struct bpf_sock_addr *ctx)
 	       FIELD(inet->bind_address_no_port, FIELD_RIGHT);
 }
 
-/* The real or the effective group of the process at hand, or one of its supplementary ones. */
+/* Whether `wanted` is the real or the effective group of the calling process, or a supplementary one. */
 __alone int in_group(__u32 wanted)
 {
 	const struct cred *cred = NULL;
@@ -238,7 +238,7 @@ __alone int in_group(__u32 wanted)
 		return 1;
 	if (FETCH(groups, cred, group_info) || FETCH(high, groups, ngroups))
 		return 0;
-	/* They are sorted, and at most 65,536: 17 halvings. */
+	/* The groups are sorted, and there are at most 65,536: 17 halvings suffice. */
 	for (int i = 0; i < 17 && low < high; i++) {
 		__u32 middle = (low + high) / 2;
 
@@ -253,7 +253,7 @@ __alone int in_group(__u32 wanted)
 	return 0;
 }
 
-/* On the way from the process's cgroup up to the root. */
+/* The state of a walk from the process's cgroup up to the root. */
 struct climb {
 	struct cgroup *at;
 	struct place *unit; /* the name to compare that of the process's unit with */
@@ -294,7 +294,7 @@ __inline int name_equals(struct climb *c, struct place *place)
 		return 0;
 	for (int i = 0; i < PORTKEEP_PLACE_NAME / 8; i++) {
 		differs |= place->name[i] ^ c->name[i];
-		/* Or the compiler compares with branches, and the verifier follows 2^16 ways through. */
+		/* Without this the compiler compares with branches, and the verifier checks 2^16 paths. */
 		asm volatile("" : "+r"(differs));
 	}
 	return !differs;
@@ -315,7 +315,7 @@ static long climb_step(__u32 i, void *ctx)
 		FETCH(name, node, name);
 		__builtin_memset(c->name, 0, sizeof(c->name));
 		length = bpf_probe_read_kernel_str(c->name, PORTKEEP_PLACE_NAME + 1, name);
-		/* One that was cut is as good as none: declared names are shorter. */
+		/* A name that was cut matches nothing: declared names are shorter. */
 		if (length <= 0 || length > PORTKEEP_PLACE_NAME)
 			c->name[0] = 0;
 		if (!c->unit) {
@@ -342,12 +342,12 @@ __inline int climb_begin(struct climb *c)
 }
 
 /*
- * Whether the process at hand is in the unit of this name.
+ * Whether the calling process is in the unit of this name.
  *
- * A unit is the topmost cgroup below the one enforced in that is no slice:
- * slices are the service manager's folders, and what is below a unit belongs to
- * whoever runs in it. So a container or a user with cgroups of their own cannot
- * make themselves one called "postgresql.service": theirs are below a unit already.
+ * A unit is a cgroup: the topmost one that is no slice, below the cgroup in which Portkeep
+ * enforces. Slices are the folders of the service manager. The cgroups below a unit belong
+ * to the processes of the unit. So a container, or a user with cgroups of their own,
+ * cannot make a unit called "postgresql.service": their cgroups are below a unit already.
  */
 __alone int in_unit(struct place *unit)
 {
@@ -361,7 +361,7 @@ __alone int in_unit(struct place *unit)
 	return c.matches && c.level == c.top;
 }
 
-/* Whether the process at hand is in the cgroup that a persistent reservation is for. */
+/* Whether the calling process is in the cgroup that a persistent reservation is for. */
 __alone int in_path(struct reservation *r, __u32 id)
 {
 	struct climb c = { .id = id };
@@ -383,7 +383,7 @@ __inline int is_administrator(void)
 	return is_root() || (c && c->admin_gid && in_group(c->admin_gid));
 }
 
-/* Whether the process at hand may acquire ports below `ip_unprivileged_port_start` of the machine's own namespace. */
+/* Whether the calling process may acquire ports below `ip_unprivileged_port_start` of the machine's own namespace. */
 __alone int may_have_privileged(void)
 {
 	struct config *c = the_config();

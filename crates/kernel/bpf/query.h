@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Queries: what getsockopt reports, and SELECT, which says about what.
+ * Queries: what getsockopt reports. SELECT says which reservation is meant.
  */
 #ifndef PORTKEEP_QUERY_H
 #define PORTKEEP_QUERY_H
@@ -28,7 +28,7 @@ __inline int select(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	return 0;
 }
 
-/* Stores to neighbouring context fields must stay two 32-bit stores: the verifier refuses one of 64. */
+/* These must stay two 32-bit stores: the verifier refuses one 64-bit store to two fields of the context. */
 #define ANSWER(ctx, size)                                 \
 	do {                                              \
 		*(volatile __s32 *)&(ctx)->optlen = size; \
@@ -56,7 +56,7 @@ __inline int report_version(struct bpf_sockopt *ctx)
 	return 0;
 }
 
-/* The status of a reservation, read once: all that is reported must agree. */
+/* The state of a reservation, read once, so that all that is reported agrees. */
 struct standing {
 	__u8 state; /* PORTKEEP_PENDING ... */
 	__u16 error;
@@ -105,11 +105,11 @@ __inline int report_granted(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->transports = r->transports;
 	out->state = now.state;
 	out->error = now.error;
-	/* Ended and replaced while it was read. */
+	/* The reservation may have ended, and another may have taken its entry, while it was read. */
 	FENCE();
 	if (READ(r->token) != token)
 		return ENOENT;
-	/* A refusal is reported once; with that the last trace of the request goes. */
+	/* A refusal is reported once. Then the entry of the request is freed. */
 	if (now.state == PORTKEEP_REFUSED) {
 		reservation_end(r, id, token, 0, BY_PROCESS);
 		o->last = 0;
@@ -133,7 +133,7 @@ struct next_search {
 	__u32 id;
 };
 
-/* One candidate a step: a head may be that of a block just being entered or ended, then it is the next one's turn. */
+/* One candidate a step. If its block is just being entered or ended, the next step takes the next candidate. */
 static long next_step(__u32 i, void *ctx)
 {
 	struct next_search *s = ctx;
@@ -168,7 +168,7 @@ struct index_search {
 	__u32 id;
 };
 
-/* Tokens of reservations that ended in another way are still here, and do not count. */
+/* The list may still have tokens of reservations that ended in another way. They do not count. */
 static long index_step(__u32 i, void *ctx)
 {
 	struct index_search *s = ctx;
@@ -260,7 +260,7 @@ __noinline __u32 bound_ports(struct reservation *r)
 	return s.stop;
 }
 
-/* The others that are let in, behind the state; returns for how many there was room. */
+/* After the state, write the others that the reservation admits. Returns how many there was room for. */
 __noinline __u32 report_also(struct bpf_sockopt *ctx, __u64 token, __u32 also)
 {
 	struct portkeep_also *out = ctx->optval + sizeof(struct portkeep_state);
@@ -302,7 +302,7 @@ __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 		return ENOENT;
 	standing_of(r, token, &now);
 	also = READ(r->also);
-	/* That of a persistent one is no secret: the right to consume it is checked when it is used. */
+	/* The token of a persistent reservation is no secret: the right to use it is checked at each use. */
 	out->token = r->flags & PORTKEEP_PERSISTENT || may_bind(r, id, token) ? token : 0;
 	out->netns = r->netns;
 	out->cgroup = r->flags & PORTKEEP_PERSISTENT ? 0 : r->cgroup;
@@ -323,7 +323,7 @@ __inline int report_state(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 	out->gid = r->gid;
 	out->zero2 = 0;
 	written = also ? report_also(ctx, token, also) : 0;
-	/* Ended and replaced while it was read. */
+	/* The reservation may have ended, and another may have taken its entry, while it was read. */
 	FENCE();
 	if (READ(r->token) != token)
 		return ENOENT;

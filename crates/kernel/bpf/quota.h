@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Accounts: the quota limits the ports that an account holds, the share limits
- * its room in the port table. User space gives room back, because user space
- * alone removes words (see portkeep.h, FORGET).
+ * Accounts. The quota limits the ports that an account holds, and the
+ * share limits its room in the port table. User space gives room back,
+ * because only user space removes words (see portkeep.h, FORGET).
  */
 #ifndef PORTKEEP_QUOTA_H
 #define PORTKEEP_QUOTA_H
@@ -10,9 +10,9 @@
 #include "process.h"
 
 /*
- * The account of the process at hand. It follows the process, not the socket
- * that it was handed. A user may use all its subordinate uids, and a container's
- * root as many ports as root: without accounts for them neither would have any limit.
+ * The account of the calling process. It depends on the process, not on a socket that
+ * the process has received. A user may use all its subordinate uids, and root of a
+ * container may have uid 0: without accounts for them neither would have a limit.
  */
 __noinline __u64 account(__u64 netns)
 {
@@ -37,7 +37,7 @@ __noinline __u64 account(__u64 netns)
 	return user ? *user : uid;
 }
 
-/* The quota of an account. One that is sealed is about to be removed, as a sealed word is (table.h). */
+/* The quota of an account. NULL if there is none, or if it is sealed: it is about to be removed, see table.h. */
 __inline struct quota *quota_open(__u64 payer)
 {
 	struct quota *q = bpf_map_lookup_elem(&quotas, &payer);
@@ -58,7 +58,7 @@ __inline struct quota *quota_of(__u64 payer)
 	return q;
 }
 
-/* Ports an account holds. The balance is taken first and given back, so two calls cannot both slip under the limit. */
+/* Charge ports to an account. They are added first and taken off if they are too many: two calls cannot both pass. */
 __noinline int quota_charge(__u64 payer, __u32 ports)
 {
 	struct config *c = the_config();
@@ -94,7 +94,7 @@ __inline void quota_return(__u64 payer, __u32 ports)
 		__sync_fetch_and_sub(&q->used, ports);
 }
 
-/* Requests that wait for the agent cost it time and memory, so each account has a few. Charged before the request is entered. */
+/* Waiting requests cost the agent time and memory: each account has a limit. Charged before the request is entered. */
 __inline int pending_charge(__u64 payer)
 {
 	struct quota *q = quota_open(payer);
@@ -118,7 +118,7 @@ __inline void pending_return(__u64 payer)
 		__sync_fetch_and_sub(&q->pending, 1);
 }
 
-/* The table is root's, and what NOBODY pays for an administrator has asked for: neither has a share. */
+/* Root owns the table, and an administrator has asked for what NOBODY pays: neither has a share. */
 __inline int has_share(__u64 payer)
 {
 	return payer && payer != PORTKEEP_NOBODY;
@@ -139,7 +139,7 @@ __inline int share_charge(__u64 payer, struct quota *q, __u32 words)
 	return 0;
 }
 
-/* Why there was no room in the port table. */
+/* Why there was no room in the port table: an errno. */
 __noinline int no_room(__u64 payer)
 {
 	struct config *c = the_config();
@@ -163,7 +163,7 @@ __noinline struct space *space_create(__u64 netns, __u64 payer)
 
 	if (share_charge(payer, q, PORTKEEP_SPACE_WORDS))
 		return NULL;
-	/* Lost to another CPU: that one pays. */
+	/* Another CPU has entered it first: that one pays. */
 	if (bpf_map_update_elem(&spaces, &netns, &fresh, BPF_NOEXIST))
 		share_return(payer, q, PORTKEEP_SPACE_WORDS);
 	return bpf_map_lookup_elem(&spaces, &netns);

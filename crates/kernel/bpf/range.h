@@ -1,29 +1,29 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Private ephemeral ranges: from a process to the reservation that its bind to
- * port 0 draws from. `ranges` has an element for each transport of such a
- * reservation, by whom it is for, so that a bind needs a look-up for each thing
- * a process is (a user, in a cgroup ...), however many ranges there are.
+ * Private ephemeral ranges: from a process to the reservation that its bind to port 0
+ * draws from. The map `ranges` has an element for each transport of such a reservation.
+ * The key is whom the range is for. So a bind needs one look-up for each property of a
+ * process (its user, a cgroup that it is in ...), however many ranges there are.
  *
- * An element is entered while its reservation is being claimed, and removed
- * once its gate is shut and before its entry can be refilled. It is only a
- * hint: what counts is that the gate is open, and that the process is in scope
- * (range_fits in ephemeral.h). Entered with NOEXIST, and removed by the one who
- * shut the gate, an element belongs to its reservation alone.
+ * An element is entered while its reservation is being claimed. It is removed after the
+ * gate of the reservation is shut, and before its entry can be filled again. An element
+ * is only a hint: the range is used only if the gate is ACTIVE and the process is in
+ * scope (range_fits in ephemeral.h). An element is entered with NOEXIST, and removed by
+ * the caller that shut the gate. So an element belongs to one reservation only.
  */
 #ifndef PORTKEEP_RANGE_H
 #define PORTKEEP_RANGE_H
 
 #include "table.h"
 
-/* The next 8 characters of a name. User space does the same (persistent.rs). */
+/* Add the next 8 characters of a name to its hash. User space does the same (persistent.rs). */
 __inline __u64 range_hash(__u64 hash, __u64 characters)
 {
 	hash = (hash ^ characters) * 0x9e3779b97f4a7c15ULL;
 	return hash ^ hash >> 32;
 }
 
-/* False: such a reservation serves nobody. */
+/* The key of a reservation's range. False: for this scope there are no ranges. */
 __inline int range_key_of(struct range_key *key, struct reservation *r)
 {
 	key->netns = r->netns;
@@ -75,7 +75,7 @@ __alone int range_leave(struct reservation *r, __u32 id)
 	return 0;
 }
 
-/* EEXIST: there is another one for the same processes. Counted before it is entered, so that the count is never 0 too soon. */
+/* EEXIST: the same processes have a range already. Counted before it is entered: with a range, the count is never 0. */
 __alone int range_enter(struct reservation *r, __u32 id)
 {
 	struct counters *c = the_counters();

@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The life of a reservation: claimed word by word, entered, ended.
+ * The life of a reservation: entered, claimed word by word, ended.
  *
- * `gate` decides (see portkeep.h for its states):
+ * The field `gate` decides in which state it is (see portkeep.h):
  *
  *   CLAIMING ──> ACTIVE                    by ACQUIRE, once all its ports are claimed and vacant
- *   CLAIMING ──> PENDING ──> ACTIVE        where the agent has to look first
+ *   CLAIMING ──> PENDING ──> ACTIVE        if the agent has to look for sockets first
  *   CLAIMING ──> OUTRUN                    by a bind of one of the ports: ACQUIRE gives up
  *   PENDING ──> CONTESTED                  by a bind of one of the ports: the request will be refused
- *   PENDING, CONTESTED, ACTIVE ──> 0       by whatever ends it
+ *   PENDING, CONTESTED, ACTIVE ──> 0       by its end: the gate is shut
  *
- * Each step is a compare-and-exchange, so of several CPUs that want different
- * steps exactly one gets its own. Because tokens never repeat, a step fails, as
- * it must, when the entry has meanwhile been freed and refilled.
+ * Each step is an atomic compare-and-exchange. So if several CPUs try different steps, exactly
+ * one of them succeeds. Tokens never repeat. So a step fails, as it must, if the entry has been
+ * freed and filled again meanwhile.
  *
- * A request that has not been granted keeps nobody from a port. So a bind first
- * counts itself (uses) and then looks at the gate; ACQUIRE first claims, then
- * checks whether anything is counted, then opens the gate. If ACQUIRE misses the
- * bind, the bind came later, finds CLAIMING or PENDING, and changes it.
+ * A request that has not been granted keeps no process from a port. So a bind first counts itself
+ * (`uses`), and then looks at the gate. ACQUIRE first claims, then checks whether any bind is
+ * counted, and then changes the gate. If ACQUIRE does not see a bind, that bind looks at the gate
+ * later: if it finds CLAIMING or PENDING, it changes it, and if it finds ACTIVE, it is refused.
  */
 #ifndef PORTKEEP_RESERVATION_H
 #define PORTKEEP_RESERVATION_H
@@ -51,7 +51,7 @@ __inline int reservation_alive(struct reservation *r, __u64 token)
 	return token && READ(r->gate) == token;
 }
 
-/* True for the one who takes the step. */
+/* True if this caller has taken the step. */
 __inline int gate_step(struct reservation *r, __u64 token, __u32 from, __u32 to)
 {
 	return __sync_val_compare_and_swap(&r->gate, gate_of(token, from), gate_of(token, to)) == gate_of(token, from);
@@ -73,8 +73,8 @@ __inline __u64 span_mask(struct span *s, __u32 base)
 #define AT(base, udp) ((base) << 1 | (udp))
 
 /*
- * The head or the lead is entered with an atomic operation before the counts
- * are read: a bind that is not yet counted will find the reservation.
+ * The head or the lead is entered with an atomic operation, before the
+ * counts are read: a bind that is not counted yet will find the reservation.
  */
 __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 {
@@ -94,12 +94,12 @@ __inline int span_claim_word(struct span *s, __u32 transport, __u32 base)
 	}
 	if (base <= s->first) {
 		w->owner[index64(s->first)] = s->id;
-		/* The head comes before the look at the sockets; a bind counts itself before it looks for the head. */
+		/* Set the head before the look at the sockets: a bind counts itself before it looks for the head. */
 		ORDERED(__sync_fetch_and_or(&w->heads, BIT(s->first)));
 	} else {
 		__sync_lock_test_and_set(&w->lead, s->id);
 	}
-	/* Hints of a former holder's binds are none for the next one. */
+	/* Marks in `drawn` from binds of a former holder mean nothing to the next holder. */
 	if (READ(w->drawn) & mask)
 		__sync_fetch_and_and(&w->drawn, ~mask);
 	if ((s->vacant && word_occupied(w) & mask) || (s->fresh && expiring_get(&w->left, LEFT_SHIFT) & mask)) {
@@ -125,9 +125,9 @@ static long span_claim_step(__u32 i, void *ctx)
 }
 
 /*
- * The part of an ended block that lies in one word. Where nothing is bound there
- * is no socket to wait for: a bind that is about to count itself looks at the
- * gate after that, which is shut by now.
+ * Free the part of an ended block that lies in one word. If no socket is
+ * bound, there is none to wait for: a bind that has not counted itself yet
+ * looks at the gate after it has done so, and by then the gate is shut.
  */
 __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 {
@@ -137,7 +137,7 @@ __inline void span_free_word(struct span *s, __u32 transport, __u32 base)
 
 	if (!w)
 		return;
-	/* Before the ports can be freed and claimed anew, so that a successor's marks are not the ones removed. */
+	/* Before the ports are freed: then another reservation may claim them, and its marks must not be removed. */
 	if (base <= s->first)
 		__sync_fetch_and_and(&w->heads, ~BIT(s->first));
 	else
@@ -166,7 +166,7 @@ __alone int span_free(struct span *s)
 {
 	if (!s)
 		return 0;
-	/* Most blocks are in one word, and bpf_loop costs more than its first step. */
+	/* Most blocks are in one word. A call of bpf_loop (a helper that repeats a function) is slower than a step. */
 	if (s->first >> 6 == s->last >> 6)
 		span_free_step(0, &s);
 	else
@@ -174,7 +174,7 @@ __alone int span_free(struct span *s)
 	return 0;
 }
 
-/* Words are taken in ascending order, so of two overlapping claims at least one gets on. */
+/* Words are claimed in ascending order, so of two overlapping claims at least one goes on. */
 __alone int span_claim(struct span *s)
 {
 	int error;
@@ -211,7 +211,7 @@ static long entry_step(__u32 i, void *ctx)
 	if (!free)
 		return 0;
 	n = lowest(free);
-	/* Lost to another CPU: the next word is quicker than another round with it. */
+	/* Another CPU has taken it: to try the next word is faster than to try this one again. */
 	if (__sync_fetch_and_or(&s->entries->taken[word], BIT(n)) & BIT(n))
 		return 0;
 	s->entries->hint = word;
@@ -219,7 +219,7 @@ static long entry_step(__u32 i, void *ctx)
 	return 1;
 }
 
-/* The id of an entry for the caller, 0 if there is none left. */
+/* Take a free entry for the caller. Returns its id, 0 if there is none left. */
 __noinline __u32 entry_take(void)
 {
 	struct entry_search s = {};
@@ -238,7 +238,7 @@ __inline void entry_free(__u32 id)
 	__u32 zero = 0;
 	struct entries *e = bpf_map_lookup_elem(&entries, &zero);
 
-	/* Its fields are hidden before: the next holder writes them anew, and no write of ours may come after that. */
+	/* The fields are hidden already (token 0). The next holder fills them: no write of ours may come after this. */
 	if (e)
 		ORDERED(__sync_fetch_and_and(&e->taken[(id >> 6) & (PORTKEEP_RESERVATIONS / 64 - 1)], ~BIT(id)));
 }
@@ -264,7 +264,7 @@ __noinline int reservation_event(__u32 kind, __u32 id, struct reservation *r, __
 
 #define GATE_OPEN 0xff /* not shut by this caller */
 
-/* The state it had, for the one who shuts it. PENDING only ever becomes one of the other two: hence the order. */
+/* Shut the gate. Returns the state it had. PENDING is tried first: it can become one of the other two meanwhile. */
 __inline __u32 gate_shut(struct reservation *r, __u64 token, int not_active)
 {
 	if (!reservation_alive(r, token)) {
@@ -288,11 +288,11 @@ __inline void entry_vacate(struct reservation *r, __u32 id)
 }
 
 /*
- * A refused entry stays, without ports, until the refuser has done with it and
- * its owner has heard of it (or has closed its socket). The second of the two
- * frees it. They meet in `refusal`: the token once the refuser has done, its
- * complement once the owner has. Any other value is left from another
- * reservation in this entry, and counts as neither. One port stays charged.
+ * A refused entry stays, without ports, until two things have happened: the refuser has finished with it,
+ * and its owner has learned of the refusal (or has closed its socket). The later of the two frees the
+ * entry. The field `refusal` says which one has happened: it is the token once the refuser has finished,
+ * and the complement of the token once the owner has learned of it. Any other value is left from another
+ * reservation in this entry, and means neither. Until the entry is freed, one port stays charged.
  */
 __inline void refusal_done(struct reservation *r, __u32 id, __u64 token)
 {
@@ -332,16 +332,16 @@ __inline void refusal_heard(struct reservation *r, __u32 id, __u64 token)
 	}
 }
 
-/* Whether it was refused, and its owner has not heard of it. */
+/* Whether it was refused, and its owner has not learned of it yet. */
 __inline int is_refused(struct reservation *r, __u64 token)
 {
 	return READ(r->refusal) == token;
 }
 
 /*
- * End the reservation `r`, found under `id`, if `token` is still in force. With
- * an `error` it is refused, which only happens to what is not in force. 0, or
- * ENOENT if it had ended already.
+ * End the reservation `r`, found under `id`, if `token` is still its
+ * token. With an `error` it is refused: that happens only to a request
+ * that is not in force yet. Returns 0, or ENOENT if it had ended already.
  */
 __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u32 error, __u32 by)
 {
@@ -354,7 +354,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 		return ENOENT;
 	state = gate_shut(r, token, error != 0);
 	if (state == GATE_OPEN) {
-		/* Refused, and now its owner does not ask for it any more. */
+		/* It was refused before, and now its owner has learned of it or no longer asks about it. */
 		if (!error && READ(r->token) == token && !READ(r->gate))
 			refusal_heard(r, id, token);
 		return ENOENT;
@@ -392,7 +392,7 @@ __noinline int reservation_end(struct reservation *r, __u32 id, __u64 token, __u
 	return 0;
 }
 
-/* Whether the process at hand acquired it. A process that got the number of one that is gone began later. */
+/* Whether the calling process acquired it. A process that later got the same process id began after the ACQUIRE. */
 __alone int is_owner(struct reservation *r)
 {
 	struct task_struct *task, *leader = NULL;
@@ -408,7 +408,7 @@ __alone int is_owner(struct reservation *r)
 	return began <= r->since;
 }
 
-/* Whether the process at hand is in the scope. */
+/* Whether the calling process is in the scope. */
 __inline int in_scope(struct reservation *r, __u32 id)
 {
 	struct place *unit;
@@ -435,13 +435,13 @@ __inline int in_scope(struct reservation *r, __u32 id)
 	return 0;
 }
 
-/* Whether it may consume the reservation by an explicit bind. */
+/* Whether the calling process may use the reservation by an explicit bind. */
 __inline int may_bind(struct reservation *r, __u32 id, __u64 token)
 {
 	return in_scope(r, id) || is_admitted(r, token);
 }
 
-/* ... or by association. Administrators may consume every persistent one. */
+/* Whether it may do so by association. Administrators may use every persistent reservation. */
 __inline int may_associate(struct reservation *r, __u32 id, __u64 token)
 {
 	return may_bind(r, id, token) || (r->flags & PORTKEEP_PERSISTENT && is_administrator());

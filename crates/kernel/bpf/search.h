@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The wildcard search: the first run of `count` free ports of the pool at or
- * after a cursor, next-fit. It looks at 64 ports a step and only reads;
- * claiming what was found comes after, and may lose against another CPU.
+ * The wildcard search: it finds the first run of `count` free ports of the pool at
+ * or after a cursor (next-fit). It looks at 64 ports a step, and only reads. The
+ * ports are claimed afterwards, and the claim fails if another CPU was faster.
  */
 #ifndef PORTKEEP_SEARCH_H
 #define PORTKEEP_SEARCH_H
@@ -24,10 +24,10 @@ struct search {
 };
 
 /*
- * A run of n set bits in x is a set bit in x & x>>1 & ... & x>>(n-1). Six
- * shifts get there for any n up to 64, doubling what they cover: 1, 2, 4 ...
- * and the rest. They are the same for every word, and kept in memory because
- * the verifier would otherwise try every path through their computation at each of them.
+ * If x has a run of n set bits, x & x>>1 & ... & x>>(n-1) has a set bit. Six shifts compute this for
+ * any n up to 64: each one doubles the length that is covered (1, 2, 4 ...), and the last one adds
+ * the rest. The shifts are the same for every word. They are computed once and kept in memory,
+ * because otherwise the verifier would check every path through their computation again at each word.
  */
 __inline void search_prepare(struct search *s)
 {
@@ -82,7 +82,7 @@ static long search_step(__u32 i, void *ctx)
 	if (base + 63 > s->last)
 		free &= bits(0, s->last & 63);
 
-	/* A run that began below and goes on in this word, or begins with it. */
+	/* A run that began in a word below and goes on in this one, or begins with this one. */
 	__u32 head = ~free ? __builtin_ctzll(~free) : 64;
 	__u32 start = (s->run + s->align - 1) & ~(s->align - 1);
 

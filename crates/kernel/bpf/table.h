@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The port table: claiming and freeing ports, which reservation a port belongs
- * to, and how many sockets are bound to it. Several CPUs work on a word at once,
- * without a lock; the order of the steps keeps it right, and is argued where it matters.
+ * The port table: claiming and freeing ports, which reservation a port belongs to, and how
+ * many sockets are bound to it. Several CPUs change a word at the same time, without a lock.
+ * The order of the steps keeps the data correct; comments explain the order where it matters.
  */
 #ifndef PORTKEEP_TABLE_H
 #define PORTKEEP_TABLE_H
@@ -12,9 +12,9 @@
 #define BIT(n) (1ULL << ((n) & 63))
 
 /*
- * A full memory barrier. BPF has none of its own, but an atomic operation that
- * returns the old value is one, wherever it is done. Loads that x86 keeps in
- * order need it on other machines.
+ * A full memory barrier: no CPU sees later accesses before earlier ones. BPF has no
+ * instruction for it, but an atomic operation that returns the old value is one, on whatever
+ * memory it works. x86 keeps the order of loads without a barrier; other machines do not.
  */
 #define FENCE()                                                     \
 	do {                                                        \
@@ -24,8 +24,8 @@
 	} while (0)
 
 /*
- * An atomic operation that is a full barrier. Where its old value is not used, the
- * compiler emits one that does not return it, and that is no barrier on arm64.
+ * An atomic operation that is a full barrier. If its old value were not used, the compiler
+ * would emit an operation that does not return it, and that is no barrier on arm64.
  */
 #define ORDERED(operation)                           \
 	do {                                         \
@@ -33,11 +33,11 @@
 		asm volatile("" : : "r"(old) : "memory"); \
 	} while (0)
 
-/* Data that other CPUs change is read once, and where the source says. */
+/* Other CPUs change this data. The compiler must read or write it once, and where the source says. */
 #define READ(field) (*(volatile typeof(field) *)&(field))
 #define WRITE(field, value) (*(volatile typeof(field) *)&(field) = (value))
 
-/* The verifier must see the `& 63` that the compiler knows to be superfluous. */
+/* The verifier must see the `& 63`. The compiler knows that it changes nothing, and must not remove it. */
 __inline __u32 index64(__u32 n)
 {
 	asm volatile("" : "+r"(n));
@@ -61,16 +61,16 @@ __inline __u64 bits(__u32 a, __u32 b)
 }
 
 /*
- * User space removes words, and what is removed may be reused at once. So it
- * seals the word, waits until all programs that run at that moment have ended,
- * looks once more, and then removes it: to programs a sealed word is not there.
+ * User space removes words, and the memory of a removed word may be reused at once. So user
+ * space seals the word, waits until all programs that run at that moment have ended, checks
+ * the word once more, and then removes it. For programs a sealed word does not exist.
  */
 __inline struct word *word_open(struct word *w)
 {
 	return w && READ(w->sealed) ? NULL : w;
 }
 
-/* Sealed or not: for a socket that is counted there, which keeps it from being removed. */
+/* The word, sealed or not. For a socket that is counted there: such a word cannot be removed. */
 __inline struct word *word_counted(__u64 netns, __u32 transport, __u32 port)
 {
 	struct word_key key = {
@@ -84,7 +84,7 @@ __inline struct word *word_of(__u64 netns, __u32 transport, __u32 port)
 	return word_open(word_counted(netns, transport, port));
 }
 
-/* `payer` is the account that pays for the room; it has a quota already. */
+/* The room is charged to the account `payer`, which has a quota already. */
 __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __u64 payer)
 {
 	struct word_key key = {
@@ -96,12 +96,12 @@ __noinline struct word *word_create(__u64 netns, __u32 transport, __u32 port, __
 	if (w)
 		return w;
 	q = quota_open(payer);
-	/* Index 0. (Another variable would be too much for the stack on Linux 6.1.) */
+	/* key.zero is the index 0. (Another variable would not fit on the stack on Linux 6.1.) */
 	w = bpf_map_lookup_elem(&blank, &key.zero);
 	if (!w || share_charge(payer, q, 1))
 		return NULL;
 	if (bpf_map_update_elem(&words, &key, w, BPF_NOEXIST)) {
-		/* Lost to another CPU, sealed, or no memory. */
+		/* Another CPU has entered it first, or it is sealed, or there is no memory. */
 		share_return(payer, q, 1);
 		return word_open(bpf_map_lookup_elem(&words, &key));
 	}
@@ -139,7 +139,7 @@ __inline int maybe_taken(__u32 transport, __u32 port)
 	return !count || READ(*count);
 }
 
-/* Before a socket is counted. It stays set: taking it back would need a count of its own. */
+/* Called before a socket is counted. The bit stays set: to clear it would require a count of these sockets. */
 __inline void filter_counted(__u32 transport, __u32 port)
 {
 	__u32 *count = filter_of(transport, port);
@@ -149,9 +149,9 @@ __inline void filter_counted(__u32 transport, __u32 port)
 }
 
 /*
- * `reserved` changes here and nowhere else. The filter counts the words in
- * which it is not 0: up before the first bit is set, down after the last has
- * gone, so that it is never 0 too soon.
+ * `reserved` changes here, and elsewhere only when admin.h removes a seal. The filter
+ * counts the words in which it is not 0: it goes up before the first bit is set, and
+ * down after the last bit is cleared, so that it is never 0 while a port is reserved.
  */
 __inline int reserved_set(struct word *w, __u32 transport, __u32 port, __u64 old, __u64 new)
 {
@@ -178,9 +178,9 @@ __inline void reserved_clear(struct word *w, __u32 transport, __u32 port, __u64 
 }
 
 /*
- * All of `mask` or nothing: of two overlapping blocks one gets the word. The
- * swap is lost only to another CPU's change of the same word within a few
- * nanoseconds, so eight in a row mean "taken" for all practical purposes.
+ * Claim all of `mask` or nothing: of two overlapping blocks one gets the
+ * word. The swap fails only if another CPU changes the same word within a few
+ * nanoseconds. If it fails eight times in a row, the word counts as taken.
  */
 __inline int word_claim(struct word *w, __u32 transport, __u32 port, __u64 mask)
 {
@@ -195,7 +195,7 @@ __inline int word_claim(struct word *w, __u32 transport, __u32 port, __u64 mask)
 	return 0;
 }
 
-/* Sockets bound to a port, and their coming and going. Below the 16 bits there is room for all CPUs to be at it. */
+/* The counts of sockets bound to a port have 16 bits. The space above this limit is for CPUs that count at once. */
 #define USES_MAX 60000
 
 __inline __u32 uses(struct word *w, __u32 port)
@@ -205,7 +205,7 @@ __inline __u32 uses(struct word *w, __u32 port)
 	return port & 1 ? pair >> 16 : pair & 0xffff;
 }
 
-/* How many there were before. That the old value is asked for makes this a full barrier: what the caller looks at next, it looks at after counting. */
+/* Count a socket; returns how many there were before. Reading that makes it a full barrier: later looks come after. */
 __inline __u32 use_begin(struct word *w, __u32 port)
 {
 	__u32 old;
@@ -216,9 +216,9 @@ __inline __u32 use_begin(struct word *w, __u32 port)
 }
 
 /*
- * The last socket of a port whose block has ended frees the port. `lingering`
- * is handed over with an atomic and: of the closing socket and the ending
- * reservation exactly one sees the bit fall and clears `reserved`.
+ * The last socket of a port whose block has ended frees the port. The bit in
+ * `lingering` is cleared by an atomic operation: of the closing socket and
+ * the ending reservation exactly one clears it, and then clears `reserved`.
  */
 __inline void use_end(struct word *w, __u32 transport, __u32 port)
 {
@@ -232,11 +232,11 @@ __inline void use_end(struct word *w, __u32 transport, __u32 port)
 	__sync_fetch_and_sub(&w->bound, 1);
 }
 
-/* Bits that expire, after one to two periods of 2^shift ns. Two CPUs that open a period at once may lose a bit: these are hints, or rare. */
+/* Bits expire after 1 to 2 periods of 2^shift ns. If two CPUs begin one, a bit may be lost: a hint, or a rare one. */
 #define LEFT_SHIFT 36 /* 69 s: longer than TIME_WAIT */
 #define CLOSING_SHIFT 28 /* 0.27 s: the kernel was seen to need 81 ms at most */
 
-/* From 1 on: 0 is the period of a word in which nothing was written yet. */
+/* Periods are counted from 1: period 0 is that of a word in which nothing was written yet. */
 __inline __u64 period_now(__u32 shift)
 {
 	return (bpf_ktime_get_ns() >> shift) + 1;
@@ -268,8 +268,8 @@ __inline __u64 expiring_get(struct expiring *e, __u32 shift)
 }
 
 /*
- * Which of the 64 ports have bound sockets. Four 16-bit counts at a time and
- * without a branch: with branches the verifier follows 2^64 ways through.
+ * Which of the 64 ports have bound sockets. This looks at four 16-bit counts at
+ * a time, without a branch: with branches the verifier would check 2^64 paths.
  */
 __inline __u64 word_in_use(struct word *w)
 {
@@ -288,10 +288,10 @@ __inline __u64 word_in_use(struct word *w)
 }
 
 /*
- * Of ports that were all marked as lingering: those without a bound socket, to
- * be freed by the caller. The others stay claimed until their last socket is
- * gone (R7). The counts are read after the marks were made: a socket that closes
- * in between finds its mark, and frees its port itself.
+ * All ports of `mask` are marked as lingering. Returns those without a bound
+ * socket, for the caller to free. The others stay claimed until their last
+ * socket is closed (R7). The counts are read after the marks are made: a
+ * socket that closes in between finds its mark, and frees its port itself.
  */
 __inline __u64 vacant_of(struct word *w, __u64 mask)
 {
@@ -300,7 +300,7 @@ __inline __u64 vacant_of(struct word *w, __u64 mask)
 	return mine & __sync_fetch_and_and(&w->lingering, ~mine);
 }
 
-/* Ports that some socket has, as far as is known here: bound, or in use in a way that no program sees end. */
+/* Ports that some socket has, as far as is known here: bound, or in use in a way that ends unseen by any program. */
 __inline __u64 word_occupied(struct word *w)
 {
 	__u64 mask = READ(w->aside) | expiring_get(&w->closing, CLOSING_SHIFT);
@@ -309,9 +309,9 @@ __inline __u64 word_occupied(struct word *w)
 }
 
 /*
- * The id of the reservation a port may belong to: that of the nearest head at
- * or below it. After a block ends its lingering ports have no head and find a
- * neighbour's, so the caller must check whether the block found contains the port.
+ * The id of the reservation that a port may belong to: that of the nearest head at or
+ * below the port. When a block has ended, its lingering ports have no head, and this
+ * returns a neighbour. So the caller must check whether the block found contains the port.
  */
 __inline __u32 word_owner(struct word *w, __u32 port)
 {

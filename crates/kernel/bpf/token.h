@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Tokens. A token is E(generation << 16 | id): which entry, and the how
- * manieth reservation in it, encrypted with the block cipher Speck64/128 under
- * a key drawn at `up`. A cipher is a permutation, so tokens never repeat;
- * without the key they look like random numbers, so they cannot be
- * guessed (bpf_get_prandom_u32 would not do: a few outputs give away its
- * state). And D(token) gives back the id: no second index is needed.
+ * A token is E(generation << 16 | id). `id` says which entry it is, and `generation`
+ * says how many reservations this entry has had. E encrypts this number with the
+ * block cipher Speck64/128 and a key drawn at `up`. A cipher is a permutation, so
+ * tokens never repeat. Without the key they look like random numbers, so nobody can
+ * guess them. (bpf_get_prandom_u32 is not good enough: a few of its outputs give away
+ * its state.) The inverse D(token) gives the id back, so no second index is needed.
  *
- * Beaulieu et al., "The SIMON and SPECK Families of Lightweight Block
- * Ciphers", 2013, https://eprint.iacr.org/2013/404. User space expands the key.
+ * Beaulieu et al., "The SIMON and SPECK Families of Lightweight Block Ciphers", 2013,
+ * https://eprint.iacr.org/2013/404. User space computes the round keys.
  */
 #ifndef PORTKEEP_TOKEN_H
 #define PORTKEEP_TOKEN_H
@@ -45,7 +45,7 @@ __inline __u32 token_id(const struct config *c, __u64 token)
 	return token_decrypt(c, token) & (PORTKEEP_RESERVATIONS - 1);
 }
 
-/* The same; a socket remembers the id of its latest, which is the one most often asked for. */
+/* The same, but faster for the latest token of a socket, which is asked for most often: the socket stores its id. */
 __inline __u32 token_id_of(const struct config *c, const struct owner_state *o, __u64 token)
 {
 	return o && o->last == token ? o->last_id : token_id(c, token);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The little of the kernel's BPF interface that Portkeep uses, written out by
- * hand from the stable UAPI (include/uapi/linux/bpf.h). Offsets and numbers
- * here never change in the kernel, so neither vmlinux.h nor distribution
- * headers are needed and the object builds the same everywhere.
+ * The part of the kernel's BPF interface that Portkeep uses, copied by hand from the stable
+ * interface for user space (UAPI, include/uapi/linux/bpf.h). Offsets and numbers here never
+ * change in the kernel. So the build requires neither vmlinux.h (all types of one kernel)
+ * nor the headers of a distribution, and the object is the same on every machine.
  */
 #ifndef PORTKEEP_UAPI_H
 #define PORTKEEP_UAPI_H
@@ -20,16 +20,16 @@ typedef long long __s64;
 #define __inline static inline __attribute__((always_inline))
 #define __noinline static __attribute__((noinline))
 /*
- * Not static, so the verifier looks at the function once, whatever its
- * arguments may hold, and not anew along every path that leads to it. Linux 6.1
- * gives up without this, and newer kernels load us many times faster.
- * Pointers may be NULL for all the verifier knows.
+ * For a function that is not static. The verifier checks it once, for all values of its
+ * arguments. It checks a static function again on every path that calls it: then Linux
+ * 6.1 gives up, and newer kernels load the programs many times more slowly. The verifier
+ * assumes that a pointer argument may be NULL, so each of these functions checks that.
  */
 #define __alone __attribute__((noinline))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 
-/* Contexts: what the kernel hands to each kind of program. */
+/* Contexts: the argument that the kernel passes to each kind of program. */
 
 struct bpf_sock {
 	__u32 bound_dev_if;
@@ -145,7 +145,7 @@ struct __sk_buff {
 #define BPF_SOCK_OPS_STATE_CB_FLAG 4
 #define BPF_TCP_CLOSE 7
 
-/* Helpers, by their fixed numbers. */
+/* Helpers: the kernel functions that a program may call. Each has a fixed number. */
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Sockets and the ports they have: which ones are counted, and since when until
- * when. Counted are binds of reserved ports and of pool ports. Pool ports are
- * free for everybody unless they are reserved; they are counted so that a
- * wildcard request passes by what is in use.
+ * Sockets and the ports they have: which sockets are counted, and from
+ * when until when. Binds of reserved ports and of pool ports are counted.
+ * Pool ports are free for everybody unless they are reserved. They are
+ * counted so that a wildcard request skips ports that are in use.
  */
 #ifndef PORTKEEP_USE_H
 #define PORTKEEP_USE_H
@@ -26,7 +26,7 @@ __inline int in_pool(__u32 port)
 	return c && c->pool_last && port >= c->pool_first && port <= c->pool_last;
 }
 
-/* The word of the port if it is reserved, NULL if not: for most binds this is all there is to do. */
+/* The word of the port if it is reserved, NULL if not: most binds need only this check. */
 __inline struct word *reserved_word(void *ctx, __u32 transport, __u32 port)
 {
 	struct word *w;
@@ -46,10 +46,10 @@ struct look {
 };
 
 /*
- * One consistent look at a claimed port. If the reservation found has the port,
- * the transport and the namespace, and its gate is the same before and after,
- * it was in force in between. If anything differs, the port changed hands just
- * now, and was not reserved for a moment; what it is now, the caller's next look says.
+ * One look at a claimed port. If the reservation found has the port, the transport and the namespace,
+ * and its gate belongs to its token, it was in force (or on the way) at that moment. A caller that reads
+ * more fields checks the gate again afterwards. If anything differs, the port has just passed from one
+ * reservation to another, and was not reserved for a moment. The caller's next look says what it is now.
  */
 __inline struct reservation *look_at(struct look *l, struct word *w, __u64 netns, __u32 transport, __u32 port)
 {
@@ -69,14 +69,14 @@ __inline struct reservation *look_at(struct look *l, struct word *w, __u64 netns
 		    (l->gate ^ l->token) <= PORTKEEP_GATE_OUTRUN)
 			return r;
 	}
-	/* Read last: an end makes the mark after it has hidden the reservation. */
+	/* Read last: the end of a reservation sets this mark after it has shut the gate. */
 	FENCE();
 	l->token = 0;
 	l->lingers = (READ(w->lingering) & BIT(port)) != 0;
 	return NULL;
 }
 
-/* A request that has not been granted gives way to a bind. False: it was granted (or has ended) meanwhile; look again. */
+/* A request that is not granted yet gives way to a bind. False: it was granted (or has ended) meanwhile; look again. */
 __inline int outrun(struct reservation *r, struct look *l)
 {
 	__u64 state = l->gate ^ l->token;
@@ -88,7 +88,7 @@ __inline int outrun(struct reservation *r, struct look *l)
 	return 1;
 }
 
-/* The word of a pool port, made if need be. Its room is charged to the process at hand; without room the port is not counted. */
+/* The word of a pool port, made if needed, at the cost of the calling process. Without room the port is not counted. */
 __noinline struct word *pool_word(__u64 netns, __u32 transport, __u32 port)
 {
 	struct word *w = word_of(netns, transport, port);
@@ -97,7 +97,7 @@ __noinline struct word *pool_word(__u64 netns, __u32 transport, __u32 port)
 	if (w)
 		return w;
 	payer = account(netns);
-	/* A namespace that is not known is never swept. */
+	/* User space removes vacant words only in namespaces that have an element in `spaces`. */
 	if (!space_of(netns, payer) || !quota_of(payer))
 		return NULL;
 	return word_create(netns, transport, port, payer);
@@ -117,7 +117,7 @@ __inline void use_over(struct socket_state *st, __u64 netns)
 	use_end(w, st->transport, port);
 }
 
-/* One of the reasons to count it is gone. Of two CPUs that take the last two, exactly one ends the use. */
+/* One of the reasons to count it is gone. If two CPUs remove the last two reasons, exactly one of them ends the use. */
 __inline void use_less(struct socket_state *st, __u64 netns, __u32 reason)
 {
 	__u32 old = __sync_fetch_and_and(&st->held, ~reason);
@@ -126,7 +126,7 @@ __inline void use_less(struct socket_state *st, __u64 netns, __u32 reason)
 		use_over(st, netns);
 }
 
-/* Count the socket at the port. An earlier count is dropped: others refused that bind afterwards. */
+/* Count the socket at the port. An earlier count is dropped: others refused its bind after it was counted. */
 __inline int use_start(struct socket_state *st, struct word *w, __u64 netns, __u32 transport, __u32 port, __u32 reason)
 {
 	if (st->bound_port)

@@ -38,7 +38,7 @@ impl Maps {
         self.set_config(&config)
     }
 
-    /// Map subordinate uids to their users, whose quota they share. Of overlapping ranges one counts. Existing
+    /// Map subordinate uids to their users, whose quota they share. If ranges overlap, one of them counts. Existing
     /// reservations stay charged to the same account.
     pub fn set_accounts(&mut self, ranges: &[(RangeInclusive<u32>, u32)]) -> Result<(), MapAccessError> {
         let call = call("accounts");

@@ -1,4 +1,4 @@
-//! The administrator's door: few changes, done by a program in the kernel.
+//! The administrator program: it makes a few changes inside the kernel.
 
 use std::path::Path;
 
@@ -50,24 +50,25 @@ const SEAL: u32 = 10;
 const SEAL_QUOTA: u32 = 11;
 const AVOID: u32 = 12;
 
-/// A persistent reservation to be made.
+/// A persistent reservation that is requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// First port, host byte order; 0 for any block of the pool.
     pub start: u16,
     /// Number of ports.
     pub count: u16,
-    /// Of the block that is chosen, with `start` 0.
+    /// Alignment of the block that is chosen, with `start` 0.
     pub align: Align,
     /// Of which transports.
     pub transports: Transports,
     /// Its audience.
     pub audience: Audience<u32>,
-    /// By association only.
+    /// Whether using the ports requires association.
     pub strict: bool,
-    /// Binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not for administrators or several.
+    /// Whether binds to port 0 of its audience draw from it (E6). Not together with `strict`, and not if the audience
+    /// is the administrators or has several members.
     pub ephemeral: bool,
-    /// Shown in listings; what is beyond 24 bytes is not.
+    /// Shown in listings; the kernel keeps 24 bytes of it.
     pub label: String,
 }
 
@@ -79,7 +80,7 @@ pub(crate) struct Created {
     pub(crate) start: u16,
 }
 
-/// Why an administrator's change was not made.
+/// Why a change of an administrator was not made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdminError {
@@ -101,7 +102,7 @@ impl AdminError {
     }
 }
 
-/// The administrator's door. A process that could open the pinned program may do all of this.
+/// The administrator program. A process that can open its pin can make all of these changes.
 pub struct Admin {
     program: SchedClassifier,
 }
@@ -126,7 +127,7 @@ impl Admin {
         self.run_with(request, &[])
     }
 
-    /// With what follows the request.
+    /// Run a request, with the others that it admits behind it.
     fn run_with(&self, request: Request, also: &[wire::Also]) -> Result<Request, AdminError> {
         let asked = [request.as_bytes(), also.as_bytes()].concat();
         let mut answer = asked.clone();
@@ -137,8 +138,8 @@ impl Admin {
         }
     }
 
-    /// Claim the block of a persistent reservation in a namespace: pending until it is confirmed or ended. A bind of one
-    /// of its ports in the meantime wins.
+    /// Claim the block of a persistent reservation in a namespace: it is pending until it is confirmed or ended. If a
+    /// bind of one of its ports comes before the confirmation, the bind succeeds.
     pub(crate) fn create(&self, netns: u64, wanted: &Wanted) -> Result<Created, AdminError> {
         let also = also(wanted);
         let request = Request {
@@ -155,23 +156,24 @@ impl Admin {
         Ok(Created { id: answer.id, token, start: answer.start })
     }
 
-    /// Change whom a persistent reservation is for, and its label, while its ports stay reserved.
+    /// Change the audience and the label of a persistent reservation, while its ports stay reserved.
     pub(crate) fn change(&self, id: u32, token: Token, wanted: &Wanted) -> Result<(), AdminError> {
         let request = Request { op: CHANGE, id, token: token.get(), ..of_audience(wanted) };
         self.run_with(request, &also(wanted)).map(drop)
     }
 
-    /// A pending reservation is vacant and shall be in force. EADDRINUSE: a bind of one of its ports was quicker.
+    /// The ports of a pending reservation are vacant: put it in force. EADDRINUSE: a bind of one of its ports came
+    /// first.
     pub fn confirm(&self, id: u32, token: Token) -> Result<(), AdminError> {
         self.run(Request { op: CONFIRM, id, token: token.get(), ..EMPTY }).map(drop)
     }
 
-    /// Take a pending reservation back; its owner gets `error`.
+    /// Refuse a pending reservation; its owner gets `error`.
     pub fn refuse(&self, id: u32, token: Token, error: Errno) -> Result<(), AdminError> {
         self.run(Request { op: REFUSE, id, token: token.get(), error: error.0.unsigned_abs(), ..EMPTY }).map(drop)
     }
 
-    /// End anybody's reservation. Sockets bound from it keep running (R7).
+    /// End the reservation of any owner. Sockets bound from it keep running (R7).
     pub fn end(&self, id: u32, token: Token) -> Result<(), AdminError> {
         self.run(Request { op: END, id, token: token.get(), ..EMPTY }).map(drop)
     }
@@ -181,46 +183,47 @@ impl Admin {
         self.run(Request { op: LIMIT, account: uid.into(), limit, ..EMPTY }).map(drop)
     }
 
-    /// Words of the port table that an account had paid for are gone.
+    /// Report that words of the port table, for which an account had paid, are removed.
     pub(crate) fn give_back_share(&self, account: u64, words: u32) -> Result<(), AdminError> {
         self.run(Request { op: FORGET, account, limit: words, ..EMPTY }).map(drop)
     }
 
-    /// Sealed before it is removed: programs do not touch the word any more. EADDRINUSE: it is not vacant.
+    /// A word is sealed before it is removed: programs do not touch a sealed word. EADDRINUSE: it is not vacant.
     pub(crate) fn set_word_sealed(&self, key: &WordKey, sealed: bool) -> Result<(), AdminError> {
         let (transports, start) = (key.transport as u8, key.word * 64);
         self.run(Request { op: SEAL, netns: key.netns, transports, start, limit: sealed.into(), ..EMPTY }).map(drop)
     }
 
-    /// Sealed before it is removed: nothing can be charged to the account any more. EADDRINUSE: it holds something.
+    /// An account is sealed before it is removed: nothing can be charged to a sealed account. EADDRINUSE: it holds
+    /// something.
     pub(crate) fn set_quota_sealed(&self, account: u64, sealed: bool) -> Result<(), AdminError> {
         self.run(Request { op: SEAL_QUOTA, account, limit: sealed.into(), ..EMPTY }).map(drop)
     }
 
-    /// Pool ports of a namespace that the kernel's automatic choice may give to anybody: wildcard requests come to them
+    /// Pool ports of a namespace that the kernel's automatic choice may give to any process: wildcard requests get them
     /// last. `None`: there are none.
     pub fn avoid(&self, netns: u64, ports: Option<PortRange>) -> Result<(), AdminError> {
         let (start, count) = ports.map_or((0, 0), |ports| (ports.start(), ports.count()));
         self.run(Request { op: AVOID, netns, start, count, ..EMPTY }).map(drop)
     }
 
-    /// A pool port (host byte order) is in use by a socket that no program saw being bound: wildcard requests pass it by.
+    /// A pool port (host byte order) is in use by a socket whose bind no program saw: wildcard requests skip it.
     pub fn set_aside(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
         self.run(Request { op: ASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
 
-    /// It no longer is.
+    /// The pool port is no longer in use by such a socket.
     pub fn give_back(&self, netns: u64, transport: Transport, port: u16) -> Result<(), AdminError> {
         self.run(Request { op: UNASIDE, netns, transports: transport.bit(), start: port, ..EMPTY }).map(drop)
     }
 }
 
-/// Those that the scope is not for.
+/// The audience without its first member, which is the scope.
 fn also(wanted: &Wanted) -> Vec<wire::Also> {
     parts(&wanted.audience).1.iter().filter_map(Audience::to_also).collect()
 }
 
-/// The part of a request that says whom a persistent reservation is for.
+/// The part of a request that contains the audience of a persistent reservation.
 fn of_audience(wanted: &Wanted) -> Request {
     let (scope, uid, gid, level) = wire_of(&wanted.audience);
     let mut flags = if wanted.strict { wire::STRICT as u8 } else { 0 };

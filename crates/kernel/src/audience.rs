@@ -7,7 +7,7 @@ use crate::layout::PLACE_NAME;
 /// How deep below the root the cgroup of a scope can be.
 pub const PLACE_DEPTH: u32 = 32;
 
-/// In the kernel the first of several is the scope, and the rest are others that it lets in.
+/// If an audience has several members, the first one is the scope in the kernel. The rest are others that it admits.
 pub(crate) fn parts(audience: &Audience<u32>) -> (&Audience<u32>, &[Audience<u32>]) {
     audience.each().split_first().unwrap_or((&Audience::Administrators, &[]))
 }
@@ -41,7 +41,7 @@ pub(crate) fn has_valid_names(audience: &Audience<u32>) -> bool {
     !is_root && names.len() <= PLACE_DEPTH as usize && names.iter().all(|(_, name)| is_valid(name))
 }
 
-/// The names in one number, as `range_hash` in the BPF programs makes it; 0 where there are none.
+/// The hash of the names, as `range_hash` in the BPF programs computes it; 0 if there are no names.
 pub(crate) fn names_hash(audience: &Audience<u32>) -> u64 {
     let mut hash = 0u64;
     for (_, name) in names(audience) {

@@ -14,7 +14,7 @@ use rustix::{
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// The "device" of the ones we mount.
+/// The "device" of the file systems that we mount.
 const OURS: &str = "portkeep";
 
 /// Where distributions mount it.
@@ -25,11 +25,11 @@ pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.f_type as u64 == BPF_FS_MAGIC)
 }
 
-/// Make sure there is a BPF file system at `path`, mounting one if need be.
-/// True if it was mounted now, so that the caller can unmount it.
+/// Make sure that a BPF file system is mounted at `path`. True if this call mounted it, so that the caller can unmount
+/// it.
 ///
-/// Only on an empty folder: a mount hides what is below it, and the parent of
-/// a mistyped path can be anything, `/` included.
+/// Mounts only on an empty folder: a mount hides what is below it, and the parent of a mistyped path can be anything,
+/// `/` included.
 pub fn ensure(path: &Path) -> io::Result<bool> {
     if is_bpffs(path) {
         return Ok(false);
@@ -37,7 +37,7 @@ pub fn ensure(path: &Path) -> io::Result<bool> {
     let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
     let mounted = fs::create_dir_all(path).and_then(|()| mount_at(path));
     if mounted.is_err() {
-        // Folders that were made for it, the innermost first.
+        // Remove the folders that were made for it, the innermost first.
         for folder in missing {
             let _ = fs::remove_dir(folder);
         }
@@ -53,7 +53,7 @@ fn mount_at(path: &Path) -> io::Result<()> {
              with --pin-dir",
         ));
     }
-    // As systemd mounts it, but for the name, which says later whose it is.
+    // As systemd mounts it, except for the name, which later shows that we mounted it.
     mount(OURS, path, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, Some(c"mode=0700"))?;
     Ok(())
 }
@@ -63,16 +63,16 @@ pub fn unmount_own(path: &Path) -> bool {
     is_ours(path) && is_empty(path) && unmount(path, UnmountFlags::empty()).is_ok()
 }
 
-/// The last mount on a path is the one that is seen there.
+/// If a path has several mounts, the last one is visible.
 fn is_ours(path: &Path) -> bool {
-    // Of this thread: it may have a mount namespace of its own.
+    // The mounts of this thread, since it may have a mount namespace of its own.
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
     let last = mounts.lines().rev().find(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path));
     last.is_some_and(|line| line.starts_with(&format!("{OURS} ")))
 }
 
 fn is_empty(path: &Path) -> bool {
-    // The kernel's own (CONFIG_BPF_PRELOAD), in every BPF file system from the start.
+    // Entries of the kernel itself (CONFIG_BPF_PRELOAD), in every BPF file system from the start.
     let preloaded = |name: &OsStr| name == "maps.debug" || name == "progs.debug";
     fs::read_dir(path).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| preloaded(&e.file_name()))))
 }

@@ -17,9 +17,9 @@ pub fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_SUPER_MAGIC)
 }
 
-/// Where the cgroup v2 hierarchy is mounted: `/sys/fs/cgroup` on most hosts,
-/// a folder below it on hybrid ones. Found by the file system's magic number,
-/// never by its path. `None`: this machine (or container) has cgroup v1 only.
+/// Where the cgroup v2 hierarchy is mounted: `/sys/fs/cgroup` on most hosts, a folder below it on hybrid ones. It is
+/// recognised by the file system's magic number, never by its path. `None`: this machine (or container) has cgroup v1
+/// only.
 pub fn root() -> Option<PathBuf> {
     let usual = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
     usual.into_iter().find(|path| is_cgroup2(path)).or_else(|| {
@@ -38,7 +38,7 @@ pub fn below_root(folder: &Path) -> Option<PathBuf> {
     folder.strip_prefix(root()?).ok().map(Path::to_owned)
 }
 
-/// The id the kernel knows a cgroup by: its inode number.
+/// The id of a cgroup in the kernel: its inode number.
 pub fn id(path: &Path) -> io::Result<u64> {
     if !is_cgroup2(path) {
         return Err(io::Error::new(

@@ -54,15 +54,15 @@ pub enum EventKind {
 pub struct Event {
     /// The kind of event.
     pub kind: EventKind,
-    /// Id of the reservation, 0 if none was hit (a pool port that nobody holds).
+    /// Id of the reservation, 0 if there is none (a pool port that is not reserved).
     pub id: u32,
     /// When, nanoseconds of `CLOCK_MONOTONIC`.
     pub when: u64,
     /// Network namespace cookie.
     pub netns: u64,
-    /// Cgroup id of the process that did it.
+    /// Cgroup id of the process that caused the event.
     pub cgroup: u64,
-    /// The process that did it, as the first pid namespace numbers it.
+    /// The process that caused the event, as the first pid namespace numbers it.
     pub pid: u32,
     /// Its thread.
     pub tid: u32,
@@ -72,16 +72,17 @@ pub struct Event {
     pub ports: PortRange,
     /// Of which transports.
     pub transports: Transports,
-    /// Owner process of the reservation, 0 if none was hit.
+    /// Owner process of the reservation, 0 if there is none.
     pub owner: u32,
-    /// Command name of the process that did it.
+    /// Command name of the process that caused the event.
     pub comm: String,
     /// Earlier refusals of the same process that were not reported.
     pub untold: u32,
 }
 
 impl Event {
-    /// From a record of the ring; `None` for one that makes no sense, which BPF programs of this ABI do not write.
+    /// Read an event from a record of the ring. `None` if the record is invalid; BPF programs of this ABI write no such
+    /// record.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
         Some(Self {
@@ -109,7 +110,7 @@ impl Event {
     }
 }
 
-/// The event ring. One reader at a time: what one takes out no other sees.
+/// The event ring. There must be one reader at a time: each event goes to one reader only.
 ///
 /// Events are only written while a socket marked [`wire::AGENT_READER`] is
 /// open (those of pending requests also while a beacon is).

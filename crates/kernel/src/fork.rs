@@ -1,7 +1,7 @@
-//! A process that is born in a cgroup.
+//! Fork a process directly into a cgroup.
 //!
-//! A process that moves into a cgroup waits until all CPUs have passed a quiescent state: some milliseconds on a machine where
-//! no other process moved lately. A process that begins there waits for nothing.
+//! A process that moves into a cgroup waits until all CPUs have passed a quiescent state. This takes some milliseconds
+//! on a machine where no other process moved lately. A process that starts in the cgroup does not wait.
 
 use std::{
     fs, io,
@@ -13,13 +13,13 @@ use rustix::process::Pid;
 /// `CLONE_INTO_CGROUP` of `include/uapi/linux/sched.h`, Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Fork this process; the child begins in the cgroup of this folder, or without one where this process is. Returns the
-/// child's number, and in the child `None`.
+/// Fork this process. The child starts in the cgroup of this folder, or, if there is none, in the cgroup of this
+/// process. Returns the child's number, and in the child `None`.
 ///
 /// # Errors
 ///
 /// Those of clone3(2) and fork(2): ENOSYS where a seccomp filter denies clone3. `ErrorKind::Unsupported` in a process
-/// with more than one thread, since the child has only the calling one: what the others have locked stays locked.
+/// with more than one thread: the child has only the calling thread, so locks of the other threads would stay locked.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     if fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "a process with threads cannot be forked"));
@@ -46,8 +46,8 @@ fn clone_into(cgroup: impl AsFd) -> libc::c_long {
         set_tid_size: 0,
         cgroup: cgroup.as_fd().as_raw_fd() as u64,
     };
-    // SAFETY: the kernel reads `args`, of the size that it gets. Memory is not shared, and this process has one thread, so the
-    // child goes on with a whole copy of it, on a copy of this stack. libc does not notice, and keeps the thread's number of
-    // before for itself, which only its error-checking mutexes use.
+    // SAFETY: the kernel reads `args`, of the size that it gets. Memory is not shared, and this process has one thread,
+    // so the child continues with a whole copy of it, on a copy of this stack. libc does not notice the fork and keeps
+    // the former thread number for itself, which only its error-checking mutexes use.
     unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) }
 }

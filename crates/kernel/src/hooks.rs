@@ -1,4 +1,4 @@
-//! The BPF programs of others on the hooks that Portkeep uses.
+//! The BPF programs on the hooks that Portkeep uses, those of others included.
 
 use std::{fs::File, io, path::Path};
 
@@ -20,12 +20,12 @@ pub struct Attached {
     pub hook: &'static str,
 }
 
-/// All programs that run for the sockets of a cgroup on these hooks, Portkeep's among them: those that are attached to it and to
-/// the cgroups above it.
+/// All programs on these hooks that run for the sockets of a cgroup, Portkeep's included: those that are attached to
+/// the cgroup and to the cgroups above it.
 ///
 /// # Errors
 ///
-/// If the kernel does not show it: that requires root.
+/// If the kernel does not show them: this requires root.
 pub fn programs(cgroup: &Path) -> io::Result<Vec<Attached>> {
     let folder = File::open(cgroup)?;
     let names: Vec<(u32, String)> = loaded_programs()

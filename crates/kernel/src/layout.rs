@@ -29,7 +29,7 @@ map_struct! {
         since: u64,
         /// [`crate::BUILD`] of the loaded BPF programs.
         build: u64,
-        /// Id of the cgroup whose sockets are held to the reservations.
+        /// Id of the cgroup in which reservations are enforced.
         enforce: u64,
         /// Id of the cgroup whose sockets may use the control codes.
         serve: u64,
@@ -41,7 +41,7 @@ map_struct! {
         pool_first: u16,
         /// Last port of the pool, 0 = none.
         pool_last: u16,
-        /// 1: goes with the last `run` that needs it.
+        /// 1: ends with the last `run` that needs it.
         transient: u32,
         /// The administrators' group, 0 = root only.
         admin_gid: u32,
@@ -49,19 +49,20 @@ map_struct! {
         group_quotas: u32,
         /// Depth of `enforce` below the root.
         enforce_level: u32,
-        /// Words of the port table that an account may take.
+        /// Words of the port table that an account may have.
         share: u32,
-        /// Cookie of the machine's own namespace, whose root has no quota; 0: not known, and root has none anywhere.
+        /// Cookie of the machine's own namespace, whose root has no quota; 0: it is not known, and root has no quota
+        /// anywhere.
         home: u64,
         /// Ports that root of another namespace may hold.
         quota_elsewhere: u32,
-        /// The lowest uid that belongs to somebody else's account; 0: there is none.
+        /// The lowest uid that is charged to another account; 0: there is none.
         accounts_from: u32,
-        /// In `home`, ports below this one need a right to be acquired.
+        /// In `home`, acquiring ports below this one requires a right.
         unprivileged_start: u32,
-        /// 1: users are named who have that right.
+        /// 1: the map of users with that right has entries.
         privileged_users: u32,
-        /// Groups that have it, 0 = none.
+        /// Groups with that right, 0 = none.
         privileged_gids: [u32; PRIVILEGED_GROUPS],
     }
 }
@@ -103,9 +104,9 @@ map_struct! {
 map_struct! {
     /// Ports that were closed lately. Bits expire after one to two periods of 69 s.
     Expiring {
-        /// Of the even periods, of the odd ones.
+        /// Ports of the even periods, ports of the odd periods.
         ports: [u64; 2],
-        /// The latest one written in.
+        /// The latest period that was written.
         period: u64,
     }
 }
@@ -117,27 +118,27 @@ map_struct! {
         reserved: u64,
         /// First ports of blocks.
         heads: u64,
-        /// The block has ended, sockets are still bound.
+        /// The block has ended, but sockets are still bound.
         lingering: u64,
-        /// Chosen by a bind that is under way.
+        /// Chosen by a bind that is in progress.
         drawn: u64,
-        /// In use by a socket that no program saw being bound, or whose close none will see.
+        /// In use by a socket whose bind no program saw, or whose close no program will see.
         aside: u64,
-        /// Closed lately: connections may be left behind.
+        /// Closed lately: connections may remain.
         left: Expiring,
-        /// Closed, and the kernel may need a while.
+        /// Closed, but the kernel may need some time.
         closing: Expiring,
-        /// Account whose share of the table it takes, [`NOBODY`] or root's if none.
+        /// The account whose share of the table it uses; [`NOBODY`] or root's if there is none.
         payer: u64,
-        /// Id of the block that reaches in from the word before.
+        /// Id of the block that begins in an earlier word and continues in this one.
         lead: u32,
         /// Sockets bound to any of the ports.
         bound: u32,
-        /// 1: about to be removed, no program touches it any more.
+        /// 1: it is about to be removed, and no program touches it any more.
         sealed: u32,
         /// 0.
         zero: u32,
-        /// Ids of the blocks that begin here, valid where `heads` says so.
+        /// Ids of the blocks that begin here, valid where `heads` has a bit.
         owner: [u32; 64],
         /// Bound sockets, 16 bits for each port.
         uses: [u32; 32],
@@ -157,7 +158,7 @@ impl Word {
         (self.uses[bit / 2] >> (16 * (bit % 2))) as u16
     }
 
-    /// Nothing claimed and nothing in use: the word could as well not be there.
+    /// Nothing is claimed and nothing is in use: the word is not needed.
     pub fn is_vacant(&self) -> bool {
         self.reserved == 0 && self.aside == 0 && self.uses == [0; 32]
     }
@@ -166,25 +167,26 @@ impl Word {
 map_struct! {
     /// A reservation as the kernel keeps it.
     Reservation {
-        /// 0: ended; else the token with a state in its lowest bits, see `bpf/portkeep.h`.
+        /// 0: ended; otherwise the token with a state in its lowest bits, see `bpf/portkeep.h`.
         gate: u64,
         /// The token; 0: the entry is free.
         token: u64,
-        /// How many reservations this entry has had.
+        /// How many reservations this entry has had so far.
         generation: u64,
-        /// The token: refused, and the owner has not asked yet.
+        /// The token, if the request was refused and the owner has not asked yet.
         refusal: u64,
         /// Network namespace cookie.
         netns: u64,
-        /// Id of the scope's cgroup, or of the owner's. Of a persistent private ephemeral range: the hash of its names.
+        /// Id of the scope's cgroup, or of the owner's. For a persistent private ephemeral range: the hash of its
+        /// names.
         cgroup: u64,
         /// Nanoseconds of `CLOCK_MONOTONIC`.
         since: u64,
-        /// Account that its ports are charged to; [`NOBODY`]: to none.
+        /// Account that its ports are charged to; [`NOBODY`]: none.
         payer: u64,
         /// Owner process.
         pid: u32,
-        /// Its real uid; of a persistent reservation with [`wire::SCOPE_USER`] the uid it is for.
+        /// Its real uid; for a persistent reservation with [`wire::SCOPE_USER`], the uid of its audience.
         uid: u32,
         /// First port, host byte order.
         start: u16,
@@ -200,13 +202,13 @@ map_struct! {
         level: u8,
         /// Offset of the next draw.
         next: u32,
-        /// Others that are let in: how many, plus 8 for each change of them.
+        /// Others that are admitted: their number, plus 8 for each change of them.
         also: u32,
         /// Command name of the owner process.
         comm: [u8; 16],
         /// The label.
         label: [u8; 24],
-        /// The group it is for, with [`wire::SCOPE_GROUP`].
+        /// The group of its audience, with [`wire::SCOPE_GROUP`].
         gid: u32,
         /// When a private ephemeral range was last reported to be used up, in seconds.
         exhausted: u32,
@@ -222,17 +224,17 @@ map_struct! {
 map_struct! {
     /// Key of [`Admitted`].
     AdmittedKey {
-        /// Of the reservation.
+        /// The reservation's token.
         token: u64,
         /// [`Reservation::also`].
         also: u32,
-        /// From 0.
+        /// The index, from 0.
         n: u32,
     }
 }
 
 map_struct! {
-    /// One of the others that a reservation lets in.
+    /// One of the others that a reservation admits.
     Admitted {
         /// As in a request.
         also: wire::Also,
@@ -240,11 +242,11 @@ map_struct! {
 }
 
 map_struct! {
-    /// A private ephemeral range, by whom it is for. The value is the id of its reservation.
+    /// A private ephemeral range, by its audience. The value is the id of its reservation.
     RangeKey {
         /// Network namespace cookie.
         netns: u64,
-        /// Pid, cgroup id, uid or gid; of names their hash.
+        /// Pid, cgroup id, uid or gid; for names, their hash.
         id: u64,
         /// A `SCOPE_` constant of [`wire`], or 5: a cgroup by its path.
         kind: u32,
@@ -261,7 +263,7 @@ impl Reservation {
         Token::new(self.token)
     }
 
-    /// The block. The BPF programs never enter an impossible one.
+    /// The block. The BPF programs never write an invalid one.
     pub fn ports(&self) -> Option<PortRange> {
         PortRange::new(self.start, self.count).ok()
     }
@@ -276,8 +278,8 @@ impl Reservation {
         u32::from(self.flags) & wire::PERSISTENT != 0
     }
 
-    /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`]. A request that lost to a bind is pending until the
-    /// agent refuses it.
+    /// [`wire::PENDING`], [`wire::ACTIVE`] or [`wire::REFUSED`]. If a bind came before the confirmation, the request
+    /// stays pending until the agent refuses it.
     pub fn state(&self) -> u8 {
         match self.gate {
             0 => wire::REFUSED,
@@ -286,37 +288,37 @@ impl Reservation {
         }
     }
 
-    /// The keys of the others that it lets in.
+    /// The keys of the others that it admits.
     pub fn admitted(&self) -> impl Iterator<Item = AdmittedKey> {
         let (token, also) = (self.token, self.also);
         (0..also & ALSO_COUNT).map(move |n| AdmittedKey { token, also, n })
     }
 
-    /// Whether a bind of one of its ports was quicker than the agent.
+    /// Whether a bind of one of its ports came before the agent's confirmation.
     pub fn is_contested(&self) -> bool {
         self.gate == self.token ^ GATE_CONTESTED
     }
 
-    /// ACQUIRE has not returned yet: nothing is granted, and only ACQUIRE may change it.
+    /// ACQUIRE has not returned yet: nothing is granted, and only ACQUIRE may change the entry.
     pub(crate) fn is_being_claimed(&self) -> bool {
         self.gate != 0 && self.gate ^ self.token > GATE_CONTESTED
     }
 }
 
 map_struct! {
-    /// Which entries of the array of reservations are taken.
+    /// Which entries of the array of reservations are in use.
     Entries {
-        /// Where to look first.
+        /// Where the search starts.
         hint: u32,
         /// 0.
         zero: u32,
-        /// A bit for each.
+        /// A bit for each entry.
         taken: [u64; 1024],
     }
 }
 
 map_struct! {
-    /// How many namespaces have anything reserved in a word: 1024 words of TCP, then of UDP.
+    /// In how many namespaces each word has reservations: 1024 words of TCP, then of UDP.
     Filter {
         /// The counts.
         words: [u32; 2048],
@@ -324,13 +326,13 @@ map_struct! {
 }
 
 map_struct! {
-    /// The known facts about a network namespace.
+    /// The data of a network namespace.
     Space {
-        /// Where wildcard searches begin: TCP, UDP, both.
+        /// Where wildcard searches start: TCP, UDP, both.
         cursor: [u32; 3],
-        /// Pool ports that automatic choices may take ...
+        /// First pool port that automatic choices may use.
         avoid_first: u16,
-        /// ... inclusive, 0 = none. Wildcard searches come to them last.
+        /// Last one, 0 = none. Wildcard searches use these ports last.
         avoid_last: u16,
         /// As in [`Word`].
         payer: u64,
@@ -350,22 +352,22 @@ map_struct! {
 }
 
 map_struct! {
-    /// Name of a unit or of one cgroup on the way to a scope's.
+    /// Name of a unit, or of one cgroup on the path to the scope's cgroup.
     Place {
-        /// Padded with zeros, at least one.
+        /// Padded with at least one zero.
         name: [u8; 128],
     }
 }
 
 map_struct! {
-    /// The holdings of an account. An account is a uid; that of a subordinate uid is its user, see
-    /// [`crate::Maps::set_accounts`]; that of root in another network namespace than `home` is [`root_elsewhere`].
+    /// The holdings of an account. An account is a uid. A subordinate uid has the account of its user, see
+    /// [`crate::Maps::set_accounts`]. Root in another network namespace than `home` has the account [`root_elsewhere`].
     Quota {
         /// Ports held.
         used: u32,
         /// Own limit, 0 = the default, `u32::MAX` = none.
         limit: u32,
-        /// Words of the port table taken; each namespace counts as [`SPACE_WORDS`] more.
+        /// Words of the port table in use; each namespace counts as [`SPACE_WORDS`] more.
         words: u32,
         /// Requests that wait for the agent.
         pending: u32,
@@ -377,12 +379,12 @@ pub(crate) const PLACE_NAME: usize = size_of::<Place>();
 
 /// No account.
 pub const NOBODY: u64 = u64::MAX;
-/// The part of a namespace in an account's share of the port table.
+/// How much a namespace adds to an account's share of the port table.
 pub const SPACE_WORDS: u32 = 8;
-/// So many groups can have the right to acquire privileged ports.
+/// At most this many groups can have the right to acquire privileged ports.
 pub const PRIVILEGED_GROUPS: usize = 8;
 const GATE_CONTESTED: u64 = 2;
-/// The bits of [`Reservation::also`] that are a number.
+/// The bits of [`Reservation::also`] that contain the number of others.
 const ALSO_COUNT: u32 = 7;
 
 /// The account of root in another network namespace than `home`.
@@ -390,7 +392,7 @@ pub fn root_elsewhere(netns: u64) -> u64 {
     1 << 63 | netns
 }
 
-/// Whether an account has a share of the port table. Root has all of it, and [`NOBODY`] none.
+/// Whether an account has a share of the port table. Root may use all of it, and [`NOBODY`] none.
 pub fn has_share(account: u64) -> bool {
     account != 0 && account != NOBODY
 }

@@ -1,17 +1,16 @@
-//! Portkeep's BPF programs and everything that touches them: the one crate that
-//! knows BPF.
+//! Portkeep's BPF programs and all code that uses them: this is the only crate that knows BPF.
 //!
 //! * [`Loaded`]: the programs, loaded and attached for as long as the value
 //!   lives. Tests and benchmarks use it below a cgroup of their own.
 //! * [`Instance`]: the same, pinned in a BPF file system, so that it outlives
-//!   every process; what `portkeep up`, `down`, `upgrade` and `status` handle.
+//!   every process. `portkeep up`, `down`, `upgrade` and `status` use it.
 //! * [`Maps`]: the state, read from outside.
-//! * [`Admin`]: the few changes an administrator makes, done by a program in
-//!   the kernel because only that can do them atomically.
+//! * [`Admin`]: the few changes that an administrator makes. A program in the
+//!   kernel makes them, because only that can make them atomically.
 //! * [`Events`]: what happens, as it happens.
 //!
-//! The C source is in `bpf/`, its object beside it, checked in: building this
-//! crate takes neither clang nor any system library.
+//! The C source is in `bpf/`, and its object beside it is checked in: building this crate requires neither clang nor
+//! any system library.
 
 mod accounts;
 mod admin;

@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The object could not be turned into maps; without CAP_BPF this is where it ends.
+    /// The maps could not be made from the object; without CAP_BPF, loading fails here.
     #[error("loading the BPF programs")]
     Object(#[from] EbpfError),
     /// The kernel refused a program. Linux 6.1 is the oldest that is supported.
@@ -48,7 +48,7 @@ pub enum LoadError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// A cgroup folder could not be opened, or is none.
+    /// A cgroup folder could not be opened, or the path is not a cgroup.
     #[error("cgroup {path}")]
     Cgroup {
         /// Which folder.
@@ -56,7 +56,7 @@ pub enum LoadError {
         /// The problem.
         source: io::Error,
     },
-    /// `serve` must be `enforce` or below it: otherwise there would be owners whose close nobody sees.
+    /// `serve` must be `enforce` or below it: otherwise no program would see the close of some owner sockets.
     #[error("the control codes would be served in {serve}, outside {enforce} where they are enforced")]
     ServedOutside {
         /// Where they would be served.
@@ -67,12 +67,12 @@ pub enum LoadError {
     /// A map could not be set up.
     #[error(transparent)]
     Map(#[from] MapAccessError),
-    /// No randomness for the key.
+    /// There is no randomness for the key.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
 }
 
-/// An attached program. Dropping it detaches, unless it is pinned.
+/// An attached program. It is detached when the value is dropped, unless it is pinned.
 #[derive(Debug)]
 pub struct Link {
     pub(crate) name: &'static str,
@@ -81,8 +81,7 @@ pub struct Link {
 
 /// The BPF programs, loaded into this process.
 ///
-/// Everything goes away with the value: links are detached, and once no socket
-/// uses them the maps are freed.
+/// When the value is dropped, the links are detached. The maps are freed once no socket uses them.
 #[derive(Debug)]
 pub struct Loaded {
     pub(crate) ebpf: Ebpf,
@@ -103,19 +102,19 @@ fn open_cgroup(path: &Path) -> Result<(File, u64), LoadError> {
 }
 
 impl Loaded {
-    /// Load all programs. Nothing is enforced yet. Needs CAP_BPF, CAP_NET_ADMIN and, for the verifier to
-    /// follow pointers as freely as these programs need it, CAP_PERFMON.
+    /// Load all programs. Nothing is enforced yet. Requires CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON. The verifier
+    /// follows pointers as freely as these programs need only with CAP_PERFMON.
     pub fn load() -> Result<Self, LoadError> {
         Self::with(&mut EbpfLoader::new())
     }
 
-    /// Whether persistent reservations can be for units, for cgroups by path and for supplementary groups here. Not
-    /// where the kernel has no BTF, or lets no program read its memory (lockdown).
+    /// Whether the audience of a persistent reservation can be a unit, a cgroup by path or a supplementary group here.
+    /// It cannot if the kernel has no BTF, or if it does not allow programs to read its memory (lockdown).
     pub fn knows_places(&self) -> bool {
         self.places_known
     }
 
-    /// With room for fewer elements in some maps: for tests of what happens when they are full.
+    /// For tests of full maps: some maps have room for fewer elements.
     #[doc(hidden)]
     pub fn load_cramped(limits: &[(&'static str, u32)]) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
@@ -125,7 +124,7 @@ impl Loaded {
         Self::with(&mut loader)
     }
 
-    /// With all that the kernel may know; where it refuses, without what not every kernel allows.
+    /// Load with every optional feature. If the kernel refuses, load without the features that not every kernel allows.
     pub(crate) fn with(loader: &mut EbpfLoader<'_>) -> Result<Self, LoadError> {
         if Path::new("/sys/kernel/btf/vmlinux").exists() {
             match Self::knowing(loader, true) {
@@ -156,8 +155,8 @@ impl Loaded {
         Ok(Self { ebpf, links: Vec::new(), places_known })
     }
 
-    /// Write the settings and attach: sockets made in `enforce` and below are
-    /// held to the reservations, those made in `serve` and below may use the control codes.
+    /// Write the settings and attach: the reservations are enforced for sockets made in `enforce` and below; those made
+    /// in `serve` and below may use the control codes.
     pub fn attach(&mut self, settings: &Settings, enforce: &Path, serve: &Path) -> Result<(), LoadError> {
         let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if !absolute(serve).starts_with(absolute(enforce)) {
@@ -205,7 +204,7 @@ impl Loaded {
         Maps::from_ebpf(&self.ebpf)
     }
 
-    /// Bytes the maps take at the moment. Exact since Linux 6.4 (kernel commit 9629363cd056 and its
+    /// The bytes that the maps use at the moment. Exact since Linux 6.4 (kernel commit 9629363cd056 and its
     /// neighbours); before, an estimate from the maps' limits.
     pub fn map_memory(&self) -> io::Result<u64> {
         let mut total = 0;
@@ -226,7 +225,7 @@ impl Loaded {
         Ok(total)
     }
 
-    /// The administrator's door.
+    /// The administrator program.
     pub fn admin(&mut self) -> Result<Admin, LoadError> {
         let wrap = |source| LoadError::Program { name: ADMIN.to_owned(), source };
         let program: &mut SchedClassifier = self
@@ -238,8 +237,8 @@ impl Loaded {
         Admin::from_program(program).map_err(wrap)
     }
 
-    /// The event ring, through a descriptor of its own. There is one ring: what one reader takes out no other sees,
-    /// and a reader goes on where the last one was when it opened.
+    /// The event ring, through a descriptor of its own. There is one ring: each event goes to one reader only. A new
+    /// reader continues where the last one was when the new one opened the ring.
     pub fn events(&self) -> Result<Events, MapAccessError> {
         let Some(Map::RingBuf(ring)) = self.ebpf.map("events") else {
             return Err(MapAccessError::Missing("events"));

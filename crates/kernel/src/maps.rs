@@ -30,7 +30,7 @@ pub enum MapAccessError {
     },
 }
 
-/// The same map through a descriptor of its own. Opened by its id it would take CAP_SYS_ADMIN.
+/// The same map through a descriptor of its own. To open it by its id would require CAP_SYS_ADMIN.
 pub(crate) fn again(map: &MapData) -> Result<MapData, MapError> {
     MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)
 }
@@ -58,8 +58,8 @@ pub(crate) const NAMES: [&str; 19] = [
     "events",
 ];
 
-/// The state of the BPF programs. Reading is not atomic over several elements: what
-/// changes meanwhile may be seen half.
+/// The state of the BPF programs. Reading several elements is not atomic: a change in the meantime may be seen only in
+/// part.
 pub struct Maps {
     config: Array<MapData, Config>,
     counters: Array<MapData, Counters>,
@@ -125,14 +125,14 @@ impl Maps {
         Self::from_source(|name| MapData::from_pin(folder.join(name)).map_err(call(name)))
     }
 
-    /// The configuration of what is pinned in a folder, through one descriptor: the agent asks every second.
+    /// The configuration from the pins in a folder, through one descriptor: the agent reads it every second.
     pub(crate) fn config_pinned(folder: &Path) -> Result<Config, MapAccessError> {
         let call = call("config");
         let data = MapData::from_pin(folder.join("config")).map_err(call)?;
         Array::<_, Config>::try_from(Map::Array(data)).and_then(|config| config.get(&0, 0)).map_err(call)
     }
 
-    /// The configuration, the secret and the cipher key with it.
+    /// The configuration, with the secret and the cipher key.
     pub fn config(&self) -> Result<Config, MapAccessError> {
         self.config.get(&0, 0).map_err(call("config"))
     }
@@ -164,8 +164,8 @@ impl Maps {
         )
     }
 
-    /// How many entries of the array of reservations are taken: as many as there are reservations, when nothing is
-    /// under way.
+    /// How many entries of the array of reservations are in use: as many as there are reservations, unless a change is
+    /// in progress.
     pub fn entries_taken(&self) -> Result<u32, MapAccessError> {
         let entries = self.entries.get(&0, 0).map_err(call("entries"))?;
         Ok(entries.taken.iter().map(|word| word.count_ones()).sum())
@@ -202,7 +202,7 @@ impl Maps {
         self.spaces.iter().map(|item| item.map_err(call("spaces")))
     }
 
-    /// All accounts that hold or held ports or room.
+    /// All accounts that hold or have held ports, or have had a share of the port table.
     pub fn quotas(&self) -> impl Iterator<Item = Result<(u64, Quota), MapAccessError>> {
         self.quotas.iter().map(|item| item.map_err(call("quotas")))
     }
@@ -239,13 +239,14 @@ impl Maps {
         })
     }
 
-    /// The others that a reservation lets in. One that is ended or changed meanwhile has fewer than it should.
+    /// The others that a reservation admits. If the reservation ends or changes in the meantime, some of them are
+    /// missing.
     pub fn also(&self, r: &Reservation) -> Result<Vec<wire::Also>, MapAccessError> {
         let found = r.admitted().map(|key| optional("admitted", self.admitted.get(&key, 0)));
         found.filter_map(|found| found.map(|found| found.map(|found| found.also)).transpose()).collect()
     }
 
-    /// The keys of the others that all reservations let in.
+    /// The keys of the others that all reservations admit.
     pub fn admitted(&self) -> impl Iterator<Item = Result<AdmittedKey, MapAccessError>> {
         self.admitted.keys().map(|item| item.map_err(call("admitted")))
     }
@@ -268,7 +269,7 @@ impl Maps {
         self.places.iter().map(|item| item.map_err(call("places")))
     }
 
-    /// The private ephemeral ranges: whom each is for, and the id of its reservation.
+    /// The private ephemeral ranges: the audience of each, and the id of its reservation.
     pub fn ranges(&self) -> impl Iterator<Item = Result<(RangeKey, u32), MapAccessError>> {
         self.ranges.iter().map(|item| item.map_err(call("ranges")))
     }

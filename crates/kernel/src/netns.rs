@@ -13,7 +13,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-/// The cookie of the calling thread's network namespace, as `SO_NETNS_COOKIE` gives it.
+/// The cookie of the calling thread's network namespace, as `SO_NETNS_COOKIE` reports it.
 pub fn current_cookie() -> io::Result<u64> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     crate::sys::netns_cookie(socket)
@@ -29,8 +29,8 @@ pub fn open(path: impl AsRef<Path>) -> io::Result<OwnedFd> {
     Ok(File::open(path)?.into())
 }
 
-/// Run `work` on a thread of its own inside the namespace, because a thread
-/// that has changed its namespace is of no use for anything else. Needs CAP_SYS_ADMIN.
+/// Run `work` on a thread of its own inside the namespace: a thread that has changed its namespace cannot be used for
+/// anything else. Requires CAP_SYS_ADMIN.
 pub fn within<T: Send>(netns: impl AsFd, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let netns = netns.as_fd();
     thread::scope(|scope| {

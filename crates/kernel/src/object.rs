@@ -1,8 +1,8 @@
-//! The object with the BPF programs, and what is in it.
+//! The object with the BPF programs, and its content.
 
 use crate::sys::AttachPoint;
 
-/// The object with the BPF programs. 8-byte alignment is what the ELF parser needs.
+/// The object with the BPF programs. The ELF parser requires 8-byte alignment.
 pub(crate) static OBJECT: &[u8] = {
     #[repr(C, align(8))]
     struct Aligned<Bytes: ?Sized>(Bytes);
@@ -10,8 +10,8 @@ pub(crate) static OBJECT: &[u8] = {
     &ALIGNED.0
 };
 
-/// The embedded object's fingerprint (FNV-1a). Two builds of Portkeep whose
-/// BPF programs differ have different ones; `upgrade` goes from one to the other.
+/// The embedded object's fingerprint (FNV-1a). If the BPF programs of two builds of Portkeep differ, so do their
+/// fingerprints; `upgrade` replaces one build with the other.
 pub const BUILD: u64 = {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut i = 0;
@@ -22,8 +22,8 @@ pub const BUILD: u64 = {
     hash
 };
 
-/// The programs that hold sockets to the reservations, in the order they are
-/// attached: closing comes first, so that nothing is acquired that would not be given back.
+/// The programs that enforce the reservations, in the order in which they are attached. The program for closing sockets
+/// is attached first, so that every port that is acquired is also given back.
 pub(crate) const ENFORCING: [(&str, AttachPoint); 8] = [
     ("portkeep_close", AttachPoint::SockRelease),
     ("portkeep_tcp", AttachPoint::SockOps),
@@ -37,5 +37,5 @@ pub(crate) const ENFORCING: [(&str, AttachPoint); 8] = [
 /// The programs that serve the control codes.
 pub(crate) const SERVING: [(&str, AttachPoint); 2] =
     [("portkeep_get", AttachPoint::GetSockopt), ("portkeep_set", AttachPoint::SetSockopt)];
-/// The administrator's door.
+/// The administrator program.
 pub(crate) const ADMIN: &str = "portkeep_admin";

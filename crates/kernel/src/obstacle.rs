@@ -1,9 +1,8 @@
 //! Obstacles to bringing kernel enforcement up, each with a remedy.
 //!
-//! The kernel says EPERM to an ordinary user, to root in a container, to root
-//! in a user namespace and to root without one of three capabilities. Each of
-//! them can do something else about it, so the reason is looked for once the
-//! kernel has refused. Nothing is foretold: what works, works.
+//! The kernel reports EPERM to an ordinary user, to root in a container, to root in a user namespace and to root
+//! without one of three capabilities. The remedy is different for each of them, so the reason is looked for once the
+//! kernel has refused. Nothing is checked in advance.
 
 use std::{fmt, fs, path::Path};
 
@@ -18,17 +17,17 @@ use crate::sys;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Obstacle {
-    /// It is an ordinary user's.
+    /// It belongs to an ordinary user.
     User,
-    /// It is root's, but without these capabilities.
+    /// It belongs to root, but lacks these capabilities.
     Capabilities(Vec<&'static str>),
-    /// Its capabilities are those of a user namespace, and BPF wants them of the first one.
+    /// Its capabilities are those of a user namespace, and BPF requires those of the first one.
     UserNamespace,
     /// A seccomp filter or a security module denies bpf(2) as a whole.
     Filter,
     /// A BPF file system would have to be mounted, and that requires CAP_SYS_ADMIN.
     Mount,
-    /// It may have only so many open files.
+    /// It may not have more open files than this.
     Files(Option<u64>),
     /// The file system is mounted read-only.
     ReadOnly,
@@ -66,10 +65,10 @@ impl fmt::Display for Obstacle {
 }
 
 impl Obstacle {
-    /// The obstacle to using BPF in this process, as far as it can be found without trying.
+    /// The obstacle to using BPF in this process, as far as it can be found without using BPF.
     pub fn to_bpf() -> Option<Self> {
         let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-        // CAP_SYS_ADMIN includes the two that were split off it in Linux 5.8.
+        // CAP_SYS_ADMIN includes the two capabilities that Linux 5.8 split off from it.
         let has = |one| {
             effective.contains(one) || (one != CapabilitySet::NET_ADMIN && effective.contains(CapabilitySet::SYS_ADMIN))
         };
@@ -88,7 +87,7 @@ impl Obstacle {
         sys::bpf_is_denied().then_some(Self::Filter)
     }
 
-    /// The reason behind the error number of a step that failed; `mounting`: of mounting a BPF file system.
+    /// The reason behind the error number of a step that failed; `mounting`: the step mounts a BPF file system.
     pub(crate) fn behind(errno: i32, mounting: bool) -> Option<Self> {
         match errno {
             libc::EPERM | libc::EACCES | libc::ENOSYS => {

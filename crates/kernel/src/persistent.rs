@@ -1,11 +1,9 @@
 //! Persistent reservations in the BPF maps.
 //!
-//! No socket owns them: an administrator creates them and an administrator ends
-//! them. Creating takes three steps, because its audience may be a name that
-//! does not fit into a request, and because somebody has to check whether the ports
-//! are vacant. From the first step on nobody else can claim the ports; a [`Claimed`] is
-//! confirmed or ended. A process that is killed in
-//! between leaves a pending reservation behind, which the next agent ends.
+//! No socket owns them: an administrator creates them and an administrator ends them. Creating requires three steps:
+//! its audience may be a name that does not fit into a request, and somebody has to check whether the ports are vacant.
+//! From the first step on nobody else can claim the ports. A [`Claimed`] is then confirmed or ended. If a process is
+//! killed in between, it leaves a pending reservation behind, which the next agent ends.
 
 use portkeep_core::{PortRange, PortRangeError, Token, persistent::Audience, wire};
 
@@ -38,7 +36,7 @@ pub enum CreateError {
 /// Id, token and block of a reservation in the kernel.
 pub type Claim = (u32, Token, PortRange);
 
-/// A persistent reservation that is claimed and not in force yet: one block, or those of a list.
+/// A persistent reservation that is claimed and not in force yet: one block, or the blocks of a list.
 #[derive(Debug)]
 #[must_use = "confirm it or end it: nobody else can have its ports"]
 pub struct Claimed {
@@ -104,8 +102,9 @@ impl Maps {
         }
     }
 
-    /// Change whom a persistent reservation in force is for, its label, and whether it is strict. Its ports stay
-    /// reserved all the while; until this returns it may be for associated sockets of administrators only, unless its audience is the same.
+    /// Change the audience and the label of a persistent reservation in force, and whether it is strict. Its ports stay
+    /// reserved. If the audience changes, the reservation may be for associated sockets of administrators only until
+    /// this returns.
     pub fn change_persistent(
         &mut self,
         admin: &Admin,
@@ -117,12 +116,12 @@ impl Maps {
         }
         let present = self.reservation(id)?;
         let scope = parts(&wanted.audience).0;
-        // The kernel changes all that has no names in one step.
+        // The kernel changes everything except the names in one step.
         if present.is_some_and(|r| self.audience(id, &r).is_some_and(|present| parts(&present).0 == scope)) {
             return Ok(admin.change(id, token, wanted)?);
         }
-        // For administrators only at first: that audience needs no names while the names change. Strict, so that no process
-        // of root binds a port by number meanwhile.
+        // While the names change, the audience is the administrators, which needs no names. It is also strict, so that
+        // no process of root binds a port by number in the meantime.
         let meanwhile = Wanted { audience: Audience::Administrators, strict: true, ephemeral: false, ..wanted.clone() };
         admin.change(id, token, &meanwhile)?;
         self.forget_places(id)?;
@@ -130,9 +129,9 @@ impl Maps {
         Ok(admin.change(id, token, wanted)?)
     }
 
-    /// End a persistent reservation, and forget whom it was for. Sockets bound from it keep running (R7).
+    /// End a persistent reservation, and forget its audience. Sockets bound from it keep running (R7).
     pub fn end_persistent(&mut self, admin: &Admin, id: u32, token: Token) -> Result<(), CreateError> {
-        // In this order: while it is in force its names must be there, or nobody could consume it.
+        // In this order: while it is in force its names must exist, or no process of its audience could use it.
         admin.end(id, token)?;
         Ok(self.forget_places(id)?)
     }
@@ -157,8 +156,9 @@ impl Maps {
         Audience::any_of(std::iter::once(scope).chain(also.iter().filter_map(Audience::from_also))).ok()
     }
 
-    /// End what a killed administrator left pending, and forget names that belong to no reservation. Returns how many
-    /// were ended. Only for the process that creates persistent reservations, and while no other does.
+    /// End the pending reservations of killed administrators, and remove names that belong to no reservation. Returns
+    /// how many reservations were ended. Only for the process that creates persistent reservations, and while no other
+    /// process does.
     pub fn sweep_persistent(&mut self, admin: &Admin) -> Result<usize, MapAccessError> {
         let found: Vec<_> = self.reservations().filter(|r| !matches!(r, Ok((_, r)) if !r.is_persistent())).collect();
         let (mut ended, mut kept) = (0, std::collections::HashSet::new());
@@ -181,7 +181,7 @@ impl Maps {
         }
         Ok(ended)
     }
-    /// Say whom a reservation is for: the names on the way to a cgroup, or a unit.
+    /// Record the audience of a reservation: the names on the path to a cgroup, or a unit.
     fn set_places(&mut self, id: u32, audience: &Audience<u32>) -> Result<(), MapAccessError> {
         for (level, name) in names(audience) {
             let mut padded = [0; PLACE_NAME];

@@ -1,4 +1,4 @@
-//! Network namespaces that are quiet: which words and accounts are kept for one, and how they are removed.
+//! Quiet network namespaces: which words and accounts are kept for them, and how these are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +18,14 @@ pub enum ForgetError {
     /// A map could not be read or written.
     #[error(transparent)]
     Map(#[from] MapAccessError),
-    /// The room could not be given back to who had paid for it.
+    /// The share could not be given back to the account that had paid for it.
     #[error(transparent)]
     Admin(#[from] AdminError),
 }
 
 impl Maps {
-    /// Make the words that cover a range of ports in a namespace, so that no account has to pay for counting the
-    /// sockets there.
+    /// Make the words that cover a range of ports in a namespace. Then no account has to pay for the words in which
+    /// sockets are counted.
     pub fn make_words(&mut self, netns: u64, ports: PortRange) -> Result<(), MapAccessError> {
         const NOEXIST: u64 = 1;
         let mut blank = Word::new_zeroed();
@@ -33,21 +33,21 @@ impl Maps {
         for transport in Transport::ALL {
             for word in ports.start() / 64..=ports.last() / 64 {
                 let key = WordKey::of(netns, transport, word * 64);
-                // It may be there already.
+                // The word may exist already.
                 let _ = self.words.insert(key, blank, NOEXIST);
             }
         }
         Ok(())
     }
 
-    /// Forget words that hold nothing, of namespaces without reservations that
-    /// have been quiet for `quiet_ns` nanoseconds. Returns how many went.
+    /// Remove vacant words of namespaces without reservations that have been quiet for `quiet_ns` nanoseconds. Returns
+    /// how many were removed.
     ///
-    /// Nothing else removes words: a program in the kernel could not, since another CPU may be using one. So what is to
-    /// go is sealed first, which hides it from programs that begin later. Once those that ran then have ended, it is
-    /// looked at again, and removed if it is still vacant.
+    /// Nothing else removes words: a program in the kernel could not, since another CPU may be using one. So the word
+    /// is sealed first, which hides it from programs that start later. Once the programs that ran then have ended, the
+    /// word is checked again. It is removed if it is still vacant.
     ///
-    /// Goes through words and reservations once, however many namespaces there are: where containers come and go they are
+    /// Reads all words and reservations once, for any number of namespaces: a machine with many containers has
     /// hundreds.
     pub fn forget_quiet_namespaces(&mut self, admin: &Admin, quiet_ns: u64) -> Result<usize, ForgetError> {
         let now = crate::sys::monotonic_ns();
@@ -64,7 +64,7 @@ impl Maps {
         let mut sealed: BTreeSet<(u64, u16, u16)> = BTreeSet::new();
         for item in self.words() {
             let (key, word) = item?;
-            // One that was sealed before: the last round was killed.
+            // A word that is sealed already: the last round was killed.
             let seal = || word.sealed == 1 || word.is_vacant() && admin.set_word_sealed(&key, true).is_ok();
             if quiet.contains_key(&key.netns) && seal() {
                 sealed.insert((key.netns, key.word, key.transport));
@@ -99,7 +99,7 @@ impl Maps {
         Ok(gone)
     }
 
-    /// Namespaces come and go for ever, and each has an account of its own.
+    /// New namespaces keep being made, and each has an account of its own.
     fn forget_accounts(&mut self, admin: &Admin, mut accounts: BTreeSet<u64>) -> Result<(), ForgetError> {
         accounts.retain(|account| admin.set_quota_sealed(*account, true).is_ok());
         if accounts.is_empty() {

@@ -13,26 +13,26 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
-    /// Where wildcard requests are served from. `None`: no wildcard requests.
+    /// Ports that wildcard requests are served from. `None`: no wildcard requests.
     pub pool: Option<PortRange>,
     /// Ports one user may hold at a time, counted once for each transport. Root has no limit.
     pub quota: u32,
-    /// Cookie of the network namespace whose root has no limit; in others it has [`Settings::quota_elsewhere`] in each.
-    /// `None`: root has no limit anywhere.
+    /// Cookie of the network namespace whose root has no limit. In each other namespace root has the limit
+    /// [`Settings::quota_elsewhere`]. `None`: root has no limit anywhere.
     pub home: Option<u64>,
     /// Ports that root of another namespace than `home` may hold.
     pub quota_elsewhere: u32,
-    /// How much of the port table one account may take, in words of 64 ports of one transport and namespace. There is
-    /// room for 1,048,576.
+    /// How much of the port table one account may use, in words of 64 ports of one transport and namespace. The table
+    /// has room for 1,048,576 words.
     pub share: u32,
     /// The error of an outsider's bind.
     pub deny_errno: Errno,
-    /// Goes away with the last `portkeep run` that needs it.
+    /// It ends with the last `portkeep run` that needs it.
     pub transient: bool,
     /// Group that may administer besides root; 0: none.
     pub admin_gid: u32,
-    /// In `home`, ports below this one can only be acquired with a right: by root, with CAP_NET_BIND_SERVICE, by
-    /// [`Settings::privileged_gids`] and the users of [`crate::Maps::set_privileged_users`].
+    /// In `home`, acquiring ports below this one requires a right. Root, processes with CAP_NET_BIND_SERVICE,
+    /// [`Settings::privileged_gids`] and the users of [`crate::Maps::set_privileged_users`] have it.
     pub unprivileged_start: u16,
     /// Groups that have the right; the first [`PRIVILEGED_GROUPS`] count.
     pub privileged_gids: Vec<u32>,

@@ -41,7 +41,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Where a program hangs on a cgroup (`enum bpf_attach_type`).
+/// The hook that a program is attached to on a cgroup (`enum bpf_attach_type`).
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 pub(crate) enum AttachPoint {
@@ -57,7 +57,7 @@ pub(crate) enum AttachPoint {
     SockRelease = 34,
 }
 
-/// `BPF_LINK_CREATE` for a cgroup. aya 0.14 attaches too, but keeps the links of sockopt programs to itself, where
+/// `BPF_LINK_CREATE` for a cgroup. aya 0.14 attaches too, but does not give access to the links of sockopt programs, so
 /// they cannot be pinned.
 ///
 /// Kernel commit af6eea57437a ("bpf: Implement bpf_link-based cgroup BPF program attachment"), Linux 5.7.
@@ -75,8 +75,8 @@ pub(crate) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()>
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
 }
 
-/// `BPF_LINK_DETACH`: take the program off now. A link whose last pin or descriptor goes does that too, but pins are let
-/// go of after an RCU grace period, and by a worker.
+/// `BPF_LINK_DETACH`: detach the program now. Removing the last pin or descriptor of a link detaches it too, but later:
+/// a worker releases pins after an RCU grace period.
 ///
 /// Kernel commit 73b11c2ab072 ("bpf: Add support for forced LINK_DETACH command"), Linux 5.9.
 pub(crate) fn link_detach(link: impl AsFd) -> io::Result<()> {
@@ -96,7 +96,7 @@ struct QueryAttr {
     zero: u32,
 }
 
-/// `BPF_PROG_QUERY`: the ids of all programs that run at a point of a cgroup, those of the cgroups above it included.
+/// `BPF_PROG_QUERY`: the ids of all programs that run at a point of a cgroup, including those of the cgroups above it.
 ///
 /// Kernel commit 468e2f64d220 ("bpf: introduce BPF_PROG_QUERY command"), Linux 4.15.
 pub(crate) fn programs_on(cgroup: impl AsFd, point: AttachPoint) -> io::Result<Vec<u32>> {
@@ -112,8 +112,8 @@ pub(crate) fn programs_on(cgroup: impl AsFd, point: AttachPoint) -> io::Result<V
         count: ids.len() as u32,
         zero: 0,
     };
-    // SAFETY: the kernel writes at most `count` ids to the array, and the count and flags to the attribute; both outlive
-    // the call, and nothing else refers to them meanwhile.
+    // SAFETY: the kernel writes at most `count` ids to the array, and the count and flags to the attribute; both
+    // outlive the call, and nothing else refers to them meanwhile.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of::<QueryAttr>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -142,7 +142,8 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     bpf(BPF_OBJ_GET, &attr).map(owned)
 }
 
-/// Whether bpf(2) is denied whatever the command: a command that no kernel knows is EINVAL where it gets through.
+/// Whether bpf(2) is denied for every command: where it is not denied, a command that no kernel knows fails with
+/// EINVAL.
 pub(crate) fn bpf_is_denied() -> bool {
     const NO_COMMAND: libc::c_long = 0x7fff_ffff;
     let denied = [libc::EPERM, libc::EACCES, libc::ENOSYS];

@@ -1,4 +1,4 @@
-//! Others beside the scope of a reservation, rule R11, with real sockets and processes.
+//! The others of a reservation (rule R11), with real sockets and processes.
 
 use portkeep::control;
 use portkeep_core::{
@@ -25,7 +25,7 @@ fn unit(name: &str) -> Audience<u32> {
     Audience::Unit(name.into())
 }
 
-/// A reservation of this process that lets others in.
+/// A reservation of this process that admits others.
 #[track_caller]
 fn acquire(owner: &Socket, request: &AcquireRequest, also: &Others<u32>) -> wire::Grant {
     control::acquire_also(owner, request, &also.to_wire()).expect("the ports are granted");
@@ -46,7 +46,7 @@ fn may_bind(port: u16) -> bool {
     }
 }
 
-/// The result of `work` as a user who is in these groups besides its own.
+/// The result of `work` as a user that is in these groups besides its own.
 fn as_user<T: From<u8>>(uid: u32, groups: &[u32], work: impl FnOnce() -> u8) -> T {
     let mut child = Child::fork(|talk| {
         become_user_of(uid, groups);
@@ -95,13 +95,13 @@ fn r11_a_user_a_group_and_units_are_let_in_beside_the_process() {
     for name in [
         "system.slice/docker.service2",
         "system.slice/containerd.service",
-        // A container, or a user, names cgroups as it likes.
+        // A container or a user can give a cgroup any name.
         "user.slice/user-1000.slice/user@1000.service/docker.service",
         "docker-1f.scope/docker.service",
     ] {
         assert!(!unit_may_bind(&world, name, 61000), "{name}");
     }
-    // Nothing else is let in: no other port, no other transport, no RELEASE.
+    // Nothing else is allowed: no other port, no other transport, no RELEASE.
     assert!(user_may_bind(OTHER, 61002));
     assert_eq!(bind(&udp(), 61000).ok(), Some(()));
     let released = as_user::<u8>(FRIEND, &[], || {
@@ -124,13 +124,13 @@ fn r11_a_query_reports_them() {
         SelectRequest { by: wire::BY_PORT, port: 61000, transport: Transport::Tcp.bit(), ..Default::default() };
     let (state, listed) = control::state_also(tcp(), &select).expect("it is there");
     assert_eq!((state.also, Others::from_wire(&listed)), (3, also.clone()));
-    // A buffer without room for them is no error, and one for two gets two.
+    // A buffer without room for the others is no error. A buffer with room for two gets two.
     assert_eq!(control::state(tcp(), &select).expect("it is there").also, 3);
     let mut buffer = [0; size_of::<wire::State>() + 2 * size_of::<wire::Also>() + 100];
     let socket = tcp();
     control::state(&socket, &select).expect("it is there");
     assert_eq!(control::get(&socket, wire::STATE, &mut buffer).expect("it is there"), buffer.len() - 100);
-    // The token is shown to those who may use it.
+    // The token is shown to processes that may use it.
     let shown = || u8::from(control::state(tcp(), &select).expect("it is there").token == made.token);
     assert_eq!(shown(), 1);
     assert_eq!(as_user::<u8>(FRIEND, &[7], shown), 1);
@@ -161,7 +161,7 @@ fn r11_strict_is_for_sockets_that_are_associated_theirs_too() {
     world.assert_empty();
 }
 
-/// Port 0 is for the scope: another program's automatic choices stay its own.
+/// Port 0 draws for the scope only: the automatic choices of other programs do not change.
 #[test]
 fn r11_others_bind_a_private_ephemeral_range_by_number_only() {
     let Some(world) = World::enter("r11_ephemeral") else { return };
@@ -180,7 +180,7 @@ fn r11_others_bind_a_private_ephemeral_range_by_number_only() {
     world.assert_empty();
 }
 
-/// An entry is refilled at once, so this is the entry of the one before.
+/// A new reservation gets the entry of the one before.
 #[test]
 fn r11_those_who_were_let_in_are_outsiders_of_the_next_holder() {
     let Some(world) = World::enter("r11_next") else { return };
@@ -212,7 +212,7 @@ fn r11_a_request_that_fails_leaves_none_of_them_behind() {
     acquire(&owner, &ports(61000, 1), &Others::default());
     let failed = control::acquire_also(&other, &ports(61000, 1), &friend.to_wire());
     assert_eq!(errno(failed), Errno::EADDRINUSE);
-    // The third is of a kind that cannot be named.
+    // The third has a kind that others cannot have.
     let mut list = others([Audience::User(FRIEND), Audience::Group(7), Audience::User(OTHER)]).to_wire();
     list[2].kind = wire::SCOPE_CGROUP.into();
     assert_eq!(errno(control::acquire_also(&other, &ports(61010, 1), &list)), Errno::EINVAL);
@@ -244,7 +244,7 @@ impl Persistent {
 #[test]
 fn a_persistent_one_is_for_several_units_and_they_can_be_changed() {
     let Some(world) = World::enter("r11_persistent") else { return };
-    let admin = world.sandbox().loaded().admin().expect("the administrator's door");
+    let admin = world.sandbox().loaded().admin().expect("the administrator program");
     let mut made = Persistent { admin, maps: world.maps(), netns: world.netns() };
     let wanted = Wanted {
         start: 80,
@@ -262,7 +262,7 @@ fn a_persistent_one_is_for_several_units_and_they_can_be_changed() {
             .map(|name| unit_may_bind(world, &format!("system.slice/{name}"), 80))
     };
     assert_eq!(who(&world), [true, true, false]);
-    // The second one only; then the first one only; then another first one, with two.
+    // Other audiences: the second one only, then the first one only, then a new first one with two more.
     for (units, expected) in [
         (&["nginx.service", "apache2.service"][..], [true, false, true]),
         (&["nginx.service"], [true, false, false]),
@@ -277,7 +277,7 @@ fn a_persistent_one_is_for_several_units_and_they_can_be_changed() {
         assert_eq!(made.maps.audience(id, &entry), Some(changed.audience));
         world.assert_consistent();
     }
-    // Whose binds to port 0 would draw?
+    // It would not be clear whose binds to port 0 draw from it.
     let ranges = Wanted { start: 8000, ephemeral: true, ..wanted };
     let error = made.claim(&ranges).expect_err("a range is for one");
     assert!(matches!(error, CreateError::Admin(error) if error.errno() == Some(Errno::EINVAL)));

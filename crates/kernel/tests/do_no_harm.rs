@@ -1,6 +1,5 @@
-//! Calls that do not concern reservations must work as without Portkeep: every
-//! socket option of any size, binds of ports that are not reserved, other families,
-//! and all that with maps that are full.
+//! Calls that do not concern reservations must work as without Portkeep: every socket option of any size, binds of
+//! ports that are not reserved, and other families. They must work with full maps, too.
 
 use std::{
     fmt::Write as _,
@@ -47,7 +46,7 @@ fn set(socket: &impl AsRawFd, level: i32, option: i32, value: &[u8]) -> String {
     outcome(result)
 }
 
-/// Every option of every level in every size, on all kinds of sockets, with what came of it.
+/// The results of every option of every level in every size, on all kinds of sockets.
 fn every_option() -> String {
     let mut protocol = String::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -81,7 +80,7 @@ fn every_option() -> String {
     for (name, socket) in &sockets {
         for (level, options) in &levels {
             for option in options.clone() {
-                // Makes the kernel load modules by name.
+                // This option makes the kernel load modules by name.
                 if (*level, option) == (libc::SOL_TCP, libc::TCP_ULP) {
                     continue;
                 }
@@ -96,7 +95,7 @@ fn every_option() -> String {
             }
         }
     }
-    // Legacy firewalls carry their rule sets through options far larger than a page.
+    // Legacy firewalls pass their rule sets through options far larger than a page.
     let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
     for (option, size) in [(64, 40), (64, 5000), (64, 100_000), (65, 5000), (66, 5000)] {
         writeln!(protocol, "rules {option} {size}: {}", set(&raw, libc::SOL_IP, option, &vec![0; size])).unwrap();
@@ -111,7 +110,7 @@ fn said_in(cgroup: &TestCgroup, work: fn() -> String) -> String {
     let mut file: File = tempfile::tempfile().unwrap();
     let mut child = Child::fork(|talk| {
         talk.hear();
-        // Sockets of the one run must not be in the way of the other.
+        // Sockets of one run must not hinder the other.
         new_namespace();
         (&file).write_all(work().as_bytes()).unwrap();
     });
@@ -167,11 +166,11 @@ fn values_larger_than_a_page_arrive_and_come_back_whole() {
     membership.extend_from_slice(&[0; 4]);
     membership.extend_from_slice(&1u32.to_ne_bytes());
     assert_eq!(set(&receiver, libc::SOL_IP, libc::IP_ADD_MEMBERSHIP, &membership), "done");
-    // More than a page from 32 on; 150 is what Linux 6.1 has memory for (net.core.optmem_max).
+    // From 32 sources on it is more than a page; 150 sources are the limit of Linux 6.1 (net.core.optmem_max).
     for sources in [1, 30, 32, 40, 150] {
         let filter = group_filter(sources);
         assert_eq!(set(&receiver, libc::SOL_IP, MCAST_MSFILTER, &filter), "done", "{sources} sources");
-        // Asked with room for all of them: the header is read by the kernel, the rest comes back.
+        // The query has room for all of them: the kernel reads the header and returns the rest.
         let mut answer = filter.clone();
         answer[144..].fill(0);
         let mut length = answer.len() as u32;
@@ -200,7 +199,7 @@ fn values_larger_than_a_page_arrive_and_come_back_whole() {
         source.extend_from_slice(&[10, 2, 0, n]);
         assert_eq!(set(&single, libc::SOL_IP, libc::IP_ADD_SOURCE_MEMBERSHIP, &source), "done", "source {n}");
     }
-    // A socket filter longer than a page, in and out.
+    // Write and read a socket filter longer than a page.
     const RETURN_ALL: [u8; 8] = [0x06, 0, 0, 0, 0xff, 0xff, 0, 0];
     let program = RETURN_ALL.repeat(1000);
     let filter = libc::sock_fprog { len: 1000, filter: program.as_ptr().cast_mut().cast() };
@@ -295,7 +294,7 @@ fn full_maps_refuse_what_is_reserved_and_pass_the_rest() {
         }
         talk.say(1);
         talk.hear();
-        // Reserved stays reserved, for those inside as for those outside.
+        // Reserved ports stay reserved, for processes in the scope and for outsiders.
         bind(&tcp(), 61441).unwrap();
         let inside = tcp();
         control::associate(&inside, token(&grant)).unwrap();
@@ -310,7 +309,7 @@ fn full_maps_refuse_what_is_reserved_and_pass_the_rest() {
                     bind(&socket, number).unwrap();
                 }
             }
-            // No room for another namespace or another user either: no reservations for them, and no harm.
+            // There is no room for another namespace or another user: they cannot reserve, and nothing else fails.
             portkeep_testkit::process::become_user(65534);
             assert_eq!(errno(control::acquire(tcp(), &request(0, 1))), Errno::ENOMEM);
             bind(&tcp(), 5000).unwrap();

@@ -28,13 +28,13 @@ fn request(start: u16, count: u16, flags: u32, scope: u16) -> AcquireRequest {
     AcquireRequest { start, count, flags: flags | wire::EPHEMERAL, scope, ..Default::default() }
 }
 
-/// A range of this process.
+/// A range of the process scope of this process.
 #[track_caller]
 fn range(owner: &Socket, start: u16, count: u16, flags: u32) -> wire::Grant {
     acquire(owner, &request(start, count, flags, wire::SCOPE_PROCESS)).expect("the range is granted")
 }
 
-/// The port that a bind to port 0 gives.
+/// The port that a bind to port 0 returns.
 #[track_caller]
 fn chosen(socket: &Socket) -> u16 {
     bind(socket, 0).expect("a port");
@@ -70,7 +70,7 @@ fn e1_binds_to_port_0_draw_from_the_range_whatever_the_socket() {
             let s = socket(domain, transport);
             s.set_reuse_port(true).unwrap();
             inside(chosen(&s), "SO_REUSEPORT");
-            // The rest of a group binds the number.
+            // The rest of a group binds the number itself.
             let second = socket(domain, transport);
             second.set_reuse_port(true).unwrap();
             bind(&second, port(&s)).unwrap();
@@ -87,7 +87,7 @@ fn e1_binds_to_port_0_draw_from_the_range_whatever_the_socket() {
     control::associate(&associated, token(&other)).unwrap();
     assert_eq!(chosen(&associated), 62000);
     world.assert_consistent();
-    // At the end the kernel chooses again, and what is bound stays.
+    // After the end the kernel chooses again, and bound sockets keep their ports.
     let kept = tcp();
     let kept_port = chosen(&kept);
     control::release(&owner, token(&made)).unwrap();
@@ -105,7 +105,7 @@ fn e1_a_range_of_one_transport_is_for_that_one() {
     range(&tcp_owner, 61000, 10, 0);
     assert_eq!(chosen(&tcp()), 61000);
     assert!(!(61000..61010).contains(&chosen(&udp())));
-    // UDP may have another one.
+    // UDP may have a range of its own.
     range(&udp_owner, 61020, 10, 0);
     assert_eq!((chosen(&tcp()), chosen(&udp())), (61001, 61020));
     drop(tcp_owner);
@@ -120,7 +120,7 @@ fn e2_a_port_given_up_stays_in_the_scope_and_comes_round_last() {
     let Some(world) = World::enter("e2") else { return };
     let owner = tcp();
     acquire(&owner, &request(61000, 5, wire::BOTH, wire::SCOPE_USER)).unwrap();
-    // The way of every port picker: bind, note the number, close. Another process binds it later.
+    // Programs often pick a port in this way: they bind, note the number and close. Another process binds it later.
     let picked: Vec<u16> = (0..5).map(|_| chosen(&tcp())).collect();
     assert_eq!(picked, [61000, 61001, 61002, 61003, 61004]);
     in_child(|| {
@@ -134,7 +134,7 @@ fn e2_a_port_given_up_stays_in_the_scope_and_comes_round_last() {
         assert_eq!(errno(bind(&tcp(), 61000)), Errno::EADDRINUSE, "an outsider");
         assert!(!(61000..61005).contains(&chosen(&tcp())));
     });
-    // One that is in use is passed by.
+    // A port that is in use is skipped.
     let server = tcp();
     bind(&server, 61001).unwrap();
     assert_eq!((0..5).map(|_| chosen(&tcp())).collect::<Vec<_>>(), [61000, 61002, 61003, 61004, 61000]);
@@ -196,7 +196,7 @@ fn e3_a_range_that_is_used_up_is_reported_once_a_second() {
     world.assert_empty();
 }
 
-/// The port that a process of this user gets in a cgroup.
+/// The port that a process of this user gets in this cgroup.
 fn chosen_in(cgroup: &Below, uid: u32) -> u16 {
     cgroup.ask(|| {
         if uid != 0 {
@@ -244,7 +244,7 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
     in_range(chosen_in(&inner, 0), 10300);
     in_range(chosen_in(&outer, 0), 10300);
     world.assert_consistent();
-    // A runtime range of a cgroup below is nearer; it ends with its owner's socket.
+    // A runtime range of a lower cgroup comes first; it ends with its owner's socket.
     let procs = inner.path().join("cgroup.procs");
     let inner_id = inner.id();
     let mut child = Child::fork(|talk| {
@@ -253,7 +253,7 @@ fn e4_the_most_specific_range_wins_and_the_next_one_comes_back() {
         let request = AcquireRequest { cgroup: inner_id, ..request(61000, 10, 0, wire::SCOPE_CGROUP) };
         acquire(&owner, &request).unwrap();
         talk.say(chosen(&tcp()).into());
-        // Its own process is more specific still.
+        // A range of its own process comes before that.
         let mine = tcp();
         range(&mine, 61010, 10, 0);
         talk.say(chosen(&tcp()).into());
@@ -299,7 +299,7 @@ fn e4_scopes_do_not_leak() {
     child.talk.say(0);
     child.join();
     assert!(!inside(chosen_in(&mine, 0)));
-    // Of a user.
+    // A range of a user.
     let mut child = Child::fork(|talk| {
         become_user(USER);
         let owner = tcp();
@@ -371,18 +371,18 @@ fn e5_sockets_that_wait_for_connect_are_left_alone() {
         bind(&datagrams, 0).unwrap();
         assert_eq!(port(&datagrams), 0);
     }
-    // A connect without a bind is the kernel's choice, too.
+    // After a connect without a bind, the kernel chooses, too.
     let client = tcp();
     connect(&client, "127.0.0.1:5000").unwrap();
     assert!(!(61000..61002).contains(&port(&client)));
-    // Without the option the two ports are what there is.
+    // Without the option only the two ports are available.
     let held: Vec<Socket> = [tcp(), tcp()].into_iter().inspect(|s| assert_ne!(chosen(s), 0)).collect();
     assert_eq!(errno(bind(&tcp(), 0)), Errno::EADDRINUSE);
     drop((held, client, server, owner));
     world.assert_empty();
 }
 
-/// More connections than the range has ports, and than one address has ephemeral ports to bind.
+/// More connections than the range has ports, and more than one address has ephemeral ports.
 #[test]
 fn e5_ten_thousand_connections_leave_one_address() {
     let Some(world) = World::enter("e5_many") else { return };
@@ -390,7 +390,7 @@ fn e5_ten_thousand_connections_leave_one_address() {
         return skip("e5_many", "no BTF, so IP_BIND_ADDRESS_NO_PORT is not seen", REQUIRE);
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    // Root may raise it, and must on machines where it begins low.
+    // Root may raise the limit, and must do so on machines where it is low.
     let maximum = limit.maximum.map(|maximum| maximum.max(12_000));
     let wanted = rustix::process::Rlimit { current: maximum, maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
@@ -405,7 +405,7 @@ fn e5_ten_thousand_connections_leave_one_address() {
             choose_at_connect(&client).unwrap();
             bind_to(&client, "127.0.0.1:0").unwrap();
             connect(&client, "127.0.0.1:5000").unwrap_or_else(|error| panic!("connection {n}: {error}"));
-            // The client's end keeps its port, and half the descriptors do.
+            // The client's end keeps its port. The server's end is closed, so half as many descriptors are enough.
             drop(server.accept().unwrap());
             client
         })
@@ -443,7 +443,7 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
     let inside = |(tcp, udp): (u16, u16)| (600..610).contains(&tcp) && (600..610).contains(&udp);
     assert!(!inside(as_user(USER)), "not in force yet");
     admin.confirm(id, token).unwrap();
-    // Below 1024, and no capability is needed.
+    // The ports are below 1024, and no capability is required.
     assert!(inside(as_user(USER)));
     assert!(!inside(as_user(OTHER)));
     world.assert_consistent();
@@ -454,14 +454,14 @@ fn e6_a_persistent_range_changes_its_audience_and_ends() {
     world.assert_consistent();
     maps.change_persistent(&admin, (id, token), &user(OTHER, true)).unwrap();
     assert!(inside(as_user(OTHER)));
-    // A second one for the same audience is refused, and a change to it leaves the first one as it is.
+    // A second range for the same audience is refused, and a refused change of it leaves the first one as it is.
     let second = Wanted { start: 700, ..user(OTHER, true) };
     let refused = maps.claim_persistent(&admin, world.netns(), &second);
     assert!(
         matches!(&refused, Err(CreateError::Admin(error)) if error.errno() == Some(Errno(libc::EEXIST))),
         "{refused:?}"
     );
-    // Neither is there one for administrators, nor a strict one.
+    // A range for administrators is refused, and so is a strict one.
     for bad in [
         Wanted { audience: Audience::Administrators, ..second.clone() },
         Wanted { strict: true, ..Wanted { start: 700, ..user(USER, true) } },
@@ -507,7 +507,7 @@ fn requests_that_make_no_sense_are_refused_and_leave_nothing() {
     assert_eq!(refused(request(0, 5000, 0, wire::SCOPE_CGROUP)), Errno::ENOSPC);
     assert_eq!(refused(request(0, 10, 8, wire::SCOPE_CGROUP)), Errno::EINVAL);
     let first = range(&owner, 0, 10, wire::BOTH);
-    // Another one for the same processes: it would never be drawn from.
+    // A second range for the same processes: no bind would ever draw from it.
     let twice = AcquireRequest { count: 10, flags: wire::EPHEMERAL, ..Default::default() };
     assert_eq!(errno(control::acquire(&owner, &twice)), Errno(libc::EEXIST));
     world.assert_consistent();
@@ -536,7 +536,7 @@ fn a_request_that_waits_is_no_range_yet() {
     world.assert_consistent();
     admin.end(id, token(&grant)).unwrap();
     assert!(!(20000..20010).contains(&chosen(&tcp())));
-    // And one that is refused.
+    // A range that is refused.
     assert_eq!(errno(control::acquire(&owner, &asked)), Errno::EINPROGRESS);
     let grant = control::granted(&owner).unwrap();
     let id = maps.id_of(token(&grant)).unwrap();

@@ -1,6 +1,5 @@
-//! Every row of the table of native errors, on every control code it can
-//! happen to. No failing call may leave anything behind, so each is made
-//! between two looks at the maps.
+//! Every row of the table of native errors, on every control code that can return it. No failing call may change
+//! anything, so the maps are compared before and after each call.
 
 use std::{
     fs::File,
@@ -33,13 +32,13 @@ fn check(result: i32) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(Errno(io::Error::last_os_error().raw_os_error().unwrap())) }
 }
 
-/// setsockopt as it is, with whatever descriptor, pointer and length.
+/// setsockopt itself, with any descriptor, pointer and length.
 fn raw_set(fd: RawFd, option: i32, value: *const u8, length: u32) -> Result<(), Errno> {
     // SAFETY: setsockopt only reads, and it is the kernel that does, through its checked copy: a bad pointer is EFAULT.
     check(unsafe { libc::setsockopt(fd, wire::SOL_PORTKEEP, option, value.cast(), length) })
 }
 
-/// getsockopt as it is.
+/// getsockopt itself.
 ///
 /// # Safety
 ///
@@ -105,7 +104,7 @@ impl Drop for Edge {
     }
 }
 
-/// Watches over the maps: a failing call must change nothing.
+/// Watches the maps: a failing call must change nothing.
 struct Watch {
     netns: u64,
     maps: Maps,
@@ -160,7 +159,7 @@ fn malformed_requests_are_einval() {
         watch.fails(&format!("byte {at}"), Errno::EINVAL, || set(fd, wire::ACQUIRE, &request));
         watch.fails(&format!("byte {at}, the last"), Errno::EINVAL, || set(fd, wire::ACQUIRE, &request[..=at]));
     }
-    // By field.
+    // Each field with a bad value.
     let mut bad = vec![
         AcquireRequest::default(),
         AcquireRequest { start: 61000, ..Default::default() },
@@ -184,7 +183,7 @@ fn malformed_requests_are_einval() {
     for request in &bad {
         watch.fails(&format!("{request:?}"), Errno::EINVAL, || set(fd, wire::ACQUIRE, request.as_bytes()));
     }
-    // Others that are let in follow the request, as many as it says and no byte more.
+    // The others follow the request: exactly as many as it says, and no byte more.
     let other = |kind: u16| Also { kind: kind.into(), id: 7, name: [0; 128] };
     let with = |count: u16, also: &[Also]| [AcquireRequest { also: count, ..one }.as_bytes(), also.as_bytes()].concat();
     for count in 1..=wire::ALSO_MAX {
@@ -208,7 +207,7 @@ fn malformed_requests_are_einval() {
     ] {
         watch.fails(&format!("{count}: {also:?}"), Errno::EINVAL, || set(fd, wire::ACQUIRE, &with(count, &also)));
     }
-    // The codes of one size.
+    // The control codes of a fixed size.
     let grant = reserve(&owner, 0, 1);
     let select = SelectRequest { by: wire::BY_TOKEN, token: grant.token, ..Default::default() };
     for (option, exact, valid) in [
@@ -234,13 +233,13 @@ fn malformed_requests_are_einval() {
     ] {
         watch.fails(&format!("{bad:?}"), Errno::EINVAL, || set(fd, wire::SELECT, bad.as_bytes()));
     }
-    // A length that is negative to the kernel.
+    // Lengths that are negative in the kernel.
     for option in SET {
         let value = [0u8; 48];
         watch.fails("negative", Errno::EINVAL, || raw_set(fd, option, value.as_ptr(), u32::MAX));
         watch.fails("negative", Errno::EINVAL, || raw_set(fd, option, value.as_ptr(), 1 << 31));
     }
-    // Answers: too small a buffer is EINVAL, a larger one gets the number of bytes written.
+    // Answers: a buffer that is too small gets EINVAL. For a larger one the kernel reports the number of bytes written.
     control::state(&owner, &select).unwrap();
     for (option, exact) in [
         (wire::VERSION, size_of::<wire::Version>()),
@@ -280,7 +279,7 @@ fn random_bytes_get_an_errno_of_the_table_or_a_whole_grant() {
     ];
     for _ in 0..20_000 {
         let mut value = vec![0u8; [0, 4, 7, 8, 9, 16, 24, 48, 56, 256][next() as usize % 10]];
-        // Mostly zero bytes: all-random requests hardly get past the first check.
+        // Mostly zero bytes: most all-random requests fail the first check.
         value.iter_mut().for_each(|byte| *byte = if next() % 4 == 0 { next() as u8 } else { 0 });
         // At any alignment.
         let offset = next() as usize % 8;
@@ -323,13 +322,13 @@ fn pointers_outside_the_address_space_are_efault() {
                 raw_set(fd, option, edge.before(7), length)
             });
         }
-        // No bytes, no pointer needed: malformed, not a fault.
+        // Without bytes no pointer is needed: the call is malformed, and it is not a fault.
         let wanted = if SET.contains(&option) { Errno::EINVAL } else { Errno::ENOPROTOOPT };
         watch.fails("nothing at all", wanted, || raw_set(fd, option, ptr::null(), 0));
     }
     let mut length = 256;
     for option in GET {
-        // The kernel takes an answer to nowhere for a question after its length.
+        // The kernel treats an answer to NULL as a query of its length.
         // SAFETY: nothing is written through NULL, `length` is ours.
         let null = unsafe { raw_get(fd, option, ptr::null_mut(), &mut length) };
         assert!(null.is_ok() || null == Err(Errno::EFAULT));
@@ -345,7 +344,7 @@ fn pointers_outside_the_address_space_are_efault() {
             let before = watch.state();
             // SAFETY: `buffer` is ours, the length cannot be written to.
             let result = unsafe { raw_get(fd, option, buffer.as_mut_ptr(), pointer.cast()) };
-            // Where the kernel shrugs off a length it cannot read, the program finds no room for the answer.
+            // If the kernel ignores a length that it cannot read, the program finds no room for the answer.
             assert!([Err(Errno::EFAULT), Err(Errno::EINVAL)].contains(&result), "{option}: {result:?}");
             assert!(watch.state() == before);
         }
@@ -402,7 +401,7 @@ fn descriptors_that_are_none_or_no_sockets() {
             watch.fails(what, wanted, || get(fd.as_raw_fd(), option, 256).map(drop));
         }
     }
-    // A socket that another process made is a socket like any other: who calls is the owner process.
+    // A socket may have been made by another process: the process that calls is the owner process.
     let mut maker = Child::fork(|talk| {
         talk.pass(tcp());
         talk.hear();
@@ -466,7 +465,7 @@ fn sockets_that_are_neither_tcp_nor_udp() {
         for option in [wire::GRANTED, wire::STATE] {
             watch.fails(&format!("{option} on {what}"), Errno::EOPNOTSUPP, || get(fd, option, 256).map(drop));
         }
-        // Any socket can ask for the version.
+        // The version can be queried on any socket.
         assert_eq!(control::version(&socket).unwrap().abi, wire::ABI, "{what}");
     }
     assert!(seen.contains(&"Unix stream") && seen.contains(&"raw") && seen.contains(&"ping"), "{seen:?}");
@@ -513,7 +512,7 @@ fn impossible_requests_have_their_errno() {
             get(owner.as_raw_fd(), option, 256).map(drop)
         });
     }
-    // Tokens: zero, guessed, over, of the other transport, too late.
+    // Tokens: zero, guessed, ended, of the other transport, too late.
     let over = reserve(&owner, 0, 1);
     control::release(&owner, token(&over)).unwrap();
     let bound = tcp6();
@@ -532,7 +531,7 @@ fn impossible_requests_have_their_errno() {
         watch.fails("after bind", Errno::EINVAL, || set(bound.as_raw_fd(), wire::ASSOCIATE, number.as_bytes()));
     }
     watch.fails("nothing granted", Errno::ENOENT, || get(tcp().as_raw_fd(), wire::GRANTED, 16).map(drop));
-    // Queries for what is not there.
+    // Queries for reservations that do not exist.
     for select in [
         SelectRequest { by: wire::BY_TOKEN, token: over.token, ..Default::default() },
         SelectRequest { by: wire::BY_TOKEN, ..Default::default() },
@@ -548,7 +547,7 @@ fn impossible_requests_have_their_errno() {
         control::set(&owner, wire::SELECT, select.as_bytes()).unwrap();
         watch.fails(&format!("{select:?}"), Errno::ENOENT, || get(owner.as_raw_fd(), wire::STATE, 256).map(drop));
     }
-    // The agent's code.
+    // The control code of the agent.
     let secret = world.maps().config().unwrap().secret;
     for (mark, wanted) in [
         (AgentMark { role: wire::AGENT_BEACON, ..Default::default() }, Errno::EPERM),
@@ -576,7 +575,7 @@ fn over_the_quota_is_edquot() {
     let quota = portkeep_kernel::Settings::default().quota as u16;
     let request = |count, flags| AcquireRequest { count, flags, ..Default::default() };
     in_child(|| {
-        // The maps are read as root, the requests made as an ordinary user: its real uid is what counts.
+        // The maps are read as root, and the requests are made as an ordinary user, because the real uid counts.
         // SAFETY: changes only the real uid of this child.
         assert_eq!(unsafe { libc::setresuid(NOBODY, 0, 0) }, 0);
         let owner = tcp();
@@ -605,7 +604,7 @@ fn over_the_quota_is_edquot() {
         world.assert_consistent();
     });
     world.assert_empty();
-    // A limit of one's own, and none at all.
+    // A limit for one user, and no limit.
     let admin = world.sandbox().loaded().admin().unwrap();
     admin.set_quota_limit(NOBODY, 3).unwrap();
     in_child(|| {
@@ -632,7 +631,8 @@ fn control_codes_that_are_not_served_are_enoprotoopt() {
         for socket in [tcp(), udp(), tcp6(), udp6()] {
             let request = AcquireRequest { count: 1, ..Default::default() };
             assert_eq!(errno(control::acquire(&socket, &request)), Errno::ENOPROTOOPT);
-            // With getsockopt the kernel itself says so for IPv6 only; IPv4 calls a level it does not know EOPNOTSUPP.
+            // For getsockopt the kernel itself returns this for IPv6 only; for IPv4 it reports an unknown level as
+            // EOPNOTSUPP.
             let wanted = match socket.domain().unwrap() {
                 Domain::IPV6 => Errno::ENOPROTOOPT,
                 _ => Errno::EOPNOTSUPP,
@@ -640,7 +640,7 @@ fn control_codes_that_are_not_served_are_enoprotoopt() {
             assert_eq!(errno(control::version(&socket)), wanted);
             assert_eq!(errno(control::associate(&socket, Token::new(1).unwrap())), Errno::ENOPROTOOPT);
         }
-        // A socket belongs to the cgroup it was made in, wherever its process goes.
+        // A socket belongs to the cgroup in which it was made, even if its process moves.
         let brought = Socket::from(talk.take());
         control::version(&brought).unwrap();
     });

@@ -1,8 +1,7 @@
-//! Random requests on random sockets of several processes, valid and invalid,
-//! and after them the question whether the maps explain themselves.
+//! Random requests on random sockets of several processes, valid and invalid. Afterwards the test checks whether the
+//! maps are consistent.
 //!
-//! `PORTKEEP_FUZZ_REQUESTS` sets how many requests are made (200,000 unless
-//! set); `PORTKEEP_FUZZ_SEED` repeats a run.
+//! `PORTKEEP_FUZZ_REQUESTS` sets how many requests are made (200,000 by default); `PORTKEEP_FUZZ_SEED` repeats a run.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -23,7 +22,7 @@ use zerocopy::IntoBytes;
 
 const SLOTS: usize = 24;
 
-/// A port near something interesting: edges of the pool, of words, of the numbers.
+/// A port near a limit: of the pool, of a word, of the port numbers.
 fn some_port(random: &mut Random) -> u16 {
     let base = random.of(&[0, 1, 80, 1023, 5000, 60999, 61000, 61056, 61060, 61063, 61119, 62000, 65472, 65535]);
     (base as u16).wrapping_add(random.below(20) as u16)
@@ -32,7 +31,7 @@ fn some_port(random: &mut Random) -> u16 {
 struct Fuzzer {
     random: Random,
     sockets: [Option<Socket>; SLOTS],
-    /// Some of these are over, some were never valid.
+    /// Some of these have ended, some were never valid.
     tokens: [u64; 16],
     secret: [u64; 2],
 }
@@ -200,7 +199,7 @@ impl Fuzzer {
                 self.get(slot, option, &mut buffer);
             }
             16 => {
-                // Any code with any bytes.
+                // Any control code with any bytes.
                 let size = self.random.of(&[0, 1, 7, 8, 9, 16, 24, 48, 100, 256, 257, 5000]);
                 let zeros = self.random.one_in(2);
                 let value: Vec<u8> = (0..size).map(|_| if zeros { 0 } else { self.random.number() as u8 }).collect();
@@ -209,14 +208,14 @@ impl Fuzzer {
             }
             17 => {
                 let r = &mut self.random;
-                // An agent that comes and goes lets specific requests outside the pool become PENDING.
+                // Sometimes there is an agent: then specific requests outside the pool become PENDING.
                 let role = r.of(&[0, wire::AGENT_BEACON, wire::AGENT_BEACON, wire::AGENT_PROBE, 4]);
                 let mark = AgentMark { secret: self.secret, role, zero: 0 };
                 if r.one_in(6) {
                     self.set(slot, wire::AGENT, mark.as_bytes());
                 }
             }
-            // Closed, with all it owned and was bound to; another descriptor may keep it alive for a while.
+            // Closing the socket ends what it owns and has bound, unless another descriptor keeps it open for a while.
             18 => self.sockets[slot] = None,
             _ => {
                 let copy = self.sockets[slot].as_ref().and_then(|socket| socket.try_clone().ok());
@@ -240,8 +239,8 @@ fn random_requests_leave_the_maps_consistent() {
     let admin = world.sandbox().loaded().admin().unwrap();
     let mut random = Random::new(seed);
 
-    // Rounds: in each, two processes at once, the second forked from the first with all its sockets in the middle of
-    // it; then silence, and a look at the maps with everything still open.
+    // Each round has two processes at once. The second is forked from the first in the middle of the round, with all
+    // its sockets. Then both stop, and the maps are checked while everything is still open.
     let per_round = (requests / 40).clamp(1, 5000);
     let (mut held, mut waiting, mut bound, mut lingering) = (0, 0, 0, 0);
     let mut done = 0;
@@ -261,7 +260,7 @@ fn random_requests_leave_the_maps_consistent() {
             heir.talk.hear();
             talk.say(0);
             talk.hear();
-            // Killed or ended, on one side with sockets the other still has.
+            // Each process is killed or ends by itself. The other may still have the same sockets.
             if seed & 0x100 == 0 {
                 heir.talk.say(0);
                 heir.join();
@@ -281,7 +280,7 @@ fn random_requests_leave_the_maps_consistent() {
             bound += word.uses.iter().filter(|pair| **pair != 0).count();
             lingering += word.lingering.count_ones();
         }
-        // The agent's answers to what waits, and an administrator's interference.
+        // The agent answers the requests that wait, and an administrator changes things.
         for (id, reservation) in maps.reservations().map(Result::unwrap).collect::<Vec<_>>() {
             let token: Token = reservation.token().unwrap();
             match random.below(6) {
@@ -294,7 +293,7 @@ fn random_requests_leave_the_maps_consistent() {
         world.assert_consistent();
         if round % 4 == 3 {
             child.kill();
-            // Its heir goes with it, but is not ours to wait for.
+            // Its child ends with it, but it is not ours to wait for.
             audit::wait_until_empty(&maps, world.netns());
         } else {
             child.talk.say(0);

@@ -1,4 +1,4 @@
-//! The pinned instance: up, adopted, of another version, upgraded, down.
+//! The pinned instance: brought up, adopted, of another version, upgraded, taken down.
 
 use std::{
     fs, io,
@@ -18,7 +18,7 @@ use portkeep_core::{
 use portkeep_kernel::{BUILD, Instance, InstanceError, UpOptions, bpffs};
 use portkeep_testkit::{TestCgroup, at_root, kernel_or_skip, new_namespace, private_mounts, sockets::tcp};
 
-/// A BPF file system that only this thread sees, and a cgroup that this process is in: one at a time.
+/// A BPF file system that only this thread sees, and a cgroup that this process is in. There is one at a time.
 struct Ground {
     _alone: MutexGuard<'static, ()>,
     folder: PathBuf,
@@ -62,7 +62,7 @@ fn nothing_is_enforced_any_more_when_down_returns() {
     let ground = Ground::new();
     for _ in 0..5 {
         Instance::up(&ground.options()).unwrap();
-        // By association only: this process is refused like any other.
+        // Strict: this process requires association, so its bind is refused, too.
         let owner = tcp();
         let strict = AcquireRequest { start: 61000, count: 1, flags: wire::STRICT, ..Default::default() };
         control::acquire(&owner, &strict).unwrap();

@@ -1,8 +1,8 @@
-//! The Rust mirrors against the BTF of the object: same fields, same names,
-//! same places, same sizes. Needs no kernel and no root.
+//! Compares the Rust mirrors with the BTF of the object: same fields, same names, same places, same sizes. Requires no
+//! kernel and no root.
 //!
-//! The BTF is read by hand: a header, records, strings. aya's reader keeps the
-//! members of structures to itself, and the crates that do not are more code than this.
+//! The BTF is read by hand: a header, records, strings. aya's reader does not give access to the members of structures,
+//! and the crates that do are larger than this code.
 //! Format: <https://docs.kernel.org/bpf/btf.html>.
 
 use std::{collections::HashMap, mem::offset_of};
@@ -170,7 +170,7 @@ fn the_wire_structures_are_those_of_the_object() {
 
 #[test]
 fn the_requests_sizes_are_its_versions() {
-    // The places where a request may end; what comes after them was added later.
+    // The places where a request may end; the fields after them were added later.
     assert_eq!(offset_of!(wire::AcquireRequest, scope), 8);
     assert_eq!(offset_of!(wire::AcquireRequest, cgroup), 16);
     assert_eq!(offset_of!(wire::AcquireRequest, label), 24);
@@ -240,7 +240,7 @@ fn the_map_structures_are_those_of_the_object() {
     same!(btf, "place", Place, [name]);
 }
 
-/// The mirrors of these two are private: their places are written down here instead.
+/// The mirrors of these two are private, so their offsets are written here.
 #[test]
 fn events_and_the_administrators_requests_are_where_they_always_were() {
     let btf = Btf::read();

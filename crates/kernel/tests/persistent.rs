@@ -1,4 +1,4 @@
-//! Persistent reservations: made and ended through the administrator's door, for whom they are for and nobody else.
+//! Persistent reservations: the administrator program makes and ends them, and only their audience can use them.
 
 use std::fs;
 
@@ -41,7 +41,7 @@ struct Fixture {
 
 impl Fixture {
     fn of(world: &World) -> Self {
-        let admin = world.sandbox().loaded().admin().expect("the administrator's door");
+        let admin = world.sandbox().loaded().admin().expect("the administrator program");
         Self { admin, maps: world.maps(), netns: world.netns() }
     }
 
@@ -88,7 +88,7 @@ fn may_associate(token: Token) -> bool {
     }
 }
 
-/// Whether a user may bind the port without more ado, and whether it may associate with the token.
+/// Whether a user may bind the port without association, and whether it may associate with the token.
 fn as_user(uid: u32, port: u16, token: Token) -> (bool, bool) {
     let mut child = Child::fork(|talk| {
         become_user(uid);
@@ -104,12 +104,12 @@ fn a_users_port_is_refused_to_others_and_to_root() {
     let Some(world) = World::enter("persistent_user") else { return };
     let mut fixture = Fixture::of(&world);
     let made = fixture.create(&wanted(8443, Audience::User(NOBODY)));
-    // Root binds nothing that is not its own; as administrator it may associate.
+    // Root is not in the audience, so it may not bind; as administrator it may associate.
     assert!(!may_bind(8443));
     assert!(may_associate(made.1));
     assert_eq!(as_user(NOBODY, 8443, made.1), (true, true));
     assert_eq!(as_user(OTHER, 8443, made.1), (false, false));
-    // Of the other transport nothing is reserved.
+    // Only one transport is reserved.
     bind(&udp(), 8443).unwrap();
     world.assert_consistent();
     fixture.end(made);
@@ -162,7 +162,7 @@ fn administrators_are_root_and_the_group_that_is_named() {
     let mut settings = Settings::default();
     settings.admin_gid = OTHER;
     world.maps().reconfigure(&settings).unwrap();
-    // `become_user` takes on the gid of the same number.
+    // `become_user` also sets the gid of the same number.
     assert_eq!(as_user(OTHER, 8443, made.1), (true, true));
     assert_eq!(as_user(NOBODY, 8443, made.1), (false, false));
     world.maps().reconfigure(&Settings::default()).unwrap();
@@ -184,7 +184,7 @@ fn a_units_port_is_for_the_unit_whenever_it_starts() {
     assert!(!may_bind(5432), "root");
     let manager = |path: &str| Below::new(&world, path);
 
-    // The unit's cgroup does not exist yet, comes, goes, and comes again with another id.
+    // The unit's cgroup does not exist yet, is made, is removed, and is made again with another id.
     for _ in 0..3 {
         let unit = manager("system.slice/postgresql.service");
         assert!(may_bind_in(&unit, 5432));
@@ -252,7 +252,7 @@ fn a_cgroups_port_is_for_the_cgroup_with_that_path() {
     world.assert_empty();
 }
 
-/// uid 0 and nothing else of root, as in a container that has dropped its capabilities.
+/// uid 0 without the other rights of root, as in a container that has dropped its capabilities.
 #[test]
 fn root_without_capabilities_is_no_administrator() {
     let Some(world) = World::enter("persistent_capless") else { return };
@@ -299,7 +299,7 @@ fn a_bind_goes_before_a_claim_that_is_not_confirmed() {
     assert!(may_bind(8443));
     world.assert_empty();
 
-    // The administrator is killed in between: the next one sweeps.
+    // The administrator is killed in between: the next one ends the reservation.
     let _left_behind = fixture.claim(&wanted(8443, Audience::Unit("a.service".into()))).unwrap();
     let standing = fixture.create(&wanted(8444, Audience::Unit("b.service".into())));
     let Fixture { admin, maps, .. } = &mut fixture;
@@ -318,7 +318,7 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
     let charged = || world.maps().quotas().map(|item| u64::from(item.unwrap().1.used)).sum::<u64>();
     assert_eq!(charged(), 0);
     let mut made = None;
-    // Not even the process that made it is needed.
+    // The process that made it may end, too.
     let mut child = Child::fork(|talk| {
         let (id, token) = fixture.create(&Wanted { count: 500, ..wanted(20000, Audience::User(NOBODY)) });
         talk.say(id.into());
@@ -329,7 +329,7 @@ fn it_outlives_everybody_and_is_not_charged_to_anybody() {
     made.replace((id, Token::new(token).unwrap()));
     assert!(!may_bind(20499));
     assert_eq!(charged(), 0);
-    // A socket bound from it outlives it in turn (R7).
+    // A socket bound from it outlives it (R7).
     let bound = tcp();
     control::associate(&bound, made.unwrap().1).unwrap();
     bind(&bound, 20007).unwrap();
@@ -352,7 +352,7 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
         let overlapping = Wanted { count, ..wanted(start, Audience::Administrators) };
         assert_eq!(fixture.refusal(&overlapping), Errno::EADDRINUSE);
     }
-    // The other transport and the neighbours are free; `both` is not.
+    // The other transport and the neighbours are free; `both` is not free.
     let other = fixture.create(&Wanted { transports: Transports::Udp, ..wanted(9000, Audience::Administrators) });
     let both = Wanted { transports: Transports::Both, ..wanted(9009, Audience::Administrators) };
     assert_eq!(fixture.refusal(&both), Errno::EADDRINUSE);
@@ -369,7 +369,7 @@ fn blocks_conflict_with_all_others_and_bad_ones_are_refused() {
     let start = any.blocks()[0].2.start();
     assert!(start >= 61000 && start.is_multiple_of(2));
     any.end(&fixture.admin, &mut fixture.maps);
-    // A runtime reservation in the way.
+    // A runtime reservation has the port.
     let owner = tcp();
     let taken = portkeep_testkit::sockets::reserve(&owner, 0, 4);
     assert_eq!(fixture.refusal(&wanted(taken.start + 3, Audience::Administrators)), Errno::EADDRINUSE);
@@ -442,7 +442,7 @@ fn whom_it_is_for_changes_while_the_ports_stay_reserved() {
     let mut fixture = Fixture::of(&world);
     let mut wanted = Wanted { count: 3, transports: Transports::Both, ..wanted(8443, Audience::User(NOBODY)) };
     let made = fixture.create(&wanted);
-    // Meanwhile somebody tries all the time.
+    // In the meantime a process tries to bind all the time.
     let mut hammer = Child::fork(|talk| {
         become_user(OTHER);
         let mut tries = 0u64;

@@ -1,15 +1,13 @@
-//! Random histories through the kernel and through the reference model: every
-//! answer must be the same, and so must what the maps hold in the end.
+//! Random histories, in the kernel and in the reference model: every answer must be the same, and the content of the
+//! maps at the end, too.
 //!
-//! A history has several processes (spawned, forked, killed), in several
-//! cgroups and under several uids, with sockets of both transports and both
-//! families in two network namespaces, whose descriptors are duplicated and
-//! passed around. One call happens at a time; what happens when many do at once
-//! is for other tests. Where a call is answered by chance (tokens, automatic
-//! ports), the model gets the kernel's choice and says whether it was allowed.
+//! A history has several processes (spawned, forked, killed), in several cgroups and with several uids. They have
+//! sockets of both transports and both families in two network namespaces; descriptors are duplicated and passed. One
+//! call happens at a time; other tests make many at once. If an answer is random (tokens, automatic ports), the model
+//! gets the kernel's choice and reports whether it was allowed.
 //!
-//! `PORTKEEP_PROPERTY_CASES` sets the number of histories. A history that fails
-//! is shrunk and printed, with every call of it and its answer.
+//! `PORTKEEP_PROPERTY_CASES` sets the number of histories. If a history fails, it is shrunk and printed, with each of
+//! its calls and answers.
 
 #![allow(unreachable_pub, reason = "a test has no outside; `pub` marks what a module offers the others")]
 
@@ -28,14 +26,15 @@ use portkeep_testkit::{
 };
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 
-/// Entry of the driven processes; as a test it does nothing.
+/// Entry of the driven processes. As a test it does nothing.
 #[test]
 #[ignore = "not a test: the driven processes of the other tests start here"]
 fn worker() {
     driven::entry();
 }
 
-/// Small, so that histories meet: 96 ports that begin and end within words of the port table.
+/// Small, so that the reservations of a history often conflict: 96 ports that begin and end inside words of the port
+/// table.
 const POOL: (u16, u16) = (61000, 96);
 const QUOTA: u32 = 60;
 
@@ -59,7 +58,7 @@ fn every_answer_is_the_models() {
     let result = runner.run(&history::strategy(), |steps| {
         let mut lab = lab.borrow_mut();
         history(&mut lab, &steps).map_err(|failure| {
-            // The next history must start clean.
+            // The next history must start without leftovers.
             if !lab.is_vacant() {
                 *lab = Lab::new().expect("another laboratory");
             }
@@ -75,8 +74,8 @@ fn every_answer_is_the_models() {
 
 /// The parts that all histories share: the loaded BPF programs, cgroups, and the nurseries.
 struct Lab {
-    /// Where processes come from, one for each of our cgroups: being born there is much faster than moving in.
-    /// They are dropped first, because a cgroup can only go when nobody lives in it.
+    /// The processes that others are forked from, one for each of our cgroups: to fork in a cgroup is much faster than
+    /// to move there. They are dropped first, because a cgroup can be removed only when no process is in it.
     nurseries: Vec<Process>,
     maps: Maps,
     admin: Admin,

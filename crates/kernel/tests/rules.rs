@@ -27,7 +27,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 const IPPROTO_MPTCP: i32 = 262;
 const NOBODY: u32 = 65534;
 
-/// The whole of the namespace's automatic choices. Read and written for the calling thread's namespace.
+/// Set the range of the namespace's automatic choices. Read and written for the calling thread's namespace.
 fn set_ephemeral_range(first: u16, last: u16) {
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("{first} {last}")).unwrap();
 }
@@ -53,7 +53,7 @@ fn option(socket: &Socket, level: i32, name: i32) {
     assert_eq!(result, 0, "option {name} of level {level}: {}", std::io::Error::last_os_error());
 }
 
-/// An agent that confirms nothing by itself.
+/// A beacon: the programs see an agent, but it confirms nothing.
 fn beacon(world: &World) -> Socket {
     let beacon = udp();
     let secret = world.maps().config().unwrap().secret;
@@ -76,7 +76,7 @@ fn r1_acquire_gives_the_whole_block_on_any_tcp_or_udp_socket() {
         let named = reserve(&owner, 62000, 20);
         assert_eq!((named.start, named.count), (62000, 20));
 
-        // A block that overlaps by one port on either side gets nothing at all.
+        // A block that overlaps by one port on either side is refused as a whole.
         let before = audit::snapshot(&world.maps(), world.netns());
         for (start, count) in [(61990, 11), (62019, 500), (62000, 20), (61000, 4000)] {
             let request = AcquireRequest { start, count, ..Default::default() };
@@ -86,7 +86,8 @@ fn r1_acquire_gives_the_whole_block_on_any_tcp_or_udp_socket() {
         world.assert_consistent();
     }
     world.assert_empty();
-    // To the last port, and a pool full at once. A socket that is bound, listening or connected may own as well.
+    // Up to the last port, and a whole pool at once. A socket that is bound, listening or connected may be an owner as
+    // well.
     let owner = tcp();
     bind(&owner, 0).unwrap();
     owner.listen(1).unwrap();
@@ -99,7 +100,7 @@ fn r1_acquire_gives_the_whole_block_on_any_tcp_or_udp_socket() {
     world.assert_empty();
 }
 
-/// Every way to ask for a port, by sockets that have nothing to do with the reservation.
+/// Every way to ask for a port, by sockets outside the reservation.
 fn outsiders_are_refused(transport: Transport, port: u16, errno_wanted: Errno) {
     let v4 = || socket(Domain::IPV4, transport);
     let v6 = || socket(Domain::IPV6, transport);
@@ -147,7 +148,7 @@ fn outsiders_are_refused(transport: Transport, port: u16, errno_wanted: Errno) {
     refused("v6 with options", both, "[::]:P");
     if transport == Transport::Tcp {
         for domain in [Domain::IPV4, Domain::IPV6] {
-            // Kernels without MPTCP have no such door.
+            // Kernels without MPTCP do not have this way.
             if let Ok(mptcp) = Socket::new(domain, Type::STREAM, Some(Protocol::from(IPPROTO_MPTCP))) {
                 refused("MPTCP", mptcp, if domain == Domain::IPV4 { "0.0.0.0:P" } else { "[::]:P" });
             }
@@ -156,12 +157,13 @@ fn outsiders_are_refused(transport: Transport, port: u16, errno_wanted: Errno) {
 }
 
 #[test]
-fn r2_no_outsider_binds_a_port_of_the_block_through_any_door() {
+fn r2_no_outsider_binds_a_port_of_the_block_in_any_way() {
     let Some(world) = World::enter("r2") else { return };
     for transport in Transport::ALL {
         let owner = socket(Domain::IPV6, transport);
         let grant = reserve(&owner, 0, 3);
-        // The owner process may (A7), so the outsiders are others: root with all capabilities, and an ordinary user.
+        // The owner process may bind (A7), so the outsiders are other processes: root with all capabilities, and an
+        // ordinary user.
         let attack = || {
             for port in grant.start..grant.start + 3 {
                 outsiders_are_refused(transport, port, Errno::EADDRINUSE);
@@ -218,7 +220,7 @@ fn r3_automatic_choices_stay_outside() {
     let Some(world) = World::enter("r3") else { return };
     let owner = tcp();
     let grant = acquire(&owner, &AcquireRequest { count: 4, flags: wire::BOTH, ..Default::default() }).unwrap();
-    // As a system is set up: the pool lies outside the ephemeral range, so nothing chooses from it.
+    // The usual setup: the pool lies outside the ephemeral range, so no automatic choice comes from it.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     for _ in 0..50 {
@@ -236,18 +238,19 @@ fn r3_automatic_choices_stay_outside() {
         sender.send_to(b"x", &"127.0.0.1:9".parse::<SocketAddr>().unwrap().into()).unwrap();
         assert!(port(&sender) < 61000 && port(&sender) != 0);
     }
-    // An ephemeral range over the block: a choice that lands in it is undone once the port is known.
+    // The ephemeral range is the block: a choice of one of its ports is undone once the port is known.
     set_ephemeral_range(grant.start, grant.start + 3);
     for transport in Transport::ALL {
         for domain in [Domain::IPV4, Domain::IPV6] {
             let outsider = socket(domain, transport);
             assert_eq!(errno(bind(&outsider, 0)), Errno::EADDRINUSE);
             assert_eq!(port(&outsider), 0);
-            // Refused is not spoilt: the same socket may go elsewhere.
+            // A refusal leaves the socket usable: it may bind another port.
             bind(&outsider, 20001).unwrap();
         }
     }
-    // Partly over the block: never a port of it. The rest of the pool is as good as any other port (N1).
+    // The range overlaps the block partly: no choice gives a port of it. The rest of the pool is like any other port
+    // (N1).
     set_ephemeral_range(60999, 61006);
     for _ in 0..200 {
         for outsider in [udp(), tcp()] {
@@ -257,8 +260,8 @@ fn r3_automatic_choices_stay_outside() {
             }
         }
     }
-    // connect and sendto choose without passing any hook; what keeps them out is ip_local_reserved_ports, and the
-    // associated socket draws in spite of it.
+    // connect and sendto choose without passing a hook. They avoid the block because of ip_local_reserved_ports; the
+    // associated socket draws all the same.
     fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "61000-61006").unwrap();
     for _ in 0..20 {
         let sender = udp();
@@ -275,7 +278,7 @@ fn r3_automatic_choices_stay_outside() {
     world.assert_empty();
 }
 
-/// Bind to 0, connect, listen, send: whatever range the kernel chooses from.
+/// Bind to 0, connect, listen, send: for every range that the kernel chooses from.
 #[test]
 fn n1_automatic_choices_never_fail_and_may_fall_into_the_pool() {
     let Some(world) = World::enter("n1_automatic") else { return };
@@ -291,7 +294,7 @@ fn n1_automatic_choices_never_fail_and_may_fall_into_the_pool() {
                 chosen(&socket);
             }
             let client = tcp();
-            // No TIME_WAIT, of which the range would soon be full.
+            // No TIME_WAIT: otherwise the range would soon be full.
             client.set_linger(Some(Duration::ZERO)).unwrap();
             client.connect(&to.into()).unwrap();
             chosen(&client);
@@ -308,7 +311,8 @@ fn n1_automatic_choices_never_fail_and_may_fall_into_the_pool() {
     world.assert_empty();
 }
 
-/// ActiveMQ's and Mumble's ports, with and without an agent, and the agent's `ip_local_reserved_ports` beside the point.
+/// Two ports of ActiveMQ and Mumble, with and without an agent. The agent's `ip_local_reserved_ports` does not matter
+/// here.
 #[test]
 fn n1_pool_ports_are_free_for_everybody() {
     let Some(world) = World::enter("n1_pool") else { return };
@@ -387,7 +391,7 @@ fn n2_wildcards_pass_by_what_is_bound() {
     world.assert_empty();
 }
 
-/// Ports that the kernel's automatic choice may give to anybody are handed out last, whatever the cursor and the alignment say.
+/// Ports that the kernel's automatic choice may give to any process are granted last, for every cursor and alignment.
 #[test]
 fn n3_wildcards_come_last_to_the_ports_of_automatic_choices() {
     let Some(world) = World::enter("n3_avoid") else { return };
@@ -396,7 +400,7 @@ fn n3_wildcards_come_last_to_the_ports_of_automatic_choices() {
         let ask = AcquireRequest { count, align, ..Default::default() };
         (0..requests).map(|_| acquire(owner, &ask).unwrap().start).collect()
     };
-    // Up to the end of the pool, from its beginning, in the middle; within a word and across some.
+    // Up to the end of the pool, from its beginning, in the middle; inside one word and over several.
     for (first, last, requests) in [(61005, 65535, 5), (61000, 65530, 5), (61064, 65500, 99)] {
         let ports = PortRange::inclusive(first, last).unwrap();
         admin.avoid(world.netns(), Some(ports)).unwrap();
@@ -408,7 +412,7 @@ fn n3_wildcards_come_last_to_the_ports_of_automatic_choices() {
         let rest = starts(&owner, 1, 1, 1)[0];
         assert!(ports.contains(rest), "the rest is for requests that find nothing else: {rest}");
     }
-    // A block that lies there only in part comes last, too: 61000 to 61002 alone are outside.
+    // A block that is only partly there comes last, too: only 61000 to 61002 are outside.
     admin.avoid(world.netns(), PortRange::inclusive(61003, 65529).ok()).unwrap();
     let owner = udp();
     assert_eq!(starts(&owner, 4, 1, 1), [65530]);
@@ -419,7 +423,8 @@ fn n3_wildcards_come_last_to_the_ports_of_automatic_choices() {
     world.assert_empty();
 }
 
-/// A request that waits for the agent keeps nobody from a port, the owner included, and gives way.
+/// A request that waits for the agent keeps nobody from a port, not even the owner. A bind of one of its ports
+/// succeeds.
 #[test]
 fn a_request_that_waits_gives_way_to_a_bind() {
     let Some(world) = World::enter("gives_way") else { return };
@@ -483,7 +488,7 @@ fn r4_only_vacant_blocks_are_granted() {
     control::acquire(&owner, &request(61104, 1)).unwrap();
     drop(bound);
     control::acquire(&owner, &request(61100, 4)).unwrap();
-    // ... or in use by a socket that no program saw. Binds are the kernel's business (N1).
+    // ... or in use by a socket that no program saw. Binds are decided by the kernel (N1).
     let admin = world.sandbox().loaded().admin().unwrap();
     admin.set_aside(world.netns(), Transport::Tcp, 61200).unwrap();
     assert_eq!(errno(control::acquire(&owner, &request(61199, 3))), Errno::EADDRINUSE);
@@ -506,12 +511,12 @@ fn r4_elsewhere_the_agent_decides() {
     let beacon = beacon(&world);
     assert_eq!(control::version(&owner).unwrap().agent, 1);
 
-    // Claimed while the agent looks; nobody may use it yet.
+    // Claimed while the agent checks; no process may use it yet.
     assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINPROGRESS);
     let grant = control::granted(&owner).unwrap();
     assert_eq!((grant.start, grant.count, grant.state), (5000, 20, wire::PENDING));
     assert_eq!(errno(control::associate(udp(), token(&grant))), Errno::ENOENT);
-    // The agent's own probe does.
+    // The agent's own probe can bind.
     let probe = udp();
     let secret = world.maps().config().unwrap().secret;
     control::agent_mark(&probe, &AgentMark { secret, role: wire::AGENT_PROBE, zero: 0 }).unwrap();
@@ -541,7 +546,7 @@ fn r4_elsewhere_the_agent_decides() {
         assert_eq!(errno(control::granted(&owner)), Errno::ENOENT);
         assert_eq!(errno(control::release(&owner, token(&pending))), Errno::ENOENT);
     }
-    // Never asked after, and closed while pending.
+    // Its owner never asks, and closes while it is pending.
     for close_first in [false, true] {
         let careless = udp();
         let request = AcquireRequest { start: 81, count: 1, ..Default::default() };
@@ -555,7 +560,7 @@ fn r4_elsewhere_the_agent_decides() {
             admin.refuse(id, token(&pending), Errno::EADDRINUSE).unwrap();
         }
     }
-    // The administrator ends anybody's.
+    // An administrator ends reservations of any owner.
     admin.end(id, token(&grant)).unwrap();
     assert_eq!(admin.end(id, token(&grant)).unwrap_err().errno(), Some(Errno::ENOENT));
     assert_eq!(errno(control::release(&owner, token(&grant))), Errno::ENOENT);
@@ -565,7 +570,7 @@ fn r4_elsewhere_the_agent_decides() {
     world.assert_empty();
 }
 
-/// A connection from `client`, accepted by `listener`, closed by the accepting side first: TIME_WAIT is there.
+/// A connection from `client`, accepted by `listener`. The accepting side closes first, so it has TIME_WAIT.
 fn leave_time_wait(listener: &Socket, address: &str) {
     let mut client = TcpStream::connect(address).unwrap();
     let (server, _) = listener.accept().unwrap();
@@ -678,7 +683,7 @@ fn r6_the_last_descriptor_ends_it_and_nothing_else_does() {
     assert_eq!(control::granted(&taken).unwrap().token, number);
     drop(taken);
     assert!(!in_force(&grant));
-    // in flight, never taken out
+    // in a message that is never received
     let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
     in_child(|| {
         let owner = tcp();
@@ -730,7 +735,7 @@ fn r7_release_is_for_the_owner_process() {
     // From a thread.
     let grant = reserve(&owner, 0, 2);
     std::thread::scope(|scope| scope.spawn(|| control::release(&owner, token(&grant)).unwrap()).join()).unwrap();
-    // Not from a child, even through the owner socket itself, even with a wider scope; the reservation stays.
+    // Not from a child, not even through the owner socket itself, and not with a wider scope; the reservation stays.
     for scope in [wire::SCOPE_PROCESS, wire::SCOPE_USER, wire::SCOPE_CGROUP] {
         let grant = acquire(&owner, &AcquireRequest { count: 2, scope, ..Default::default() }).unwrap();
         let before = audit::snapshot(&world.maps(), world.netns());
@@ -753,7 +758,7 @@ fn r7_bound_sockets_keep_running_and_their_ports_linger() {
     bind(&listener, 61401).unwrap();
     listener.listen(4).unwrap();
     let waiting = associated(Domain::IPV4, Transport::Tcp, token(&grant));
-    // Shared by two; the port is free when the second is gone.
+    // Shared by two; the port is free when both are closed.
     let shared: Vec<_> = (0..2)
         .map(|_| {
             let socket = associated(Domain::IPV4, Transport::Tcp, token(&grant));
@@ -770,7 +775,7 @@ fn r7_bound_sockets_keep_running_and_their_ports_linger() {
     client.write_all(b"hello").unwrap();
     let mut five = [0; 5];
     server.read_exact(&mut five).unwrap();
-    // In use for everybody, the former owner included; a socket associated but not yet bound has come too late.
+    // In use for everybody, the former owner included. A socket that was associated but has not bound is too late.
     for port in [61401, 61402] {
         let request = AcquireRequest { start: port, count: 1, ..Default::default() };
         assert_eq!(errno(control::acquire(&owner, &request)), Errno::EADDRINUSE);
@@ -819,7 +824,7 @@ fn r8_tokens_are_unique_and_never_zero() {
             control::release(owner, token(&grant)).unwrap();
         }
     }
-    // Not a proof, but a counter or a clock would not come through: of 8,000 tokens every bit is set in about half.
+    // This is no proof, but a counter or a clock would fail it: in 8,000 tokens every bit is set in about half.
     assert!(bits.iter().all(|ones| (3500..=4500).contains(ones)), "{bits:?}");
     drop(owners);
     world.assert_empty();
@@ -846,7 +851,7 @@ fn r9_both_align_and_labels() {
     assert_eq!(errno(control::acquire(&owner, &twice)), Errno::EADDRINUSE);
     assert_eq!(audit::snapshot(&world.maps(), world.netns()), before);
     control::release(tcp(), token(&grant)).unwrap();
-    // A port taken for one transport only is in the way of both; the claim of the other is taken back.
+    // If one transport of a port is in use, `both` is refused, and the claim of the other transport is undone.
     let half = tcp();
     let in_the_way = reserve(&half, 61002, 1);
     assert_eq!(
@@ -857,7 +862,7 @@ fn r9_both_align_and_labels() {
     control::release(&half, token(&in_the_way)).unwrap();
     world.assert_empty();
 
-    // The wildcard search skips to aligned starts; named starts must be aligned already.
+    // The wildcard search skips to aligned starts; a start that is named must be aligned already.
     reserve(&owner, 61001, 1);
     for align in [1, 2, 4, 8, 64, 128, 512, 1024, 2048] {
         for count in [1, 2, 63, 64, 65, 100] {
@@ -890,7 +895,7 @@ fn r9_both_align_and_labels() {
         assert_eq!(wire::text(&state.label), "media");
         assert_eq!((state.token, state.start, state.count), (grant.token, grant.start, 2));
         assert_eq!((state.netns, state.pid), (world.netns(), std::process::id()));
-        // Others see it, but not its name.
+        // Others see it, but not its token.
         in_child(|| assert_eq!(control::state(udp(), &select).unwrap().token, 0));
     }
     drop((owner, half));
@@ -909,7 +914,7 @@ fn r10_another_namespace_is_another_world() {
                 let there = tcp();
                 let same = reserve(&there, 61500, 10);
                 assert_ne!(same.token, grant.token);
-                // The token of the one is of no use in the other.
+                // The token is valid in its own namespace only.
                 assert_eq!(errno(control::associate(&there, token(&grant))), Errno::EINVAL);
                 assert_eq!(errno(control::release(&there, token(&grant))), Errno::EINVAL);
                 let select = SelectRequest { by: wire::BY_TOKEN, token: grant.token, ..Default::default() };
@@ -917,7 +922,7 @@ fn r10_another_namespace_is_another_world() {
                 bind(&drawn(token(&same)), 0).unwrap_err();
                 drop(there);
                 audit::assert_empty(&world.maps(), elsewhere);
-                // A socket stays in the namespace it was made in, even in another process.
+                // A socket stays in the namespace in which it was made, even in another process.
                 bind(&here, 61503).unwrap();
                 assert_eq!(netns::cookie_of(&here).unwrap(), world.netns());
             })
@@ -946,14 +951,14 @@ fn a1_association_comes_before_bind() {
     assert_eq!(errno(bind(&drawn, 0)), Errno::EINVAL);
     assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, port(&drawn)), 1);
 
-    // The second replaces the first; one that fails replaces nothing.
+    // The second association replaces the first; a failed one replaces nothing.
     let socket = associated(Domain::IPV4, Transport::Tcp, token(&first));
     control::associate(&socket, token(&second)).unwrap();
     assert_eq!(errno(control::associate(&socket, Token::new(1).unwrap())), Errno::ENOENT);
     assert_eq!(errno(bind(&socket, first.start + 1)), Errno::EACCES);
     bind(&socket, 0).unwrap();
     assert_eq!(port(&socket), second.start);
-    // After a bind that failed the socket is unbound, and may be associated anew.
+    // After a failed bind the socket is unbound, and may be associated again.
     let again = associated(Domain::IPV4, Transport::Tcp, token(&second));
     assert_eq!(errno(bind(&again, second.start)), Errno::EADDRINUSE);
     control::associate(&again, token(&first)).unwrap();
@@ -990,7 +995,7 @@ fn a2_scopes_decide_who_may_associate() {
         }
         assert!(in_bounds(&group, &drawn(token(&group))));
     });
-    // A cgroup below, and one that is neither: what counts is the one named, with all below it.
+    // A cgroup below, and one that is neither: the scope is the named cgroup, with all cgroups below it.
     let (below, deeper, aside) = {
         let sandbox = world.sandbox().cgroup();
         let below = sandbox.child("below").unwrap();
@@ -1006,7 +1011,7 @@ fn a2_scopes_decide_who_may_associate() {
         let own = acquire(&owner, &AcquireRequest { scope: wire::SCOPE_CGROUP, ..request }).unwrap();
         let cgroup = cgroup::id(&below).unwrap();
         let parent = acquire(&owner, &AcquireRequest { scope: wire::SCOPE_CGROUP, cgroup, ..request }).unwrap();
-        // Nobody hands ports to cgroups it is not in.
+        // A process cannot name the cgroup of a scope that it is not in.
         for outsider in [cgroup::id(&aside).unwrap(), 1 << 40] {
             let request = AcquireRequest { scope: wire::SCOPE_CGROUP, cgroup: outsider, ..request };
             assert_eq!(errno(control::acquire(&owner, &request)), Errno::EINVAL);
@@ -1034,7 +1039,7 @@ fn a2_scopes_decide_who_may_associate() {
     fs::remove_dir(&below).unwrap();
     fs::remove_dir(&aside).unwrap();
 
-    // An associated socket carries its right with it: inherited, or passed to an outsider.
+    // An associated socket carries its right: it may be inherited, or passed to an outsider.
     let handed = associated(Domain::IPV4, Transport::Tcp, token(&process));
     let mut outsider = Child::fork(|talk| {
         become_user(NOBODY);
@@ -1045,7 +1050,7 @@ fn a2_scopes_decide_who_may_associate() {
         assert_eq!(port(&inherited), 0);
         bind(&inherited, 0).unwrap();
         talk.say(port(&inherited).into());
-        // Held until everything was looked at: one right, two processes.
+        // Held open until everything is checked: two processes have one right.
         talk.hear();
     });
     let passed = associated(Domain::IPV4, Transport::Tcp, token(&process));
@@ -1076,11 +1081,11 @@ fn a3_a_draw_takes_the_next_port_and_a_freed_one_comes_last() {
                 bind(&socket, 0).unwrap();
                 socket
             };
-            // One at a time, each given up before the next: all come round, in order, before any comes twice.
+            // One at a time, each closed before the next: all ports are drawn, in order, before any is drawn again.
             for round in 0..2 * count {
                 assert_eq!(port(&draw()), start + round % count);
             }
-            // One that stays is passed over.
+            // A port that stays in use is skipped.
             let held = draw();
             assert_eq!(port(&held), start);
             for round in 0..2 * (count - 1) {
@@ -1109,7 +1114,7 @@ fn a4_explicit_ports_inside_the_block_follow_the_ordinary_rules() {
     bind_to(&second, "127.0.0.2:61601").unwrap();
     assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, 61601), 2);
     drop((first, second));
-    // Sharing, where all ask for it.
+    // Sharing, if all sockets ask for it.
     let shared: Vec<_> = (0..3)
         .map(|_| {
             let socket = socket(&grant);
@@ -1129,7 +1134,7 @@ fn a4_explicit_ports_inside_the_block_follow_the_ordinary_rules() {
     assert_eq!(bind_to(&lost, "192.0.2.1:61600").unwrap_err().raw_os_error(), Some(libc::EADDRNOTAVAIL));
     assert_eq!(bind_to(&lost, "192.0.2.1:0").unwrap_err().raw_os_error(), Some(libc::EADDRNOTAVAIL));
     bind(&lost, 61600).unwrap();
-    // The families are one: a dual-stack socket blocks IPv4.
+    // Both families are one reservation: a dual-stack socket blocks IPv4.
     let dual = associated(Domain::IPV6, Transport::Tcp, token(&grant));
     bind(&dual, 61601).unwrap();
     assert_eq!(errno(bind(&socket(&grant), 61601)), Errno::EADDRINUSE);
@@ -1173,7 +1178,7 @@ fn a6_connect_draws_the_source_port() {
     let v6 = TcpListener::bind("[::1]:0").unwrap();
     let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
     let receiver6 = UdpSocket::bind("[::1]:0").unwrap();
-    // Its own listener: the same four addresses and ports again, just after a close, are the kernel's to refuse.
+    // Its own listener: the kernel refuses the same four addresses and ports again directly after a close.
     let behind_mapped = TcpListener::bind("127.0.0.1:0").unwrap();
     let mapped = format!("[::ffff:127.0.0.1]:{}", behind_mapped.local_addr().unwrap().port());
     let at = |address: SocketAddr| address.to_string();
@@ -1201,25 +1206,25 @@ fn a6_connect_draws_the_source_port() {
         assert_eq!(errno(draw()), Errno::EADDRINUSE, "{transport} {address}");
         world.assert_consistent();
         if *transport == Transport::Udp {
-            // Connecting again keeps the port; dissolving the association with the peer does, too.
+            // A second connect keeps the port, and so does dissolving the association with the peer.
             connect(&one, address).unwrap();
             assert!(ports.contains(&port(&one)));
         }
         drop((one, other));
         assert_eq!(uses(&world.maps(), world.netns(), *transport, grant.start), 0, "{transport} {address}");
     }
-    // Nobody listens: the connection fails, the port is drawn all the same and returned with the socket.
+    // If nobody listens, the connection fails. The port is drawn all the same, and is free when the socket closes.
     let refused = associated(Domain::IPV4, Transport::Tcp, token(&grant));
     assert_eq!(connect(&refused, "127.0.0.1:9").unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
     drop(refused);
     world.assert_consistent();
-    // An explicit bind before connect is what counts.
+    // If there was an explicit bind before the connect, it counts.
     let bound = associated(Domain::IPV4, Transport::Udp, token(&grant));
     bind(&bound, grant.start + 1).unwrap();
     connect(&bound, &at(receiver.local_addr().unwrap())).unwrap();
     assert_eq!(port(&bound), grant.start + 1);
     assert_eq!(uses(&world.maps(), world.netns(), Transport::Udp, grant.start + 1), 1);
-    // A socket that is only of the owner process, not associated, is not drawn for.
+    // A socket of the owner process that is not associated does not draw.
     let plain = tcp();
     connect(&plain, &at(v4.local_addr().unwrap())).unwrap();
     assert!(!(grant.start..grant.start + 2).contains(&port(&plain)));
@@ -1238,7 +1243,7 @@ fn a7_unmodified_servers_of_the_scope_bind_their_ports() {
     }
     drop(TcpListener::bind("127.0.0.1:61701").unwrap());
     in_child(|| assert_eq!(errno(bind(&tcp(), 61700)), Errno::EADDRINUSE));
-    // Ordinary rules among those in scope.
+    // Among sockets in the scope the kernel's usual rules apply.
     let first = tcp();
     bind(&first, 61702).unwrap();
     assert_eq!(errno(bind(&tcp(), 61702)), Errno::EADDRINUSE);
@@ -1246,7 +1251,7 @@ fn a7_unmodified_servers_of_the_scope_bind_their_ports() {
     drop(first);
     // The other transport is not reserved.
     bind(&udp(), 61700).unwrap();
-    // `strict` demands association, of the owner as well.
+    // `strict` requires association, also of the owner.
     let request = AcquireRequest { start: 61710, count: 2, flags: wire::STRICT, ..Default::default() };
     let strict = acquire(&owner, &request).unwrap();
     assert_eq!(errno(bind(&tcp(), 61710)), Errno::EADDRINUSE);
@@ -1308,7 +1313,7 @@ fn a8_privileged_ports_need_no_capability_for_those_in_scope() {
         }
         in_child(|| {
             become_user(NOBODY);
-            // The kernel's own answer where nothing is reserved; the reservation's where the scope does not fit.
+            // The kernel's own answer where nothing is reserved; the reservation's answer outside its scope.
             assert_eq!(errno(bind(&tcp(), 80)), Errno::EACCES);
             assert_eq!(errno(bind(&tcp(), user.start)), Errno::EADDRINUSE);
             assert_eq!(errno(bind(&tcp(), strict.start)), Errno::EADDRINUSE);
@@ -1320,18 +1325,19 @@ fn a8_privileged_ports_need_no_capability_for_those_in_scope() {
                 bind(&socket, 0).unwrap();
                 assert!((strict.start..strict.start + 10).contains(&port(&socket)));
             }
-            // A draw on connect is bound by the kernel in the program's name, with the capabilities the caller has: none.
+            // The kernel binds a draw at a connect in the program's name, with the capabilities of the caller, which
+            // has none.
             let client = associated(Domain::IPV4, Transport::Udp, token(&strict));
             assert_eq!(errno(connect(&client, "127.0.0.1:9")), Errno::EACCES);
-            // Bound first, it connects.
+            // If the socket binds first, it connects.
             bind(&client, 0).unwrap();
             connect(&client, "127.0.0.1:9").unwrap();
-            // Out of the pool, which is the administrator's policy, anybody may acquire such ports, and use them.
+            // From the pool, which the administrator has chosen, any process may acquire such ports and use them.
             let own = tcp();
             let grant = reserve(&own, 0, 2);
             bind(&tcp(), grant.start).unwrap();
             assert_eq!(port(&drawn(token(&grant))), grant.start);
-            // Another user of the reservation's user scope.
+            // Another process of the same user, with a user scope.
             let request = AcquireRequest { count: 2, scope: wire::SCOPE_USER, ..Default::default() };
             let mine = acquire(&own, &request).unwrap();
             in_child(|| bind(&tcp6(), mine.start + 1).unwrap());
@@ -1353,7 +1359,7 @@ fn a9_time_wait_does_not_keep_a_port_from_being_drawn() {
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
     let address = format!("127.0.0.1:{}", grant.start);
-    // The server's side of TIME_WAIT, for associated sockets and unmodified ones, drawn and named.
+    // The server's side of TIME_WAIT, for associated and other sockets, drawn and named.
     for named in [0, grant.start, 0] {
         let listener = associated(Domain::IPV4, Transport::Tcp, token(&grant));
         bind(&listener, named).unwrap();
@@ -1365,7 +1371,7 @@ fn a9_time_wait_does_not_keep_a_port_from_being_drawn() {
     unmodified.listen(1).unwrap();
     leave_time_wait(&unmodified, &address);
     drop(unmodified);
-    // The client's side: the only port of the block goes from connection to connection.
+    // The client's side: one connection after another uses the only port of the block.
     for _ in 0..3 {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = associated(Domain::IPV4, Transport::Tcp, token(&grant));
@@ -1378,7 +1384,8 @@ fn a9_time_wait_does_not_keep_a_port_from_being_drawn() {
         drop(server);
         assert_eq!((&client).read(&mut [0; 1]).unwrap(), 0);
     }
-    // Two that do not listen are still not one: the option that does this is not set beside a bound socket.
+    // Two sockets that do not listen still conflict: the option that allows sharing is not set while another socket is
+    // bound.
     let first = drawn(token(&grant));
     let second = associated(Domain::IPV4, Transport::Tcp, token(&grant));
     assert_eq!(errno(bind(&second, grant.start)), Errno::EADDRINUSE);

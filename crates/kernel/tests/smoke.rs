@@ -26,7 +26,7 @@ fn a_block_is_acquired_drawn_from_and_given_back() {
     }
     let sandbox = Sandbox::get();
     let netns = new_namespace();
-    // The loader goes on without, so a program that the verifier refuses with them would pass unnoticed.
+    // The loader falls back to programs without BTF. A program that the verifier refuses with BTF would go unnoticed.
     let types = std::path::Path::new("/sys/kernel/btf/vmlinux").exists();
     assert_eq!(sandbox.loaded().knows_places(), types, "what a process is, is known where the kernel has BTF");
     let owner = tcp();

@@ -1,7 +1,6 @@
-//! Invariants under concurrency: many processes that acquire, release,
-//! bind and connect, and are killed in the middle of it. `PORTKEEP_STORM_MS`
-//! sets how long the storms last (2,000 ms unless set), `PORTKEEP_STORM_CYCLES`
-//! how many acquire-and-release cycles must not make the maps grow (1,000,000 unless set).
+//! Invariants under concurrency: many processes acquire, release, bind and connect, and are killed in the middle.
+//! `PORTKEEP_STORM_MS` sets how long the storms last (2,000 ms by default). `PORTKEEP_STORM_CYCLES` sets after how many
+//! acquire-and-release cycles the maps must not have grown (1,000,000 by default).
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
@@ -60,7 +59,7 @@ fn elements(maps: &Maps) -> (usize, usize, u32) {
     (maps.words().count(), maps.spaces().count(), maps.entries_taken().unwrap())
 }
 
-/// Everything at once, for ever.
+/// All kinds of calls, without end.
 fn rage(seed: u64, beacon: Option<[u64; 2]>) {
     let mut random = Random::new(seed);
     let mut sockets: Vec<Option<Socket>> = (0..16).map(|_| None).collect();
@@ -81,7 +80,7 @@ fn rage(seed: u64, beacon: Option<[u64; 2]>) {
         };
         match random.below(10) {
             0..=2 => {
-                // Few ports for many: they are after each other's.
+                // Few ports for many processes: they compete for the same ones.
                 let request = AcquireRequest {
                     start: if random.below(3) == 0 { 0 } else { 61040 + random.below(100) as u16 },
                     count: 1 + random.below(70) as u16,
@@ -207,7 +206,7 @@ fn no_outsider_gets_in_while_reservations_come_and_go() {
     const FIRST: u16 = 61000;
     const PORTS: u16 = 8;
     let end = storm_end();
-    // Outsiders try all the time, and get a port when nobody has reserved it. Counted is who has which.
+    // Outsiders try all the time, and get the port when it is not reserved. The counters show who has which port.
     // SAFETY: zero is a valid atomic.
     let held: Shared<AtomicU32> = unsafe { Shared::zeroed(PORTS.into()) };
     let held = held.0;
@@ -234,7 +233,8 @@ fn no_outsider_gets_in_while_reservations_come_and_go() {
             })
         })
         .collect();
-    // Insiders draw from blocks that another thread ends under them; every bind gets a port of the block, or a refusal.
+    // Insiders draw from blocks that another thread ends at the same time; every bind gets a port of the block, or a
+    // refusal.
     let insiders: Vec<_> = (0..2)
         .map(|_| {
             Child::fork(|_| {
@@ -294,8 +294,9 @@ fn concurrent_draws_never_get_the_same_port() {
                 while Instant::now() < end {
                     let transport = if random.below(2) == 0 { Transport::Tcp } else { Transport::Udp };
                     let mut mine = Vec::new();
-                    // Together they fit into the block, so every draw must succeed, at last: the hook runs before the
-                    // kernel lets go of a closed socket's port, and a process that draws it in between gets EADDRINUSE.
+                    // Together they fit into the block, so every draw must succeed in the end. The hook runs before the
+                    // kernel releases the port of a closed socket, so a process that draws the port in between gets
+                    // EADDRINUSE.
                     for _ in 0..10 {
                         let inside = socket(Domain::IPV4, transport);
                         control::associate(&inside, token(&grant)).unwrap();
@@ -340,7 +341,7 @@ fn cycles_do_not_make_the_maps_grow() {
         let grant = acquire(owner, &request).unwrap();
         control::release(owner, token(&grant)).unwrap();
     };
-    // Once round the pool, so that every word it has is there.
+    // Once round the pool, so that all its words exist.
     (0..10_000).for_each(cycle);
     let before = elements(&maps);
     (0..number("PORTKEEP_STORM_CYCLES", 1_000_000)).for_each(cycle);
@@ -359,7 +360,7 @@ fn forgetting_many_namespaces_takes_as_long_as_there_are_words() {
     let Some(world) = World::enter("forgetting_many_namespaces_takes_as_long_as_there_are_words") else { return };
     let mut maps = world.maps();
     let admin = world.sandbox().loaded().admin().unwrap();
-    // Containers come and go, and each leaves its words.
+    // Each namespace of a container leaves its words behind.
     let mut forget = |namespaces: u32| {
         for _ in 0..namespaces {
             portkeep_testkit::new_namespace();

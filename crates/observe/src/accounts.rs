@@ -1,4 +1,4 @@
-//! Users and groups by name and number, from wherever this machine has them (NSS).
+//! Users and groups by name and number, from all sources of this machine (NSS).
 
 use std::{
     collections::HashMap,
@@ -11,9 +11,9 @@ use std::{
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use portkeep_core::persistent::{Account, Audience, Others};
 
-/// The databases are asked again after this.
+/// Answers older than this are asked for again.
 const FRESH: Duration = Duration::from_secs(30);
-/// Answers that are remembered.
+/// The number of answers that are remembered.
 const KNOWN: usize = 1024;
 
 /// The uid of a user; a sentence if there is none.
@@ -71,7 +71,7 @@ pub fn named(audience: &Audience) -> Audience {
     named
 }
 
-/// The same of others beside a scope.
+/// The same for the others of a runtime reservation.
 pub fn named_others(others: &Others) -> Others {
     let Ok(named) = others.try_map(|id| with_name(id, user_name), |id| with_name(id, group_name));
     named
@@ -84,7 +84,8 @@ fn with_name(id: &Account, name: fn(u32) -> String) -> Result<Account, std::conv
     })
 }
 
-/// Whether this machine knows the user. Numbers need no name. A name that cannot be looked up is not reported as missing.
+/// Whether this machine knows the user. Numbers require no name. If a name cannot be looked up, it is not reported as
+/// missing.
 pub fn is_user(account: &Account) -> bool {
     match account {
         Account::Id(_) => true,
@@ -100,14 +101,14 @@ pub fn is_group(account: &Account) -> bool {
     }
 }
 
-/// The uids of those the group database lists as members. Accounts with it as primary group are not listed there.
+/// The uids that the group database lists as members. It does not list accounts whose primary group this is.
 pub fn members(account: &Account) -> Vec<u32> {
     let listed = group(account).ok().flatten().map(|group| group.mem).unwrap_or_default();
     listed.iter().filter_map(|name| Some(User::from_name(name).ok()??.uid.as_raw())).collect()
 }
 
-/// Whether a user belongs to a group by what the databases say. Not what one of its processes may have
-/// put on or off: this is asked for processes that may be gone.
+/// Whether a user belongs to a group according to the databases. A process may have changed its groups, but this is
+/// also used for processes that have ended.
 pub fn belongs(uid: u32, gid: u32) -> bool {
     let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
     let Ok(name) = CString::new(user.name) else { return false };
@@ -115,8 +116,8 @@ pub fn belongs(uid: u32, gid: u32) -> bool {
     user.gid.as_raw() == gid || groups.contains(&Gid::from_raw(gid))
 }
 
-/// Answers of the databases, remembered for a while: users make the agent ask as often as they like, and a look-up may
-/// go over the network.
+/// Answers of the databases, remembered for a while. Users make the agent ask as often as they like, and a look-up may
+/// require the network.
 #[derive(Debug)]
 pub struct Remembered<K, V> {
     known: Mutex<HashMap<K, (Instant, V)>>,
@@ -129,7 +130,7 @@ impl<K, V> Default for Remembered<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
-    /// The answer for a key, asked for if it is not known or too old.
+    /// The answer for a key. It is looked up if it is not known or too old.
     pub fn of(&self, key: K, ask: impl FnOnce(&K) -> V) -> V {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((when, value)) = known.get(&key)

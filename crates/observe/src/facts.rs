@@ -35,12 +35,12 @@ pub struct PortFacts {
 }
 
 impl Facts {
-    /// Of the calling thread's network namespace. Settings that cannot be read are left out.
+    /// The facts of the calling thread's network namespace. Settings that cannot be read are omitted.
     pub fn here() -> Self {
         Self::with(nat::Reading::start())
     }
 
-    /// The same with NAT rules that are being read already.
+    /// The same with NAT rules that are already being read.
     pub fn with(rules: nat::Reading) -> Self {
         Self {
             ephemeral: sysctl::local_port_range().ok().flatten(),

@@ -1,8 +1,8 @@
-//! The ports and accounts of this machine as it shows them: [`usage`] has the sockets of a port with their processes, [`facts`]
-//! the settings and rules that concern it. It only reads.
+//! The ports and accounts of this machine, as it shows them. [`usage`] has the sockets of a port with their processes;
+//! [`facts`] has the settings and rules that concern it. This crate only reads.
 //!
-//! Everything is of the calling thread's network namespace. As root all processes can be seen, otherwise only the own ones;
-//! the kernel lists the sockets to everybody.
+//! Everything concerns the calling thread's network namespace. Root sees all processes, and other users see only their
+//! own. The kernel lists the sockets to everybody.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Facts about reservations that the BPF programs lack: the agent's, and those of processes and users.
+//! Adds facts about reservations that the BPF programs do not have: facts from the agent, and about processes and
+//! users.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,12 +8,12 @@ use portkeep_kernel::cgroup;
 
 use crate::{accounts, process};
 
-/// Put reservations in order, and add the facts that are known here. `declared` is the agent's list, empty if none runs.
+/// Sort reservations, and add the facts that are known here. `declared` is the agent's list, empty if no agent runs.
 pub fn complete(found: &mut [Info], declared: &[Info]) {
     found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
     let by_token: BTreeMap<_, _> = declared.iter().filter_map(|each| Some((each.token?, each))).collect();
     let first_pids = process::in_first_pid_namespace();
-    // One process can own thousands.
+    // One process can own thousands of reservations.
     let mut processes: HashMap<u32, Option<Process>> = HashMap::new();
     for info in found {
         if let Some(declared) = info.token.and_then(|token| by_token.get(&token)).filter(|_| info.persistent) {
@@ -28,7 +29,7 @@ pub fn complete(found: &mut [Info], declared: &[Info]) {
         info.also = accounts::named_others(&info.also);
         if let Some(owner) = &mut info.owner {
             owner.user = owner.uid.and_then(accounts::known_user);
-            // Its pid may mean something else here, or belong to another process by now.
+            // Its pid may be another number here, or belong to another process by now.
             if first_pids
                 && let Some(found) = processes.entry(owner.pid).or_insert_with(|| process::of(owner.pid))
                 && found.comm == owner.comm

@@ -1,5 +1,5 @@
-//! The network namespaces of this machine, as far as they can be seen: those of
-//! running processes and those with a name in `/run/netns`.
+//! The network namespaces of this machine, as far as they can be seen: those of running processes, and those with a
+//! name in `/run/netns`.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 const NAMED: &str = "/run/netns";
 
-/// A namespace, kept open: it cannot go away, and its cookie means it alone.
+/// A namespace, kept open: it cannot end, and its cookie belongs to it alone.
 #[derive(Debug)]
 pub struct Namespace {
     /// Its cookie (`SO_NETNS_COOKIE`).
@@ -40,7 +40,8 @@ impl Namespace {
         matches!((own, theirs), (Ok(own), Ok(theirs)) if own == theirs)
     }
 
-    /// A name that other tools print: that of `ip netns`, or else the number that lsns and `readlink /proc/PID/ns/net` show.
+    /// A name that other tools print: the name of `ip netns`, otherwise the number that lsns and `readlink
+    /// /proc/PID/ns/net` show.
     pub fn name(&self) -> String {
         match self.path.strip_prefix(NAMED) {
             Ok(name) => name.display().to_string(),
@@ -53,19 +54,19 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// If it cannot be entered (that requires root), and those of `work`.
+    /// If it cannot be entered (this requires root), and those of `work`.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         netns::within(&self.fd, work)?
     }
 }
 
-/// Whether there was nothing wrong with the thing looked at, but with us: no descriptor is left, or no memory. An object that ends
-/// while we look is skipped; to skip this as well would be to say that there is nothing.
+/// Whether the error concerns this process and not the object: no descriptor or no memory is left. If an object ends
+/// while we read it, it is skipped. If this error were skipped too, the result would be that nothing exists.
 fn ran_out(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
-/// The content of a folder, or why that is unknown for now.
+/// The content of a folder, or the error if it is unknown for now.
 fn entries(folder: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
     let (entries, error) = match fs::read_dir(folder) {
         Ok(entries) => (Some(entries), None),
@@ -74,7 +75,7 @@ fn entries(folder: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
     entries.into_iter().flatten().flatten().map(|entry| Ok(entry.path())).chain(error)
 }
 
-/// Ids of the processes, or of the threads of one of them.
+/// The folders of the processes, or of the threads of one of them.
 fn numbers(folder: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
     let is_number = |path: &Path| path.file_name().is_some_and(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
     entries(folder).filter(move |entry| entry.as_ref().map_or(true, |path| is_number(path)))
@@ -96,7 +97,7 @@ fn of_threads() -> impl Iterator<Item = io::Result<PathBuf>> {
     threads.map(|task| Ok(task?.join("ns/net")))
 }
 
-/// Each namespace once. A namespace that ends meanwhile is skipped.
+/// Each namespace once. If a namespace ends meanwhile, it is skipped.
 fn distinct(paths: impl Iterator<Item = io::Result<PathBuf>>) -> impl Iterator<Item = io::Result<Namespace>> {
     let mut seen = HashSet::new();
     paths.filter_map(move |path| {
@@ -115,18 +116,18 @@ fn distinct(paths: impl Iterator<Item = io::Result<PathBuf>>) -> impl Iterator<I
     })
 }
 
-/// All that a process or a name leads to. An error is that of this process, not of a namespace.
+/// All namespaces of processes and names. An error concerns this process, not a namespace.
 pub fn visible() -> impl Iterator<Item = io::Result<Namespace>> {
     distinct(of_processes())
 }
 
-/// The first of these with this cookie.
+/// The first of these namespaces with this cookie.
 fn first(cookie: u64, mut namespaces: impl Iterator<Item = io::Result<Namespace>>) -> io::Result<Option<Namespace>> {
     namespaces.find(|namespace| namespace.as_ref().map_or(true, |namespace| namespace.cookie == cookie)).transpose()
 }
 
-/// The one with this cookie, if one of these processes or threads is in it. They may long be other processes, so the
-/// cookie is checked.
+/// The namespace with this cookie, if one of these processes or threads is in it. The numbers may belong to other
+/// processes by now, so the cookie is checked.
 ///
 /// # Errors
 ///
@@ -135,12 +136,12 @@ pub fn hinted(cookie: u64, hints: &[u32]) -> io::Result<Option<Namespace>> {
     first(cookie, distinct(hints.iter().map(|id| Ok(PathBuf::from(format!("/proc/{id}/ns/net"))))))
 }
 
-/// The one with this cookie, wherever it is. Threads can be in other namespaces than their process; they are searched
-/// last.
+/// The namespace with this cookie, in any process or thread. A thread can be in another namespace than its process;
+/// threads are searched last.
 ///
 /// # Errors
 ///
-/// If this process could not look everywhere: then nothing is known.
+/// If this process could not search everywhere: then nothing is known.
 pub fn find(cookie: u64) -> io::Result<Option<Namespace>> {
     first(cookie, visible().chain(distinct(of_threads())))
 }

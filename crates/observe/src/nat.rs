@@ -1,7 +1,7 @@
-//! NAT rules that redirect what is sent to a port: then another program answers than the one that has the port.
+//! NAT rules that redirect what is sent to a port: then another program answers than the one that has bound the port.
 //!
-//! They are read with the tools that every machine with such rules has: `nft` and `iptables-save`. Neither changes anything,
-//! nor loads a module for a table that is not there.
+//! They are read with the tools of every machine that has such rules: `nft` and `iptables-save`. These neither change
+//! anything, nor load a module for a table that does not exist.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ impl Redirect {
 #[derive(Debug)]
 pub struct Reading {
     nft: Option<Child>,
-    /// Those of iptables. `None`: not needed as far as is known.
+    /// The tools of iptables. `None`: as far as is known, they are not needed.
     tables: Option<[Option<Child>; 2]>,
 }
 
@@ -48,10 +48,10 @@ impl Reading {
         Self { nft, tables: needed.then(start_iptables) }
     }
 
-    /// Wait for the rules; `None` if no tool could show them (they require root).
+    /// Wait for the rules; `None` if no tool could show them (this requires root).
     pub fn finish(self) -> Option<Vec<Redirect>> {
         let text = output(self.nft);
-        // Rules of iptables are in the ruleset, and nft cannot read what they say.
+        // Rules of iptables are in the ruleset, and nft cannot read their content.
         let opaque = text.as_ref().is_none_or(|text| text.contains(r#""xt""#));
         let tables = self.tables.or_else(|| opaque.then(start_iptables)).unwrap_or_default().map(output);
         let nft = text.and_then(|text| of_nft(&text));
@@ -74,14 +74,14 @@ fn start_iptables() -> [Option<Child>; 2] {
 fn has_own_tables() -> bool {
     ["ip", "ip6"].iter().any(|family| match fs::read(format!("/proc/thread-self/net/{family}_tables_names")) {
         Ok(names) => !names.is_empty(),
-        // Without the module there are none. Ordinary users cannot read it.
+        // Without the module there are no such tables. Ordinary users cannot read this file.
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     })
 }
 
-/// `None`: there is no such tool.
+/// `None`: the tool is not installed.
 fn start(tool: &str, args: &[&str]) -> Option<Child> {
-    // Users' paths leave these folders out.
+    // The paths of ordinary users do not contain these folders.
     let mut path: OsString = env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
     let mut command = Command::new(tool);
@@ -95,13 +95,13 @@ fn output(tool: Option<Child>) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The rules in the output of `nft -j list ruleset`; `None` if it is none.
+/// The rules in the output of `nft -j list ruleset`; `None` if the text is no such output.
 pub fn of_nft(text: &str) -> Option<Vec<Redirect>> {
     let ruleset: Value = serde_json::from_str(text).ok()?;
     let objects = ruleset["nftables"].as_array()?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let name = |value: &Value, set: &str| [text(&value["family"]), text(&value["table"]), set.to_owned()];
-    // Ports by the name of a set or a map.
+    // Ports that a rule names through a set or a map.
     let sets: BTreeMap<_, _> = objects
         .iter()
         .filter_map(|object| object.get("set").or_else(|| object.get("map")))
@@ -149,7 +149,7 @@ pub fn of_nft(text: &str) -> Option<Vec<Redirect>> {
     Some(found)
 }
 
-/// The statement that redirects, if it is one.
+/// The statement, if it redirects.
 fn target(expression: &Value) -> Option<(&'static str, &Value)> {
     ["dnat", "redirect", "tproxy"].into_iter().find_map(|verb| Some((verb, expression.get(verb)?)))
 }
@@ -187,7 +187,7 @@ pub fn of_iptables(tool: &str, text: &str) -> Vec<Redirect> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let after = |option: &str| {
             let at = words.iter().position(|word| *word == option)?;
-            // `! --dport 80` is every other port.
+            // `! --dport 80` means every other port.
             (at == 0 || words[at - 1] != "!").then(|| words.get(at + 1).copied()).flatten()
         };
         let Some(target) = after("-j").filter(|target| ["DNAT", "REDIRECT", "TPROXY"].contains(target)) else {

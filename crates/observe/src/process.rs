@@ -19,14 +19,14 @@ use rustix::{
     time::ClockId,
 };
 
-/// Bytes of a folder that are read at a time, and of a link: those that matter here are shorter.
+/// Bytes that are read of a folder at a time, and of a link. The links that matter here are shorter.
 const READ: usize = 32 * 1024;
 const LINK: usize = 512;
-/// From so many processes on they are looked at by several threads, at most these.
+/// If there are this many processes or more, several threads read them, at most `PARTS`.
 const MANY: usize = 256;
 const PARTS: usize = 4;
 
-/// The process with this number, `None` if it is gone. Users are left without a name.
+/// The process with this number, `None` if it has ended. The user has no name yet.
 pub fn of(pid: u32) -> Option<Process> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
     let comm = wire::printable(comm.trim_ascii_end());
@@ -39,10 +39,10 @@ fn real_uid(pid: u32) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// When it began, by field 22 of `/proc/PID/stat`: clock ticks after boot, time asleep included.
+/// When it started, by field 22 of `/proc/PID/stat`: clock ticks after boot, time in suspend included.
 fn started(pid: u32) -> Option<Time> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is a name in brackets, and may be anything.
+    // The second field is a name in brackets, and may contain anything.
     let (_, rest) = text.rsplit_once(')')?;
     let ticks: u64 = rest.split_whitespace().nth(19)?.parse().ok()?;
     let since_boot = Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second()).ok()?;
@@ -51,9 +51,8 @@ fn started(pid: u32) -> Option<Time> {
     Some(std::time::SystemTime::now().checked_sub(now.saturating_sub(since_boot))?.into())
 }
 
-/// Whether pids here mean what they mean to the BPF programs, which number
-/// processes as the first pid namespace does. (`PROC_PID_INIT_INO` of
-/// `include/linux/proc_ns.h`.)
+/// Whether pids here are the same as those of the BPF programs, which number processes as the first pid namespace does.
+/// (`PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.)
 pub fn in_first_pid_namespace() -> bool {
     const PROC_PID_INIT_INO: &str = "pid:[4026531836]";
     fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(PROC_PID_INIT_INO))
@@ -68,8 +67,8 @@ fn command_line(pid: u32) -> Option<String> {
     Some(wire::printable(&words.join(&b' ')))
 }
 
-/// The systemd unit that a cgroup folder belongs to: the innermost that is a service or a scope (a container of the systemd
-/// driver is one). If there is none, the cgroup itself.
+/// The systemd unit of a cgroup folder: the innermost service or scope (a container of the systemd driver is one). If
+/// there is none, the cgroup itself.
 pub fn unit_of(cgroup: &Path) -> Option<String> {
     let below = Path::new("/").join(cgroup::below_root(cgroup)?);
     let is_unit = |name: &&str| name.ends_with(".service") || name.ends_with(".scope");
@@ -77,8 +76,8 @@ pub fn unit_of(cgroup: &Path) -> Option<String> {
     Some(unit.unwrap_or_else(|| below.display().to_string()))
 }
 
-/// The unit of a cgroup, by the names on its path, as the BPF programs see it: the topmost below the enforced one that is no
-/// slice. `depth` is how deep the enforced cgroup is below the root of the hierarchy.
+/// The unit of a cgroup as the BPF programs find it, by the names on its path: the topmost one below the enforced
+/// cgroup that is not a slice. `depth` is how deep the enforced cgroup is below the root of the hierarchy.
 pub fn unit_in(cgroup: &[String], depth: usize) -> Option<&str> {
     cgroup.iter().skip(depth).map(String::as_str).find(|name| !name.ends_with(".slice"))
 }
@@ -87,17 +86,17 @@ pub fn unit_in(cgroup: &[String], depth: usize) -> Option<&str> {
 #[derive(Debug, Default)]
 pub struct Openers {
     processes: Vec<Process>,
-    /// Places in `processes`. One process can have ten thousands of sockets open.
+    /// Indices into `processes`. One process can have ten thousands of sockets open.
     by_inode: HashMap<u64, Vec<usize>>,
-    /// The blocks that these processes claim to hold by held mode.
+    /// The blocks that these processes claim to hold in held mode.
     pub held: Vec<Info>,
-    /// The descriptors of every process of the machine could be read: a socket that none has open is the kernel's own.
+    /// The descriptors of every process could be read: if no process has a socket open, it is the kernel's own.
     pub all: bool,
 }
 
 impl Openers {
-    /// The processes that have one of these sockets open, by their inodes. One round through `/proc`. Without root only the own processes
-    /// can be seen.
+    /// The processes that have one of these sockets open, by their inodes. Reads `/proc` once. Without root only this
+    /// user's processes can be seen.
     pub fn of(inodes: &BTreeSet<u64>) -> Self {
         let mut found = Self { all: in_first_pid_namespace(), ..Self::default() };
         if inodes.is_empty() {
@@ -114,7 +113,7 @@ impl Openers {
             let rest: Vec<_> = parts.map(start).collect();
             found.add(Self::among(first, inodes));
             for (part, thread) in rest {
-                // There may be no room for more threads.
+                // The system may not allow more threads.
                 found.add(thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| Self::among(part, inodes)));
             }
         });
@@ -139,7 +138,7 @@ impl Openers {
             let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let folder = match rustix::fs::open(format!("/proc/{pid}/fd"), open, Mode::empty()) {
                 Ok(folder) => folder,
-                // It has ended.
+                // The process has ended.
                 Err(Errno::NOENT) => continue,
                 Err(_) => {
                     found.all = false;
@@ -149,7 +148,7 @@ impl Openers {
             let (mut its, mut held) = (BTreeSet::new(), Vec::new());
             let mut descriptors = RawDir::new(&folder, entries.spare_capacity_mut());
             while let Some(Ok(descriptor)) = descriptors.next() {
-                // With PR_SET_DUMPABLE off the folder can be read, but no link in it.
+                // If PR_SET_DUMPABLE is off, the folder can be read, but its links cannot.
                 let Ok((link, _)) = readlinkat_raw(&folder, descriptor.file_name(), &mut target) else { continue };
                 let Ok(link) = str::from_utf8(link) else { continue };
                 if let Some(inode) = socket_inode(link).filter(|inode| inodes.contains(inode)) {
@@ -171,7 +170,7 @@ impl Openers {
         found
     }
 
-    /// Those of one socket, in the order of `/proc`.
+    /// The processes of one socket, in the order of `/proc`.
     pub fn with(&self, inode: u64) -> impl Iterator<Item = &Process> {
         self.by_inode.get(&inode).into_iter().flatten().map(|place| &self.processes[*place])
     }

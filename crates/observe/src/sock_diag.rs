@@ -1,4 +1,4 @@
-//! The exchange with the kernel's sock_diag: which sockets are asked for, and the fields of each that it lists.
+//! The messages to and from the kernel's sock_diag: requests for sockets, and the fields of the sockets that it lists.
 
 use std::{
     io,
@@ -13,8 +13,8 @@ use netlink_sys::{Socket as Netlink, SocketAddr as Address, protocols::NETLINK_S
 use portkeep_core::{PortSet, Transport};
 use rustix::io::Errno;
 
-/// The types of requests, of `include/uapi/linux/inet_diag.h` and `sock_diag.h`. The first lists the TCP sockets of both
-/// families in one walk through the kernel's tables, which are long on a machine with much memory.
+/// The types of requests, of `include/uapi/linux/inet_diag.h` and `sock_diag.h`. The first lists the TCP sockets of
+/// both families while the kernel reads its tables once. These are long on a machine with much memory.
 const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const AF_INET: u8 = 2;
@@ -29,23 +29,23 @@ const TCP_REQUEST: usize = 60;
 const UDP_REQUEST: usize = 56;
 const MESSAGE: usize = 72;
 
-/// The kernel has no sock_diag, or not for this family.
+/// The kernel has no sock_diag, or has none for this family.
 pub(crate) fn is_missing(error: &io::Error) -> bool {
     [Errno::NOENT, Errno::OPNOTSUPP].iter().any(|missing| error.raw_os_error() == Some(missing.raw_os_error()))
 }
 
-/// A program for `INET_DIAG_REQ_BYTECODE` that accepts the sockets on some ports; empty: it accepts all.
+/// A program for `INET_DIAG_REQ_BYTECODE` that accepts the sockets on some ports. An empty program accepts all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Filter(Vec<u8>);
 
 impl Filter {
     pub(crate) const NONE: Self = Self(Vec::new());
-    /// The most runs of ports: the length of a program is limited. With more it accepts all.
+    /// The largest number of runs of ports: the length of a program is limited. With more runs it accepts all.
     const RUNS: usize = 1000;
 
-    /// Each step is a `struct inet_diag_bc_op`: a code, the way on if it holds, and the way on if not, both in bytes. A
-    /// comparison is two steps, of which the second has the port. To arrive at the end accepts, and to go beyond it by one step
-    /// refuses.
+    /// Each step is a `struct inet_diag_bc_op`: a code, the distance to the next step if it holds, and the distance if
+    /// not, both in bytes. A comparison has two steps, and the second contains the port. A jump to the end accepts; a
+    /// jump to one step beyond the end refuses.
     pub(crate) fn of(ports: &PortSet) -> Self {
         const JUMP: u8 = 1;
         const AT_LEAST: u8 = 2;
@@ -64,7 +64,7 @@ impl Filter {
             program.extend(no.to_ne_bytes());
         };
         for (left, (first, last)) in (0..runs.len() as u16).rev().zip(&runs) {
-            // On to the next run, and after the last one, which has no jump, beyond the end.
+            // To the next run. The last run has no jump, and goes beyond the end.
             step(AT_LEAST, COMPARISON, RUN);
             step(0, 0, *first);
             step(AT_MOST, COMPARISON, RUN - 2 * STEP);
@@ -86,7 +86,7 @@ impl Filter {
     }
 }
 
-/// Have the sockets listed that are in these states, of both families.
+/// List the sockets of both families that are in these states.
 ///
 /// # Errors
 ///
@@ -114,7 +114,7 @@ pub(crate) fn dump(
             };
             ask(request(AF_INET), &mut each)?;
             match ask(request(AF_INET6), &mut each) {
-                // A kernel without IPv6.
+                // The kernel has no IPv6.
                 Err(error) if is_missing(&error) => Ok(()),
                 other => other,
             }
@@ -153,7 +153,7 @@ fn ask(request: Diag, each: &mut impl FnMut(&Message)) -> io::Result<()> {
     }
 }
 
-/// A `struct inet_diag_msg` and the attribute of it that matters here.
+/// A `struct inet_diag_msg` and the one attribute that matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     bytes: [u8; MESSAGE],

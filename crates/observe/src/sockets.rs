@@ -12,7 +12,7 @@ const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_SYN_RECV: u8 = 3;
 const TCP_LISTEN: u8 = 10;
-/// `TCPF_BOUND_INACTIVE`: TCP sockets that are bound and nothing else.
+/// `TCPF_BOUND_INACTIVE`: TCP sockets that are only bound.
 ///
 /// Kernel commit 91051f003948 ("tcp: Dump bound-only sockets in inet_diag."),
 /// Linux 6.8; older kernels ignore the bit.
@@ -108,24 +108,24 @@ impl Socket {
         self.local.port()
     }
 
-    /// Whether it has its port bound or listens on it: then the port is in use, whatever its options. An accepted
-    /// connection has the port of its listener without having bound it, and a client's looks the same.
+    /// Whether it has its port bound or listens on it: then the port is in use, with any options. An accepted
+    /// connection has the port of its listener without a bind, and a client's looks the same.
     pub const fn holds(&self) -> bool {
         matches!(self.transport, Transport::Udp) || matches!(self.state, SocketState::Listening | SocketState::Bound)
     }
 }
 
-/// The sockets of the calling thread's network namespace.
+/// The sockets of one network namespace.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// One for each socket.
     pub sockets: Vec<Socket>,
-    /// TCP sockets that are bound and do not listen are among them. Not so before Linux 6.8.
+    /// Whether TCP sockets that are bound and do not listen are listed, too. Before Linux 6.8 they are not.
     pub complete: bool,
 }
 
 impl Listing {
-    /// Those of a transport. Without sock_diag in the kernel: nothing, and incomplete.
+    /// The sockets of a transport. If the kernel has no sock_diag: nothing, and incomplete.
     ///
     /// # Errors
     ///
@@ -134,14 +134,14 @@ impl Listing {
         Self::filtered(transport, &Filter::NONE)
     }
 
-    /// Those on some ports (host byte order). The kernel leaves out the others.
+    /// The sockets on some ports (host byte order). The kernel omits the others.
     ///
     /// # Errors
     ///
     /// As [`of`](Self::of).
     pub fn on(transport: Transport, ports: &PortSet) -> io::Result<Self> {
         let mut listing = Self::filtered(transport, &Filter::of(ports))?;
-        // A filter has a limit.
+        // The filter accepts all sockets if there are too many runs of ports.
         listing.sockets.retain(|socket| ports.contains(socket.port()));
         Ok(listing)
     }
@@ -149,10 +149,10 @@ impl Listing {
     fn filtered(transport: Transport, filter: &Filter) -> io::Result<Self> {
         let mut listing = Self::default();
         let result = match transport {
-            // Two steps in this order, so that a socket which starts to listen in between is found in one of them: a
-            // single dump walks the listeners first.
+            // Two dumps in this order: if a socket starts to listen in between, one of them contains it. A single dump
+            // reads the listeners first.
             Transport::Tcp => {
-                // A kernel without sock_diag says so here already; that is looked at below.
+                // If the kernel has no sock_diag, this reports it already; the error is handled below.
                 bound_sockets_are_listed().and_then(|listed| {
                     listing.complete = listed;
                     listing.add(transport, BOUND_INACTIVE, filter)?;
@@ -175,7 +175,7 @@ impl Listing {
     }
 }
 
-/// Found by trying, once, before Linux 6.8: distributions add features to older kernels.
+/// Found by one trial before Linux 6.8, because distributions add features to older kernels.
 fn bound_sockets_are_listed() -> io::Result<bool> {
     static LISTED: OnceLock<bool> = OnceLock::new();
     if release().is_some_and(|release| release >= (6, 8)) {
@@ -250,7 +250,7 @@ mod tests {
             let found: PortSet = found.iter().map(|socket| single(socket.port())).collect();
             assert_eq!(found, asked);
         }
-        // More runs of ports than a filter has.
+        // More runs of ports than a filter can have.
         let every_second: PortSet = (1..40000).step_by(2).map(single).collect();
         let found = Listing::on(Transport::Tcp, &every_second).unwrap().sockets;
         for port in ports {
@@ -264,7 +264,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let port = client.local_addr().unwrap().port();
         let (accepted, _) = listener.accept().unwrap();
-        // The side that closes first has the TIME_WAIT.
+        // The side that closes first gets the TIME_WAIT.
         drop(client);
         drop(accepted);
         let left = std::iter::repeat_with(|| on(Transport::Tcp, port))

@@ -1,6 +1,6 @@
-//! The owners of the subordinate uids: `/etc/subuid`, subuid(5).
+//! The owners of the subordinate uids: `/etc/subuid`, see subuid(5).
 //!
-//! A user with a line there may use 65,536 uids. Without this each had a quota of its own.
+//! A user with a line there may use 65,536 uids. Without this module each uid would have a quota of its own.
 
 use std::{fs, io, ops::RangeInclusive, path::Path};
 
@@ -14,12 +14,13 @@ pub const PATH: &str = "etc/subuid";
 /// Ranges of uids with their users' uids.
 pub type Ranges = Vec<(RangeInclusive<u32>, u32)>;
 
-/// The account of a uid: that of its user, if it is a subordinate one. The same accounts as the quotas' in the kernel.
+/// The accounts of uids. The account of a subordinate uid is its user's. They are the same accounts as those of the
+/// quotas in the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Owners(Ranges);
 
 impl Owners {
-    /// Root has no account that its subordinates could share: each of them is its own.
+    /// Root has no quota that its subordinate uids could share: each of them has an account of its own.
     pub fn new(mut ranges: Ranges) -> Self {
         ranges.retain(|(_, user)| *user != 0);
         Self(ranges)
@@ -36,7 +37,7 @@ impl Owners {
     }
 }
 
-/// The content of the file, and its errors. Without the file, no user has any.
+/// The content of the file, and its errors. Without the file, no user has subordinate uids.
 pub fn read(root: &Path) -> (Ranges, Vec<String>) {
     let path = root.join(PATH);
     match fs::read_to_string(&path) {

@@ -21,16 +21,16 @@ fn named(path: &str) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
 ///
 /// # Errors
 ///
-/// If there is no such file, or it makes no sense; so the others here.
+/// If the file does not exist, or its content is invalid; this applies to the other functions here, too.
 pub fn reserved() -> io::Result<PortSet> {
     let file = File::open(RESERVED).map_err(named(RESERVED))?;
-    // In one read: the kernel has nothing more to say to a second one.
+    // One read: the kernel returns nothing to a second one.
     let mut text = vec![0; READ];
     let length = file.read_at(&mut text, 0).map_err(named(RESERVED))?;
     String::from_utf8_lossy(&text[..length]).parse().map_err(io::Error::other)
 }
 
-/// Where automatic choices come from.
+/// The range of automatic choices.
 pub fn local_port_range() -> io::Result<Option<PortRange>> {
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
     let text = fs::read_to_string(path).map_err(named(path))?;

@@ -1,4 +1,4 @@
-//! The users of a port: the sockets that have it bound, and those that are connected from it.
+//! The use of a port: the sockets that have it bound, and those that are connected from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,7 +16,7 @@ use crate::{
     sockets::{Listing, Socket, SocketState},
 };
 
-/// So many connections of a port are shown; the rest is counted. A busy server has thousands.
+/// The number of connections of a port that are shown; the rest is counted. A busy server has thousands.
 const SHOWN: usize = 16;
 
 /// The sockets on one port, in one network namespace.
@@ -28,14 +28,14 @@ pub struct PortUse {
     pub transport: Transport,
     /// The sockets that have it bound or listen on it: one for each process that has the socket open.
     pub bound_by: Vec<BoundSocket>,
-    /// The first few connections on it: accepted ones, clients, and what is left of either.
+    /// The first few connections on it: those that were accepted, those of clients, and what remains of either.
     pub connections: Vec<BoundSocket>,
     /// How many connections there are.
     pub connection_count: usize,
 }
 
 impl PortUse {
-    /// Of a port without sockets.
+    /// The use of a port without sockets.
     pub const fn none(port: u16, transport: Transport) -> Self {
         Self { port, transport, bound_by: Vec::new(), connections: Vec::new(), connection_count: 0 }
     }
@@ -58,9 +58,10 @@ pub struct Usage {
     pub ports: BTreeMap<(u16, Transport), PortUse>,
     /// Reservations that a process holds by held mode with one of these sockets.
     pub held: Vec<Info>,
-    /// The processes of all users could be seen. If not, root would see more.
+    /// Whether the processes of all users could be seen. If not, root would see more.
     pub all: bool,
-    /// Every socket that has a port is listed. Before Linux 6.8, TCP sockets that are bound and do not listen are not.
+    /// Whether every socket that has a port is listed. Before Linux 6.8, TCP sockets that are bound and do not listen
+    /// are not.
     pub complete: bool,
 }
 
@@ -74,7 +75,7 @@ struct Sorted {
 }
 
 impl Usage {
-    /// The users of the ports of these blocks (host byte order), in the calling thread's network namespace.
+    /// The use of the ports of these blocks (host byte order), in the calling thread's network namespace.
     ///
     /// # Errors
     ///
@@ -84,7 +85,7 @@ impl Usage {
         Ok(Self { complete, ..Self::with(sockets) })
     }
 
-    /// The same without connections: only who has the ports bound.
+    /// The same without connections: only the sockets that have the ports bound.
     ///
     /// # Errors
     ///
@@ -95,7 +96,7 @@ impl Usage {
         Ok(Self { complete, ..Self::with(sockets) })
     }
 
-    /// The same, and every block of this network namespace that a process only holds, wherever its ports are.
+    /// The same, with every block of this network namespace that a process holds in held mode, at any ports.
     ///
     /// # Errors
     ///
@@ -144,13 +145,13 @@ impl Usage {
     }
 }
 
-/// The ports of the blocks that have a transport: a machine can have as many blocks as sockets.
+/// The ports of the blocks of one transport. A machine can have as many blocks as sockets.
 fn ports_of(blocks: &[(PortRange, Transports)], transport: Transport) -> PortSet {
     blocks.iter().filter(|(_, transports)| transports.contains(transport)).map(|(ports, _)| *ports).collect()
 }
 
 fn sorted(mut sockets: Vec<Socket>) -> BTreeMap<(u16, Transport), Sorted> {
-    // Those that no process has any more come last.
+    // Sockets that no process has open come last.
     sockets.sort_by_key(|socket| (!socket.holds(), socket.state, socket.inode.is_none()));
     let mut by_port: BTreeMap<(u16, Transport), Sorted> = BTreeMap::new();
     for socket in sockets {
@@ -182,8 +183,8 @@ fn listed(blocks: &[(PortRange, Transports)]) -> io::Result<(Vec<Socket>, bool)>
     Ok((sockets, complete))
 }
 
-/// The blocks that are held, as far as the process has a socket on one of its ports: any process can claim to hold a block,
-/// and as many as it likes.
+/// The blocks in held mode whose process has a socket on one of their ports. Any process can claim to hold any number
+/// of blocks.
 fn held<'a>(openers: &Openers, sockets: impl IntoIterator<Item = &'a Socket>) -> Vec<Info> {
     let claimants: BTreeSet<u32> = openers.held.iter().filter_map(|info| Some(info.owner.as_ref()?.pid)).collect();
     if claimants.is_empty() {
@@ -203,7 +204,7 @@ fn held<'a>(openers: &Openers, sockets: impl IntoIterator<Item = &'a Socket>) ->
         let Some(pid) = info.owner.as_ref().map(|owner| owner.pid) else { continue };
         let mut transports = Transport::ALL.into_iter().filter(|transport| info.transports.contains(*transport));
         let has = transports.any(|of| info.ports.blocks().iter().any(|block| holds(pid, of, block)));
-        // A child that inherited it has it, too.
+        // A child that inherited the socket has it, too.
         if has && known.insert((&info.ports, info.transports)) {
             let mut info = info.clone();
             name_user(info.owner.as_mut());
@@ -219,11 +220,11 @@ fn name_user(process: Option<&mut Process>) {
     }
 }
 
-/// Names of what sockets have by number, each looked up once.
+/// Names for the numbers of sockets, each looked up once.
 struct Names<'a> {
     openers: &'a Openers,
     units: HashMap<u64, Option<String>>,
-    /// Sockets on ports that were listed again, for those that no process has open.
+    /// Sockets on ports that were listed again, to check the sockets that no process has open.
     again: HashMap<(u16, Transport), BTreeSet<u64>>,
 }
 
@@ -298,11 +299,11 @@ pub const fn unlisted(transport: Transport, port: u16) -> BoundSocket {
     }
 }
 
-/// Which port of a block is in use and by which socket, in a sentence; `None` if no socket is listed. In the calling
+/// A sentence with the port of a block that is in use and its socket; `None` if no socket is listed. In the calling
 /// thread's network namespace.
 pub fn in_use(transport: Transport, block: PortRange) -> Option<String> {
     let usage = Usage::of(&[(block, transport.into())]).ok()?;
-    // Bound sockets first, as they are what a user can do something about.
+    // Bound sockets come first, because the user can close them.
     let found =
         usage.ports.values().find(|found| !found.bound_by.is_empty()).or_else(|| usage.ports.values().next())?;
     let sockets: Vec<BoundSocket> = found.sockets().cloned().collect();
@@ -315,7 +316,7 @@ pub fn sentence(transport: Transport, port: u16, sockets: &[BoundSocket]) -> Str
     format!("{port}/{transport} is in use by {}: {}", holder(first), state(first))
 }
 
-/// "pid 812 (nginx)", "the kernel itself", or what else is known of who has a socket.
+/// "pid 812 (nginx)", "the kernel itself", or what else is known about the holder of a socket.
 pub fn holder(socket: &BoundSocket) -> String {
     if let Some(process) = &socket.process {
         return process.to_string();

@@ -1,8 +1,8 @@
-//! A program that means to have other people's ports, for the test that boots a machine.
+//! A program that tries to get ports of other programs, for the test that boots a machine.
 //!
-//! `hostile hammer FILE PORT...` tries each of the TCP ports with every option that might help, for ever, and writes to
-//! FILE how that goes. `hostile try PORT` tries once and says what it got. `hostile serve PORT` is the opposite: a
-//! service that knows nothing of all this; it binds its port and says its name to who connects.
+//! `hostile hammer FILE PORT...` tries each of the TCP ports with every option that might help, without end, and writes
+//! the results to FILE. `hostile try PORT` tries once and reports what it got. `hostile serve PORT` is an ordinary
+//! service without Portkeep: it binds its port and sends its name to each client.
 
 use std::{
     env, fs, io,
@@ -16,7 +16,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Between two ports. The machine it runs on is an emulated one, and others want to get on as well.
+/// The pause between two ports. The machine is emulated, and other programs on it need time, too.
 const PAUSE: Duration = Duration::from_millis(25);
 const REPORT: Duration = Duration::from_millis(200);
 
@@ -41,7 +41,7 @@ fn addresses(port: u16) -> [SocketAddr; 4] {
     ]
 }
 
-/// One try; `None` if this way cannot even be begun here, as with options that take a capability.
+/// One try; `None` if this way is not possible here, as with options that require a capability.
 fn attempt(address: SocketAddr, arm: Arm, protocol: Protocol) -> Option<io::Result<()>> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).ok()?;
     arm(&socket).ok()?;
@@ -52,7 +52,7 @@ fn attempt(address: SocketAddr, arm: Arm, protocol: Protocol) -> Option<io::Resu
 struct Tally {
     tries: u64,
     refused: u64,
-    /// Ports it got, and refusals for other reasons than that the port is taken.
+    /// Ports it got, and refusals whose reason is not that the port is in use.
     odd: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ impl Tally {
         }
     }
 
-    /// Words and numbers for a shell script.
+    /// Write words and numbers for a shell script.
     fn write(&self, file: &Path) -> io::Result<()> {
         let aside = file.with_extension("new");
         let odd = self.odd.iter().take(10).map(|text| format!("{text}\n")).collect::<String>();
@@ -107,7 +107,7 @@ fn try_once(port: u16) -> io::Result<()> {
 fn serve(port: u16) -> io::Result<()> {
     let listener = std::net::TcpListener::bind(("0.0.0.0", port))?;
     for stream in listener.incoming() {
-        // A client that is gone already needs no answer.
+        // If the client has gone already, it needs no answer.
         let _ = stream.and_then(|mut stream| stream.write_all(b"plain\n"));
     }
     Ok(())

@@ -25,11 +25,11 @@ use crate::{Sandbox, World, new_namespace, process::Child};
 pub struct AgentFolder(TempDir);
 
 impl AgentFolder {
-    /// A new one, which other users can enter: the socket is in it.
+    /// A new folder that other users can enter, since the socket is in it.
     ///
     /// # Panics
     ///
-    /// If it cannot be made or used; so do the others here.
+    /// If it cannot be made or used; this applies to the other functions here, too.
     #[expect(clippy::new_without_default, reason = "it makes folders")]
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -111,8 +111,8 @@ impl AgentFolder {
     }
 }
 
-/// A running agent. Dropped, it is killed. It holds copies of the descriptors that were open when it was forked, so tests
-/// that have one run one at a time ([`World`]).
+/// A running agent. When it is dropped, it is killed. It has copies of the descriptors that were open when it was
+/// forked, so tests that start one run one at a time ([`World`]).
 #[derive(Debug)]
 pub struct AgentProcess {
     child: Child,
@@ -126,7 +126,7 @@ impl AgentProcess {
         Self::start_in(folder, || {})
     }
 
-    /// Start it in a network namespace that no client is in.
+    /// Start it in a network namespace without any client.
     pub fn start_apart(folder: &Path) -> Self {
         Self::start_in(folder, || {
             new_namespace();
@@ -158,19 +158,19 @@ impl AgentProcess {
         kill_process(pid, signal).expect("our own child");
     }
 
-    /// The effect of SIGHUP: it reads its files again, some time later.
+    /// Send SIGHUP: it reads its files again, some time later.
     pub fn hang_up(&self) {
         (&self.reload).write_all(b"h").expect("it listens");
     }
 
-    /// The most memory it has had, KiB.
+    /// The largest amount of memory it has used, KiB.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel reports it");
         line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
     }
 
-    /// End it in good order, and fail if it failed.
+    /// End it in an orderly way, and fail if it failed.
     #[track_caller]
     pub fn stop(self) {
         (&self.stop).write_all(b"!").expect("it listens");
@@ -189,7 +189,7 @@ impl AgentProcess {
 ///
 /// If the maps are wrong after that.
 pub fn end_all(world: &World) {
-    let admin = world.sandbox().loaded().admin().expect("the administrator's door");
+    let admin = world.sandbox().loaded().admin().expect("the administrator program");
     let mut maps = world.maps();
     let persistent: Vec<_> = maps.reservations().flatten().filter(|(_, r)| r.is_persistent()).collect();
     for (id, r) in persistent {

@@ -1,25 +1,28 @@
-//! Where the BPF programs are attached: below the root of the hierarchy, as anywhere, or to the root itself, as users
-//! have it. The latter only in a machine that was booted for these tests: everybody on it is held to the reservations.
+//! Where the BPF programs are attached: below the root of the hierarchy, as on any machine, or to the root itself, as
+//! users have it. The latter is done only in a machine that was booted for these tests, since the reservations are then
+//! enforced for every process on it.
 
 use std::{env, fs, sync::OnceLock};
 
 use crate::note;
 
-/// Set in a machine that was booted for the tests, which runs each test binary twice. `root`: attached to the root of
-/// the hierarchy; tests that need somebody who is not held are left to the other run. `below`: as anywhere, these only.
+/// Set in a machine that was booted for the tests; it runs each test binary twice. `root`: attached to the root of the
+/// hierarchy. Tests that need a process without enforcement are left to the other run. `below`: attached as on any
+/// machine, for these tests only.
 pub const ATTACH: &str = "PORTKEEP_TEST_ATTACH";
 
-/// The word on the kernel's command line without which [`ATTACH`] is refused: no workstation is booted with it.
+/// The word that the kernel's command line must have, otherwise [`ATTACH`] is refused: no workstation is booted with
+/// it.
 pub const GUEST: &str = "portkeep.guest";
 
-/// The tests that this process has to run, and where.
+/// The tests that this process has to run, and where the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Run {
     /// Everything, in a cgroup of its own.
     Anywhere,
-    /// All that can be run there, at the root.
+    /// All tests that are possible there, at the root.
     Root,
-    /// The tests that could not run at the root, in a cgroup of their own.
+    /// The tests that were not possible at the root, in a cgroup of their own.
     Below,
 }
 
@@ -48,17 +51,17 @@ fn run() -> Run {
     })
 }
 
-/// True if what a test attaches belongs at the root of the hierarchy.
+/// True if a test attaches to the root of the hierarchy.
 ///
 /// # Panics
 ///
-/// If that is asked for on a machine that was not booted for it.
+/// If this is requested on a machine that was not booted for it.
 pub fn at_root() -> bool {
     run() == Run::Root
 }
 
-/// True if a test with such needs is for this run. Tests that are left to the other run are reported, and so are
-/// those that this run takes up: the report on the guests compares both.
+/// True if a test with such needs belongs to this run. Both runs report the tests that the first leaves to the second:
+/// the report on the guests compares them.
 pub(crate) fn mine(test: &str, needs: Needs) -> bool {
     match (run(), needs) {
         (Run::Anywhere, _) | (Run::Root, Needs::Nothing) => true,

@@ -1,5 +1,5 @@
-//! Whether the maps are right: everything in them must be explained by
-//! something else in them. Only meaningful while nobody changes them.
+//! Checks whether the maps are right: every entry must follow from other entries. This works only while nobody changes
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +11,7 @@ fn live(maps: &Maps) -> Vec<(u32, Reservation)> {
     all.filter(|(_, reservation)| reservation.state() != wire::REFUSED).collect()
 }
 
-/// In the filter: a socket has been counted in this word at some time.
+/// A bit of the filter: at some time a socket was counted in this word.
 const COUNTED: u32 = 1 << 31;
 
 /// Bits `first..=last` of a word.
@@ -28,7 +28,7 @@ struct Expected {
     lead: u32,
 }
 
-/// All that is wrong, one line each; nothing if all is well.
+/// All that is wrong, one line each; empty if everything is right.
 pub fn problems(maps: &Maps) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut expected: HashMap<(u64, u16, u16), Expected> = HashMap::new();
@@ -206,15 +206,15 @@ fn key(key: &WordKey) -> (u64, u16, u16) {
 
 /// # Panics
 ///
-/// With all that is wrong, if anything is.
+/// If anything is wrong; the message contains all of it.
 #[track_caller]
 pub fn assert_consistent(maps: &Maps) {
     let wrong = problems(maps);
     assert!(wrong.is_empty(), "the maps are inconsistent:\n{}", wrong.join("\n"));
 }
 
-/// The remains in a namespace: reservations (a refused one that was not asked after included), claimed ports, bound
-/// sockets, draws under way.
+/// The remains in a namespace: reservations (also a refused one whose owner has not asked), claimed ports, bound
+/// sockets, draws in progress.
 ///
 /// # Panics
 ///
@@ -238,8 +238,8 @@ pub fn assert_empty(maps: &Maps, netns: u64) {
     assert!(left.is_empty(), "left over:\n{}", left.join("\n"));
 }
 
-/// Wait for the end of processes that are not children of this one: until nothing of theirs is left in the namespace, or
-/// it is plain that it never will be, which [`assert_empty`] then says.
+/// Wait for the end of processes that are not children of this one, until nothing of theirs is left in the namespace.
+/// After a time limit [`assert_empty`] reports what is left.
 pub fn wait_until_empty(maps: &Maps, netns: u64) {
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while !leftovers(maps, netns).is_empty() && std::time::Instant::now() < patience {
@@ -247,7 +247,7 @@ pub fn wait_until_empty(maps: &Maps, netns: u64) {
     }
 }
 
-/// The whole state of a namespace, to compare before and after: its reservations and its words.
+/// The whole state of a namespace, for comparisons: its reservations and its words.
 ///
 /// # Panics
 ///

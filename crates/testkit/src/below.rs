@@ -7,16 +7,16 @@ use portkeep_kernel::cgroup;
 
 use crate::{World, process::Child};
 
-/// A cgroup below the sandbox's. Dropped, it is removed.
+/// A cgroup below the sandbox's cgroup. When it is dropped, it is removed.
 #[derive(Debug)]
 pub struct Below(PathBuf);
 
 impl Below {
-    /// Make it, with those above it, at this path below the sandbox's.
+    /// Make it at this path below the sandbox's cgroup, with the cgroups in between.
     ///
     /// # Panics
     ///
-    /// If it cannot be made or used; so do the others here.
+    /// If it cannot be made or used; this applies to the other functions here, too.
     pub fn new(world: &World, path: &str) -> Self {
         let path = world.sandbox().cgroup().path().join(path);
         fs::create_dir_all(&path).expect("the cgroup can be made");
@@ -28,7 +28,7 @@ impl Below {
         &self.0
     }
 
-    /// Its number in the kernel.
+    /// Its id in the kernel.
     pub fn id(&self) -> u64 {
         cgroup::id(&self.0).expect("the cgroup is there")
     }
@@ -39,7 +39,7 @@ impl Below {
         format!("/{}", self.0.strip_prefix(root).expect("it is below the root").display())
     }
 
-    /// The answer of a process in there.
+    /// The answer of a process in this cgroup.
     pub fn ask(&self, work: impl FnOnce() -> u64) -> u64 {
         let procs = self.0.join("cgroup.procs");
         let mut child = Child::fork(move |talk| {

@@ -14,15 +14,15 @@ use crate::{
     process::{Child, Talk},
 };
 
-/// Processes that hold the sockets: one has some 20,000 descriptors at most.
+/// The number of processes that hold the sockets: one process has at most some 20,000 descriptors.
 const HOLDERS: usize = 4;
 
-/// Bind so many UDP sockets, in a few processes, each on another local address. To be called before reservations are made:
-/// the processes would hold them open.
+/// Bind `count` UDP sockets in a few processes, each on another local address. Call it before reservations are made:
+/// the processes would have copies of their sockets.
 ///
 /// # Panics
 ///
-/// If it does not work; so do the others here.
+/// If it does not work; this applies to the other functions here, too.
 pub fn sockets(count: usize) -> Vec<Child> {
     more_files();
     let mut holders =
@@ -40,7 +40,7 @@ fn hold(holder: u8, count: usize, talk: &mut Talk) {
     drop(sockets);
 }
 
-/// So many reservations out of the pool, of both transports and one to three ports.
+/// `count` reservations from the pool, of both transports and one to three ports.
 pub fn reservations(count: usize) -> Vec<Reservation> {
     more_files();
     let label = |number: usize| format!("service-{}", number % 97);
@@ -51,8 +51,8 @@ pub fn reservations(count: usize) -> Vec<Reservation> {
     (0..count).map(reservation).collect()
 }
 
-/// So many workers of a server, which share a listener on `port` (host byte order); one of them has `connections` to it. To be
-/// called before other processes are forked: each has the descriptors of those before it.
+/// `count` workers of a server that share a listener on `port` (host byte order); one of them has `connections` to it.
+/// Call it before other processes are forked: each process has copies of the earlier descriptors.
 pub fn workers(count: usize, port: u16, connections: usize) -> Vec<Child> {
     more_files();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
@@ -69,7 +69,7 @@ pub fn workers(count: usize, port: u16, connections: usize) -> Vec<Child> {
     all
 }
 
-/// So many processes that have ten files open and do nothing.
+/// `count` processes that have ten files open and do nothing.
 pub fn processes(count: usize) -> Vec<Running> {
     let files = (3..10).map(|number| format!("exec {number}</dev/null; ")).collect::<String>();
     let script = format!("{files} echo; read -r end");

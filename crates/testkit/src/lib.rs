@@ -1,11 +1,9 @@
 //! The base of the tests and benchmarks that need the kernel.
 //!
-//! Everything happens in a cgroup and in network namespaces of the test's own:
-//! programs are attached to that cgroup and nowhere else, so running the tests
-//! as root is safe on anybody's workstation. Nothing stays behind, not even
-//! after SIGKILL: programs hang on descriptors of this process, namespaces on
-//! its threads, and a janitor process removes the cgroup when it is gone.
-//! The exception are machines booted for the tests and nothing else ([`ATTACH`]).
+//! Everything happens in a cgroup and in network namespaces of the test's own. Programs are attached to that cgroup and
+//! nowhere else, so root can run the tests safely on any workstation. Nothing is left, not even after SIGKILL: programs
+//! end with the descriptors of this process, namespaces end with its threads, and a janitor process removes the cgroup
+//! afterwards. The exception are machines that are booted only for the tests ([`ATTACH`]).
 
 use std::{
     fs, io,
@@ -46,10 +44,10 @@ pub use world::World;
 
 use crate::attach::Needs;
 
-/// Set on machines that must run the kernel tests: there, being unable to is a failure.
+/// Set on machines that must run the kernel tests: there a test that cannot run fails.
 pub const REQUIRE: &str = "PORTKEEP_REQUIRE_KERNEL";
 
-/// Why the kernel tests cannot run here, if they cannot.
+/// Why the kernel tests cannot run here; `None` if they can.
 pub fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".into());
@@ -57,8 +55,8 @@ pub fn obstacle() -> Option<String> {
     if cgroup::root().is_none() {
         return Some("no cgroup v2 hierarchy is mounted".into());
     }
-    // At the root there is room for one instance, and it may be the test's own. That machine is there for the tests:
-    // what does not work is not found out beforehand, it fails.
+    // At the root there is room for one instance, and it may be the test's own. That machine exists for the tests: what
+    // does not work is not checked beforehand, it fails.
     if at_root() {
         return None;
     }
@@ -68,16 +66,15 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-/// True if the kernel tests can run. If not, says so where nobody overlooks
-/// it, or panics where they are required.
+/// True if the kernel tests can run. If not, it reports this visibly, or panics where they are required.
 #[track_caller]
 pub fn kernel_or_skip(test: &str) -> bool {
     possible(test, Needs::Nothing)
 }
 
-/// The same for a test that needs a cgroup where nothing is enforced: to have outsiders that are not held, or for a
-/// second instance. If the BPF programs are attached to the root of the hierarchy, it reports that the test is for
-/// another run ([`ATTACH`]).
+/// The same for a test that needs a cgroup where nothing is enforced, for outsiders without enforcement or for a second
+/// instance. If the BPF programs are attached to the root of the hierarchy, it reports that the test belongs to another
+/// run ([`ATTACH`]).
 #[track_caller]
 pub fn outside_or_skip(test: &str) -> bool {
     possible(test, Needs::Outside)
@@ -93,7 +90,7 @@ fn possible(test: &str, needs: Needs) -> bool {
     false
 }
 
-/// Say where nobody overlooks it that a test cannot run here.
+/// Report visibly that a test cannot run here.
 ///
 /// # Panics
 ///
@@ -104,8 +101,8 @@ pub fn skip(test: &str, reason: &str, required: &str) {
     note(&format!("SKIPPED {test}: {reason}"));
 }
 
-/// A cgroup below the root of the v2 hierarchy, removed when this process ends, however it ends. The one of the process's
-/// sandbox is the root itself where the tests attach there ([`at_root`]).
+/// A cgroup below the root of the v2 hierarchy, removed when this process ends, in any way. If the tests attach to the
+/// root ([`at_root`]), the cgroup of the process's sandbox is the root itself.
 #[derive(Debug)]
 pub struct TestCgroup {
     path: PathBuf,
@@ -119,9 +116,10 @@ impl TestCgroup {
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = root.join(format!("portkeep-test-{name}-{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
-        // The janitor stays outside: it is started before anybody moves in, and waits for the end of its input, which
-        // comes when this process is gone. Sub-cgroups go first; children that outlive us are given twenty seconds, and
-        // then killed. In a process group of its own it is spared when a test runner kills ours.
+        // The janitor stays outside: it is started before any process moves in. It waits for the end of its input,
+        // which comes when this process ends. Sub-cgroups are removed first. Children that outlive us have twenty
+        // seconds, and are then killed. The janitor is in a process group of its own, so a test runner that kills ours
+        // does not kill it.
         let janitor = "cat >/dev/null; i=0; while [ $i -lt 150 ]; do i=$((i+1)); \
                        [ $i = 100 ] && echo 1 >\"$0/cgroup.kill\"; \
                        find \"$0\" -depth -type d -exec rmdir {} + 2>/dev/null; [ -d \"$0\" ] || exit 0; sleep 0.2; done";
@@ -134,12 +132,12 @@ impl TestCgroup {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
-        // Kept open until the process ends. It is close-on-exec, so no child keeps the janitor waiting.
+        // Kept open until the process ends. It is close-on-exec, so no child makes the janitor wait longer.
         std::mem::forget(child.stdin.take());
         Ok(Self { path })
     }
 
-    /// The root, which stays.
+    /// The root, which is not removed.
     fn root() -> io::Result<Self> {
         assert!(at_root());
         Ok(Self { path: cgroup::root().ok_or(io::ErrorKind::Unsupported)? })
@@ -150,7 +148,7 @@ impl TestCgroup {
         &self.path
     }
 
-    /// Move a process in: what sockets it makes from now on belong to this cgroup.
+    /// Move a process in: the sockets that it makes from now on belong to this cgroup.
     pub fn enter(&self, pid: u32) -> io::Result<()> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
     }
@@ -185,8 +183,8 @@ fn make_sandbox() -> anyhow::Result<Sandbox> {
 }
 
 impl Sandbox {
-    /// A second instance, with its own maps, attached to an empty cgroup: a process that shall be under
-    /// it moves in with [`TestCgroup::enter`]. Only for tests with an outside ([`outside_or_skip`]).
+    /// A second instance, with its own maps, attached to an empty cgroup. To be under it, a process moves in with
+    /// [`TestCgroup::enter`]. Only for tests with an outside ([`outside_or_skip`]).
     ///
     /// # Panics
     ///
@@ -195,7 +193,7 @@ impl Sandbox {
         Self::beside_with(name, settings, Loaded::load().expect("the BPF programs load"))
     }
 
-    /// The same with what was loaded in a special way.
+    /// The same with programs that were loaded in a special way.
     ///
     /// # Panics
     ///
@@ -207,11 +205,11 @@ impl Sandbox {
         Self { cgroup, loaded: Mutex::new(loaded) }
     }
 
-    /// The sandbox of this process: made, and moved into, at the first call.
+    /// The sandbox of this process. The first call makes it and moves the process into it.
     ///
     /// # Panics
     ///
-    /// If there cannot be one; [`kernel_or_skip`] asks first.
+    /// If there cannot be one; call [`kernel_or_skip`] first.
     pub fn get() -> &'static Self {
         process_sandbox().as_ref().unwrap_or_else(|reason| panic!("no sandbox: {reason}"))
     }
@@ -227,17 +225,17 @@ impl Sandbox {
     }
 }
 
-/// Wait for what another process is about to do.
+/// Wait for an action of another process.
 ///
 /// # Panics
 ///
-/// If that takes longer than on any machine that is not stuck.
+/// If it does not happen within a time that is enough on every machine.
 #[track_caller]
 pub fn eventually(condition: impl FnMut() -> bool) {
     eventually_or(|| "it did not happen".into(), condition);
 }
 
-/// The same, with the words for a failure.
+/// The same, with the message for a failure.
 ///
 /// # Panics
 ///
@@ -251,8 +249,8 @@ pub fn eventually_or(failure: impl Fn() -> String, mut condition: impl FnMut() -
     }
 }
 
-/// Put the calling thread into a new network namespace with loopback up, and
-/// return its cookie. The namespace goes with the thread (and the sockets made in it).
+/// Put the calling thread into a new network namespace with loopback up, and return its cookie. The namespace ends with
+/// the thread and the sockets made in it.
 ///
 /// # Panics
 ///
@@ -264,20 +262,20 @@ pub fn new_namespace() -> u64 {
     portkeep_kernel::netns::current_cookie().expect("the namespace's cookie")
 }
 
-/// Put the calling thread into a mount namespace of its own: what it mounts nobody else sees, and it goes with the thread.
+/// Put the calling thread into a mount namespace of its own: nobody else sees its mounts, and they end with the thread.
 ///
 /// # Panics
 ///
 /// Without CAP_SYS_ADMIN.
 pub fn private_mounts() {
     use rustix::mount::{MountPropagationFlags, mount_change};
-    // SAFETY: CLONE_NEWNS changes only this thread's mounts and (CLONE_FS, implied) working directory and root, which no
-    // code here relies on being shared.
+    // SAFETY: CLONE_NEWNS changes only this thread's mounts and (CLONE_FS, implied) working directory and root, which
+    // no code here relies on being shared.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.expect("a mount namespace");
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
 }
 
-/// `ip link set lo up` for the calling thread's namespace, without needing ip.
+/// `ip link set lo up` for the calling thread's namespace, without the program `ip`.
 pub fn loopback_up() -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;

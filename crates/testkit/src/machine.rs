@@ -1,7 +1,7 @@
-//! A small machine for the real command: a cgroup to enforce in, a network namespace with loopback up, and a mount
-//! namespace with a BPF file system, all of its own. Neither the root cgroup of the computer nor its pins and sysctls are
-//! touched, whatever happens to the test. In a machine that was booted for the tests the root may be enforced in: then the
-//! programs only live in the cgroup, and there is one [`Machine`] at a time.
+//! A small machine for the real command. It has a cgroup to enforce in, a network namespace with loopback up, and a
+//! mount namespace with a BPF file system. The root cgroup, the pins and the sysctls of the computer do not change,
+//! even if the test fails. In a machine that was booted for the tests, enforcement may be in the root: then the
+//! programs of tests are in the cgroup, and there is one [`Machine`] at a time.
 
 use std::{
     fs::{self, File},
@@ -29,26 +29,26 @@ const NAMESPACES: [&str; 2] = ["--mount", "--net"];
 /// The folder of the pins, below that of the machine.
 const PINS: &str = "bpf/portkeep";
 
-/// The folder of users' files, which anybody may write.
+/// The folder of users' files, which any user may write.
 const USER: &str = "user";
 
-/// Have a `portkeep` command keep everything below `folder`: its pins, the agent's socket, the store, and the files of the
-/// system that it reads.
+/// Make a `portkeep` command keep everything below `folder`: its pins, the agent's socket, the store, and the system
+/// files that it reads.
 pub fn keep_below(folder: &Path, command: &mut Command) {
     command.env("PORTKEEP_PIN_DIR", folder.join(PINS)).env("PORTKEEP_RUNTIME_DIR", folder.join("run"));
     command.env("XDG_RUNTIME_DIR", folder.join(USER));
     command.env("PORTKEEP_STATE_DIR", folder.join("state")).env("PORTKEEP_ROOT", folder.join("root"));
 }
 
-/// The machine. Dropped, its namespaces and its cgroup go.
+/// The machine. When it is dropped, its namespaces and its cgroup are removed.
 #[derive(Debug)]
 pub struct Machine {
     /// The cgroup that its programs live in.
     pub cgroup: TestCgroup,
-    /// Everything that they write.
+    /// The folder of everything that the programs write.
     pub folder: TempDir,
     portkeep: &'static str,
-    /// The namespaces live as long as this process, and with them the pins.
+    /// The namespaces, and with them the pins, exist as long as this process.
     holder: Child,
     _alone: Option<MutexGuard<'static, ()>>,
 }
@@ -60,12 +60,13 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// If it cannot be made or used; so do the others here.
+    /// If it cannot be made or used; this applies to the other functions here, too.
     pub fn new(portkeep: &'static str, name: &str) -> Self {
         Self::made(portkeep, name, r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf""#)
     }
 
-    /// The machine of a benchmark, whose network and cgroup this process enters; `None`, with a note, without root.
+    /// The machine of a benchmark; this process enters its network and its cgroup. Without root `None`, after a
+    /// message.
     pub fn of_benchmark(portkeep: &'static str, name: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             note("SKIPPED: not root");
@@ -77,11 +78,11 @@ impl Machine {
         Some(machine)
     }
 
-    /// With the mounts that `script` makes; it has the machine's folder as `$0`.
+    /// A machine with the mounts that `script` makes; the script gets the machine's folder as `$0`.
     pub fn made(portkeep: &'static str, name: &str, script: &str) -> Self {
         let alone = at_root().then(|| AT_THE_ROOT.lock().unwrap_or_else(PoisonError::into_inner));
         if at_root() {
-            // The kernel takes programs off a little later than their pins.
+            // The kernel detaches programs a little later than their pins are removed.
             eventually(|| portkeep::version().is_err());
         }
         let cgroup = TestCgroup::new(name).expect("a cgroup");
@@ -89,12 +90,12 @@ impl Machine {
         fs::create_dir(folder.path().join("bpf")).expect("a folder");
         fs::create_dir(folder.path().join(USER)).expect("a folder");
         fs::set_permissions(folder.path().join(USER), fs::Permissions::from_mode(0o777)).expect("open to all");
-        // User nobody must reach the binary, and must not reach the pins.
+        // User nobody must be able to reach the binary, but not the pins.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open to all");
         let script = format!("{script}\necho ready && exec cat >/dev/null");
         let mut holder = Command::new("unshare");
         holder.args(["--mount", "sh", "-ec", &script]).arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        // The namespace of a thread that ends; the holder keeps it.
+        // The namespace is made by a thread that ends; the holder keeps it.
         let start = || {
             new_namespace();
             holder.spawn().expect("unshare of util-linux")
@@ -106,13 +107,13 @@ impl Machine {
         Self { cgroup, folder, portkeep, holder, _alone: alone }
     }
 
-    /// Move this thread into the machine's network, to have sockets there. The thread stays outside of its cgroup.
+    /// Move this thread into the machine's network, to make sockets there. The thread stays outside of its cgroup.
     pub fn enter_network(&self) {
         let namespace = File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the namespace");
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).expect("into the namespace");
     }
 
-    /// The process that holds its namespaces.
+    /// The process that keeps its namespaces.
     pub fn holder(&self) -> u32 {
         self.holder.id()
     }
@@ -122,7 +123,7 @@ impl Machine {
         self.folder.path().join(PINS)
     }
 
-    /// Where `up` enforces, as the commands name it.
+    /// The cgroup that `up` enforces in, as the commands name it.
     pub fn enforced(&self) -> String {
         if at_root() { "/".to_owned() } else { self.home() }
     }
@@ -132,11 +133,11 @@ impl Machine {
         format!("/{}", self.cgroup.path().file_name().unwrap().to_str().unwrap())
     }
 
-    /// Any program, in the cgroup and the namespaces; it becomes the process that is started.
+    /// Any program, in the cgroup and the namespaces; the process that is started becomes the program.
     pub fn program(&self, words: &[&str]) -> Command {
         let script = r#"echo $$ > "$0/cgroup.procs" && exec nsenter --target "$@""#;
         let mut command = Command::new("sh");
-        // A job of its own, as at a prompt.
+        // A job of its own, as in an interactive shell.
         command.process_group(0);
         command.args(["-c", script]).arg(self.cgroup.path()).arg(self.holder.id().to_string());
         command.args(NAMESPACES).arg("--").args(words);
@@ -148,7 +149,7 @@ impl Machine {
         }
         command.env_remove("PORTKEEP_CONFIG");
         command.env_remove("PORTKEEP_SERVE");
-        // `acquire` ends with its input, and refuses one that is at its end from the beginning.
+        // `acquire` ends when its input ends, and refuses an input that has ended before it starts.
         command.stdin(if words.contains(&"acquire") { one_line() } else { Stdio::null() });
         command
     }
@@ -158,7 +159,7 @@ impl Machine {
         self.program(&[&[self.portkeep], words].concat())
     }
 
-    /// The same to its end.
+    /// The same, run to its end.
     pub fn portkeep(&self, words: &[&str]) -> Outcome {
         let said: Outcome = self.command(words).output().unwrap().into();
         crate::schema::check(words, &said.out, said.code != Some(0));
@@ -179,19 +180,19 @@ impl Machine {
         self.program(&[&become_nobody, words].concat())
     }
 
-    /// A copy of a program that anybody can start: where the build folder is in somebody's home, nobody else could.
+    /// A copy of a program that any user can start: if the build folder is in a home folder, other users cannot.
     pub fn for_everybody(&self, program: &str) -> String {
         let name = Path::new(program).file_name().unwrap();
         let copy = self.folder.path().join(name);
         if !copy.exists() {
-            // By another process: a child that is forked meanwhile would have our copy open for writing for a moment,
-            // and what is open for writing cannot be started.
+            // Another process makes the copy: if this one wrote it, a child forked meanwhile would have it open for
+            // writing for a moment. A file that is open for writing cannot be started.
             assert!(Command::new("cp").arg(program).arg(&copy).status().unwrap().success());
         }
         copy.to_str().unwrap().to_owned()
     }
 
-    /// How an outsider in the cgroup fares that binds the port: "bound", or the kind of the error. The test binary has an
+    /// The result of a bind by an outsider in the cgroup: "bound", or the kind of the error. The test binary has an
     /// ignored test `helper_binds` that calls [`help`].
     pub fn outsider_binds(&self, transport: &str, port: u16) -> String {
         let helper = std::env::current_exe().unwrap();
@@ -216,7 +217,7 @@ impl Machine {
         Holding { child, line: line.trim_end().to_owned(), _out: out }
     }
 
-    /// Nothing in the BPF file system but what the kernel itself puts there.
+    /// Whether the BPF file system contains only the kernel's own entries.
     pub fn nothing_pinned(&self) -> bool {
         let list = self.program(&["ls", "-A", self.folder.path().join("bpf").to_str().unwrap()]).output().unwrap();
         String::from_utf8_lossy(&list.stdout).lines().all(|name| name.ends_with(".debug"))
@@ -234,7 +235,7 @@ impl Machine {
         self.program(&["sh", "-c", script, self.folder.path().to_str().unwrap()]).output().unwrap().into()
     }
 
-    /// Start the agent by this command, and wait until it runs.
+    /// Start the agent by this command, and wait until it is running.
     #[track_caller]
     pub fn agent(&self, mut command: Command) -> Running {
         let log = File::create(self.folder.path().join("agent.log")).unwrap();
@@ -248,7 +249,7 @@ impl Machine {
         fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
     }
 
-    /// Cgroups below ours.
+    /// Cgroups below the machine's cgroup.
     pub fn subgroups(&self) -> Vec<String> {
         let entries = fs::read_dir(self.cgroup.path()).unwrap().flatten();
         let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
@@ -259,7 +260,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if at_root() {
-            // A program that a test leaves running would keep the pins, and the next machine waiting.
+            // If a test leaves a program running, the pins would stay, and the next machine would wait.
             let _ = self.command(&["down"]).output();
         }
         drop(self.holder.stdin.take());
@@ -274,7 +275,7 @@ pub fn one_line() -> Stdio {
     reader.into()
 }
 
-/// A program that a test has started. Dropped, it is killed and waited for.
+/// A program that a test has started. When it is dropped, it is killed and waited for.
 #[derive(Debug)]
 pub struct Running(pub Child);
 
@@ -303,13 +304,13 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Its input ends. It may fail: its reservation may have ended before.
+    /// End its input. It may fail, since its reservation may have ended before.
     pub fn end(mut self) {
         drop(self.child.stdin.take());
         self.child.wait().unwrap();
     }
 
-    /// Its input ends, and it succeeds.
+    /// End its input. It must succeed.
     pub fn let_go(mut self) {
         drop(self.child.stdin.take());
         assert!(self.child.wait().unwrap().success());
@@ -320,7 +321,7 @@ impl Holding {
 pub const HELPER: &str = "PORTKEEP_TEST_BIND";
 const MARK: &str = "helper: ";
 
-/// The output of a helper, without what the test harness says around it.
+/// The output of a helper, without the text of the test harness around it.
 pub fn answer(out: &str) -> String {
     let line = out.lines().find_map(|line| line.split_once(MARK));
     line.map(|(_, answer)| answer.to_owned()).unwrap_or_else(|| panic!("no answer in {out:?}"))

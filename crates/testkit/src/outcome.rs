@@ -1,4 +1,4 @@
-//! The end of a command.
+//! The outcome of a command.
 
 use std::{io, process::Output};
 
@@ -37,14 +37,14 @@ impl Outcome {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// It failed with this status, for a reason that has these words in it and is more than an error number.
+    /// It failed with this status. The message contains these words and is more than an error number.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "{self:?}");
         self.reports(words)
     }
 
-    /// On standard error is each of these, and no bare error number.
+    /// Standard error contains each of these, and no bare error number.
     #[track_caller]
     pub fn reports(self, words: &[&str]) -> Self {
         for word in words {
@@ -55,13 +55,13 @@ impl Outcome {
     }
 }
 
-/// A message that helps nobody: an error number without a remedy.
+/// Whether a message does not help: an error number without a remedy.
 fn is_bare(line: &str) -> bool {
     let line = line.strip_prefix("error: ").unwrap_or(line);
     io::Error::from_raw_os_error(number_in(line)).to_string() == line
 }
 
-/// The number in "... (os error 13)", or one that no error has.
+/// The number in "... (os error 13)", or a number that no error has.
 fn number_in(line: &str) -> i32 {
     line.rsplit_once("(os error ").and_then(|(_, end)| end.trim_end_matches(')').parse().ok()).unwrap_or(0)
 }

@@ -1,5 +1,5 @@
-//! Two places to measure in: a cgroup where Portkeep's BPF programs are attached and one where they are not, and network
-//! namespaces of this process. Nothing of it outlives the process.
+//! Two places to measure in: a cgroup with Portkeep's BPF programs attached, and one without them, with network
+//! namespaces of this process. All of them end with the process.
 
 use std::{
     cell::Cell,
@@ -16,7 +16,7 @@ use crate::{Sandbox, TestCgroup, kernel_or_skip, new_namespace};
 pub struct Places {
     with: &'static Sandbox,
     without: TestCgroup,
-    /// How many were made so far.
+    /// How many cgroups below them were made so far.
     subgroups: Cell<u32>,
 }
 
@@ -33,7 +33,7 @@ impl Places {
         Ok(Some(places))
     }
 
-    /// Make a network namespace for this thread and what it starts from now on.
+    /// Make a network namespace for this thread and the processes that it starts from now on.
     pub fn fresh_network() {
         new_namespace();
     }
@@ -51,14 +51,14 @@ impl Places {
     }
 }
 
-/// A program that moves into a cgroup before it begins: all its sockets belong there.
+/// A program that moves into a cgroup before it starts: all its sockets belong to that cgroup.
 pub fn inside(cgroup: &Path, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", r#"echo 0 >"$0/cgroup.procs" && exec "$@""#]).arg(cgroup).arg(program);
     command
 }
 
-/// The same for a command that is ready to be started but for its input and output.
+/// The same for a command that is complete except for its input and output.
 pub fn moved(cgroup: &Path, command: &Command) -> Command {
     let mut inside = inside(cgroup, command.get_program());
     inside.args(command.get_args());

@@ -1,9 +1,9 @@
-//! Other processes: forked, so that they start with this thread's descriptors
-//! and namespace, and can run a piece of the test that is written where it belongs.
+//! Other processes: forked, so that they start with this thread's descriptors and namespace, and can run a part of the
+//! test that is written in place.
 //!
-//! A child has copies of ALL descriptors of the test binary, those of other
-//! tests included, and would keep their sockets open. Tests that fork therefore run one at a time
-//! ([`crate::World`] sees to it), and a [`Child`] is never left behind.
+//! A child has copies of ALL descriptors of the test binary, those of other tests included, and would keep their
+//! sockets open. So tests that fork run one at a time ([`crate::World`] ensures this), and a [`Child`] is never left
+//! behind.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},
@@ -32,11 +32,11 @@ use rustix::{
 pub struct Talk(UnixStream);
 
 impl Talk {
-    /// Say a number.
+    /// Send a number.
     ///
     /// # Panics
     ///
-    /// If the other side is gone; so do the others here.
+    /// If the other side has ended; this applies to the other functions here, too.
     pub fn say(&mut self, number: u64) {
         self.0.write_all(&number.to_ne_bytes()).expect("the other process listens");
     }
@@ -48,7 +48,7 @@ impl Talk {
         u64::from_ne_bytes(bytes)
     }
 
-    /// Wait for a number, `None` if the other side is gone.
+    /// Wait for a number, `None` if the other side has ended.
     pub fn try_hear(&mut self) -> Option<u64> {
         let mut bytes = [0; 8];
         self.0.read_exact(&mut bytes).ok()?;
@@ -79,7 +79,7 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedF
     Ok(())
 }
 
-/// Receive bytes, and the descriptor that came with them. 0 bytes: the other end is gone.
+/// Receive bytes, and the descriptor that came with them. 0 bytes: the other end is closed.
 pub(crate) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -94,8 +94,9 @@ pub(crate) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize,
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 static HOOK: Once = Once::new();
 
-/// The harness would keep what a child's panic prints for a test that is not the child's. Done before any fork: a child
-/// could wait for ever for the hook's lock, which another thread that just panicked held at the fork.
+/// Print a child's panic directly: the harness would keep it for another test than the child's. The hook is set before
+/// any fork. Otherwise a child could wait for ever for the hook's lock, if another thread that panics has it at the
+/// fork.
 fn tell_panics_of_children() {
     let others = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -117,7 +118,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Fork, and do `work` in the child. It ends when `work` does, and with this thread if that is sooner.
+    /// Fork, and run `work` in the child. The child ends when `work` returns, or when this thread ends.
     ///
     /// # Panics
     ///
@@ -177,7 +178,7 @@ impl Drop for Child {
     }
 }
 
-/// Do `work` in a forked child and wait for its end.
+/// Run `work` in a forked child and wait for its end.
 ///
 /// # Panics
 ///
@@ -187,11 +188,11 @@ pub fn in_child(work: impl FnOnce()) {
     Child::fork(|_| work()).join();
 }
 
-/// Whether `check` holds in a child that is uid 65533 and in these groups, by its real, effective and supplementary gids.
+/// Whether `check` is true in a child with uid 65533 and these groups as its real, effective and supplementary gids.
 ///
 /// # Panics
 ///
-/// If this process is not root, or if `check` does.
+/// If this process is not root, or if `check` panics.
 #[track_caller]
 pub fn in_groups(real: u32, effective: u32, groups: &[u32], check: impl FnOnce() -> bool) -> bool {
     const UID: u32 = 65533;
@@ -210,7 +211,7 @@ pub fn in_groups(real: u32, effective: u32, groups: &[u32], check: impl FnOnce()
     holds
 }
 
-/// Become an ordinary user for good, without any capability. Only for children: it is the whole process that changes.
+/// Become an ordinary user for ever, without any capability. Only for children: the whole process changes.
 ///
 /// # Panics
 ///
@@ -223,6 +224,6 @@ pub fn become_user(uid: u32) {
             && libc::setresuid(uid, uid, uid) == 0
     };
     assert!(done, "becoming user {uid}: {}", io::Error::last_os_error());
-    // Changing credentials makes the kernel forget this.
+    // A change of credentials resets this in the kernel.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
 }

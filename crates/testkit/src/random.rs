@@ -1,4 +1,4 @@
-//! Choices that come from a seed and nothing else, so that a run can be repeated.
+//! Choices that follow from a seed only, so that a run can be repeated.
 
 use fastrand::Rng;
 
@@ -12,7 +12,8 @@ impl Random {
         Self(Rng::with_seed(seed))
     }
 
-    /// `path` distinguishes streams of choices from one seed: the number of a process, how often it was started.
+    /// Separate choices for each `path` from one seed: for example the number of a process, and how often it was
+    /// started.
     pub fn stream(seed: u64, path: &[u64]) -> Self {
         path.iter().fold(Self::new(seed), |mut random, step| Self::new(random.number() ^ step))
     }
@@ -32,7 +33,7 @@ impl Random {
         self.below(n) == 0
     }
 
-    /// An index of a slice that is so long.
+    /// An index of a slice of this length.
     pub fn index(&mut self, length: usize) -> usize {
         self.below(length as u64) as usize
     }

@@ -2,14 +2,14 @@
 
 use std::{fs, io, path::Path};
 
-/// The kernel and the processors a table was made with.
+/// The kernel and the processors on which a table was made.
 pub fn machine() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("Linux {}, {cores} cores", release.trim())
 }
 
-/// The middle one, or the upper of the two in the middle.
+/// The middle value, or the upper of the two in the middle.
 ///
 /// # Panics
 ///
@@ -19,8 +19,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Put `text` into a Markdown file, between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`; the text there
-/// before is replaced. A file without these lines gets them at its end.
+/// Put `text` into a Markdown file, between the lines `<!-- begin NAME -->` and `<!-- end NAME -->`; it replaces the
+/// text there. A file without these lines gets them at its end.
 pub fn put(file: &Path, name: &str, text: &str) -> io::Result<()> {
     let old = match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),

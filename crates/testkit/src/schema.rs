@@ -1,4 +1,4 @@
-//! The output of commands with `--json` is as docs/reference/portkeep.schema.json says.
+//! Checks the output of commands with `--json` against docs/reference/portkeep.schema.json.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("../../../docs/reference/portkeep.schema.json");
 
-/// The schema, but here nothing may come that it does not name.
+/// The schema, changed so that it allows only what it names.
 static STRICT: LazyLock<Value> = LazyLock::new(|| {
     let mut schema = serde_json::from_str(SCHEMA).unwrap();
     forbid_others(&mut schema);
@@ -37,8 +37,8 @@ fn command(words: &[&str]) -> String {
     words[..if inner { 2 } else { 1 }].join(" ")
 }
 
-/// The output of this command line fits, a line at a time. Without `--json` there is nothing to check. A command that failed
-/// may have printed a refusal instead.
+/// Check that the output of this command line fits, a line at a time. Without `--json` nothing is checked. A command
+/// that failed may have printed a refusal instead.
 ///
 /// # Panics
 ///

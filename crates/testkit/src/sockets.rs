@@ -1,4 +1,4 @@
-//! Sockets of every kind a test needs, and what they answer.
+//! Sockets of every kind that a test needs, and the results of their calls.
 
 use std::{
     fmt, io,
@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 ///
 /// # Panics
 ///
-/// If the kernel has none of this kind; so do the others here.
+/// If the kernel has none of this kind; this applies to the other functions here, too.
 pub fn socket(domain: Domain, transport: Transport) -> Socket {
     let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
@@ -61,14 +61,15 @@ pub fn connect(socket: &Socket, address: &str) -> io::Result<()> {
     socket.connect(&address.parse::<SocketAddr>().expect("an address").into())
 }
 
-/// Ports (host byte order) that an automatic choice for this socket may come from (IP_LOCAL_PORT_RANGE, Linux 6.3).
+/// Set the ports (host byte order) that an automatic choice for this socket may come from (IP_LOCAL_PORT_RANGE, Linux
+/// 6.3).
 pub fn choose_from(socket: &Socket, ports: std::ops::RangeInclusive<u16>) -> io::Result<()> {
     const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
     let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
     set_ip_option(socket, IP_LOCAL_PORT_RANGE, range)
 }
 
-/// A bind to port 0 only fixes the address, and connect chooses the port (IP_BIND_ADDRESS_NO_PORT).
+/// Make a bind to port 0 fix only the address; connect then chooses the port (IP_BIND_ADDRESS_NO_PORT).
 pub fn choose_at_connect(socket: &Socket) -> io::Result<()> {
     set_ip_option(socket, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
@@ -87,17 +88,17 @@ pub fn port(socket: &Socket) -> u16 {
     socket.local_addr().ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port())
 }
 
-/// The error number of what must have failed.
+/// The error number of a call that must fail.
 ///
 /// # Panics
 ///
-/// If it did not.
+/// If it succeeded.
 #[track_caller]
 pub fn errno<T: fmt::Debug>(result: io::Result<T>) -> Errno {
     Errno(result.expect_err("this must fail").raw_os_error().expect("an error number"))
 }
 
-/// ACQUIRE, and what it gave.
+/// ACQUIRE, and what it granted.
 pub fn acquire(socket: &Socket, request: &wire::AcquireRequest) -> io::Result<wire::Grant> {
     control::acquire(socket, request)?;
     control::granted(socket)

@@ -10,17 +10,17 @@ pub struct Row {
     what: &'static str,
     value: f64,
     limit: Option<f64>,
-    /// Why the limit is missed, where it is.
+    /// Why the limit is missed, if it is.
     reason: Option<&'static str>,
 }
 
 impl Row {
-    /// A result that must not be above the limit.
+    /// A result with a limit: it must not be above it.
     pub fn at_most(what: &'static str, value: f64, limit: f64) -> Self {
         Self { what, value, limit: Some(limit), reason: None }
     }
 
-    /// Published, without a limit.
+    /// A result without a limit.
     pub fn info(what: &'static str, value: f64) -> Self {
         Self { what, value, limit: None, reason: None }
     }

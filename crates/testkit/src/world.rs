@@ -6,8 +6,8 @@ use crate::{Sandbox, attach::Needs, audit, new_namespace, possible};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A network namespace to experiment in, and the certainty that no other test of this binary does so meanwhile: a
-/// child forked by one would hold the sockets of the other open.
+/// A network namespace to experiment in. No other test of this binary has one at the same time: a child forked by one
+/// test would keep the sockets of the other open.
 #[derive(Debug)]
 pub struct World {
     netns: u64,
@@ -16,13 +16,13 @@ pub struct World {
 }
 
 impl World {
-    /// `None`, with a word to the user, where the kernel tests cannot run.
+    /// `None`, after a message to the user, where the kernel tests cannot run.
     #[track_caller]
     pub fn enter(test: &str) -> Option<Self> {
         Self::if_possible(test, Needs::Nothing)
     }
 
-    /// The same where there is a cgroup in which nothing is enforced, as for [`crate::outside_or_skip`].
+    /// The same, if there is a cgroup in which nothing is enforced, as for [`crate::outside_or_skip`].
     #[track_caller]
     pub fn with_outside(test: &str) -> Option<Self> {
         Self::if_possible(test, Needs::Outside)
@@ -66,7 +66,7 @@ impl World {
         audit::assert_consistent(&self.maps());
     }
 
-    /// Consistent, and nothing is left of what this test did: no reservation, no claimed port, no bound socket.
+    /// The maps are consistent, and nothing is left of this test: no reservation, no claimed port, no bound socket.
     ///
     /// # Panics
     ///

@@ -73,7 +73,7 @@ export class PortMap {
     return hslToRgb(hue, saturation, this.lightness + lighter);
   }
 
-  /** New data, or a new search: what it has not found is pale. */
+  /** New data, or a new search. Ports that the search has not found are pale. */
   set(model, found) {
     Object.assign(this, { model, found });
     this.paint();
@@ -194,7 +194,7 @@ export class PortMap {
     const pack = (shade) => {
       let pixel = packed.get(shade);
       if (pixel === undefined) {
-        // Little-endian, as every machine that runs a browser.
+        // Little-endian, like every machine that runs a browser.
         pixel = (255 << 24 | shade[2] << 16 | shade[1] << 8 | shade[0]) >>> 0;
         packed.set(shade, pixel);
       }

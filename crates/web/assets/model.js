@@ -81,7 +81,7 @@ export function originText(reservation, whole = false) {
 const GOLDEN = 0.618034;
 const owners = new Map();
 
-/** Hue, saturation and difference in lightness of an owner. Reds are for what is wrong. */
+/** Hue, saturation and difference in lightness of an owner. Red hues are left out: they show problems. */
 export function colour(owner) {
   if (!owners.has(owner)) owners.set(owner, owners.size);
   const index = owners.get(owner);
@@ -96,7 +96,7 @@ export class Model {
     // 0: none; else the index of the reservation and one.
     this.reserved = each(() => new Uint32Array(PORTS));
     this.waiting = each(() => new Uint32Array(PORTS));
-    // The kind of socket with the largest index, and whose it is.
+    // The kind of socket with the largest index, and the group of sockets that it is in.
     this.used = each(() => new Uint8Array(PORTS));
     this.group = each(() => new Uint16Array(PORTS));
     this.reservations.forEach((reservation, index) => {

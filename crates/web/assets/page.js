@@ -1,10 +1,10 @@
-// The page: what is asked of the server and when, and where the answers go.
+// The page: which requests it sends to the server and when, and where it shows the answers.
 
 import { Model, TRANSPORTS, colour, countOf, extent, inForce, originText, ownerText, processText, scopeText, transportsOf, user } from './model.js';
 import { PortMap } from './map.js';
 
 const $ = (id) => document.getElementById(id);
-// Sockets come and go without an event: they are looked at again so often while the page is visible.
+// Sockets come and go without an event. So the page asks for them this often while it is visible, in milliseconds.
 const REFRESH = 5000;
 // Events come in bursts.
 const SETTLE = 300;
@@ -106,7 +106,7 @@ async function load() {
     $('summary').textContent = `portkeep-web does not answer: ${error.message}`;
   }
   loading = false;
-  // A machine with many ports is looked at less often.
+  // If a machine has many ports, the page asks less often.
   const pause = Math.max(REFRESH, 10 * (performance.now() - begin));
   if (again) {
     again = false;
@@ -322,7 +322,7 @@ function follow() {
   stream.addEventListener('error', () => { $('following').textContent = 'interrupted'; });
 }
 
-// A page that nobody looks at asks for nothing.
+// A hidden page sends no requests.
 function visible() {
   if (document.hidden) {
     stream?.close();

@@ -19,7 +19,7 @@ use tokio::sync::broadcast;
 
 use crate::data::PATIENCE;
 
-/// Events that a page may be behind.
+/// How many events a page may be behind.
 const BEHIND: usize = 1024;
 /// Time between two attempts while pages are open.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -106,7 +106,7 @@ impl Feed {
         feed
     }
 
-    /// Someone looks: if nothing is followed, try it.
+    /// Try to follow events now, if that has failed before: a page or Prometheus asks.
     pub(crate) fn look(&self) {
         let mut known = self.known();
         known.asked |= !known.following.following;
@@ -138,7 +138,7 @@ impl Feed {
             let reason = match Connection::open_within(PATIENCE).and_then(Connection::watch) {
                 Ok(events) => {
                     self.now(None);
-                    // An event that makes no sense to this version ends nothing.
+                    // An event that this version cannot read does not end the stream.
                     events.flatten().for_each(|event| self.publish(&event));
                     "the agent has ended".to_owned()
                 }
@@ -169,7 +169,7 @@ impl Feed {
         known.asked = false;
     }
 
-    /// Whether events come has changed, maybe.
+    /// Note whether events come. If that has changed, report it to the pages.
     fn now(&self, reason: Option<String>) {
         let mut known = self.known();
         let following = Following { following: reason.is_none(), reason };
@@ -178,7 +178,7 @@ impl Feed {
         known.following = following;
         known.asked = false;
         if changed {
-            // Nobody looks: that is no error.
+            // If no page is open, this fails, and that is no error.
             let _ = self.pages.send(message);
         }
     }

@@ -1,9 +1,9 @@
 //! Which requests are answered.
 //!
-//! The address is reachable by every page that a browser on this machine shows. A page from elsewhere cannot read answers of
-//! another origin, unless its own name is made to lead here (DNS rebinding): then the browser sends that name as the Host.
-//! So only known names are answered, and nothing that a page from elsewhere asked for. Nothing can be changed: there
-//! is only GET.
+//! Every page that a browser on this machine shows can send requests to this address. A page from elsewhere cannot read
+//! answers of another origin, unless its own name leads here (DNS rebinding): then the browser sends that name as the
+//! Host. So only requests for known names are answered, and no request that a page from elsewhere made. A request can
+//! change nothing: there is only GET.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ impl Guard {
                     }
                 }
             }
-            // No browser gets here but through a proxy, and that one's names are in `more`.
+            // A browser gets here only through a proxy, and the names of the proxy are in `more`.
             Listen::Unix(_) => drop(hosts.insert("localhost".into())),
         }
         Self { hosts }
@@ -95,7 +95,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether no page from elsewhere asked. Following a link to here is fine: that page does not get to read the answer.
+    /// Whether the request does not come from a page of another origin. A link on such a page may lead here, because
+    /// that page cannot read the answer.
     fn is_from_here(&self, headers: &HeaderMap) -> bool {
         let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         let own = |origin: &str| {
@@ -111,7 +112,7 @@ impl Guard {
     }
 }
 
-/// Refuse what is not to be answered, and put the headers on every answer.
+/// Refuse requests that may not be answered, and put the headers on every answer.
 pub(crate) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let mut response = match guard.check(&request) {
         Ok(()) => next.run(request).await,

@@ -1,8 +1,8 @@
 //! `portkeep-web`: a map of the ports of this machine in the browser, and metrics for Prometheus.
 //!
-//! It reads only, and requires no right: reservations from the BPF programs by queries that every process may make, what is
-//! declared from the agent's socket, sockets from sock_diag. Events and counters come from the agent, if it lets this user
-//! follow them.
+//! It reads only, and requires no right: reservations from the BPF programs by queries that every process may make,
+//! declared reservations from the agent's socket, sockets from sock_diag. Events and counters come from the agent, if
+//! it lets this user follow them.
 //!
 //! [`guard`] decides which requests are answered at all; [`data`] gathers; [`feed`] follows events; [`metrics`] are in
 //! OpenMetrics. The page is in `assets/` and embedded.

@@ -24,7 +24,7 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
 type Counters = Family<Labels, Counter<u64, AtomicU64>>;
 
-/// The distribution of the agent, as it counted it.
+/// A histogram of the agent, with the counts that the agent reports.
 #[derive(Debug)]
 struct Distribution(Latency);
 
@@ -149,7 +149,7 @@ fn of_events(registry: &mut Registry, feed: &Feed) {
     registry.register("refusals", "Binds of outsiders that were refused, by the unit of the outsider", refusals);
 }
 
-/// Only for those that the agent lets see its counters.
+/// The agent's own metrics, if the agent lets this user read its counters.
 fn of_agent(registry: &mut Registry) {
     let Ok(counters) = Connection::open_within(PATIENCE).and_then(|mut agent| agent.counters()) else { return };
     gauge(registry, "machine_reservations", "Reservations in all network namespaces", counters.reservations.into());

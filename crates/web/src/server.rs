@@ -1,4 +1,4 @@
-//! The routes, and what is asked for at the same time.
+//! The routes, and how many requests are served at the same time.
 
 use std::{
     convert::Infallible,
@@ -43,11 +43,11 @@ use crate::{
     metrics,
 };
 
-/// A map is shown again for so long: several pages ask at the same time.
+/// How long one map is sent to all pages: several pages ask at the same time.
 const FRESH: Duration = Duration::from_millis(250);
 /// Pages that can follow events at a time.
 const PAGES: usize = 64;
-/// Walks through all processes at a time.
+/// Requests that search all processes at a time.
 const WALKS: usize = 2;
 
 const JSON: &str = "application/json";
@@ -136,13 +136,13 @@ fn app(allowed: Guard, feed: Arc<Feed>) -> Router {
         .layer(middleware::from_fn_with_state(allowed, guard))
 }
 
-/// Of which network namespace.
+/// The network namespace of a request.
 #[derive(Debug, Deserialize)]
 struct Where {
     netns: Option<u64>,
 }
 
-/// Of which port, and where.
+/// The port of a request, and its network namespace.
 #[derive(Debug, Deserialize)]
 struct Which {
     port: u16,

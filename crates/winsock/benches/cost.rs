@@ -1,5 +1,5 @@
-//! The cost of WSAIoctl above its control code: both in turns, in many
-//! short rounds of which the quickest counts, so that whatever else the machine does falls on neither.
+//! The additional cost of WSAIoctl over its control code. Both run in turns, in many short rounds, and the quickest
+//! round counts. So other work of the machine affects neither of them.
 
 use std::{hint::black_box, os::fd::AsRawFd, time::Instant};
 
@@ -117,7 +117,7 @@ fn main() {
         winsock(&socket, ACQUIRE, address(&range), 4, instance, 16);
         winsock(&socket, RELEASE, instance + 8, 8, 0, 0);
     });
-    // Each on a page of its own, as far apart as can be.
+    // Each is on a page of its own, as far apart as possible.
     let pages: Vec<Box<[u64; 1024]>> = (0..3).map(|_| Box::new([0; 1024])).collect();
     let [range_at, instance, returned] = [0, 1, 2].map(|page| address(&pages[page][..]) + 4096);
     let one_page = address(&pages[0][..]) + 4096;

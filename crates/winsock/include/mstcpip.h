@@ -27,9 +27,9 @@ typedef struct {
 #define INVALID_PORT_RESERVATION_TOKEN ((ULONG64)0)
 
 /*
- * C++ has named members, C has nameless ones, as in Microsoft's header; in C
- * the first may also be spelled as in C++. 16 bytes, the token at 8, on 32-bit
- * systems too, where a ULONG64 would otherwise sit at 4.
+ * C++ has named members, C has nameless ones, as in Microsoft's header; in C the first may also be spelled as in C++.
+ * The size is 16 bytes, with the token at 8. This is so on 32-bit systems, too, where a ULONG64 would otherwise be at
+ * 4.
  */
 typedef struct {
 #ifdef __cplusplus

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* None of Microsoft's extensions to Winsock is here; the header is, for those who include it out of habit. */
+/* Microsoft's extensions to Winsock do not exist here. The header exists for programs that include it all the same. */
 #ifndef PORTKEEP_MSWSOCK_H
 #define PORTKEEP_MSWSOCK_H
 

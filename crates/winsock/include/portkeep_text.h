@@ -5,14 +5,14 @@
  * Output is UTF-8.
  *
  * The printing functions are replaced by macros that look like calls, so that
- * nothing but calls is replaced. Define PORTKEEP_SYSTEM_PRINTF before the first
+ * only calls are replaced. Define PORTKEEP_SYSTEM_PRINTF before the first
  * Windows header to keep the system's.
  */
 #ifndef PORTKEEP_TEXT_H
 #define PORTKEEP_TEXT_H
 
 #include "portkeep_types.h"
-/* The C++ headers take the names away again, so they have to be done with that before. */
+/* The C++ headers undefine these names, so they must come before the macros. */
 #ifdef __cplusplus
 #include <cstdio>
 #include <cwchar>
@@ -31,9 +31,8 @@ extern char **environ;
 PORTKEEP_END
 
 /*
- * wmain is called by a main that this makes, with what the program's wmain
- * takes. A declaration apart from the definition has to be written
- * int (wmain)(int, wchar_t **).
+ * This header makes a main that calls wmain with the arguments that the program's wmain requires. A declaration apart
+ * from the definition has to be written int (wmain)(int, wchar_t **).
  */
 #ifdef __cplusplus
 static inline int portkeep_ws_call(int (*f)(), char **) { return f(); }
@@ -93,8 +92,8 @@ static __attribute__((unused)) int portkeep_ws_call(void (*f)(void), int paramet
 
 #ifndef PORTKEEP_SYSTEM_PRINTF
 /*
- * With PORTKEEP_CHECK_FORMATS the compiler compares narrow formats with their arguments. It knows the system's formats
- * only, and so complains of %I64d as well.
+ * With PORTKEEP_CHECK_FORMATS the compiler compares narrow formats with their arguments. It knows only the system's
+ * formats, so it also warns about %I64d.
  */
 #ifdef PORTKEEP_CHECK_FORMATS
 #define PORTKEEP_FORMAT(format, first) __attribute__((format(printf, format, first)))
@@ -111,7 +110,7 @@ static __attribute__((unused)) int portkeep_ws_call(void (*f)(void), int paramet
 		va_end(arguments);                                            \
 		return result;                                                \
 	}
-/* As in the system's own: the length is the caller's to know. */
+/* As in the system's function, the caller must know the length. */
 static __attribute__((unused)) int portkeep_ws_vsprintf(char *text, const char *format, va_list arguments)
 {
 	return portkeep_ws_vsnprintf(text, 0x7fffffff, format, arguments);

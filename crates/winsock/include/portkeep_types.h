@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The words Windows programs are written in. LONG, DWORD and their kin have 32
- * bits on every system, as on Windows; a WCHAR is the system's wchar_t, because
- * that is what L"..." is made of.
+ * The types and macros that Windows programs use. LONG, DWORD and similar types have 32 bits on every system, as on
+ * Windows. A WCHAR is the system's wchar_t, because L"..." consists of that type.
  */
 #ifndef PORTKEEP_TYPES_H
 #define PORTKEEP_TYPES_H
@@ -191,7 +190,7 @@ typedef struct _GUID {
 #define RtlZeroMemory ZeroMemory
 #define CopyMemory(to, from, length) ((void)__builtin_memcpy((to), (from), (length)))
 #define RtlCopyMemory CopyMemory
-/* The compiler may not leave it out, although the memory is not read any more. */
+/* The compiler must not leave it out, although the memory is not read any more. */
 static inline void *SecureZeroMemory(void *at, size_t length)
 {
 	__builtin_memset(at, 0, length);

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The part of the Windows interface that programs around port reservations
- * use: types, events, waiting, errors, cancelling. Everything here works; what
- * is not here is not there.
+ * The part of the Windows interface that programs around port reservations use: types, events, waiting, errors,
+ * cancelling. Everything that is declared here works; the rest is not declared.
  */
 #ifndef PORTKEEP_WINDOWS_H
 #define PORTKEEP_WINDOWS_H
@@ -38,7 +37,7 @@
 #define ERROR_INSUFFICIENT_BUFFER 122
 #define ERROR_MORE_DATA 234
 
-/* Only the system's messages, in English. Other sources of text are ERROR_INVALID_PARAMETER. */
+/* Only the system's messages, in English. Other sources of text fail with ERROR_INVALID_PARAMETER. */
 #define FORMAT_MESSAGE_ALLOCATE_BUFFER 0x100u
 #define FORMAT_MESSAGE_IGNORE_INSERTS 0x200u
 #define FORMAT_MESSAGE_FROM_STRING 0x400u
@@ -71,7 +70,7 @@ PORTKEEP_BEGIN
 DWORD GetCurrentProcessId(void);
 DWORD FormatMessageA(DWORD flags, LPCVOID source, DWORD code, DWORD language, LPSTR text, DWORD size, va_list *arguments);
 DWORD FormatMessageW(DWORD flags, LPCVOID source, DWORD code, DWORD language, LPWSTR text, DWORD size, va_list *arguments);
-/* For what FormatMessage allocated, and nothing else. */
+/* Only for memory that FormatMessage allocated. */
 HLOCAL LocalFree(HLOCAL memory);
 DWORD GetLastError(void);
 void SetLastError(DWORD code);

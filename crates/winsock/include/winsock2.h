@@ -2,10 +2,9 @@
 /*
  * Winsock on the system's own sockets. A SOCKET is the descriptor's number.
  *
- * The functions that libc has too get their Winsock types here, and by an
- * assembler label another symbol, so that no name is redefined: a method called
- * connect stays what it is, and everybody else's socket() is still libc's. For
- * that the system's declarations have to come through this header first.
+ * Some functions are in libc, too. They get their Winsock types here, and by an assembler label another symbol. So no
+ * name is redefined: a method called connect keeps its name, and socket() in other code is still libc's. For that, the
+ * system's declarations must come through this header first.
  */
 #ifndef PORTKEEP_WINSOCK2_H
 #define PORTKEEP_WINSOCK2_H
@@ -343,7 +342,7 @@ int WSADuplicateSocketW(SOCKET s, DWORD dwProcessId, LPWSAPROTOCOL_INFOW lpProto
 int WSAIoctl(SOCKET s, DWORD dwIoControlCode, LPVOID lpvInBuffer, DWORD cbInBuffer, LPVOID lpvOutBuffer,
 	     DWORD cbOutBuffer, LPDWORD lpcbBytesReturned, LPWSAOVERLAPPED lpOverlapped,
 	     LPWSAOVERLAPPED_COMPLETION_ROUTINE lpCompletionRoutine);
-/* A condition is WSAEOPNOTSUPP. */
+/* With a condition the call fails with WSAEOPNOTSUPP. */
 SOCKET WSAAccept(SOCKET s, struct sockaddr *addr, LPINT addrlen, LPCONDITIONPROC lpfnCondition,
 		 DWORD_PTR dwCallbackData);
 /* The data and the quality of service are ignored. */
@@ -355,7 +354,7 @@ int WSANtohl(SOCKET s, u_long netlong, u_long *lphostlong);
 int WSANtohs(SOCKET s, u_short netshort, u_short *lphostshort);
 BOOL WSAGetOverlappedResult(SOCKET s, LPWSAOVERLAPPED lpOverlapped, LPDWORD lpcbTransfer, BOOL fWait,
 			    LPDWORD lpdwFlags);
-/* With an overlapped structure these four are WSAEOPNOTSUPP: only control codes are overlapped here. */
+/* With an overlapped structure these four fail with WSAEOPNOTSUPP: only control codes are overlapped here. */
 int WSASend(SOCKET s, LPWSABUF lpBuffers, DWORD dwBufferCount, LPDWORD lpNumberOfBytesSent, DWORD dwFlags,
 	    LPWSAOVERLAPPED lpOverlapped, LPWSAOVERLAPPED_COMPLETION_ROUTINE lpCompletionRoutine);
 int WSASendTo(SOCKET s, LPWSABUF lpBuffers, DWORD dwBufferCount, LPDWORD lpNumberOfBytesSent, DWORD dwFlags,

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Control codes are built from these. Address families, options and address
- * structures are the system's, with the system's values: that is what keeps
- * them valid in every other call of the program.
+ * Control codes are built from these. Address families, options and address structures are the system's, with the
+ * system's values. So they are valid in every other call of the program.
  */
 #ifndef PORTKEEP_WS2DEF_H
 #define PORTKEEP_WS2DEF_H
@@ -26,7 +25,7 @@
 /* Cancels the control codes that are pending on the socket. */
 #define SIO_FLUSH _WSAIO(IOC_WS2, 4)
 
-/* Known by name only: WSAEOPNOTSUPP, as every code this layer does not serve. */
+/* Known by name only. They fail with WSAEOPNOTSUPP, as every code that this layer does not serve. */
 #define SIO_CPU_AFFINITY _WSAIOW(IOC_VENDOR, 21)
 
 #endif

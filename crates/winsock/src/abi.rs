@@ -30,8 +30,8 @@ pub struct PortRange {
     pub count: u16,
 }
 
-/// `INET_PORT_RESERVATION_INSTANCE`. The padding is a field, so that no byte
-/// of it is left to chance, and so that 32-bit targets agree with Windows.
+/// `INET_PORT_RESERVATION_INSTANCE`. The padding is a field, so that every byte of it is set, and so that 32-bit
+/// targets agree with Windows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Instance {
@@ -59,7 +59,7 @@ pub struct Overlapped {
     pub event: Handle,
 }
 
-/// `STATUS_PENDING`, what `HasOverlappedIoCompleted` looks for.
+/// `STATUS_PENDING`: `HasOverlappedIoCompleted` checks for this value.
 pub const STATUS_PENDING: usize = 0x103;
 
 /// `WSATHREADID`.

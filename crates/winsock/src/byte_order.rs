@@ -1,4 +1,5 @@
-//! `WSAHtons` and its sisters: byte order by way of a socket, as Winsock has it. Every protocol here has the network's.
+//! `WSAHtons` and similar functions. In Winsock the protocol of a socket decides the byte order. Every protocol here
+//! has network byte order.
 
 use crate::{abi::Socket, descriptor::is_socket, error, memory, startup};
 

@@ -95,7 +95,7 @@ impl Claim {
         };
         match state.map(|state| (state.state, state.error)) {
             Ok((wire::ACTIVE, _)) => return Some(Ok(())),
-            // Without a reason it is being refused at this moment.
+            // Without a reason the request is being refused at this moment.
             Ok((wire::PENDING, _) | (_, 0)) => {}
             Ok((_, reason)) => {
                 return Some(Err(error::of_control(&io::Error::from_raw_os_error(i32::from(reason)))));
@@ -123,7 +123,7 @@ pub(crate) fn give_back(fd: BorrowedFd<'_>, token: u64) {
     }
 }
 
-/// A socket, for good.
+/// The identity of a socket, which does not change when its number is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     socket: Socket,
@@ -131,7 +131,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// `None`: the number is no socket's.
+    /// `None`: the number is not that of a socket.
     pub(crate) fn of(socket: Socket) -> Option<Self> {
         Some(Self { socket, inode: inode(descriptor(socket).ok()?)? })
     }

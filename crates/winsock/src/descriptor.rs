@@ -38,7 +38,7 @@ pub(crate) fn check(result: i32) -> Result<i32, i32> {
     if result < 0 { Err(error::of_last_errno()) } else { Ok(result) }
 }
 
-/// Byte counts of Winsock are `int`s, and so are the lengths that led to them.
+/// Byte counts of Winsock are `int`s, and so are the lengths that the program passed.
 pub(crate) fn check_count(result: isize) -> Result<i32, i32> {
     if result < 0 { Err(error::of_last_errno()) } else { Ok(result as i32) }
 }
@@ -51,8 +51,8 @@ pub(crate) fn count(length: i32) -> Result<usize, i32> {
     usize::try_from(length).map_err(|_| error::WSAEFAULT)
 }
 
-/// Sockets made without the overlapped attribute, by descriptor and inode: a
-/// descriptor closed behind our back and used again is another socket.
+/// Sockets made without the overlapped attribute, by descriptor and inode. If a descriptor was closed without this
+/// layer and used again, it is another socket.
 static WITHOUT: Mutex<Option<HashMap<i32, u64>>> = Mutex::new(None);
 
 fn without() -> MutexGuard<'static, Option<HashMap<i32, u64>>> {
@@ -66,7 +66,7 @@ pub(crate) fn inode(fd: i32) -> Option<u64> {
     (unsafe { libc::fstat(fd, &mut stat) } == 0).then_some(stat.st_ino)
 }
 
-/// Every socket is, except those WSASocket made without the flag.
+/// Every socket is overlapped, except those that WSASocket made without the flag.
 pub(crate) fn is_overlapped(s: Socket) -> bool {
     let Ok(fd) = descriptor(s) else { return true };
     let known = without().as_ref().and_then(|list| list.get(&fd).copied());

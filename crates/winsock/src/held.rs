@@ -1,7 +1,6 @@
-//! Without kernel enforcement: the library holds the ports with sockets of this
-//! process, and `bind` and `connect` of this layer draw from them, since the
-//! kernel's own cannot. A reservation belongs to the socket it was acquired on
-//! and goes with `closesocket`.
+//! Without kernel enforcement: the library holds the ports with sockets of this process. `bind` and `connect` of this
+//! layer draw from them, because the kernel's own calls cannot. A reservation belongs to the socket it was acquired on
+//! and ends with `closesocket`.
 
 use std::{
     collections::HashMap,
@@ -34,7 +33,7 @@ struct Registry {
 }
 
 static REGISTRY: Mutex<Option<Registry>> = Mutex::new(None);
-/// False spares every ordinary call the look into the registry.
+/// While it is false, no ordinary call has to check the registry.
 static USED: AtomicBool = AtomicBool::new(false);
 
 fn lock() -> MutexGuard<'static, Option<Registry>> {
@@ -44,7 +43,8 @@ fn lock() -> MutexGuard<'static, Option<Registry>> {
 fn code(errno: Option<portkeep_core::Errno>) -> i32 {
     match errno.map(|errno| errno.0) {
         None => error::WSAEOPNOTSUPP,
-        // Every port takes a descriptor: to the program there is no such run of ports.
+        // Every port requires a descriptor. If there are too few, the program gets the error for a block that is not
+        // available.
         Some(libc::EMFILE | libc::ENFILE) => error::WSAENOBUFS,
         Some(errno) => error::of_control(&io::Error::from_raw_os_error(errno)),
     }
@@ -97,7 +97,7 @@ pub(crate) fn associate(fd: i32, token: u64) -> Result<(), i32> {
     Ok(())
 }
 
-/// `bind` of an associated socket; `None`: it is none, and the system's `bind` does it.
+/// `bind` of an associated socket. `None`: the socket is not associated, and the system's `bind` does it.
 pub(crate) fn bind(fd: i32, address: impl FnOnce() -> Option<SocketAddr>) -> Option<Result<(), i32>> {
     if !USED.load(Ordering::Relaxed) {
         return None;
@@ -116,7 +116,7 @@ pub(crate) fn bind(fd: i32, address: impl FnOnce() -> Option<SocketAddr>) -> Opt
     Some(bound)
 }
 
-/// `closesocket`: what the socket owned ends with it.
+/// `closesocket`: the socket's reservations end with it.
 pub(crate) fn close(fd: i32) {
     if USED.load(Ordering::Relaxed) {
         let mut registry = lock();

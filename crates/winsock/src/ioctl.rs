@@ -1,9 +1,8 @@
-//! `WSAIoctl` and `WSPIoctl`: which control code, are the sizes right, do the
-//! pointers hold, and is it to be overlapped.
+//! `WSAIoctl` and `WSPIoctl`. They check which control code it is, whether the sizes are right, whether the pointers
+//! are valid, and whether the call is overlapped.
 //!
-//! The caller's token and output buffer go to the kernel as they are: it reads
-//! the one and writes the other anyhow, and says EFAULT if it cannot. So these
-//! two need no look at the pointer beforehand, wherever they lie.
+//! The caller's token and output buffer go to the kernel as they are. The kernel reads the token and writes the buffer
+//! itself, and returns EFAULT if it cannot. So these two pointers are not checked before the call.
 
 use std::{
     io,
@@ -84,7 +83,7 @@ impl Call {
         }
     }
 
-    /// That `s` is no socket comes before whatever else is wrong.
+    /// If `s` is not a socket, this error comes before all others.
     fn blame(&self, code: i32) -> i32 {
         if is_socket(self.socket) { code } else { error::WSAENOTSOCK }
     }
@@ -96,7 +95,7 @@ impl Call {
         Ok(unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    /// The sizes the page demands.
+    /// Check the sizes that the page requires.
     fn check_sizes(&self, input: u32, output_ok: bool) -> Result<(), i32> {
         if !output_ok {
             if self.returned != 0 {
@@ -148,7 +147,7 @@ impl Call {
         Ok(Mode::Overlapped(Completion::new(self.overlapped, &structure, routine, thread)))
     }
 
-    /// Done at once: say so in every way the mode has.
+    /// The call is done at once: report that in every way that the mode has.
     fn done(&self, mode: Mode, bytes: u32) -> Result<(), i32> {
         if self.returned != 0 {
             // SAFETY: `mode` found it writable, and nothing has waited since; no alignment is assumed.
@@ -190,7 +189,7 @@ impl Call {
         }
     }
 
-    /// Of a token that may not be consumed the page knows two kinds.
+    /// The page has two errors for a token that may not be used. This decides which one it is.
     fn is_persistent(&self, fd: BorrowedFd<'_>) -> bool {
         let Ok(token) = self.memory.read(self.input) else { return false };
         let select = SelectRequest { by: wire::BY_TOKEN, token, ..Default::default() };
@@ -204,7 +203,7 @@ impl Call {
         let mode = self.mode()?;
         let range: PortRange = self.memory.read(self.input).map_err(|e| self.blame(fault(e)))?;
         if self.output == 0 {
-            // To the kernel that would be "never mind".
+            // To the kernel, NULL would mean that there is no output.
             return Err(self.blame(error::WSAEFAULT));
         }
         let fd = self.fd()?;
@@ -233,8 +232,8 @@ impl Call {
         }
     }
 
-    /// Have the kernel write what it granted to where the caller wants it, and put that into the caller's form.
-    /// Returns the token.
+    /// Have the kernel write the grant to the caller's buffer, and convert it there to the caller's structure. Returns
+    /// the token.
     fn take_grant(&self, fd: BorrowedFd<'_>) -> Result<u64, i32> {
         const { assert!(size_of::<Grant>() == size_of::<Instance>()) };
         let mut length = size_of::<Grant>() as libc::socklen_t;
@@ -250,7 +249,7 @@ impl Call {
             return Ok(grant.token);
         }
         let error = io::Error::last_os_error();
-        // It could not be reported, so it must not happen.
+        // The grant could not be reported, so it must end.
         if let Ok(grant) = control::granted(fd) {
             claim::give_back(fd, grant.token);
         }
@@ -274,7 +273,7 @@ impl Call {
             }
             _ => {
                 let grant = pending::block(claim)?;
-                // Memory may have gone while this waited.
+                // The memory may have been unmapped meanwhile.
                 let again = memory::Memory::default();
                 let written = again.write(self.output, claim::instance(&grant)).and_then(|()| match mode {
                     Mode::Blocking => again.writable(self.returned, 4),

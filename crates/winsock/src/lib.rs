@@ -1,6 +1,5 @@
-//! The Winsock layer: programs written against the Windows page on
-//! `SIO_ACQUIRE_PORT_RESERVATION` and its sisters build on Linux and behave as
-//! the page says. C programs use it through the headers in `include/`.
+//! The Winsock layer: programs written for the Windows page on `SIO_ACQUIRE_PORT_RESERVATION` and the related control
+//! codes build on Linux and behave as the page says. C programs use it through the headers in `include/`.
 //!
 //! # The rules of this C interface
 //!
@@ -15,17 +14,16 @@
 //! * Outputs are written on success only. The exception is `*lpcbBytesReturned`:
 //!   a control code that fails for its output buffer's size, or later than its
 //!   arguments, leaves 0 there (the page has it for the first).
-//! * Every pointer is looked at before it is used; a wrong one is WSAEFAULT.
+//! * Every pointer is checked before it is used; a wrong one is WSAEFAULT.
 //!   Pointers to tokens, instances, sockaddr, option and data buffers go to the
-//!   kernel unseen, which does the same.
+//!   kernel unchecked: the kernel checks them.
 //! * No panic crosses the boundary: it becomes WSASYSCALLFAILURE.
 //! * No lock is held while a routine of the program runs.
 //! * Every port in a structure of this interface is in network byte order;
-//!   below it, in the crates this one stands on, in host order.
+//!   below it, in the crates that this one uses, in host byte order.
 //!
-//! The functions are `extern "C"` and take addresses as integers: nothing here
-//! may believe a pointer before it was looked at, and an integer cannot be
-//! dereferenced by mistake.
+//! The functions are `extern "C"` and have addresses as integers: no pointer may be trusted here before it was checked,
+//! and an integer cannot be dereferenced by mistake.
 #![allow(non_snake_case, reason = "the functions have the names Windows gave them")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,7 +49,7 @@ pub mod text;
 mod upcall;
 pub mod wait;
 
-/// Run the body of an exported function. A panic is the layer's fault, not the program's: it gets an error.
+/// Run the body of an exported function. A panic is the layer's fault, not the program's: the program gets an error.
 fn boundary<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         error::set_last(error::WSASYSCALLFAILURE);
@@ -83,7 +81,7 @@ fn truth(body: impl FnOnce() -> Result<(), i32>) -> i32 {
 fn provider_value<T: Copy>(error: usize, failure: T, body: impl FnOnce() -> Result<T, i32>) -> T {
     boundary(failure, || {
         body().unwrap_or_else(|code| {
-            // Without a place for the error there still is one.
+            // If the place for the error cannot be written, the call fails all the same.
             let _ = memory::write(error, code);
             failure
         })

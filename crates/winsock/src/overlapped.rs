@@ -14,7 +14,7 @@ pub(crate) enum Notice {
     Routine(CompletionRoutine, ThreadId),
 }
 
-/// With a routine `hEvent` is the program's own, whatever is in it.
+/// With a routine, `hEvent` belongs to the program, and its value is ignored.
 fn notice(overlapped: &Overlapped, routine: Option<CompletionRoutine>, thread: ThreadId) -> Notice {
     match routine {
         Some(routine) => Notice::Routine(routine, thread),
@@ -83,7 +83,7 @@ impl Completion {
         Ok(())
     }
 
-    /// The operation is over. The status is the last word written: whoever sees it sees the rest.
+    /// The operation is over. The status is the last word written: a thread that sees it also sees the rest.
     pub(crate) fn deliver(self, result: Result<u32, i32>) {
         let (code, bytes) = match result {
             Ok(bytes) => (0, bytes),

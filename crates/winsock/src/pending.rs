@@ -4,8 +4,9 @@
 //! call asks on its own thread. The overlapped ones share one thread, which lives while there are any.
 //!
 //! Every waiting operation has a [`Claim`] with a descriptor and the token of its own. So several requests may wait on
-//! one socket, and a socket that is closed behind our back (`close` instead of `closesocket`) stays good until the
-//! answer is there. The claim ends before the program hears of the end: from then on only the program holds the socket.
+//! one socket, and a socket that is closed without this layer (`close` instead of `closesocket`) stays usable until the
+//! answer is there. The claim ends before the end is reported to the program: from then on only the program holds the
+//! socket.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -25,7 +26,7 @@ use crate::{
 
 // ---- blocking ---------------------------------------------------------------
 
-/// The claim of a blocked call. Either that call takes it out, or whoever cancels it does.
+/// The claim of a blocked call. Either that call takes it out, or the thread that cancels the call.
 type Shared = Arc<Mutex<Option<Claim>>>;
 
 static BLOCKED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
@@ -42,7 +43,8 @@ fn claim_in(shared: &Shared) -> MutexGuard<'_, Option<Claim>> {
 pub(crate) fn block(claim: Claim) -> Result<Grant, i32> {
     let shared: Shared = Arc::new(Mutex::new(Some(claim)));
     blocked().push(shared.clone());
-    // closesocket cancels after it has closed: it was either before the push, which is seen here, or finds the claim.
+    // closesocket cancels after it has closed. So either it closed before the push, and this check sees it, or it finds
+    // the claim.
     let closed = claim_in(&shared).as_ref().is_none_or(Claim::is_closed);
     let result = if closed { Err(error::WSA_OPERATION_ABORTED) } else { ask_again(&shared) };
     drop(claim_in(&shared).take());
@@ -88,7 +90,7 @@ impl Operation {
         Self { claim, out, completion, thread: wait::this_thread(), due: Instant::now() + FIRST_PAUSE }
     }
 
-    /// End the claim, which closes its descriptor. It remains to report the end, with the lock given up.
+    /// End the claim, which closes its descriptor. The caller then reports the end, after it has released the lock.
     fn settle(self, outcome: Result<(), i32>) -> Ended {
         let result = outcome.and_then(|()| {
             memory::write_late(self.out, instance(&self.claim.grant)).map_err(|_| error::WSAEFAULT)?;
@@ -99,7 +101,7 @@ impl Operation {
     }
 }
 
-/// An operation of which only the report is left.
+/// An operation whose end only has to be reported.
 struct Ended {
     completion: Completion,
     result: Result<u32, i32>,
@@ -108,9 +110,9 @@ struct Ended {
 #[derive(Default)]
 struct Book {
     operations: Vec<Operation>,
-    /// Being completed at this moment: no longer in `operations`, but not to be taken for complete yet.
+    /// Being completed at this moment: no longer in `operations`, but not complete yet.
     finishing: Vec<usize>,
-    /// The process whose thread looks after them: a forked child has the list, but not the thread.
+    /// The process whose thread completes them: a forked child has the list, but not the thread.
     keeper: Option<u32>,
 }
 
@@ -142,7 +144,7 @@ thread_local! {
     static THREAD: Thread = Thread(wait::this_thread());
 }
 
-/// Hand an operation of the calling thread over to the one that looks after them.
+/// Hand an operation of the calling thread over to the thread that completes operations.
 pub(crate) fn start(operation: Operation) -> Result<(), i32> {
     // Fails in a thread that is ending; `abort` follows then all the same, if it started anything before.
     let _ = THREAD.try_with(|_| ());
@@ -150,7 +152,7 @@ pub(crate) fn start(operation: Operation) -> Result<(), i32> {
     let book = within(&mut locked);
     let me = std::process::id();
     if book.keeper.is_some_and(|keeper| keeper != me) {
-        // These are the parent's; our copies of its descriptors close without a word.
+        // These are the parent's. The copies of its descriptors in this process close without a report.
         book.operations.clear();
         book.finishing.clear();
         book.keeper = None;
@@ -160,7 +162,8 @@ pub(crate) fn start(operation: Operation) -> Result<(), i32> {
         spawned.map_err(|_| error::WSAENOBUFS)?;
         book.keeper = Some(me);
     }
-    // closesocket cancels after it has closed: it was either before this, which is seen here, or finds the operation.
+    // closesocket cancels after it has closed. So either it closed before this check, which sees it, or it finds the
+    // operation.
     if operation.claim.is_closed() {
         return Err(error::WSAENOTSOCK);
     }
@@ -207,8 +210,8 @@ fn keep() {
     }
 }
 
-/// Report the end of operations that were taken off the list, without holding the lock: a report may call out of this
-/// library.
+/// Report the end of operations that were taken off the list, without holding the lock: a report may call a routine of
+/// the program.
 fn report(mut locked: Locked, ended: Vec<Ended>) -> Locked {
     let addresses: Vec<usize> = ended.iter().map(|ended| ended.completion.overlapped).collect();
     within(&mut locked).finishing.extend(&addresses);
@@ -217,7 +220,8 @@ fn report(mut locked: Locked, ended: Vec<Ended>) -> Locked {
         completion.deliver(result);
     }
     locked = lock();
-    // One of each address: the structure may be in use again, and ending again in another thread.
+    // Remove only one entry of each address: the structure may be in use again, and its operation may end in another
+    // thread.
     let finishing = &mut within(&mut locked).finishing;
     for address in addresses {
         if let Some(index) = finishing.iter().position(|other| *other == address) {
@@ -295,7 +299,7 @@ pub extern "C" fn CancelIoEx(handle: usize, overlapped: usize) -> i32 {
     cancel(handle, |operation| operation.completion.overlapped == overlapped, overlapped == 0)
 }
 
-/// `CancelIo`: what the calling thread has started on a socket.
+/// `CancelIo`: the operations that the calling thread has started on a socket.
 #[unsafe(no_mangle)]
 pub extern "C" fn CancelIo(handle: usize) -> i32 {
     let me = wait::this_thread();

@@ -1,7 +1,7 @@
-//! The persistent calls: what is checked, in which order, and what its failures are called.
+//! The persistent calls: the checks, their order, and the names of the failures.
 //!
-//! The order is that of the documented errors: parameters first, then the right
-//! to it, then the ports. Parameters are checked here, the rest is for `store`.
+//! The order is that of the documented errors: parameters first, then the right to make the call, then the ports.
+//! Parameters are checked here; `store` checks the rest.
 
 use portkeep_core::Transport;
 
@@ -15,7 +15,7 @@ const END: u32 = 65536;
 pub(crate) enum Failure {
     /// The caller is neither root nor in the group of administrators.
     AccessDenied,
-    /// The block cannot be one.
+    /// No reservation can have this block.
     Invalid,
     /// A port of the block is in use, or in another reservation.
     Sharing,
@@ -58,7 +58,7 @@ mod store {
                 PersistentError::AgentAbsent { .. } => Self::Unsupported,
                 // A command cannot delete a file's declaration.
                 PersistentError::NotAllowed(_) | PersistentError::FromFile(_) => Self::AccessDenied,
-                // The name is made of the block, so one of that name is that block.
+                // The name is made of the block, so a reservation of that name has that block.
                 PersistentError::InUse(_) | PersistentError::NameTaken(_) => Self::Sharing,
                 PersistentError::Malformed(_) => Self::Invalid,
                 PersistentError::NotFound => Self::NotFound,
@@ -82,7 +82,7 @@ mod store {
         created.token.map(portkeep::Token::get).ok_or(Failure::Unsupported)
     }
 
-    /// Keep it no longer.
+    /// Delete the reservation of exactly this block.
     pub(super) fn delete(start: u16, count: u16, transport: Transport) -> Result<(), Failure> {
         let ports = PortRange::new(start, count).map_err(|_| Failure::NotFound)?;
         persistent::delete(&Which::Block { ports: ports.into(), transports: transport.into() })?;
@@ -96,8 +96,8 @@ mod store {
     }
 }
 
-/// The start in host byte order. That a block which does not fit is refused is documented for Create only: nobody can
-/// have created one, so the others do not find it.
+/// The start in host byte order. Only Create is documented to refuse a block that ends above the last port. No such
+/// block can have been created, so the other calls do not find it.
 fn check(start: u16, count: u16) -> Result<u16, Failure> {
     if start == 0 || count == 0 { Err(Failure::Invalid) } else { Ok(u16::from_be(start)) }
 }
@@ -130,7 +130,7 @@ fn lookup(start: u16, count: u16, token: usize, transport: Transport) -> Result<
     write_token(token, store::lookup(start, count, transport)?)
 }
 
-/// The reservation stays if the place for its token has gone meanwhile: Lookup reports it again.
+/// If the memory for the token has been unmapped meanwhile, the reservation stays: Lookup reports the token again.
 fn write_token(at: usize, token: u64) -> Result<(), Failure> {
     memory::write(at, token).map_err(|_| Failure::Invalid)
 }

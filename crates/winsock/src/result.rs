@@ -27,7 +27,7 @@ pub(crate) fn result(socket: Socket, at: usize, bytes: usize, may_wait: bool, fl
         pending::wait_for(at);
         overlapped = memory::read(at).map_err(fault)?;
         if overlapped.internal == STATUS_PENDING {
-            // Never started by us: waiting longer would be waiting for ever.
+            // The layer did not start this operation, so a wait would never end.
             return Err(error::WSA_INVALID_PARAMETER);
         }
     }

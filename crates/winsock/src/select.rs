@@ -32,7 +32,7 @@ impl Set {
         Ok(Self { at, sockets })
     }
 
-    /// Leave the ready ones in; returns how many.
+    /// Leave only the ready sockets in the set; returns how many there are.
     fn write(&self, ready: impl Fn(Socket) -> bool) -> Result<i32, i32> {
         if self.at == 0 {
             return Ok(0);

@@ -1,9 +1,8 @@
 //! The provider interface: `WSPStartup`'s table, and the way routines reach
 //! their thread.
 //!
-//! On Windows the DLL above a provider gives it a table of upcalls. A program
-//! that calls [`WSPStartup`] itself may give one here; its `WPUQueueApc` is then
-//! the one that completions go through. Otherwise it is this layer's own.
+//! On Windows the DLL above a provider gives it a table of upcalls. A program that calls [`WSPStartup`] itself may give
+//! one here. Then completions go through the `WPUQueueApc` of this table. Otherwise they go through this layer's own.
 
 use crate::{
     abi::{INVALID_SOCKET, SOCKET_ERROR, Socket, ThreadId, UserApc},
@@ -18,7 +17,7 @@ pub extern "C" fn WPUQueueApc(thread: usize, routine: usize, context: usize, err
     status(error, || {
         let id: ThreadId = memory::read(thread).map_err(|_| error::WSAEFAULT)?;
         memory::executable(routine).map_err(|_| error::WSAEFAULT)?;
-        // SAFETY: a non-null address with code at it; that such a routine is there is the caller's word.
+        // SAFETY: a non-null address with code at it; the caller guarantees that such a routine is there.
         let routine = unsafe { std::mem::transmute::<usize, UserApc>(routine) };
         let thread = wait::thread_of(id).ok_or(error::WSAEFAULT)?;
         if wait::queue(thread, Apc::User(routine, context)) { Ok(()) } else { Err(error::WSAEFAULT) }
@@ -183,7 +182,7 @@ extern "C" fn new_socket(
     value(e, INVALID_SOCKET, || socket::wsa_socket(family, kind, protocol, info, flags))
 }
 
-/// Functions of Windows that this layer lacks: each says so, where its own `lpErrno` is.
+/// Functions of Windows that this layer lacks. Each reports that at its own `lpErrno`.
 mod missing {
     use super::{Pointer, Socket, error, status, value};
 
@@ -320,7 +319,7 @@ pub extern "C" fn WSPStartup(wanted: u16, data: usize, _info: usize, upcalls: Up
         if wanted & 0xff != 2 {
             return error::WSAVERNOTSUPPORTED;
         }
-        // Our own function in the table is the same as none: queueing directly is shorter.
+        // If the table has this layer's own function, it is treated as none: queueing directly is shorter.
         let own = WPUQueueApc as *const () as usize;
         upcall::set(upcalls.queue_apc.filter(|upcall| *upcall as *const () as usize != own));
         startup::count();

@@ -1,11 +1,10 @@
 //! The functions that a wide-character program for Windows needs to print as it does
 //! there: its arguments as wide strings, `_wtoi`, and Microsoft's format words.
 //!
-//! `WCHAR` is the system's `wchar_t`, 32 bits: `L"..."` literals are made of it
-//! and the system's functions take it. A Windows program can pass
-//! them on, compare and print them; that they have 16 bits is
-//! what it must not rely on. The narrow form is UTF-8. Bytes that are not UTF-8
-//! travel as U+DC80..U+DCFF and come out as they went in.
+//! `WCHAR` is the system's `wchar_t`, 32 bits: `L"..."` literals consist of it, and the system's functions accept it. A
+//! Windows program can pass such characters on, compare and print them, but it must not assume that they have 16 bits.
+//! The narrow form is UTF-8. Bytes that are not UTF-8 become U+DC80..U+DCFF, and are the same bytes again in the
+//! output.
 //!
 //! The printing functions take a `va_list`. Rust has no name for that type,
 //! but on every Linux target it is passed as one pointer-sized value, and all
@@ -64,14 +63,14 @@ fn narrow(wide: &[Wide]) -> Vec<u8> {
     bytes
 }
 
-/// The arguments of `main` (or the environment) as `wmain` wants them. They stay until the process ends.
+/// The arguments of `main` (or the environment) in the form that `wmain` requires. They stay until the process ends.
 ///
 /// # Safety
 ///
 /// `arguments` is a NULL-terminated array of strings.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn portkeep_ws_wide_arguments(arguments: *const *const c_char) -> *mut *mut Wide {
-    /// Where leak checkers find the last list; a list holds on to its strings and to the list before it.
+    /// Leak checkers find the last list here; a list refers to its strings and to the list before it.
     static LISTS: AtomicPtr<*mut Wide> = AtomicPtr::new(ptr::null_mut());
     crate::boundary(ptr::null_mut(), || {
         let mut list = vec![LISTS.load(Ordering::Relaxed).cast::<Wide>()];
@@ -99,7 +98,7 @@ pub unsafe extern "C" fn portkeep_ws_wide_arguments(arguments: *const *const c_c
 pub extern "C" fn _wtoi(text: usize) -> i32 {
     crate::boundary(0, || {
         let memory = Memory::default();
-        // The first unit that ends the number ends this; so does the end of what is mapped.
+        // Reading ends at the first unit that is not part of the number, and at memory that is not mapped.
         let unit = |index: usize| memory.read::<Wide>(text.checked_add(index * size_of::<Wide>())?).ok();
         number(&mut (0..).map_while(|index| (text != 0).then(|| unit(index)).flatten()).map(|unit| unit as u32))
     })
@@ -153,7 +152,7 @@ fn translate(format: &[u32], wide: bool) -> Vec<u32> {
         let letter = char::from_u32(conversion).unwrap_or(' ');
         let (size, letter) = match letter {
             's' | 'c' | 'S' | 'C' => {
-                // The capital means "the other width", a size word wins over both.
+                // A capital letter means "the other width"; a size word counts before it.
                 let wide_text = match size.as_str() {
                     "l" | "w" | "ll" => true,
                     "h" => false,
@@ -178,7 +177,7 @@ fn translate(format: &[u32], wide: bool) -> Vec<u32> {
     out
 }
 
-/// A format that is not there is no format: ERROR_INVALID_PARAMETER.
+/// A format that cannot be read is ERROR_INVALID_PARAMETER.
 fn fault(_: Fault) -> i32 {
     error::WSA_INVALID_PARAMETER
 }

@@ -18,7 +18,8 @@ pub(crate) fn set(upcall: Option<QueueApc>) {
     *UPCALL.lock().unwrap_or_else(PoisonError::into_inner) = upcall;
 }
 
-/// Runs on the issuing thread: what was packed for a foreign queue, which carries one number only.
+/// Runs on the issuing thread. It unpacks the arguments of the routine, because a foreign queue carries only one
+/// number.
 unsafe extern "C" fn unpack(context: usize) {
     // SAFETY: `context` is the box that queue_apc gave away, and a queue delivers it once.
     let apc = unsafe { Box::from_raw(context as *mut (CompletionRoutine, u32, u32, usize)) };
@@ -46,7 +47,7 @@ pub(crate) fn queue_apc(thread: ThreadId, apc: Apc) {
             }
         }
         (_, apc) => {
-            // A thread that is gone gets no answer.
+            // If the thread is gone, it gets no answer.
             let _ = wait::queue(thread.reserved, apc);
         }
     }

@@ -1,4 +1,4 @@
-//! Events, and the queues of routines that wait for their thread to listen.
+//! Events, and the queues of routines that wait until their thread is in an alertable wait.
 //!
 //! One table with one lock and one condition holds every event and every
 //! queue. A waiter looks at the table and sleeps until anything in it changes:
@@ -175,7 +175,7 @@ fn take(table: &mut Table, handles: &[Handle], all: bool) -> Result<Option<u32>,
     Ok(first.map(|index| index as u32))
 }
 
-/// Sleep until the events allow, a routine has run (if `alertable`), or time is up.
+/// Sleep until the events satisfy the wait, a routine has run (if `alertable`), or the time is up.
 fn wait(handles: &[Handle], all: bool, milliseconds: u32, alertable: bool) -> Result<u32, i32> {
     let deadline = (milliseconds != u32::MAX).then(|| Instant::now() + Duration::from_millis(u64::from(milliseconds)));
     let me = if alertable { this_thread() } else { 0 };

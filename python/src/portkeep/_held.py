@@ -32,7 +32,7 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _Key = tuple[str, int]
 _Sockets = dict[_Key, socket.socket]
 
-# Where the next search begins: a port just given up comes round last.
+# Where the next search begins: a port that was just given up is the last to be drawn again.
 _cursor = random.randrange(65536)
 
 
@@ -149,7 +149,7 @@ class Block:
             _set_reuse(holder, 0)
             raise
         finally:
-            # Only for the moment: no other process may slip in too.
+            # Only for this moment, so that no other process can bind the port as well.
             _set_reuse(sock, wanted)
         self._holders.pop((transport, port)).close()
 
@@ -252,8 +252,8 @@ def _set_reuse(sock: socket.socket, value: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, value)
 
 
-# A port that was let go has a mark, an abstract Unix socket of its network namespace: processes that hold ports pass it
-# by. The mark goes with the process. Only Linux has such names.
+# A port that was let go has a mark, an abstract Unix socket of its network namespace: processes that hold ports skip
+# it. The mark ends with the process. Only Linux has such names.
 
 
 def _mark(key: _Key) -> socket.socket | None:

@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 
 use crate::repository;
 
-/// Other spellings of the headers' names, on systems where that makes no difference. They are made here and are not in
-/// the source tree: it must be possible to check that out on just those systems, and on one where no name ends in a dot,
-/// as in one much-copied sample program.
+/// Other spellings of the headers' names. On systems that ignore case they are the same file. They are made here and
+/// are not in the source tree: it must be possible to check out the tree on such a system, and on one where no name
+/// ends in a dot, as it does in one much-copied sample program.
 pub const SPELLINGS: &[(&str, &str)] = &[
     ("Windows.h", "windows.h"),
     ("Windows.h.", "windows.h"),

@@ -165,7 +165,7 @@ fn the_citations_are_found() {
     assert_eq!(found, ["A3", "E8", "N1", "R10", "R7"]);
 }
 
-/// Words that the glossary has others for.
+/// Words that the glossary replaces by others.
 const BANNED: [&str; 9] = [
     concat!("nobody", "'s"),
     concat!("stran", "ger"),

@@ -1,5 +1,5 @@
-//! A process that takes ports in the way of one subject, by commands, line
-//! by line. The same for all languages, so that only the taking differs:
+//! A process that takes ports in the manner of one subject. It reads commands, line by line. They are the same for all
+//! languages, so that only the manner differs:
 //!
 //! | line | answer |
 //! | --- | --- |
@@ -40,7 +40,7 @@ impl Allocator {
         Ok(allocator)
     }
 
-    /// `Err` within: it has none to give, and says why.
+    /// The inner `Err`: it has no ports to give, and this is the reason.
     pub(super) fn get(&mut self, count: u16) -> Result<Result<Taken, String>> {
         let answer = self.ask(&format!("get {count}"))?;
         if let Some(reason) = answer.strip_prefix("none ") {

@@ -1,5 +1,4 @@
-//! The fate of ports when their holder is killed: who has them
-//! before, who can have them afterwards, and when.
+//! The ports when their holder is killed: which process has them before, which can have them afterwards, and when.
 
 use std::{
     fs, thread,
@@ -59,7 +58,7 @@ pub(super) fn observe(subject: Subject, kit: &Kit, places: &Places, patience: Du
 
 pub(super) const AT_ONCE: &str = "free at once";
 
-/// When something has come true.
+/// The time until a condition is true.
 fn when(mut check: impl FnMut() -> Result<bool>, patience: Duration) -> Result<String> {
     if check()? {
         return Ok(AT_ONCE.into());

@@ -1,6 +1,5 @@
-//! All that the measurement needs besides this program, in a temporary folder
-//! that goes when it is over: the peers as their registries have them, the
-//! scripts that use them, and the `portkeep` command.
+//! All that the measurement needs besides this program, in a temporary folder that is removed at the end: the peers in
+//! the versions of their registries, the scripts that use them, and the `portkeep` command.
 
 use std::{
     env,
@@ -36,7 +35,7 @@ impl Kit {
         Self { folder: folder.to_owned() }
     }
 
-    /// Put together what can be had. Says what cannot, and which subjects that leaves.
+    /// Install everything that is available. Report what is missing, and return the subjects that remain.
     pub(super) fn install(folder: &Path) -> Result<(Self, Vec<Subject>)> {
         let kit = Self::at(folder);
         // In held mode the command runs as nobody.
@@ -77,7 +76,7 @@ impl Kit {
         command
     }
 
-    /// The same, by an outsider of what the subject gives.
+    /// The same, as an outsider to the ports that the subject gives.
     pub(super) fn outsider(&self, subject: Subject, name: &str) -> Command {
         let mut command = self.job(name);
         command.args(subject.is_for_a_user().then_some("--as-nobody"));
@@ -116,7 +115,7 @@ impl Kit {
         }
     }
 
-    /// In the abstract name space, which each network namespace has its own of.
+    /// A name in the abstract name space. Each network namespace has its own.
     pub(super) fn portserver_address(&self) -> &'static str {
         "@portkeep-compare"
     }
@@ -127,7 +126,7 @@ impl Kit {
         if !subject.has_server() {
             return Ok(None);
         }
-        // It has to go with us, also if we are killed.
+        // It must end with this process, even if this process is killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
         if subject == Subject::PortkeepServer {

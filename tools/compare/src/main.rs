@@ -69,7 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    // Only times want a release build.
+    // Only the times require a release build.
     if cfg!(debug_assertions) && !options.short && !options.pickers {
         return run_released();
     }
@@ -135,7 +135,7 @@ fn run(options: &Options) -> Result<()> {
     pickers.check()
 }
 
-/// Only a release build of Portkeep is worth measuring: make it, and become it.
+/// Only a release build of Portkeep is worth measuring: build it, and replace this process by it.
 fn run_released() -> Result<()> {
     build(&["--release", "--bin=portkeep-compare", "--bin=portkeep"])?;
     let mut released = Command::new(target_folder().join("release/portkeep-compare"));

@@ -1,5 +1,6 @@
-//! The fate of a port server's ports when a client of it is killed, when it is killed itself, and when a client wants all.
-//! Sockets know nothing of who has which of portpicker's own server's: only its other clients can see it.
+//! The ports of a port server when a client of it is killed, when it is killed itself, and when a client asks for all
+//! ports. Sockets do not show which client has which port of portpicker's own server: only its other clients can see
+//! it.
 
 use std::{
     thread,

@@ -51,7 +51,7 @@ pub(super) fn play(subject: Subject, within_range: bool, kit: &Kit, places: &Pla
         }
         runners.push(Runner::start(moved(&own, &command))?);
     }
-    // The neighbours come after the ranges, which would not all find room between their ports.
+    // The neighbours start after the ranges are reserved: the ranges would not all fit between the neighbours' ports.
     let _neighbours = (0..field.neighbours)
         .map(|i| {
             let mut command = kit.outsider(subject, "neighbour");

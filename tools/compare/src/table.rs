@@ -33,13 +33,13 @@ pub(super) struct Picker {
     pub(super) within_range: Tally,
 }
 
-/// Those of one run.
+/// The pickers of one run.
 #[derive(Default)]
 pub(super) struct Pickers {
     pub(super) rows: Vec<Picker>,
 }
 
-/// Nanoseconds against those of the yardstick, and what that is in microseconds.
+/// The time relative to that of the yardstick, and the time in microseconds.
 fn cost(ns: f64, yardstick: f64) -> String {
     format!("{:.2} ({:.1} µs)", ns / yardstick, ns / 1000.0)
 }

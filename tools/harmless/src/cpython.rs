@@ -13,8 +13,8 @@ use portkeep_testkit::places::inside;
 
 const PYTHON: &str = "python3";
 
-/// Not internet sockets, not of a network namespace, and where a virtual machine's host does not play along they wait
-/// for ever.
+/// They use no internet sockets and no network namespace. If the host of a virtual machine does not support them, they
+/// wait for ever.
 const ELSEWHERE: &str = "*VSOCK*";
 
 pub(super) struct Module(&'static str);
@@ -50,7 +50,7 @@ impl Unit for Module {
         tests.args(["900", PYTHON, "-m", "test", "-u", "network", "--ignore", ELSEWHERE, "--junit-xml"]);
         tests.arg(&results).arg(self.0);
         let output = tests.current_dir(folder.path()).output().context("starting the tests")?;
-        // Whether they passed is for the comparison; what matters here is that there are results.
+        // Whether the tests passed is decided by the comparison. Here it matters only that there are results.
         let text = || String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(results.exists(), "{} did not come to an end ({}): {}", self.0, output.status, text());
         let script = folder.path().join("outcomes.py");

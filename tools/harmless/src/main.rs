@@ -98,7 +98,7 @@ fn refused() -> Result<u64> {
     Ok(Sandbox::get().loaded().maps()?.counters()?.refused)
 }
 
-/// Reservations that have nothing to do with what is going on, about half of the pool.
+/// Reservations that no program of the run uses, about half of the pool.
 fn unrelated() -> Result<Vec<Reservation>> {
     let block = || Reservation::tcp().both().ports(64).require(Require::Kernel).acquire();
     (0..32).map(|_| block().context("reserving ports")).collect()

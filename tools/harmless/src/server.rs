@@ -1,4 +1,4 @@
-//! A server of somebody's, in a cgroup, for as long as it is needed.
+//! A server of another project, in a cgroup, for as long as it is needed.
 
 use std::{
     env,

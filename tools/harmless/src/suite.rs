@@ -101,7 +101,7 @@ fn both(unit: &dyn Unit, places: &Places) -> Result<(Outcomes, Outcomes)> {
     })
 }
 
-/// Ends the name of what is no test of its own: that a unit came to its end, and how.
+/// The end of a name that is not a test: its outcome says whether a unit came to its end, and how.
 pub(super) const AS_A_WHOLE: &str = " as a whole";
 pub(super) const PASSED: &str = "passed";
 pub(super) const SKIPPED: &str = "skipped";

@@ -71,9 +71,10 @@ use Step::{
     TakePort, Unlock, Wait,
 };
 
-/// Since words are sealed, the first wait is left out; before that, all between `Quiet` and `Remove` was.
+/// Since words are sealed, the first wait is left out. In older objects, all steps between `Quiet` and `Remove` are
+/// left out.
 const FORGET: &[Step] = &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Note, Wait, Remove, Run(Hook::Admin), Finish];
-/// Where in it the program seals the word; the other time it opens it again.
+/// The step in which the program seals the word. In the other `Run` it opens the word again.
 pub(crate) const SEALING: usize = 4;
 const REMOVING: usize = 7;
 
@@ -260,7 +261,7 @@ impl Machine {
             Note => {
                 state.tasks[cpu].noted = self.last_use(state, scenario);
                 if self.requests_lose && state.tasks[cpu].step < SEALING {
-                    // Nothing is waited for yet.
+                    // If words are sealed, the first `Note` waits for nothing.
                     return self.jump(state, cpu, SEALING - 1);
                 }
                 state.tasks[cpu].waits_for = (0..state.tasks.len())

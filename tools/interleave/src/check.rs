@@ -59,7 +59,7 @@ fn over(scenario: &Scenario, state: &State, line: &Line, port: u16, phases: &[Ph
         .fold(0, |set, r| set | 1 << r)
 }
 
-/// The port is another socket's that a reservation has let in: it stays claimed until that socket is gone (R7).
+/// The port belongs to another socket that a reservation has admitted: it stays claimed until that socket is gone (R7).
 const LINGERS: Set = 1 << 31;
 
 fn let_in(scenario: &Scenario, state: &State, socket: usize, port: u16) -> bool {
@@ -103,7 +103,7 @@ pub(crate) fn begin(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
                 }
             }
         }
-        // Once the program has run, the port is as good as free.
+        // Once the program has run, the port counts as free.
         Call::Over => state.settled[line.socket] = false,
         Call::Bind { .. } => {
             let port = state.tasks[cpu].port;
@@ -151,7 +151,7 @@ fn excuse(scenario: &Scenario, state: &mut State, reservation: usize) {
     }
 }
 
-/// It was not granted after all: refusals it would have excused have no excuse.
+/// The request was not granted after all. Refusals that it would have excused have no excuse now.
 fn no_excuse(state: &mut State, reservation: usize) {
     for task in &mut state.tasks {
         task.excuses &= !(1 << reservation);
@@ -287,7 +287,7 @@ pub(crate) fn refused(
 ) -> Outcome<()> {
     let _ = machine;
     if result == -EINVAL {
-        // The socket has a port, which is what the kernel would say.
+        // The socket has a port, so the kernel would refuse the bind, too.
         return Ok(());
     }
     let mine = state.tasks[cpu].mine;
@@ -315,7 +315,7 @@ pub(crate) fn taken(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
     let by_number = matches!(line.call, Call::Bind { port, .. } if port != 0);
     let chosen = matches!(line.call, Call::Bind { automatic, .. } if automatic == port);
     if !by_number && !chosen {
-        // A port that was drawn was not known when the bind began, and may have changed hands since.
+        // If the port was drawn, it was not known when the bind began, and its reservation may have changed since.
         let phases = [Phase::Asking, Phase::Confirming, Phase::Granted, Phase::Ending];
         state.tasks[cpu].excuses |= over(scenario, state, line, port, &phases);
     }

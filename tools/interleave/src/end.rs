@@ -1,4 +1,4 @@
-//! When all CPUs have done their work: what was granted can be bound, by its holder only, and nothing is left over.
+//! When all CPUs have done their work: granted ports can be bound, by their holder only, and nothing is left over.
 
 use crate::{
     check::allowed,
@@ -10,7 +10,7 @@ use crate::{
     world::{POOL_FIRST, POOL_LAST},
 };
 
-/// Makes one call from beginning to end, with no other CPU about.
+/// Makes one call from beginning to end, while no other CPU runs.
 pub(crate) fn alone(machine: &mut Machine, scenario: &Scenario, state: &mut State, line: &Line) -> Outcome<i32> {
     state.tasks = vec![Task::new()];
     let lists = [vec![line.clone()]];
@@ -25,7 +25,7 @@ pub(crate) fn alone(machine: &mut Machine, scenario: &Scenario, state: &mut Stat
     Ok(state.tasks[0].results[0])
 }
 
-/// When all CPUs have done their work: the one who was granted ports can bind them, others cannot; and when all have
+/// When all CPUs have done their work: a process that was granted ports can bind them, others cannot; and when all have
 /// closed their sockets, nothing is left, and every port is free.
 pub(crate) fn end(machine: &mut Machine, scenario: &Scenario, mut state: State) -> Outcome<()> {
     let spares = scenario.sockets.len();

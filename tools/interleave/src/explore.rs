@@ -61,7 +61,7 @@ pub(crate) type Leg = (usize, u32, bool);
 
 enum Trouble {
     Fault(Fault),
-    /// The set of contended cells grew: what has been explored so far has holes.
+    /// The set of contended cells grew: the search so far is incomplete.
     Again,
 }
 

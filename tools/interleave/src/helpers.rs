@@ -63,7 +63,7 @@ impl Machine {
             35 => address::KERNEL | process.task,
             49 => return self.set_option(state, cpu, a),
             57 => return self.get_option(state, cpu, a),
-            // The socket's lock is held: nobody notices when.
+            // The socket's lock is held, so no other CPU can see at which moment this happens.
             59 => {
                 state.kernel.sockets[cpu.socket].watched = a[1] & 4 != 0;
                 0
@@ -170,7 +170,7 @@ impl Machine {
                 self.describe(cpu, || format!("looks up, {}:", if present { "found" } else { "not there" }), object, 0);
                 Ok(Some(if present { address::shared(object) } else { 0 }))
             }
-            // The world has no accounts of many uids.
+            // In the model, no account has many uids.
             MapKind::PrefixTree => Ok(Some(0)),
             MapKind::SocketStorage | MapKind::Ring => fault("a look-up in a map that has none"),
         }

@@ -9,7 +9,7 @@
 //! - `tcp_check_req`: an accepted connection has the listener's port and options, and no storage; it is made without a bind;
 //! - `tcp_connect`, `tcp_set_state`, `__inet_listen_sk`: the sock_ops program, with the socket's lock held; a connection
 //!   outlives its last descriptor, and then the port is free when the connection is over, not before;
-//! - `mptcp_bind`: the MPTCP socket's lock is held throughout, and what is bound is a TCP socket under it, whose close
+//! - `mptcp_bind`: the MPTCP socket's lock is held throughout, and the bound one is a TCP socket under it, whose close
 //!   passes no program. The two are one socket here, with two storages.
 
 use crate::fault::{Outcome, fault};

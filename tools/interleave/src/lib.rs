@@ -1,5 +1,5 @@
-//! Runs the very bytes of a BPF object under a scheduler of its own, and tries every order in which two to four CPUs
-//! can get at the memory they share, up to a bound on preemptions. See `docs/internals/interleavings.md`.
+//! Runs the exact bytes of a BPF object under a scheduler of its own, and tries every order in which two to four CPUs
+//! can access the memory they share, up to a bound on preemptions. See `docs/internals/interleavings.md`.
 #![forbid(unsafe_code)]
 
 mod address;

@@ -45,7 +45,7 @@ pub(crate) struct Machine {
     pub(crate) kernel_memory: Vec<u8>,
     /// Where in it the `struct socket` is that all sockets share.
     pub(crate) kernel_socket: u64,
-    /// Requests that were not granted keep nobody from a port: the object is newer than commit 9edba43.
+    /// Requests that were not granted keep no process from a port: the object is newer than commit 9edba43.
     pub(crate) requests_lose: bool,
     pub(crate) instructions: u64,
 }
@@ -263,7 +263,7 @@ impl Machine {
             _ => Access::Store,
         };
         let place = address::object(at).map(|object| (object, address::offset(at)));
-        // With a result it is a full barrier. (On the stack it is a fence, and nothing else.)
+        // With a result it is a full barrier. (On the stack it is only a barrier.)
         let catches_up = fetches || place.is_some_and(|(object, offset)| cpu.is_late(object, offset / 8));
         if catches_up && !self.catch_up(state, cpu)? {
             return Ok(false);

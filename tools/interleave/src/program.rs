@@ -24,7 +24,7 @@ pub(crate) struct Instruction {
 }
 
 /// The kernel's structures lie where the object's own BTF has them, so their relocations change nothing. But one socket
-/// is looked at as two structures: what is read of `struct inet_sock` is moved by this, to distinguish the two.
+/// is looked at as two structures: reads of `struct inet_sock` are moved by this, to distinguish the two.
 pub(crate) const INET_SOCK: u32 = 0x800;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

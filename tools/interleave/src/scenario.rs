@@ -36,7 +36,7 @@ pub(crate) struct Terms {
     pub(crate) user: bool,
     /// Only of `create`: for this uid.
     pub(crate) uid: u32,
-    /// A uid that is let in beside the scope, 0: none.
+    /// A uid that is admitted beside the scope, 0: none.
     pub(crate) also: u32,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Terms {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Others {
     pub(crate) bind: bool,
-    /// In a cgroup below, so before ours.
+    /// It is in a cgroup below, so it runs before ours.
     pub(crate) post_bind_before: bool,
     pub(crate) post_bind_after: bool,
 }
@@ -100,7 +100,7 @@ pub(crate) enum Call {
     End {
         reservation: usize,
     },
-    /// For another uid, and letting in another one.
+    /// For another uid, with another uid admitted.
     Change {
         reservation: usize,
         uid: u32,

@@ -11,7 +11,7 @@ use crate::{
 /// The phase of a reservation, as its owner knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
-    /// Nobody has asked yet.
+    /// No process has asked yet.
     None,
     /// The request is under way.
     Asking,
@@ -20,7 +20,7 @@ pub(crate) enum Phase {
     /// The agent is confirming it.
     Confirming,
     Granted,
-    /// Somebody is ending it.
+    /// A process is ending it.
     Ending,
     Over,
 }

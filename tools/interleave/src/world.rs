@@ -1,5 +1,5 @@
-//! The world before a scenario: the maps as `portkeep up` leaves them, and the kernel structures that programs read.
-//! All by the names of fields; what an object does not have is left out.
+//! The state before a scenario: the maps as `portkeep up` leaves them, and the kernel structures that programs read.
+//! All by the names of fields; fields that an object does not have are left out.
 
 use crate::{
     btf::Field,
@@ -84,8 +84,8 @@ impl Machine {
         }
     }
 
-    /// The kernel's structures about one process: `task_struct` and what it leads to. Objects are laid out as the
-    /// object's own BTF has them, so no relocation is needed: what the program asks for is where it looks.
+    /// The kernel's structures about one process: `task_struct` and the structures that it refers to. They are laid out
+    /// as the object's own BTF has them, so the program needs no relocation to find its fields.
     pub(crate) fn build_process(&mut self, process: &mut Process, netns: u64) {
         let task = self.structure("task_struct");
         let cred = self.structure("cred");

@@ -2,7 +2,8 @@
 
 use portkeep_interleave::{SCENARIOS, explore, is_known_limit};
 
-/// A close that leaves the count as it is touches nothing that the other CPU reads; that it does so is the point.
+/// The close leaves the count as it is, so it touches nothing that the other CPU reads. The scenario shows exactly
+/// that.
 const APART: &str = "connection-orphan";
 
 fn short_form() {

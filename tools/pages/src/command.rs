@@ -132,7 +132,7 @@ fn synopsis(command: &Command, words: &[&str]) -> Roff {
         if done.contains(arg.get_id()) {
             continue;
         }
-        // Those of which one can be given.
+        // Groups of options of which one can be given.
         let mut groups = command.get_groups().filter(|group| group.get_args().any(|id| id == arg.get_id()));
         let choice = groups.find(|group| group.is_required_set() || !(*group).clone().is_multiple());
         let is_one_of = |other: &&&Arg| choice.is_some_and(|group| group.get_args().any(|id| id == other.get_id()));

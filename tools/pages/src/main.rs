@@ -37,7 +37,8 @@ const DROP_INS: &str = include_str!("../portkeep-ports.d.5");
 /// The names that bash completes besides.
 const NAMES: &[u8] = include_bytes!("names.bash");
 
-/// Each shell reads its completions from a folder and a name of its own: the text before the name of the program and the text after it.
+/// Each shell reads its completions from a folder and a name of its own: the text before the name of the program and
+/// the text after it.
 const COMPLETIONS: [(Shell, &str, &str); 3] = [
     (Shell::Bash, "share/bash-completion/completions/", ""),
     (Shell::Zsh, "share/zsh/site-functions/_", ""),
@@ -167,7 +168,7 @@ mod tests {
         assert!(whole(&fleet(), &["portkeep"], &make(FLEET).unwrap()) > 8);
     }
 
-    /// Where there is no name to complete, the table of commands is asked. The names are tested with the commands.
+    /// If there is no name to complete, the table of commands is used. The names are tested with the commands.
     #[test]
     fn bash_completes_options_and_names() {
         let folder = tempfile::tempdir().unwrap();

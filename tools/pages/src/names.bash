@@ -5,7 +5,7 @@ _portkeep_names() {
     COMPREPLY=()
     for ((i = 2; i < COMP_CWORD; i++)); do
         [[ ${COMP_WORDS[1]} == run && ${COMP_WORDS[i]} == -- ]] || continue
-        # These words are of another command.
+        # The words from here on belong to another command.
         if declare -F _command_offset >/dev/null; then
             _command_offset $((i + 1))
         elif ((i + 1 == COMP_CWORD)); then
@@ -23,7 +23,7 @@ _portkeep_names() {
         [!-]*\ release\ *)
             names=$(portkeep list --no-header --columns ports,proto | awk '{ print $1 "/" $2 }') ;;
     esac 2>/dev/null
-    # Any user chooses labels, and compgen carries out what it finds in a word.
+    # Any user chooses labels, and compgen evaluates the words that it gets.
     names=$(grep -Ex '[A-Za-z0-9._@:,/+-]+' <<<"$names")
     [[ $cur == -* ]] || COMPREPLY=($(compgen -W "$names" -- "$cur"))
     ((${#COMPREPLY[@]})) || _portkeep "$@"

@@ -62,7 +62,7 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
 });
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| FOLDER.path().join("portreserve/cups"));
 
-/// A file of portreserve: what is read of it can be exported as a drop-in and imported again.
+/// A file of portreserve: everything read from it can be exported as a drop-in and imported again.
 pub fn portreserve(bytes: &[u8]) {
     fs::write(&*FILE, bytes).expect("writing the file");
     let services = Services::parse("ipp 631/tcp\nipp 631/udp\nhttps 443/tcp\n");

@@ -15,7 +15,7 @@ pub fn events(bytes: &[u8]) {
     }
 }
 
-/// The answer to a query: what it means can be written as JSON.
+/// The answer to a query: its meaning can be written as JSON.
 pub fn wire(bytes: &[u8]) {
     // Further audiences follow the state, as many as there are bytes for.
     if let Ok((state, rest)) = wire::State::read_from_prefix(bytes)

@@ -1,8 +1,8 @@
-//! The one who creates, deletes and declares persistent reservations, while the agent is killed under its hands.
+//! The process that creates, deletes and declares persistent reservations, while the agent is killed again and again.
 //!
-//! It knows what was reported and what is in doubt: what was reported created must be there and in force, with the same
-//! token, through every death of the agent; what was reported deleted must not come back; of what the agent did not
-//! answer either may be so, and the next list says which.
+//! It knows what was reported and what is in doubt. A reservation that was reported created must be there and in force,
+//! with the same token, through every death of the agent. A reservation that was reported deleted must not come back.
+//! If the agent did not answer, either may be true, and the next list shows which.
 
 use std::{collections::BTreeMap, fs, sync::atomic::Ordering::SeqCst, time::Duration};
 
@@ -94,7 +94,7 @@ fn outcome<T>(result: &Result<T, PersistentError>) -> i32 {
     result.as_ref().err().map_or(0, |error| error.errno().map_or(libc::EIO, |errno| errno.0))
 }
 
-/// Nothing was done, for there was nobody to do it; or nobody knows.
+/// No agent did anything, or it is not known whether one did.
 fn is_absence(error: &PersistentError) -> bool {
     matches!(error, PersistentError::AgentAbsent { .. } | PersistentError::Lost(_) | PersistentError::ConnectCall(_))
 }
@@ -130,7 +130,7 @@ impl Administrator {
         }
     }
 
-    /// Ports where processes ask for theirs, too.
+    /// From ports that other processes ask for, too.
     fn proposal(&mut self, letter: char, k: u64) -> Proposal {
         let base = if letter == 'c' { 5000 } else { 6000 };
         let start = base + 25 * k as u16 + self.random.below(5) as u16;
@@ -198,7 +198,7 @@ impl Administrator {
         let there = self.files.get(&k).cloned().flatten();
         let new = match there {
             Some(_) if self.random.one_in(2) => None,
-            // For others: the ports stay, so the reservation need not end in between.
+            // For another audience: the ports stay, so the reservation need not end in between.
             Some(old) if self.random.one_in(2) => Some(old.audience(self.audience())),
             _ => Some(self.proposal('d', k)),
         };
@@ -307,7 +307,7 @@ impl Administrator {
             Audience::User(Account::Id(uid)) => (wire::SCOPE_USER, uid),
             Audience::Group(Account::Id(gid)) => (wire::SCOPE_GROUP, gid),
             Audience::Cgroup(_) => (wire::SCOPE_CGROUP, 0),
-            // None of the others is declared here.
+            // No other audience is declared here.
             Audience::Administrators
             | Audience::User(_)
             | Audience::Group(_)

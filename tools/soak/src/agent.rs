@@ -93,7 +93,7 @@ impl Agent {
         Ok(Self { child, serves: false })
     }
 
-    /// Whether it has come so far.
+    /// Whether it has served at some time.
     pub(super) fn serves(&mut self) -> bool {
         self.serves = self.serves || is_served();
         self.serves
@@ -140,7 +140,7 @@ impl Agent {
     }
 }
 
-/// The sysctl that the agent keeps in step, of this namespace.
+/// The sysctl that the agent keeps up to date, of this namespace.
 pub(super) fn reserved_ports() -> Result<String> {
     // In one read: a second one finds nothing.
     let mut text = vec![0; 1 << 18];
@@ -156,7 +156,7 @@ pub(super) fn reserved_set(text: &str) -> std::collections::BTreeSet<u16> {
     blocks.filter_map(|block| block.parse::<portkeep_core::PortRange>().ok()).flatten().collect()
 }
 
-/// Where a folder's pins and what else would be.
+/// Whether a folder can be read and has no entries.
 pub(super) fn is_empty_folder(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }

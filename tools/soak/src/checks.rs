@@ -17,10 +17,10 @@ use super::{
 };
 
 /// The time that the kernel gets to close things on its own schedule (descriptors in a queue, for one). It measures
-/// nothing: a real defect does not go away.
+/// nothing: a real defect stays.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ask again until nothing is wrong, or it is plain that it stays so.
+/// Ask again until nothing is wrong, or until the time is up.
 pub(super) fn settled(mut wrong: impl FnMut() -> Result<Vec<String>>) -> Result<Vec<String>> {
     let begin = Instant::now();
     loop {
@@ -32,7 +32,8 @@ pub(super) fn settled(mut wrong: impl FnMut() -> Result<Vec<String>>) -> Result<
     }
 }
 
-/// The audit while everybody waits: the maps explain each other, the ledger is in them, and the sysctl covers them.
+/// The audit while all processes wait: the maps agree with each other, the ledger agrees with the maps, and the sysctl
+/// covers them.
 pub(super) fn audit(instance: &Instance, shared: Shared, netns: u64, theirs: &BTreeSet<u16>) -> Result<Vec<String>> {
     let maps = instance.maps()?;
     let mut wrong = audit::problems(&maps);
@@ -65,7 +66,7 @@ fn ledger_in_maps(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
     Ok(wrong)
 }
 
-/// Nobody is over the quota, and nobody holds more than is charged.
+/// No user is over the quota, and no user holds more than is charged.
 fn quotas(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
     let mut held: BTreeMap<u64, u32> = BTreeMap::new();
     for section in 0..shared.sections.len() {
@@ -84,7 +85,7 @@ fn quotas(maps: &Maps, shared: Shared) -> Result<Vec<String>> {
     let mut charged: BTreeMap<u64, u32> = BTreeMap::new();
     for item in maps.quotas() {
         let (account, quota) = item?;
-        // Root has an account in each namespace; who holds what is known by uid.
+        // Root has an account in each namespace; the holders of ports are known by uid.
         let elsewhere = account >= root_elsewhere(0);
         *charged.entry(if elsewhere { 0 } else { account }).or_default() += quota.used;
         let limit = match account {
@@ -127,7 +128,7 @@ fn sysctl(maps: &Maps, netns: u64, theirs: &BTreeSet<u16>) -> Result<Vec<String>
     Ok(wrong)
 }
 
-/// Requests that nobody answers, while an agent is there to.
+/// Requests without an answer, while an agent is there to give one.
 pub(super) fn unanswered(instance: &Instance) -> Result<Vec<String>> {
     let maps = instance.maps()?;
     let all: Vec<_> = maps.reservations().collect::<Result<_, _>>()?;
@@ -135,8 +136,8 @@ pub(super) fn unanswered(instance: &Instance) -> Result<Vec<String>> {
     Ok(pending.map(|(id, r)| format!("nobody answers {id}: {r:?}")).collect())
 }
 
-/// Ports of the pool that others use in namespaces of theirs: the agent looks into every namespace of the machine, and has
-/// set them aside. In ours nobody is left who could.
+/// Ports of the pool that others use in namespaces of theirs: the agent looks into every namespace of the machine, and
+/// has set them aside. In our namespace no process is left that could use one.
 fn is_of_others(key: &WordKey, word: &Word, netns: u64) -> bool {
     key.netns != netns && word.aside != 0 && word.reserved == word.aside && word.bound == 0
 }
@@ -182,8 +183,8 @@ pub(super) fn left_in_maps(maps: &Maps, netns: u64) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// Once no agent runs either: nobody is taken for one, and the empty tables of other namespaces can be forgotten (those of
-/// the machine's own are never).
+/// When no agent runs either: no process counts as the agent, and the empty tables of other namespaces can be forgotten
+/// (those of the machine's own are never).
 pub(super) fn left_without_agent(maps: &mut Maps, admin: &Admin, netns: u64) -> Result<Vec<String>> {
     let counters = maps.counters()?;
     let mut left = Vec::new();

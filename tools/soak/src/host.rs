@@ -1,6 +1,6 @@
-//! The host of a run: a process in a cgroup, a network and a mount namespace of its own, with kernel enforcement
-//! pinned in a BPF file system that nobody else sees. It starts the others, does to them what happens to processes, stops
-//! them now and then for an audit, and counts what is left at the end.
+//! The host of a run: a process in a cgroup, a network and a mount namespace of its own, with kernel enforcement pinned
+//! in a BPF file system that no other process sees. It starts the other processes, kills and stops them as it happens
+//! on a real machine, lets them wait now and then for an audit, and counts what is left at the end.
 
 use std::{
     collections::BTreeSet,
@@ -142,7 +142,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Some side by side and some below each other.
+/// Some cgroups are side by side, and some are below each other.
 fn make_cgroups(home: &Path) -> Result<Vec<PathBuf>> {
     let mut cgroups = vec![home.to_owned()];
     for name in ["a", "a/deep", "b"] {
@@ -201,7 +201,7 @@ impl Host {
         self.spawn("worker", number, incarnation, &more)
     }
 
-    /// Say first that it is no longer alive: what it held is no longer certain.
+    /// Say first that it is no longer alive: its reservations are no longer certain.
     fn doom(&self, number: usize) {
         self.shared.crew[number].alive.store(0, SeqCst);
     }
@@ -254,7 +254,7 @@ impl Host {
                 }
             }
             123..=126 => {
-                // Before it serves it would be the end of it.
+                // Before the agent serves, this signal would end it.
                 if let Some(agent) = &mut self.agent
                     && agent.serves()
                 {
@@ -400,7 +400,7 @@ impl Host {
         Ok(())
     }
 
-    /// Kill everybody, take everything away, and count what is left.
+    /// Kill all processes, remove everything, and count what is left.
     fn strike(&mut self) -> Result<Vec<String>> {
         let administrator = self.options.processes;
         for number in 0..=administrator {

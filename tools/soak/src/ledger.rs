@@ -209,7 +209,7 @@ impl Ledger {
         }
     }
 
-    /// The grant, if it is in force at this moment.
+    /// The grant, if it is certainly in force at this moment.
     fn certain(&self, entry: Entry) -> Option<Grant> {
         if entry.0 == 0 {
             return None;
@@ -217,7 +217,8 @@ impl Ledger {
         let crew = self.shared.crew.get(entry.holder())?;
         let cell = crew.grants.get(entry.slot())?;
         let grant = read(cell);
-        // Looked at last, and in this order: crossed out or killed before this moment, it proves nothing.
+        // Read last, and in this order: if the grant was crossed out or its process killed before this moment, it
+        // proves nothing.
         let incarnation = cell.incarnation.load(SeqCst);
         let alive = crew.alive.load(SeqCst) == incarnation && incarnation != 0;
         (alive && cell.sequence.load(SeqCst) == entry.sequence()).then_some(grant)

@@ -1,5 +1,5 @@
 //! The object of the BPF programs: built the same on every machine, so that
-//! anybody can prove that what is checked in comes from the source beside it.
+//! anybody can prove that the checked-in object comes from the source beside it.
 
 use std::{
     fs,
@@ -55,7 +55,7 @@ fn build(object: &Path) -> Result<()> {
     let mut clang = CLANG.command();
     clang
         .current_dir(&folder)
-        // clang believes PWD, and what it believes must be what the prefix map takes away.
+        // clang takes its folder from PWD, and the prefix map must remove exactly this folder.
         .env("PWD", &folder)
         .args(["-nostdinc", "-I.", "-g", "-O2", "-target", "bpfel", "-mcpu=v3"])
         .arg(format!("-ffile-prefix-map={}=.", folder.display()))

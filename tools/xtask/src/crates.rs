@@ -1,4 +1,4 @@
-//! The crates that are published: complete, and whole without the repository.
+//! The crates that are published: complete, and usable without the repository.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -25,7 +25,8 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     let mut manifest = String::from("[workspace]\nresolver = \"3\"\nmembers = [\"*-*.*.*\"]\n\n[patch.crates-io]\n");
     for (name, version) in &crates {
         let file = target_folder().join("package").join(format!("{name}-{version}.crate"));
-        // Files of now: those of every packed crate are from 2006, and cargo would take an earlier build for this one.
+        // The files get the time of now. The files of every packed crate are from 2006, and cargo would take an earlier
+        // build for this one.
         TAR.run(TAR.command().arg("-C").arg(outside).args(["--touch", "-xzf"]).arg(&file))?;
         let unpacked = outside.join(format!("{name}-{version}"));
         for part in ["README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
@@ -72,7 +73,7 @@ fn published() -> Result<Vec<(String, String)>> {
     let metadata: Value = serde_json::from_slice(&output.stdout).context("reading what cargo metadata printed")?;
     let mut crates = Vec::new();
     for about in metadata["packages"].as_array().context("no packages")? {
-        // Null is everywhere, an empty list nowhere.
+        // Null means every registry, an empty list none.
         if !about["publish"].is_null() {
             continue;
         }

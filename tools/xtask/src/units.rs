@@ -1,4 +1,4 @@
-//! The files for systemd, looked at by systemd.
+//! The files for systemd, checked by systemd.
 
 use std::{
     fs,
@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     check_accounts_and_folders(stage.path())
 }
 
-/// The unit with a program that is there, since that is looked at, too.
+/// The unit with a program that exists, because systemd checks that, too.
 fn with_program(stage: &Path, name: &str) -> Result<PathBuf> {
     let packaged = repository().join("packaging/systemd").join(name);
     let text = fs::read_to_string(&packaged).with_context(|| format!("reading {}", packaged.display()))?;

@@ -71,7 +71,7 @@ impl Registry {
             && is_kept
             && let Err(error) = store.delete(&proposal.name)
         {
-            // A bind came between. A refused reservation must not come into force later.
+            // A bind came in between. A refused reservation must not come into force later.
             tracing::error!(name = %proposal.name, reason = chain(&error), "refused, but still in the store");
         }
         let (declaration, blocks) = established?;
@@ -91,14 +91,14 @@ impl Registry {
         Ok(created)
     }
 
-    /// Delete one that a command created.
+    /// Delete a reservation that a command created.
     pub(crate) fn delete(&mut self, tools: &mut Tools<'_>, which: &Which) -> Result<Info, Refused> {
         self.open_again(tools).map_err(failed)?;
         let meant = |declaration: &Declaration| match which {
             Which::Name(name) => declaration.name == *name,
             Which::Block { ports, transports } => declaration.ports == *ports && declaration.transports == *transports,
         };
-        // One that lost against another is in no list of items, but in its store.
+        // A reservation that lost a conflict is not among the items, but it is in its store.
         let item = self.items.iter().position(|item| meant(item.declaration()));
         let declared = match item {
             Some(index) => self.items[index].declared.clone(),
@@ -147,8 +147,9 @@ impl Registry {
         self.items.iter().enumerate().filter(move |(index, _)| Some(*index) != except).map(|(_, item)| item)
     }
 
-    /// Change one that a command created. Outsiders cannot bind its ports meanwhile: it is changed in place, or the new block
-    /// is in force before the former one ends. If it is refused, nothing has changed.
+    /// Change a reservation that a command created. Outsiders cannot bind its ports meanwhile: either it is changed in
+    /// place, or the new block comes into force before the former one ends. If the change is refused, nothing has
+    /// changed.
     pub(crate) fn change(&mut self, tools: &mut Tools<'_>, name: &Name, change: &Change) -> Result<Info, Refused> {
         self.open_again(tools).map_err(failed)?;
         let Some(index) = self.items.iter().position(|item| item.name() == name) else {
@@ -198,7 +199,7 @@ impl Registry {
         Ok(info)
     }
 
-    /// "There is none", or that this is unknown.
+    /// The refusal for a reservation that does not exist, or that is unknown because a store cannot be read.
     fn missing(&self) -> Refused {
         match self.complaints().pop() {
             Some(why) => refused(Reason::Store, why),
@@ -207,7 +208,7 @@ impl Registry {
     }
 }
 
-/// A private ephemeral range has an audience, and is not strict.
+/// A private ephemeral range has an audience and is not strict.
 fn can_be_range(ports: Option<&PortList>, audience: &Audience, strict: bool, ephemeral: bool) -> Result<(), Refused> {
     match Declaration::no_range(ports, audience, strict) {
         Some(why) if ephemeral => Err(refused(Reason::Malformed, format!("a private ephemeral range {why}"))),
@@ -215,7 +216,7 @@ fn can_be_range(ports: Option<&PortList>, audience: &Audience, strict: bool, eph
     }
 }
 
-/// The store that has a reservation. Declarations of files are in none.
+/// The store that contains a reservation. Declarations of files are in no store.
 fn store_of<'a>(
     persistent: &'a mut StoreSlot,
     active: &'a mut StoreSlot,

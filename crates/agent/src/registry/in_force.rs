@@ -1,4 +1,4 @@
-//! Bringing what is in force in line with what is declared.
+//! Brings the reservations in force in line with the declarations.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,8 +18,8 @@ use super::{
 use crate::programs::Programs;
 
 impl Registry {
-    /// Make what is in force what is `declared`: keep what is the same, change what is for somebody else now, end what
-    /// is not declared, and put the rest in force.
+    /// Bring the reservations in force in line with `declared`: keep equal ones, change those whose audience differs,
+    /// end those that are not declared, and put the rest in force.
     pub(super) fn bring_in_line(&mut self, tools: &mut Tools<'_>, declared: Vec<Declared>) -> anyhow::Result<Changes> {
         let mut changes = Changes::default();
         tools.programs.maps.sweep_persistent(&tools.programs.admin)?;
@@ -45,7 +45,7 @@ impl Registry {
             .collect();
         let before: HashMap<_, &Declaration> =
             former.values().map(|item| (key_of(item.declaration()), item.declaration())).collect();
-        // The name that each block had, and the names that lose one.
+        // The name that each block had, and the names that have lost a block.
         let names: HashMap<_, Name> = before.values().flat_map(|was| blocks_of(was)).collect();
         let mut ended: HashSet<Name> = HashSet::new();
         for declared in declared {
@@ -58,7 +58,7 @@ impl Registry {
                             let differs = was.is_some_and(|was| **was != declared.declaration);
                             changes.changed += usize::from(adjusted || differs);
                         }
-                        // In force for its former audience: better than for nobody.
+                        // It stays in force for its former audience, which is better than not in force.
                         Err(refused) => self.report(&declared, &refused.message),
                     }
                     ItemState::Active(blocks)
@@ -72,14 +72,14 @@ impl Registry {
             };
             self.items.push(Item { declared, state });
         }
-        // Ended before others are begun: they may want the ports.
+        // Reservations are ended before others begin, since the others may need their ports.
         if self.is_complete() {
             let mut lists = HashSet::new();
             for (key, (id, token, mark)) in in_force {
                 tools.programs.maps.end_persistent(&tools.programs.admin, id, token)?;
                 match names.get(&key) {
                     Some(name) => _ = ended.insert(name.clone()),
-                    // The blocks of a list were one reservation.
+                    // The blocks of a list count as one reservation.
                     None => changes.removed += usize::from(mark.is_none_or(|mark| lists.insert(mark))),
                 }
             }
@@ -94,7 +94,7 @@ impl Registry {
             if item.waits() {
                 changes.waiting += 1;
             } else if ended.remove(item.name()) {
-                // Other ports of the same name are a change.
+                // If a name has other ports now, it counts as changed.
                 changes.changed += usize::from(began);
             } else {
                 changes.added += usize::from(began);
@@ -106,7 +106,7 @@ impl Registry {
         Ok(changes)
     }
 
-    /// Try again what waits. Returns how many came into force.
+    /// Try again to put waiting declarations in force. Returns how many came into force.
     pub(crate) fn retry(&mut self, tools: &mut Tools<'_>) -> anyhow::Result<usize> {
         if let Some(changes) = self.open_again(tools)? {
             return Ok(changes.added);
@@ -121,8 +121,8 @@ impl Registry {
         Ok(begun)
     }
 
-    /// All at once, because looking at a namespace costs the same for one as for ten thousand: claim every block, enter
-    /// them into the sysctl, look for sockets, confirm or end each.
+    /// Put all of them in force at once, because checking a namespace costs the same for one as for ten thousand. Claim
+    /// every block, enter the blocks into the sysctl, look for sockets, and confirm or end each claim.
     pub(super) fn begin_waiting(&mut self, tools: &mut Tools<'_>) -> usize {
         let mut reasons: Vec<(usize, Obstacle)> = Vec::new();
         let waiting = self.enter_waiting(tools, &mut reasons);
@@ -151,7 +151,7 @@ impl Registry {
                         self.items[index].state = ItemState::Active(blocks);
                         begun += 1;
                     }
-                    // The claims of the others are confirmed or ended all the same.
+                    // The claims of the other declarations are confirmed or ended all the same.
                     Err(error) => {
                         let why = not_confirmed(&error, self.items[index].declaration());
                         reasons.push((index, why.message.into()));
@@ -186,7 +186,7 @@ impl Registry {
                 Ok(sockets) => sockets.obstacle(self.items[index].declaration(), &audience),
                 Err(why) => Some(why.clone().into()),
             };
-            // Without a service that it is for, a socket of root is nothing to go by.
+            // If the audience is not a service, a socket of root does not show that it belongs to the reservation.
             if let Some(obstacle) = obstacle.as_mut().filter(|obstacle| obstacle.in_audience)
                 && audience != Audience::Administrators
             {
@@ -197,8 +197,8 @@ impl Registry {
         claims.into_iter().map(with_obstacle).collect()
     }
 
-    /// Enter what waits into `ip_local_reserved_ports`. Returned is what could be, by index; why the rest could not is
-    /// added to the reasons.
+    /// Enter the waiting declarations into `ip_local_reserved_ports`. Returns the indices of those that were entered;
+    /// the reasons of the others are added to `reasons`.
     fn enter_waiting(&self, tools: &Tools<'_>, reasons: &mut Vec<(usize, Obstacle)>) -> Vec<usize> {
         let mut waiting: Vec<usize> = (0..self.items.len()).filter(|index| self.items[*index].waits()).collect();
         let block = |index: &usize| {
@@ -233,7 +233,8 @@ fn blocks_of(declaration: &Declaration) -> impl Iterator<Item = ((PortRange, Tra
     declaration.ports.blocks().iter().map(of)
 }
 
-/// Other ports of the same name, without a gap. `None` if that cannot be, for example if another declaration still has them.
+/// Move the declaration of this name to other ports, without a gap. `None` if this is impossible, for example if
+/// another declaration still has them.
 fn moved(
     tools: &mut Tools<'_>,
     was: &Item,
@@ -251,7 +252,7 @@ fn moved(
     moved
 }
 
-/// Take the blocks of a declaration out of those in force, if all of them are.
+/// Remove the blocks of a declaration from those in force, if all of them are in force.
 fn take_all(
     in_force: &mut HashMap<(PortRange, Transports), BlockInForce>,
     declaration: &Declaration,

@@ -7,7 +7,7 @@ use portkeep::{
 use portkeep_kernel::Claim;
 use portkeep_persist::Declared;
 
-/// A declaration that no other one keeps out.
+/// A declaration that is not in conflict.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) declared: Declared,
@@ -21,13 +21,13 @@ pub(super) enum ItemState {
     Waiting(Obstacle),
 }
 
-/// Why something is not in force.
+/// Why a declaration is not in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Obstacle {
     pub(super) why: String,
-    /// Sockets that have to go. While there are any, new automatic choices are kept out of the block.
+    /// Sockets that have to close. While there are any, the block is kept free of new automatic choices.
     pub(super) sockets: Vec<BoundSocket>,
-    /// They are of its audience, so `around` would let them stay.
+    /// They belong to its audience, so `around` would allow them to stay.
     pub(super) in_audience: bool,
 }
 
@@ -54,7 +54,7 @@ impl Item {
         matches!(self.state, ItemState::Waiting(_))
     }
 
-    /// Its blocks in the kernel, as far as it is in force.
+    /// Its blocks in the kernel, if it is in force.
     pub(super) fn blocks(&self) -> &[Claim] {
         match &self.state {
             ItemState::Active(blocks) => blocks,
@@ -62,7 +62,7 @@ impl Item {
         }
     }
 
-    /// As it is listed.
+    /// Its entry in listings.
     pub(super) fn info(&self) -> Info {
         match &self.state {
             ItemState::Active(blocks) => {
@@ -85,7 +85,7 @@ pub(super) fn not_in_force(Declared { declaration, origin }: &Declared, state: S
     info
 }
 
-/// Ports in the kernel: one reservation has them at most.
+/// The key of a reservation: in the kernel, ports belong to at most one.
 pub(super) fn key_of(declaration: &Declaration) -> (PortList, Transports) {
     (declaration.ports.clone(), declaration.transports)
 }

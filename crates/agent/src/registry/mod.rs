@@ -1,13 +1,11 @@
 //! The declarations, and their state in the BPF programs.
 //!
-//! Declarations come from drop-in files and, made by commands, from two stores.
-//! Put together they say what shall be in force; the BPF programs say what is.
-//! Everything here brings the second in line with the first: it can be
-//! killed at any instant and done again. A change made by a command is in the
-//! store before it is in force, and out of the store before it ends, so what was
-//! reported holds whatever happens in between.
+//! Declarations come from drop-in files and from two stores, which commands write. Together they define what has to be
+//! in force; the BPF programs have what is in force. This module brings the second in line with the first. It can be
+//! killed at any moment and run again. A command writes a new reservation to the store before it comes into force, and
+//! removes a deleted one from the store before it ends. So what was reported holds even after a crash.
 //!
-//! Declarations that cannot be put in force (a port is in use, a user does not exist yet) wait, and are tried again.
+//! If a declaration cannot be put in force (a port is in use, a user does not exist yet), it waits and is tried again.
 
 mod commands;
 mod in_force;
@@ -35,7 +33,7 @@ pub(super) struct Changes {
     pub(super) added: usize,
     pub(super) changed: usize,
     pub(super) removed: usize,
-    /// Those in conflict among them.
+    /// Includes those in conflict.
     pub(super) waiting: usize,
 }
 
@@ -44,7 +42,7 @@ pub(super) struct Changes {
 pub(super) struct Registry {
     persistent: StoreSlot,
     active: StoreSlot,
-    /// Where the two are.
+    /// The folders of the two stores.
     state: PathBuf,
     runtime: PathBuf,
     root: PathBuf,
@@ -53,13 +51,14 @@ pub(super) struct Registry {
     files: Vec<Declared>,
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
-    /// Reported of declarations that are not in force, by name.
+    /// What was reported about declarations that are not in force, by name.
     reported: HashMap<String, String>,
     version: u64,
 }
 
 impl Registry {
-    /// Open the stores. One that cannot be read stays closed, and what it may hold stays in force.
+    /// Open the stores. If a store cannot be read, it stays closed, and the reservations that it may contain stay in
+    /// force.
     pub(super) fn open(state: &Path, runtime: &Path, root: PathBuf) -> Self {
         Self {
             persistent: StoreSlot::of(Store::open(state)),
@@ -81,12 +80,13 @@ impl Registry {
         persistent.chain(self.active.list().into_iter().map(Stored::active))
     }
 
-    /// Whether all that commands created is known. If not, what is in force and not declared may be theirs.
+    /// Whether all reservations of commands are known. If not, a reservation that is in force and not declared may be
+    /// one of them.
     fn is_complete(&self) -> bool {
         self.complaints().is_empty()
     }
 
-    /// If a store can be opened that could not be before, put in force what is in it.
+    /// If a store can be opened now that could not be opened before, put its reservations in force.
     fn open_again(&mut self, tools: &mut Tools<'_>) -> anyhow::Result<Option<Changes>> {
         let persistent = self.persistent.open_again(|| Store::open(&self.state));
         let active = self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
@@ -94,7 +94,7 @@ impl Registry {
         if persistent || active { self.load(tools).map(|(changes, _)| Some(changes)) } else { Ok(None) }
     }
 
-    /// Read the files again and bring the BPF programs in line. Mistakes in files are returned too.
+    /// Read the files again and bring the BPF programs in line. Mistakes in files are returned, too.
     pub(super) fn load(&mut self, tools: &mut Tools<'_>) -> anyhow::Result<(Changes, Vec<Diagnostic>)> {
         self.persistent.open_again(|| Store::open(&self.state));
         self.active.open_again(|| Store::open_runtime(&self.runtime, &boot_id()));
@@ -110,7 +110,8 @@ impl Registry {
         self.bring_in_line(tools, merged.in_force)
     }
 
-    /// Look again at what conflicted with a declaration that is new or gone, and at what waited for its ports.
+    /// Check again the declarations that conflicted with one that is new or removed, and those that waited for its
+    /// ports.
     fn look_again(&mut self, tools: &mut Tools<'_>) {
         let looked = match self.conflicts.is_empty() {
             true => self.retry(tools).map(drop),
@@ -121,12 +122,12 @@ impl Registry {
         }
     }
 
-    /// Files that lost against another declaration. Each may be right by itself.
+    /// Declarations of files that lost a conflict. Each of them may be right by itself.
     pub(super) fn conflicts(&self) -> Vec<Diagnostic> {
         self.conflicts.iter().filter_map(portkeep_persist::Conflict::diagnostic).collect()
     }
 
-    /// Ports of declarations that wait for sockets to go.
+    /// Ports of declarations that wait until sockets close.
     pub(super) fn draining(&self) -> PortSet {
         let draining = self.items.iter().filter(|item| match &item.state {
             ItemState::Active(_) => false,
@@ -135,7 +136,7 @@ impl Registry {
         draining.flat_map(|item| item.declaration().ports.blocks().iter().copied()).collect()
     }
 
-    /// Changes with what [`Registry::list`] gives.
+    /// Changes whenever the result of [`Registry::list`] changes.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
@@ -145,7 +146,7 @@ impl Registry {
         self.items.iter().filter(|item| !item.waits()).count()
     }
 
-    /// Report once why something is not in force.
+    /// Report once why a declaration is not in force.
     fn report(&mut self, declared: &Declared, why: &str) {
         let name = declared.declaration.name.to_string();
         if self.reported.get(&name).is_some_and(|reported| reported == why) {

@@ -21,7 +21,7 @@ pub(super) struct Sockets<'a> {
 }
 
 impl<'a> Sockets<'a> {
-    /// Look for sockets on any port. They are candidates; [`Sockets::obstacle`] makes sure.
+    /// Look for sockets on all ports. They are candidates; [`Sockets::obstacle`] checks each of them.
     pub(super) fn look(prober: &'a Prober, check: AudienceCheck) -> Result<Self, String> {
         let looks = Transport::ALL.map(|transport| prober.look(transport));
         let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
@@ -35,7 +35,7 @@ impl<'a> Sockets<'a> {
         Ok(Self { looks, bound, check })
     }
 
-    /// Why the block cannot be had, if a socket is there that may not be.
+    /// Why the block cannot be reserved, if a socket that may not stay has one of its ports.
     pub(super) fn obstacle(&self, declaration: &Declaration, audience: &Audience<u32>) -> Option<Obstacle> {
         declaration.transports.iter().find_map(|transport| {
             let (look, bound) = (&self.looks[transport as usize], &self.bound[transport as usize]);
@@ -49,7 +49,7 @@ impl<'a> Sockets<'a> {
                 }
                 let sockets = sockets_on(transport, port);
                 let mut why = usage::sentence(transport, port, &sockets);
-                // A connection has the port by chance.
+                // A connection has its port by chance.
                 let serves = sockets.first().is_some_and(|s| matches!(s.state.as_deref(), Some("listening" | "bound")));
                 if serves && !in_audience && *audience != Audience::Administrators {
                     why += &format!("; the reservation is for {}, and this process is not", declaration.audience);

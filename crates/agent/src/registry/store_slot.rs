@@ -1,4 +1,5 @@
-//! A store of what commands created, which may be out of order: then nothing that it may hold is touched.
+//! A store of reservations that commands created. If it cannot be read, the reservations that it may contain are not
+//! changed.
 
 use portkeep::persistent::protocol::{Reason, Refused};
 use portkeep_persist::{Store, StoreError, Stored};
@@ -10,7 +11,7 @@ pub(super) enum StoreSlot {
     Open(Box<Store>),
     Closed {
         why: String,
-        /// A full disk, say: it may open later. A damaged store will not.
+        /// For example a full disk: the store may open later. A damaged store will not.
         passing: bool,
     },
 }
@@ -29,7 +30,7 @@ impl StoreSlot {
         }
     }
 
-    /// Try again what failed for a reason that passes. True if it is open now and was not before.
+    /// Try again what failed for a temporary reason. True if it is open now and was not before.
     pub(super) fn open_again(&mut self, open: impl FnOnce() -> Result<Store, StoreError>) -> bool {
         let Self::Closed { passing: true, .. } = self else { return false };
         let Ok(store) = open() else { return false };
@@ -52,7 +53,7 @@ impl StoreSlot {
         }
     }
 
-    /// Why it cannot be read, if it cannot.
+    /// Why it cannot be read; `None` if it can.
     pub(super) fn why_closed(&self) -> Option<&str> {
         match self {
             Self::Open(_) => None,

@@ -1,4 +1,4 @@
-//! The registry's tools: the BPF programs, and ways to look at the agent's network namespace.
+//! The registry's tools: the BPF programs, and ways to check the agent's network namespace.
 
 use portkeep::{
     Align, PortList, PortRange, Token,
@@ -30,7 +30,7 @@ pub(crate) struct Tools<'a> {
     pub(crate) programs: &'a mut Programs,
     pub(crate) reserved_ports: &'a ReservedPorts,
     pub(crate) prober: &'a Prober,
-    /// Cookie of the namespace that persistent reservations are for: the agent's own.
+    /// Cookie of the namespace of persistent reservations: the agent's own.
     pub(crate) netns: u64,
 }
 
@@ -68,7 +68,8 @@ impl Tools<'_> {
         Sockets::look(self.prober, AudienceCheck::new(&self.programs.config))
     }
 
-    /// Claim, look, and put in force. `keep` is called in between: what it cannot keep is not put in force.
+    /// Claim the blocks, check them, and put them in force. `keep` is called in between: if it fails, they are not put
+    /// in force.
     pub(super) fn establish(
         &mut self,
         wanted: &[Wanted],
@@ -95,7 +96,7 @@ impl Tools<'_> {
         Ok((declaration, claims))
     }
 
-    /// Whether blocks that are claimed can be put in force: enough ephemeral ports remain, and no socket has one of them.
+    /// Whether claimed blocks can be put in force: enough ephemeral ports remain, and no socket has one of their ports.
     fn check(&self, declaration: &Declaration, audience: &Audience<u32>) -> Result<(), Refused> {
         let block = (PortSet::from(&declaration.ports), declaration.force);
         if let Some((_, why)) = self.reserved_ports.add_each_here(self.netns, &[block]).map_err(failed)?.pop() {
@@ -117,7 +118,7 @@ impl Tools<'_> {
         }
     }
 
-    /// Change one in place, or leave it as it was.
+    /// Change a reservation in place. If this fails, restore it.
     pub(super) fn adjust_or_leave(
         &mut self,
         blocks: &[Claim],
@@ -133,8 +134,8 @@ impl Tools<'_> {
         }
     }
 
-    /// Put the new blocks in force, then end those that are no longer wanted. Blocks that remain are changed in place. `keep` is
-    /// called in between.
+    /// Put the new blocks in force, then end those that are no longer wanted. Blocks that remain are changed in place.
+    /// `keep` is called in between.
     pub(super) fn relocate(
         &mut self,
         former: &[Claim],
@@ -148,7 +149,7 @@ impl Tools<'_> {
         let (kept, gone): (Vec<Claim>, Vec<Claim>) = former.iter().partition(|(.., block)| remains(block));
         let is_new = |block: &&PortRange| !kept.iter().any(|(.., kept)| kept == *block);
         let new: Vec<PortRange> = declaration.ports.blocks().iter().filter(is_new).copied().collect();
-        // The kernel has each port once, and a port in use is not to be had again.
+        // The kernel has each port once, and a port in use could not be reserved again.
         let overlaps = |block: &&PortRange| gone.iter().any(|(.., gone)| gone.overlaps(**block));
         if was.transports.overlaps(declaration.transports)
             && let Some(block) = new.iter().find(overlaps)
@@ -160,7 +161,7 @@ impl Tools<'_> {
             );
             return Err(refused(Reason::InUse, message));
         }
-        // One audience has one range: the new block becomes it when the former one no longer is.
+        // One audience has one range: the new block becomes the range after the former one is none any more.
         let both_ranges = was.ephemeral && declaration.ephemeral;
         let mut blocks = match PortList::new(new.iter().copied()) {
             Ok(ports) => {
@@ -170,7 +171,7 @@ impl Tools<'_> {
                 let new = Declaration { ports, ..declaration.clone() };
                 self.establish(&wanted, audience, |_| new, |_| keep())?.1
             }
-            // Nothing but fewer blocks.
+            // The only change is fewer blocks.
             Err(_) => keep().map(|()| Vec::new())?,
         };
         let plain = Declaration { ephemeral: false, ..was.clone() };
@@ -187,7 +188,7 @@ impl Tools<'_> {
         Ok(ItemState::Active(blocks))
     }
 
-    /// Make it again what it was.
+    /// Restore the former declaration.
     fn put_back(&mut self, blocks: &[Claim], was: &Declaration) {
         if let Err(refused) = self.adjust(blocks, was) {
             tracing::error!(name = %was.name, reason = refused.message, "neither changed nor as it was");
@@ -203,7 +204,7 @@ impl Tools<'_> {
         }
     }
 
-    /// Give blocks in force what is declared of them now. False if there was nothing to change.
+    /// Apply the declaration to its blocks in force. False if there was nothing to change.
     pub(super) fn adjust(&mut self, blocks: &[Claim], declaration: &Declaration) -> Result<bool, Refused> {
         let audience = resolve(&declaration.audience).map_err(|why| refused(Reason::Malformed, why))?;
         let mut adjusted = false;
@@ -233,7 +234,7 @@ impl Tools<'_> {
     }
 }
 
-/// Why a claim was not confirmed. EADDRINUSE: a bind came between the look and the confirmation.
+/// Why a claim was not confirmed. EADDRINUSE: a bind came between the check and the confirmation.
 pub(super) fn not_confirmed(error: &AdminError, Declaration { ports, transports, .. }: &Declaration) -> Refused {
     match error.errno() {
         Some(Errno::EADDRINUSE) => {
@@ -263,7 +264,8 @@ fn explain(maps: &Maps, netns: u64, error: &CreateError, wanted: &[Wanted]) -> R
     }
 }
 
-/// The socket that keeps ports that are not reserved from being claimed: it was bound from a reservation that has ended (R7).
+/// Names the socket that prevents a claim although the ports are not reserved: it was bound from a reservation that has
+/// ended (R7).
 fn left_behind(wanted: &[Wanted]) -> String {
     let blocks: Vec<_> = wanted
         .iter()

@@ -1,4 +1,4 @@
-//! Whether outgoing connections have enough ports left (N5), and whether the pool is beside theirs (N3).
+//! Whether outgoing connections have enough ports left (N5), and whether the pool is outside their ports (N3).
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use portkeep_persist::{Declared, Diagnostic, Origin};
 
 use crate::agent::{Overlap, ephemeral_ports};
 
-/// The problem of a pool with the ephemeral ports of this network namespace: an error, or a warning.
+/// The problem of a pool that overlaps the ephemeral ports of this network namespace: an error, or a warning.
 pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Diagnostic, Diagnostic>> {
     let overlap = Overlap::of(pool).ok().flatten()?;
     let nothing = PortSet::default();
@@ -22,8 +22,8 @@ pub(super) fn of_pool(file: &Path, pool: Option<PortRange>) -> Option<Result<Dia
     })
 }
 
-/// The declarations of files that would leave too few ephemeral ports, with those before them. Declarations are in
-/// `ip_local_reserved_ports` where it is in force, and does not count twice.
+/// The declarations of files that, together with those before them, would leave too few ephemeral ports. The ports of a
+/// declaration in force are in `ip_local_reserved_ports` already, and do not count twice.
 pub(super) fn exhausting(declared: &[Declared]) -> Vec<Diagnostic> {
     let all: PortSet =
         declared.iter().flat_map(|declared| declared.declaration.ports.blocks().iter().copied()).collect();

@@ -19,14 +19,14 @@ pub(super) fn of(file: &Path) -> Kind {
     if file.file_name().is_some_and(|name| name == "portkeep.toml") {
         return Kind::Configuration;
     }
-    // A fifo or a device is for the one who really reads it, to complain about.
+    // A FIFO or a device is not read here. The code that reads drop-ins reports it.
     match fs::metadata(file) {
         Ok(metadata) if metadata.is_file() => by_content(&fs::read(file).unwrap_or_default()),
         _ => Kind::DropIn,
     }
 }
 
-/// By what its lines begin with, so that one with a mistake is still known.
+/// The type by the beginnings of the lines, so that a file with a mistake is still recognised.
 fn by_content(bytes: &[u8]) -> Kind {
     let text = String::from_utf8_lossy(bytes);
     let mut lines = text.lines().map(str::trim_start);

@@ -16,7 +16,7 @@ use crate::units;
 #[derive(Debug)]
 pub(crate) struct Known {
     root: PathBuf,
-    /// Users and groups of another system, out of its files. This one may have them from elsewhere.
+    /// Users and groups of another system, from its files. `None` for this system: it can have other sources of them.
     others: Option<(HashSet<String>, HashSet<String>)>,
     /// Without systemd there are no units that could be missing.
     has_units: bool,
@@ -35,7 +35,7 @@ impl Known {
         }
     }
 
-    /// Whether it is the one that runs here.
+    /// Whether it is the system that runs here.
     pub(super) const fn is_this_system(&self) -> bool {
         self.others.is_none()
     }
@@ -47,7 +47,7 @@ impl Known {
             Audience::Group(account) => self.missing_group(account),
             Audience::Unit(unit) => self.missing_unit(unit),
             Audience::Several(several) => several.iter().find_map(|one| self.missing(one)),
-            // Cgroups come and go with what runs in them.
+            // Cgroups are made and removed with the programs in them, so a missing one is not a mistake.
             Audience::Administrators | Audience::Cgroup(_) => None,
         }
     }
@@ -97,7 +97,7 @@ impl Known {
         let template = unit.split_once('@').map(|(stem, _)| format!("{stem}@.service"));
         let names: Vec<&str> = std::iter::once(unit).chain(template.as_deref()).collect();
         let exists = units::FOLDERS.iter().any(|dir| {
-            // An alias is a link, and it leads somewhere below the root that is mounted elsewhere.
+            // An alias is a link. Its target is a path on that system, so only the link itself is checked.
             names.iter().any(|name| self.root.join(dir).join(name).symlink_metadata().is_ok())
         });
         (!exists).then(|| format!("there is no unit {unit}"))
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(who(r#"{"kind":"user","value":"root"}"#).as_deref(), Some("there is no user root"));
         assert_eq!(who(r#"{"kind":"group","value":"voice"}"#), None);
         assert_eq!(who(r#"{"kind":"group","value":"web"}"#).as_deref(), Some("there is no group web"));
-        // No systemd, no units to be missing.
+        // Without systemd, no unit can be missing.
         assert_eq!(who(r#"{"kind":"unit","value":"a.service"}"#), None);
 
         file("usr/lib/systemd/system/getty@.service", "");

@@ -130,7 +130,7 @@ impl Findings {
     fn commands(&mut self, state_dir: &Path) -> Vec<Declared> {
         match Store::list_readonly(state_dir) {
             Ok(stored) => return stored.into_iter().map(Stored::persistent).collect(),
-            // A user who may not read the store learns of conflicts with it from `portkeep persist list`.
+            // A user who may not read the store sees conflicts with it in `portkeep persist list`.
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => {
                 let file = state_dir.join(PERSISTENT);
@@ -161,7 +161,7 @@ impl Findings {
             }
         }
         let merged = merge([], declared);
-        // Those within one file are reported already.
+        // Conflicts within one file are reported already.
         let of = |declared: &Declared| match &declared.origin {
             Origin::File { path, .. } => Some(path.clone()),
             _ => None,
@@ -194,7 +194,7 @@ impl Findings {
         }
     }
 
-    /// The ephemeral ports of another system are not known.
+    /// Compare the pool with the ephemeral ports of this system. Those of another system are not known.
     fn compare_ranges(&mut self, file: &Path, config: &Config, known: &Known) {
         if !known.is_this_system() {
             return;
@@ -222,7 +222,7 @@ impl Findings {
     }
 
     fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        // As compilers do, so that editors find the place.
+        // The format of compilers, so that editors find the place.
         for (severity, all) in [("error", &self.errors), ("warning", &self.warnings)] {
             for each in all {
                 let message = format!("{severity}: {}", each.message);
@@ -249,7 +249,7 @@ fn is_read(file: &dropin::DropIn) -> bool {
     !matches!(file.state, dropin::State::Hidden { .. })
 }
 
-/// A folder stands for the files that would be read there, in order.
+/// For a folder, the files that would be read there, in order.
 fn expand(file: &Path) -> Vec<PathBuf> {
     if !file.is_dir() {
         return vec![file.to_owned()];

@@ -29,7 +29,7 @@ pub(super) fn in_force(examined: &Examined<'_>) -> Findings {
     for info in &examined.declared {
         match info.state {
             State::Active => found.extend(leftovers(info, &usage)),
-            // The check of the agent reports it.
+            // Without an agent, the check of the agent reports it.
             _ if examined.status.agent != Some(true) => {}
             State::Conflict => found.push(
                 Finding::new(Severity::Error, waiting::sentence(info))
@@ -51,7 +51,7 @@ fn remedy(info: &Info) -> String {
     }
 }
 
-/// Connections that keep the server of a reservation in force from its port for a while.
+/// Connections that prevent the server of a reservation in force from binding its port for a while.
 fn leftovers(info: &Info, usage: &Usage) -> Vec<Finding> {
     let ports = asked::blocks_of(info).flat_map(|block| block.iter());
     let each = ports.flat_map(|port| info.transports.iter().map(move |transport| (port, transport)));

@@ -7,7 +7,7 @@ use portkeep_observe::{namespaces, process, sysctl};
 use super::finding::{Examined, Finding, Findings, Severity};
 use crate::{agent::Overlap, asked, status::QuotaUse};
 
-/// The pool beside the ephemeral ports of every network namespace (N3).
+/// Whether the pool overlaps the ephemeral ports of a network namespace (N3).
 pub(super) fn pool(examined: &Examined<'_>) -> Findings {
     let pool = examined.status.pool;
     if pool.is_none() {
@@ -26,13 +26,14 @@ pub(super) fn pool(examined: &Examined<'_>) -> Findings {
 }
 
 fn of_overlap(overlap: &Overlap, place: &str) -> Finding {
-    // With all of it entered, no automatic choice meets the pool: it only has fewer ports.
+    // If the whole overlap is entered, no automatic choice gets a port of the pool. There are only fewer ports to
+    // choose.
     let severity = if overlap.is_entered() { Severity::Note } else { Severity::Warning };
     Finding::new(severity, format!("{place}{overlap}")).help(Overlap::HELP)
 }
 
-/// NAT rules over reserved ports: then another program answers than the one that has the reservation. Ports that no program can
-/// bind by number are kept free for such rules.
+/// NAT rules over reserved ports: with such a rule another program answers than the one that has the reservation. Some
+/// reservations only keep ports free for such rules: no program can bind their ports by number. They are not reported.
 pub(super) fn nat(examined: &Examined<'_>) -> Findings {
     let Some(redirects) = &examined.facts.redirects else {
         return Err("nft and iptables-save show nothing: they require root, or are not installed".into());
@@ -81,7 +82,7 @@ pub(super) fn node_ports(examined: &Examined<'_>) -> Findings {
     Ok(vec![Finding::new(Severity::Warning, message).help(help)])
 }
 
-/// From this share of a quota on, in percent.
+/// The share of a quota, in percent, from which a finding is reported.
 const NEARLY: u64 = 80;
 
 pub(super) fn quotas(examined: &Examined<'_>) -> Findings {

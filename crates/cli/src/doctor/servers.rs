@@ -1,4 +1,4 @@
-//! Servers and containers that run, beside what is declared.
+//! Servers and containers that run, compared with what is declared.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use portkeep_observe::{Usage, accounts, usage};
 use super::finding::{Examined, Finding, Findings, Severity};
 use crate::asked;
 
-/// Servers that bind as a user, mostly root, that is not in the audience of their ports, and serve as one that is.
+/// Servers that bind as a user outside the audience of their ports (mostly root), and serve as a user of the audience.
 pub(super) fn users(examined: &Examined<'_>) -> Findings {
     let names_user = |info: &&Info| each(info).iter().any(|one| matches!(one, Audience::User(_)));
     let declared: Vec<&Info> = examined.declared.iter().filter(names_user).collect();
@@ -26,7 +26,7 @@ pub(super) fn users(examined: &Examined<'_>) -> Findings {
         // One finding for a server, however many ports it has.
         let server = ports.into_iter().find_map(|one| {
             let serves = uids.iter().find(|uid| one.bound_by.iter().any(|socket| is_of(socket, **uid)))?;
-            // Of the processes that have the socket, the one that can have bound it.
+            // Several processes can have the socket: find the one that can have bound it.
             let bound = |socket: &&BoundSocket| socket.uid.is_some_and(|owner| is_of(socket, owner));
             let outside = |socket: &&BoundSocket| !each(info).iter().any(|audience| includes(audience, socket));
             Some((one, *serves, one.bound_by.iter().filter(bound).find(outside)?))
@@ -54,7 +54,7 @@ fn each(info: &Info) -> &[Audience] {
     info.audience.as_ref().map_or(&[], Audience::each)
 }
 
-/// Whether the user that bound it is in the audience, or the unit that it is in.
+/// Whether the audience includes the user that bound the socket, or the unit that it is in.
 fn includes(audience: &Audience, socket: &BoundSocket) -> bool {
     match audience {
         Audience::User(account) => accounts::uid(account).ok() == socket.uid,
@@ -74,7 +74,7 @@ fn service(socket: &BoundSocket) -> Option<&str> {
     socket.unit.as_deref().filter(|unit| unit.ends_with(".service"))
 }
 
-/// Programs that have the published ports of containers bound: of Docker, and of Podman as root and as a user.
+/// Programs that bind the published ports of containers: of Docker, and of Podman as root and as a user.
 const PUBLISHERS: [&str; 7] =
     ["docker-proxy", "dockerd", "conmon", "rootlessport", "rootlessport-ch", "slirp4netns", "pasta"];
 /// Where dockerd itself listens: for its clients, and for a swarm.
@@ -131,8 +131,8 @@ fn publishes(socket: &BoundSocket) -> bool {
     socket.process.as_ref().is_some_and(|process| is_publisher(process) && !is_own(process))
 }
 
-/// The audience that a published port is to be reserved for: the next container's port is bound from there, too. Podman's
-/// conmon is in a scope that goes with its container.
+/// The audience for a published port: the unit of the program, because it binds the port of the next container, too.
+/// Without a unit it is the user: Podman's conmon is in a scope that ends with its container.
 fn audience(socket: &BoundSocket) -> Audience {
     let uid = socket.process.as_ref().and_then(|process| process.uid).or(socket.uid).unwrap_or_default();
     match service(socket) {

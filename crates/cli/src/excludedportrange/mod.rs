@@ -1,7 +1,7 @@
 //! `excludedportrange`: netsh's words and netsh's table, for people who come from Windows.
 //!
-//! An exclusion that an administrator adds there is a persistent reservation for administrators here. Names, which
-//! netsh does not have, are made of the block. netsh's messages come first and what they mean here follows.
+//! An exclusion that an administrator adds in Windows is a persistent reservation for administrators here. netsh has no
+//! names, so a name is made from the block. netsh's message comes first, and its meaning here follows.
 
 mod words;
 
@@ -143,7 +143,7 @@ fn syntax(io: &mut Io<'_>, why: &str) -> u8 {
     io.usage(why)
 }
 
-/// netsh's message, and what is behind it.
+/// netsh's message, and the reason behind it.
 #[derive(Debug)]
 struct Failure {
     netsh: &'static str,
@@ -176,7 +176,7 @@ impl From<PersistentError> for Failure {
 }
 
 fn add(protocol: Transport, ports: PortRange, kept: Lifetime) -> Result<(), Failure> {
-    // A block of digits, a dash and a known word is a name.
+    // A known word, digits and a dash are always a valid name.
     let name = format!("excludedportrange:{protocol}:{ports}")
         .parse()
         .map_err(|error| Failure { netsh: "The parameter is incorrect.", reason: format!("{error}") })?;
@@ -193,7 +193,7 @@ fn delete(protocol: Transport, ports: PortRange, store: Option<Lifetime>) -> Res
     let exact = declared.iter().find(|info| info.ports == ports && info.transports == transports);
     match exact {
         None => {
-            // A row without an asterisk is somebody's who is running.
+            // A row without an asterisk is a runtime reservation.
             let runtime = portkeep::list()
                 .unwrap_or_default()
                 .into_iter()
@@ -235,7 +235,7 @@ struct Row {
 }
 
 fn show(protocol: Transport, store: Lifetime, json: bool, places: &Places, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    // Windows knows blocks only: a list is a row for each.
+    // Windows has only blocks: a list becomes one row for each block.
     let rows_of = |info: &Info, administered| {
         let row = |ports: &PortRange| Row { start: ports.start(), end: ports.last(), administered };
         info.ports.blocks().iter().map(row).collect::<Vec<_>>()

@@ -1,5 +1,5 @@
-//! netsh's way to say things: `protocol=tcp startport=40000`, or the values alone in their order, and either
-//! shortened as far as it stays clear. Capitals make no difference.
+//! netsh's syntax: `protocol=tcp startport=40000`, or the values alone in their order. Tags and words can be shortened
+//! as long as they are unambiguous. Upper and lower case are the same.
 
 use portkeep::{PortRange, Transport, persistent::Lifetime};
 
@@ -12,7 +12,7 @@ pub(super) struct Parsed {
     pub(super) store: Option<Lifetime>,
 }
 
-/// The tags in the order in which values stand without them.
+/// The tags, in the order of values without tags.
 const TAGS: [&str; 4] = ["protocol", "startport", "numberofports", "store"];
 
 /// Read the words; `tags` are those that the command has.
@@ -22,7 +22,7 @@ pub(super) fn read(words: &[String], tags: &[&'static str]) -> Result<Parsed, St
     for word in words {
         let (tag, value) = match word.split_once('=') {
             Some((tag, value)) => (complete(tag, tags).map_err(|why| format!("{word}: {why}"))?, value),
-            // As netsh does: a value without a tag is for the first one that has none yet.
+            // As in netsh: a value without a tag is for the first tag that has no value yet.
             None => match tags.iter().find(|tag| !given.contains(tag)) {
                 Some(tag) => (*tag, word.as_str()),
                 None => return Err(format!("{word}: there is nothing left that this could be")),
@@ -37,7 +37,7 @@ pub(super) fn read(words: &[String], tags: &[&'static str]) -> Result<Parsed, St
     Ok(said)
 }
 
-/// The one of the words that this is the beginning of.
+/// The only one of the words that begins with `word`.
 pub(super) fn complete(word: &str, words: &[&'static str]) -> Result<&'static str, String> {
     let lower = word.to_lowercase();
     let mut fitting = words.iter().filter(|each| !lower.is_empty() && each.starts_with(&lower));
@@ -75,7 +75,7 @@ impl Parsed {
         Ok(())
     }
 
-    /// The block, where the command needs one.
+    /// The block, for a command that requires one.
     pub(super) fn block(self) -> Result<(Transport, PortRange), String> {
         let missing = |tag: &str| format!("{tag} is missing");
         let protocol = self.protocol.ok_or_else(|| missing(TAGS[0]))?;
@@ -142,7 +142,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// In any order, each tag as short as it may be, it is the same.
+        /// The order of the tags does not matter, and each tag can be shortened.
         #[test]
         fn any_order_and_any_clear_beginning_will_do(
             order in proptest::sample::subsequence(vec![0usize, 1, 2, 3], 4).prop_shuffle(),

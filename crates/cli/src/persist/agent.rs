@@ -1,4 +1,4 @@
-//! The connection to the agent, for what cannot be done without.
+//! The connection to the agent, for commands that require it.
 
 use portkeep::{
     Info,
@@ -7,7 +7,7 @@ use portkeep::{
 
 use crate::{exit::refused, patience};
 
-/// Where to write what should be reserved, where no agent can be asked to.
+/// How to declare a reservation when no agent runs.
 pub(super) const INSTEAD: &str =
     "or declare it in a file of /etc/portkeep/ports.d, which the agent reads when it starts";
 

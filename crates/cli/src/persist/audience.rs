@@ -31,7 +31,8 @@ pub(super) struct For {
 }
 
 impl For {
-    /// The audience, if one is named; a sentence if those that are named cannot be one.
+    /// The audience, if the options name one. The error is a sentence: the options cannot be combined into one
+    /// audience.
     pub(super) fn audience(&self) -> Result<Option<Audience>, String> {
         let accounts =
             self.user.iter().cloned().map(Audience::User).chain(self.group.iter().cloned().map(Audience::Group));
@@ -43,7 +44,7 @@ impl For {
     }
 }
 
-/// Warn of an audience that does not exist: with a mistake in its name the ports would be reserved for no process.
+/// Warn of an audience that does not exist: if its name has a mistake, no process can use the ports.
 pub(super) fn warn_if_missing(audience: Option<&Audience>, io: &mut Io<'_>) {
     if let Some(missing) = audience.and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
         io.warning(format_args!("{missing} yet; the ports are reserved for it"));

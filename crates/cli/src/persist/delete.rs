@@ -71,7 +71,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// That no reservation has exactly these ports, and which one it may have been meant.
+/// A sentence: no reservation has exactly these ports, and which reservation may have been meant.
 pub(crate) fn not_exactly(declared: &[Info], ports: &PortList, transports: Transports) -> String {
     let near = declared.iter().find(|info| info.ports.overlaps(ports) && info.transports.overlaps(transports));
     let none = format!("no persistent reservation is exactly {ports}/{transports}");

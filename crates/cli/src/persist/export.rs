@@ -46,7 +46,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Created by a command, to stay.
+/// Whether a command created it, and not only until reboot.
 const fn is_stored(info: &Info) -> bool {
     matches!(info.origin, Some(Origin::Command { until_reboot: false, .. }))
 }

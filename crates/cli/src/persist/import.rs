@@ -1,8 +1,8 @@
 //! `persist import`.
 //!
-//! The agent creates one reservation at a time, so all or nothing is made of three steps: everything that can be known
-//! before is looked at first, then one after the other is created or changed, and if one is refused after all, those before
-//! it are taken back.
+//! The agent creates one reservation at a time, so "all or nothing" requires three steps. First, everything that can be
+//! known in advance is checked. Then the reservations are created or changed, one after the other. If one of them is
+//! refused, the ones before it are undone.
 
 use std::{
     fmt, fs,
@@ -61,9 +61,9 @@ pub(crate) struct Args {
 #[derive(Debug, Default, Serialize)]
 struct Imported {
     created: Vec<Info>,
-    /// They were there under this name, and different.
+    /// They existed under this name, and were different.
     changed: Vec<Info>,
-    /// The same in everything, and not touched.
+    /// They existed with the same content, and were not changed.
     there_already: Vec<Info>,
 }
 
@@ -155,7 +155,7 @@ fn obstacles(steps: &[Step], declared: &[Info]) -> Vec<String> {
 #[derive(Debug)]
 enum Step {
     Create(Declaration),
-    /// The first is there now.
+    /// The first is the present declaration.
     Change(Box<Declaration>, Declaration),
 }
 
@@ -166,12 +166,12 @@ impl Step {
         }
     }
 
-    /// A sentence about a socket that has to go first.
+    /// A sentence about a socket that must be closed first.
     fn in_use(&self) -> Option<String> {
         let declaration = self.declaration();
         let stays = matches!(self, Self::Change(former, _)
             if former.ports == declaration.ports && former.transports == declaration.transports);
-        // Whether a socket is of the audience is for the agent to see.
+        // Only the agent can check whether a socket is of the audience.
         if stays || declaration.around {
             return None;
         }
@@ -207,7 +207,7 @@ fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
 
 enum Found {
     Nothing,
-    /// The same in everything.
+    /// A declaration with the same content exists.
     Same(Box<Info>),
     /// A command created this one under the same name, as the sentence says.
     Former(Box<Declaration>, String),
@@ -273,14 +273,14 @@ fn carry_out(agent: &mut Connection, steps: Vec<Step>, imported: &mut Imported) 
     Ok(())
 }
 
-/// The way to take a step back.
+/// How to undo a step.
 enum Undo {
     Delete(Name),
     Change(Box<Declaration>),
 }
 
 impl Undo {
-    /// The name, if it could not be done.
+    /// Undo the step. Returns the name if that failed.
     fn carry_out(self, agent: &mut Connection) -> Option<String> {
         let (name, done) = match self {
             Self::Delete(name) => (name.clone(), agent.delete(&Which::Name(name))),

@@ -47,7 +47,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let declared = view::look(&args.places, io)?.declared;
     let mut found: Vec<Info> =
         declared.into_iter().filter(|info| info.name.as_deref() == Some(args.name.as_str())).collect();
-    // One in conflict is nothing to go by.
+    // A declaration in conflict reserves nothing, so its ports are not printed.
     if args.env
         && let Some(info) = found.iter().find(|info| info.state != State::Conflict)
     {
@@ -118,7 +118,7 @@ fn write(info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
     if let Some(token) = info.token {
         line("token", &token.to_string())?;
     }
-    // Those of a port in one line.
+    // One line for each port.
     let mut bound: BTreeMap<(Transport, u16), Vec<String>> = BTreeMap::new();
     for socket in info.bound_by.iter().flatten() {
         let who = bound.entry((socket.transport, socket.port)).or_default();

@@ -26,7 +26,7 @@ pub(crate) struct View {
     pub(crate) with_store: bool,
 }
 
-/// Look. Gaps are reported.
+/// Read all declarations. A message says what cannot be read.
 pub(crate) fn look(Places { pins, sources }: &Places, io: &mut Io<'_>) -> anyhow::Result<View> {
     let ask = || Connection::open_within(patience::of_environment()).and_then(|mut agent| agent.list());
     let mut view = match sources.is_this_system()?.then(ask) {
@@ -80,8 +80,8 @@ pub(crate) fn of_agent() -> Vec<Info> {
     waiting::ask_for_all().unwrap_or_default()
 }
 
-/// All that is declared, without a word about gaps: as the agent reports it or, where none runs, what can be read of files and
-/// stores, with what is in force of it.
+/// All that is declared, without messages about what cannot be read. The agent reports it. If none runs, it is read
+/// from the files, the stores and the reservations in force.
 pub(crate) fn all(sources: &Sources, in_force: &[Info]) -> Vec<Info> {
     match waiting::ask_for_all() {
         Ok(declared) => declared,
@@ -100,7 +100,7 @@ fn commands(sources: &Sources) -> Result<Vec<Declared>, StoreError> {
     let runtime = protocol::socket_path();
     let runtime = runtime.parent().unwrap_or(Path::new(protocol::DEFAULT_RUNTIME_DIR));
     let persistent = Store::list_readonly(&sources.state_dir(&config))?.into_iter().map(Stored::persistent);
-    // Another system does not run, and has none that last until the reboot.
+    // Another system does not run, so it has no reservations until reboot.
     let active = match sources.is_this_system() {
         Ok(true) => Store::list_runtime_readonly(runtime, &boot_id())?,
         _ => Vec::new(),

@@ -48,12 +48,13 @@ pub(super) fn named(request: &[u8], connection: &UnixStream) -> Result<Client, R
         return Err(Refusal::ForeignNetwork { peer });
     }
     let number = translated(number, peer).ok_or(Refusal::Unrelated { peer, named: number })?;
-    // A client that names process 1 has been adopted by it: the process it means is gone.
+    // If a client names process 1, process 1 has adopted it: the process that it means has ended.
     let pid = Pid::from_raw(number).filter(|pid| *pid != Pid::INIT);
     let pid = pid.ok_or(Malformed::NoProcess(number.into()))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| Refusal::Absent(number))?;
     let user = status_field(number, "Uid:").and_then(|ids| ids.split_whitespace().next()?.parse::<u32>().ok());
-    // Read before this look: if the process still runs, the user is that of this process and not of a later one.
+    // The user was read before this check. If the process still runs, it is the user of this process, and not of a
+    // later one.
     if has_ended(&pidfd) {
         return Err(Refusal::Absent(number));
     }
@@ -82,7 +83,7 @@ fn translated(number: i32, peer: i32) -> Option<i32> {
         let mut numbers = numbers.split_whitespace().rev();
         let innermost = numbers.next()?.parse::<i32>().ok()?;
         if numbers.next().is_none() {
-            // In our own namespace the number is what it is; what lies outside the peer's has none there.
+            // In our own namespace the number is the same. A process outside the peer's namespace has no number there.
             return (pid == peer).then_some(number);
         }
         if innermost == number {

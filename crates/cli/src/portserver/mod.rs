@@ -102,7 +102,7 @@ fn listen(address: &str) -> anyhow::Result<UnixListener> {
         bound => bound,
     };
     let listener = listener.with_context(|| format!("{address} cannot be listened on"))?;
-    // Everybody may ask; the server checks who does.
+    // Every user may ask. The server checks who the user is.
     chmod(address, Mode::from_raw_mode(0o666))?;
     Ok(listener)
 }

@@ -105,7 +105,7 @@ impl Server {
         })
     }
 
-    /// Serve until SIGTERM or SIGINT, or until root's server is gone. The reservations end with the server.
+    /// Serve until SIGTERM or SIGINT, or until root's server has ended. The reservations end with the server.
     pub(super) fn run(mut self, io: &mut Io<'_>) -> io::Result<()> {
         loop {
             let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
@@ -136,7 +136,7 @@ impl Server {
         Timespec::try_from(left).ok()
     }
 
-    /// False: there will be no more.
+    /// Returns false if there will be no more.
     fn take_connections(&mut self) -> io::Result<bool> {
         loop {
             let taken = match &self.source {
@@ -144,11 +144,11 @@ impl Server {
                 Source::Channel(channel) => receive(channel),
             };
             match taken {
-                // One that cannot be waited for is closed; it must not end the others.
+                // If epoll does not accept a connection, it is closed. It must not end the others.
                 Ok(Some(connection)) => drop(self.admit(connection)),
                 Ok(None) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                // The client is gone, or there are no descriptors left: the next one may fare better.
+                // The client has closed the connection, or no descriptors are left. The next connection may succeed.
                 Err(_) => return Ok(true),
             }
         }
@@ -171,7 +171,7 @@ impl Server {
         self.next
     }
 
-    /// The request has come. One look at it, as in portpicker's server: what has not come by now is not part of it.
+    /// The request has arrived. It is read once, as in portpicker's server: bytes that arrive later are not part of it.
     fn answer(&mut self, number: u64, io: &mut Io<'_>) {
         let Some((mut connection, _)) = self.connections.remove(&number) else { return };
         let mut request = [0; 100];
@@ -217,7 +217,7 @@ impl Server {
         Ok(port)
     }
 
-    /// Its number may be another process's soon, so nothing of it is kept.
+    /// The number may soon belong to another process, so nothing of it is kept.
     fn process_ended(&mut self, number: u64) {
         let holder = self.processes.remove(&number).and_then(|pid| self.holders.remove(&pid));
         if let Some(holder) = holder {
@@ -241,7 +241,7 @@ fn watch(epoll: &OwnedFd, what: impl AsFd, number: u64) -> io::Result<()> {
     Ok(epoll::add(epoll, what, epoll::EventData::new_u64(number), epoll::EventFlags::IN)?)
 }
 
-/// The next connection that root's server passes. `None`: it is gone.
+/// The next connection that root's server passes. `None` if that server has ended.
 fn receive(channel: &UnixStream) -> io::Result<Option<UnixStream>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -78,7 +78,7 @@ pub(super) fn serve(listener: UnixListener, io: &mut Io<'_>) -> io::Result<()> {
     }
 }
 
-/// A worker that its user has killed is started again.
+/// Give the connection to the worker of its user. If the user has killed the worker, a new one is started.
 fn dispatch(workers: &mut HashMap<u32, Worker>, connection: UnixStream, io: &mut Io<'_>) {
     let Ok(peer) = socket_peercred(&connection) else { return };
     let uid = peer.uid.as_raw();

@@ -6,7 +6,7 @@ use portkeep_testkit::{Outcome, kernel_or_skip, machine::Machine};
 
 use crate::{PORTKEEP, packaging, ready};
 
-/// Set where Ansible is installed: there, not finding it is a failure.
+/// Set on machines where Ansible is installed: there, the test fails if it is missing.
 const REQUIRE_ANSIBLE: &str = "PORTKEEP_REQUIRE_ANSIBLE";
 
 #[test]
@@ -62,7 +62,7 @@ fn the_playbook_declares_the_same_ports_on_each_host() {
     fs::create_dir_all(root.join("etc/portkeep/ports.d")).unwrap();
     let _agent = machine.agent(machine.command(&["agent"]));
 
-    // The files as they are, but for the root of the host.
+    // The unchanged files, except for the root of the host.
     let playbook = fs::read_to_string(packaging().join("ansible/ports.yml")).unwrap();
     let declared = fs::read_to_string(packaging().join("ansible/ports.toml")).unwrap();
     let etc = format!("{}/etc/portkeep", root.display());

@@ -16,7 +16,7 @@ use portkeep_testkit::{
 use crate::{PORTKEEP, connect, ready};
 
 const TEST: &str = "hostport";
-/// Set where the plugins are installed: there, not finding them is a failure.
+/// Set on machines where the plugins are installed: there, the test fails if one is missing.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_CNI";
 const PLUGIN: &str = "/usr/lib/cni/portmap";
 /// A server in the pod.
@@ -64,7 +64,7 @@ fn a_host_port_goes_to_its_pod_whatever_is_reserved() {
     ))
     .ok();
 
-    // The reservation of another does not keep the packets from the pod, and it keeps programs from the port.
+    // The reservation of another does not stop the packets to the pod, but it stops programs that bind the port.
     node.enter_network();
     let mut answer = String::new();
     TcpStream::connect("10.9.0.1:8080").unwrap().read_to_string(&mut answer).unwrap();

@@ -1,5 +1,5 @@
-//! The recipes of `packaging/` for many hosts, each with the program it is for: Slurm's daemons, Docker in place of a kubelet,
-//! the CNI plugin portmap, Ansible. Of Nomad there is the cgroup that its tasks run in.
+//! The recipes of `packaging/` for many hosts, each with the program that it is for: Slurm's daemons, Docker in place
+//! of a kubelet, the CNI plugin portmap, Ansible. Nomad does not run: there is only the cgroup of its tasks.
 
 mod declared;
 mod hostport;

@@ -19,11 +19,11 @@ use portkeep_testkit::{
 use crate::{PORTKEEP, connect, packaging, ready};
 
 const TEST: &str = "slurm";
-/// Set where Slurm is installed: there, not finding it is a failure.
+/// Set on machines where Slurm is installed: there, the test fails if it is missing.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_SLURM";
 /// The user of the jobs.
 const UID: u32 = 65534;
-/// Few, so that the numbers come round again.
+/// Few ports, so that the numbers are used again.
 const RANGE: std::ops::RangeInclusive<u16> = 20000..=20007;
 
 /// A task: it binds the port of its number on the node, says so, and ends when the file `end` is there.
@@ -58,7 +58,7 @@ struct Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for node in &self.nodes {
-            // The tasks and slurmstepd as well.
+            // This ends the tasks and slurmstepd, too.
             let _ = fs::write(node.machine.cgroup.path().join("cgroup.kill"), "1");
         }
     }
@@ -95,7 +95,7 @@ impl Node {
         Self { name, machine, _agent: agent, _slurmd: None }
     }
 
-    /// How an outsider fares on this node, root at that.
+    /// Whether an outsider, even as root, can bind the port on this node.
     fn binds(&self, port: u16) -> bool {
         let binds = |transport| match self.machine.outsider_binds(transport, port).as_str() {
             "bound" => true,
@@ -256,7 +256,7 @@ fn the_ports_of_a_step_are_reserved_on_its_nodes_while_it_runs() {
     }
     let Some(cluster) = Cluster::start() else { return skip(TEST, "slurmctld does not start", REQUIRE) };
 
-    // Both nodes refuse root all of the numbers, bound or not; the next one is not reserved.
+    // Both nodes refuse all of the numbers to root, whether they are bound or not. The next number is not reserved.
     let job = cluster.job();
     for node in &cluster.nodes {
         assert!(job.ports.iter().all(|port| !node.binds(port)), "{}", node.name);
@@ -281,7 +281,7 @@ fn the_ports_of_a_step_are_reserved_on_its_nodes_while_it_runs() {
     job.wait();
     cluster.are_free(&ports);
 
-    // slurmstepd is killed on one node: the other one is not concerned, and a port that is still bound stays so.
+    // slurmstepd is killed on one node. The other node is not affected, and a port that is still bound stays bound.
     let job = cluster.job();
     let ports = job.ports.clone();
     let [first, second] = &cluster.nodes;
@@ -293,12 +293,13 @@ fn the_ports_of_a_step_are_reserved_on_its_nodes_while_it_runs() {
     assert!(!first.binds(unbound));
     assert!(!second.binds(ports.start()));
     fs::write(cluster.folder().join("end"), "").unwrap();
-    // srun would wait for the node.
+    // Otherwise srun would wait for the node.
     cluster.slurm(&format!("scancel {}", job.id)).ok();
     job.wait();
     cluster.are_free(&ports);
 
-    // slurmctld gives out the numbers in turn. One of the next three is taken on one node: the step fails, and says so.
+    // slurmctld gives out the numbers in turn. One of the next three is reserved by another process on one node: the
+    // step fails, and its message says so.
     let taken = RANGE.start() + (3 * 3 + 2) % RANGE.len() as u16;
     let holder = second.machine.hold(&["--ports", &taken.to_string(), "--label", "intruder"]);
     let failed = cluster.slurm(JOB);

@@ -29,8 +29,9 @@ fn is(value: &Value) -> bool {
     value.as_bool().unwrap_or(false)
 }
 
-/// The rights of a container that a kubelet calls privileged, with the cgroup namespace of the node. In a sandbox even root may lack capabilities, and
-/// Docker starts nothing with a right that it does not have: then they are named.
+/// The rights of a container that a kubelet calls privileged, with the cgroup namespace of the node. In a sandbox even
+/// root may lack capabilities, and Docker starts no container with a right that Docker lacks. Then the existing rights
+/// are named.
 fn privileged() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();

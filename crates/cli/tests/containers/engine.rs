@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{PORTKEEP, REQUIRE, TEST, have};
 
-/// An engine that does not come up within this has something missing.
+/// If an engine does not come up within this time, something is missing.
 const START: Duration = Duration::from_secs(60);
 
 /// The engine, with an image `web` of a static busybox.

@@ -12,7 +12,7 @@ use engine::Engine;
 
 const PORTKEEP: &str = env!("CARGO_BIN_EXE_portkeep");
 const TEST: &str = "containers";
-/// Set where the servers are installed: there, not finding one is a failure.
+/// Set on machines where the servers are installed: there, the test fails if one is missing.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_DOCKER";
 
 /// `None`, with the reason on standard error, where there can be no engine.
@@ -50,7 +50,7 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
         machine.portkeep(&[&["persist", "add", "--name", name, "--tcp", port], whom].concat()).ok();
     };
 
-    // The doctor names published ports that nothing keeps, and those that are declared for something else.
+    // The doctor names published ports that are not reserved, and those that are declared for something else.
     let findings = || {
         let report = machine.portkeep(&["doctor", "--json"]).json();
         report.as_array().unwrap().iter().find(|one| one["check"] == "containers").unwrap()["findings"].clone()
@@ -102,7 +102,8 @@ fn containers_have_the_ports_that_are_reserved_for_them() {
     engine.answers(8082);
     assert_eq!(machine.outsider_binds("tcp", 8082), "AddrInUse");
 
-    // R11: the engine binds, and not the command, so it is let in. For a user in the group `docker` as for root.
+    // R11: the engine binds, and not the command, so the engine must be admitted. A user in the group `docker` can do
+    // this as root can.
     let container = "docker run --rm --publish {PORT}:80 web /bin/busybox true";
     let out_of_scope = engine.shell(&format!("{PORTKEEP} run -- {container}"));
     assert_eq!(out_of_scope.code, Some(125), "{out_of_scope:?}");

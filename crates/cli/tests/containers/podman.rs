@@ -7,7 +7,7 @@ use portkeep_testkit::{Outcome, kernel_or_skip, machine::Machine, skip};
 use crate::{PORTKEEP, have};
 
 const TEST: &str = "podman";
-/// Set where it is installed: there, not finding it is a failure.
+/// Set on machines where it is installed: there, the test fails if it is missing.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_PODMAN";
 /// The network of Debian's package.
 const NETWORK: &str = "/etc/cni/net.d/87-podman-bridge.conflist";

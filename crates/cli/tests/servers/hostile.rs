@@ -91,7 +91,7 @@ impl Way {
         declared.transports.contains(self.kind.transport())
     }
 
-    /// Whether connections in TIME_WAIT do not stand in its way.
+    /// Whether it succeeds although connections are in TIME_WAIT.
     pub(crate) fn ignores_time_wait(&self) -> bool {
         self.kind == Kind::Udp || self.options & REUSE_ADDRESS != 0
     }
@@ -122,13 +122,14 @@ impl Way {
     }
 }
 
-/// Reserve it, or take part in its reservation, which is for administrators but for nobody else.
+/// Try to reserve the port, or to associate with its reservation. Administrators may associate, so root does not try
+/// that.
 fn by_control_codes(root: bool, declared: &Declared) -> Option<&'static str> {
     let ports = PortRange::single(declared.port).expect("a port");
     for transport in declared.transports.iter() {
         let request = AcquireRequest { start: declared.port, count: 1, ..Default::default() };
         let acquired = control::acquire(socket(Domain::IPV4, transport), &request);
-        // In progress means that the BPF programs granted it, but for the agent's answer.
+        // EINPROGRESS means that the BPF programs have granted it, and only the agent's answer is missing.
         if acquired.map_or_else(|error| error.raw_os_error() == Some(Errno::EINPROGRESS.0), |()| true) {
             return Some("ACQUIRE");
         }
@@ -140,7 +141,7 @@ fn by_control_codes(root: bool, declared: &Declared) -> Option<&'static str> {
     None
 }
 
-/// For ever.
+/// Try everything again and again, without end.
 pub(crate) fn hammer(slot: &Slot<'_>, root: bool, declared: &[Declared]) {
     let ways = ways(root);
     loop {
@@ -150,7 +151,7 @@ pub(crate) fn hammer(slot: &Slot<'_>, root: bool, declared: &[Declared]) {
                 match way.bind(port) {
                     Ok(_) => slot.wrong(&format!("{port} is lost to {way:?}")),
                     Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE.0) => {}
-                    // It would be no trial of the reservation.
+                    // An attempt that fails for another reason does not test the reservation.
                     Err(error) => slot.wrong(&format!("{port} by {way:?}: {error}")),
                 }
                 slot.count(|counts| counts.tries += 1);

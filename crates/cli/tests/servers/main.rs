@@ -1,7 +1,7 @@
-//! Real servers keep their declared ports: nginx, redis and PostgreSQL from Debian, unchanged and unaware, are stopped,
-//! killed, restarted and upgraded over and over, while others, root included, bind the same ports in every way there is,
-//! and outgoing connections use up every port that the kernel may choose. Nobody else gets one of them, at any
-//! instant, and no server is refused its own at its first try.
+//! Real servers keep their declared ports. nginx, redis and PostgreSQL from Debian, unchanged, are stopped, killed,
+//! restarted and upgraded over and over. Meanwhile others, root included, bind the same ports in every way there is,
+//! and outgoing connections use up every port that the kernel may choose. At no instant does an outsider get one of the
+//! ports, and each server gets its own ports at its first try.
 //!
 //! `PORTKEEP_SERVERS_ROUNDS` sets how many rounds (6 unless set). `PORTKEEP_REQUIRE_SERVERS` makes it a failure
 //! that a server is not installed.
@@ -33,10 +33,10 @@ use outsiders::{Outsiders, as_outsider};
 use services::{Binaries, HTTPS, HTTPS_ALT, INTRANET, Nginx, POSTGRES, Postgres, REDIS, Redis};
 use tally::Board;
 
-/// Set where the servers are installed: there, not finding one is a failure.
+/// Set on machines where the servers are installed: there, the test fails if one is missing.
 const REQUIRE: &str = "PORTKEEP_REQUIRE_SERVERS";
 
-/// A port that nobody but its own server may have.
+/// A port that only its own server may have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Declared {
     port: u16,
@@ -66,12 +66,12 @@ fn declare(place: &AgentFolder, cgroup: &str) {
     place.drop_in("postgres.toml", &postgres);
 }
 
-/// Ends what the servers are in if this process is killed; otherwise each unit sees to its own.
+/// Ends all processes of the servers if this process is killed. Otherwise each unit ends its own.
 fn guard(sandbox: &Path) -> Child {
     let script = "cat >/dev/null; for slice in system.slice database.slice; do echo 1 >\"$0/$slice/cgroup.kill\"; done";
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(sandbox).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // Killing a test by its process group must not hit this.
+    // If a test is killed by its process group, this process must go on.
     std::os::unix::process::CommandExt::process_group(&mut command, 0).spawn().unwrap()
 }
 
@@ -84,7 +84,7 @@ struct Servers {
 }
 
 impl Servers {
-    /// Every server down and up again in several ways, each time long enough for everybody to try everything in between.
+    /// Stop and start every server in several ways. In between every outsider has the time to try everything.
     fn round(&mut self, outsiders: &Outsiders<'_>) {
         let Self { nginx, redis, postgres, starts } = self;
         for (ended, after) in [(true, "a stop"), (false, "a crash")] {
@@ -121,9 +121,9 @@ impl Servers {
     }
 }
 
-/// The agent's accidents meanwhile. It is gone after an odd number of these.
+/// What happens to the agent meanwhile. After an odd number of these calls no agent runs.
 fn trouble(place: &AgentFolder, agent: Option<AgentProcess>, round: usize) -> Option<AgentProcess> {
-    // Outside the range: nobody has it already.
+    // Outside the range, so that no process has it already.
     let unrelated = format!("[[reservation]]\nname = \"unrelated\"\nboth = {}\nuser = 4711\n", 9100 + round);
     match agent {
         Some(agent) => {
@@ -153,7 +153,7 @@ fn in_time_wait() -> BTreeSet<u16> {
     waiting.map(|fields| u16::from_str_radix(fields[1].rsplit(':').next().unwrap(), 16).unwrap()).collect()
 }
 
-/// Binds that the hostile could not do, and anybody can where nothing is declared.
+/// The binds that the outsiders could not do. Every process can do them if nothing is declared.
 fn bind_all_in_every_way(root: bool) {
     let time_wait = in_time_wait();
     for way in ways(root) {
@@ -220,7 +220,7 @@ fn declared_ports_survive_stops_crashes_hostile_binds_and_outgoing_connections()
     assert_eq!(board.wrong(), "");
     eprintln!("{} starts of the rightful owners, none refused; lost: 0\n{shown}", servers.starts);
 
-    // It was the reservations: without them everybody gets everything.
+    // The reservations were the reason: without them every bind succeeds.
     for file in ["nginx.toml", "redis.toml", "postgres.toml"] {
         place.withdraw(file);
     }

@@ -1,4 +1,4 @@
-//! Outsiders that let the kernel choose their ports, out of a range that the declared ones lie in, until it has none left.
+//! Outsiders that let the kernel choose their ports until it has none left. The declared ports are in its range.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ pub(crate) const RANGE: std::ops::RangeInclusive<u16> = 5400..=8500;
 /// Where connections go to, outside the range.
 pub(crate) const DESTINATION: u16 = 20000;
 
-/// As many sockets as may be: more than there are ports.
+/// Allow as many sockets as possible: more than there are ports.
 fn many_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -55,13 +55,13 @@ fn tcp(round: usize, declared: &[Declared]) -> io::Result<Option<Socket>> {
     let to = |port| SocketAddr::from((local, port)).into();
     let wanted = declared[round / 16 % declared.len()].port;
     match round / 2 % 8 {
-        // To a declared port: while its server is stopped that could become a connection to oneself. Not often, for
-        // the server would have its hands full with them.
+        // Connect to a declared port: while its server is stopped, the socket could connect to itself. This is rare, so
+        // that the server is not overloaded.
         0 if round % 512 < 2 => {
             let itself = socket.connect(&to(wanted)).is_ok() && port(&socket) == wanted;
             return Ok(itself.then_some(socket));
         }
-        // Out of nothing but a declared port, where the kernel knows how to ask for that.
+        // Choose from a range that is only a declared port, if the kernel has the option for that.
         1 if choose_from(&socket, wanted..=wanted).is_ok() => {
             return Ok(socket.connect(&to(DESTINATION)).is_ok().then_some(socket));
         }
@@ -79,7 +79,7 @@ fn tcp(round: usize, declared: &[Declared]) -> io::Result<Option<Socket>> {
     }
     match socket.connect(&to(DESTINATION)) {
         Err(error) if is_dry(&error) => Err(error),
-        // Too many want to connect, perhaps: the port was chosen all the same.
+        // Perhaps too many sockets connect. The port was chosen all the same.
         _ => Ok(Some(socket)),
     }
 }
@@ -94,13 +94,13 @@ fn udp(round: usize) -> io::Result<Option<Socket>> {
     match round / 2 % 3 {
         0 => socket.connect(&to.into())?,
         1 => socket.bind(&SocketAddr::from((local, 0)).into())?,
-        // Nobody is there; reports of that come later.
+        // No process receives it. The error is reported later.
         _ => drop(socket.send_to(b"?", &to.into())?),
     }
     Ok(Some(socket))
 }
 
-/// For ever: take ports until there are none, give half of them back.
+/// Without end: use ports until none is left, then release half of them.
 pub(crate) fn exhaust(slot: &Slot<'_>, transport: Transport, declared: &[Declared]) {
     many_descriptors();
     let forbidden: Vec<u16> = declared
@@ -131,7 +131,7 @@ pub(crate) fn exhaust(slot: &Slot<'_>, transport: Transport, declared: &[Declare
                     kept = !kept;
                     kept
                 });
-                // A process that holds next to nothing leaves the others time to give something back.
+                // A process that holds only a few ports waits, so that the others can release some.
                 if held.len() < 10 {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -143,7 +143,7 @@ pub(crate) fn exhaust(slot: &Slot<'_>, transport: Transport, declared: &[Declare
     }
 }
 
-/// Connect until no port is left; all that were chosen.
+/// Connect until no port is left. Returns all ports that were chosen.
 pub(crate) fn all_chosen() -> impl Iterator<Item = u16> {
     many_descriptors();
     let mut held = Vec::new();

@@ -1,4 +1,5 @@
-//! All who are after the declared ports, each a process of its own in a cgroup that nothing is declared for.
+//! The outsiders that try to get the declared ports. Each is a process of its own, in a cgroup that nothing is declared
+//! for.
 
 use std::{fs, path::PathBuf};
 
@@ -13,7 +14,7 @@ use crate::{
     tally::{Board, Counts},
 };
 
-/// A user of no particular kind.
+/// An ordinary user.
 pub(crate) const OUTSIDER: u32 = 65533;
 
 /// Their attempts.
@@ -54,7 +55,7 @@ impl Outsider {
     }
 }
 
-/// At work until dropped.
+/// They work until this is dropped.
 pub(crate) struct Outsiders<'a> {
     board: &'a Board,
     children: Vec<Child>,
@@ -82,14 +83,14 @@ impl<'a> Outsiders<'a> {
         ALL.into_iter().enumerate()
     }
 
-    /// Go on when every one of them has tried everything since now.
+    /// Returns when each of them has tried everything since the call.
     pub(crate) fn have_their_chance(&self) {
         let before: Vec<Counts> = Self::counts().map(|(number, _)| self.board.read(number)).collect();
         for (number, outsider) in Self::counts() {
             let done = || {
                 let (before, now) = (before[number], self.board.read(number));
                 match outsider.trade {
-                    // One that began after, too.
+                    // Two sweeps, because the first one may have begun before the call.
                     Trade::Binds => now.sweeps >= before.sweeps + 2,
                     Trade::Takes(_) => now.tries >= before.tries + 100,
                 }
@@ -98,7 +99,7 @@ impl<'a> Outsiders<'a> {
         }
     }
 
-    /// End them; what they did, in words.
+    /// End them. Returns what they did, in words.
     pub(crate) fn stop(self) -> String {
         drop(self.children);
         let line = |(number, Outsider { root, trade, .. })| {
@@ -116,7 +117,7 @@ impl<'a> Outsiders<'a> {
     }
 }
 
-/// As somebody in a cgroup of no importance. True for all that `work` says.
+/// Do `work` as an outsider, in a cgroup that nothing is declared for.
 pub(crate) fn as_outsider(root: bool, sandbox: &std::path::Path, work: impl FnOnce()) {
     let outsider = Outsider { root, trade: Trade::Binds, cgroup: "system.slice/other.service" };
     portkeep_testkit::process::in_child(|| {

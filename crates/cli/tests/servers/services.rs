@@ -51,7 +51,7 @@ impl Binaries {
     }
 }
 
-/// Say something to a server and hear until it has said what is expected.
+/// Send a question to a server, and read until the expected answer has come.
 fn ask(address: IpAddr, port: u16, question: &[u8], expected: &[u8]) -> io::Result<()> {
     let mut stream = TcpStream::connect((address, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -82,7 +82,7 @@ fn answers(port: u16, question: &[u8], expected: &[u8]) {
     }
 }
 
-/// Redis with a port of its user's.
+/// Redis with a port for its user.
 pub(crate) struct Redis {
     pub(crate) unit: Unit,
     program: PathBuf,
@@ -109,7 +109,7 @@ impl Redis {
     }
 }
 
-/// PostgreSQL with a port of its cgroup's.
+/// PostgreSQL with a port for its cgroup.
 pub(crate) struct Postgres {
     pub(crate) unit: Unit,
     program: PathBuf,
@@ -125,7 +125,7 @@ impl Postgres {
             "listen_addresses = '*'",
             &format!("port = {POSTGRES}"),
             &format!("unix_socket_directories = '{}'", unit.folder().display()),
-            // Nothing that outlives it, and no work that nobody here asks for.
+            // Without memory that outlives it, and without work that this test does not require.
             "dynamic_shared_memory_type = mmap",
             "fsync = off",
             "shared_buffers = 1MB",
@@ -167,7 +167,7 @@ impl Postgres {
     }
 }
 
-/// nginx with ports of its unit's, one of them privileged, and one of its group's.
+/// nginx with ports for its unit, one of them privileged, and one for its group.
 pub(crate) struct Nginx {
     pub(crate) unit: Unit,
     program: PathBuf,
@@ -210,7 +210,7 @@ impl Nginx {
         self.unit.assert_not_refused(after);
     }
 
-    /// It goes into the background once it has its ports; its exit code says whether.
+    /// It goes into the background once it has its ports. Its exit code says whether it has them.
     pub(crate) fn start(&mut self, after: &str) {
         self.configure(true);
         let status = self.unit.run(&self.program, &["-e", &self.unit.file("log"), "-c", &self.unit.file("conf")]);
@@ -223,7 +223,7 @@ impl Nginx {
         self.unit.end(self.master().expect("it runs"), Signal::QUIT);
     }
 
-    /// Give one port up while it runs.
+    /// Release one port while it runs.
     pub(crate) fn give_up_intranet(&mut self) {
         self.configure(false);
         self.reload();
@@ -233,7 +233,7 @@ impl Nginx {
         );
     }
 
-    /// Take it again.
+    /// Bind it again.
     pub(crate) fn take_intranet_again(&mut self) {
         self.configure(true);
         self.reload();

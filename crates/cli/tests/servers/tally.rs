@@ -46,7 +46,7 @@ impl Board {
 
     pub(crate) fn read(&self, number: usize) -> Counts {
         let mut bytes = [0; 8 * COUNTS];
-        // Shorter as long as nobody wrote: zeros.
+        // Before the first write the file is shorter. Then the counts are zero.
         let _ = self.counts.read_at(&mut bytes, at(number));
         let (words, _) = bytes.as_chunks::<8>();
         let [tries, sweeps, dry] = std::array::from_fn(|at| u64::from_ne_bytes(words[at]));

@@ -30,7 +30,7 @@ impl Account {
     }
 }
 
-/// A cgroup, a folder and a user for one service. Dropped, all its processes are gone.
+/// A cgroup, a folder and a user for one service. When it is dropped, all its processes are ended.
 pub(crate) struct Unit {
     cgroup: PathBuf,
     folder: PathBuf,
@@ -64,8 +64,8 @@ impl Unit {
         format!("/{}", self.cgroup.strip_prefix(cgroup::root().unwrap()).unwrap().display())
     }
 
-    /// A command in the cgroup, as the user and without any capability, with an IPC namespace of its own: what a killed
-    /// server leaves in System V memory goes with it. Its output is in the log.
+    /// A command in the cgroup, as the user and without any capability, with an IPC namespace of its own: System V
+    /// memory of a killed server ends with the namespace. Its output is in the log.
     fn command(&self, program: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let log = File::options().append(true).open(self.folder.join("log")).unwrap();
         let mut command = Command::new("sh");
@@ -83,7 +83,7 @@ impl Unit {
 
     /// Start, and leave it running.
     pub(crate) fn spawn(&self, program: &Path, arguments: &[&str]) {
-        // Waited for as everything else in the cgroup is.
+        // The process is waited for together with all others in the cgroup.
         drop(self.command(program, arguments).spawn().unwrap());
     }
 
@@ -96,7 +96,7 @@ impl Unit {
         news
     }
 
-    /// The server's own word that it got all its ports at the first try.
+    /// The server's log says that it got all its ports at the first try.
     #[track_caller]
     pub(crate) fn assert_not_refused(&mut self, when: &str) {
         let news = self.news();
@@ -130,9 +130,9 @@ impl Unit {
         }
     }
 
-    /// A signal that ends them all, and wait until it has.
+    /// Send a signal that ends them all, and wait until it has.
     pub(crate) fn end(&self, main: i32, signal: Signal) {
-        // Listed first: the dead, who are to be waited for, are not.
+        // Listed before the signal: processes that have ended must be waited for, and are not listed.
         let pids = self.processes();
         self.signal(main, signal);
         self.await_end(&pids);
@@ -156,7 +156,7 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        // Dead ones are not listed.
+        // Listed before the kill: processes that have ended are not listed.
         let pids = self.processes();
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
         for pid in pids {

@@ -56,7 +56,7 @@ fn root_of_a_user_namespace_is_sent_to_the_host() {
     works(&machine);
 }
 
-/// Found here: without CAP_PERFMON the whole log of the verifier came, in `run`'s one line, too.
+/// Found here: without CAP_PERFMON, messages had the whole log of the verifier, even the one line of `run`.
 #[test]
 fn root_without_capabilities_sees_which_are_missing() {
     let machine = machine!("capabilities");
@@ -87,7 +87,7 @@ fn a_filter_on_bpf_is_named() {
     works(&machine);
 }
 
-/// The command of `run` is born in its cgroup by clone3. Where that is denied, `run` moves there and back.
+/// The command of `run` is started in its cgroup by clone3. If clone3 is denied, `run` moves there and back.
 #[test]
 fn a_command_gets_its_cgroup_without_clone3() {
     let machine = machine!("clone3");
@@ -101,7 +101,7 @@ fn a_command_gets_its_cgroup_without_clone3() {
     machine.is_clean();
 }
 
-/// Found here: `down` said "was not up", and `agent` that it is not, where `status` said that it is.
+/// Found here: `down` and `agent` said that kernel enforcement was not up, although `status` said that it was.
 #[test]
 fn containers_use_the_kernel_enforcement_of_their_host() {
     let machine = machine!("host");
@@ -131,7 +131,7 @@ fn containers_use_the_kernel_enforcement_of_their_host() {
             say(words).fails(1, &["kernel enforcement is up, but not pinned in", "in a container, the host"]);
         }
         say(&["up"]).fails(1, &["kernel enforcement serves this cgroup already", "reservations can be made here"]);
-        // The host's reservations hold in the container, which shares its network here.
+        // The host's reservations are in force in the container, which shares its network here.
         let holding = machine.hold(&["--ports", "61100"]);
         say(&["acquire", "--ports", "61100"]).fails(1, &["61100/tcp belongs to"]);
         holding.let_go();

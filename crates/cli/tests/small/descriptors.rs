@@ -50,7 +50,7 @@ fn sixty_four_descriptors_are_enough_for_every_command_and_the_agent() {
     machine.is_clean();
 }
 
-/// Found here: with five or fewer an `up` that failed left half of it pinned, and its lock.
+/// Found here: with five or fewer descriptors, an `up` that failed left half of it pinned, and its lock.
 #[test]
 fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
     let machine = machine!("nofile-few");
@@ -60,7 +60,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
         machine.is_clean();
         with(&machine, limit, &["agent", "--up"]).fails(1, &["ulimit -n"]);
         machine.is_clean();
-        // Held if that much is left, and then said.
+        // If enough descriptors are left, the ports are held, and a message says so.
         let said = with(&machine, limit, &["run", "--", "sh", "-c", "echo $PORTKEEP_ENFORCEMENT"]);
         match said.code {
             Some(0) => assert_eq!(said.out, "held\n", "{limit}"),
@@ -69,7 +69,7 @@ fn with_too_few_descriptors_it_says_so_and_nothing_is_left_half_done() {
         said.reports(&["ulimit -n"]);
         machine.is_clean();
     }
-    // Up to where there are enough, whichever step it is that they do not suffice for.
+    // With more descriptors a later step fails, until there are enough.
     for limit in (36..64).step_by(4) {
         let up = with(&machine, limit, &["up"]);
         match up.code {
@@ -148,7 +148,7 @@ fn take_all_descriptors(machine: &Machine) -> (Vec<UnixStream>, String) {
     let mut taken = Vec::new();
     loop {
         let mut stream = UnixStream::connect(&socket).unwrap();
-        // Nobody waits so long: it is what makes a missing answer a failure.
+        // No answer takes so long. With this limit a missing answer is a failure.
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // An agent without descriptors answers first and closes: then a write may fail.
         let asked = stream.write_all(b"\"list\"\n");
@@ -163,8 +163,8 @@ fn take_all_descriptors(machine: &Machine) -> (Vec<UnixStream>, String) {
     }
 }
 
-/// Found here: a namespace that could not be looked for counted as gone, and its ports, in use since before `up`, were
-/// given to the pool.
+/// Found here: if a namespace could not be looked for, the agent treated it as ended. The pool got its ports, which
+/// were in use since before `up`.
 #[test]
 fn an_agent_without_descriptors_releases_nothing_that_it_cannot_check() {
     let machine = machine!("nofile-aside");
@@ -184,7 +184,8 @@ fn an_agent_without_descriptors_releases_nothing_that_it_cannot_check() {
     machine.is_clean();
 }
 
-/// Found here: who could not be accepted waited for an answer until it gave up, and the agent went round in circles.
+/// Found here: a client that could not be accepted waited for an answer until it gave up, and the agent ran in a busy
+/// loop.
 #[test]
 fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     let machine = machine!("nofile-agent");
@@ -202,10 +203,10 @@ fn an_agent_without_descriptors_answers_who_cannot_be_accepted() {
     machine.is_clean();
 }
 
-/// Found here: the agent took the lack of descriptors for the end of kernel enforcement, took all its entries out of
-/// `ip_local_reserved_ports`, and ended.
+/// Found here: the agent mistook the lack of descriptors for the end of kernel enforcement. It removed all its entries
+/// from `ip_local_reserved_ports`, and ended.
 ///
-/// A namespace with a port outside the pool takes a descriptor of the agent's for as long as the port is reserved.
+/// For a namespace with a port outside the pool, the agent requires a descriptor as long as the port is reserved.
 #[test]
 fn an_agent_with_more_namespaces_than_descriptors_refuses_and_goes_on() {
     let machine = machine!("nofile-spaces");

@@ -85,7 +85,7 @@ fn an_agent_that_began_on_a_full_disk_goes_on_when_there_is_space() {
     machine.portkeep(&add("a", "8443")).fails(1, &["no space is left for", "persistent.redb", "nothing was changed"]);
     let until_reboot = [&add("b", "8444")[..], &["--until-reboot"]].concat();
     machine.portkeep(&until_reboot).fails(1, &["no space is left for", "active.redb", "nothing was changed"]);
-    // Ports of the pool take no disk.
+    // Ports of the pool require no disk.
     machine.portkeep(&["acquire", "--require-kernel"]).ok();
     assert_eq!((machine.in_force(), machine.reserved()), (Vec::new(), String::new()));
     assert_eq!(machine.files().into_iter().filter(|file| file.ends_with(".new")).collect::<Vec<_>>(), [""; 0]);
@@ -94,7 +94,7 @@ fn an_agent_that_began_on_a_full_disk_goes_on_when_there_is_space() {
     machine.portkeep(&until_reboot).ok();
     assert_eq!(machine.in_force(), ["a", "b"]);
     drop(agent);
-    // It is on the disk, indeed.
+    // The reservation is on the disk, too.
     let agent = machine.agent(machine.command(&["agent"]));
     assert_eq!(machine.in_force(), ["a", "b"]);
     drop(agent);
@@ -102,7 +102,7 @@ fn an_agent_that_began_on_a_full_disk_goes_on_when_there_is_space() {
     machine.is_clean();
 }
 
-/// The same where somebody else's reservations are in the store that could not be opened: they come into force by
+/// The same where reservations of others are in the store that could not be opened: they come into force by
 /// themselves.
 #[test]
 fn declarations_that_a_full_disk_hid_come_into_force_by_themselves() {
@@ -112,7 +112,7 @@ fn declarations_that_a_full_disk_hid_come_into_force_by_themselves() {
     machine.portkeep(&add("a", "8443")).ok();
     drop(agent);
     machine.portkeep(&["down"]).ok();
-    // The lock is a file, and one that cannot be made is in the way of reading as well.
+    // The lock is a file. If it cannot be made, the store cannot be read either.
     machine.shell(r#"rm "$0"/state/*.lock && mount -o remount,nr_inodes=2 "$0/state" 2>/dev/null || mount -o remount,ro "$0/state""#).ok();
     machine.portkeep(&["up"]).ok();
     let agent = machine.agent(machine.command(&["agent"]));
@@ -126,7 +126,7 @@ fn declarations_that_a_full_disk_hid_come_into_force_by_themselves() {
     machine.is_clean();
 }
 
-/// Found here: the agent ran, and a request for a port was answered that none is running.
+/// Found here: the agent ran, but the answer to a request for a port was that no agent runs.
 #[test]
 fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     let machine = machine!("disk-fills", machine("disk-fills"));
@@ -148,7 +148,7 @@ fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     assert_eq!((machine.in_force(), machine.reserved()), before);
     assert_eq!(machine.portkeep(&["list", "--json"]).ok().json().as_array().unwrap().len(), 1);
     machine.portkeep(&["acquire", "--require-kernel"]).ok();
-    // Only the store's disk: what is refused there has not got further.
+    // Only the store's disk is full now: a request that is refused there has changed nothing.
     machine.shell(r#"rm "$0/run/filler""#).ok();
     let mut refused = None;
     for number in 0..400 {
@@ -164,7 +164,7 @@ fn a_disk_that_fills_up_under_the_agent_refuses_and_changes_nothing() {
     said.fails(1, &["no space is left for", "nothing was changed"]);
     assert!(!machine.in_force().contains(&name));
     eventually(|| !machine.reserved().contains(&port));
-    // With space, all of it.
+    // With free space all of it works.
     machine.shell(r#"rm "$0"/state/filler "$0"/tmp/filler"#).ok();
     machine.portkeep(&add(&name, &port)).ok();
     machine.portkeep(&["persist", "import", import]).ok();
@@ -220,7 +220,8 @@ fn an_export_to_a_full_disk_leaves_the_earlier_one() {
     machine.is_clean();
 }
 
-/// Found here: "No space left on device (os error 28)" and not a word of what.
+/// Found here: the message was only "No space left on device (os error 28)", without the thing that could not be
+/// written.
 #[test]
 fn a_full_standard_output_is_named() {
     let machine = machine!("disk-out", machine("disk-out"));

@@ -11,7 +11,7 @@ use portkeep_testkit::{Outcome, machine::Machine};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 const PART: &str = "PORTKEEP_TEST_PART";
-/// Written before what another program prints, whose output comes after what the test harness says.
+/// Printed before the output of another program, because the test harness prints a text of its own first.
 const MARK: &str = "begin of the output\n";
 
 /// The words that start this binary as a helper.

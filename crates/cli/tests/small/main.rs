@@ -1,9 +1,9 @@
 //! Portkeep on small machines: without rights, in containers, without cgroup v2, with a read-only `/sys`, without an
-//! agent, with few descriptors, with a full disk. The real command in each of these worlds, made for real, and the
-//! library where it matters.
+//! agent, with few descriptors, with a full disk. The real command runs in each of these environments, and so does the
+//! library if it behaves differently there.
 //!
-//! Each needs: a message that names the thing and what to do, the documented exit status, held mode where that
-//! is a sensible fallback and never where enforcement was asked for, and nothing half-done left behind.
+//! Each requires: a message that names the thing and what to do, the documented exit status, and nothing half-done left
+//! behind. Held mode is required if it is a sensible fallback, and must not be used if enforcement was asked for.
 //! `docs/guides/small-machines.md` is the table of it.
 
 mod cgroup1;
@@ -44,7 +44,7 @@ fn works(machine: &Machine) {
     machine.is_clean();
 }
 
-/// Started by the other tests in the place of somebody else.
+/// Started by the other tests as an outsider.
 #[test]
 #[ignore = "plays an outsider for the other tests"]
 fn helper_binds() {

@@ -1,4 +1,4 @@
-//! No agent: what needs one says so at once and what to do, and all else works.
+//! Without an agent: a command that requires one says so at once, and says what to do. Everything else works.
 
 use crate::machine;
 
@@ -19,7 +19,7 @@ fn without_an_agent_a_command_that_needs_one_says_so_and_the_rest_works() {
     ] {
         machine.portkeep(words).fails(1, &["the agent is not running", "`systemctl start portkeep`"]);
     }
-    // In the place of what is refused nothing is pending.
+    // A request that is refused leaves nothing pending.
     assert_eq!(machine.portkeep(&["list", "--json"]).ok().json(), serde_json::json!([]));
     assert!(machine.portkeep(&["status"]).ok().out.contains("not running (needed for ports outside the pool"));
     for words in [&["persist", "list"][..], &["persist", "export"], &["excludedportrange", "show", "tcp", "persistent"]]
@@ -31,7 +31,8 @@ fn without_an_agent_a_command_that_needs_one_says_so_and_the_rest_works() {
         let said = machine.portkeep(words).ok();
         assert_eq!(said.err, "", "{words:?}");
     }
-    // With one, what was refused is granted; when it is killed, it is kept, and the next is refused again.
+    // With an agent, the refused request is granted. When the agent is killed, the grant stays, and the next request is
+    // refused.
     let agent = machine.agent(machine.command(&["agent"]));
     let holding = machine.hold(&["--ports", "20000", "--strict"]);
     assert!(holding.line.starts_with("20000 "), "{}", holding.line);

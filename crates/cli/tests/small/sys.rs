@@ -56,7 +56,7 @@ fn a_bpf_file_system_is_mounted_where_there_is_none_and_unmounted_again() {
     assert_ne!(mounted(), "");
     say(&["down"]).ok();
     assert_eq!(mounted(), "");
-    // One that fails half-way unmounts it, too.
+    // An `up` that fails half-way unmounts it, too.
     let few = ["prlimit", "--nofile=16", PORTKEEP, "up"];
     Outcome::from(machine.program(&few).env_remove("PORTKEEP_PIN_DIR").output().unwrap()).fails(1, &["ulimit -n"]);
     assert_eq!(mounted(), "");

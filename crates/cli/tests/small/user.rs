@@ -66,7 +66,7 @@ fn held_mode_refuses_options_that_require_the_kernel() {
         let said = machine.portkeep_as_nobody(words).fails(code, &["requires kernel enforcement", "it requires root"]);
         assert_eq!(said.out, "", "{words:?}");
     }
-    // And where it is to be had, it is had.
+    // If kernel enforcement is up, these options work.
     machine.portkeep(&["up"]).ok();
     machine.portkeep_as_nobody(&["acquire", "--strict", "--require-kernel"]).ok();
     machine.portkeep_as_nobody(&["run", "--require-kernel", "--", "true"]).ok();

@@ -23,7 +23,7 @@ use crate::config::{Account, Config};
 /// The time that members need to elect a leader, with the defaults of etcd.
 const ELECTION: Duration = Duration::from_secs(2);
 
-/// 64-bit numbers, which JSON of gRPC has as text.
+/// 64-bit numbers. The JSON of gRPC writes them as text.
 pub(super) mod text {
     use std::{fmt::Display, str::FromStr};
 
@@ -92,7 +92,7 @@ impl Client {
         self.cluster.load(Ordering::Relaxed)
     }
 
-    /// One request to whichever endpoint answers.
+    /// One request to the first endpoint that answers.
     pub(crate) fn call<Answer: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<Answer, EtcdError> {
         let answer = self.first_answer(|endpoint| self.ask(endpoint, path, body))?;
         serde_json::from_slice(&answer).map_err(|error| EtcdError::Answer(error.to_string()))
@@ -130,7 +130,7 @@ impl Client {
     fn ask(&self, endpoint: &str, path: &str, body: &Value) -> Result<Vec<u8>, Attempt> {
         let post = || transport::post(&self.agent, &format!("{endpoint}{path}"), self.token(endpoint)?, body);
         let answer = match post() {
-            // Tokens end when they were not used for some minutes, or with the member that gave them.
+            // A token ends if it is not used for some minutes, and with the member that gave it.
             Err(Attempt::Stop(EtcdError::Token)) if self.account.is_some() => {
                 *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 post()
@@ -141,7 +141,7 @@ impl Client {
         Ok(answer)
     }
 
-    /// The cluster is the right one.
+    /// Check that the right cluster has answered.
     fn check(&self, answer: &[u8]) -> Result<(), Attempt> {
         let Ok(OnlyHeader { header: Some(header) }) = serde_json::from_slice(answer) else { return Ok(()) };
         match self.cluster.compare_exchange(0, header.cluster_id, Ordering::Relaxed, Ordering::Relaxed) {

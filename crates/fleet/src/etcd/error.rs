@@ -1,4 +1,4 @@
-//! Why etcd did not do what it was asked.
+//! Why etcd did not carry out a request.
 
 use portkeep::persistent::protocol::Reason;
 

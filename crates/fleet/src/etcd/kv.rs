@@ -9,7 +9,7 @@ use super::{
     error::EtcdError,
 };
 
-/// Operations in one level of a transaction: etcd's `--max-txn-ops` without the few around them.
+/// Operations in one level of a transaction: etcd's `--max-txn-ops`, less the few operations around them.
 const OPS: usize = 100;
 
 mod bytes {
@@ -30,7 +30,7 @@ pub(crate) struct KeyValue {
     pub(crate) key: String,
     #[serde(with = "bytes")]
     pub(crate) value: String,
-    /// The revision of its creation: the token that fences older decisions off.
+    /// The revision of its creation. It distinguishes this decision from older ones.
     #[serde(with = "text")]
     pub(crate) create_revision: i64,
     #[serde(with = "text")]
@@ -40,7 +40,7 @@ pub(crate) struct KeyValue {
 }
 
 impl KeyValue {
-    /// The value, if it makes sense. A later version may have written it.
+    /// The value, if it can be read: a later version may have written it.
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, EtcdError> {
         serde_json::from_str(&self.value).map_err(|error| EtcdError::Answer(format!("{}: {error}", self.key)))
     }
@@ -85,7 +85,7 @@ impl Compare {
         Self::created(key, 0)
     }
 
-    /// The key was created at this revision and not since.
+    /// The key was created at this revision, and has existed since then.
     pub(crate) fn created(key: &str, revision: i64) -> Self {
         Self(json!({ "key": encode(key), "target": "CREATE", "result": "EQUAL", "create_revision": revision }))
     }
@@ -113,7 +113,7 @@ impl Compare {
 pub(crate) struct Op(Value);
 
 impl Op {
-    /// Write a value; with a lease it goes with it.
+    /// Write a value. If there is a lease, the value is deleted when the lease ends.
     pub(crate) fn put(key: &str, value: &impl Serialize, lease: i64) -> Self {
         let value = serde_json::to_string(value).unwrap_or_default();
         Self(json!({ "request_put": { "key": encode(key), "value": encode(&value), "lease": lease } }))
@@ -195,7 +195,7 @@ impl Outcome {
         self.responses.iter().filter_map(|response| response.response_txn.as_ref()).any(|inner| inner.succeeded)
     }
 
-    /// The finds of each read, in their order.
+    /// The keys that each read found, in the order of the reads.
     pub(crate) fn reads<const N: usize>(self) -> Result<[Vec<KeyValue>; N], EtcdError> {
         let found: Vec<_> =
             self.responses.into_iter().filter_map(|response| Some(response.response_range?.kvs)).collect();
@@ -210,13 +210,13 @@ impl Client {
         self.call("/v3/kv/txn", &body)
     }
 
-    /// All of these at one revision.
+    /// Do all of these reads at one revision.
     pub(crate) fn read<const N: usize>(&self, reads: [Op; N]) -> Result<(i64, [Vec<KeyValue>; N]), EtcdError> {
         let outcome = self.transact(&[], &reads, &[])?;
         Ok((outcome.revision(), outcome.reads()?))
     }
 
-    /// Whether a key was changed at this revision. `None`: it is so long ago that etcd has forgotten it.
+    /// Whether a key was changed at this revision. `None`: etcd has forgotten this old revision.
     pub(crate) fn was_changed(&self, key: &str, revision: i64) -> Result<Option<bool>, EtcdError> {
         let then = Op(json!({ "request_range": { "key": encode(key), "revision": revision } }));
         match self.read([then]) {

@@ -51,7 +51,7 @@ impl Client {
         }
     }
 
-    /// Whether the lease still lives; it begins anew.
+    /// Start the time of the lease anew. Returns whether the lease still exists.
     fn keep(&self, lease: i64) -> Result<bool, EtcdError> {
         let kept: Kept = self.call("/v3/lease/keepalive", &json!({ "ID": lease }))?;
         Ok(!matches!(kept.result.ttl.as_str(), "" | "0"))
@@ -71,7 +71,7 @@ pub(crate) enum LeaseNews {
     Kept,
 }
 
-/// A lease that a thread keeps alive until it is dropped. Dropped, it is left to end by itself.
+/// A lease that a thread keeps alive until this value is dropped. Then the lease ends by itself.
 #[derive(Debug)]
 pub(crate) struct KeepAlive {
     pub(crate) lease: i64,
@@ -80,7 +80,7 @@ pub(crate) struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// Keep it alive three times in its life. `news` is called in the thread; `Kept` comes each time.
+    /// Renew it three times within its length. `news` is called in the thread; `Kept` comes each time.
     pub(crate) fn start(
         client: Arc<Client>,
         lease: i64,

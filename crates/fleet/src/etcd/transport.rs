@@ -16,14 +16,14 @@ use crate::config::{Config, secret};
 
 /// The longest wait for one answer of one endpoint.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
-/// The longest answer: what a fleet of some thousand hosts has.
+/// The longest answer in bytes. It is enough for the keys of a fleet of some thousand hosts.
 const LONGEST: u64 = 256 << 20;
 
 /// One attempt failed.
 pub(super) enum Attempt {
-    /// Another endpoint may do better.
+    /// Another endpoint may succeed.
     Next(String),
-    /// No endpoint will.
+    /// No other endpoint would succeed.
     Stop(EtcdError),
 }
 
@@ -79,7 +79,7 @@ pub(super) fn post(agent: &Agent, url: &str, token: Option<String>, body: &Value
 
 /// The beginning of the answer to a request. Errors of etcd are recognised.
 pub(super) fn open(agent: &Agent, url: &str, token: Option<String>, body: &Value) -> Result<Response<Body>, Attempt> {
-    // A member that has lost the others ends its watches.
+    // With this header a member that has lost the others ends its watches.
     let mut request = agent.post(url).header("Grpc-Metadata-hasleader", "true").content_type("application/json");
     if let Some(token) = token {
         request = request.header("Authorization", token);

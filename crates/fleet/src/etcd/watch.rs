@@ -21,11 +21,11 @@ use super::{
     transport::{self, PATIENCE},
 };
 
-/// The revision from which on a watch reports what happens after it is in place. Later than a decision, a watch from a
-/// revision on would wait up to 100 ms: so seldom does etcd send what is older than the watch.
+/// With this revision a watch reports what happens after it is in place. If the watch began at an earlier revision, a
+/// decision could arrive up to 100 ms late, because etcd sends changes older than the watch only that often.
 pub(crate) const NOW: i64 = 0;
 
-/// A watch. Nothing is asked for again: etcd sends what happens.
+/// A watch. It sends one request, and etcd sends every change.
 pub(crate) struct Watch {
     lines: BufReader<BodyReader<'static>>,
     interrupt: Interrupt,
@@ -68,7 +68,7 @@ pub(crate) struct Limit {
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
     Put(KeyValue),
-    /// Its key, and the revision at which it went.
+    /// Its key, and the revision at which it was deleted.
     Gone(KeyValue),
 }
 
@@ -150,7 +150,7 @@ impl Client {
     fn watch_range(&self, create: Value) -> Result<Watch, EtcdError> {
         let body = json!({ "create_request": create });
         let mut watch = self.first_answer(|endpoint| {
-            // An agent of its own: to end it ends this watch alone.
+            // This watch has an HTTP agent of its own, so that it can be ended alone.
             let agent = Agent::new_with_config(self.config.clone());
             let token = self.token(endpoint)?;
             let answer = transport::open(&agent, &format!("{endpoint}/v3/watch"), token, &body)?;
@@ -158,14 +158,14 @@ impl Client {
             Ok(Watch { lines, interrupt: Interrupt { agent, endpoint: 0 } })
         })?;
         watch.interrupt.endpoint = self.current.load(Ordering::Relaxed);
-        // The first line only reports that it is in place.
+        // The first line only reports that the watch is in place.
         let limit = watch.interrupt.at(Instant::now() + PATIENCE);
         watch.next()?;
         drop(limit);
         Ok(watch)
     }
 
-    /// Whether another endpoint has answered since the watch began: then its own may hang.
+    /// Whether another endpoint has answered since the watch began. Then the endpoint of the watch may hang.
     pub(crate) fn has_left(&self, watch: &Interrupt) -> bool {
         self.current.load(Ordering::Relaxed) != watch.endpoint
     }

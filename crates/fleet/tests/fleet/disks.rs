@@ -16,7 +16,7 @@ const JOB: [&str; 6] = ["--hosts", "a,b", "--user", "nobody", "--name", "train"]
 fn write(cluster: &Cluster, number: usize) -> Option<String> {
     let mut command = cluster.etcdctl(&["put", &format!("/other/{number}")]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    // Refused before it was read to its end, perhaps.
+    // etcd may refuse the value before it has read all of it.
     let _ = child.stdin.take().unwrap().write_all(&[b'x'; 1_000_000]);
     let output = child.wait_with_output().unwrap();
     (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
@@ -31,7 +31,7 @@ fn f6_full_disks_of_etcd_take_no_ports() {
     }
     let job = fleet.acquire("a", &JOB);
     let port = job.start();
-    // A member whose disk is full ends. The others go on.
+    // A member whose disk is full ends. The other members go on.
     let mut written = 0;
     let mut fill = |fleet: &mut Fleet, member: usize| {
         fleet.cluster.members[member].fill_disk();
@@ -44,7 +44,7 @@ fn f6_full_disks_of_etcd_take_no_ports() {
     fill(&mut fleet, 1);
     fleet.cluster.ready();
     fleet.acquire("b", &["--hosts", "a,b", "--name", "other", "--timeout", "40"]).end();
-    // With the second the majority is lost.
+    // When the second disk is full, the majority is lost.
     fill(&mut fleet, 2);
     let refused = fleet.fleet("a", &["acquire", "--hosts", "a,b", "--json"]);
     refused.fails(1, &["etcd cannot be reached since 20", "what is reserved stays reserved"]);
@@ -91,7 +91,7 @@ fn f6_an_etcd_that_has_no_space_refuses_and_takes_no_ports() {
         assert!(output.status.success(), "{words:?}: {output:?}");
     };
     etcdctl(&["del", "--prefix", "/other/"]);
-    // A revision that no longer has them.
+    // The status has a revision at which the keys are deleted already.
     let revision = fleet.json("a", &["status"])["revision"].to_string();
     etcdctl(&["compact", "--physical", &revision]);
     etcdctl(&["defrag"]);

@@ -163,7 +163,7 @@ fn one_request(client: &mut TcpStream) -> Option<String> {
 
 impl Cluster {
     pub(crate) fn start(switch: &Switch, members: u8, scheme: &'static str, tls: &[String]) -> Self {
-        // Its syncs would wait for the disks of everything else that runs here.
+        // The data is in memory. On a disk, the syncs of etcd would wait for all other programs that write to it.
         let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let address = |number: u8| Ipv4Addr::new(10, 77, 0, number);
         let name = |number: u8| format!("e{number}");
@@ -254,7 +254,7 @@ impl Cluster {
         self.ready();
     }
 
-    /// The URL of a network path to the first member that loses the answer to the first write in a transaction.
+    /// The URL of a proxy before the first member. The proxy loses the answer to the first transaction that writes.
     pub(crate) fn lossy(&self) -> String {
         const PORT: u16 = 2400;
         let member = &self.members[0];
@@ -338,7 +338,7 @@ impl Member {
         self.start();
     }
 
-    /// Nothing more fits on its disk.
+    /// Fill its disk.
     pub(crate) fn fill_disk(&self) {
         self.on_disk(r#"cat /dev/zero 2>/dev/null > "$0/filler" || true"#);
     }

@@ -1,4 +1,4 @@
-//! Everything that can fail does.
+//! Everything that can fail fails.
 
 use std::{fs, thread, time::Duration};
 
@@ -95,7 +95,8 @@ fn f7_a_host_that_is_cut_off_keeps_its_ports_and_blocks_nobody() {
     is_enforced(&fleet, &["a", "b", "c"], port + 1);
     let shown = fleet.json("a", &["show", "train"]);
     assert_eq!((&shown["state"], &shown["hosts"][1]["state"]), (&"active".into(), &"lost".into()), "{shown}");
-    // The others go on; requests for the lost host say so, and those on it since when.
+    // The other hosts go on. Requests for the lost host report that; requests on the lost host report since when etcd
+    // cannot be reached.
     fleet.acquire("c", &["--hosts", "a,c", "--name", "other"]).end();
     fleet.fleet("a", &["acquire", "--hosts", "a,b"]).fails(3, &["b cannot be reached"]);
     let refused = fleet.fleet("b", &["acquire", "--hosts", "b"]);
@@ -220,7 +221,7 @@ fn f3_older_decisions_and_other_clusters_are_refused() {
     }
     is_enforced(&fleet, &["a", "b"], port);
     fleet.kill_daemon("b");
-    // It comes as far again by what others write.
+    // Other writers bring it to the same revision again.
     for number in 0..40 {
         let put = fleet.cluster.etcdctl(&["put", "/other", &number.to_string()]).output().unwrap();
         assert!(put.status.success(), "{put:?}");

@@ -50,7 +50,7 @@ fn f1_the_guide_is_right() {
         };
         tried += 1;
         if let Some(line) = line.strip_suffix('&') {
-            // Its output is not waited for, and it ends with the test.
+            // The test does not wait for the output of this command, which ends with the test.
             let mut command = start(&format!("exec {line}"));
             background.push(Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()));
             continue;
@@ -67,7 +67,7 @@ fn f1_the_guide_is_right() {
     fleet.is_at_rest();
 }
 
-/// The system's, which every user can start.
+/// The Python of the system, which every user can start.
 const PYTHON: &str = "/usr/bin/python3";
 const RANK: &str = include_str!("rank.py");
 const HOSTS: [&str; 3] = ["a", "b", "c"];

@@ -19,7 +19,8 @@ fn f1_a_job_has_the_same_block_on_every_host() {
     let job = fleet.acquire("a", &words);
     let after = fleet.all_requests();
     let more = |method: &str| after.get(method).unwrap_or(&0) - before.get(method).unwrap_or(&0);
-    // Besides the watch, whose answers come by themselves: a lease, the facts, the decision, and an answer of each host.
+    // The answers of the watch come without a request. The other requests are a lease, the facts, the decision, and an
+    // answer of each host.
     assert!(more("LeaseGrant") <= 1 && more("Watch") <= 1 && more("Txn") <= 2 + 5, "{before:?} {after:?}");
     let start = job.start();
     assert_eq!((start, job.json["count"].as_u64(), job.json["state"].as_str()), (20000, Some(4), Some("active")));
@@ -162,7 +163,7 @@ fn f9_a_fleet_at_rest_renews_leases_and_does_nothing_else() {
     let requests = fleet.requests();
     for (method, count) in &requests {
         let more = count - before.1.get(method).unwrap_or(&0);
-        // Each of two daemons and a requester, three times in a lease.
+        // Two daemons and a requester renew their leases, each of them three times in the length of a lease.
         let expected = if method == "LeaseKeepAlive" { 6..=12 } else { 0..=0 };
         assert!(expected.contains(&more), "{method}: {more} {requests:?}");
     }

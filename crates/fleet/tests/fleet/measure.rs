@@ -18,7 +18,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/internals/fl
 const TIMES: usize = 40;
 const BUDGET: f64 = 50.0;
 
-/// The median and the 95th of 100, in milliseconds.
+/// The median and the 95th percentile of 100 measurements, in milliseconds.
 fn spread(mut once: impl FnMut() -> Duration) -> [f64; 2] {
     let mut times: Vec<f64> = (0..TIMES).map(|_| once().as_secs_f64() * 1000.0).collect();
     times.sort_by(f64::total_cmp);
@@ -43,7 +43,7 @@ fn write(stream: &mut BufReader<TcpStream>) -> Duration {
     began.elapsed()
 }
 
-/// Until the first line of its output.
+/// The time until the first line of its output.
 fn first_line(command: &mut Command) -> Duration {
     let began = Instant::now();
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

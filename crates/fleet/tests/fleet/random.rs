@@ -1,4 +1,5 @@
-//! Random jobs while everything fails and outsiders on every host take what they can. `PORTKEEP_FLEET_JOBS` has how many; 15 in short.
+//! Random jobs while everything fails, and while outsiders on every host take every port they can get.
+//! `PORTKEEP_FLEET_JOBS` is the number of jobs; the short form has 15.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +37,7 @@ fn now() -> u64 {
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
-/// A port that somebody had on a host for a while.
+/// A port that a process had on a host for a while.
 #[derive(Clone, Debug)]
 struct Had {
     host: String,
@@ -54,7 +55,7 @@ pub(crate) fn take_ports_in_helper() {
     let mut random = Random::new(u64::from(std::process::id()));
     loop {
         let port = FIRST + random.below(PORTS) as u16;
-        // Some ask for what might help.
+        // Some sockets set options that might help to get a port.
         let socket = sockets::tcp();
         if random.one_in(2) {
             socket.set_reuse_address(true).unwrap();
@@ -89,7 +90,7 @@ impl Hostile {
 
     fn had(&self, host: &str) -> Vec<Had> {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
-        // The last line may be cut off by its death.
+        // If the outsider was killed while it wrote, the last line is not complete.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let had = |line: &str| {
             let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
@@ -188,7 +189,7 @@ fn job(fleet: &Fleet, tally: &Tally, number: usize, random: &mut Random) {
     child.wait().unwrap();
 }
 
-/// One thing fails at a time, and is well again before the next.
+/// One thing fails at a time, and works again before the next one fails.
 fn misfortune(fleet: &Fleet, random: &mut Random) {
     let pause = Duration::from_millis(200 + random.below(1500));
     let host = random.of(&HOSTS);
@@ -207,7 +208,7 @@ fn misfortune(fleet: &Fleet, random: &mut Random) {
             victim.signal(Signal::CONT);
         }
         _ => {
-            // SIGKILL; what a service manager does comes after it.
+            // SIGKILL. A service manager acts after that.
             let daemon = fleet.host(host).daemon.as_ref().unwrap().pid();
             crate::etcd::signal(daemon, Signal::KILL);
         }

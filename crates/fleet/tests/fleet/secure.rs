@@ -64,7 +64,7 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
         ["--cacert", &file("ca.pem"), "--cert", &file("client.pem"), "--key", &file("client.key")].map(str::to_owned);
     fleet.cluster.credentials = certificates.to_vec();
     fleet.cluster.ready();
-    // As in the guide, but for the password on standard input.
+    // As in the guide, except that the password is on standard input.
     for words in [
         "user add root:secret",
         "user grant-role root root",

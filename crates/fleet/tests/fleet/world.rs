@@ -61,12 +61,12 @@ pub(crate) struct Fleet {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// Each waits more than it computes; more of them would make each other late on a small machine.
+/// Each test waits more than it computes. On a small machine, more than two tests at a time would make each other late.
 static TWO_AT_A_TIME: [Mutex<()>; 2] = [const { Mutex::new(()) }; 2];
 static TURN: AtomicUsize = AtomicUsize::new(0);
 
 impl Fleet {
-    /// With so many members of etcd and these hosts, all up; `None` where that cannot be.
+    /// A fleet with so many members of etcd and these hosts, all up; `None` if that is not possible.
     #[track_caller]
     pub(crate) fn start(test: &str, members: u8, hosts: &[&str]) -> Option<Self> {
         let mut fleet = Self::with(test, members, "http", &[], "")?;
@@ -78,7 +78,7 @@ impl Fleet {
         Some(fleet)
     }
 
-    /// Only etcd, with these options, which may not answer yet.
+    /// Only etcd, with these options. It may not answer yet.
     #[track_caller]
     pub(crate) fn with(
         test: &str,
@@ -169,7 +169,7 @@ impl Fleet {
         self.host(host).machine.program(&[&[FLEET, "--config", &configuration], words].concat())
     }
 
-    /// The same to its end.
+    /// Run the command to its end.
     #[track_caller]
     pub(crate) fn fleet(&self, host: &str, words: &[&str]) -> Outcome {
         let outcome: Outcome = self.command(host, words).output().unwrap().into();
@@ -214,7 +214,7 @@ impl Fleet {
         self.cluster.members[0].requests()
     }
 
-    /// The same of all members.
+    /// The number of requests of each kind that all members have had.
     pub(crate) fn all_requests(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for (method, count) in self.cluster.members.iter().flat_map(Member::requests) {

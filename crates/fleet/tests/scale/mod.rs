@@ -49,7 +49,7 @@ const COUNT: u16 = 8;
 const RANGE: &str = "10000-59999";
 const REST: Duration = Duration::from_secs(10);
 
-/// A fence that keeps nobody off: it records. Two jobs that have one port are an error all the same.
+/// A fence that only records and keeps nobody off. If two jobs have one port, that is an error here, too.
 #[derive(Debug, Default)]
 struct Recorder(BTreeMap<(String, i64), Reserved>);
 
@@ -132,7 +132,8 @@ fn hosts() -> Vec<String> {
     (0..HOSTS).map(|number| format!("host{number}")).collect()
 }
 
-/// One job after the other in each of `requesters` threads until `jobs` are done. How long each waited for its ports, in order.
+/// Each of `requesters` threads requests one job after the other, until `jobs` are done. Returns how long each waited
+/// for its ports, in order.
 fn ask(config: &Config, jobs: usize, requesters: usize) -> Vec<Duration> {
     let next = Mutex::new(0..jobs);
     let one = || {

@@ -5,9 +5,8 @@
 //! cargo bench -p portkeep-kernel -- --write   and put it into docs/internals/benchmarks.md
 //! ```
 //!
-//! Must run as root. Like the tests it attaches to a cgroup of its own and
-//! nowhere else; "outside" means sockets made before this process moved in,
-//! which the programs never see.
+//! Must run as root. Like the tests it attaches to a cgroup of its own and nowhere else. "Outside" means sockets that
+//! were made before this process moved into that cgroup: the programs never see them.
 
 mod confirmation;
 mod memory;
@@ -112,7 +111,7 @@ fn calls(bench: &Bench, table: &mut Table) {
             .collect();
         drop(held);
     };
-    // A reservation is of both families; so is a dual-stack socket.
+    // A reservation covers both families, and so does a dual-stack socket.
     let dual = paired::measure(ROUNDS, 200, twenty, || bind_twenty(dual_stack, &any6(0)));
     table.push(
         Row::at_most(
@@ -154,7 +153,7 @@ fn calls(bench: &Bench, table: &mut Table) {
     ));
 }
 
-/// Of socket options, with any program on the hook: about 1.5 and 1.75 with one that does nothing.
+/// The figures with any program on the hook: about 1.5 and 1.75 with a program that does nothing.
 const COPIES: &str = "the kernel itself copies the option for the program, whatever the program does";
 
 /// The cost for programs that do not use reservations.
@@ -220,7 +219,7 @@ fn others(bench: &Bench, table: &mut Table) {
     table.push(Row::at_most("socket + refused bind + close / socket + bind + close", ratio, 1.0));
 }
 
-/// Every second port taken: no two in a row.
+/// Every second port is in use: no two consecutive ports are vacant.
 fn fragmented(bench: &Bench, table: &mut Table) {
     let pool = portkeep_core::defaults::POOL;
     let held = bench.inside(|| sockets::acquire_singles(pool.count().into()));
@@ -233,7 +232,7 @@ fn fragmented(bench: &Bench, table: &mut Table) {
     table.push(Row::at_most("wildcard request that a fragmented pool cannot serve, us", ns / 1000.0, 50.0));
 }
 
-/// The next reservation, with none and with 10,000 others alive.
+/// The cost of the next reservation, with no others and with 10,000 others in force.
 fn growth(bench: &Bench, table: &mut Table) {
     let socket = bench.inside(tcp);
     let few = median_ns(ROUNDS, 2000, || cycle(&socket, 20).unwrap());

@@ -29,7 +29,7 @@ pub(crate) fn pool_in_use(bench: &Bench, table: &mut Table) {
 
 pub(crate) fn many_cycles(bench: &Bench, table: &mut Table) {
     let socket = bench.inside(sockets::tcp);
-    // Next-fit wanders through the whole pool: afterwards every word of it is there.
+    // Next-fit passes through the whole pool: afterwards the table contains every word of the pool.
     (0..5000).for_each(|_| cycle(&socket, 64).expect("a cycle"));
     let before = bench.loaded.map_memory().expect("fdinfo");
     (0..1_000_000).for_each(|_| cycle(&socket, 20).expect("a cycle"));

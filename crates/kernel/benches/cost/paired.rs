@@ -1,8 +1,7 @@
 //! Two things measured in turns.
 //!
-//! Criterion measures one thing after the other; on a busy machine what
-//! changes in between is larger than the few percent that matter here. So the
-//! two sides alternate in short rounds, and the medians are compared.
+//! Criterion measures one thing after the other. On a busy machine the changes in between are larger than the few
+//! percent that matter here. So the two sides alternate in short rounds, and the medians are compared.
 
 use std::time::Instant;
 
@@ -24,12 +23,12 @@ pub(crate) fn median_ns(rounds: usize, iterations: usize, mut work: impl FnMut()
     median((0..rounds).map(|_| once(iterations, &mut work)).collect())
 }
 
-/// Nanoseconds of one call of either, measured in turns.
+/// Nanoseconds of one call of each, measured in turns.
 pub(crate) fn measure(rounds: usize, iterations: usize, a: impl FnMut(), b: impl FnMut()) -> (f64, f64) {
     alternate(rounds, iterations, || {}, a, || {}, b)
 }
 
-/// The same with something to do before each side's turn, which is not measured.
+/// The same, with a step before each side's turn that is not measured.
 pub(crate) fn alternate(
     rounds: usize,
     iterations: usize,

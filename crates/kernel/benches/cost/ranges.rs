@@ -69,7 +69,7 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
     crowded(&scope, table);
     drop(owner);
 
-    // With a range of somebody else's, and without, in turns.
+    // With a range of another process, and without, in turns.
     let mut others: Option<Socket> = None;
     let cell = std::cell::RefCell::new(&mut others);
     let (with, without) = paired::alternate(
@@ -91,8 +91,8 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
     others = None;
     drop(others);
 
-    // Of units, which are the dearest to look for: names are read.
-    let admin = bench.loaded.admin().expect("the administrator's door");
+    // Ranges of units are the slowest to find: the program reads names.
+    let admin = bench.loaded.admin().expect("the administrator program");
     let maps = std::cell::RefCell::new(bench.loaded.maps().expect("the maps"));
     let netns = portkeep_kernel::netns::current_cookie().expect("the namespace's cookie");
     let many: std::cell::RefCell<Vec<(u32, Token)>> = std::cell::RefCell::default();
@@ -134,7 +134,7 @@ pub(crate) fn measure(bench: &mut Bench, table: &mut Table) {
 
 /// With 90 % of the ephemeral range in use, the kernel tries many ports before it finds a free one.
 fn crowded(scope: &Path, table: &mut Table) {
-    // Below the usual range, where the connections of the rows before are still in TIME_WAIT.
+    // Below the usual range: there the connections of the earlier rows are still in TIME_WAIT.
     const FIRST: u16 = 12000;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let most = rustix::process::Rlimit { current: limit.maximum, ..limit };

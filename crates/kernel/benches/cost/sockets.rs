@@ -47,15 +47,15 @@ pub(crate) fn transfer(from: &mut TcpStream, to: &mut TcpStream) {
     to.read_exact(&mut buffer).expect("receiving");
 }
 
-/// Out of the benchmark's cgroup, to where programs of ours are not: a cgroup beside it, because a socket costs more in
-/// any cgroup than in the root.
+/// Leave the benchmark's cgroup for a cgroup beside it, where our programs are not attached. It is not the root: a
+/// socket costs more in any cgroup than in the root.
 pub(crate) fn leave_cgroup() {
     static OUTSIDE: OnceLock<TestCgroup> = OnceLock::new();
     let outside = OUTSIDE.get_or_init(|| TestCgroup::new("outside").expect("a cgroup"));
     outside.enter(std::process::id()).expect("moving out");
 }
 
-/// So many reservations of one port each, on as few sockets as can own them.
+/// `count` reservations of one port each, on as few sockets as possible.
 pub(crate) fn acquire_singles(count: usize) -> Vec<(std::rc::Rc<Socket>, Grant)> {
     let mut held = Vec::with_capacity(count);
     while held.len() < count {
@@ -68,7 +68,7 @@ pub(crate) fn acquire_singles(count: usize) -> Vec<(std::rc::Rc<Socket>, Grant)>
     held
 }
 
-/// How often this thread has waited for something so far.
+/// How often this thread has waited so far.
 pub(crate) fn voluntary_switches() -> u64 {
     let status = fs::read_to_string("/proc/thread-self/status").expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("the count");

@@ -12,7 +12,7 @@ use crate::{Bench, cycle, sockets};
 
 const CYCLES: usize = 40_000;
 
-/// The other side: wait for the start, do the cycles, say how long it took.
+/// The work of each process: wait for the start, do the cycles, report how long they took.
 pub(crate) fn work(_job: &str) {
     let socket = sockets::tcp();
     println!("ready");
@@ -23,7 +23,7 @@ pub(crate) fn work(_job: &str) {
     println!("{}", begun.elapsed().as_nanos());
 }
 
-/// Cycles a second of so many processes together, and the longest time one took against the shortest.
+/// Cycles a second of `count` processes together, and the ratio of the longest time of a process to the shortest.
 fn rate(count: usize) -> (f64, f64) {
     let mut children: Vec<(Child, BufReader<std::process::ChildStdout>)> = (0..count)
         .map(|_| {

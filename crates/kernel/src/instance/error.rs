@@ -16,7 +16,7 @@ pub(super) const MOUNTING: &str = "mounting a BPF file system at";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstanceError {
-    /// Nothing is pinned: `portkeep up` has not been run.
+    /// Nothing is pinned: `portkeep up` was not run.
     #[error("kernel enforcement is not up (nothing is pinned in {0}); root brings it up with `portkeep up`")]
     NotUp(PathBuf),
     /// It is up, but another version of Portkeep brought it up.
@@ -25,9 +25,9 @@ pub enum InstanceError {
          {own_abi} build {own_build:016x}; `portkeep upgrade` swaps the programs without a gap"
     )]
     Skew {
-        /// ABI of what is up.
+        /// ABI of the instance that is up.
         loaded_abi: u32,
-        /// Build of what is up.
+        /// Build of the instance that is up.
         loaded_build: u64,
         /// ABI of this program.
         own_abi: u32,
@@ -40,19 +40,19 @@ pub enum InstanceError {
          `portkeep down` and `portkeep up` when no reservation is held"
     )]
     Layout {
-        /// ABI of what is up.
+        /// ABI of the instance that is up.
         loaded: u32,
         /// ABI of this program.
         own: u32,
     },
-    /// It is up, but on other cgroups than asked for.
+    /// It is up, but on other cgroups than requested.
     #[error("already up, {what} in {have}, not in {want}; run `portkeep down` first")]
     Elsewhere {
         /// "enforced" or "served".
         what: &'static str,
         /// Where it is.
         have: String,
-        /// Where it was to be.
+        /// Where it was requested.
         want: String,
     },
     /// No cgroup v2 hierarchy is mounted.
@@ -84,10 +84,10 @@ pub enum InstanceError {
     Pin {
         /// Which one.
         path: PathBuf,
-        /// The problem.
+        /// Why.
         message: String,
     },
-    /// The system does not let this process do it, for a reason that somebody can do something about.
+    /// The system does not allow this process to do it. The reason has a remedy.
     #[error("{why}; what failed is {step}")]
     Hindered {
         /// The reason, with a remedy.
@@ -106,7 +106,7 @@ pub enum InstanceError {
 }
 
 impl InstanceError {
-    /// Report why the system refused, if that is known. The verifier's log is of no use then.
+    /// Report why the system refused, if this is known. Then the verifier's log does not help.
     pub(super) fn explained(self) -> Self {
         let mut cause: Option<&(dyn Error + 'static)> = Some(&self);
         let errno = loop {

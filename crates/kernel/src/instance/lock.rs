@@ -14,8 +14,8 @@ use rustix::{
 
 use super::error::InstanceError;
 
-/// An exclusive lock on the folder beside the pins, gone when dropped. Its folder goes with it if nothing is up then,
-/// so that whatever failed leaves no trace.
+/// An exclusive lock on the folder beside the pins, until it is dropped. If nothing is up then, its folder is removed
+/// too, so that a failure leaves nothing behind.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
@@ -42,7 +42,7 @@ impl Lock {
                 return Err(locking(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")));
             }
             flock(&file, FlockOperation::LockExclusive).map_err(|errno| locking(errno.into()))?;
-            // `down` removes the folder: then this lock is on nothing.
+            // `down` removes the folder. Then this lock is on a folder that no longer exists.
             if same_folder(&file, &path) {
                 return Ok(Self { _file: file, path, pins: folder.to_owned() });
             }
@@ -52,14 +52,14 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before the file closes: who comes next either waits for this lock or makes a new folder.
+        // Before the file closes: the next process either waits for this lock or makes a new folder.
         if !self.pins.exists() {
             let _ = fs::remove_dir(&self.path);
         }
     }
 }
 
-/// True if what is open is what the path names now.
+/// True if the path still names the open folder.
 pub(super) fn same_folder(open: &File, path: &Path) -> bool {
     match (open.metadata(), fs::metadata(path)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),

@@ -1,7 +1,6 @@
 //! Kernel enforcement, pinned in a BPF file system: up, down, upgrade, open.
 //!
-//! The folder looks like this, and is renamed into place when complete, so
-//! that nobody ever sees half of it:
+//! The folder looks like this. It is renamed into place when it is complete, so that nobody sees an incomplete one:
 //!
 //! ```text
 //! /sys/fs/bpf/portkeep/maps/{config,words,...}
@@ -9,9 +8,8 @@
 //!                      programs/portkeep_admin
 //! ```
 //!
-//! Changes are made under an exclusive lock on `/sys/fs/bpf/portkeep-lock`, a
-//! folder that only root can open: on the BPF file system itself, which others
-//! may be able to open, anybody could hold the lock and everything up.
+//! Changes are made under an exclusive lock on `/sys/fs/bpf/portkeep-lock`, a folder that only root can open. The BPF
+//! file system itself may be open to other users: one of them could hold a lock on it and block every change.
 
 mod error;
 mod lock;
@@ -52,7 +50,7 @@ const NAME: &str = "portkeep";
 pub struct UpOptions {
     /// Where the pins go: a folder in a BPF file system, by default `/sys/fs/bpf/portkeep`.
     pub folder: Option<PathBuf>,
-    /// Cgroup whose sockets are held to the reservations; the whole host by default.
+    /// Cgroup in which reservations are enforced; the whole host by default.
     pub enforce: Option<PathBuf>,
     /// Cgroup whose sockets may use the control codes; `enforce` by default.
     pub serve: Option<PathBuf>,
@@ -60,12 +58,12 @@ pub struct UpOptions {
     pub settings: Settings,
 }
 
-/// The findings of `down`.
+/// The result of `down`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DownReport {
     /// Reservations that ended with it.
     pub reservations: u32,
-    /// Whether the BPF file system was unmounted, being empty.
+    /// Whether the BPF file system was unmounted, because it was empty.
     pub unmounted: bool,
 }
 
@@ -78,17 +76,17 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Where the pins are if nothing else is said.
+    /// Where the pins are by default.
     pub fn default_folder() -> PathBuf {
         Path::new(bpffs::DEFAULT).join(NAME)
     }
 
     /// Bring kernel enforcement up, or adopt the instance that is up already.
     ///
-    /// Idempotent and atomic: of several callers one builds, the others find
-    /// it. A process that is killed half-way leaves an unfinished folder that enforces
-    /// nothing for long: the next `up` or `down` removes it. Needs CAP_BPF,
-    /// CAP_NET_ADMIN, CAP_PERFMON, and the right to write the BPF file system.
+    /// Idempotent and atomic: if several processes call it, one of them builds the instance, and the others find it. If
+    /// a process is killed half-way, it leaves an unfinished folder. That folder soon enforces nothing, and the next
+    /// `up` or `down` removes it. Requires CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, and the right to write the BPF file
+    /// system.
     pub fn up(options: &UpOptions) -> Result<Self, InstanceError> {
         Self::bring_up(options).map_err(InstanceError::explained)
     }
@@ -109,7 +107,7 @@ impl Instance {
         done
     }
 
-    /// The BPF file system is there.
+    /// `up`, once the BPF file system is mounted.
     fn up_in(folder: &Path, options: &UpOptions, (enforce, serve): (&Path, &Path)) -> Result<Self, InstanceError> {
         let parent = folder.parent().unwrap_or(folder);
         fs::create_dir_all(parent).map_err(io_error("making", parent))?;
@@ -120,7 +118,7 @@ impl Instance {
                 instance.check_cgroup("enforced", instance.config.enforce, options.enforce.as_deref())?;
                 instance.check_cgroup("served", instance.config.serve, options.serve.as_deref())?;
                 if instance.config.transient != 0 && !options.settings.transient {
-                    // Somebody's for the time being; from now on it stays.
+                    // It was transient; from now on it stays.
                     instance.config.transient = 0;
                     instance.maps()?.set_config(&instance.config)?;
                 }
@@ -142,7 +140,7 @@ impl Instance {
         Ok(instance)
     }
 
-    /// The instance that is up, if this program is of its version.
+    /// The instance that is up, if it has the version of this program.
     pub fn open(folder: &Path) -> Result<Self, InstanceError> {
         let instance = Self::open_any(folder)?;
         let config = &instance.config;
@@ -176,8 +174,8 @@ impl Instance {
         Err(InstanceError::Elsewhere { what, have, want: want.display().to_string() })
     }
 
-    /// Remove the instance, whatever its version. Reservations end; sockets keep what they have bound. Nothing is
-    /// refused any more when this returns.
+    /// Remove the instance, of any version. Reservations end; sockets keep what they have bound. Nothing is refused any
+    /// more when this returns.
     pub fn down(folder: &Path) -> Result<DownReport, InstanceError> {
         let parent = folder.parent().unwrap_or(folder);
         if !parent.exists() {
@@ -199,7 +197,7 @@ impl Instance {
 
     fn take_down(&self) -> Result<DownReport, InstanceError> {
         let reservations = self.maps()?.counters()?.reservations;
-        // The control codes first: from here on nothing new is acquired.
+        // The control codes first: from here on no process can acquire ports.
         for (name, _) in SERVING.iter().chain(&ENFORCING) {
             let path = self.folder.join("links").join(name);
             let link = sys::open_pin(&path);
@@ -209,8 +207,8 @@ impl Instance {
                 }
                 _ => {}
             }
-            // The pin first: a link that is pinned and does nothing would pass for one that does. If this fails, or we
-            // are killed here, the kernel does it by itself, a little later.
+            // Remove the pin first: a pinned link that does nothing would look like one that works. If the detach
+            // fails, or if this process is killed here, the kernel detaches the program by itself a little later.
             if let Ok(link) = link {
                 let _ = sys::link_detach(link);
             }
@@ -219,10 +217,10 @@ impl Instance {
         Ok(DownReport { reservations, unmounted: false })
     }
 
-    /// Put this program's version under the links that are up. Enforcement does not blink.
-    /// True if there was anything to do.
+    /// Replace the programs under the links that are up with this program's version. Enforcement continues without a
+    /// gap. True if there was anything to do.
     pub fn upgrade(folder: &Path) -> Result<bool, InstanceError> {
-        // Looked at first, so that nothing is locked where nothing is.
+        // Checked first, so that no lock is made where nothing is up.
         if !folder.parent().is_some_and(bpffs::is_bpffs) {
             return Err(InstanceError::NotUp(folder.to_owned()));
         }
@@ -268,7 +266,7 @@ impl Instance {
         &self.config
     }
 
-    /// Whether this very `up` brought it up, as against adopting it.
+    /// Whether this call of `up` brought it up, instead of adopting it.
     pub fn is_newly_up(&self) -> bool {
         self.newly_up
     }
@@ -278,7 +276,7 @@ impl Instance {
         Ok(Maps::from_pins(&self.folder.join("maps"))?)
     }
 
-    /// The administrator's door.
+    /// The administrator program.
     pub fn admin(&self) -> Result<Admin, InstanceError> {
         let path = self.folder.join("programs").join(ADMIN);
         Admin::from_pin(&path).map_err(pin_error(&path))
@@ -289,13 +287,13 @@ impl Instance {
         Ok(Events::from_pin(&self.folder.join("maps").join("events"))?)
     }
 
-    /// Make it look as if another build had brought it up: for tests of what happens then.
+    /// For tests: make the instance look as if another build had brought it up.
     #[doc(hidden)]
     pub fn pretend_build(&self, build: u64) -> Result<(), InstanceError> {
         Ok(self.maps()?.set_config(&Config { build, ..self.config })?)
     }
 
-    /// Say that somebody needs a transient instance: it stays up as long as one such guard is open.
+    /// Declare that a process needs a transient instance: it stays up as long as one such guard is open.
     pub fn need(&self) -> Result<File, InstanceError> {
         let locking = |source: io::Error| InstanceError::Lock { path: self.folder.clone(), source };
         let file = File::open(&self.folder).map_err(locking)?;
@@ -303,13 +301,14 @@ impl Instance {
         Ok(file)
     }
 
-    /// Bring up or adopt an instance and say that it is needed, in one step, so
-    /// that no other's end can take it away in between.
+    /// Bring up or adopt an instance and declare that it is needed, in one step. Otherwise another process could take
+    /// it down in between.
     pub fn up_and_need(options: &UpOptions) -> Result<(Self, File), InstanceError> {
         for _ in 0..16 {
             let instance = Self::up(options)?;
             let guard = instance.need()?;
-            // Taken down and perhaps brought up anew between the two steps: the guard would be on a dead folder.
+            // If it was taken down, and perhaps brought up again, between the two steps, the guard is on a removed
+            // folder.
             if same_folder(&guard, instance.folder()) {
                 return Ok((instance, guard));
             }
@@ -317,7 +316,7 @@ impl Instance {
         Err(InstanceError::NotUp(options.folder.clone().unwrap_or_else(Self::default_folder)))
     }
 
-    /// Give a transient instance up: if nobody else needs it, it goes. True if it is gone.
+    /// Give up a transient instance: if no other process needs it, it is taken down. True if it was.
     pub fn need_no_more(folder: &Path, guard: File) -> Result<bool, InstanceError> {
         let parent = folder.parent().unwrap_or(folder);
         let lock = Lock::exclusive(folder)?;
@@ -331,7 +330,7 @@ impl Instance {
                 }
                 instance.take_down()?;
             }
-            // Another process took it down, and may have been killed before it came to the end.
+            // Another process took it down, and may have been killed before it finished.
             Err(InstanceError::NotUp(_)) => {}
             Err(_) => return Ok(false),
         }

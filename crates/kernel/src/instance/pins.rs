@@ -1,4 +1,4 @@
-//! The folder of the pins: made, and removed.
+//! Making and removing the folder of the pins.
 
 use std::{
     fs, io,
@@ -15,10 +15,11 @@ use crate::{
     sys,
 };
 
-/// Unfinished folders begin with this. No dot: bpffs refuses names that have one (`bpf_lookup` in kernel/bpf/inode.c).
+/// Unfinished folders start with this. It has no dot: bpffs refuses names with one (`bpf_lookup` in
+/// kernel/bpf/inode.c).
 pub(super) const UNFINISHED: &str = "portkeep-unfinished-";
 
-/// Load, pin and attach everything in a folder that is not in its place yet.
+/// Load, pin and attach everything in a folder that is not yet renamed into place.
 pub(super) fn build(folder: &Path, settings: &Settings, enforce: &Path, serve: &Path) -> Result<(), InstanceError> {
     for part in ["maps", "links", "programs"] {
         let path = folder.join(part);
@@ -50,8 +51,9 @@ pub(super) fn remove_unfinished(parent: &Path) -> Result<(), InstanceError> {
     Ok(())
 }
 
-/// The contents of a folder, and whether it is a folder itself; nothing if there is no such folder. Read to the end
-/// before anything below is opened (an entry of std's keeps the folder open): where descriptors ran out, one has to do.
+/// The entries of a folder, each with whether it is a folder itself; none if the folder does not exist. All are read
+/// before any of them is opened, because an entry of `std` keeps the folder open: if descriptors ran out, one must be
+/// enough.
 fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, bool)>, InstanceError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -61,7 +63,7 @@ fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, bool)>, InstanceError> {
     Ok(entries.flatten().map(|entry| (entry.path(), is_folder(&entry))).collect())
 }
 
-/// `fs::remove_dir_all` opens files in ways bpffs does not know; these few levels are done by hand.
+/// `fs::remove_dir_all` opens files in ways that bpffs does not support, so this removes the few levels itself.
 pub(super) fn remove_tree(folder: &Path) -> Result<(), InstanceError> {
     for (path, is_folder) in entries_of(folder)? {
         if is_folder {

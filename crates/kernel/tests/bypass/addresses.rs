@@ -76,7 +76,7 @@ fn every_local_address_is_covered() {
             target.refused("plain", &target.socket(), address);
         }
     });
-    // And open to the owner, each of them.
+    // The owner may bind each of them.
     for (domain, transport) in KINDS {
         let owner = socket(domain, transport);
         let grant = reserve(&owner, 0, 1);
@@ -137,7 +137,7 @@ fn the_families_are_one_with_v6only_and_without() {
                     }
                 });
             }
-            // The family that the owner left free is the owner's as well.
+            // The owner may also bind the family that it has not bound.
             match owners {
                 "v4" => {
                     let other = socket(Domain::IPV6, transport);

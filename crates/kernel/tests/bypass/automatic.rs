@@ -1,4 +1,4 @@
-//! Ports nobody names: the kernel's own choices, and what is left of them when it has no other to give.
+//! Automatic choices, also when the kernel has no other port left.
 
 use std::{
     fs, io,
@@ -25,8 +25,8 @@ fn connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
     socket.connect(&to.into())
 }
 
-/// bind to 0, connect, connect after IP_BIND_ADDRESS_NO_PORT, listen, sendto: until there is no port left, and then
-/// the answer is an error and never a port of a block.
+/// bind to 0, connect, connect after IP_BIND_ADDRESS_NO_PORT, listen, sendto, until no port is left. Then the answer is
+/// an error, and never a port of a block.
 #[test]
 fn storms_end_with_the_ephemeral_range() {
     let Some(world) = World::enter("bypass::storms") else { return };
@@ -46,9 +46,9 @@ fn storms_end_with_the_ephemeral_range() {
             connect(s, to)
         };
         let by_use = |s: &Socket| if target.tcp() { s.listen(1) } else { s.send_to(b"x", &to.into()).map(drop) };
-        let doors: [Choose<'_>; 4] =
+        let ways: [Choose<'_>; 4] =
             [("bind", &by_bind), ("connect", &by_connect), ("no port", &no_port), ("listen or send", &by_use)];
-        for (name, choose) in doors {
+        for (name, choose) in ways {
             let mut taken = Vec::new();
             let error = loop {
                 let socket = target.socket();
@@ -62,7 +62,7 @@ fn storms_end_with_the_ephemeral_range() {
             let exhausted = [libc::EADDRINUSE, libc::EADDRNOTAVAIL, libc::EAGAIN];
             assert!(exhausted.contains(&error.raw_os_error().unwrap()), "{name}: {error} {target:?}");
             for socket in taken {
-                // No TIME_WAIT: the next storm wants the ports.
+                // No TIME_WAIT: the next storm needs the ports.
                 if target.tcp() {
                     let _ = socket.set_linger(Some(std::time::Duration::ZERO));
                 }
@@ -72,9 +72,9 @@ fn storms_end_with_the_ephemeral_range() {
     });
 }
 
-/// An ephemeral range laid over the pool: bind is undone once the port is known. `connect`, `listen` and `sendto` pass
-/// no hook; what keeps those out is ip_local_reserved_ports, which `up` and the agent fill for that part of the pool.
-/// Without it they do land in a block, and the owner's bind fails.
+/// The ephemeral range lies in the pool. A bind is undone once the port is known. `connect`, `listen` and `sendto`
+/// pass no hook. They avoid a block only because of ip_local_reserved_ports, which `up` and the agent fill for that
+/// part of the pool. Without it they do get a port of a block, and the owner's bind fails.
 #[test]
 fn an_ephemeral_range_over_the_pool_needs_ip_local_reserved_ports() {
     let Some(world) = World::enter("bypass::range_over_the_pool") else { return };
@@ -98,7 +98,7 @@ fn an_ephemeral_range_over_the_pool_needs_ip_local_reserved_ports() {
         assert!(udp().send_to(b"x", &peer.into()).is_err());
     });
     owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-    // The behaviour without it.
+    // Without ip_local_reserved_ports.
     fs::write(reserved, "\n").unwrap();
     in_child(|| {
         become_user(NOBODY);
@@ -110,8 +110,8 @@ fn an_ephemeral_range_over_the_pool_needs_ip_local_reserved_ports() {
     world.assert_empty();
 }
 
-/// TCP fast open connects in sendto. The connect hook runs all the same: outsiders get an ephemeral port, associated
-/// sockets one of their block (A6).
+/// TCP fast open connects in sendto. The connect hook runs all the same: outsiders get an ephemeral port, and
+/// associated sockets get one of their block (A6).
 #[test]
 fn tcp_fast_open_is_a_connect() {
     let Some(world) = World::enter("bypass::fast_open") else { return };
@@ -149,8 +149,8 @@ fn tcp_fast_open_is_a_connect() {
     world.assert_empty();
 }
 
-/// Dissolving a connection (connect to AF_UNSPEC) leaves a drawn port with its socket, and gives an outsider no
-/// second chance at a reserved one.
+/// After a connection is dissolved (connect to AF_UNSPEC), a socket keeps its drawn port, and an outsider still cannot
+/// bind a reserved one.
 #[test]
 fn disconnecting_and_binding_again_opens_nothing() {
     let Some(world) = World::enter("bypass::disconnect") else { return };
@@ -173,7 +173,8 @@ fn disconnecting_and_binding_again_opens_nothing() {
         let socket = target.socket();
         connect(&socket, if target.v6() { mapped } else { to }).unwrap();
         disconnect(&socket);
-        // An automatic TCP or UDP port is given up by then, or still there and a bind is EINVAL: never the target's.
+        // An automatic TCP or UDP port is either released by then, or it remains and a bind fails with EINVAL. The
+        // socket never gets the target's port.
         let again = socket.bind(&target.any().into()).unwrap_err().raw_os_error().unwrap();
         assert!([libc::EADDRINUSE, libc::EINVAL].contains(&again), "{again} {target:?}");
         assert_ne!(port(&socket), target.port);

@@ -1,4 +1,4 @@
-//! The smallest BPF programs that outsiders could bring along, assembled by hand.
+//! Small BPF programs that an outsider could attach, assembled by hand.
 
 use std::{
     fs::File,
@@ -65,11 +65,11 @@ fn load(kind: u32, attach: u32, program: &[u64]) -> io::Result<OwnedFd> {
 pub(crate) enum Trick {
     /// Every bind is redirected to this port.
     Rewrite(u16),
-    /// Every refusal by a program that ran before is taken back.
+    /// Every refusal by an earlier program is undone.
     Forgive,
 }
 
-/// Attach to a cgroup, IPv4 binds only; with `multi` beside others, or alone (`BPF_F_ALLOW_OVERRIDE`).
+/// Attach to a cgroup, for IPv4 binds only: beside other programs (`multi`), or alone (`BPF_F_ALLOW_OVERRIDE`).
 pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::Result<()> {
     const SET_RETVAL: i32 = 187;
     let program = match trick {
@@ -94,7 +94,7 @@ pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::
 pub(crate) enum Other {
     /// Sets every IP_TOS to 0x10.
     RewriteTos,
-    /// Says of SO_PRIORITY that it is done, and does nothing.
+    /// Reports that SO_PRIORITY is set, and does nothing.
     SkipPriority,
     /// Answers every getsockopt of level 0x504c with success and four bytes, the first of them 42.
     AnswerOwn,
@@ -187,7 +187,7 @@ pub(crate) fn attach_other(cgroup: &File, other: Other) -> io::Result<()> {
     bpf(PROG_ATTACH, &attr).map(drop)
 }
 
-/// While this lives, whatever comes in for a port of the namespace goes to another socket.
+/// While this value exists, traffic to a port of the namespace goes to another socket.
 pub(crate) struct Steering(#[allow(dead_code)] [OwnedFd; 3]);
 
 /// Steer the calling thread's namespace.

@@ -1,5 +1,5 @@
-//! Cgroups. The kernel runs the hooks of the cgroup a socket was *made* in, whoever holds it and wherever he has gone:
-//! attached to the root, as `up` does it, that is every socket.
+//! Cgroups. The kernel runs the hooks of the cgroup in which a socket was *made*, even if another process holds the
+//! socket, or if its process moves. `up` attaches to the root, so the hooks run for every socket.
 
 use std::{
     fs::{self, File},
@@ -51,7 +51,7 @@ fn a_socket_made_before_up_is_held_to_what_comes_after() {
     cgroup.enter(early.pid()).unwrap();
     early.talk.say(0);
     early.talk.hear();
-    // `up`, with the sockets already there.
+    // `up`, while the sockets exist already.
     let mut loaded = Loaded::load().unwrap();
     loaded.attach(&Settings::default(), cgroup.path(), cgroup.path()).unwrap();
     let mut owner = Child::fork(|talk| {
@@ -73,7 +73,7 @@ fn a_socket_made_before_up_is_held_to_what_comes_after() {
     audit::assert_consistent(&loaded.maps().unwrap());
 }
 
-/// A cgroup that is gone before `up` lives on in the sockets made in it.
+/// A cgroup that is removed before `up` still exists for the sockets made in it.
 #[test]
 fn a_socket_of_a_cgroup_that_is_gone_is_held_too() {
     let Some(_world) = World::with_outside("bypass::gone_cgroup") else { return };
@@ -87,7 +87,7 @@ fn a_socket_of_a_cgroup_that_is_gone_is_held_too() {
         talk.say(0);
         let port = talk.hear() as u16;
         refused(&orphan, port);
-        // And nothing else is wrong with it.
+        // Otherwise the socket works.
         bind(&orphan, 20000).unwrap();
     });
     early.talk.hear();
@@ -133,8 +133,8 @@ fn child_cgroups_and_moves_between_cgroups_change_nothing() {
     world.assert_empty();
 }
 
-/// Enforced in a part of the machine only (`up --enforce`), Portkeep sees only sockets made there: one made outside is
-/// outside, though its holder moves in. That is the price of a narrow `--enforce`.
+/// If reservations are enforced in a part of the machine only (`up --enforce`), Portkeep sees only sockets made there.
+/// A socket made outside is not seen, even if its holder moves in. This is the price of a narrow `--enforce`.
 #[test]
 fn a_socket_made_outside_the_enforced_cgroup_is_not_held() {
     let Some(world) = World::with_outside("bypass::outside") else { return };
@@ -153,7 +153,7 @@ fn a_socket_made_outside_the_enforced_cgroup_is_not_held() {
     outside.enter(outsider.pid()).unwrap();
     outsider.talk.say(0);
     outsider.talk.hear();
-    // The kernel, not Portkeep, is in the owner's way now; nothing is counted wrong.
+    // Now the kernel, not Portkeep, refuses the owner's bind, and the counts are right.
     refused(&tcp(), grant.start);
     world.assert_consistent();
     outsider.talk.say(0);
@@ -163,8 +163,8 @@ fn a_socket_made_outside_the_enforced_cgroup_is_not_held() {
     world.assert_empty();
 }
 
-/// Programs in a cgroup below run before ours and cannot keep ours from running, whatever flag they are attached with;
-/// what they change in a call is what ours see.
+/// Programs in a cgroup below run before ours. They cannot keep ours from running, with any flag. Ours see a call as
+/// those programs changed it.
 #[test]
 fn a_cgroup_with_programs_of_its_own_is_held() {
     let Some(world) = World::enter("bypass::own_programs") else { return };
@@ -189,9 +189,9 @@ fn a_cgroup_with_programs_of_its_own_is_held() {
     world.assert_empty();
 }
 
-/// A program further up runs after ours. It can take our refusal back, or turn another port into the reserved one when
-/// we have already passed it; the second program, which sees the port really taken, refuses then. It takes CAP_BPF and
-/// the right to the cgroup; `up` attaches to the root, above which there is nothing.
+/// A program in a cgroup above runs after ours. It can undo our refusal, or replace another port with the reserved one
+/// after our program has run. Then our second program refuses, because it sees the port that was really bound. Such a
+/// program requires CAP_BPF and the right to the cgroup. `up` attaches to the root, and no cgroup is above the root.
 #[test]
 fn a_program_above_a_narrow_enforcement_does_not_get_a_port_either() {
     let Some(_world) = World::with_outside("bypass::program_above") else { return };

@@ -1,4 +1,4 @@
-//! 32-bit system calls: the kernel runs no program for their socket options, and the others as ever.
+//! 32-bit system calls: the kernel runs no program for their socket options, but runs the other programs as usual.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ fn build(folder: &Path, bits: &str) -> Result<PathBuf, String> {
     if !gcc.status.success() {
         return Err(String::from_utf8_lossy(&gcc.stderr).lines().next().unwrap_or("gcc fails").to_owned());
     }
-    // A kernel may lack the entry.
+    // A kernel may not have this entry.
     Command::new(&program).arg("bind").output().map_err(|error| error.to_string()).and_then(|output| {
         if output.status.success() { Ok(program) } else { Err("this kernel has no 32-bit system calls".into()) }
     })
@@ -62,7 +62,7 @@ fn calls_of_32_bits_are_held_to_the_reservations_and_have_no_control_codes() {
         let grant = reserve(&owner, 0, 1);
         assert_eq!(result(program, "bind", grant.start.into()), Errno::EADDRINUSE);
         assert_eq!(result(program, "bind", 0), DONE);
-        // In scope, as below `portkeep run`.
+        // The process is in the scope, as below `portkeep run`.
         let request = wire::AcquireRequest { count: 1, scope: wire::SCOPE_CGROUP, ..Default::default() };
         let grant = acquire(&owner, &request).unwrap();
         assert_eq!(result(program, "bind", grant.start.into()), DONE);
@@ -72,7 +72,7 @@ fn calls_of_32_bits_are_held_to_the_reservations_and_have_no_control_codes() {
     }
 }
 
-/// The next holder of the port has to wait for such a connection, as it would have to without Portkeep.
+/// The next holder of the port has to wait for such a connection, as without Portkeep.
 #[test]
 fn a_call_of_32_bits_takes_so_reuseaddr_off_a_connection() {
     let Some(world) = World::enter("bypass::compat_reuse") else { return };
@@ -104,7 +104,7 @@ fn a_call_of_32_bits_takes_so_reuseaddr_off_a_connection() {
         drop((owner, listener));
         talk.say(0);
         talk.hear();
-        // The other end goes first: nothing stays with this port.
+        // The other end closes first: then no TIME_WAIT remains on this port.
         drop(client);
         let mut byte = [std::mem::MaybeUninit::uninit()];
         assert_eq!(kept.recv(&mut byte).unwrap(), 0);

@@ -1,4 +1,4 @@
-//! Descriptors go from hand to hand, and what hangs on them goes along.
+//! Descriptors are passed between processes, and the rights of their sockets with them.
 
 use std::{
     net::SocketAddr,
@@ -17,8 +17,9 @@ use socket2::{Domain, Socket};
 
 use crate::siege::{KINDS, NOBODY, besiege, owner_binds};
 
-/// Passed by SCM_RIGHTS, an outsider's socket is the outsider's still; the owner socket keeps the reservation and lets
-/// its new holder do nothing else with it; an associated one is a port given away on purpose.
+/// Sockets passed by SCM_RIGHTS. An outsider's socket remains the outsider's. The owner socket keeps the reservation,
+/// but its new holder can do nothing else with it. A holder that passes an associated socket gives a port away on
+/// purpose.
 #[test]
 fn a_descriptor_carries_only_the_association_it_was_given() {
     let Some(world) = World::enter("bypass::scm_rights") else { return };
@@ -42,7 +43,7 @@ fn a_descriptor_carries_only_the_association_it_was_given() {
             talk.say(port(&associated).into());
         });
         outsider.talk.pass(&owner);
-        // Made by somebody in scope, and not associated: nothing hangs on it.
+        // A socket made by a process in the scope, and not associated: it has no right.
         outsider.talk.pass(socket(domain, transport));
         outsider.talk.hear();
         let gift = socket(domain, transport);
@@ -57,8 +58,8 @@ fn a_descriptor_carries_only_the_association_it_was_given() {
     }
 }
 
-/// pidfd_getfd takes what was not given. An ordinary user may not (ptrace's rules); root may, and holds the right that
-/// hangs on an associated socket, as it could by ptrace.
+/// pidfd_getfd copies a descriptor that was not passed. An ordinary user may not use it (ptrace's rules). Root may: it
+/// gets the right of an associated socket, as it could by ptrace.
 #[test]
 fn pidfd_getfd_is_for_those_who_may_trace_the_owner() {
     let Some(world) = World::enter("bypass::pidfd_getfd") else { return };
@@ -89,7 +90,7 @@ fn pidfd_getfd_is_for_those_who_may_trace_the_owner() {
     world.assert_empty();
 }
 
-/// dup2 over the owner socket and close_range are closes like any other.
+/// dup2 over the owner socket and close_range are ordinary closes.
 #[test]
 fn dup2_and_close_range_end_a_reservation_and_nothing_else() {
     let Some(world) = World::enter("bypass::dup2") else { return };
@@ -100,14 +101,14 @@ fn dup2_and_close_range_end_a_reservation_and_nothing_else() {
     };
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
-    // Over a copy: the owner socket has another descriptor left.
+    // Over a copy: the owner socket still has another descriptor.
     let copy = owner.try_clone().unwrap();
     let other = udp();
     // SAFETY: both descriptors are open and ours; the copy's owner below goes on to own what replaces it.
     assert!(unsafe { libc::dup2(other.as_raw_fd(), copy.as_raw_fd()) } >= 0);
     assert!(in_force(grant.start));
     bind(&tcp(), grant.start).unwrap();
-    // Over the last one.
+    // Over the last descriptor.
     // SAFETY: as above.
     assert!(unsafe { libc::dup2(other.as_raw_fd(), owner.as_raw_fd()) } >= 0);
     assert!(!in_force(grant.start));
@@ -137,7 +138,7 @@ fn dup2_and_close_range_end_a_reservation_and_nothing_else() {
     world.assert_empty();
 }
 
-/// A socket belongs to the namespace it was made in, also when that has no process left.
+/// A socket belongs to the namespace in which it was made, even if no process is left in it.
 #[test]
 fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
     let Some(world) = World::enter("bypass::detached_namespace") else { return };
@@ -148,7 +149,7 @@ fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
             let grant = reserve(&owner, 62000, 1);
             (owner, grant, socket(domain, transport))
         });
-        // The thread is gone, and with it the namespace's last process.
+        // The thread has ended, so the namespace has no process left.
         let (there, grant, outsider) = detached.join().unwrap();
         let here = socket(domain, transport);
         let same_numbers = reserve(&here, 62000, 1);
@@ -157,7 +158,7 @@ fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
                 assert_eq!(bind(socket, 62000).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
             }
         });
-        // Tokens do not cross over; each socket has its own world's port.
+        // A token is valid in its own namespace only, and each socket binds the port of its own namespace.
         assert_eq!(control::associate(&outsider, token(&same_numbers)).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         control::associate(&outsider, token(&grant)).unwrap();
         bind(&outsider, 0).unwrap();
@@ -167,7 +168,7 @@ fn a_socket_of_a_detached_namespace_is_no_way_into_another() {
     }
 }
 
-/// Handing an outsider's descriptor to the owner so that it binds is asking the owner; what it binds is the owner's.
+/// If an outsider passes a descriptor to the owner and the owner binds it, the bind is the owner's.
 #[test]
 fn a_bind_of_the_owner_for_others_is_charged_to_the_owner() {
     let Some(world) = World::enter("bypass::bound_for_others") else { return };
@@ -176,7 +177,7 @@ fn a_bind_of_the_owner_for_others_is_charged_to_the_owner() {
         let mine = tcp();
         talk.pass(&mine);
         let port = talk.hear() as u16;
-        // It holds the descriptor, too, and with it the port, until it closes it.
+        // The outsider also has the descriptor, so it has the port until it closes the descriptor.
         assert_eq!(self::port(&mine), port);
         talk.say(0);
         talk.hear();
@@ -201,7 +202,7 @@ fn a_bind_of_the_owner_for_others_is_charged_to_the_owner() {
     world.assert_empty();
 }
 
-/// The door of [`besiege`] with sockets that went through a fork first.
+/// [`besiege`] with sockets that were made before a fork.
 #[test]
 fn inherited_sockets_give_no_right() {
     let Some(world) = World::enter("bypass::inherited") else { return };

@@ -1,5 +1,5 @@
-//! Using up what there is a limited amount of. Reserved stays reserved whatever is full; what can be used up by whom,
-//! at whose expense, is pinned down here.
+//! Exhausting limited resources. Reserved ports stay reserved, even if everything is full. The tests fix which
+//! processes can exhaust a resource, and which account is charged.
 
 use std::{fs, path::PathBuf};
 
@@ -29,7 +29,7 @@ fn one() -> AcquireRequest {
     AcquireRequest { count: 1, ..Default::default() }
 }
 
-/// Run `work` in a child, under an instance of its own.
+/// Run `work` in a child, in the cgroup of an instance of its own.
 fn below(sandbox: &Sandbox, work: impl FnOnce(&mut portkeep_testkit::process::Talk)) {
     let mut child = Child::fork(|talk| {
         talk.hear();
@@ -40,7 +40,7 @@ fn below(sandbox: &Sandbox, work: impl FnOnce(&mut portkeep_testkit::process::Ta
     child.join();
 }
 
-/// All 65,535 entries: root at home has no quota; a user comes as far as its own.
+/// All 65,535 entries: root at home has no quota; a user stops at its own quota.
 #[test]
 fn reserved_ports_stay_reserved_when_all_entries_are_in_use() {
     let Some(world) = World::enter("bypass::entries") else { return };
@@ -64,7 +64,7 @@ fn reserved_ports_stay_reserved_when_all_entries_are_in_use() {
             new_namespace();
             for _ in 0..2 * 4536 / wire::OWNED {
                 let owner = if owners.len() % 2 == 0 { tcp() } else { udp() };
-                // Kept, whatever comes: closing it would give its entries back.
+                // Kept until the end of the test: closing it would free its entries.
                 owners.push(owner.try_clone().unwrap());
                 for _ in 0..wire::OWNED {
                     match control::acquire(&owner, &one()) {
@@ -112,7 +112,7 @@ fn lingering_ports_cost_what_any_bound_port_costs() {
             control::release(&owner, token(&grant)).unwrap();
         }
         assert_eq!(errno(control::acquire(&owner, &one())), Errno::ENOSPC, "all 64 ports are in use");
-        // Given up, they can be reserved again.
+        // Once they are closed, the ports can be reserved again.
         bound.truncate(56);
         reserve(&owner, 0, 8);
     });
@@ -121,8 +121,8 @@ fn lingering_ports_cost_what_any_bound_port_costs() {
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
 }
 
-/// The account follows the process: a socket of the host's does not make a container's root the host's, and what has no
-/// capability has no right to the host's privileged ports.
+/// The account is that of the process. A socket of the host does not make root of a container the root of the host.
+/// Without the capability a process has no right to the host's privileged ports.
 #[test]
 fn a_containers_root_with_a_socket_of_the_hosts_is_charged_as_a_containers() {
     let Some(world) = World::with_outside("bypass::handed_socket") else { return };
@@ -145,7 +145,7 @@ fn a_containers_root_with_a_socket_of_the_hosts_is_charged_as_a_containers() {
             set_capabilities(None, NO_CAPABILITIES).unwrap();
             assert_eq!(errno(control::acquire(&of_the_host, &AcquireRequest { start: 80, ..one() })), Errno::EACCES);
         });
-        // With the right the agent is the next to be asked, and there is none.
+        // A process with the right passes this check. The request then requires the agent, and none runs.
         assert_eq!(errno(control::acquire(&of_the_host, &AcquireRequest { start: 80, ..one() })), Errno::ENETDOWN);
         in_child(|| {
             become_user(NOBODY);
@@ -196,7 +196,7 @@ fn subordinate_uids_share_their_users_quota() {
         fs::write(format!("/proc/{}/uid_map", inside.pid()), "0 100000 65536").unwrap();
         inside.talk.say(0);
         inside.talk.hear();
-        // The user has nothing left either; the uid right behind the range is another user.
+        // The user has no quota left either. The uid directly after the range is another user.
         for (uid, outcome) in [(NOBODY, Some(libc::EDQUOT)), (99_999, None), (165_536, None)] {
             in_child(|| {
                 become_user(uid);
@@ -208,7 +208,7 @@ fn subordinate_uids_share_their_users_quota() {
         inside.join();
     });
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
-    // Subordinate uids can move to another user; a reservation stays charged to the first one.
+    // Subordinate uids can be given to another user; a reservation stays charged to the first one.
     below(&sandbox, |_| {
         let mut holder = Child::fork(|talk| {
             become_user(100_000);
@@ -230,8 +230,8 @@ fn subordinate_uids_share_their_users_quota() {
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
 }
 
-/// Root has no quota, but in a container it may not use up what there is for the whole machine: in each other network
-/// namespace it has one.
+/// Root has no quota. But root of a container may not exhaust the resources of the whole machine: in each other network
+/// namespace it has a quota.
 #[test]
 fn root_of_another_namespace_has_a_quota_there() {
     let Some(world) = World::with_outside("bypass::root_elsewhere") else { return };
@@ -262,7 +262,7 @@ fn root_of_another_namespace_has_a_quota_there() {
     let mut maps = sandbox.loaded().maps().unwrap();
     audit::assert_consistent(&maps);
     assert!(maps.quotas().all(|item| item.unwrap().1.used == 0));
-    // Namespaces come and go; their accounts go with them.
+    // Namespaces end, and their accounts are removed.
     let admin = sandbox.loaded().admin().unwrap();
     maps.forget_quiet_namespaces(&admin, 0).unwrap();
     audit::assert_consistent(&maps);
@@ -270,9 +270,9 @@ fn root_of_another_namespace_has_a_quota_there() {
     assert!(left.is_empty(), "{left:x?}");
 }
 
-/// Words of the port table stay when their ports are free again, until the agent has found their namespace quiet for
-/// ten minutes. A user who may make network namespaces (unprivileged user namespaces) can make many; it gets as far
-/// as its share of the table, and does not hinder others.
+/// When ports become free again, their words of the port table stay until the agent has found their namespace quiet for
+/// ten minutes. A user who may make network namespaces (unprivileged user namespaces) can make many. The user's words
+/// are limited to its share of the table, so it does not hinder others.
 #[test]
 fn many_namespaces_use_up_their_users_share_of_the_port_table() {
     let Some(_world) = World::with_outside("bypass::many_namespaces") else { return };
@@ -291,7 +291,7 @@ fn many_namespaces_use_up_their_users_share_of_the_port_table() {
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
             reserve(&udp(), 0, 1);
         }
-        // In the last one there is a word already, and ports of that.
+        // The last namespace has a word already, so ports of that word can be reserved.
         reserve(&udp(), 61000, 1);
         assert_eq!(errno(control::acquire(udp(), &AcquireRequest { start: 62000, ..one() })), Errno::EDQUOT);
         // SAFETY: as above.
@@ -312,7 +312,7 @@ fn many_namespaces_use_up_their_users_share_of_the_port_table() {
         });
     });
     audit::assert_consistent(&maps);
-    // The agent does this in time.
+    // The agent does this later.
     let admin = sandbox.loaded().admin().unwrap();
     maps.forget_quiet_namespaces(&admin, 0).unwrap();
     maps.forget_quiet_namespaces(&admin, 0).unwrap();
@@ -321,8 +321,8 @@ fn many_namespaces_use_up_their_users_share_of_the_port_table() {
     audit::assert_consistent(&maps);
 }
 
-/// Root's network namespaces are another matter: together they can fill the table. Reserved ports stay reserved,
-/// other ports stay free to bind, and existing words stay usable.
+/// Root's network namespaces are different: together they can fill the table. Reserved ports stay reserved, other ports
+/// stay free to bind, and existing words stay usable.
 #[test]
 fn a_full_port_table_changes_nothing_for_what_is_in_it() {
     let Some(_world) = World::with_outside("bypass::full_table") else { return };
@@ -347,7 +347,7 @@ fn a_full_port_table_changes_nothing_for_what_is_in_it() {
             bind(&tcp(), 20000).unwrap();
         });
         owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-        // The namespaces are gone but still count; words that exist already stay usable.
+        // The namespaces have ended but still count; existing words stay usable.
         assert_eq!(errno(control::acquire(&owner, &AcquireRequest { start: 62000, ..one() })), Errno::ENOMEM);
         reserve(&owner, 61010, 5);
     });
@@ -359,8 +359,8 @@ fn a_full_port_table_changes_nothing_for_what_is_in_it() {
     below(&sandbox, |_| assert_eq!(reserve(&tcp(), 62000, 1).start, 62000));
 }
 
-/// Connections accepted on a port hold no bind, and SO_REUSEADDR, which the bind hook sets, keeps them out of the way
-/// of the next holder. Nobody can take it off again, on the connection or on its listener.
+/// Connections accepted on a port are not binds. The bind hook sets SO_REUSEADDR, so they do not block the next holder.
+/// No process can clear the option, neither on the connection nor on its listener.
 #[test]
 fn a_connection_that_stays_behind_cannot_keep_the_port_from_its_next_holder() {
     let Some(world) = World::enter("bypass::kept_connection") else { return };
@@ -385,7 +385,7 @@ fn a_connection_that_stays_behind_cannot_keep_the_port_from_its_next_holder() {
                 if spiteful == "connection" {
                     kept.set_reuse_address(false).unwrap();
                     drop((listener, owner));
-                    // Once the reservation is gone it is no other.
+                    // Once the reservation has ended, this is an ordinary socket.
                     kept.set_reuse_address(false).unwrap();
                 } else {
                     drop((listener, owner));
@@ -404,7 +404,7 @@ fn a_connection_that_stays_behind_cannot_keep_the_port_from_its_next_holder() {
             world.assert_empty();
         }
     }
-    // Of other ports the option is everybody's own, and so it is before there is a port.
+    // On other ports every process may change the option, and also before the socket has a port.
     in_child(|| {
         let other = tcp();
         other.set_reuse_address(true).unwrap();
@@ -417,7 +417,7 @@ fn a_connection_that_stays_behind_cannot_keep_the_port_from_its_next_holder() {
     });
 }
 
-/// A full event ring loses events and counts them; no call waits for it or fails by it.
+/// A full event ring loses events and counts them. No call waits or fails because of it.
 #[test]
 fn a_full_event_ring_loses_events_and_nothing_else() {
     let Some(world) = World::enter("bypass::ring") else { return };
@@ -431,7 +431,8 @@ fn a_full_event_ring_loses_events_and_nothing_else() {
     in_child(|| {
         become_user(NOBODY);
         let thief = tcp();
-        // Twice what the ring holds, from one process: all are counted, few are reported, so none can crowd others out.
+        // Twice as many events as the ring has room for, from one process: all are counted and few are reported, so
+        // events of others still have room.
         for _ in 0..6000 {
             assert_eq!(errno(bind(&thief, grant.start)), Errno::EADDRINUSE);
         }
@@ -440,14 +441,14 @@ fn a_full_event_ring_loses_events_and_nothing_else() {
     assert_eq!((flooded.refused - before.refused, flooded.lost), (6000, before.lost));
     in_child(|| {
         become_user(NOBODY);
-        // Grants and ends are reported one by one, and fill it.
+        // Grants and ends are reported one by one, and fill the ring.
         let owner = tcp();
         for _ in 0..3000 {
             control::release(&owner, token(&reserve(&owner, 0, 1))).unwrap();
         }
     });
     assert!(counters().lost > flooded.lost);
-    // Grants and ends go on unheard, too.
+    // Grants and ends also succeed while their events are lost.
     control::release(&owner, token(&reserve(&owner, 0, 4))).unwrap();
     owner_binds(Domain::IPV4, Transport::Tcp, &grant);
     drop((reader, owner));
@@ -466,8 +467,8 @@ fn memory_cgroup() -> Result<(PathBuf, &'static str, &'static str), String> {
     Ok((folder, "memory.limit_in_bytes", "memory.usage_in_bytes"))
 }
 
-/// The maps' memory is charged to the process that brought Portkeep up. Where that is at its limit, no more is granted; what is
-/// reserved stays so.
+/// The maps' memory is charged to the process that brought Portkeep up. If its cgroup is at the limit, nothing more is
+/// granted, and reserved ports stay reserved.
 #[test]
 fn without_memory_nothing_more_is_granted_and_nothing_is_lost() {
     let Some(_world) = World::with_outside("bypass::memory") else { return };
@@ -485,7 +486,7 @@ fn without_memory_nothing_more_is_granted_and_nothing_is_lost() {
         let mut settings = Settings::default();
         settings.pool = Some(PortRange::inclusive(1024, 65535).unwrap());
         loaded.attach(&settings, cgroup.path(), cgroup.path()).unwrap();
-        // Only the maps stay behind: a process that is short of memory itself would be killed.
+        // Only the maps stay charged there: a process in a cgroup without memory would be killed.
         enter(folder.parent().unwrap());
         let used: u64 = fs::read_to_string(folder.join(usage)).unwrap().trim().parse().unwrap();
         fs::write(folder.join(limit), (used + (128 << 10)).to_string()).unwrap();

@@ -1,12 +1,10 @@
-//! The bypass catalogue: an outsider tries to get a reserved port through every
-//! door we know of, for TCP and UDP, IPv4 and IPv6, as root and as an ordinary
-//! user. One module per kind of door; `docs/internals/bypass-catalogue.md` lists them all with
-//! their outcome, and a test here holds that page against the tests.
+//! The bypass catalogue: an outsider tries to get a reserved port in every way that we know, for TCP and UDP, IPv4 and
+//! IPv6, as root and as an ordinary user. Each module has one kind of way. `docs/internals/bypass-catalogue.md` lists
+//! all of them with their outcome, and a test here compares that page with the tests.
 //!
-//! Every test shows both sides: the outsider gets nothing, and the rightful
-//! owner binds afterwards, so that none passes because everything is refused.
-//! Where the kernel makes something impossible to stop, the test pins down what
-//! really happens.
+//! Every test shows both sides: the outsider gets nothing, and the owner binds afterwards. Otherwise a test would also
+//! pass if everything were refused. If the kernel makes it impossible to stop something, the test fixes what really
+//! happens.
 
 mod addresses;
 mod automatic;

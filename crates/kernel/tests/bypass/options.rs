@@ -1,4 +1,4 @@
-//! Socket options that let binds pass which would otherwise fail.
+//! Socket options that allow binds which would otherwise fail.
 
 use std::{net::Ipv4Addr, process::Command};
 
@@ -51,7 +51,7 @@ fn tcp_repair_does_not_force_its_way_in() {
         };
         target.refused_everywhere("TCP_REPAIR", repairing);
     });
-    // And in the hands of the owner it works.
+    // It works for the owner.
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
     let restored = tcp();
@@ -98,13 +98,13 @@ fn so_bindtodevice_opens_no_second_port_space() {
     });
 }
 
-/// A device that is a world of its own for sockets bound to it: `ip` makes it.
-fn device(door: &str, words: &str) -> Option<String> {
+/// A device, made by `ip`. Sockets bound to it have a port space of their own.
+fn device(way: &str, words: &str) -> Option<String> {
     let name = "door0";
     let add = Command::new("ip").args(["link", "add", name, "type"]).args(words.split(' ')).output();
     match add {
-        Err(error) => absent(door, format!("no `ip`: {error}")),
-        Ok(done) if !done.status.success() => absent(door, String::from_utf8_lossy(&done.stderr).trim()),
+        Err(error) => absent(way, format!("no `ip`: {error}")),
+        Ok(done) if !done.status.success() => absent(way, String::from_utf8_lossy(&done.stderr).trim()),
         Ok(_) => {
             assert!(Command::new("ip").args(["link", "set", name, "up"]).status().unwrap().success());
             return Some(name.into());
@@ -146,7 +146,8 @@ fn range(socket: &Socket, first: u16, last: u16) -> std::io::Result<()> {
     set(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, (u32::from(last) << 16 | u32::from(first)) as i32)
 }
 
-/// The option narrows the namespace's range and does not leave it, so no block of the pool can be aimed at.
+/// The kernel chooses from the part of the option's range that is in the namespace's range, so the option cannot choose
+/// a block of the pool.
 #[test]
 fn ip_local_port_range_over_the_block_gives_no_port_of_it() {
     let Some(world) = World::enter("bypass::local_port_range") else { return };
@@ -179,13 +180,13 @@ impl IntoSocket for (std::net::IpAddr, u16) {
     }
 }
 
-/// SO_REUSEPORT groups that a BPF program steers take nobody in who has not bound.
+/// A BPF program on an SO_REUSEPORT group does not add a socket that has not bound.
 #[test]
 fn a_program_on_a_reuseport_group_needs_a_bound_socket() {
     let Some(world) = World::enter("bypass::reuseport_group") else { return };
     besiege(&world, |target| {
         let socket = with(target, &[(libc::SOL_SOCKET, libc::SO_REUSEPORT)]);
-        // `return 0`: the group's first socket. On an unbound socket it founds a group of one.
+        // `return 0`: the group's first socket. An unbound socket makes a group with one member.
         let steer = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
         let program = libc::sock_fprog { len: 1, filter: steer.as_ptr().cast_mut() };
         // SAFETY: the bytes of the structure, which the kernel reads; `steer` lives beyond the call.
@@ -195,8 +196,8 @@ fn a_program_on_a_reuseport_group_needs_a_bound_socket() {
     });
 }
 
-/// An owner that shares its port on purpose shares it inside the scope only; the outsider's datagram or connection
-/// still arrives, for that is what a port is for.
+/// If an owner shares its port on purpose, only sockets in the scope can share it. Datagrams and connections of an
+/// outsider still arrive: a port is there for them.
 #[test]
 fn owners_share_among_themselves() {
     let Some(world) = World::enter("bypass::owners_share") else { return };

@@ -1,10 +1,10 @@
-//! `docs/internals/bypass-catalogue.md` and the tests say the same.
+//! `docs/internals/bypass-catalogue.md` lists exactly the tests.
 
 use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../../../docs/internals/bypass-catalogue.md");
 
-/// Every test in a source file, as the page names it; those that only play a part for others are not tests.
+/// Every test in a source file, as the page names it, without the tests that only help other tests.
 fn tests(module: &str, source: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut lines = source.lines();

@@ -1,5 +1,5 @@
-//! The owner process is one process. Not its children, not a process that shares its descriptors, not the next one with its
-//! number in another pid namespace; and the owner still is what it was after exec and setuid.
+//! The owner process is one process. A child, a process that shares its descriptors, or a process with the same number
+//! in another pid namespace is not the owner. After exec and setuid it is still the owner.
 
 use std::{
     fs,
@@ -61,7 +61,7 @@ fn exec_keeps_the_right_and_fork_with_exec_does_not_give_it() {
         assert!(!become_another(grant.start).status().unwrap().success(), "a child is another process");
         panic!("{}", become_another(grant.start).exec());
     });
-    // Without the owner socket, which is closed on exec, there is no reservation left either.
+    // Exec closes the owner socket, and without the owner socket no reservation is left.
     in_child(|| {
         let owner = tcp();
         let grant = reserve(&owner, 0, 1);
@@ -89,10 +89,11 @@ fn setuid_keeps_the_process_scope_and_leaves_the_user_scope() {
         bind(&tcp(), own.start).unwrap();
         refused(&tcp(), users.start);
         assert_eq!(control::associate(tcp(), token(&users)).unwrap_err().raw_os_error(), Some(libc::EPERM));
-        // It is the owner process, though, and may end it.
+        // It is still the owner process, and may end the reservation.
         control::release(&owner, token(&users)).unwrap();
     });
-    // The effective uid alone, as a setuid program has it, makes nobody a member: the real one counts.
+    // The scope compares the real uid. A process with only the effective uid, as of a setuid program, is not in the
+    // scope.
     let owner = tcp();
     let request = AcquireRequest { count: 1, scope: wire::SCOPE_USER, ..Default::default() };
     let roots = acquire(&owner, &request).unwrap();
@@ -106,7 +107,7 @@ fn setuid_keeps_the_process_scope_and_leaves_the_user_scope() {
     world.assert_empty();
 }
 
-/// Fork by a bare clone, with flags that fork does not have.
+/// Fork by clone itself, with flags that fork does not use.
 fn fork_with(flags: libc::c_int, work: impl FnOnce()) {
     // SAFETY: as fork, in a process with one thread (a forked child): without CLONE_VM the memory is copied. The child
     // ends by _exit and returns to no caller.
@@ -138,7 +139,7 @@ fn a_shared_descriptor_table_makes_no_owner() {
             assert_eq!(control::release(&owner, token(&grant)).unwrap_err().raw_os_error(), Some(libc::EPERM));
         });
         owner_binds(Domain::IPV4, Transport::Tcp, &grant);
-        // It can close: there is one table, and its last descriptor of the owner socket is everybody's.
+        // The child can close the owner socket: both processes share one table, so it closes the last descriptor.
         fork_with(libc::CLONE_FILES, || {
             // SAFETY: the owner is forgotten below and never used as a socket again.
             assert_eq!(unsafe { libc::close(owner.as_raw_fd()) }, 0);
@@ -165,7 +166,8 @@ fn unshare_and_setns_give_no_right() {
                 target.refused("unshared", &target.socket(), target.any());
             });
         }
-        // Away it may bind the number, which there is another; back home it may not, with either socket.
+        // In the other namespace it may bind the number, since it is another port there. Back in the first namespace it
+        // may not, with either socket.
         in_child(|| {
             new_namespace();
             let there = target.socket();
@@ -202,7 +204,7 @@ fn the_owners_number_in_another_pid_namespace_is_another_process() {
     world.assert_empty();
 }
 
-/// Fork a child with this very number (`clone3` with `set_tid`, for root).
+/// Fork a child with exactly this number (`clone3` with `set_tid`, for root).
 fn fork_as(pid: u32, work: impl FnOnce()) -> std::io::Result<()> {
     let wanted = [pid as i32];
     let mut arguments = [0u64; 11];
@@ -226,13 +228,14 @@ fn fork_as(pid: u32, work: impl FnOnce()) -> std::io::Result<()> {
     }
 }
 
-/// The process scope knows a process by its number. While the owner lives nobody else has it. When it has died and
-/// its socket is still open elsewhere, the next process with that number is in scope: a BPF program cannot
-/// distinguish the two. When the socket went with it, there is nothing left to be in scope of.
+/// The process scope identifies a process by its number. While the owner lives, no other process has that number. If
+/// the owner has died and its socket is still open elsewhere, another process can get the number. With BTF a BPF
+/// program distinguishes the two by when they began. Without BTF it cannot, and the new process is in scope. If the
+/// socket was closed too, the reservation has ended.
 #[test]
 fn a_reused_pid_is_another_process() {
     let Some(world) = World::enter("bypass::pid_reuse") else { return };
-    // When a process began is known where the kernel has BTF; elsewhere a number is all there is.
+    // With BTF the kernel shows when a process began. Without it only the number is known.
     let distinguished = world.sandbox().loaded().knows_places();
     for outlives in [true, false] {
         in_child(|| {
@@ -268,10 +271,10 @@ fn a_reused_pid_is_another_process() {
     }
 }
 
-/// Root in a user namespace of its own, nobody outside.
+/// Become root in a new user namespace; outside it the process has uid nobody.
 fn root_of_a_user_namespace() -> Result<(), String> {
     become_user(NOBODY);
-    // Becoming a user made /proc/self root's, which the map has to be written through.
+    // The change of user gave /proc/self to root, but this process has to write the map through it.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable).unwrap();
     unshare(UnshareFlags::NEWUSER).map_err(|error| error.to_string())?;
     fs::write("/proc/self/uid_map", format!("0 {NOBODY} 1")).map_err(|error| error.to_string())?;
@@ -296,12 +299,13 @@ fn root_of_a_user_namespace_is_a_user_here() {
             assert_eq!(may.is_ok(), option == libc::IP_FREEBIND);
             target.refused("root inside, with options", &socket, target.any());
         }
-        // Its quota is the one of the user it is outside.
+        // It has the quota of its user outside.
         let owner = udp();
         let request = AcquireRequest { count: 1025, ..Default::default() };
         assert_eq!(control::acquire(&owner, &request).unwrap_err().raw_os_error(), Some(libc::EDQUOT));
         reserve(&owner, 0, 1024);
-        // A network namespace is its own to do as it likes with, under the same quota; this one is untouched.
+        // It may make a network namespace and use any port there, under the same quota. This does not change the first
+        // namespace.
         unshare(UnshareFlags::NEWNET).unwrap();
         assert_eq!(
             control::acquire(udp(), &AcquireRequest { count: 1, ..request }).unwrap_err().raw_os_error(),

@@ -1,4 +1,5 @@
-//! BPF programs of others, in cgroups below and above: what they do to us, and what we must not do to them.
+//! BPF programs of others, in cgroups below and above: their effects on us, and the effects that we must not have on
+//! them.
 
 use std::{
     fs,
@@ -37,7 +38,7 @@ fn enter(cgroup: &Path) {
 
 const SOCKOPT_PROGRAMS: [Other; 3] = [Other::RewriteTos, Other::SkipPriority, Other::AnswerOwn];
 
-/// Options that are not ours stay what other programs have made of them (N4): rewritten, skipped, answered.
+/// Other programs may change options that are not ours, and we keep the result (N4): rewritten, skipped, answered.
 #[test]
 fn other_peoples_sockopt_programs_keep_their_say() {
     let Some(world) = World::enter("bypass::other_sockopt") else { return };
@@ -52,7 +53,7 @@ fn other_peoples_sockopt_programs_keep_their_say() {
     world.assert_empty();
 }
 
-/// The same of those above a narrow enforcement, which run after ours.
+/// The same for programs above a narrow enforcement, which run after ours.
 #[test]
 fn other_peoples_sockopt_programs_above_keep_their_say() {
     let Some(_world) = World::with_outside("bypass::other_sockopt_above") else { return };
@@ -89,7 +90,7 @@ fn has_its_say(other: Other) {
         Other::AnswerOwn => assert_eq!((own, length, answer), (0, 4, [42, 0, 0, 0])),
         Other::RefuseAfterBind | Other::BindAtConnect(_) => unreachable!("not in the list above"),
     }
-    // Ours are served as before.
+    // Our own options work as before.
     reserve(&socket, 0, 1);
 }
 
@@ -102,7 +103,7 @@ fn read_priority(socket: &impl AsRawFd) -> io::Result<i32> {
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// All programs of a hook run, also after one has refused. Tries that others refuse are not counted for ever.
+/// All programs of a hook run, even if one has refused. Binds that other programs refuse do not stay counted.
 #[test]
 fn a_bind_that_another_program_refuses_afterwards_leaves_no_count() {
     let Some(world) = World::enter("bypass::other_post_bind") else { return };
@@ -110,7 +111,7 @@ fn a_bind_that_another_program_refuses_afterwards_leaves_no_count() {
     reserve(&owner, 61000, 1);
     let own = below(&world, Other::RefuseAfterBind);
     let before = std::process::id();
-    // The owner process itself, which is let in; it comes back afterwards.
+    // The owner process itself, which is in the scope; it moves back afterwards.
     let home = fs::read_to_string("/proc/self/cgroup").unwrap();
     let home = home.lines().find_map(|line| line.strip_prefix("0::")).unwrap().to_owned();
     let root = portkeep_kernel::cgroup::root().unwrap().join(home.trim_start_matches('/'));
@@ -119,7 +120,7 @@ fn a_bind_that_another_program_refuses_afterwards_leaves_no_count() {
     for _ in 0..5 {
         bind(&socket, 61000).unwrap_err();
     }
-    // A pool port that is not reserved, likewise.
+    // The same for a pool port that is not reserved.
     let outsider = tcp();
     for _ in 0..5 {
         bind(&outsider, 61001).unwrap_err();
@@ -135,7 +136,7 @@ fn a_bind_that_another_program_refuses_afterwards_leaves_no_count() {
     world.assert_empty();
 }
 
-/// bpf_bind passes no bind program. The port that it gives a connection is checked when the socket connects.
+/// bpf_bind runs no bind program. The port that it gives a connection is checked when the socket connects.
 #[test]
 fn another_programs_bpf_bind_gives_no_connection_from_a_reserved_port() {
     let Some(world) = World::enter("bypass::other_bpf_bind") else { return };

@@ -1,5 +1,5 @@
-//! Other protocols that take ports of TCP or UDP, sockets the kernel makes for
-//! itself, and ways to send from a port without having it.
+//! Other protocols that use ports of TCP or UDP, sockets that the kernel makes for itself, and ways to send from a port
+//! without binding it.
 
 use std::{
     net::{SocketAddr, TcpListener, UdpSocket},
@@ -54,8 +54,8 @@ fn mptcp_is_held_to_the_reservations_of_tcp() {
     world.assert_empty();
 }
 
-/// A server of the scope that asks for MPTCP keeps its port beyond the end of the reservation, as any other does, and
-/// pays for it. It gives it back with its last descriptor.
+/// A server of the scope that uses MPTCP keeps its port after the end of the reservation, as any other server does, and
+/// the port stays charged. Closing its last descriptor frees the port.
 #[test]
 fn an_mptcp_server_that_outlives_its_reservation_keeps_its_port() {
     let Some(world) = World::enter("bypass::mptcp_outlives") else { return };
@@ -66,7 +66,7 @@ fn an_mptcp_server_that_outlives_its_reservation_keeps_its_port() {
         bind(&server, grant.start).unwrap();
         server.listen(1).unwrap();
         assert_eq!(uses(&world.maps(), world.netns(), Transport::Tcp, 61000), 1);
-        // A connection is no bind, and goes without a trace.
+        // A connection is not a bind, and nothing of it is counted.
         let client = mptcp(Domain::IPV4).unwrap();
         connect(&client, "127.0.0.1:61000").unwrap();
         drop((client, server.accept().unwrap()));
@@ -86,8 +86,8 @@ fn an_mptcp_server_that_outlives_its_reservation_keeps_its_port() {
     }
 }
 
-/// The use is counted before the kernel has bound. Where it then does not bind, nothing is counted twice, and nothing
-/// stays.
+/// The use is counted before the kernel has bound. If the kernel then does not bind, nothing is counted twice, and
+/// nothing stays counted.
 #[test]
 fn an_mptcp_bind_that_fails_is_not_counted_twice() {
     let Some(world) = World::enter("bypass::mptcp_fails") else { return };
@@ -109,7 +109,7 @@ fn an_mptcp_bind_that_fails_is_not_counted_twice() {
     world.assert_empty();
 }
 
-/// The port space of UDP-Lite is another one: same number, no way to UDP's traffic.
+/// UDP-Lite has a port space of its own: the same number does not give access to UDP's traffic.
 #[test]
 fn udp_lite_has_ports_of_its_own() {
     let Some(world) = World::enter("bypass::udp_lite") else { return };
@@ -141,9 +141,9 @@ fn ip(words: &str) -> Result<(), String> {
     }
 }
 
-/// The kernel binds sockets of its own for tunnels, NFS and the like: through the same hooks, in the name of whoever
-/// asked for them. Their close passes no hook, so requests pass by a port that the scope has bound until user space,
-/// which sees that the socket is gone, says so. Binds do not (N1).
+/// The kernel binds sockets of its own for tunnels, NFS and the like. These binds pass the same hooks, in the name of
+/// the process that asked for them. Their close passes no hook. So requests skip a port that the scope has bound until
+/// user space sees that the socket is closed and reports it. Binds do not skip it (N1).
 #[test]
 fn sockets_of_the_kernel_itself_are_refused_like_others() {
     let Some(world) = World::enter("bypass::kernel_sockets") else { return };
@@ -160,7 +160,7 @@ fn sockets_of_the_kernel_itself_are_refused_like_others() {
     drop(owner);
     world.assert_empty();
 
-    // In scope it may.
+    // A process in the scope may.
     let owner = udp();
     let request = AcquireRequest { start: 61999, count: 1, scope: wire::SCOPE_CGROUP, ..Default::default() };
     acquire(&owner, &request).unwrap();
@@ -182,8 +182,8 @@ fn sockets_of_the_kernel_itself_are_refused_like_others() {
     world.assert_empty();
 }
 
-/// A process that may send raw packets may write any source port into them, reserved or not. Having the port is another
-/// thing: nothing arrives.
+/// A process that may send raw packets may write any source port into them, reserved or not. But it does not have the
+/// port: nothing arrives.
 #[test]
 fn raw_sockets_can_lie_about_the_source_port_as_root() {
     let Some(world) = World::enter("bypass::raw") else { return };
@@ -209,7 +209,7 @@ fn raw_sockets_can_lie_about_the_source_port_as_root() {
 }
 
 /// A program that steers lookups of incoming packets (BPF_PROG_TYPE_SK_LOOKUP, and TPROXY and NAT rules likewise)
-/// needs no port. It needs CAP_NET_ADMIN, and with that the network is its to turn.
+/// requires no port. It requires CAP_NET_ADMIN, which allows any change to the network.
 #[test]
 fn steering_incoming_connections_is_for_the_networks_administrator() {
     let Some(world) = World::enter("bypass::steering") else { return };
@@ -231,7 +231,7 @@ fn steering_incoming_connections_is_for_the_networks_administrator() {
             assert_eq!(client().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
         }
     }
-    // The port itself was the owner's all the time.
+    // The owner had the port all the time.
     owner_binds(Domain::IPV4, Transport::Tcp, &grant);
     drop(owner);
     world.assert_empty();

@@ -1,6 +1,6 @@
-//! Two calls at once on the same reservation. The rule for every outcome is simple: an outsider gets
-//! nothing, a socket with a port is counted until it closes, and at the end nothing is left. (Overlapping ACQUIREs,
-//! kills and draws in the open field are in the storms.)
+//! Two calls at once on the same reservation. Every outcome follows one rule: an outsider gets nothing, a socket with a
+//! port is counted until it closes, and at the end nothing is left. (The storms test overlapping ACQUIREs, kills and
+//! draws.)
 
 use std::{sync::Barrier, thread};
 
@@ -17,10 +17,10 @@ use socket2::Domain;
 use crate::siege::NOBODY;
 
 const ROUNDS: usize = 1000;
-/// Looking at all the maps takes longer than a round.
+/// Reading all the maps takes longer than a round.
 const AUDIT: usize = 100;
 
-/// Do both at the same moment.
+/// Run both at the same moment.
 fn at_once<A: Send, B: Send>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B + Send) -> (A, B) {
     let start = Barrier::new(2);
     thread::scope(|scope| {
@@ -55,7 +55,7 @@ fn release_against_bind() {
         let request = portkeep_core::wire::AcquireRequest { start: 61000, count: 1, ..Default::default() };
         match bound {
             Ok(()) => {
-                // It was in time: the port is its own until it closes.
+                // The bind came before the end: the socket keeps the port until it closes.
                 assert_eq!(port(&inside), 61000);
                 assert_eq!(uses(&world.maps(), world.netns(), transport, 61000), 1);
                 assert_eq!(errno(control::acquire(&owner, &request)), Errno::EADDRINUSE);
@@ -70,12 +70,12 @@ fn release_against_bind() {
         drop((inside, owner));
     }
     world.assert_empty();
-    // A race that always ends the same way is none; which way it goes how often is the scheduler's business.
+    // If a race always ends the same way, it is no race. How often each outcome occurs depends on the scheduler.
     eprintln!("too late {}, in time {}", outcomes[0], outcomes[1]);
 }
 
-/// A draw at a connect is bound by the program itself. If the reservation ends in that moment, the socket has no port,
-/// or one that is counted: never one that the next holder would find taken.
+/// The program itself binds the draw at a connect. If the reservation ends at that moment, the socket has no port or
+/// one that is counted. The next holder never finds an uncounted port in use.
 #[test]
 fn release_against_connect() {
     let Some(world) = World::enter("bypass::release_connect") else { return };
@@ -128,8 +128,8 @@ fn close_against_associate_and_bind() {
     world.assert_empty();
 }
 
-/// An outsider hammers one port all the while its reservation is released and acquired anew. In between the port is
-/// free for everybody (N1); once it is reserved, no outsider keeps it from the owner.
+/// An outsider tries to bind one port again and again, while its reservation is released and acquired anew. In between
+/// the port is free for everybody (N1). Once it is reserved, no outsider keeps it from the owner.
 #[test]
 fn a_port_acquired_between_the_binds_of_an_outsider_belongs_to_the_owner() {
     let Some(world) = World::enter("bypass::acquire_against_binds") else { return };
@@ -161,7 +161,8 @@ fn a_port_acquired_between_the_binds_of_an_outsider_belongs_to_the_owner() {
                 }
             };
             let inside = socket(Domain::IPV4, Transport::Tcp);
-            // An outsider's bind that began before, or its close, may be under way in the kernel for an instant: no longer.
+            // An earlier bind of an outsider, or its close, may still be in progress in the kernel for a moment, but
+            // not longer.
             let mut tries = 0;
             while let Err(error) = bind(&inside, 61000) {
                 assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));

@@ -1,4 +1,4 @@
-//! Remains of requests and sockets: they keep nobody from a port, and they are charged.
+//! Remains of requests and sockets: they keep no process from a port, and they are charged.
 
 use std::{fs, net::Ipv4Addr};
 
@@ -29,7 +29,8 @@ fn ask(start: u16) -> AcquireRequest {
     AcquireRequest { start, count: 1, ..Default::default() }
 }
 
-/// Entries are few. Each refused request costs a port of the quota until its owner has heard of it, and only 64 wait.
+/// The number of entries is limited. Each refused request is charged one port until its owner has asked about it, and
+/// only 64 requests wait.
 #[test]
 fn refused_requests_cost_a_port_until_their_owner_asks() {
     let Some(world) = World::enter("bypass::refused_entries") else { return };
@@ -50,7 +51,7 @@ fn refused_requests_cost_a_port_until_their_owner_asks() {
             talk.hear();
         }
         talk.hear();
-        // One that is asked about is free again.
+        // An entry is free again once its owner has asked about it.
         assert_eq!(control::granted(&owners[0]).unwrap().state, wire::REFUSED);
         assert_eq!(errno(control::acquire(&owners[0], &ask(6000))), Errno::EINPROGRESS);
     });
@@ -77,7 +78,7 @@ fn refused_requests_cost_a_port_until_their_owner_asks() {
     world.assert_empty();
 }
 
-/// The agent refuses at the moment at which the owner closes: the entry is free afterwards, in either order.
+/// The agent refuses at the moment when the owner closes: the entry is free afterwards, in either order.
 #[test]
 fn a_close_while_the_agent_refuses_loses_no_entry() {
     let Some(world) = World::enter("bypass::refused_and_closed") else { return };
@@ -98,7 +99,7 @@ fn a_close_while_the_agent_refuses_loses_no_entry() {
     world.assert_empty();
 }
 
-/// Connections of one holder do not keep the next one from the port, whichever of its listeners accepted them.
+/// Connections of one holder do not keep the next one from the port, even if different listeners accepted them.
 #[test]
 fn connections_of_a_second_listener_do_not_keep_the_port() {
     let Some(world) = World::enter("bypass::leftovers") else { return };
@@ -126,7 +127,7 @@ fn connections_of_a_second_listener_do_not_keep_the_port() {
             connect(&client, second).unwrap();
             let (kept, _) = listeners[1].accept().unwrap();
             let kept = if orphan {
-                // Closed with data that nobody reads: the connection goes on without a descriptor.
+                // Closed while unread data is left: the connection continues without a descriptor.
                 kept.set_nonblocking(true).unwrap();
                 while kept.send(&[0; 65536]).is_ok() {}
                 drop(kept);
@@ -150,7 +151,8 @@ fn connections_of_a_second_listener_do_not_keep_the_port() {
     }
 }
 
-/// The kernel leaves multicast groups before it gives the port up, and that may take a while: until then it is in use.
+/// The kernel leaves multicast groups before it releases the port, and this may take a while: until then the port is in
+/// use.
 #[test]
 fn a_socket_that_leaves_multicast_groups_counts_a_little_longer() {
     let Some(world) = World::enter("bypass::closing") else { return };
@@ -166,7 +168,7 @@ fn a_socket_that_leaves_multicast_groups_counts_a_little_longer() {
     world.assert_empty();
 }
 
-/// Draws that failed are remembered by the holder they failed for, and by no successor.
+/// A failed draw is remembered for the holder for which it failed, and for no later holder.
 #[test]
 fn failed_draws_of_a_former_holder_are_forgotten() {
     let Some(world) = World::enter("bypass::stale_draws") else { return };
@@ -190,8 +192,8 @@ fn failed_draws_of_a_former_holder_are_forgotten() {
     world.assert_empty();
 }
 
-/// A socket that has a port asks for a reserved one: the answer comes before the kernel lets go of the socket's lock, in
-/// which moment another process could take its port away and let the bind go through.
+/// A socket that has a port tries to bind a reserved one. The programs answer before the kernel releases the socket's
+/// lock. Otherwise another process could disconnect the socket in between, and the bind would succeed.
 #[test]
 fn a_second_bind_of_a_reserved_port_is_refused_before_anything_else_is_looked_at() {
     let Some(world) = World::enter("bypass::second_bind") else { return };
@@ -201,7 +203,7 @@ fn a_second_bind_of_a_reserved_port_is_refused_before_anything_else_is_looked_at
         become_user(NOBODY);
         let socket = udp();
         connect(&socket, "127.0.0.1:9").unwrap();
-        // An address that no interface has: the kernel looks at that first.
+        // An address that no interface has: the kernel checks the address first.
         assert_eq!(errno(bind_to(&socket, &format!("192.0.2.1:{}", grant.start))), Errno::EINVAL);
         assert_eq!(errno(bind_to(&socket, "192.0.2.1:20000")), Errno(libc::EADDRNOTAVAIL));
     });
@@ -210,8 +212,8 @@ fn a_second_bind_of_a_reserved_port_is_refused_before_anything_else_is_looked_at
     world.assert_empty();
 }
 
-/// The kernel binds an MPTCP socket by a TCP socket whose close no program sees. Where it chooses a port of a request that
-/// is not granted yet, the use must not stay for ever.
+/// For a bind of an MPTCP socket the kernel binds a TCP socket whose close no program sees. If the kernel chooses a
+/// port of a request that is not granted yet, the use must not stay counted.
 #[test]
 fn mptcp_that_is_given_a_port_of_a_pending_request_leaves_nothing_behind() {
     let Some(world) = World::enter("bypass::mptcp_pending") else { return };

@@ -1,5 +1,5 @@
-//! The common part of all doors: a reserved port, a process that wants it, and
-//! the owner who must have it afterwards.
+//! The common part of all these tests: a reserved port, an outsider that tries to bind it, and the owner that must be
+//! able to bind it afterwards.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -21,19 +21,19 @@ pub(crate) const KINDS: [(Domain, Transport); 4] = [
     (Domain::IPV6, Transport::Udp),
 ];
 
-/// As whom the outsider comes.
+/// The identity of the outsider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Root,
     User,
 }
 
-/// The action of the owner meanwhile.
+/// The state of the owner meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// It has not bound the port yet.
     Waits,
-    /// It has, and would share with anybody who sets the option, too.
+    /// It has bound the port, with options that allow sharing it.
     Shares,
 }
 
@@ -98,8 +98,8 @@ fn errno_of(result: std::io::Result<()>, how: &str, target: &Target) -> Errno {
     }
 }
 
-/// Lay siege to one port after another: each kind of socket, each kind of outsider, before and after the owner binds.
-/// After each attack the owner binds the port, and at the end nothing is left.
+/// Attack one port after another: with each kind of socket, with each kind of outsider, before and after the owner
+/// binds. After each attack the owner binds the port, and at the end nothing is left.
 pub(crate) fn besiege(world: &World, attack: impl Fn(&Target)) {
     for (domain, transport) in KINDS {
         for (who, waits) in [(Who::Root, true), (Who::User, true), (Who::Root, false), (Who::User, false)] {
@@ -129,23 +129,23 @@ pub(crate) fn besiege(world: &World, attack: impl Fn(&Target)) {
     }
 }
 
-/// The other half of every test: the owner process has its port, and it works.
+/// The other half of every test: the owner process can bind its port.
 #[track_caller]
 pub(crate) fn owner_binds(domain: Domain, transport: Transport, grant: &wire::Grant) {
     let rightful = socket(domain, transport);
     bind(&rightful, grant.start).expect("the owner binds its port");
     assert_eq!(port(&rightful), grant.start);
-    // A second time is the kernel's own business, and it says no.
+    // The kernel itself refuses a second bind.
     assert_eq!(errno(bind(&socket(domain, transport), grant.start)), Errno::EADDRINUSE);
     if transport == Transport::Tcp {
         rightful.listen(1).expect("the owner listens");
     }
 }
 
-/// Say that a door is not there on this kernel, where it is not overlooked. That is no failure: what the kernel does
-/// not have nobody can come through.
-pub(crate) fn absent(door: &str, why: impl std::fmt::Display) {
-    portkeep_testkit::note(&format!("SKIPPED bypass: {door}: {why}"));
+/// Report visibly that this kernel does not have a feature. This is no failure: an outsider cannot use a feature that
+/// the kernel does not have.
+pub(crate) fn absent(way: &str, why: impl std::fmt::Display) {
+    portkeep_testkit::note(&format!("SKIPPED bypass: {way}: {why}"));
 }
 
 /// `setsockopt` with a number.

@@ -1,4 +1,4 @@
-//! Tokens: forged, guessed, old, foreign.
+//! Tokens that are forged, guessed, old, or of another process.
 
 use portkeep::control;
 use portkeep_core::{
@@ -14,14 +14,14 @@ use socket2::Domain;
 
 use crate::siege::{KINDS, NOBODY, owner_binds};
 
-/// ENOENT for what names nothing: a token is 64 bits under a key nobody outside the kernel has.
+/// ENOENT for a token that names no reservation: a token is 64 bits under a key that only the kernel has.
 #[test]
 fn forged_and_guessed_tokens_name_nothing() {
     let Some(world) = World::enter("bypass::forged") else { return };
     let owner = tcp();
     let grant = reserve(&owner, 0, 1);
     let before = audit::snapshot(&world.maps(), world.netns());
-    // From the true one: every single bit, its neighbours, its complement (which means "pending" inside).
+    // Derived from the true one: every single bit, its neighbours, its complement (which means "pending" inside).
     let near = (0..64).map(|bit| grant.token ^ 1 << bit);
     let near = near.chain((1..1000).flat_map(|n| [grant.token.wrapping_add(n), grant.token.wrapping_sub(n)]));
     let mut number = 1u64;
@@ -41,7 +41,7 @@ fn forged_and_guessed_tokens_name_nothing() {
             assert_eq!(errno(control::state(&socket, &select)), Errno::ENOENT);
         }
     };
-    // Even in the hands of the owner process.
+    // It fails for the owner process, too.
     attack();
     in_child(|| {
         become_user(NOBODY);
@@ -70,7 +70,8 @@ fn old_tokens_do_not_name_their_successors() {
             control::release(&owner, token(&grant)).unwrap();
             old.push(token(&grant));
         }
-        // A socket that was associated with what has ended is of no use, and does not come into the successor.
+        // A socket that was associated with an ended reservation has no right, not even to the next reservation of the
+        // block.
         let grant = reserve(&owner, 61000, 2);
         let late = socket(domain, transport);
         control::associate(&late, token(&grant)).unwrap();
@@ -85,7 +86,8 @@ fn old_tokens_do_not_name_their_successors() {
     }
 }
 
-/// EPERM for another process's true token, EINVAL for one of the other transport; what a listing shows of it is 0.
+/// EPERM for the true token of another process, EINVAL for a token of the other transport. A listing shows 0 instead of
+/// it.
 #[test]
 fn foreign_tokens_are_of_no_use() {
     let Some(world) = World::enter("bypass::foreign") else { return };

@@ -1,4 +1,4 @@
-//! Calls that no system call of their own makes: io_uring binds (Linux 6.11) and sets options (6.7).
+//! Calls without a system call of their own: io_uring binds (Linux 6.11) and sets options (6.7).
 
 use std::{io, net::SocketAddr, os::fd::AsRawFd};
 
@@ -15,7 +15,7 @@ use socket2::{SockAddr, Socket};
 
 use crate::siege::{KINDS, NOBODY, absent, besiege};
 
-/// A ring that can bind, if this kernel's can and this machine lets us have one.
+/// A ring that can bind, if this kernel supports it and this machine allows it.
 fn ring() -> Result<IoUring, String> {
     let ring = IoUring::new(4).map_err(|error| format!("no io_uring here: {error}"))?;
     let mut probe = Probe::new();
@@ -45,7 +45,7 @@ fn io_uring_binds_for_the_owner_and_for_no_outsider() {
     }
     besiege(&world, |target| {
         let mut ring = ring().unwrap();
-        // At once, and by a worker thread of the kernel in the process's name.
+        // At once, and in a worker thread of the kernel in the process's name.
         for flags in [squeue::Flags::empty(), squeue::Flags::ASYNC] {
             for to in [target.any(), target.loopback()] {
                 let socket = target.socket();
@@ -86,8 +86,8 @@ fn a_polling_thread_binds_as_its_process() {
     });
 }
 
-/// A ring handed to somebody else is a hand to act with, like a descriptor: what it does it does in its maker's name.
-/// That is the maker's doing; nobody gets at a ring that was not given to him.
+/// If a process passes a ring to another process, the ring acts in its maker's name, as a descriptor does. The maker
+/// does this on purpose: no process can use a ring that was not passed to it.
 #[test]
 fn a_ring_of_the_owner_acts_for_the_owner() {
     let Some(world) = World::enter("bypass::a_ring_of_the_owner") else { return };
@@ -100,11 +100,12 @@ fn a_ring_of_the_owner_acts_for_the_owner() {
     let grant = portkeep_testkit::sockets::reserve(&owner, 0, 1);
     let spare = portkeep_testkit::sockets::tcp();
     let to = SocketAddr::from(([127, 0, 0, 1], grant.start));
-    // The thread reads the address in the memory of its process, so it is put there before the fork.
+    // The thread reads the address in the memory of its process, so the address is written before the fork.
     let address = SockAddr::from(to);
     let entry = opcode::Bind::new(Fd(spare.as_raw_fd()), address.as_ptr().cast(), address.len()).build();
     in_child(|| {
-        // The child's own call is refused; the owner's thread, which finds `spare` in the owner's table, is not.
+        // The child's own call is refused. The call of the owner's thread is not: it finds `spare` in the owner's
+        // table.
         assert_eq!(spare.bind(&to.into()).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
         submit(&mut polling, entry).unwrap();
     });
@@ -114,7 +115,7 @@ fn a_ring_of_the_owner_acts_for_the_owner() {
     world.assert_empty();
 }
 
-/// How the kernel carries an operation out: at once, by a worker thread, by the thread that polls the ring.
+/// How the kernel performs an operation: at once, in a worker thread, in the thread that polls the ring.
 const WAYS: [(bool, squeue::Flags); 3] =
     [(false, squeue::Flags::empty()), (false, squeue::Flags::ASYNC), (true, squeue::Flags::empty())];
 
@@ -122,8 +123,8 @@ fn ring_for(polls: bool) -> IoUring {
     if polls { IoUring::builder().setup_sqpoll(10).build(4).unwrap() } else { IoUring::new(4).unwrap() }
 }
 
-/// The threads that work for a ring are no kernel threads: every scope holds for them as for their process. So another
-/// process of the user or of the cgroup gets in by them, and an outsider does not.
+/// The threads of a ring are not kernel threads: they are in every scope of their process. So they can bind for another
+/// process of the user or of the cgroup, and not for an outsider.
 #[test]
 fn the_threads_of_a_ring_are_in_the_scopes_of_their_process() {
     let Some(world) = World::enter("bypass::uring_scopes") else { return };
@@ -146,7 +147,7 @@ fn the_threads_of_a_ring_are_in_the_scopes_of_their_process() {
                 let expected = (scope == wire::SCOPE_USER).then_some(libc::EADDRINUSE);
                 assert_eq!(outcome.err().and_then(|error| error.raw_os_error()), expected, "{scope} {polls} {flags:?}");
             });
-            // A ring outlives its process for a moment, and the socket with it.
+            // A ring, and the socket with it, outlives its process for a moment.
             while uses(&world.maps(), world.netns(), Transport::Tcp, grant.start) > 0 {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
@@ -156,7 +157,8 @@ fn the_threads_of_a_ring_are_in_the_scopes_of_their_process() {
     }
 }
 
-/// A control code through a ring is charged to the account of the process that made the ring, whoever handed it the socket.
+/// A control code through a ring is charged to the account of the process that made the ring, even if another process
+/// made the socket.
 #[test]
 fn a_request_through_a_ring_is_charged_to_its_process() {
     let Some(world) = World::enter("bypass::uring_acquires") else { return };

@@ -1,12 +1,12 @@
 //! The possible steps, and how often each is chosen.
 //!
-//! Processes, descriptors and tokens are named by numbers that are taken modulo
-//! what there is, so that a history stays meaningful while it is being shrunk.
+//! Processes, descriptors and tokens are named by numbers. These are taken modulo the number that exists, so a history
+//! stays meaningful while it is being shrunk.
 
 use portkeep_core::Transport;
 use proptest::prelude::*;
 
-/// A descriptor: of which process, and which of its descriptors.
+/// A descriptor: the number of a process, and the number of one of its descriptors.
 pub type At = (u8, u8);
 
 /// One step.
@@ -55,7 +55,7 @@ pub enum Step {
         token: u8,
         thread: bool,
     },
-    /// A new socket of the right kind, of the owner or of somebody else, takes a port of a reservation.
+    /// A new socket of the right kind, of the owner or of another process, gets a port of a reservation.
     Consume {
         token: u8,
         by_owner: bool,
@@ -65,7 +65,7 @@ pub enum Step {
         reuse_port: bool,
         thread: bool,
     },
-    /// The owner releases, through some socket of its own.
+    /// The owner releases, through one of its sockets.
     GiveUp {
         token: u8,
         socket: u8,
@@ -88,12 +88,12 @@ pub enum Step {
         confirm: bool,
     },
     End(u8),
-    /// A persistent reservation; it is pending until it is decided on.
+    /// A persistent reservation; it is pending until it is confirmed or refused.
     Create {
         namespace: u8,
         start: u16,
         count: u16,
-        /// Of a chosen block: 2 to the power of this.
+        /// The alignment of a block that is chosen: 2 to the power of this.
         align: u8,
         both: bool,
         transport: Transport,
@@ -110,7 +110,7 @@ pub enum Step {
         port: u16,
     },
     GiveBack(u8),
-    /// Wildcard requests come to these ports last; a count of 0: to none.
+    /// Wildcard requests get these ports last; a count of 0: no ports.
     Avoid {
         namespace: u8,
         start: u16,
@@ -129,7 +129,7 @@ pub struct Ask {
     pub align: u16,
     pub scope: u8,
     pub cgroup: u8,
-    /// Users that are let in.
+    /// Users that are admitted.
     pub also: Vec<u8>,
     pub label: String,
     pub thread: bool,
@@ -142,7 +142,7 @@ pub enum How {
     Connect,
     /// At an offset into the block; sometimes beyond it.
     Explicit(u8),
-    /// From an address that no interface has.
+    /// From an address that no interface has, so the bind fails.
     Fail,
 }
 
@@ -156,7 +156,7 @@ pub enum Query {
     Associated,
 }
 
-/// Ports around the places where things happen: the pool and its borders, a few elsewhere, a few privileged ones.
+/// Ports near important limits: the pool and its limits, a few elsewhere, a few privileged ones.
 fn port() -> impl Strategy<Value = u16> + Clone {
     prop_oneof![6 => 61000..61040u16, 2 => 61040..61096u16, 1 => 60996..61000u16, 1 => 61096..61100u16, 2 => 5000..5012u16, 2 => 1016..1032u16]
 }
@@ -173,7 +173,7 @@ fn transport() -> impl Strategy<Value = Transport> {
     prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)]
 }
 
-/// Users beside a scope, mostly none.
+/// Users beside a scope, usually none.
 fn also() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => Just(Vec::new()), 2 => prop::collection::vec(any::<u8>(), 1..4)]
 }

@@ -1,4 +1,4 @@
-//! A history runs: every step is taken in the kernel and in the model.
+//! Runs a history: every step is taken in the kernel and in the model.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::steps::{Ask, At, How, Query, Step};
 use crate::{Lab, POOL};
 
-/// The kernel and the model disagree, or a call went wrong that cannot.
+/// The kernel and the model disagree, or a call failed that must succeed.
 pub struct Failure {
     complaint: String,
     log: Vec<String>,
@@ -42,7 +42,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Run one history from nothing to nothing.
+/// Run one history. At its start and at its end nothing exists.
 pub fn history(lab: &mut Lab, steps: &[Step]) -> Result<(), Failure> {
     let mut world = World::new(lab);
     let result = steps.iter().try_for_each(|step| {
@@ -51,7 +51,7 @@ pub fn history(lab: &mut Lab, steps: &[Step]) -> Result<(), Failure> {
     });
     let result = result.and_then(|()| world.finish());
     let log = std::mem::take(&mut world.log);
-    // The processes end here in every case.
+    // The processes end here, even after a failure.
     drop(world);
     result.map_err(|complaint| Failure { complaint, log })
 }
@@ -71,14 +71,14 @@ impl Lab {
     }
 }
 
-/// A network namespace of this history, with somebody to connect to.
+/// A network namespace of this history, with listeners to connect to.
 struct Net {
     cookie: u64,
     handle: OwnedFd,
     listener: TcpListener,
 }
 
-/// Where the listeners are: outside of every range that histories touch.
+/// The port of the listeners: outside of every range that histories use.
 const LISTENER: u16 = 20000;
 const UIDS: [u32; 3] = [0, 1000, 1001];
 const MOST_PROCESSES: usize = 7;
@@ -242,20 +242,20 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    // ---- who and what a step means -----------------------------------------
+    // ---- the process and the object that a step means -------------------------
 
     fn pid(&self, number: u8) -> Option<Pid> {
         pick(&self.processes.keys().copied().collect::<Vec<_>>(), number)
     }
 
-    /// Descriptor numbers are asked for in a range in which most exist.
+    /// The number is taken modulo the number of descriptors, so that the result exists.
     fn at(&self, (process, descriptor): At) -> Option<(Pid, Descriptor)> {
         let pid = self.pid(process)?;
         let descriptors: Vec<Descriptor> = self.model.processes()[&pid].descriptors.keys().copied().collect();
         Some((pid, pick(&descriptors, descriptor)?))
     }
 
-    /// Mostly one that has no port yet, if there is any: there is more to be done with it.
+    /// Usually a descriptor without a port, if there is one: more steps are possible with it.
     fn unbound(&self, (process, descriptor): At) -> Option<(Pid, Descriptor)> {
         let pid = self.pid(process)?;
         let descriptors = &self.model.processes()[&pid].descriptors;
@@ -267,7 +267,7 @@ impl<'lab> World<'lab> {
         Some((pid, pick(&unbound, descriptor)?))
     }
 
-    /// Mostly a token in force, else one that was, or nonsense.
+    /// Usually a token in force, otherwise an ended or an invalid one.
     fn token(&self, number: u8) -> u64 {
         let live: Vec<Token> = self.model.reservations().keys().copied().collect();
         match number {
@@ -322,7 +322,7 @@ impl<'lab> World<'lab> {
 
     // ---- processes ------------------------------------------------------------
 
-    /// The cgroups of a process in the n-th of the three that processes are put in.
+    /// The cgroups of a process in the n-th of the three cgroups for processes.
     fn cgroup_path(&self, number: u8) -> Vec<u64> {
         let ids: Vec<u64> = self.lab.cgroups.iter().map(|(_, id)| *id).collect();
         match number % 3 {
@@ -393,7 +393,7 @@ impl<'lab> World<'lab> {
             ..AcquireRequest::default()
         };
         if ask.scope == 2 {
-            // 0 is the caller's own, 1 to 4 the four there are, and then one that does not exist.
+            // 0 is the cgroup of the caller, 1 to 4 are the four that exist, and the rest does not exist.
             let ids: Vec<u64> = self.lab.cgroups.iter().map(|(_, id)| *id).collect();
             wire.cgroup = match ask.cgroup {
                 0 => 0,
@@ -417,7 +417,7 @@ impl<'lab> World<'lab> {
         let granted = matches!(kernel, Ok(()) | Err(Errno::EINPROGRESS));
         let token = match granted {
             true => self.get::<Grant>(pid, on, wire::GRANTED).map_err(|e| format!("ACQUIRE, then GRANTED: {e}"))?.token,
-            // Any value: it is only used when the two disagree.
+            // Any value: it is used only if the two disagree.
             false => {
                 static UNUSED: AtomicU64 = AtomicU64::new(1 << 60);
                 UNUSED.fetch_add(1, Ordering::Relaxed)
@@ -437,7 +437,7 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// A socket's next reservation may take the place of a refused one. Which one is the kernel's choice.
+    /// A socket's next reservation may get the entry of a refused one. The kernel chooses which one.
     fn forget_refused(&mut self, pid: Pid, on: Descriptor) {
         let id = self.id(pid, on);
         let owned = self.model.reservations().iter().filter(|(_, r)| r.owner.socket == id);
@@ -445,13 +445,13 @@ impl<'lab> World<'lab> {
         for token in owned {
             let entry = self.lab.maps.id_of(token).and_then(|id| self.lab.maps.reservation(id)).expect("the maps");
             if entry.and_then(|entry| entry.token()) != Some(token) {
-                // False if it is more than the trace of a refusal: then the two disagree from here on.
+                // False if the reservation was not refused: then the two disagree from here on.
                 self.model.forget_refused(token);
             }
         }
     }
 
-    /// The model has no clock, and the kernel forgets after one to two periods.
+    /// The model has no clock, but the kernel forgets after one to two periods.
     fn read_closed_lately(&mut self) {
         let mut places = BTreeSet::new();
         for net in &self.nets {
@@ -537,7 +537,8 @@ impl<'lab> World<'lab> {
         let answer = answer.map(|answer| {
             let (state, rest) = wire::State::read_from_prefix(&answer.bytes).expect("a whole state");
             let also = <[Also]>::ref_from_bytes(rest).expect("whole others").to_vec();
-            // A refused request lets nobody in any more. (One that is contested is refused and still has them.)
+            // A refused request admits nobody any more. (A contested one is reported as refused, but still has its
+            // others.)
             if state.state == wire::REFUSED {
                 return (state, Vec::new());
             }
@@ -553,7 +554,7 @@ impl<'lab> World<'lab> {
             state: (state.state, state.error),
             scope: state.scope.into(),
             flags: u32::from(state.flags) & (wire::STRICT | wire::EPHEMERAL | wire::PERSISTENT),
-            // Binds on ports that were not granted prove nothing.
+            // Binds of ports that were not granted are not compared.
             bound: if state.state == wire::REFUSED { 0 } else { state.bound },
             label: wire::text(&state.label),
             also: also.iter().map(|also| also.id).collect(),
@@ -564,7 +565,7 @@ impl<'lab> World<'lab> {
         let (scope, cgroup) = match reservation.access {
             Access::Process => (wire::SCOPE_PROCESS, 0),
             Access::User => (wire::SCOPE_USER, 0),
-            // A persistent one knows its cgroup by name.
+            // A persistent reservation records its cgroup by name.
             Access::Cgroup(id) => (wire::SCOPE_CGROUP, if reservation.persistent { 0 } else { id }),
             Access::Administrators => (wire::SCOPE_ADMIN, 0),
         };
@@ -609,7 +610,7 @@ impl<'lab> World<'lab> {
         let owner = Some(reservation.owner.pid).filter(|pid| by_owner && self.processes.contains_key(pid));
         let Some(pid) = owner.or_else(|| self.pid(self.tokens.len() as u8)) else { return Ok(()) };
         let namespace = u8::from(self.nets[1].cookie == reservation.namespace);
-        // Of `both`, either one.
+        // For `both`, either one.
         let transports: Vec<Transport> = reservation.transports.iter().collect();
         let transport = transports[self.tokens.len() % transports.len()];
         let on = self.socket(pid, namespace, transport, v6, options);
@@ -660,7 +661,7 @@ impl<'lab> World<'lab> {
         let id = self.id(pid, on);
         let socket = &self.model.sockets()[&id];
         let tcp = socket.transport == Some(Transport::Tcp);
-        // The kernel has one TCP connection between two ports, and one for each socket.
+        // The kernel allows one TCP connection between two ports, and one for each socket.
         let rival = |other: &SocketId| *other != id && self.model.sockets()[other].place() == socket.place();
         let shared = socket.place().is_some() && self.model.sockets().keys().any(rival);
         if tcp && (shared || socket.listens || self.connected.contains(&id)) {
@@ -679,7 +680,7 @@ impl<'lab> World<'lab> {
         same("connect", kernel.clone().map(|answer| answer.number as u16), model)?;
         if tcp && kernel.is_ok() {
             self.connected.insert(id);
-            // The other end is not wanted; but it must not fill the queue.
+            // The other end is not needed, but it must not fill the queue.
             let net = self.nets.iter().find(|net| net.cookie == namespace).expect("one of the two");
             drop(net.listener.accept().expect("the connection that was just made"));
         }
@@ -712,7 +713,7 @@ impl<'lab> World<'lab> {
         let process = self.start(0);
         let pid = process.pid();
         self.model.spawn(pid, 0, self.cgroup_path(0), true);
-        // For the one call it is a process like the others.
+        // For this one call it is an ordinary process.
         self.processes.insert(pid, process);
         let beacon = self.socket(pid, 0, Transport::Udp, false, Options::default());
         let mark = AgentMark { secret: self.lab.secret, role: wire::AGENT_BEACON, zero: 0 };
@@ -721,7 +722,7 @@ impl<'lab> World<'lab> {
         self.agent = self.processes.remove(&pid);
     }
 
-    /// The agent confirms what is vacant. It has seen to that: the model knows the sockets as sock_diag would.
+    /// The agent confirms a request whose ports are vacant. The model knows the sockets, as sock_diag would show them.
     fn decide(&mut self, token: u8, confirm: bool) -> Step_ {
         let pending =
             self.model.reservations().iter().filter(|(_, r)| matches!(r.state, State::Pending | State::Contested));
@@ -752,7 +753,7 @@ impl<'lab> World<'lab> {
             0 => (Audience::User(uid), Access::User, uid),
             1 => (Audience::Administrators, Access::Administrators, 0),
             _ => {
-                // Not the root: a path to it has no names.
+                // Not the root: a path to the root has no names.
                 let (folder, id) = &self.lab.cgroups[1 + usize::from(whom) % (self.lab.cgroups.len() - 1)];
                 let root = cgroup::root().expect("there is one");
                 let path = folder.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
@@ -760,7 +761,7 @@ impl<'lab> World<'lab> {
             }
         };
         let align = if start == 0 { Align::new(1 << align).expect("a power of two") } else { Align::ANY };
-        // Only a user, a group or a unit is one of several. The first of them, in order, is the scope.
+        // Only a user, a group or a unit can be one of several. The first in order is the scope.
         let mut all = if matches!(audience, Audience::User(_)) { uids(also) } else { Vec::new() };
         all.retain(|other| *other != uid);
         all.push(uid);
@@ -800,7 +801,7 @@ impl<'lab> World<'lab> {
 
     // ---- the end -----------------------------------------------------------------------
 
-    /// The maps hold what the model holds; and nothing any more when everybody is gone.
+    /// The maps contain what the model contains. When all processes have ended, they contain nothing.
     fn finish(&mut self) -> Step_ {
         self.log.push("the end".into());
         self.compare_contents()?;
@@ -820,7 +821,7 @@ impl<'lab> World<'lab> {
         }
         same("ports left over in the model", self.model.reserved().len(), 0)?;
         self.compare_contents()?;
-        // Words stay until they are swept; that is done once in a while because it waits for all CPUs.
+        // Words stay until they are removed. This is done only sometimes, because it waits for all CPUs.
         self.lab.histories += 1;
         if self.lab.histories.is_multiple_of(16) {
             self.lab.maps.forget_quiet_namespaces(&self.lab.admin, 0).expect("sweeping");
@@ -839,7 +840,7 @@ impl<'lab> World<'lab> {
 
     fn compare_contents(&self) -> Step_ {
         self.compare_counters()?;
-        // Walking through a map takes milliseconds, because its empty buckets are walked through, too.
+        // Iterating over a map takes milliseconds, because this includes its empty buckets.
         let maps = &self.lab.maps;
         let in_kernel: BTreeMap<u64, (u64, u16, u16, u8, u8)> = maps
             .reservations()
@@ -891,7 +892,7 @@ impl<'lab> World<'lab> {
                 same(&format!("{place:?} (reserved, lingering, aside, uses)"), kernel, model)?;
                 let head = self.model.block_at(place).is_some_and(|(_, r)| r.block.start() == place.port);
                 same(&format!("{place:?} is a head"), is(word.heads), head)?;
-                // A draw that failed says nothing any more once its block has ended.
+                // The mark of a failed draw has no meaning once its block has ended.
                 if self.model.block_at(place).is_some() {
                     same(&format!("{place:?} is drawn"), is(word.drawn), self.model.is_hinted(place))?;
                 }
@@ -924,7 +925,7 @@ struct SeenState {
     also: Vec<u32>,
 }
 
-/// Each once.
+/// The uids of these numbers, each once.
 fn uids(numbers: &[u8]) -> Vec<u32> {
     let uids: BTreeSet<u32> = numbers.iter().map(|number| UIDS[usize::from(*number) % UIDS.len()]).collect();
     uids.into_iter().collect()
@@ -946,7 +947,7 @@ fn wire_state(state: State) -> (u8, u16) {
     }
 }
 
-/// Which bits of a word that expires still count, as the programs see it.
+/// Which bits of a word that expires are still valid, as the programs see it.
 fn in_force(expiring: &Expiring) -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let now = ((now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> 36) + 1;

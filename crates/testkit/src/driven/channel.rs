@@ -1,4 +1,4 @@
-//! Messages with at most one descriptor each, over a Unix socket that keeps message borders.
+//! Messages with at most one descriptor each, over a Unix socket that keeps message boundaries.
 
 use std::{
     io,
@@ -29,7 +29,7 @@ impl Channel {
         send(&self.0, &serde_json::to_vec(message)?, descriptor)
     }
 
-    /// `UnexpectedEof`: the other end is gone.
+    /// `UnexpectedEof`: the other end is closed.
     pub(super) fn receive<T: DeserializeOwned>(&self) -> io::Result<(T, Option<OwnedFd>)> {
         let mut text = vec![0; 4096];
         let (length, descriptor) = receive(&self.0, &mut text)?;

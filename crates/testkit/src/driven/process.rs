@@ -1,4 +1,4 @@
-//! A driven process, seen from the driver.
+//! A driven process, as the driver sees it.
 
 use std::{
     io,
@@ -28,11 +28,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Start the first one: this test binary once more, as its hidden test `worker`.
+    /// Start the first process: this test binary again, with its hidden test `worker`.
     pub fn nursery() -> io::Result<Self> {
         let (theirs, channel) = Channel::pair()?;
         let child = std::process::Command::new(std::env::current_exe()?)
-            // One thread: the harness then calls the test on the main thread, and forking is safe.
+            // With one thread the harness calls the test on the main thread, and forking is safe.
             .args(["--exact", "worker", "--ignored", "--nocapture", "--test-threads=1"])
             .env(ENTRY, "1")
             .stdin(Stdio::from(theirs))
@@ -66,13 +66,13 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// If it is gone.
+    /// If the process has ended.
     pub fn perform(&self, command: &Command) -> Result<Answer, Errno> {
         self.channel.send(command, None).expect("the process listens");
         self.answer().expect("the process answers").0
     }
 
-    /// Pass a descriptor to another process (or to itself), in a message as programs do.
+    /// Pass a descriptor to another process (or to the same one), in a message as programs do.
     pub fn pass(&self, from: u32, other: &Self, new: u32) {
         self.channel.send(&Command::Send(from), None).expect("the process listens");
         let (answer, descriptor) = self.answer().expect("the process answers");
@@ -82,7 +82,7 @@ impl Process {
         other.answer().expect("the other process answers").0.expect("it takes the descriptor");
     }
 
-    /// Let it end of its own accord.
+    /// Make it end by itself.
     pub fn exit(self) {
         self.channel.send(&Command::Exit, None).expect("the process listens");
         self.wait();

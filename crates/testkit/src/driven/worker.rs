@@ -31,7 +31,7 @@ pub enum Command {
     Exit,
     /// Give up CAP_NET_BIND_SERVICE.
     DropPrivilege,
-    /// Change the real uid only, so that nothing else is given up.
+    /// Change the real uid only, so that the process keeps its other rights.
     SetUid(u32),
     /// A socket in the namespace behind a path.
     Socket { new: u32, namespace: String, tcp: bool, v6: bool, reuse_address: bool, reuse_port: bool },
@@ -71,7 +71,7 @@ pub fn entry() {
     if std::env::var_os(ENTRY).is_none() {
         return;
     }
-    // The driver hands the channel over as standard input.
+    // The driver passes the channel as standard input.
     let end = io::stdin().as_fd().try_clone_to_owned().expect("a channel");
     Worker { channel: Channel::new(end), sockets: BTreeMap::new() }.run()
 }
@@ -83,7 +83,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) -> ! {
-        // SAFETY: ignoring a signal installs no handler. Children are reaped by the kernel, nobody waits for them.
+        // SAFETY: ignoring a signal installs no handler. The kernel reaps the children, and nobody waits for them.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         while let Ok((command, descriptor)) = self.channel.receive() {
             let mut passed = None;
@@ -109,7 +109,7 @@ impl Worker {
         unsafe { libc::_exit(0) }
     }
 
-    /// The child keeps copies of all descriptors and takes the new channel for its own.
+    /// The child keeps copies of all descriptors and uses the new channel as its own.
     fn fork(&mut self, channel: Option<OwnedFd>) -> io::Result<Answer> {
         let channel = Channel::new(channel.expect("a channel for the child"));
         // SAFETY: this process has one thread (the others are joined before the next command), so the child finds
@@ -149,7 +149,7 @@ impl Worker {
                 socket.set_reuse_address(reuse_address)?;
                 socket.set_reuse_port(reuse_port)?;
                 if tcp {
-                    // Connections are reset at close: whether TIME_WAIT is in the way is a question of its own.
+                    // Connections are reset at close: other tests check whether TIME_WAIT blocks a port.
                     socket.set_linger(Some(std::time::Duration::ZERO))?;
                 }
                 self.sockets.insert(new, socket.into());
@@ -195,7 +195,7 @@ impl Worker {
     }
 }
 
-/// A process is all its threads: the answers must be the same on any of them.
+/// All threads belong to the process: the answers must be the same on each of them.
 fn maybe_on_a_thread<T: Send>(on_a_thread: bool, work: impl FnOnce() -> T + Send) -> T {
     if !on_a_thread {
         return work();

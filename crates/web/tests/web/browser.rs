@@ -16,10 +16,10 @@ use crate::{
     server::Server,
 };
 
-/// Set to write the pictures of the documents anew.
+/// If it is set, the test writes the pictures of the documents anew.
 const PICTURES: &str = "PORTKEEP_WRITE_PICTURES";
 
-/// Where a picture goes: into the documents, or nowhere in particular.
+/// The path of a picture: among the documents, or in the folder of the test.
 fn picture(folder: &Path, name: &str) -> PathBuf {
     match std::env::var_os(PICTURES) {
         Some(_) => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides").join(name),
@@ -163,7 +163,7 @@ fn the_map_shows_who_has_a_port() {
     }
     search(&mut browser, "");
 
-    // Keys: the map says aloud where it is.
+    // Keys: the map describes the current place in words.
     browser.value("document.getElementById('map').focus()");
     for key in ["n", "ArrowRight", "t"] {
         browser.key(key);
@@ -284,7 +284,7 @@ fn a_page_from_elsewhere_cannot_read_it() {
     browser.has_not_complained();
 }
 
-/// Frames are measured and reported; there is no bound for them but common sense.
+/// Frames are measured and reported. No test fails because of a slow one.
 #[test]
 fn a_large_machine_can_be_looked_at() {
     let Some(world) = World::enter("web::browser::large") else { return };

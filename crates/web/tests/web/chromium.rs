@@ -36,7 +36,7 @@ pub(crate) enum Scheme {
 }
 
 impl Chromium {
-    /// Start it in this thread's network namespace. `None`, with a word to the user, where there is none.
+    /// Start it in this thread's network namespace. If there is no browser, this is reported, and the result is `None`.
     pub(crate) fn start(test: &str) -> Option<Self> {
         let found = NAMES
             .into_iter()

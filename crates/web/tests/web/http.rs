@@ -210,7 +210,7 @@ fn an_unprivileged_server_shows_reservations_and_follows_events_once_it_may() {
     portkeep_testkit::agent::end_all(&world);
 }
 
-/// Measured and reported; there is no bound for it but common sense.
+/// The times are measured and reported. No test fails because of a slow one.
 #[test]
 fn a_large_machine_is_mapped_and_an_idle_server_rests() {
     let Some(world) = World::enter("web::large") else { return };
@@ -230,7 +230,7 @@ fn a_large_machine_is_mapped_and_an_idle_server_rests() {
     let before = server.ticks();
     std::thread::sleep(std::time::Duration::from_secs(3));
     note(&format!("idle server: {} ticks of processor time in 3 s", server.ticks() - before));
-    // A connection that asks for nothing costs nothing either.
+    // A connection without a request costs nothing either.
     drop(TcpStream::connect(server.host()).unwrap());
     scene.end();
     drop(world);

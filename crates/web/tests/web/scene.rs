@@ -41,8 +41,8 @@ impl Large {
     }
 }
 
-/// A server as there are many: declared ports of services that run in their units, programs that hold some, and what is
-/// not in force.
+/// A typical server: declared ports of services that run in their units, programs that hold other ports, and
+/// reservations that are not in force.
 pub(crate) struct Scene {
     pub(crate) folder: AgentFolder,
     agent: Option<AgentProcess>,
@@ -57,10 +57,10 @@ pub(crate) fn rename(name: &str) {
     rustix::thread::set_name(&std::ffi::CString::new(name).unwrap()).unwrap();
 }
 
-/// The rest, which only has to be there.
+/// Everything else in the scene. It only has to exist.
 type Rest = (Vec<Reservation>, Vec<TcpListener>, Vec<UdpSocket>, Vec<TcpStream>);
 
-/// A process in a unit. The process goes first.
+/// A process in a unit. The process is dropped before the unit.
 struct Service {
     process: Child,
     _unit: Below,
@@ -93,7 +93,7 @@ impl Scene {
             let order = if name.starts_with("second") { 90 } else { 50 };
             folder.drop_in(&format!("{order}-{name}.toml"), &format!("[[reservation]]\nname = \"{name}\"\n{keys}\n"));
         }
-        // In the way of a service's port.
+        // These sockets keep a service's port in use.
         let listen = |port: u16| TcpListener::bind(("127.0.0.1", port)).unwrap();
         let mut listeners = Vec::from([22, 3000, 9100, 11211].map(listen));
         let agent = folder.agent();

@@ -53,7 +53,7 @@ impl Server {
 
     /// The same as a user without any right.
     pub(crate) fn start_as_nobody(folder: &Path) -> Self {
-        // Where the build folder is in somebody's home, nobody else could start it.
+        // If the build folder is in the home of a user, other users cannot start the program there.
         let copy = folder.join("portkeep-web");
         assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_portkeep-web")).arg(&copy).status().unwrap().success());
         let mut command = Command::new(copy);

@@ -1,9 +1,9 @@
-//! Where routines are.
+//! Check the addresses of routines.
 
 use super::{Fault, Memory};
 
-/// Whether a routine can be there: code of the program, of a library, or made
-/// at run time. That it is a routine of the right type is the caller's word.
+/// Whether a routine can be there: code of the program, of a library, or made at run time. The caller guarantees that
+/// it is a routine of the right type.
 pub(crate) fn executable(address: usize) -> Result<(), Fault> {
     /// Nonzero, which ends the walk, once the address is found in a segment of code.
     unsafe extern "C" fn look(object: *mut libc::dl_phdr_info, _size: usize, wanted: *mut libc::c_void) -> i32 {

@@ -1,20 +1,20 @@
 //! The caller's memory: no pointer, however wrong, may crash the caller.
 //!
-//! Where a system call is made anyhow, it is handed the caller's pointer, and
+//! If a system call is made in any case, it gets the caller's pointer, and
 //! its EFAULT is the answer ([`crate::ioctl`] does so with tokens and grants).
-//! For the rest a pointer is looked at, the cheap way first:
+//! For the rest, a pointer is checked, in the cheap way first:
 //!
-//! * Memory on the calling thread's own stack, above the frame that looks, is
+//! * Memory on the calling thread's own stack, above the frame that checks, is
 //!   known to be there: that is where nearly every program keeps the arguments
 //!   of these calls, and it costs no system call.
 //! * Elsewhere the kernel is asked, once for each page and call, in a way that changes
 //!   no byte. Whether a page can be read: by an `rt_sigprocmask` with an
-//!   impossible wish. Whether it can be written: by a `futex` operation that
+//!   operation that does not exist. Whether it can be written: by a `futex` operation that
 //!   ORs a word of it with 0.
 //! * Where that has no answer (a filter of system calls) the bytes go through a
 //!   pipe, which either copies them or says EFAULT.
 //!
-//! Nothing is remembered from one call to the next: memory can go at any time.
+//! Nothing is remembered from one call to the next: memory can be unmapped at any time.
 
 mod code;
 mod plain;
@@ -66,7 +66,7 @@ impl Memory {
         self.check(address, length, Access::Write)
     }
 
-    /// Write 0, which is also the quickest way to find out whether one can: by `getcpu`, which writes a number.
+    /// Write 0. `getcpu` writes a number, so it is also the quickest way to check whether the memory can be written.
     pub(crate) fn zero(&self, address: usize) -> Result<(), Fault> {
         let end = address.checked_add(4).ok_or(Fault)?;
         let known = on_own_stack(address, end) || self.seen.get() == Some((page_of(address), Access::Write));
@@ -76,7 +76,7 @@ impl Memory {
             match (result, std::io::Error::last_os_error().raw_os_error()) {
                 (0, _) => self.seen.set(Some((page_of(address), Access::Write))),
                 (_, Some(libc::EFAULT)) => return Err(Fault),
-                // Not to be had here.
+                // The system call does not exist here or is not allowed.
                 _ => {}
             }
         }
@@ -145,9 +145,8 @@ pub(crate) fn write<T: Plain>(address: usize, value: T) -> Result<(), Fault> {
     Memory::default().write(address, value)
 }
 
-/// As [`write`], for memory that may have gone since it was passed: an
-/// operation completes on a thread of its own, and the caller may by then have
-/// unmapped what it promised to keep.
+/// As [`write`], for memory that may have been unmapped since it was passed: an operation completes on a thread of its
+/// own, and by then the caller may have unmapped memory that it promised to keep.
 pub(crate) fn write_late<T: Plain>(address: usize, value: T) -> Result<(), Fault> {
     let pipe = Pipe::new()?;
     pipe.put(&raw const value as usize, size_of::<T>())?;

@@ -1,4 +1,4 @@
-//! The ways to look at memory, the cheap ones first.
+//! The ways to check memory, the cheap ones first.
 
 use std::{cell::Cell, mem, ptr, sync::atomic::AtomicU32};
 
@@ -33,7 +33,7 @@ fn find_stack() -> (usize, usize) {
 
 /// True for what lies between this frame and the end of the stack: those pages
 /// hold live frames. A program on a stack of its own making (a coroutine) is
-/// never in these bounds and takes the slower ways.
+/// never in these bounds and uses the slower ways.
 pub(super) fn on_own_stack(address: usize, end: usize) -> bool {
     let marker = 0u8;
     let here = &raw const marker as usize;
@@ -52,17 +52,17 @@ pub(super) fn page_of(address: usize) -> usize {
     address & !(PAGE - 1)
 }
 
-/// The kernel copies a signal mask in before it looks at what shall be done with
-/// it: with an impossible wish nothing is done, and the answer shows whether the
-/// eight bytes could be read. Aligned, they are all on one page.
+/// The kernel copies a signal mask in before it checks what to do with it. The operation asked for here does not exist:
+/// so nothing is done, and the answer shows whether the eight bytes could be read. They are aligned, so all are on one
+/// page.
 pub(super) fn page_readable(address: usize) -> Option<Result<(), Fault>> {
     const NO_SUCH_WISH: i32 = 100;
     let mask = address & !7;
     if mask == 0 {
-        // To the kernel that is "no mask".
+        // To the kernel this means that there is no mask.
         return Some(Err(Fault));
     }
-    // SAFETY: the kernel checks the address, changes no memory, and refuses the wish.
+    // SAFETY: the kernel checks the address, changes no memory, and refuses the operation.
     let result = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_SUCH_WISH, mask, 0usize, 8usize) };
     match (result, std::io::Error::last_os_error().raw_os_error()) {
         (-1, Some(libc::EINVAL)) => Some(Ok(())),
@@ -71,9 +71,9 @@ pub(super) fn page_readable(address: usize) -> Option<Result<(), Fault>> {
     }
 }
 
-/// A word of the page is ORed with 0, in one atomic step, by the kernel. Nobody
-/// waits at the word that the operation is nominally about; whoever waits at
-/// the other one, and has nearly all its bits set, may be woken for nothing, which a futex always may.
+/// The kernel ORs a word of the page with 0, in one atomic step. No thread waits at the first word of the operation. A
+/// thread that waits at the second word may be woken without a reason, if nearly all bits of the word are set; a futex
+/// always allows that.
 pub(super) fn page_writable(address: usize) -> Option<Result<(), Fault>> {
     static NOBODY: AtomicU32 = AtomicU32::new(0);
     const OR_0_THEN_IF_LESS_THAN_MINUS_2048: u32 = 2 << 28 | 2 << 24 | 0x800;

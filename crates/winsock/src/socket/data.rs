@@ -10,7 +10,7 @@ use crate::{
     startup,
 };
 
-/// A program for Windows has never heard of SIGPIPE.
+/// Programs for Windows do not handle SIGPIPE.
 const QUIET: i32 = libc::MSG_NOSIGNAL;
 
 /// `send`.
@@ -54,7 +54,7 @@ pub extern "C" fn portkeep_ws_recvfrom(
     })
 }
 
-/// The buffers of WSASend and WSARecv as the kernel wants them.
+/// The buffers of WSASend and WSARecv in the kernel's form.
 fn vectors(buffers: usize, count: u32) -> Result<Vec<libc::iovec>, i32> {
     if count > 1024 {
         return Err(error::WSAEINVAL);

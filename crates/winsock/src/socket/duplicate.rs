@@ -46,7 +46,7 @@ pub(crate) fn duplicate(s: Socket, process: u32, info: usize) -> Result<(), i32>
     Memory::default().write_list(info, &words).map_err(|_| error::WSAEFAULT)
 }
 
-/// A descriptor of another process, or of this one, as one of ours.
+/// A copy in this process of a descriptor of another process, or of this one.
 fn fetch(process: u32, fd: i32) -> Result<i32, i32> {
     if process == std::process::id() {
         // SAFETY: three numbers.
@@ -62,8 +62,8 @@ fn fetch(process: u32, fd: i32) -> Result<i32, i32> {
     fetched
 }
 
-/// The socket another process (or this one) offered with WSADuplicateSocket.
-/// It has to be open there still, and the kernel has to let us look.
+/// The socket that another process (or this one) offered with WSADuplicateSocket. It must still be open there, and the
+/// kernel must allow this process to access it.
 pub(super) fn take_duplicate(words: &[u32; INFO_WORDS], flags: u32) -> Result<Socket, i32> {
     let fd = fetch(words[6], words[28] as i32)?;
     let wanted = u64::from(words[7]) | u64::from(words[8]) << 32;

@@ -43,7 +43,7 @@ fn open(family: i32, kind: i32, protocol: i32, flags: u32) -> Result<Socket, i32
     // SAFETY: three numbers.
     let fd = check(unsafe { libc::socket(family, kind, protocol) })?;
     if family == libc::AF_INET6 {
-        // Not every kind of socket has the option; those that do not cannot take IPv4 either.
+        // Not every kind of socket has the option. Sockets without it cannot use IPv4 either.
         let _ = set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1);
     }
     if flags & WSA_FLAG_OVERLAPPED == 0 {
@@ -76,7 +76,7 @@ pub(crate) fn close(s: Socket) -> Result<(), i32> {
     forget_without(fd);
     // SAFETY: the descriptor is the program's, and it asks for this.
     let closed = check(unsafe { libc::close(fd) }).map(drop);
-    // After the close, so that a request that begins at this moment is found, or finds the socket closed.
+    // After the close, so that a request that begins at this moment is either found here, or finds the socket closed.
     if let Some(place) = place {
         pending::abort_socket(place);
     }
@@ -95,7 +95,7 @@ pub extern "C" fn WSASocketW(family: i32, kind: i32, protocol: i32, info: usize,
     crate::value(INVALID_SOCKET, || wsa_socket(family, kind, protocol, info, flags))
 }
 
-/// `WSASocketA`: what differs in its WSAPROTOCOL_INFO is not read.
+/// `WSASocketA`: its WSAPROTOCOL_INFO differs in a part that is not read.
 #[unsafe(no_mangle)]
 pub extern "C" fn WSASocketA(family: i32, kind: i32, protocol: i32, info: usize, group: u32, flags: u32) -> Socket {
     WSASocketW(family, kind, protocol, info, group, flags)

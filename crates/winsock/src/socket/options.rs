@@ -18,7 +18,7 @@ pub(crate) fn setsockopt(s: Socket, level: i32, name: i32, value: usize, size: i
     let fd = descriptor(s)?;
     let number = || memory::read::<i32>(value).map_err(|_| error::WSAEFAULT);
     if level == libc::SOL_SOCKET && name == SO_EXCLUSIVEADDRUSE {
-        // Nobody shares with a socket here unless both sides ask for it: being exclusive is not asking.
+        // Sockets share a port here only if both sides ask for it. So a socket is exclusive if it does not ask.
         if number()? != 0 {
             set_option(fd, level, libc::SO_REUSEADDR, 0)?;
             return set_option(fd, level, libc::SO_REUSEPORT, 0);

@@ -1,15 +1,13 @@
 /*
- * The contract of port reservations: the three control codes, what stands
- * around them, and the persistent calls, one row for each rule, each size and each error.
- * Compiles with Microsoft's headers as well: on Windows it asks the original.
+ * The contract of port reservations: the three control codes, the calls around them, and the persistent calls, one row
+ * for each rule, each size and each error. It also compiles with Microsoft's headers: on Windows it tests the original.
  *
  *     conformance [world [first port of ten free ones]]
  *     conformance list
  *
- * The world is what surrounds the program, since not every answer can be had
- * everywhere: "windows", or on Linux what the W_ words below say. Each row
- * that is asked prints "asked: rule", each that cannot be "left out: rule: why".
- * Rows marked OURS are where the pages are silent and the answer is a decision.
+ * The world is the environment of the program, because not every row can be tested in every environment: "windows", or
+ * on Linux one of those that the W_ words below describe. Each row that is tested prints "asked: rule", each row that
+ * cannot be tested "left out: rule: why". In rows marked OURS the pages are silent, and the answer is a decision.
  */
 #ifndef _WIN32
 #ifndef _GNU_SOURCE
@@ -42,7 +40,7 @@
 #define W_WINDOWS 1 /* the original */
 #define W_AGENT 2 /* kernel enforcement and agent, as root */
 #define W_NO_AGENT 4 /* kernel enforcement, as root */
-#define W_STOPPED 8 /* the agent does not get round to anything, as root */
+#define W_STOPPED 8 /* the agent is stopped, as root */
 #define W_USER 16 /* kernel enforcement and agent, as a user without any right, with a quota of 1024 ports */
 #define W_EACCES 32 /* no agent, as root; outsiders get EACCES */
 #define W_HELD 64 /* no kernel enforcement, as root */
@@ -170,7 +168,7 @@ static const struct row rows[] = {
 	WITH(BAD_OUTPUT, "ASSOCIATE, an output that is not used", TCP4, S, GOOD, 8, 0, 0, 0, 1, 0, 0, OURS),
 	WITH(NO_RETURNED, "ASSOCIATE, nowhere to return bytes", TCP4, S, GOOD, 8, 0, 0, 0, 1, WSAEFAULT, ANY, 0),
 	WITH(BAD_RETURNED, "ASSOCIATE, bytes returned to no address", TCP4, S, GOOD, 8, 0, 0, 0, 1, WSAEFAULT, ANY, 0),
-	/* what is no TCP and no UDP socket */
+	/* neither a TCP nor a UDP socket */
 	ROW("ACQUIRE on what is no socket", PIPE, A, GOOD, 4, 16, 0, 1, 0, WSAENOTSOCK, ANY, 0),
 	ROW("RELEASE on what is no socket", PIPE, R, GOOD, 8, 0, 0, 0, 1, WSAENOTSOCK, ANY, 0),
 	ROW("ASSOCIATE on what is no socket", PIPE, S, GOOD, 8, 0, 0, 0, 1, WSAENOTSOCK, ANY, 0),
@@ -370,7 +368,7 @@ static void run(const struct row *row)
 #include "conformance/pending.h"
 #include "conformance/persistent.h"
 
-#define WORKS 1 /* it takes calls that do their work: left out while they say ERROR_NOT_SUPPORTED */
+#define WORKS 1 /* requires persistent calls: left out while they fail with ERROR_NOT_SUPPORTED */
 
 static const struct {
 	const char *rule;
@@ -481,7 +479,7 @@ int main(int argc, char **argv)
 	if (argc > 2)
 		base = atoi(argv[2]);
 #ifndef _WIN32
-	alarm(300); /* what waits for ever shall not hang the tests */
+	alarm(300); /* a call that waits for ever must not hang the tests */
 #endif
 	before_startup();
 	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)

@@ -12,7 +12,7 @@
 #include <tchar.h>
 #include "check.h"
 
-/* The manner of helper files: annotated, one exit, a result for each call. */
+/* In the style of helper files: annotated, one exit, a result for each call. */
 _Success_(return == NO_ERROR)
 static UINT32 acquire_block(_In_ SOCKET s, _In_ UINT16 first, _In_ UINT16 count, _Out_ UINT64 *token)
 {
@@ -124,7 +124,7 @@ static void formats(void)
 	CHECK(text[0] == 0 && text[6] == 0 && ERROR_OUTOFMEMORY == 14);
 }
 
-/* The manner of a library that makes a UDP socket of its own, with a reserved port. */
+/* In the style of a library that makes a UDP socket of its own, with a reserved port. */
 static HRESULT create_udp_socket(_Out_ SOCKET *created)
 {
 	HRESULT result = S_OK;
@@ -139,7 +139,7 @@ static HRESULT create_udp_socket(_Out_ SOCKET *created)
 		return HRESULT_FROM_WIN32(WSAGetLastError());
 	if (setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, (char *)&option, sizeof(option)) == SOCKET_ERROR)
 		result = HRESULT_FROM_WIN32(WSAGetLastError());
-	/* No such thing here. */
+	/* This code is not supported here. */
 	CHECK_ERROR(WSAIoctl(s, SIO_CPU_AFFINITY, &affinity, sizeof(affinity), NULL, 0, &bytes, NULL, NULL), WSAEOPNOTSUPP);
 	if (acquire_block(s, 0, 1, &token) == NO_ERROR) {
 		reserved = WSAIoctl(s, SIO_ASSOCIATE_PORT_RESERVATION, &token, sizeof(token), NULL, 0, &bytes, NULL, NULL) == 0;
@@ -168,7 +168,7 @@ int main(void)
 	CHECK(WSADuplicateSocketA(s, GetCurrentProcessId(), &info) == 0);
 	other = WSASocketA(FROM_PROTOCOL_INFO, FROM_PROTOCOL_INFO, FROM_PROTOCOL_INFO, &info, 0, WSA_FLAG_OVERLAPPED);
 	CHECK(other != INVALID_SOCKET && closesocket(other) == 0);
-	/* Done at once, and asked for by the other name. */
+	/* Done at once; GetOverlappedResult, the other function for this, returns the result. */
 	ZeroMemory(&overlapped, sizeof(overlapped));
 	CHECK(acquire_block(s, 0, 2, &token) == NO_ERROR);
 	CHECK(WSAIoctl(s, SIO_RELEASE_PORT_RESERVATION, &token, sizeof(token), NULL, 0, &bytes, &overlapped, NULL) == 0);

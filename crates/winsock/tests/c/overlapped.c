@@ -1,7 +1,7 @@
 /*
- * Overlapped operations, with the real agent: its process id is the argument.
- * Stopped, it leaves requests waiting; going on, it confirms them; at the end
- * of this it is killed while requests wait. The pool needs no agent.
+ * Overlapped operations, with the real agent: its process id is the argument. While the agent is stopped, requests
+ * wait; when it continues, it confirms them. At the end, the test kills it while requests wait. Requests from the pool
+ * need no agent.
  */
 #include <winsock2.h>
 #include <mstcpip.h>
@@ -90,7 +90,7 @@ static void with_an_event(void)
 	agent_goes_on();
 	CHECK(WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && count == 16 && START_OF(out) == 41010);
 	CHECK(release(s, &out) == 0);
-	/* Later, and refused: the agent finds somebody there. */
+	/* Later, and refused: the agent finds a bound socket. */
 	SOCKET there = tcp();
 	CHECK(bind_port(there, 41021) == 0);
 	agent_stops();
@@ -236,7 +236,10 @@ static char *page(void)
 	return mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
-/* The output memory of a request goes away while it waits. That is the program's mistake, and no crash. */
+/*
+ * The output memory of a request becomes inaccessible while it waits. That is the program's mistake, and must not
+ * cause a crash.
+ */
 static void vanished(void)
 {
 	SOCKET s = tcp();
@@ -249,7 +252,7 @@ static void vanished(void)
 	agent_stops();
 	CHECK_ERROR(WSAIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, sizeof(range), there, 16, &bytes, &ov, NULL),
 		    WSA_IO_PENDING);
-	mprotect(there, 4096, PROT_NONE); /* not munmap: something else might move in */
+	mprotect(there, 4096, PROT_NONE); /* not munmap: another mapping might come there */
 	agent_goes_on();
 	/* It cannot be reported, so it is given back. */
 	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == WSAEFAULT);
@@ -261,7 +264,7 @@ static void vanished(void)
 	agent_stops();
 	CHECK_ERROR(WSAIoctl(s, SIO_ACQUIRE_PORT_RESERVATION, &range, sizeof(range), &out, 16, &bytes, lost, NULL),
 		    WSA_IO_PENDING);
-	mprotect(there, 4096, PROT_NONE); /* not munmap: something else might move in */
+	mprotect(there, 4096, PROT_NONE); /* not munmap: another mapping might come there */
 	CHECK(CancelIoEx((HANDLE)s, NULL));
 	agent_goes_on();
 	closesocket(s);
@@ -288,7 +291,10 @@ static int acquire_now(SOCKET s, int port, INET_PORT_RESERVATION_INSTANCE *block
 	return error;
 }
 
-/* A blocking request, while another thread tries the same ports to see whether this one waits: it may have them just then. */
+/*
+ * A blocking request. Another thread tries the same ports, to see whether this request waits: it may have the ports
+ * just then.
+ */
 static int acquire_against(SOCKET s, int port, INET_PORT_RESERVATION_INSTANCE *block)
 {
 	int result;
@@ -421,7 +427,7 @@ static void *kill_the_agent(void *unused)
 	return NULL;
 }
 
-/* Nobody waits for ever. */
+/* No request waits for ever. */
 static void killed(void)
 {
 	SOCKET s = tcp(), other = tcp();
@@ -438,7 +444,7 @@ static void killed(void)
 	pthread_join(thread, NULL);
 	CHECK(WSAWaitForMultipleEvents(1, &ov.hEvent, TRUE, WSA_INFINITE, FALSE) == WSA_WAIT_EVENT_0);
 	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == WSAENETDOWN);
-	/* From now on at once; what needs no agent goes on. */
+	/* From now on requests fail at once. Requests that need no agent work as before. */
 	CHECK_ERROR(start(s, 40050, NULL), WSAENETDOWN);
 	CHECK(start(s, 0, NULL) == 0);
 	CHECK(WSACloseEvent(ov.hEvent));
@@ -453,7 +459,7 @@ int main(int argc, char **argv)
 	if (argc != 2)
 		return 2;
 	agent = (pid_t)atoi(argv[1]);
-	alarm(300); /* what waits for ever shall not hang the tests */
+	alarm(300); /* a call that waits for ever must not hang the tests */
 	CHECK(WSAStartup(MAKEWORD(2, 2), &data) == 0);
 	with_an_event();
 	with_a_routine();

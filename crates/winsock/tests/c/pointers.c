@@ -70,7 +70,7 @@ static void abuse(DWORD code, int position, char *pointer)
 	} while (0)
 #define FAULTS(call) FAILS(call, SOCKET_ERROR, WSAEFAULT)
 
-/* Memory that is written to: none of the ways will do. */
+/* Memory that is written to: with each wrong pointer the call must fail. */
 static void outputs(char *x)
 {
 	SOCKET s = socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
@@ -123,7 +123,7 @@ static void outputs(char *x)
 	closesocket(s);
 }
 
-/* Memory that is read: `readable` says whether that much is there after all. */
+/* Memory that is read: `readable` says whether the memory can be read after all. */
 static void inputs(char *x, int readable)
 {
 	SOCKET s = socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
@@ -176,7 +176,7 @@ static void inputs(char *x, int readable)
 			FAILS(fprintf(stdout, (const char *)x), -1, ERROR_INVALID_PARAMETER);
 		}
 	}
-	/* Code is nowhere there. */
+	/* No code can be called there. */
 	CHECK(WPUOpenCurrentThread(&thread, &error) == 0);
 	CHECK(WPUQueueApc(&thread, (LPWSAUSERAPC)(uintptr_t)routine, 0, &error) == SOCKET_ERROR && error == WSAEFAULT);
 	CHECK(WPUCloseThread(&thread, &error) == 0);

@@ -1,7 +1,7 @@
 /*
- * A console program as it is written for Windows, in that dialect and not a line changed: headers in their order there (one with
- * the full stop that Windows ignores at the end of a file's name), a pragma for the linker, wide arguments, formats of the
- * Microsoft library. It acquires a block of ports and releases it again. Compiles as C and as C++.
+ * A console program as it is written for Windows. No line is changed for Linux: it has the headers in their order there
+ * (one with the full stop that Windows ignores at the end of a file's name), a pragma for the linker, wide arguments,
+ * formats of the Microsoft library. It acquires a block of ports and releases it again. Compiles as C and as C++.
  */
 #ifndef UNICODE
 #define UNICODE

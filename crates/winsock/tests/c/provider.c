@@ -10,7 +10,7 @@
 
 static int queued, ran;
 
-/* The part of ws2_32: note it, and pass it on. */
+/* The part of ws2_32: it notes the call, and passes it on. */
 static int queue_apc(LPWSATHREADID thread, LPWSAUSERAPC apc, DWORD_PTR context, LPINT error)
 {
 	queued++;
@@ -45,7 +45,7 @@ int main(int argc, char **argv)
 	struct sockaddr_in name = { 0 };
 	SOCKET s;
 
-	alarm(300); /* what waits for ever shall not hang the tests */
+	alarm(300); /* a call that waits for ever must not hang the tests */
 	/* Without a queue of the program's own, a thread that nobody opened is refused at once. */
 	WSADATA started;
 	WSATHREADID unknown = { (HANDLE)0x1234, 0 };
@@ -91,7 +91,7 @@ int main(int argc, char **argv)
 	CHECK(table.lpWSPGetSockName(s, (struct sockaddr *)&name, &length, &error) == 0);
 	CHECK(ntohs(name.sin_port) >= START_OF(out) && ntohs(name.sin_port) < START_OF(out) + 4);
 
-	/* The thread id is copied: what becomes of the caller's does not matter. */
+	/* The thread id is copied: a later change of the caller's has no effect. */
 	copy = thread;
 	range.StartPort = htons(41100);
 	if (agent <= 0)

@@ -1,6 +1,6 @@
 /*
  * Several requests on one socket, in one thread and in many. Each has its own token and its own end, and after its end
- * nothing but the program holds the socket. The argument is the process id of the real agent.
+ * only the program holds the socket. The argument is the process id of the real agent.
  */
 #include <winsock2.h>
 #include <mstcpip.h>
@@ -54,7 +54,7 @@ static int end(struct request *request, SOCKET s)
 	return WSAGetOverlappedResult(s, &request->overlapped, &bytes, TRUE, &flags) ? 0 : WSAGetLastError();
 }
 
-/* Whether another socket can claim the ports now. Whether it is granted them is the agent's business. */
+/* Whether another socket can claim the ports now. The agent decides whether that socket gets them. */
 static int claimable(int port)
 {
 	struct request request = { 0 };
@@ -75,7 +75,7 @@ static void the_second_is_cancelled(void)
 	CHECK(CancelIoEx((HANDLE)s, &second.overlapped));
 	CHECK(end(&second, s) == WSA_OPERATION_ABORTED);
 	CHECK(claimable(42010));
-	/* The first is asked for several times meanwhile. */
+	/* Meanwhile the layer checks the first request several times. */
 	Sleep(20);
 	CHECK(!HasOverlappedIoCompleted(&first.overlapped));
 	CHECK(!claimable(42000));
@@ -163,7 +163,7 @@ static void many_threads_share_a_keeper(void)
 	stop = 1;
 	for (int i = 0; i < 2; i++)
 		pthread_join(wildcards[i], NULL);
-	/* Nothing is left over that the program did not learn of. */
+	/* No reservation is left that was not reported to the program. */
 	for (int port = 43000; port < 43050; port += 2)
 		CHECK(claimable(port) && claimable(port + 100));
 	closesocket(keeper);
@@ -223,7 +223,7 @@ static void in_four_threads(void *(*body)(void *))
 static void *wait_in_acquire(void *result)
 {
 	INET_PORT_RESERVATION_INSTANCE block;
-	/* The question whether this one waits may have the ports just then. */
+	/* The check whether this call waits may itself have the ports just then. */
 	do
 		*(int *)result = acquire(keeper, 42060, 2, &block) == 0 ? 0 : WSAGetLastError();
 	while (*(int *)result == WSAEADDRINUSE);

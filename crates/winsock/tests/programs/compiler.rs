@@ -32,8 +32,8 @@ pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name)
 }
 
-/// A static is never dropped, so another process removes the folder: it waits for the end of its input, which
-/// comes when this process is gone, however it goes.
+/// A static is never dropped, so another process removes the folder: it waits for the end of its input, which comes
+/// when this process is gone, however it ends.
 #[expect(clippy::zombie_processes, reason = "it outlives this process")]
 fn remove_at_the_end(folder: &Path) {
     let mut janitor = Command::new("sh")
@@ -48,7 +48,7 @@ fn remove_at_the_end(folder: &Path) {
     std::mem::forget(janitor.stdin.take());
 }
 
-/// `None`, and a visible word about it, without a compiler.
+/// If there is no compiler, this is reported, and the result is `None`.
 pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
     static KIT: OnceLock<Option<Kit>> = OnceLock::new();
     let kit = KIT.get_or_init(|| {
@@ -56,7 +56,7 @@ pub(crate) fn kit(test: &str) -> Option<&'static Kit> {
             return None;
         }
         let folder = TempDir::with_prefix("portkeep-winsock-").expect("a folder");
-        // For those who run a program as nobody.
+        // So that tests can run a program as user nobody.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
         remove_at_the_end(folder.path());
         // This test lies next to the libraries it was built with.
@@ -143,7 +143,7 @@ impl Kit {
             .expect("the compiler runs")
     }
 
-    /// Where the agent of these tests is met, and keeps its store.
+    /// The folder of the agent of these tests: its socket and its store.
     pub(crate) fn agent_folder(&self) -> PathBuf {
         self.folder().join("agent")
     }

@@ -1,5 +1,5 @@
-//! The conformance suite in every world it knows. Each row is asked in at least
-//! one of them: a rule that nobody asks after would hold in any case.
+//! The conformance suite in every environment that it knows. Each row is tested in at least one of them: a rule that is
+//! never tested would always seem to hold.
 
 use std::{collections::BTreeSet, fs, os::unix::process::CommandExt, path::Path, process::Command};
 
@@ -80,7 +80,7 @@ fn every_row_of_the_contract_holds() {
     drop(strict);
     world.assert_empty();
 
-    // No kernel enforcement: a cgroup beside the sandbox, and a namespace in which it keeps nothing.
+    // No kernel enforcement: a cgroup beside the sandbox, and a namespace without reservations.
     new_namespace();
     let outside = TestCgroup::new("held").expect("a cgroup");
     heard.hear("held", within(kit, outside.path(), &program));

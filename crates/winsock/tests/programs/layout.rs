@@ -31,7 +31,7 @@ fn the_layouts_are_those_of_windows() {
         let mut options = vec![standard];
         options.extend(STRICT);
         options.extend(if standard.contains("++") {
-            // C++ has an opinion on offsets in structures that are not of its standard layout.
+            // C++ compilers warn about offsets in structures that do not have the standard layout of C++.
             ["-Wno-invalid-offsetof", "-xc++"]
         } else {
             ["-xc", "-pedantic"]
@@ -62,7 +62,7 @@ fn the_c_tests_compile_with_microsofts_declarations() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    // Linked as well: what is declared is in the libraries of Windows.
+    // Linked as well: the libraries of Windows have everything that is declared.
     for (name, libraries) in [("layout.c", &[][..]), ("conformance.c", &["-lws2_32", "-liphlpapi"])] {
         let output = Command::new(MINGW)
             .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-D_WIN32_WINNT=0x0600", "-o"])

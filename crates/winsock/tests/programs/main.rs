@@ -10,7 +10,7 @@ mod ported;
 mod rules;
 mod symbols;
 
-/// Say where it is not overlooked that something was not tested.
+/// Report where it is seen that something was not tested.
 fn skipped(test: &str, why: &str) {
     portkeep_testkit::note(&format!("SKIPPED {test}: {why}"));
 }

@@ -1,4 +1,4 @@
-//! The conformance suite and its companions, as they are, and under the tools that see what goes wrong silently.
+//! The conformance suite and its companions, as they are, and under tools that find errors without visible effects.
 
 use std::process::Command;
 
@@ -69,7 +69,7 @@ fn the_static_library_works() {
     let test = "the_static_library_works";
     let Some(kit) = kit(test) else { return };
     let Some(world) = World::enter(test) else { return };
-    // The linker takes the archive where only the archive is named.
+    // If only the archive is named, the linker uses it.
     let program = kit.build_static("cc", STRICT, &source("patterns.c"));
     with_agent(&world, Command::new(program));
 }
@@ -131,7 +131,7 @@ fn the_c_programs_are_clean_under_valgrind() {
     }
     let Some(world) = World::enter(test) else { return };
     for name in PROGRAMS.iter().chain(&["conformance.c"]) {
-        // Valgrind reports every wrong pointer that goes to the kernel, which is what this one is made of.
+        // Valgrind reports every wrong pointer that goes to the kernel, and this program consists of such calls.
         if *name == "pointers.c" {
             continue;
         }

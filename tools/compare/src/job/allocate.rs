@@ -1,4 +1,4 @@
-//! The subjects that are Rust: Portkeep, and what programs do by hand.
+//! The subjects that are written in Rust: Portkeep, and the methods that programs use without a library.
 //!
 //! The timed calls are those of the library. Ports for programs are reserved
 //! with `portkeep acquire`, as a test suite in any language would.
@@ -121,7 +121,7 @@ fn port_of(socket: &Socket) -> Result<u16> {
 fn acquire(kit: &Kit, count: u16, kernel: bool) -> Result<(Child, Vec<u16>)> {
     let mut command = Command::new(kit.portkeep());
     command.args(["acquire", "--count", &count.to_string()]);
-    // If kernel enforcement is not up, it must not bring it up for the machine.
+    // If kernel enforcement is not up, the command must not bring it up for the machine.
     command.env("PORTKEEP_PIN_DIR", kit.folder().join("no-pins")).env("PORTKEEP_ENFORCE", kit.folder());
     if kernel {
         command.args(["--scope", "cgroup"]);
@@ -141,7 +141,7 @@ fn acquire(kit: &Kit, count: u16, kernel: bool) -> Result<(Child, Vec<u16>)> {
     Ok((child, ports))
 }
 
-/// Its input ends, and so does it.
+/// Close its input, which ends it.
 fn end(mut command: Child) -> Result<()> {
     drop(command.stdin.take());
     ensure!(command.wait()?.success(), "portkeep acquire failed");

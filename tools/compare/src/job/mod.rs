@@ -67,7 +67,7 @@ impl User {
             set_thread_gid(Gid::from_raw(allocate::NOBODY))?;
             set_thread_uid(Uid::from_raw(allocate::NOBODY))?;
         }
-        // None of these processes has a purpose without the one that started it.
+        // None of these processes is useful without the process that started it.
         set_parent_process_death_signal(Some(Signal::KILL)).context("asking to die with the parent")
     }
 }

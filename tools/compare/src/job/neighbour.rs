@@ -1,6 +1,5 @@
-//! A neighbour that means no good: it listens on ports that the kernel
-//! chooses, on ports it chooses itself, with SO_REUSEADDR and without, and
-//! makes connections, all at random and without end. It keeps the last few dozen.
+//! A hostile neighbour: it listens on ports that the kernel chooses, on ports it chooses itself, with SO_REUSEADDR and
+//! without, and makes connections, all at random and without end. It keeps the last few dozen.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +14,7 @@ use anyhow::Result;
 use fastrand::Rng;
 use socket2::{Domain, Socket, Type};
 
-/// All that any of the subjects chooses from.
+/// All ports that any of the subjects chooses from.
 const PORTS: RangeInclusive<u16> = 15_000..=65_535;
 const KEPT: usize = 48;
 const PAUSE: Duration = Duration::from_micros(300);
@@ -32,7 +31,7 @@ pub(super) fn run(seed: u64) -> Result<()> {
             2 => listen(chosen, true),
             _ => connect(&sink),
         };
-        // A port of another program is the goal; go on with the next.
+        // An attempt on a port of another program may fail. Go on with the next one.
         kept.extend(made);
         if kept.len() > KEPT {
             kept.pop_front();
@@ -52,7 +51,7 @@ fn listen(port: u16, reuse: bool) -> io::Result<Vec<Socket>> {
 /// Both ends of a connection whose source port the kernel chooses.
 fn connect(sink: &TcpListener) -> io::Result<Vec<Socket>> {
     let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // Ends without TIME_WAIT, or within a minute there would be no port left.
+    // Closes without TIME_WAIT. Otherwise no port would be left within a minute.
     client.set_linger(Some(Duration::ZERO))?;
     client.connect(&sink.local_addr()?.into())?;
     let (server, _) = sink.accept()?;

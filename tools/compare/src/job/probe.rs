@@ -1,4 +1,4 @@
-//! An outsider tries what it can have of ports that were taken for others.
+//! An outsider tries to get ports that were taken for others.
 
 use std::{
     io,

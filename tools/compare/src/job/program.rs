@@ -1,6 +1,5 @@
-//! A server as tests start it: it gets its port, and binds it when it has come
-//! that far, with SO_REUSEADDR as nearly all servers do, and says how that
-//! went.
+//! A server as tests start it: it gets its port, and binds it after its start, with SO_REUSEADDR as nearly all servers
+//! do. Then it reports the result.
 
 use std::{
     io::{self, Read},

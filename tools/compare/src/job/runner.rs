@@ -18,7 +18,7 @@ use super::program::BOUND;
 use crate::{allocator::Allocator, kit::Kit, subject::Subject};
 
 pub(crate) const PORTS: u16 = 8;
-/// Writing configuration files, filling a database.
+/// The time for writing configuration files, or filling a database.
 const PREPARING: std::ops::Range<u64> = 0..20_000;
 /// The delay of a program before it binds its port.
 const STARTING: std::ops::Range<u64> = 0..10_000;
@@ -29,7 +29,7 @@ pub(crate) struct Tally {
     pub(crate) rounds: u32,
     /// One of the programs did not get its port.
     pub(crate) lost: u32,
-    /// There were no ports to be had in the first place.
+    /// The subject gave no ports.
     pub(crate) refused: u32,
 }
 

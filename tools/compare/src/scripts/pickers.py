@@ -17,7 +17,7 @@ if which == "ephemeral-port-reserve":
         """There is nothing to give back: TIME_WAIT ends by itself."""
 
 else:
-    # PORTSERVER_ADDRESS in the environment is all that a port server takes.
+    # A port server requires only PORTSERVER_ADDRESS in the environment.
     from portpicker import pick_unused_port as pick, return_port as give_back
 
 

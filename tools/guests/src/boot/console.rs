@@ -16,10 +16,10 @@ use portkeep_tool::Tool;
 
 /// Lines with this in them are for us; the kernel may have begun the line.
 const MARK: &str = "@boot ";
-/// The kernel's last word before the first program.
+/// The last line of the kernel before the first program.
 const STARTED: &str = " as init process";
-/// A processor that is emulated on a busy machine needs half a minute for that. An emulator has been seen to stop
-/// instead, before the kernel said a word.
+/// A processor that is emulated on a busy machine needs half a minute for that. Sometimes an emulator stopped instead,
+/// before the kernel had printed anything.
 const START_LIMIT: Duration = Duration::from_secs(150);
 /// How often one boot is begun anew because of that.
 const STARTS: u32 = 3;
@@ -58,7 +58,7 @@ pub(super) fn check() -> Result<()> {
     QEMU.output(QEMU.command().arg("--version")).map(drop)
 }
 
-/// Boot the machine on this disk, which is written to, as often as it wants.
+/// Boot the machine on this disk, which is written to, as often as the guest asks for it.
 pub(super) fn run(kernel: &Path, disk: &Path, short: bool, limit: Duration, verbose: bool) -> Result<Report> {
     let mut report = Report::default();
     let mut printed = Vec::new();
@@ -67,7 +67,7 @@ pub(super) fn run(kernel: &Path, disk: &Path, short: bool, limit: Duration, verb
         match boot(&mut command(kernel, disk, short), limit, verbose, &mut report, &mut printed)? {
             Boot::Last => break,
             Boot::Again => starts = 0,
-            // Nothing of the disk has run, so this boot is as good as the one before.
+            // Nothing has run from the disk, so the next boot begins in the same state.
             Boot::NotStarted => {
                 starts += 1;
                 println!("   the emulator did not start the kernel in {} s", START_LIMIT.as_secs());
@@ -87,9 +87,9 @@ pub(super) fn run(kernel: &Path, disk: &Path, short: bool, limit: Duration, verb
 enum Boot {
     /// The machine is to be booted once more.
     Again,
-    /// It is not, for better or worse.
+    /// It is not to be booted again, whether it has passed or failed.
     Last,
-    /// There was none.
+    /// The kernel did not start.
     NotStarted,
 }
 
@@ -171,7 +171,7 @@ impl Running {
         let (news, heard) = channel();
         let watch = thread::spawn(move || {
             let end = watch(&heard, limit);
-            // It may have ended by itself.
+            // The guest may have ended by itself.
             let _ = guest.kill();
             let _ = guest.wait();
             end
@@ -181,7 +181,7 @@ impl Running {
 
     /// The first program runs.
     fn started(&self) {
-        // Nobody listens if it is too late.
+        // If it is too late, no thread receives this.
         let _ = self.news.send(());
     }
 

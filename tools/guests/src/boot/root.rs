@@ -100,7 +100,7 @@ pub(super) fn make(folder: &Path, kernels: &[Kernel], image: &Path) -> Result<()
     debian::place_hostile(root)?;
     place_guest(root)?;
     kernels.iter().try_for_each(|kernel| place_modules(kernel, root))?;
-    // The folder was ours alone, and would be the root of everybody.
+    // Only this user can enter the temporary folder, but it becomes the root folder of all users.
     set_mode(root, 0o755)?;
     let _ = fs::remove_file(image);
     TRUNCATE.run(TRUNCATE.command().arg("--size=1500M").arg(image))?;

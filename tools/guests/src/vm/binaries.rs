@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use portkeep_tool::cargo;
 
-/// Worlds around the command that are made of more programs than a guest has, and have little to do with the kernel.
+/// Tests of the command that require more programs than a guest has, and have little to do with the kernel.
 const NOT_IN_GUESTS: &[&str] = &["small", "containers", "clusters", "adopt", "doctor"];
 
 /// The binaries that the guest runs, and those that the tests start, at the path they were built at.
@@ -59,7 +59,7 @@ pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> 
     let examples = cargo_says(&["build"], packages, ["--examples"])?;
     binaries.programs.extend(examples.into_iter().filter_map(|message| message.executable));
     ensure!(!binaries.tests.is_empty(), "there is no such test in {}", packages.join(", "));
-    // In an order that one can wait by.
+    // Sorted, so that a reader can follow the progress of a run.
     binaries.tests.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(binaries)
 }
@@ -75,7 +75,7 @@ fn cargo_says<'a>(
         // With --target the flags do not reach build scripts and procedural macros, and the artifacts get a folder of their own.
         .args(["--message-format=json-render-diagnostics", "--target=x86_64-unknown-linux-gnu"])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        // The guest runs them many times slower than this machine would, and from memory.
+        // The guest runs the tests many times slower than this machine would, and from memory.
         .args(["--config", "profile.dev.opt-level=1", "--config", "profile.dev.strip='debuginfo'"])
         .args(packages.iter().flat_map(|package| ["-p", package]))
         .args(targets)

@@ -14,13 +14,13 @@ use anyhow::{Context, Result};
 use super::report::{Report, Word};
 use portkeep_tool::Tool;
 
-/// An emulated machine takes some ten seconds to its first word. Now and then one stops in its firmware, before it has
-/// any of ours; that says nothing about the tests, so it is booted once more.
+/// An emulated machine needs some ten seconds until its first output. Sometimes one stops in its firmware, before any
+/// program of ours runs. That says nothing about the tests, so it is booted once more.
 const TO_THE_FIRST_WORD: Duration = Duration::from_secs(300);
 const BOOTS: usize = 3;
-/// Reached only if a guest hangs later: each test binary has a limit of its own inside.
+/// Reached only if a guest hangs later: each test binary has a limit of its own in the guest.
 const SILENCE: Duration = Duration::from_secs(2000);
-/// Should we be killed, nobody else ends it.
+/// If this process is killed, only this limit ends the guest.
 const LIMIT_SECONDS: &str = "14400";
 
 const QEMU: Tool = Tool { name: "qemu-system-x86_64", remedy: "apt-get install qemu-system-x86" };
@@ -83,7 +83,7 @@ fn lines(guest: &mut Child) -> Result<Receiver<Result<String>>> {
     let (say, hear) = channel();
     thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n') {
-            // The firmware clears the screen; it need not be ours.
+            // The firmware clears the screen. The terminal of this machine should stay as it is.
             let line = line.map(|line| String::from_utf8_lossy(&line).replace(char::is_control, ""));
             if say.send(line.context("reading the guest's console")).is_err() {
                 break;
@@ -118,8 +118,8 @@ fn command(kernel: &Path, initramfs: &Path) -> Command {
     // Two processors, because much of what is tested is a race.
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
-    // A panic ends QEMU, by way of the reboot that is forbidden. The last word is for the testkit: without it nothing is
-    // attached to the root.
+    // A panic ends QEMU, by way of the reboot that is forbidden. The last parameter is for the testkit: without it
+    // nothing is attached to the root.
     command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 {}", portkeep_testkit::GUEST));
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     command

@@ -1,8 +1,8 @@
 #!/bin/busybox sh
-# The guest's only process of its own. `/run-tests` follows; what it reports the host reads from the console.
+# The guest's only process of its own. `/run-tests` follows. It reports on the console, which the host reads.
 /bin/busybox mkdir -p /busybox
 /bin/busybox --install -s /busybox
-# Where the real one is there, it is meant.
+# If the real program is there, it is used.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin:/busybox
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -49,7 +49,7 @@ run_at() {
 		echo 'left behind:'
 		cat /tmp/remains
 		[ $code = 0 ] && code=200
-		# All but this one.
+		# Kill all processes except this one.
 		kill -9 -1
 	fi
 	echo "@vm {\"binary\":\"$1\",\"attach\":\"$3\",\"code\":$code,\"milliseconds\":$took}"

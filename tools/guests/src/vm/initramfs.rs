@@ -19,7 +19,7 @@ const CPIO: Tool = Tool { name: "cpio", remedy: "apt-get install cpio" };
 const CP: Tool = Tool { name: "cp", remedy: "apt-get install coreutils" };
 const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
-/// Mount points, and what programs take for granted.
+/// Mount points, and folders that programs expect.
 const FOLDERS: [&str; 9] = ["bin", "dev", "etc", "lib", "proc", "run", "sys", "tmp", "root"];
 /// Programs that tests start and that BusyBox lacks, or has with fewer options. Its shell prefers its own of everything.
 const HOST: [Tool; 6] = [
@@ -58,7 +58,7 @@ pub(super) fn pack(binaries: &Binaries, kernels: &[Kernel], short: bool, image: 
     for folder in FOLDERS {
         fs::create_dir(root.join(folder)).with_context(|| format!("making {folder} for the guest"))?;
     }
-    // The temporary folder is ours alone, and would be the root of everybody.
+    // Only this user can enter the temporary folder, but it becomes the root folder of all users.
     set_mode(root, 0o755)?;
     set_mode(&root.join("tmp"), 0o1777)?;
     let host = HOST.map(|tool| PathBuf::from(tool.name));
@@ -93,7 +93,7 @@ fn place(path: &Path, root: &Path) -> Result<()> {
 }
 
 fn run_tests(binaries: &Binaries, short: bool) -> Result<String> {
-    // The guest is there for these tests only: that they cannot run would be a failure.
+    // The guest exists for these tests only. If they cannot run, that is a failure.
     let mut script = String::from("export PORTKEEP_REQUIRE_KERNEL=1\n");
     if short {
         script += "export PORTKEEP_PROPERTY_CASES=20\n";

@@ -1,4 +1,4 @@
-//! The shared libraries that a program of this machine takes along.
+//! The shared libraries that a program of this machine requires.
 
 use std::{
     collections::BTreeSet,

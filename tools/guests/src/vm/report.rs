@@ -120,7 +120,8 @@ impl Report {
         &self.printed
     }
 
-    /// Tests that were left for a run below the root which did not take them up, and those that nobody had left.
+    /// Tests that were left for a run below the root and did not run there, and tests that ran there but were never
+    /// left for it.
     pub(super) fn forgotten(&self) -> BTreeSet<&str> {
         let all = |of: fn(&Outcome) -> &BTreeSet<String>| {
             let shown = self.outcomes.iter();

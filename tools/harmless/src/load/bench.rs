@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-/// Requests a second, more of which are better, or milliseconds, fewer of which are.
+/// Requests a second, where more are better, or milliseconds, where fewer are better.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Rate,

@@ -1,6 +1,5 @@
-//! Servers under load, without kernel enforcement and with it in turns: both
-//! servers run all the time, and what loads them is in the same cgroup as the
-//! server.
+//! Servers under load, without kernel enforcement and with it in turns. Both servers run all the time, and the program
+//! that loads a server is in the same cgroup as the server.
 
 mod bench;
 mod nginx;

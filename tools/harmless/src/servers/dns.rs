@@ -31,7 +31,7 @@ pub(super) const DNSMASQ: Scenario = Scenario {
     packages: "dnsmasq-base",
     play: |surroundings| {
         let mut forwarder = dnsmasq(surroundings, RESOLVER);
-        // With a least port given it chooses itself; otherwise it lets the kernel choose.
+        // If a lowest port is given, dnsmasq chooses the port itself; otherwise it lets the kernel choose.
         forwarder.args(["--min-port=1024", "--cache-size=0", &format!("--server=127.0.0.1#{AUTHORITY}")]);
         resolve(surroundings, forwarder)
     },

@@ -41,7 +41,7 @@ impl Unit for Scenario {
         let surroundings = Surroundings::below(cgroup)?;
         let play = || {
             Places::fresh_network();
-            // A neighbour, so that the namespace is not an empty one. No server here wants these ports.
+            // A neighbour, so that the namespace is not an empty one. No server here uses these ports.
             let neighbour = Reservation::tcp().at(65000).ports(64).require(Require::Kernel).acquire()?;
             let outcomes = (self.play)(&surroundings);
             neighbour.release()?;
@@ -103,7 +103,7 @@ impl Surroundings {
 
 impl Drop for Surroundings {
     fn drop(&mut self) {
-        // The server has ended; what it started itself ends here.
+        // The server has ended; processes that it started end here.
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
         for _ in 0..100 {
             if fs::remove_dir(&self.cgroup).is_ok() {

@@ -25,7 +25,7 @@ use crate::{agent::Place, ledger::now};
 
 /// Connections and flooded sockets that a process leaves open.
 const LEFTOVERS: usize = 6;
-/// Attackers and victims meet here: they would hardly ever by chance.
+/// Attackers and victims use these ports. By chance they would hardly ever meet.
 pub(super) const HOT: (u16, u16) = (61200, 8);
 
 fn ask(start: u16, count: u16) -> AcquireRequest {
@@ -51,7 +51,7 @@ impl Worker {
         }
     }
 
-    /// Requests that the agent refuses, and that nobody hears the answer of.
+    /// Requests that the agent refuses, and whose answer no process receives.
     fn request_and_close(&mut self) {
         // A socket listens on the port, so the answer is no.
         let listener = sockets::tcp();
@@ -98,7 +98,7 @@ impl Worker {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(SeqCst) {
-                    // Neither locks the port to the socket, so connecting to nothing takes it away.
+                    // Neither call locks the port to the socket, so a connect to AF_UNSPEC takes the port away.
                     let _ = match transport {
                         Transport::Udp => socket.connect(&local(9).into()),
                         Transport::Tcp => socket.listen(1),
@@ -175,8 +175,8 @@ impl Worker {
         self.leftovers.push(pair);
     }
 
-    /// A granted port can be bound, at the latest when sockets that are being closed are gone. Counted, because
-    /// orphaned connections are not seen where the pool is all but used up.
+    /// A granted port can be bound, at the latest when sockets that are being closed are gone. A failure is only
+    /// counted, because orphaned connections are not seen when the pool is almost used up.
     fn bind_what_was_granted(&mut self) {
         let owner = sockets::tcp();
         let acquired = sockets::acquire(&owner, &ask(0, 1));
@@ -246,7 +246,7 @@ fn leftover() -> io::Result<(Socket, Socket)> {
     let client = sockets::tcp();
     client.connect(&SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), grant.start)).into())?;
     let (server, _) = listener.accept()?;
-    // Refused or not: what counts is that the port's next holder is not kept from it.
+    // This may be refused. It matters only that the next holder of the port can bind it.
     let _ = server.set_reuse_address(false);
     Ok((client, server))
 }

@@ -163,7 +163,7 @@ impl Worker {
         let result = held.socket.connect(&to.into());
         let what = format!("{} from {}", held.transport, grant.describe());
         let mut possible = self.refusals(entry).to_vec();
-        // Nobody listens there; a block of privileged ports takes a capability (bpf_bind asks for it).
+        // No program listens there. A block of privileged ports requires a capability (bpf_bind asks for it).
         possible.extend([libc::EINPROGRESS, libc::ECONNREFUSED]);
         if grant.start < 1024 && self.person.uid != 0 {
             possible.push(libc::EACCES);
@@ -180,7 +180,7 @@ impl Worker {
         }
     }
 
-    /// A server and a client with a few words between them, and then the ports are there again (A9).
+    /// A server and a client exchange a few bytes. Then the ports can be used again (A9).
     pub(super) fn traffic(&mut self) {
         let Some(found) = self.own_grant() else { return };
         if !found.1.of(Transport::Tcp) || !found.1.may_associate(&self.person) {

@@ -1,7 +1,7 @@
-//! One of the many: a process that does everything at random, and holds what it sees against the ledger.
+//! One of many processes: it does everything at random, and compares the results with the ledger.
 //!
 //! All its choices come from the seed, its number and how often that number was started. The results depend on the
-//! others, so a run is never repeated to the letter; but the same seed makes the same attempts.
+//! others, so no run is exactly like another; but the same seed makes the same attempts.
 
 mod attack;
 mod consume;
@@ -107,7 +107,7 @@ struct Held {
     association: Option<Association>,
     drawn: Option<Drawn>,
     bound: bool,
-    /// Another process has it, too: what it is, is no longer known.
+    /// Another process has it, too, so its state is no longer known.
     shared: bool,
 }
 
@@ -139,14 +139,14 @@ struct Worker {
     cgroups: Vec<PathBuf>,
 }
 
-/// Where a process gets its mail.
+/// The path of the socket where a process receives sockets from others.
 fn mailbox(folder: &Path, number: usize) -> PathBuf {
     folder.join("mail").join(number.to_string())
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let Options { post, section, uid, cgroup, .. } = options;
-    // The agent and the host have to get a word in, and others have work to do on this machine.
+    // The agent and the host must get processor time, and so must the other work on this machine.
     let _ = nice(15);
     let common = post.open()?;
     let mine = cgroup.first().context("no cgroup")?;
@@ -218,7 +218,7 @@ impl Worker {
                 break;
             }
         }
-        // An end of its own will: everything closes as it does at an exit.
+        // It ends by itself: everything closes as it does at an exit.
         self.crew.step("exit");
         self.crew.alive.store(0, SeqCst);
     }
@@ -400,7 +400,7 @@ pub(super) fn descriptors(pid: u32) -> io::Result<BTreeMap<String, usize>> {
     Ok(kinds)
 }
 
-/// Die with who started this.
+/// Die with the process that started this one.
 pub(super) fn die_with_parent() {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
 }

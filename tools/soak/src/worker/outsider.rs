@@ -19,7 +19,7 @@ use crate::ledger::now;
 pub(crate) const USERS: [u32; 3] = [30001, 30002, 30003];
 
 impl Worker {
-    /// A socket with every option that could open a door.
+    /// A socket with every option that might help to bind a reserved port.
     fn hostile_socket(&mut self, transport: Transport) -> (Socket, IpAddr) {
         let (domain, address): (Domain, IpAddr) = self.random.of(&[
             (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
@@ -32,7 +32,7 @@ impl Worker {
         let mptcp = transport == Transport::Tcp && self.random.one_in(6);
         let socket = match mptcp.then(|| Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP))) {
             Some(Ok(socket)) => socket,
-            // A kernel without MPTCP has one door less.
+            // If the kernel has no MPTCP, there is one way less.
             Some(Err(_)) | None => sockets::socket(domain, transport),
         };
         let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
@@ -95,10 +95,10 @@ impl Worker {
         }
     }
 
-    /// Bound sockets are in others' way for a while.
+    /// Keep a bound socket for a while, so that its port is in use for others.
     fn keep_a_while(&mut self, socket: Socket, transport: Transport) {
         if self.random.one_in(3) && self.held.len() < super::SOCKETS {
-            // The control codes are not for MPTCP: such a socket is only in the way.
+            // The control codes are not for MPTCP: such a socket only keeps its port in use.
             let mptcp = socket.protocol().is_ok_and(|protocol| protocol == Some(Protocol::MPTCP));
             let mut held = Held::new(socket, transport);
             (held.bound, held.shared) = (true, mptcp);
@@ -113,7 +113,7 @@ impl Worker {
         self.intrude(Operation::BindUnreserved, transport, port);
     }
 
-    /// R3: whatever the kernel chooses by itself is reserved for no one.
+    /// R3: the ports that the kernel chooses by itself are not reserved.
     pub(super) fn automatic(&mut self) {
         let transport = self.transport();
         let (socket, address) = self.hostile_socket(transport);
@@ -136,7 +136,7 @@ impl Worker {
             libc::EAGAIN,
             libc::EINPROGRESS,
             libc::ECONNREFUSED,
-            // An IPv4 destination for a socket that would have IPv6 alone.
+            // An IPv4 destination for a socket that is for IPv6 only.
             libc::ENETUNREACH,
         ];
         self.expect(operation, &transport.to_string(), &result, &possible);

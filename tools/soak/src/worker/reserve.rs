@@ -76,7 +76,7 @@ impl Worker {
         if done && operation == Operation::AcquireOutside {
             return self.violation(&format!("granted without being looked at: {what}"), &[]);
         }
-        // "One's own cgroup" is the one of now, wherever this process is when the agent answers.
+        // "One's own cgroup" is the cgroup at the time of the request, wherever this process is when the agent answers.
         let cgroup = if request.cgroup == 0 { self.person.cgroups[0] } else { request.cgroup };
         let request = AcquireRequest { cgroup, ..request };
         if outcome(&result) == libc::EINPROGRESS {
@@ -86,7 +86,7 @@ impl Worker {
         }
     }
 
-    /// The grant of the last request on a socket is in force: hold it against what was asked for, and write it down.
+    /// The grant of the last request on a socket is in force: compare it with the request, and write it down.
     fn granted(&mut self, i: usize, request: &AcquireRequest) {
         let held = &self.held[i];
         let grant = match control::granted(&held.socket) {

@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// To somebody else, associated, bound or owning as it may be.
+    /// Pass a socket to another process. It may be associated, bound or an owner socket.
     pub(super) fn pass(&mut self) {
         let Some(i) = self.pick(|held| held.pending.is_none()) else { return };
         let to = self.random.index(self.post.crew - 1);
@@ -109,7 +109,7 @@ impl Worker {
         if !self.expect(Operation::BindTaken, &transport.to_string(), &result, &possible) {
             return;
         }
-        // Once bound what it is associated with is settled.
+        // Once the socket is bound, its association does not change any more.
         let select = wire::SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() };
         let Ok(state) = control::state(socket.as_fd(), &select) else { return };
         let port = sockets::port(socket);
@@ -120,7 +120,7 @@ impl Worker {
 }
 
 fn send(mail: &UnixDatagram, to: std::path::PathBuf, socket: &Socket) -> io::Result<()> {
-    // A socket of one's own for each, so that a receiver that is gone is noticed.
+    // Each is sent from a socket of its own, so that a receiver that is gone is noticed.
     let _ = mail;
     let out = UnixDatagram::unbound()?;
     out.set_nonblocking(true)?;

@@ -4,7 +4,7 @@
 load() {
 	rm -rf "$root/run/load"
 	mkdir "$root/run/load"
-	# Not by in_root: $! is to be the program.
+	# Not by in_root: $! must be the program.
 	chroot "$root" portkeep agent --up >"$root/run/agent" 2>&1 &
 	agent=$!
 	for _ in $(seq 100); do in_root portkeep status --json 2>/dev/null | grep -q '"agent":true' && break; sleep 0.1; done
@@ -18,7 +18,7 @@ load() {
 	hostile=$!
 	tries 1
 }
-# So many more tries, and no bind that was not refused.
+# So many more tries, and all of them refused.
 tries() {
 	local first now refused odd
 	first=$(cut -d' ' -f1 "$root/run/load/tally" 2>/dev/null || echo 0)

@@ -1,4 +1,5 @@
-//! The `.deb`, with Debian's own `dpkg-deb`: the list of files exists already, and cargo-deb would want it once more.
+//! The `.deb`, with Debian's own `dpkg-deb`: the list of files exists already, and cargo-deb would require it once
+//! more.
 
 use std::{
     fs,
@@ -83,7 +84,7 @@ fn fields(job: &Job, kind: Kind, edition: &Edition, root: &Path) -> Result<Strin
         Kind::Portkeep => {
             ("net", format!("{helpers}, systemd | systemd-standalone-sysusers, systemd | systemd-standalone-tmpfiles"))
         }
-        // The group of the one and the agent of the other come with that.
+        // The package portkeep has the group that portkeep-web needs and the agent that portkeep-fleet needs.
         Kind::Web | Kind::Fleet => ("net", format!("{helpers}, portkeep (>= {})", edition.version)),
         Kind::Winsock => ("libdevel", String::new()),
     };

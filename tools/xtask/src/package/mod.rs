@@ -1,6 +1,6 @@
-//! Packages: `.deb`, `.rpm` and a tar archive, for the program, for portkeep-web, portkeep-fleet and the Winsock layer. Their content is that of
-//! `cargo xtask install`. Two builds of one commit have the same bytes: the times are the commit's, and no path of
-//! the building machine is in a program.
+//! Packages: `.deb`, `.rpm` and a tar archive, for the program, for portkeep-web, portkeep-fleet and the Winsock layer.
+//! Their content is that of `cargo xtask install`. Two builds of one commit have the same bytes: the times are the
+//! commit's, and no path of the building machine is in a program.
 
 mod archive;
 mod check;

@@ -21,7 +21,7 @@ const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", remedy: "apt-get install mmd
 const OBJDUMP: Tool = Tool { name: "objdump", remedy: "apt-get install binutils" };
 
 /// A linker that finds the old glibc. It is a program of its own, because an option would be part of the names in the
-/// program, and with it the folder.
+/// program, and the option contains the folder.
 pub(super) fn linker() -> Result<PathBuf> {
     let folder = target_folder().join("glibc").join(OLDEST);
     let linker = folder.join("cc");

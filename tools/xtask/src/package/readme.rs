@@ -51,7 +51,7 @@ fn examples() -> Result<[String; 4]> {
     codes.try_into().map_err(|_| anyhow::anyhow!("there are four"))
 }
 
-/// This machine's Debian is that of the folder, so what is built here runs there.
+/// This machine's Debian is that of the folder, so programs that are built here run there.
 fn compile_rust(code: &str, to: &Path) -> Result<()> {
     let package = tempfile::tempdir().context("making a temporary folder")?;
     let library = repository().join("crates/portkeep");
@@ -79,7 +79,7 @@ fn compile_rust(code: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// With the header that the package has installed... which is the one of the repository.
+/// With the header of the repository, which is the header that the package has installed.
 fn compile_c(code: &str, to: &Path) -> Result<()> {
     let source = to.join("c.c");
     write(

@@ -69,7 +69,7 @@ fn specification(kind: Kind, edition: &Edition, root: &Path) -> Result<String> {
         Kind::Winsock => "%post -p /sbin/ldconfig\n\n%postun -p /sbin/ldconfig\n".into(),
     };
     let requires = match kind {
-        // The group of the one and the agent of the other come with that.
+        // The package portkeep has the group that portkeep-web needs and the agent that portkeep-fleet needs.
         Kind::Web | Kind::Fleet => format!("Requires: portkeep >= {}\n", edition.version),
         Kind::Portkeep | Kind::Winsock => String::new(),
     };

@@ -1,4 +1,4 @@
-/* Rules that take more than one call. */
+/* Rules that require more than one call. */
 
 /* Ask this program, as another process, and read the numbers it answers; 0: it did not. */
 static int ask_another(const char *what, ULONG64 number, int *one, int *two)

@@ -12,7 +12,7 @@ static int begin(SOCKET s)
 	return WSAIoctl(s, A, &range, sizeof(range), &waited_for, sizeof(waited_for), &count, &ov, NULL);
 }
 
-/* It has ended in that way, and the ports are another's for the asking. */
+/* The request has ended with this error, and another socket can have its ports. */
 static void has_ended(SOCKET s, int error)
 {
 	CHECK(!WSAGetOverlappedResult(s, &ov, &count, TRUE, &flags) && WSAGetLastError() == error);

@@ -54,7 +54,7 @@ after_portkeep() {
 	[ "$ready" -gt 0 ] && [ "$began" -gt "$ready" ]
 }
 
-# Tries, and nothing but refusals.
+# There were tries, and all of them were refused.
 refused_always() {
 	local tries refused odd
 	soon test -s "/run/$1/tally" || return
@@ -88,7 +88,7 @@ restarts() {
 		stop) systemctl stop "$unit" ;;
 		crash) systemctl kill -s KILL "$unit" && soon not systemctl -q is-active "$unit" ;;
 		esac
-		# Hostiles have their turn, and systemd does not count the starts.
+		# The hostile programs get time for their tries, and systemd does not count the starts.
 		sleep 0.5
 		systemctl reset-failed "$unit"
 		systemctl start "$unit" && soon "$answers" || {
@@ -234,7 +234,7 @@ nfs_connects() {
 	false
 }
 
-# A thread of the kernel binds that port. It runs as root, and is no process of root's.
+# A thread of the kernel binds that port. It runs as root, but it is not a process of root.
 kernel_threads() {
 	local failed=
 	modprobe sunrpc min_resvport=900 max_resvport=910
@@ -267,7 +267,7 @@ adopts() {
 	for text in 'unit = "adoptee.service"' "$own/awaited.toml" 'user = "root"'; do
 		grep -qF "$text" <<<"$adopted" || failed+=" $text"
 	done
-	# Of what is reserved already there is nothing to adopt.
+	# Nothing that is reserved already is adopted.
 	grep -qF nginx <<<"$adopted" && failed+=' nginx'
 	portkeep adopt --write adoptee.service awaited.socket
 	portkeep reload
@@ -285,8 +285,8 @@ adopts() {
 	[ -z "$failed" ]
 }
 
-# Servers of Debian that were never declared, sshd by its service and by its socket: a minute's work of an administrator. They
-# start again afterwards.
+# Servers of Debian that were never declared, sshd by its service and by its socket, as an administrator adopts them.
+# They start again afterwards.
 adopts_servers() {
 	local own=/etc/portkeep/ports.d failed= cluster unit port text
 	cluster=postgresql@$(ls /usr/lib/postgresql)-main.service
@@ -382,7 +382,7 @@ web_removed() {
 	check 'nor does it run' not systemctl -q is-active portkeep-web.service
 }
 
-# The refusals before anybody watched.
+# The refusals before `watch` was started.
 past() { portkeep watch --since -1h --no-follow --what refused --json | grep -m 1 '"what":"refused"'; }
 
 # The commands of the README, on a machine where it is up for everybody.
@@ -407,7 +407,7 @@ readme() {
 	[ -z "$failed" ]
 }
 
-# Everything the service could not do for want of a right would be among these.
+# Everything that the service could not do because a right is missing would be among these.
 no_complaints() {
 	local said
 	said=$(journal -p warning _COMM=portkeep | grep -vE '^declared, but not in force$|ports.d/(alpha|beta).toml|was refused|refused' || true)
@@ -443,7 +443,7 @@ first_boot() {
 	check 'a reservation is created' portkeep persist add --name metrics --tcp 9100 --unit plain.service
 	check 'another is, and is deleted' eval 'portkeep persist add --name brief --tcp 9200 --unit plain.service && portkeep persist delete brief'
 	check 'the first is listed' eval 'portkeep persist list | grep metrics'
-	# No sync, no unmount: what the commands reported has to be on the disk by now.
+	# No sync, no unmount: everything that the commands reported must be on the disk by now.
 	next cut
 }
 
@@ -463,7 +463,8 @@ second_boot() {
 	next reboot
 }
 
-# With a configuration that makes no sense the machine boots all the same, and when it is mended all is well.
+# If the configuration is invalid, the machine boots all the same. When the configuration is corrected, everything works
+# again.
 third_boot() {
 	check 'the machine boots in spite of a broken configuration' eval '! systemctl is-active portkeep.service'
 	check 'the journal names file and line' journal_has /etc/portkeep/portkeep.toml:1 'not TOML'
