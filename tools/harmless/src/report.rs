@@ -111,7 +111,7 @@ impl fmt::Display for Report {
         )?;
         if !self.suites.is_empty() {
             table(f, "tests of", &self.suites)?;
-            writeln!(f, "Unsteady tests come out now so, now otherwise on one side or both.\n")?;
+            writeln!(f, "Unsteady tests do not have the same result each time, on one side or both.\n")?;
             list(f, &self.suites)?;
         }
         if !self.servers.is_empty() {

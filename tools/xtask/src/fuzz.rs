@@ -13,6 +13,12 @@ pub(crate) struct Options {
     /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// Build with optimization: longer to build, and more inputs a second
+    #[arg(long)]
+    release: bool,
+    /// Only build the fuzzer
+    #[arg(long)]
+    no_run: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -27,8 +33,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut build = cargo();
     build.env("RUSTC_WORKSPACE_WRAPPER", parsers.join("instrument"));
     build.args(["build", "--quiet", "--workspace", "--features=portkeep-parsers/fuzzer", "--bin=fuzz"]);
+    build.args(options.release.then_some("--release"));
     ensure!(build.status().context("starting cargo")?.success(), "building the fuzzer failed");
-    let fuzzer = target_folder().join("debug/fuzz");
+    if options.no_run {
+        return Ok(());
+    }
+    let fuzzer = target_folder().join(if options.release { "release/fuzz" } else { "debug/fuzz" });
     let targets = if options.targets.is_empty() { &all } else { &options.targets };
     for target in targets {
         let folder = target_folder().join("fuzz").join(target);

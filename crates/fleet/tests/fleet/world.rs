@@ -104,7 +104,10 @@ impl Fleet {
     }
 
     pub(crate) fn add_machine(&mut self, name: &str, enforced: bool) {
-        let machine = Machine::new(portkeep(), "fleet");
+        // As on any machine, /run is in memory: the agent keeps there what lasts until the reboot.
+        let mounts =
+            r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf" && mkdir "$0/run" && mount -t tmpfs tmpfs "$0/run""#;
+        let machine = Machine::made(portkeep(), "fleet", mounts);
         let number = u8::try_from(11 + self.hosts.len()).unwrap();
         self.switch.connect(&format!("h-{name}"), machine.holder(), Ipv4Addr::new(10, 77, 0, number));
         let agent = enforced.then(|| {
