@@ -117,7 +117,7 @@ fn other(text: &str) -> Result<Audience, String> {
         Some(("group", name)) => account(name).map(Audience::Group),
         Some(("cgroup", _)) => {
             return Err(
-                "a cgroup cannot be let in: the kernel compares users, groups and names of units; write unit=NAME \
+                "a cgroup cannot be admitted: the kernel compares users, groups and names of units; write unit=NAME \
                         for the service or scope that it belongs to, or user=NAME"
                     .into(),
             );
@@ -175,13 +175,13 @@ mod tests {
         );
         for (wrong, why) in [
             (&["docker.service"][..], "write unit=NAME, user=NAME or group=NAME"),
-            (&["cgroup=/web.slice"], "a cgroup cannot be let in"),
+            (&["cgroup=/web.slice"], "a cgroup cannot be admitted"),
             (&["unit=docker"], "write \"docker.service\""),
             (&["unit=system.slice"], "is a slice"),
             (&["user=nobody-is-called-this"], "nobody-is-called-this"),
             (
                 &["user=1", "user=2", "user=3", "user=4", "user=5"],
-                "at most 4 users, groups and units can be let in, and these are 5",
+                "at most 4 users, groups and units can be admitted, and these are 5",
             ),
             (&["user=1", "user=1"], "user 1 is named twice"),
         ] {

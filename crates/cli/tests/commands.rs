@@ -383,7 +383,7 @@ fn r11_others_are_let_in_and_shown() {
     assert_eq!(bind("61000"), "AddrInUse");
     holding.let_go();
     let refused = machine.portkeep(&["run", "--also", "cgroup=/web.slice", "--", "true"]);
-    assert!(refused.err.contains("a cgroup cannot be let in"), "{refused:?}");
+    assert!(refused.err.contains("a cgroup cannot be admitted"), "{refused:?}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub const REFUSED: u8 = 3;
 /// Most reservations one socket can own.
 pub const OWNED: usize = 128;
 
-/// Most others that a reservation lets in beside its scope.
+/// Most others that a reservation admits in addition to its scope.
 pub const ALSO_MAX: usize = 4;
 
 /// The request of [`ACQUIRE`]. It may be cut to its first 8, 16 or 24
@@ -178,7 +178,7 @@ pub struct State {
     pub bound: u32,
     /// Why it was refused.
     pub error: u16,
-    /// How many others are let in.
+    /// How many others are admitted.
     pub also: u16,
     /// Command name of the owner process, padded with zeros.
     pub comm: [u8; 16],

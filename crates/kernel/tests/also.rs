@@ -182,7 +182,7 @@ fn r11_others_bind_a_private_ephemeral_range_by_number_only() {
 
 /// A new reservation gets the entry of the one before.
 #[test]
-fn r11_those_who_were_let_in_are_outsiders_of_the_next_holder() {
+fn r11_others_of_one_holder_are_outsiders_of_the_next() {
     let Some(world) = World::enter("r11_next") else { return };
     let (owner, next) = (tcp(), tcp());
     for round in 0..50 {

@@ -28,7 +28,7 @@ pub struct Request {
     pub align: u16,
     /// Its scope. [`Scope::Cgroup`] of 0 is the caller's own.
     pub scope: Scope,
-    /// Others that are let in beside it (R11).
+    /// Others that are admitted in addition to it (R11).
     pub also: Vec<Other>,
     /// For listings.
     pub label: String,

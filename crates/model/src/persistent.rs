@@ -19,7 +19,7 @@ pub struct Persistent {
     pub transports: Transports,
     /// Its audience, besides administrators by association.
     pub access: Access,
-    /// Others that are let in.
+    /// Others that are admitted.
     pub also: Vec<Other>,
     /// With [`Access::User`]: who.
     pub uid: u32,
@@ -88,7 +88,7 @@ impl Model {
         }
     }
 
-    /// In its scope, or one of the others that it lets in.
+    /// In its scope, or one of the others that it admits.
     pub(super) fn may_bind(&self, reservation: &Reservation, pid: Pid) -> bool {
         let process = self.process(pid);
         let is = |other: &Other| match other {

@@ -40,7 +40,7 @@ pub enum Access {
     Administrators,
 }
 
-/// Others that a reservation lets in beside its scope (R11).
+/// Others that a reservation admits in addition to its scope (R11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Other {
     /// Processes with this uid.
@@ -64,7 +64,7 @@ pub struct Reservation {
     pub owner: Owner,
     /// The processes that may consume it.
     pub access: Access,
-    /// Others that are let in.
+    /// Others that are admitted.
     pub also: Vec<Other>,
     /// An administrator made it; the owner then only says whom [`Access::User`] means.
     pub persistent: bool,
@@ -122,7 +122,7 @@ impl Model {
     pub fn refuse(&mut self, token: Token, error: Errno) -> Result<(), Errno> {
         let reservation = self.waiting(token)?;
         reservation.state = State::Refused(error);
-        // Nothing is left to be let in to.
+        // Nothing is left to be admitted to.
         reservation.also.clear();
         if reservation.persistent {
             self.reservations.remove(&token);

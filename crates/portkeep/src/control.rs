@@ -94,7 +94,7 @@ pub fn state(socket: impl AsFd, select: &SelectRequest) -> io::Result<State> {
     get_struct(socket, wire::STATE)
 }
 
-/// The same, with the others that it lets in beside its scope.
+/// The same, with the others that it admits in addition to its scope.
 pub fn state_also(socket: impl AsFd, select: &SelectRequest) -> io::Result<(State, Vec<Also>)> {
     let socket = socket.as_fd();
     set_struct(socket, wire::SELECT, select)?;

@@ -55,7 +55,7 @@ pub enum MalformedRequest {
     /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
     #[error("a reservation cannot be strict and a private ephemeral range at once")]
     StrictRange,
-    /// Others that cannot be let in: more than four, one twice, or neither a user nor a group nor a unit.
+    /// Others that cannot be admitted: more than four, one twice, or neither a user nor a group nor a unit.
     #[error(transparent)]
     Others(#[from] AudienceError),
     /// The label has a zero byte or more than 24 bytes: shorten it.

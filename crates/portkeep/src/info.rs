@@ -87,7 +87,7 @@ pub struct Info {
     pub scope: Option<Scope>,
     /// With [`Scope::Cgroup`]: the path of the cgroup, if it was looked up.
     pub cgroup: Option<String>,
-    /// Others that are let in beside its scope (R11).
+    /// Others that are admitted in addition to its scope (R11).
     #[serde(default)]
     pub also: Others,
     /// The audience of a persistent one. The BPF programs do not show the names of units and cgroups to everybody.

@@ -153,10 +153,10 @@ pub fn problems(maps: &Maps) -> Vec<String> {
     }
     for key in maps.admitted().map(|item| item.expect("a key")) {
         if !admitted.remove(&(key.token, key.also, key.n)) {
-            wrong.push(format!("{key:?} is let in by no reservation"));
+            wrong.push(format!("{key:?} is admitted by no reservation"));
         }
     }
-    wrong.extend(admitted.iter().map(|key| format!("{key:?} is counted and not let in")));
+    wrong.extend(admitted.iter().map(|key| format!("{key:?} is counted and not admitted")));
     let mut room = room_taken(maps);
     for (uid, quota) in maps.quotas().map(|item| item.expect("a quota")) {
         let used = quotas.remove(&uid).unwrap_or(0);

@@ -29,7 +29,7 @@ Examples:
 
 const AFTER_HELP: &str = "\
 It only reads, and answers GET requests whose Host is its own address or a name given with --host. There is no password: every \
-process that can reach the address can read everything. Use a Unix socket or a reverse proxy to let in certain users only.
+process that can reach the address can read everything. Use a Unix socket or a reverse proxy to admit certain users only.
 
 Examples:
   portkeep-web

@@ -1,4 +1,4 @@
-"""Others that a reservation lets in beside its scope (rule R11)."""
+"""Others that a reservation admits in addition to its scope (rule R11)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def parse(also: str | Iterable[str]) -> tuple[_control.Other, ...]:
     """One or several of ``unit=NAME``, ``user=NAME`` and ``group=NAME``, with users and groups looked up."""
     words = [also] if isinstance(also, str) else list(also)
     if len(words) > _MOST:
-        raise ValueError(f"at most {_MOST} users, groups and units can be let in, and these are {len(words)}")
+        raise ValueError(f"at most {_MOST} users, groups and units can be admitted, and these are {len(words)}")
     for n, word in enumerate(words):
         if word in words[:n]:
             raise ValueError(f"{word} is named twice")
@@ -35,7 +35,7 @@ def _other(word: str) -> _control.Other:
         return _control.Other(_control.SCOPES.index("unit"), 0, name.encode())
     if kind in ("user", "group") and name:
         return _control.Other(_control.SCOPES.index(kind), _account(kind, name), b"")
-    raise ValueError(f"{word!r} cannot be let in: write unit=NAME, user=NAME or group=NAME")
+    raise ValueError(f"{word!r} cannot be admitted: write unit=NAME, user=NAME or group=NAME")
 
 
 def _account(kind: str, name: str) -> int:

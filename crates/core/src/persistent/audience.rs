@@ -1,4 +1,4 @@
-//! The audience of a persistent reservation, and the others that a reservation lets in (rule R11).
+//! The audience of a persistent reservation, and the others that a reservation admits (rule R11).
 
 use std::{fmt, ops::Deref};
 
@@ -153,7 +153,7 @@ impl Audience<u32> {
         }
     }
 
-    /// As one of the others that a reservation lets in; `None` of what cannot be one.
+    /// As one of the others that a reservation admits; `None` of what cannot be one.
     pub fn to_also(&self) -> Option<wire::Also> {
         let (kind, id, text) = match self {
             Self::User(uid) => (wire::SCOPE_USER, *uid, ""),
@@ -204,7 +204,7 @@ impl<Id: Serialize> Serialize for Audience<Id> {
     }
 }
 
-/// Others that a reservation lets in beside its scope or its audience: users, groups and units, at most four, and each
+/// Others that a reservation admits in addition to its scope or its audience: users, groups and units, at most four, and each
 /// once.
 ///
 /// As JSON the list of them.
@@ -228,7 +228,7 @@ impl<Id: Ord + fmt::Display> Others<Id> {
         let mut list: Vec<_> = list.into_iter().collect();
         if list.len() > wire::ALSO_MAX {
             return Err(AudienceError::new(format!(
-                "at most {} users, groups and units can be let in, and these are {}",
+                "at most {} users, groups and units can be admitted, and these are {}",
                 wire::ALSO_MAX,
                 list.len()
             )));

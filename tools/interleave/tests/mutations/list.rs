@@ -20,7 +20,7 @@
 ",
     ),
     (
-        "a bind is let in by the port it was allowed, even if another owner has reserved it by now",
+        "a bind is admitted by the port it was allowed, even if another owner has reserved it by now",
         "associate-bind-number",
         "bind.h",
         "st->claim_port == port && st->claim_token == l.token;",
@@ -398,7 +398,7 @@
 ",
     ),
     (
-        "an MPTCP socket that a reservation lets in is not counted",
+        "an MPTCP socket that a reservation admits is not counted",
         "mptcp-close",
         "bind.h",
         "	if (mptcp && !count_mptcp(mptcp, netns, port)) {",
@@ -445,7 +445,7 @@
         "		if (!w || !reservation_alive(r, s.token)) {",
     ),
     (
-        "others are let in by a reservation that has ended",
+        "others are admitted by a reservation that has ended",
         "also-refilled",
         "reservation.h",
         "	if (r->also & PORTKEEP_ALSO_COUNT)
@@ -472,7 +472,7 @@
         "",
     ),
     (
-        "a bind that checks whether another is let in does not see a change",
+        "a bind that checks whether another is admitted does not see a change",
         "also-change",
         "also.h",
         "		return READ(r->also) == key.also;
