@@ -33,7 +33,7 @@ pub enum StoreError {
         what: String,
     },
     /// Its folder can be written by others, who could put another store there.
-    #[error("{} can be written by others than its owner; take that right away (chmod go-w)", path.display())]
+    #[error("{} can be written by users other than its owner: remove that right (chmod go-w)", path.display())]
     Open {
         /// The folder.
         path: PathBuf,
