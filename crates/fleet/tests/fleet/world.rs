@@ -105,7 +105,8 @@ impl Fleet {
 
     pub(crate) fn add_machine(&mut self, name: &str, enforced: bool) {
         // As on any machine, /run is in memory: the agent keeps there what lasts until the reboot.
-        let mounts = r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf" && mkdir "$0/run" && mount -t tmpfs -o mode=755 tmpfs "$0/run""#;
+        let mounts = r#"mount -t bpf bpf "$0/bpf" && chmod 755 "$0/bpf" && mkdir "$0/run" &&
+            mount -t tmpfs -o mode=755 tmpfs "$0/run""#;
         let machine = Machine::made(portkeep(), "fleet", mounts);
         let number = u8::try_from(11 + self.hosts.len()).unwrap();
         self.switch.connect(&format!("h-{name}"), machine.holder(), Ipv4Addr::new(10, 77, 0, number));
