@@ -51,7 +51,7 @@ pub(super) struct Registry {
     files: Vec<Declared>,
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
-    /// What was reported about declarations that are not in force, by name.
+    /// The reports about declarations that are not in force, by name.
     reported: HashMap<String, String>,
     version: u64,
 }

@@ -121,7 +121,7 @@ impl Servers {
     }
 }
 
-/// What happens to the agent meanwhile. After an odd number of these calls no agent runs.
+/// The disturbance of the agent in a round. After an odd number of these calls no agent runs.
 fn trouble(place: &AgentFolder, agent: Option<AgentProcess>, round: usize) -> Option<AgentProcess> {
     // Outside the range, so that no process has it already.
     let unrelated = format!("[[reservation]]\nname = \"unrelated\"\nboth = {}\nuser = 4711\n", 9100 + round);
