@@ -34,7 +34,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 
-/// For so many ports or more, a listing first costs less than a probe for each.
+/// For more ports than these, a listing first costs less than a probe for each.
 const MANY: u16 = 64;
 
 /// Checks ports. Everything happens in the calling thread's network namespace.
@@ -62,9 +62,6 @@ impl Prober {
     /// Which ports of the block are not vacant, lowest first.
     pub(crate) fn in_use(&self, transport: Transport, ports: PortRange) -> io::Result<Vec<u16>> {
         let look = self.look(transport);
-        if ports.count() <= MANY && self.mark.is_some() {
-            return look.at(ports.iter());
-        }
         look.at(look.candidates(ports)?)
     }
 }
@@ -90,9 +87,12 @@ impl Look<'_> {
         Ok(self.listing.get().expect("set just now"))
     }
 
-    /// The ports of the block that have to be checked one by one: those with a socket, or all if sock_diag does not
-    /// list every socket.
+    /// The ports of the block that have to be checked one by one: those with a socket. If the block is short, or
+    /// sock_diag does not list every socket, all of them.
     pub(crate) fn candidates(&self, ports: PortRange) -> io::Result<Vec<u16>> {
+        if self.prober.mark.is_some() && ports.count() <= MANY {
+            return Ok(ports.iter().collect());
+        }
         let listing = self.listing()?;
         if self.prober.mark.is_some() && !listing.complete {
             return Ok(ports.iter().collect());

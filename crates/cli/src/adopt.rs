@@ -62,8 +62,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let reserved = survey::all(pins).unwrap_or_default();
     let declared = view::all(sources, &reserved);
     let enforced = status::of(pins, io)?.enforced_in;
-    let all = PortRange::inclusive(1, u16::MAX)?;
-    let usage = Usage::bound(&[(all, Transports::Both)]).context("looking for sockets")?;
+    let usage = Usage::bound(&[(PortRange::ALL, Transports::Both)]).context("looking for sockets")?;
     if !usage.all {
         io.warning("only root can see the processes of other users, and services are among them");
     }

@@ -62,6 +62,9 @@ impl ParsePortsError {
 }
 
 impl PortRange {
+    /// Every port.
+    pub const ALL: Self = Self { start: 1, count: u16::MAX };
+
     /// The block of `count` ports from `start` (host byte order).
     pub const fn new(start: u16, count: u16) -> Result<Self, PortRangeError> {
         if start == 0 {

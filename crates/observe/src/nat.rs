@@ -142,7 +142,7 @@ pub fn of_nft(text: &str) -> Option<Vec<Redirect>> {
         };
         let words = [&rule["family"], &rule["table"], &rule["chain"]].map(text).join(" ");
         let rule = format!("nftables {words}: {verb}{to}");
-        let every = || vec![PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535")];
+        let every = || vec![PortRange::ALL];
         let each = ports.unwrap_or_else(every).into_iter();
         found.extend(each.map(|ports| Redirect { transport, ports, rule: rule.clone() }));
     }

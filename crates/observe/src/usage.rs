@@ -102,8 +102,7 @@ impl Usage {
     ///
     /// As [`of`](Self::of).
     pub fn bound_and_held(blocks: &[(PortRange, Transports)]) -> io::Result<Self> {
-        let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
-        let (mut sockets, complete) = listed(&[(all, Transports::Both)])?;
+        let (mut sockets, complete) = listed(&[(PortRange::ALL, Transports::Both)])?;
         sockets.retain(Socket::holds);
         let openers = Openers::of(&sockets.iter().filter_map(|socket| socket.inode).collect());
         let held = held(&openers, &sockets);

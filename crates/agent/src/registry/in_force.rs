@@ -180,7 +180,7 @@ impl Registry {
         if claims.is_empty() {
             return Vec::new();
         }
-        let sockets = tools.sockets();
+        let sockets = tools.sockets(PortRange::ALL);
         let with_obstacle = |(index, claimed, audience): (usize, Claimed, Audience<u32>)| {
             let mut obstacle = match &sockets {
                 Ok(sockets) => sockets.obstacle(self.items[index].declaration(), &audience),

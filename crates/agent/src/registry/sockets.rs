@@ -21,13 +21,12 @@ pub(super) struct Sockets<'a> {
 }
 
 impl<'a> Sockets<'a> {
-    /// Look for sockets on all ports. They are candidates; [`Sockets::obstacle`] checks each of them.
-    pub(super) fn look(prober: &'a Prober, check: AudienceCheck) -> Result<Self, String> {
+    /// Look for sockets on these ports. They are candidates; [`Sockets::obstacle`] checks each of them.
+    pub(super) fn look(prober: &'a Prober, check: AudienceCheck, ports: PortRange) -> Result<Self, String> {
         let looks = Transport::ALL.map(|transport| prober.look(transport));
-        let all = PortRange::inclusive(1, u16::MAX).expect("1 is at most 65535");
         let mut bound = [PortSet::default(), PortSet::default()];
         for (look, bound) in looks.iter().zip(&mut bound) {
-            let candidates = look.candidates(all).map_err(|error| format!("cannot look for sockets: {error}"))?;
+            let candidates = look.candidates(ports).map_err(|error| format!("cannot look for sockets: {error}"))?;
             for port in candidates {
                 bound.insert(PortRange::single(port).expect("a bound port is not 0"));
             }

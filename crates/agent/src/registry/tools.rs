@@ -63,9 +63,9 @@ impl Tools<'_> {
         claimed.map_err(|error| explain(maps, self.netns, &error, wanted))
     }
 
-    /// Look for sockets in the namespace.
-    pub(super) fn sockets(&self) -> Result<Sockets<'_>, String> {
-        Sockets::look(self.prober, AudienceCheck::new(&self.programs.config))
+    /// Look for sockets on these ports of the namespace.
+    pub(super) fn sockets(&self, ports: PortRange) -> Result<Sockets<'_>, String> {
+        Sockets::look(self.prober, AudienceCheck::new(&self.programs.config), ports)
     }
 
     /// Claim the blocks, check them, and put them in force. `keep` is called in between: if it fails, they are not put
@@ -108,7 +108,9 @@ impl Tools<'_> {
                 ),
             ));
         }
-        let sockets = self.sockets().map_err(|why| refused(Reason::Failed, why))?;
+        // For a block that is short, no listing of all sockets is required.
+        let ports = declaration.ports.as_block().unwrap_or(PortRange::ALL);
+        let sockets = self.sockets(ports).map_err(|why| refused(Reason::Failed, why))?;
         match sockets.obstacle(declaration, audience) {
             Some(Obstacle { why, in_audience: true, .. }) => {
                 Err(refused(Reason::InUse, format!("{why}; if the reservation is for this process, add --around")))

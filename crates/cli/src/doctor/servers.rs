@@ -82,8 +82,7 @@ const OF_DOCKERD: [u16; 4] = [2375, 2376, 2377, 7946];
 
 /// Ports that containers have published: not reserved, or declared for something else.
 pub(super) fn containers(examined: &Examined<'_>) -> Findings {
-    let all = PortRange::inclusive(1, u16::MAX).map_err(|error| error.to_string())?;
-    let usage = Usage::bound(&[(all, Transports::Both)]).map_err(|error| error.to_string())?;
+    let usage = Usage::bound(&[(PortRange::ALL, Transports::Both)]).map_err(|error| error.to_string())?;
     if !usage.all {
         return Err("it requires root".into());
     }
