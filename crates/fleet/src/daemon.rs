@@ -9,7 +9,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::bail;
@@ -63,6 +63,10 @@ pub(crate) struct Daemon<F> {
     watch: Option<Interrupt>,
     /// The kernel's reservations could not be read, so they are to be compared again.
     unsure: bool,
+    /// etcd could not be reached since the last comparison.
+    cut_off: bool,
+    /// Until then no part ends. Requesters that were cut off, too, have this time to take their jobs back.
+    grace: Instant,
 }
 
 impl<F: Fence> Daemon<F> {
@@ -88,6 +92,8 @@ impl<F: Fence> Daemon<F> {
             generation: 0,
             watch: None,
             unsure: false,
+            cut_off: false,
+            grace: Instant::now(),
         }
     }
 
@@ -98,6 +104,7 @@ impl<F: Fence> Daemon<F> {
             match self.session(&mut joined) {
                 Ok(Over::Stopped) => return Ok(()),
                 Ok(Over::LeaseEnded) => {
+                    self.cut_off = true;
                     self.note("the membership has ended in etcd; joining again");
                     failing.clear();
                 }
@@ -106,6 +113,7 @@ impl<F: Fence> Daemon<F> {
                     if hopeless && !joined {
                         return Err(error);
                     }
+                    self.cut_off = true;
                     if let Some(error) = error.downcast_ref::<EtcdError>() {
                         self.memory.cut_off(error);
                     }
@@ -232,6 +240,9 @@ impl<F: Fence> Daemon<F> {
             }
         });
         let mine: Vec<KeyValue> = parts.into_iter().filter(|part| part.name() == self.host).collect();
+        if std::mem::take(&mut self.cut_off) {
+            self.grace = Instant::now() + Duration::from_secs(self.config.lease.into());
+        }
         self.reconcile(&live_now, &mine)?;
         self.memory.reached(self.client.cluster(), revision)
     }
@@ -321,9 +332,11 @@ impl<F: Fence> Daemon<F> {
             let input = match self.inbox.try_recv() {
                 Ok(input) => Ok(input),
                 Err(_) => {
-                    let (tried, ended) = self.end_parts()?;
+                    let grace = self.grace.saturating_duration_since(Instant::now());
+                    let (tried, ended) = if grace.is_zero() { self.end_parts()? } else { (0, 0) };
                     wait = if ended > 0 || tried == 0 { SOON } else { (2 * wait).min(LATER) };
                     match (self.unsure, tried > ended) {
+                        _ if !grace.is_zero() => self.inbox.recv_timeout(grace.min(LATER)),
                         (true, _) => self.inbox.recv_timeout(LATER),
                         (false, true) => self.inbox.recv_timeout(wait),
                         // There is nothing to try again, so only input ends the wait.
@@ -336,6 +349,7 @@ impl<F: Fence> Daemon<F> {
                 Ok(Input::Lease(LeaseNews::Ended)) => return Ok(Over::LeaseEnded),
                 Ok(Input::Lease(LeaseNews::Failing(error))) => {
                     self.note(&format!("{error}; what is reserved stays reserved"));
+                    self.cut_off = true;
                     self.memory.cut_off(&error);
                 }
                 Ok(Input::Lease(LeaseNews::Back)) => {

@@ -372,7 +372,7 @@ struct space {
 };
 
 /*
- * What an account holds. An account is a uid. The account of a subordinate uid
+ * The ports of an account. An account is a uid. The account of a subordinate uid
  * (/etc/subuid) is the uid of its user. In each network namespace other than `home`,
  * root has an account of its own: ROOT_ELSEWHERE plus the cookie of the namespace.
  */

@@ -1,7 +1,7 @@
 //! The configuration, `/etc/portkeep/portkeep.toml`.
 //!
-//! [`KEYS`] is the one table of what can be set: it reads the file, and the manual page is made from it. A configuration with a mistake is
-//! refused as a whole: nobody wants half of a policy.
+//! [`KEYS`] is the one table of all keys. It reads the file, and the manual page is made from it. A configuration with
+//! a mistake is refused as a whole, because half of a policy is of no use.
 
 mod keys;
 
@@ -22,10 +22,10 @@ use crate::{
 };
 pub use keys::{KEYS, Key};
 
-/// Where it is.
+/// The path of the configuration file.
 pub const PATH: &str = "/etc/portkeep/portkeep.toml";
 
-/// The group of those who may follow events, if the configuration names no other.
+/// The members of this group may follow events, if the configuration names no other group.
 pub const WATCHERS: &str = "portkeep-watch";
 
 /// The configuration.
@@ -35,15 +35,15 @@ pub struct Config {
     pub pool: Option<PortRange>,
     /// The error of an outsider's bind of a reserved port: EADDRINUSE or EACCES.
     pub deny_errno: Errno,
-    /// The group that may administer besides root.
+    /// The group whose members are administrators besides root.
     pub administrators: Option<Account>,
     /// A group whose members may follow events; `None`: [`WATCHERS`], if there is such a group.
     pub watchers: Option<Account>,
-    /// The cgroup folder that is enforced; `None`: the whole host.
+    /// Reservations are enforced in this cgroup folder; `None`: on the whole host.
     pub enforce: Option<PathBuf>,
-    /// The cgroup folder that is served; `None`: that of `enforce`.
+    /// Sockets in this cgroup folder may make reservations; `None`: in that of `enforce`.
     pub serve: Option<PathBuf>,
-    /// Where the store is. [`Config::state_dir`] has the environment's say in it.
+    /// The folder of the store, as configured. [`Config::state_dir`] reads the environment, too.
     pub state_dir: PathBuf,
     /// Ports per user.
     pub quota: Quota,
@@ -56,20 +56,20 @@ pub struct Config {
 /// How many ports users may hold, counted once for each transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Those who are not named.
+    /// The limit of a user that is not named.
     pub default: Limit,
-    /// Root of each network namespace but the first.
+    /// The limit of root in each network namespace but the one where Portkeep was brought up.
     pub containers: Limit,
-    /// By user.
+    /// The limits by user.
     pub users: BTreeMap<Account, Limit>,
-    /// By group; the largest of a user's groups counts.
+    /// The limits by group; the largest limit of a user's groups counts.
     pub groups: BTreeMap<Account, Limit>,
 }
 
 /// A number of ports, or no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
-    /// At most so many.
+    /// At most this number.
     Ports(u32),
     /// As many as there are.
     Unlimited,
@@ -122,7 +122,7 @@ impl Default for Config {
     }
 }
 
-/// Which keys a file sets, as [`Key::name`] has them. The file does not decide about the others.
+/// The keys that a file sets, by [`Key::name`]. The file does not decide about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Given(BTreeSet<String>);
 
@@ -149,7 +149,7 @@ impl Given {
 }
 
 impl Config {
-    /// Read the file at `path`. None there: the defaults.
+    /// Read the file at `path`. If there is no file, the result is the defaults.
     ///
     /// # Errors
     ///
@@ -158,7 +158,7 @@ impl Config {
         Self::load_given(path).map(|(config, _)| config)
     }
 
-    /// The same, and which keys the file sets.
+    /// The same, and the keys that the file sets.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl Config {
         }
     }
 
-    /// Read a text; `file` is what complaints call it.
+    /// Read a text. Complaints name it as `file`.
     ///
     /// # Errors
     ///
@@ -191,7 +191,7 @@ impl Config {
         if report.is_clean() { Ok((config, given)) } else { Err(report.into_diagnostics()) }
     }
 
-    /// Where the store is: what the environment variable `PORTKEEP_STATE_DIR` says, else what is configured.
+    /// The folder of the store: the environment variable `PORTKEEP_STATE_DIR`, else the configured folder.
     pub fn state_dir(&self) -> PathBuf {
         match std::env::var_os("PORTKEEP_STATE_DIR") {
             Some(folder) if !folder.is_empty() => folder.into(),
@@ -222,7 +222,7 @@ fn known(table: &str) -> impl Iterator<Item = &'static str> + Clone {
     let mut last = "";
     KEYS.iter().filter_map(move |key| {
         let key = key.name.strip_prefix(table)?.split('.').next()?;
-        // The keys of a table are together.
+        // The keys of one table are next to each other in `KEYS`.
         (std::mem::replace(&mut last, key) != key).then_some(key)
     })
 }

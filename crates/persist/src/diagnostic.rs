@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-/// One complaint about a file. It prints as a compiler's does:
+/// One complaint about a file. It is printed like the message of a compiler:
 ///
 /// ```text
 /// /etc/portkeep/ports.d/web.toml:5:1: unknown key `strickt`
@@ -19,9 +19,9 @@ pub struct Diagnostic {
     /// The file.
     #[serde(serialize_with = "path_text")]
     pub file: PathBuf,
-    /// The line, from 1; `None` if it is the file as a whole.
+    /// The line, from 1; `None` if the complaint is about the file as a whole.
     pub line: Option<usize>,
-    /// The column in characters, from 1; `None` if it is the file as a whole.
+    /// The column in characters, from 1; `None` if the complaint is about the file as a whole.
     pub column: Option<usize>,
     /// The error, one sentence without a full stop.
     pub message: String,
@@ -42,7 +42,7 @@ impl Diagnostic {
         self
     }
 
-    /// The whole of it on one line.
+    /// The complaint and its help on one line.
     pub fn on_one_line(&self) -> String {
         self.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ")
     }
@@ -64,17 +64,17 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
-/// For serde: a path as text. One that is not UTF-8 is still shown, if not exactly.
-// serde asks for a reference to the field's type.
+/// For serde: a path as text. Bytes that are not UTF-8 are shown as replacement characters.
+// serde requires a reference to the field's type.
 #[allow(clippy::ptr_arg)]
 pub(crate) fn path_text<S: serde::Serializer>(path: &PathBuf, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// As many complaints as one file gives.
+/// The largest number of complaints about one file.
 const MOST: usize = 100;
 
-/// A text with its file name, and what was found wrong with it so far.
+/// A text with its file name, and the complaints about it so far.
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
     file: &'a Path,
@@ -110,7 +110,7 @@ impl<'a> Report<'a> {
     }
 
     pub(crate) fn add(&mut self, at: Range<usize>, message: String, help: Option<String>) {
-        // A file of garbage has a complaint for every byte.
+        // Without this limit, a file of garbage would give a complaint for every byte.
         if self.found.len() >= MOST {
             return;
         }

@@ -1,7 +1,7 @@
 //! TOML with the place of every key and value.
 //!
-//! `serde` stops at the first mistake and often does not know where it is. Here a file is read as a tree of which every
-//! key and value knows its bytes, and what it should be is asked piece by piece, so that all mistakes are reported at once.
+//! `serde` stops at the first mistake and often does not report its place. Here a file is read as a tree. Every key and
+//! value in the tree has its place in the text. Each is checked by itself, so that all mistakes are reported at once.
 
 use std::ops::Range;
 
@@ -14,7 +14,8 @@ use portkeep_core::{nearest, shown};
 
 use crate::diagnostic::Report;
 
-/// So many errors are reported of a text that is not TOML: a file of another kind has one in each line.
+/// The largest number of errors that are reported of a text that is not TOML. A file of another kind has an error in
+/// each line.
 const MOST: usize = 5;
 
 /// The document, or `None` and complaints if it is not TOML.
@@ -61,7 +62,7 @@ impl<'t, 'i> Entry<'t, 'i> {
         self.value
     }
 
-    /// Complain that nobody knows this key.
+    /// Complain that this key is unknown.
     pub(crate) fn unknown<'k>(&self, report: &mut Report<'_>, known: impl IntoIterator<Item = &'k str> + Clone) {
         let help = match nearest(self.key(), known.clone()) {
             Some(near) => format!("did you mean `{near}`?"),
@@ -113,7 +114,7 @@ impl<'t, 'i> Entry<'t, 'i> {
     }
 }
 
-/// The whole number, if it is one that is not beyond all bounds.
+/// The value as a whole number. `None` if it is not a whole number, or does not fit into 64 bits.
 pub(crate) fn integer(value: &DeValue<'_>) -> Option<i64> {
     let number = value.as_integer()?;
     i64::from_str_radix(number.as_str(), number.radix()).ok()

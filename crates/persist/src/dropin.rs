@@ -1,8 +1,9 @@
 //! Files that packages and administrators drop into `ports.d`.
 //!
-//! The rules are those of sysctl.d and tmpfiles.d: of files of the same name the one in [`FOLDERS`]' first folder
-//! counts and hides the others; one that is empty or a link to /dev/null hides them and says nothing itself; all that
-//! remain are read in the order of their names, wherever they are.
+//! The rules are those of sysctl.d and tmpfiles.d. If several folders have a file of the same name, the one in the
+//! first of these [`FOLDERS`] counts and hides the others. A file that is empty or a link to /dev/null is a mask: it
+//! hides the others and declares nothing. All remaining files are read in the order of their names, whatever folder
+//! they are in.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,7 @@ pub const FOLDERS: [&str; 3] = ["/etc/portkeep/ports.d", "/run/portkeep/ports.d"
 /// The content of the files.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Loaded {
-    /// Their declarations, in the order that [`merge`](crate::merge()) wants.
+    /// Their declarations, in the order that [`merge`](crate::merge()) requires.
     pub declared: Vec<Declared>,
     /// Their errors. A stanza that is named here is left out; the others of its file count.
     pub diagnostics: Vec<Diagnostic>,
@@ -44,7 +45,7 @@ pub struct DropIn {
     /// Where it is.
     #[serde(serialize_with = "crate::diagnostic::path_text")]
     pub path: PathBuf,
-    /// Why it has no say, if it has none.
+    /// Whether it was read, and if not, why.
     pub state: State,
 }
 
@@ -56,9 +57,9 @@ pub enum State {
     Read,
     /// It could not be read, or is not TOML: see the diagnostics.
     Failed,
-    /// It is empty or a link to /dev/null, and says nothing.
+    /// It is empty or a link to /dev/null, and declares nothing.
     Mask,
-    /// A file of the same name counts more.
+    /// A file of the same name in an earlier folder hides it.
     Hidden {
         /// That file.
         #[serde(serialize_with = "crate::diagnostic::path_text")]
@@ -67,7 +68,7 @@ pub enum State {
 }
 
 /// Read all drop-ins and portreserve's files below `root` (`/` for the machine's own). Service names are looked up
-/// in the `/etc/services` of that root. Folders that do not exist are empty.
+/// in the `/etc/services` of that root. Folders that do not exist count as empty.
 pub fn load(root: &Path) -> Loaded {
     let root = Root(root);
     let services = services_of(root);
@@ -104,9 +105,9 @@ pub fn load(root: &Path) -> Loaded {
     loaded
 }
 
-/// Read one file as [`load`] would, for `portkeep check FILE`. It may be anywhere; one in a folder named
-/// `portreserve` is read as portreserve's. Stanzas that want the same name or port are reported too, as are a file that
-/// does not exist and a name that [`load`] would pass over.
+/// Read one file as [`load`] would, for `portkeep check FILE`. The file may be in any folder. If the folder is named
+/// `portreserve`, the file is read as one of portreserve's. Three more mistakes are reported: stanzas with the same
+/// name or port, a file that does not exist, and a file name that [`load`] would ignore.
 pub fn check(path: &Path, services: &Services) -> Loaded {
     let mut loaded = Loaded::default();
     let of_portreserve = path.parent().and_then(Path::file_name).is_some_and(|name| name == "portreserve");
@@ -145,7 +146,7 @@ impl Loaded {
                 if failed { State::Failed } else { State::Read }
             }
             Ok(Content::Text(_) | Content::Null) => State::Mask,
-            // It was there a moment ago.
+            // The file was removed after its folder was listed.
             Ok(Content::Absent) => return,
             Err(wrong) => {
                 self.diagnostics.push(wrong);

@@ -13,13 +13,13 @@ use crate::Diagnostic;
 /// The largest file that is read.
 pub(crate) const LARGEST: u64 = 1 << 20;
 
-/// The target of a path.
+/// The file at a path.
 pub(crate) enum Content {
     /// A regular file of UTF-8 text.
     Text(String),
     /// `/dev/null`.
     Null,
-    /// Nothing there.
+    /// No file.
     Absent,
 }
 
@@ -28,14 +28,14 @@ pub(crate) enum Content {
 pub(crate) struct Root<'a>(pub(crate) &'a Path);
 
 impl Root<'_> {
-    /// The path as it is seen from here, for messages and opening.
+    /// The path of a file below this root, for messages and opening.
     pub(crate) fn path(self, absolute: &str) -> PathBuf {
         self.0.join(absolute.trim_start_matches('/'))
     }
 
     /// Read a file below the root. Links stay below the root, as they would if it were the root.
     pub(crate) fn read(self, path: &Path) -> Result<Content, Diagnostic> {
-        // A mask is recognised by where the link points: an image need not have a /dev/null.
+        // A mask is recognised by the target of the link, because an image may have no /dev/null.
         if std::fs::read_link(path).is_ok_and(|target| target == Path::new("/dev/null")) {
             return Ok(Content::Null);
         }
@@ -49,7 +49,8 @@ impl Root<'_> {
     }
 }
 
-/// Opening a fifo does not wait for a writer, and a terminal does not become ours.
+/// With these flags, opening a fifo does not wait for a writer, and a terminal does not become the controlling
+/// terminal.
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 /// Read any file.
@@ -61,7 +62,7 @@ fn content(path: &Path, opened: rustix::io::Result<std::os::fd::OwnedFd>) -> Res
     let wrong = |error: io::Error| Diagnostic::whole(path, format!("cannot be read: {error}"));
     let file = match opened {
         Ok(descriptor) => File::from(descriptor),
-        // A link that leads nowhere is a mistake of somebody's; no entry at all is not.
+        // A link to a missing file is a mistake. A missing file alone is not.
         Err(rustix::io::Errno::NOENT) if std::fs::symlink_metadata(path).is_ok() => {
             return Err(Diagnostic::whole(path, "is a link to a file that does not exist")
                 .with_help("to mask the file of that name elsewhere link to /dev/null"));

@@ -1,14 +1,14 @@
 //! Declarations of persistent reservations, and where they are kept.
 //!
-//! A **persistent reservation** exists until it is deleted, across reboots. It is
-//! declared in one of two ways: in a file that a package or an administrator drops
-//! into a folder ([`dropin`]), or by a command that puts it into the [`store`]. Both
-//! give [`Declaration`]s; [`merge`](merge()) puts them together and says which of two
-//! that want the same port stands. [`config`] is the one configuration file.
+//! A **persistent reservation** exists until it is deleted, across reboots. It comes
+//! from one of two places. A package or an administrator writes it in a drop-in file
+//! ([`dropin`]), or a command puts it into the [`store`]. Both give [`Declaration`]s.
+//! [`merge`](merge()) puts them together. If two have the same port, it decides which
+//! of them is in force. [`config`] is the one configuration file.
 //!
-//! Nothing here talks to the BPF programs or makes a socket. Anything read from a
-//! file, however damaged or hostile, gives values or [`Diagnostic`]s that point at the
-//! line and column; never a panic.
+//! Nothing here uses the BPF programs or makes a socket. Any file, however damaged or
+//! hostile, gives values or [`Diagnostic`]s with the line and column. It never causes
+//! a panic.
 //!
 //! Every port in this crate is in host byte order.
 //!

@@ -1,4 +1,4 @@
-//! Which declarations are in force when several want the same port or the same name.
+//! Which declarations are in force if several have the same port or the same name.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,31 +15,31 @@ use crate::{Declaration, Diagnostic, Name, Origin};
 pub struct Declared {
     /// The declaration.
     pub declaration: Declaration,
-    /// By which file or command.
+    /// The file or command that it comes from.
     pub origin: Origin,
 }
 
-/// The declarations in force, and those that would be if nothing were in the way.
+/// The declarations in force, and those in conflict with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Merged {
-    /// In force: no two of one name, no port twice for one transport. In the order given.
+    /// In force, in the order given. No two have the same name. No two have the same port of the same transport.
     pub in_force: Vec<Declared>,
     /// The others, in the order given.
     pub conflicts: Vec<Conflict>,
 }
 
-/// A declaration that is not in force, and the one in its way.
+/// A declaration that is not in force, and the declaration that is in force instead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Conflict {
-    /// Not in force, none of it.
+    /// Not in force, with none of its ports.
     pub loser: Declared,
     /// In force.
     pub winner: Declared,
-    /// The thing that both want.
+    /// The name or ports that both have.
     pub reason: Reason,
 }
 
-/// The thing that two declarations both want.
+/// The name or ports that two declarations have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
@@ -47,9 +47,9 @@ pub enum Reason {
     Name,
     /// These ports of this transport.
     Ports {
-        /// The first transport of both.
+        /// The first transport with ports in common.
         transport: Transport,
-        /// The ports of both.
+        /// The ports that both have.
         ports: PortRange,
     },
 }
@@ -99,12 +99,13 @@ impl Conflict {
     }
 }
 
-/// Merge the declarations of commands and files. The first one wins: commands before files, and both
-/// in the order given ([`crate::Store::list`] and [`crate::dropin::load`] give it). A declaration loses as a whole.
+/// Merge the declarations of commands and files, one after the other. If a declaration has the name or a port of one
+/// that is in force already, it is not in force, with none of its ports. Commands come before files. Within each, the
+/// order is the one given: [`crate::Store::list`] and [`crate::dropin::load`] return the right order.
 pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoIterator<Item = Declared>) -> Merged {
     let mut merged = Merged::default();
     let mut names: HashMap<Name, usize> = HashMap::new();
-    // The ports taken, per transport, by its first port. No two overlap, so looking at the neighbours will do.
+    // The blocks in force, for each transport, by first port. No two overlap, so checking the neighbours is enough.
     let mut taken: [BTreeMap<u16, (PortRange, usize)>; 2] = [BTreeMap::new(), BTreeMap::new()];
 
     for declared in commands.into_iter().chain(files) {
@@ -115,7 +116,7 @@ pub fn merge(commands: impl IntoIterator<Item = Declared>, files: impl IntoItera
                 each.flat_map(|transport| wanted.ports.blocks().iter().map(move |ours| (transport, *ours)));
             blocks.find_map(|(transport, ours)| {
                 let taken = &taken[transport as usize];
-                // The block that begins at or before ours, else the first that begins within it.
+                // The block that begins at or before ours, else the first that begins within ours.
                 let before = taken.range(..=ours.start()).next_back();
                 let (_, (theirs, winner)) = before
                     .filter(|(_, (theirs, _))| theirs.overlaps(ours))
@@ -185,7 +186,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plain way to say it: one after the other, each against all that stand.
+        /// The plain method compares each declaration in turn with all that are in force already.
         #[test]
         fn it_is_what_comparing_each_with_each_gives(
             blocks in prop::collection::vec((1u16..60, 1u16..12, 0u16..12, 1u8..4, 0u8..20), 0..30)

@@ -1,8 +1,9 @@
 //! `/etc/portreserve/<service>`: the files of the portreserve program.
 //!
-//! Each file is named for a service and has one port or service name per line, with `/tcp` or `/udp` behind it or, for
-//! both, nothing. Here each port of a file is a reservation `portreserve:<service>:<port>` for the unit
-//! `<service>.service`. As with portreserve, files with `.` or `~` in their name are left alone.
+//! Each file has the name of a service. Each line has one port or service name. `/tcp` or `/udp` may follow it. Without
+//! these, a number means both transports, and a name means the transports that /etc/services has for it. Here each port
+//! of a file is a reservation `portreserve:<service>:<port>` for the unit `<service>.service`. As with portreserve,
+//! files with `.` or `~` in their name are not read.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -19,7 +20,7 @@ use crate::{
 /// The folder.
 pub const FOLDER: &str = "/etc/portreserve";
 
-/// The declarations of one such file with their lines, and what is wrong with the others.
+/// The declarations of one such file with their lines, and the complaints about its other lines.
 pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza::Read>, Vec<Diagnostic>) {
     let mut report = Report::new(file, text);
     let mut ports: BTreeMap<u16, (Transports, usize)> = BTreeMap::new();
@@ -58,7 +59,7 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
             (Ok(name), Ok(range)) => {
                 let mut declaration = Declaration::new(name, range, transports);
                 declaration.audience = audience.clone();
-                // Its service is often running already when portreserve's files are taken over.
+                // When Portkeep reads the file for the first time, the service is often running already.
                 declaration.around = true;
                 found.push((declaration, line));
             }
@@ -70,7 +71,7 @@ pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<stanza:
     (found, report.into_diagnostics())
 }
 
-/// `631`, `ipp`, `ipp/tcp`. Without a transport: those that /etc/services knows; of a number, both.
+/// `631`, `ipp`, `ipp/tcp`. Without a transport, a name means those that /etc/services has for it; a number means both.
 fn entry(word: &str, services: &Services) -> Result<(PortList, Transports), ParsePortsError> {
     let (name, transports) = split_transports(word)?;
     let transports =

@@ -4,7 +4,7 @@ use portkeep_core::Services;
 
 use crate::files::{Content, Root};
 
-/// The services of the machine. No such file, or one that cannot be read, is no services.
+/// The services of the machine. If the file does not exist or cannot be read, there are none.
 pub fn services() -> Services {
     services_of(Root("/".as_ref()))
 }

@@ -1,7 +1,8 @@
 //! The TOML form of declarations: `[[reservation]]` stanzas.
 //!
-//! A stanza has a name, one of `ports`, `tcp`, `udp` and `both`, and at most one of the keys of [`WHO`]. All mistakes of a file
-//! are reported. A stanza with a mistake is left out, and the others count.
+//! A stanza has a name and ports (`ports`, `tcp`, `udp` or `both`). The keys of [`WHO`] name its audience; without one,
+//! the audience is the administrators. All mistakes of a file are reported. A stanza with a mistake is left out, and
+//! the others count.
 
 use std::{ops::Range, path::Path};
 
@@ -15,7 +16,7 @@ use crate::{
     merge::merge,
 };
 
-/// The processes that may consume them.
+/// The keys that name the audience.
 const WHO: [&str; 5] = ["user", "group", "unit", "cgroup", "administrators"];
 /// All keys of a stanza.
 pub const KEYS: [&str; 15] = [
@@ -36,10 +37,10 @@ pub const KEYS: [&str; 15] = [
     "description",
 ];
 
-/// A declaration and the line its stanza begins on.
+/// A declaration, and the first line of its stanza.
 pub(crate) type Read = (Declaration, usize);
 
-/// The declarations of a file, and what is wrong with the others.
+/// The declarations of a file, and the complaints about its other stanzas.
 pub(crate) fn read(file: &Path, text: &str, services: &Services) -> (Vec<Read>, Vec<Diagnostic>) {
     let mut report = Report::new(file, text);
     let mut found = Vec::new();
@@ -110,7 +111,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
                 let Some((list, transports)) = ports(report, &entry, said, services) else { continue };
                 block = match block {
                     None => Some((entry, transports, list)),
-                    // The same ports for both is what `both` says.
+                    // `tcp` and `udp` with the same ports mean the same as `both`.
                     Some((first, one, same)) if same == list => {
                         Some((first, if one == transports { one } else { Transports::Both }, list))
                     }
@@ -160,7 +161,8 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
     {
         report.say(entry.key_at(), format!("a private ephemeral range {why}"));
     }
-    // A stanza is whole or not there: a slip in `user` must not give the ports to administrators alone.
+    // A stanza with a mistake is left out as a whole. Otherwise a mistake in `user` would give the ports to the
+    // administrators alone.
     if report.count() != before {
         return None;
     }
@@ -173,7 +175,7 @@ fn stanza(report: &mut Report<'_>, table: &DeTable<'_>, at: Range<usize>, servic
 const ANY: &str = "`portkeep persist add --any N` chooses once and keeps the numbers";
 const PORTS: &str = "a port, a text such as \"80,443\", \"5000-5019\" or \"domain\", or a list of these";
 
-/// A number, a text (rule L1), or a list of these. `said` is the transports of the key.
+/// The ports of a number, a text (rule L1), or a list of these. `said`: the transports that the key names.
 fn ports(
     report: &mut Report<'_>,
     entry: &Entry<'_, '_>,
@@ -214,7 +216,7 @@ pub(crate) fn wrong_ports(report: &mut Report<'_>, at: Range<usize>, error: &Par
     report.add(at, error.to_string(), error.help().map(str::to_owned));
 }
 
-/// The audience of all keys of [`WHO`]. A mistake is reported, and then there is none.
+/// The audience of all keys of [`WHO`]. If there is a mistake, it is reported, and the result is `None`.
 fn together(report: &mut Report<'_>, named: Vec<(Entry<'_, '_>, Audience)>) -> Option<Audience> {
     let last = named.last().map(|(entry, _)| *entry);
     let audience = Audience::any_of(named.into_iter().map(|(_, audience)| audience));
@@ -229,7 +231,7 @@ fn together(report: &mut Report<'_>, named: Vec<(Entry<'_, '_>, Audience)>) -> O
     }
 }
 
-/// The audience that one of the keys of [`WHO`] names; of `user`, `group` and `unit` there can be several.
+/// The audiences that one of the keys of [`WHO`] names. `user`, `group` and `unit` can name several.
 fn audience_of(report: &mut Report<'_>, entry: &Entry<'_, '_>) -> Vec<Audience> {
     let values = match (entry.key(), entry.value().get_ref()) {
         ("user" | "group" | "unit", DeValue::Array(array)) => array.iter().collect(),
@@ -278,7 +280,7 @@ pub(crate) fn account(report: &mut Report<'_>, key: &str, value: &Spanned<DeValu
     read.map_err(|error| report.say(value.span(), error.to_string())).ok()
 }
 
-/// Declarations as stanzas, in the order given: fit to be dropped into `ports.d` and to be read by [`import`].
+/// Declarations as stanzas, in the order given. The text can be used as a drop-in and be read by [`import`].
 pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
@@ -334,13 +336,13 @@ pub fn export<'a>(declarations: impl IntoIterator<Item = &'a Declaration>) -> St
     text
 }
 
-/// The declarations of a text in stanza form, all or none; `file` is what complaints call it.
+/// The declarations of a text in stanza form, all or none. Complaints name the text as `file`.
 ///
 /// # Errors
 ///
-/// Everything that is wrong with it, two stanzas that want the same name or port included.
+/// Everything that is wrong with it. Two stanzas with the same name or port are an error, too.
 pub fn import(file: &Path, text: &str, services: &Services) -> Result<Vec<Declaration>, Vec<Diagnostic>> {
-    // The store's export can be larger than a drop-in may be, but not without bounds.
+    // The export of a store may be larger than a drop-in, but it has a limit, too.
     if text.len() > 16 << 20 {
         return Err(vec![Diagnostic::whole(file, "is larger than 16 MiB; it was not read")]);
     }
@@ -353,7 +355,7 @@ pub fn import(file: &Path, text: &str, services: &Services) -> Result<Vec<Declar
     }
 }
 
-/// Stanzas of one file that want the same name or port.
+/// The complaints about stanzas of one file that have the same name or port.
 fn clashes(file: &Path, read: &[Read]) -> Vec<Diagnostic> {
     let declared = read.iter().map(|(declaration, line)| Declared {
         declaration: declaration.clone(),
@@ -437,7 +439,7 @@ udp = [7001, 7000]
         );
     }
 
-    /// Each stanza body is wrong in one way, and the complaint says this at this place.
+    /// Each stanza body has one mistake. Its complaint begins with this place and this text.
     #[test]
     fn every_mistake_is_pointed_at_and_most_come_with_advice() {
         let cases = [

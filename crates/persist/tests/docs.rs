@@ -1,4 +1,4 @@
-//! The examples of the guides about services are what they say they are.
+//! The examples in the guides about services are valid, and they mean what the guides say.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ fn every_toml_example_is_valid() {
     }
 }
 
-/// The example of portreserve's files says what they are read as.
+/// The stanza that the guide shows for a file of portreserve is the declaration that is read from that file.
 #[test]
 fn the_portreserve_example_is_what_is_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -57,18 +57,18 @@ fn the_portreserve_example_is_what_is_read() {
     assert_eq!(read.declared[0].declaration, import(&file, &example, &services()).unwrap()[0]);
 }
 
-/// The complaints that are shown are those that are made.
+/// The guide shows the complaints that are reported.
 #[test]
 fn the_mistakes_are_reported_as_shown() {
     let text = "[[reservation]]\nname = \"web\"\ntcp = 443\nunit = \"nginx\"\nstrickt = true\n";
     let wrong = import(Path::new("/etc/portkeep/ports.d/web.toml"), text, &services()).unwrap_err();
     let printed: String = wrong.iter().map(|one| format!("{one}\n")).collect();
-    // `check` and `reload` mark each as an error, behind its place.
+    // `check` and `reload` print `error:` behind the place of each.
     let plain = |text: &str| text.replace(": error: ", ": ");
     assert!(blocks(SERVICES, "text").iter().any(|(_, block)| plain(block) == printed), "{printed}");
 }
 
-/// Every key of a stanza is in the table, and every key of the table is one.
+/// The table in the guide has exactly the keys of a stanza.
 #[test]
 fn the_table_has_the_keys() {
     let rows = SERVICES.lines().skip_while(|line| *line != "| key | what it says |").skip(2);

@@ -12,7 +12,7 @@ use portkeep_persist::{
     merge,
 };
 
-/// A root that is gone afterwards.
+/// A root that is removed after the test.
 struct Root(tempfile::TempDir);
 
 const ETC: &str = "etc/portkeep/ports.d";
@@ -44,7 +44,7 @@ impl Root {
         dropin::load(self.0.path())
     }
 
-    /// Names in order, and complaints without the root.
+    /// The names in order, and the complaints with paths that begin at the root.
     fn loaded(&self) -> (Vec<String>, Vec<String>) {
         let loaded = self.load();
         let names = loaded.declared.iter().map(|declared| declared.declaration.name.to_string()).collect();
@@ -106,7 +106,7 @@ fn links_to_dev_null_and_empty_files_mask() {
     // A mask in a folder that counts less is itself hidden.
     root.link(LIB, "d.toml", "/dev/null").file(ETC, "d.toml", stanza("d", 2));
     assert_eq!(root.loaded().0, ["c", "d"]);
-    // A file of a comment says nothing either, but it was read.
+    // A file with only a comment declares nothing either, but it is not a mask: it was read.
     root.file(ETC, "c.toml", "# nothing\n");
     assert_eq!(root.loaded(), (vec!["d".into()], vec![]));
 }
@@ -124,7 +124,7 @@ fn links_stay_below_the_root() {
             "/{ETC}/c.toml: is a link to a file that does not exist\nhelp: to mask the file of that name elsewhere link to /dev/null"
         )]
     );
-    // Outside of the root there is a passwd, inside there is none.
+    // The machine has an /etc/passwd, but this root has none.
     root.link(RUN, "d.toml", "/etc/passwd");
     assert!(root.loaded().1[1].contains("d.toml: is a link to a file that does not exist"));
 }
@@ -137,7 +137,7 @@ fn other_files_are_passed_over() {
     }
     assert_eq!(root.loaded(), (vec![], vec![]));
     assert!(root.load().files.is_empty());
-    // And no folder at all is no drop-ins.
+    // If there is no folder at all, there are no drop-ins.
     assert_eq!(Root::new().loaded(), (vec![], vec![]));
 }
 
@@ -165,7 +165,7 @@ fn an_unreadable_file_is_reported_and_the_others_are_read() {
     for (shown, begin) in wrong.iter().zip(begins) {
         assert!(shown.starts_with(&format!("/{ETC}/{begin}")), "{shown}");
     }
-    // A folder that is none.
+    // Here `ports.d` is a file, not a folder.
     let root = Root::new();
     root.file("etc/portkeep", "ports.d", "");
     assert!(root.loaded().1[0].starts_with("/etc/portkeep/ports.d: cannot be listed"), "{:?}", root.loaded());

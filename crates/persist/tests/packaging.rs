@@ -15,7 +15,7 @@ fn parse(text: &str) -> Config {
     Config::parse(Path::new("portkeep.toml"), text).unwrap_or_else(|wrong| panic!("{wrong:#?}\nin\n{text}"))
 }
 
-/// With its settings in force: what is commented out as a setting has no space after the `#`.
+/// The configuration file with its settings in force. A setting that is commented out has no space after the `#`.
 fn uncommented() -> String {
     let lines = CONFIGURATION.lines().map(|line| match line.strip_prefix('#') {
         Some(setting) if !setting.is_empty() && !setting.starts_with(' ') => setting,
@@ -29,7 +29,7 @@ fn as_installed_nothing_is_set() {
     assert_eq!(parse(CONFIGURATION), Config::default());
 }
 
-/// Taking away the `#` changes nothing, except where there is no default that could be written down.
+/// Removing the `#` changes nothing, except for keys whose default cannot be written in the file.
 #[test]
 fn every_default_is_the_one_that_is_shown() {
     let config = parse(&uncommented());

@@ -39,7 +39,7 @@ prop_compose! {
     ) -> Declaration {
         let mut declaration = Declaration::new(
             name.parse().unwrap(),
-            // The second block, where it is apart from the first.
+            // The second block is left out if it overlaps the first.
             PortList::new([block, other].into_iter().take(if block.overlaps(other) { 1 } else { 2 })).unwrap(),
             Transports::from_bits(bits).unwrap(),
         );

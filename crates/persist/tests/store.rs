@@ -28,7 +28,7 @@ fn names(store: &Store) -> Vec<String> {
 const FOLDER: &str = "PORTKEEP_TEST_STORE";
 const SEED: &str = "PORTKEEP_TEST_SEED";
 
-/// Creates and deletes until it is killed, and says what it begins and what is reported done.
+/// Creates and deletes until it is killed. It prints a line when a change begins and when it is reported done.
 #[test]
 #[ignore = "is killed by `kill_nine_loses_nothing_that_was_reported`"]
 fn helper_changes() {
@@ -71,7 +71,7 @@ fn kill_nine_loses_nothing_that_was_reported() {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut under_way: Option<(Name, Option<Stored>)> = None;
-        // Killed while it opens the store, or some changes later, at any point of one.
+        // The helper is killed while it opens the store, or some changes later, at any point of a change.
         let patience = round % 8;
         let mut seen = 0;
         let mut killed = false;
@@ -82,7 +82,7 @@ fn kill_nine_loses_nothing_that_was_reported() {
                 killed = true;
             }
             let mut line = String::new();
-            // Output from before the end is still in the pipe; the last line may be cut off.
+            // After the kill, the earlier output is still in the pipe. Its last line may be cut off.
             if lines.read_line(&mut line).unwrap() == 0 || !line.ends_with('\n') {
                 break;
             }
@@ -143,7 +143,7 @@ fn helper_fills() {
     let all = names(&store);
     assert_eq!(all.len() as u64, created);
     drop(store);
-    // All that was reported is there after a restart with the disk still full, and it is said again.
+    // After a restart, the disk is still full. All reported entries are there, and the same error is reported again.
     let mut store = Store::open(Path::new(&folder)).unwrap();
     assert_eq!(names(&store), all);
     assert!(matches!(store.create(&entry(created)), Err(StoreError::Full { .. })));
@@ -173,7 +173,7 @@ fn a_full_disk_refuses_and_keeps() {
         }
         other => {
             assert!(std::env::var_os("PORTKEEP_REQUIRE_KERNEL").is_none(), "no small disk can be mounted: {other:?}");
-            // Past the harness, which swallows what a passing test prints.
+            // This bypasses the test harness, which hides the output of a test that passes.
             let skipped = "SKIPPED a_full_disk_refuses_and_keeps: no small disk can be mounted here (not root?)\n";
             let _ = rustix::io::write(rustix::stdio::stderr(), skipped.as_bytes());
         }
@@ -190,7 +190,7 @@ fn one_process_at_a_time_and_readers_any_time() {
     let second = Store::open(folder.path()).unwrap_err();
     let expected = format!("is in use by another portkeep (pid {})", std::process::id());
     assert!(second.to_string().ends_with(&expected), "{second}");
-    // The one of this boot is another one.
+    // The store of this boot is another store.
     let mut active = Store::open_runtime(folder.path(), "boot-1").unwrap();
     active.create(&entry(9)).unwrap();
 
@@ -219,7 +219,7 @@ fn readers_see_whole_states_while_another_writes() {
     let mut last = 0;
     while !writer.is_finished() {
         let seen = Store::list_readonly(&path).unwrap();
-        // They are created in turn, so a whole state is the first so many.
+        // The entries are created in their order, so each whole state is the first N of them, for some N.
         let expected: Vec<Stored> = (0..seen.len() as u64).map(entry).collect();
         assert_eq!(seen, expected);
         assert!(seen.len() >= last, "{} after {last}", seen.len());
@@ -241,12 +241,12 @@ fn files_are_for_their_owner_and_the_folder_is_made() {
     for file in files {
         assert_eq!(mode(&file), 0o600, "{file:?}");
     }
-    // A folder that others can write is no place for it; one they can look into is.
+    // A folder that others can read is accepted. A folder that others can write is refused.
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     drop(Store::open(&folder).unwrap());
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(Store::open(&folder), Err(StoreError::Open { .. })));
-    // Nor is a link that somebody put in its place.
+    // A link or a fifo in the place of the file is refused, too.
     let other = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/etc/passwd", other.path().join(store::PERSISTENT)).unwrap();
     assert!(matches!(Store::open(other.path()), Err(StoreError::Io { .. })));
@@ -276,7 +276,8 @@ fn another_boot_discards_what_was_active() {
     assert_eq!(names(&Store::open_runtime(folder.path(), "boot-2").unwrap()), ["r2"]);
 }
 
-/// A store of a newer Portkeep, and one of a newer library: reported as such, named, and kept byte for byte.
+/// A store that is damaged, of a newer Portkeep or of a newer library is reported as such. The message has its path,
+/// and the file is kept byte for byte.
 #[test]
 fn damaged_and_newer_stores_are_named_and_kept() {
     let folder = tempfile::tempdir().unwrap();
@@ -300,7 +301,7 @@ fn damaged_and_newer_stores_are_named_and_kept() {
     (newer[64], newer[192]) = (9, 9);
     keeps(&newer, "was written by a newer Portkeep (its file format is 9, the newest known here 3)");
 
-    // Written by the library itself, as a newer Portkeep would.
+    // The library itself writes this file, as a newer Portkeep would.
     fs::write(&path, &good).unwrap();
     let database = redb::Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -340,7 +341,7 @@ fn a_record_that_could_not_be_read_again_is_not_written() {
 fn ten_thousand_entries_open_list_and_come_back_from_an_export() {
     const MANY: u64 = 10_000;
     let folder = tempfile::tempdir().unwrap();
-    // One by one, as commands create them, would take twenty thousand commits; a few show what one costs.
+    // Creating all of them one by one, as commands do, requires twenty thousand commits. A few show the cost of one.
     let mut store = Store::open(folder.path()).unwrap();
     let begin = Instant::now();
     for number in 0..20 {

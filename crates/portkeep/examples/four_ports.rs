@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reservation = request.acquire()?;
     println!("ports {}, {}", reservation.ports(), reservation.enforcement());
 
-    // Between here and the last bind, nobody else can have one of them, however long it takes.
+    // Until the last bind, no outsider can bind one of them, however long that is.
     let listeners: Result<Vec<_>, _> =
         reservation.ports().iter().map(|port| reservation.bind_tcp_port(Ipv6Addr::UNSPECIFIED, port)).collect();
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             scope.spawn(move || {
                 let port = listener.local_addr().map_or(0, |address| address.port());
                 for connection in listener.incoming() {
-                    // A client that has gone again is no reason to stop.
+                    // If a client has disconnected already, serve the next one.
                     let _ = connection.and_then(|mut connection| writeln!(connection, "this is port {port}"));
                 }
             });

@@ -1,7 +1,7 @@
 //! Two ways to let others have a port: the token for a thread, and a socket for another process.
 //!
-//! A socket that is associated carries its right with it, so the child needs neither the token nor to be in the scope.
-//! Without kernel enforcement an association cannot be had, and the child gets a socket that is already bound.
+//! An associated socket has the right itself, so the child does not need the token, and does not have to be in the
+//! scope. Without kernel enforcement there is no association, and the child gets a socket that is already bound.
 //!
 //!     cargo run -p portkeep --example hand_over
 
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Enforcement::Kernel => reservation.associate(&socket)?,
         _ => drop(reservation.bind(&socket, ANY)?),
     }
-    // Standard input is the simplest descriptor to inherit; SCM_RIGHTS does as well.
+    // Standard input is the simplest descriptor to inherit; SCM_RIGHTS works too.
     let status =
         Command::new(std::env::current_exe()?).arg("child").stdin(Stdio::from(OwnedFd::from(socket))).status()?;
     if status.success() { Ok(()) } else { Err(format!("the child: {status}").into()) }

@@ -31,10 +31,11 @@
  * sockets that bind to port 0 or connect without a bind: the kernel chooses a
  * free port of the block. Call it before bind.
  *
- * EINPROGRESS from ACQUIRE is no failure: the agent checks whether the ports
- * are free. That happens to particular ports outside the pool, and to those of
+ * EINPROGRESS from ACQUIRE is not a failure: the agent checks whether the ports
+ * are free. It does so for particular ports outside the pool, and for those of
  * the pool that were closed a moment ago. Poll PORTKEEP_GRANTED until `state`
- * is not PORTKEEP_PENDING; portkeep_wait() does. Closing the socket cancels.
+ * is not PORTKEEP_PENDING; portkeep_wait() does that. Closing the socket
+ * cancels the request.
  *
  * errno
  *
@@ -45,9 +46,9 @@
  *     EDQUOT        your account holds as many ports or waiting requests as it may, or the socket
  *                   owns 128 reservations
  *     EACCES        the block has privileged ports, and you have no right to reserve those
- *     ENETDOWN      the agent has to check these ports, and none runs (or it failed to)
+ *     ENETDOWN      the agent has to check these ports, and no agent runs, or the check failed
  *     EINVAL        count is 0, the block passes 65535, or flags, scope, align, cgroup, also or size are wrong
- *     ENOMEM        the kernel has no memory for it
+ *     ENOMEM        the kernel has no memory for the reservation
  *   GRANTED
  *     ENOENT        this socket has made no request, or its reservation has ended
  *   ASSOCIATE, RELEASE
@@ -57,13 +58,13 @@
  *   bind
  *     EADDRINUSE    the port is used, or reserved by others (EACCES if the administrator chose that);
  *                   to port 0: every port of the block is used
- *     EACCES        an associated socket, and the port is not in the block
- *   each of the options
- *     ENOPROTOOPT   the kernel enforces nothing here: an administrator runs `portkeep up`. From
- *                   getsockopt on an IPv4 socket that is EOPNOTSUPP.
+ *     EACCES        the socket is associated, and the port is not in the block
+ *   every option
+ *     ENOPROTOOPT   kernel enforcement is not up: an administrator can run `portkeep up`.
+ *                   getsockopt on an IPv4 socket reports EOPNOTSUPP instead.
  *     EOPNOTSUPP    the socket is neither TCP nor UDP; an MPTCP socket is neither
  *     EFAULT        a pointer is wrong
- *   portkeep_wait, portkeep_reserve, moreover
+ *   portkeep_wait and portkeep_reserve also report
  *     ETIMEDOUT     the agent did not answer in time; the request still waits
  *     EINTR         a signal came; the request still waits
  */
@@ -82,7 +83,7 @@ extern "C" {
 
 /* The level of setsockopt(2) and getsockopt(2). */
 #define SOL_PORTKEEP 0x504b
-/* Of the structures here, as PORTKEEP_VERSION reports it. */
+/* The version of the structures here, as PORTKEEP_VERSION reports it. */
 #define PORTKEEP_ABI 5
 
 /* setsockopt */
@@ -117,7 +118,7 @@ extern "C" {
 #define PORTKEEP_LABEL 24
 #define PORTKEEP_COMM 16
 
-/* A request. It may be passed with a size of 8, 16, 24 or 48 bytes: what is left out is 0. */
+/* A request. It may be passed with a size of 8, 16, 24 or 48 bytes: the fields left out are 0. */
 struct portkeep_acquire {
 	uint16_t start; /* the first port; 0: the system chooses ports of the pool */
 	uint16_t count; /* how many ports, not 0 */
@@ -135,7 +136,7 @@ struct portkeep_acquire {
 };
 
 /*
- * Others who may bind the ports, beside the scope:
+ * Others that may bind the ports, in addition to the scope:
  *
  *   struct { struct portkeep_acquire request; struct portkeep_also also[1]; } both =
  *           { { .count = 1, .also = 1 }, { { PORTKEEP_SCOPE_UNIT, 0, "docker.service" } } };
@@ -177,7 +178,7 @@ struct portkeep_select {
 	uint64_t token;
 };
 
-/* The struct portkeep_also that the buffer has room for follow it. A refused request has none any more. */
+/* As many struct portkeep_also follow it as the buffer has room for. A refused request has none any more. */
 struct portkeep_state {
 	uint64_t token;  /* 0 unless the caller may use the reservation */
 	uint64_t netns;  /* as SO_NETNS_COOKIE reports it */

@@ -1,4 +1,4 @@
-//! Sockets of the program's own, seen from a reservation.
+//! The operations of a reservation on the program's own sockets.
 
 use std::{net::SocketAddr, os::fd::AsFd};
 
@@ -20,13 +20,13 @@ pub trait PortkeepSocket: AsFd + sealed::Sealed {
     /// Let this unbound socket take its port out of a reservation.
     ///
     /// From then on `bind` to port 0 gets a free port of the block, `bind` to a port of the block gets that one, and
-    /// `connect` without `bind` takes its source port from it. The socket carries the right with it: whoever it is
-    /// handed to may bind it.
+    /// `connect` without `bind` takes its source port from it. The right belongs to the socket: every process
+    /// that gets the socket may bind it.
     ///
-    /// A UDP socket has to `bind` or `connect`: the port that a first `sendto` chooses is not out of the block.
+    /// A UDP socket has to `bind` or `connect`: if it calls `sendto` first, its port does not come out of the block.
     ///
-    /// Needs kernel enforcement, because it is the later `bind` that does the work;
-    /// [`bind_from`](Self::bind_from) also does without.
+    /// Requires kernel enforcement, because the kernel chooses the port at the later `bind`.
+    /// [`bind_from`](Self::bind_from) works without it too.
     fn associate(&self, token: Token) -> Result<(), AssociateError> {
         if held::holds(token) {
             return Err(AssociateError::Held);
@@ -56,7 +56,7 @@ pub trait PortkeepSocket: AsFd + sealed::Sealed {
         bind_associated(&socket, token, address)
     }
 
-    /// The reservation this socket is associated with, `None` if it is with none or that one has ended.
+    /// The reservation this socket is associated with. `None` if there is none, or if it has ended.
     fn reservation(&self) -> Result<Option<Info>, QueryError> {
         query::version_of(self)?;
         query::ask(self, &SelectRequest { by: wire::BY_ASSOCIATED, ..Default::default() })
@@ -66,7 +66,7 @@ pub trait PortkeepSocket: AsFd + sealed::Sealed {
     fn owned(&self) -> Result<Vec<Info>, QueryError> {
         query::version_of(self)?;
         let mut found = Vec::new();
-        // A reservation that has ended leaves a gap behind, so a gap is not the end.
+        // An index is empty if its reservation has ended. A later index can still have one.
         for index in 0..wire::OWNED as u16 {
             let select = SelectRequest { by: wire::BY_INDEX, port: index, ..Default::default() };
             found.extend(query::ask(self, &select)?);
@@ -83,7 +83,7 @@ pub(crate) fn bind_associated(socket: &Socket, token: Token, address: SocketAddr
     socket.bind(&address.into()).map_err(|source| match source.raw_os_error().map(Errno) {
         Some(Errno::EADDRINUSE) if port == 0 => BindError::Exhausted,
         Some(Errno::EADDRINUSE) => BindError::InUse { port },
-        // Two reasons have this number; the reservation's existence shows which it was.
+        // EACCES has several reasons. The reservation shows which of them it is.
         Some(Errno::EACCES) => match query::block_of(token) {
             Ok(Some(info)) if port != 0 && !info.ports.contains(port) => BindError::OutsideBlock { port },
             Ok(Some(_)) => BindError::BindCall { source },

@@ -1,6 +1,6 @@
 //! Ready-made std sockets out of a reservation.
 //!
-//! They are ordinary blocking sockets. For tokio and its like:
+//! They are ordinary blocking sockets. For tokio and similar runtimes:
 //! `set_nonblocking(true)`, then `TcpListener::from_std`.
 
 use std::{
@@ -18,15 +18,15 @@ use crate::{
     sys,
 };
 
-/// As many connections as the system lets wait.
+/// The longest queue of connections that the system allows.
 const BACKLOG: i32 = libc::SOMAXCONN;
 
 impl Reservation {
     /// Listen on a free port of the block. `Ipv6Addr::UNSPECIFIED` serves IPv4 as well, unless the system says
     /// otherwise (`net.ipv6.bindv6only`).
     ///
-    /// Of a held reservation, the socket that held the port is the one handed out if it has the right address, and
-    /// gives way to a new one otherwise.
+    /// In held mode, if the socket that holds the port has the right address, this returns that socket. Otherwise a new
+    /// socket replaces it.
     pub fn bind_tcp(&self, ip: impl Into<IpAddr>) -> Result<TcpListener, BindError> {
         self.listen(ip.into(), 0)
     }
@@ -48,8 +48,8 @@ impl Reservation {
 
     /// Connect to a TCP server, with a free port of the block (of a list: the first block) as the source port.
     pub fn connect_tcp(&self, peer: SocketAddr) -> Result<TcpStream, ConnectError> {
-        // A source port can be free and yet not good for this peer, when an older connection to it still lingers.
-        // The next draw gives another one.
+        // A free source port cannot be used for this peer if an older connection from that port to it still exists.
+        // The next draw gives another port.
         let mut attempts = self.ports().first().count();
         loop {
             match self.connect(Transport::Tcp, peer) {
@@ -68,7 +68,7 @@ impl Reservation {
         self.connect(Transport::Udp, peer).map(Into::into)
     }
 
-    /// The port, if it is one of the block. Port 0 is not; that is what the functions without a port are for.
+    /// The port, if it is one of the block. Port 0 is an error: the functions without a port draw a free one.
     fn of_block(&self, port: u16) -> Result<u16, BindError> {
         if self.ports().contains(port) { Ok(port) } else { Err(BindError::OutsideBlock { port }) }
     }
@@ -113,7 +113,7 @@ impl Reservation {
         let failed = |source| ConnectError::ConnectCall { peer, source };
         match socket.connect(&peer.into()) {
             Ok(()) => Ok(socket),
-            // It goes on in the background, and must not be begun anew.
+            // The kernel continues to connect in the background, so connect must not be called again.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 sys::wait_connected(socket.as_raw_fd()).map_err(failed)?;
                 match socket.take_error().map_err(failed)? {
@@ -121,7 +121,7 @@ impl Reservation {
                     Some(error) => Err(failed(error)),
                 }
             }
-            // The source port is drawn inside connect, so these two are about the reservation.
+            // The kernel draws the source port in connect, so these two errors come from the reservation.
             Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE.0) => Err(BindError::Exhausted.into()),
             Err(error) if error.raw_os_error() == Some(Errno::EACCES.0) && self.state().is_err() => {
                 Err(BindError::Ended.into())

@@ -1,6 +1,6 @@
-//! The control codes as they are: one function per code, thin and complete.
+//! The control codes: one function for each, without additions.
 //!
-//! Most programs want [`crate::Reservation`], which is built on these. They are
+//! Most programs use [`crate::Reservation`], which is built on these. They are
 //! public for programs that manage tokens themselves, and for tests.
 //!
 //! Every port here is in host byte order. The errors are those of the kernel,
@@ -53,17 +53,17 @@ fn set_struct<T: IntoBytes + Immutable>(socket: impl AsFd, option: i32, value: &
     set(socket, option, value.as_bytes())
 }
 
-/// ACQUIRE. `EINPROGRESS` means: claimed, and [`granted`] will report what the agent found.
+/// ACQUIRE. `EINPROGRESS` means that the request is pending; [`granted`] reports the outcome.
 ///
-/// The shortest form of the request that says everything is sent, because the
-/// kernel handles up to 32 bytes without allocating.
+/// It sends the shortest form of the request, without the fields at its end
+/// that are 0, because the kernel handles up to 32 bytes without allocating.
 pub fn acquire(socket: impl AsFd, request: &AcquireRequest) -> io::Result<()> {
     let bytes = request.as_bytes();
     let length = [8, 16, 24].into_iter().find(|&n| bytes[n..].iter().all(|byte| *byte == 0)).unwrap_or(bytes.len());
     set(socket, wire::ACQUIRE, &bytes[..length])
 }
 
-/// ACQUIRE, and let others in beside the scope.
+/// ACQUIRE, and admit others in addition to the scope.
 pub fn acquire_also(socket: impl AsFd, request: &AcquireRequest, also: &[Also]) -> io::Result<()> {
     if also.is_empty() {
         return acquire(socket, request);
@@ -106,7 +106,8 @@ pub fn state_also(socket: impl AsFd, select: &SelectRequest) -> io::Result<(Stat
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         let also: Vec<Also> =
             rest.chunks_exact(size_of::<Also>()).filter_map(|one| Also::read_from_bytes(one).ok()).collect();
-        // Fewer than there are: they were changed while the kernel looked. A refused request lets nobody in any more.
+        // If the others change while the kernel reads them, the answer has fewer than it says: ask again. A refused
+        // request has none any more.
         if also.len() == usize::from(state.also) || state.state == wire::REFUSED || tries == TRIES {
             return Ok((state, also));
         }
@@ -114,15 +115,15 @@ pub fn state_also(socket: impl AsFd, select: &SelectRequest) -> io::Result<(Stat
     }
 }
 
-/// So often an answer is asked for again that was not whole.
+/// How often to ask again if an answer is incomplete.
 const TRIES: u32 = 10;
 
-/// Which BPF programs serve this socket. `ENOPROTOOPT`: none.
+/// The BPF programs that serve this socket. `ENOPROTOOPT` or `EOPNOTSUPP`: there are none.
 pub fn version(socket: impl AsFd) -> io::Result<Version> {
     get_struct(socket, wire::VERSION)
 }
 
-/// Mark a socket as one of the agent's. Needs the secret of the `config` map.
+/// Mark a socket as one of the agent's. Requires the secret of the `config` map.
 pub fn agent_mark(socket: impl AsFd, mark: &AgentMark) -> io::Result<()> {
     set_struct(socket, wire::AGENT, mark)
 }

@@ -16,20 +16,20 @@ pub enum Enforcement {
     Kernel,
     /// No BPF programs serve this process, so this process holds the ports with sockets of its own.
     ///
-    /// A port that has not been handed out yet is safe from everybody, root included, since it is bound. Beyond that:
+    /// A port that has not been handed out yet is bound, so no other process can bind it, not even root's. The limits:
     ///
-    /// - A port handed out is protected only as far as the socket bound to it protects it. When that socket closes,
-    ///   anybody may take the port; the next draw takes it back if nobody has.
+    /// - After a port is handed out, only the socket that is bound to it protects it. When that socket closes, any
+    ///   process can bind the port. If none has, the next draw holds it again.
     /// - The scope is always the process, and only this library's functions can give out the ports. An ordinary `bind(2)`
     ///   to one fails with `EADDRINUSE`, in this process too. [`open_held`](crate::Reservation::open_held) lets other
-    ///   processes bind them, and cannot choose which.
-    /// - Ports already in use are found by trying, and every port costs a descriptor for each transport.
+    ///   processes bind them: all others, not chosen ones.
+    /// - Only a bind shows whether a port is in use. Every port requires a descriptor for each transport.
     /// - The reservation ends with the process or the guard, not with the owner socket.
     Held,
 }
 
 impl Enforcement {
-    /// `kernel` or `held`, for listings and machines.
+    /// `kernel` or `held`, for listings and programs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -54,12 +54,12 @@ impl fmt::Display for Enforcement {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Require {
-    /// The kernel's where there is one, else held. Ask [`crate::Reservation::enforcement`] which one it became.
+    /// Kernel enforcement if it is up, else held mode. [`crate::Reservation::enforcement`] reports which of them it is.
     #[default]
     Any,
-    /// The kernel's or none: [`crate::AcquireError::KernelAbsent`].
+    /// Only kernel enforcement. Without it, the request fails with [`crate::AcquireError::KernelAbsent`].
     Kernel,
-    /// Held, even where kernel enforcement is there (for tests).
+    /// Held mode, even if kernel enforcement is up (for tests).
     Held,
 }
 

@@ -1,8 +1,8 @@
 //! One error type per action, each variant with what to do about it.
 //!
-//! All of them know their error number ([`AcquireError::errno`] and so on) and
-//! turn into an [`io::Error`] of the kind that number has, so a function that
-//! returns `io::Result` can use `?` and its callers can still ask for
+//! Each has its error number ([`AcquireError::errno`] and so on), and `?` turns
+//! it into an [`io::Error`] of the kind that this number has. So the callers of a
+//! function that returns `io::Result` can still check for
 //! `ErrorKind::AddrInUse`.
 
 use std::{fmt, io};
@@ -40,7 +40,7 @@ into_io!(AcquireError, ReleaseError, AssociateError, BindError, ConnectError, Qu
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MalformedRequest {
-    /// The number of ports is 0, or the block runs past 65535: ask for less, or lower.
+    /// The number of ports is 0, or the block ends after 65535. Ask for fewer ports, or start lower.
     #[error(transparent)]
     Block(#[from] PortRangeError),
     /// The alignment is not a power of two, or the start is not a multiple of it.
@@ -49,13 +49,15 @@ pub enum MalformedRequest {
     /// The text is no list of ports: write `80,443`, `5000-5019` or a name of /etc/services.
     #[error(transparent)]
     Ports(#[from] ParsePortsError),
-    /// The kernel draws from one block, so a private ephemeral range is not a list of several: make a second request for the others.
+    /// A private ephemeral range is one block, not a list, because the kernel draws from one block. Request the other
+    /// blocks separately.
     #[error("a private ephemeral range has to be one block, not several; reserve the others by a second request")]
     RangeOfBlocks,
-    /// A private ephemeral range is for sockets that are not associated, and a strict reservation for the others: choose one.
+    /// A private ephemeral range is for sockets that are not associated, and a strict reservation is for associated
+    /// sockets. Choose one.
     #[error("a reservation cannot be strict and a private ephemeral range at once")]
     StrictRange,
-    /// Others that cannot be admitted: more than four, one twice, or neither a user nor a group nor a unit.
+    /// Others that cannot be admitted: more than four, one of them twice, or one that is no user, group or unit.
     #[error(transparent)]
     Others(#[from] AudienceError),
     /// The label has a zero byte or more than 24 bytes: shorten it.
@@ -63,7 +65,7 @@ pub enum MalformedRequest {
     Label(String),
 }
 
-/// Why there is no reservation. Nothing is left behind in any case.
+/// Why there is no reservation. After each of these errors, nothing stays reserved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcquireError {
@@ -74,14 +76,15 @@ pub enum AcquireError {
     #[error("the cgroup of the scope is not the caller's nor one above it")]
     ForeignCgroup,
     /// `EADDRINUSE`: a port of the block asked for is reserved or in use. Ask for other
-    /// ports, or end what has them.
+    /// ports, or end the reservation or the socket that has them.
     #[error("{}", Conflict(.ports, .transports, .by))]
     InUse {
         /// The block asked for.
         ports: PortRange,
         /// Its transports.
         transports: Transports,
-        /// The reservation in the way, if it is one (not a socket without reservation) and still there.
+        /// The reservation that has the port. `None` if a socket without a reservation has it, or if the reservation
+        /// has ended.
         by: Option<Box<Info>>,
     },
     /// `ENOSPC`: the pool has no free run of that length. Ask for fewer ports, release some, or
@@ -91,8 +94,8 @@ pub enum AcquireError {
         /// How many were asked for.
         count: u16,
     },
-    /// `EDQUOT`: the user holds as many ports as it may, or the owner socket as many
-    /// reservations (128). Release some.
+    /// `EDQUOT`: the user holds as many ports as it may, or the owner socket owns 128
+    /// reservations already. Release some.
     #[error(
         "more than the port quota of this user, or than 128 reservations of one socket; see `quota` in portkeep.toml(5)"
     )]
@@ -104,22 +107,22 @@ pub enum AcquireError {
     /// `EACCES`: the block has privileged ports. Run as root, or let the administrator allow it.
     #[error("privileged ports need a right this process does not have")]
     Privileged,
-    /// `ENETDOWN`: a block outside the pool has to be confirmed by the agent, and none runs. Start
-    /// it (`portkeep agent`), or take ports of the pool.
+    /// `ENETDOWN`: the agent has to confirm a block outside the pool, and no agent runs. Start
+    /// it (`portkeep agent`), or reserve ports of the pool.
     #[error("ports outside the pool need the agent, which is not running")]
     AgentAbsent,
-    /// `ENETDOWN`: the agent runs but could not find out whether the ports are vacant. Its log says why; take ports of the
-    /// pool, or try again when that is mended.
+    /// `ENETDOWN`: the agent runs but could not check whether the ports are free. Its log says why. Reserve ports of
+    /// the pool, or solve the problem and try again.
     #[error("the agent could not find out whether the ports are vacant; its log says why")]
     AgentFailed,
-    /// `ETIMEDOUT`: the agent runs but has not answered in time: it hangs, or was stopped. Its log may say why; restart it
-    /// (`systemctl restart portkeep`), or take ports of the pool.
+    /// `ETIMEDOUT`: the agent runs but has not answered in time: it hangs, or was stopped. Its log may say why. Restart
+    /// it (`systemctl restart portkeep`), or reserve ports of the pool.
     #[error("the agent does not answer ({} s)", .limit.as_secs_f32())]
     AgentSilent {
-        /// How long was waited.
+        /// How long the request waited.
         limit: std::time::Duration,
     },
-    /// `EINTR`: a signal ended the wait for the agent. Try again if it was none that ends the program.
+    /// `EINTR`: a signal ended the wait for the agent. Try again, unless this signal is meant to end the program.
     #[error("a signal came before the agent had answered")]
     Interrupted,
     /// `ECANCELED`: the request was cancelled, or an administrator ended it while it was pending.
@@ -140,11 +143,11 @@ pub enum AcquireError {
     /// `EOPNOTSUPP`: this requires kernel enforcement. Bring it up, or ask for less.
     #[error("{what} requires kernel enforcement")]
     HeldCannot {
-        /// The request.
+        /// The part of the request that requires it.
         what: &'static str,
     },
     /// `EMFILE`: held mode requires a descriptor for each port and transport, and the limit is too low for this block.
-    /// Raise it (`ulimit -n`), ask for fewer ports, or bring kernel enforcement up, which needs one for all.
+    /// Raise it (`ulimit -n`), ask for fewer ports, or bring kernel enforcement up, which requires one for all.
     #[error(
         "holding {count} ports requires a descriptor for each, more than the limit of open files leaves (`ulimit -n`)"
     )]
@@ -161,7 +164,7 @@ pub enum AcquireError {
         /// The error of the call.
         source: io::Error,
     },
-    /// ACQUIRE failed in a way that has no name above.
+    /// ACQUIRE failed for another reason.
     #[error("acquiring a reservation")]
     AcquireCall {
         /// The error of the call.
@@ -170,7 +173,7 @@ pub enum AcquireError {
 }
 
 impl AcquireError {
-    /// The error number the action fails with; none if a call below failed without one.
+    /// The error number. `None` if the failed system call reported none.
     pub fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::Malformed(_) | Self::ForeignCgroup => Errno::EINVAL,
@@ -210,8 +213,8 @@ pub enum ReleaseError {
     /// `ENOENT`: no such reservation; it may have ended already. Usually nothing needs to be done.
     #[error("no such reservation, or it has already ended")]
     Unknown,
-    /// `EPERM`: only the owner process releases. A process that inherited the owner socket gives up
-    /// its part by closing it.
+    /// `EPERM`: only the owner process can release. A process that inherited the owner socket
+    /// can only close it.
     #[error("the reservation belongs to another process")]
     NotOwner,
     /// `EINVAL`: the reservation is in another network namespace. Release it from there.
@@ -220,7 +223,7 @@ pub enum ReleaseError {
     /// `ENOPROTOOPT`: kernel enforcement is not up, and this process holds nothing under that token.
     #[error("kernel enforcement is not up here")]
     KernelAbsent,
-    /// RELEASE failed in a way that has no name above.
+    /// RELEASE failed for another reason.
     #[error("releasing a reservation")]
     ReleaseCall {
         /// The error of the call.
@@ -229,7 +232,7 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
-    /// The error number the action fails with; none if a call below failed without one.
+    /// The error number. `None` if the failed system call reported none.
     pub fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::Unknown => Errno::ENOENT,
@@ -261,14 +264,14 @@ pub enum AssociateError {
     /// `EOPNOTSUPP`: the socket is neither TCP nor UDP (MPTCP counts as neither).
     #[error("only TCP and UDP sockets can be associated")]
     NotTcpOrUdp,
-    /// `EOPNOTSUPP`: the reservation is only held, and a later `bind` of the program's own would
-    /// know nothing of it. Use [`crate::PortkeepSocket::bind_from`], which does both.
+    /// `EOPNOTSUPP`: the reservation is only held, so an association would have no effect on a
+    /// later `bind`. Use [`crate::PortkeepSocket::bind_from`], which associates and binds.
     #[error("a held reservation cannot be associated; bind with bind_from")]
     Held,
     /// `ENOPROTOOPT`: kernel enforcement is not up, and this process holds nothing under that token.
     #[error("kernel enforcement is not up here")]
     KernelAbsent,
-    /// ASSOCIATE failed in a way that has no name above.
+    /// ASSOCIATE failed for another reason.
     #[error("associating a socket")]
     AssociateCall {
         /// The error of the call.
@@ -277,7 +280,7 @@ pub enum AssociateError {
 }
 
 impl AssociateError {
-    /// The error number the action fails with; none if a call below failed without one.
+    /// The error number. `None` if the failed system call reported none.
     pub fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::Unknown => Errno::ENOENT,
@@ -297,13 +300,13 @@ pub enum BindError {
     /// `EADDRINUSE`: every port of the block has a socket. Close one, or acquire more.
     #[error("every port of the reservation is in use")]
     Exhausted,
-    /// `EADDRINUSE`: that port of the block has a socket. Take another one, or port 0.
+    /// `EADDRINUSE`: that port of the block has a socket. Bind another one, or port 0.
     #[error("port {port} of the reservation is in use")]
     InUse {
         /// The port asked for.
         port: u16,
     },
-    /// `EACCES`: that port is not of the block. A bug in the program.
+    /// `EACCES`: that port is not in the block. A bug in the program.
     #[error("port {port} is outside the reservation")]
     OutsideBlock {
         /// The port asked for.
@@ -321,7 +324,7 @@ pub enum BindError {
     /// The socket could not be associated.
     #[error(transparent)]
     Associate(#[from] AssociateError),
-    /// The system refused for a reason of its own, such as an address that is not local.
+    /// The bind failed for another reason, such as an address that is not local.
     #[error("binding a socket")]
     BindCall {
         /// The error of the call.
@@ -330,7 +333,7 @@ pub enum BindError {
 }
 
 impl BindError {
-    /// The error number the action fails with; none if a call below failed without one.
+    /// The error number. `None` if the failed system call reported none.
     pub fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::Exhausted | Self::InUse { .. } => Errno::EADDRINUSE,
@@ -342,17 +345,17 @@ impl BindError {
     }
 }
 
-/// Why no connection came about from a port of the reservation.
+/// Why a connection from a port of the reservation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// No port could be had.
+    /// The socket got no port of the reservation.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The peer did not answer or refused, as with any connection.
     #[error("connecting to {peer}")]
     ConnectCall {
-        /// The server that was called.
+        /// The peer's address.
         peer: std::net::SocketAddr,
         /// The error of the call.
         source: io::Error,
@@ -360,7 +363,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// The error number the action fails with; none if a call below failed without one.
+    /// The error number. `None` if the failed system call reported none.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Bind(error) => error.errno(),
@@ -369,7 +372,7 @@ impl ConnectError {
     }
 }
 
-/// Why a question had no answer.
+/// Why a query failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
@@ -384,13 +387,13 @@ pub enum QueryError {
         /// The library's.
         expected: u32,
     },
-    /// `EOPNOTSUPP`: the socket is neither TCP nor UDP, so it cannot be asked.
+    /// `EOPNOTSUPP`: the socket is neither TCP nor UDP, so no query can use it.
     #[error("only TCP and UDP sockets can be asked")]
     NotTcpOrUdp,
     /// `ENOENT`: the reservation has ended.
     #[error("the reservation has ended")]
     Ended,
-    /// The question failed in a way that has no name above.
+    /// The query failed for another reason.
     #[error("asking the BPF programs")]
     QueryCall {
         /// The error of the call.
@@ -399,7 +402,7 @@ pub enum QueryError {
 }
 
 impl QueryError {
-    /// The error number the action fails with; none if a call below failed without one.
+    /// The error number. `None` if the failed system call reported none.
     pub fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::KernelAbsent | Self::OtherAbi { .. } => Errno::ENOPROTOOPT,

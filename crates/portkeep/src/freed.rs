@@ -14,17 +14,18 @@ use crate::{
     sys,
 };
 
-/// No event reports some changes, which are noticed after this: a port that leaves TIME_WAIT, a RELEASE on a socket that stays open.
+/// No event reports a port that leaves TIME_WAIT, or a RELEASE on a socket that stays open. So look again after this
+/// time.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The same where the kernel reports no events.
+/// The same, if the kernel reports no events.
 const WITHOUT_EVENTS: Duration = Duration::from_millis(100);
-/// Between two tries, so that a machine on which many sockets close does not keep a waiting process busy. It doubles with
-/// each try in vain.
+/// The pause between two tries, which doubles after each failed try. Without it, a waiting process would be busy on a
+/// machine on which many sockets close.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(64);
 
-/// The sockets of this network namespace whose ends the kernel reports. A reservation ends with its owner socket, and a port
-/// comes free with the last socket that is bound to it, so nothing else is worth waiting for.
+/// The ends of sockets in this network namespace, which the kernel reports. A reservation ends with its owner socket,
+/// and a port becomes free with the last socket that is bound to it. So other events do not matter.
 #[derive(Debug)]
 struct Ends {
     /// `None` where the kernel does not report them.
@@ -33,13 +34,14 @@ struct Ends {
 }
 
 impl Ends {
-    /// Those from now on. Held ports are found by binding sockets, which end, too: there events are of no use.
+    /// The ends from now on. Held mode does not use events: each of its tries binds and closes sockets, so it would
+    /// wake itself.
     fn new(owner: &OwnedFd) -> Self {
         let events = query::version_of(owner).ok().and_then(|_| sys::ends_of_sockets().ok());
         Self { events, pause: SHORTEST }
     }
 
-    /// Sleep until there was one, or it is time to look again, or for `limit`. False if a signal came.
+    /// Sleep until a socket ends, until it is time to look again, or for `limit`. False if a signal came.
     fn wait(&mut self, limit: Duration) -> io::Result<bool> {
         let Some(events) = &self.events else { return Ok(sys::sleep(limit.min(WITHOUT_EVENTS))) };
         if !sys::sleep(limit.min(self.pause)) {
@@ -47,7 +49,7 @@ impl Ends {
         }
         self.pause = (self.pause * 2).min(LONGEST);
         let awake = sys::wait_readable(events.as_raw_fd(), limit.min(LOOK_AGAIN))?;
-        // One is as good as many. Later ones are for the next wait.
+        // One event is enough for a try. Later events are for the next wait.
         sys::drain(events.as_raw_fd());
         Ok(awake)
     }
@@ -56,18 +58,19 @@ impl Ends {
 impl Request {
     /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
     ///
-    /// The wait ends with the agent, after [`timeout`](Self::timeout), and with a signal that this thread handles
+    /// The wait ends if the agent ends, after [`timeout`](Self::timeout), and at a signal that this thread handles
     /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`]. With [`wait`](Self::wait) it also waits for ports.
     pub fn acquire(&self) -> Result<Reservation, AcquireError> {
         self.acquire_with(None, |_| false, true)
     }
 
-    /// As [`acquire`](Self::acquire), with an owner socket that exists already if `owner` is one (see
-    /// [`start_on`](Self::start_on)), and until `stop` returns true.
+    /// As [`acquire`](Self::acquire), but `stop` can end the wait. If `owner` is a socket, it becomes the owner socket
+    /// (see [`start_on`](Self::start_on)).
     ///
-    /// `stop` is asked again and again while this waits, with `None`. Before it begins to wait for ports
-    /// ([`wait`](Self::wait)) it is asked with the reason why they cannot be had now, and if it returns true, that is the error.
-    /// Otherwise [`AcquireError::Interrupted`] is. A signal ends the wait only if `stop` returns true after it.
+    /// While this waits, it calls `stop` again and again with `None`. If `stop` returns true, the error is
+    /// [`AcquireError::Interrupted`]. Before this waits for ports ([`wait`](Self::wait)), it calls `stop` with the
+    /// reason why they cannot be reserved now. If `stop` returns true, that reason is the error. A signal ends the wait
+    /// only if `stop` returns true after it.
     pub fn acquire_unless(
         &self,
         owner: Option<OwnedFd>,
@@ -83,7 +86,7 @@ impl Request {
         by_signal: bool,
     ) -> Result<Reservation, AcquireError> {
         let failed = |source| AcquireError::SocketCall { source };
-        // One for all tries: the end of our own sockets is not worth waking for.
+        // One owner socket for all tries: otherwise the end of each try would wake us.
         let owner = match owner {
             Some(owner) => owner,
             None => new_socket(self.transport, Kind::Any).map_err(failed)?.into(),
@@ -99,7 +102,7 @@ impl Request {
             if begun.elapsed() >= self.wait || !self.can_pass(&error, &owner) || stop(Some(&error)) {
                 return Err(error);
             }
-            // Ends between the try and now were missed: so the next try comes at once.
+            // Sockets that ended between the try and now were not reported, so try again at once.
             let Some(ends) = &mut ends else {
                 ends = Some(Ends::new(&owner));
                 continue;
@@ -109,7 +112,7 @@ impl Request {
                 if (!undisturbed && by_signal) || stop(None) {
                     return Err(AcquireError::Interrupted);
                 }
-                // As long as it is reserved no request is made: the agent would examine and log each.
+                // While the ports are reserved, make no request: the agent would check and log each one.
                 if begun.elapsed() >= self.wait || !is_reserved(&error, &owner) {
                     break;
                 }
@@ -121,7 +124,7 @@ impl Request {
     fn can_pass(&self, error: &AcquireError, owner: &OwnedFd) -> bool {
         match error {
             AcquireError::InUse { .. } | AcquireError::OverQuota => true,
-            // For particular ports it means that too few others would be left (N5).
+            // For particular ports it means that too few ephemeral ports would be left (N5).
             AcquireError::NoRoom { count } => {
                 let pool = query::version_of(owner).map_or(Some(defaults::POOL), |version| version.pool);
                 !self.names_ports() && pool.is_some_and(|pool| pool.count() >= *count)
@@ -131,7 +134,7 @@ impl Request {
     }
 }
 
-/// Whether the ports that could not be had are still those of a reservation.
+/// Whether a reservation still has the ports that the request did not get.
 fn is_reserved(error: &AcquireError, owner: &OwnedFd) -> bool {
     let AcquireError::InUse { ports, transports, by: Some(_) } = error else { return false };
     query::conflict(owner, *ports, *transports).is_some()

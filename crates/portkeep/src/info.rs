@@ -15,18 +15,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BoundSocket, Enforcement, Process, sys};
 
-/// Where a reservation is in its life.
+/// The state of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum State {
-    /// Claimed: no newcomer can bind the ports, and the agent is checking whether somebody already has.
+    /// Requested, and not confirmed by the agent yet. Other requests cannot have the ports. A bind of one of them still
+    /// succeeds, and then the request is refused.
     Pending,
     /// In force.
     Active,
-    /// Taken back by the agent.
+    /// Refused by the agent.
     Refused,
-    /// Declared and not in force: something is in its way. The agent tries again.
+    /// Declared and not in force: a port is in use, or a user is not known yet. The agent tries again.
     Waiting,
     /// Declared and not in force: another declaration has the port or the name.
     Conflict,
@@ -49,9 +50,9 @@ impl fmt::Display for State {
 
 /// One reservation, as it was at the moment of the question. Its serde form is the one JSON object of a reservation.
 ///
-/// It comes from the BPF programs ([`list`](crate::list), [`who`](crate::who), [`lookup`](crate::lookup)), which know what
-/// is in force, or from the agent ([`persistent::list`](crate::persistent::list)), which knows what is declared. Each
-/// leaves open what only the other knows.
+/// It comes from the BPF programs ([`list`](crate::list), [`who`](crate::who), [`lookup`](crate::lookup)), which know
+/// what is in force, or from the agent ([`persistent::list`](crate::persistent::list)), which knows what is declared.
+/// Members that only the other one knows are empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Info {
@@ -69,21 +70,21 @@ pub struct Info {
     pub list: Option<ListMark>,
     /// Its transports.
     pub transports: Transports,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
-    /// Why it is not in force, unless it is.
+    /// Why it is not in force. `None` if it is.
     pub reason: Option<String>,
     /// Why it was refused, with [`State::Refused`].
     #[serde(skip)]
     pub refused: Option<Errno>,
-    /// The token, shown only to those who may consume the reservation; that of a persistent one to everybody. Of several
-    /// blocks, that of the first.
+    /// The token. That of a runtime reservation is shown only to processes that may use it, that of a persistent one to
+    /// every process. Of several blocks, that of the first.
     pub token: Option<Token>,
-    /// The enforcement against outsiders, where it is in force.
+    /// The enforcement against outsiders, if it is in force.
     pub enforcement: Option<Enforcement>,
-    /// Whether an administrator declared it: then it has an audience instead of a scope, and no owner process.
+    /// Whether it is persistent: then it has an audience instead of a scope, and no owner process.
     pub persistent: bool,
-    /// The scope of a runtime reservation: the processes that may consume it.
+    /// The scope of a runtime reservation: the processes that may use it.
     pub scope: Option<Scope>,
     /// With [`Scope::Cgroup`]: the path of the cgroup, if it was looked up.
     pub cgroup: Option<String>,
@@ -92,13 +93,13 @@ pub struct Info {
     pub also: Others,
     /// The audience of a persistent one. The BPF programs do not show the names of units and cgroups to everybody.
     pub audience: Option<Audience>,
-    /// Whether it is consumed by association only.
+    /// Whether it is strict: using its ports requires association.
     pub strict: bool,
     /// Whether it is a private ephemeral range: binds to port 0 of its scope or audience draw from it.
     pub ephemeral: bool,
-    /// Declared so that sockets of its audience may have been there before it (R4).
+    /// Whether sockets of its audience that have a port already keep it (R4).
     pub around: bool,
-    /// Declared so that it may leave few ephemeral ports (N5).
+    /// Whether it may leave few ephemeral ports (N5).
     pub force: bool,
     /// Which file or command declared it.
     pub origin: Option<Origin>,
@@ -110,11 +111,11 @@ pub struct Info {
     pub netns: Option<u64>,
     /// The name of that namespace in /run/netns, `this` for the caller's, if it was looked up.
     pub netns_name: Option<String>,
-    /// Ports with at least one bound socket; of a reservation for both transports, TCP and UDP count apart.
+    /// Ports with at least one bound socket; of a reservation for both transports, TCP and UDP count separately.
     pub bound: Option<u32>,
     /// The sockets that have its ports bound, if they were looked up: one for each port and process.
     pub bound_by: Option<Vec<BoundSocket>>,
-    /// The sockets that have to go before it can be in force: the first few.
+    /// The first few of the sockets that have to close before it can be in force.
     pub waits_for: Vec<BoundSocket>,
 }
 
@@ -124,7 +125,7 @@ pub struct BlockInfo {
     /// The block, host byte order.
     #[serde(flatten, with = "range")]
     pub ports: PortRange,
-    /// The token to associate sockets for these ports with, where it is shown.
+    /// The token for associating sockets with this block, if it is shown.
     pub token: Option<Token>,
 }
 
@@ -150,12 +151,12 @@ pub(crate) mod list {
     }
 }
 
-/// The same of one block.
+/// The same for one block.
 mod range {
     use portkeep_core::PortRange;
     use serde::{Deserializer, Serializer, de::Error};
 
-    // serde asks for a reference.
+    // serde requires a reference.
     #[allow(clippy::trivially_copy_pass_by_ref)]
     pub(super) fn serialize<S: Serializer>(block: &PortRange, serializer: S) -> Result<S::Ok, S::Error> {
         super::list::serialize(&(*block).into(), serializer)
@@ -211,8 +212,8 @@ impl Info {
         self.token = self.blocks.first().and_then(|block| block.token);
     }
 
-    /// Put the blocks of each list together, since they are one reservation (rule L2). A reservation that belongs to no list stays as it is;
-    /// the order is that of the first blocks.
+    /// Join the blocks of each list, since they are one reservation (rule L2). A reservation that belongs to no list
+    /// stays as it is. The order is that of the first blocks.
     pub fn join(found: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut joined: Vec<Self> = Vec::new();
         let mut lists = HashMap::new();
@@ -231,7 +232,7 @@ impl Info {
         joined
     }
 
-    /// One reservation of blocks that belong together; `None` of none.
+    /// The reservation that these blocks are together. `None` if there are no blocks.
     pub(crate) fn of_blocks(blocks: impl IntoIterator<Item = Self>) -> Option<Self> {
         blocks.into_iter().reduce(|mut one, other| {
             one.add(other);
@@ -242,7 +243,7 @@ impl Info {
     /// Another block of the same list.
     fn add(&mut self, other: Self) {
         let all: Vec<PortRange> = self.blocks.iter().chain(&other.blocks).map(|block| block.ports).collect();
-        // Blocks of the kernel never overlap. Those of a list are no neighbours; what is not so is of no list.
+        // Blocks in the kernel never overlap, so these always form a list, unless they are too many to be of one list.
         let Ok(ports) = PortList::new(all) else { return };
         self.ports = ports;
         self.blocks.extend(other.blocks);
@@ -304,7 +305,7 @@ impl Info {
         })
     }
 
-    /// From the answer to a query. `None` for one that makes no sense, which BPF programs of this ABI do not give.
+    /// From the answer to a query. `None` if the answer is not valid. BPF programs of this ABI give no such answer.
     pub fn from_wire(state: &wire::State, also: &[wire::Also]) -> Option<Self> {
         let persistent = u32::from(state.flags) & wire::PERSISTENT != 0;
         let id = |id: &u32| Ok::<_, std::convert::Infallible>(Account::Id(*id));
@@ -313,7 +314,7 @@ impl Info {
             let Ok(scope) = scope.try_map(id, id);
             scope
         });
-        // The scope of a persistent one is the first of its audience.
+        // A persistent one has the first of its audience in the fields of the scope.
         let audience =
             scope.and_then(|scope| Audience::any_of(std::iter::once(scope).chain(also.iter().cloned())).ok());
         let refused = (state.error != 0).then_some(Errno(i32::from(state.error)));

@@ -1,8 +1,8 @@
 //! Kernel-enforced port reservations for Linux.
 //!
-//! A [`Reservation`] is a block of consecutive TCP or UDP ports that nobody outside it can bind, on any local address
-//! and with any socket option, from the moment it is acquired until it ends. It is the port reservation of Windows
-//! (`SIO_ACQUIRE_PORT_RESERVATION`), brought to Linux: acquire first, bind when you are ready, and let nobody in between.
+//! A [`Reservation`] is a block of consecutive TCP or UDP ports. From the moment it is acquired until it ends, no
+//! outsider (a process outside its scope) can bind them, on any local address and with any socket option. It is the
+//! port reservation of Windows (`SIO_ACQUIRE_PORT_RESERVATION`) for Linux: acquire first, and bind when you are ready.
 //!
 //! ```
 //! use std::net::Ipv4Addr;
@@ -24,10 +24,10 @@
 //! # Overview
 //!
 //! - [`Reservation::tcp`] and [`Reservation::udp`] begin a [`Request`]: how many ports, where, for whom.
-//! - [`Reservation`] is the guard. Dropping it ends the reservation, as does the end of the process, however it comes.
+//! - [`Reservation`] is the guard. Dropping it ends the reservation. So does the end of the process, even by a signal.
 //!   Sockets that are already bound keep running.
 //! - [`PortkeepSocket`] gives every socket [`associate`](PortkeepSocket::associate): its next `bind` to port 0, or its
-//!   `connect`, takes the port out of the reservation. That works for sockets of any crate, because it only takes
+//!   `connect`, takes the port out of the reservation. That works for sockets of any crate, because it only requires
 //!   [`AsFd`](std::os::fd::AsFd).
 //! - A [`Token`] names a reservation. Give it to other threads or, with a wider [`Scope`], to other processes.
 //! - [`persistent`] has the reservations that outlive processes and reboots.
@@ -36,17 +36,17 @@
 //!
 //! # Enforcement
 //!
-//! Normally the kernel: an administrator has brought Portkeep up (`portkeep up`), and this library only makes
-//! `setsockopt` calls, for which no right and no daemon is needed. Where there is no kernel enforcement, a request falls back to
-//! *holding* the ports with sockets of this process. That is weaker, [`Enforcement::Held`] says how, and
-//! [`Reservation::enforcement`] says which one you have. To have it no other way, say
+//! Normally the kernel enforces a reservation. An administrator has brought Portkeep up (`portkeep up`), and this
+//! library only makes `setsockopt` calls. They require no right and no daemon. If there is no kernel enforcement, a
+//! request *holds* the ports with sockets of this process instead. That is weaker: [`Enforcement::Held`] says how.
+//! [`Reservation::enforcement`] reports which of the two you have. To accept only kernel enforcement, use
 //! [`require(Require::Kernel)`](Request::require).
 //!
 //! # Conventions
 //!
-//! Every port is in host byte order. There is one error type per action; each variant says what to do about it, `errno()`
-//! gives the number, and all turn into [`std::io::Error`] with `?`, keeping the kind. If a block asked for is
-//! taken, [`AcquireError::InUse`] knows by whom:
+//! Every port is in host byte order. There is one error type per action. Each variant says what to do about it, and
+//! `errno()` gives the number. `?` turns each of them into an [`std::io::Error`] of the same kind. If another
+//! reservation has a port of the requested block, [`AcquireError::InUse`] shows it:
 //!
 //! ```text
 //! 61004/tcp belongs to pid 812 (nginx), reserved 3m ago
@@ -54,16 +54,18 @@
 //!
 //! # With an async runtime
 //!
-//! Nothing here blocks but [`Request::acquire`] for a block outside the pool (some milliseconds, and never longer than
-//! [`Request::timeout`]; or poll a [`Pending`]) or with [`Request::wait`] and [`Reservation::connect_tcp`]. Listeners and sockets become tokio's by
-//! `set_nonblocking(true)` and `from_std`; a `tokio::net::TcpSocket` can be associated before it binds or connects, as it
-//! is [`AsFd`](std::os::fd::AsFd) like any other.
+//! [`Request::acquire`] blocks for a block outside the pool (some milliseconds, at most [`Request::timeout`]), and with
+//! [`Request::wait`]. To avoid that, poll a [`Pending`]. [`Reservation::connect_tcp`] blocks until it is connected. The
+//! other calls of a request and a reservation do not block.
+//!
+//! To use a listener or a socket with tokio, call `set_nonblocking(true)` and `from_std`. A `tokio::net::TcpSocket` can
+//! be associated before it binds or connects, because it is [`AsFd`](std::os::fd::AsFd) too.
 //!
 //! # Sources
 //!
 //! The rules are those of Microsoft's pages on `SIO_ACQUIRE_PORT_RESERVATION`, `SIO_ASSOCIATE_PORT_RESERVATION` and
 //! `SIO_RELEASE_PORT_RESERVATION`
-//! (<https://learn.microsoft.com/windows/win32/winsock/sio-acquire-port-reservation> and its sisters).
+//! (<https://learn.microsoft.com/windows/win32/winsock/sio-acquire-port-reservation> and the pages of the other two).
 #![deny(missing_docs)]
 
 mod associate;

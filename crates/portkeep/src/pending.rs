@@ -14,13 +14,13 @@ use portkeep_core::{
 
 use crate::{AcquireError, Info, QueryError, Request, Reservation, State, query, sys};
 
-/// A block that is claimed and perhaps not confirmed yet. Dropping it gives the block back.
+/// A request that may still be pending. Dropping it cancels the request.
 #[derive(Debug)]
 #[must_use = "dropping it cancels the request"]
 pub struct Pending {
-    /// Until it has been handed over.
+    /// `None` after the outcome was reported.
     reservation: Option<Reservation>,
-    /// The blocks that the agent has still to confirm.
+    /// The blocks that the agent still has to confirm.
     undecided: Vec<(PortRange, Token)>,
 }
 
@@ -36,8 +36,8 @@ impl Pending {
         self.reservation.as_mut().expect("nobody has polled it").add(more);
     }
 
-    /// A claim for which the BPF programs have reported this already. An agent that was quick may have refused it, and that is
-    /// reported once.
+    /// A claim for which the BPF programs have already reported `grant`. If the agent was quick, that may be a refusal.
+    /// A refusal is reported only once, so it is handled here.
     pub(crate) fn granted(reservation: Reservation, grant: &wire::Grant) -> Result<Self, AcquireError> {
         match (grant.state, grant.error) {
             (wire::REFUSED, error) if error != 0 => {
@@ -72,7 +72,7 @@ impl Pending {
 
     /// Check whether it is decided. Never blocks.
     ///
-    /// Nothing wakes the caller: come again after some 50 microseconds, then at growing intervals.
+    /// No event wakes the caller: poll again after some 50 microseconds, then at growing intervals.
     ///
     /// # Panics
     ///
@@ -80,7 +80,7 @@ impl Pending {
     pub fn poll(&mut self) -> Poll<Result<Reservation, AcquireError>> {
         let mut undecided = std::mem::take(&mut self.undecided);
         let mut outcome = Ok(());
-        // A refusal of one block is the outcome of all.
+        // If one block is refused, all are.
         undecided.retain(|(block, token)| match outcome_of(self.claimed(), *block, *token) {
             None => true,
             Some(decided) => {
@@ -95,7 +95,7 @@ impl Pending {
             return Poll::Pending;
         }
         let reservation = self.reservation.take().expect("claimed() has seen it");
-        // On an error the guard is dropped, which gives back what is left to give back.
+        // On an error the guard is dropped, which ends the other blocks.
         Poll::Ready(outcome.map(|()| reservation))
     }
 
@@ -104,12 +104,12 @@ impl Pending {
         self.wait_for(TIMEOUT, || false)
     }
 
-    /// Wait until it is decided, but no longer than `limit` ([`AcquireError::AgentSilent`]), not past a signal that this
-    /// thread handles, and not after `stop` has said so ([`AcquireError::Interrupted`]). However the wait ends, nothing is
-    /// left behind.
+    /// Wait until it is decided, but no longer than `limit` ([`AcquireError::AgentSilent`]). The wait also ends at a
+    /// signal that this thread handles, and if `stop` returns true ([`AcquireError::Interrupted`]). After an error,
+    /// nothing stays reserved.
     ///
-    /// A signal may come while this thread does not sleep, or to another thread: a program that must notice each of them
-    /// notes it in its handler and returns true from `stop`.
+    /// A signal can come while this thread does not sleep, or to another thread. Such a signal does not end the wait. A
+    /// program that must notice every signal records it in its handler, and then returns true from `stop`.
     pub fn wait_for(self, limit: Duration, stop: impl FnMut() -> bool) -> Result<Reservation, AcquireError> {
         self.wait_with(limit, stop, true)
     }
@@ -145,17 +145,17 @@ impl Pending {
     pub fn cancel(self) {}
 }
 
-/// The outcome for a block, `None` while the agent is still looking.
+/// The outcome for a block, `None` while the agent is still checking.
 fn outcome_of(claimed: &Reservation, block: PortRange, token: Token) -> Option<Result<(), AcquireError>> {
     let info = match state_of(claimed, token) {
         Ok(Some(info)) => info,
-        // No trace of it: an administrator ended it.
+        // It does not exist any more: an administrator ended it.
         Ok(None) => return Some(Err(AcquireError::Cancelled)),
         Err(error) => return Some(Err(AcquireError::AcquireCall { source: error.into() })),
     };
     match (info.state, info.refused) {
         (State::Active, _) => Some(Ok(())),
-        // The agent that takes it back enters the reason last; in between there is none.
+        // The reason is written after the state, so there may be none yet.
         (State::Refused, None) => None,
         (State::Refused, Some(reason)) => Some(Err(refused(block, claimed, reason))),
         // No query reports these.
@@ -176,8 +176,8 @@ fn refused(block: PortRange, claimed: &Reservation, error: Errno) -> AcquireErro
     }
 }
 
-/// Asks for the block's own token. GRANTED would answer for the last request of the owner socket, and would report
-/// that one's refusal to the wrong caller.
+/// Asks by the block's own token. GRANTED would answer for the last request of the owner socket, and would report the
+/// refusal of that request to the wrong caller.
 fn state_of(claimed: &Reservation, token: Token) -> Result<Option<Info>, QueryError> {
     let select = SelectRequest { by: wire::BY_TOKEN, token: token.get(), ..Default::default() };
     query::ask(claimed, &select)

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 /// A process as listings name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Process {
-    /// Its number. Of the owner of a reservation: as the first pid namespace numbers it (in a container: not as `getpid`
-    /// there does).
+    /// Its number. The number of an owner process is that of the first pid namespace. In a container, `getpid` returns
+    /// another one.
     pub pid: u32,
     /// Its command name, at most 15 bytes.
     pub comm: String,
     /// Its command line, if it still runs and can be seen.
     pub command: Option<String>,
-    /// Its real uid, if it can be seen. Of the owner of a reservation: when it acquired.
+    /// Its real uid, if it can be seen. Of an owner process: its uid when it called ACQUIRE.
     pub uid: Option<u32>,
     /// The name of that user, if it has one and was looked up.
     pub user: Option<String>,
@@ -37,7 +37,7 @@ impl fmt::Display for Process {
 pub struct BoundSocket {
     /// The port, host byte order.
     pub port: u16,
-    /// Of which transport.
+    /// Its transport.
     pub transport: Transport,
     /// Its state: "listening", "bound", "connected", "connecting", "closing" or "TIME-WAIT", if it was looked up.
     pub state: Option<String>,
@@ -54,8 +54,8 @@ pub struct BoundSocket {
     pub uid: Option<u32>,
     /// The name of that user, if it has one.
     pub user: Option<String>,
-    /// The systemd unit, or else the cgroup, of its process or in which it was made.
+    /// The systemd unit, or else the cgroup, of its process. If no process has it open: the one that it was made in.
     pub unit: Option<String>,
-    /// In how many seconds the kernel ends it by itself: of TIME_WAIT, and of what no process has open.
+    /// The seconds until the kernel ends it, if it is in TIME_WAIT or no process has it open.
     pub remaining: Option<u64>,
 }

@@ -19,8 +19,8 @@ use crate::{
 
 /// Ask about the reservation `select` means; `None`: there is none.
 ///
-/// A question is two calls, SELECT and STATE, that belong together. Sockets of
-/// the program's own may be asked from several threads, hence the lock.
+/// A question is two calls, SELECT and STATE: no other question on this socket
+/// may come between them. Several threads can use one socket, hence the lock.
 pub(crate) fn ask(socket: impl AsFd, select: &SelectRequest) -> Result<Option<Info>, QueryError> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,7 +31,7 @@ pub(crate) fn ask(socket: impl AsFd, select: &SelectRequest) -> Result<Option<In
     }
 }
 
-/// A socket to ask with, and proof that there is somebody to answer.
+/// A socket for queries, and the version of the BPF programs that answer them.
 pub(crate) fn asker() -> Result<(Socket, Version), QueryError> {
     let socket = new_socket(Transport::Udp, Kind::Any).map_err(|source| QueryError::QueryCall { source })?;
     let version = version_of(&socket)?;
@@ -40,7 +40,7 @@ pub(crate) fn asker() -> Result<(Socket, Version), QueryError> {
 
 pub(crate) fn version_of(socket: impl AsFd) -> Result<Version, QueryError> {
     let version = control::version(socket).map_err(|source| match source.raw_os_error().map(Errno) {
-        // The BPF programs answer this one on any socket. Without it, what an unknown level gets depends on the family:
+        // The BPF programs answer this option on any socket. Without them, the error depends on the address family:
         // EOPNOTSUPP from IPv4 and Unix sockets, ENOPROTOOPT from IPv6.
         Some(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => QueryError::KernelAbsent,
         _ => QueryError::QueryCall { source },
@@ -56,14 +56,14 @@ pub fn version() -> Result<Version, QueryError> {
     asker().map(|(_, version)| version)
 }
 
-/// The enforcement that a request with any enforcement would get here.
+/// The enforcement that a request would get here if it accepts any.
 pub fn enforcement() -> Enforcement {
     if version().is_ok() { Enforcement::Kernel } else { Enforcement::Held }
 }
 
 /// The reservation with this token, `None` if there is none in this network namespace.
 ///
-/// Also answers for reservations that this process only holds.
+/// It also reports the reservations that this process holds in held mode.
 pub fn lookup(token: Token) -> Result<Option<Info>, QueryError> {
     whole(block_of(token)?)
 }
@@ -77,7 +77,7 @@ pub(crate) fn block_of(token: Token) -> Result<Option<Info>, QueryError> {
     ask(&socket, &SelectRequest { by: wire::BY_TOKEN, token: token.get(), ..Default::default() })
 }
 
-/// The reservation that a block belongs to. Only a list has more of them.
+/// The reservation that a block belongs to. Only a list has several blocks.
 fn whole(block: Option<Info>) -> Result<Option<Info>, QueryError> {
     let Some(block) = block else { return Ok(None) };
     if block.list.is_none() {
@@ -89,8 +89,8 @@ fn whole(block: Option<Info>) -> Result<Option<Info>, QueryError> {
 
 /// The reservation that a port belongs to, in the current network namespace.
 ///
-/// Only a process itself knows the ports that it merely holds, so without
-/// kernel enforcement this is an error rather than "nobody".
+/// In held mode, only a process itself knows the ports that it holds. So
+/// without kernel enforcement this is an error, not `None`.
 pub fn who(transport: Transport, port: u16) -> Result<Option<Info>, QueryError> {
     let (socket, _) = asker()?;
     whole(ask(&socket, &SelectRequest { by: wire::BY_PORT, port, transport: transport.bit(), ..Default::default() })?)
@@ -98,7 +98,7 @@ pub fn who(transport: Transport, port: u16) -> Result<Option<Info>, QueryError> 
 
 /// All reservations of the current network namespace: those with TCP by port, then those with only UDP.
 ///
-/// This is no snapshot: what is acquired or ended meanwhile may be in it or not.
+/// This is not a snapshot: a reservation that begins or ends during the call may be in it or not.
 pub fn list() -> Result<Vec<Info>, QueryError> {
     let (socket, _) = asker()?;
     let mut found = Vec::new();
@@ -121,8 +121,8 @@ pub fn list() -> Result<Vec<Info>, QueryError> {
 
 /// The first reservation that starts at or after a port.
 ///
-/// The BPF programs answer "none" as well when they meet one that is just being
-/// entered or ended, so a single "none" is not believed.
+/// The BPF programs also answer "none" if they find one that is just beginning
+/// or ending. So "none" counts only after several tries.
 fn next(socket: &Socket, transport: Transport, from: u16) -> Result<Option<Info>, QueryError> {
     let select = SelectRequest { by: wire::BY_NEXT, port: from, transport: transport.bit(), ..Default::default() };
     for _ in 0..3 {
@@ -134,7 +134,7 @@ fn next(socket: &Socket, transport: Transport, from: u16) -> Result<Option<Info>
     Ok(None)
 }
 
-/// Which reservation overlaps a block, for the sake of a good error message.
+/// The reservation that overlaps a block, if there is one.
 pub(crate) fn conflict(socket: impl AsFd, ports: PortRange, transports: Transports) -> Option<Box<Info>> {
     transports.iter().find_map(|transport| {
         let select = |by| SelectRequest { by, port: ports.start(), transport: transport.bit(), ..Default::default() };

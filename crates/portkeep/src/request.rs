@@ -12,7 +12,7 @@ use portkeep_core::{
 use crate::{MalformedRequest, Require, sys};
 
 /// A request for a reservation, made by [`Reservation::tcp`](crate::Reservation::tcp) or
-/// [`Reservation::udp`](crate::Reservation::udp). Without further ado: one port,
+/// [`Reservation::udp`](crate::Reservation::udp). By default: one port,
 /// chosen by the system, for this process.
 ///
 /// ```no_run
@@ -45,11 +45,11 @@ pub struct Request {
 /// The ports that [`Request::ports`] accepts.
 #[derive(Clone, Debug)]
 pub enum WantedPorts {
-    /// So many in a row, chosen by the system unless [`Request::at`] says where they start.
+    /// This number of consecutive ports. The system chooses them, unless [`Request::at`] says where they start.
     Count(u16),
     /// These.
     List(PortList),
-    /// These, as people write them: `80,443`, `http,8000-8009`. Names are those of /etc/services.
+    /// These, as text: `80,443`, `http,8000-8009`. Names are those of /etc/services.
     Text(String),
 }
 
@@ -132,7 +132,7 @@ impl Request {
 
     /// Exactly the block from this port on (host byte order), or none. 0 is the default: the system chooses.
     ///
-    /// Blocks outside the pool have to be confirmed by the agent, which takes a moment; see [`Request::start`].
+    /// The agent has to confirm blocks outside the pool. That lasts some milliseconds; see [`Request::start`].
     pub fn at(mut self, start: u16) -> Self {
         self.start = start;
         self
@@ -151,11 +151,12 @@ impl Request {
         self
     }
 
-    /// The processes that may consume the reservation; by default this process only. For children, use [`Scope::User`] or
+    /// The processes that may use the reservation; by default this process only. For children, use [`Scope::User`] or
     /// [`Scope::Cgroup`]. Only kernel enforcement can do this.
     ///
-    /// A service, a group or administrators are audiences, which only a [persistent](crate::persistent) reservation has; a runtime
-    /// reservation can let them in [beside](Self::also) its scope:
+    /// Units, groups and administrators can be the audience of a [persistent](crate::persistent) reservation. A runtime
+    /// reservation has a scope instead. It can admit units, groups and users [in addition](Self::also) to its scope. So
+    /// this does not compile:
     ///
     /// ```compile_fail,E0308
     /// use portkeep::{Reservation, persistent::Audience};
@@ -167,9 +168,10 @@ impl Request {
         self
     }
 
-    /// Let others in beside the scope: a user, a group or a systemd unit. They may bind the ports, by number or by association, and
-    /// nothing else; binds to port 0 draw from a private ephemeral range for the scope only. At most four. A cgroup cannot be let
-    /// in: the kernel compares users, groups and names of units. Only kernel enforcement can do this.
+    /// Admit others in addition to the scope, at most four: users, groups and systemd units. They may bind the ports,
+    /// by number or by association, and nothing else: binds to port 0 draw from a private ephemeral range for the scope
+    /// only. A cgroup cannot be admitted: the kernel compares users, groups and names of units. Only kernel enforcement
+    /// can do this.
     ///
     /// ```no_run
     /// use portkeep::{Reservation, persistent::Audience};
@@ -183,7 +185,7 @@ impl Request {
         self
     }
 
-    /// Let only associated sockets have the ports. By default any socket of the scope may bind them by number, so
+    /// Let only associated sockets bind the ports. By default any socket of the scope may bind them by number, so
     /// that unmodified servers work.
     pub fn strict(mut self) -> Self {
         self.strict = true;
@@ -191,7 +193,7 @@ impl Request {
     }
 
     /// A private ephemeral range: a socket of the scope that is not associated and binds to port 0 gets a port of the
-    /// block, in rotation. Programs that choose a free port, close it and bind it later then cannot lose it to an
+    /// block, in rotation. If a program chooses a free port, closes it and binds it later, it cannot lose it to an
     /// outsider. Only kernel enforcement can do this, and each scope can have one for each transport.
     ///
     /// ```no_run
@@ -207,7 +209,7 @@ impl Request {
         self
     }
 
-    /// The label in listings and in other people's error messages; at most 24 bytes.
+    /// The label in listings and in the error messages of other processes; at most 24 bytes.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
         self
@@ -219,18 +221,18 @@ impl Request {
         self
     }
 
-    /// How long [`acquire`](Self::acquire) waits for the agent at most, where it has to confirm; 30 seconds by default.
+    /// How long [`acquire`](Self::acquire) waits at most if the agent has to confirm; 30 seconds by default.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
     }
 
-    /// Let [`acquire`](Self::acquire) wait, at most so long, until ports that others have can be had; by default it fails at
-    /// once. [`Duration::MAX`] is no limit.
+    /// If another process has the ports, let [`acquire`](Self::acquire) wait for them, but no longer than `limit`. By
+    /// default it fails at once. [`Duration::MAX`] is no limit.
     ///
-    /// The ends of sockets wake it, which the kernel reports to every process. No event reports a port that leaves TIME_WAIT, or a
-    /// RELEASE on a socket that stays open; they are noticed within a second. A request that no other process stands in the way
-    /// of is an error at once: a block larger than the pool, privileged ports.
+    /// The kernel reports the ends of sockets to every process, and they wake it. No event reports a port that leaves
+    /// TIME_WAIT, or a RELEASE on a socket that stays open. They are noticed within a second. If the request cannot
+    /// succeed later, it fails at once: a block larger than the pool, privileged ports.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -243,7 +245,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// After `limit` that of the last try, such as [`AcquireError::InUse`](crate::AcquireError::InUse).
+    /// After `limit`, the error of the last try, such as [`AcquireError::InUse`](crate::AcquireError::InUse).
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
         self
@@ -275,7 +277,7 @@ impl Request {
             Some(Named::List(list)) => list.clone(),
             Some(Named::Text(text)) => Ports::resolve(text, Some(self.transports()), &services())?.0,
         };
-        // Checked before it is cut to make room for the mark.
+        // Check the label before it is cut to make room for the mark.
         self.check_label()?;
         if self.ephemeral && list.as_block().is_none() {
             return Err(MalformedRequest::RangeOfBlocks);

@@ -13,16 +13,16 @@ use crate::{
     socket::{Kind, new_socket},
 };
 
-/// Ports that nobody else can bind: a block, or several of a list. Dropping it ends the reservation.
+/// Ports that no outsider can bind: a block, or the blocks of a list. Dropping it ends the reservation.
 ///
-/// It also ends when the last descriptor of its owner socket closes, so not even SIGKILL leaves it behind. Sockets
-/// that are already bound are not disturbed by its end; each of their ports becomes free with its last socket.
+/// It also ends when the last descriptor of its owner socket closes, so it ends after SIGKILL too. Its end does not
+/// affect sockets that are already bound. Each of their ports becomes free with its last socket.
 ///
 /// [`AsFd`] gives the owner socket, which is an ordinary unbound TCP or UDP socket.
 #[derive(Debug)]
 #[must_use = "dropping it ends the reservation"]
 pub struct Reservation {
-    /// Of each block.
+    /// The token of each block.
     tokens: Vec<Token>,
     /// `None` only while the guard is being taken apart.
     owner: Option<OwnedFd>,
@@ -31,14 +31,14 @@ pub struct Reservation {
     enforcement: Enforcement,
 }
 
-/// The parts of a [`Reservation`], for those who want to keep it in another form.
+/// The parts of a [`Reservation`], for programs that keep it in another form.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Parts {
     /// The token of each block.
     pub tokens: Vec<Token>,
-    /// The owner socket: in kernel mode the reservation ends when its last descriptor closes. A held one does not
-    /// depend on it, and ends with [`release`] or the process.
+    /// The owner socket: with kernel enforcement, the reservation ends when its last descriptor closes. In held mode it
+    /// does not depend on the socket, and ends with [`release`] or the process.
     pub owner: OwnedFd,
     /// The ports.
     pub ports: PortList,
@@ -59,8 +59,8 @@ impl Reservation {
         Request::new(Transport::Udp)
     }
 
-    /// The name of the reservation. Every process in its scope can associate sockets with it. Of a list, the token of the
-    /// first block; [`blocks`](Self::blocks) has the others.
+    /// The token of the reservation. Every process in its scope can associate sockets with it. Of a list, the token of
+    /// the first block; [`blocks`](Self::blocks) has the others.
     pub fn token(&self) -> Token {
         self.tokens[0]
     }
@@ -111,7 +111,7 @@ impl Reservation {
     ) -> Result<T, BindError> {
         let token = match port {
             0 => None,
-            // One that no block has is refused by the first.
+            // If no block has the port, the first one refuses it.
             _ => self.blocks().find(|(block, _)| block.contains(port)).map(|(_, token)| token).or(Some(self.token())),
         };
         if let Some(token) = token {
@@ -127,8 +127,9 @@ impl Reservation {
         bind(*last)
     }
 
-    /// Let other processes bind held ports by number, as a child that is a server does. Without this, only the functions of
-    /// this library give out held ports. Where the kernel enforces the reservation, this changes nothing: its scope decides.
+    /// Let other processes bind held ports by number, for example a child that is a server. Without this, only the
+    /// functions of this library give out held ports. Where the kernel enforces the reservation, this changes nothing:
+    /// its scope decides.
     ///
     /// A TCP port stays bound, with SO_REUSEADDR: programs that set this option, as nearly all servers do, can bind it as
     /// well. A UDP port cannot be shared like this, since either socket could receive, so it is no longer held at all.
@@ -140,10 +141,10 @@ impl Reservation {
         }
     }
 
-    /// End the reservation, and hear whether that went well. Dropping does the same without a word.
+    /// End the reservation, and report whether that succeeded. Dropping does the same and reports nothing.
     ///
-    /// In a process that only inherited the guard this is [`ReleaseError::NotOwner`]; its descriptor is closed all the
-    /// same.
+    /// In a process that only inherited the guard, the error is [`ReleaseError::NotOwner`]. Its descriptor is closed
+    /// nevertheless.
     pub fn release(mut self) -> Result<(), ReleaseError> {
         self.end()
     }
@@ -163,13 +164,13 @@ impl Reservation {
         Parts { tokens, owner, ports, transports: self.transports, enforcement: self.enforcement }
     }
 
-    /// Put a guard together again.
+    /// Make a guard from its parts.
     pub fn from_parts(parts: Parts) -> Self {
         let Parts { tokens, owner, ports, transports, enforcement } = parts;
         Self { tokens, owner: Some(owner), ports, transports, enforcement }
     }
 
-    /// Another block of the same list, on the same owner socket: it ends with this one from now on.
+    /// Add another block of the same list, on the same owner socket. From now on it ends with this guard.
     pub(crate) fn add(&mut self, other: Self) {
         let other = other.into_parts();
         let mut blocks: Vec<(PortRange, Token)> =
@@ -197,7 +198,7 @@ impl Reservation {
         let mut outcome = Ok(());
         for token in &self.tokens {
             let ended = match self.enforcement {
-                // Closing alone would not do: a child forked at the wrong moment may have a copy until it execs.
+                // Closing alone is not enough: a child that was just forked may have a copy until it execs.
                 Enforcement::Kernel => control::release(&owner, *token).map_err(name),
                 Enforcement::Held => held::give_up(*token),
             };
@@ -229,7 +230,7 @@ pub fn release(token: Token) -> Result<(), ReleaseError> {
         let socket = new_socket(transport, Kind::Any).map_err(|source| ReleaseError::ReleaseCall { source })?;
         control::release(&socket, token).map_err(name)
     };
-    // Any socket of the process will do, as long as it is of the transport; the token does not show which that is.
+    // Any socket of the process works if it has the right transport. The token does not show which that is.
     match through(Transport::Tcp) {
         Err(ReleaseError::OtherNamespace) => through(Transport::Udp),
         outcome => outcome,

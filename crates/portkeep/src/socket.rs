@@ -1,4 +1,4 @@
-//! Plain sockets: made, and asked what they are.
+//! Makes plain sockets, and finds out what a socket is.
 
 use std::{io, net::IpAddr, os::fd::AsFd};
 
@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 /// Which address family a new socket shall have.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
-    /// Whichever there is: the socket only carries control codes.
+    /// Any that the system has: the socket only carries control codes.
     Any,
     Of(Domain),
 }

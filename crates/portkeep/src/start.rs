@@ -17,8 +17,9 @@ use crate::{
 impl Request {
     /// Claim the block without waiting for the agent.
     ///
-    /// Most requests are decided at once, and so is the [`Pending`] they give. For the others, nobody new can bind
-    /// the ports any more, but somebody may have before.
+    /// Most requests are decided at once, and so is the [`Pending`] they give. The others are pending: other requests
+    /// cannot have the ports, and the agent checks whether a socket has one. A bind of one of them still succeeds, and
+    /// then the request is refused.
     pub fn start(&self) -> Result<Pending, AcquireError> {
         let blocks = self.blocks()?;
         let owner = new_socket(self.transport, Kind::Any).map_err(|source| AcquireError::SocketCall { source })?;
@@ -28,7 +29,8 @@ impl Request {
     /// As [`start`](Self::start), with a socket that exists already as the owner socket.
     ///
     /// The reservation lives as long as this socket, so pass a duplicate to keep your own descriptor. One socket can
-    /// own 128 reservations, and each block of a list is one. Several requests on it may be under way at once, in any threads of one process.
+    /// own 128 reservations, and each block of a list is one. Several requests on it may be pending at once, in any
+    /// threads of one process.
     pub fn start_on(&self, owner: OwnedFd) -> Result<Pending, AcquireError> {
         let blocks = self.blocks()?;
         let owner = Socket::from(owner);
@@ -48,10 +50,10 @@ impl Request {
     fn start_all(blocks: &[Self], owner: Socket) -> Result<Pending, AcquireError> {
         let (first, others) = blocks.split_first().expect("a list has a block");
         if !others.is_empty() {
-            // Check first which blocks are reserved, so that others do not see a list come and go.
+            // Check first which blocks are reserved. Otherwise a list that is refused would exist in part for a moment.
             blocks.iter().try_for_each(|block| block.check_reserved(&owner))?;
         }
-        // Each of the others has a descriptor of the owner socket until they are one.
+        // Each of the others has its own descriptor of the owner socket, until all are joined.
         let copy = || owner.try_clone().map_err(|source| AcquireError::SocketCall { source });
         let copies: Vec<Socket> = others.iter().map(|_| copy()).collect::<Result<_, _>>()?;
         let mut pending = first.start_one(owner)?;

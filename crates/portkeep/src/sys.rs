@@ -40,13 +40,14 @@ pub(crate) fn memory_file(name: &str) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A point of `CLOCK_MONOTONIC`, the clock of the BPF programs, on the wall clock. (Time asleep does not count.)
+/// A point of `CLOCK_MONOTONIC`, the clock of the BPF programs, on the wall clock. (Time while the machine sleeps does
+/// not count.)
 pub fn wall_clock(point: Duration) -> Time {
     let ago = monotonic().saturating_sub(point);
     SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).into()
 }
 
-/// (`Instant` is the same clock, but does not say its number.)
+/// (`Instant` uses the same clock, but does not give its value.)
 fn monotonic() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid timespec to write to; this clock always exists.
@@ -65,13 +66,13 @@ pub(crate) fn sleep(time: Duration) -> bool {
     slept == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted
 }
 
-/// The real uid, which is what quotas and the scope `user` go by.
+/// The real uid, which quotas and the scope `user` use.
 pub(crate) fn real_uid() -> u32 {
     // SAFETY: getuid takes nothing and cannot fail.
     unsafe { libc::getuid() }
 }
 
-/// Wait until a connect that a signal interrupted has come to its end.
+/// Wait until a connect that a signal interrupted has ended.
 pub(crate) fn wait_connected(fd: RawFd) -> io::Result<()> {
     let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
     loop {
@@ -113,7 +114,7 @@ pub(crate) fn ends_of_sockets() -> io::Result<OwnedFd> {
 /// Wait until a descriptor can be read, or for `limit`; false if a signal that this thread handles came before.
 pub(crate) fn wait_readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // Rounded up, or the last fraction of a millisecond would be spent in a loop.
+    // Round up: otherwise the caller would loop during the last fraction of a millisecond.
     let limit = i32::try_from(limit.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
     // SAFETY: `poll` is one valid pollfd, and outlives the call; a bad descriptor is reported, not undefined.
     if unsafe { libc::poll(&raw mut poll, 1, limit) } >= 0 {
@@ -125,7 +126,8 @@ pub(crate) fn wait_readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
     }
 }
 
-/// Throw away all that a non-blocking socket has. Messages that did not fit into its buffer are reported once, as an error.
+/// Discard all messages of a non-blocking socket. If messages did not fit into its buffer, the kernel reports that
+/// once, as an error.
 pub(crate) fn drain(fd: RawFd) {
     let mut bytes = [0u8; 512];
     loop {

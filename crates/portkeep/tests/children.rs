@@ -1,4 +1,5 @@
-//! Processes that inherit. One test, because a process that forks should have no other thread at work.
+//! Processes that inherit reservations. There is only one test, because a process that forks should have no other
+//! thread at work.
 
 use std::{
     io,
@@ -54,11 +55,11 @@ fn outsiders_unless_the_scope_lets_them_in() {
         tcp().bind_from(shared.token(), at(0)).unwrap();
         tcp().bind(&at(group.ports().start()).into()).unwrap();
         assert_eq!(lookup(own.token()).unwrap().unwrap().token, None);
-        // A2: what is associated carries its right with it.
+        // A2: an associated socket has the right itself.
         handed.bind(&at(0).into()).unwrap();
         true
     }));
-    // The child's copies of the guards have ended nothing, be they dropped or not.
+    // The child's copies of the guards have ended nothing, whether they were dropped or not.
     assert_eq!(list().unwrap().len(), 3);
     let (first, second) = (own.token(), shared.token());
     let copies = |reservation: &Reservation| {

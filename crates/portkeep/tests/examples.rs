@@ -35,7 +35,7 @@ fn all_with(enforcement: &str) {
     assert!(line.contains(enforcement), "{line}");
     let last: u16 = line.split([' ', '-', ',']).nth(2).unwrap().parse().unwrap();
     let mut shown = String::new();
-    // The line is written before the listeners are there.
+    // The example writes the line before its listeners exist.
     let mut client = (0..100)
         .find_map(|_| {
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -48,7 +48,7 @@ fn all_with(enforcement: &str) {
     assert_eq!(shown, format!("this is port {last}\n"));
 }
 
-/// One after the other: once this process is in the sandbox, it stays there.
+/// Held mode first: once this process is in the sandbox, it stays there.
 #[test]
 fn examples() {
     if portkeep::version().is_err() {

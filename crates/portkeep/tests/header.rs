@@ -65,7 +65,7 @@ fn has(compiler: &str) -> bool {
     Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-/// A folder that goes at the end.
+/// A folder that is deleted at the end.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -1,4 +1,4 @@
-//! The library without kernel enforcement. Needs no right; run as root, each test has a namespace of its own.
+//! The library without kernel enforcement. Requires no right. As root, each test has a namespace of its own.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,7 @@ const V4: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const V6: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
 
-/// A namespace of its own keeps a test away from the others and from the machine's ports, where that is allowed.
+/// If it is allowed, a namespace of its own separates a test from the others and from the machine's ports.
 fn isolate() {
     const CAP_SYS_ADMIN: u32 = 21;
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -49,7 +49,7 @@ fn socket(domain: Domain, transport: Transport) -> Socket {
     .unwrap()
 }
 
-/// Not so of ::1 where IPv6 is switched off.
+/// False for ::1 if IPv6 is switched off.
 fn is_local(ip: &IpAddr) -> bool {
     UdpSocket::bind((*ip, 0)).is_ok()
 }
@@ -115,7 +115,7 @@ fn listeners_in_every_form() {
     assert!(matches!(reservation.bind_tcp_port(V4, start - 1), Err(BindError::OutsideBlock { .. })));
     assert!(matches!(reservation.bind_udp(V4), Err(BindError::OtherTransport { .. })));
     assert_eq!(reservation.state().unwrap().bound, Some(4));
-    // Given up, and drawn again.
+    // A port that was given up is drawn again.
     drop(listeners.remove(1));
     assert_eq!(reservation.bind_tcp(V4).unwrap().local_addr().unwrap().port(), start + 1);
 }
@@ -138,7 +138,7 @@ fn datagrams_from_before_are_not_delivered() {
     }
 }
 
-/// No option left on from the moment when holder and successor overlapped.
+/// SO_REUSEADDR is off again after the moment in which the holder and its successor had the port.
 fn is_bound_alone(server: &UdpSocket) -> bool {
     let outsider = socket(Domain::IPV4, Transport::Udp);
     outsider.set_reuse_address(true).unwrap();
@@ -162,7 +162,7 @@ fn sockets_of_the_programs_own() {
     let not_here = SocketAddr::from(([192, 0, 2, 1], start));
     let error = reservation.bind(&socket(Domain::IPV4, Transport::Tcp), not_here).unwrap_err();
     assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrNotAvailable);
-    // The failure has not cost the port.
+    // The port is still held after the failure.
     assert!(is_held(Transport::Tcp, start));
     let (unix, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     assert!(matches!(unix.bind_from(token, (V4, 0).into()), Err(BindError::Associate(AssociateError::NotTcpOrUdp))));
@@ -190,7 +190,7 @@ fn tokens_work_inside_the_process() {
     // A new thread is in the namespace of the one that started it.
     assert!(there.join().unwrap());
     release(token).unwrap();
-    // Unknown to the BPF programs too, or there is none.
+    // The BPF programs do not know the token, or there are none.
     assert!(matches!(release(token), Err(ReleaseError::Unknown | ReleaseError::KernelAbsent)));
     UdpSocket::bind((V4, port)).unwrap();
 }
@@ -227,12 +227,12 @@ fn opened_ports_can_be_bound_by_other_programs_that_mean_them() {
     server.listen(1).unwrap();
     assert!(matches!(tcp().at(port).acquire(), Err(AcquireError::InUse { .. })), "two hold it");
     drop(server);
-    // The next server as well, and the other transport not.
+    // The next server can bind it too. The other transport is still held.
     bind(Transport::Tcp, true).unwrap();
     assert!(is_held(Transport::Udp, port));
     reservation.open_held(Transports::Both).unwrap();
     bind(Transport::Udp, false).unwrap();
-    // This process can still have them.
+    // This process can still bind them.
     let listener = reservation.bind_tcp_port(V4, port).unwrap();
     assert!(in_use(bind(Transport::Tcp, true)));
     drop(listener);
@@ -265,7 +265,7 @@ fn without_kernel_enforcement_held_mode_reports_so() {
     assert!(matches!(own.reservation(), Err(QueryError::KernelAbsent)));
     assert!(matches!(release(unknown), Err(ReleaseError::KernelAbsent)));
     assert!(matches!(lookup(unknown), Err(QueryError::KernelAbsent)));
-    // "Nobody" would be a lie: who holds what is known to nobody but the holders.
+    // `None` would be wrong: only the holders know which ports they hold.
     assert!(matches!(portkeep::who(Transport::Tcp, reservation.ports().start()), Err(QueryError::KernelAbsent)));
     assert!(matches!(portkeep::list(), Err(QueryError::KernelAbsent)));
 }

@@ -208,7 +208,8 @@ fn a_token_of_another_namespace_is_recognised() {
 
 kernel_test! {
 fn a_conflict_is_named() {
-    // An agent that another test plays would be asked about the port that a socket leaves, and would end before it answers.
+    // No other test may play an agent now: this agent would be asked about the port that a socket leaves, and would end
+    // before it answers.
     let _none = Agent::turn();
     let pool = version().unwrap().pool.unwrap();
     let first = Reservation::tcp().ports(4).at(pool.start() + 100).label("mine").acquire().unwrap();
@@ -221,7 +222,7 @@ fn a_conflict_is_named() {
         assert_eq!(by.token, Some(first.token()));
         assert_eq!(by.owner.map(|owner| owner.pid), Some(std::process::id()));
     }
-    // In the way is no reservation but a socket that outlived one.
+    // The port is not reserved, but a socket that outlived its reservation has it.
     let listener = first.bind_tcp_port(V4, pool.start() + 101).unwrap();
     drop(first);
     let error = Reservation::tcp().at(pool.start() + 101).acquire().unwrap_err();
@@ -290,7 +291,7 @@ fn held_mode_is_possible_beside_kernel_enforcement() {
 kernel_test! {
 /// Others acquire and release all the time; the reservations that stay must be in every listing.
 fn listings_are_complete_while_others_come_and_go() {
-    // At the end of the pool, so that a listing gets to them only past those that come and go.
+    // They are at the end of the pool, so a listing finds those that come and go first.
     let last = version().unwrap().pool.unwrap().last();
     let lasting: Vec<_> = (0..10).map(|n| Reservation::tcp().at(last - n).acquire().unwrap()).collect();
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -315,7 +316,7 @@ fn listings_are_complete_while_others_come_and_go() {
 }
 }
 
-/// The agent's work, by hand. One test at a time: an agent serves the whole machine.
+/// Does the agent's work in a test. One test at a time: an agent serves the whole machine.
 struct Agent {
     beacon: Option<UdpSocket>,
     _turn: MutexGuard<'static, ()>,
@@ -335,7 +336,7 @@ impl Agent {
         self.beacon = Some(beacon);
     }
 
-    /// As an agent does that has seen no socket: what it cannot confirm it refuses.
+    /// Acts like an agent that has seen no socket: it confirms the request, and refuses it if that fails.
     fn try_to_confirm(&self, token: Token) {
         let mut loaded = Sandbox::get().loaded();
         let id = loaded.maps().unwrap().id_of(token).unwrap();
@@ -374,7 +375,7 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
     drop(reservation.bind_tcp(V4).unwrap());
     drop(reservation);
 
-    // A request that has not been granted keeps nobody from a port.
+    // A pending request does not prevent a bind.
     let mut pending = request.start().unwrap();
     let other = TcpListener::bind((V4, 7001)).unwrap();
     agent.try_to_confirm(pending.token());
@@ -402,7 +403,7 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
     }
     assert!(matches!(pending.poll(), Poll::Ready(Err(AcquireError::Cancelled))));
 
-    // acquire() waits, on this thread, for what happens on another.
+    // This thread waits, and another one confirms.
     let waiting = thread::scope(|scope| {
         let waiting = request.start().unwrap();
         let token = waiting.token();
@@ -415,7 +416,7 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
     });
     drop(waiting);
 
-    // The agent dies before it has looked (R13).
+    // The agent ends before it has checked the ports (R13).
     let pending = request.start().unwrap();
     agent.beacon = None;
     assert!(matches!(pending.wait(), Err(AcquireError::AgentAbsent)));
@@ -424,7 +425,7 @@ fn blocks_outside_the_pool_wait_for_the_agent() {
 }
 
 kernel_test! {
-/// An agent that is quick has decided before the requester asks for the first time, and a refusal is reported once.
+/// A quick agent decides before the requester asks for the first time, and a refusal is reported only once.
 fn an_immediate_refusal_is_reported_as_one() {
     let mut agent = Agent::turn();
     agent.start();
@@ -436,7 +437,7 @@ fn an_immediate_refusal_is_reported_as_one() {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 for (id, reservation) in maps.reservations().map(Result::unwrap) {
                     if reservation.state() == wire::PENDING {
-                        // It may be gone already.
+                        // It may have ended already.
                         let _ = admin.refuse(id, reservation.token().unwrap(), Errno::EADDRINUSE);
                     }
                 }
@@ -497,7 +498,7 @@ fn a_pending_request_outlives_later_ones_of_its_socket() {
     // Cancelled.
     begin(7310).cancel();
     assert!(first.poll().is_pending());
-    // Refused: that is reported to the one it concerns.
+    // Refused: only the refused request reports that.
     let mut last = begin(7320);
     agent.decide(last.token(), Some(Errno::EADDRINUSE));
     assert!(first.poll().is_pending());
@@ -564,7 +565,7 @@ fn l2_a_list_is_all_or_nothing_and_one_reservation() {
     assert_eq!(reservation.state().unwrap().bound, Some(4));
     drop(drawn);
 
-    // A second one that lacks a single port gets none of the others.
+    // If a second list cannot have one port, it gets none of the others.
     let error = Reservation::tcp().ports("61005,61022,61030").acquire().unwrap_err();
     assert!(matches!(error, AcquireError::InUse { ports, .. } if ports.start() == 61022), "{error:?}");
     assert_eq!(list().unwrap().len(), 1);
@@ -636,7 +637,7 @@ fn a_request_that_waits_is_woken_by_the_end_of_a_reservation_and_not_before() {
         });
         tries.recv().unwrap();
         tries.recv().unwrap();
-        // From now on it sleeps. The ends of other sockets are no reason for a request.
+        // From now on it sleeps. The ends of other sockets do not cause a request.
         for _ in 0..100 {
             TcpListener::bind((LOCAL, 0)).unwrap();
         }
@@ -645,7 +646,7 @@ fn a_request_that_waits_is_woken_by_the_end_of_a_reservation_and_not_before() {
         assert_eq!(waiting.join().unwrap().unwrap().ports().start(), 61000);
     });
     assert!(tries.try_recv().is_err());
-    // By default, and for what cannot come true, there is no wait.
+    // By default, and if a request cannot succeed later, there is no wait.
     let held = Reservation::tcp().at(61001).acquire().unwrap();
     assert!(matches!(Reservation::tcp().at(61001).acquire(), Err(AcquireError::InUse { .. })));
     let limit = Duration::from_millis(20);

@@ -17,7 +17,7 @@ use crate::{
 /// One key of the configuration, as the manual page shows it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Key {
-    /// With its table, as in `quota.default`; `NAME` in the place of a user's or group's name.
+    /// Its name with its table, as in `quota.default`. The name of a user or group is written as `NAME`.
     pub name: &'static str,
     /// The type of its value.
     pub kind: &'static str,
@@ -27,12 +27,12 @@ pub struct Key {
     pub text: &'static str,
     /// A value that could be set, in TOML.
     pub example: &'static str,
-    /// Puts the value of an entry into the configuration, or reports why it cannot be.
+    /// Puts the value of an entry into the configuration. If the value is wrong, it reports why.
     #[serde(skip)]
     pub(super) read: fn(&mut Config, &mut Report<'_>, &Entry<'_, '_>),
 }
 
-/// Every key there is.
+/// All keys.
 pub const KEYS: &[Key] = &[
     Key {
         name: "pool",

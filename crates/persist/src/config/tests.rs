@@ -78,7 +78,7 @@ fn the_table_of_keys_is_what_the_parser_knows() {
             assert_eq!(parse(&setting(key, key.default)).unwrap(), Config::default(), "{}", key.name);
         }
         assert!(key.text.ends_with('.') && !key.kind.is_empty(), "{}", key.name);
-        // No key takes just anything.
+        // No key accepts every value.
         assert!(parse(&setting(key, "1.5")).is_err(), "{}", key.name);
     }
 }

@@ -1,10 +1,11 @@
 //! The store on a disk that loses power.
 //!
-//! [`Sim`] is a disk that remembers every create, write, change of length, sync and rename. A run of the store over it
-//! is cut off after each of them in turn, and what a power cut may leave is put together: all that was synced, and of
-//! the rest nothing, everything, or some of its writes and some of their sectors, by a seeded choice for each one by
-//! itself (so a later write can be there and an earlier one not). The store is opened on that, and must have what was
-//! reported done, no more than the one change that was under way, and nothing half.
+//! [`Sim`] is a disk that remembers every create, write, change of length, sync and rename. The store runs on it once.
+//! Then the run is cut off after each of these events in turn. For each, the test makes the disks that a power cut may
+//! leave. All of them have everything that was synced. Of the rest they have nothing, everything, some of the writes,
+//! or some sectors of the writes. A seeded choice decides about each write or sector by itself, so a later write can be
+//! there without an earlier one. The store is opened on each of these disks. It must have all changes that were
+//! reported done. It may also have the one change that was under way. It must not have half of a change.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use redb::StorageBackend;
 use super::{Engine, StoreError, Stored, disk::Disk};
 use crate::{Audience, Declaration, Name};
 
-/// The fault of the disk.
+/// A call that changes the disk or makes a change durable.
 #[derive(Clone, Debug)]
 enum Event {
     Create { name: String, file: usize },
@@ -31,7 +32,7 @@ enum Event {
     SyncNames,
 }
 
-/// Its content.
+/// The content of the disk.
 #[derive(Clone, Debug, Default)]
 struct Image {
     files: Vec<Vec<u8>>,
@@ -63,7 +64,7 @@ impl Image {
         &mut self.files[file]
     }
 
-    /// Data past the end (its length was lost) is lost.
+    /// Data past the end is lost: the change of length was lost.
     fn write(&mut self, file: usize, at: u64, data: &[u8]) {
         let content = self.file(file);
         let begin = usize::try_from(at).unwrap().min(content.len());
@@ -78,7 +79,7 @@ struct Fault {
     /// How many more calls that change something succeed.
     after: usize,
     kind: io::ErrorKind,
-    /// Only those that need space, and syncs not.
+    /// Syncs do not fail, because they require no space.
     space_only: bool,
 }
 
@@ -149,7 +150,7 @@ impl Disk for Sim {
         self.state().happen(Event::Rename { from: from.to_owned(), to: to.to_owned() })
     }
 
-    /// Not an event: what it leaves on a disk that crashes is what a crash just before it leaves.
+    /// Not an event: a crash after it leaves the same disk as a crash just before it.
     fn remove(&self, _name: &str) {}
 
     fn sync(&self) -> io::Result<()> {
@@ -234,7 +235,7 @@ impl Walk {
         }
     }
 
-    /// The disk as the machine finds it when it comes up again.
+    /// The disk as the machine finds it at the next boot.
     fn cut(&self, loss: Loss, dice: &mut Rng) -> Image {
         let mut image = self.durable.clone();
         let mut names_lost = false;
@@ -245,7 +246,7 @@ impl Walk {
                 Loss::Writes | Loss::Sectors => dice.u64(..2) == 0,
             };
             match event {
-                // Names are journalled: in their order, up to some point.
+                // Changes of names are journalled: those up to some point are kept, in their order.
                 Event::Create { file, .. } => {
                     names_lost |= !kept;
                     image.file(*file);
@@ -292,13 +293,13 @@ fn content(engine: &Engine<Sim>) -> BTreeMap<Name, Stored> {
     engine.content.clone()
 }
 
-/// Open the store on what is left; what is in it.
+/// Open the store on the disk that is left.
 fn recover(image: Image) -> Result<(Engine<Sim>, Sim), StoreError> {
     let sim = Sim::with(image);
     Ok((Engine::open(sim.clone(), NAME, None)?, sim))
 }
 
-/// `PORTKEEP_TEST_SEED` gives another run than the usual one.
+/// `PORTKEEP_TEST_SEED` selects another run than the usual one.
 fn seed() -> u64 {
     std::env::var("PORTKEEP_TEST_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"))
 }
@@ -308,7 +309,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
     const OPERATIONS: u64 = 120;
     let seed = seed();
     let mut dice = Rng::with_seed(seed);
-    // Run once, and note what is to be there after each event: what was reported, and what was under way.
+    // Run once, and note the content after each change with the number of events until then.
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
     let mut states = vec![(0, BTreeMap::new()), (sim.events(), BTreeMap::new())];
@@ -319,7 +320,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
             0..3 => engine.create(&stored(operation, &mut dice)).unwrap(),
             _ if present.is_empty() => engine.create(&stored(operation, &mut dice)).unwrap(),
             3 => drop(engine.delete(&name(any(&mut dice))).unwrap()),
-            // Another name, or only another content.
+            // An entry with another name, or one with the same name and another content.
             _ if operation % 2 == 0 => engine.replace(&name(any(&mut dice)), &stored(operation, &mut dice)).unwrap(),
             _ => {
                 let same = any(&mut dice);
@@ -346,7 +347,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
             assert!(allowed.contains(&&engine.content), "{}: {:?}", shown(), engine.content.keys());
             under_way += u64::from(engine.content != before);
             kills += 1;
-            // Now and then the power goes again, while the store is being recovered or closed.
+            // Sometimes there is a second power cut, while the store is recovered or closed.
             if (position + loss as usize).is_multiple_of(37) {
                 let first = content(&engine);
                 let opened = sim.events();
@@ -364,7 +365,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
                     let (engine, _) = recover(walk.cut(LOSSES[number % LOSSES.len()], &mut dice))
                         .unwrap_or_else(|error| panic!("{}, and again: {error}", shown()));
                     assert!(allowed.contains(&&engine.content), "{}, and again after {number}", shown());
-                    // A state seen once stays.
+                    // When the store has been opened with a content, it keeps that content.
                     assert!(number < opened || engine.content == first, "{}, and again after {number}", shown());
                     again += 1;
                 }
@@ -384,7 +385,7 @@ fn no_power_cut_at_any_write_or_sync_loses_or_halves_anything() {
     assert!(under_way > 0, "never was a change kept that was under way: are the kills where they should be?");
 }
 
-/// Fail from the n-th call on, for every n, then let the disk recover.
+/// For every n, let the disk fail from the n-th call on, and then work again.
 fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
@@ -408,7 +409,7 @@ fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
             } else {
                 expected.remove(&subject.declaration.name)
             };
-            // On the disk is what it says.
+            // The disk has the content that the result reports.
             let on_disk = content(&recover(sim.state().image.clone()).unwrap().0);
             match result {
                 Ok(()) => assert_eq!(on_disk, expected, "reported done, {after}"),
@@ -426,7 +427,7 @@ fn fail_everywhere(kind: io::ErrorKind, space_only: bool) -> (usize, usize) {
                     assert_eq!(content(&engine), before, "and listed as such, {after}");
                 }
             }
-            // And the same store goes on when there is space again.
+            // When the disk works again, the same store works again.
             number += 1;
             engine.create(&stored(number, &mut dice)).unwrap();
             assert_eq!(content(&engine), content(&recover(sim.state().image.clone()).unwrap().0));
@@ -453,7 +454,7 @@ fn a_failing_disk_never_makes_it_report_what_is_not_so() {
     assert!(refused > 4, "{refused}");
 }
 
-/// The disk is full while the store is being made: an error, and an empty store as soon as there is space.
+/// If the disk is full while the store is made, that is an error. When there is space again, an empty store is made.
 #[test]
 fn a_store_that_could_not_be_made_is_made_another_time() {
     for after in 0.. {
@@ -471,7 +472,7 @@ fn a_store_that_could_not_be_made_is_made_another_time() {
     }
 }
 
-/// The power goes while what another boot left is being discarded: it is discarded at the next start.
+/// If there is a power cut while entries of another boot are discarded, they are discarded at the next start.
 #[test]
 fn discarding_is_whole_too() {
     let sim = Sim::default();
@@ -490,7 +491,7 @@ fn discarding_is_whole_too() {
         for loss in LOSSES {
             let image = walk.cut(loss, &mut Rng::with_seed((position * LOSSES.len() + loss as usize) as u64));
             assert!(Engine::open(Sim::with(image.clone()), NAME, Some("two")).unwrap().content.is_empty());
-            // A query for the first boot gets all or nothing.
+            // Opened for the first boot, the store has all entries or none.
             let engine = Engine::open(Sim::with(image), NAME, Some("one")).unwrap();
             assert!(engine.content.is_empty() || engine.content == full);
             whole += usize::from(!engine.content.is_empty());
@@ -502,7 +503,7 @@ fn discarding_is_whole_too() {
     assert!(whole > 0 && whole < (log.len() + 1) * LOSSES.len(), "{whole}");
 }
 
-/// A disk with a store that was closed, or whose process was killed.
+/// A disk with a store. It was closed, or its process was killed.
 fn example(closed: bool) -> (Image, BTreeMap<Name, Stored>) {
     let sim = Sim::default();
     let mut engine = Engine::open(sim.clone(), NAME, None).unwrap();
@@ -518,7 +519,7 @@ fn example(closed: bool) -> (Image, BTreeMap<Name, Stored>) {
     (image, content)
 }
 
-/// Any damage is found or does no harm; the file stays as it is, byte for byte; nothing panics.
+/// Damage is found, or it does not change the content. If it is found, the file is kept byte for byte. Nothing panics.
 #[test]
 fn damage_is_reported_or_harmless_and_the_file_is_kept() {
     for closed in [true, false] {
@@ -534,7 +535,7 @@ fn damage(closed: bool) {
     let mut cases: Vec<Vec<u8>> = Vec::new();
     let used = bytes.len();
     for number in 0..1820 {
-        // The headers to the last byte, and the rest here and there.
+        // Every byte of the headers, and random bytes of the file.
         let at = if number < 320 { number } else { usize::try_from(dice.u64(..used as u64)).unwrap() };
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << dice.u64(..8);

@@ -1,6 +1,6 @@
 //! The store's view of a disk: a folder with a few files.
 //!
-//! It is a trait so that the crash test can put a disk in its place that loses what was not synced.
+//! It is a trait so that the crash test can use another disk, which loses all data that was not synced.
 
 use std::{
     fmt::Debug,
@@ -27,15 +27,15 @@ pub(super) trait Disk: Debug {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
     /// Open a file that exists.
     fn open(&self, name: &str) -> io::Result<Self::File>;
-    /// Make an empty file, in the place of one that may be there.
+    /// Make an empty file. It replaces an existing file of that name.
     fn create(&self, name: &str) -> io::Result<Self::File>;
-    /// Give a file another name, in the place of one that may be there.
+    /// Give a file another name. It replaces an existing file of that name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Remove a file, if it is there.
     fn remove(&self, name: &str);
     /// Make the names durable.
     fn sync(&self) -> io::Result<()>;
-    /// Where a file is, for messages.
+    /// The path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
 }
 
@@ -47,11 +47,14 @@ impl Folder {
     /// The folder, made with mode 0700 if it is not there.
     pub(super) fn open_or_make(path: &Path) -> Result<Self, StoreError> {
         let error = |source| StoreError::Io { path: path.to_owned(), source };
-        if !path.exists() {
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+        if !missing.is_empty() {
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)?;
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                File::open(parent).and_then(|parent| parent.sync_all()).map_err(error)?;
-            }
+        }
+        // A power cut must not remove a folder above the store.
+        for parent in missing.iter().filter_map(|folder| folder.parent()) {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(error)?;
         }
         let mode = fs::metadata(path).map_err(error)?.permissions().mode();
         if mode & 0o022 != 0 {
@@ -60,7 +63,7 @@ impl Folder {
         Ok(Self(path.to_owned()))
     }
 
-    /// A folder that may not be there, only to be read.
+    /// A folder for reading only. It need not exist.
     pub(super) fn existing(path: &Path) -> Self {
         Self(path.to_owned())
     }
@@ -71,7 +74,7 @@ impl Folder {
         let mut file = options().write(true).create(true).open(self.path(&format!("{name}.lock"))).map_err(error)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
-                // For the message of the next one only; a full disk is no reason not to go on.
+                // The pid is only for the message to the next process. If the disk is full, the lock is still valid.
                 let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
                 Ok(Lock(file))
             }
@@ -85,18 +88,18 @@ impl Folder {
     }
 }
 
-/// Being the one process that has a store open. It goes with the process, however that ends.
+/// The lock of the one process that has a store open. When the process ends, in any way, the kernel releases the lock.
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing would not do at once: a process that is being started has copies of all descriptors for a moment.
+        // Closing the file is not enough: a process that is being started has copies of all descriptors for a moment.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Files of ours only: not through a link, not for others.
+/// Options to open the store's own files: links are not followed, and only the owner has access.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits();

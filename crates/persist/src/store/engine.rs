@@ -12,7 +12,7 @@ use super::{
 };
 use crate::Name;
 
-/// A change to the reservations: names, and what is there from now on. It is made in one step.
+/// A change to the reservations: each name with its new entry, `None` to delete it. It is made in one step.
 type Change<'a> = &'a [(&'a Name, Option<&'a Stored>)];
 
 /// The store over any disk.
@@ -20,10 +20,10 @@ type Change<'a> = &'a [(&'a Name, Option<&'a Stored>)];
 pub(super) struct Engine<D: Disk> {
     disk: D,
     name: &'static str,
-    /// `None` after a write failed: the library wants to be opened anew then.
+    /// `None` after a write failed: then the library requires that the file is opened again.
     database: Option<Database>,
     pub(super) content: BTreeMap<Name, Stored>,
-    /// Counts commits, so that none is empty.
+    /// The number of commits. Each commit writes it, so that none is empty.
     commits: u64,
 }
 
@@ -49,12 +49,12 @@ impl<D: Disk> Engine<D> {
         Ok(engine)
     }
 
-    /// An empty store, whole or not there.
+    /// Make an empty store, as a whole or not at all.
     fn make(&self, boot: Option<&str>) -> Result<(), StoreError> {
         let beginning = format!("{}.new", self.name);
         let made = self.make_as(&beginning, boot);
         if made.is_err() {
-            // On a full disk it would only take space away.
+            // On a full disk the incomplete file would only use space.
             self.disk.remove(&beginning);
         }
         made
@@ -77,7 +77,7 @@ impl<D: Disk> Engine<D> {
         self.disk.sync().map_err(error)
     }
 
-    /// The file, open for writing. Only after [`read`] found it good.
+    /// Open the file for writing. Only call this after [`read`] has checked the file.
     fn database(&self) -> Result<Database, StoreError> {
         let file = self.disk.open(self.name).map_err(|source| self.io(source))?;
         guarded(|| Ok(builder().create_with_backend(file)?)).map_err(|error| self.error(error))
@@ -116,7 +116,7 @@ impl<D: Disk> Engine<D> {
         Ok(stored)
     }
 
-    /// After a write that failed: read and open the file again.
+    /// If a write failed before, read and open the file again.
     fn settle(&mut self) -> Result<(), StoreError> {
         if self.database.is_none() {
             let missing = || self.io(io::Error::from(io::ErrorKind::NotFound));
@@ -126,10 +126,11 @@ impl<D: Disk> Engine<D> {
         Ok(())
     }
 
-    /// Make a change durable. When this fails with anything but [`StoreError::Unsure`], it did not happen.
+    /// Make a change durable. If this fails with an error other than [`StoreError::Unsure`], nothing was changed.
     fn change(&mut self, change: Change<'_>) -> Result<(), StoreError> {
         let Err(first) = self.commit(change) else {
-            // It is durable. The second commit is for the other slot, and comes another time if it fails now.
+            // The change is durable. The second commit is for the other slot. If it fails, the next change writes that
+            // slot.
             if self.commit(change).is_err() {
                 self.database = None;
             }
@@ -138,8 +139,8 @@ impl<D: Disk> Engine<D> {
         };
         let error = self.error(first);
         self.database = None;
-        // The first may have got to the disk although it reported a failure: look, and take it back if so. Looking takes
-        // no space.
+        // The first commit may be on the disk although it reported a failure. If it is, take it back. Reading the file
+        // to check this requires no disk space.
         let before: Vec<_> = change.iter().map(|(name, _)| self.content.get(name).cloned()).collect();
         let before: Vec<_> = change.iter().zip(&before).map(|((name, _), before)| (*name, before.as_ref())).collect();
         let kept = match read(&self.disk, self.name) {
@@ -151,12 +152,15 @@ impl<D: Disk> Engine<D> {
         }
         let source = match error {
             StoreError::Io { source, .. } => source,
+            // The texts of these two say that nothing was changed.
+            StoreError::Full { .. } => io::ErrorKind::StorageFull.into(),
+            StoreError::Damaged { what, .. } => io::Error::other(what),
             other => io::Error::other(other.to_string()),
         };
         Err(StoreError::Unsure { path: self.disk.path(self.name), source })
     }
 
-    /// Put back what was there before; whether that is done.
+    /// Put back the entries from before the change. Returns whether this succeeded.
     fn take_back(&mut self, before: Change<'_>) -> bool {
         let done = self.settle().is_ok() && self.commit(before).is_ok();
         if done {
@@ -167,7 +171,7 @@ impl<D: Disk> Engine<D> {
         done
     }
 
-    /// A change is on the disk.
+    /// Make a change in memory that is on the disk already.
     fn remember(&mut self, change: Change<'_>) {
         for (name, stored) in change {
             match stored {

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::Name;
 
-/// Why the store did not do it.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -13,7 +13,7 @@ pub enum StoreError {
     InUse {
         /// The store.
         path: PathBuf,
-        /// That process, if it left its number.
+        /// The pid of that process, if it is known.
         pid: Option<u32>,
     },
     /// The file's content is not as it was written. The file was not touched.
@@ -21,7 +21,7 @@ pub enum StoreError {
     Damaged {
         /// The store.
         path: PathBuf,
-        /// The value found.
+        /// The damage that was found.
         what: String,
     },
     /// A newer Portkeep wrote it. The file was not touched.
@@ -32,19 +32,20 @@ pub enum StoreError {
         /// How that is known.
         what: String,
     },
-    /// Its folder can be written by others, who could put another store there.
+    /// Other users can write its folder, so they could put another store there.
     #[error("{} can be written by users other than its owner: remove that right (chmod go-w)", path.display())]
     Open {
         /// The folder.
         path: PathBuf,
     },
-    /// There is one of this name already.
+    /// There is an entry of this name already.
     #[error("there is a reservation `{0}` already")]
     Exists(Name),
-    /// There is none of this name.
+    /// There is no entry of this name.
     #[error("there is no reservation `{0}` in the store")]
     Missing(Name),
-    /// It would not be understood when it is read again: an invalid unit, cgroup, user or description.
+    /// The entry would be refused or changed when it is read again: it has an invalid unit, cgroup, user, group or
+    /// description.
     #[error("this declaration is not valid: {0}")]
     Invalid(String),
     /// The disk is full. Nothing was changed.
@@ -53,8 +54,8 @@ pub enum StoreError {
         /// The store.
         path: PathBuf,
     },
-    /// Writing failed so late that a part of it may be on the disk and could not be taken back. Open the store again to
-    /// see which it is; it is one or the other, not half of it.
+    /// Writing failed, the change may be on the disk, and it could not be taken back. Open the store again to see. It
+    /// then has the whole change or nothing of it.
     #[error("{}: {source}; it is not known whether the change was kept: open the store again to see", path.display())]
     Unsure {
         /// The store.

@@ -13,9 +13,9 @@ use redb::{
 use super::{disk::Disk, error::StoreError, stored::Stored};
 use crate::Name;
 
-/// By name, as JSON.
+/// The entries by name, as JSON.
 pub(super) const RESERVATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("reservations");
-/// The file's description of itself: `format`, `boot` (of the store until the next reboot), `commit`.
+/// The file's description of itself: `format`, `boot` (only in [`super::ACTIVE`]), `commit`.
 pub(super) const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// The value of `format`. Increment it when a member is added to [`Stored`].
 const FORMAT: u32 = 1;
@@ -27,7 +27,7 @@ pub(super) struct Content {
     pub(super) boot: Option<String>,
 }
 
-/// Everything gone; `number` distinguishes the two commits that do it.
+/// Delete all entries in one commit. The caller does this twice; `number` distinguishes the two commits.
 pub(super) fn discard(database: &Database, boot: Option<&str>, number: u32) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     transaction.delete_table(RESERVATIONS)?;
@@ -50,9 +50,9 @@ pub(super) fn builder() -> Builder {
     builder
 }
 
-/// The largest format of the library's files that is known here, and where a file says which it has: one byte at the
-/// begin of each commit slot.
+/// The newest format of the library's files that is known here.
 const KNOWN_FORMAT: u8 = 3;
+/// The places of a file's format: one byte at the beginning of each commit slot.
 const FORMAT_AT: [usize; 2] = [64, 192];
 
 /// The content of a file, checked to the last page, without touching it. `None`: there is no file.
@@ -107,12 +107,12 @@ pub(super) fn read<D: Disk>(disk: &D, name: &str) -> Result<Option<Content>, Sto
         Ok(Err(format)) => {
             Err(StoreError::Damaged { path: disk.path(name), what: format!("its format is {format:?}") })
         }
-        // Memory does not fail: whatever it is, the bytes are the reason.
+        // Memory does not fail, so the bytes are the cause of any error.
         Err(error) => Err(StoreError::Damaged { path: disk.path(name), what: error.to_string() }),
     }
 }
 
-/// Do something with the library. A panic of its own comes back as an error.
+/// Call the library. If it panics, the panic is returned as an error.
 pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result,

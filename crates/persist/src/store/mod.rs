@@ -1,16 +1,16 @@
-//! The store: what commands created, kept through kill -9 and power cuts.
+//! The store: the reservations that commands created. They survive kill -9 and power cuts.
 //!
-//! It is one file of [redb](https://docs.rs/redb): pages with checksums, and two commit slots of which a commit writes
-//! the older one, so that the newer stands until all of a change is on the disk. Four things are added here:
+//! It is one file of [redb](https://docs.rs/redb), with checksums of all pages and two commit slots. A commit writes
+//! the older slot. So the newer slot is valid until the whole change is on the disk. Four things are added here:
 //!
-//! - The file comes into being under another name and is renamed when it is whole. A file under its name was complete
-//!   once, so what cannot be read is damage and never a beginning.
-//! - Before the file is opened for writing, a copy in memory is opened, checked to the last page and read. A damaged or
-//!   newer file is known by then and has not been touched. Should the library panic over it, that is damage, too.
-//! - Every change is committed twice, so that both slots have it. If one of them is damaged later and the library goes
-//!   back to the other, nothing is lost that was reported done.
-//! - Its content is also in memory. Reading never waits for the disk, and what a failed write left behind is found out
-//!   by comparing.
+//! - The file is made under another name and renamed when it is complete. So a file under its final name was complete
+//!   once. If it cannot be read, it is damaged.
+//! - Before the file is opened for writing, a copy in memory is opened, checked to the last page and read. So a damaged
+//!   or newer file is found before it is touched. If the library panics at the copy, the file counts as damaged.
+//! - Every change is committed twice, so that both slots have it. If one slot is damaged later, the library uses the
+//!   other one. No change is lost that was reported done.
+//! - The content is also in memory. So reading never waits for the disk. After a failed write, the file is compared
+//!   with the content in memory.
 
 #[cfg(test)]
 mod crash;
@@ -40,7 +40,7 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// An open store. One process at a time has it.
+/// An open store. One process at a time can have it open.
 #[derive(Debug)]
 pub struct Store {
     engine: Engine<Folder>,
@@ -53,14 +53,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// If another process has it, the folder is open to others, or the file is damaged, of a newer Portkeep or cannot be
-    /// read. It is not touched then.
+    /// If another process has it open, other users can write the folder, or the file is damaged, of a newer Portkeep or
+    /// cannot be read. The file is not touched then.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         Self::open_as(dir, PERSISTENT, None)
     }
 
-    /// Open the store of reservations that live until the next reboot. Entries that another boot than `boot_id`
-    /// (`/proc/sys/kernel/random/boot_id`) left there is discarded.
+    /// Open the store of reservations that live until the next reboot. `boot_id` names this boot
+    /// (`/proc/sys/kernel/random/boot_id`). Entries of another boot are discarded.
     ///
     /// # Errors
     ///
@@ -75,51 +75,52 @@ impl Store {
         Ok(Self { engine: Engine::open(folder, name, boot)?, _lock: lock })
     }
 
-    /// Add one. It is on the disk when this returns.
+    /// Add an entry. It is on the disk when this returns.
     ///
     /// # Errors
     ///
-    /// If there is one of that name, it is not valid, or it could not be written; nothing is changed then
-    /// ([`StoreError::Unsure`] says what it says).
+    /// If there is an entry of that name, the new one is not valid, or it could not be written. Nothing is changed
+    /// then, except perhaps with [`StoreError::Unsure`].
     pub fn create(&mut self, stored: &Stored) -> Result<(), StoreError> {
         self.engine.create(stored)
     }
 
-    /// Put another in the place of one, in one step: whenever the power goes, there is the one or the other. It is on the
-    /// disk when this returns.
+    /// Replace the entry `name` by another, in one step: after a power cut at any moment, there is the old or the new
+    /// one. The new one is on the disk when this returns.
     ///
     /// # Errors
     ///
-    /// If there is none of that name, one that is not valid or has the name of a third, or it could not be written; nothing
-    /// is changed then ([`StoreError::Unsure`] says what it says).
+    /// If there is no entry `name`, the new one is not valid, a third entry has its name, or it could not be written.
+    /// Nothing is changed then, except perhaps with [`StoreError::Unsure`].
     pub fn replace(&mut self, name: &Name, stored: &Stored) -> Result<(), StoreError> {
         self.engine.replace(name, stored)
     }
 
-    /// Take one away and give it back. It is gone from the disk when this returns.
+    /// Delete an entry and return it. It is deleted on the disk when this returns.
     ///
     /// # Errors
     ///
-    /// If there is none of that name, or it could not be written; nothing is changed then.
+    /// If there is no entry of that name, or the change could not be written. Nothing is changed then, except perhaps
+    /// with [`StoreError::Unsure`].
     pub fn delete(&mut self, name: &Name) -> Result<Stored, StoreError> {
         self.engine.delete(name)
     }
 
-    /// The one of this name.
+    /// The entry of this name.
     pub fn get(&self, name: &Name) -> Option<&Stored> {
         self.engine.content.get(name)
     }
 
-    /// All, the oldest first, those of one second by name.
+    /// All entries, the oldest first. Entries of the same second are in the order of their names.
     pub fn list(&self) -> Vec<&Stored> {
         let mut all: Vec<_> = self.engine.content.values().collect();
         all.sort_by_key(|stored| stored.created);
         all
     }
 
-    /// The content of the store of `dir`, as [`Store::list`] gives it, whether or not another process has it open. Nothing is
-    /// written and nothing locked: a copy is read, and if the other process was writing meanwhile the checksums show
-    /// and another copy is read. No such store is an empty one.
+    /// The content of the store of `dir`, as [`Store::list`] returns it, whether or not another process has it open.
+    /// Nothing is written or locked: a copy is read. If the other process writes meanwhile, the checksums show it, and
+    /// another copy is read. If there is no store, the result is empty.
     ///
     /// # Errors
     ///
@@ -128,8 +129,8 @@ impl Store {
         Ok(oldest_first(read_patiently(dir, PERSISTENT)?))
     }
 
-    /// The same of the store of reservations that live until the next reboot; what another boot than `boot_id` left
-    /// there does not count.
+    /// The same of the store of reservations that live until the next reboot. Entries of a boot other than `boot_id` do
+    /// not count.
     ///
     /// # Errors
     ///

@@ -19,12 +19,12 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// As [`merge`](crate::merge()) wants it, out of the store that survives reboots.
+    /// As [`merge`](crate::merge()) requires it, for an entry of the store that survives reboots.
     pub fn persistent(self) -> Declared {
         self.declared(false)
     }
 
-    /// As [`merge`](crate::merge()) wants it, out of the store that lives until the next reboot.
+    /// As [`merge`](crate::merge()) requires it, for an entry of the store that lives until the next reboot.
     pub fn active(self) -> Declared {
         self.declared(true)
     }
@@ -37,7 +37,8 @@ impl Stored {
         }
     }
 
-    /// Fields of a declaration are public: what is not valid must not get where it is read again.
+    /// Refuse an entry that would be invalid or different when it is read again. The fields of a declaration are
+    /// public, so they can have any value.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let again = serde_json::to_vec(self).and_then(|json| serde_json::from_slice::<Self>(&json));
         match again {

@@ -6,7 +6,7 @@ fn io_error() -> io::Error {
     io::Error::from_raw_os_error(Errno::EFAULT.0)
 }
 
-/// Constructs every error, nested ones to the bottom: what stops compiling here is a break of the public interface.
+/// Constructs every error, nested ones too. If this stops compiling, the public interface has changed incompatibly.
 #[test]
 fn the_shape_of_the_errors() {
     let ports = PortRange::new(61000, 4).unwrap();

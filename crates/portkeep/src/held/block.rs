@@ -21,13 +21,13 @@ pub(super) struct Block {
     label: String,
     since: Time,
     pid: u32,
-    /// Of the ports that are not handed out.
+    /// The sockets of the ports that are not handed out.
     sockets: Sockets,
     /// Other processes can bind the TCP ports, too: holders have SO_REUSEADDR.
     open: bool,
     /// Where the next draw begins, for each transport.
     next: [u16; 2],
-    /// Shows others what is held.
+    /// Shows other processes what this one holds.
     _mark: Option<OwnedFd>,
 }
 
@@ -54,7 +54,7 @@ impl Block {
         self.ports
     }
 
-    /// Not so in a child that inherited the registry.
+    /// False in a child that inherited the registry.
     pub(super) fn is_ours(&self) -> bool {
         self.pid == std::process::id()
     }
@@ -64,7 +64,7 @@ impl Block {
         let mut info = Info {
             strict: self.strict,
             since: Some(self.since),
-            // Handed out; whether they are still bound only their users know.
+            // The ports handed out. Only their users know whether they are still bound.
             bound: Some((all - self.sockets.len()) as u32),
             ..Info::held(self.ports, self.transports, &self.label)
         };
@@ -72,7 +72,7 @@ impl Block {
         info
     }
 
-    /// A socket for that address: the holder itself if it will do, or a new one in its place.
+    /// A socket for that address: the holder itself if it has the address, or else a new one in its place.
     pub(super) fn hand_out(&mut self, transport: Transport, address: SocketAddr) -> Result<Socket, BindError> {
         let call = |source| BindError::BindCall { source };
         self.check(transport, address.port())?;
@@ -89,7 +89,7 @@ impl Block {
                 return Ok(holder);
             }
             let socket = new_socket(transport, Kind::of(address.ip())).map_err(call)?;
-            // As std's listeners: a connection in TIME_WAIT does not stand in the way of a new listener.
+            // As std does for listeners: a connection in TIME_WAIT does not prevent a new listener.
             if transport == Transport::Tcp {
                 socket.set_reuse_address(true).map_err(call)?;
             }
@@ -127,7 +127,7 @@ impl Block {
     /// Let programs of other processes bind the ports of a transport by number.
     pub(super) fn open(&mut self, transport: Transport) -> io::Result<()> {
         if transport == Transport::Udp {
-            // Of two UDP sockets on a port either could receive, so the holder goes.
+            // If two UDP sockets have a port, either can receive. So the holder has to close.
             self.sockets.retain(|(holder, _), _| *holder != transport);
             return Ok(());
         }
@@ -148,7 +148,7 @@ impl Block {
         Ok(())
     }
 
-    /// Next-fit over what is held, then over what was handed out and may be free again.
+    /// Next-fit over the ports that are held, then over those that were handed out and may be free again.
     fn candidates(&self, transport: Transport, port: u16) -> Vec<u16> {
         if port != 0 {
             return vec![port];
@@ -159,8 +159,8 @@ impl Block {
         round().filter(held).chain(round().filter(|port| !held(port))).collect()
     }
 
-    /// Hold the port again if it was handed out and is free. Only then may it be drawn: the first bind that happens to
-    /// succeed would be too little, since another address of the port may still have its socket.
+    /// Hold the port again if it was handed out and is free. Only then may it be drawn. A bind
+    /// that succeeds would not be enough, since another address of the port may still have a socket.
     fn take_back(&mut self, transport: Transport, port: u16) -> io::Result<bool> {
         if let Entry::Vacant(place) = self.sockets.entry((transport, port)) {
             match hold::hold_again(transport, port) {
@@ -179,8 +179,8 @@ impl Block {
         self.next[transport as usize] = if port == self.ports.last() { self.ports.start() } else { port + 1 };
     }
 
-    /// Bind `socket` before the holder closes, so that there is no moment at which nobody has the port. With
-    /// SO_REUSEADDR on both, and neither listening, the kernel lets them overlap.
+    /// Bind `socket` before the holder closes, so that the port is bound at every moment. If both have SO_REUSEADDR and
+    /// neither listens, the kernel allows both.
     fn replace(&mut self, transport: Transport, port: u16, socket: &Socket, mut address: SocketAddr) -> io::Result<()> {
         address.set_port(port);
         let key = (transport, port);
@@ -189,7 +189,7 @@ impl Block {
             holder.set_reuse_address(true)?;
             socket.set_reuse_address(true)?;
             let outcome = socket.bind(&address.into());
-            // Only for the moment: an outsider with the option must not slip in too.
+            // Only for the moment: otherwise an outsider with the option could bind the port too.
             socket.set_reuse_address(wanted)?;
             if outcome.is_err() {
                 holder.set_reuse_address(self.open && transport == Transport::Tcp)?;

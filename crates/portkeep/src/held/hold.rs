@@ -18,11 +18,12 @@ use crate::{
 /// The sockets that hold a block.
 pub(super) type Sockets = HashMap<(Transport, u16), Socket>;
 
-/// Where wildcard requests are served from: the pool as it is by default, then the registered ports below the
-/// ephemeral range, where there is more company.
+/// The ports for wildcard requests: the default pool first, then the registered ports below the ephemeral range,
+/// which more programs use.
 const PLACES: [(u16, u16); 2] = [(defaults::POOL.start(), defaults::POOL.last()), (10000, 32767)];
 
-/// Bind a socket to every port of a block that fits. Of a `pool` that the kernel serves, none is chosen.
+/// Bind a socket to every port of a block that fits. A wildcard request gets no port of `pool`, which the kernel
+/// serves.
 pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets, AcquireError> {
     if request.start != 0 {
         let (ports, transports) = (request.block()?, request.transports());
@@ -41,12 +42,12 @@ pub(super) fn hold(request: &Request, pool: Option<PortRange>) -> Result<Sockets
     Err(AcquireError::NoRoom { count: request.count })
 }
 
-/// Next-fit from where the last search of this process ended, so that a port just given up comes round last.
+/// Next-fit from where the last search of this process ended, so that a port that was just given up is tried last.
 fn search(first: u16, last: u16, request: &Request) -> Result<Option<Sockets>, AcquireError> {
     static CURSOR: AtomicU32 = AtomicU32::new(0);
     let align = u32::from(request.align.unwrap_or_default().get());
     let length = u32::from(last - first) + 1;
-    // Processes begin at different places, or each would have to pass by all the others.
+    // Processes begin at different places. Otherwise each would have to try the ports of all others first.
     let _ = CURSOR.compare_exchange(0, std::process::id().wrapping_mul(64) | 1, Ordering::Relaxed, Ordering::Relaxed);
     let begin = u32::from(first) + CURSOR.load(Ordering::Relaxed) % length;
     for (mut start, end) in [(begin, u32::from(last)), (u32::from(first), u32::from(last).min(begin + length))] {
@@ -61,7 +62,7 @@ fn search(first: u16, last: u16, request: &Request) -> Result<Option<Sockets>, A
                     CURSOR.store(start - u32::from(first) + u32::from(request.count), Ordering::Relaxed);
                     return Ok(Some(sockets));
                 }
-                // No block that includes this port will do. (A security module may forbid a port with EACCES.)
+                // A block that includes this port cannot be held. (A security module may forbid a port with EACCES.)
                 Err((port, error))
                     if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
                 {
@@ -81,7 +82,7 @@ fn call_failed(source: io::Error, request: &Request) -> AcquireError {
     }
 }
 
-/// All ports or none; on failure, the port that could not be had.
+/// All ports or none. The error has the port that could not be bound.
 fn hold_block(ports: PortRange, transports: Transports) -> Result<Sockets, (u16, io::Error)> {
     let mut sockets = Sockets::new();
     for transport in transports.iter() {
@@ -128,8 +129,8 @@ fn hold_with(transport: Transport, port: u16, reuse: bool) -> io::Result<Socket>
     }
 }
 
-/// A holder answers nobody and collects nothing: datagrams that came before the port was handed out are not the
-/// program's. (A TCP socket that does not listen refuses connections by itself.)
+/// A holder sends no answers and keeps no datagrams: those that came before the port was handed out are not for the
+/// program. (A TCP socket that does not listen refuses connections by itself.)
 fn deafen(socket: &Socket) -> io::Result<()> {
     // "Return 0": of every packet keep 0 bytes.
     let drop_all = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
@@ -144,7 +145,7 @@ pub(super) fn wake(socket: &Socket) -> io::Result<()> {
     if socket.r#type()? == socket2::Type::DGRAM { socket.detach_filter() } else { socket.set_reuse_address(true) }
 }
 
-/// Whether a holder can be handed out to somebody who wants this address.
+/// Whether a holder is bound to this address, so that it can be handed out.
 pub(super) fn is_bound_to(socket: &Socket, ip: IpAddr) -> bool {
     let family = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     ip.is_unspecified() && socket.domain().is_ok_and(|domain| domain == family)

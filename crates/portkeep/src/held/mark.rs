@@ -1,8 +1,8 @@
-//! The mark of a held block: a memory file that says by its name what its process holds, next to the sockets.
+//! The mark of a held block: a memory file whose name says what its process holds.
 //!
-//! No kernel table has a held reservation. So that `portkeep who` and `list` can show it, the process keeps an empty memory
-//! file open, whose name is among the links of `/proc/PID/fd` for all who may see the sockets there. It ends with the process,
-//! as the sockets do.
+//! The kernel has no table of held reservations. So the process keeps an empty memory file open, and `portkeep who` and
+//! `list` read its name. The name is among the links of `/proc/PID/fd`, for every process that may see the sockets
+//! there. The file ends with the process, as the sockets do.
 
 use std::os::fd::OwnedFd;
 
@@ -15,7 +15,7 @@ const LINK: &str = "/memfd:";
 const NAME: &str = "portkeep-held ";
 /// The kernel adds this to the name of a file that is in no folder.
 const DELETED: &str = " (deleted)";
-/// In the place of a zero, which labels of lists have and names of files cannot.
+/// Replaces a zero byte: labels of lists have one, and names of files cannot.
 const ZERO: &str = "\x1f";
 
 /// A mark for this block. `None` if it cannot be made: then others only see the sockets.
@@ -25,9 +25,9 @@ pub(super) fn make(ports: PortRange, transports: Transports, since: Time, label:
 }
 
 impl Info {
-    /// The reservation that a process holds by held mode, without its owner, by the mark among its descriptors: the target of a
-    /// link of `/proc/PID/fd`. `None` if the descriptor is something else. Anybody can make such a mark, so only the sockets of
-    /// the process prove that it holds the ports.
+    /// The reservation that a process holds in held mode, without its owner. `link` is the target of a link of
+    /// `/proc/PID/fd`. `None` if it is not a mark. Any process can make such a mark, so only the sockets of the process
+    /// prove that it holds the ports.
     pub fn of_held_mark(link: &str) -> Option<Self> {
         let name = link.strip_prefix(LINK)?.strip_prefix(NAME)?;
         let mut words = name.strip_suffix(DELETED).unwrap_or(name).splitn(4, ' ');

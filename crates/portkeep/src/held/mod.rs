@@ -1,8 +1,8 @@
 //! Reservations without kernel enforcement: this process binds the ports itself.
 //!
 //! A registry of the process has them by token, so that the functions that
-//! take a token work with them too. An operation for which `bind(2)` of the program's own would
-//! need kernel enforcement is refused, not pretended: see
+//! take a token work with them too. An operation is refused if the program's
+//! own `bind(2)` after it requires kernel enforcement: see
 //! [`crate::Enforcement::Held`].
 
 mod block;
@@ -68,7 +68,7 @@ pub(crate) fn release(token: Token) -> Result<(), ReleaseError> {
     Ok(())
 }
 
-/// End it as far as this process goes: a child that inherited it closes its copies.
+/// End it in this process: a child that inherited it only closes its copies.
 pub(crate) fn give_up(token: Token) -> Result<(), ReleaseError> {
     let block = registry().remove(&token).ok_or(ReleaseError::Unknown)?;
     if block.is_ours() { Ok(()) } else { Err(ReleaseError::NotOwner) }

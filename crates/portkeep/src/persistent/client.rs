@@ -46,12 +46,12 @@ impl Connection {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 PersistentError::AgentAbsent { path: path.to_owned() }
             }
-            // A socket whose queue is full waits for the agent, too.
+            // If the queue of the socket is full, connect waits for the agent too.
             io::ErrorKind::WouldBlock => lost(error),
             _ => PersistentError::ConnectCall(error),
         };
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
-        // None would be for ever.
+        // A timeout of zero would be no limit.
         let patience = Some(patience.max(Duration::from_millis(1)));
         socket.set_read_timeout(patience).and_then(|()| socket.set_write_timeout(patience)).map_err(failed)?;
         SockAddr::unix(path).and_then(|address| socket.connect(&address)).map_err(failed)?;
@@ -106,8 +106,8 @@ impl Connection {
         }
     }
 
-    /// The events from now on. Requires the same. The iterator ends when the agent does; a slow reader misses
-    /// events rather than hold the agent up.
+    /// The events from now on. Requires the same as [`counters`](Self::counters). The iterator ends when the agent
+    /// ends. A slow reader misses events, so that it does not delay the agent.
     pub fn watch(mut self) -> Result<impl Iterator<Item = Result<Event, PersistentError>>, PersistentError> {
         match self.ask(&Request::Watch)? {
             Answer::Watching => {}
@@ -125,7 +125,7 @@ impl Connection {
     fn ask(&mut self, request: &Request) -> Result<Answer, PersistentError> {
         let mut line = serde_json::to_vec(request).map_err(|error| PersistentError::Malformed(error.to_string()))?;
         line.push(b'\n');
-        // The agent may have refused the connection and closed it; then its reason is there to be read.
+        // If the write fails, the agent may have refused and closed the connection. Its reason can still be read.
         let written = self.stream.get_mut().write_all(&line);
         match self.hear() {
             Err(PersistentError::Lost(lost)) => Err(PersistentError::Lost(written.err().unwrap_or(lost))),
@@ -149,7 +149,7 @@ impl Connection {
 
 fn lost(error: io::Error) -> PersistentError {
     PersistentError::Lost(match error.kind() {
-        // That is how a socket says that its time is over.
+        // The error of a socket whose timeout has passed.
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it runs, but hangs or was stopped"),
         _ => error,
     })

@@ -31,7 +31,8 @@ pub struct Latency {
     pub count: u64,
     /// All of them together, in seconds.
     pub sum: f64,
-    /// How many lasted at most so long, in seconds, and longer than the element before; the longest are in none.
+    /// Each element is a bound in seconds, and how many lasted at most so long and longer than the bound before.
+    /// Durations above the last bound are in no element.
     pub buckets: Vec<(f64, u64)>,
 }
 
@@ -41,7 +42,7 @@ impl Latency {
         Self { buckets: bounds.iter().map(|bound| (*bound, 0)).collect(), ..Self::default() }
     }
 
-    /// One more.
+    /// Add a duration.
     pub fn add(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         self.count += 1;
@@ -59,7 +60,7 @@ pub struct QuotaUse {
     pub account: String,
     /// The user; `None`: root of another network namespace.
     pub uid: Option<u32>,
-    /// Ports that it holds; of a reservation for both transports, TCP and UDP count apart.
+    /// Ports that it holds; of a reservation for both transports, TCP and UDP count separately.
     pub used: u32,
     /// Ports that it may hold; `None`: no limit.
     pub limit: Option<u32>,

@@ -5,7 +5,8 @@ use portkeep_core::Errno;
 use super::protocol::{Reason, Refused};
 use crate::{AcquireError, QueryError, error::with_kind};
 
-/// Why a persistent reservation was not created, deleted or found. Nothing has changed, but for [`Self::Lost`].
+/// Why a persistent reservation was not created, deleted or found. Nothing has changed, except perhaps after
+/// [`Self::Lost`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PersistentError {
@@ -42,14 +43,14 @@ pub enum PersistentError {
     /// `EIO`: it could not be kept on the disk.
     #[error("{0}")]
     Store(String),
-    /// `ETIMEDOUT`: the agent went away, or was silent for too long, before it answered. Whether it was done is shown by a
-    /// list.
+    /// `ETIMEDOUT`: the agent ended, or was silent for too long, before it answered. A list shows whether the request
+    /// was done.
     #[error("the agent did not answer")]
     Lost(#[source] io::Error),
-    /// `EPROTO`: the agent said something that makes no sense to this version.
+    /// `EPROTO`: this version does not understand the agent's answer.
     #[error("the agent's answer is not understood: {0}")]
     Answer(String),
-    /// Anything else that the agent says.
+    /// Another error that the agent reports.
     #[error("{0}")]
     Failed(String),
     /// The BPF programs could not be asked.

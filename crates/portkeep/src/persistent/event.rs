@@ -47,7 +47,7 @@ pub struct Event {
     /// The ports of the reservation, or the port refused; host byte order.
     #[serde(flatten, with = "crate::info::list")]
     pub ports: PortList,
-    /// Of which transports.
+    /// The transports.
     pub transports: Transports,
     /// Cookie of the network namespace.
     pub netns: u64,
@@ -55,7 +55,7 @@ pub struct Event {
     pub process: Option<Process>,
     /// The reservation it is about. Of one that has ended only the block and the owner process are known.
     pub reservation: Option<Info>,
-    /// Events of the same kind and process before this one that were not reported.
+    /// How many events of the same kind and process before this one were not reported.
     pub unreported: u32,
     /// All of it as a sentence.
     pub message: String,

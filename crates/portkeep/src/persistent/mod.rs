@@ -1,9 +1,9 @@
 //! Persistent reservations: they exist until they are deleted, across reboots.
 //!
-//! A component that needs particular ports declares them once, usually by a file its package brings along
-//! (`/usr/lib/portkeep/ports.d/NAME.toml`), or with [`create`] and `portkeep persist add`. From then on nobody but whom
-//! the declaration names can bind them, whether or not the component runs. It need not do anything: it binds its port as
-//! ever. It may [`lookup`] the token, which is a new one after each boot, and associate sockets with it.
+//! A component that needs particular ports declares them once, usually by a file of its package
+//! (`/usr/lib/portkeep/ports.d/NAME.toml`), or with [`create`] or `portkeep persist add`. From then on only the
+//! audience can bind them, whether or not the component runs. The component requires no change: it binds its port as
+//! before. It can also [`lookup`] the token, which is a new one after each boot, and associate sockets with it.
 //!
 //! ```no_run
 //! use std::net::Ipv4Addr;
@@ -17,14 +17,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`create`] and [`delete`] are done by the agent and require an administrator: root, or a member of the group that the
-//! configuration names. [`lookup`] asks the BPF programs, needs no agent and no right. All three are about the network
-//! namespace: the agent's for the first two, the caller's for the last.
+//! [`create`] and [`delete`] ask the agent, and require an administrator: root, or a member of the group that the
+//! configuration names. They work in the network namespace of the agent. [`lookup`] asks the BPF programs, and requires
+//! no agent and no right. It works in the network namespace of the caller.
 //!
 //! Windows has this as `CreatePersistentTcpPortReservation`, `DeletePersistentTcpPortReservation` and
 //! `LookupPersistentTcpPortReservation` and the same for UDP
 //! (<https://learn.microsoft.com/windows/win32/api/iphlpapi/nf-iphlpapi-createpersistenttcpportreservation>).
-//! Names, the choice of whom a reservation is for, both transports at once and any block are additions.
+//! Names, audiences, both transports at once and blocks that the system chooses are additions.
 
 mod client;
 mod counters;
@@ -72,7 +72,7 @@ pub fn change(name: &Name, change: &Change) -> Result<Info, PersistentError> {
 ///
 /// # Errors
 ///
-/// [`PersistentError::NotFound`] if there is none; part of a block is none.
+/// [`PersistentError::NotFound`] if there is none. A part of a block is not enough.
 pub fn lookup(ports: PortRange, transport: Transport) -> Result<Token, PersistentError> {
     let (socket, _) = query::asker()?;
     let select = wire::SelectRequest {
@@ -87,9 +87,9 @@ pub fn lookup(ports: PortRange, transport: Transport) -> Result<Token, Persisten
     exact.and_then(|info| info.token).ok_or(PersistentError::NotFound)
 }
 
-/// All that is declared, as the agent knows it: what is in force, and what waits and for what.
+/// All persistent reservations that the agent knows: those in force, and those that wait, with the reason.
 ///
-/// Takes a running agent; no right.
+/// Requires a running agent, and no right.
 pub fn list() -> Result<Vec<Info>, PersistentError> {
     Connection::open()?.list()
 }

@@ -1,8 +1,8 @@
 //! The protocol on the agent's socket: a line of JSON each way, for each request.
 //!
-//! The socket is a Unix stream socket, `agent.sock` in the agent's runtime folder. A request is a [`Request`], the answer an
-//! [`Answer`]. After [`Request::Watch`] answers go on coming, an [`Event`] each. The agent knows who is at the other
-//! end from the kernel (`SO_PEERCRED`), so nothing here says who asks.
+//! The socket is a Unix stream socket, `agent.sock` in the agent's runtime folder. A request is a [`Request`], the
+//! answer an [`Answer`]. After [`Request::Watch`], each further answer is an [`Event`]. The kernel reports to the agent
+//! which user asks (`SO_PEERCRED`), so a request does not say it.
 
 use std::path::{Path, PathBuf};
 
@@ -17,12 +17,12 @@ use crate::Info;
 pub use counters::{Counters, Latency, QuotaUse};
 pub use event::{Event, EventKind};
 
-/// The longest request or answer but for a list, in bytes.
+/// The longest request or answer in bytes, except a list.
 pub const LONGEST: usize = 64 * 1024;
 
-/// Folder the agent is met in, if [`RUNTIME_DIR`] names no other.
+/// The agent's runtime folder, if [`RUNTIME_DIR`] names no other.
 pub const DEFAULT_RUNTIME_DIR: &str = "/run/portkeep";
-/// The variable that names another.
+/// The environment variable that names another folder.
 pub const RUNTIME_DIR: &str = "PORTKEEP_RUNTIME_DIR";
 
 /// Name of the agent's socket in its runtime folder.
@@ -56,11 +56,11 @@ pub enum Lifetime {
 pub enum Block {
     /// These, host byte order.
     Ports(PortList),
-    /// So many in a row out of the pool, chosen once.
+    /// This number of consecutive ports of the pool, chosen once.
     Any {
         /// How many.
         count: u16,
-        /// Of the first port.
+        /// The alignment of the first port.
         #[serde(default)]
         align: Align,
     },
@@ -74,18 +74,18 @@ pub struct Proposal {
     pub name: Name,
     /// Which ports.
     pub block: Block,
-    /// Of which transports.
+    /// The transports.
     pub transports: Transports,
-    /// The audience, besides administrators by association.
+    /// The audience. Administrators can also use the ports, by association.
     #[serde(default)]
     pub audience: Audience,
-    /// By association only.
+    /// Strict: using the ports requires association.
     #[serde(default)]
     pub strict: bool,
     /// Binds to port 0 of its audience draw from it (E6).
     #[serde(default)]
     pub ephemeral: bool,
-    /// Sockets of its audience may be there already.
+    /// Sockets of its audience that have a port already keep it.
     #[serde(default)]
     pub around: bool,
     /// It may leave few ephemeral ports (N5).
@@ -121,14 +121,14 @@ impl Proposal {
         }
     }
 
-    /// For these.
+    /// The audience.
     #[must_use]
     pub fn audience(mut self, audience: Audience) -> Self {
         self.audience = audience;
         self
     }
 
-    /// By association only.
+    /// Strict: using the ports requires association.
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
@@ -142,7 +142,7 @@ impl Proposal {
         self
     }
 
-    /// As declared once its ports are known.
+    /// The declaration, for the ports that were chosen.
     pub fn declaration(&self, ports: PortList) -> Declaration {
         Declaration {
             name: self.name.clone(),
@@ -170,11 +170,11 @@ pub struct Change {
     pub transports: Option<Transports>,
     /// Another audience.
     pub audience: Option<Audience>,
-    /// By association only.
+    /// Strict: using the ports requires association.
     pub strict: Option<bool>,
     /// A private ephemeral range.
     pub ephemeral: Option<bool>,
-    /// Sockets of its audience may be on the new ports already.
+    /// Sockets of its audience that have one of the new ports already keep it.
     pub around: Option<bool>,
     /// It may leave few ephemeral ports (N5).
     pub force: Option<bool>,
@@ -183,7 +183,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// Make it the same as this declaration in everything.
+    /// Make it equal to this declaration.
     pub fn to(declaration: &Declaration) -> Self {
         let Declaration { name, ports, transports, audience, strict, ephemeral, around, force, description } =
             declaration.clone();
@@ -272,9 +272,9 @@ pub enum Request {
 pub enum Answer {
     /// Created and in force.
     Created(Box<Info>),
-    /// Deleted; what it was.
+    /// Deleted: the reservation as it was.
     Deleted(Box<Info>),
-    /// Changed; what it is now.
+    /// Changed: the reservation as it is now.
     Changed(Box<Info>),
     /// All that is declared.
     List(Vec<Info>),
@@ -295,14 +295,15 @@ pub enum Answer {
 pub struct Reloaded {
     /// Reservations that came into force.
     pub added: usize,
-    /// Reservations of the same name or block that are declared otherwise now.
+    /// Reservations of the same name or block that are declared differently now.
     #[serde(default)]
     pub changed: usize,
     /// Reservations that ended.
     pub removed: usize,
     /// Declared and not in force: those that wait and those in conflict, see the list.
     pub waiting: usize,
-    /// Mistakes in files, and stores that cannot be read. One sentence each; a reload with any has failed in part.
+    /// Mistakes in files, and stores that cannot be read. One sentence each. If there are any, the reload has failed in
+    /// part.
     #[serde(default)]
     pub errors: Vec<String>,
     /// Conflicts, and names in the configuration that the machine does not have. One sentence each.
@@ -320,21 +321,21 @@ pub enum Reason {
     NotAllowed,
     /// A port is in use or reserved.
     InUse,
-    /// There is one of that name.
+    /// There is a reservation of that name already.
     NameTaken,
     /// Too few ephemeral ports would be left (N5).
     Exhausts,
     /// The pool has no such block.
     NoRoom,
-    /// There is none.
+    /// There is no such reservation.
     NotFound,
     /// A file declares it.
     FromFile,
-    /// It could not be kept.
+    /// It could not be kept on the disk.
     Store,
-    /// Kernel enforcement is not up. Of commands only.
+    /// Kernel enforcement is not up. Only commands report this.
     NotUp,
-    /// The agent does not run, or does not answer. Of commands only.
+    /// The agent does not run, or does not answer. Only commands report this.
     NoAgent,
     /// Anything else.
     Failed,
