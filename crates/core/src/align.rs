@@ -58,7 +58,7 @@ impl Align {
         start.is_multiple_of(self.0)
     }
 
-    /// The same as an error.
+    /// Check whether a block can begin at the port `start` (host byte order).
     ///
     /// # Errors
     ///

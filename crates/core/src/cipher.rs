@@ -1,8 +1,7 @@
 //! The token cipher, Speck64/128.
 //!
-//! The BPF programs number reservations and encrypt the number into the
-//! token (`crates/kernel/bpf/token.h` says why); here is the key expansion they
-//! leave to user space, and the cipher itself for tests.
+//! The BPF programs number reservations and encrypt the number into the token (`crates/kernel/bpf/token.h` says why).
+//! This module has the key expansion, which they leave to user space, and the cipher itself for tests.
 //!
 //! Beaulieu et al., *The SIMON and SPECK Families of Lightweight Block
 //! Ciphers*, 2013, <https://eprint.iacr.org/2013/404>.

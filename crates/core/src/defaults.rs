@@ -1,10 +1,10 @@
-//! The defaults: each is here and nowhere else.
+//! The defaults. Each is defined here and nowhere else.
 
 use std::time::Duration;
 
 use crate::PortRange;
 
-/// The pool: above the default ephemeral range (32768-60999), so that neither is in the other's way.
+/// The pool: above the default ephemeral range (32768-60999), so that the two have no port in common.
 pub const POOL: PortRange = match PortRange::inclusive(61000, 65535) {
     Ok(range) => range,
     Err(_) => unreachable!(),

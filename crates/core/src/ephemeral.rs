@@ -1,7 +1,7 @@
 //! The ports that automatic choices come from, and how many of them reservations may use up (N3, N5).
 //!
-//! `ip_local_reserved_ports` takes ports out of `ip_local_port_range`, for TCP and UDP alike. A namespace without enough
-//! ports left makes no outgoing connections, so what Portkeep enters there is bounded.
+//! `ip_local_reserved_ports` takes ports out of `ip_local_port_range`, for TCP and UDP alike. If too few ports are
+//! left, the namespace cannot make outgoing connections. So the number of ports that Portkeep enters there is limited.
 //!
 //! ```
 //! use portkeep_core::{PortRange, PortSet, ephemeral::Ephemeral};
@@ -56,9 +56,9 @@ impl fmt::Display for Exhausted {
 /// How a pool and a namespace's ephemeral range share their ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shared {
-    /// To be entered into `ip_local_reserved_ports`: no automatic choice comes out of these any more.
+    /// The ports to enter into `ip_local_reserved_ports`. Automatic choices no longer get them.
     pub enter: Option<PortRange>,
-    /// Left to automatic choices: no port of these is granted without being asked for by number.
+    /// The ports that are left to automatic choices. Wildcard requests get them last.
     pub avoid: Option<PortRange>,
 }
 
@@ -68,7 +68,7 @@ impl Ephemeral {
         PortSet::from(self.range).minus(&self.foreign)
     }
 
-    /// How many of `all` have to be left: 4,096, or half of them if there are fewer than 8,192, but one at least.
+    /// How many of `all` have to be left: 4,096, or half of them if there are fewer than 8,192, but at least one.
     fn kept_of(all: u32) -> u32 {
         KEPT.min(all / 2).max(all.min(1))
     }
@@ -77,7 +77,7 @@ impl Ephemeral {
     ///
     /// # Errors
     ///
-    /// The numbers, if not.
+    /// The numbers, if too few are left.
     pub fn check(&self, entered: &PortSet) -> Result<(), Exhausted> {
         let choices = self.choices();
         let (all, left) = (choices.len(), choices.minus(entered).len());
@@ -85,11 +85,11 @@ impl Ephemeral {
         if left < kept { Err(Exhausted { range: self.range, all, left, kept }) } else { Ok(()) }
     }
 
-    /// The same for adding `more` to what is entered. A change that uses up nothing is never refused.
+    /// The same, with `more` added to what is entered. A change that uses up no ephemeral port is always accepted.
     ///
     /// # Errors
     ///
-    /// The numbers, if not enough are left.
+    /// The numbers, if too few are left.
     pub fn check_more(&self, entered: &PortSet, more: &PortSet) -> Result<(), Exhausted> {
         if self.choices().minus(entered).intersection(more).is_empty() {
             return Ok(());
@@ -98,7 +98,7 @@ impl Ephemeral {
     }
 
     /// The part of a pool that is entered, and the rest, so that enough ports remain for automatic choices. The upper
-    /// part is entered: the kernel's choices and the pool's search both begin below.
+    /// part is entered, because the kernel's choices and the pool's search both begin at the lower ports.
     pub fn shared_with(&self, pool: PortRange) -> Shared {
         let (first, last) = (pool.start().max(self.range.start()), pool.last().min(self.range.last()));
         let Ok(both) = PortRange::inclusive(first, last) else { return Shared::default() };
@@ -216,7 +216,7 @@ mod tests {
             let both = PortSet::from(pool).intersection(&ephemeral.range.into());
             prop_assert_eq!(of(shared.enter).union(&of(shared.avoid)), both);
             prop_assert!(of(shared.enter).intersection(&of(shared.avoid)).is_empty());
-            // As much is entered as there may be.
+            // As many ports as possible are entered.
             if let Some(avoid) = shared.avoid {
                 let more = of(shared.enter).union(&PortRange::single(avoid.last()).unwrap().into());
                 prop_assert!(ephemeral.check(&more).is_err());

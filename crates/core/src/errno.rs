@@ -1,4 +1,4 @@
-//! Error numbers by name, so that the pure parts can speak of them without libc.
+//! Error numbers by name, so that code without I/O can use them without libc.
 
 use std::fmt;
 

@@ -1,15 +1,16 @@
-//! How the blocks of one list are known as one reservation.
+//! How the blocks of one list are recognised as one reservation.
 //!
-//! Each block is a reservation in the kernel. Their labels hold what they have in common, and the kernel keeps labels as
-//! they are: the text, at most [`ListMark::TEXT`] bytes of it, then a zero, where readers of labels stop, then the mark.
+//! Each block is a reservation in the kernel. The labels of the blocks show that they belong together; the kernel does
+//! not change labels. Such a label is the text, at most [`ListMark::TEXT`] bytes of it, then a zero, where readers of
+//! labels stop, then the mark.
 
 const LABEL: usize = 24;
 const DIGITS: usize = 6;
-/// Of the id's digits.
+/// The base of the id's digits.
 const BASE: u32 = 36;
 /// The id counts modulo this number.
 const IDS: u32 = BASE.pow(DIGITS as u32);
-/// The character for one block. Those for more follow it.
+/// The character for one block. The characters for more blocks follow it.
 const ONE: u8 = b'0';
 
 /// The mark of the blocks of a list: how many there are, and a number that other lists of the same owner do not have.
@@ -23,13 +24,13 @@ impl ListMark {
     /// Bytes of a label that remain for its text.
     pub const TEXT: usize = LABEL - DIGITS - 2;
 
-    /// The mark of a list of so many blocks; `None` of one block, which has none (rule L3), and of more than 64.
+    /// The mark of a list of so many blocks. `None` for one block, which has no mark (rule L3), and for more than 64.
     pub fn new(blocks: usize, id: u32) -> Option<Self> {
         let blocks = u8::try_from(blocks).ok().filter(|blocks| (2..=64).contains(blocks))?;
         Some(Self { blocks, id: id % IDS })
     }
 
-    /// The mark for the list with this name, where names are unique: always the same.
+    /// The mark for the list with this name, where names are unique. The same name always gives the same mark.
     pub fn of_name(blocks: usize, name: &str) -> Option<Self> {
         // FNV-1a.
         let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));

@@ -11,8 +11,8 @@ use crate::{ParsePortsError, PortRange, PortSet, Services, Transports, shown};
 
 /// The ports of a reservation: one block or several.
 ///
-/// The blocks are in ascending order, and no two share a port or are neighbours: `81,80` is the block `80-81`. The order of
-/// a list is that of its ports, whatever order they were written in. All ports are in host byte order.
+/// The blocks are in ascending order, and no two share a port or are neighbours: `81,80` is the block `80-81`. The
+/// order in which the ports were written does not matter. All ports are in host byte order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PortList {
@@ -20,7 +20,7 @@ pub struct PortList {
 }
 
 impl PortList {
-    /// Most blocks of a list: each is a reservation of the kernel.
+    /// The largest number of blocks of a list. Each block is a reservation in the kernel.
     pub const MOST_BLOCKS: usize = 64;
 
     /// The list of these blocks, in any order.
@@ -65,7 +65,7 @@ impl PortList {
         &self.blocks
     }
 
-    /// The block, if it is one.
+    /// The block, if the list has only one.
     pub fn as_block(&self) -> Option<PortRange> {
         match self.blocks.as_slice() {
             [one] => Some(*one),
@@ -90,7 +90,7 @@ impl PortList {
 
     /// How many ports, in all blocks.
     pub fn count(&self) -> u16 {
-        // No port is there twice, and 0 is not there.
+        // The sum fits: no port is in the list twice, and 0 is not in it.
         self.blocks.iter().map(|block| block.count()).sum()
     }
 
@@ -104,7 +104,7 @@ impl PortList {
         self.common(other).is_some()
     }
 
-    /// The first ports in a row that both have.
+    /// The first run of ports that both have.
     pub fn common(&self, other: &Self) -> Option<PortRange> {
         self.blocks.iter().find_map(|one| other.blocks.iter().find_map(|another| one.common(*another)))
     }
@@ -186,7 +186,7 @@ impl From<PortList> for String {
     }
 }
 
-/// A list of ports, and its transports where they are said: `80,443`, `domain/udp`, `5000-5019/tcp+udp`.
+/// A list of ports, and its transports if the text names them: `80,443`, `domain/udp`, `5000-5019/tcp+udp`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports {
     /// The ports.
@@ -196,8 +196,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The meaning of a text. A transport behind one of the ports is that of the list. Without one, a name has to be the same
-    /// port in all transports that know it.
+    /// Read a text. A transport after one of the ports applies to the whole list. Without a transport, a name must have
+    /// the same port in all transports that know it.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Ports {
         Ok(Self { list: PortList::of_words(&words, transports, services)?, transports })
     }
 
-    /// The same where transports can be said beside the text, too. If neither says them: TCP.
+    /// The same, if transports can also be named beside the text. If neither names them, it is TCP.
     ///
     /// # Errors
     ///
@@ -251,7 +251,7 @@ fn split(text: &str) -> Result<(Vec<&str>, Option<Transports>), ParsePortsError>
 ///
 /// # Errors
 ///
-/// If something else is behind it.
+/// If the text after the slash is no transport.
 pub fn split_transports(word: &str) -> Result<(&str, Option<Transports>), ParsePortsError> {
     let Some((ports, transports)) = word.rsplit_once('/') else { return Ok((word, None)) };
     match transports.trim().parse() {
@@ -377,7 +377,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a set of ports: the same ports, in as few blocks as possible, and the text reads as the same list.
+        /// Compare a list with a set of ports: it has the same ports, in as few blocks as possible, and its text is
+        /// read as the same list.
         #[test]
         fn a_list_is_a_set_of_ports(spans in prop::collection::vec((1u16..200, 0u16..8), 1..12)) {
             let blocks: Vec<PortRange> =

@@ -24,7 +24,7 @@ impl Default for PortSet {
 }
 
 impl PortSet {
-    /// Put the ports of a block in.
+    /// Add the ports of a block.
     pub fn insert(&mut self, ports: PortRange) {
         self.insert_span(ports.start(), ports.last());
     }
@@ -58,19 +58,19 @@ impl PortSet {
         result
     }
 
-    /// The ports of either.
+    /// The ports that are in at least one of the two.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         self.combined(other, |a, b| a | b)
     }
 
-    /// The ports of both.
+    /// The ports that are in both.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         self.combined(other, |a, b| a & b)
     }
 
-    /// The ports of this one that the other has not.
+    /// The ports of this set that are not in the other.
     #[must_use]
     pub fn minus(&self, other: &Self) -> Self {
         self.combined(other, |a, b| a & !b)
@@ -174,7 +174,7 @@ mod tests {
 
     fn any_set() -> impl Strategy<Value = PortSet> {
         let span = (any::<u16>(), 0u16..300).prop_map(|(first, more)| (first, first.saturating_add(more)));
-        // Few distinct ports, so that sets meet often.
+        // Few distinct ports, so that sets often have ports in common.
         let close = (0u16..40, 0u16..6).prop_map(|(first, more)| (first, first + more));
         prop::collection::vec(prop_oneof![span, close], 0..8).prop_map(|spans| {
             let mut set = PortSet::default();

@@ -35,7 +35,7 @@ impl Services {
         self.ports.get(&(name.to_owned(), transport)).copied()
     }
 
-    /// Whether there are none: mostly because /etc/services is not there.
+    /// Whether there are no services, usually because /etc/services does not exist.
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty()
     }
@@ -75,7 +75,7 @@ impl Services {
 
     /// The name that `name` most likely was meant to be.
     fn nearest(&self, name: &str) -> Option<&str> {
-        // Sorted, so that of two that are as near the same is named each time.
+        // Sorted, so that of two equally similar names always the same one is given.
         let mut names: Vec<&str> = self.ports.keys().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         nearest(name, names)

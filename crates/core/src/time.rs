@@ -1,4 +1,4 @@
-//! Points in time and ages, as people and programs read them. No clock: callers bring the time.
+//! Points in time and ages, as people and programs read them. This module has no clock: callers pass the time.
 
 use std::{
     fmt,
@@ -34,7 +34,7 @@ impl Time {
 }
 
 impl From<SystemTime> for Time {
-    /// Rounded, because two looks at one event differ by microseconds.
+    /// Rounded, because two readings of the time of one event differ by microseconds.
     fn from(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from_unix((since + Duration::from_millis(500)).as_secs())
@@ -88,7 +88,7 @@ pub fn ago(age: Duration) -> String {
     format!("{} ago", humantime::format_duration(Duration::from_secs(seconds / unit * unit)))
 }
 
-/// "90s", "10m", "1h 30m" or "2days", as options have it; a number alone means seconds.
+/// "90s", "10m", "1h 30m" or "2days", as options write it; a number alone means seconds.
 ///
 /// # Errors
 ///

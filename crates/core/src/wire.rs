@@ -1,9 +1,8 @@
 //! The control codes and their structures, as `setsockopt(2)` and
 //! `getsockopt(2)` carry them at the level [`SOL_PORTKEEP`].
 //!
-//! The layouts are those of `crates/kernel/bpf/portkeep.h`, which has worked
-//! examples; a test of `portkeep-kernel` holds the two against each other.
-//! Every port is in host byte order.
+//! The layouts are those of `crates/kernel/bpf/portkeep.h`, which has worked examples; a test of `portkeep-kernel`
+//! compares the two. Every port is in host byte order.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -51,17 +50,17 @@ pub const SCOPE_UNIT: u16 = 4;
 /// Scope of a persistent reservation: root and the administrators' group.
 pub const SCOPE_ADMIN: u16 = 5;
 
-/// State of a reservation: claimed, the agent is looking.
+/// State of a reservation: claimed, and the agent is checking its ports.
 pub const PENDING: u8 = 1;
 /// State of a reservation: in force.
 pub const ACTIVE: u8 = 2;
-/// State of a reservation: taken back by the agent.
+/// State of a reservation: refused by the agent.
 pub const REFUSED: u8 = 3;
 
-/// Most reservations one socket can own.
+/// The largest number of reservations that one socket can own.
 pub const OWNED: usize = 128;
 
-/// Most others that a reservation admits in addition to its scope.
+/// The largest number of others that a reservation admits in addition to its scope.
 pub const ALSO_MAX: usize = 4;
 
 /// The request of [`ACQUIRE`]. It may be cut to its first 8, 16 or 24
@@ -89,7 +88,7 @@ pub struct AcquireRequest {
     pub label: [u8; 24],
 }
 
-/// Others who may use the ports of a reservation beside its scope (rule R11).
+/// Others who may use the ports of a reservation in addition to its scope (rule R11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Also {
@@ -160,7 +159,7 @@ pub struct State {
     pub since: u64,
     /// The owner process, as the first pid namespace numbers it.
     pub pid: u32,
-    /// Its real uid when it acquired. Of a persistent one: whom it is for, with [`SCOPE_USER`].
+    /// Its real uid when it acquired. For a persistent reservation with [`SCOPE_USER`]: the user of its audience.
     pub uid: u32,
     /// First port.
     pub start: u16,
@@ -186,7 +185,7 @@ pub struct State {
     pub label: [u8; 24],
     /// The group that may consume it, with [`SCOPE_GROUP`].
     pub gid: u32,
-    /// 0.
+    /// Always 0.
     pub zero2: u32,
 }
 
@@ -235,7 +234,7 @@ pub fn text(field: &[u8]) -> String {
     printable(&field[..end])
 }
 
-/// Bytes that any user may have written, fit for a terminal and a log: these obey control characters.
+/// Bytes that any user may have written, made safe for terminals and logs, because these obey control characters.
 pub fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! Words that others wrote, in messages.
+//! How messages show words that others wrote.
 
 /// A word, fit for a line of a message: escaped, and not longer than a line.
 pub fn shown(word: &str) -> String {
@@ -11,7 +11,7 @@ pub fn shown(word: &str) -> String {
 
 /// The one of `known` that `word` most likely was meant to be.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Long garbage is no slip, and comparing it takes time.
+    // A long word is no misspelling, and comparing it takes time.
     if word.len() > 64 {
         return None;
     }

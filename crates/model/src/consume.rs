@@ -31,7 +31,8 @@ impl Model {
         let socket = &self.sockets[&id];
         let namespace = socket.namespace;
         let chosen = match socket.associated {
-            // Too late for any choice. Of a reserved port that is the first thing to be said, else the ordinary rules answer.
+            // The socket has a port already. For a reserved port this is reported first; otherwise the ordinary rules
+            // answer.
             _ if socket.bound.is_some() => {
                 let at = Place { namespace, transport, port };
                 if port != 0 && socket.role.is_none() && self.is_reserved(at) {
@@ -76,8 +77,8 @@ impl Model {
         if port != 0 { Ok(port) } else { self.draw(id, token, transport, skip).ok_or(Errno::EADDRINUSE) }
     }
 
-    /// A socket that is not associated asks for an explicit port: whether a reservation lets it in (A7). A port that is
-    /// not reserved, or not yet, is free for everybody.
+    /// Whether a reservation admits a socket that is not associated to an explicit port (A7). A port that is not
+    /// reserved, or whose reservation is only pending, is free for everybody.
     fn admit(&self, pid: Pid, id: SocketId, transport: Transport, port: u16) -> Result<bool, Errno> {
         let socket = &self.sockets[&id];
         let at = Place { namespace: socket.namespace, transport, port };
@@ -113,17 +114,19 @@ impl Model {
         Ok(())
     }
 
-    /// The kernel's automatic choice is no way in (R3).
+    /// The kernel's automatic choice gets no reserved port (R3).
     fn automatic(&self, at: Place, port: u16) -> Result<u16, Errno> {
         let at = Place { port, ..at };
         let in_force = self.block_at(at).is_some_and(|(_, reservation)| reservation.state == State::Active);
         if in_force || self.lingers(at) { Err(self.settings.deny) } else { Ok(port) }
     }
 
-    /// `connect` to port `to` of the loopback address of the socket's family, which always succeeds. A socket without a
-    /// port draws one if it is associated (A6), but not `to`, else gets `automatic`. Returns the local port.
+    /// `connect` to port `to` of the loopback address of the socket's family, which always succeeds. If a socket
+    /// without a port is associated, it draws one (A6), but never `to`. Otherwise it gets `automatic`. Returns the
+    /// local port.
     ///
-    /// A8 is for `bind` only: the kernel draws a privileged port at a connect only for those who may bind it anyway.
+    /// A8 is for `bind` only: at a connect, the kernel draws a privileged port only for processes that may bind it
+    /// anyway.
     pub fn connect(&mut self, pid: Pid, descriptor: Descriptor, to: u16, automatic: u16) -> Result<u16, Errno> {
         let id = self.look_up(pid, descriptor)?;
         let socket = &self.sockets[&id];
@@ -148,7 +151,7 @@ impl Model {
                 return Err(Errno::EACCES);
             }
         }
-        // The kernel's own choice for a connect is seen by no program.
+        // No program sees the kernel's own choice for a connect.
         self.settle(id, Bound { port, address, consumer, counted: consumer });
         self.share(id);
         Ok(port)
@@ -171,8 +174,8 @@ impl Model {
         Ok(bound.port)
     }
 
-    /// The next free port of the block: from where the last draw ended, and round once. Ports that were drawn for a
-    /// bind that then failed come last, `skip` not at all.
+    /// The next free port of the block. The search begins where the last draw ended, and goes round once. Ports that
+    /// were drawn for a bind that then failed come last. `skip` is never drawn.
     fn draw(&mut self, id: SocketId, token: Token, transport: Transport, skip: u16) -> Option<u16> {
         let reservation = &self.reservations[&token];
         let at = |port| Place { namespace: reservation.namespace, transport, port };
@@ -198,8 +201,9 @@ impl Model {
         }
     }
 
-    /// A9: a TCP consumer gets SO_REUSEADDR, so that TIME_WAIT does not keep it out. Not where another socket is bound,
-    /// since the option would let the two share the port; unless sharing is what the program asked for.
+    /// A9: a TCP consumer gets SO_REUSEADDR, so that TIME_WAIT does not keep it from the port. If another socket is
+    /// bound there, it does not get the option, because the two could then share the port. If the program has set
+    /// SO_REUSEPORT, it wants to share, and gets the option anyway.
     fn allow_time_wait(&mut self, id: SocketId, at: Place) {
         let shared = self.users(at) > 0;
         let options = &mut self.socket_mut(id).options;

@@ -35,7 +35,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// `count` ports from `start`, nothing else said.
+    /// `count` ports from `start`, and defaults for the rest.
     pub fn new(start: u16, count: u16) -> Self {
         Self {
             start,
@@ -106,10 +106,10 @@ impl Model {
 
     /// ACQUIRE. `token` is the one it gets, if it gets any; it must be new.
     ///
-    /// `EINPROGRESS` is a success of its own kind: the block is claimed, and in
-    /// force once the agent has confirmed it. [`Model::granted`] reports the rest.
+    /// `EINPROGRESS` is no failure: the block is claimed, and in force once the agent has confirmed it.
+    /// [`Model::granted`] reports the rest.
     ///
-    /// Acquiring privileged ports of the machine's own namespace needs a right; elsewhere the agent decides.
+    /// Acquiring privileged ports of the machine's own namespace requires a right; elsewhere the agent decides.
     pub fn acquire(&mut self, pid: Pid, descriptor: Descriptor, ask: &Request, token: Token) -> Result<(), Errno> {
         let (id, transport) = self.control(pid, descriptor)?;
         if !ask.is_valid() {
@@ -121,7 +121,7 @@ impl Model {
             Scope::Process => Access::Process,
             Scope::User => Access::User,
             Scope::Cgroup(0) => Access::Cgroup(process.own_cgroup()),
-            // Nobody hands ports to outsiders: the caller's own cgroup or one above it.
+            // The cgroup is the caller's own or one above it: nobody can reserve ports only for others.
             Scope::Cgroup(cgroup) if !process.cgroups.contains(&cgroup) => return Err(Errno::EINVAL),
             Scope::Cgroup(cgroup) => Access::Cgroup(cgroup),
         };
@@ -194,8 +194,8 @@ impl Model {
         Ok(if pending { State::Pending } else { State::Active })
     }
 
-    /// Binds outside the pool are not counted, so the agent has to look. In the pool it looks where TCP connections may
-    /// be left behind, if it runs.
+    /// Binds outside the pool are not counted, so the agent has to check. In the pool, a running agent checks ports
+    /// where TCP connections may remain.
     fn needs_agent(&self, mut places: impl Iterator<Item = Place>) -> bool {
         let left = |at: &Place| at.transport == Transport::Tcp && self.closed_lately.contains(at);
         places.any(|at| !self.in_pool(at.port) || self.agent_runs() && left(&at))
@@ -206,7 +206,7 @@ impl Model {
         self.quotas.get(&uid).copied().unwrap_or(default)
     }
 
-    /// RELEASE: any socket of the owner process will do, if it is of the right transport and namespace (R7).
+    /// RELEASE: any socket of the owner process works, if it is of the right transport and namespace (R7).
     pub fn release(&mut self, pid: Pid, descriptor: Descriptor, token: u64) -> Result<(), Errno> {
         let (id, transport) = self.control(pid, descriptor)?;
         let (token, reservation) = self.named(token).ok_or(Errno::ENOENT)?;
@@ -214,7 +214,7 @@ impl Model {
         if reservation.owner.pid != pid {
             return Err(Errno::EPERM);
         }
-        // Of a request that was refused this removes the last trace.
+        // For a refused request, this removes the last trace.
         self.end(token)
     }
 
@@ -257,8 +257,8 @@ impl Model {
         Ok(())
     }
 
-    /// STATE: the reservation selected, of this namespace only. Its token only to those who may bind its ports, that of a persistent
-    /// one to all.
+    /// STATE: the reservation selected, of this namespace only. The token is shown only to processes that may bind its
+    /// ports; that of a persistent one is shown to all.
     pub fn state(&self, pid: Pid, descriptor: Descriptor) -> Result<(Option<Token>, &Reservation), Errno> {
         let (id, _) = self.control(pid, descriptor)?;
         let socket = &self.sockets[&id];
@@ -296,7 +296,7 @@ impl Model {
         }
     }
 
-    /// AGENT: with the secret of the settings a socket is marked as one of the agent's, for good.
+    /// AGENT: with the secret of the settings, a socket is permanently marked as one of the agent's.
     pub fn mark(&mut self, pid: Pid, descriptor: Descriptor, role: Role) -> Result<(), Errno> {
         let (id, _) = self.control(pid, descriptor)?;
         let mark = &mut self.socket_mut(id).role;
@@ -318,7 +318,7 @@ impl Model {
         owned.into_iter()
     }
 
-    /// A refusal that GRANTED can no longer report makes room for a new reservation.
+    /// Remove a refused request that GRANTED can no longer report, to make room for a new reservation.
     fn make_room(&mut self, id: SocketId) -> bool {
         let last = self.sockets[&id].last_acquired;
         let stale = self

@@ -25,7 +25,7 @@ pub type Descriptor = u32;
 /// Number of a socket; never used twice.
 pub type SocketId = u64;
 
-/// The owner of what no socket owns.
+/// The owner socket of a reservation that no socket owns.
 pub(super) const NO_SOCKET: SocketId = SocketId::MAX;
 
 /// Every port of a block, of each transport.

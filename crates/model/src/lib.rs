@@ -1,11 +1,9 @@
 //! The reference model: the whole facility as plain data and pure functions.
 //!
-//! It says what the BPF programs must answer, as simply as it can be said: sets,
-//! maps and linear scans, no bit tables, no counters, nothing remembered that
-//! can be derived. `portkeep-kernel` runs long random histories through the
-//! kernel and through this and compares every answer. All random results
-//! come in as arguments: tokens, process numbers, and the ports the system's
-//! own automatic choice falls on.
+//! It defines the answers of the BPF programs in the simplest form: sets, maps and linear scans, no bit tables, no
+//! counters, and no stored value that can be derived. `portkeep-kernel` runs long random histories through the kernel
+//! and through this model and compares every answer. All random results come in as arguments: tokens, process numbers,
+//! and the ports of automatic choices.
 //!
 //! [`Model`] has three kinds of methods:
 //!
@@ -16,12 +14,11 @@
 //! * what the administrator or the agent does, with a token:
 //!   [`confirm`](Model::confirm), [`refuse`](Model::refuse), [`end`](Model::end),
 //!   [`set_aside`](Model::set_aside) ...;
-//! * getters, which look at the state and change nothing.
+//! * getters, which read the state and change nothing.
 //!
-//! Left out: addresses beyond [`Address`], accepted connections, TIME_WAIT (it
-//! never matters to a consumer, rule A9), events, and the bind of sockets that
-//! are neither TCP nor UDP. The model has no clock: that a port was closed
-//! "lately" ends when the test says so ([`Model::set_closed_lately`]).
+//! Left out: addresses beyond [`Address`], accepted connections, TIME_WAIT (it never matters to a consumer, rule A9),
+//! events, and the bind of sockets that are neither TCP nor UDP. The model has no clock: a port counts as closed
+//! "lately" until the test says otherwise ([`Model::set_closed_lately`]).
 
 #![forbid(unsafe_code)]
 
@@ -81,7 +78,7 @@ impl Default for Settings {
     }
 }
 
-/// The facility and as much of the system around it as it depends on.
+/// The facility, and the parts of the system that it depends on.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     settings: Settings,
@@ -127,7 +124,7 @@ impl Model {
         &self.sockets
     }
 
-    /// The reservations, also those taken back whose owner has not heard of it.
+    /// The reservations, including refused ones whose owner does not know it yet.
     pub fn reservations(&self) -> &BTreeMap<Token, Reservation> {
         &self.reservations
     }
@@ -160,8 +157,8 @@ impl Model {
         self.block_at(at).is_some() || self.lingers(at)
     }
 
-    /// Whether a port is in use as far as the programs in the kernel know by themselves. (Other sockets that are
-    /// bound outside the pool are for the agent to find.)
+    /// Whether a port is in use as far as the programs in the kernel know by themselves. (The agent has to find other
+    /// sockets that are bound outside the pool.)
     pub fn is_occupied(&self, at: Place) -> bool {
         self.users(at) > 0 || self.aside.contains(&at)
     }
@@ -187,7 +184,7 @@ impl Model {
         blocks.chain(self.lingering.iter().copied()).collect()
     }
 
-    /// Ports a uid holds; each transport counts. A refused request counts as one until its owner has heard of it.
+    /// Ports a uid holds; each transport counts. A refused request counts as one until its owner knows the refusal.
     pub fn ports_of(&self, uid: u32) -> u32 {
         let held = |reservation: &Reservation| match reservation.state {
             State::Refused(_) => 1,

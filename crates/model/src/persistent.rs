@@ -13,25 +13,25 @@ pub struct Persistent {
     pub start: u16,
     /// How many.
     pub count: u16,
-    /// Of the block that is chosen, with `start` 0.
+    /// The alignment of the block that the system chooses, with `start` 0.
     pub align: Align,
     /// Of which transports.
     pub transports: Transports,
-    /// Its audience, besides administrators by association.
+    /// Its audience. Administrators can use it too, by association.
     pub access: Access,
     /// Others that are admitted.
     pub also: Vec<Other>,
-    /// With [`Access::User`]: who.
+    /// With [`Access::User`]: the uid.
     pub uid: u32,
     /// By association only.
     pub strict: bool,
-    /// Binds to port 0 of those it is for draw from it (E6).
+    /// Binds of its audience to port 0 draw from it (E6).
     pub ephemeral: bool,
 }
 
 impl Model {
-    /// Claim the block. It is in force once it is [confirmed](Model::confirm); a bind of one of its ports until then
-    /// wins.
+    /// Claim the block. It is in force once it is [confirmed](Model::confirm). If one of its ports is bound before
+    /// that, it will be refused.
     pub fn create_persistent(&mut self, namespace: Namespace, ask: &Persistent, token: Token) -> Result<(), Errno> {
         if ask.count == 0 || u32::from(ask.start) + u32::from(ask.count) > 65536 || ask.access == Access::Process {
             return Err(Errno::EINVAL);
@@ -88,7 +88,7 @@ impl Model {
         }
     }
 
-    /// In its scope, or one of the others that it admits.
+    /// Whether the process is in its scope, or is one of the others that it admits.
     pub(super) fn may_bind(&self, reservation: &Reservation, pid: Pid) -> bool {
         let process = self.process(pid);
         let is = |other: &Other| match other {

@@ -36,8 +36,8 @@ impl Process {
     }
 }
 
-/// Processes named here must exist: a history that speaks of another one is a
-/// mistake of its author, and panics.
+/// Processes named here must exist. If a history names another one, that is a mistake in the history, and the model
+/// panics.
 impl Model {
     /// A process appears, without descriptors; its gid is its uid. `cgroups` are ids from the root down to its own.
     pub fn spawn(&mut self, pid: Pid, uid: u32, cgroups: Vec<u64>, privileged: bool) {
@@ -53,7 +53,7 @@ impl Model {
         assert!(before.is_none(), "process {child} appears twice");
     }
 
-    /// The process ends, of its own or killed, and with it all its descriptors.
+    /// The process ends, by itself or killed, and all its descriptors close.
     pub fn exit(&mut self, pid: Pid) {
         let process = self.processes.remove(&pid).unwrap_or_else(|| panic!("no process {pid}"));
         let sockets: BTreeSet<_> = process.descriptors.into_values().collect();

@@ -25,7 +25,7 @@ impl Model {
             .map(|(token, _)| *token)
     }
 
-    /// Whether there is a range for the same processes, in force or asked for.
+    /// Whether there is a range for the same processes, in force or pending.
     pub(super) fn has_range(
         &self,
         namespace: Namespace,

@@ -3,16 +3,16 @@
 use super::{Model, Namespace, Pid, Place, SocketId, id::places_of};
 use portkeep_core::{Errno, PortRange, Token, Transports};
 
-/// How far a reservation has come.
+/// The state of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Claimed; the agent is checking whether its ports are vacant. It keeps nobody from a port.
     Pending,
-    /// Claimed, but a bind of one of its ports was quicker than the agent: it will be refused.
+    /// Claimed, but one of its ports was bound before the agent answered: it will be refused.
     Contested,
     /// In force.
     Active,
-    /// Taken back by the agent. It has no ports any more and stays only until its owner has heard of it.
+    /// Refused by the agent. It has no ports any more, and exists only until its owner knows the refusal.
     Refused(Errno),
 }
 
@@ -66,7 +66,7 @@ pub struct Reservation {
     pub access: Access,
     /// Others that are admitted.
     pub also: Vec<Other>,
-    /// An administrator made it; the owner then only says whom [`Access::User`] means.
+    /// An administrator made it; then the owner only says which user [`Access::User`] means.
     pub persistent: bool,
     /// Consumed by association only (A7).
     pub strict: bool,
@@ -74,7 +74,7 @@ pub struct Reservation {
     pub ephemeral: bool,
     /// For listings.
     pub label: String,
-    /// How far it has come.
+    /// Its state.
     pub state: State,
     /// When it was acquired, as a number that grows.
     pub(super) order: u64,
@@ -108,7 +108,7 @@ impl Reservation {
 }
 
 impl Model {
-    /// The agent found the ports vacant: the reservation is in force, unless a bind was quicker.
+    /// The agent found the ports vacant: the reservation is in force, unless one of them was bound meanwhile.
     pub fn confirm(&mut self, token: Token) -> Result<(), Errno> {
         let reservation = self.waiting(token)?;
         if reservation.state == State::Contested {
@@ -118,11 +118,11 @@ impl Model {
         Ok(())
     }
 
-    /// The agent takes a pending reservation back.
+    /// The agent refuses a pending reservation.
     pub fn refuse(&mut self, token: Token, error: Errno) -> Result<(), Errno> {
         let reservation = self.waiting(token)?;
         reservation.state = State::Refused(error);
-        // Nothing is left to be admitted to.
+        // A refused request has no ports for others to use.
         reservation.also.clear();
         if reservation.persistent {
             self.reservations.remove(&token);
@@ -134,14 +134,14 @@ impl Model {
         self.reservations.get_mut(&token).filter(|r| r.waits()).ok_or(Errno::ENOENT)
     }
 
-    /// It is claimed. Draws that failed for a former holder say nothing to this one.
+    /// Enter a claimed reservation. Draws that failed for a former holder do not count for this one.
     pub(super) fn enter(&mut self, token: Token, reservation: Reservation) {
         self.hints.retain(|at| !reservation.holds(*at));
         let before = self.reservations.insert(token, reservation);
         assert!(before.is_none(), "R8: a token came twice");
     }
 
-    /// It is gone. Ports of a reservation that was in force linger while sockets are bound to them (R7).
+    /// Remove a reservation. If it was in force, its ports linger while sockets are bound to them (R7).
     pub(super) fn remove(&mut self, token: Token) -> Option<Reservation> {
         let reservation = self.reservations.remove(&token)?;
         if reservation.state == State::Active {
@@ -151,7 +151,7 @@ impl Model {
         Some(reservation)
     }
 
-    /// The trace of a refused request goes when the system wants its place on the owner socket. `false`: there was none.
+    /// Forget a refused request, because the system needs its place on the owner socket. `false`: there was none.
     pub fn forget_refused(&mut self, token: Token) -> bool {
         let refused = |r: &Reservation| matches!(r.state, State::Refused(_));
         self.reservations.get(&token).is_some_and(refused) && self.reservations.remove(&token).is_some()
@@ -173,7 +173,7 @@ impl Model {
         }
     }
 
-    /// A port is in use by a socket that no program saw being bound: requests pass it by. Binds do not.
+    /// A port is in use by a socket that no program saw being bound. Requests do not get it; binds can.
     pub fn set_aside(&mut self, at: Place) -> Result<(), Errno> {
         if self.is_reserved(at) {
             return Err(Errno::EADDRINUSE);
@@ -190,7 +190,7 @@ impl Model {
         };
     }
 
-    /// It no longer is.
+    /// A port is no longer set aside.
     pub fn give_back(&mut self, at: Place) -> Result<(), Errno> {
         if self.aside.remove(&at) { Ok(()) } else { Err(Errno::ENOENT) }
     }

@@ -544,7 +544,7 @@ fn a_second_bind_is_the_ordinary_error_wherever_it_goes() {
     for port in [0, 61000, 61001, 61050, 8081] {
         assert_eq!(w.bind(OWNER, t, port), Err(Errno::EINVAL));
     }
-    // Of a reserved port that is said before anything else is looked at.
+    // For a reserved port, this is reported before any other check.
     for (port, errno) in [(61000, Errno::EINVAL), (61050, Errno(99))] {
         assert_eq!(w.model.bind(OWNER, t, Address::V4Elsewhere, port, 0), Err(errno));
     }
@@ -651,7 +651,7 @@ fn a8_consumers_need_no_privilege_for_a_low_port() {
     assert_eq!(w.bind(OWNER, t, 82), Err(Errno::EACCES));
     assert_eq!(w.bind(OWNER, t, 81), Ok(81));
     assert_eq!(w.bind(OWNER, t, 82), Err(Errno::EACCES), "what is bound already gets no privilege");
-    // A draw at a connect is no bind.
+    // A draw at a connect is not a bind.
     let u = w.tcp(OWNER);
     w.model.associate(OWNER, u, token.get()).unwrap();
     assert_eq!(w.model.connect(OWNER, u, SERVER, AUTOMATIC), Err(Errno::EACCES));
@@ -667,7 +667,7 @@ fn a9_tcp_consumers_get_reuse_address() {
     w.model.associate(OWNER, t, token.get()).unwrap();
     w.bind(OWNER, t, 0).unwrap();
     assert!(w.model.socket_at(OWNER, t).unwrap().options.reuse_address);
-    // But not to share what another one has.
+    // But it cannot share a port that another socket has.
     let u = w.tcp(OWNER);
     w.model.associate(OWNER, u, token.get()).unwrap();
     assert_eq!(w.bind(OWNER, u, 61000), Err(Errno::EADDRINUSE));
@@ -797,7 +797,7 @@ fn e1_to_e3_binds_to_port_0_draw_from_the_range_and_from_nowhere_else() {
     assert_eq!(w.bind(OWNER, v, 0), Err(Errno::EADDRINUSE));
     w.model.close(OWNER, t).unwrap();
     assert_eq!(w.bind(OWNER, v, 0), Ok(61000));
-    // Not outsiders, not UDP, and not those that are associated with another one.
+    // Outsiders do not draw from it, nor UDP sockets, nor sockets that are associated with another reservation.
     let outsider = w.tcp(OTHER);
     assert_eq!(w.bind(OTHER, outsider, 0), Ok(AUTOMATIC));
     let udp = w.udp(OWNER);

@@ -1,11 +1,9 @@
 //! Where a wildcard request is placed.
 //!
-//! Next-fit over the pool: the search begins where the last block of the same
-//! kind (TCP, UDP or both) in the same namespace ended, and comes round once.
-//! Ports that were closed lately come later, because connections may be left
-//! behind there. So a block just given up is handed out again after all others,
-//! and what is still sent to its ports does not reach its next holder. Ports that
-//! automatic choices may give to anybody come last of all (N3).
+//! Next-fit over the pool: the search begins where the last block of the same kind (TCP, UDP or both) in the same
+//! namespace ended, and goes round once. Ports that were closed lately come later, because connections may remain
+//! there. So a block that was just given up is handed out again after all others, and late packets to its ports do not
+//! reach its next holder. Ports that automatic choices may give to anybody come last of all (N3).
 
 use std::collections::BTreeSet;
 

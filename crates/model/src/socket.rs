@@ -18,8 +18,8 @@ pub enum Address {
     V6Loopback,
     /// `[::ffff:127.0.0.1]`, on an IPv6 socket.
     V6Mapped,
-    /// `[::1]`, but by a connect and not by a bind: the kernel still counts the socket among those that take IPv4, so
-    /// 0.0.0.0 is in its way. Nothing to be asked for.
+    /// `[::1]`, set by a connect and not by a bind. The kernel still counts the socket among those that take IPv4, so
+    /// its address overlaps with 0.0.0.0. No program can ask for this address.
     V6Connected,
 }
 
@@ -64,13 +64,13 @@ pub enum Role {
 /// Which reservation a query is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Select {
-    /// The one with this token; 0 is none's.
+    /// The one with this token; no reservation has the token 0.
     Token(u64),
     /// The one a port belongs to.
     Port(Transport, u16),
     /// The first one that starts at or after a port.
     Next(Transport, u16),
-    /// The n-th this socket owns. In which order is not promised; here it is the order of acquisition.
+    /// The n-th this socket owns. The order is not promised; here it is the order of acquisition.
     Index(u16),
     /// The one this socket is associated with.
     Associated,
@@ -83,7 +83,7 @@ pub struct Bound {
     pub port: u16,
     /// The local address.
     pub address: Address,
-    /// Whether a reservation let it in, which may since have ended.
+    /// Whether a reservation admitted it. The reservation may have ended since.
     pub consumer: bool,
     /// Whether the socket counts as a user of the port.
     pub counted: bool,
@@ -96,7 +96,7 @@ pub struct Socket {
     pub transport: Option<Transport>,
     /// Whether it is of the IPv6 family.
     pub v6: bool,
-    /// The namespace it was created in, for ever.
+    /// The namespace it was created in, which never changes.
     pub namespace: Namespace,
     /// Its options. A draw may turn SO_REUSEADDR on (A9).
     pub options: Options,
@@ -187,7 +187,7 @@ impl Model {
         self.rivals(id, at, address).all(|other| self.sockets[&id].shares_with(other))
     }
 
-    /// The last descriptor is gone (R6): the port is given up, and what the socket owned ends.
+    /// The last descriptor is closed (R6): the port is given up, and the reservations of the socket end.
     pub(super) fn destroy(&mut self, id: SocketId) {
         let socket = self.sockets.remove(&id).expect("a descriptor refers to a socket");
         if let Some(hint) = socket.hint {

@@ -59,7 +59,7 @@ impl Request {
     /// Acquire the reservation, and wait for the agent where it has to confirm (some milliseconds).
     ///
     /// The wait ends if the agent ends, after [`timeout`](Self::timeout), and at a signal that this thread handles
-    /// ([`AcquireError::Interrupted`]); see [`Pending::wait_for`]. With [`wait`](Self::wait) it also waits for ports.
+    /// ([`AcquireError::Interrupted`]); see `Pending::wait_for`. With [`wait`](Self::wait) it also waits for ports.
     pub fn acquire(&self) -> Result<Reservation, AcquireError> {
         self.acquire_with(None, |_| false, true)
     }

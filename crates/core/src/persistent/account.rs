@@ -4,8 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A user or a group, by number or by name. Looking names up is for the agent: they may not exist yet, or come from
-/// a directory service that is not running yet.
+/// A user or a group, by number or by name. The agent looks names up, because a name may not exist yet, or may come
+/// from a directory service that is not running yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Account {
     /// A uid or gid.
@@ -14,13 +14,13 @@ pub enum Account {
     Name(String),
 }
 
-/// The correction of an audience that cannot be. [`fmt::Display`] is the sentence for a file.
+/// The correction of an audience that is not possible. [`fmt::Display`] gives the sentence for a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Correction {
     /// This name or path.
     Write(String),
-    /// The user root, as which systemd binds the ports of a socket unit.
+    /// The user root: systemd binds the ports of a socket unit as root.
     Root,
     /// A cgroup, with this path.
     Cgroup(String),
@@ -36,8 +36,8 @@ impl fmt::Display for Correction {
     }
 }
 
-/// Why a text names nobody. The sentence in [`fmt::Display`] is whole; [`AudienceError::correction`] is what to write
-/// instead.
+/// Why a text names no user, group, unit or cgroup. [`fmt::Display`] gives a complete sentence;
+/// [`AudienceError::correction`] says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct AudienceError {
@@ -60,7 +60,7 @@ impl AudienceError {
     }
 }
 
-/// The longest name of a user or group (`LOGIN_NAME_MAX` less the end).
+/// The longest name of a user or group (`LOGIN_NAME_MAX` without the zero byte).
 const ACCOUNT_MAX: usize = 255;
 /// The longest unit name and the longest component of a cgroup path.
 const PART_MAX: usize = 127;
@@ -72,7 +72,7 @@ impl Account {
     ///
     /// # Errors
     ///
-    /// If it is no such number.
+    /// If it is not a uid or gid.
     pub fn id(number: i64) -> Result<Self, AudienceError> {
         match u32::try_from(number) {
             Ok(u32::MAX) | Err(_) => {
@@ -192,7 +192,8 @@ pub(super) fn check_unit(name: &str) -> Result<(), AudienceError> {
                 Some((stem, suffix)) if other.contains(&suffix) && !stem.is_empty() => stem,
                 _ => name,
             };
-            // systemd itself binds the ports of such a unit, as root: the service would lock it out.
+            // systemd itself binds the ports of a socket unit, as root. If the audience were the service, systemd could
+            // not bind them.
             let correction = match name.ends_with(".socket") {
                 true => Correction::Root,
                 false => Correction::Write(format!("{stem}.service")),

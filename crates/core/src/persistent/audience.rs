@@ -16,7 +16,7 @@ use crate::wire;
 #[serde(tag = "kind", content = "value", rename_all = "lowercase")]
 #[serde(bound(deserialize = "Id: Deserialize<'de> + Ord + fmt::Display"))]
 pub enum Audience<Id = Account> {
-    /// Administrators and nobody else: what Windows has.
+    /// Administrators and nobody else, as on Windows.
     #[default]
     Administrators,
     /// The processes of a user.
@@ -52,11 +52,11 @@ fn cgroup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
 }
 
 impl<Id: Ord + fmt::Display> Audience<Id> {
-    /// All of these together; of none the administrators.
+    /// All of these together. Without any: the administrators.
     ///
     /// # Errors
     ///
-    /// If they are several and cannot be [`Others`].
+    /// If there are several, and they cannot be [`Others`].
     pub fn any_of(list: impl IntoIterator<Item = Self>) -> Result<Self, AudienceError> {
         let mut list: Vec<Self> = list.into_iter().collect();
         match list.len() {
@@ -68,7 +68,7 @@ impl<Id: Ord + fmt::Display> Audience<Id> {
 }
 
 impl<Id> Audience<Id> {
-    /// Each of several, or itself.
+    /// The elements of [`Audience::Several`], or the audience itself.
     pub fn each(&self) -> &[Self] {
         match self {
             Self::Several(several) => several,
@@ -142,8 +142,8 @@ impl<Id> Audience<Id> {
 }
 
 impl Audience<u32> {
-    /// As far as a reservation in the kernel's layout shows it: a `SCOPE_` constant, the uid and the gid. `None` for a
-    /// unit or a cgroup, whose names are kept elsewhere.
+    /// The audience that a `SCOPE_` constant, a uid and a gid of the kernel's layout name. `None` for a unit or a
+    /// cgroup, because their names are kept elsewhere.
     pub fn from_wire(kind: u8, uid: u32, gid: u32) -> Option<Self> {
         match kind.into() {
             wire::SCOPE_ADMIN => Some(Self::Administrators),
@@ -153,7 +153,7 @@ impl Audience<u32> {
         }
     }
 
-    /// As one of the others that a reservation admits; `None` of what cannot be one.
+    /// The audience as one of the others that a reservation admits; `None` if it cannot be one.
     pub fn to_also(&self) -> Option<wire::Also> {
         let (kind, id, text) = match self {
             Self::User(uid) => (wire::SCOPE_USER, *uid, ""),
@@ -166,7 +166,7 @@ impl Audience<u32> {
         Some(wire::Also { kind: kind.into(), id, name })
     }
 
-    /// The reverse of [`Audience::to_also`]; `None` of a kind that is not known.
+    /// The reverse of [`Audience::to_also`]; `None` if the kind is not known.
     pub fn from_also(also: &wire::Also) -> Option<Self> {
         match u16::try_from(also.kind).ok()? {
             wire::SCOPE_USER => Some(Self::User(also.id)),
@@ -204,10 +204,10 @@ impl<Id: Serialize> Serialize for Audience<Id> {
     }
 }
 
-/// Others that a reservation admits in addition to its scope or its audience: users, groups and units, at most four, and each
-/// once.
+/// Others that a reservation admits in addition to its scope or its audience: users, groups and units, at most four,
+/// and each only once.
 ///
-/// As JSON the list of them.
+/// As JSON: a list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent, bound(serialize = "Id: Serialize"))]
 pub struct Others<Id = Account>(Vec<Audience<Id>>);
@@ -219,11 +219,11 @@ impl<Id> Default for Others<Id> {
 }
 
 impl<Id: Ord + fmt::Display> Others<Id> {
-    /// These.
+    /// These users, groups and units.
     ///
     /// # Errors
     ///
-    /// If there are more than four, if one is there twice, or is neither a user nor a group nor a unit.
+    /// If there are more than four, or if one is there twice, or is neither a user nor a group nor a unit.
     pub fn new(list: impl IntoIterator<Item = Audience<Id>>) -> Result<Self, AudienceError> {
         let mut list: Vec<_> = list.into_iter().collect();
         if list.len() > wire::ALSO_MAX {
@@ -247,7 +247,7 @@ impl<Id: Ord + fmt::Display> Others<Id> {
                 return Err(AudienceError::new(format!("{one} is named twice")));
             }
         }
-        // In one order, so that the same ones are equal.
+        // Sorted, so that two lists with the same members are equal.
         list.sort();
         Ok(Self(list))
     }
@@ -274,7 +274,7 @@ impl<Id> Others<Id> {
     ) -> Result<Others<Other>, E> {
         let mut list = self.0.iter().map(|one| one.mapped(user, group)).collect::<Result<Vec<_>, _>>()?;
         list.sort();
-        // Two names can be one user's.
+        // Two names can have the same id.
         list.dedup();
         Ok(Others(list))
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Audience, Name};
 use crate::{PortList, Transports};
 
-/// One persistent reservation as declared: what the files, the store and the agent's socket say alike.
+/// One persistent reservation as declared. Files, the store and the agent's socket use this same form.
 ///
 /// As JSON: `{"name":"web","ports":"8443","transports":"tcp","audience":{"kind":"unit","value":"nginx.service"}}`, and
 /// `strict`, `around`, `force` and `description` where they are not the default. Reading checks everything and refuses unknown members.
@@ -24,10 +24,10 @@ pub struct Declaration {
     /// Only associated sockets may bind its ports (rule A7).
     #[serde(default, skip_serializing_if = "is_false")]
     pub strict: bool,
-    /// A private ephemeral range: binds to port 0 of those it is for draw from it (rule E6).
+    /// A private ephemeral range: binds of its audience to port 0 draw from it (rule E6).
     #[serde(default, skip_serializing_if = "is_false")]
     pub ephemeral: bool,
-    /// Sockets of those who may consume it stay where they are if they are bound there already (rule R4).
+    /// Sockets of its audience that have one of its ports already keep it (rule R4).
     #[serde(default, skip_serializing_if = "is_false")]
     pub around: bool,
     /// It may leave the namespace few ephemeral ports (rule N5).
@@ -38,7 +38,7 @@ pub struct Declaration {
     pub description: String,
 }
 
-// serde asks for a reference.
+// serde requires a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_false(flag: &bool) -> bool {
     !flag
@@ -50,7 +50,8 @@ fn description<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Stri
     Ok(text)
 }
 
-/// Whether a text can be a description. It is printed in tables and logs: one line, nothing that moves the cursor.
+/// Check whether a text can be a description. Descriptions are printed in tables and logs, so a description must be a
+/// single line without characters that move the cursor.
 ///
 /// # Errors
 ///
@@ -88,7 +89,8 @@ impl Declaration {
         }
     }
 
-    /// Why it cannot be a private ephemeral range, if it is to be one: a sentence without subject.
+    /// Why a reservation with these properties cannot be a private ephemeral range: a sentence without its subject.
+    /// `None` if it can be one.
     pub fn no_range(ports: Option<&PortList>, audience: &Audience, strict: bool) -> Option<&'static str> {
         match audience {
             _ if ports.is_some_and(|ports| ports.as_block().is_none()) => Some(
@@ -102,7 +104,7 @@ impl Declaration {
         }
     }
 
-    /// Whether the two want a port of the same transport.
+    /// Whether the two have a port of the same transport in common.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.transports.overlaps(other.transports) && self.ports.overlaps(&other.ports)
     }

@@ -1,8 +1,8 @@
 //! The description of a persistent reservation: its [`Declaration`], its audience
 //! ([`Audience`]), and where it comes from ([`Origin`]).
 //!
-//! Files, the store, the agent's socket and the library say it in the same words;
-//! so they are here, where all of them can see them.
+//! Files, the store, the agent's socket and the library describe it in the same words. So these types are in this
+//! crate, which all of them use.
 
 mod account;
 mod audience;

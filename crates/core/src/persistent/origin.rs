@@ -8,8 +8,8 @@ use crate::Time;
 
 /// Where a declaration comes from.
 ///
-/// As JSON: `{"path":"/etc/portkeep/ports.d/web.toml","line":3,"uid":null,"created":null,"until_reboot":false}`, and of a
-/// command without path and line, but with the rest.
+/// As JSON: `{"path":"/etc/portkeep/ports.d/web.toml","line":3,"uid":null,"created":null,"until_reboot":false}`. For a
+/// command, `path` and `line` are null, and the other members are set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "Object", try_from = "Object")]
 pub enum Origin {
@@ -26,7 +26,7 @@ pub enum Origin {
         uid: u32,
         /// When.
         created: Time,
-        /// Kept until the next reboot only, else until it is deleted.
+        /// Whether it is kept only until the next reboot. Otherwise it is kept until it is deleted.
         until_reboot: bool,
     },
 }
@@ -34,7 +34,7 @@ pub enum Origin {
 /// An [`Origin`] as JSON has it: the same keys in both cases.
 #[derive(Serialize, Deserialize)]
 struct Object {
-    /// A path may have bytes that are no text; JSON may not.
+    /// A path can have bytes that are not text. JSON cannot.
     path: Option<String>,
     line: Option<usize>,
     uid: Option<u32>,
