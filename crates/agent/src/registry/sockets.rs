@@ -47,6 +47,10 @@ impl<'a> Sockets<'a> {
                     return None;
                 }
                 let sockets = sockets_on(transport, port);
+                // A socket that was closed in between is no obstacle.
+                if sockets.is_empty() && look.vacant(port).unwrap_or(false) {
+                    return None;
+                }
                 let mut why = usage::sentence(transport, port, &sockets);
                 // A connection has its port by chance.
                 let serves = sockets.first().is_some_and(|s| matches!(s.state.as_deref(), Some("listening" | "bound")));
