@@ -40,15 +40,19 @@ pub(crate) fn find(maps: &Maps, means: impl Fn(&Reservation) -> bool) -> anyhow:
 /// All reservations in force that can be seen: with root those of the whole machine, else those of this network
 /// namespace. With `blocks`, only those that have one of these ports.
 pub(crate) fn in_force(pins: &Pins, blocks: Option<&Blocks>) -> anyhow::Result<Vec<Info>> {
-    match pins.look() {
-        Seen::Up(instance) => of_machine(&instance, blocks),
-        _ if served_here()?.is_some() => here(blocks),
-        Seen::NotUp => Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
+    let mut found = match pins.look() {
+        Seen::Up(instance) => of_machine(&instance, blocks)?,
+        _ if served_here()?.is_some() => here(blocks)?,
+        Seen::NotUp => return Err(refused(Reason::NotUp, "kernel enforcement is not up, so nothing is reserved")),
         Seen::Hidden(reason) => {
-            Err(refused(Reason::NotAllowed, format!("kernel enforcement does not serve this cgroup, and {reason}")))
+            let text = format!("kernel enforcement does not serve this cgroup, and {reason}");
+            return Err(refused(Reason::NotAllowed, text));
         }
-        Seen::Unusable(error) => Err(error.into()),
-    }
+        Seen::Unusable(error) => return Err(error.into()),
+    };
+    // The agent reports these as declarations that wait.
+    found.retain(|info| !info.is_checked());
+    Ok(found)
 }
 
 /// The reservations of the machine, from the maps.

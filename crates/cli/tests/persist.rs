@@ -9,7 +9,8 @@ use std::{
     process::{Child, Stdio},
 };
 
-use portkeep_kernel::cgroup;
+use portkeep_core::{Align, Transports, persistent::Audience};
+use portkeep_kernel::{Claimed, Instance, Wanted, cgroup, netns};
 use portkeep_testkit::{
     Outcome, eventually, kernel_or_skip,
     machine::{self, HELPER, Machine, answer},
@@ -399,6 +400,51 @@ fn a_waiting_reservation_is_shown_with_its_reason() {
     let who = setup.portkeep(&["who", "8443/tcp"]).ok().out;
     assert!(who.contains(&format!("  used by   pid {pid}")) && who.contains(&sentence), "{who}");
     assert_eq!(setup.portkeep(&["who", "8443/tcp", "--json"]).ok().json()[0]["waiting"][0]["reason"], why);
+}
+
+/// Set for the process that plays an agent in the middle of a check: the folder of the pins.
+const CHECK: &str = "PORTKEEP_TEST_CHECK";
+
+/// Started by the other tests in the place of an agent that ends in the middle of a check.
+#[test]
+#[ignore = "plays an agent for the other tests"]
+fn helper_checks() {
+    let Ok(pins) = std::env::var(CHECK) else { return };
+    let instance = Instance::open(Path::new(&pins)).unwrap();
+    let wanted = Wanted {
+        start: 8443,
+        count: 1,
+        align: Align::ANY,
+        transports: Transports::Tcp,
+        audience: Audience::User(1000),
+        strict: false,
+        ephemeral: false,
+        label: "web".into(),
+    };
+    let here = netns::current_cookie().unwrap();
+    let claimed = Claimed::claim(&instance.admin().unwrap(), &mut instance.maps().unwrap(), here, &[wanted]).unwrap();
+    println!("\n{THERE} {:?}", claimed.blocks());
+}
+
+/// The agent tries a waiting declaration again and again. While it checks the ports, they are not reserved, and no
+/// display shows a reservation.
+#[test]
+fn a_declaration_that_is_being_checked_is_no_reservation() {
+    let mut setup = setup!("checked");
+    setup.stop();
+    let helper = std::env::current_exe().unwrap();
+    let helper = [helper.to_str().unwrap(), "--exact", "helper_checks", "--ignored", "--nocapture"];
+    let output = setup.program(&helper).env(CHECK, setup.pins()).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains(THERE), "{output:?}");
+
+    assert_eq!(setup.portkeep(&["list", "--json"]).ok().json(), json!([]));
+    assert_eq!(setup.portkeep_as_nobody(&["list", "--json"]).ok().json(), json!([]));
+    let who = setup.portkeep_as_nobody(&["who", "8443/tcp"]);
+    assert_eq!((who.code, who.out.as_str()), (Some(3), "8443/tcp is free\n"), "{who:?}");
+    assert_eq!(setup.outsider_binds("tcp", 8443), "bound");
+    // The next agent removes what the last one left behind.
+    setup.start();
+    setup.portkeep(&["run", "--ports", "8443", "--", "true"]).ok();
 }
 
 /// The service manager starts what comes after the agent as soon as the agent is ready. By then every declaration is in

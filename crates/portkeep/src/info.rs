@@ -356,6 +356,12 @@ impl Info {
         self.audience.iter().flat_map(Audience::each).chain(self.also.iter())
     }
 
+    /// Whether the agent is checking whether a declaration can come into force. It checks again and again, and reports
+    /// the reason of the last refusal; the ports are not reserved.
+    pub fn is_checked(&self) -> bool {
+        self.persistent && self.state == State::Pending
+    }
+
     /// Whether it has this port (host byte order).
     pub fn has(&self, transport: Transport, port: u16) -> bool {
         self.transports.contains(transport) && self.ports.contains(port)

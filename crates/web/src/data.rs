@@ -152,10 +152,9 @@ impl Map {
             None => Vec::new(),
         };
         let declared = Declared::ask();
-        // Refused requests stay until their owner asks; they hold nothing. The agent tries declared ones again and again; it
-        // knows why they are not in force.
-        let tried = |info: &Info| info.persistent && info.state == State::Pending && declared.answers == Some(true);
-        reservations.retain(|info| info.state != State::Refused && !tried(info));
+        // Refused requests stay until their owner asks; they hold nothing. The agent reports declarations that are not
+        // in force, with the reason.
+        reservations.retain(|info| info.state != State::Refused && !info.is_checked());
         let waiting: Vec<Info> = declared.not_in_force().filter(|_| own).cloned().collect();
         let answers = declared.answers;
         listing::complete(&mut reservations, &declared.list);
