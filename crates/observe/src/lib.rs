@@ -11,6 +11,7 @@ pub mod facts;
 pub mod listing;
 pub mod namespaces;
 pub mod nat;
+mod netlink;
 pub mod process;
 mod sock_diag;
 pub mod sockets;

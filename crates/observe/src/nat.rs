@@ -1,7 +1,7 @@
 //! NAT rules that redirect what is sent to a port: then another program answers than the one that has bound the port.
 //!
 //! They are read with the tools of every machine that has such rules: `nft` and `iptables-save`. These neither change
-//! anything, nor load a module for a table that does not exist.
+//! anything, nor load a module for a table that does not exist. Where the kernel has no tables, no tool is started.
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +11,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use portkeep_core::{PortRange, Transport};
 use serde_json::Value;
+
+use crate::netlink;
 
 /// A rule that redirects ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,22 +38,40 @@ impl Redirect {
 /// The tools, started: they run while this process looks at other things.
 #[derive(Debug)]
 pub struct Reading {
-    nft: Option<Child>,
+    nft: Nft,
     /// The tools of iptables. `None`: as far as is known, they are not needed.
     tables: Option<[Option<Child>; 2]>,
+}
+
+#[derive(Debug)]
+enum Nft {
+    /// The kernel has no tables, so there are no rules.
+    NoTables,
+    /// The tool, started. `None`: it is not installed, or cannot be used.
+    Tool(Option<Child>),
 }
 
 impl Reading {
     /// Start the tools in the calling thread's network namespace.
     pub fn start() -> Self {
-        let nft = start("nft", &["-j", "list", "ruleset"]);
-        let needed = nft.is_none() || has_own_tables();
+        let nft = match has_tables() {
+            Ok(false) => Nft::NoTables,
+            // The tools would be refused, too.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Self { nft: Nft::Tool(None), tables: Some([None, None]) };
+            }
+            Ok(true) | Err(_) => Nft::Tool(start("nft", &["-j", "list", "ruleset"])),
+        };
+        let needed = matches!(nft, Nft::Tool(None)) || has_own_tables();
         Self { nft, tables: needed.then(start_iptables) }
     }
 
     /// Wait for the rules; `None` if no tool could show them (this requires root).
     pub fn finish(self) -> Option<Vec<Redirect>> {
-        let text = output(self.nft);
+        let text = match self.nft {
+            Nft::NoTables => Some(NO_TABLES.to_owned()),
+            Nft::Tool(tool) => output(tool),
+        };
         // Rules of iptables are in the ruleset, and nft cannot read their content.
         let opaque = text.as_ref().is_none_or(|text| text.contains(r#""xt""#));
         let tables = self.tables.or_else(|| opaque.then(start_iptables)).unwrap_or_default().map(output);
@@ -64,6 +85,24 @@ impl Reading {
         }
         Some(found)
     }
+}
+
+/// The output of `nft -j list ruleset` without tables.
+const NO_TABLES: &str = r#"{"nftables": []}"#;
+
+/// Whether there are tables of nftables. The tables of `iptables-nft` are among them.
+///
+/// # Errors
+///
+/// Permission denied: only root can see them. Any other error: the kernel cannot list them.
+fn has_tables() -> io::Result<bool> {
+    /// `NFT_MSG_GETTABLE` of `NFNL_SUBSYS_NFTABLES`, of `include/uapi/linux/netfilter/nf_tables.h` and `nfnetlink.h`.
+    const GET_TABLES: u16 = 10 << 8 | 1;
+    /// A `struct nfgenmsg`: of all families.
+    const OF_ALL: [u8; 4] = [0; 4];
+    let mut has = false;
+    netlink::list(NETLINK_NETFILTER, GET_TABLES, OF_ALL.to_vec(), |_| has = true)?;
+    Ok(has)
 }
 
 fn start_iptables() -> [Option<Child>; 2] {

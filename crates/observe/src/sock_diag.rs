@@ -5,13 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
-};
-use netlink_sys::{Socket as Netlink, SocketAddr as Address, protocols::NETLINK_SOCK_DIAG};
+use netlink_packet_core::NlasIterator;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use portkeep_core::{PortSet, Transport};
 use rustix::io::Errno;
+
+use crate::netlink;
 
 /// The types of requests, of `include/uapi/linux/inet_diag.h` and `sock_diag.h`. The first lists the TCP sockets of
 /// both families while the kernel reads its tables once. These are long on a machine with much memory.
@@ -97,12 +96,19 @@ pub(crate) fn dump(
     filter: &Filter,
     mut each: impl FnMut(&Message),
 ) -> io::Result<()> {
+    let mut ask = |kind, request| {
+        netlink::list(NETLINK_SOCK_DIAG, kind, request, |answer| {
+            if let Some(message) = Message::of(answer) {
+                each(&message);
+            }
+        })
+    };
     match transport {
         Transport::Tcp => {
             let mut request = vec![0; TCP_REQUEST];
             request[52..56].copy_from_slice(&states.to_ne_bytes());
             request.extend(filter.attribute());
-            ask(Diag::Request(TCPDIAG_GETSOCK, request), &mut each)
+            ask(TCPDIAG_GETSOCK, request)
         }
         Transport::Udp => {
             let request = |family| {
@@ -110,45 +116,14 @@ pub(crate) fn dump(
                 request[..2].copy_from_slice(&[family, IPPROTO_UDP]);
                 request[4..8].copy_from_slice(&states.to_ne_bytes());
                 request.extend(filter.attribute());
-                Diag::Request(SOCK_DIAG_BY_FAMILY, request)
+                request
             };
-            ask(request(AF_INET), &mut each)?;
-            match ask(request(AF_INET6), &mut each) {
+            ask(SOCK_DIAG_BY_FAMILY, request(AF_INET))?;
+            match ask(SOCK_DIAG_BY_FAMILY, request(AF_INET6)) {
                 // The kernel has no IPv6.
                 Err(error) if is_missing(&error) => Ok(()),
                 other => other,
             }
-        }
-    }
-}
-
-fn ask(request: Diag, each: &mut impl FnMut(&Message)) -> io::Result<()> {
-    let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
-    netlink.bind_auto()?;
-    netlink.connect(&Address::new(0, 0))?;
-
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    netlink.send(&bytes, 0)?;
-
-    loop {
-        let (bytes, _) = netlink.recv_from_full()?;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<Diag>::deserialize(rest).map_err(io::Error::other)?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(Diag::Socket(message)) => each(&message),
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
-            }
-            // Messages are aligned to four bytes.
-            let length = (message.header.length as usize).next_multiple_of(4).max(4);
-            rest = rest.get(length..).unwrap_or_default();
         }
     }
 }
@@ -162,6 +137,15 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// `None` if these bytes are no such message.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let (bytes, attributes) = bytes.split_first_chunk::<MESSAGE>()?;
+        let cgroup =
+            NlasIterator::new(attributes).map_while(Result::ok).find(|attribute| attribute.kind() == CGROUP_ID);
+        let cgroup = cgroup.and_then(|attribute| attribute.value().first_chunk::<8>().copied());
+        Some(Self { bytes: *bytes, cgroup: cgroup.map(u64::from_ne_bytes) })
+    }
+
     pub(crate) fn state(&self) -> u8 {
         self.bytes[1]
     }
@@ -206,46 +190,6 @@ impl Message {
             AF_INET => Some(Ipv4Addr::new(sixteen[0], sixteen[1], sixteen[2], sixteen[3]).into()),
             AF_INET6 => Some(Ipv6Addr::from(sixteen).into()),
             _ => None,
-        }
-    }
-}
-
-/// A request with its type, and the sockets that answer it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Diag {
-    Request(u16, Vec<u8>),
-    Socket(Message),
-    Other,
-}
-
-impl NetlinkDeserializable for Diag {
-    type Error = DecodeError;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
-        let Some((message, attributes)) = payload.split_first_chunk::<MESSAGE>() else { return Ok(Self::Other) };
-        let mut cgroup = None;
-        for attribute in NlasIterator::new(attributes) {
-            let attribute = attribute?;
-            if attribute.kind() == CGROUP_ID {
-                cgroup = attribute.value().first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes));
-            }
-        }
-        Ok(Self::Socket(Message { bytes: *message, cgroup }))
-    }
-}
-
-impl NetlinkSerializable for Diag {
-    fn message_type(&self) -> u16 {
-        if let Self::Request(kind, _) = self { *kind } else { 0 }
-    }
-
-    fn buffer_len(&self) -> usize {
-        if let Self::Request(_, bytes) = self { bytes.len() } else { 0 }
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        if let Self::Request(_, bytes) = self {
-            buffer.copy_from_slice(bytes);
         }
     }
 }
