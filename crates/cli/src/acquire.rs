@@ -44,7 +44,7 @@ Examples:
 
 /// Reserve ports and keep them until standard input ends
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,

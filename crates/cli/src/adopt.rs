@@ -35,7 +35,7 @@ Exit status: 3 if there is nothing to adopt";
 
 /// Print drop-ins for the services that listen now
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Only these [default: all services]
     #[arg(value_name = "UNIT")]

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{DONE, Io, agent, level::Place, sources::Sources, up};
 
@@ -21,7 +21,7 @@ Examples:
 
 /// Run the agent, for declared and for particular ports
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Bring kernel enforcement up first, as the configuration says, if it is not up
     #[arg(long)]
@@ -32,9 +32,9 @@ pub(crate) struct Args {
     place: Place,
 }
 
-pub(crate) fn run(args: Args, _io: &mut Io<'_>) -> anyhow::Result<u8> {
+pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let config = args.sources.config()?;
-    start_log();
+    start_log(io);
     raise_file_limit();
     if args.up {
         let instance =
@@ -58,8 +58,8 @@ fn raise_file_limit() {
 }
 
 /// If standard error goes to the journal, log to the journal, with fields. Otherwise log as text.
-fn start_log() {
-    let filter = EnvFilter::try_from_env("PORTKEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+fn start_log(io: &mut Io<'_>) {
+    let filter = level(io);
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let registry = tracing_subscriber::registry().with(filter);
     // The error is ignored: a program that runs this in-process may have a subscriber of its own.
@@ -71,4 +71,15 @@ fn start_log() {
             if in_journal { registry.with(text.without_time()).try_init() } else { registry.with(text).try_init() }
         }
     };
+}
+
+/// The least important messages that are logged.
+fn level(io: &mut Io<'_>) -> LevelFilter {
+    let Ok(name) = std::env::var("PORTKEEP_LOG") else { return LevelFilter::INFO };
+    name.parse().unwrap_or_else(|_| {
+        io.warning(format_args!(
+            "PORTKEEP_LOG: {name:?} is no level; they are error, warn, info and debug. info is used"
+        ));
+        LevelFilter::INFO
+    })
 }

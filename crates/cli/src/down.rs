@@ -21,7 +21,7 @@ Examples:
 
 /// Take kernel enforcement away, and all reservations with it
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// One JSON object
     #[arg(long)]

@@ -29,16 +29,16 @@ const RARE: [&str; 16] = [
 /// Examples that `-h` shows.
 const EXAMPLES: usize = 2;
 
-/// Each command has its whole text after the options as `after_help`. For `-h`, keep only a part of it.
+/// Each command has its text after the options as `after_long_help`. For `-h`, make a part of it `after_help`.
 pub(crate) fn arrange(command: Command) -> Command {
     let command = command.mut_subcommands(arrange).mut_args(|arg| {
         let rare = arg.get_help_heading() == Some(ADVANCED) || RARE.contains(&arg.get_id().as_str());
         if rare { arg.hide_short_help(true) } else { arg }
     });
-    let Some(text) = command.get_after_help().map(ToString::to_string) else { return command };
+    let Some(text) = command.get_after_long_help().map(ToString::to_string) else { return command };
     let examples: Vec<&str> = text.lines().skip_while(|line| *line != "Examples:").take(1 + EXAMPLES).collect();
     let short = examples.join("\n");
-    command.after_help(short).after_long_help(text)
+    command.after_help(short)
 }
 
 /// The text behind the commands in `portkeep --help`.

@@ -99,6 +99,7 @@ struct Cli {
 // The order of the help: first the commands that most people use, then persistent reservations, then the commands that
 // bring kernel enforcement up and down, and last those that only show something.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     Run(run::Args),
     #[command(name = into_command::NAME, hide = true)]
@@ -133,7 +134,13 @@ enum Command {
 
 /// The table of commands: help texts, manual pages and completions are made from it.
 pub fn command() -> clap::Command {
-    help::arrange(Cli::command())
+    with_help(Cli::command().disable_help_subcommand(true))
+}
+
+/// The arguments of each command are made when it is parsed. Help texts need all of them.
+fn with_help(mut table: clap::Command) -> clap::Command {
+    table.build();
+    table.mut_subcommands(help::arrange)
 }
 
 /// Run the command that `args` (the program's name first) ask for. Returns the exit status.
@@ -141,7 +148,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
     let json = !is_run && args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    let table = if may_show_help(&args) { command() } else { Cli::command() };
+    let table = if may_show_help(&args) { with_help(Cli::command()) } else { Cli::command() };
     let parsed = table.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,

@@ -45,7 +45,7 @@ Examples:
 
 /// List reservations and who holds them
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,

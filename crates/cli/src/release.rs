@@ -28,7 +28,7 @@ Exit status: 3 if there is no such reservation";
 
 /// End a reservation of any process
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// A token (16 hexadecimal digits), or ports as 61004/tcp or 80,443
     #[arg(value_name = "TOKEN|PORTS[/TRANSPORT]")]

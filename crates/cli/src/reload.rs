@@ -17,7 +17,7 @@ Examples:
 
 /// Make the agent read the configuration and drop-ins again
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// One JSON object
     #[arg(long)]

@@ -75,7 +75,7 @@ Exit status:
 
 /// Run a command on reserved ports
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,

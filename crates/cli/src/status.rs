@@ -31,7 +31,7 @@ Exit status: 0 if it is up, 3 if it is not (or if that cannot be seen from here)
 
 /// Show what is enforced and where
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// One JSON object
     #[arg(long)]

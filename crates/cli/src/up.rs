@@ -30,7 +30,7 @@ where they overlap, the overlap is entered into ip_local_reserved_ports, and `po
 
 /// Bring kernel enforcement up
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Ports that requests without a port are served from first, FIRST-LAST or `none` [default: 61000-65535]
     #[arg(long, value_name = "FIRST-LAST", value_parser = pool)]

@@ -37,7 +37,7 @@ Examples:
 
 /// Follow events
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,

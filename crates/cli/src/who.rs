@@ -47,7 +47,7 @@ const FEW: usize = 3;
 
 /// Show who has a port
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// 61004, 53/udp, 80,443, 8000-8100, http, or the name of a reservation
     #[arg(value_name = "PORTS[/TRANSPORT]", required = true)]

@@ -71,7 +71,7 @@ fn make(package: &str) -> Result<Files> {
     match package {
         PORTKEEP => {
             completions(&without_hidden(&portkeep_cli::command()), package, &mut files);
-            pages(&built(portkeep_cli::command()), &[], &mut files)?;
+            pages(&portkeep_cli::command(), &[], &mut files)?;
             files.insert(page_path("portkeep.toml", 5), configuration::page().into_bytes());
             let drop_ins = DROP_INS.replace("@VERSION@", env!("CARGO_PKG_VERSION"));
             files.insert(page_path("portkeep-ports.d", 5), drop_ins.into_bytes());
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn every_command_has_a_page_with_every_section() {
         let files = make(PORTKEEP).unwrap();
-        assert!(whole(&built(portkeep_cli::command()), &[], &files) > 20);
+        assert!(whole(&portkeep_cli::command(), &[], &files) > 20);
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
         assert_eq!(whole(&portkeep_web::command(), &[], &make(WEB).unwrap()), 1);
         assert!(whole(&fleet(), &["portkeep"], &make(FLEET).unwrap()) > 8);

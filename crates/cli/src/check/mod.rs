@@ -43,7 +43,7 @@ Exit status: 0 if all is right, warnings or not; 1 if something is wrong; 3 if t
 
 /// Check drop-ins and the configuration for mistakes
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Files and folders [default: those of this machine]
     #[arg(value_name = "FILE")]

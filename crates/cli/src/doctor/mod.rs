@@ -34,7 +34,7 @@ Exit status: 0 if nothing is wrong, warnings or not; 1 if something is";
 
 /// Examine this machine and report what is wrong
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// One JSON array, an element for each check
     #[arg(long)]

@@ -37,7 +37,7 @@ Examples:
 
 /// Exclude ports with the syntax of Windows' netsh
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, arg_required_else_help = true, infer_subcommands = true)]
+#[command(after_long_help = AFTER_HELP, arg_required_else_help = true, infer_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Verb,
@@ -47,7 +47,7 @@ pub(crate) struct Args {
 enum Verb {
     /// Show the ranges of a protocol: [protocol=]tcp|udp [[store=]active|persistent]
     #[command(
-        after_help = "Examples:\n  portkeep excludedportrange show protocol=udp\n  portkeep excludedportrange show tcp --json"
+        after_long_help = "Examples:\n  portkeep excludedportrange show protocol=udp\n  portkeep excludedportrange show tcp --json"
     )]
     Show {
         /// [protocol=]tcp|udp [[store=]active|persistent]
@@ -61,7 +61,7 @@ enum Verb {
     },
     /// Exclude a range: [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
     #[command(
-        after_help = "Examples:\n  portkeep excludedportrange add protocol=tcp startport=40000 numberofports=11\n  portkeep excludedportrange add udp 5000 20 active"
+        after_long_help = "Examples:\n  portkeep excludedportrange add protocol=tcp startport=40000 numberofports=11\n  portkeep excludedportrange add udp 5000 20 active"
     )]
     Add {
         /// [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
@@ -70,7 +70,7 @@ enum Verb {
     },
     /// Take an exclusion back: the same words
     #[command(
-        after_help = "Examples:\n  portkeep excludedportrange delete protocol=tcp startport=40000 numberofports=11"
+        after_long_help = "Examples:\n  portkeep excludedportrange delete protocol=tcp startport=40000 numberofports=11"
     )]
     Delete {
         /// [protocol=]tcp|udp [startport=]N [numberofports=]N [[store=]active|persistent]
@@ -81,7 +81,7 @@ enum Verb {
 
 /// A line pasted from a Windows manual: `netsh interface ipv4 add excludedportrange ...`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  portkeep netsh interface ipv4 show excludedportrange protocol=tcp")]
+#[command(after_long_help = "Examples:\n  portkeep netsh interface ipv4 show excludedportrange protocol=tcp")]
 pub(crate) struct Netsh {
     /// interface ipv4|ipv6 show|add|delete excludedportrange ...
     #[arg(value_name = "WORD", required = true)]

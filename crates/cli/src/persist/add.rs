@@ -40,7 +40,7 @@ Examples:
 
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
+#[command(after_long_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
 #[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
 pub(crate) struct Args {
     /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp

@@ -22,7 +22,7 @@ Exit status: 3 if there is no such reservation";
 
 /// Delete persistent reservations
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = "portkeep persist delete [OPTIONS] <NAME>...")]
+#[command(after_long_help = AFTER_HELP, override_usage = "portkeep persist delete [OPTIONS] <NAME>...")]
 #[command(group = clap::ArgGroup::new("which").args(["names", "tcp", "udp", "both"]).required(true))]
 pub(crate) struct Args {
     /// Their names

@@ -21,7 +21,7 @@ Examples:
 
 /// Write reservations created by commands as TOML
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// The file to write, `-` for standard output
     #[arg(default_value = "-")]

@@ -39,7 +39,7 @@ Examples:
 
 /// Create the reservations of a file, all or none
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// The file, `-` for standard input
     file: PathBuf,

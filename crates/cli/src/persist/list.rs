@@ -21,7 +21,7 @@ Examples:
 
 /// List what is declared, in force or not
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// One JSON array
     #[arg(long)]

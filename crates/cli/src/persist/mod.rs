@@ -39,13 +39,14 @@ Examples:
 
 /// Reserve ports permanently for a service, user or group
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, arg_required_else_help = true)]
+#[command(after_long_help = AFTER_HELP, arg_required_else_help = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     Add(add::Args),
     #[command(aliases = ["remove", "rm"])]

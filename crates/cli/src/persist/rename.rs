@@ -18,7 +18,7 @@ Exit status: 3 if there is no such reservation";
 
 /// Give a persistent reservation another name
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Its name
     #[arg(value_name = "OLD")]

@@ -27,7 +27,7 @@ Exit status: 3 if there is no such reservation";
 
 /// Change a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = "portkeep persist set <NAME> <OPTIONS>")]
+#[command(after_long_help = AFTER_HELP, override_usage = "portkeep persist set <NAME> <OPTIONS>")]
 #[command(group = clap::ArgGroup::new("what").multiple(true).required(true)
     .args(["tcp", "udp", "both", "user", "group", "unit", "cgroup", "administrators", "strict", "ephemeral", "description"]))]
 pub(crate) struct Args {

@@ -29,7 +29,7 @@ Exit status: 3 if there is no such reservation";
 
 /// Show everything about a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Its name
     name: Name,

@@ -44,7 +44,7 @@ Examples:
 
 /// Serve ports to programs that use a port server
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Unix socket to listen on; `@` at the beginning stands for the abstract namespace
     #[arg(long, value_name = "ADDRESS", default_value = "@portkeep")]
