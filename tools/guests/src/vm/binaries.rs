@@ -1,14 +1,11 @@
-//! The test binaries and the programs they start, linked statically so that the guest needs no libraries for them.
+//! The test binaries and the programs they start.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{path::PathBuf, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use portkeep_tool::cargo;
+use portkeep_tool::{cargo, target_folder};
 
 /// Tests of the command that require more programs than a guest has, and have little to do with the kernel.
 const NOT_IN_GUESTS: &[&str] = &["small", "containers", "clusters", "adopt", "doctor"];
@@ -28,7 +25,7 @@ pub(super) struct Binary {
 /// The part of cargo's messages that matters here.
 #[derive(Deserialize)]
 struct Message {
-    manifest_path: Option<PathBuf>,
+    package_id: Option<String>,
     executable: Option<PathBuf>,
     target: Option<Target>,
 }
@@ -39,24 +36,34 @@ struct Target {
     name: String,
 }
 
-pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> {
+impl Message {
+    /// The name of its package. An id ends with `/FOLDER#NAME@VERSION`, or with `/NAME#VERSION`.
+    fn package(&self) -> Option<&str> {
+        let (folder, rest) = self.package_id.as_deref()?.rsplit_once('#')?;
+        rest.split_once('@').map(|(name, _)| name).or_else(|| folder.rsplit('/').next())
+    }
+}
+
+pub(super) fn build(packages: &[String], wanted: &[String], short: bool) -> Result<Binaries> {
     let all = ["*".to_owned()];
     let wanted = if wanted.is_empty() { &all[..] } else { wanted };
     let tests = wanted.iter().flat_map(|name| ["--test", name]);
     let mut binaries = Binaries { tests: Vec::new(), programs: Vec::new() };
-    for message in cargo_says(&["test", "--no-run"], packages, tests)? {
-        let (Some(path), Some(target)) = (message.executable, message.target) else { continue };
+    for message in cargo_says(&["test", "--no-run"], packages, tests, short)? {
+        let (Some(package), Some(path), Some(target)) = (message.package(), &message.executable, &message.target)
+        else {
+            continue;
+        };
         let is = |kind: &str| target.kind.iter().any(|k| k == kind);
         if is("bin") {
-            binaries.programs.push(path);
+            binaries.programs.push(path.clone());
         } else if is("test") && !NOT_IN_GUESTS.contains(&target.name.as_str()) {
-            let package = message.manifest_path.as_deref().and_then(Path::parent).and_then(Path::file_name);
-            let package = package.unwrap_or_default().to_string_lossy();
-            binaries.tests.push(Binary { name: format!("{package}/{}", target.name), path });
+            let folder = package.trim_start_matches("portkeep-");
+            binaries.tests.push(Binary { name: format!("{folder}/{}", target.name), path: path.clone() });
         }
     }
     // Asked for together with tests, they would be built as tests.
-    let examples = cargo_says(&["build"], packages, ["--examples"])?;
+    let examples = cargo_says(&["build"], packages, ["--examples"], short)?;
     binaries.programs.extend(examples.into_iter().filter_map(|message| message.executable));
     ensure!(!binaries.tests.is_empty(), "there is no such test in {}", packages.join(", "));
     // Sorted, so that a reader can follow the progress of a run.
@@ -64,24 +71,30 @@ pub(super) fn build(packages: &[String], wanted: &[String]) -> Result<Binaries> 
     Ok(binaries)
 }
 
+/// The messages of cargo about these packages.
 fn cargo_says<'a>(
     what: &[&str],
     packages: &[String],
     targets: impl IntoIterator<Item = &'a str>,
+    short: bool,
 ) -> Result<Vec<Message>> {
     let mut command = cargo();
-    command
-        .args(what)
-        // With --target the flags do not reach build scripts and procedural macros, and the artifacts get a folder of their own.
-        .args(["--message-format=json-render-diagnostics", "--target=x86_64-unknown-linux-gnu"])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+    command.args(what).arg("--message-format=json-render-diagnostics").args(targets).stderr(Stdio::inherit());
+    if short {
+        // `cargo test --workspace` has built these already.
+        command.arg("--workspace");
+    } else {
         // The guest runs the tests many times slower than this machine would, and from memory.
-        .args(["--config", "profile.dev.opt-level=1", "--config", "profile.dev.strip='debuginfo'"])
-        .args(packages.iter().flat_map(|package| ["-p", package]))
-        .args(targets)
-        .stderr(Stdio::inherit());
+        command
+            .args(["--config", "profile.dev.opt-level=1", "--config", "profile.dev.strip='debuginfo'"])
+            .arg("--target-dir")
+            .arg(target_folder().join("vm/build"))
+            .args(packages.iter().flat_map(|package| ["-p", package]));
+    }
     let output = command.output().context("starting cargo")?;
     ensure!(output.status.success(), "building the tests failed");
     let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Message>();
-    messages.map(|message| message.context("reading cargo's messages")).collect()
+    let messages = messages.map(|message| message.context("reading cargo's messages"));
+    let is_asked_for = |message: &Message| packages.iter().any(|package| message.package() == Some(package));
+    messages.filter(|message| message.as_ref().map_or(true, is_asked_for)).collect()
 }

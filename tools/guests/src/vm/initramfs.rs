@@ -62,10 +62,10 @@ pub(super) fn pack(binaries: &Binaries, kernels: &[Kernel], short: bool, image: 
     set_mode(root, 0o755)?;
     set_mode(&root.join("tmp"), 0o1777)?;
     let host = HOST.map(|tool| PathBuf::from(tool.name));
-    let libraries = libraries::of(&host)?;
     let tests = binaries.tests.iter().map(|test| &test.path);
-    let programs = tests.chain(&binaries.programs).chain(&host).chain(&libraries);
-    for path in programs.map(PathBuf::as_path).chain([Path::new(BUSYBOX)]) {
+    let programs: Vec<PathBuf> = tests.chain(&binaries.programs).chain(&host).cloned().collect();
+    let libraries = libraries::of(&programs)?;
+    for path in programs.iter().chain(&libraries).map(PathBuf::as_path).chain([Path::new(BUSYBOX)]) {
         place(path, root)?;
     }
     std::os::unix::fs::symlink("dash", root.join("bin/sh")).context("making the guest's shell")?;

@@ -24,7 +24,7 @@ pub(crate) struct Options {
     /// Linux release to test on
     #[arg(long, value_enum, default_value = "all")]
     kernel: kernels::Choice,
-    /// Run fewer random histories
+    /// Run fewer random histories, with the binaries of `cargo test --workspace`
     #[arg(long)]
     short: bool,
     /// Run the integration tests of these packages
@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let folder = work_folder()?;
     let releases = options.kernel.releases();
     let kernels = releases.iter().map(|release| kernels::get(release, &folder)).collect::<Result<Vec<_>>>()?;
-    let binaries = binaries::build(&options.package, &options.test)?;
+    let binaries = binaries::build(&options.package, &options.test, options.short)?;
     let image = folder.join("initramfs");
     initramfs::pack(&binaries, &kernels, options.short, &image)?;
 
