@@ -526,6 +526,15 @@ fn a_configuration_that_was_named_must_exist() {
 }
 
 #[test]
+fn a_log_level_that_does_not_exist_is_reported() {
+    let machine = machine!("log-level");
+    // Without kernel enforcement the agent ends.
+    let said: Outcome = machine.command(&["agent"]).env("PORTKEEP_LOG", "loud").output().unwrap().into();
+    let warning = "warning: PORTKEEP_LOG: \"loud\" is no level; they are error, warn, info and debug. info is used\n";
+    assert!(said.code == Some(3) && said.err.starts_with(warning), "{said:?}");
+}
+
+#[test]
 fn run_and_acquire_bring_up_what_the_configuration_says() {
     let machine = machine!("transient-config");
     let folder = machine.folder.path().join("root/etc/portkeep");
