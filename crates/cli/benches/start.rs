@@ -34,8 +34,8 @@ const SIDES: [Side; 5] = [
 
 const RUN: &str = "the program itself starts in the time of the last row; it forks the command's process and the one that keeps the \
                    ports, makes a cgroup, and removes it";
-const WHO: &str = "`nft` lists the NAT rules, and the kernel goes through its tables of TCP sockets twice, for those that are \
-                   bound and for the others";
+const WHO: &str = "the program itself starts in the time of the last row; the kernel goes through its tables of TCP sockets \
+                   twice, for those that are bound and for the others";
 
 fn main() {
     let Some(machine) = Machine::of_benchmark(PORTKEEP, "bench-start") else { return };

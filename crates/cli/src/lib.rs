@@ -60,7 +60,7 @@ use std::{
     io::{self, Write},
 };
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use portkeep::persistent::protocol::Reason;
 use portkeep_agent as agent;
 use portkeep_observe::process;
@@ -137,7 +137,7 @@ pub fn command() -> clap::Command {
     with_help(Cli::command().disable_help_subcommand(true))
 }
 
-/// The arguments of each command are made when it is parsed. Help texts need all of them.
+/// The arguments of each command are made when it is parsed. Help texts need all of them, and more time.
 fn with_help(mut table: clap::Command) -> clap::Command {
     table.build();
     table.mut_subcommands(help::arrange)
@@ -148,9 +148,13 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let is_run = args.get(1).is_some_and(|command| command == "run");
     let json = !is_run && args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    let table = if may_show_help(&args) { with_help(Cli::command()) } else { Cli::command() };
-    let parsed = table.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let parse =
+        |table: clap::Command| table.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parse(Cli::command()) {
+        Err(error) if is_help(&error) => parse(with_help(Cli::command())),
+        parsed => parsed,
+    };
+    let cli = match cli {
         Ok(cli) => cli,
         Err(error) => {
             let text = error.render();
@@ -213,11 +217,8 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
     code
 }
 
-/// Whether a help text can be the answer. If not, the texts are not arranged: that would need more time than the rest
-/// of a start.
-fn may_show_help(args: &[OsString]) -> bool {
-    let asks = |word: &[u8]| word == b"help" || (word.starts_with(b"-") && word.contains(&b'h'));
-    args.len() <= 2 || args.iter().take_while(|word| *word != "--").any(|word| asks(word.as_encoded_bytes()))
+fn is_help(error: &clap::Error) -> bool {
+    matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
