@@ -1,16 +1,16 @@
 //! The agent does what the BPF programs cannot do alone.
 //!
 //! Wildcard requests require no agent. A request for particular ports outside the pool is entered as pending. It waits
-//! until the agent has checked whether its ports are vacant ([`examine`]). Meanwhile it keeps nobody from a port: if a
+//! until the agent has checked whether its ports are vacant (`examine`). Meanwhile it keeps nobody from a port: if a
 //! bind comes first, the request is refused. The agent also keeps `ip_local_reserved_ports` in step
-//! ([`reserved_ports`]), marks pool ports that were in use before `up` ([`set_aside`]), and writes the log.
+//! (`reserved_ports`), marks pool ports that were in use before `up` (`set_aside`), and writes the log.
 //!
 //! The kernel is the database: the agent may be killed at any moment. Granted reservations stay granted. Requests that
 //! require it fail with ENETDOWN from the moment its sockets close. The next agent starts by putting everything right.
 //! Events only show where something changed; a round through the maps finds the same.
 //!
 //! Users decide how much work there is. So every round of the loop does a bounded amount of each kind of work, and
-//! [`pending`] requests are handled in turn by account.
+//! `pending` requests are handled in turn by account.
 
 #![forbid(unsafe_code)]
 

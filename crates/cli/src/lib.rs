@@ -2,7 +2,7 @@
 //!
 //! Commands that are nouns (`status`, `list`, `who`) only look; those that are
 //! verbs change something. [`run`] takes arguments and streams, so that tests
-//! can call it in-process; [`command`] is the table that help texts, manual
+//! can call it in-process; [`command()`] is the table that help texts, manual
 //! pages and completions are made from.
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! `portkeep-fleet`: the same reserved ports on every host of a job.
 //!
 //! Nothing here decides which job owns a port, and nothing here keeps outsiders off. etcd decides, in one transaction for each job
-//! ([`arbiter`]); the kernel of each host enforces ([`fence`]). Between them are a [`daemon`] on each host, and the process that asks
-//! ([`request`]). [`record`] has the keys. The crate has no asynchronous code: [`etcd`] speaks to etcd's JSON gateway with blocking
+//! (`arbiter`); the kernel of each host enforces (`fence`). Between them are a `daemon` on each host, and the process that asks
+//! (`request`). `record` has the keys. The crate has no asynchronous code: `etcd` speaks to etcd's JSON gateway with blocking
 //! calls, and each thing that waits is a thread.
 #![forbid(unsafe_code)]
 

@@ -4,7 +4,7 @@
 //! declared reservations from the agent's socket, sockets from sock_diag. Events and counters come from the agent, if
 //! it lets this user follow them.
 //!
-//! [`guard`] decides which requests are answered at all; [`data`] gathers; [`feed`] follows events; [`metrics`] are in
+//! `guard` decides which requests are answered at all; `data` gathers; `feed` follows events; `metrics` are in
 //! OpenMetrics. The page is in `assets/` and embedded.
 #![forbid(unsafe_code)]
 

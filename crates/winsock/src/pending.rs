@@ -3,7 +3,7 @@
 //! The BPF programs cannot call back, so a waiting operation asks again, soon at first and then less often. A blocking
 //! call asks on its own thread. The overlapped ones share one thread, which lives while there are any.
 //!
-//! Every waiting operation has a [`Claim`] with a descriptor and the token of its own. So several requests may wait on
+//! Every waiting operation has a `Claim` with a descriptor and the token of its own. So several requests may wait on
 //! one socket, and a socket that is closed without this layer (`close` instead of `closesocket`) stays usable until the
 //! answer is there. The claim ends before the end is reported to the program: from then on only the program holds the
 //! socket.
