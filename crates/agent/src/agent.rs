@@ -301,6 +301,7 @@ impl<'k> Agent<'k> {
             reserved_ports: &self.reserved_ports,
             prober: &self.prober,
             netns: self.netns,
+            draining: self.registry.draining(),
         };
         (&mut self.registry, tools)
     }
