@@ -662,6 +662,62 @@ fn a_refused_bind_is_reported_readably() {
     end_all(&world);
 }
 
+/// The BPF programs report ten refusals of a process in a second, and count the others.
+#[test]
+fn each_refusal_is_counted_whether_its_process_lives_or_ends() {
+    const BINDS: u32 = 300;
+    let Some(world) = World::enter("each_refusal_is_counted") else { return };
+    let place = AgentFolder::new();
+    place.drop_in("web.toml", "[[reservation]]\nname = \"guarded\"\ntcp = 8443\nunit = \"guarded.service\"\n");
+    let agent = place.agent();
+    let events = place.connect().watch().unwrap();
+    let (send, receive) = std::sync::mpsc::channel();
+    let reader = thread::spawn(move || events.flatten().try_for_each(|event| send.send(event)));
+    for (comm, lives) in [(c"lives", true), (c"ends", false)] {
+        let mut refused = Child::fork(|talk| {
+            become_user(NOBODY);
+            rustix::thread::set_name(comm).unwrap();
+            for _ in 0..BINDS {
+                assert_eq!(errno(bind(&tcp(), 8443)), Errno::EADDRINUSE);
+            }
+            talk.say(0);
+            if lives {
+                talk.hear();
+            }
+        });
+        refused.talk.hear();
+        let (pid, comm) = (refused.pid(), comm.to_str().unwrap());
+        let mut living = Some(refused);
+        if !lives {
+            living.take().unwrap().join();
+        }
+        let (mut counted, mut first) = (0, None);
+        while counted < BINDS {
+            let event = receive.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{comm}: {counted}"));
+            let process = event.process.unwrap();
+            assert_eq!((event.what, process.pid, process.comm.as_str()), (EventKind::Refused, pid, comm));
+            counted += 1 + event.unreported;
+            // The last events have what was known at the first one.
+            assert_eq!(
+                *first.get_or_insert((process.unit.clone(), process.command.clone())),
+                (process.unit, process.command)
+            );
+        }
+        assert_eq!(counted, BINDS, "{comm}");
+        if let Some(mut living) = living {
+            living.talk.say(0);
+            living.join();
+        }
+    }
+    // Nothing is counted twice.
+    place.connect().create(&web(9443), Lifetime::UntilReboot).unwrap();
+    assert_eq!(receive.recv().unwrap().what, EventKind::Granted);
+    agent.stop();
+    assert!(reader.join().unwrap().is_ok());
+    end_all(&world);
+    world.assert_empty();
+}
+
 #[test]
 fn malformed_requests_on_the_socket_are_refused_and_harmless() {
     let Some(world) = World::enter("nonsense_on_the_socket") else { return };
