@@ -2,8 +2,8 @@
 //!
 //! The programs report ten refused binds of a process in a second. The others they count in the element of the process
 //! in the map `offenders`, and add the number to its next event. This event may be long in coming, or never come. So
-//! the elements are read from time to time. They are not changed: that could lose a refusal of the same moment. What
-//! was counted here is subtracted from the event instead.
+//! the elements are read from time to time. They are not changed: that could lose a refusal of the same moment. The
+//! number that was counted here is subtracted from the event instead.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,7 +14,7 @@ const KNOWN: usize = 4096;
 /// The programs begin to report again after this time.
 const PERIOD: u64 = Duration::from_secs(1).as_nanos() as u64;
 
-/// What is known of a process. `K` is the kind of its refusals.
+/// A process that was refused. `K` is the kind of its refusals.
 #[derive(Debug)]
 struct Known<K> {
     /// When the period began that was read last, nanoseconds of `CLOCK_MONOTONIC`.
