@@ -55,7 +55,7 @@ pub(crate) fn decide(
     let mut outcome = client.transact(&[], &reads(keys, &job.name), &[])?;
     for _ in 0..ATTEMPTS {
         let Some(table) = examine(outcome, job)? else { return Ok(()) };
-        job.ports = choose(&table, place, job)?;
+        job.ports = choose(client, keys, &table, place, job)?;
         outcome = commit(client, keys, job, lease, &table)?;
         if outcome.succeeded {
             return Ok(());
@@ -92,7 +92,7 @@ fn examine(outcome: Outcome, job: &mut Job) -> Result<Option<Table>, Failure> {
     Ok(Some(Table { cursor: cursor.into_iter().next(), blocks }))
 }
 
-fn choose(table: &Table, place: &Place<'_>, job: &Job) -> Result<PortRange, Failure> {
+fn choose(client: &Client, keys: &Keys, table: &Table, place: &Place<'_>, job: &Job) -> Result<PortRange, Failure> {
     let Place { range, at, count, align, refused } = place;
     if let Some(start) = at {
         let wanted = PortRange::new(*start, *count).map_err(|error| Failure::new(Reason::Malformed, error))?;
@@ -104,7 +104,13 @@ fn choose(table: &Table, place: &Place<'_>, job: &Job) -> Result<PortRange, Fail
         return match table.blocks.iter().find(|block| block.ports.overlaps(wanted)) {
             None => Ok(wanted),
             Some(Block { ports, name, resting: false, .. }) => {
-                Err(Failure::new(Reason::InUse, format!("ports {ports} belong to the job {name:?}")))
+                let (_, [found]) = client.read([Op::get(&keys.job(name))])?;
+                let owner = found.first().map(KeyValue::parse::<Job>).transpose()?.filter(|job| job.ports == *ports);
+                let whose = owner.map_or_else(
+                    || ", which is over; `portkeep-fleet list` shows what its end waits for".to_owned(),
+                    |Job { hosts, by, .. }| format!(" on {}, of {by}", hosts.join(", ")),
+                );
+                Err(Failure::new(Reason::InUse, format!("ports {ports} belong to the job {name:?}{whose}")))
             }
             Some(Block { ports, name, .. }) => {
                 let message = format!("ports {ports} were those of the job {name:?} a moment ago, and rest");

@@ -280,7 +280,7 @@ impl<F: Fence> Daemon<F> {
                 (Some(_), None) if part.answer == Answer::Refused => {
                     self.parts.adopt(&id, &as_asked, Stage::Refused, false);
                 }
-                (Some(job), None) => self.reserve(&job, revision, part.answer)?,
+                (Some(job), None) => self.reserve(&job, revision, part.answer, part.reason.as_ref())?,
                 (None, Some(here)) => self.parts.adopt(&id, here, Stage::Reserved, true),
                 (None, None) => {
                     let stage = if part.answer == Answer::Refused { Stage::Refused } else { Stage::Released };
@@ -296,13 +296,19 @@ impl<F: Fence> Daemon<F> {
         Ok(())
     }
 
-    /// Have the kernel enforce a decision, and answer. `before` is the answer so far.
-    fn reserve(&mut self, job: &Job, revision: i64, before: Answer) -> Result<(), EtcdError> {
+    /// Have the kernel enforce a decision, and answer. `before` is the answer so far, `why` its reason.
+    fn reserve(&mut self, job: &Job, revision: i64, before: Answer, why: Option<&Refused>) -> Result<(), EtcdError> {
         // Noted before the answer, because the answer may not arrive.
         self.memory.knows(&self.keys().part(&job.id, &self.host), revision);
         let (mut answer, reason) = self.parts.reserve(job, revision);
         if answer == Answer::Refused && matches!(before, Answer::Granted | Answer::Lost) {
             answer = Answer::Lost;
+            if let Some(held) = self.parts.held.get_mut(&job.id) {
+                held.lost = true;
+            }
+            if before == Answer::Lost && why == reason.as_ref() {
+                return Ok(());
+            }
         }
         let Job { name, ports, transports, .. } = job;
         let said = reason.as_ref().map_or_else(|| "reserved".to_owned(), |reason| format!("not reserved: {reason}"));
@@ -333,6 +339,14 @@ impl<F: Fence> Daemon<F> {
                 Ok(input) => Ok(input),
                 Err(_) => {
                     let grace = self.grace.saturating_duration_since(Instant::now());
+                    if !grace.is_zero() {
+                        for id in self.parts.ending() {
+                            let lease = self.config.lease;
+                            let why =
+                                format!("this host was cut off, and waits {lease} s for requesters that were, too");
+                            self.report_wait(&id, why)?;
+                        }
+                    }
                     let (tried, ended) = if grace.is_zero() { self.end_parts()? } else { (0, 0) };
                     wait = if ended > 0 || tried == 0 { SOON } else { (2 * wait).min(LATER) };
                     match (self.unsure, tried > ended) {
@@ -359,7 +373,8 @@ impl<F: Fence> Daemon<F> {
                 }
                 Ok(Input::Lease(LeaseNews::Kept)) => {
                     let left = self.watch.as_ref().is_some_and(|watch| self.client.has_left(watch));
-                    if left {
+                    self.memory.answered();
+                    if left || !self.parts.complete() {
                         self.resync()?;
                     }
                 }
@@ -390,14 +405,15 @@ impl<F: Fence> Daemon<F> {
                     // A job that was taken back keeps its part, and so the revision of the part.
                     let known = self.parts.held.get_mut(&job.id).map(|held| {
                         held.over = false;
+                        held.waits_for = None;
                         (held.revision, held.stage)
                     });
                     match known {
                         Some((revision, Stage::Reserved)) => self.answer(&job, revision, Answer::Granted, None)?,
                         Some((revision, Stage::Refused | Stage::Unanswered | Stage::Released)) => {
-                            self.reserve(&job, revision, Answer::Granted)?;
+                            self.reserve(&job, revision, Answer::Granted, None)?;
                         }
-                        None => self.reserve(&job, revision, Answer::Asked)?,
+                        None => self.reserve(&job, revision, Answer::Asked, None)?,
                     }
                 }
                 Change::Gone(found) => {

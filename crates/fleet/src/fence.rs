@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portkeep::{
-    Info, PortRange, State, Transports,
+    Info, PortRange, QueryError, State, Transports,
     persistent::{
         Connection, Lifetime, Name, PersistentError, Proposal, Which,
         protocol::{Reason, Refused},
@@ -34,7 +34,7 @@ pub(crate) trait Fence: Send {
     fn obstacle(&mut self) -> Option<String>;
     /// Reserve the job's block, or say why not: the port and its holder.
     fn reserve(&mut self, job: &Job, revision: i64) -> Result<(), Refused>;
-    /// The reservations of jobs here.
+    /// The reservations of jobs that the kernel enforces here. An error: they are not known.
     fn reserved(&mut self) -> Result<Vec<Reserved>, String>;
     /// End a reservation. If there is none, it has ended already, and this succeeds.
     fn release(&mut self, reserved: &Reserved) -> Result<(), String>;
@@ -65,7 +65,7 @@ impl Kernel {
 impl Fence for Kernel {
     fn obstacle(&mut self) -> Option<String> {
         match portkeep::version() {
-            Err(error) => Some(format!("kernel enforcement is not up: {error}")),
+            Err(error) => Some(error.to_string()),
             Ok(version) if !version.agent => Some("the agent is not running".into()),
             Ok(_) => None,
         }
@@ -78,7 +78,11 @@ impl Fence for Kernel {
         let name = label(&job.name, revision).map_err(|message| Refused { reason: Reason::Malformed, message })?;
         let mut proposal = Proposal::new(name.clone(), job.ports, job.transports).audience(job.audience.clone());
         proposal.description = format!("of the fleet, for {}", job.by);
-        let refused = |error: PersistentError| Refused { reason: error.reason(), message: error.to_string() };
+        let refused = |error: PersistentError| {
+            // This command has no such option.
+            let message = error.to_string().replace("; if the reservation is for this process, add --around", "");
+            Refused { reason: error.reason(), message }
+        };
         let info = Connection::open_within(PATIENCE)
             .and_then(|mut agent| agent.create(&proposal, Lifetime::UntilReboot))
             .map_err(refused)?;
@@ -92,6 +96,9 @@ impl Fence for Kernel {
     }
 
     fn reserved(&mut self) -> Result<Vec<Reserved>, String> {
+        if matches!(portkeep::version(), Err(QueryError::KernelAbsent)) {
+            return Ok(Vec::new());
+        }
         Ok(Self::agent()?.list().map_err(|error| error.to_string())?.iter().filter_map(Self::of).collect())
     }
 

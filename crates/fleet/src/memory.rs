@@ -44,6 +44,8 @@ pub(crate) struct Memory {
     facts: Facts,
     change: Option<(String, i64)>,
     machine: String,
+    /// When etcd answered last.
+    answered: SystemTime,
     /// The last attempt to write the file failed.
     unwritable: bool,
     _alone: File,
@@ -96,7 +98,15 @@ impl Memory {
         }
         let machine = machine(&path.with_extension("machine"))?;
         let facts = read(&path)?.unwrap_or_default();
-        Ok(Self { change: facts.change.clone(), facts, path, machine, unwritable: false, _alone: file })
+        Ok(Self {
+            change: facts.change.clone(),
+            facts,
+            path,
+            machine,
+            answered: SystemTime::now(),
+            unwritable: false,
+            _alone: file,
+        })
     }
 
     /// A random number of this machine: no two have one name in the fleet.
@@ -107,6 +117,7 @@ impl Memory {
     /// Everything up to this revision is acted on. Refuses an etcd that is behind.
     pub(crate) fn reached(&mut self, cluster: u64, revision: i64) -> Result<(), EtcdError> {
         self.check(revision)?;
+        self.answered();
         let change = self.change.clone();
         let facts = Facts { cluster: format!("{cluster:x}"), revision, change, cut_off: None, reason: None };
         self.write(facts);
@@ -133,11 +144,16 @@ impl Memory {
         self.change.as_ref().map(|(key, revision)| (key.as_str(), *revision))
     }
 
-    /// etcd cannot be reached.
+    /// etcd has answered.
+    pub(crate) fn answered(&mut self) {
+        self.answered = SystemTime::now();
+    }
+
+    /// etcd cannot be reached since its last answer.
     pub(crate) fn cut_off(&mut self, reason: &EtcdError) {
         if self.facts.cut_off.is_none() {
             let facts = Facts {
-                cut_off: Some(SystemTime::now().into()),
+                cut_off: Some(self.answered.into()),
                 reason: Some(reason.to_string()),
                 change: self.change.clone(),
                 ..self.facts.clone()
@@ -148,6 +164,7 @@ impl Memory {
 
     /// etcd can be reached again.
     pub(crate) fn back(&mut self) {
+        self.answered();
         if self.facts.cut_off.is_some() {
             self.write(Facts { cut_off: None, reason: None, ..self.facts.clone() });
         }

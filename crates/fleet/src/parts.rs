@@ -23,6 +23,8 @@ pub(crate) struct Held {
     pub(crate) stage: Stage,
     /// The job is over.
     pub(crate) over: bool,
+    /// It had been reserved and is not any more.
+    pub(crate) lost: bool,
     /// The socket that the end of the part waits for, as last reported.
     pub(crate) waits_for: Option<String>,
 }
@@ -77,6 +79,7 @@ impl<F: Fence> Parts<F> {
                 Err(_) => Stage::Refused,
             },
             over: false,
+            lost: false,
             waits_for: None,
         };
         self.held.insert(job.id.clone(), held);
@@ -117,8 +120,17 @@ impl<F: Fence> Parts<F> {
         if stage == Stage::Reserved {
             self.saw(ports, revision);
         }
-        let held = Held { name, ports, transports, revision, stage, over, waits_for: None };
+        let held = Held { name, ports, transports, revision, stage, over, lost: false, waits_for: None };
         self.held.insert(id.to_owned(), held);
+    }
+
+    /// Whether the kernel enforces all that it is to enforce. While the agent does not answer, what is reserved stays so.
+    pub(crate) fn complete(&mut self) -> bool {
+        let Ok(reserved) = self.fence.reserved() else { return true };
+        self.held.values().filter(|held| !held.over).all(|held| {
+            let here = || reserved.iter().any(|here| here.revision == held.revision);
+            !held.lost && (held.stage != Stage::Reserved || here())
+        })
     }
 
     /// Note that the job is over. Returns whether the host has a part of it.
@@ -157,5 +169,76 @@ impl<F: Fence> Parts<F> {
             Ok(()) => Ending::Vacant,
             Err(reason) => Ending::Waits(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portkeep::persistent::Audience;
+
+    use super::*;
+
+    /// Reserves all that it is asked for.
+    #[derive(Default)]
+    struct Willing(Vec<Reserved>);
+
+    impl Fence for Willing {
+        fn obstacle(&mut self) -> Option<String> {
+            None
+        }
+
+        fn reserve(&mut self, job: &Job, revision: i64) -> Result<(), Refused> {
+            let Job { name, ports, transports, .. } = job.clone();
+            self.0.push(Reserved { name, revision, ports, transports });
+            Ok(())
+        }
+
+        fn reserved(&mut self) -> Result<Vec<Reserved>, String> {
+            Ok(self.0.clone())
+        }
+
+        fn release(&mut self, reserved: &Reserved) -> Result<(), String> {
+            self.0.retain(|here| here != reserved);
+            Ok(())
+        }
+
+        fn in_use(&mut self, _: PortRange, _: Transports) -> Result<Option<String>, String> {
+            Ok(None)
+        }
+    }
+
+    fn job(id: &str, start: u16) -> Job {
+        Job {
+            name: id.into(),
+            id: id.into(),
+            ports: PortRange::new(start, 4).unwrap(),
+            transports: Transports::Tcp,
+            audience: Audience::User(portkeep::persistent::Account::Id(0)),
+            hosts: vec!["a".into()],
+            by: String::new(),
+        }
+    }
+
+    #[test]
+    fn f3_a_decision_older_than_one_for_the_same_port_is_refused() {
+        let mut parts = Parts::new(Willing::default(), PortRange::new(20000, 100).unwrap());
+        assert_eq!(parts.reserve(&job("new", 20000), 10).0, Answer::Granted);
+        // That the newer one has ended does not help the older one.
+        parts.over("new");
+        assert_eq!(parts.end("new"), Ending::Vacant);
+        let (answer, reason) = parts.reserve(&job("old", 20003), 5);
+        assert_eq!(answer, Answer::Refused);
+        assert!(reason.unwrap().message.contains("older (5) than one that this host has acted on (10)"));
+        assert!(parts.fence.0.is_empty());
+        assert_eq!(parts.reserve(&job("elsewhere", 20004), 5).0, Answer::Granted);
+    }
+
+    #[test]
+    fn f8_a_part_whose_reservation_is_gone_is_noticed() {
+        let mut parts = Parts::new(Willing::default(), PortRange::new(20000, 100).unwrap());
+        parts.reserve(&job("one", 20000), 10);
+        assert!(parts.complete());
+        parts.fence.0.clear();
+        assert!(!parts.complete());
     }
 }

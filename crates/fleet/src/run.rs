@@ -24,7 +24,7 @@ If etcd or the network fails, the hosts keep the ports, and nothing happens to t
 
 Examples:
   portkeep-fleet run --hosts a,b,c --count 8 -- srun ./train
-  portkeep-fleet run --hosts a,b --name train42 -- torchrun --nnodes 2 --rdzv-endpoint {PORT} train.py
+  portkeep-fleet run --hosts a,b --name train42 -- torchrun --nnodes 2 --rdzv-endpoint a:{PORT} train.py
 
 Exit status:
   that of the command; 128+N if signal N ended it";

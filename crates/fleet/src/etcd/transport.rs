@@ -117,15 +117,17 @@ fn meaning(status: u16, text: &str) -> Attempt {
             Attempt::Stop(EtcdError::Refused(format!("{error}; it has no space left, see `etcdctl alarm list`")))
         }
         NOT_ALLOWED => Attempt::Stop(EtcdError::Credentials(error)),
-        _ if ["authentication failed", "user name is empty", "authentication is not enabled"]
-            .iter()
-            .any(|known| error.contains(known)) =>
-        {
-            Attempt::Stop(EtcdError::Credentials(error))
-        }
+        _ if about_credentials(&error) => Attempt::Stop(EtcdError::Credentials(error)),
         _ if status >= 500 => Attempt::Next(error),
         _ => Attempt::Stop(EtcdError::Refused(error)),
     }
+}
+
+/// Whether a message of etcd is about the user.
+pub(super) fn about_credentials(message: &str) -> bool {
+    ["permission denied", "authentication failed", "user name is empty", "authentication is not enabled"]
+        .iter()
+        .any(|known| message.contains(known))
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ impl Batch {
     /// A line of the answer.
     pub(crate) fn read(line: &str) -> Result<Self, EtcdError> {
         let line: Line = serde_json::from_str(line).map_err(|error| EtcdError::Answer(error.to_string()))?;
-        let ended = |reason: String| match reason.contains("permission denied") {
+        let ended = |reason: String| match transport::about_credentials(&reason) {
             true => EtcdError::Credentials(reason),
             false => EtcdError::Unreachable { reasons: format!("the watch: {reason}") },
         };

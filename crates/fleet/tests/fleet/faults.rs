@@ -113,6 +113,9 @@ fn f7_a_host_that_is_cut_off_keeps_its_ports_and_blocks_nobody() {
     is_enforced(&fleet, &["b"], port);
     assert_eq!(fleet.json("a", &["list"])[0]["state"], "ended");
     fleet.switch.heal("h-b");
+    // Requesters that were cut off have time to take their jobs back.
+    let list = || fleet.json("a", &["list"]).to_string();
+    eventually_or(list, || list().contains("this host was cut off"));
     fleet.is_free();
 }
 
@@ -202,6 +205,31 @@ fn f8_a_host_that_has_lost_its_ports_reserves_them_again_or_says_so() {
     fleet.fleet("a", &["forget", "b"]).ok();
     fleet.fleet("a", &["forget", "b"]).fails(3, &["does not belong to the fleet"]);
     server.end();
+    job.end();
+    fleet.is_free();
+}
+
+#[test]
+fn f8_a_running_daemon_notices_that_reservations_are_gone() {
+    let Some(mut fleet) = Fleet::start("f8r", 1, &["a", "b", "c"]) else { return };
+    let job = fleet.acquire("a", &JOB);
+    let port = job.start();
+    let name = fleet.enforced("c").remove(0);
+    fleet.host("c").machine.portkeep(&["persist", "delete", &name]).ok();
+    eventually_or(|| fleet.log("c"), || fleet.enforced("c").len() == 1);
+    is_enforced(&fleet, &["c"], port);
+    // While enforcement is down, the part is lost. Once it is up, the ports are reserved again.
+    let part = |fleet: &Fleet| fleet.json("a", &["show", "train"])["hosts"][2].clone();
+    fleet.stop_agent("c");
+    fleet.host("c").machine.portkeep(&["down"]).ok();
+    eventually_or(
+        || format!("{} {}", fleet.log("c"), part(&fleet)),
+        || part(&fleet)["state"] == "lost" && part(&fleet)["reason"].to_string().contains("enforcement is not up"),
+    );
+    fleet.start_agent("c");
+    eventually_or(|| fleet.log("c"), || fleet.enforced("c").len() == 1);
+    is_enforced(&fleet, &["a", "b", "c"], port);
+    is_active(&fleet, "train");
     job.end();
     fleet.is_free();
 }

@@ -94,7 +94,7 @@ fn f2_what_cannot_be_granted_is_refused_and_reserved_nowhere() {
         (&["--hosts", "a,x"], 3, &["x does not belong to the fleet"]),
         (&["--hosts", "a,bare"], 1, &["bare: kernel enforcement is not up"]),
         (&["--hosts", "a,a"], 2, &["a host is named twice"]),
-        (&["--hosts", "b", "--at", &at], 1, &["belong to the job \"there\""]),
+        (&["--hosts", "b", "--at", &at], 1, &["belong to the job \"there\" on a, b, of "]),
         (&["--hosts", "a", "--at", "20199", "--count", "2"], 2, &["not within the fleet's range 20000-20199"]),
         (&["--hosts", "a", "--at", "80"], 2, &["not within the fleet's range"]),
         (&["--hosts", "a", "--count", "201"], 1, &["has no 201 free ports in a row"]),
@@ -137,6 +137,16 @@ fn f2_what_cannot_be_granted_is_refused_and_reserved_nowhere() {
     assert!(!well && said.contains("were released"), "{said}");
     server.end();
     job.end();
+    fleet.is_free();
+}
+
+#[test]
+fn f2_eight_blocks_are_tried() {
+    let Some(fleet) = Fleet::start("f2e", 1, &["a", "b"]) else { return };
+    let _servers: Vec<_> = (20000..=20008).map(|port| fleet.serve("b", port)).collect();
+    fleet.fleet("a", &["acquire", "--hosts", "a,b"]).fails(1, &["b: 20007/tcp is in use by pid"]);
+    assert_eq!(fleet.log("b").matches("not reserved").count(), 8, "{}", fleet.log("b"));
+    fleet.acquire("a", &["--hosts", "a,b"]).end();
     fleet.is_free();
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::world::Fleet;
+use crate::world::{FLEET, Fleet};
 
 /// Files in PEM: `ca.pem`, and for each name a key and a certificate of the authority.
 fn certificates(folder: &Path) {
@@ -73,6 +73,10 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
         "role grant-permission fleet --prefix=true readwrite /portkeep/",
         "user grant-role fleet fleet",
         "user add other:secret",
+        "user add reader:secret",
+        "role add reader",
+        "role grant-permission reader --prefix=true read /portkeep/",
+        "user grant-role reader reader",
         "auth enable",
     ] {
         let words: Vec<&str> = words.split(' ').collect();
@@ -97,12 +101,19 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
         refused.fails(1, expected);
         assert_eq!(fleet.enforced("a").len(), 1);
     }
-    for secret in ["password", "client.key"] {
-        // F11.
-        mode(secret, 0o644);
-        fleet.fleet("a", &["list"]).fails(1, &["every user of this host can read", &file(secret), "chmod o="]);
-        mode(secret, 0o600);
+    // No user.
+    fleet.settings.clone_from(&tls);
+    fleet.write_configuration("a");
+    for words in [&["acquire", "--hosts", "a"][..], &["wait", "x", "--timeout", "5"], &["status"], &["list"]] {
+        fleet.fleet("a", words).fails(1, &["etcd does not accept the user", "user name is empty"]);
     }
+    fleet.settings.clone_from(&settings);
+    fleet.write_configuration("a");
+    // A user of etcd that can only read.
+    let reader = ["--etcd-user", "reader", "--password-file", &file("password")];
+    fleet.fleet("a", &[&reader[..], &["show", "train"]].concat()).ok();
+    fleet.fleet("a", &[&reader[..], &["wait", "train"]].concat()).ok();
+    fleet.fleet("a", &[&reader[..], &["acquire", "--hosts", "a"]].concat()).fails(1, &["does not accept"]);
     // A member that starts anew knows no token.
     fleet.cluster.members[0].kill();
     fleet.cluster.members[0].start();
@@ -110,4 +121,36 @@ fn f2_wrong_credentials_are_refused_and_right_ones_serve() {
     fleet.acquire("a", &["--hosts", "a", "--name", "other"]).end();
     job.end();
     fleet.is_free();
+}
+
+#[test]
+fn f11_secrets_that_every_user_can_read_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(file("password"), "secret\n").unwrap();
+    let configuration = file("fleet.toml");
+    let text = format!(
+        "endpoints = [\"https://127.0.0.1:1\"]\nrange = \"20000-20199\"\nuser = \"fleet\"\npassword_file = {:?}\n\
+         [tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n",
+        file("password"),
+        file("ca.pem"),
+        file("client.pem"),
+        file("client.key")
+    );
+    fs::write(&configuration, text).unwrap();
+    let list = || {
+        portkeep_testkit::Outcome::from(
+            Command::new(FLEET).args(["--config", &configuration, "list"]).output().unwrap(),
+        )
+    };
+    let mode = |name: &str, mode| fs::set_permissions(file(name), Permissions::from_mode(mode)).unwrap();
+    let secrets = ["password", "client.key"];
+    secrets.iter().for_each(|secret| mode(secret, 0o640));
+    list().fails(1, &["etcd cannot be reached"]);
+    for secret in secrets {
+        mode(secret, 0o644);
+        list().fails(1, &["every user of this host can read", &file(secret), "chmod o="]);
+        mode(secret, 0o600);
+    }
 }

@@ -110,12 +110,23 @@ impl Fleet {
         let machine = Machine::made(portkeep(), "fleet", mounts);
         let number = u8::try_from(11 + self.hosts.len()).unwrap();
         self.switch.connect(&format!("h-{name}"), machine.holder(), Ipv4Addr::new(10, 77, 0, number));
-        let agent = enforced.then(|| {
-            machine.portkeep(&["up"]).ok();
-            machine.agent(machine.command(&["agent"]))
-        });
-        self.hosts.push(Host { name: name.to_owned(), machine, daemon: None, agent });
+        self.hosts.push(Host { name: name.to_owned(), machine, daemon: None, agent: None });
+        if enforced {
+            self.start_agent(name);
+        }
         self.write_configuration(name);
+    }
+
+    /// Kernel enforcement and the agent.
+    pub(crate) fn start_agent(&mut self, name: &str) {
+        let host = self.host_mut(name);
+        host.machine.portkeep(&["up"]).ok();
+        host.agent = Some(host.machine.agent(host.machine.command(&["agent"])));
+    }
+
+    /// SIGKILL.
+    pub(crate) fn stop_agent(&mut self, name: &str) {
+        drop(self.host_mut(name).agent.take());
     }
 
     /// The configuration of a host.
@@ -123,7 +134,7 @@ impl Fleet {
         self.host(name).machine.folder.path().join("fleet.toml")
     }
 
-    fn write_configuration(&self, name: &str) {
+    pub(crate) fn write_configuration(&self, name: &str) {
         let folder = self.host(name).machine.folder.path();
         let endpoints: Vec<String> = self.cluster.endpoints().split(',').map(|url| format!("{url:?}")).collect();
         let text = format!(
