@@ -29,8 +29,12 @@ after_upgrade() {
 	if [ -d "$pins" ]; then portkeep upgrade; fi
 }
 
-# Nothing may stay in the kernel when the program is gone.
+# Nothing may stay in the kernel when the program is gone. If an administrator has enabled the port server's socket,
+# systemd would look for it at the next boot.
 before_removal() {
+	if command -v systemctl >/dev/null; then
+		systemctl --quiet disable --now portkeep-portserver.socket portkeep-portserver.service || true
+	fi
 	stop_service
 	if [ -d "$pins" ]; then portkeep down; fi
 }

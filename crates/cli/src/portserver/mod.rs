@@ -22,10 +22,14 @@ use std::{
     },
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::{
     fs::{Mode, chmod},
-    process::{PidfdFlags, PidfdGetfdFlags, Resource, geteuid, getpid, getrlimit, pidfd_getfd, pidfd_open, setrlimit},
+    net::{
+        AddressFamily,
+        sockopt::{socket_acceptconn, socket_domain},
+    },
+    process::{Resource, geteuid, getrlimit, setrlimit},
 };
 
 use crate::{DONE, Io};
@@ -75,16 +79,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// The socket that systemd listens on for this process.
+/// The socket that systemd listens on for this process: its standard input (`StandardInput=socket`).
 fn activated() -> anyhow::Result<Option<UnixListener>> {
-    let mut passed = sd_notify::listen_fds().context("reading LISTEN_FDS")?;
-    let Some(number) = passed.next() else { return Ok(None) };
-    if passed.next().is_some() {
-        bail!("systemd passed more than one socket; give the .socket unit one ListenStream=");
-    }
-    let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let socket = pidfd_getfd(ourselves, number, PidfdGetfdFlags::empty()).context("the socket that systemd passed")?;
-    Ok(Some(socket.into()))
+    let input = rustix::stdio::stdin();
+    let listens = socket_acceptconn(input).unwrap_or(false) && socket_domain(input) == Ok(AddressFamily::UNIX);
+    Ok(if listens { Some(input.try_clone_to_owned()?.into()) } else { None })
 }
 
 fn listen(address: &str) -> anyhow::Result<UnixListener> {
