@@ -223,7 +223,7 @@ impl<'k> Agent<'k> {
                     restore_all(&self.reserved_ports.runtime)?;
                     bail!("kernel enforcement has been taken down");
                 }
-                for event in self.event_log.summarize() {
+                for event in self.event_log.summarize(&self.programs.maps) {
                     self.server.publish(&event);
                 }
                 self.queue_all_pending()?;
@@ -301,6 +301,7 @@ impl<'k> Agent<'k> {
             reserved_ports: &self.reserved_ports,
             prober: &self.prober,
             netns: self.netns,
+            draining: self.registry.draining(),
         };
         (&mut self.registry, tools)
     }

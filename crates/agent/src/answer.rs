@@ -92,14 +92,12 @@ impl Agent<'_> {
     }
 
     /// Carry out a command on the persistent reservations.
-    fn command<T>(&mut self, run: impl Fn(&mut Registry, &mut Tools<'_>) -> Result<T, Refused>) -> Result<T, Refused> {
+    fn command<T>(
+        &mut self,
+        run: impl FnOnce(&mut Registry, &mut Tools<'_>) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
         let (registry, mut tools) = self.registry();
-        let mut done = run(registry, &mut tools);
-        if done.as_ref().is_err_and(|refused| refused.reason == Reason::Exhausts) {
-            self.settle_now(self.netns).map_err(failed)?;
-            let (registry, mut tools) = self.registry();
-            done = run(registry, &mut tools);
-        }
+        let done = run(registry, &mut tools);
         self.unsettle(self.netns, &[]);
         done
     }

@@ -6,7 +6,7 @@
 //! reported. Every event is counted: each line contains the number of omitted events before it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::Hash,
     time::{Duration, Instant},
 };
@@ -75,8 +75,8 @@ struct Repeat<T> {
     gap: usize,
     unreported: u32,
     last: Instant,
-    /// The last omitted event.
-    sample: Option<T>,
+    /// The last event.
+    sample: T,
 }
 
 /// Omitted events of one kind, for a line of their own.
@@ -98,7 +98,7 @@ pub(super) struct Budget<K, T> {
     unknown: u32,
 }
 
-impl<K: Hash + Eq + Clone, T> Budget<K, T> {
+impl<K: Hash + Eq + Clone, T: Clone> Budget<K, T> {
     pub(super) fn new(limit: u32) -> Self {
         Self {
             limit,
@@ -129,18 +129,39 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
             return None;
         }
         let fits = self.fits(now, account);
-        let repeat = self.repeats.entry(what.clone()).or_insert_with(|| Repeat::new(now, account, pace));
+        let repeat = match self.repeats.entry(what.clone()) {
+            Entry::Occupied(entry) => {
+                let repeat = entry.into_mut();
+                repeat.sample = occurrence;
+                repeat
+            }
+            Entry::Vacant(entry) => entry.insert(Repeat::new(now, (account, pace), occurrence)),
+        };
         let comes = fits && repeat.may_come(now);
         repeat.last = now;
         if comes {
-            repeat.sample = None;
             let unreported = std::mem::take(&mut repeat.unreported).saturating_add(more);
             self.spend(now, account);
             return Some(unreported);
         }
         repeat.unreported = repeat.unreported.saturating_add(more).saturating_add(1);
-        repeat.sample = Some(occurrence);
         None
+    }
+
+    /// Count more omitted events of a kind that was reported.
+    pub(super) fn add(&mut self, now: Instant, what: Option<&K>, more: u32) {
+        match what.and_then(|what| self.repeats.get_mut(what)) {
+            Some(repeat) => {
+                repeat.unreported = repeat.unreported.saturating_add(more);
+                repeat.last = now;
+            }
+            None => self.unknown = self.unknown.saturating_add(more),
+        }
+    }
+
+    /// The last event of a kind.
+    pub(super) fn last(&self, what: &K) -> Option<&T> {
+        self.repeats.get(what).map(|repeat| &repeat.sample)
     }
 
     /// Omitted events that are due for a line, although no event of the kind came since.
@@ -148,7 +169,7 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         let waiting: Vec<(K, u32)> = self
             .repeats
             .iter()
-            .filter(|(_, repeat)| repeat.sample.is_some() && now >= repeat.next)
+            .filter(|(_, repeat)| repeat.unreported > 0 && now >= repeat.next)
             .map(|(what, repeat)| (what.clone(), repeat.account))
             .collect();
         let mut due = Vec::new();
@@ -159,10 +180,8 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
             let Some(repeat) = self.repeats.get_mut(&what) else { continue };
             repeat.wait_longer(now);
             let count = std::mem::take(&mut repeat.unreported);
-            if let Some(last) = repeat.sample.take() {
-                due.push(LeftOut { what, last, count });
-                self.spend(now, account);
-            }
+            due.push(LeftOut { what, last: repeat.sample.clone(), count });
+            self.spend(now, account);
         }
         due
     }
@@ -172,7 +191,8 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
         std::mem::take(&mut self.unknown)
     }
 
-    fn can_remember(&self, account: u32) -> bool {
+    /// Whether a new kind of event of this account can be remembered.
+    pub(super) fn can_remember(&self, account: u32) -> bool {
         let own = self.repeats.values().filter(|repeat| repeat.account == account).count();
         account == ROOT || self.repeats.len() < KNOWN && own < KNOWN_OF_AN_ACCOUNT
     }
@@ -205,14 +225,14 @@ impl<K: Hash + Eq + Clone, T> Budget<K, T> {
             self.accounts.retain(|_, second| now.duration_since(second.since) < SECOND);
         }
         if self.repeats.len() >= KNOWN / 2 {
-            self.repeats.retain(|_, repeat| repeat.sample.is_some() || now.duration_since(repeat.last) < GAPS[1]);
+            self.repeats.retain(|_, repeat| repeat.unreported > 0 || now.duration_since(repeat.last) < GAPS[1]);
         }
     }
 }
 
 impl<T> Repeat<T> {
-    fn new(now: Instant, account: u32, pace: Pace) -> Self {
-        Self { account, pace, next: now, at_once: pace.at_once(), gap: 0, unreported: 0, last: now, sample: None }
+    fn new(now: Instant, (account, pace): (u32, Pace), sample: T) -> Self {
+        Self { account, pace, next: now, at_once: pace.at_once(), gap: 0, unreported: 0, last: now, sample }
     }
 
     fn may_come(&mut self, now: Instant) -> bool {
@@ -324,6 +344,17 @@ mod tests {
         assert!((0..1000u64).all(|after| {
             budget.report(begin + SECOND * after as u32, (7, Pace::Steady), &"granted", 0, ()).is_some()
         }));
+    }
+
+    #[test]
+    fn events_that_are_counted_later_are_reported() {
+        let (mut budget, begin) = (Budget::new(20), Instant::now());
+        assert_eq!(budget.report(begin, (7, Pace::Fading), &"refused", 0, 1), Some(0));
+        budget.add(begin, Some(&"refused"), 290);
+        budget.add(begin, Some(&"unknown"), 3);
+        budget.add(begin, None, 2);
+        assert_eq!(budget.due(begin + SECOND), [LeftOut { what: "refused", last: 1, count: 290 }]);
+        assert_eq!((budget.due(begin + 2 * SECOND), budget.unknown()), (vec![], 5));
     }
 
     #[test]

@@ -27,6 +27,7 @@ use super::{
     budget::{Budget, LeftOut, Pace},
     event_lists::{ListKey, Lists, Part, info},
     examine::Refusal,
+    offenders::Offenders,
     peer::Peer,
     registry::Registry,
 };
@@ -75,13 +76,18 @@ impl What {
     }
 }
 
-/// The key of repeated events: the same kind, by the same account, with a command of the same name.
-type Repeated = (What, u32, String);
+/// How many characters of a command line are reported: events are remembered.
+const COMMAND: usize = 1024;
+
+/// The key of repeated events: the same kind, by the same account, with a command of the same name, and refusals in the
+/// same cgroup.
+type Repeated = (What, u32, String, u64);
 
 /// Reports events.
 #[derive(Debug)]
 pub(super) struct EventLog {
     budget: Budget<Repeated, protocol::Event>,
+    offenders: Offenders<Repeated>,
     /// Requests that were refused a moment ago: their end is not reported.
     refused: HashMap<u32, Instant>,
     lists: Lists,
@@ -93,6 +99,7 @@ impl EventLog {
     pub(super) fn new(per_second: u32, maps: &Maps) -> Self {
         Self {
             lists: Lists::of(maps),
+            offenders: Offenders::new(maps),
             budget: Budget::new(per_second),
             refused: HashMap::new(),
             first_pids: in_first_pid_namespace(),
@@ -145,7 +152,7 @@ impl EventLog {
         }
         // The agent has confirmed it: the process that requested it is in the entry.
         let holder = reservation.as_ref().filter(|r| what == What::Granted && r.pid != event.pid);
-        let doer = match holder {
+        let mut doer = match holder {
             Some(r) => self.process(r.pid, r.uid, wire::text(&r.comm)),
             None => self.process(event.pid, event.uid, event.comm.clone()),
         };
@@ -163,8 +170,31 @@ impl EventLog {
             (None, None) => None,
         };
         let account = owners.account(doer.uid.unwrap_or_default());
+        let cgroup = if what == What::Refused { event.cgroup } else { 0 };
+        let key = (what, account, doer.comm.clone(), cgroup);
+        let mut more = 0;
+        if what == What::Refused {
+            more = self.offenders.event(event.pid, event.when, event.untold, &key);
+            self.recognize(&mut doer, &key);
+        }
         let reported = self.describe(event, (what, ports), doer, info);
-        self.report((account, what), event.untold, reported)
+        self.report(&key, more, reported)
+    }
+
+    /// Add the facts about a process that may have ended when its refusals are reported.
+    fn recognize(&self, process: &mut Process, key: &Repeated) {
+        let last = self.budget.last(key);
+        // Each look costs a little, and users can cause any number of events.
+        let may_look = last.is_some() || self.budget.can_remember(key.1);
+        if let Some(last) = last.and_then(|last| last.process.as_ref()) {
+            process.unit.clone_from(&last.unit);
+            if last.pid == process.pid {
+                process.command.clone_from(&last.command);
+            }
+        }
+        if process.unit.is_none() && may_look {
+            self.complete(process);
+        }
     }
 
     /// The agent has confirmed a request.
@@ -200,7 +230,8 @@ impl EventLog {
             unreported: 0,
             message,
         };
-        self.report((owners.account(reservation.uid), What::Denied), 0, reported)
+        let command = reported.process.as_ref().map_or_else(String::new, |process| process.comm.clone());
+        self.report(&(What::Denied, owners.account(reservation.uid), command, 0), 0, reported)
     }
 
     /// Whether this is the end of a refused request, which had never been granted.
@@ -234,16 +265,10 @@ impl EventLog {
     }
 
     /// Log what may be logged now, and count the rest.
-    fn report(
-        &mut self,
-        (account, what): (u32, What),
-        more: u32,
-        mut reported: protocol::Event,
-    ) -> Option<protocol::Event> {
+    fn report(&mut self, key: &Repeated, more: u32, mut reported: protocol::Event) -> Option<protocol::Event> {
+        let (what, account, ..) = *key;
         let pace = if what.is_complaint() { Pace::Fading } else { Pace::Steady };
-        let command = reported.process.as_ref().map_or_else(String::new, |process| process.comm.clone());
-        let key = (what, account, command);
-        reported.unreported = self.budget.report(Instant::now(), (account, pace), &key, more, reported.clone())?;
+        reported.unreported = self.budget.report(Instant::now(), (account, pace), key, more, reported.clone())?;
         if reported.unreported > 0 {
             reported.message.push_str(&format!(" ({} more of the kind were not reported)", reported.unreported));
         }
@@ -260,8 +285,13 @@ impl EventLog {
 
     /// Report omitted events that are due, even if no event of the kind came since. Returns the events for the
     /// watchers.
-    pub(super) fn summarize(&mut self) -> Vec<protocol::Event> {
-        let due = self.budget.due(Instant::now());
+    pub(super) fn summarize(&mut self, maps: &Maps) -> Vec<protocol::Event> {
+        let now = Instant::now();
+        match self.offenders.read(maps) {
+            Ok(counted) => counted.iter().for_each(|(key, more)| self.budget.add(now, key.as_ref(), *more)),
+            Err(error) => tracing::warn!(%error, "cannot count the refusals that were not reported"),
+        }
+        let due = self.budget.due(now);
         let unknown = self.budget.unknown();
         if unknown > 0 {
             tracing::warn!(count = unknown, "more happened, by too many different commands to name them");
@@ -286,11 +316,18 @@ impl EventLog {
 
     /// Add the facts about a process that is still running.
     fn complete(&self, process: &mut Process) {
-        if process.unit.is_some() || !self.first_pids || process.pid == 0 {
+        if process.unit.is_some() && process.command.is_some() || !self.first_pids || process.pid == 0 {
             return;
         }
         if let Some(found) = process::of(process.pid) {
-            (process.command, process.unit) = (found.command, found.unit);
+            process.unit = process.unit.take().or(found.unit);
+            process.command = found.command.map(|mut command| {
+                if let Some((end, _)) = command.char_indices().nth(COMMAND) {
+                    command.truncate(end);
+                    command.push_str("...");
+                }
+                command
+            });
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::{fmt, fs, io};
 
-use portkeep_core::{Errno, PortRange, Transport, Transports, ephemeral::Exhausted};
+use portkeep_core::{Errno, PortRange, PortSet, Transport, Transports, ephemeral::Exhausted};
 use portkeep_kernel::Reservation;
 
 use super::{
@@ -69,6 +69,8 @@ pub(super) struct Examiner<'a> {
     pub(super) reserved_ports: &'a ReservedPorts,
     pub(super) prober: &'a Prober,
     pub(super) policy: &'a Policy,
+    /// The blocks of a namespace, see `settle::wanted`.
+    pub(super) in_force: &'a (dyn Fn(u64) -> io::Result<PortSet> + Sync),
     /// Whether pids here are the same as those of the BPF programs.
     pub(super) first_pids: bool,
 }
@@ -88,7 +90,9 @@ impl Examiner<'_> {
             if u32::from(ports.start()) < privileged && !self.may_have_privileged(reservation.uid, namespace, hints) {
                 return Ok(Err(Refusal::Privileged(privileged)));
             }
-            if let Err(why) = self.reserved_ports.add_here(namespace.cookie, ports)? {
+            if let Err(why) =
+                self.reserved_ports.add_here(namespace.cookie, ports, || (self.in_force)(namespace.cookie))?
+            {
                 return Ok(Err(Refusal::Exhausts(why)));
             }
             for transport in transports.iter() {

@@ -25,6 +25,7 @@ mod event_log;
 mod examine;
 mod foreground;
 mod namespaces;
+mod offenders;
 mod options;
 mod overlap;
 mod peer;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portkeep_core::{Errno, PortSet, defaults};
+use portkeep_core::{Errno, defaults};
 use portkeep_kernel::{self as kernel, Admin, Maps, PRIVILEGED_GROUPS, Settings, cgroup, netns};
 use portkeep_persist::{
     Account, Config, Diagnostic,
@@ -17,7 +17,7 @@ use portkeep_observe::{
     subordinate::{self, Owners},
 };
 
-use super::{peer::Peer, programs, sysctl};
+use super::{peer::Peer, programs, reserved_ports::ReservedPorts, sysctl};
 
 /// The place and the content of the configuration.
 #[derive(Debug)]
@@ -148,6 +148,20 @@ fn with_given(base: &kernel::Config, wanted: Settings, given: &Given) -> Setting
     settings
 }
 
+/// A pool that would leave too few ephemeral ports in the agent's namespace is not applied (N5).
+fn keep_ephemeral_ports(
+    maps: &Maps,
+    reserved_ports: &ReservedPorts,
+    settings: &mut Settings,
+) -> anyhow::Result<Option<String>> {
+    let now = programs::pool(&maps.config()?);
+    let Some(pool) = settings.pool.filter(|pool| Some(*pool) != now) else { return Ok(None) };
+    Ok(reserved_ports.check_pool_here(maps, netns::current_cookie()?, pool)?.err().map(|why| {
+        settings.pool = now;
+        format!("pool {pool}: {why}; the pool stays as it was")
+    }))
+}
+
 impl Policy {
     /// Read the file. If it has mistakes, it is refused as a whole.
     pub(crate) fn load(file: PathBuf, root: PathBuf, base: kernel::Config) -> Result<Self, Vec<Diagnostic>> {
@@ -185,13 +199,18 @@ impl Policy {
 
     /// Apply it to the BPF programs that are up. Keys that the file does not set stay as `up` set them. Returns what
     /// could not be applied.
-    pub(crate) fn apply(&mut self, maps: &mut Maps, admin: &Admin) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn apply(
+        &mut self,
+        maps: &mut Maps,
+        admin: &Admin,
+        reserved_ports: &ReservedPorts,
+    ) -> anyhow::Result<Vec<String>> {
         let (owners, mut complaints) = share_quotas_of(maps, &self.root)?;
         self.owners = owners;
         let (wanted, wrong) = settings(&self.config);
         complaints.extend(wrong);
         let mut settings = with_given(&self.base, wanted, &self.given);
-        complaints.extend(self.keep_ephemeral_ports(maps, &mut settings)?);
+        complaints.extend(keep_ephemeral_ports(maps, reserved_ports, &mut settings)?);
         self.admin_gid = settings.admin_gid;
         self.watchers_gid = match &self.config.watchers {
             Some(group) => accounts::gid(group).map_err(|why| complaints.push(format!("watchers: {why}"))).ok(),
@@ -212,18 +231,6 @@ impl Policy {
         }
         self.apply_quotas(maps, admin, &mut complaints)?;
         Ok(complaints)
-    }
-
-    /// A pool that would leave too few ephemeral ports in the agent's namespace is not applied (N5).
-    fn keep_ephemeral_ports(&self, maps: &Maps, settings: &mut Settings) -> anyhow::Result<Option<String>> {
-        let now = programs::pool(&maps.config()?);
-        let Some(pool) = settings.pool.filter(|pool| Some(*pool) != now) else { return Ok(None) };
-        // Entries of ours do not count: those of the previous pool are among them.
-        let Some(ephemeral) = sysctl::ephemeral(&PortSet::default())? else { return Ok(None) };
-        Ok(ephemeral.check_more(&PortSet::default(), &pool.into()).err().map(|why| {
-            settings.pool = now;
-            format!("pool {pool}: {why}; the pool stays as it was")
-        }))
     }
 
     fn apply_quotas(&self, maps: &mut Maps, admin: &Admin, complaints: &mut Vec<String>) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use super::{agent::Agent, programs, registry::Changes, sweep::Sweep};
 impl Agent<'_> {
     /// Apply the configuration; returns what could not be applied.
     pub(super) fn apply_configuration(&mut self) -> anyhow::Result<Vec<String>> {
-        let complaints = self.policy.apply(&mut self.programs.maps, &self.programs.admin)?;
+        let complaints = self.policy.apply(&mut self.programs.maps, &self.programs.admin, &self.reserved_ports)?;
         let before = programs::pool(&self.programs.config);
         self.programs.config = self.programs.maps.config()?;
         self.reserved_ports.pool = programs::pool(&self.programs.config);

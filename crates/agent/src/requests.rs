@@ -10,6 +10,7 @@ use super::{
     agent::{Agent, SLICE},
     examine::{Examiner, Refusal},
     pending::Waiting,
+    settle::wanted,
 };
 
 /// How long ago the request was made.
@@ -70,10 +71,6 @@ impl Agent<'_> {
         }
         let block = (ports, transports);
         let mut examined = self.examine(&reservation, block, hints);
-        if let Err(Refusal::Exhausts(_)) = examined {
-            self.settle_now(reservation.netns)?;
-            examined = self.examine(&reservation, block, hints);
-        }
         if examined.is_ok() {
             match self.programs.admin.confirm(id, token) {
                 // A bind came in between.
@@ -107,8 +104,15 @@ impl Agent<'_> {
         }
         let namespace = self.open_namespaces.get(reservation.netns, hints)?;
         let (reserved_ports, prober, policy) = (&self.reserved_ports, &self.prober, &self.policy);
+        let (maps, registry, own) = (&self.programs.maps, &self.registry, self.netns);
+        let in_force = |netns| Ok(wanted(maps, own, &registry.draining())?.remove(&netns).unwrap_or_default());
         let first_pids = self.event_log.first_pids();
-        Examiner { reserved_ports, prober, policy, first_pids }.examine(reservation, block, namespace, hints)
+        Examiner { reserved_ports, prober, policy, in_force: &in_force, first_pids }.examine(
+            reservation,
+            block,
+            namespace,
+            hints,
+        )
     }
 
     fn over(

@@ -4,12 +4,14 @@
 //! hook. If the range of automatic choices overlaps the pool, the overlap is entered, too, as far as enough ephemeral
 //! ports remain (N3, N5).
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use portkeep_core::{
     PortRange, PortSet,
     ephemeral::{Ephemeral, Exhausted, Shared},
+    wire,
 };
+use portkeep_kernel::Maps;
 
 use super::{namespaces, state::RuntimeDir, sysctl, sysctl_plan};
 
@@ -49,6 +51,18 @@ fn settle_here(
     held.remember(netns, &plan.settled)
 }
 
+/// The blocks in force in each namespace.
+pub(super) fn in_force(maps: &Maps) -> io::Result<BTreeMap<u64, PortSet>> {
+    let mut in_force = BTreeMap::<u64, PortSet>::new();
+    for item in maps.reservations() {
+        let (_, reservation) = item.map_err(io::Error::other)?;
+        if let Some(ports) = reservation.ports().filter(|_| reservation.state() == wire::ACTIVE) {
+            in_force.entry(reservation.netns).or_default().insert(ports);
+        }
+    }
+    Ok(in_force)
+}
+
 fn clear_here(runtime: &RuntimeDir, netns: u64) -> io::Result<()> {
     settle_here(runtime, netns, |_, _| Ok(PortSet::default()))
 }
@@ -75,16 +89,21 @@ impl ReservedPorts {
         Ok((ephemeral, shared))
     }
 
-    /// Set our entries in the calling thread's namespace to `blocks` and the part of the pool that automatic choices
-    /// could use. Some of the pool is left to automatic choices; its reserved ports are entered all the same. Returns
-    /// how the pool and automatic choices share their ports there.
+    /// The entries for `blocks` and for the part of the pool that automatic choices could use. Some of the pool is left
+    /// to automatic choices; its reserved ports are entered all the same.
+    fn entries(&self, blocks: &PortSet, shared: Shared) -> PortSet {
+        let within = |part: Option<PortRange>| part.map(PortSet::from).unwrap_or_default();
+        let reserved_there = within(shared.avoid).intersection(blocks);
+        self.outside_pool(blocks.clone()).union(&within(shared.enter)).union(&reserved_there)
+    }
+
+    /// Set our entries in the calling thread's namespace to those for `blocks`. Returns how the pool and automatic
+    /// choices share their ports there.
     pub(super) fn settle_here(&self, netns: u64, blocks: &PortSet) -> io::Result<Shared> {
         let mut found = Shared::default();
         settle_here(&self.runtime, netns, |ours, current| {
             found = self.shared(ours, current)?.1;
-            let within = |part: Option<PortRange>| part.map(PortSet::from).unwrap_or_default();
-            let reserved_there = within(found.avoid).intersection(blocks);
-            Ok(self.outside_pool(blocks.clone()).union(&within(found.enter)).union(&reserved_there))
+            Ok(self.entries(blocks, found))
         })?;
         Ok(found)
     }
@@ -95,32 +114,63 @@ impl ReservedPorts {
     }
 
     /// Add a block to our entries in the calling thread's namespace, unless that leaves too few ephemeral ports (N5).
-    pub(super) fn add_here(&self, netns: u64, block: PortRange) -> io::Result<Result<(), Exhausted>> {
-        let refused = self.add_each_here(netns, &[(block.into(), false)])?;
+    /// See [`Self::add_each_here`].
+    pub(super) fn add_here(
+        &self,
+        netns: u64,
+        block: PortRange,
+        in_force: impl FnOnce() -> io::Result<PortSet>,
+    ) -> io::Result<Result<(), Exhausted>> {
+        let refused = self.add_each_here(netns, &[(block.into(), false)], in_force)?;
         Ok(refused.into_iter().next().map_or(Ok(()), |(_, why)| Err(why)))
     }
 
     /// Add many blocks at once. A block that would leave too few ephemeral ports is not added, unless it is forced.
     /// Returns the indices of those blocks and the reasons.
-    pub(super) fn add_each_here(&self, netns: u64, blocks: &[(PortSet, bool)]) -> io::Result<Vec<(usize, Exhausted)>> {
+    ///
+    /// Blocks that ended or were refused a moment ago still have entries. They must neither count as used up, nor allow
+    /// a block that has the same ports. So when all entries together would be too many, `in_force` decides, and only
+    /// the entries for these blocks remain.
+    pub(super) fn add_each_here(
+        &self,
+        netns: u64,
+        blocks: &[(PortSet, bool)],
+        in_force: impl FnOnce() -> io::Result<PortSet>,
+    ) -> io::Result<Vec<(usize, Exhausted)>> {
         let mut refused = Vec::new();
         settle_here(&self.runtime, netns, |ours, current| {
             let (ephemeral, shared) = self.shared(ours, current)?;
-            let mut all = ours.clone();
-            let mut used = shared.enter.into_iter().fold(ours.clone(), |used, part| used.union(&part.into()));
+            let blocks: Vec<_> =
+                blocks.iter().map(|(block, forced)| (self.outside_pool(block.clone()), *forced)).collect();
+            let all = blocks.iter().fold(ours.clone(), |all, (block, _)| all.union(block));
+            let Some(ephemeral) = ephemeral else { return Ok(all) };
+            let entered = shared.enter.map(PortSet::from).unwrap_or_default();
+            if ephemeral.check(&all.union(&entered)).is_ok() {
+                return Ok(all);
+            }
+            let mut used = self.entries(&in_force()?, shared);
             for (index, (block, forced)) in blocks.iter().enumerate() {
-                let block = self.outside_pool(block.clone());
-                match ephemeral.as_ref().map(|ephemeral| ephemeral.check_more(&used, &block)) {
-                    Some(Err(why)) if !forced => refused.push((index, why)),
-                    _ => {
-                        used = used.union(&block);
-                        all = all.union(&block);
-                    }
+                match ephemeral.check_more(&used, block) {
+                    Err(why) if !forced => refused.push((index, why)),
+                    _ => used = used.union(block),
                 }
             }
-            Ok(all)
+            Ok(used)
         })?;
         Ok(refused)
+    }
+
+    /// Whether a pool leaves enough ephemeral ports in the calling thread's namespace, beside the blocks in force (N5).
+    pub(super) fn check_pool_here(
+        &self,
+        maps: &Maps,
+        netns: u64,
+        pool: PortRange,
+    ) -> io::Result<Result<(), Exhausted>> {
+        let ours = self.runtime.hold()?.of(netns);
+        let Some(ephemeral) = sysctl::ephemeral(&ours)? else { return Ok(Ok(())) };
+        let in_force = in_force(maps)?.remove(&netns).unwrap_or_default();
+        Ok(ephemeral.check_more(&in_force, &pool.into()))
     }
 
     /// Namespaces with entries of ours.

@@ -7,18 +7,28 @@ use std::{
 };
 
 use anyhow::Context;
-use portkeep_core::{PortSet, ephemeral::Shared, wire};
-use portkeep_kernel::MapAccessError;
+use portkeep_core::{PortSet, ephemeral::Shared};
+use portkeep_kernel::Maps;
 
 use super::{
     agent::{Agent, SLICE},
     namespaces::Namespace,
-    reserved_ports::ReservedPorts,
+    reserved_ports::{ReservedPorts, in_force},
     set_aside::Round,
 };
 
 /// How many namespaces may wait to be put right at once; the sweep finds the others.
 const UNSETTLED: usize = 4096;
+
+/// The blocks of each namespace whose ports no automatic choice may have: those in force, and those declared that wait
+/// until the present sockets close (`draining`, in the namespace `own`). A request that is being examined is not among
+/// them: it must not count its own ports as used up (N5).
+pub(super) fn wanted(maps: &Maps, own: u64, draining: &PortSet) -> io::Result<BTreeMap<u64, PortSet>> {
+    let mut wanted = in_force(maps)?;
+    let blocks = wanted.entry(own).or_default();
+    *blocks = blocks.union(draining);
+    Ok(wanted)
+}
 
 impl Agent<'_> {
     /// Something has changed in a namespace. One of `hints` caused it.
@@ -31,21 +41,8 @@ impl Agent<'_> {
         }
     }
 
-    /// The blocks of each namespace: those in force, and those declared that wait until sockets close. A pending
-    /// request is not among them, because it is examined later. It would count its own ports among those in use (N5).
-    fn wanted(&self) -> Result<BTreeMap<u64, PortSet>, MapAccessError> {
-        let mut wanted = BTreeMap::<u64, PortSet>::new();
-        // While a declared block waits for the present sockets to close, no new automatic choice comes from it.
-        wanted.insert(self.netns, self.registry.draining());
-        for item in self.programs.maps.reservations() {
-            let (_, reservation) = item?;
-            let Some(ports) = reservation.ports() else { continue };
-            let is_request = reservation.state() == wire::PENDING && !reservation.is_persistent();
-            if reservation.state() != wire::REFUSED && !is_request {
-                wanted.entry(reservation.netns).or_default().insert(ports);
-            }
-        }
-        Ok(wanted)
+    fn wanted(&self) -> io::Result<BTreeMap<u64, PortSet>> {
+        wanted(&self.programs.maps, self.netns, &self.registry.draining())
     }
 
     /// Whether blocks require entries of their own: pool ports are entered only where automatic choices come from them.
@@ -75,14 +72,6 @@ impl Agent<'_> {
                 self.settle_kept(netns, blocks);
             }
         }
-        Ok(())
-    }
-
-    /// Put one namespace right before a request is refused for too few ephemeral ports (N5). Blocks that ended or were
-    /// refused a moment ago still have entries, and users can make as many of these as they like.
-    pub(super) fn settle_now(&mut self, netns: u64) -> Result<(), MapAccessError> {
-        let wanted = self.wanted()?;
-        self.settle_kept(netns, wanted.get(&netns));
         Ok(())
     }
 

@@ -14,7 +14,13 @@ use portkeep::{
 };
 use portkeep_core::time;
 
-use crate::{Io, ask::Ask, conflict, signals::Ended, sources::ConfigFile, survey};
+use crate::{
+    Io,
+    args::{ask::Ask, sources::ConfigFile},
+    render::conflict,
+    signals::Ended,
+    survey,
+};
 
 /// Ports that are ours until this is dropped.
 #[derive(Debug)]

@@ -11,9 +11,11 @@ use portkeep_kernel::{Instance, InstanceError, Obstacle, Settings, UpOptions};
 
 use crate::{
     agent,
-    help::ADVANCED,
-    pins::{Pins, Seen, served_here},
-    sources::ConfigFile,
+    args::{
+        help::ADVANCED,
+        pins::{Pins, Seen, served_here},
+        sources::ConfigFile,
+    },
 };
 
 /// Where kernel enforcement is, or is to be brought up.

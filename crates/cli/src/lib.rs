@@ -1,4 +1,5 @@
-//! The `portkeep` command, one module for each of its commands.
+//! The `portkeep` command: `commands` has a module for each of its commands, `args` the arguments that several of them
+//! have, and `render` what they print.
 //!
 //! Commands that are nouns (`status`, `list`, `who`) only look; those that are
 //! verbs change something. [`run`] takes arguments and streams, so that tests
@@ -6,53 +7,17 @@
 //! pages and completions are made from.
 #![forbid(unsafe_code)]
 
-mod acquire;
-mod adopt;
-mod agent_command;
-mod ask;
-mod asked;
-mod beside;
-mod check;
+mod args;
 mod claim;
-mod conflict;
-mod custodian;
-mod doctor;
-mod down;
-mod excludedportrange;
+mod commands;
 mod exit;
-mod filter;
-mod help;
-mod hold;
-mod into_command;
-mod lent;
 mod level;
-mod list;
-mod local_time;
-mod once;
-mod patience;
-mod persist;
-mod pins;
-mod ports;
-mod portserver;
-mod release;
-mod reload;
+mod render;
 mod reservations;
-mod run;
 mod signals;
-mod sources;
-mod status;
-mod streams;
-mod subgroup;
-mod substitute;
 mod survey;
-mod table;
 mod units;
-mod up;
-mod upgrade;
-mod user;
 mod waiting;
-mod watch;
-mod who;
 mod whole_file;
 
 use std::{
@@ -65,18 +30,25 @@ use portkeep::persistent::protocol::Reason;
 use portkeep_agent as agent;
 use portkeep_observe::process;
 
+use commands::{
+    acquire, adopt, check, doctor, down, excludedportrange, list, persist, portserver, release, reload,
+    run::{self, into_command},
+    status, up, upgrade, watch, who,
+};
 pub use exit::Exit;
 use exit::{DONE, FAILED, NOTHING, USAGE, ran_out};
-pub use streams::Io;
+pub use render::streams::Io;
 
 /// For `portkeep-fleet`, whose `run` treats its command as this one does.
 pub mod command {
     pub use crate::{
-        ports::OfTransport,
-        run::exit_code,
+        args::ports::OfTransport,
+        commands::run::{
+            exit_code,
+            substitute::{environment, fill_in},
+        },
+        render::table::write as write_table,
         signals::Forwarder,
-        substitute::{environment, fill_in},
-        table::write as write_table,
     };
 }
 
@@ -86,10 +58,10 @@ const ON_ONE_SCREEN: &str = "{about-with-newline}{usage-heading} {usage}\nComman
 
 /// Reserve ports, and have the kernel keep them
 ///
-/// A reservation is a block of consecutive ports. Only its owner, and processes
+/// A reservation is a block of consecutive ports, or a list of such blocks. Only its owner, and processes
 /// that the owner admits, can bind them. The kernel refuses all others.
 #[derive(Debug, Parser)]
-#[command(name = "portkeep", version, max_term_width = 100, after_long_help = help::of_all_commands())]
+#[command(name = "portkeep", version, max_term_width = 100, after_long_help = args::help::of_all_commands())]
 #[command(arg_required_else_help = true, infer_subcommands = false, help_template = ON_ONE_SCREEN)]
 struct Cli {
     #[command(subcommand)]
@@ -118,7 +90,7 @@ enum Command {
     Up(up::Args),
     Down(down::Args),
     Upgrade(upgrade::Args),
-    Agent(agent_command::Args),
+    Agent(commands::agent::Args),
     Portserver(portserver::Args),
 
     Doctor(doctor::Args),
@@ -140,7 +112,7 @@ pub fn command() -> clap::Command {
 /// The arguments of each command are made when it is parsed. Help texts need all of them, and more time.
 fn with_help(mut table: clap::Command) -> clap::Command {
     table.build();
-    table.mut_subcommands(help::arrange)
+    table.mut_subcommands(args::help::arrange)
 }
 
 /// Run the command that `args` (the program's name first) ask for. Returns the exit status.
@@ -186,7 +158,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         Command::Up(args) => up::run(args, io),
         Command::Down(args) => down::run(args, io),
         Command::Upgrade(args) => upgrade::run(args, io),
-        Command::Agent(args) => agent_command::run(args, io),
+        Command::Agent(args) => commands::agent::run(args, io),
         Command::Portserver(args) => portserver::run(args, io),
         Command::Doctor(args) => doctor::run(args, io),
         Command::Status(args) => status::run(args, io),

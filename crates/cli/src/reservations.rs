@@ -14,8 +14,8 @@ use portkeep_kernel::{Instance, Maps, Reservation, netns};
 use portkeep_observe::namespaces;
 
 use crate::{
+    args::pins::{Pins, Seen, served_here},
     exit::refused,
-    pins::{Pins, Seen, served_here},
 };
 
 /// Blocks of ports with their transports.

@@ -6,11 +6,13 @@ use portkeep_kernel::netns;
 use portkeep_observe::{Usage, listing};
 
 use crate::{
-    asked,
-    persist::view,
-    pins::Pins,
+    args::{
+        asked,
+        pins::Pins,
+        sources::{ConfigFile, Sources},
+    },
+    commands::persist::view,
     reservations::{in_force, is_here},
-    sources::{ConfigFile, Sources},
 };
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.

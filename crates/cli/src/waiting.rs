@@ -5,7 +5,7 @@ use portkeep::{
     persistent::{Connection, PersistentError},
 };
 
-use crate::patience;
+use crate::args::patience;
 
 /// The agent's answer.
 #[derive(Debug)]

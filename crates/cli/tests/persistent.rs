@@ -13,7 +13,7 @@ use portkeep::{
     Align, PortRange, State, Transport, Transports,
     persistent::{
         Account, Audience, Lifetime, Name, PersistentError, Proposal, Which, lookup,
-        protocol::{self, EventKind},
+        protocol::{self, Change, EventKind},
     },
 };
 use portkeep_core::{Errno, wire};
@@ -274,6 +274,70 @@ fn outgoing_connections_keep_enough_ports_unless_it_is_forced() {
     user.kill();
     more.force = true;
     eventually(|| place.connect().create(&more, Lifetime::UntilDeleted).is_ok());
+    agent.stop();
+    end_all(&world);
+    world.assert_empty();
+}
+
+/// The entries of a block remain for an instant after it has ended. They count neither for nor against the next one.
+#[test]
+fn a_forced_block_that_has_ended_permits_nothing() {
+    let Some(world) = World::enter("ended_block") else { return };
+    let place = AgentFolder::new();
+    fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40999").unwrap();
+    let agent = place.agent();
+    let proposal = |text: &str, start, count| Proposal::new(name(text), ports(start, count), Transports::Tcp);
+    let create = |proposal: &Proposal| place.connect().create(proposal, Lifetime::UntilDeleted);
+    let delete = |text: &str| place.connect().delete(&Which::Name(name(text)));
+    let all = proposal("all", 40000, 1000);
+    let forced = Proposal { force: true, ..proposal("forced", 40000, 1000) };
+    create(&proposal("bit", 8443, 1)).unwrap();
+    let set = || {
+        place.connect().change(&name("bit"), &Change { ports: Some(ports(40000, 1000).into()), ..Change::default() })
+    };
+    let request = || portkeep::Reservation::tcp().at(40000).ports(1000).require(portkeep::Require::Kernel).acquire();
+    let with_pool = || {
+        place.configure("pool = \"40000-40999\"\n");
+        let complaints = place.connect().reload().unwrap().complaints;
+        place.configure("");
+        complaints
+    };
+    for _ in 0..3 {
+        create(&forced).unwrap();
+        delete("forced").unwrap();
+        assert!(matches!(create(&all), Err(PersistentError::Exhausts(_))), "{:?}", place.list());
+        create(&forced).unwrap();
+        delete("forced").unwrap();
+        assert!(matches!(set(), Err(PersistentError::Exhausts(_))), "{:?}", place.list());
+        create(&forced).unwrap();
+        delete("forced").unwrap();
+        assert!(matches!(request(), Err(portkeep::AcquireError::NoRoom { .. })), "{:?}", place.list());
+        create(&forced).unwrap();
+        delete("forced").unwrap();
+        let complaints = with_pool();
+        assert!(complaints.iter().any(|why| why.contains("the pool stays as it was")), "{complaints:?}");
+        // A block that has ended takes nothing from the next one.
+        create(&proposal("low", 40000, 500)).unwrap();
+        delete("low").unwrap();
+        create(&proposal("high", 40500, 500)).unwrap();
+        delete("high").unwrap();
+    }
+    // In one step: a file takes the place of another, and a file comes into force because a command's block ends.
+    let drop_in = |text: &str| place.drop_in("all.toml", &format!("[[reservation]]\n{text}\n"));
+    drop_in("name = \"forced\"\ntcp = \"40000-40999\"\nforce = true");
+    place.connect().reload().unwrap();
+    assert_eq!(place.state("forced"), Some(State::Active));
+    drop_in("name = \"all\"\nudp = \"40000-40999\"");
+    place.connect().reload().unwrap();
+    assert!(place.reason("all", State::Waiting).contains("leave 0 of the 1000"), "{:?}", place.list());
+    place.withdraw("all.toml");
+    place.connect().reload().unwrap();
+    create(&forced).unwrap();
+    drop_in("name = \"all\"\ntcp = \"40000-40999\"");
+    place.connect().reload().unwrap();
+    assert_eq!(place.state("all"), Some(State::Conflict));
+    delete("forced").unwrap();
+    assert!(place.reason("all", State::Waiting).contains("leave 0 of the 1000"), "{:?}", place.list());
     agent.stop();
     end_all(&world);
     world.assert_empty();
@@ -596,6 +660,62 @@ fn a_refused_bind_is_reported_readably() {
     agent.stop();
     assert!(events.next().is_none());
     end_all(&world);
+}
+
+/// The BPF programs report ten refusals of a process in a second, and count the others.
+#[test]
+fn each_refusal_is_counted_whether_its_process_lives_or_ends() {
+    const BINDS: u32 = 300;
+    let Some(world) = World::enter("each_refusal_is_counted") else { return };
+    let place = AgentFolder::new();
+    place.drop_in("web.toml", "[[reservation]]\nname = \"guarded\"\ntcp = 8443\nunit = \"guarded.service\"\n");
+    let agent = place.agent();
+    let events = place.connect().watch().unwrap();
+    let (send, receive) = std::sync::mpsc::channel();
+    let reader = thread::spawn(move || events.flatten().all(|event| send.send(event).is_ok()));
+    for (comm, lives) in [(c"lives", true), (c"ends", false)] {
+        let mut refused = Child::fork(|talk| {
+            become_user(NOBODY);
+            rustix::thread::set_name(comm).unwrap();
+            for _ in 0..BINDS {
+                assert_eq!(errno(bind(&tcp(), 8443)), Errno::EADDRINUSE);
+            }
+            talk.say(0);
+            if lives {
+                talk.hear();
+            }
+        });
+        refused.talk.hear();
+        let (pid, comm) = (refused.pid(), comm.to_str().unwrap());
+        let mut living = Some(refused);
+        if !lives {
+            living.take().unwrap().join();
+        }
+        let (mut counted, mut first) = (0, None);
+        while counted < BINDS {
+            let event = receive.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{comm}: {counted}"));
+            let process = event.process.unwrap();
+            assert_eq!((event.what, process.pid, process.comm.as_str()), (EventKind::Refused, pid, comm));
+            counted += 1 + event.unreported;
+            // The last events have what was known at the first one.
+            assert_eq!(
+                *first.get_or_insert((process.unit.clone(), process.command.clone())),
+                (process.unit, process.command)
+            );
+        }
+        assert_eq!(counted, BINDS, "{comm}");
+        if let Some(mut living) = living {
+            living.talk.say(0);
+            living.join();
+        }
+    }
+    // Nothing is counted twice.
+    place.connect().create(&web(9443), Lifetime::UntilReboot).unwrap();
+    assert_eq!(receive.recv().unwrap().what, EventKind::Granted);
+    agent.stop();
+    assert!(reader.join().unwrap());
+    end_all(&world);
+    world.assert_empty();
 }
 
 #[test]

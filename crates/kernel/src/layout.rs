@@ -326,6 +326,26 @@ map_struct! {
 }
 
 map_struct! {
+    /// The recent refusals of a process.
+    Offender {
+        /// When the second began in which `told` were reported, nanoseconds of `CLOCK_MONOTONIC`.
+        second: u64,
+        /// How many were reported in it.
+        told: u32,
+        /// How many were not reported since.
+        untold: u32,
+    }
+}
+
+impl Offender {
+    /// Refusals of this second that were not reported. When a second begins, the number of the one before is still
+    /// there for an instant.
+    pub fn unreported(&self) -> u32 {
+        if self.told > 1 { self.untold } else { 0 }
+    }
+}
+
+map_struct! {
     /// The data of a network namespace.
     Space {
         /// Where wildcard searches start: TCP, UDP, both.

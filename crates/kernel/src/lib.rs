@@ -38,8 +38,8 @@ pub use events::{Event, EventKind, Events};
 pub use fork::fork;
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use layout::{
-    Admitted, AdmittedKey, Config, Counters, Entries, Expiring, Filter, NOBODY, PRIVILEGED_GROUPS, Place, PlaceKey,
-    Quota, RangeKey, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
+    Admitted, AdmittedKey, Config, Counters, Entries, Expiring, Filter, NOBODY, Offender, PRIVILEGED_GROUPS, Place,
+    PlaceKey, Quota, RangeKey, Reservation, SPACE_WORDS, Space, Word, WordKey, has_share, root_elsewhere,
 };
 pub use load::{Link, LoadError, Loaded};
 pub use maps::{MapAccessError, Maps};

@@ -9,8 +9,8 @@ use aya::{
 use portkeep_core::{Token, cipher, wire};
 
 use crate::layout::{
-    Admitted, AdmittedKey, Config, Counters, Entries, Filter, Place, PlaceKey, Quota, RangeKey, Reservation, Space,
-    Word, WordKey,
+    Admitted, AdmittedKey, Config, Counters, Entries, Filter, Offender, Place, PlaceKey, Quota, RangeKey, Reservation,
+    Space, Word, WordKey,
 };
 
 /// A map could not be opened, read or written.
@@ -75,6 +75,7 @@ pub struct Maps {
     pub(crate) privileged: HashMap<MapData, u32, u32>,
     pub(crate) places: HashMap<MapData, PlaceKey, Place>,
     ranges: HashMap<MapData, RangeKey, u32>,
+    offenders: HashMap<MapData, u32, Offender>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -105,6 +106,7 @@ impl Maps {
             privileged: typed("privileged", Map::HashMap(source("privileged")?))?,
             places: typed("places", Map::HashMap(source("places")?))?,
             ranges: typed("ranges", Map::HashMap(source("ranges")?))?,
+            offenders: typed("offenders", Map::LruHashMap(source("offenders")?))?,
         })
     }
 
@@ -113,7 +115,7 @@ impl Maps {
         Self::from_source(|name| {
             let call = call(name);
             let map = ebpf.map(name).ok_or(MapAccessError::Missing(name))?;
-            let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else {
+            let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data)) = map else {
                 return Err(MapAccessError::Missing(name));
             };
             again(data).map_err(call)
@@ -272,6 +274,11 @@ impl Maps {
     /// The private ephemeral ranges: the audience of each, and the id of its reservation.
     pub fn ranges(&self) -> impl Iterator<Item = Result<(RangeKey, u32), MapAccessError>> {
         self.ranges.iter().map(|item| item.map_err(call("ranges")))
+    }
+
+    /// Processes that were refused lately, by their numbers. The kernel replaces elements, so a process may come twice.
+    pub fn offenders(&self) -> impl Iterator<Item = Result<(u32, Offender), MapAccessError>> {
+        self.offenders.iter().map(|item| item.map_err(call("offenders")))
     }
 }
 

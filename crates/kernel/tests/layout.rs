@@ -9,8 +9,8 @@ use std::{collections::HashMap, mem::offset_of};
 
 use portkeep_core::wire;
 use portkeep_kernel::{
-    AdmittedKey, Config, Counters, Entries, Expiring, Place, PlaceKey, Quota, RangeKey, Reservation, Space, Word,
-    WordKey,
+    AdmittedKey, Config, Counters, Entries, Expiring, Offender, Place, PlaceKey, Quota, RangeKey, Reservation, Space,
+    Word, WordKey,
 };
 
 static OBJECT: &[u8] = include_bytes!("../bpf/portkeep.bpf.o");
@@ -234,6 +234,7 @@ fn the_map_structures_are_those_of_the_object() {
         ]
     );
     same!(btf, "admitted_key", AdmittedKey, [token, also, n]);
+    same!(btf, "offender", Offender, [second, told, untold]);
     same!(btf, "space", Space, [cursor, avoid_first, avoid_last, payer, last]);
     same!(btf, "quota", Quota, [used, limit, words, pending]);
     same!(btf, "place_key", PlaceKey, [id, level]);

@@ -8,7 +8,7 @@ use portkeep::{
 use crate::text;
 
 // The library of the command has one public function, and this parser needs nothing else of it.
-#[path = "../../../crates/cli/src/portserver/request.rs"]
+#[path = "../../../crates/cli/src/commands/portserver/request.rs"]
 mod request;
 
 /// A line on the agent's socket, from a client or from the agent: refused, or the same after writing and reading.

@@ -22,6 +22,8 @@ impl Registry {
     /// end those that are not declared, and put the rest in force.
     pub(super) fn bring_in_line(&mut self, tools: &mut Tools<'_>, declared: Vec<Declared>) -> anyhow::Result<Changes> {
         let mut changes = Changes::default();
+        // It is decided anew what waits.
+        tools.draining = PortSet::default();
         tools.programs.maps.sweep_persistent(&tools.programs.admin)?;
         let mut in_force: HashMap<(PortRange, Transports), BlockInForce> = HashMap::new();
         let mut elsewhere = Vec::new();
@@ -209,7 +211,8 @@ impl Registry {
         if blocks.is_empty() {
             return waiting;
         }
-        match tools.reserved_ports.add_each_here(tools.netns, &blocks) {
+        // Declarations that wait until sockets close are among the blocks.
+        match tools.enter(&blocks, &PortSet::default()) {
             Ok(refused) => {
                 for (place, why) in refused.into_iter().rev() {
                     let why = format!("{why}; `force = true` overrides");

@@ -1,5 +1,7 @@
 //! The registry's tools: the BPF programs, and ways to check the agent's network namespace.
 
+use std::io;
+
 use portkeep::{
     Align, PortList, PortRange, Token,
     persistent::{
@@ -7,7 +9,7 @@ use portkeep::{
         protocol::{Reason, Refused},
     },
 };
-use portkeep_core::{Errno, ListMark, PortSet, wire};
+use portkeep_core::{Errno, ListMark, PortSet, ephemeral::Exhausted, wire};
 use portkeep_kernel::{AdminError, Claim, Claimed, CreateError, Maps, Wanted};
 use portkeep_observe::{
     accounts,
@@ -23,6 +25,7 @@ use crate::{
     programs::Programs,
     refused::{chain, failed, refused},
     reserved_ports::ReservedPorts,
+    settle,
     vacancy::Prober,
 };
 
@@ -32,6 +35,8 @@ pub(crate) struct Tools<'a> {
     pub(crate) prober: &'a Prober,
     /// Cookie of the namespace of persistent reservations: the agent's own.
     pub(crate) netns: u64,
+    /// The ports of declarations that wait until sockets close.
+    pub(crate) draining: PortSet,
 }
 
 pub(super) fn resolve(audience: &Audience) -> Result<Audience<u32>, String> {
@@ -56,6 +61,14 @@ pub(super) fn wanted(declaration: &Declaration, audience: &Audience<u32>) -> Vec
 }
 
 impl Tools<'_> {
+    /// Enter blocks into the sysctl beside those in force and those that wait (`draining`), see
+    /// [`ReservedPorts::add_each_here`].
+    pub(super) fn enter(&self, blocks: &[(PortSet, bool)], draining: &PortSet) -> io::Result<Vec<(usize, Exhausted)>> {
+        let maps = &self.programs.maps;
+        let in_force = || Ok(settle::wanted(maps, self.netns, draining)?.remove(&self.netns).unwrap_or_default());
+        self.reserved_ports.add_each_here(self.netns, blocks, in_force)
+    }
+
     /// Claim all blocks, or none of them.
     pub(super) fn claim(&mut self, wanted: &[Wanted]) -> Result<Claimed, Refused> {
         let Programs { admin, maps, .. } = &mut *self.programs;
@@ -99,7 +112,7 @@ impl Tools<'_> {
     /// Whether claimed blocks can be put in force: enough ephemeral ports remain, and no socket has one of their ports.
     fn check(&self, declaration: &Declaration, audience: &Audience<u32>) -> Result<(), Refused> {
         let block = (PortSet::from(&declaration.ports), declaration.force);
-        if let Some((_, why)) = self.reserved_ports.add_each_here(self.netns, &[block]).map_err(failed)?.pop() {
+        if let Some((_, why)) = self.enter(&[block], &self.draining).map_err(failed)?.pop() {
             return Err(refused(
                 Reason::Exhausts,
                 format!(
