@@ -22,14 +22,10 @@ use std::{
     },
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustix::{
     fs::{Mode, chmod},
-    net::{
-        AddressFamily,
-        sockopt::{socket_acceptconn, socket_domain},
-    },
-    process::{Resource, geteuid, getrlimit, setrlimit},
+    process::{PidfdFlags, PidfdGetfdFlags, Resource, geteuid, getpid, getrlimit, pidfd_getfd, pidfd_open, setrlimit},
 };
 
 use crate::{DONE, Io};
@@ -79,11 +75,16 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// The socket that systemd listens on for this process: its standard input (`StandardInput=socket`).
+/// The socket that systemd listens on for this process.
 fn activated() -> anyhow::Result<Option<UnixListener>> {
-    let input = rustix::stdio::stdin();
-    let listens = socket_acceptconn(input).unwrap_or(false) && socket_domain(input) == Ok(AddressFamily::UNIX);
-    Ok(if listens { Some(input.try_clone_to_owned()?.into()) } else { None })
+    let mut passed = sd_notify::listen_fds().context("reading LISTEN_FDS")?;
+    let Some(number) = passed.next() else { return Ok(None) };
+    if passed.next().is_some() {
+        bail!("systemd passed more than one socket; give the .socket unit one ListenStream=");
+    }
+    let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let socket = pidfd_getfd(ourselves, number, PidfdGetfdFlags::empty()).context("the socket that systemd passed")?;
+    Ok(Some(socket.into()))
 }
 
 fn listen(address: &str) -> anyhow::Result<UnixListener> {
