@@ -571,6 +571,36 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.pid() as i32).unwrap()
 }
 
+/// The agent checks a port by a bind, which keeps other processes from the port for an instant. A request that is refused
+/// keeps no process from a port (N1).
+#[test]
+fn n1_a_request_for_a_block_with_a_port_in_use_keeps_no_process_from_the_others() {
+    let Some(world) = World::enter("n1_a_request_for_a_block_with_a_port_in_use") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    let (in_tcp, in_udp) = (tcp(), udp());
+    bind(&in_tcp, 7063).unwrap();
+    bind(&in_udp, 7163).unwrap();
+    let both = AcquireRequest { start: 7100, count: 64, flags: wire::BOTH, ..Default::default() };
+    for asked in [AcquireRequest { start: 7000, count: 64, ..Default::default() }, both] {
+        let asker = Child::fork(|talk| {
+            let owner = tcp();
+            talk.say(0);
+            loop {
+                assert_eq!(request(&owner, &asked), Err(Errno::EADDRINUSE));
+            }
+        });
+        let free = (asked.start..asked.start + 63).cycle();
+        for port in free.take(30_000) {
+            assert!(bind(&tcp(), port).is_ok(), "{port} was kept from another process");
+        }
+        asker.kill();
+    }
+    drop((in_tcp, in_udp));
+    agent.stop();
+    world.assert_empty();
+}
+
 #[test]
 fn privileged_blocks_are_for_root() {
     let Some(world) = World::enter("privileged_blocks_are_for_root") else { return };

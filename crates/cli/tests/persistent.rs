@@ -25,6 +25,7 @@ use portkeep_testkit::{
     sockets::{acquire, bind, errno, port, reserve, tcp, udp},
 };
 use proptest::prelude::*;
+use rustix::process::Signal;
 
 const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
@@ -697,6 +698,42 @@ fn a_request_that_waits_for_a_socket_to_close_rarely_asks_the_agent() {
     }
     agent.stop();
     world.assert_empty();
+}
+
+/// A request that was not granted reserves nothing. So its end frees no ports, and nobody is informed of it.
+#[test]
+fn n1_the_end_of_a_request_that_was_not_granted_is_no_event() {
+    let Some(world) = World::enter("n1_the_end_of_a_request") else { return };
+    let place = AgentFolder::new();
+    let agent = place.agent();
+    let _server = TcpListener::bind("127.0.0.1:7777").unwrap();
+    let events = place.connect().watch().unwrap();
+    // The owner does not wait for the answer. Port 7777 is in use, the others are vacant.
+    let ask_and_close = |start| {
+        in_child(move || {
+            become_user(NOBODY);
+            let request = wire::AcquireRequest { start, count: 1, ..Default::default() };
+            assert_eq!(errno(acquire(&tcp(), &request)), Errno::EINPROGRESS);
+        });
+    };
+    (0..50).for_each(|_| ask_and_close(7777));
+    agent.signal(Signal::STOP);
+    [7777, 7778, 7779].into_iter().for_each(ask_and_close);
+    agent.signal(Signal::CONT);
+    let owner = tcp();
+    let granted = || portkeep::control::granted(&owner).unwrap().state == wire::ACTIVE;
+    let request = wire::AcquireRequest { start: 7790, count: 2, ..Default::default() };
+    assert_eq!(errno(acquire(&owner, &request)), Errno::EINPROGRESS);
+    eventually(granted);
+    drop(owner);
+    place.connect().create(&web(9443), Lifetime::UntilReboot).unwrap();
+    let seen = events.map(|event| event.map(|event| (event.what, event.ports.start())).unwrap());
+    let seen: Vec<(EventKind, u16)> = seen.take_while(|(_, start)| *start != 9443).collect();
+    // A request may be granted or denied before its owner has closed its socket.
+    let ended: Vec<_> = seen.iter().filter(|(what, start)| *what == EventKind::Ended || *start == 7790).collect();
+    assert_eq!(ended, [&(EventKind::Granted, 7790), &(EventKind::Ended, 7790)], "{seen:?}");
+    agent.stop();
+    end_all(&world);
 }
 
 /// The BPF programs report ten refusals of a process in a second, and count the others.
