@@ -732,6 +732,43 @@ fn n1_the_end_of_a_request_that_was_not_granted_is_no_event() {
     end_all(&world);
 }
 
+/// The agent looks at the ports in each try, with sockets of its own. Their ends must not cause the next try.
+#[test]
+fn a_request_that_waits_for_a_socket_to_close_rarely_asks_the_agent() {
+    const SECONDS: u64 = 4;
+    let Some(world) = World::enter("waits_for_a_socket") else { return };
+    let place = AgentFolder::new();
+    let agent = place.agent();
+    for (count, most) in [(1, SECONDS + 5), (2, SECONDS + 20)] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 8090)).unwrap();
+        let request = portkeep::Reservation::tcp().at(8090).ports(count).require(portkeep::Require::Kernel);
+        let request = request.wait(Duration::from_secs(SECONDS));
+        let mut tries = 0;
+        let refused = request.acquire_unless(None, |why| {
+            tries += u64::from(why.is_some());
+            false
+        });
+        assert!(matches!(refused, Err(portkeep::AcquireError::InUse { by: None, .. })), "{refused:?}");
+        assert!(tries <= most, "{tries} tries for {count} ports");
+        // The end of the listener is noticed.
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let granted = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                request.clone().wait(Duration::MAX).acquire_unless(None, move |why| {
+                    let _ = why.map(|_| waits.send(()));
+                    false
+                })
+            });
+            waiting.recv().unwrap();
+            drop(listener);
+            thread.join().unwrap()
+        });
+        assert_eq!(granted.unwrap().ports().first(), ports(8090, count));
+    }
+    agent.stop();
+    world.assert_empty();
+}
+
 /// The BPF programs report ten refusals of a process in a second, and count the others.
 #[test]
 fn each_refusal_is_counted_whether_its_process_lives_or_ends() {
