@@ -42,7 +42,11 @@ pub use render::streams::Io;
 /// For `portkeep-fleet`, whose `run` treats its command as this one does.
 pub mod command {
     pub use crate::{
-        args::ports::OfTransport,
+        args::{
+            help::{ADVANCED, arrange},
+            patience::seconds,
+            ports::{PortArgs, ports},
+        },
         commands::run::{
             exit_code,
             substitute::{environment, fill_in},

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portkeep::{
-    PortRange, Transports,
+    PortRange,
     persistent::protocol::{Reason, Refused},
 };
 
@@ -14,13 +14,9 @@ use crate::{
 
 /// A host's part of a job.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
-    pub(crate) name: String,
-    pub(crate) ports: PortRange,
-    pub(crate) transports: Transports,
-    /// The decision.
-    pub(crate) revision: i64,
-    pub(crate) stage: Stage,
+pub(crate) struct LocalPart {
+    pub(crate) reserved: Reserved,
+    pub(crate) stage: PartStage,
     /// The job is over.
     pub(crate) over: bool,
     /// The socket that the end of the part waits for, as last reported.
@@ -29,7 +25,7 @@ pub(crate) struct Held {
 
 /// How far a part has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum PartStage {
     /// Nothing was reserved.
     Refused,
     /// The agent was asked and has not answered, so it may be reserved.
@@ -41,9 +37,9 @@ pub(crate) enum Stage {
 }
 
 /// The parts by the ids of their jobs, and the fence.
-pub(crate) struct Parts<F> {
+pub(crate) struct LocalParts<F> {
     pub(crate) fence: F,
-    pub(crate) held: BTreeMap<String, Held>,
+    pub(crate) held: BTreeMap<String, LocalPart>,
     /// For each port the latest decision that this host has acted on.
     latest: Vec<i64>,
     range: PortRange,
@@ -58,29 +54,22 @@ pub(crate) enum Ending {
     Waits(String),
 }
 
-impl<F: Fence> Parts<F> {
+impl<F: Fence> LocalParts<F> {
     pub(crate) fn new(fence: F, range: PortRange) -> Self {
         Self { fence, held: BTreeMap::new(), latest: vec![0; 1 << 16], range }
     }
 
     /// Reserve what a decision grants. The answer, with the reason of a refusal.
     pub(crate) fn reserve(&mut self, job: &Job, revision: i64) -> (Answer, Option<Refused>) {
-        let reserved = self.try_to_reserve(job, revision);
-        let held = Held {
-            name: job.name.clone(),
-            ports: job.ports,
-            transports: job.transports,
-            revision,
-            stage: match &reserved {
-                Ok(()) => Stage::Reserved,
-                Err(Refused { reason: Reason::NoAgent, .. }) => Stage::Unanswered,
-                Err(_) => Stage::Refused,
-            },
-            over: false,
-            waits_for: None,
+        let result = self.try_to_reserve(job, revision);
+        let stage = match &result {
+            Ok(()) => PartStage::Reserved,
+            Err(Refused { reason: Reason::NoAgent, .. }) => PartStage::Unanswered,
+            Err(_) => PartStage::Refused,
         };
-        self.held.insert(job.id.clone(), held);
-        match reserved {
+        let Job { name, ports, transports, .. } = job.clone();
+        self.adopt(&job.id, &Reserved { name, revision, ports, transports }, stage, false);
+        match result {
             Ok(()) => (Answer::Granted, None),
             Err(reason) => (Answer::Refused, Some(reason)),
         }
@@ -90,35 +79,32 @@ impl<F: Fence> Parts<F> {
         let Job { ports, .. } = job;
         let refused = |message| Err(Refused { reason: Reason::Failed, message });
         if !self.range.contains(ports.start()) || !self.range.contains(ports.last()) {
-            return refused(format!("ports {ports} are not within the range {} of this host's fleet.toml", self.range));
+            return refused(format!(
+                "ports {ports} are not within `range` of this host's fleet.toml, {}; all hosts require the same range",
+                self.range
+            ));
         }
         let latest = ports.iter().map(|port| self.latest[usize::from(port)]).max().unwrap_or_default();
         if revision < latest {
             return refused(format!(
-                "the decision is older ({revision}) than one that this host has acted on ({latest})"
+                "ports {ports}: this decision (revision {revision} of etcd) is older than one that this host has acted \
+                 on ({latest}); request the ports again"
             ));
         }
-        self.fence.reserve(job, revision)?;
-        self.saw(*ports, revision);
-        Ok(())
+        self.fence.reserve(job, revision)
     }
 
-    /// Note the decision as the latest one of its ports.
-    fn saw(&mut self, ports: PortRange, revision: i64) {
-        for port in ports {
-            let latest = &mut self.latest[usize::from(port)];
-            *latest = revision.max(*latest);
+    /// Note a part: of this daemon, of an earlier one, or of an earlier connection. If it is reserved, its decision is
+    /// the latest one of its ports.
+    pub(crate) fn adopt(&mut self, id: &str, reserved: &Reserved, stage: PartStage, over: bool) {
+        if stage == PartStage::Reserved {
+            for port in reserved.ports {
+                let latest = &mut self.latest[usize::from(port)];
+                *latest = reserved.revision.max(*latest);
+            }
         }
-    }
-
-    /// A part of an earlier daemon, or of an earlier connection.
-    pub(crate) fn adopt(&mut self, id: &str, reserved: &Reserved, stage: Stage, over: bool) {
-        let Reserved { name, revision, ports, transports } = reserved.clone();
-        if stage == Stage::Reserved {
-            self.saw(ports, revision);
-        }
-        let held = Held { name, ports, transports, revision, stage, over, waits_for: None };
-        self.held.insert(id.to_owned(), held);
+        let reserved = reserved.clone();
+        self.held.insert(id.to_owned(), LocalPart { reserved, stage, over, waits_for: None });
     }
 
     /// Note that the job is over. Returns whether the host has a part of it.
@@ -131,25 +117,25 @@ impl<F: Fence> Parts<F> {
         self.held.iter().filter(|(_, held)| held.over).map(|(id, _)| id.clone()).collect()
     }
 
-    /// A step towards the end of a part. While a process of the job still uses a port, outsiders are kept off all of them.
+    /// A step towards the end of a part. While a process of the job still uses a port, outsiders are kept off all of
+    /// them.
     pub(crate) fn end(&mut self, id: &str) -> Ending {
         let Some(held) = self.held.get_mut(id) else { return Ending::Vacant };
         let fence = &mut self.fence;
         let mut step = || -> Result<(), String> {
-            let Held { name, revision, ports, transports, stage, .. } = held.clone();
-            let reserved = Reserved { name, revision, ports, transports };
-            let mut vacant = || fence.in_use(ports, transports)?.map_or(Ok(()), Err);
-            match stage {
-                Stage::Refused => Ok(()),
+            let reserved = &held.reserved;
+            let vacant = |fence: &mut F| fence.in_use(reserved.ports, reserved.transports)?.map_or(Ok(()), Err);
+            match held.stage {
+                PartStage::Refused => Ok(()),
                 // No process of the job can have had a port.
-                Stage::Unanswered => fence.release(&reserved),
-                Stage::Released => vacant(),
-                Stage::Reserved => {
-                    vacant()?;
-                    fence.release(&reserved)?;
-                    held.stage = Stage::Released;
+                PartStage::Unanswered => fence.release(reserved),
+                PartStage::Released => vacant(fence),
+                PartStage::Reserved => {
+                    vacant(fence)?;
+                    fence.release(reserved)?;
+                    held.stage = PartStage::Released;
                     // A socket may have been bound in between.
-                    fence.in_use(ports, transports)?.map_or(Ok(()), Err)
+                    vacant(fence)
                 }
             }
         };

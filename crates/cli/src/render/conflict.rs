@@ -19,7 +19,7 @@ use crate::{
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
 pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> anyhow::Error {
-    let (list, transports) = match ask.ports() {
+    let (list, transports) = match ask.wanted.ports() {
         Ok(ports) => ports,
         Err(wrong) => return wrong,
     };
@@ -31,7 +31,7 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> a
         )),
         (AcquireError::NoRoom { .. }, None) => no_room(ask),
         (AcquireError::OverQuota, _) => {
-            let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+            let count = list.as_ref().map_or_else(|| ask.wanted.count(), PortList::count);
             Some(over_quota(count, transports, config))
         }
         (AcquireError::AgentAbsent, Some(block)) => Some(format!(
@@ -65,8 +65,8 @@ pub(crate) fn privileged(ports: &PortList) -> String {
 /// `None` in held mode: it has no pool that could be full.
 fn no_room(ask: &Ask) -> Option<String> {
     let Version { pool, ports, .. } = portkeep::version().ok()?;
-    let count = ask.count();
-    let aligned = Some(ask.align)
+    let count = ask.wanted.count();
+    let aligned = Some(ask.wanted.align)
         .filter(|n| *n != Align::ANY)
         .map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
     let what = if count == 1 { "port".into() } else { format!("{count} ports in a row{aligned}") };
@@ -92,8 +92,8 @@ fn quota(config: &ConfigFile) -> Option<Limit> {
 
 /// Whether the request is larger than the whole quota, so that it can never be granted.
 pub(crate) fn never_allowed(ask: &Ask, config: &ConfigFile) -> bool {
-    let Ok((list, transports)) = ask.ports() else { return false };
-    let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+    let Ok((list, transports)) = ask.wanted.ports() else { return false };
+    let count = list.as_ref().map_or_else(|| ask.wanted.count(), PortList::count);
     matches!(quota(config), Some(Limit::Ports(quota)) if ports(count, transports) > quota)
 }
 

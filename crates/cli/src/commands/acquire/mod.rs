@@ -79,7 +79,7 @@ fn scope() -> impl TypedValueParser<Value = Scope> {
 pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
     args.hold.begin()?;
     // Checked first: for a request that cannot be granted, the BPF programs must not be brought up.
-    args.ask.ports()?;
+    args.ask.wanted.ports()?;
     let lets_in = !args.ask.also()?.is_empty();
     let until = args.hold.until()?;
     if args.hold.leaves() {

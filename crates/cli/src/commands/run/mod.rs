@@ -217,7 +217,7 @@ impl Args {
         let range = self.ephemeral.map(|count| self.ask.for_range(count));
         let ask = if self.wants_fixed(lent) { Some(&self.ask) } else { range.as_ref() };
         match (ask, level) {
-            (Some(ask), Level::Kernel(_)) if self.scope != RunScope::User => Ok(ask.ports()?.1.iter().next()),
+            (Some(ask), Level::Kernel(_)) if self.scope != RunScope::User => Ok(ask.wanted.ports()?.1.iter().next()),
             _ => Ok(None),
         }
     }
@@ -268,7 +268,7 @@ fn level(args: &Args, lent: bool) -> anyhow::Result<Level> {
         return Ok(Level::Kernel(Served::default()));
     }
     // Checked first: for a request that cannot be granted, the BPF programs must not be brought up.
-    args.ask.ports()?;
+    args.ask.wanted.ports()?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == RunScope::Cgroup, "--scope cgroup"),
@@ -297,7 +297,7 @@ fn set_up(
             return Ok(prepared);
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
-        let udp = match args.ask.ports()?.1 {
+        let udp = match args.ask.wanted.ports()?.1 {
             Transports::Tcp => "",
             _ => "; the UDP ports are released when the command starts",
         };
