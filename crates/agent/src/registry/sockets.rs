@@ -1,5 +1,7 @@
 //! Sockets that keep a declared block from coming into force.
 
+use std::collections::BTreeMap;
+
 use portkeep::{
     BoundSocket, PortRange,
     persistent::{Audience, Declaration},
@@ -10,35 +12,45 @@ use portkeep_observe::usage::{self, Usage};
 use super::item::Obstacle;
 use crate::{
     audience_check::AudienceCheck,
-    vacancy::{Look, Prober},
+    vacancy::{Listed, Look, Prober},
 };
 
 /// Sockets in the namespace, looked at once for each transport.
 pub(super) struct Sockets<'a> {
     looks: [Look<'a>; 2],
-    bound: [PortSet; 2],
+    /// The ports of each transport that have to be checked, in this order.
+    candidates: BTreeMap<Listed, [PortSet; 2]>,
     check: AudienceCheck,
 }
 
 impl<'a> Sockets<'a> {
     /// Look for sockets on these ports. They are candidates; [`Sockets::obstacle`] checks each of them.
     pub(super) fn look(prober: &'a Prober, check: AudienceCheck, ports: PortRange) -> Result<Self, String> {
-        let looks = Transport::ALL.map(|transport| prober.look(transport));
-        let mut bound = [PortSet::default(), PortSet::default()];
-        for (look, bound) in looks.iter().zip(&mut bound) {
-            let candidates = look.candidates(ports).map_err(|error| format!("cannot look for sockets: {error}"))?;
-            for port in candidates {
-                bound.insert(PortRange::single(port).expect("a bound port is not 0"));
+        let looks = Transport::ALL.map(|transport| prober.look(transport, ports));
+        let mut candidates: BTreeMap<Listed, [PortSet; 2]> = BTreeMap::new();
+        for (index, look) in looks.iter().enumerate() {
+            for (listed, port) in look.candidates().map_err(|error| format!("cannot look for sockets: {error}"))? {
+                let port = PortRange::single(port).expect("a candidate is not 0");
+                candidates.entry(listed).or_default()[index].insert(port);
             }
         }
-        Ok(Self { looks, bound, check })
+        Ok(Self { looks, candidates, check })
     }
 
     /// Why the block cannot be reserved, if a socket that may not stay has one of its ports.
     pub(super) fn obstacle(&self, declaration: &Declaration, audience: &Audience<u32>) -> Option<Obstacle> {
+        self.candidates.values().find_map(|candidates| self.obstacle_among(candidates, declaration, audience))
+    }
+
+    fn obstacle_among(
+        &self,
+        candidates: &[PortSet; 2],
+        declaration: &Declaration,
+        audience: &Audience<u32>,
+    ) -> Option<Obstacle> {
         declaration.transports.iter().find_map(|transport| {
-            let (look, bound) = (&self.looks[transport as usize], &self.bound[transport as usize]);
-            declaration.ports.iter().filter(|port| bound.contains(*port)).find_map(|port| {
+            let (look, candidates) = (&self.looks[transport as usize], &candidates[transport as usize]);
+            declaration.ports.iter().filter(|port| candidates.contains(*port)).find_map(|port| {
                 if look.vacant(port).unwrap_or(false) {
                     return None;
                 }

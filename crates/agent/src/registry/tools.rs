@@ -121,7 +121,6 @@ impl Tools<'_> {
                 ),
             ));
         }
-        // For a block that is short, no listing of all sockets is required.
         let ports = declaration.ports.as_block().unwrap_or(PortRange::ALL);
         let sockets = self.sockets(ports).map_err(|why| refused(Reason::Failed, why))?;
         match sockets.obstacle(declaration, audience) {

@@ -102,7 +102,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let status = status::of(&args.place.pins, io)?;
     if let Some(overlap) = status.overlap() {
-        io.warning(format_args!("{overlap}; {}", agent::Overlap::HELP));
+        let open = if overlap.is_entered() || status.agent == Some(true) {
+            ""
+        } else {
+            "; until an agent runs, automatic choices come from the others even if they are reserved"
+        };
+        io.warning(format_args!("{overlap}{open}; {}", agent::Overlap::HELP));
     }
     if args.json {
         io.json(&status)?;
