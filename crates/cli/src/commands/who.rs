@@ -142,7 +142,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     if look.facts.redirects.is_none() {
         io.note(match rustix::process::geteuid().is_root() {
-            true => "NAT rules could not be read: this requires nft or iptables-save",
+            true => "NAT rules could not be read: this requires CAP_NET_ADMIN and nft or iptables-save",
             false => "only root can see NAT rules, which can redirect a port",
         });
     }
