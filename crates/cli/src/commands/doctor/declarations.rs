@@ -47,6 +47,9 @@ fn remedy(info: &Info) -> String {
     match longest {
         Some(seconds) => format!("nothing: it comes into force by itself, in {seconds} s at most"),
         None if info.waits_for.is_empty() => "the agent tries again; remove what its reason names".into(),
+        None if info.waits_for.iter().all(usage::is_left) => {
+            "nothing: it comes into force by itself when the kernel ends these connections".into()
+        }
         None => "stop that program, or write `around = true` if it is the one that the ports are for".into(),
     }
 }
@@ -57,7 +60,7 @@ fn leftovers(info: &Info, usage: &Usage) -> Vec<Finding> {
     let each = ports.flat_map(|port| info.transports.iter().map(move |transport| (port, transport)));
     let mut found = Vec::new();
     for one in each.filter_map(|key| usage.ports.get(&key)).filter(|one| one.bound_by.is_empty()) {
-        if let Some(socket) = one.connections.iter().find(|socket| socket.remaining.is_some()) {
+        if let Some(socket) = one.connections.iter().find(|socket| usage::is_left(socket)) {
             let name = info.name.as_deref().unwrap_or_default();
             let state = usage::state(socket);
             let message = format!("{name} is in force, and {}/{} is not free yet: {state}", one.port, one.transport);
