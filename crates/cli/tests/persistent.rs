@@ -663,6 +663,39 @@ fn a_refused_bind_is_reported_readably() {
     end_all(&world);
 }
 
+/// The largest uid is 2^32 - 2. None of them is a negative number, and none is an account of a container's root.
+#[test]
+fn users_from_uid_2_to_the_31_on_are_users_like_others() {
+    let Some(world) = World::enter("users_from_uid_2_to_the_31_on") else { return };
+    let place = AgentFolder::new();
+    let agent = place.agent();
+    for (uid, port) in [(1 << 31, 8443), (u32::MAX - 1, 8444)] {
+        let of_user =
+            |port| Proposal::new(name(&format!("u{port}")), ports(port, 1), Transports::Tcp).audience(user(uid));
+        place.connect().create(&of_user(port), Lifetime::UntilReboot).unwrap();
+        assert_eq!((bound_by(uid, port), bound_by(NOBODY, port)), (Ok(()), Err(Errno::EADDRINUSE)));
+
+        let events = place.connect().watch().unwrap();
+        let mut owner = Child::fork(|talk| {
+            become_user(uid);
+            let owner = tcp();
+            talk.say(reserve(&owner, 0, 2).start.into());
+            talk.hear();
+        });
+        let start = owner.talk.hear() as u16;
+        let granted = events.map(Result::unwrap).find(|event| event.what == EventKind::Granted).unwrap();
+        assert_eq!((granted.ports.start(), granted.process.unwrap().uid), (start, Some(uid)));
+        let counters = place.connect().counters().unwrap();
+        let quota = counters.quotas.iter().find(|quota| quota.uid == Some(uid)).expect("it has a quota");
+        assert_eq!((quota.account.as_str(), quota.used, quota.limit), (&*format!("user {uid}"), 2, Some(1024)));
+        assert_eq!(bound_by(NOBODY, start), Err(Errno::EADDRINUSE));
+        owner.talk.say(0);
+        owner.join();
+    }
+    agent.stop();
+    end_all(&world);
+}
+
 /// A request that was not granted reserves nothing. So its end frees no ports, and nobody is informed of it.
 #[test]
 fn n1_the_end_of_a_request_that_was_not_granted_is_no_event() {
