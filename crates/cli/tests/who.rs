@@ -214,6 +214,20 @@ fn nat_rules_that_redirect_a_port() {
     assert_eq!(who(&machine, 80).0["redirects"], serde_json::json!([]));
 }
 
+/// `iptables-save` of most distributions does not show these tables.
+#[test]
+fn nat_rules_in_the_tables_of_iptables_legacy() {
+    let Some(machine) = machine("legacy") else { return };
+    let made = machine.shell("iptables-legacy -t nat -A PREROUTING -p tcp --dport 2300 -j REDIRECT --to-ports 99");
+    if made.code != Some(0) {
+        portkeep_testkit::note(&format!("SKIPPED who::legacy: no iptables-legacy, or no such tables here: {made:?}"));
+        return;
+    }
+    let (json, _) = who(&machine, 2300);
+    assert_eq!(json["redirects"].as_array().map(Vec::len), Some(1), "{json:#}");
+    assert_eq!(who(&machine, 80).0["redirects"], serde_json::json!([]));
+}
+
 #[test]
 fn the_settings_that_concern_a_port() {
     let Some(machine) = machine("settings") else { return };
