@@ -51,6 +51,8 @@ fn up_is_idempotent_and_down_leaves_nothing() {
     let other = machine.portkeep(&["up", "--pool", "50000-50099"]);
     assert_eq!(other.code, Some(1));
     assert!(other.err.contains("61000-65535, not 50000-50099"), "{other:?}");
+    let other = machine.portkeep(&["up", "--quota", "unlimited"]);
+    assert!(other.err.contains("with quota 77, not unlimited"), "{other:?}");
 
     let status = machine.portkeep(&["status", "--json"]).ok().json();
     let name = machine.enforced();
@@ -73,6 +75,13 @@ fn up_is_idempotent_and_down_leaves_nothing() {
     let again = machine.portkeep(&["down", "--json"]).ok();
     assert_eq!(again.json()["was_up"], false);
     assert_eq!(machine.portkeep(&["list"]).code, Some(3));
+
+    let up = machine.portkeep(&["up", "--quota", "unlimited"]).ok();
+    assert!(up.out.contains("\nquota         unlimited\n"), "{up:?}");
+    assert_eq!(machine.portkeep(&["status", "--json"]).ok().json()["quota"], serde_json::Value::Null);
+    let other = machine.portkeep(&["up", "--quota", "1024"]);
+    assert!(other.err.contains("with quota unlimited, not 1024"), "{other:?}");
+    machine.portkeep(&["down"]).ok();
 }
 
 #[test]
@@ -186,7 +195,10 @@ fn r12_a_program_that_goes_on_in_the_background_keeps_its_ports() {
     let script = format!("sh -c '{later}' >/dev/null 2>&1 & echo $PORT $!");
     let run = machine.portkeep(&["run", "--", "sh", "-c", &script]).ok();
     let (port, pid) = run.out.trim().split_once(' ').unwrap();
-    assert!(run.err.contains(&format!("pid {pid} (sh)")) && run.err.contains("stays reserved"), "{run:?}");
+    assert!(
+        run.err.contains(&format!("pid {pid} (sh)")) && run.err.contains("stays reserved for it until it ends"),
+        "{run:?}"
+    );
     assert_eq!(machine.outsider_binds("tcp", port.parse().unwrap()), "AddrInUse");
     assert_eq!(reservations(&machine), 1);
     std::fs::write(&go, "").unwrap();

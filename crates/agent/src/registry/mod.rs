@@ -24,6 +24,7 @@ use portkeep_core::PortSet;
 use portkeep_persist::{Declared, Diagnostic, Store, Stored, dropin, merge, store::boot_id};
 
 use item::{Item, ItemState, not_in_force};
+pub use sockets::obstacle_to;
 use store_slot::StoreSlot;
 pub(super) use tools::Tools;
 

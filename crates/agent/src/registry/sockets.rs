@@ -7,13 +7,37 @@ use portkeep::{
     persistent::{Audience, Declaration},
 };
 use portkeep_core::{PortSet, Transport};
+use portkeep_kernel::Config;
 use portkeep_observe::usage::{self, Usage};
 
-use super::item::Obstacle;
+use super::{item::Obstacle, tools::resolve};
 use crate::{
     audience_check::AudienceCheck,
     vacancy::{Listed, Look, Prober},
 };
+
+/// Why a declaration would not come into force now: its user or group does not exist, or a socket of the calling
+/// thread's network namespace has one of its ports. This only reads, so it may miss sockets that the kernel does not
+/// list. Without the configuration of the BPF programs it is not known which sockets `around` lets stay: then none is
+/// reported.
+///
+/// # Errors
+///
+/// If the sockets cannot be listed.
+pub fn obstacle_to(declaration: &Declaration, config: Option<&Config>) -> Result<Option<String>, String> {
+    let audience = match resolve(&declaration.audience) {
+        Ok(audience) => audience,
+        Err(why) => return Ok(Some(why)),
+    };
+    let check = match config {
+        Some(config) => AudienceCheck::new(config),
+        None if declaration.around => return Ok(None),
+        None => AudienceCheck::default(),
+    };
+    let prober = Prober::listing_only();
+    let sockets = Sockets::look(&prober, check, PortRange::ALL)?;
+    Ok(sockets.obstacle(declaration, &audience).map(|obstacle| obstacle.refusal()))
+}
 
 /// Sockets in the namespace, looked at once for each transport.
 pub(super) struct Sockets<'a> {

@@ -1,6 +1,6 @@
 //! The requests of `run` and `acquire`.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use portkeep::{
     Align,
@@ -11,6 +11,7 @@ use portkeep_observe::accounts;
 
 use crate::{
     args::{patience, ports::PortArgs},
+    commands::check::Known,
     exit::refused,
 };
 
@@ -68,6 +69,12 @@ impl Ask {
         let others =
             Others::new(self.also.iter().cloned()).map_err(|error| refused(Reason::Malformed, error.to_string()));
         others?.try_map(accounts::uid, accounts::gid).map_err(|why| refused(Reason::Malformed, why))
+    }
+
+    /// A sentence about a unit that `--also` names and that does not exist.
+    pub(crate) fn missing_also(&self) -> Option<String> {
+        let known = Known::below(Path::new("/"));
+        self.also.iter().find_map(|other| known.missing(other)).map(|missing| format!("--also: {missing} yet"))
     }
 
     /// Whether an option names or counts fixed ports.

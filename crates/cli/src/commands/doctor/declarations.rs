@@ -8,10 +8,10 @@ use crate::{args::asked, commands::check, units, waiting};
 
 /// The same as `portkeep check`.
 pub(super) fn files(examined: &Examined<'_>) -> Findings {
-    let (errors, warnings) = check::of_machine(examined.sources).map_err(|error| format!("{error:#}"))?;
-    let all = [(Severity::Error, errors), (Severity::Warning, warnings)];
-    Ok(all
+    let all = check::of_machine(examined.sources).map_err(|error| format!("{error:#}"))?;
+    Ok([Severity::Error, Severity::Warning, Severity::Note]
         .into_iter()
+        .zip(all)
         .flat_map(|(severity, diagnostics)| diagnostics.into_iter().map(move |diagnostic| (severity, diagnostic)))
         .map(|(severity, mut diagnostic)| {
             let help = diagnostic.help.take();
@@ -35,7 +35,11 @@ pub(super) fn in_force(examined: &Examined<'_>) -> Findings {
                 Finding::new(Severity::Error, waiting::sentence(info))
                     .help("change one of the two declarations; `portkeep persist list` shows where they are"),
             ),
-            _ => found.push(Finding::new(Severity::Warning, waiting::sentence(info)).help(remedy(info))),
+            State::Waiting => {
+                found.push(Finding::new(Severity::Warning, waiting::sentence(info)).help(remedy(info)));
+            }
+            // No declaration is in another state.
+            _ => {}
         }
     }
     Ok(found)
