@@ -29,8 +29,13 @@ after_upgrade() {
 	if [ -d "$pins" ]; then portkeep upgrade; fi
 }
 
-# Nothing may stay in the kernel when the program is gone.
+# Nothing may stay in the kernel when the program is gone. If an administrator has enabled the port server's socket,
+# systemd would look for it at the next boot.
 before_removal() {
+	# shellcheck disable=SC2086  # a list
+	portserver='portkeep-portserver.socket portkeep-portserver.service'
+	if [ -d /run/systemd/system ]; then systemctl stop $portserver || true; fi
+	if command -v systemctl >/dev/null; then systemctl --quiet disable $portserver || true; fi
 	stop_service
 	if [ -d "$pins" ]; then portkeep down; fi
 }

@@ -143,6 +143,8 @@ impl<'k> Agent<'k> {
         let state = state.clone().unwrap_or_else(|| policy.config().state_dir());
         let folder = runtime.folder()?;
         let now = Instant::now();
+        // Made before the maps are read and before the first round, so that no event is missed in between.
+        let reader = programs.reader()?;
         let mut agent = Self {
             reserved_ports: ReservedPorts { runtime: runtime.clone(), pool: programs::pool(&programs.config) },
             prober: Prober::marked(programs.config.secret),
@@ -163,8 +165,7 @@ impl<'k> Agent<'k> {
             listed: None,
             timers: Timers { tick: now, give_back: now, everywhere: now, forget: now, slice: now },
             put_off: String::new(),
-            // Made before the first round, so that no event is missed in between.
-            _reader: programs.reader()?,
+            _reader: reader,
             beacon: None,
             _only: only,
             programs,

@@ -34,7 +34,7 @@ fn cgroup_of(pid: u32) -> Option<Vec<String>> {
 }
 
 /// The settings that the check depends on, as the BPF programs have them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AudienceCheck {
     /// How deep the enforced cgroup is below the hierarchy's root.
     enforced_depth: usize,

@@ -1,10 +1,10 @@
-//! The lists in force, for the event log: a list is one reservation and is reported once.
+//! The reservations in force, for the event log. A list is one reservation and is reported once.
 
 use std::collections::{HashMap, hash_map};
 
 use portkeep::Info;
-use portkeep_core::{ListMark, PortList, PortRange, wire};
-use portkeep_kernel::{Maps, Reservation};
+use portkeep_core::{ListMark, PortList, PortRange, Transports, wire};
+use portkeep_kernel::{Event, Maps, Reservation};
 
 /// A reservation of the BPF programs.
 pub(super) fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
@@ -26,20 +26,43 @@ impl ListKey {
     }
 }
 
+/// A block as the events of its begin and of its end describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    netns: u64,
+    owner: u32,
+    ports: PortRange,
+    transports: Transports,
+}
+
+impl Block {
+    fn of(reservation: &Reservation) -> Option<Self> {
+        let (ports, transports) = (reservation.ports()?, reservation.transports()?);
+        Some(Self { netns: reservation.netns, owner: reservation.pid, ports, transports })
+    }
+}
+
+impl From<&Event> for Block {
+    fn from(event: &Event) -> Self {
+        Self { netns: event.netns, owner: event.owner, ports: event.ports, transports: event.transports }
+    }
+}
+
 /// The part of its reservation that an event about a block concerns.
 pub(super) enum Part {
     /// All of it.
     Whole,
     /// The block that completed a list with these ports, or the last one of it to end.
     Last(PortList),
-    /// Another block of a list.
+    /// None that is to be reported: another block of a list, or a request that was not granted.
     Other,
 }
 
-/// The lists in force: the BPF programs report each block, but the log reports each list.
+/// The blocks in force. The BPF programs report each block, but the log reports each list. They also report the end of
+/// a request that was not granted. Such a request reserves nothing, so the log does not report its end.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    by_block: HashMap<u32, ListKey>,
+    in_force: HashMap<u32, (Block, Option<ListKey>)>,
     /// Blocks that the agent has confirmed. Their reservation may have ended before the event is read.
     pub(super) confirmed: HashMap<u32, ListKey>,
     lists: HashMap<ListKey, List>,
@@ -59,21 +82,28 @@ impl Lists {
         let mut lists = Self::default();
         let in_force = maps.reservations().flatten().filter(|(_, reservation)| reservation.state() == wire::ACTIVE);
         for (id, reservation) in in_force {
-            if let Some(ports) = reservation.ports() {
-                let _ = lists.granted(id, ports, ListKey::of(&reservation));
+            if let Some(block) = Block::of(&reservation) {
+                let _ = lists.granted(id, block, ListKey::of(&reservation));
             }
         }
         lists
     }
 
+    /// A request has taken the entry `id`. The event of the end of its last reservation may have been lost.
+    pub(super) fn requested(&mut self, id: u32) {
+        if let Some((block, _)) = self.in_force.get(&id) {
+            let _ = self.ended(id, *block);
+        }
+    }
+
     /// A block came into force.
-    pub(super) fn granted(&mut self, id: u32, ports: PortRange, list: Option<ListKey>) -> Part {
-        // The event of its end may have been lost.
-        let _ = self.ended(id);
-        let Some(key) = list.or(self.confirmed.remove(&id)) else { return Part::Whole };
+    pub(super) fn granted(&mut self, id: u32, block: Block, list: Option<ListKey>) -> Part {
+        self.requested(id);
+        let list = list.or(self.confirmed.remove(&id));
+        self.in_force.insert(id, (block, list));
+        let Some(key) = list else { return Part::Whole };
         let list = self.lists.entry(key).or_default();
-        self.by_block.insert(id, key);
-        list.blocks.push((id, ports));
+        list.blocks.push((id, block.ports));
         if list.ports.is_some() || list.blocks.len() < key.mark.blocks() {
             return Part::Other;
         }
@@ -81,9 +111,15 @@ impl Lists {
         list.ports.clone().map_or(Part::Other, Part::Last)
     }
 
-    /// A block has ended. If its list was never complete, this is not reported.
-    pub(super) fn ended(&mut self, id: u32) -> Part {
-        let Some(key) = self.by_block.remove(&id) else { return Part::Whole };
+    /// A block has ended. If it was not granted, or its list was never complete, this is not reported.
+    pub(super) fn ended(&mut self, id: u32, block: Block) -> Part {
+        let Some((granted, list)) = self.in_force.remove(&id) else { return Part::Other };
+        let part = list.map_or(Part::Whole, |key| self.ended_of(key, id));
+        // If it is another block, events were lost, and it is not known whether this one was granted.
+        if granted == block { part } else { Part::Other }
+    }
+
+    fn ended_of(&mut self, key: ListKey, id: u32) -> Part {
         let hash_map::Entry::Occupied(mut entry) = self.lists.entry(key) else { return Part::Other };
         entry.get_mut().blocks.retain(|(other, _)| *other != id);
         if !entry.get().blocks.is_empty() {
@@ -107,20 +143,41 @@ impl Lists {
 mod tests {
     use super::*;
 
+    fn block(start: u16) -> Block {
+        Block { netns: 1, owner: 2, ports: PortRange::single(start).unwrap(), transports: Transports::Tcp }
+    }
+
     #[test]
     fn a_program_that_reuses_the_label_of_a_list_costs_no_memory() {
         let mut lists = Lists::default();
         let key = ListKey { mark: ListMark::new(2, 7).unwrap(), netns: 1, owner: 2 };
-        let block = |index: u16| PortRange::new(5000 + 10 * index, 1).unwrap();
-        assert!(matches!(lists.granted(0, block(0), Some(key)), Part::Other));
-        assert!(matches!(lists.granted(1, block(1), Some(key)), Part::Last(_)));
+        let nth = |index: u32| block(5000 + 10 * index as u16);
+        assert!(matches!(lists.granted(0, nth(0), Some(key)), Part::Other));
+        assert!(matches!(lists.granted(1, nth(1), Some(key)), Part::Last(_)));
         for index in 2..1000 {
-            assert!(matches!(lists.granted(index.into(), block(index), Some(key)), Part::Other));
-            assert!(matches!(lists.ended(index.into()), Part::Other));
+            assert!(matches!(lists.granted(index, nth(index), Some(key)), Part::Other));
+            assert!(matches!(lists.ended(index, nth(index)), Part::Other));
         }
         assert_eq!(lists.lists[&key].blocks.len(), 2);
-        assert!(matches!(lists.ended(0), Part::Other));
-        assert!(matches!(lists.ended(1), Part::Last(_)));
-        assert!(lists.lists.is_empty() && lists.by_block.is_empty());
+        assert!(matches!(lists.ended(0, nth(0)), Part::Other));
+        assert!(matches!(lists.ended(1, nth(1)), Part::Last(_)));
+        assert!(lists.lists.is_empty() && lists.in_force.is_empty());
+    }
+
+    #[test]
+    fn the_end_of_what_was_not_granted_is_not_reported_whatever_events_were_lost() {
+        let mut lists = Lists::default();
+        assert!(matches!(lists.ended(1, block(5000)), Part::Other));
+        assert!(matches!(lists.granted(1, block(5000), None), Part::Whole));
+        assert!(matches!(lists.ended(1, block(5000)), Part::Whole));
+        assert!(matches!(lists.ended(1, block(5000)), Part::Other));
+        // The end of 5000 is lost. The entry gets a request that is not granted.
+        let _ = lists.granted(1, block(5000), None);
+        lists.requested(1);
+        assert!(matches!(lists.ended(1, block(5000)), Part::Other));
+        // The event of that request is lost, too.
+        let _ = lists.granted(1, block(5000), None);
+        assert!(matches!(lists.ended(1, block(6000)), Part::Other));
+        assert!(lists.in_force.is_empty());
     }
 }

@@ -4,10 +4,7 @@
 //! owner. Users can cause events as fast as they like, so each account has a [`Budget`], and repeated events fade.
 //! Omitted events are counted.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use portkeep::{
     Info, Process, State,
@@ -31,9 +28,6 @@ use super::{
     peer::Peer,
     registry::Registry,
 };
-
-/// How long after a refusal the end of the request may be reported.
-const REFUSED_ENDS: Duration = Duration::from_secs(5);
 
 /// The kind of event. The public type may get more kinds; with this one the compiler reports a kind that is not
 /// handled.
@@ -88,8 +82,6 @@ type Repeated = (What, u32, String, u64);
 pub(super) struct EventLog {
     budget: Budget<Repeated, protocol::Event>,
     offenders: Offenders<Repeated>,
-    /// Requests that were refused a moment ago: their end is not reported.
-    refused: HashMap<u32, Instant>,
     lists: Lists,
     /// Whether pids here are the same as those of the BPF programs.
     first_pids: bool,
@@ -101,7 +93,6 @@ impl EventLog {
             lists: Lists::of(maps),
             offenders: Offenders::new(maps),
             budget: Budget::new(per_second),
-            refused: HashMap::new(),
             first_pids: in_first_pid_namespace(),
         }
     }
@@ -128,21 +119,20 @@ impl EventLog {
             kernel::EventKind::Granted => What::Granted,
             kernel::EventKind::Ended => What::Ended,
             kernel::EventKind::Exhausted => What::Exhausted,
-            kernel::EventKind::Pending => return None,
+            kernel::EventKind::Pending => {
+                self.lists.requested(event.id);
+                return None;
+            }
         };
-        if what == What::Ended && self.was_refused(event.id) {
-            return None;
-        }
         let reservation = maps.reservation(event.id).ok().flatten();
         let list = match what {
-            What::Granted => self.lists.granted(event.id, event.ports, reservation.as_ref().and_then(ListKey::of)),
-            What::Ended => self.lists.ended(event.id),
+            What::Granted => self.lists.granted(event.id, event.into(), reservation.as_ref().and_then(ListKey::of)),
+            What::Ended => self.lists.ended(event.id, event.into()),
             What::Refused | What::Exhausted | What::Denied => Part::Whole,
         };
         let ports = match list {
             Part::Whole => event.ports.into(),
             Part::Last(ports) => ports,
-            // A list is one reservation: it is reported once.
             Part::Other => return None,
         };
         let declared = registry.declared(event.id);
@@ -208,14 +198,12 @@ impl EventLog {
     /// A request for particular ports that was not granted.
     pub(super) fn denied(
         &mut self,
-        (id, reservation): (u32, &Reservation),
+        reservation: &Reservation,
         maps: &Maps,
         refusal: &Refusal,
         owners: &Owners,
     ) -> Option<protocol::Event> {
         let mut info = info(maps, reservation)?;
-        self.refused.retain(|_, when| when.elapsed() < REFUSED_ENDS);
-        self.refused.insert(id, Instant::now());
         (info.state, info.reason) = (State::Refused, Some(refusal.to_string()));
         let doer = self.process(reservation.pid, reservation.uid, wire::text(&reservation.comm));
         let message = format!("{} was not granted {}/{}: {refusal}", named(&doer), info.ports, info.transports);
@@ -232,11 +220,6 @@ impl EventLog {
         };
         let command = reported.process.as_ref().map_or_else(String::new, |process| process.comm.clone());
         self.report(&(What::Denied, owners.account(reservation.uid), command, 0), 0, reported)
-    }
-
-    /// Whether this is the end of a refused request, which had never been granted.
-    fn was_refused(&mut self, id: u32) -> bool {
-        self.refused.remove(&id).is_some_and(|when| when.elapsed() < REFUSED_ENDS)
     }
 
     /// An administrator created or deleted a persistent reservation.

@@ -95,12 +95,8 @@ impl Examiner<'_> {
             {
                 return Ok(Err(Refusal::Exhausts(why)));
             }
-            for transport in transports.iter() {
-                if let Some(port) = self.prober.in_use(transport, ports)?.first() {
-                    return Ok(Err(Refusal::InUse(transport, *port)));
-                }
-            }
-            Ok(Ok(()))
+            let in_use = self.prober.in_use(transports, ports)?;
+            Ok(in_use.map_or(Ok(()), |(transport, port)| Err(Refusal::InUse(transport, port))))
         })?
     }
 

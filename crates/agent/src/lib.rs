@@ -54,6 +54,7 @@ pub use options::Options;
 pub use overlap::{Overlap, leave_overlap};
 pub use policy::{quota, settings};
 pub use programs::Programs;
+pub use registry::obstacle_to;
 pub use reserved_ports::{Restored, restore_all};
 pub use set_aside::{SetAside, set_aside_used_pool_ports};
 pub use state::{RUNTIME_DIR, RuntimeDir};

@@ -61,3 +61,33 @@ impl OpenNamespaces {
         self.open.keys().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portkeep_kernel::netns::current_cookie;
+    use portkeep_testkit::kernel_or_skip;
+
+    use super::*;
+
+    /// A search reads all processes, and users can cause any number of events about a namespace that is gone.
+    #[test]
+    fn a_namespace_that_was_not_found_is_not_looked_for_again_at_once() {
+        // Root is required to enter a namespace.
+        if !kernel_or_skip("a_namespace_that_was_not_found") {
+            return;
+        }
+        const GONE: u64 = u64::MAX;
+        let mut namespaces = OpenNamespaces::default();
+        assert!(namespaces.get(GONE, &[]).is_err());
+        assert!(namespaces.missed.contains_key(&GONE));
+        // A search would find this namespace. The miss does not become old while the test runs.
+        let own = current_cookie().unwrap();
+        namespaces.missed.insert(own, Instant::now() + Duration::from_secs(3600));
+        assert!(namespaces.get(own, &[]).is_err());
+        // A hint costs no search.
+        assert_eq!(namespaces.get(own, &[std::process::id()]).unwrap().cookie, own);
+        namespaces.let_go(own);
+        namespaces.missed.remove(&own);
+        assert_eq!(namespaces.get(own, &[]).unwrap().cookie, own);
+    }
+}

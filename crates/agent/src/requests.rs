@@ -84,7 +84,7 @@ impl Agent<'_> {
             }
         }
         let Err(refusal) = examined else { return Ok(()) };
-        let event = self.event_log.denied((id, &reservation), &self.programs.maps, &refusal, self.policy.owners());
+        let event = self.event_log.denied(&reservation, &self.programs.maps, &refusal, self.policy.owners());
         if let Some(event) = event {
             self.server.publish(&event);
         }

@@ -69,8 +69,8 @@ impl Round<'_> {
         namespace.within(|| {
             let mut count = 0;
             for transport in Transport::ALL {
-                let look = self.prober.look(transport);
-                for port in look.candidates(pool)? {
+                let look = self.prober.look(transport, pool);
+                for (_, port) in look.candidates()? {
                     // Set the port aside first and check it then: otherwise a wildcard request could get it in between.
                     // Reserved ports are refused here: their sockets are counted.
                     if self.admin.set_aside(namespace.cookie, transport, port).is_err() {
@@ -93,7 +93,7 @@ impl Round<'_> {
         let vacant = match namespaces::find(netns)? {
             None => ports,
             Some(namespace) => namespace.within(|| {
-                let looks = Transport::ALL.map(|transport| self.prober.look(transport));
+                let looks = Transport::ALL.map(|transport| self.prober.look(transport, PortRange::ALL));
                 let look = |transport| &looks[usize::from(transport == Transport::Udp)];
                 Ok(ports.into_iter().filter(|(t, port)| look(*t).vacant(*port).unwrap_or(false)).collect())
             })?,

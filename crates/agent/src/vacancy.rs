@@ -17,15 +17,18 @@
 //! without it left behind, orphaned connections included. It does not listen: bind with SO_REUSEADDR already conflicts
 //! with listeners, and a probe that listened might accept another program's connection.
 //!
+//! While a probe is bound, no other process can bind the port. So the ports with listed sockets are checked first: then
+//! a block with a socket in the way is refused before a probe binds any of its free ports.
+//!
 //! Not visible: if a client set SO_REUSEADDR, bound and connected, it looks like an accepted connection and does not
 //! count. Before Linux 6.8 sock_diag does not list TCP sockets that are only bound. The probe conflicts with them all
 //! the same, unless such a socket shares its port, by SO_REUSEADDR, with connections or TIME_WAIT.
 
-use std::{cell::OnceCell, io, net::SocketAddr};
+use std::{cell::OnceCell, collections::BTreeMap, io, net::SocketAddr};
 
 use portkeep::control;
 use portkeep_core::{
-    PortRange, Transport,
+    PortRange, Transport, Transports,
     wire::{AGENT_PROBE, AgentMark},
 };
 use portkeep_observe::sockets::{Listing, Socket, SocketState};
@@ -34,7 +37,7 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 
-/// For more ports than these, a listing first costs less than a probe for each.
+/// Of a longer block, only the ports with a listed socket are probed: a probe of each port would cost too much.
 const MANY: u16 = 64;
 
 /// Checks ports. Everything happens in the calling thread's network namespace.
@@ -54,23 +57,46 @@ impl Prober {
         Self { mark: None }
     }
 
-    /// Begin to check the calling thread's network namespace.
-    pub(crate) fn look(&self, transport: Transport) -> Look<'_> {
-        Look { prober: self, transport, listing: OnceCell::new() }
+    /// Begin to check some ports in the calling thread's network namespace.
+    pub(crate) fn look(&self, transport: Transport, ports: PortRange) -> Look<'_> {
+        Look { prober: self, transport, ports, listing: OnceCell::new() }
     }
 
-    /// Which ports of the block are not vacant, lowest first.
-    pub(crate) fn in_use(&self, transport: Transport, ports: PortRange) -> io::Result<Vec<u16>> {
-        let look = self.look(transport);
-        look.at(look.candidates(ports)?)
+    /// A port of the block that is not vacant.
+    pub(crate) fn in_use(&self, transports: Transports, ports: PortRange) -> io::Result<Option<(Transport, u16)>> {
+        let looks: Vec<Look<'_>> = transports.iter().map(|transport| self.look(transport, ports)).collect();
+        if let ([look], 1) = (&looks[..], ports.count()) {
+            // There is no other port that a probe could keep from a process.
+            return Ok((!look.vacant(ports.start())?).then_some((look.transport, ports.start())));
+        }
+        let mut candidates = Vec::new();
+        for look in &looks {
+            candidates.extend(look.candidates()?.into_iter().map(|candidate| (candidate, look)));
+        }
+        candidates.sort_by_key(|(candidate, _)| *candidate);
+        for ((_, port), look) in candidates {
+            if !look.vacant(port)? {
+                return Ok(Some((look.transport, port)));
+            }
+        }
+        Ok(None)
     }
 }
 
-/// One check of a namespace, with at most one listing of its sockets.
+/// The sockets that are listed on a port. The ports that are most probably in use come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Listed {
+    Holder,
+    Connections,
+    Nothing,
+}
+
+/// One check of some ports of a namespace, with at most one listing of their sockets.
 #[derive(Debug)]
 pub(crate) struct Look<'a> {
     prober: &'a Prober,
     transport: Transport,
+    ports: PortRange,
     listing: OnceCell<Listing>,
 }
 
@@ -82,36 +108,27 @@ impl Look<'_> {
 
     fn listing(&self) -> io::Result<&Listing> {
         if self.listing.get().is_none() {
-            let _ = self.listing.set(Listing::of(self.transport)?);
+            let _ = self.listing.set(Listing::on(self.transport, &self.ports.into())?);
         }
         Ok(self.listing.get().expect("set just now"))
     }
 
-    /// The ports of the block that have to be checked one by one: those with a socket. If the block is short, or
+    /// The ports that have to be checked one by one, in this order: those with a socket. If the block is short, or
     /// sock_diag does not list every socket, all of them.
-    pub(crate) fn candidates(&self, ports: PortRange) -> io::Result<Vec<u16>> {
-        if self.prober.mark.is_some() && ports.count() <= MANY {
-            return Ok(ports.iter().collect());
-        }
+    pub(crate) fn candidates(&self) -> io::Result<Vec<(Listed, u16)>> {
         let listing = self.listing()?;
-        if self.prober.mark.is_some() && !listing.complete {
-            return Ok(ports.iter().collect());
+        let mut listed = BTreeMap::new();
+        if self.prober.mark.is_some() && (self.ports.count() <= MANY || !listing.complete) {
+            listed.extend(self.ports.iter().map(|port| (port, Listed::Nothing)));
         }
-        let mut listed: Vec<u16> =
-            listing.sockets.iter().map(Socket::port).filter(|port| ports.contains(*port)).collect();
-        listed.sort_unstable();
-        listed.dedup();
-        Ok(listed)
-    }
-
-    fn at(&self, ports: impl IntoIterator<Item = u16>) -> io::Result<Vec<u16>> {
-        let mut found = Vec::new();
-        for port in ports {
-            if !self.vacant(port)? {
-                found.push(port);
-            }
+        for socket in &listing.sockets {
+            let found = if socket.holds() { Listed::Holder } else { Listed::Connections };
+            let known = listed.entry(socket.port()).or_insert(found);
+            *known = found.min(*known);
         }
-        Ok(found)
+        let mut candidates: Vec<(Listed, u16)> = listed.into_iter().map(|(port, listed)| (listed, port)).collect();
+        candidates.sort_unstable();
+        Ok(candidates)
     }
 
     /// Whether one port is vacant.

@@ -159,9 +159,9 @@ impl Claim {
 
 /// The block that is asked for, as a request.
 fn request(ask: &Ask) -> anyhow::Result<Request> {
-    let (list, transports) = ask.ports()?;
+    let (list, transports) = ask.wanted.ports()?;
     let first = transports.iter().next().unwrap_or(Transport::Tcp);
-    let request = Request::new(first).ports(ask.count()).align(ask.align.get());
+    let request = Request::new(first).ports(ask.wanted.count()).align(ask.wanted.align.get());
     let request = request.timeout(ask.timeout).wait(ask.wait.unwrap_or_default());
     let request = if transports == Transports::Both { request.both() } else { request };
     Ok(match list {

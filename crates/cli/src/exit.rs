@@ -10,6 +10,7 @@ use portkeep::{
     },
 };
 use portkeep_kernel::InstanceError;
+use rustix::io::Errno;
 
 use crate::signals;
 
@@ -126,8 +127,14 @@ pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> anyhow::Err
     Refused { reason, message: message.into() }.into()
 }
 
-/// Whether this process may open no more files (EMFILE). The text is checked, because some errors only quote their
-/// cause.
+/// The remedy of EMFILE.
+pub(crate) const TOO_FEW_FILES: &str = "; the limit of open files is too low (`ulimit -n`)";
+
+/// Whether this process may open no more files (EMFILE).
 pub(crate) fn ran_out(error: &anyhow::Error) -> bool {
-    format!("{error:#}").contains("(os error 24)")
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error()))
+            || cause.downcast_ref() == Some(&Errno::MFILE)
+            || cause.downcast_ref() == Some(&nix::Error::EMFILE)
+    })
 }

@@ -26,7 +26,7 @@ use std::{
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
-use portkeep::persistent::protocol::Reason;
+use portkeep::persistent::{PersistentError, protocol::Reason};
 use portkeep_agent as agent;
 use portkeep_observe::process;
 
@@ -36,13 +36,17 @@ use commands::{
     status, up, upgrade, watch, who,
 };
 pub use exit::Exit;
-use exit::{DONE, FAILED, NOTHING, USAGE, ran_out};
+use exit::{DONE, FAILED, NOTHING, TOO_FEW_FILES, USAGE, ran_out};
 pub use render::streams::Io;
 
 /// For `portkeep-fleet`, whose `run` treats its command as this one does.
 pub mod command {
     pub use crate::{
-        args::ports::OfTransport,
+        args::{
+            help::{ADVANCED, arrange},
+            patience::seconds,
+            ports::{PortArgs, ports},
+        },
         commands::run::{
             exit_code,
             substitute::{environment, fill_in},
@@ -132,8 +136,10 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
             let text = error.render();
             let colour = io.colour && error.use_stderr() && !json;
             let text = if colour { text.ansi().to_string() } else { text.to_string() };
-            // Rust's message for a text that is not a number.
-            let text = text.replace("invalid digit found in string", "it is not a number");
+            // Rust's messages about numbers.
+            let text = text
+                .replace("invalid digit found in string", "it is not a number")
+                .replace(" is not in 1..=65535", " is not a number from 1 to 65535");
             let usage = if is_run { Exit::RunFailed.code() } else { USAGE };
             let (to, code) = if error.use_stderr() { (&mut io.err, usage) } else { (&mut io.out, DONE) };
             let _ = write!(to, "{text}");
@@ -174,12 +180,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
         // `portkeep list | head` is no failure.
         Err(error) if is_broken_pipe(&error) => return DONE,
         Err(error) => {
-            let text = format!("{error:#}");
-            let advice = match ran_out(&error) && !text.contains("ulimit") {
-                true => "; the limit of open files is too low (`ulimit -n`)",
-                false => "",
-            };
-            io.error(format_args!("{text}{advice}"));
+            io.error(with_advice(&error));
             (Exit::of(&error, is_run), Exit::reason(&error))
         }
     };
@@ -191,6 +192,19 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut
 
 fn is_help(error: &clap::Error) -> bool {
     matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)
+}
+
+/// The message, and the next step if the error itself does not name one.
+pub(crate) fn with_advice(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let advice = if ran_out(error) && !text.contains("ulimit") {
+        TOO_FEW_FILES
+    } else if matches!(error.downcast_ref(), Some(PersistentError::Lost(_))) {
+        "; restart the agent (`systemctl restart portkeep`)"
+    } else {
+        ""
+    };
+    text + advice
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -102,7 +102,16 @@ impl Forwarder {
     }
 
     /// Wait for the end of a child, without reaping it, and do something meanwhile.
-    pub(crate) fn wait<T>(mut self, child: Pid, meanwhile: impl FnOnce() -> T) -> T {
+    pub(crate) fn wait<T>(self, child: Pid, meanwhile: impl FnOnce() -> T) -> T {
+        self.during(child, || {
+            let done = meanwhile();
+            wait_without_reaping(child);
+            done
+        })
+    }
+
+    /// Pass signals on to a child while this does something.
+    pub(crate) fn during<T>(mut self, child: Pid, meanwhile: impl FnOnce() -> T) -> T {
         let handle = self.signals.handle();
         thread::scope(|scope| {
             let early = std::mem::take(&mut self.early);
@@ -111,7 +120,6 @@ impl Forwarder {
                 self.signals.forever().for_each(|signal| pass_on(signal, child));
             });
             let done = meanwhile();
-            wait_without_reaping(child);
             handle.close();
             done
         })

@@ -49,10 +49,16 @@ fn own_namespace() -> anyhow::Result<u64> {
     netns::current_cookie().context("finding out which network namespace this is")
 }
 
-/// The blocks of this namespace that have a bound socket.
+/// Whether it can have bound sockets. The kernel counts only binds made after the reservation: a server that was adopted
+/// bound its port before.
+fn may_be_bound(info: &Info) -> bool {
+    info.persistent || info.bound.is_some_and(|bound| bound > 0)
+}
+
+/// The blocks of this namespace that can have a bound socket.
 pub(crate) fn in_use(found: &[Info]) -> anyhow::Result<Vec<(PortRange, Transports)>> {
     let own = own_namespace()?;
-    let here = found.iter().filter(|info| is_here(info, own) && info.bound.is_some_and(|bound| bound > 0));
+    let here = found.iter().filter(|info| is_here(info, own) && may_be_bound(info));
     Ok(here.flat_map(|info| asked::blocks_of(info).map(|block| (block, info.transports))).collect())
 }
 
@@ -60,13 +66,17 @@ pub(crate) fn in_use(found: &[Info]) -> anyhow::Result<Vec<(PortRange, Transport
 pub(crate) fn enter_sockets(found: &mut [Info], usage: &Usage) -> anyhow::Result<()> {
     let own = own_namespace()?;
     for info in found.iter_mut().filter(|info| is_here(info, own)) {
-        let mut sockets = Vec::new();
-        if info.bound.is_some_and(|bound| bound > 0) {
+        let (mut sockets, mut bound) = (Vec::new(), 0);
+        if may_be_bound(info) {
             for transport in info.transports.iter() {
-                let here = info.ports.iter().filter_map(|port| usage.ports.get(&(port, transport)));
-                sockets.extend(here.flat_map(|found| found.bound_by.iter().cloned()));
+                for found in info.ports.iter().filter_map(|port| usage.ports.get(&(port, transport))) {
+                    bound += u32::from(!found.bound_by.is_empty());
+                    sockets.extend(found.bound_by.iter().cloned());
+                }
             }
         }
+        // The kernel counts connected sockets, too.
+        info.bound = info.bound.map(|counted| counted.max(bound));
         info.bound_by = Some(sockets);
     }
     Ok(())

@@ -68,6 +68,15 @@ fn services_that_run_have_their_ports_in_force() {
     let declared = machine.portkeep(&["persist", "list", "--json"]).ok().json();
     let states = declared.as_array().unwrap().iter().map(|info| (info["state"].clone(), info["transports"].clone()));
     assert!(states.clone().count() >= 2 && states.clone().all(|(state, _)| state == "active"), "{declared}");
+    // It bound its ports before they were reserved.
+    let list = machine.portkeep(&["list", "--json"]).ok().json();
+    for (ports, count) in [("8443", 2), ("8080,8082", 2)] {
+        let info = list.as_array().unwrap().iter().find(|info| info["ports"] == ports).unwrap();
+        assert_eq!(info["bound"], count, "{info}");
+        let by = info["bound_by"].as_array().unwrap();
+        let its = by.iter().filter(|socket| socket["process"]["pid"] == web.0.id());
+        assert_eq!(its.count(), count, "{info}");
+    }
     // The service may stop now: its ports are kept.
     drop(web);
     assert_eq!(machine.outsider_binds("tcp", 8080), "AddrInUse");

@@ -571,6 +571,71 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.pid() as i32).unwrap()
 }
 
+/// The agent checks a port by a bind, which keeps other processes from the port for an instant. A request that is refused
+/// keeps no process from a port (N1).
+#[test]
+fn n1_a_request_for_a_block_with_a_port_in_use_keeps_no_process_from_the_others() {
+    let Some(world) = World::enter("n1_a_request_for_a_block_with_a_port_in_use") else { return };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    let (in_tcp, in_udp) = (tcp(), udp());
+    bind(&in_tcp, 7063).unwrap();
+    bind(&in_udp, 7163).unwrap();
+    let both = AcquireRequest { start: 7100, count: 64, flags: wire::BOTH, ..Default::default() };
+    for asked in [AcquireRequest { start: 7000, count: 64, ..Default::default() }, both] {
+        let asker = Child::fork(|talk| {
+            let owner = tcp();
+            talk.say(0);
+            loop {
+                assert_eq!(request(&owner, &asked), Err(Errno::EADDRINUSE));
+            }
+        });
+        let free = (asked.start..asked.start + 63).cycle();
+        for port in free.take(30_000) {
+            assert!(bind(&tcp(), port).is_ok(), "{port} was kept from another process");
+        }
+        asker.kill();
+    }
+    drop((in_tcp, in_udp));
+    agent.stop();
+    world.assert_empty();
+}
+
+/// How many namespaces there are is up to users. The agent puts them right after it has begun to answer.
+#[test]
+fn the_first_answer_does_not_wait_for_namespaces_of_users() {
+    let Some(world) = World::enter("the_first_answer_does_not_wait_for_namespaces") else { return };
+    let secret = world.maps().config().unwrap().secret;
+    // In each of them a socket has a pool port since before `up`: the agent sets the port aside when it gets there.
+    let crowd: Vec<(Child, u64)> = (0..200)
+        .map(|_| {
+            let mut child = Child::fork(|talk| {
+                let netns = new_namespace();
+                let early = tcp();
+                let mark = wire::AgentMark { secret, role: wire::AGENT_PROBE, zero: 0 };
+                control::agent_mark(&early, &mark).unwrap();
+                bind(&early, 61000).unwrap();
+                talk.say(netns);
+                _ = talk.try_hear();
+            });
+            let netns = child.talk.hear();
+            (child, netns)
+        })
+        .collect();
+    let reached = || {
+        let aside = |netns| world.maps().word(&WordKey::of(netns, Transport::Tcp, 61000)).unwrap();
+        crowd.iter().filter(|(_, netns)| aside(*netns).is_some_and(|word| word.aside & 1 << (61000 % 64) != 0)).count()
+    };
+    let runtime = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_apart(runtime.path());
+    let answer = Connection::open_at(&protocol::socket_in(runtime.path())).unwrap().list().unwrap();
+    agent.signal(Signal::STOP);
+    assert!(answer.is_empty() && reached() < crowd.len(), "it reached all {} first", crowd.len());
+    agent.signal(Signal::CONT);
+    eventually(|| reached() > 0);
+    agent.stop();
+}
+
 #[test]
 fn privileged_blocks_are_for_root() {
     let Some(world) = World::enter("privileged_blocks_are_for_root") else { return };

@@ -1,10 +1,14 @@
 //! Declarations that conflict or wait are looked at again as soon as something changes.
 
-use std::{fs, net::TcpListener};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+};
 
 use portkeep_testkit::{
-    kernel_or_skip,
+    eventually, kernel_or_skip,
     machine::{self, Machine},
+    sockets::{bind, tcp},
 };
 
 fn machine(name: &str) -> Option<Machine> {
@@ -93,6 +97,33 @@ fn a_deletion_also_enters_declarations_that_wait() {
     drop(listener);
     machine.portkeep(&["persist", "delete", "other"]).ok();
     assert_eq!(states(&machine), [state("waits", "active")]);
+}
+
+/// The agent tries again and again. The kernel shows a shorter rest of TIME_WAIT each time, and that is no other reason.
+#[test]
+fn a_declaration_that_waits_for_the_end_of_time_wait_is_one_line_in_the_log() {
+    let Some(machine) = machine("countdown") else { return };
+    machine.enter_network();
+    // Without SO_REUSEADDR, which would let the next server bind the port. The server's side closes first.
+    let listener = tcp();
+    bind(&listener, 6100).unwrap();
+    listener.listen(2).unwrap();
+    let clients = [(); 2].map(|()| TcpStream::connect("127.0.0.1:6100").unwrap());
+    drop([(); 2].map(|()| listener.accept().unwrap()));
+    drop((clients, listener));
+    drop_in(&machine, "w.toml", "[[reservation]]\nname = \"waits\"\ntcp = 6100\n");
+    let _agent = machine.agent(machine.command(&["agent"]));
+    let remaining = || {
+        machine.portkeep(&["reload"]).ok();
+        let listed = machine.portkeep(&["persist", "list", "--json"]).ok().json();
+        assert_eq!(listed[0]["state"], "waiting", "{listed}");
+        listed[0]["waits_for"][0]["remaining"].as_u64().unwrap()
+    };
+    let first = remaining();
+    eventually(|| remaining() + 2 <= first);
+    let log = machine.log();
+    assert_eq!(log.lines().filter(|line| line.contains("declared, but not in force")).count(), 1, "{log}");
+    assert!(log.contains("6100/tcp is in use by"), "{log}");
 }
 
 #[test]

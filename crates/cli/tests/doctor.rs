@@ -68,7 +68,7 @@ fn a_machine_in_order_has_nothing_wrong() {
         let of_others = ["pool", "node-ports", "kernel"].iter().any(|check| one["check"] == *check);
         assert!(of_others || one["findings"] == serde_json::json!([]), "{one}");
     }
-    assert!(machine.portkeep(&["doctor"]).ok().out.contains("14 checks: "));
+    assert!(machine.portkeep(&["doctor"]).ok().out.contains("15 checks: "));
     // An ordinary user sees which checks were left out.
     let report = machine.portkeep_as_nobody(&["doctor"]);
     assert!(report.out.contains("not looked at: quotas (it requires root)"), "{report:?}");
@@ -248,6 +248,21 @@ fn a_pool_over_ephemeral_ports_in_any_namespace() {
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535").unwrap();
     let found = findings(&machine, "pool");
     assert!(found[0][1].contains("overlaps net.ipv4.ip_local_port_range (1024-65535)"), "{found:?}");
+}
+
+#[test]
+fn too_few_ephemeral_ports_are_left() {
+    let Some(machine) = machine("ephemeral-ports") else { return };
+    machine.portkeep(&["up"]).ok();
+    let _agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&["persist", "add", "--name", "few", "--tcp", "32768-50000", "--user", "daemon"]).ok();
+    assert_eq!(findings(&machine, "ephemeral-ports"), [[""; 3]; 0]);
+    let all = ["persist", "add", "--name", "all", "--tcp", "50001-60999", "--user", "daemon", "--force"];
+    machine.portkeep(&all).ok();
+    let left = "0 of the 28232 ephemeral ports";
+    finds(&machine, "ephemeral-ports", "error", &[left, "at least 4096"]);
+    let status = machine.portkeep(&["status"]).ok().out;
+    assert!(status.contains(&format!("warning       {left}")), "{status}");
 }
 
 #[test]

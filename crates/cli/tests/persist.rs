@@ -221,10 +221,17 @@ fn a_reservation_is_added_listed_shown_enforced_and_deleted() {
     let ports = rtp["ports"].as_str().unwrap();
     let expected = [
         vec!["NAME", "PORTS", "PROTO", "FOR", "STATE", "FROM"],
-        vec!["web", "8443", "tcp", "user daemon", "in force", "a command of uid 0"],
-        vec!["gone", "9000-9001", "tcp+udp", "cgroup /x", "in force", "a command of uid 0, until the next reboot"],
-        vec!["admin", "9100", "tcp", "administrators", "in force", "a command of uid 0"],
-        vec!["rtp", ports, "udp", "unit sip.service, strict", "in force", "a command of uid 0"],
+        vec!["web", "8443", "tcp", "user daemon", "in force", "`portkeep persist add`, by root"],
+        vec![
+            "gone",
+            "9000-9001",
+            "tcp+udp",
+            "cgroup /x",
+            "in force",
+            "`portkeep persist add`, by root, until the next reboot",
+        ],
+        vec!["admin", "9100", "tcp", "administrators", "in force", "`portkeep persist add`, by root"],
+        vec!["rtp", ports, "udp", "unit sip.service, strict", "in force", "`portkeep persist add`, by root"],
     ];
     assert_eq!(lines, expected);
     let declared = setup.declared();
@@ -254,11 +261,14 @@ fn a_reservation_is_added_listed_shown_enforced_and_deleted() {
     assert_eq!((&web["bound"], &web["bound_by"][0]["process"]["pid"]), (&json!(1), &json!(server.pid())));
     let table = setup.portkeep(&["list"]).ok().out;
     let row = table.lines().find(|line| line.starts_with("8443")).unwrap();
-    let shown = format!("  from a command of uid 0; bound by pid {} (", server.pid());
+    let shown = format!("  from `portkeep persist add`, by root; bound by pid {} (", server.pid());
     assert!(row.contains("  user daemon  ") && row.contains(&shown), "{row}");
     let who = setup.portkeep(&["who", "8443/tcp"]).ok().out;
     assert!(who.starts_with("8443/tcp is reserved for user daemon\n"), "{who}");
-    assert!(who.contains("  name      web\n") && who.contains("  from      a command of uid 0\n"), "{who}");
+    assert!(
+        who.contains("  name      web\n") && who.contains("  from      `portkeep persist add`, by root\n"),
+        "{who}"
+    );
     let status = setup.portkeep(&["status"]).ok().out;
     assert!(status.contains("; 4 persistent\n") && status.contains("refused       1 bind of outsiders\n"), "{status}");
     let status = setup.portkeep(&["status", "--json"]).ok().json();
@@ -319,8 +329,12 @@ fn impossible_requests_are_reported_with_the_process_in_the_way() {
     let setup = setup!("refused");
     setup.portkeep(&["persist", "add", "--name", "a", "--tcp", "8000-8009"]).ok();
     let add = |words: &[&str]| setup.portkeep(&[&["persist", "add"], words].concat());
-    fails(&add(&["--name", "a", "--tcp", "9000"]), 1, "the name `a` is used by a command of uid 0");
-    fails(&add(&["--name", "b", "--tcp", "8009-8010"]), 1, "8000-8009/tcp is reserved as `a` by a command of uid 0");
+    fails(&add(&["--name", "a", "--tcp", "9000"]), 1, "the name `a` is used by `portkeep persist add`, by root");
+    fails(
+        &add(&["--name", "b", "--tcp", "8009-8010"]),
+        1,
+        "8000-8009/tcp is reserved as `a` by `portkeep persist add`, by root",
+    );
     fails(&add(&["--name", "b", "--tcp", "9000", "--user", "nobody-has-this-name"]), 1, "there is no user");
     let server = setup.server(9000);
     fails(&add(&["--name", "b", "--tcp", "9000"]), 1, &format!("pid {} (", server.pid()));
@@ -529,9 +543,9 @@ strict = true
     let mistake = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 0\n"));
     fails(&mistake, 1, "standard input:6:7: port 0 means");
     let taken = import(&format!("{first}[[reservation]]\nname = \"a\"\ntcp = 8201\n"));
-    fails(&taken, 1, "the name a is used by a command of uid 0; --replace changes it");
+    fails(&taken, 1, "the name `a` is used by `portkeep persist add`, by root; --replace changes it");
     let overlaps = import(&format!("{first}[[reservation]]\nname = \"e\"\nboth = \"8003-8004\"\n"));
-    fails(&overlaps, 1, "8003-8004/tcp+udp of e is reserved as b (8000-8003/udp)");
+    fails(&overlaps, 1, "8003-8004/tcp+udp of `e` is reserved as `b` (8000-8003/udp)");
     // Before the import nothing shows that another process has this port bound.
     let server = setup.server(8201);
     let in_use = import(&format!("{first}[[reservation]]\nname = \"e\"\ntcp = 8201\n"));
@@ -660,7 +674,7 @@ fn a_reservation_is_renamed_and_changed_without_a_gap() {
     );
     fails(&persist(&["set", "shop", "--user", "nobody-has-this-name"]), 1, "there is no user");
     fails(&persist(&["set", "shop", "--strict", "true", "--ephemeral", "true"]), 1, "a private ephemeral range");
-    fails(&persist(&["rename", "shop", "other"]), 1, "the name `other` is used by a command of uid 0");
+    fails(&persist(&["rename", "shop", "other"]), 1, "the name `other` is used by `portkeep persist add`, by root");
     fails(&persist(&["rename", "nothing", "something"]), 3, "there is no persistent reservation nothing");
     fails(&persist(&["set", "nothing", "--user", "daemon"]), 3, "there is no persistent reservation nothing");
     fails(&persist(&["set", "shop"]), 2, "required");
@@ -784,7 +798,8 @@ fn units_get_their_ports_as_variables() {
     assert!(!used.is_empty() && used.iter().all(|name| expected.contains(&format!("\n{name}=")) || *name == "PORT"));
     fails(&setup.portkeep(&["persist", "show", "nothing", "--env"]), 3, "there is no persistent reservation nothing");
     let nowhere = ["persist", "add", "--name", "b", "--tcp", "9300", "--strict", "--env-file", "/no/such/folder/b.env"];
-    fails(&setup.portkeep(&nowhere), 1, "b is reserved, and its variables cannot be written: /no/such/folder/b.env");
+    fails(&setup.portkeep(&nowhere), 1, "nothing is reserved: /no/such/folder/b.env cannot be written");
+    fails(&setup.portkeep(&["persist", "show", "b"]), 3, "there is no persistent reservation b");
 }
 
 /// The mistakes that have locked services out: the message has the remedy.
@@ -837,9 +852,9 @@ fn an_add_is_tried_without_effect() {
     for _ in 0..2 {
         assert_eq!(tried(&["80,443", "--name", "a"]).ok().out, "would create: a 80,443/tcp for user root\n");
     }
-    add(&["8000-8009", "--name", "a"]).ok();
-    fails(&tried(&["80", "--name", "a"]), 1, "the name a is used by a command of uid 0");
-    fails(&tried(&["8005", "--name", "b"]), 1, "8005/tcp of b is reserved as a (8000-8009/tcp)");
+    add(&["-p", "8000-8009", "--name", "a"]).ok();
+    fails(&tried(&["80", "--name", "a"]), 1, "the name `a` is used by `portkeep persist add`, by root");
+    fails(&tried(&["8005", "--name", "b"]), 1, "8005/tcp of `b` is reserved as `a` (8000-8009/tcp)");
     fails(&tried(&["9000", "--name", "b"]), 1, "if the reservation is for this process, add --around");
     tried(&["9000", "--name", "b", "--around"]).ok();
     fails(&tried(&["32768-60999", "--name", "b"]), 1, "b: this would leave 0 of the ");
@@ -865,7 +880,11 @@ fn an_import_replaces_and_leaves_running_services_alone() {
                 [[reservation]]\nname = \"b\"\ntcp = 8101\nuser = \"daemon\"\n\n\
                 [[reservation]]\nname = \"c\"\ntcp = 8200\nuser = \"daemon\"\n";
     let before = setup.declared();
-    fails(&import(&["--dry-run"], text), 1, "the name a is used by a command of uid 0; --replace changes it");
+    fails(
+        &import(&["--dry-run"], text),
+        1,
+        "the name `a` is used by `portkeep persist add`, by root; --replace changes it",
+    );
     let busy = import(&["--dry-run", "--replace"], text);
     fails(&busy, 1, &format!("8200/tcp is in use by pid {} (", server.pid()));
     fails(&busy, 1, "add --around\nnote: nothing would be imported");
@@ -883,7 +902,115 @@ fn an_import_replaces_and_leaves_running_services_alone() {
                     changed: b 8101/tcp for user daemon\n";
     assert_eq!(done.out, expected);
     assert_eq!(setup.declared()[0]["token"], token);
+    // All are there now, whether `around` is named again or not.
+    for words in [&["--around"][..], &[], &["--replace"]] {
+        let again = import(words, text).ok().out;
+        assert_eq!(again.lines().filter(|line| line.starts_with("there already: ")).count(), 3, "{again}");
+    }
+    // If the file asks for it, it is a change.
+    setup.portkeep(&["persist", "add", "--name", "d", "--tcp", "8300", "--user", "daemon"]).ok();
+    let around = "[[reservation]]\nname = \"d\"\ntcp = 8300\nuser = \"daemon\"\naround = true\n";
+    fails(&import(&[], around), 1, "the name `d` is used by");
+    assert_eq!(import(&["--replace"], around).ok().out, "changed: d 8300/tcp for user daemon\n");
+    assert_eq!(import(&[], around).ok().out, "there already: d 8300/tcp for user daemon\n");
     drop(server);
+}
+
+#[test]
+fn a_dry_run_refuses_as_the_command_does() {
+    let setup = setup!("rehearse");
+    setup.portkeep(&["persist", "add", "80-81,8443", "--name", "web", "--user", "daemon"]).ok();
+    setup.portkeep(&["persist", "add", "9100-9109", "--name", "range", "--group", "daemon", "--ephemeral"]).ok();
+    let (web, other) = (setup.server_of("daemon", 8443), setup.server_of("daemon", 8200));
+    let import = |words: &[&str], text: &str| {
+        let mut child = setup.command(&[&["persist", "import"], words, &["-"]].concat());
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        Outcome::from(child.wait_with_output().unwrap())
+    };
+    let file =
+        |name: &str, tcp: &str, rest: &str| format!("[[reservation]]\nname = \"{name}\"\ntcp = \"{tcp}\"\n{rest}\n");
+    for (words, text, why) in [
+        (&["--replace"][..], file("web", "80,81,8443,8444", "user = \"daemon\""), "only whole blocks can stay"),
+        (
+            &["--around"],
+            file("new", "8200", "user = \"backup\""),
+            "the reservation is for user backup, and this process is not",
+        ),
+        (&[], file("new", "8300", "user = \"no-such-user\""), "there is no user"),
+        (&[], file("new", "9200-9209", "group = \"daemon\"\nephemeral = true"), "private ephemeral range"),
+    ] {
+        fails(&import(&[words, &["--dry-run"]].concat(), &text), 1, why);
+        fails(&import(words, &text), 1, why);
+    }
+    let add = ["persist", "add", "8200", "--name", "new", "--user", "backup", "--around"];
+    for dry_run in [&["--dry-run"][..], &[]] {
+        fails(
+            &setup.portkeep(&[&add, dry_run].concat()),
+            1,
+            "the reservation is for user backup, and this process is not",
+        );
+    }
+    // Blocks that stay may be in use.
+    let more = file("web", "80-81,8443,8445", "user = \"daemon\"");
+    import(&["--replace", "--dry-run"], &more).ok();
+    import(&["--replace"], &more).ok();
+    drop((web, other));
+}
+
+#[test]
+fn an_audience_that_may_be_wrong_is_reported() {
+    let setup = setup!("guards");
+    let add = |words: &[&str]| setup.portkeep(&[&["persist", "add", "--name", "a"], words].concat()).ok().err;
+    let drop_in = |words: &str| {
+        let file = setup.file("b.toml", &format!("[[reservation]]\nname = \"b\"\ntcp = 8300\n{words}\n"));
+        // Users and cgroups of this system, not of the one of the test.
+        let mut check = setup.command(&["check", file.to_str().unwrap()]);
+        Outcome::from(check.env_remove("PORTKEEP_ROOT").output().unwrap()).ok().out
+    };
+    for (option, key, expected) in [
+        (&["--cgroup", "/no/such"][..], "cgroup = \"/no/such\"", "warning: there is no cgroup /no/such"),
+        (&["--user", "99999"], "user = 99999", "warning: there is no user 99999"),
+        (&["--group", "99999"], "group = 99999", "warning: there is no group 99999"),
+        (
+            &["--user", "www-data"],
+            "user = \"www-data\"",
+            "note: a server that binds as root before it becomes www-data",
+        ),
+        (&[], "", "note: processes of root may bind these ports by number"),
+    ] {
+        let (added, checked) = (add(&[&["8200"], option].concat()), drop_in(key));
+        assert!(added.contains(expected), "{option:?}: {added}");
+        assert!(checked.contains(expected), "{key}: {checked}");
+        setup.portkeep(&["persist", "delete", "a"]).ok();
+    }
+    for (option, key) in [
+        (&["--user", "root"][..], "user = \"root\""),
+        (&["--user", "daemon", "--user", "root"], "user = [\"daemon\", \"root\"]"),
+        (&["--strict"], "strict = true"),
+        (&["--group", "daemon"], "group = \"daemon\""),
+    ] {
+        assert_eq!(add(&[&["8200"], option].concat()), "", "{option:?}");
+        assert!(drop_in(key).ends_with("1 file with 1 reservation: nothing wrong\n"), "{key}");
+        setup.portkeep(&["persist", "delete", "a"]).ok();
+    }
+    let run = setup.portkeep(&["run", "--also", "unit=no-such.service", "--", "true"]).ok();
+    let has_units = Path::new("/usr/lib/systemd/system").is_dir() || Path::new("/lib/systemd/system").is_dir();
+    assert_eq!(run.err.contains("there is no unit no-such.service"), has_units, "{run:?}");
+}
+
+#[test]
+fn ports_are_set_as_they_are_added() {
+    let setup = setup!("set_ports");
+    setup.portkeep(&["persist", "add", "8443-8444/udp", "--name", "tomcat", "--user", "daemon"]).ok();
+    let set = |ports: &str| setup.portkeep(&["persist", "set", "tomcat", ports]);
+    let out = set("8443-8444,8450").ok().out;
+    assert_eq!(out, "8443-8444,8450/udp is reserved as tomcat for user daemon\n");
+    let wider = set("8443-8445");
+    fails(&wider, 1, "reserve the others under another name: `portkeep persist add 8445/udp --name <NAME>`");
+    assert!(!wider.err.contains("delete"), "{wider:?}");
+    assert_eq!(set("8089/tcp").ok().out, "8089/tcp is reserved as tomcat for user daemon\n");
+    fails(&setup.portkeep(&["persist", "set", "tomcat", "80", "--tcp", "80"]), 2, "cannot be used with");
 }
 
 #[test]
@@ -971,7 +1098,7 @@ fn watch_shows_each_event() {
     assert_eq!(setup.outsider_binds("tcp", 10_000), "AddrInUse");
     let refused =
         std::iter::repeat_with(|| line(&mut out)).take(made + 2).find(|line| line.contains(" was refused ")).unwrap();
-    assert!(refused.contains("10000/tcp: reserved for user daemon by a command of uid 0"), "{refused}");
+    assert!(refused.contains("10000/tcp: reserved for user daemon by `portkeep persist add`, by root"), "{refused}");
     let event = std::iter::repeat_with(|| serde_json::from_str::<Value>(&line(&mut json)).unwrap())
         .take(made + 2)
         .find(|event| event["what"] == "refused")
@@ -1135,6 +1262,8 @@ x/portreserve/svc:1:1: error: \"7/sctp\": a transport is tcp, udp or tcp+udp
 x/absent.toml: error: does not exist
 x/two.toml:1:1: error: 7009/tcp of `two` is reserved as `one` by x/one.toml:1
 help: change one of the two; a file can be masked by a link to /dev/null of the same name in /etc/portkeep/ports.d
+x/one.toml:1:1: note: processes of root may bind these ports by number (`one`)
+help: with `strict = true` they may not
 5 files with 1 reservation: 4 mistakes
 ";
     assert_eq!(named, (Some(1), expected.into()));
@@ -1142,6 +1271,7 @@ help: change one of the two; a file can be masked by a link to /dev/null of the 
     let json: Value = serde_json::from_str(&folder.1).unwrap();
     assert_eq!(json["files"], json!(["x/conf.toml", "x/one.toml", "x/two.toml"]));
     assert_eq!((json["errors"].as_array().unwrap().len(), &json["reservations"]), (2, &json!(1)));
+    file("x/one.toml", "[[reservation]]\nname = \"one\"\ntcp = \"7000-7009\"\nstrict = true\n");
     assert_eq!(check(dir.path(), &["x/one.toml"]), (Some(0), "1 file with 1 reservation: nothing wrong\n".into()));
 }
 
@@ -1152,8 +1282,10 @@ fn check_knows_what_commands_created() {
     let web = setup.file("etc/portkeep/ports.d/web.toml", "[[reservation]]\nname = \"web\"\ntcp = 8443\n");
     let said = setup.portkeep(&["check"]);
     assert_eq!(said.code, Some(1));
-    let shown =
-        format!("{}:1:1: error: 8443/tcp of `web` is reserved as `mine` by a command of uid 0\n", web.display());
+    let shown = format!(
+        "{}:1:1: error: 8443/tcp of `web` is reserved as `mine` by `portkeep persist add`, by root\n",
+        web.display()
+    );
     assert!(said.out.starts_with(&shown), "{said:?}");
 
     setup.stop();
@@ -1188,14 +1320,22 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     assert!(setup.portkeep(&["status"]).ok().out.contains("does not answer"));
 
     // A signal ends the wait, whichever it is.
-    for words in [&["acquire", "--ports", "5000"][..], &["run", "--ports", "5000", "--", "true"]] {
-        for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
+    // In the second, a process in the background waits.
+    for words in [
+        &["acquire", "--ports", "5000"][..],
+        &["acquire", "--ports", "5000", "--for", "1s"],
+        &["run", "--ports", "5000", "--", "true"],
+    ] {
+        for (signal, name, number) in
+            [(Signal::INT, "SIGINT", 2), (Signal::TERM, "SIGTERM", 15), (Signal::HUP, "SIGHUP", 1)]
+        {
             let mut child = setup.command(words).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().unwrap();
             eventually(|| setup.portkeep(&["list", "--json"]).ok().json()[0]["state"] == "pending");
             kill_process(Pid::from_child(&child), signal).unwrap();
             let mut said = String::new();
             child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
             assert_eq!(child.wait().unwrap().code(), Some(128 + number), "{words:?} {signal:?}: {said}");
+            assert!(said.contains(&format!("error: {name} came ")), "{words:?}: {said}");
             assert_eq!(setup.portkeep(&["list", "--json"]).ok().json(), json!([]));
         }
     }
@@ -1211,7 +1351,7 @@ fn commands_do_not_wait_for_a_hanging_agent() {
     for (words, code) in limited {
         let said: Outcome = setup.command(words).env("PORTKEEP_TIMEOUT", "0.3").output().unwrap().into();
         assert_eq!((said.code, said.out.as_str()), (Some(code), ""), "{words:?}: {said:?}");
-        assert!(said.err.contains("not answer"), "{words:?}: {said:?}");
+        assert!(said.err.contains("not answer") && said.err.contains("systemctl restart"), "{words:?}: {said:?}");
     }
 
     // So does its death.

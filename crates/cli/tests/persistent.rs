@@ -25,6 +25,7 @@ use portkeep_testkit::{
     sockets::{acquire, bind, errno, port, reserve, tcp, udp},
 };
 use proptest::prelude::*;
+use rustix::process::Signal;
 
 const NOBODY: u32 = 65534;
 const OTHER: u32 = 65533;
@@ -660,6 +661,112 @@ fn a_refused_bind_is_reported_readably() {
     agent.stop();
     assert!(events.next().is_none());
     end_all(&world);
+}
+
+/// The largest uid is 2^32 - 2. None of them is a negative number, and none is an account of a container's root.
+#[test]
+fn users_from_uid_2_to_the_31_on_are_users_like_others() {
+    let Some(world) = World::enter("users_from_uid_2_to_the_31_on") else { return };
+    let place = AgentFolder::new();
+    let agent = place.agent();
+    for (uid, port) in [(1 << 31, 8443), (u32::MAX - 1, 8444)] {
+        let of_user =
+            |port| Proposal::new(name(&format!("u{port}")), ports(port, 1), Transports::Tcp).audience(user(uid));
+        place.connect().create(&of_user(port), Lifetime::UntilReboot).unwrap();
+        assert_eq!((bound_by(uid, port), bound_by(NOBODY, port)), (Ok(()), Err(Errno::EADDRINUSE)));
+
+        let events = place.connect().watch().unwrap();
+        let mut owner = Child::fork(|talk| {
+            become_user(uid);
+            let owner = tcp();
+            talk.say(reserve(&owner, 0, 2).start.into());
+            talk.hear();
+        });
+        let start = owner.talk.hear() as u16;
+        let granted = events.map(Result::unwrap).find(|event| event.what == EventKind::Granted).unwrap();
+        assert_eq!((granted.ports.start(), granted.process.unwrap().uid), (start, Some(uid)));
+        let counters = place.connect().counters().unwrap();
+        let quota = counters.quotas.iter().find(|quota| quota.uid == Some(uid)).expect("it has a quota");
+        assert_eq!((quota.account.as_str(), quota.used, quota.limit), (&*format!("user {uid}"), 2, Some(1024)));
+        assert_eq!(bound_by(NOBODY, start), Err(Errno::EADDRINUSE));
+        owner.talk.say(0);
+        owner.join();
+    }
+    agent.stop();
+    end_all(&world);
+}
+
+/// A request that was not granted reserves nothing. So its end frees no ports, and nobody is informed of it.
+#[test]
+fn n1_the_end_of_a_request_that_was_not_granted_is_no_event() {
+    let Some(world) = World::enter("n1_the_end_of_a_request") else { return };
+    let place = AgentFolder::new();
+    let agent = place.agent();
+    let _server = TcpListener::bind("127.0.0.1:7777").unwrap();
+    let events = place.connect().watch().unwrap();
+    // The owner does not wait for the answer. Port 7777 is in use, the others are vacant.
+    let ask_and_close = |start| {
+        in_child(move || {
+            become_user(NOBODY);
+            let request = wire::AcquireRequest { start, count: 1, ..Default::default() };
+            assert_eq!(errno(acquire(&tcp(), &request)), Errno::EINPROGRESS);
+        });
+    };
+    (0..50).for_each(|_| ask_and_close(7777));
+    agent.signal(Signal::STOP);
+    [7777, 7778, 7779].into_iter().for_each(ask_and_close);
+    agent.signal(Signal::CONT);
+    let owner = tcp();
+    let granted = || portkeep::control::granted(&owner).unwrap().state == wire::ACTIVE;
+    let request = wire::AcquireRequest { start: 7790, count: 2, ..Default::default() };
+    assert_eq!(errno(acquire(&owner, &request)), Errno::EINPROGRESS);
+    eventually(granted);
+    drop(owner);
+    place.connect().create(&web(9443), Lifetime::UntilReboot).unwrap();
+    let seen = events.map(|event| event.map(|event| (event.what, event.ports.start())).unwrap());
+    let seen: Vec<(EventKind, u16)> = seen.take_while(|(_, start)| *start != 9443).collect();
+    // A request may be granted or denied before its owner has closed its socket.
+    let ended: Vec<_> = seen.iter().filter(|(what, start)| *what == EventKind::Ended || *start == 7790).collect();
+    assert_eq!(ended, [&(EventKind::Granted, 7790), &(EventKind::Ended, 7790)], "{seen:?}");
+    agent.stop();
+    end_all(&world);
+}
+
+/// The agent looks at the ports in each try, with sockets of its own. Their ends must not cause the next try.
+#[test]
+fn a_request_that_waits_for_a_socket_to_close_rarely_asks_the_agent() {
+    const SECONDS: u64 = 4;
+    let Some(world) = World::enter("waits_for_a_socket") else { return };
+    let place = AgentFolder::new();
+    let agent = place.agent();
+    for (count, most) in [(1, SECONDS + 5), (2, SECONDS + 20)] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 8090)).unwrap();
+        let request = portkeep::Reservation::tcp().at(8090).ports(count).require(portkeep::Require::Kernel);
+        let request = request.wait(Duration::from_secs(SECONDS));
+        let mut tries = 0;
+        let refused = request.acquire_unless(None, |why| {
+            tries += u64::from(why.is_some());
+            false
+        });
+        assert!(matches!(refused, Err(portkeep::AcquireError::InUse { by: None, .. })), "{refused:?}");
+        assert!(tries <= most, "{tries} tries for {count} ports");
+        // The end of the listener is noticed.
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let granted = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                request.clone().wait(Duration::MAX).acquire_unless(None, move |why| {
+                    let _ = why.map(|_| waits.send(()));
+                    false
+                })
+            });
+            waiting.recv().unwrap();
+            drop(listener);
+            thread.join().unwrap()
+        });
+        assert_eq!(granted.unwrap().ports().first(), ports(8090, count));
+    }
+    agent.stop();
+    world.assert_empty();
 }
 
 /// The BPF programs report ten refusals of a process in a second, and count the others.

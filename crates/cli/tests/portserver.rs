@@ -135,6 +135,20 @@ gone = subprocess.Popen(["true"])
 gone.wait()
 for request in (b"1\n", b"0\n", b"-3\n", b"x\n", b"\n", b"9" * 21, b"9" * 5000, b"12 13\n", line(gone.pid)):
     assert ask(request) == b"", request
+# As many bytes as one likes: the answer is empty, and no reset.
+assert ask(b"9" * 200000) == b""
+# A request that comes byte by byte is answered when it is complete, and its end may be that of the input.
+for end in (b"\n", None):
+    slow = connect()
+    for byte in me.strip():
+        slow.sendall(bytes([byte]))
+        time.sleep(0.02)
+    slow.sendall(end) if end else slow.shutdown(socket.SHUT_WR)
+    assert int(slow.recv(100))
+# An incomplete one gets nothing.
+slow = connect()
+slow.sendall(me.strip())
+assert slow.recv(100) == b""
 # Those that send nothing, or go away, keep nobody waiting.
 silent = [connect() for _ in range(400)]
 for _ in range(20):
@@ -148,6 +162,89 @@ while True:
         time.sleep(0.1)
 "#,
     );
+}
+
+#[test]
+fn each_reason_is_printed_and_counted() {
+    let Some(mut served) = Served::new("portserver_reasons") else { return };
+    served.script(
+        r#"
+for _ in range(5):
+    assert ask(b"x\n") == b""
+    assert ask(b"0\n") == b""
+kept = int(ask(me))
+"#,
+    );
+    let number = |text: &str| -> u32 {
+        let log = served.log();
+        let lines = log.lines().filter(|line| line.contains(text));
+        lines.map(|line| line.rsplit_once(" (").map_or(1, |(_, n)| n.split(' ').next().unwrap().parse().unwrap())).sum()
+    };
+    for text in ["is not the number of a process", "names process 0"] {
+        eventually(|| number(text) == 5);
+    }
+    let server = served.server.as_ref().unwrap().id().to_string();
+    assert!(Command::new("kill").args(["-USR1", &server]).status().unwrap().success());
+    eventually(|| {
+        served.log().contains("1 user has asked for ports") && served.log().contains("0 ports for 0 processes")
+    });
+    served.end("-TERM");
+}
+
+#[test]
+fn the_address_is_a_name_or_a_file_that_goes_with_the_server() {
+    let test = "portserver_address";
+    if !kernel_or_skip(test) {
+        return;
+    }
+    let machine = Machine::new(PORTKEEP, test);
+    machine.portkeep(&["up"]).ok();
+    for (address, said) in [
+        ("", "--address \"\" names no socket"),
+        ("@", "--address \"@\" names no socket"),
+        (&format!("/tmp/{}", "x".repeat(200)), "xxx\" is too long"),
+        (&format!("@{}", "x".repeat(200)), "xxx\" is too long"),
+    ] {
+        let outcome = machine.portkeep(&["portserver", "--address", address]);
+        assert!(outcome.err.contains(said), "{address}: {}", outcome.err);
+    }
+    let path = machine.folder.path().join("socket");
+    let address = path.to_str().unwrap();
+    // A file that is no socket stays.
+    fs::write(&path, "text").unwrap();
+    let outcome = machine.portkeep(&["portserver", "--address", address]);
+    assert!(outcome.err.contains(address), "{}", outcome.err);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+    fs::remove_file(&path).unwrap();
+    // One that a killed server has left is replaced, and goes with the next server.
+    for signal in ["-KILL", "-TERM"] {
+        let mut server = machine.command(&["portserver", "--address", address]).stderr(Stdio::null()).spawn().unwrap();
+        eventually(|| std::os::unix::net::UnixStream::connect(&path).is_ok());
+        assert!(Command::new("kill").args([signal, &server.id().to_string()]).status().unwrap().success());
+        server.wait().unwrap();
+        assert_eq!(path.exists(), signal == "-KILL");
+    }
+}
+
+/// The socket comes as standard input, as from systemd.
+#[test]
+fn a_socket_may_come_as_standard_input() {
+    let test = "portserver_activated";
+    if !kernel_or_skip(test) {
+        return;
+    }
+    let machine = Machine::new(PORTKEEP, test);
+    machine.portkeep(&["up"]).ok();
+    let path = machine.folder.path().join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let stdin = Stdio::from(std::os::fd::OwnedFd::from(listener));
+    let mut server = machine.command(&["portserver"]).stdin(stdin).stderr(Stdio::null()).spawn().unwrap();
+    let ask =
+        format!("{CLIENT}\ns = socket.socket(socket.AF_UNIX)\ns.connect({path:?})\ns.sendall(me)\nint(s.recv(100))");
+    let done = machine.program(&["python3", "-c", &ask]).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Command::new("kill").arg(server.id().to_string()).status().unwrap();
+    server.wait().unwrap();
 }
 
 #[test]

@@ -212,6 +212,39 @@ fn nat_rules_that_redirect_a_port() {
     assert!(text.out.contains("a NAT rule redirects it"), "{text:?}");
     assert_eq!(who(&machine, 8009).0["redirects"].as_array().unwrap().len(), 1);
     assert_eq!(who(&machine, 80).0["redirects"], serde_json::json!([]));
+
+    machine.shell("nft 'add rule ip t c udp dport 7005 redirect to :53'").ok();
+    let rule = "  note      7005/udp: a NAT rule redirects it, so that another program answers: nftables ip t c: \
+                redirect to port 53\n";
+    let free = machine.portkeep(&["who", "7005"]);
+    assert_eq!((free.code, free.out), (Some(3), format!("7005 is free\n{rule}")));
+    let free = machine.portkeep(&["who", "7005,7006"]);
+    assert_eq!((free.code, free.out), (Some(3), format!("7005,7006 are free\n{rule}")));
+    let _listener = TcpListener::bind("127.0.0.1:7005").unwrap();
+    let used = machine.portkeep(&["who", "7005", "7006", "80/udp"]).ok();
+    assert!(used.out.contains(&format!("7005/udp is free\n{rule}")), "{used:?}");
+    assert!(
+        used.out.contains("7006 is free\n") && used.out.contains("80/udp is free\n  note      it is priv"),
+        "{used:?}"
+    );
+    // Only root can see the rules.
+    let nobody = machine.portkeep_as_nobody(&["who", "22"]);
+    assert_eq!(nobody.code, Some(3));
+    assert!(nobody.err.contains("note: only root can see NAT rules"), "{nobody:?}");
+}
+
+/// `iptables-save` of most distributions does not show these tables.
+#[test]
+fn nat_rules_in_the_tables_of_iptables_legacy() {
+    let Some(machine) = machine("legacy") else { return };
+    let made = machine.shell("iptables-legacy -t nat -A PREROUTING -p tcp --dport 2300 -j REDIRECT --to-ports 99");
+    if made.code != Some(0) {
+        portkeep_testkit::note(&format!("SKIPPED who::legacy: no iptables-legacy, or no such tables here: {made:?}"));
+        return;
+    }
+    let (json, _) = who(&machine, 2300);
+    assert_eq!(json["redirects"].as_array().map(Vec::len), Some(1), "{json:#}");
+    assert_eq!(who(&machine, 80).0["redirects"], serde_json::json!([]));
 }
 
 #[test]
@@ -226,6 +259,10 @@ fn the_settings_that_concern_a_port() {
         (who(&machine, 40000).0["excluded"].as_bool(), who(&machine, 40001).0["excluded"].as_bool()),
         (Some(true), Some(false))
     );
+    std::fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "2000").unwrap();
+    let excluded = machine.portkeep(&["who", "2000,2001"]).out;
+    assert_eq!(excluded.matches("note").count(), 1, "{excluded}");
+    assert!(excluded.contains("  note      2000: it is in ip_local_reserved_ports"), "{excluded}");
 }
 
 #[test]
@@ -249,7 +286,7 @@ fn ranges_lists_names_and_labels() {
     assert_eq!(names(&["web"]).len(), 3);
     assert_eq!(names(&["web", "8003/tcp"]).len(), 4);
     let text = machine.portkeep(&["who", "8000-8100"]).ok().out;
-    assert!(text.contains("8003/tcp is not reserved") && text.ends_with("199 more ports are free\n"), "{text}");
+    assert!(text.contains("8003/tcp is not reserved") && text.ends_with("\n99 more ports are free\n"), "{text}");
     let text = machine.portkeep(&["who", "web"]).ok().out;
     assert_eq!(text.matches("belongs to pid").count(), 1, "a reservation is described once: {text}");
 

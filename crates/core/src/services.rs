@@ -58,10 +58,14 @@ impl Services {
             ([(_, port), ..], _) if complete => {
                 PortRange::single(*port).map_err(|error| ParsePortsError::new(error.to_string(), None))
             }
-            (_, Some((transport, port))) => Err(ParsePortsError::new(
-                format!("{quoted} is only {port}/{transport} in /etc/services"),
-                format!("write {port} for the same number"),
-            )),
+            (wanted, Some((transport, port))) => {
+                let other = if *transport == Transport::Tcp { "UDP" } else { "TCP" };
+                let too = if wanted.is_empty() { "" } else { ", too" };
+                Err(ParsePortsError::new(
+                    format!("{quoted} is only {port}/{transport} in /etc/services"),
+                    format!("write {port} to reserve the same number for {other}{too}"),
+                ))
+            }
             (_, None) if self.is_empty() => Err(ParsePortsError::new(
                 format!("{quoted} cannot be looked up: there is no /etc/services"),
                 "write the number".to_owned(),
@@ -99,5 +103,19 @@ mod tests {
             assert_eq!(services.port(none, Transport::Tcp), None, "{none}");
         }
         assert_eq!(services.nearest("domian"), Some("domain"));
+    }
+
+    #[test]
+    fn a_name_of_the_other_transport_is_answered_with_its_number() {
+        let services = Services::parse("http 80/tcp\nntp 123/udp\n");
+        for (name, wanted, remedy) in [
+            ("http", Transports::Both, "write 80 to reserve the same number for UDP, too"),
+            ("http", Transports::Udp, "write 80 to reserve the same number for UDP"),
+            ("ntp", Transports::Both, "write 123 to reserve the same number for TCP, too"),
+            ("ntp", Transports::Tcp, "write 123 to reserve the same number for TCP"),
+        ] {
+            let text = services.block(name, Some(wanted)).unwrap_err().on_one_line();
+            assert!(text.ends_with(remedy), "{text}");
+        }
     }
 }

@@ -1,10 +1,6 @@
 //! `acquire`: ports on several hosts for a script, until its standard input ends.
 
-use std::{
-    io::{self, Write},
-    sync::mpsc,
-    thread,
-};
+use std::{io, sync::mpsc, thread};
 
 use anyhow::Context;
 use portkeep_cli::Exit;
@@ -16,18 +12,18 @@ use signal_hook::{
 use crate::{
     ask::Ask,
     config::Config,
-    print_json,
-    view::{self, Stage},
+    view::{self, JobState},
 };
 
 const AFTER_HELP: &str = "\
-Prints the ports on one line, `20000-20007 tcp train42` (ports, transport, name), when the kernel of each host enforces them. The job \
-ends when standard input ends, or on SIGINT, SIGTERM or SIGHUP. It fails if the job is over before, by `release`. With --hold only a \
-signal ends it.
+Prints the ports on one line, `20000-20007 tcp train42` (ports, transport, name), when the kernel of each host \
+enforces them. The job ends when standard input ends, or on SIGINT, SIGTERM or SIGHUP. It fails if the job is over \
+before, by `release`. With --hold only a signal ends it.
 
 Examples:
   portkeep-fleet acquire --hosts a,b,c --count 8                  until Ctrl-D
-  portkeep-fleet acquire --hosts a,b --name train42 --hold --json";
+  portkeep-fleet acquire --hosts a,b --name train42 --hold --json
+  portkeep-fleet acquire --hosts a,b --ports 20000-20007/tcp+udp";
 
 /// Reserve ports on several hosts until standard input ends
 #[derive(Debug, clap::Args)]
@@ -35,7 +31,7 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// Until a signal, whatever happens to standard input
+    /// Keep them until a signal
     #[arg(long)]
     hold: bool,
     /// One JSON object on one line
@@ -51,13 +47,7 @@ pub(crate) fn run(args: &Args, config: &Config) -> anyhow::Result<u8> {
         let _ = over.send(Exit::Failed);
     })?;
     let job = &held.job;
-    let printed = match args.json {
-        true => print_json(&view::uniform(job, Stage::Active)),
-        false => {
-            writeln!(io::stdout(), "{} {} {}", job.ports, job.transports, job.name).and_then(|()| io::stdout().flush())
-        }
-    };
-    if let Err(error) = printed {
+    if let Err(error) = view::print(job, JobState::Active, args.json) {
         held.end()?;
         return Err(error).context("writing to standard output");
     }

@@ -9,14 +9,20 @@ use crate::{
     search::next_fit,
 };
 
-/// Where a block has to be.
-#[derive(Clone, Debug)]
-pub(crate) struct Place<'a> {
+/// The block that a job asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WantedBlock {
+    /// These ports.
+    Exactly(PortRange),
+    /// Any free block of so many ports.
+    Any { count: u16, align: Align },
+}
+
+/// The bounds of the search for a block.
+#[derive(Debug)]
+pub(crate) struct BlockSearch<'a> {
     pub(crate) range: PortRange,
-    /// Exactly here; otherwise anywhere.
-    pub(crate) at: Option<u16>,
-    pub(crate) count: u16,
-    pub(crate) align: Align,
+    pub(crate) block: WantedBlock,
     /// Blocks that a host of the job has refused.
     pub(crate) refused: &'a [PortRange],
 }
@@ -50,12 +56,12 @@ pub(crate) fn decide(
     keys: &Keys,
     job: &mut Job,
     lease: i64,
-    place: &Place<'_>,
+    search: &BlockSearch<'_>,
 ) -> Result<(), Failure> {
     let mut outcome = client.transact(&[], &reads(keys, &job.name), &[])?;
     for _ in 0..ATTEMPTS {
         let Some(table) = examine(outcome, job)? else { return Ok(()) };
-        job.ports = choose(client, keys, &table, place, job)?;
+        job.ports = choose(client, keys, &table, search, job)?;
         outcome = commit(client, keys, job, lease, &table)?;
         if outcome.succeeded {
             return Ok(());
@@ -74,16 +80,18 @@ fn examine(outcome: Outcome, job: &mut Job) -> Result<Option<Table>, Failure> {
             job.ports = ports;
             return Ok(None);
         }
-        let message = format!("there is a job {name:?}: ports {ports} on {}, of {by}", hosts.join(", "));
+        let hosts = hosts.join(", ");
+        let message = format!("there is a job {name:?}: ports {ports} on {hosts}, of {by}; choose another name");
         return Err(Failure::new(Reason::NameTaken, message));
     }
     for host in &job.hosts {
         if !hosts.iter().any(|key| key.name() == host) {
             let message = match known.iter().any(|key| key.name() == host) {
-                true => format!("{host} cannot be reached: its daemon has stopped, or its network is cut"),
-                false => {
-                    format!("{host} does not belong to the fleet; `portkeep-fleet status` shows the hosts that do")
-                }
+                true => format!(
+                    "{host} cannot be reached: its daemon has stopped, or its network is cut; check \
+                     portkeep-fleet.service there"
+                ),
+                false => not_a_host(host),
             };
             return Err(Failure::new(Reason::NotFound, message).on(host));
         }
@@ -92,39 +100,56 @@ fn examine(outcome: Outcome, job: &mut Job) -> Result<Option<Table>, Failure> {
     Ok(Some(Table { cursor: cursor.into_iter().next(), blocks }))
 }
 
-fn choose(client: &Client, keys: &Keys, table: &Table, place: &Place<'_>, job: &Job) -> Result<PortRange, Failure> {
-    let Place { range, at, count, align, refused } = place;
-    if let Some(start) = at {
-        let wanted = PortRange::new(*start, *count).map_err(|error| Failure::new(Reason::Malformed, error))?;
-        align.check(*start).map_err(|error| Failure::new(Reason::Malformed, error))?;
-        if !range.contains(wanted.start()) || !range.contains(wanted.last()) {
-            let message = format!("ports {wanted} are not within the fleet's range {range}");
-            return Err(Failure::new(Reason::Malformed, message));
+fn not_a_host(host: &str) -> String {
+    format!("{host} does not belong to the fleet; `portkeep-fleet status` shows the hosts that do")
+}
+
+fn choose(
+    client: &Client,
+    keys: &Keys,
+    table: &Table,
+    search: &BlockSearch<'_>,
+    job: &Job,
+) -> Result<PortRange, Failure> {
+    let BlockSearch { range, block, refused } = search;
+    let (reason, message) = match *block {
+        WantedBlock::Exactly(wanted) if !range.contains(wanted.start()) || !range.contains(wanted.last()) => {
+            (Reason::Malformed, format!("ports {wanted} are not within the fleet's range {range}"))
         }
-        return match table.blocks.iter().find(|block| block.ports.overlaps(wanted)) {
-            None => Ok(wanted),
+        WantedBlock::Exactly(wanted) => match table.blocks.iter().find(|block| block.ports.overlaps(wanted)) {
+            None => return Ok(wanted),
             Some(Block { ports, name, resting: false, .. }) => {
                 let (_, [found]) = client.read([Op::get(&keys.job(name))])?;
                 let owner = found.first().map(KeyValue::parse::<Job>).transpose()?.filter(|job| job.ports == *ports);
                 let whose = owner.map_or_else(
                     || ", which is over; `portkeep-fleet list` shows what its end waits for".to_owned(),
-                    |Job { hosts, by, .. }| format!(" on {}, of {by}", hosts.join(", ")),
+                    |Job { hosts, by, .. }| format!(" on {}, of {by}; choose others", hosts.join(", ")),
                 );
-                Err(Failure::new(Reason::InUse, format!("ports {ports} belong to the job {name:?}{whose}")))
+                (Reason::InUse, format!("ports {ports} belong to the job {name:?}{whose}"))
             }
-            Some(Block { ports, name, .. }) => {
-                let message = format!("ports {ports} were those of the job {name:?} a moment ago, and rest");
-                Err(Failure::new(Reason::InUse, message))
+            Some(Block { ports, name, resting: true, .. }) => {
+                let message = format!(
+                    "ports {ports} were those of the job {name:?} a moment ago, and rest; choose others, or try again \
+                     later"
+                );
+                (Reason::InUse, message)
             }
-        };
-    }
-    let cursor = table.cursor.as_ref().and_then(|cursor| cursor.value.parse().ok()).unwrap_or(range.start());
-    let taken: Vec<PortRange> = table.blocks.iter().map(|block| block.ports).chain(refused.iter().copied()).collect();
-    next_fit(*range, cursor, &taken, *count, *align).ok_or_else(|| {
-        let message =
-            format!("the fleet's range {range} has no {count} free ports in a row for {}", job.hosts.join(", "));
-        Failure::new(Reason::NoRoom, message)
-    })
+        },
+        WantedBlock::Any { count, align } => {
+            let cursor = table.cursor.as_ref().and_then(|cursor| cursor.value.parse().ok()).unwrap_or(range.start());
+            let taken: Vec<_> = table.blocks.iter().map(|block| block.ports).chain(refused.iter().copied()).collect();
+            if let Some(found) = next_fit(*range, cursor, &taken, count, align) {
+                return Ok(found);
+            }
+            let hosts = job.hosts.join(", ");
+            let message = format!(
+                "the fleet's range {range} has no {count} free ports in a row for {hosts}; `portkeep-fleet list` shows \
+                 the jobs that have them"
+            );
+            (Reason::NoRoom, message)
+        }
+    };
+    Err(Failure::new(reason, message))
 }
 
 fn commit(client: &Client, keys: &Keys, job: &Job, lease: i64, table: &Table) -> Result<Outcome, EtcdError> {
@@ -180,7 +205,7 @@ pub(crate) fn release(client: &Client, keys: &Keys, name: &str) -> Result<Job, F
     for _ in 0..ATTEMPTS {
         let (_, [found]) = client.read([Op::get(&of_job)])?;
         let Some(found) = found.first() else {
-            return Err(Failure::new(Reason::NotFound, format!("there is no job {name:?}")));
+            return Err(Failure::no_job(name));
         };
         let job: Job = found.parse()?;
         let released = Op::put(&keys.block(job.ports.start()), &Block { released: true, ..Block::of(&job) }, 0);
@@ -206,11 +231,11 @@ pub(crate) fn forget(client: &Client, keys: &Keys, host: &str, rest: u32) -> Res
         let (_, [known, member, cursor, parts]) = client.read(reads)?;
         let parts: Vec<_> = parts.iter().filter(|part| part.name() == host).collect();
         if known.is_empty() && parts.is_empty() {
-            return Err(Failure::new(Reason::NotFound, format!("{host} does not belong to the fleet")));
+            return Err(Failure::new(Reason::NotFound, not_a_host(host)));
         }
         if !member.is_empty() {
             let message =
-                format!("the daemon of {host} runs; stop it first, and wait until `status` shows {host} as lost");
+                format!("the daemon of {host} runs; stop it, and wait until `portkeep-fleet status` shows it as lost");
             return Err(Failure::new(Reason::InUse, message));
         }
         let (seen, cursor) = match cursor.first() {
@@ -241,8 +266,8 @@ pub(crate) fn forget(client: &Client, keys: &Keys, host: &str, rest: u32) -> Res
     Err(Failure::new(Reason::Failed, "too many requests came in between; try again"))
 }
 
-/// A host is done with a job: nothing is reserved there, and its ports are vacant. The last host lets the block rest. Returns
-/// false if the job has come back.
+/// A host is done with a job: nothing is reserved there, and its ports are vacant. The last host lets the block rest.
+/// Returns false if the job has come back.
 pub(crate) fn done(
     client: &Client,
     keys: &Keys,

@@ -2,21 +2,19 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use portkeep::{
-    Align, Transports,
-    persistent::{Account, Audience, Name, protocol::Reason},
-};
-use portkeep_cli::command::OfTransport;
+use portkeep::persistent::{Account, Audience, Name, protocol::Reason};
+use portkeep_cli::command::{PortArgs, seconds};
 use portkeep_observe::accounts::known_user;
 use rustix::process::getuid;
 
 use crate::{
+    arbiter::WantedBlock,
     complain,
     config::Config,
     etcd::Client,
     failure::Failure,
     memory::random_id,
-    request::{self, Held, News, Wanted},
+    request::{self, HeldJob, JobRequest, News},
     serve,
 };
 
@@ -28,45 +26,38 @@ pub(crate) struct Ask {
     /// The hosts, as their daemons are named
     #[arg(long, value_name = "HOST,...", value_delimiter = ',', required = true)]
     hosts: Vec<Name>,
-    /// How many ports in a row
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    count: u16,
-    /// The first port is a multiple of N, a power of two
-    #[arg(long, value_name = "N", default_value = "1", value_parser = |text: &str| text.parse::<Align>())]
-    align: Align,
-    /// Exactly the block from this port on
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    at: Option<u16>,
     #[command(flatten)]
-    transports: OfTransport,
-    /// The name under which others find the ports; of at most 32 characters
+    ports: PortArgs,
+    /// Name under which others find the ports, at most 32 characters
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
-    /// The user whose processes can bind the ports on each host; the caller's by default
+    /// User whose processes can bind the ports [default: the caller]
     #[arg(long, value_name = "NAME", conflicts_with = "unit")]
     user: Option<Account>,
-    /// The systemd unit whose processes can, in place of a user
+    /// Systemd unit whose processes can, in place of a user
     #[arg(long, value_name = "UNIT")]
     unit: Option<String>,
     /// Seconds to wait for the hosts' answers
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: u64,
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
 }
 
 impl Ask {
     /// Get the job, and report its progress on standard error. If the job ends by itself, `over` is called.
-    pub(crate) fn acquire(&self, config: &Config, over: impl Fn() + Send + 'static) -> anyhow::Result<Held> {
+    pub(crate) fn acquire(&self, config: &Config, over: impl Fn() + Send + 'static) -> anyhow::Result<HeldJob> {
+        let wanted = self.wanted()?;
         let client = Arc::new(Client::new(config)?);
-        Ok(request::acquire(&client, config, &self.wanted()?, move |news| {
+        let name = wanted.name.clone();
+        Ok(request::acquire(&client, config, &wanted, move |news| {
             let is_over = matches!(news, News::Over(_));
-            report(news);
+            report(&name, news);
             if is_over {
                 over();
             }
         })?)
     }
 
-    fn wanted(&self) -> anyhow::Result<Wanted> {
+    fn wanted(&self) -> anyhow::Result<JobRequest> {
         let uid = getuid().as_raw();
         let caller = known_user(uid).map_or(Account::Id(uid), Account::Name);
         let malformed = |message: String| Failure::new(Reason::Malformed, message);
@@ -79,23 +70,30 @@ impl Ask {
             None => format!("job-{}", random_id()?),
         };
         if name.len() > LONGEST || name.contains('@') {
-            return Err(malformed(format!("the name of a job has at most {LONGEST} characters, and no @")).into());
+            let message =
+                format!("the name of a job has at most {LONGEST} characters and no @, and {name:?} does not fit");
+            return Err(malformed(message).into());
         }
         let audience = match (&self.unit, &self.user) {
             (Some(unit), _) => Audience::unit(unit).map_err(|error| malformed(error.to_string()))?,
             (None, user) => Audience::User(user.clone().unwrap_or_else(|| caller.clone())),
         };
+        let (list, transports) = self.ports.ports()?;
+        let block = match &list {
+            None => WantedBlock::Any { count: self.ports.count(), align: self.ports.align },
+            Some(list) => WantedBlock::Exactly(list.as_block().ok_or_else(|| {
+                malformed(format!("a job has one block of ports, and {list} are several; request a job for each"))
+            })?),
+        };
         let here = serve::machine_name();
-        Ok(Wanted {
+        Ok(JobRequest {
             name,
             hosts,
-            count: self.count,
-            align: self.align,
-            at: self.at,
-            transports: self.transports.named().unwrap_or(Transports::Tcp),
+            block,
+            transports,
             audience,
             by: format!("{caller}@{here}, pid {}", std::process::id()),
-            patience: Duration::from_secs(self.timeout),
+            patience: self.timeout,
         })
     }
 
@@ -106,14 +104,16 @@ impl Ask {
 }
 
 /// Report the progress of the job to the user.
-fn report(news: News) {
+fn report(name: &str, news: News) {
     match news {
         News::CutOff(error) => complain("warning", format_args!("{error}; the hosts keep the ports")),
         News::Back => complain("note", "etcd can be reached again"),
         News::TakenBack(failures) => {
-            complain("note", "etcd can be reached again, and the job was taken back");
-            failures.iter().for_each(|failure| complain("warning", format_args!("no longer reserved on {failure}")));
+            complain("note", format_args!("etcd can be reached again, and the job {name:?} was taken back"));
+            let lost =
+                |failure| complain("warning", format_args!("the job {name:?} is no longer reserved on {failure}"));
+            failures.iter().for_each(lost);
         }
-        News::Over(failure) => complain("warning", format_args!("the job is over: {failure}")),
+        News::Over(failure) => complain("warning", format_args!("the job {name:?} is over: {failure}")),
     }
 }

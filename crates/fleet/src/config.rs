@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use portkeep::PortRange;
+use portkeep_cli::command::{ADVANCED, ports};
 use serde::Deserialize;
 
 /// The configuration where no option names another.
@@ -62,19 +63,22 @@ pub(crate) struct Tls {
 
 /// A user of etcd.
 #[derive(Clone, Debug)]
-pub(crate) struct Account {
+pub(crate) struct EtcdUser {
     pub(crate) user: String,
     pub(crate) password: String,
 }
 
 /// Where etcd is and how to talk to it
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = ADVANCED)]
 pub(crate) struct Options {
     /// The configuration
-    #[arg(long, value_name = "FILE", global = true, default_value = PATH, env = "PORTKEEP_FLEET_CONFIG")]
+    #[arg(long, value_name = "FILE", global = true, default_value = PATH)]
+    #[arg(env = "PORTKEEP_FLEET_CONFIG", hide_env_values = true)]
     config: PathBuf,
     /// URLs of etcd's members, in place of the configuration's
-    #[arg(long, value_name = "URL,...", value_delimiter = ',', global = true, env = "PORTKEEP_FLEET_ENDPOINTS")]
+    #[arg(long, value_name = "URL,...", value_delimiter = ',', global = true)]
+    #[arg(env = "PORTKEEP_FLEET_ENDPOINTS", hide_env_values = true)]
     endpoints: Vec<String>,
     /// Certificates to trust, PEM
     #[arg(long, value_name = "FILE", global = true)]
@@ -91,8 +95,8 @@ pub(crate) struct Options {
     /// File with the password
     #[arg(long, value_name = "FILE", global = true)]
     password_file: Option<PathBuf>,
-    /// The ports of the fleet, A-B
-    #[arg(long, value_name = "PORTS", global = true)]
+    /// The ports of the fleet, in a row
+    #[arg(long, value_name = "PORTS", global = true, value_parser = block)]
     range: Option<PortRange>,
 }
 
@@ -114,16 +118,16 @@ impl Options {
         config.password_file = self.password_file.clone().or(config.password_file);
         config.range = self.range.unwrap_or(config.range);
         let path = self.config.display();
-        ensure!(!config.endpoints.is_empty(), "where is etcd? Write `endpoints` into {path}, or use --endpoints");
+        ensure!(!config.endpoints.is_empty(), "no etcd is named: write `endpoints` into {path}, or use --endpoints");
         for endpoint in &config.endpoints {
             let known = endpoint.starts_with("http://") || endpoint.starts_with("https://");
-            ensure!(known, "the endpoint {endpoint:?} is no URL, such as https://etcd1:2379");
+            ensure!(known, "the endpoint {endpoint:?} is not a URL; write it as https://etcd1:2379");
         }
-        ensure!(
-            config.prefix.starts_with('/') && config.prefix.ends_with('/'),
-            "{path}: `prefix` is as \"/portkeep/\""
-        );
-        ensure!(config.lease >= 5 && config.rest >= 2, "{path}: `lease` is at least 5 seconds, and `rest` 2");
+        let Config { prefix, lease, rest, .. } = &config;
+        let slashes = prefix.starts_with('/') && prefix.ends_with('/');
+        ensure!(slashes, "{path}: `prefix` is {prefix:?}; it must begin and end with a slash, as \"/portkeep/\"");
+        ensure!(*lease >= 5, "{path}: `lease` is {lease}; it must be at least 5 seconds");
+        ensure!(*rest >= 2, "{path}: `rest` is {rest}; it must be at least 2 seconds");
         Ok(config)
     }
 }
@@ -142,15 +146,16 @@ impl Config {
         toml::from_str(text)
     }
 
-    pub(crate) fn account(&self) -> anyhow::Result<Option<Account>> {
+    pub(crate) fn account(&self) -> anyhow::Result<Option<EtcdUser>> {
         let (user, path) = match (&self.user, &self.password_file) {
             (None, None) => return Ok(None),
             (Some(user), Some(path)) => (user, path),
-            _ => bail!("`user` and `password_file` belong together in fleet.toml"),
+            (Some(_), None) => bail!("`user` requires `password_file` in fleet.toml"),
+            (None, Some(_)) => bail!("`password_file` requires `user` in fleet.toml"),
         };
-        let text = String::from_utf8(secret(path)?).with_context(|| format!("{} is no text", path.display()))?;
+        let text = String::from_utf8(secret(path)?).with_context(|| format!("{} is not UTF-8", path.display()))?;
         let password = text.lines().next().unwrap_or_default().to_owned();
-        Ok(Some(Account { user: user.clone(), password }))
+        Ok(Some(EtcdUser { user: user.clone(), password }))
     }
 }
 
@@ -164,6 +169,12 @@ pub(crate) fn secret(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.read_to_end(&mut content).with_context(reading)?;
     Ok(content)
+}
+
+fn block(text: &str) -> Result<PortRange, String> {
+    let found = ports(text)?;
+    let block = found.list.as_block().filter(|_| found.transports.is_none());
+    block.ok_or_else(|| "must be one block without a transport, as 20000-24999".into())
 }
 
 fn prefix() -> String {

@@ -21,7 +21,7 @@ use crate::{
     etcd::{Batch, Change, Client, Compare, EtcdError, Interrupt, KeepAlive, KeyValue, LeaseNews, Op},
     fence::{Fence, Reserved},
     memory::Memory,
-    parts::{Ending, Parts, Stage},
+    parts::{Ending, LocalParts, PartStage},
     record::{Answer, Job, Keys, Member, Part},
 };
 
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Input of the daemon.
 #[derive(Debug)]
-pub(crate) enum Input {
+pub(crate) enum DaemonInput {
     Changes(u64, Result<Batch, EtcdError>),
     Lease(LeaseNews),
     /// End, and leave the reservations alone.
@@ -51,9 +51,9 @@ pub(crate) struct Daemon<F> {
     pub(crate) config: Config,
     pub(crate) host: String,
     pub(crate) memory: Memory,
-    pub(crate) parts: Parts<F>,
-    pub(crate) inbox: Receiver<Input>,
-    pub(crate) outbox: Sender<Input>,
+    pub(crate) parts: LocalParts<F>,
+    pub(crate) inbox: Receiver<DaemonInput>,
+    pub(crate) outbox: Sender<DaemonInput>,
     /// Called once it belongs to the fleet.
     pub(crate) ready: Box<dyn FnMut(&Client) + Send>,
     /// Write no notes.
@@ -76,9 +76,9 @@ impl<F: Fence> Daemon<F> {
         host: String,
         memory: Memory,
         fence: F,
-        (outbox, inbox): (Sender<Input>, Receiver<Input>),
+        (outbox, inbox): (Sender<DaemonInput>, Receiver<DaemonInput>),
     ) -> Self {
-        let parts = Parts::new(fence, config.range);
+        let parts = LocalParts::new(fence, config.range);
         Self {
             client,
             config,
@@ -134,8 +134,8 @@ impl<F: Fence> Daemon<F> {
     fn pause(&self, pause: Duration) -> bool {
         loop {
             match self.inbox.recv_timeout(pause) {
-                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
-                Ok(Input::Changes(..) | Input::Lease(_)) => {}
+                Ok(DaemonInput::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
+                Ok(DaemonInput::Changes(..) | DaemonInput::Lease(_)) => {}
                 Err(RecvTimeoutError::Timeout) => return false,
             }
         }
@@ -153,7 +153,7 @@ impl<F: Fence> Daemon<F> {
         self.join(lease)?;
         let outbox = self.outbox.clone();
         let keep = KeepAlive::start(Arc::clone(&self.client), lease, self.config.lease, move |news| {
-            let _ = outbox.send(Input::Lease(news));
+            let _ = outbox.send(DaemonInput::Lease(news));
         });
         self.resync()?;
         if !*joined {
@@ -179,7 +179,8 @@ impl<F: Fence> Daemon<F> {
             found.map(KeyValue::parse::<Member>).transpose()?.filter(|other| other.machine != self.memory.machine())
         {
             bail!(
-                "the fleet has a host {:?} already, on the machine {}; give each host its own name with `host` in fleet.toml",
+                "the fleet has a host {:?} already, on the machine {}; give each host its own name with `host` in \
+                 fleet.toml",
                 self.host,
                 other.machine
             );
@@ -191,7 +192,7 @@ impl<F: Fence> Daemon<F> {
         let put = [Op::put(&key, &member, lease), Op::put(&known, &member.machine, 0)];
         let outcome = self.client.transact(&[seen], &put, &[])?;
         if !outcome.succeeded {
-            bail!("another daemon of host {:?} joins the fleet at the same time", self.host);
+            bail!("another daemon of host {:?} joins the fleet at the same time; run only one", self.host);
         }
         self.memory.knows(&known, outcome.revision());
         Ok(())
@@ -234,7 +235,7 @@ impl<F: Fence> Daemon<F> {
             loop {
                 let batch = watch.next();
                 let last = batch.is_err();
-                if outbox.send(Input::Changes(generation, batch)).is_err() || last {
+                if outbox.send(DaemonInput::Changes(generation, batch)).is_err() || last {
                     return;
                 }
             }
@@ -268,29 +269,28 @@ impl<F: Fence> Daemon<F> {
             let revision = now.create_revision;
             let job = live.iter().find(|job| job.name() == id).map(KeyValue::parse::<Job>).transpose()?;
             let here = reserved.iter().find(|here| here.revision == revision);
-            let as_asked =
-                Reserved { name: part.name.clone(), revision, ports: part.ports, transports: part.transports };
+            let as_asked = Reserved { name: part.name, revision, ports: part.ports, transports: part.transports };
             match (job, here) {
                 (Some(job), Some(here)) => {
-                    self.parts.adopt(&id, here, Stage::Reserved, false);
+                    self.parts.adopt(&id, here, PartStage::Reserved, false);
                     if part.answer != Answer::Granted {
                         self.answer(&job, revision, Answer::Granted, None)?;
                     }
                 }
                 (Some(_), None) if part.answer == Answer::Refused => {
-                    self.parts.adopt(&id, &as_asked, Stage::Refused, false);
+                    self.parts.adopt(&id, &as_asked, PartStage::Refused, false);
                 }
                 (Some(job), None) => self.reserve(&job, revision, part.answer, part.reason.as_ref())?,
-                (None, Some(here)) => self.parts.adopt(&id, here, Stage::Reserved, true),
+                (None, Some(here)) => self.parts.adopt(&id, here, PartStage::Reserved, true),
                 (None, None) => {
-                    let stage = if part.answer == Answer::Refused { Stage::Refused } else { Stage::Released };
+                    let stage = if part.answer == Answer::Refused { PartStage::Refused } else { PartStage::Released };
                     self.parts.adopt(&id, &as_asked, stage, true);
                 }
             }
         }
         for here in &reserved {
-            if !self.parts.held.values().any(|held| held.revision == here.revision) {
-                self.parts.adopt(&format!("gone-{}", here.revision), here, Stage::Reserved, true);
+            if !self.parts.held.values().any(|held| held.reserved.revision == here.revision) {
+                self.parts.adopt(&format!("gone-{}", here.revision), here, PartStage::Reserved, true);
             }
         }
         Ok(())
@@ -359,26 +359,26 @@ impl<F: Fence> Daemon<F> {
                 }
             };
             match input {
-                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Over::Stopped),
-                Ok(Input::Lease(LeaseNews::Ended)) => return Ok(Over::LeaseEnded),
-                Ok(Input::Lease(LeaseNews::Failing(error))) => {
+                Ok(DaemonInput::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Over::Stopped),
+                Ok(DaemonInput::Lease(LeaseNews::Ended)) => return Ok(Over::LeaseEnded),
+                Ok(DaemonInput::Lease(LeaseNews::Failing(error))) => {
                     self.note(&format!("{error}; what is reserved stays reserved"));
                     self.cut_off = true;
                     self.memory.cut_off(&error);
                 }
-                Ok(Input::Lease(LeaseNews::Back)) => {
+                Ok(DaemonInput::Lease(LeaseNews::Back)) => {
                     self.note("etcd can be reached again");
                     self.memory.back();
                     self.resync()?;
                 }
-                Ok(Input::Lease(LeaseNews::Kept)) => {
+                Ok(DaemonInput::Lease(LeaseNews::Kept)) => {
                     let left = self.watch.as_ref().is_some_and(|watch| self.client.has_left(watch));
                     self.memory.answered();
                     if left || !self.parts.complete() {
                         self.resync()?;
                     }
                 }
-                Ok(Input::Changes(generation, batch)) if generation == self.generation => match batch {
+                Ok(DaemonInput::Changes(generation, batch)) if generation == self.generation => match batch {
                     Ok(batch) => self.apply(&batch)?,
                     Err(error) => {
                         self.note(&format!("{error}; watching again"));
@@ -387,7 +387,7 @@ impl<F: Fence> Daemon<F> {
                         self.resync()?;
                     }
                 },
-                Ok(Input::Changes(..)) => {}
+                Ok(DaemonInput::Changes(..)) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     if self.unsure && self.parts.fence.reserved().is_ok() {
                         self.resync()?;
@@ -406,11 +406,11 @@ impl<F: Fence> Daemon<F> {
                     let known = self.parts.held.get_mut(&job.id).map(|held| {
                         held.over = false;
                         held.waits_for = None;
-                        (held.revision, held.stage)
+                        (held.reserved.revision, held.stage)
                     });
                     match known {
-                        Some((revision, Stage::Reserved)) => self.answer(&job, revision, Answer::Granted, None)?,
-                        Some((revision, Stage::Refused | Stage::Unanswered | Stage::Released)) => {
+                        Some((revision, PartStage::Reserved)) => self.answer(&job, revision, Answer::Granted, None)?,
+                        Some((revision, PartStage::Refused | PartStage::Unanswered | PartStage::Released)) => {
                             self.reserve(&job, revision, Answer::Granted, None)?;
                         }
                         None => self.reserve(&job, revision, Answer::Asked, None)?,
@@ -432,7 +432,7 @@ impl<F: Fence> Daemon<F> {
             match self.parts.end(id) {
                 Ending::Vacant => {
                     let Some(held) = self.parts.held.get(id) else { continue };
-                    let (name, ports) = (held.name.clone(), held.ports);
+                    let Reserved { name, ports, .. } = held.reserved.clone();
                     match arbiter::done(&self.client, &self.keys(), id, &self.host, ports, self.config.rest) {
                         Ok(true) => {
                             self.note(&format!("job {name:?}: {ports} vacant"));
@@ -458,7 +458,7 @@ impl<F: Fence> Daemon<F> {
             return Ok(());
         }
         held.waits_for = Some(reason.clone());
-        let (name, ports, transports, revision) = (held.name.clone(), held.ports, held.transports, held.revision);
+        let Reserved { name, revision, ports, transports } = held.reserved.clone();
         self.note(&format!("job {name:?}: {ports} not vacant yet: {reason}"));
         let reason = Some(Refused { reason: Reason::InUse, message: reason });
         let part = Part { answer: Answer::Granted, reason, ports, transports, name };

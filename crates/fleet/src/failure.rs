@@ -21,6 +21,11 @@ impl Failure {
         Self { reason, message: message.to_string(), host: None, cut_off: false }
     }
 
+    /// There is no job of this name.
+    pub(crate) fn no_job(name: &str) -> Self {
+        Self::new(Reason::NotFound, format!("there is no job {name:?}; `portkeep-fleet list` shows the jobs"))
+    }
+
     /// It is about this host.
     pub(crate) fn on(mut self, host: &str) -> Self {
         self.host = Some(host.to_owned());

@@ -47,7 +47,7 @@ pub(crate) trait Fence: Send {
 pub(crate) struct Kernel;
 
 fn label(name: &str, revision: i64) -> Result<Name, String> {
-    format!("{MARK}{name}@{revision}").parse().map_err(|error| format!("{name:?} is no name: {error}"))
+    format!("{MARK}{name}@{revision}").parse().map_err(|error| format!("{name:?} is not a valid name: {error}"))
 }
 
 impl Kernel {
@@ -66,7 +66,7 @@ impl Fence for Kernel {
     fn obstacle(&mut self) -> Option<String> {
         match portkeep::version() {
             Err(error) => Some(error.to_string()),
-            Ok(version) if !version.agent => Some("the agent is not running".into()),
+            Ok(version) if !version.agent => Some("the agent is not running; start portkeep.service".into()),
             Ok(_) => None,
         }
     }
@@ -90,7 +90,9 @@ impl Fence for Kernel {
             return Ok(());
         }
         // This host does not know the user, and the agent would wait until it does.
-        let message = info.reason.unwrap_or_else(|| format!("it is {}", info.state));
+        let message = info
+            .reason
+            .unwrap_or_else(|| format!("the agent has not put the reservation into force: it is {}", info.state));
         Connection::open_within(PATIENCE).and_then(|mut agent| agent.delete(&Which::Name(name))).map_err(refused)?;
         Err(Refused { reason: Reason::NotFound, message })
     }
@@ -110,7 +112,8 @@ impl Fence for Kernel {
     }
 
     fn in_use(&mut self, ports: PortRange, transports: Transports) -> Result<Option<String>, String> {
-        let usage = Usage::bound(&[(ports, transports)]).map_err(|error| format!("listing sockets: {error}"))?;
+        let usage =
+            Usage::bound(&[(ports, transports)]).map_err(|error| format!("the sockets cannot be listed: {error}"))?;
         let found = usage.ports.values().find(|found| !found.bound_by.is_empty());
         Ok(found.map(|found| sentence(found.transport, found.port, &found.bound_by)))
     }

@@ -1,9 +1,9 @@
 //! `portkeep-fleet`: the same reserved ports on every host of a job.
 //!
-//! Nothing here decides which job owns a port, and nothing here keeps outsiders off. etcd decides, in one transaction for each job
-//! (`arbiter`); the kernel of each host enforces (`fence`). Between them are a `daemon` on each host, and the process that asks
-//! (`request`). `record` has the keys. The crate has no asynchronous code: `etcd` speaks to etcd's JSON gateway with blocking
-//! calls, and each thing that waits is a thread.
+//! Nothing here decides which job owns a port, and nothing here keeps outsiders off. etcd decides, in one transaction
+//! for each job (`arbiter`); the kernel of each host enforces (`fence`). Between them are a `daemon` on each host, and
+//! the process that asks (`request`). `record` has the keys. The crate has no asynchronous code: `etcd` speaks to
+//! etcd's JSON gateway with blocking calls, and each thing that waits is a thread.
 #![forbid(unsafe_code)]
 
 mod acquire;
@@ -34,22 +34,22 @@ pub mod fuzz;
 #[path = "../tests/scale/mod.rs"]
 mod scale;
 
-use std::{process::ExitCode, time::SystemTime};
+use std::{ffi::OsString, process::ExitCode, time::SystemTime};
 
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use portkeep::{
     Time,
     persistent::protocol::{Reason, Refused},
 };
-use portkeep_cli::Exit;
+use portkeep_cli::{Exit, command::arrange};
 
 use config::{Config, Options};
 use failure::Failure;
 use output::{complain, print_json};
 
 const AFTER_HELP: &str = "\
-A daemon on each host (`portkeep-fleet daemon`) reserves what etcd decides. etcd and the agent of each host must be running. The \
-configuration is /etc/portkeep/fleet.toml.
+A daemon on each host (`portkeep-fleet daemon`) reserves what etcd decides. etcd and the agent of each host must be \
+running. The configuration is /etc/portkeep/fleet.toml.
 
 Examples:
   portkeep-fleet run --hosts a,b,c --count 8 -- srun ./train
@@ -79,57 +79,53 @@ enum Command {
     Forget(manage::Forget),
 }
 
-impl Command {
-    const fn json(&self) -> bool {
-        match self {
-            Self::Acquire(args) => args.json,
-            Self::Show(args) => args.json,
-            Self::Wait(args) => args.json,
-            Self::List(args) => args.json,
-            Self::Release(args) => args.json,
-            Self::Status(args) => args.json,
-            Self::Run(_) | Self::Daemon(_) | Self::Forget(_) => false,
-        }
-    }
-}
-
-/// The table of commands, for the manual pages.
+/// The table of commands: help texts, manual pages and completions are made from it.
 pub fn command() -> clap::Command {
-    Cli::command()
+    let one_block = |arg: clap::Arg| arg.help("These ports, one block: 20000-20007 or 20000-20007/udp");
+    let of = |name| move |table: clap::Command| table.mut_subcommand(name, |inner| inner.mut_arg("ports", one_block));
+    arrange(of("acquire")(of("run")(Cli::command().disable_help_subcommand(true))))
 }
 
 /// Run the command, with the arguments of this process.
 pub fn main() -> ExitCode {
-    let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let words: Vec<OsString> = std::env::args_os().take_while(|word| word != "--").collect();
+    let has = |word: &str| words.iter().any(|found| found == word);
+    let parsed = command().try_get_matches().and_then(|matches| {
+        let is_run = matches.subcommand_name() == Some("run");
+        Cli::from_arg_matches(&matches).map(|cli| (cli, is_run))
+    });
+    let (refused, is_run) = match parsed {
+        Ok((cli, is_run)) => match dispatch(cli) {
+            Ok(status) => return status.into(),
+            Err(error) => {
+                let refused = refused(&error);
+                complain("error", &refused.message);
+                (refused, is_run)
+            }
+        },
         Err(error) => {
-            let usage = !matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            // Nothing can be done about an output that is closed.
-            let _ = error.print();
-            let status = if is_run { Exit::RunFailed } else { Exit::Usage };
-            return if usage { status.code().into() } else { ExitCode::SUCCESS };
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+                // Nothing can be done about an output that is closed.
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            // Rust's message for a text that is not a number.
+            let text = error.to_string().replace("invalid digit found in string", "it is not a number");
+            eprint!("{text}");
+            let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            (Refused { reason: Reason::Malformed, message }, has("run"))
         }
     };
-    let json = cli.command.json();
-    let is_run = matches!(cli.command, Command::Run(_));
-    match dispatch(cli) {
-        Ok(status) => status.into(),
-        Err(error) => {
-            let refused = refused(&error);
-            complain("error", &refused.message);
-            if json {
-                let _ = print_json(&refused);
-            }
-            let status = match refused.reason {
-                _ if is_run => Exit::RunFailed,
-                Reason::Malformed => Exit::Usage,
-                Reason::NotFound => Exit::Nothing,
-                _ => Exit::Failed,
-            };
-            status.code().into()
-        }
+    if has("--json") && !is_run {
+        let _ = print_json(&refused);
     }
+    let status = match refused.reason {
+        _ if is_run => Exit::RunFailed,
+        Reason::Malformed => Exit::Usage,
+        Reason::NotFound => Exit::Nothing,
+        _ => Exit::Failed,
+    };
+    status.code().into()
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<u8> {
@@ -139,8 +135,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
     }
     if config.cluster.is_none() {
         // The cluster that this host's daemon belongs to.
-        let known = serve::host_name(&config).and_then(|host| memory::look(&config, &host));
-        config.cluster = known.map(|facts| facts.cluster).filter(|id| !id.is_empty());
+        config.cluster = serve::facts(&config).map(|facts| facts.cluster).filter(|id| !id.is_empty());
     }
     let outcome = match cli.command {
         Command::Run(args) => run::run(args, &config),
@@ -166,13 +161,14 @@ fn since(error: anyhow::Error, config: &Config) -> anyhow::Error {
     if !cut_off {
         return error;
     }
-    let known = serve::host_name(config).and_then(|host| memory::look(config, &host)?.cut_off);
+    let known = serve::facts(config).and_then(|facts| facts.cut_off);
     let since = known.unwrap_or_else(|| Time::from(SystemTime::now()));
     let message =
         error.to_string().replacen("etcd cannot be reached", &format!("etcd cannot be reached since {since}"), 1);
     Refused { reason: Reason::Failed, message: format!("{message}; what is reserved stays reserved") }.into()
 }
 
+/// A failure as JSON has it.
 fn refused(error: &anyhow::Error) -> Refused {
     if let Some(refused) = error.downcast_ref::<Refused>() {
         return refused.clone();

@@ -6,16 +6,21 @@ use std::{
 };
 
 use portkeep::persistent::{Name, protocol::Reason};
-use portkeep_cli::{Exit, command::write_table};
+use portkeep_cli::{
+    Exit,
+    command::{seconds, write_table},
+};
 
 use crate::{
+    complain,
     config::Config,
     etcd::{Client, EtcdError},
     failure::Failure,
-    memory, print_json,
+    memory::Facts,
+    print_json,
     record::Keys,
     request, serve,
-    view::{self, FleetView, JobView, Stage},
+    view::{self, FleetView, JobState, JobView},
 };
 
 /// Show a job: its ports and its hosts
@@ -39,9 +44,9 @@ pub(crate) struct Show {
 pub(crate) struct Wait {
     /// Its name
     name: Name,
-    /// Fail after so many seconds; by default it waits for ever
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
+    /// Seconds to wait [default: no limit]
+    #[arg(long = "timeout", value_name = "SECONDS", value_parser = seconds)]
+    limit: Option<Duration>,
     /// One JSON object on one line
     #[arg(long)]
     pub(crate) json: bool,
@@ -75,7 +80,7 @@ fn shown(client: &Client, config: &Config, name: &Name, json: bool) -> anyhow::R
     let mut jobs = fleet.jobs.iter().filter(|job| job.name == name.as_str());
     // A job of the same name may have been there before and be over.
     let Some(job) = jobs.find(|job| job.by.is_some()) else {
-        return Err(Failure::new(Reason::NotFound, format!("there is no job {:?}", name.as_str())).into());
+        return Err(Failure::no_job(name.as_str()).into());
     };
     if json {
         print_json(job)?;
@@ -88,9 +93,11 @@ fn shown(client: &Client, config: &Config, name: &Name, json: bool) -> anyhow::R
 pub(crate) fn wait(args: &Wait, config: &Config) -> anyhow::Result<u8> {
     let client = Client::new(config)?;
     let (keys, name) = (Keys(config.prefix.clone()), args.name.as_str());
-    let end = args.timeout.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+    let end = args.limit.and_then(|limit| Instant::now().checked_add(limit));
     if !request::wait_for(&client, &keys, name, end)? {
-        return Err(Failure::new(Reason::NotFound, format!("there is still no job {name:?}")).into());
+        let message =
+            format!("there is still no job {name:?} that all of its hosts have answered; see `portkeep-fleet list`");
+        return Err(Failure::new(Reason::NotFound, message).into());
     }
     shown(&client, config, &args.name, args.json)
 }
@@ -110,7 +117,7 @@ fn list_of(jobs: &[JobView]) -> anyhow::Result<()> {
     let row = |job: &JobView| {
         let hosts: Vec<&str> = job.hosts.iter().map(|host| host.host.as_str()).collect();
         let ports = job.transports.map_or_else(|| job.ports.to_string(), |of| format!("{}/{of}", job.ports));
-        let unusual = job.hosts.iter().filter(|host| host.state != Stage::Active);
+        let unusual = job.hosts.iter().filter(|host| host.state != JobState::Active);
         let reasons: Vec<String> = unusual
             .map(|host| {
                 let reason = host.reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
@@ -130,11 +137,8 @@ pub(crate) fn status(args: &Status, config: &Config) -> anyhow::Result<u8> {
         Ok(fleet) => status_of(&fleet)?,
         Err(error @ EtcdError::Unreachable { .. }) => {
             // The facts that this host saw last.
-            if let Some(facts) = serve::host_name(config).and_then(|host| memory::look(config, &host)) {
-                crate::complain(
-                    "note",
-                    format_args!("this host last saw revision {} of cluster {}", facts.revision, facts.cluster),
-                );
+            if let Some(Facts { revision, cluster, .. }) = serve::facts(config) {
+                complain("note", format_args!("this host last saw revision {revision} of cluster {cluster}"));
             }
             return Err(error.into());
         }

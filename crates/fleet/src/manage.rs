@@ -7,17 +7,17 @@ use crate::{
     arbiter, complain,
     config::Config,
     etcd::Client,
-    print_json,
     record::{Keys, Part},
-    view::{self, Stage},
+    view::{self, JobState},
 };
 
 /// End a job, whichever process asked for it
 #[derive(Debug, clap::Args)]
-#[command(
-    after_long_help = "Its sockets keep running. The ports are free when each host reports that they are vacant, and have rested.\n\n\
-                        Examples:\n  portkeep-fleet release train42"
-)]
+#[command(after_long_help = "\
+Its sockets keep running. The ports are free when each host reports that they are vacant, and have rested.
+
+Examples:
+  portkeep-fleet release train42")]
 pub(crate) struct Release {
     /// Its name
     name: Name,
@@ -28,10 +28,12 @@ pub(crate) struct Release {
 
 /// Take a host that will not come back out of the fleet
 #[derive(Debug, clap::Args)]
-#[command(
-    after_long_help = "Its parts of jobs count as vacant from then on. Do this only if the machine is off or was installed anew: \
-                        otherwise its processes may still have ports that others get.\n\nExamples:\n  portkeep-fleet forget node7"
-)]
+#[command(after_long_help = "\
+Its parts of jobs count as vacant from then on. Do this only if the machine is off or was installed anew: otherwise \
+its processes may still have ports that others get.
+
+Examples:
+  portkeep-fleet forget node7")]
 pub(crate) struct Forget {
     /// Its name
     host: Name,
@@ -40,11 +42,7 @@ pub(crate) struct Forget {
 pub(crate) fn release(args: &Release, config: &Config) -> anyhow::Result<u8> {
     let client = Client::new(config)?;
     let job = arbiter::release(&client, &Keys(config.prefix.clone()), args.name.as_str())?;
-    if args.json {
-        print_json(&view::uniform(&job, Stage::Ended))?;
-    } else {
-        println!("{} {} {}", job.ports, job.transports, job.name);
-    }
+    view::print(&job, JobState::Ended, args.json)?;
     Ok(Exit::Done.code())
 }
 

@@ -1,5 +1,5 @@
-//! The memory of a host across restarts of its daemon: which cluster it belongs to, how far it has seen, and since when etcd
-//! cannot be reached.
+//! The memory of a host across restarts of its daemon: which cluster it belongs to, how far it has seen, and since when
+//! etcd cannot be reached.
 
 use std::{
     fs::{self, File},
@@ -80,7 +80,7 @@ fn machine(path: &Path) -> anyhow::Result<String> {
     {
         return Ok(number);
     }
-    let number = random_id().context("a random number")?;
+    let number = random_id().context("getting a random number")?;
     fs::write(path, &number).with_context(|| format!("writing {}", path.display()))?;
     Ok(number)
 }
@@ -94,7 +94,7 @@ impl Memory {
         let lock = path.with_extension("lock");
         let file = File::create(&lock).with_context(|| format!("opening {}", lock.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("a daemon of host {host:?} is running ({} is locked)", lock.display());
+            bail!("a daemon of host {host:?} is already running ({} is locked)", lock.display());
         }
         let machine = machine(&path.with_extension("machine"))?;
         let facts = read(&path)?.unwrap_or_default();

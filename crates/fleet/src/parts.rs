@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portkeep::{
-    PortRange, Transports,
+    PortRange,
     persistent::protocol::{Reason, Refused},
 };
 
@@ -14,13 +14,9 @@ use crate::{
 
 /// A host's part of a job.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
-    pub(crate) name: String,
-    pub(crate) ports: PortRange,
-    pub(crate) transports: Transports,
-    /// The decision.
-    pub(crate) revision: i64,
-    pub(crate) stage: Stage,
+pub(crate) struct LocalPart {
+    pub(crate) reserved: Reserved,
+    pub(crate) stage: PartStage,
     /// The job is over.
     pub(crate) over: bool,
     /// It had been reserved and is not any more.
@@ -31,7 +27,7 @@ pub(crate) struct Held {
 
 /// How far a part has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum PartStage {
     /// Nothing was reserved.
     Refused,
     /// The agent was asked and has not answered, so it may be reserved.
@@ -43,9 +39,9 @@ pub(crate) enum Stage {
 }
 
 /// The parts by the ids of their jobs, and the fence.
-pub(crate) struct Parts<F> {
+pub(crate) struct LocalParts<F> {
     pub(crate) fence: F,
-    pub(crate) held: BTreeMap<String, Held>,
+    pub(crate) held: BTreeMap<String, LocalPart>,
     /// For each port the latest decision that this host has acted on.
     latest: Vec<i64>,
     range: PortRange,
@@ -60,30 +56,22 @@ pub(crate) enum Ending {
     Waits(String),
 }
 
-impl<F: Fence> Parts<F> {
+impl<F: Fence> LocalParts<F> {
     pub(crate) fn new(fence: F, range: PortRange) -> Self {
         Self { fence, held: BTreeMap::new(), latest: vec![0; 1 << 16], range }
     }
 
     /// Reserve what a decision grants. The answer, with the reason of a refusal.
     pub(crate) fn reserve(&mut self, job: &Job, revision: i64) -> (Answer, Option<Refused>) {
-        let reserved = self.try_to_reserve(job, revision);
-        let held = Held {
-            name: job.name.clone(),
-            ports: job.ports,
-            transports: job.transports,
-            revision,
-            stage: match &reserved {
-                Ok(()) => Stage::Reserved,
-                Err(Refused { reason: Reason::NoAgent, .. }) => Stage::Unanswered,
-                Err(_) => Stage::Refused,
-            },
-            over: false,
-            lost: false,
-            waits_for: None,
+        let result = self.try_to_reserve(job, revision);
+        let stage = match &result {
+            Ok(()) => PartStage::Reserved,
+            Err(Refused { reason: Reason::NoAgent, .. }) => PartStage::Unanswered,
+            Err(_) => PartStage::Refused,
         };
-        self.held.insert(job.id.clone(), held);
-        match reserved {
+        let Job { name, ports, transports, .. } = job.clone();
+        self.adopt(&job.id, &Reserved { name, revision, ports, transports }, stage, false);
+        match result {
             Ok(()) => (Answer::Granted, None),
             Err(reason) => (Answer::Refused, Some(reason)),
         }
@@ -93,43 +81,40 @@ impl<F: Fence> Parts<F> {
         let Job { ports, .. } = job;
         let refused = |message| Err(Refused { reason: Reason::Failed, message });
         if !self.range.contains(ports.start()) || !self.range.contains(ports.last()) {
-            return refused(format!("ports {ports} are not within the range {} of this host's fleet.toml", self.range));
+            return refused(format!(
+                "ports {ports} are not within `range` of this host's fleet.toml, {}; all hosts require the same range",
+                self.range
+            ));
         }
         let latest = ports.iter().map(|port| self.latest[usize::from(port)]).max().unwrap_or_default();
         if revision < latest {
             return refused(format!(
-                "the decision is older ({revision}) than one that this host has acted on ({latest})"
+                "ports {ports}: this decision (revision {revision} of etcd) is older than one that this host has acted \
+                 on ({latest}); request the ports again"
             ));
         }
-        self.fence.reserve(job, revision)?;
-        self.saw(*ports, revision);
-        Ok(())
+        self.fence.reserve(job, revision)
     }
 
-    /// Note the decision as the latest one of its ports.
-    fn saw(&mut self, ports: PortRange, revision: i64) {
-        for port in ports {
-            let latest = &mut self.latest[usize::from(port)];
-            *latest = revision.max(*latest);
+    /// Note a part: of this daemon, of an earlier one, or of an earlier connection. If it is reserved, its decision is
+    /// the latest one of its ports.
+    pub(crate) fn adopt(&mut self, id: &str, reserved: &Reserved, stage: PartStage, over: bool) {
+        if stage == PartStage::Reserved {
+            for port in reserved.ports {
+                let latest = &mut self.latest[usize::from(port)];
+                *latest = reserved.revision.max(*latest);
+            }
         }
-    }
-
-    /// A part of an earlier daemon, or of an earlier connection.
-    pub(crate) fn adopt(&mut self, id: &str, reserved: &Reserved, stage: Stage, over: bool) {
-        let Reserved { name, revision, ports, transports } = reserved.clone();
-        if stage == Stage::Reserved {
-            self.saw(ports, revision);
-        }
-        let held = Held { name, ports, transports, revision, stage, over, lost: false, waits_for: None };
-        self.held.insert(id.to_owned(), held);
+        let reserved = reserved.clone();
+        self.held.insert(id.to_owned(), LocalPart { reserved, stage, over, lost: false, waits_for: None });
     }
 
     /// Whether the kernel enforces all that it is to enforce. While the agent does not answer, what is reserved stays so.
     pub(crate) fn complete(&mut self) -> bool {
         let Ok(reserved) = self.fence.reserved() else { return true };
         self.held.values().filter(|held| !held.over).all(|held| {
-            let here = || reserved.iter().any(|here| here.revision == held.revision);
-            !held.lost && (held.stage != Stage::Reserved || here())
+            let here = || reserved.iter().any(|here| here.revision == held.reserved.revision);
+            !held.lost && (held.stage != PartStage::Reserved || here())
         })
     }
 
@@ -143,25 +128,25 @@ impl<F: Fence> Parts<F> {
         self.held.iter().filter(|(_, held)| held.over).map(|(id, _)| id.clone()).collect()
     }
 
-    /// A step towards the end of a part. While a process of the job still uses a port, outsiders are kept off all of them.
+    /// A step towards the end of a part. While a process of the job still uses a port, outsiders are kept off all of
+    /// them.
     pub(crate) fn end(&mut self, id: &str) -> Ending {
         let Some(held) = self.held.get_mut(id) else { return Ending::Vacant };
         let fence = &mut self.fence;
         let mut step = || -> Result<(), String> {
-            let Held { name, revision, ports, transports, stage, .. } = held.clone();
-            let reserved = Reserved { name, revision, ports, transports };
-            let mut vacant = || fence.in_use(ports, transports)?.map_or(Ok(()), Err);
-            match stage {
-                Stage::Refused => Ok(()),
+            let reserved = &held.reserved;
+            let vacant = |fence: &mut F| fence.in_use(reserved.ports, reserved.transports)?.map_or(Ok(()), Err);
+            match held.stage {
+                PartStage::Refused => Ok(()),
                 // No process of the job can have had a port.
-                Stage::Unanswered => fence.release(&reserved),
-                Stage::Released => vacant(),
-                Stage::Reserved => {
-                    vacant()?;
-                    fence.release(&reserved)?;
-                    held.stage = Stage::Released;
+                PartStage::Unanswered => fence.release(reserved),
+                PartStage::Released => vacant(fence),
+                PartStage::Reserved => {
+                    vacant(fence)?;
+                    fence.release(reserved)?;
+                    held.stage = PartStage::Released;
                     // A socket may have been bound in between.
-                    fence.in_use(ports, transports)?.map_or(Ok(()), Err)
+                    vacant(fence)
                 }
             }
         };
@@ -175,6 +160,8 @@ impl<F: Fence> Parts<F> {
 #[cfg(test)]
 mod tests {
     use portkeep::persistent::Audience;
+
+    use portkeep::Transports;
 
     use super::*;
 
@@ -221,7 +208,7 @@ mod tests {
 
     #[test]
     fn f3_a_decision_older_than_one_for_the_same_port_is_refused() {
-        let mut parts = Parts::new(Willing::default(), PortRange::new(20000, 100).unwrap());
+        let mut parts = LocalParts::new(Willing::default(), PortRange::new(20000, 100).unwrap());
         assert_eq!(parts.reserve(&job("new", 20000), 10).0, Answer::Granted);
         // That the newer one has ended does not help the older one.
         parts.over("new");
@@ -235,7 +222,7 @@ mod tests {
 
     #[test]
     fn f8_a_part_whose_reservation_is_gone_is_noticed() {
-        let mut parts = Parts::new(Willing::default(), PortRange::new(20000, 100).unwrap());
+        let mut parts = LocalParts::new(Willing::default(), PortRange::new(20000, 100).unwrap());
         parts.reserve(&job("one", 20000), 10);
         assert!(parts.complete());
         parts.fence.0.clear();

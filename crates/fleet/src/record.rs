@@ -2,7 +2,7 @@
 //!
 //! | key | lease | value |
 //! | --- | --- | --- |
-//! | `cursor` | | the port after the block granted last; every decision changes it, so decisions come one after the other |
+//! | `cursor` | | the port after the block granted last; every decision changes it: they come one after the other |
 //! | `block/START` | none; while the block rests, a lease as long as the rest | [`Block`]: the ports are not free |
 //! | `job/NAME` | the requester's | [`Job`]; its creation revision distinguishes it from older decisions |
 //! | `live/HOST/ID` | the requester's | [`Job`]: the host is to reserve; deleted: the job is over |
@@ -133,7 +133,8 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
     pub(crate) answer: Answer,
-    /// Why nothing is reserved, or why the ports of a job that is over are not vacant. The sentence names port and holder.
+    /// Why nothing is reserved, or why the ports of a job that is over are not vacant. The sentence names port and
+    /// holder.
     pub(crate) reason: Option<Refused>,
     pub(crate) ports: PortRange,
     pub(crate) transports: Transports,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use portkeep::{
-    Align, PortRange, Transports,
+    PortRange, Transports,
     persistent::{
         Audience,
         protocol::{Reason, Refused},
@@ -19,7 +19,7 @@ use portkeep::{
 };
 
 use crate::{
-    arbiter::{self, Place},
+    arbiter::{self, BlockSearch, WantedBlock},
     config::Config,
     etcd::{Change, Client, EtcdError, KeepAlive, KeyValue, LeaseNews, NOW, Op, Watch},
     failure::Failure,
@@ -36,14 +36,12 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The longest wait for a watch: its member may be gone without a message.
 const CHECK: Duration = Duration::from_secs(30);
 
-/// A request.
+/// A request for a job.
 #[derive(Clone, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct JobRequest {
     pub(crate) name: String,
     pub(crate) hosts: Vec<String>,
-    pub(crate) count: u16,
-    pub(crate) align: Align,
-    pub(crate) at: Option<u16>,
+    pub(crate) block: WantedBlock,
     pub(crate) transports: Transports,
     pub(crate) audience: Audience,
     pub(crate) by: String,
@@ -65,17 +63,17 @@ pub(crate) enum News {
 
 /// Input of the thread that keeps a job.
 #[derive(Debug)]
-enum Input {
+enum SessionInput {
     Lease(LeaseNews),
     /// The job is to end.
     Stop,
 }
 
-/// A job on all of its hosts. [`Held::end`] ends it; if the process dies, its lease does.
+/// A job on all of its hosts. [`HeldJob::end`] ends it; if the process dies, its lease does.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldJob {
     pub(crate) job: Job,
-    stop: Sender<Input>,
+    stop: Sender<SessionInput>,
     thread: JoinHandle<Result<(), EtcdError>>,
 }
 
@@ -83,9 +81,9 @@ pub(crate) struct Held {
 pub(crate) fn acquire(
     client: &Arc<Client>,
     config: &Config,
-    wanted: &Wanted,
+    wanted: &JobRequest,
     report: impl FnMut(News) + Send + 'static,
-) -> Result<Held, Failure> {
+) -> Result<HeldJob, Failure> {
     let keys = Keys(config.prefix.clone());
     let mut refused: Vec<PortRange> = Vec::new();
     loop {
@@ -102,26 +100,30 @@ pub(crate) fn acquire(
                 };
                 let patience = wanted.patience;
                 let thread = thread::spawn(move || session.run(keep, &inbox, patience, report));
-                return Ok(Held { job, stop: news, thread });
+                return Ok(HeldJob { job, stop: news, thread });
             }
             Err((failure, tried)) => {
                 // When the lease ends, all of the job's keys are deleted.
                 let withdrawn = client.revoke(keep.lease);
-                let again = failure.host.is_some() && failure.reason == Reason::InUse && wanted.at.is_none();
+                let again = failure.host.is_some()
+                    && failure.reason == Reason::InUse
+                    && matches!(wanted.block, WantedBlock::Any { .. })
+                    && withdrawn.is_ok()
+                    && refused.len() + 1 < BLOCKS;
                 match tried {
-                    Some(ports) if again && withdrawn.is_ok() && refused.len() + 1 < BLOCKS => refused.push(ports),
-                    _ => return Err(failure),
+                    Some(ports) if again => refused.push(ports),
+                    Some(_) | None => return Err(failure),
                 }
             }
         }
     }
 }
 
-fn lease(client: &Arc<Client>, config: &Config, news: &Sender<Input>) -> Result<KeepAlive, EtcdError> {
+fn lease(client: &Arc<Client>, config: &Config, news: &Sender<SessionInput>) -> Result<KeepAlive, EtcdError> {
     let lease = client.grant(config.lease)?;
     let news = news.clone();
     let send = move |what| {
-        let _ = news.send(Input::Lease(what));
+        let _ = news.send(SessionInput::Lease(what));
     };
     Ok(KeepAlive::start(Arc::clone(client), lease, config.lease, send))
 }
@@ -131,16 +133,16 @@ fn ask(
     client: &Client,
     config: &Config,
     keys: &Keys,
-    wanted: &Wanted,
+    wanted: &JobRequest,
     refused: &[PortRange],
     lease: i64,
 ) -> Result<Job, (Failure, Option<PortRange>)> {
-    let Wanted { name, hosts, count, align, at, transports, audience, by, patience } = wanted.clone();
+    let JobRequest { name, hosts, block, transports, audience, by, patience } = wanted.clone();
     let id = random_id().map_err(|error| (Failure::new(Reason::Failed, error), None))?;
     let mut job = Job { name, id, ports: config.range, transports, audience, hosts, by };
-    let place = Place { range: config.range, at, count, align, refused };
+    let search = BlockSearch { range: config.range, block, refused };
     let watch = watch_answers(client, keys, &job).map_err(|error| (error.into(), None))?;
-    arbiter::decide(client, keys, &mut job, lease, &place).map_err(|failure| (failure, None))?;
+    arbiter::decide(client, keys, &mut job, lease, &search).map_err(|failure| (failure, None))?;
     let failures = answers(client, keys, &job, watch, patience, Until::FirstFailure);
     match failures.map_err(|error| (error.into(), Some(job.ports)))?.into_iter().next() {
         None => Ok(job),
@@ -187,7 +189,10 @@ fn answers(
         }
         if Instant::now() >= end {
             failures.extend(silent().map(|host| {
-                let message = format!("{host} has not answered within {} s", patience.as_secs());
+                let message = format!(
+                    "{host} has not answered within {} s; check portkeep-fleet.service there",
+                    patience.as_secs_f32()
+                );
                 Failure::new(Reason::Failed, message).on(host)
             }));
             return Ok(failures);
@@ -213,10 +218,10 @@ fn failure((host, part): (&String, &Part)) -> Option<Failure> {
     (part.answer != Answer::Granted).then(|| Failure::new(reason, format!("{host}: {message}")).on(host))
 }
 
-impl Held {
+impl HeldJob {
     /// End the job. Its ports are free when all hosts report that they are vacant.
     pub(crate) fn end(self) -> Result<(), EtcdError> {
-        drop(self.stop.send(Input::Stop));
+        drop(self.stop.send(SessionInput::Stop));
         self.thread.join().unwrap_or(Ok(()))
     }
 }
@@ -227,29 +232,29 @@ struct Session {
     config: Config,
     keys: Keys,
     job: Job,
-    news: Sender<Input>,
+    news: Sender<SessionInput>,
 }
 
 impl Session {
     fn run(
         &self,
         mut keep: KeepAlive,
-        inbox: &mpsc::Receiver<Input>,
+        inbox: &mpsc::Receiver<SessionInput>,
         patience: Duration,
         mut report: impl FnMut(News),
     ) -> Result<(), EtcdError> {
         loop {
             match inbox.recv() {
-                Ok(Input::Lease(LeaseNews::Kept)) => {}
-                Ok(Input::Lease(LeaseNews::Failing(error))) => report(News::CutOff(error)),
-                Ok(Input::Lease(LeaseNews::Back)) => report(News::Back),
-                Ok(Input::Lease(LeaseNews::Ended)) => match self.take_back(patience) {
+                Ok(SessionInput::Lease(LeaseNews::Kept)) => {}
+                Ok(SessionInput::Lease(LeaseNews::Failing(error))) => report(News::CutOff(error)),
+                Ok(SessionInput::Lease(LeaseNews::Back)) => report(News::Back),
+                Ok(SessionInput::Lease(LeaseNews::Ended)) => match self.take_back(patience) {
                     Ok((kept, failures)) => {
                         keep = kept;
                         report(News::TakenBack(failures));
                     }
                     Err(failure) if failure.cut_off => {
-                        let _ = self.news.send(Input::Lease(LeaseNews::Ended));
+                        let _ = self.news.send(SessionInput::Lease(LeaseNews::Ended));
                         thread::sleep(AGAIN);
                     }
                     Err(failure) => {
@@ -257,7 +262,7 @@ impl Session {
                         return Ok(());
                     }
                 },
-                Ok(Input::Stop) | Err(_) => {
+                Ok(SessionInput::Stop) | Err(_) => {
                     let lease = keep.lease;
                     drop(keep);
                     return self.client.revoke(lease);

@@ -12,13 +12,14 @@ use portkeep_cli::{
 use crate::{ask::Ask, complain, config::Config};
 
 const AFTER_HELP: &str = "\
-The command has the variables of `portkeep run`: PORT (the first), PORT0, PORT1, ... and PORTS; {PORT} and the like in its arguments \
-are replaced. MASTER_ADDR is the first host and MASTER_PORT the first port, as torchrun reads them. PORTKEEP_FLEET_HOSTS has the hosts, \
-with commas, and PORTKEEP_FLEET_NAME the name of the job.
+The command has the variables of `portkeep run`: PORT (the first), PORT0, PORT1, ... and PORTS; {PORT} and the like in \
+its arguments are replaced. MASTER_ADDR is the first host and MASTER_PORT the first port, as torchrun reads them. \
+PORTKEEP_FLEET_HOSTS has the hosts, with commas, and PORTKEEP_FLEET_NAME the name of the job.
 
-The command starts when the kernel of each host enforces the block. The ports belong to one user (or unit) on each host; start the \
-processes there by your own means: srun, ssh, mpirun. The job ends with the command. If this process is killed, or its host lost, \
-the job ends some seconds later (`lease` in fleet.toml). Each host keeps outsiders off the block as long as one of its ports is bound.
+The command starts when the kernel of each host enforces the block. The ports belong to one user (or unit) on each \
+host; start the processes there by your own means: srun, ssh, mpirun. The job ends with the command. If this process \
+is killed, or its host lost, the job ends some seconds later (`lease` in fleet.toml). Each host keeps outsiders off \
+the block as long as one of its ports is bound.
 
 If etcd or the network fails, the hosts keep the ports, and nothing happens to the command.
 
@@ -35,7 +36,7 @@ Exit status:
 pub(crate) struct Args {
     #[command(flatten)]
     ask: Ask,
-    /// Replace no {PORT} in the arguments
+    /// Do not replace {PORT} in the arguments
     #[arg(long)]
     no_substitute: bool,
     /// The command and its arguments

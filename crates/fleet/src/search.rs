@@ -3,8 +3,8 @@
 
 use portkeep::{Align, PortRange};
 
-/// The first free block at or after `cursor`, or else from the beginning. `taken` is in any order. Ports are in host byte
-/// order.
+/// The first free block at or after `cursor`, or else from the beginning. `taken` is in any order. Ports are in host
+/// byte order.
 pub(crate) fn next_fit(
     range: PortRange,
     cursor: u16,
@@ -61,11 +61,13 @@ mod tests {
             cursor in 0u16..80, count in 1u16..9, shift in 0u32..4,
         ) {
             let range = block("10-60");
-            let taken: Vec<PortRange> = taken.into_iter().map(|(start, count)| PortRange::new(start, count).unwrap()).collect();
+            let taken: Vec<_> =
+                taken.into_iter().map(|(start, count)| PortRange::new(start, count).unwrap()).collect();
             let align = Align::new(1 << shift).unwrap();
             let fits = |start: u16| {
                 let wanted = PortRange::new(start, count).unwrap();
-                align.allows(start) && wanted.last() <= range.last() && !taken.iter().any(|block| block.overlaps(wanted))
+                let free = !taken.iter().any(|block| block.overlaps(wanted));
+                free && align.allows(start) && wanted.last() <= range.last()
             };
             let found = next_fit(range, cursor, &taken, count, align);
             let after = (cursor.max(10)..=60).filter(|_| cursor <= 60).find(|start| fits(*start));

@@ -17,15 +17,16 @@ use signal_hook::{
 use crate::{
     complain,
     config::Config,
-    daemon::{Daemon, Input},
+    daemon::{Daemon, DaemonInput},
     etcd::Client,
     fence::Kernel,
-    memory::Memory,
+    memory::{self, Facts, Memory},
 };
 
 const AFTER_HELP: &str = "\
-It requires root or membership of the agent's group of administrators. It writes to etcd only its lease while nothing happens. If it \
-ends, however that comes, the ports of jobs stay reserved on this host; the next daemon goes on with them.
+It requires root or membership of the agent's group of administrators. It writes to etcd only its lease while nothing \
+happens. If it ends, however that comes, the ports of jobs stay reserved on this host; the next daemon goes on with \
+them.
 
 Examples:
   portkeep-fleet daemon --host node7";
@@ -44,22 +45,32 @@ pub(crate) fn machine_name() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The name of this host, if it is a valid name.
-pub(crate) fn host_name(config: &Config) -> Option<String> {
+/// The name of this host in the fleet.
+fn host_name(config: &Config) -> anyhow::Result<String> {
     let name = config.host.clone().unwrap_or_else(machine_name);
-    name.parse::<Name>().ok().map(|name| name.to_string())
+    let parsed = name.parse::<Name>().with_context(|| {
+        format!(
+            "this host is called {name:?}, which no host of a fleet can be; set `host` in fleet.toml, or use --host"
+        )
+    });
+    parsed.map(|name| name.to_string())
+}
+
+/// The facts as the daemon of this host has written them last.
+pub(crate) fn facts(config: &Config) -> Option<Facts> {
+    memory::look(config, &host_name(config).ok()?)
 }
 
 pub(crate) fn run(config: &Config) -> anyhow::Result<u8> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("catching signals")?;
-    let host = host_name(config).context("this host has no name that the fleet can use; give it one with --host")?;
+    let host = host_name(config)?;
     let memory = Memory::open(config, &host)?;
     let client = Arc::new(Client::new(config)?);
     let (outbox, inbox) = mpsc::channel();
     let stop = outbox.clone();
     thread::spawn(move || {
         if signals.forever().next().is_some() {
-            let _ = stop.send(Input::Stop);
+            let _ = stop.send(DaemonInput::Stop);
         }
     });
     let name = host.clone();

@@ -1,6 +1,9 @@
 //! The fleet as people and programs see it.
 
-use std::time::SystemTime;
+use std::{
+    io::{self, Write},
+    time::SystemTime,
+};
 
 use portkeep::{PortRange, Time, Transports, persistent::Audience};
 use serde::Serialize;
@@ -8,13 +11,14 @@ use serde::Serialize;
 use crate::{
     config::Config,
     etcd::{Client, EtcdError, KeyValue, Op},
+    print_json,
     record::{Answer, Block, Job, Keys, Member, Part},
 };
 
 /// Where a job, or a host's part of it, is in its life. The words are those of reservations, if they mean the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Stage {
+pub(crate) enum JobState {
     /// A host has not answered yet.
     Pending,
     /// The kernel enforces it.
@@ -28,7 +32,7 @@ pub(crate) enum Stage {
     Resting,
 }
 
-impl Stage {
+impl JobState {
     /// As JSON has it.
     pub(crate) fn word(self) -> String {
         format!("{self:?}").to_lowercase()
@@ -43,7 +47,7 @@ pub(crate) struct JobView {
     start: u16,
     count: u16,
     pub(crate) transports: Option<Transports>,
-    pub(crate) state: Stage,
+    pub(crate) state: JobState,
     pub(crate) audience: Option<Audience>,
     pub(crate) by: Option<String>,
     pub(crate) hosts: Vec<HostPart>,
@@ -53,7 +57,7 @@ pub(crate) struct JobView {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct HostPart {
     pub(crate) host: String,
-    pub(crate) state: Stage,
+    pub(crate) state: JobState,
     pub(crate) reason: Option<String>,
 }
 
@@ -85,22 +89,27 @@ pub(crate) struct FleetView {
     pub(crate) jobs: Vec<JobView>,
 }
 
-/// A job that is alike on all of its hosts: just granted, or released.
-pub(crate) fn uniform(job: &Job, state: Stage) -> JobView {
-    let part = |host: &String| HostPart { host: host.clone(), state, reason: None };
-    of_job(job, state, job.hosts.iter().map(part).collect())
+/// Print a job that is alike on all of its hosts: just granted, or released.
+pub(crate) fn print(job: &Job, state: JobState, json: bool) -> io::Result<()> {
+    if json {
+        let part = |host: &String| HostPart { host: host.clone(), state, reason: None };
+        return print_json(&of_job(&Block::of(job), Some(job), state, job.hosts.iter().map(part).collect()));
+    }
+    writeln!(io::stdout(), "{} {} {}", job.ports, job.transports, job.name)?;
+    io::stdout().flush()
 }
 
-fn of_job(job: &Job, state: Stage, hosts: Vec<HostPart>) -> JobView {
+/// `job` is none if it is over.
+fn of_job(block: &Block, job: Option<&Job>, state: JobState, hosts: Vec<HostPart>) -> JobView {
     JobView {
-        name: job.name.clone(),
-        ports: job.ports,
-        start: job.ports.start(),
-        count: job.ports.count(),
-        transports: Some(job.transports),
+        name: block.name.clone(),
+        ports: block.ports,
+        start: block.ports.start(),
+        count: block.ports.count(),
+        transports: job.map(|job| job.transports),
         state,
-        audience: Some(job.audience.clone()),
-        by: Some(job.by.clone()),
+        audience: job.map(|job| job.audience.clone()),
+        by: job.map(|job| job.by.clone()),
         hosts,
     }
 }
@@ -150,38 +159,25 @@ fn of_block(block: &Block, jobs: &[Job], parts: &[(String, String, Part)], is_up
     let hosts: Vec<HostPart> = mine
         .map(|(_, host, part)| {
             let state = match (job, part.answer) {
-                _ if !is_up(host) => Stage::Lost,
-                (None, _) => Stage::Ended,
-                (Some(_), Answer::Asked) => Stage::Pending,
-                (Some(_), Answer::Granted) => Stage::Active,
-                (Some(_), Answer::Refused) => Stage::Refused,
-                (Some(_), Answer::Lost) => Stage::Lost,
+                _ if !is_up(host) => JobState::Lost,
+                (None, _) => JobState::Ended,
+                (Some(_), Answer::Asked) => JobState::Pending,
+                (Some(_), Answer::Granted) => JobState::Active,
+                (Some(_), Answer::Refused) => JobState::Refused,
+                (Some(_), Answer::Lost) => JobState::Lost,
             };
             let reason = part.reason.as_ref().map(|reason| reason.message.clone());
-            let silent = (state == Stage::Lost && reason.is_none()).then(|| "the host cannot be reached".to_owned());
+            let silent = (state == JobState::Lost && reason.is_none()).then(|| "the host cannot be reached".to_owned());
             HostPart { host: host.clone(), state, reason: reason.or(silent) }
         })
         .collect();
-    let has = |state: Stage| hosts.iter().any(|host| host.state == state);
+    let has = |state: JobState| hosts.iter().any(|host| host.state == state);
     let state = match job {
-        None if block.resting => Stage::Resting,
-        None => Stage::Ended,
-        Some(_) if has(Stage::Refused) => Stage::Refused,
-        Some(_) if has(Stage::Pending) => Stage::Pending,
-        Some(_) => Stage::Active,
+        None if block.resting => JobState::Resting,
+        None => JobState::Ended,
+        Some(_) if has(JobState::Refused) => JobState::Refused,
+        Some(_) if has(JobState::Pending) => JobState::Pending,
+        Some(_) => JobState::Active,
     };
-    match job {
-        Some(job) => of_job(job, state, hosts),
-        None => JobView {
-            name: block.name.clone(),
-            ports: block.ports,
-            start: block.ports.start(),
-            count: block.ports.count(),
-            transports: None,
-            state,
-            audience: None,
-            by: None,
-            hosts,
-        },
-    }
+    of_job(block, job, state, hosts)
 }

@@ -33,7 +33,7 @@
 
 /* Flags of a request and of a reservation. */
 #define PORTKEEP_BOTH 1   /* the same numbers for TCP and UDP, one token */
-#define PORTKEEP_STRICT 2 /* consumed by association only */
+#define PORTKEEP_STRICT 2 /* using the ports requires association */
 #define PORTKEEP_EPHEMERAL 4 /* a private ephemeral range: binds to port 0 in its scope draw from it (E1) */
 #define PORTKEEP_PERSISTENT 0x80 /* of a reservation, never of a request: an administrator made it, no socket owns it */
 
@@ -122,7 +122,7 @@ struct portkeep_select {
  * for. If there are fewer although there is room, the reservation was changed during the call: ask again.
  */
 struct portkeep_state {
-	__u64 token; /* 0 unless the caller may consume it */
+	__u64 token; /* 0 unless the caller may use it */
 	__u64 netns; /* cookie, as SO_NETNS_COOKIE gives it */
 	__u64 cgroup; /* id of the scope's cgroup, or of the owner's */
 	__u64 since; /* CLOCK_MONOTONIC, ns */

@@ -84,11 +84,10 @@ fn with_name(id: &Account, name: fn(u32) -> String) -> Result<Account, std::conv
     })
 }
 
-/// Whether this machine knows the user. Numbers require no name. If a name cannot be looked up, it is not reported as
-/// missing.
+/// Whether this machine knows the user. If it cannot be looked up, it is not reported as missing.
 pub fn is_user(account: &Account) -> bool {
     match account {
-        Account::Id(_) => true,
+        Account::Id(id) => !matches!(User::from_uid(Uid::from_raw(*id)), Ok(None)),
         Account::Name(name) => !matches!(User::from_name(name), Ok(None)),
     }
 }
@@ -96,7 +95,7 @@ pub fn is_user(account: &Account) -> bool {
 /// Whether this machine knows the group, as [`is_user`].
 pub fn is_group(account: &Account) -> bool {
     match account {
-        Account::Id(_) => true,
+        Account::Id(id) => !matches!(Group::from_gid(Gid::from_raw(*id)), Ok(None)),
         Account::Name(name) => !matches!(Group::from_name(name), Ok(None)),
     }
 }

@@ -1,7 +1,8 @@
 //! NAT rules that redirect what is sent to a port: then another program answers than the one that has bound the port.
 //!
-//! They are read with the tools of every machine that has such rules: `nft` and `iptables-save`. These neither change
-//! anything, nor load a module for a table that does not exist. Where the kernel has no tables, no tool is started.
+//! They are read with the tools of every machine that has such rules: `nft`, `iptables-save`, and `iptables-legacy-save`
+//! where iptables has tables of its own. These neither change anything, nor load a module for a table that does not exist.
+//! Where the kernel has no tables, no tool is started.
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,8 @@ pub struct Reading {
     nft: Nft,
     /// The tools of iptables. `None`: as far as is known, they are not needed.
     tables: Option<[Option<Child>; 2]>,
+    /// The tools for the tables of `iptables-legacy`. `None`: there are no such tables.
+    legacy: Option<[Option<Child>; 2]>,
 }
 
 #[derive(Debug)]
@@ -58,15 +61,15 @@ impl Reading {
             Ok(false) => Nft::NoTables,
             // The tools would be refused, too.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Self { nft: Nft::Tool(None), tables: Some([None, None]) };
+                return Self { nft: Nft::Tool(None), tables: Some([None, None]), legacy: None };
             }
             Ok(true) | Err(_) => Nft::Tool(start("nft", &["-j", "list", "ruleset"])),
         };
-        let needed = matches!(nft, Nft::Tool(None)) || has_own_tables();
-        Self { nft, tables: needed.then(start_iptables) }
+        let needed = matches!(nft, Nft::Tool(None));
+        Self { nft, tables: needed.then(start_iptables), legacy: has_own_tables().then(start_legacy) }
     }
 
-    /// Wait for the rules; `None` if no tool could show them (this requires root).
+    /// Wait for the rules; `None` if no tool could show them (this requires root), or none those of `iptables-legacy`.
     pub fn finish(self) -> Option<Vec<Redirect>> {
         let text = match self.nft {
             Nft::NoTables => Some(NO_TABLES.to_owned()),
@@ -76,12 +79,19 @@ impl Reading {
         let opaque = text.as_ref().is_none_or(|text| text.contains(r#""xt""#));
         let tables = self.tables.or_else(|| opaque.then(start_iptables)).unwrap_or_default().map(output);
         let nft = text.and_then(|text| of_nft(&text));
-        if nft.is_none() && tables.iter().all(Option::is_none) {
+        let legacy = self.legacy.map(|tools| tools.map(output));
+        let is_unread = |texts: &[Option<String>; 2]| texts.iter().all(Option::is_none);
+        if legacy.as_ref().map_or_else(|| nft.is_none() && is_unread(&tables), is_unread) {
             return None;
         }
         let mut found = nft.unwrap_or_default();
-        for (tool, text) in ["iptables", "ip6tables"].into_iter().zip(tables) {
-            found.extend(text.iter().flat_map(|text| of_iptables(tool, text)));
+        for (tool, text) in IPTABLES.into_iter().cycle().zip(legacy.into_iter().flatten().chain(tables)) {
+            for rule in text.iter().flat_map(|text| of_iptables(tool, text)) {
+                // On some distributions `iptables-save` is that of `iptables-legacy`.
+                if !found.contains(&rule) {
+                    found.push(rule);
+                }
+            }
         }
         Some(found)
     }
@@ -105,8 +115,16 @@ fn has_tables() -> io::Result<bool> {
     Ok(has)
 }
 
+/// The tools of each family.
+const IPTABLES: [&str; 2] = ["iptables", "ip6tables"];
+
 fn start_iptables() -> [Option<Child>; 2] {
-    ["iptables-save", "ip6tables-save"].map(|tool| start(tool, &[]))
+    IPTABLES.map(|tool| start(&format!("{tool}-save"), &[]))
+}
+
+/// Where `iptables-save` shows the tables of nftables, `iptables-legacy-save` shows the others.
+fn start_legacy() -> [Option<Child>; 2] {
+    IPTABLES.map(|tool| start(&format!("{tool}-legacy-save"), &[]).or_else(|| start(&format!("{tool}-save"), &[])))
 }
 
 /// Whether iptables has tables that are not in the ruleset of nft (`iptables-legacy`).

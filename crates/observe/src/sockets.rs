@@ -64,9 +64,9 @@ pub struct Socket {
     pub peer: Option<SocketAddr>,
     /// Its state.
     pub state: SocketState,
-    /// When the kernel ends it by itself: of TIME_WAIT, and of what no process has open.
+    /// When the kernel ends it: of TIME_WAIT. The timers of other states are those of the next packet.
     pub remaining: Option<Duration>,
-    /// The user that made it; `None` of TIME_WAIT.
+    /// The user that made it; `None` if no process has it open.
     pub uid: Option<u32>,
     /// Inode of its descriptors; `None` if no process has one open.
     pub inode: Option<u64>,
@@ -90,14 +90,13 @@ impl Socket {
                 _ => SocketState::Closing,
             },
         };
-        let ends_by_itself = state == SocketState::TimeWait || state == SocketState::Closing && inode == 0;
         Some(Self {
             transport,
             local,
             peer: Some(peer).filter(|peer| peer.port() != 0),
             state,
-            remaining: (ends_by_itself && timer != 0).then(|| Duration::from_millis(message.expires().into())),
-            uid: (state != SocketState::TimeWait).then(|| message.uid()),
+            remaining: (timer == TIMER_OF_TIME_WAIT).then(|| Duration::from_millis(message.expires().into())),
+            uid: (inode != 0).then(|| message.uid()),
             inode: Some(u64::from(inode)).filter(|inode| *inode != 0),
             cgroup: message.cgroup,
         })
@@ -203,7 +202,10 @@ fn release() -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::{
+        io::Write,
+        net::{TcpListener, TcpStream, UdpSocket},
+    };
 
     use portkeep_core::PortRange;
 
@@ -256,6 +258,20 @@ mod tests {
         for port in ports {
             assert_eq!(every_second.contains(port), found.iter().any(|socket| socket.port() == port), "{port}");
         }
+    }
+
+    #[test]
+    fn a_closed_connection_with_unsent_data_has_no_known_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let port = client.local_addr().unwrap().port();
+        // It reads nothing.
+        let _peer = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        while (&client).write(&[0; 4096]).is_ok() {}
+        drop(client);
+        let left = &on(Transport::Tcp, port)[0];
+        assert_eq!((left.state, left.inode, left.uid, left.remaining), (SocketState::Closing, None, None, None));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     accounts::known_user,
     process::{self, Openers},
-    sockets::{Listing, Socket, SocketState},
+    sockets::{Listing, Socket},
 };
 
 /// The number of connections of a port that are shown; the rest is counted. A busy server has thousands.
@@ -323,16 +323,20 @@ pub fn holder(socket: &BoundSocket) -> String {
     if socket.kernel {
         return "the kernel itself".into();
     }
-    let state = socket.state.as_deref().unwrap_or_default();
-    if socket.remaining.is_some()
-        || [SocketState::Closing, SocketState::TimeWait].map(|s| s.to_string()).contains(&state.into())
-    {
+    if is_left(socket) {
         return "a connection that no process has open".into();
     }
     let user = socket.user.clone().or_else(|| socket.uid.map(|uid| uid.to_string()));
     let user = user.map_or_else(String::new, |user| format!(" of user {user}"));
     let unit = socket.unit.as_ref().map_or_else(String::new, |unit| format!(" in {unit}"));
-    format!("a process{user}{unit} that cannot be seen from here")
+    // Sockets of the kernel look like those of root.
+    let kernel = if socket.uid == Some(0) { ", or the kernel," } else { "" };
+    format!("a process{user}{unit}{kernel} that cannot be seen from here")
+}
+
+/// Whether it is listed and no process has it open: then it has no user either.
+pub const fn is_left(socket: &BoundSocket) -> bool {
+    socket.process.is_none() && !socket.kernel && socket.state.is_some() && socket.uid.is_none()
 }
 
 /// "listening on 0.0.0.0:80", "connected, 127.0.0.1:44444 to 127.0.0.1:8008", "TIME-WAIT, ..., 43 s left".
@@ -385,8 +389,13 @@ mod tests {
         };
         assert_eq!(
             sentence(Transport::Udp, 53, std::slice::from_ref(&socket)),
-            "53/udp is in use by a process of user root in named.service that cannot be seen from here: bound on 0.0.0.0:53"
+            "53/udp is in use by a process of user root in named.service, or the kernel, that cannot be seen \
+             from here: bound on 0.0.0.0:53"
         );
+        let of_user =
+            BoundSocket { uid: Some(33), user: None, unit: None, state: Some("closing".into()), ..socket.clone() };
+        assert_eq!(holder(&of_user), "a process of user 33 that cannot be seen from here");
+        assert_eq!(holder(&BoundSocket { uid: None, ..of_user }), "a connection that no process has open");
         let kernel = BoundSocket { kernel: true, ..socket };
         assert_eq!(holder(&kernel), "the kernel itself");
     }

@@ -179,7 +179,7 @@ mod tests {
             [
                 "the name `web` (/etc/b:2) is used by /usr/lib/a:1",
                 "85-90/udp of `c` (/etc/b:5) is reserved as `web` by /usr/lib/a:1",
-                "5432/tcp of `d` (/etc/b:9) is reserved as `db` by a command of uid 0",
+                "5432/tcp of `d` (/etc/b:9) is reserved as `db` by `portkeep persist add`, by root",
             ]
         );
         assert_eq!(merged.conflicts[0].diagnostic().unwrap().line, Some(2));

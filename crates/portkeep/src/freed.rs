@@ -19,13 +19,16 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The same, if the kernel reports no events.
 const WITHOUT_EVENTS: Duration = Duration::from_millis(100);
-/// The pause between two tries, which doubles after each failed try. Without it, a waiting process would be busy on a
-/// machine on which many sockets close.
+/// The pause between two tries, which doubles after each try that an event caused and that failed. Without it, a
+/// waiting process would be busy on a machine on which many sockets close.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(64);
 
 /// The ends of sockets in this network namespace, which the kernel reports. A reservation ends with its owner socket,
 /// and a port becomes free with the last socket that is bound to it. So other events do not matter.
+///
+/// If a socket has a port, only ends of sockets with the ports matter. The agent may have to look at the ports in each
+/// try, and its sockets end, too. Where one of these had a port of the block, the pause grows to [`LOOK_AGAIN`].
 #[derive(Debug)]
 struct Ends {
     /// `None` where the kernel does not report them.
@@ -41,17 +44,32 @@ impl Ends {
         Self { events, pause: SHORTEST }
     }
 
-    /// Sleep until a socket ends, until it is time to look again, or for `limit`. False if a signal came.
-    fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+    /// Sleep until a socket ends that may have caused `error`, until it is time to look again, or for `limit`. False if
+    /// a signal came.
+    fn wait(&mut self, limit: Duration, error: &AcquireError) -> io::Result<bool> {
         let Some(events) = &self.events else { return Ok(sys::sleep(limit.min(WITHOUT_EVENTS))) };
+        let begun = Instant::now();
+        let limit = limit.min(LOOK_AGAIN);
+        let (ports, longest) = match error {
+            AcquireError::InUse { ports, by: None, .. } => (Some(*ports), LOOK_AGAIN),
+            _ => (None, LONGEST),
+        };
         if !sys::sleep(limit.min(self.pause)) {
             return Ok(false);
         }
-        self.pause = (self.pause * 2).min(LONGEST);
-        let awake = sys::wait_readable(events.as_raw_fd(), limit.min(LOOK_AGAIN))?;
         // One event is enough for a try. Later events are for the next wait.
-        sys::drain(events.as_raw_fd());
-        Ok(awake)
+        while !sys::has_ended(events.as_raw_fd(), ports) {
+            let left = limit.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                self.pause = SHORTEST;
+                return Ok(true);
+            }
+            if !sys::wait_readable(events.as_raw_fd(), left)? {
+                return Ok(false);
+            }
+        }
+        self.pause = (self.pause * 2).min(longest);
+        Ok(true)
     }
 }
 
@@ -108,7 +126,7 @@ impl Request {
                 continue;
             };
             loop {
-                let undisturbed = ends.wait(self.wait.saturating_sub(begun.elapsed())).map_err(failed)?;
+                let undisturbed = ends.wait(self.wait.saturating_sub(begun.elapsed()), &error).map_err(failed)?;
                 if (!undisturbed && by_signal) || stop(None) {
                     return Err(AcquireError::Interrupted);
                 }

@@ -323,7 +323,8 @@ impl Info {
         let stands = match state.state {
             wire::PENDING => State::Pending,
             wire::ACTIVE => State::Active,
-            _ => State::Refused,
+            wire::REFUSED => State::Refused,
+            _ => return None,
         };
         let mut info = Self {
             list: ListMark::of(&state.label),
@@ -393,10 +394,12 @@ impl fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(info) = self;
         let name = info.name.as_deref().unwrap_or_default();
-        let Some(owner) = &info.owner else { return write!(f, "the persistent reservation {name:?}") };
+        let Some(owner) = &info.owner else {
+            return write!(f, "the persistent reservation `{name}`; see `portkeep persist show {name}`");
+        };
         owner.fmt(f)?;
         if !name.is_empty() {
-            write!(f, " as {name:?}")?;
+            write!(f, " as `{name}`")?;
         }
         match info.age() {
             Some(age) => write!(f, ", reserved {}", time::ago(age)),

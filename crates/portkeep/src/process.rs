@@ -50,12 +50,12 @@ pub struct BoundSocket {
     /// Whether it is the kernel's own: no process has it open.
     #[serde(default)]
     pub kernel: bool,
-    /// The user that made it, if one did.
+    /// The user that made it, if a process has it open.
     pub uid: Option<u32>,
     /// The name of that user, if it has one.
     pub user: Option<String>,
     /// The systemd unit, or else the cgroup, of its process. If no process has it open: the one that it was made in.
     pub unit: Option<String>,
-    /// The seconds until the kernel ends it, if it is in TIME_WAIT or no process has it open.
+    /// The seconds until the kernel ends it, if it is in TIME_WAIT.
     pub remaining: Option<u64>,
 }

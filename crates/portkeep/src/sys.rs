@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use portkeep_core::{Time, Token};
+use portkeep_core::{PortRange, Time, Token};
 
 /// A token nobody can guess, for reservations that the BPF programs do not know.
 pub(crate) fn random_token() -> io::Result<Token> {
@@ -126,15 +126,24 @@ pub(crate) fn wait_readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
     }
 }
 
-/// Discard all messages of a non-blocking socket. If messages did not fit into its buffer, the kernel reports that
-/// once, as an error.
-pub(crate) fn drain(fd: RawFd) {
+/// Read all messages of a socket of [`ends_of_sockets`]. True if a socket has ended whose local port is one of `ports`,
+/// or any socket if `ports` is `None`. If messages did not fit into its buffer, the kernel reports that once, as an
+/// error. Then any socket may have ended.
+pub(crate) fn has_ended(fd: RawFd, ports: Option<PortRange>) -> bool {
+    // Behind `struct nlmsghdr`, in `struct inet_diag_msg`: four bytes, then the local port in network byte order.
+    const PORT: usize = 16 + 4;
     let mut bytes = [0u8; 512];
+    let mut ended = false;
     loop {
         // SAFETY: `bytes` is writable for the length given, and outlives the call.
         let got = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-        if got < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENOBUFS) {
-            return;
+        match usize::try_from(got) {
+            Ok(length) => {
+                let port = bytes[..length].get(PORT..PORT + 2).map(|port| u16::from_be_bytes([port[0], port[1]]));
+                ended |= ports.is_none_or(|ports| port.is_none_or(|port| ports.contains(port)));
+            }
+            Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS) => ended = true,
+            Err(_) => return ended,
         }
     }
 }

@@ -217,7 +217,7 @@ fn a_conflict_is_named() {
         let error = Reservation::udp().both().at(pool.start() + start).ports(count).acquire().unwrap_err();
         let text = error.to_string();
         let wanted = format!("{}/tcp belongs to pid ", pool.start() + port);
-        assert!(text.starts_with(&wanted) && text.contains("as \"mine\", reserved "), "{text}");
+        assert!(text.starts_with(&wanted) && text.contains("as `mine`, reserved "), "{text}");
         let AcquireError::InUse { by: Some(by), .. } = error else { panic!("{error:?}") };
         assert_eq!(by.token, Some(first.token()));
         assert_eq!(by.owner.map(|owner| owner.pid), Some(std::process::id()));

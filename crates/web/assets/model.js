@@ -74,7 +74,8 @@ export function originText(reservation, whole = false) {
     const path = whole ? origin.path : origin.path.split('/').at(-1);
     return origin.line ? `${path}:${origin.line}` : path;
   }
-  return origin.uid === null ? 'a command' : `a command of uid ${origin.uid}`;
+  const by = origin.uid === 0 ? 'root' : `uid ${origin.uid}`;
+  return origin.uid === null ? '`portkeep persist add`' : `\`portkeep persist add\`, by ${by}`;
 }
 
 // The golden ratio keeps the colours of owners apart, however many there are. An owner keeps its colour while the page is open.

@@ -57,6 +57,9 @@ pub(crate) struct Sockets {
     pub(crate) uid: Option<u32>,
     pub(crate) user: Option<String>,
     pub(crate) ports: PortSet,
+    /// They have the ports bound or listen on them.
+    #[serde(skip)]
+    pub(crate) holds: bool,
 }
 
 /// One port of one transport, as `portkeep who` shows it.
@@ -161,12 +164,13 @@ impl Map {
         for info in &mut reservations {
             info.netns_name = own.then(|| "this".into());
         }
-        reservations.extend(waiting);
         let mut read = |what: &str, error: io::Error| not_seen.push(format!("{what}: {error}"));
         let sockets = sockets().unwrap_or_else(|error| {
             read("sockets", error);
             Vec::new()
         });
+        count_bound(&mut reservations, &sockets);
+        reservations.extend(waiting);
         Ok(Self {
             when: SystemTime::now().into(),
             netns,
@@ -193,21 +197,37 @@ impl Map {
 
 /// The ports in use, by kind of socket.
 fn sockets() -> io::Result<Vec<Sockets>> {
-    let mut kinds: BTreeMap<(Transport, SocketState, Option<u32>), PortSet> = BTreeMap::new();
+    let mut kinds: BTreeMap<(Transport, SocketState, Option<u32>, bool), PortSet> = BTreeMap::new();
     for transport in Transport::ALL {
         for socket in Listing::of(transport)?.sockets {
             let Ok(port) = PortRange::single(socket.port()) else { continue };
-            kinds.entry((transport, socket.state, socket.uid)).or_default().insert(port);
+            kinds.entry((transport, socket.state, socket.uid, socket.holds())).or_default().insert(port);
         }
     }
-    let kinds = kinds.into_iter().map(|((transport, state, uid), ports)| Sockets {
+    let kinds = kinds.into_iter().map(|((transport, state, uid, holds), ports)| Sockets {
         transport,
         state: state.to_string(),
         uid,
         user: uid.and_then(accounts::known_user),
         ports,
+        holds,
     });
     Ok(kinds.collect())
+}
+
+/// Count the ports that are bound. The kernel counts only binds made after the reservation: a server that was adopted
+/// bound its port before.
+fn count_bound(reservations: &mut [Info], sockets: &[Sockets]) {
+    let bound = Transport::ALL.map(|transport| {
+        let holding = sockets.iter().filter(|kind| kind.transport == transport && kind.holds);
+        (transport, holding.fold(PortSet::default(), |all, kind| all.union(&kind.ports)))
+    });
+    for info in reservations {
+        let its = bound.iter().filter(|(transport, _)| info.transports.contains(*transport));
+        let seen = its.flat_map(|(_, bound)| info.ports.iter().filter(|port| bound.contains(*port))).count();
+        // The kernel counts connected sockets, too.
+        info.bound = info.bound.map(|counted| counted.max(seen as u32));
+    }
 }
 
 /// The reservations and sockets of a port, of both transports, in this thread's network namespace.

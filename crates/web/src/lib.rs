@@ -76,12 +76,3 @@ pub fn main() -> ExitCode {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_short_help_fits_on_one_screen() {
-        let text = super::command().term_width(80).render_help().to_string();
-        assert!(text.lines().count() <= 24, "{text}");
-    }
-}

@@ -96,9 +96,9 @@ static __attribute__((unused)) int portkeep_ws_call(void (*f)(void), int paramet
  * formats, so it also warns about %I64d.
  */
 #ifdef PORTKEEP_CHECK_FORMATS
-#define PORTKEEP_FORMAT(format, first) __attribute__((format(printf, format, first)))
+#define PORTKEEP_FORMAT(at, first) __attribute__((__format__(__printf__, at, first)))
 #else
-#define PORTKEEP_FORMAT(format, first)
+#define PORTKEEP_FORMAT(at, first)
 #endif
 #define PORTKEEP_PRINTING(name, parameters, last, call)                       \
 	static __attribute__((unused)) int portkeep_ws_##name parameters      \

@@ -66,6 +66,9 @@ class _Request:
         if self.require is not None:
             check_word("require", self.require, ("kernel", "held"))
         self.timeout = float(self.timeout)
+        # Not `< 0`: a NaN is refused, too.
+        if not self.timeout >= 0:
+            raise ValueError(f"timeout is 0 or more seconds, not {self.timeout:g}")
 
     @property
     def named(self) -> str:

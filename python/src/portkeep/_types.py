@@ -12,6 +12,8 @@ Enforcement = Literal["kernel", "held"]
 
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} is an int, not bool")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

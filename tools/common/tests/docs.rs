@@ -150,6 +150,19 @@ fn the_code_tour_names_files_that_exist() {
     assert!(seen > 40, "{seen}");
 }
 
+/// The Python package and Arch's recipe name the version of the workspace.
+#[test]
+fn there_is_one_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (path, line) in [
+        ("python/pyproject.toml", format!("version = \"{version}\"")),
+        ("packaging/arch/PKGBUILD", format!("pkgver={version}")),
+    ] {
+        let text = fs::read_to_string(repository().join(path)).unwrap();
+        assert!(text.lines().any(|each| each == line), "{path} has no line {line}");
+    }
+}
+
 #[test]
 fn the_readme_is_short_and_every_document_is_narrow() {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();

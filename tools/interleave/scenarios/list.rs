@@ -53,6 +53,7 @@
     ("forget-acquire", include_str!("forget-acquire.txt")),
     ("forget-bind", include_str!("forget-bind.txt")),
     ("forget-bind-acquire", include_str!("forget-bind-acquire.txt")),
+    ("forget-quota", include_str!("forget-quota.txt")),
     ("four", include_str!("four.txt")),
     ("kill", include_str!("kill.txt")),
     ("lingering-bind", include_str!("lingering-bind.txt")),

@@ -61,7 +61,7 @@ pub(crate) enum Step {
     Wait,
     /// It checks whether the namespace has been quiet since, and has no reservations.
     Quiet,
-    /// It removes a word.
+    /// It removes a word or a quota.
     Remove,
     Finish,
 }
@@ -77,6 +77,8 @@ const FORGET: &[Step] = &[Begin, Note, Wait, Quiet, Run(Hook::Admin), Note, Wait
 /// The step in which the program seals the word. In the other `Run` it opens the word again.
 pub(crate) const SEALING: usize = 4;
 const REMOVING: usize = 7;
+const FORGET_QUOTA: &[Step] = &[Begin, Run(Hook::Admin), Note, Wait, Remove, Run(Hook::Admin), Finish];
+pub(crate) const SEALING_QUOTA: usize = 1;
 
 pub(crate) const fn steps(call: &Call) -> &'static [Step] {
     match call {
@@ -98,6 +100,7 @@ pub(crate) const fn steps(call: &Call) -> &'static [Step] {
             &[Begin, Run(Hook::Admin), Finish]
         }
         Call::Forget { .. } => FORGET,
+        Call::ForgetQuota { .. } => FORGET_QUOTA,
     }
 }
 
@@ -260,7 +263,8 @@ impl Machine {
             }
             Note => {
                 state.tasks[cpu].noted = self.last_use(state, scenario);
-                if self.requests_lose && state.tasks[cpu].step < SEALING {
+                let is_word = matches!(line.call, Call::Forget { .. });
+                if is_word && self.requests_lose && state.tasks[cpu].step < SEALING {
                     // If words are sealed, the first `Note` waits for nothing.
                     return self.jump(state, cpu, SEALING - 1);
                 }
@@ -279,7 +283,11 @@ impl Machine {
                 }
             }
             Remove => {
-                if self.remove_word(state, scenario, line) {
+                let removed = match line.call {
+                    Call::ForgetQuota { .. } => self.remove_quota(state, scenario, line),
+                    _ => self.remove_word(state, scenario, line),
+                };
+                if removed {
                     return self.jump_to_finish(state, cpu, line, 0);
                 }
             }

@@ -133,6 +133,7 @@ pub(crate) fn begin(scenario: &Scenario, state: &mut State, cpu: usize, line: &L
         | Call::Accept { .. }
         | Call::Change { .. }
         | Call::Forget { .. }
+        | Call::ForgetQuota { .. }
         | Call::Vacate { .. } => {}
     }
 }
@@ -257,6 +258,7 @@ pub(crate) fn finish(
         | Call::Over
         | Call::Change { .. }
         | Call::Forget { .. }
+        | Call::ForgetQuota { .. }
         | Call::Vacate { .. } => {}
     }
     if state.tasks.iter().any(|task| task.refusals.contains(&0)) {

@@ -1,6 +1,7 @@
 //! User space removes the words of a quiet namespace: it checks that there is no reservation and nothing in the word, seals
 //! the word by the administrator's program, waits until all programs that run have ended, looks once more, and removes
-//! the word or opens it again. At commit 9edba43 it waited first, looked, and removed.
+//! the word or opens it again. At commit 9edba43 it waited first, looked, and removed. The quota of an account goes in the
+//! same way, but the program that seals it makes the first check.
 
 use crate::{
     machine::Machine,
@@ -10,14 +11,20 @@ use crate::{
 };
 
 impl Machine {
-    /// The TCP word of a port, in the namespace that is forgotten.
-    pub(crate) fn word_of(&mut self, scenario: &Scenario, line: &Line) -> u32 {
-        let Call::Forget { port } = line.call else { return 0 };
-        let mut key = netns_of(scenario).to_le_bytes().to_vec();
-        key.extend((port / 64).to_le_bytes());
-        key.extend([1, 0, 0, 0, 0, 0]);
-        let words = self.program.map("words").unwrap_or(0);
-        self.names.number(words as u16, &key)
+    /// The map and the element that are forgotten: the TCP word of a port, or the quota of an account.
+    fn forgotten(&mut self, scenario: &Scenario, line: &Line) -> (&'static str, u32) {
+        let (map, key) = match line.call {
+            Call::Forget { port } => {
+                let mut key = netns_of(scenario).to_le_bytes().to_vec();
+                key.extend((port / 64).to_le_bytes());
+                key.extend([1, 0, 0, 0, 0, 0]);
+                ("words", key)
+            }
+            Call::ForgetQuota { account } => ("quotas", account.to_le_bytes().to_vec()),
+            _ => return ("words", 0),
+        };
+        let number = self.program.map(map).unwrap_or(0);
+        (map, self.names.number(number as u16, &key))
     }
 
     pub(crate) fn forget_cells(
@@ -26,15 +33,15 @@ impl Machine {
         line: &Line,
         removes: bool,
     ) -> Vec<(u32, usize, Access)> {
-        let word = self.word_of(scenario, line);
+        let (map, element) = self.forgotten(scenario, line);
         let spaces = self.program.map("spaces").unwrap_or(0);
         let space = self.names.number(spaces as u16, &netns_of(scenario).to_le_bytes());
         let size =
             |map: &str| self.program.map(map).map_or(0, |n| self.program.maps[n].value_size.div_ceil(8) as usize);
-        let (of_word, of_space) = (size("words"), size("spaces"));
-        let mut cells: Vec<_> = (0..=of_word).map(|cell| (word, cell, Access::Load)).collect();
+        let (of_element, of_space) = (size(map), size("spaces"));
+        let mut cells: Vec<_> = (0..=of_element).map(|cell| (element, cell, Access::Load)).collect();
         if removes {
-            cells.push((word, of_word, Access::Store));
+            cells.push((element, of_element, Access::Store));
             return cells;
         }
         cells.extend((0..=of_space).map(|cell| (space, cell, Access::Load)));
@@ -43,13 +50,24 @@ impl Machine {
 
     /// True if nothing has been counted in it meanwhile. If something has, the word is opened again.
     pub(crate) fn remove_word(&mut self, state: &mut State, scenario: &Scenario, line: &Line) -> bool {
-        let word = self.word_of(scenario, line);
+        let (_, word) = self.forgotten(scenario, line);
         let key = self.names.list[word as usize].1.clone();
         let unused = self.get(state, "words", &key, "bound") == 0 && self.get(state, "words", &key, "aside") == 0;
         if unused || !self.requests_lose {
             state.shared.remove(word);
         }
         unused || !self.requests_lose
+    }
+
+    /// True if nothing is charged to it. If something is, the quota is opened again.
+    pub(crate) fn remove_quota(&mut self, state: &mut State, scenario: &Scenario, line: &Line) -> bool {
+        let (_, quota) = self.forgotten(scenario, line);
+        let key = self.names.list[quota as usize].1.clone();
+        let unused = ["words", "pending", "limit"].iter().all(|field| self.get(state, "quotas", &key, field) == 0);
+        if unused {
+            state.shared.remove(quota);
+        }
+        unused
     }
 
     pub(crate) fn last_use(&mut self, state: &State, scenario: &Scenario) -> u64 {
@@ -64,7 +82,7 @@ impl Machine {
             self.get(state, "reservations", &key, "token") != 0
                 && self.get(state, "reservations", &key, "netns") == netns
         });
-        let word = self.word_of(scenario, line);
+        let (_, word) = self.forgotten(scenario, line);
         let key = self.names.list[word as usize].1.clone();
         let vacant = ["reserved", "lingering", "aside", "bound"].iter().all(|f| self.get(state, "words", &key, f) == 0);
         !reserved && vacant && state.shared.present(word) && self.last_use(state, scenario) == noted

@@ -2,7 +2,7 @@
 
 use crate::{
     address,
-    calls::{EPERM, Hook, SEALING, steps},
+    calls::{EPERM, Hook, SEALING, SEALING_QUOTA, steps},
     cpu::{Context, Cpu, PACKET},
     fault::{Outcome, fault},
     forget::netns_of,
@@ -162,6 +162,11 @@ impl Machine {
                 put("netns", netns_of(scenario));
                 put("start", u64::from(*port));
                 put("transports", 1);
+            }
+            Call::ForgetQuota { account } => {
+                put("op", 11);
+                put("limit", u64::from(state.tasks[number].step == SEALING_QUOTA));
+                put("account", *account);
             }
             Call::Vacate { netns, port } => {
                 put("op", 5);

@@ -110,6 +110,10 @@ pub(crate) enum Call {
     Forget {
         port: u16,
     },
+    /// User space removes the quota of an account.
+    ForgetQuota {
+        account: u64,
+    },
     /// The agent has found out that a TCP port which was set aside is vacant. Only after the scenario.
     Vacate {
         netns: u64,
@@ -128,6 +132,7 @@ impl Call {
                 | Self::End { .. }
                 | Self::Change { .. }
                 | Self::Forget { .. }
+                | Self::ForgetQuota { .. }
                 | Self::Vacate { .. }
         )
     }
@@ -318,6 +323,7 @@ impl Parser {
                 Call::Change { reservation: known(name)?, uid: uid.parse()?, also: also.parse()? }
             }
             ["forget", port] => Call::Forget { port: port.parse()? },
+            ["forget-quota", account] => Call::ForgetQuota { account: account.parse()? },
             _ => bail!("this is no call that the scenarios know"),
         };
         let socket = if call.is_on_socket() { of()? } else { 0 };

@@ -1,5 +1,7 @@
 //! The page of a command, from the table of commands.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::{Arg, Command};
 use clap_mangen::{
@@ -57,6 +59,11 @@ const ENVIRONMENT: &[Row] = &[
         ALL,
     ),
     ("PORTKEEP_STATE_DIR", "The folder of the store, whatever the configuration says; /var/lib/portkeep.", STORING),
+    (
+        "PORTKEEP_TOKEN, PORTKEEP_TOKENS, PORTKEEP_ENFORCEMENT, PORTKEEP_EPHEMERAL",
+        "Set for the command of portkeep-run(1).",
+        &[],
+    ),
     ("PORTKEEP_LOG", "The agent's log level: error, warn, info or debug.", &["agent"]),
 ];
 
@@ -91,11 +98,8 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
         visible(command).map(|inner| (format!("{name}-{}(1)", inner.get_name()), about(inner))).collect();
     list(&mut rest, "COMMANDS", bold, below);
     list(&mut rest, "FILES", italic, rows(FILES, words));
-    let options = command.get_arguments().filter_map(|arg| {
-        let variable = arg.get_env()?.to_string_lossy().into_owned();
-        Some((variable, format!("The same as --{}.", arg.get_long()?)))
-    });
-    list(&mut rest, "ENVIRONMENT", bold, options.chain(rows(ENVIRONMENT, words)));
+    let options = of_options(command, words);
+    list(&mut rest, "ENVIRONMENT", bold, options.into_iter().chain(rows(ENVIRONMENT, words)));
     rest.control("SH", ["EXIT STATUS"]);
     verbatim(&mut rest, &help.status);
     // `run` exits as its command does, and portkeep-web is a program of its own.
@@ -115,6 +119,21 @@ pub(crate) fn page(command: &Command, words: &[&str]) -> Result<Vec<u8>> {
 /// The commands below a command that people see.
 pub(crate) fn visible(command: &Command) -> impl Iterator<Item = &Command> {
     command.get_subcommands().filter(|inner| !inner.is_hide_set())
+}
+
+/// The variables that are the same as an option. The page of `portkeep` has those of all commands.
+fn of_options(command: &Command, words: &[&str]) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    if words.len() == 1 {
+        let below = visible(command).flat_map(|inner| of_options(inner, &[words[0], inner.get_name()]));
+        let known = |variable: &str| ENVIRONMENT.iter().any(|(name, ..)| *name == variable);
+        found.extend(below.filter(|(variable, _)| !known(variable)));
+    }
+    found.extend(command.get_arguments().filter_map(|arg| {
+        let variable = arg.get_env()?.to_string_lossy().into_owned();
+        Some((variable, format!("The same as --{}.", arg.get_long()?)))
+    }));
+    found
 }
 
 fn about(command: &Command) -> String {

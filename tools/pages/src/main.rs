@@ -128,6 +128,8 @@ fn pages(command: &Command, above: &[&str], files: &mut Files) -> Result<()> {
 mod tests {
     use std::process::Command as Process;
 
+    use portkeep_cli::command::ADVANCED;
+
     use super::*;
 
     fn page<'a>(files: &'a Files, name: &str, section: u8) -> &'a str {
@@ -166,6 +168,51 @@ mod tests {
         assert!(!files.keys().any(|path| path.to_string_lossy().contains("netsh")));
         assert_eq!(whole(&portkeep_web::command(), &[], &make(WEB).unwrap()), 1);
         assert!(whole(&fleet(), &["portkeep"], &make(FLEET).unwrap()) > 8);
+    }
+
+    /// A command and all commands below it that people see, with their names.
+    fn all(command: &Command) -> Vec<Command> {
+        let below = command::visible(command).flat_map(all);
+        std::iter::once(command.clone().term_width(80)).chain(below).collect()
+    }
+
+    /// The commands of all programs.
+    fn of_all_programs() -> Vec<Command> {
+        [portkeep_cli::command(), built(portkeep_web::command()), fleet()].iter().flat_map(all).collect()
+    }
+
+    fn name(command: &Command) -> &str {
+        command.get_bin_name().unwrap_or_else(|| command.get_name())
+    }
+
+    #[test]
+    fn the_short_help_of_each_command_fits_on_one_screen() {
+        let mut larger = Vec::new();
+        for mut command in of_all_programs() {
+            let text = command.render_help().to_string();
+            let (lines, columns) = (text.lines().count(), text.lines().map(|line| line.chars().count()).max());
+            if lines > 24 || columns > Some(80) {
+                larger.push(format!("{}: {lines} lines of {columns:?} columns\n{text}", name(&command)));
+            }
+        }
+        assert!(larger.is_empty(), "{}", larger.join("\n"));
+    }
+
+    #[test]
+    fn places_and_connections_are_in_the_long_help_only() {
+        let places = ["--pin-dir", "--enforce", "--serve", "--config", "--root"];
+        let connections =
+            ["--endpoints", "--ca", "--certificate", "--key", "--etcd-user", "--password-file", "--range"];
+        for option in places.into_iter().chain(connections) {
+            let has = |text: &str| text.split([' ', '\n']).any(|word| word == option);
+            let mut shown = false;
+            for mut command in of_all_programs() {
+                assert!(!has(&command.render_help().to_string()), "{} shows {option}", name(&command));
+                let long = command.render_long_help().to_string();
+                shown |= long.split_once(&format!("{ADVANCED}:")).is_some_and(|(_, rest)| has(rest));
+            }
+            assert!(shown, "{option}");
+        }
     }
 
     /// If there is no name to complete, the table of commands is used. The names are tested with the commands.

@@ -136,7 +136,10 @@ impl Registry {
             Some(item) => {
                 let Declared { declaration: theirs, origin } = &item.declared;
                 let (ports, transports) = (&theirs.ports, theirs.transports);
-                let message = format!("{ports}/{transports} is reserved as `{}` by {origin}", theirs.name);
+                let name = &theirs.name;
+                let message = format!(
+                    "{ports}/{transports} is reserved as `{name}` by {origin}; `portkeep persist show {name}` shows it"
+                );
                 Err(refused(Reason::InUse, message))
             }
             None => Ok(()),

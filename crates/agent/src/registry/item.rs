@@ -31,6 +31,18 @@ pub(super) struct Obstacle {
     pub(super) in_audience: bool,
 }
 
+impl Obstacle {
+    /// The reason and the next step, for a command that is refused.
+    pub(super) fn refusal(&self) -> String {
+        let next = match self.sockets.first() {
+            _ if self.in_audience => "; if the reservation is for this process, add --around",
+            Some(BoundSocket { process: Some(_), remaining: None, .. }) => "; stop it first",
+            _ => "",
+        };
+        format!("{}{next}", self.why)
+    }
+}
+
 impl From<String> for Obstacle {
     fn from(why: String) -> Self {
         Self { why, ..Self::default() }

@@ -24,6 +24,7 @@ use portkeep_core::PortSet;
 use portkeep_persist::{Declared, Diagnostic, Store, Stored, dropin, merge, store::boot_id};
 
 use item::{Item, ItemState, not_in_force};
+pub use sockets::obstacle_to;
 use store_slot::StoreSlot;
 pub(super) use tools::Tools;
 
@@ -51,7 +52,7 @@ pub(super) struct Registry {
     files: Vec<Declared>,
     conflicts: Vec<portkeep_persist::Conflict>,
     by_id: HashMap<u32, usize>,
-    /// The reports about declarations that are not in force, by name.
+    /// The kinds of the reasons that were reported about declarations that are not in force, by name.
     reported: HashMap<String, String>,
     version: u64,
 }
@@ -149,12 +150,13 @@ impl Registry {
     /// Report once why a declaration is not in force.
     fn report(&mut self, declared: &Declared, why: &str) {
         let name = declared.declaration.name.to_string();
-        if self.reported.get(&name).is_some_and(|reported| reported == why) {
+        let kind = kind_of(why);
+        if self.reported.get(&name) == Some(&kind) {
             return;
         }
         let Declaration { ports, transports, .. } = &declared.declaration;
         tracing::warn!(name, %ports, %transports, from = %declared.origin, reason = why, "declared, but not in force");
-        self.reported.insert(name, why.to_owned());
+        self.reported.insert(name, kind);
     }
 
     fn index(&mut self) {
@@ -182,4 +184,10 @@ impl Registry {
     pub(super) fn complaints(&self) -> Vec<String> {
         [&self.persistent, &self.active].into_iter().filter_map(|slot| slot.why_closed().map(str::to_owned)).collect()
     }
+}
+
+/// A reason without its numbers and addresses. The declaration is tried every few seconds, and those differ each time:
+/// the seconds until the kernel ends a connection, its peer, how many ephemeral ports are left.
+fn kind_of(why: &str) -> String {
+    why.chars().filter(|c| !c.is_ascii_hexdigit() && *c != ':').collect()
 }

@@ -16,10 +16,7 @@ use portkeep_observe::{
     usage::{self, Usage},
 };
 
-use super::{
-    item::{ItemState, Obstacle},
-    sockets::Sockets,
-};
+use super::{item::ItemState, sockets::Sockets};
 use crate::{
     audience_check::AudienceCheck,
     programs::Programs,
@@ -121,14 +118,10 @@ impl Tools<'_> {
                 ),
             ));
         }
-        // For a block that is short, no listing of all sockets is required.
         let ports = declaration.ports.as_block().unwrap_or(PortRange::ALL);
         let sockets = self.sockets(ports).map_err(|why| refused(Reason::Failed, why))?;
         match sockets.obstacle(declaration, audience) {
-            Some(Obstacle { why, in_audience: true, .. }) => {
-                Err(refused(Reason::InUse, format!("{why}; if the reservation is for this process, add --around")))
-            }
-            Some(Obstacle { why, .. }) => Err(refused(Reason::InUse, why)),
+            Some(obstacle) => Err(refused(Reason::InUse, obstacle.refusal())),
             None => Ok(()),
         }
     }
@@ -164,17 +157,8 @@ impl Tools<'_> {
         let (kept, gone): (Vec<Claim>, Vec<Claim>) = former.iter().partition(|(.., block)| remains(block));
         let is_new = |block: &&PortRange| !kept.iter().any(|(.., kept)| kept == *block);
         let new: Vec<PortRange> = declaration.ports.blocks().iter().filter(is_new).copied().collect();
-        // The kernel has each port once, and a port in use could not be reserved again.
-        let overlaps = |block: &&PortRange| gone.iter().any(|(.., gone)| gone.overlaps(**block));
-        if was.transports.overlaps(declaration.transports)
-            && let Some(block) = new.iter().find(overlaps)
-        {
-            let message = format!(
-                "{block}/{} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: only whole blocks \
-                 can stay. Reserve the other ports under another name, or delete it and add it again",
-                declaration.transports, was.ports, was.transports, was.name
-            );
-            return Err(refused(Reason::InUse, message));
+        if let Some(why) = was.cannot_move_to(declaration) {
+            return Err(refused(Reason::InUse, why));
         }
         // One audience has one range: the new block becomes the range after the former one is none any more.
         let both_ranges = was.ephemeral && declaration.ephemeral;

@@ -1,19 +1,17 @@
 //! The requests of `run` and `acquire`.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use portkeep::{
-    Align, PortList, Transports,
+    Align,
     persistent::{Account, Audience, Correction, Others, protocol::Reason},
 };
 use portkeep_core::time;
 use portkeep_observe::accounts;
 
 use crate::{
-    args::{
-        patience,
-        ports::{self, OfTransport},
-    },
+    args::{patience, ports::PortArgs},
+    commands::check::Known,
     exit::refused,
 };
 
@@ -27,17 +25,8 @@ pub(crate) const LABEL: usize = 24;
 /// The block that is wanted.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Ask {
-    /// Number of ports, in a row [default: 1]
-    #[arg(short = 'n', long = "count", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    wanted: Option<u16>,
     #[command(flatten)]
-    transports: OfTransport,
-    /// These ports, as 80,443 or 5000-5019/udp
-    #[arg(short, long, value_name = "LIST", value_parser = ports::text, conflicts_with_all = ["wanted", "align"])]
-    pub(crate) ports: Option<String>,
-    /// The first port is a multiple of N, a power of two (2 for RTP pairs)
-    #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
-    pub(crate) align: Align,
+    pub(crate) wanted: PortArgs,
     /// Name for listings, at most 24 bytes
     #[arg(short = 'l', long, value_parser = label)]
     pub(crate) label: Option<String>,
@@ -82,28 +71,23 @@ impl Ask {
         others?.try_map(accounts::uid, accounts::gid).map_err(|why| refused(Reason::Malformed, why))
     }
 
-    pub(crate) fn count(&self) -> u16 {
-        self.wanted.unwrap_or(1)
+    /// A sentence about a unit that `--also` names and that does not exist.
+    pub(crate) fn missing_also(&self) -> Option<String> {
+        let known = Known::below(Path::new("/"));
+        self.also.iter().find_map(|other| known.missing(other)).map(|missing| format!("--also: {missing} yet"))
     }
 
     /// Whether an option names or counts fixed ports.
     pub(crate) fn names_ports(&self) -> bool {
-        self.wanted.is_some() || self.ports.is_some() || self.align != Align::ANY
+        let PortArgs { wanted, ports, align, .. } = &self.wanted;
+        wanted.is_some() || ports.is_some() || *align != Align::ANY
     }
 
     /// The request for a private ephemeral range beside this one: TCP and UDP, unless one of them is asked for.
     pub(crate) fn for_range(&self, count: u16) -> Self {
-        let mut range = Self { wanted: Some(count), ports: None, align: Align::ANY, ..self.clone() };
-        range.transports.both |= range.transports.named().is_none();
-        range
-    }
-
-    /// The ports, if they are named, and the transports. Errors in them are reported before any request.
-    pub(crate) fn ports(&self) -> anyhow::Result<(Option<PortList>, Transports)> {
-        let option = self.transports.named();
-        let Some(text) = &self.ports else { return Ok((None, option.unwrap_or(Transports::Tcp))) };
-        let (list, transports) = ports::resolve(text, option).map_err(|why| refused(Reason::Malformed, why))?;
-        Ok((Some(list), transports))
+        let mut transports = self.wanted.transports.clone();
+        transports.both |= transports.named().is_none();
+        Self { wanted: PortArgs { wanted: Some(count), transports, ports: None, align: Align::ANY }, ..self.clone() }
     }
 }
 
@@ -158,7 +142,7 @@ mod tests {
 
     fn ports(words: &[&str]) -> Result<String, String> {
         let parsed = Only::try_parse_from([&["x"], words].concat()).map_err(|error| error.to_string())?;
-        let (list, transports) = parsed.ask.ports().map_err(|error| error.to_string())?;
+        let (list, transports) = parsed.ask.wanted.ports().map_err(|error| error.to_string())?;
         let list = list.map_or_else(|| "any".into(), |list| list.to_string());
         Ok(format!("{list}/{transports}"))
     }

@@ -12,7 +12,11 @@ pub(crate) const DEFAULT: &str = "30";
 pub(crate) const BRIEF: Duration = Duration::from_secs(2);
 
 /// Seconds, as options and the variable have them.
-pub(crate) fn seconds(text: &str) -> Result<Duration, &'static str> {
+///
+/// # Errors
+///
+/// If it is not a number above 0.
+pub fn seconds(text: &str) -> Result<Duration, &'static str> {
     let seconds = text.parse::<f32>().ok().filter(|seconds| *seconds > 0.0);
     seconds.and_then(|seconds| Duration::try_from_secs_f32(seconds).ok()).ok_or("must be a number of seconds above 0")
 }

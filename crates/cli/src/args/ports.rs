@@ -1,10 +1,16 @@
 //! Ports on the command line.
 
-use portkeep::{PortList, Ports, Transports};
+use portkeep::{Align, PortList, Ports, Transports, persistent::protocol::Reason};
 use portkeep_persist::services;
 
+use crate::exit::refused;
+
 /// `80,443`, `5000-5019/udp`, `domain`.
-pub(crate) fn ports(text: &str) -> Result<Ports, String> {
+///
+/// # Errors
+///
+/// The mistake in the text, and its correction.
+pub fn ports(text: &str) -> Result<Ports, String> {
     Ports::parse(text, &services()).map_err(|error| error.on_one_line())
 }
 
@@ -21,7 +27,7 @@ pub(crate) fn resolve(text: &str, option: Option<Transports>) -> Result<(PortLis
 /// The transports of a request.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "transport", multiple = false)]
-pub struct OfTransport {
+pub(crate) struct OfTransport {
     /// TCP ports [default]
     #[arg(long, hide_short_help = true)]
     tcp: bool,
@@ -35,13 +41,48 @@ pub struct OfTransport {
 
 impl OfTransport {
     /// Those that an option names.
-    pub const fn named(&self) -> Option<Transports> {
+    pub(crate) const fn named(&self) -> Option<Transports> {
         match (self.tcp, self.udp, self.both) {
             (.., true) => Some(Transports::Both),
             (_, true, _) => Some(Transports::Udp),
             (true, ..) => Some(Transports::Tcp),
             (false, false, false) => None,
         }
+    }
+}
+
+/// The ports that a request asks for.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PortArgs {
+    /// Number of ports, in a row [default: 1]
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) wanted: Option<u16>,
+    #[command(flatten)]
+    pub(crate) transports: OfTransport,
+    /// These ports, as 80,443 or 5000-5019/udp
+    #[arg(short, long, value_name = "LIST", value_parser = text, conflicts_with_all = ["wanted", "align"])]
+    pub(crate) ports: Option<String>,
+    /// The first port is a multiple of N, a power of two (2 for RTP pairs)
+    #[arg(long, value_name = "N", default_value_t, hide_default_value = true)]
+    pub align: Align,
+}
+
+impl PortArgs {
+    /// Number of ports, if they are not named.
+    pub fn count(&self) -> u16 {
+        self.wanted.unwrap_or(1)
+    }
+
+    /// The ports, if they are named, and the transports. Errors in them are reported before any request.
+    ///
+    /// # Errors
+    ///
+    /// A refusal, if the text and an option name different transports, or a service is not one port.
+    pub fn ports(&self) -> anyhow::Result<(Option<PortList>, Transports)> {
+        let option = self.transports.named();
+        let Some(text) = &self.ports else { return Ok((None, option.unwrap_or(Transports::Tcp))) };
+        let (list, transports) = resolve(text, option).map_err(|why| refused(Reason::Malformed, why))?;
+        Ok((Some(list), transports))
     }
 }
 

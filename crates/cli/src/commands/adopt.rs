@@ -48,6 +48,9 @@ pub(crate) struct Args {
     /// Write the files to /etc/portkeep/ports.d; existing files stay as they are
     #[arg(long)]
     write: bool,
+    /// Write nothing, which is the default
+    #[arg(short = 'n', long = "dry-run", conflicts_with = "write", hide = true)]
+    _dry_run: bool,
     #[command(flatten)]
     places: Places,
 }

@@ -50,6 +50,7 @@ pub(crate) struct Args {
     filter: Filter,
     /// Order by this column; -COLUMN is the reverse
     #[arg(long, value_name = "COLUMN", default_value = "ports", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(value_hint = clap::ValueHint::Other)]
     sort: Order,
     /// Show these columns, separated by commas
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', hide_possible_values = true)]

@@ -7,14 +7,14 @@ use std::{
 };
 
 use portkeep::{Enforcement, Errno, Info, PortRange, Time, Version};
-use portkeep_core::{time, wire};
-use portkeep_kernel::{Config, Instance, InstanceError, Maps, Obstacle, cgroup, root_elsewhere};
+use portkeep_core::{PortSet, ephemeral::Exhausted, time, wire};
+use portkeep_kernel::{Config, Instance, InstanceError, Maps, Obstacle, cgroup, netns, root_elsewhere};
 use portkeep_observe::accounts;
 use serde::Serialize;
 
 use crate::{
     DONE, Io, NOTHING,
-    agent::Overlap,
+    agent::{self, Overlap},
     args::pins::{Pins, Seen, served_here},
     render::local_time::local,
     waiting::{self, Heard},
@@ -60,6 +60,10 @@ pub(crate) struct Status {
     pub(crate) pool: Option<PortRange>,
     /// The overlap of the pool with the ephemeral ports of this network namespace.
     overlap: Option<Overlap>,
+    /// Reservations that `force` allowed leave this namespace too few ephemeral ports (N5).
+    #[serde(skip)]
+    pub(crate) exhausted: Option<Exhausted>,
+    /// `None`: no limit, or not seen.
     quota: Option<u32>,
     /// The accounts that hold ports, the fullest first. Requires root.
     pub(crate) quotas: Option<Vec<QuotaUse>>,
@@ -159,10 +163,16 @@ impl Status {
         let maps = instance.maps()?;
         let counters = maps.counters()?;
         let mut persistent = 0;
+        let (mut here, own) = (PortSet::default(), netns::current_cookie().ok());
         for item in maps.reservations() {
             let (_, reservation) = item?;
+            if reservation.state() == wire::ACTIVE && Some(reservation.netns) == own {
+                reservation.ports().into_iter().for_each(|ports| here.insert(ports));
+            }
             persistent += u32::from(reservation.is_persistent() && reservation.state() != wire::REFUSED);
         }
+        let ephemeral = agent::ephemeral_ports(&here).ok().flatten();
+        self.exhausted = ephemeral.and_then(|ephemeral| ephemeral.check(&here).err());
         self.up = Some(true);
         self.abi = Some(config.abi);
         self.build = Some(format!("{:016x}", config.build));
@@ -174,7 +184,7 @@ impl Status {
         self.persistent = Some(persistent);
         self.refused = Some(counters.refused);
         self.pool = PortRange::inclusive(config.pool_first, config.pool_last).ok();
-        self.quota = Some(config.quota);
+        self.quota = Some(config.quota).filter(|quota| *quota != u32::MAX);
         self.quotas = Some(quotas(&maps, config)?);
         self.deny_errno = Some(Errno(config.deny_errno.cast_signed()).to_string());
         self.agent = Some(counters.agents > 0);
@@ -215,8 +225,13 @@ impl Status {
         if let Some(overlap) = &self.overlap {
             line("warning", overlap.to_string())?;
         }
-        if let Some(quota) = self.quota {
-            line("quota", format!("{quota} ports for each user"))?;
+        if let Some(exhausted) = &self.exhausted {
+            line("warning", too_few_left(exhausted))?;
+        }
+        match self.quota {
+            Some(quota) => line("quota", format!("{quota} ports for each user"))?,
+            None if self.quotas.is_some() => line("quota", "unlimited".into())?,
+            None => {}
         }
         for QuotaUse { account, used, limit, .. } in self.quotas.iter().flatten().take(SHOWN_ACCOUNTS) {
             let of = limit.map_or_else(|| " (no limit)".into(), |limit| format!(" of {limit}"));
@@ -267,6 +282,14 @@ impl Status {
         };
         format!("only by holding the ports{more}")
     }
+}
+
+/// "96 of the 28232 ephemeral ports are left ...".
+pub(crate) fn too_few_left(Exhausted { range, all, left, kept }: &Exhausted) -> String {
+    format!(
+        "{left} of the {all} ephemeral ports (net.ipv4.ip_local_port_range is {range}) are not reserved, and outgoing \
+         connections need at least {kept}"
+    )
 }
 
 /// The number of accounts that the text shows.

@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
-use anyhow::{Context, bail};
-use portkeep::{Errno, PortRange};
-use portkeep_kernel::{Instance, InstanceError};
+use anyhow::bail;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use portkeep::{Errno, PortRange, persistent::protocol::Reason};
+use portkeep_kernel::{Instance, InstanceError, Obstacle};
 use portkeep_persist::Config;
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
         sources::ConfigFile,
     },
     commands::status,
+    exit::refused,
     level::Place,
 };
 
@@ -41,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = quota)]
     quota: Option<u32>,
     /// Error of an outsider's bind of a reserved port [default: EADDRINUSE]
-    #[arg(long, value_name = "ERRNO", value_parser = deny_errno)]
+    #[arg(long, value_name = "ERRNO", value_parser = deny_errno())]
     deny_errno: Option<Errno>,
     #[command(flatten)]
     config: ConfigFile,
@@ -69,11 +71,9 @@ fn quota(text: &str) -> Result<u32, &'static str> {
     }
 }
 
-fn deny_errno(text: &str) -> Result<Errno, &'static str> {
-    match Errno::from_name(text) {
-        Some(errno @ (Errno::EADDRINUSE | Errno::EACCES)) => Ok(errno),
-        _ => Err("must be EADDRINUSE or EACCES"),
-    }
+fn deny_errno() -> impl TypedValueParser<Value = Errno> {
+    PossibleValuesParser::new(["EADDRINUSE", "EACCES"])
+        .map(|name| if name == "EACCES" { Errno::EACCES } else { Errno::EADDRINUSE })
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -92,7 +92,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                     "kernel enforcement serves this cgroup already, brought up elsewhere: reservations can be made here",
                 );
             }
-            return Err(error).context("bringing kernel enforcement up");
+            return Err(match Obstacle::to_bpf() {
+                Some(Obstacle::User) => {
+                    refused(Reason::NotAllowed, "only root can bring kernel enforcement up (try sudo)")
+                }
+                _ => anyhow::Error::from(error).context("bringing kernel enforcement up"),
+            });
         }
     };
     if instance.is_newly_up() {
@@ -102,7 +107,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let status = status::of(&args.place.pins, io)?;
     if let Some(overlap) = status.overlap() {
-        io.warning(format_args!("{overlap}; {}", agent::Overlap::HELP));
+        let open = if overlap.is_entered() || status.agent == Some(true) {
+            ""
+        } else {
+            "; until an agent runs, automatic choices come from the others even if they are reserved"
+        };
+        io.warning(format_args!("{overlap}{open}; {}", agent::Overlap::HELP));
     }
     if args.json {
         io.json(&status)?;
@@ -139,7 +149,8 @@ fn adopt(instance: &Instance, args: &Args) -> anyhow::Result<()> {
         bail!("already up, with pool {}, not {}; run `portkeep down` first", show(have), show(want));
     }
     if let Some(want) = args.quota.filter(|want| *want != config.quota) {
-        bail!("already up, with quota {}, not {want}; run `portkeep down` first", config.quota);
+        let show = |quota: u32| if quota == u32::MAX { "unlimited".into() } else { quota.to_string() };
+        bail!("already up, with quota {}, not {}; run `portkeep down` first", show(config.quota), show(want));
     }
     if let Some(want) = args.deny_errno.filter(|want| want.0.unsigned_abs() != config.deny_errno) {
         let have = Errno(config.deny_errno.cast_signed());

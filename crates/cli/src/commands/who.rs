@@ -1,14 +1,14 @@
 //! `who`: the holders of a port.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::Write,
     time::SystemTime,
 };
 
 use anyhow::Context;
 use portkeep::{BoundSocket, Info, PortRange, State, Transport, Transports, persistent::protocol::Reason};
-use portkeep_core::time;
+use portkeep_core::{PortSet, time};
 use portkeep_kernel::netns;
 use portkeep_observe::{Facts, PortFacts, PortUse, Usage, listing, nat, usage};
 use serde::Serialize;
@@ -118,31 +118,33 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if args.json {
         io.json(&holders)?;
     } else {
-        look.write(&holders, &blocks, io)?;
+        look.write(&holders, io)?;
         if !anybody {
             let names: Vec<String> = args.ports.iter().map(ToString::to_string).collect();
             let are = if matches!(blocks[..], [(ports, _)] if ports.count() == 1) { "is" } else { "are" };
             writeln!(io.out, "{} {are} free", names.join(", "))?;
-            if let ([first, ..], [(ports, _)]) = (&holders[..], &blocks[..])
-                && ports.count() == 1
-            {
-                look.write_facts(first, &mut io.out)?;
-            }
         }
+        look.write_free(&holders, &blocks, anybody, io)?;
         for waiting in &look.waiting.infos {
             if holders.iter().any(|each| waiting.has(each.sockets.transport, each.sockets.port)) {
                 writeln!(io.out, "{}", waiting::sentence(waiting))?;
             }
         }
     }
-    let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && socket.remaining.is_none();
+    let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && !usage::is_left(socket);
     let reserved = holders.iter().filter_map(|each| each.reservation.as_ref());
     if reserved.into_iter().any(|info| info.owner.is_none() && info.audience.is_none()) {
         io.note("only root and the agent see the name of that service or cgroup");
     }
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
-        io.note("only root can see other users' processes and NAT rules");
+        io.note("only root can see other users' processes");
+    }
+    if look.facts.redirects.is_none() {
+        io.note(match rustix::process::geteuid().is_root() {
+            true => "NAT rules could not be read: this requires CAP_NET_ADMIN and nft or iptables-save",
+            false => "only root can see NAT rules, which can redirect a port",
+        });
     }
     Ok(if anybody { DONE } else { NOTHING })
 }
@@ -256,11 +258,9 @@ impl Look {
     }
 
     /// Each port that a process or a reservation has. A reservation is described once, at its first port.
-    fn write(&self, holders: &[Holders], blocks: &[(PortRange, Transports)], io: &mut Io<'_>) -> anyhow::Result<()> {
+    fn write(&self, holders: &[Holders], io: &mut Io<'_>) -> anyhow::Result<()> {
         let mut before: Option<&Info> = None;
-        let mut shown = 0;
         for each in holders.iter().filter(|holders| holders.is_held()) {
-            shown += 1;
             let out = &mut io.out;
             match &each.reservation {
                 Some(info) if before == Some(info) => {
@@ -274,20 +274,63 @@ impl Look {
             }
             before = each.reservation.as_ref();
             each.write_sockets(out)?;
-            self.write_facts(each, out)?;
+            self.write_facts(each, "", out)?;
         }
-        let asked: usize =
-            blocks.iter().map(|(ports, transports)| usize::from(ports.count()) * transports.iter().count()).sum();
-        if shown > 0 && blocks.iter().any(|(ports, _)| ports.count() > 1) && asked > shown {
-            let (s, are) = if asked - shown == 1 { ("", "is") } else { ("s", "are") };
-            writeln!(io.out, "{} more port{s} {are} free", asked - shown)?;
+        Ok(())
+    }
+
+    /// The free ports, if others have a holder, and what concerns those that are asked for singly.
+    fn write_free(
+        &self,
+        holders: &[Holders],
+        blocks: &[(PortRange, Transports)],
+        anybody: bool,
+        io: &mut Io<'_>,
+    ) -> anyhow::Result<()> {
+        let singles: BTreeSet<u16> =
+            blocks.iter().filter(|(ports, _)| ports.count() == 1).map(|(ports, _)| ports.start()).collect();
+        let alone = singles.len() == 1 && blocks.iter().all(|(ports, _)| ports.count() == 1);
+        for port in &singles {
+            let all: Vec<&Holders> = holders.iter().filter(|each| each.sockets.port == *port).collect();
+            let free: Vec<&Holders> = all.iter().copied().filter(|each| !each.is_held()).collect();
+            let Some(first) = free.first() else { continue };
+            let is_whole = free.len() == all.len();
+            if !is_whole && free.iter().all(|each| each.has_no_own_facts()) {
+                // The notes of the other transport are the same.
+                continue;
+            }
+            // What concerns one transport names it.
+            let same = free.iter().all(|each| each.facts == first.facts && each.elsewhere == first.elsewhere);
+            let name = if is_whole && all.len() > 1 { port.to_string() } else { first.name() };
+            if anybody {
+                writeln!(io.out, "{name} is free")?;
+            }
+            if same {
+                let subject = if anybody || alone { String::new() } else { format!("{name}: ") };
+                self.write_facts(first, &subject, &mut io.out)?;
+            } else {
+                for each in free {
+                    self.write_facts(each, &format!("{}: ", each.name()), &mut io.out)?;
+                }
+            }
+        }
+        let mut ports = PortSet::default();
+        blocks.iter().filter(|(of, _)| of.count() > 1).for_each(|(of, _)| ports.insert(*of));
+        let has_holder = |port: &u16| {
+            let of_port = holders.iter().filter(|each| each.sockets.port == *port);
+            of_port.into_iter().any(Holders::is_held) || singles.contains(port)
+        };
+        let more = ports.spans().flat_map(|(first, last)| first..=last).filter(|port| !has_holder(port)).count();
+        if anybody && more > 0 {
+            let (s, are) = if more == 1 { ("", "is") } else { ("s", "are") };
+            writeln!(io.out, "{more} more port{s} {are} free")?;
         }
         Ok(())
     }
 
     /// Other facts about the port, a line for each.
-    fn write_facts(&self, each: &Holders, out: &mut dyn Write) -> anyhow::Result<()> {
-        let mut note = |text: String| writeln!(out, "  {:<9} {text}", "note");
+    fn write_facts(&self, each: &Holders, subject: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+        let mut note = |text: String| writeln!(out, "  {:<9} {subject}{text}", "note");
         if let Some(pool) = self.pool.filter(|_| each.pool) {
             note(format!("it is in the pool ({pool}), which requests without a port are served from"))?;
         }
@@ -296,6 +339,8 @@ impl Look {
                 true => format!("it is in ip_local_port_range ({range}), and ip_local_reserved_ports keeps it out"),
                 false => format!("it is in ip_local_port_range ({range}): outgoing connections may use it"),
             })?;
+        } else if each.facts.excluded {
+            note("it is in ip_local_reserved_ports: the kernel never chooses it".into())?;
         }
         if each.facts.privileged {
             let start = self.facts.unprivileged_start;
@@ -366,6 +411,11 @@ impl Holders {
 
     fn is_held(&self) -> bool {
         self.reservation.is_some() || !self.sockets.is_free()
+    }
+
+    /// Whether nothing concerns this transport alone.
+    fn has_no_own_facts(&self) -> bool {
+        self.elsewhere.is_empty() && self.facts.redirects.iter().all(Vec::is_empty)
     }
 
     fn write_sockets(&self, out: &mut dyn Write) -> anyhow::Result<()> {

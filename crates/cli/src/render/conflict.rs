@@ -1,37 +1,40 @@
 //! Messages that say why ports were not granted, and which process has them.
 
 use std::{
+    collections::HashMap,
     io,
     net::{TcpListener, UdpSocket},
 };
 
 use portkeep::{AcquireError, Align, Info, PortList, PortRange, Transport, Transports, Version};
-use portkeep_observe::usage;
+use portkeep_observe::{accounts, usage};
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
 use crate::{
     agent,
     args::{ask::Ask, sources::ConfigFile},
-    exit::refused,
+    exit::{TOO_FEW_FILES, refused},
 };
 
 /// The library's message, with facts that only a program can find out: the process that
 /// has an unreserved port bound, the pool, and the quota.
 pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> anyhow::Error {
-    let (list, transports) = match ask.ports() {
+    let (list, transports) = match ask.wanted.ports() {
         Ok(ports) => ports,
         Err(wrong) => return wrong,
     };
     let text = match (error, &list) {
-        (AcquireError::InUse { by: None, ports, .. }, Some(_)) => Some(in_use(*ports, transports)),
+        (AcquireError::InUse { by: None, ports, .. }, Some(_)) => {
+            Some(format!("{}; stop what has it, or wait with --wait", in_use(*ports, transports)))
+        }
         (AcquireError::NoRoom { .. }, Some(block)) => Some(format!(
             "reserving {block} would leave too few ephemeral ports for outgoing connections; choose ports outside \
              net.ipv4.ip_local_port_range"
         )),
         (AcquireError::NoRoom { .. }, None) => no_room(ask),
         (AcquireError::OverQuota, _) => {
-            let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+            let count = list.as_ref().map_or_else(|| ask.wanted.count(), PortList::count);
             Some(over_quota(count, transports, config))
         }
         (AcquireError::AgentAbsent, Some(block)) => Some(format!(
@@ -54,7 +57,15 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> a
     };
     let reason = error.reason();
     let chain = || anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    refused(reason, text.unwrap_or_else(chain))
+    let advice = match error {
+        AcquireError::SocketCall { source } | AcquireError::AcquireCall { source }
+            if source.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) =>
+        {
+            TOO_FEW_FILES
+        }
+        _ => "",
+    };
+    refused(reason, text.unwrap_or_else(|| chain() + advice))
 }
 
 pub(crate) fn privileged(ports: &PortList) -> String {
@@ -65,8 +76,8 @@ pub(crate) fn privileged(ports: &PortList) -> String {
 /// `None` in held mode: it has no pool that could be full.
 fn no_room(ask: &Ask) -> Option<String> {
     let Version { pool, ports, .. } = portkeep::version().ok()?;
-    let count = ask.count();
-    let aligned = Some(ask.align)
+    let count = ask.wanted.count();
+    let aligned = Some(ask.wanted.align)
         .filter(|n| *n != Align::ANY)
         .map_or_else(String::new, |n| format!(" from a multiple of {n} on"));
     let what = if count == 1 { "port".into() } else { format!("{count} ports in a row{aligned}") };
@@ -76,9 +87,25 @@ fn no_room(ask: &Ask) -> Option<String> {
             format!("this needs {count} ports, and the pool ({pool}) has {}; ask for fewer", pool.count())
         }
         Some(pool) => format!(
-            "the pool ({pool}) has no {what} left; {ports} ports are reserved on this machine (see `portkeep list`)"
+            "the pool ({pool}) has no {what} left; {ports} ports are reserved on this machine{} (see `portkeep list`)",
+            most_of(pool).map_or_else(String::new, |most| format!(", {most}"))
         ),
     })
+}
+
+/// "most ports of the pool by user www-data: 4000".
+fn most_of(pool: PortRange) -> Option<String> {
+    let mut held: HashMap<String, u32> = HashMap::new();
+    for info in portkeep::list().unwrap_or_default() {
+        let by = match info.owner.as_ref().and_then(|owner| owner.uid) {
+            Some(uid) => format!("user {}", accounts::user_name(uid)),
+            None => format!("the persistent reservation `{}`", info.name.as_deref().unwrap_or_default()),
+        };
+        let of_pool = info.ports.blocks().iter().filter_map(|block| block.common(pool));
+        *held.entry(by).or_default() += of_pool.map(|block| u32::from(block.count())).sum::<u32>();
+    }
+    let (by, ports) = held.into_iter().max_by_key(|(_, ports)| *ports).filter(|(_, ports)| *ports > 0)?;
+    Some(format!("most ports of the pool by {by}: {ports}"))
 }
 
 /// The number of ports of the quota that a request uses.
@@ -92,8 +119,8 @@ fn quota(config: &ConfigFile) -> Option<Limit> {
 
 /// Whether the request is larger than the whole quota, so that it can never be granted.
 pub(crate) fn never_allowed(ask: &Ask, config: &ConfigFile) -> bool {
-    let Ok((list, transports)) = ask.ports() else { return false };
-    let count = list.as_ref().map_or_else(|| ask.count(), PortList::count);
+    let Ok((list, transports)) = ask.wanted.ports() else { return false };
+    let count = list.as_ref().map_or_else(|| ask.wanted.count(), PortList::count);
     matches!(quota(config), Some(Limit::Ports(quota)) if ports(count, transports) > quota)
 }
 
@@ -111,7 +138,9 @@ fn over_quota(count: u16, transports: Transports, config: &ConfigFile) -> String
         // An option of `up` set it, or reservations in other network namespaces count too.
         _ => format!("{held} here: more than your quota allows, or 64 of your requests wait for the agent"),
     };
-    format!("this needs {needed} ports{sum}, and you hold {found}. See `quota` in portkeep.toml(5).")
+    let fewer =
+        if sum.is_empty() { "ask for fewer" } else { "ask for one transport only (--tcp or --udp), or for fewer" };
+    format!("this needs {needed} ports{sum}, and you hold {found}; {fewer}, or see `quota` in portkeep.toml(5)")
 }
 
 fn pool() -> String {

@@ -5,7 +5,7 @@ use crate::{helper::Helper, machine, works};
 #[test]
 fn a_user_sees_what_requires_root_and_the_remedy() {
     let machine = machine!("user");
-    let by_root = &["root brings it up with `portkeep up`"][..];
+    let by_root = &["bring it up with `portkeep up`, as root"][..];
     let no_agent = &["the agent is not running", "portkeep agent"][..];
     let table: &[(&[&str], i32, &[&str])] = &[
         (&["up"], 1, &["bringing kernel enforcement up: it requires root"]),

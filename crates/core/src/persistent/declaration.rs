@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Audience, Name};
-use crate::{PortList, Transports};
+use crate::{PortList, PortRange, PortSet, Transports};
 
 /// One persistent reservation as declared. Files, the store and the agent's socket use this same form.
 ///
@@ -102,6 +102,31 @@ impl Declaration {
             Audience::Several(_) => Some("is for one user, group, unit or cgroup, not for several"),
             Audience::User(_) | Audience::Group(_) | Audience::Unit(_) | Audience::Cgroup(_) => None,
         }
+    }
+
+    /// Why a reservation in force cannot be changed to the ports of `other`, as a sentence with the next step. Whole
+    /// blocks can stay or go, because the kernel has each port once.
+    pub fn cannot_move_to(&self, other: &Self) -> Option<String> {
+        if !self.transports.overlaps(other.transports) {
+            return None;
+        }
+        let stays = |block: &PortRange| self.transports == other.transports && other.ports.blocks().contains(block);
+        let gone = || self.ports.blocks().iter().filter(|block| !stays(block));
+        let is_new = |block: &&PortRange| self.transports != other.transports || !self.ports.blocks().contains(block);
+        let block = other.ports.blocks().iter().filter(is_new).find(|new| gone().any(|gone| gone.overlaps(**new)))?;
+        let (ports, transports) = (&other.ports, other.transports);
+        let own = PortSet::from(&self.ports);
+        let more = PortSet::from(ports).minus(&own);
+        let next = if self.transports != transports || more.is_empty() {
+            "keep its ports as they are, or use ports that it does not have".to_owned()
+        } else {
+            format!("reserve the others under another name: `portkeep persist add {more}/{transports} --name <NAME>`")
+        };
+        Some(format!(
+            "{block}/{transports} overlaps {}/{}, which `{}` has now, and its ports would be free for an instant: only whole \
+             blocks can stay; {next}",
+            self.ports, self.transports, self.name
+        ))
     }
 
     /// Whether the two have a port of the same transport in common.

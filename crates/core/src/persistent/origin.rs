@@ -74,13 +74,14 @@ impl TryFrom<Object> for Origin {
 }
 
 impl fmt::Display for Origin {
-    /// "/etc/portkeep/ports.d/web.toml:3", "a command of uid 0".
+    /// "/etc/portkeep/ports.d/web.toml:3", "`portkeep persist add`, by root".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Command { uid, until_reboot, .. } => {
                 let until = if *until_reboot { ", until the next reboot" } else { "" };
-                write!(f, "a command of uid {uid}{until}")
+                let by = if *uid == 0 { "root".to_owned() } else { format!("uid {uid}") };
+                write!(f, "`portkeep persist add`, by {by}{until}")
             }
         }
     }

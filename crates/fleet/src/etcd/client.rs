@@ -18,7 +18,7 @@ use super::{
     error::EtcdError,
     transport::{self, Attempt},
 };
-use crate::config::{Account, Config};
+use crate::config::{Config, EtcdUser};
 
 /// The time that members need to elect a leader, with the defaults of etcd.
 const ELECTION: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub(crate) struct Client {
     endpoints: Vec<String>,
     /// The endpoint that answered last.
     pub(super) current: AtomicUsize,
-    account: Option<Account>,
+    account: Option<EtcdUser>,
     token: Mutex<Option<String>>,
     /// The cluster that this must be; 0: any.
     cluster: AtomicU64,
@@ -74,7 +74,7 @@ impl Client {
         let settings = transport::settings(config)?;
         let cluster = config.cluster.as_ref().map(|id| {
             u64::from_str_radix(id, 16)
-                .with_context(|| format!("`cluster` in fleet.toml is no hexadecimal number: {id:?}"))
+                .with_context(|| format!("`cluster` in fleet.toml is not a hexadecimal number: {id:?}"))
         });
         Ok(Self {
             endpoints: config.endpoints.iter().map(|endpoint| endpoint.trim_end_matches('/').to_owned()).collect(),
@@ -148,7 +148,7 @@ impl Client {
             Err(expected) if expected != header.cluster_id => {
                 Err(Attempt::Stop(EtcdError::OtherCluster { expected, found: header.cluster_id }))
             }
-            _ => Ok(()),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

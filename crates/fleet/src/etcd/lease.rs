@@ -24,7 +24,7 @@ struct Granted {
 }
 
 #[derive(Deserialize)]
-struct Kept {
+struct RenewedLease {
     result: Remaining,
 }
 
@@ -53,8 +53,8 @@ impl Client {
 
     /// Start the time of the lease anew. Returns whether the lease still exists.
     fn keep(&self, lease: i64) -> Result<bool, EtcdError> {
-        let kept: Kept = self.call("/v3/lease/keepalive", &json!({ "ID": lease }))?;
-        Ok(!matches!(kept.result.ttl.as_str(), "" | "0"))
+        let renewed: RenewedLease = self.call("/v3/lease/keepalive", &json!({ "ID": lease }))?;
+        Ok(!matches!(renewed.result.ttl.as_str(), "" | "0"))
     }
 }
 

@@ -95,7 +95,7 @@ pub(super) fn open(agent: &Agent, url: &str, token: Option<String>, body: &Value
 
 /// A failure as etcd reports it, with the code of gRPC.
 #[derive(Deserialize)]
-struct Failure {
+struct GatewayError {
     #[serde(default)]
     error: String,
     #[serde(default)]
@@ -107,9 +107,9 @@ fn meaning(status: u16, text: &str) -> Attempt {
     const NOT_ALLOWED: u32 = 7;
     const UNAVAILABLE: u32 = 14;
     const UNAUTHENTICATED: u32 = 16;
-    let failure: Failure = serde_json::from_str(text)
-        .unwrap_or_else(|_| Failure { error: format!("status {status}: {}", text.trim()), code: 0 });
-    let Failure { error, code } = failure;
+    let failure: GatewayError = serde_json::from_str(text)
+        .unwrap_or_else(|_| GatewayError { error: format!("status {status}: {}", text.trim()), code: 0 });
+    let GatewayError { error, code } = failure;
     match code {
         DEADLINE | UNAVAILABLE => Attempt::Next(error),
         UNAUTHENTICATED => Attempt::Stop(EtcdError::Token),
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn failures_of_etcd_are_understood() {
-        let text = r#"{"error":"etcdserver: requested lease not found","message":"etcdserver: requested lease not found","code":5}"#;
+        let text = r#"{"error":"etcdserver: requested lease not found","message":"the same","code":5}"#;
         let Attempt::Stop(EtcdError::Refused(reason)) = meaning(404, text) else { panic!() };
         assert_eq!(reason, "etcdserver: requested lease not found");
         assert!(matches!(meaning(401, r#"{"error":"x","code":16}"#), Attempt::Stop(EtcdError::Token)));

@@ -91,12 +91,12 @@ pub(crate) struct Batch {
 
 #[derive(Deserialize)]
 struct Line {
-    result: Option<Report>,
+    result: Option<WatchAnswer>,
     error: Option<Value>,
 }
 
 #[derive(Deserialize)]
-struct Report {
+struct WatchAnswer {
     header: Header,
     #[serde(default)]
     canceled: bool,
@@ -105,11 +105,11 @@ struct Report {
     #[serde(default)]
     compact_revision: String,
     #[serde(default)]
-    events: Vec<Event>,
+    events: Vec<WatchEvent>,
 }
 
 #[derive(Deserialize)]
-struct Event {
+struct WatchEvent {
     #[serde(default, rename = "type")]
     kind: String,
     kv: KeyValue,
@@ -130,7 +130,8 @@ impl Batch {
                 revision => format!("the changes before revision {revision} are compacted"),
             }));
         }
-        let change = |event: Event| if event.kind == "DELETE" { Change::Gone(event.kv) } else { Change::Put(event.kv) };
+        let change =
+            |event: WatchEvent| if event.kind == "DELETE" { Change::Gone(event.kv) } else { Change::Put(event.kv) };
         Ok(Self { revision: result.header.revision, changes: result.events.into_iter().map(change).collect() })
     }
 }

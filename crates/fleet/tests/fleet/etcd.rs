@@ -333,7 +333,8 @@ impl Member {
     /// Its data moves to a disk of its own, with little room beside etcd's log.
     pub(crate) fn on_a_small_disk(&mut self) {
         self.kill();
-        let script = r#"mkdir "$0.disk" && mount -t tmpfs -o size=192m tmpfs "$0.disk" && cp -a "$0/." "$0.disk" && mount --bind "$0.disk" "$0""#;
+        let script = r#"mkdir "$0.disk" && mount -t tmpfs -o size=192m tmpfs "$0.disk" &&
+            cp -a "$0/." "$0.disk" && mount --bind "$0.disk" "$0""#;
         self.on_disk(script);
         self.start();
     }

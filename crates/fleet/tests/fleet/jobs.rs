@@ -66,7 +66,7 @@ fn f4_a_number_is_free_when_every_host_says_so_and_then_rests() {
     assert_eq!(fleet.outsider("b", start), REFUSED);
     eventually_or(|| fleet.log("a"), || fleet.outsider("a", start) == "bound");
     let at = start.to_string();
-    let again = ["acquire", "--hosts", "a", "--at", &at, "--name", "second"];
+    let again = ["acquire", "--hosts", "a", "--ports", &at, "--name", "second"];
     fleet.fleet("a", &again).fails(1, &["belong to the job \"first\""]);
     server.end();
     eventually_or(|| format!("{:?}", seen()), || seen().0 == "resting");
@@ -76,8 +76,10 @@ fn f4_a_number_is_free_when_every_host_says_so_and_then_rests() {
     assert_eq!(next.start(), start + 2);
     next.end();
     fleet.is_free();
-    let again = fleet.acquire("a", &again[1..]);
-    assert_eq!(again.start(), start);
+    let both = format!("{start}-{}/tcp+udp", start + 1);
+    let again = fleet.acquire("a", &["--hosts", "a", "-p", &both]);
+    assert_eq!((again.start(), again.json["count"].as_u64()), (start, Some(2)));
+    assert_eq!(again.json["transports"], "both");
     again.end();
 }
 
@@ -90,15 +92,17 @@ fn f2_what_cannot_be_granted_is_refused_and_reserved_nowhere() {
     let job = fleet.acquire("a", &["--hosts", "a,b", "--count", "2", "--name", "there", "--user", "nobody"]);
     let at = (job.start() + 1).to_string();
     let before = fleet.cluster.keys_of("part");
-    let refusals: [(&[&str], i32, &[&str]); 12] = [
+    let refusals: [(&[&str], i32, &[&str]); 14] = [
         (&["--hosts", "a,x"], 3, &["x does not belong to the fleet"]),
         (&["--hosts", "a,bare"], 1, &["bare: kernel enforcement is not up"]),
         (&["--hosts", "a,a"], 2, &["a host is named twice"]),
-        (&["--hosts", "b", "--at", &at], 1, &["belong to the job \"there\" on a, b, of "]),
-        (&["--hosts", "a", "--at", "20199", "--count", "2"], 2, &["not within the fleet's range 20000-20199"]),
-        (&["--hosts", "a", "--at", "80"], 2, &["not within the fleet's range"]),
+        (&["--hosts", "b", "--ports", &at], 1, &["belong to the job \"there\" on a, b, of "]),
+        (&["--hosts", "a", "--ports", "20199-20200"], 2, &["not within the fleet's range 20000-20199"]),
+        (&["--hosts", "a", "-p", "http"], 2, &["ports 80 are not within the fleet's range"]),
+        (&["--hosts", "a", "-p", "20003,20005"], 2, &["one block of ports, and 20003,20005 are several"]),
+        (&["--hosts", "a", "-p", "20003/udp", "--tcp"], 2, &["says udp, and tcp is said beside it"]),
         (&["--hosts", "a", "--count", "201"], 1, &["has no 201 free ports in a row"]),
-        (&["--hosts", "a", "--at", "20003", "--align", "4"], 2, &["not a multiple of 4"]),
+        (&["--hosts", "a", "--ports", "20003", "--align", "4"], 2, &["--align", "cannot be used with"]),
         (&["--hosts", "a", "--name", "there"], 1, &["there is a job \"there\"", "a, b"]),
         (&["--hosts", "a", "--name", "a-name-that-is-longer-than-32-letters"], 2, &["at most 32 characters"]),
         (&["--hosts", "a,b", "--user", "nobody-knows-me"], 2, &["nobody-knows-me"]),
@@ -127,7 +131,7 @@ fn f2_what_cannot_be_granted_is_refused_and_reserved_nowhere() {
     eventually_or(
         || fleet.log("b"),
         || {
-            let refused = fleet.fleet("a", &["acquire", "--hosts", "a,b", "--at", &at]);
+            let refused = fleet.fleet("a", &["acquire", "--hosts", "a,b", "--ports", &at]);
             refused.code == Some(1) && refused.err.contains(&format!("b: {taken}/tcp is in use by pid"))
         },
     );

@@ -1,5 +1,5 @@
-//! The fleet on real kernels and a real etcd: machines in network namespaces, each with its own enforcement and agent, and members of
-//! etcd in namespaces of their own.
+//! The fleet on real kernels and a real etcd: machines in network namespaces, each with its own enforcement and agent,
+//! and members of etcd in namespaces of their own.
 
 mod disks;
 mod etcd;

@@ -79,7 +79,8 @@ fn measure_a_block_on_five_hosts() {
     let table = format!(
         "{TIMES} times each, on {}:\n\n\
          | | median | 95 of 100 | budget |\n| --- | --- | --- | --- |\n\
-         | a block on five hosts, from the start of the command to its output | {:.1} ms | {:.1} ms | under {BUDGET} ms: {verdict} |\n\
+         | a block on five hosts, from the start of the command to its output | {:.1} ms | {:.1} ms | \
+         under {BUDGET} ms: {verdict} |\n\
          | of this, the start of the command | {:.1} ms | {:.1} ms | |\n\
          | one write to etcd, to compare | {:.1} ms | {:.1} ms | |\n",
         machine(),

@@ -128,8 +128,10 @@ fn job(fleet: &Fleet, tally: &Tally, number: usize, random: &mut Random) {
         hosts.push(random.of(&HOSTS));
     }
     let (list, name) = (hosts.join(","), format!("job{number}"));
-    let count = (1 + random.below(8)).to_string();
-    let at = (u64::from(FIRST) + random.below(PORTS)).to_string();
+    let count = 1 + random.below(8);
+    let at = u64::from(FIRST) + random.below(PORTS);
+    let block = format!("{at}-{}", at + count - 1);
+    let count = count.to_string();
     let mut words = vec![
         "acquire",
         "--json",
@@ -145,7 +147,10 @@ fn job(fleet: &Fleet, tally: &Tally, number: usize, random: &mut Random) {
         "4",
     ];
     match random.below(6) {
-        0 => words.extend(["--at", &at]),
+        0 => {
+            let at = words.iter().position(|word| *word == "--count").unwrap();
+            words.splice(at..at + 2, ["--ports", &block]);
+        }
         1 => words.extend(["--align", "4"]),
         2 => words.push("--both"),
         _ => {}

@@ -1,5 +1,5 @@
-"""A process of a job, as torchrun starts them: rank, number of processes. They meet at MASTER_ADDR:MASTER_PORT, and go from step
-to step together. Rank 0 ends the job when its input ends."""
+"""A process of a job, as torchrun starts them: rank, number of processes. They meet at MASTER_ADDR:MASTER_PORT, and go
+from step to step together. Rank 0 ends the job when its input ends."""
 
 import os
 import select

@@ -138,7 +138,8 @@ impl Fleet {
         let folder = self.host(name).machine.folder.path();
         let endpoints: Vec<String> = self.cluster.endpoints().split(',').map(|url| format!("{url:?}")).collect();
         let text = format!(
-            "endpoints = [{}]\nrange = \"{RANGE}\"\nlease = {LEASE}\nrest = {REST}\nhost = \"{name}\"\nstate_dir = {:?}\n{}",
+            "endpoints = [{}]\nrange = \"{RANGE}\"\nlease = {LEASE}\nrest = {REST}\nhost = \"{name}\"\n\
+             state_dir = {:?}\n{}",
             endpoints.join(", "),
             folder.join("fleet"),
             self.settings,

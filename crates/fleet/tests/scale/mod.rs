@@ -30,13 +30,14 @@ use portkeep_testkit::{
 };
 
 use crate::{
+    arbiter::WantedBlock,
     config::Config,
-    daemon::{Daemon, Input},
+    daemon::{Daemon, DaemonInput},
     etcd::Client,
     fence::{Fence, Reserved},
     memory::{Memory, random_id},
     record::Job,
-    request::{self, Wanted},
+    request::{self, JobRequest},
 };
 use cluster::{Cluster, Switch, etcd_or_skip};
 
@@ -91,7 +92,7 @@ fn config(endpoints: &str, folder: &Path) -> Config {
 }
 
 /// Daemons in this process. Dropped, they end.
-struct Daemons(Vec<(Sender<Input>, JoinHandle<()>)>);
+struct Daemons(Vec<(Sender<DaemonInput>, JoinHandle<()>)>);
 
 impl Daemons {
     /// One for each name; all belong to the fleet.
@@ -120,7 +121,7 @@ impl Daemons {
 impl Drop for Daemons {
     fn drop(&mut self) {
         for (outbox, _) in &self.0 {
-            let _ = outbox.send(Input::Stop);
+            let _ = outbox.send(DaemonInput::Stop);
         }
         for (_, thread) in self.0.drain(..) {
             let _ = thread.join();
@@ -142,12 +143,10 @@ fn ask(config: &Config, jobs: usize, requesters: usize) -> Vec<Duration> {
         loop {
             let Some(number) = next.lock().unwrap_or_else(PoisonError::into_inner).next() else { return granted };
             let first = Random::new(number as u64).index(HOSTS);
-            let wanted = Wanted {
+            let wanted = JobRequest {
                 name: format!("job-{}", random_id().unwrap()),
                 hosts: (0..OF_JOB).map(|offset| hosts()[(first + offset * 3) % HOSTS].clone()).collect(),
-                count: COUNT,
-                align: Align::ANY,
-                at: None,
+                block: WantedBlock::Any { count: COUNT, align: Align::ANY },
                 transports: Transports::Tcp,
                 audience: Audience::User(Account::Id(65534)),
                 by: "a measurement".into(),
@@ -213,7 +212,9 @@ fn measure_many_hosts() {
         machine(),
         began.elapsed().as_secs_f64()
     );
-    table += "| requesters at once | decisions a second | time of a job, median | 95 of 100 | requests to etcd for a job, from decision to rest | etcd's processor time for a job |\n| --- | --- | --- | --- | --- | --- |\n";
+    table += "| requesters at once | decisions a second | time of a job, median | 95 of 100 | \
+              requests to etcd for a job, from decision to rest | etcd's processor time for a job |\n\
+              | --- | --- | --- | --- | --- | --- |\n";
     for requesters in [1, 4, 16] {
         let (before, busy, began) = (requests(&cluster), processor(&cluster), Instant::now());
         let jobs = 20 * requesters.min(2);
@@ -237,7 +238,8 @@ fn measure_many_hosts() {
     let second = |total: f64| total / REST.as_secs_f64();
     writeln!(
         table,
-        "\nAt rest, with a lease of 30 s: {:.0} requests a second to etcd, all of them renewals, and {:.1} % of a processor.",
+        "\nAt rest, with a lease of 30 s: {:.0} requests a second to etcd, all of them renewals, and \
+         {:.1} % of a processor.",
         second(requests(&cluster) - before),
         second(processor(&cluster) - busy) * 100.0
     )

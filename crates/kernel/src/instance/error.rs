@@ -17,7 +17,7 @@ pub(super) const MOUNTING: &str = "mounting a BPF file system at";
 #[non_exhaustive]
 pub enum InstanceError {
     /// Nothing is pinned: `portkeep up` was not run.
-    #[error("kernel enforcement is not up (nothing is pinned in {0}); root brings it up with `portkeep up`")]
+    #[error("kernel enforcement is not up (nothing is pinned in {0}); bring it up with `portkeep up`, as root")]
     NotUp(PathBuf),
     /// It is up, but another version of Portkeep brought it up.
     #[error(

@@ -81,7 +81,10 @@ fn formats_are_checked_on_demand() {
     if kit(test).is_none() {
         return;
     }
-    let program = "int main(void) { DWORD number = 1; return printf(\"%lu\", number); }";
-    assert!(compiles(test, "cc", &[], program));
-    assert!(!compiles(test, "cc", &["-DPORTKEEP_CHECK_FORMATS"], program));
+    let program = |format| format!("int main(void) {{ DWORD number = 1; return printf(\"{format}\", number); }}");
+    for compiler in ["cc", "c++"] {
+        assert!(compiles(test, compiler, &[], &program("%lu")), "{compiler}");
+        assert!(!compiles(test, compiler, &["-DPORTKEEP_CHECK_FORMATS"], &program("%lu")), "{compiler}");
+        assert!(compiles(test, compiler, &["-DPORTKEEP_CHECK_FORMATS"], &program("%u")), "{compiler}");
+    }
 }

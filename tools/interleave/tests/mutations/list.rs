@@ -480,4 +480,16 @@
         "		return 1;
 ",
     ),
+    (
+        "the seal of a quota overwrites a charge",
+        "forget-quota",
+        "admin.h",
+        "	return __sync_val_compare_and_swap(&quota->used, 0, PORTKEEP_SEALED) ? EADDRINUSE : 0;
+",
+        "	if (READ(quota->used))
+		return EADDRINUSE;
+	WRITE(quota->used, PORTKEEP_SEALED);
+	return 0;
+",
+    ),
 ]

@@ -29,7 +29,11 @@ use rustix::{
 use signal_hook::iterator::Signals;
 
 use crate::{
-    DONE, Exit, Io, claim::Claim, commands::run::custodian::close_inherited, exit::refused, signals::is_foreground_of,
+    DONE, Exit, Io,
+    claim::Claim,
+    commands::run::custodian::close_inherited,
+    exit::refused,
+    signals::{Forwarder, is_foreground_of},
 };
 
 /// The option that only this program gives itself.
@@ -184,6 +188,8 @@ fn check_input() -> anyhow::Result<()> {
 /// Start another process with `words`, the arguments of this one. Returns the status when that process has the ports,
 /// or has failed.
 pub(crate) fn leave_to_another(words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
+    // A signal ends the other process, and its message names the signal.
+    let forwarder = Forwarder::new().context("catching signals")?;
     let (mut ours, theirs) = UnixStream::pair().context("making a pair of sockets")?;
     let mut child = {
         let mut command = Command::new("/proc/self/exe");
@@ -194,10 +200,11 @@ pub(crate) fn leave_to_another(words: &[OsString], io: &mut Io<'_>) -> anyhow::R
     };
     // The other process prints the answer or a refusal.
     io.answered = true;
-    if ours.read_exact(&mut [0]).is_ok() {
-        return Ok(DONE);
-    }
-    let status = child.wait()?;
+    let status = forwarder.during(Pid::from_child(&child), || match ours.read_exact(&mut [0]) {
+        Ok(()) => Ok(None),
+        Err(_) => child.wait().map(Some),
+    })?;
+    let Some(status) = status else { return Ok(DONE) };
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Failed.code()))
 }

@@ -29,7 +29,8 @@ keep the ports, so the command fails. Use one of these options there:
 
 --hold keeps the ports until a signal. --while-pid and --for return as soon as the ports are reserved. A process in the \
 background keeps them, and a signal to that process ends the reservation (`portkeep list` shows its number). With \
-both options, whatever comes first ends it. --for 0s only checks whether the ports can be reserved.
+both options, whatever comes first ends it. If another process ends the reservation before, only `portkeep list` and \
+`portkeep watch` show it: the caller has gone on. --for 0s only checks whether the ports can be reserved.
 
 --wait waits until other processes release the ports. A signal ends the wait, with status 128+N.
 
@@ -79,7 +80,7 @@ fn scope() -> impl TypedValueParser<Value = Scope> {
 pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Result<u8> {
     args.hold.begin()?;
     // Checked first: for a request that cannot be granted, the BPF programs must not be brought up.
-    args.ask.ports()?;
+    args.ask.wanted.ports()?;
     let lets_in = !args.ask.also()?.is_empty();
     let until = args.hold.until()?;
     if args.hold.leaves() {
@@ -95,6 +96,9 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
     let level = Level::best(&args.place, &args.config)?.that_grants(&wishes)?;
     let claim = match &level {
         Level::Kernel(_) => {
+            if let Some(missing) = args.ask.missing_also() {
+                io.warning(missing);
+            }
             let kind = if args.strict { Kind::Strict } else { Kind::Plain };
             Claim::kernel(&args.ask, &args.config, "", args.scope, kind, None, || signals.pending().next())?
         }
@@ -102,7 +106,7 @@ pub(crate) fn run(args: Args, words: &[OsString], io: &mut Io<'_>) -> anyhow::Re
             let claim = Claim::held(&args.ask, &args.config, || signals.pending().next())?;
             let udp = match claim.transports {
                 Transports::Tcp => "",
-                _ => ", but no program can bind the UDP ports",
+                Transports::Udp | Transports::Both => ", but no program can bind the UDP ports",
             };
             io.warning(format_args!(
                 "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp} ({reason})",

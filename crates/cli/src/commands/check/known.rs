@@ -7,16 +7,29 @@ use std::{
 };
 
 use portkeep::persistent::{Account, Audience};
+use portkeep_kernel::cgroup;
 use portkeep_observe::accounts;
 use portkeep_persist::Config;
 
 use crate::units;
 
+/// A sentence about a server that binds as root although the reservation is for another user.
+pub(crate) fn binds_as_root(audience: &Audience) -> Option<String> {
+    let is_root = |one: &Audience| matches!(one, Audience::User(account) if accounts::uid(account) == Ok(0));
+    let each = audience.each();
+    let helps = |one: &Audience| is_root(one) || matches!(one, Audience::Unit(_) | Audience::Cgroup(_));
+    if each.iter().any(helps) {
+        return None;
+    }
+    let user = each.iter().find_map(|one| if let Audience::User(user) = one { Some(user) } else { None })?;
+    Some(format!("a server that binds as root before it becomes {user} cannot bind these ports"))
+}
+
 /// A system, this one or one that is mounted somewhere.
 #[derive(Debug)]
 pub(crate) struct Known {
     root: PathBuf,
-    /// Users and groups of another system, from its files. `None` for this system: it can have other sources of them.
+    /// Users and groups of another system, by name and number, from its files. `None` for this system: it can have other sources of them.
     others: Option<(HashSet<String>, HashSet<String>)>,
     /// Without systemd there are no units that could be missing.
     has_units: bool,
@@ -26,7 +39,8 @@ impl Known {
     pub(crate) fn below(root: &Path) -> Self {
         let names = |file: &str| {
             let text = fs::read_to_string(root.join(file)).unwrap_or_default();
-            text.lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect()
+            // The name is the first field, the number the third.
+            text.lines().flat_map(|line| line.split(':').take(3).step_by(2)).map(str::to_owned).collect()
         };
         Self {
             others: (root != Path::new("/")).then(|| (names("etc/passwd"), names("etc/group"))),
@@ -47,8 +61,8 @@ impl Known {
             Audience::Group(account) => self.missing_group(account),
             Audience::Unit(unit) => self.missing_unit(unit),
             Audience::Several(several) => several.iter().find_map(|one| self.missing(one)),
-            // Cgroups are made and removed with the programs in them, so a missing one is not a mistake.
-            Audience::Administrators | Audience::Cgroup(_) => None,
+            Audience::Cgroup(path) => self.missing_cgroup(path),
+            Audience::Administrators => None,
         }
     }
 
@@ -74,19 +88,25 @@ impl Known {
     }
 
     fn missing_user(&self, account: &Account) -> Option<String> {
-        let exists = match (&self.others, account) {
-            (Some((users, _)), Account::Name(name)) => users.contains(name),
-            _ => accounts::is_user(account),
+        let exists = match &self.others {
+            Some((users, _)) => users.contains(&account.to_string()),
+            None => accounts::is_user(account),
         };
         (!exists).then(|| format!("there is no user {account}"))
     }
 
     fn missing_group(&self, account: &Account) -> Option<String> {
-        let exists = match (&self.others, account) {
-            (Some((_, groups)), Account::Name(name)) => groups.contains(name),
-            _ => accounts::is_group(account),
+        let exists = match &self.others {
+            Some((_, groups)) => groups.contains(&account.to_string()),
+            None => accounts::is_group(account),
         };
         (!exists).then(|| format!("there is no group {account}"))
+    }
+
+    /// The cgroups of another system are not known, and without cgroup v2 there are none that could be missing.
+    fn missing_cgroup(&self, path: &str) -> Option<String> {
+        let root = cgroup::root().filter(|_| self.is_this_system())?;
+        (!root.join(path.trim_start_matches('/')).is_dir()).then(|| format!("there is no cgroup {path}"))
     }
 
     fn missing_unit(&self, unit: &str) -> Option<String> {
@@ -121,7 +141,9 @@ mod tests {
         let known = Known::below(root.path());
         let who = |text: &str| known.missing(&serde_json::from_str(text).unwrap());
         assert_eq!(who(r#"{"kind":"user","value":"web"}"#), None);
-        assert_eq!(who(r#"{"kind":"user","value":4711}"#), None);
+        assert_eq!(who(r#"{"kind":"user","value":33}"#), None);
+        assert_eq!(who(r#"{"kind":"user","value":4711}"#).as_deref(), Some("there is no user 4711"));
+        assert_eq!(who(r#"{"kind":"cgroup","value":"/no/such"}"#), None);
         assert_eq!(who(r#"{"kind":"user","value":"root"}"#).as_deref(), Some("there is no user root"));
         assert_eq!(who(r#"{"kind":"group","value":"voice"}"#), None);
         assert_eq!(who(r#"{"kind":"group","value":"web"}"#).as_deref(), Some("there is no group web"));

@@ -12,7 +12,7 @@ use std::{
 
 use portkeep::persistent::protocol::Reason;
 use portkeep_persist::{
-    Audience, Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, dropin, merge,
+    Account, Audience, Config, Declared, Diagnostic, Origin, Services, Store, StoreError, Stored, dropin, merge,
     store::PERSISTENT,
 };
 use serde::Serialize;
@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::{DONE, FAILED, Io, args::sources::Sources, exit::refused};
 
 use kind::Kind;
-pub(crate) use known::Known;
+pub(crate) use known::{Known, binds_as_root};
 
 const AFTER_HELP: &str = "\
 Without FILE: the drop-ins of /etc/portkeep/ports.d, /run/portkeep/ports.d and /usr/lib/portkeep/ports.d with their \
@@ -64,6 +64,7 @@ struct Findings {
     reservations: usize,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
+    notes: Vec<Diagnostic>,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
@@ -86,11 +87,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(if wrong { FAILED } else { DONE })
 }
 
-/// Errors and warnings in all that the agent would read.
-pub(crate) fn of_machine(sources: &Sources) -> anyhow::Result<(Vec<Diagnostic>, Vec<Diagnostic>)> {
+/// Errors, warnings and notes about all that the agent would read.
+pub(crate) fn of_machine(sources: &Sources) -> anyhow::Result<[Vec<Diagnostic>; 3]> {
     let mut findings = Findings::default();
     findings.machine(sources, &Known::below(sources.root()))?;
-    Ok((findings.errors, findings.warnings))
+    Ok([findings.errors, findings.warnings, findings.notes])
 }
 
 impl Findings {
@@ -210,20 +211,35 @@ impl Findings {
         self.reservations = in_force.len();
         for Declared { declaration, origin } in in_force {
             let Origin::File { path, line } = origin else { continue };
-            if let Some(missing) = known.missing(&declaration.audience) {
-                let mut warning = Diagnostic::whole(path, format!("{missing} (`{}`)", declaration.name));
-                (warning.line, warning.column) = (Some(*line), Some(1));
-                if declaration.audience.each().iter().any(|one| matches!(one, Audience::User(_) | Audience::Group(_))) {
+            let name = &declaration.name;
+            let about = |message: String| {
+                let diagnostic = Diagnostic::whole(path, format!("{message} (`{name}`)"));
+                Diagnostic { line: Some(*line), column: Some(1), ..diagnostic }
+            };
+            let audience = &declaration.audience;
+            if let Some(missing) = known.missing(audience) {
+                let mut warning = about(missing);
+                let by_name = |one: &Audience| {
+                    matches!(one, Audience::User(Account::Name(_)) | Audience::Group(Account::Name(_)))
+                };
+                if audience.each().iter().any(by_name) {
                     warning = warning.with_help("the reservation waits until there is one");
                 }
                 self.warnings.push(warning);
+            }
+            if let Some(note) = binds_as_root(audience) {
+                self.notes.push(about(note).with_help("for such a server write `unit` in place of `user`"));
+            }
+            if *audience == Audience::Administrators && !declaration.strict {
+                let note = about("processes of root may bind these ports by number".to_owned());
+                self.notes.push(note.with_help("with `strict = true` they may not"));
             }
         }
     }
 
     fn write(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         // The format of compilers, so that editors find the place.
-        for (severity, all) in [("error", &self.errors), ("warning", &self.warnings)] {
+        for (severity, all) in [("error", &self.errors), ("warning", &self.warnings), ("note", &self.notes)] {
             for each in all {
                 let message = format!("{severity}: {}", each.message);
                 writeln!(out, "{}", Diagnostic { message, ..each.clone() })?;

@@ -8,10 +8,10 @@ use crate::{args::asked, commands::check, units, waiting};
 
 /// The same as `portkeep check`.
 pub(super) fn files(examined: &Examined<'_>) -> Findings {
-    let (errors, warnings) = check::of_machine(examined.sources).map_err(|error| format!("{error:#}"))?;
-    let all = [(Severity::Error, errors), (Severity::Warning, warnings)];
-    Ok(all
+    let all = check::of_machine(examined.sources).map_err(|error| format!("{error:#}"))?;
+    Ok([Severity::Error, Severity::Warning, Severity::Note]
         .into_iter()
+        .zip(all)
         .flat_map(|(severity, diagnostics)| diagnostics.into_iter().map(move |diagnostic| (severity, diagnostic)))
         .map(|(severity, mut diagnostic)| {
             let help = diagnostic.help.take();
@@ -35,7 +35,11 @@ pub(super) fn in_force(examined: &Examined<'_>) -> Findings {
                 Finding::new(Severity::Error, waiting::sentence(info))
                     .help("change one of the two declarations; `portkeep persist list` shows where they are"),
             ),
-            _ => found.push(Finding::new(Severity::Warning, waiting::sentence(info)).help(remedy(info))),
+            State::Waiting => {
+                found.push(Finding::new(Severity::Warning, waiting::sentence(info)).help(remedy(info)));
+            }
+            // No declaration is in another state.
+            _ => {}
         }
     }
     Ok(found)
@@ -47,6 +51,9 @@ fn remedy(info: &Info) -> String {
     match longest {
         Some(seconds) => format!("nothing: it comes into force by itself, in {seconds} s at most"),
         None if info.waits_for.is_empty() => "the agent tries again; remove what its reason names".into(),
+        None if info.waits_for.iter().all(usage::is_left) => {
+            "nothing: it comes into force by itself when the kernel ends these connections".into()
+        }
         None => "stop that program, or write `around = true` if it is the one that the ports are for".into(),
     }
 }
@@ -57,7 +64,7 @@ fn leftovers(info: &Info, usage: &Usage) -> Vec<Finding> {
     let each = ports.flat_map(|port| info.transports.iter().map(move |transport| (port, transport)));
     let mut found = Vec::new();
     for one in each.filter_map(|key| usage.ports.get(&key)).filter(|one| one.bound_by.is_empty()) {
-        if let Some(socket) = one.connections.iter().find(|socket| socket.remaining.is_some()) {
+        if let Some(socket) = one.connections.iter().find(|socket| usage::is_left(socket)) {
             let name = info.name.as_deref().unwrap_or_default();
             let state = usage::state(socket);
             let message = format!("{name} is in force, and {}/{} is not free yet: {state}", one.port, one.transport);

@@ -47,7 +47,7 @@ pub(crate) struct Args {
 type Check = fn(&Examined<'_>) -> Findings;
 
 /// In the order of the report.
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Check); 15] = [
     ("kernel", system::kernel),
     ("cgroups", system::cgroups),
     ("enforcement", system::enforcement),
@@ -59,6 +59,7 @@ const CHECKS: [(&str, Check); 14] = [
     ("server-users", servers::users),
     ("containers", servers::containers),
     ("pool", ports::pool),
+    ("ephemeral-ports", ports::ephemeral),
     ("nat", ports::nat),
     ("node-ports", ports::node_ports),
     ("quotas", ports::quotas),

@@ -5,7 +5,11 @@ use portkeep_core::PortSet;
 use portkeep_observe::{namespaces, process, sysctl};
 
 use super::finding::{Examined, Finding, Findings, Severity};
-use crate::{agent::Overlap, args::asked, commands::status::QuotaUse};
+use crate::{
+    agent::Overlap,
+    args::asked,
+    commands::status::{QuotaUse, too_few_left},
+};
 
 /// Whether the pool overlaps the ephemeral ports of a network namespace (N3).
 pub(super) fn pool(examined: &Examined<'_>) -> Findings {
@@ -23,6 +27,16 @@ pub(super) fn pool(examined: &Examined<'_>) -> Findings {
         }
     }
     Ok(found)
+}
+
+/// Whether reservations that `force` allowed leave outgoing connections too few ephemeral ports (N5).
+pub(super) fn ephemeral(examined: &Examined<'_>) -> Findings {
+    let found = examined.status.exhausted.as_ref().map(|exhausted| {
+        let severity = if exhausted.left == 0 { Severity::Error } else { Severity::Warning };
+        Finding::new(severity, too_few_left(exhausted))
+            .help("delete or move reservations in that range (`portkeep list` shows them), or make it wider")
+    });
+    Ok(found.into_iter().collect())
 }
 
 fn of_overlap(overlap: &Overlap, place: &str) -> Finding {

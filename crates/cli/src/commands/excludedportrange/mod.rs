@@ -98,31 +98,30 @@ pub(crate) fn netsh(args: Netsh, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let command = match verb {
         "show" => Verb::Show { words, json: false, places: args.places },
         "add" => Verb::Add { words },
-        _ => Verb::Delete { words },
+        "delete" => Verb::Delete { words },
+        verb => return Ok(syntax(io, &format!("{verb} is not show, add or delete"))),
     };
     run(Args { command }, io)
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let (words, tags) = match &args.command {
-        Verb::Show { words, .. } => (words, words::SHOW),
-        Verb::Add { words } | Verb::Delete { words } => (words, words::BLOCK),
-    };
-    let said = match words::read(words, tags) {
-        Ok(said) => said,
-        Err(why) => return Ok(syntax(io, &why)),
-    };
-    if let Verb::Show { json, places, .. } = &args.command {
-        let Some(protocol) = said.protocol else { return Ok(syntax(io, "protocol is missing")) };
-        return show(protocol, said.store.unwrap_or(Lifetime::UntilReboot), *json, places, io);
-    }
-    let (protocol, ports) = match said.block() {
-        Ok(block) => block,
-        Err(why) => return Ok(syntax(io, &why)),
-    };
     let result = match args.command {
-        Verb::Add { .. } => add(protocol, ports, said.store.unwrap_or_default()),
-        _ => delete(protocol, ports, said.store),
+        Verb::Show { words, json, places } => {
+            let said = match words::read(&words, words::SHOW) {
+                Ok(said) => said,
+                Err(why) => return Ok(syntax(io, &why)),
+            };
+            let Some(protocol) = said.protocol else { return Ok(syntax(io, "protocol is missing")) };
+            return show(protocol, said.store.unwrap_or(Lifetime::UntilReboot), json, &places, io);
+        }
+        Verb::Add { words } => {
+            block(&words).map(|(protocol, ports, store)| add(protocol, ports, store.unwrap_or_default()))
+        }
+        Verb::Delete { words } => block(&words).map(|(protocol, ports, store)| delete(protocol, ports, store)),
+    };
+    let result = match result {
+        Ok(result) => result,
+        Err(why) => return Ok(syntax(io, &why)),
     };
     match result {
         Ok(()) => {
@@ -136,6 +135,12 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             Ok(exit)
         }
     }
+}
+
+/// The block of `add` and `delete`.
+fn block(words: &[String]) -> Result<(Transport, PortRange, Option<Lifetime>), String> {
+    let said = words::read(words, words::BLOCK)?;
+    said.block().map(|(protocol, ports)| (protocol, ports, said.store))
 }
 
 fn syntax(io: &mut Io<'_>, why: &str) -> u8 {

@@ -5,20 +5,23 @@ use std::{io::Write, path::PathBuf};
 use anyhow::Context;
 use portkeep::{
     Align, Transports,
-    persistent::{Block, Declaration, Lifetime, Name, Proposal},
+    persistent::{Audience, Block, Declaration, Lifetime, Name, Proposal},
 };
 
 use super::{
     agent::{INSTEAD, connect},
-    audience::{For, description, warn_if_missing},
+    audience::{For, advise, description},
     import,
     show::environment,
 };
 use crate::{
     DONE, Io,
-    args::ports::{self, OfTransport},
+    args::{
+        pins::Pins,
+        ports::{self, OfTransport},
+    },
     reservations,
-    whole_file::write_whole,
+    whole_file::{check_writable, write_whole},
 };
 
 const AFTER_HELP: &str = "\
@@ -41,11 +44,14 @@ Examples:
 /// Create a persistent reservation
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP, override_usage = "portkeep persist add [PORTS] --name <NAME> [OPTIONS]")]
-#[command(group = clap::ArgGroup::new("block").args(["ports", "any"]).required(true))]
+#[command(group = clap::ArgGroup::new("block").args(["ports", "listed", "any"]).required(true))]
 pub(crate) struct Args {
     /// The ports: 8443, 5000-5019, 80,443/tcp, domain/tcp+udp
     #[arg(help_heading = "Ports", value_parser = ports::text)]
     ports: Option<String>,
+    /// The ports, as `run` and `acquire` name them
+    #[arg(short = 'p', long = "ports", value_name = "PORTS", value_parser = ports::text, hide = true)]
+    listed: Option<String>,
     /// Its name: letters, digits and . _ @ : + -
     #[arg(long)]
     name: Name,
@@ -56,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Ports")]
     any: Option<u16>,
     /// With --any: make the first port a multiple of N, a power of two
-    #[arg(long, value_name = "N", conflicts_with = "ports", help_heading = "Ports")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["ports", "listed"], help_heading = "Ports")]
     align: Option<Align>,
 
     #[command(flatten)]
@@ -89,12 +95,14 @@ pub(crate) struct Args {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    pins: Pins,
 }
 
 impl Args {
     fn proposal(&self) -> Result<Proposal, String> {
         let option = self.transports.named();
-        let (block, transports) = match &self.ports {
+        let (block, transports) = match self.ports.as_ref().or(self.listed.as_ref()) {
             Some(text) => {
                 let (list, transports) = ports::resolve(text, option)?;
                 (Block::Ports(list), transports)
@@ -128,24 +136,33 @@ impl Args {
     }
 }
 
+impl Args {
+    fn advise(&self, audience: Option<&Audience>, io: &mut Io<'_>) {
+        advise(audience, io);
+        if matches!(self.audience.audience(), Ok(None)) && !self.strict {
+            io.note("processes of root may bind these ports by number; with --strict they may not");
+        }
+    }
+}
+
 pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let proposal = match args.proposal() {
         Ok(proposal) => proposal,
         Err(wrong) => return Ok(io.usage(wrong)),
     };
     let kept = if args.until_reboot { Lifetime::UntilReboot } else { Lifetime::UntilDeleted };
+    if let Some(path) = &args.env_file {
+        check_writable(path).with_context(|| format!("nothing is reserved: {} cannot be written", path.display()))?;
+    }
     let mut agent = connect(Some(INSTEAD))?;
     if let (true, Block::Ports(ports)) = (args.dry_run, &proposal.block) {
-        let text = import::rehearse(proposal.declaration(ports.clone()), &agent.list()?)?;
-        warn_if_missing(Some(&proposal.audience), io);
+        let text = import::rehearse(proposal.declaration(ports.clone()), &agent.list()?, &args.pins)?;
+        args.advise(Some(&proposal.audience), io);
         writeln!(io.out, "{text}")?;
         return Ok(DONE);
     }
     let created = agent.create(&proposal, kept)?;
-    warn_if_missing(created.audience.as_ref(), io);
-    if matches!(args.audience.audience(), Ok(None)) && !args.strict {
-        io.note("processes of root may bind these ports by number; with --strict they may not");
-    }
+    args.advise(created.audience.as_ref(), io);
     if let Some(path) = &args.env_file {
         write_whole(path, &environment(&created)).with_context(|| {
             format!("{} is reserved, and its variables cannot be written: {}", proposal.name, path.display())

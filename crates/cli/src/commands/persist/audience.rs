@@ -5,7 +5,10 @@ use std::path::Path;
 use portkeep::persistent::{Account, Audience, AudienceError, Correction};
 use portkeep_core::persistent::check_description;
 
-use crate::{Io, commands::check::Known};
+use crate::{
+    Io,
+    commands::check::{Known, binds_as_root},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct For {
@@ -44,10 +47,15 @@ impl For {
     }
 }
 
-/// Warn of an audience that does not exist: if its name has a mistake, no process can use the ports.
-pub(super) fn warn_if_missing(audience: Option<&Audience>, io: &mut Io<'_>) {
-    if let Some(missing) = audience.and_then(|audience| Known::below(Path::new("/")).missing(audience)) {
+/// Warn of an audience that does not exist: if its name has a mistake, no process can use the ports. And note that a
+/// server that binds as root is not in an audience of other users.
+pub(super) fn advise(audience: Option<&Audience>, io: &mut Io<'_>) {
+    let Some(audience) = audience else { return };
+    if let Some(missing) = Known::below(Path::new("/")).missing(audience) {
         io.warning(format_args!("{missing} yet; the ports are reserved for it"));
+    }
+    if let Some(note) = binds_as_root(audience) {
+        io.note(format_args!("{note}; for such a server use --unit"));
     }
 }
 

@@ -8,11 +8,11 @@ use portkeep::{
 };
 
 use super::agent::connect;
-use crate::{DONE, FAILED, Io, NOTHING, args::ports::ExactPorts, reservations};
+use crate::{DONE, FAILED, Io, NOTHING, args::ports::ExactPorts, reservations, with_advice};
 
 const AFTER_HELP: &str = "\
 Deletes reservations that a command created. Ports and transports must match a reservation exactly. Sockets bound from \
-it keep running. To end a reservation that a file declares, remove or mask the file and run `portkeep reload`.
+it keep running. Those that exist are deleted, also if others of the names do not exist. To end a reservation that a file declares, remove or mask the file and run `portkeep reload`.
 
 Examples:
   portkeep persist delete tomcat
@@ -54,7 +54,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
             // Earlier deletions are reported all the same.
             Err(error) => {
-                io.error(format_args!("{:#}", anyhow::Error::from(error)));
+                io.error(with_advice(&error.into()));
                 code = FAILED;
                 break;
             }

@@ -12,16 +12,20 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use portkeep::{
-    Info, State,
+    Info, PortList, PortRange, State,
     persistent::{Block, Change, Connection, Declaration, Lifetime, Name, Origin, Proposal, Which},
 };
 use portkeep_core::PortSet;
-use portkeep_observe::usage::in_use;
 use portkeep_persist::services;
 use serde::Serialize;
 
 use super::agent::{INSTEAD, connect};
-use crate::{DONE, FAILED, Io, agent::ephemeral_ports, reservations};
+use crate::{
+    DONE, FAILED, Io,
+    agent::{ephemeral_ports, obstacle_to},
+    args::pins::{Pins, Seen},
+    reservations,
+};
 
 const AFTER_HELP: &str = "\
 Creates the reservations of a file in the form that `portkeep persist export` writes, which is that of a drop-in. All or \
@@ -55,6 +59,8 @@ pub(crate) struct Args {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    pins: Pins,
 }
 
 /// The output of `--json`.
@@ -96,7 +102,7 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     if args.dry_run {
-        in_the_way.extend(obstacles(&steps, &declared));
+        in_the_way.extend(obstacles(&steps, &declared, &args.pins));
     }
     if !in_the_way.is_empty() {
         in_the_way.into_iter().for_each(|text| io.error(text));
@@ -125,11 +131,11 @@ pub(super) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 }
 
 /// A sentence about the reservation that would be created, or why it would be refused.
-pub(super) fn rehearse(declaration: Declaration, declared: &[Info]) -> anyhow::Result<String> {
+pub(super) fn rehearse(declaration: Declaration, declared: &[Info], pins: &Pins) -> anyhow::Result<String> {
     match standing(&declaration, declared) {
         Found::Nothing => {
             let steps = [Step::Create(declaration)];
-            obstacles(&steps, declared).pop().map_or_else(|| Ok(steps[0].to_string()), |text| Err(anyhow!(text)))
+            obstacles(&steps, declared, pins).pop().map_or_else(|| Ok(steps[0].to_string()), |text| Err(anyhow!(text)))
         }
         Found::Same(_) => bail!("{} is there already, the same in everything", declaration.name),
         Found::Former(_, text) | Found::Other(text) => bail!(text),
@@ -137,16 +143,25 @@ pub(super) fn rehearse(declaration: Declaration, declared: &[Info]) -> anyhow::R
 }
 
 /// Sentences about what has to change first, as far as that can be known before.
-fn obstacles(steps: &[Step], declared: &[Info]) -> Vec<String> {
-    let active = declared.iter().filter(|info| info.state == State::Active);
-    let mut reserved: PortSet = active.flat_map(|info| info.ports.blocks().iter().copied()).collect();
+fn obstacles(steps: &[Step], declared: &[Info], pins: &Pins) -> Vec<String> {
+    let active: Vec<Declaration> =
+        declared.iter().filter(|info| info.state == State::Active).filter_map(Info::declaration).collect();
+    let mut reserved: PortSet = active.iter().flat_map(|one| one.ports.blocks().iter().copied()).collect();
     let ephemeral = ephemeral_ports(&reserved).ok().flatten();
+    let config = match pins.look() {
+        Seen::Up(instance) => Some(*instance.config()),
+        Seen::NotUp | Seen::Hidden(_) | Seen::Unusable(_) => None,
+    };
     let mut obstacle = |step: &Step| {
-        let Declaration { name, ports, force, .. } = step.declaration();
-        let ports = PortSet::from(ports);
+        let declaration = step.declaration();
+        let ports = PortSet::from(&declaration.ports);
         let exhausted = ephemeral.as_ref().and_then(|ephemeral| ephemeral.check_more(&reserved, &ports).err());
         reserved = reserved.union(&ports);
-        step.in_use().or_else(|| Some(format!("{name}: {}", exhausted.filter(|_| !force)?)))
+        let why = step
+            .refused(&active)
+            .or_else(|| step.newly_reserved(&active).and_then(|new| obstacle_to(&new, config.as_ref()).ok().flatten()))
+            .or_else(|| exhausted.filter(|_| !declaration.force).map(|why| why.to_string()))?;
+        Some(format!("{}: {why}", declaration.name))
     };
     steps.iter().filter_map(&mut obstacle).collect()
 }
@@ -166,20 +181,39 @@ impl Step {
         }
     }
 
-    /// A sentence about a socket that must be closed first.
-    fn in_use(&self) -> Option<String> {
-        let declaration = self.declaration();
-        let stays = matches!(self, Self::Change(former, _)
-            if former.ports == declaration.ports && former.transports == declaration.transports);
-        // Only the agent can check whether a socket is of the audience.
-        if stays || declaration.around {
-            return None;
+    /// The reservation in force that this changes.
+    fn in_force<'a>(&self, active: &'a [Declaration]) -> Option<&'a Declaration> {
+        match self {
+            Self::Create(_) => None,
+            Self::Change(former, _) => active.iter().find(|one| one.name == former.name),
         }
-        let blocks = declaration.ports.blocks();
-        let each = declaration.transports.iter();
-        let mut each = each.flat_map(|transport| blocks.iter().map(move |block| (transport, *block)));
-        let in_use = each.find_map(|(transport, block)| in_use(transport, block))?;
-        Some(format!("{}: {in_use}; if the reservation is for this process, add --around", declaration.name))
+    }
+
+    /// Why the agent would refuse it, whatever sockets there are.
+    fn refused(&self, active: &[Declaration]) -> Option<String> {
+        let declaration = self.declaration();
+        let Declaration { ports, transports, audience, strict, .. } = declaration;
+        let no_range = || Declaration::no_range(Some(ports), audience, *strict).filter(|_| declaration.ephemeral);
+        let second_range = |one: &Declaration| {
+            let both = one.ephemeral && declaration.ephemeral && one.name != declaration.name;
+            both && one.audience == *audience && one.transports.overlaps(*transports)
+        };
+        self.in_force(active)
+            .and_then(|former| former.cannot_move_to(declaration))
+            .or_else(|| no_range().map(|why| format!("a private ephemeral range {why}")))
+            .or_else(|| {
+                let other = active.iter().find(|one| second_range(one))?;
+                Some(format!("{audience} has the private ephemeral range `{}` already", other.name))
+            })
+    }
+
+    /// The declaration, with the ports that are not reserved yet.
+    fn newly_reserved(&self, active: &[Declaration]) -> Option<Declaration> {
+        let declaration = self.declaration();
+        let former = self.in_force(active).filter(|former| former.transports == declaration.transports);
+        let is_new = |block: &&PortRange| !former.is_some_and(|former| former.ports.blocks().contains(block));
+        let ports = PortList::new(declaration.ports.blocks().iter().filter(is_new).copied()).ok()?;
+        Some(Declaration { ports, ..declaration.clone() })
     }
 }
 
@@ -220,11 +254,12 @@ fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
     let mut former = None;
     for info in declared.iter().filter(|info| info.state != State::Conflict) {
         let (Some(declaration), Some(origin)) = (info.declaration(), &info.origin) else { continue };
-        if declaration == *wanted {
+        // An earlier import with --around has added it, and it says nothing about a reservation in force.
+        if declaration == (Declaration { around: wanted.around || declaration.around, ..wanted.clone() }) {
             return Found::Same(Box::new(info.clone()));
         }
         if declaration.name == wanted.name {
-            let text = format!("the name {} is used by {origin}", wanted.name);
+            let text = format!("the name `{}` is used by {origin}", wanted.name);
             match origin {
                 Origin::Command { .. } => former = Some((declaration, text)),
                 Origin::File { .. } => return Found::Other(text),
@@ -232,7 +267,7 @@ fn standing(wanted: &Declaration, declared: &[Info]) -> Found {
         } else if declaration.overlaps(wanted) {
             let (ports, transports) = (&wanted.ports, wanted.transports);
             return Found::Other(format!(
-                "{ports}/{transports} of {} is reserved as {} ({}/{}) by {origin}",
+                "{ports}/{transports} of `{}` is reserved as `{}` ({}/{}) by {origin}",
                 wanted.name, declaration.name, declaration.ports, declaration.transports
             ));
         }
@@ -299,7 +334,7 @@ fn proposal(declaration: &Declaration) -> Proposal {
 
 #[cfg(test)]
 mod tests {
-    use portkeep::{PortList, Transports};
+    use portkeep::Transports;
 
     use super::*;
 
@@ -318,9 +353,9 @@ mod tests {
             _ => String::new(),
         };
         let other = reason(&declaration("web", "443", Transports::Tcp));
-        assert_eq!(other, "the name web is used by /etc/portkeep/ports.d/web.toml:3");
+        assert_eq!(other, "the name `web` is used by /etc/portkeep/ports.d/web.toml:3");
         let other = reason(&declaration("c", "85-200", Transports::Udp));
-        assert_eq!(other, "85-200/udp of c is reserved as web (80-90/tcp+udp) by /etc/portkeep/ports.d/web.toml:3");
+        assert_eq!(other, "85-200/udp of `c` is reserved as `web` (80-90/tcp+udp) by /etc/portkeep/ports.d/web.toml:3");
         assert!(matches!(standing(&declaration("d", "91", Transports::Udp), &declared), Found::Nothing));
     }
 }

@@ -2,38 +2,48 @@
 
 use std::io::Write;
 
-use portkeep::persistent::{Change, Name};
+use portkeep::{
+    Ports,
+    persistent::{Change, Name},
+};
 
 use super::{
     agent::{changed, connect},
-    audience::{For, description, warn_if_missing},
+    audience::{For, advise, description},
 };
-use crate::{DONE, Io, args::ports::ExactPorts, reservations};
+use crate::{
+    DONE, Io,
+    args::ports::{self, ExactPorts},
+    reservations,
+};
 
 const AFTER_HELP: &str = "\
 For a reservation that a command created. Its other properties stay as they are. Outsiders cannot bind the ports meanwhile: \
 new ports are in force before the former ones are free, and everything else is changed in place. If a change is \
-refused, the reservation stays as it is. Of a list, blocks that are in both stay in force; other new ports must not overlap the \
-former ones.
+refused, the reservation stays as it is. Blocks that are in both lists stay in force; other new blocks must not overlap the \
+former ones. So a block cannot grow by its neighbour: reserve that under another name.
 
 Sockets bound from it keep running, also those of the former audience.
 
 Examples:
   portkeep persist set tomcat --unit tomcat10.service
-  portkeep persist set web --tcp 80,443
+  portkeep persist set web 80,443
   portkeep persist set rtp --udp 20000-20099 --description 'media, new range'
 
 Exit status: 3 if there is no such reservation";
 
 /// Change a persistent reservation
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = AFTER_HELP, override_usage = "portkeep persist set <NAME> <OPTIONS>")]
+#[command(after_long_help = AFTER_HELP, override_usage = "portkeep persist set <NAME> [PORTS] [OPTIONS]")]
 #[command(group = clap::ArgGroup::new("what").multiple(true).required(true)
-    .args(["tcp", "udp", "both", "user", "group", "unit", "cgroup", "administrators", "strict", "ephemeral", "description"]))]
+    .args(["ports", "tcp", "udp", "both", "user", "group", "unit", "cgroup", "administrators", "strict", "ephemeral", "description"]))]
 pub(crate) struct Args {
     /// Its name
     #[arg(hide_short_help = true)]
     name: Name,
+    /// Its new ports, as for `persist add`; without /tcp, /udp or /tcp+udp its transports stay
+    #[arg(group = "exact-ports", value_parser = ports::ports, help_heading = "Ports")]
+    ports: Option<Ports>,
 
     #[command(flatten)]
     exact: ExactPorts,
@@ -62,7 +72,10 @@ pub(crate) struct Args {
 
 impl Args {
     fn change(&self) -> Result<Change, String> {
-        let (ports, transports) = self.exact.named().unzip();
+        let (ports, transports) = match &self.ports {
+            Some(Ports { list, transports }) => (Some(list.clone()), *transports),
+            None => self.exact.named().unzip(),
+        };
         Ok(Change {
             name: None,
             ports,
@@ -83,7 +96,7 @@ pub(super) fn run(args: &Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         Err(wrong) => return Ok(io.usage(wrong)),
     };
     let info = changed(&mut connect(None)?, &args.name, &change)?;
-    warn_if_missing(info.audience.as_ref(), io);
+    advise(info.audience.as_ref(), io);
     if args.json {
         io.json(&info)?;
         return Ok(DONE);

@@ -35,6 +35,10 @@ pub(super) enum Refusal {
     ForeignNetwork { peer: i32 },
     #[error("process {peer} names process {named} of its own pid namespace, which is not one of its ancestors")]
     Unrelated { peer: i32, named: i32 },
+    #[error("a client sent no complete request within {0} s")]
+    Slow(u64),
+    #[error("a client sent no request, and {0} others came after it")]
+    Crowded(usize),
     #[error(transparent)]
     System(#[from] std::io::Error),
 }

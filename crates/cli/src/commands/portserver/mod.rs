@@ -7,25 +7,35 @@
 //! * [`workers`]: root's server gives each user's connections to a process of that user. So the reservations are that
 //!   user's and count against its quota, and no user can use up what others need.
 //! * [`client`]: the process that a request is for.
+//! * [`complaints`]: why requests got no answer.
 
 mod client;
+mod complaints;
 mod request;
 mod server;
 mod signals;
 mod workers;
 
 use std::{
-    io,
+    fs, io,
     os::{
         linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener, UnixStream},
+        unix::{
+            fs::{FileTypeExt, MetadataExt},
+            net::{SocketAddr, UnixListener, UnixStream},
+        },
     },
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 use rustix::{
     fs::{Mode, chmod},
-    process::{PidfdFlags, PidfdGetfdFlags, Resource, geteuid, getpid, getrlimit, pidfd_getfd, pidfd_open, setrlimit},
+    net::{
+        AddressFamily,
+        sockopt::{socket_acceptconn, socket_domain},
+    },
+    process::{Resource, geteuid, getrlimit, setrlimit},
 };
 
 use crate::{DONE, Io};
@@ -65,7 +75,10 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         return Ok(DONE);
     }
     portkeep::version().context("a port server needs kernel enforcement (`portkeep up`)")?;
-    let listener = activated()?.map_or_else(|| listen(&args.address), Ok)?;
+    let (listener, _file) = match activated()? {
+        Some(listener) => (listener, None),
+        None => listen(&args.address)?,
+    };
     io.note(format_args!("serving ports on {}; set PORTSERVER_ADDRESS to it", args.address));
     if geteuid().is_root() {
         workers::serve(listener, io)?;
@@ -75,34 +88,65 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// The socket that systemd listens on for this process.
+/// The socket that systemd listens on for this process: its standard input (`StandardInput=socket`).
 fn activated() -> anyhow::Result<Option<UnixListener>> {
-    let mut passed = sd_notify::listen_fds().context("reading LISTEN_FDS")?;
-    let Some(number) = passed.next() else { return Ok(None) };
-    if passed.next().is_some() {
-        bail!("systemd passed more than one socket; give the .socket unit one ListenStream=");
-    }
-    let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let socket = pidfd_getfd(ourselves, number, PidfdGetfdFlags::empty()).context("the socket that systemd passed")?;
-    Ok(Some(socket.into()))
+    let input = rustix::stdio::stdin();
+    let listens = socket_acceptconn(input).unwrap_or(false) && socket_domain(input) == Ok(AddressFamily::UNIX);
+    Ok(if listens { Some(input.try_clone_to_owned()?.into()) } else { None })
 }
 
-fn listen(address: &str) -> anyhow::Result<UnixListener> {
-    if let Some(name) = address.strip_prefix('@') {
-        let abstract_address = SocketAddr::from_abstract_name(name)?;
-        return UnixListener::bind_addr(&abstract_address)
-            .with_context(|| format!("{address} cannot be listened on; does another port server run?"));
+/// A socket file that this server has made. It goes with the server.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: another server may have put its own file there.
+    id: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if id_of(&self.path).is_ok_and(|id| id == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
-    let listener = match UnixListener::bind(address) {
+}
+
+fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|about| (about.dev(), about.ino()))
+}
+
+fn listen(address: &str) -> anyhow::Result<(UnixListener, Option<SocketFile>)> {
+    let name = address.strip_prefix('@');
+    if name.unwrap_or(address).is_empty() {
+        bail!("--address {address:?} names no socket: write a path, or `@` and a name");
+    }
+    let target = match name {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(address),
+    };
+    let target = target.with_context(|| format!("--address {address:?} is too long; 107 bytes are possible"))?;
+    let listener = match UnixListener::bind_addr(&target) {
         // Left behind by a server that was killed.
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(address).is_err() => {
-            std::fs::remove_file(address)?;
-            UnixListener::bind(address)
+        Err(error) if name.is_none() && error.kind() == io::ErrorKind::AddrInUse && is_left_behind(address) => {
+            fs::remove_file(address)
+                .with_context(|| format!("removing {address}, which another server left behind"))?;
+            UnixListener::bind_addr(&target)
         }
         bound => bound,
     };
-    let listener = listener.with_context(|| format!("{address} cannot be listened on"))?;
+    let listener =
+        listener.with_context(|| format!("{address} cannot be listened on; does another port server run?"))?;
+    if name.is_some() {
+        return Ok((listener, None));
+    }
     // Every user may ask. The server checks who the user is.
     chmod(address, Mode::from_raw_mode(0o666))?;
-    Ok(listener)
+    let path = PathBuf::from(address);
+    let id = id_of(&path).with_context(|| format!("looking at {address}"))?;
+    Ok((listener, Some(SocketFile { path, id })))
+}
+
+/// A socket file without a server. Other files stay.
+fn is_left_behind(path: &str) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket())
+        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }

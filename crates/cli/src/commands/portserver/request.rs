@@ -1,7 +1,7 @@
 //! A request of the port server's protocol: the number of the process that shall have the port, in decimal, on a line.
 
 /// Longer requests are refused, as by portpicker's own server.
-const LONGEST: usize = 20;
+pub(crate) const LONGEST: usize = 20;
 
 /// Why a text is not such a request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSliceMut, Read, Write},
     mem::MaybeUninit,
+    net::Shutdown,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -20,14 +21,15 @@ use rustix::{
 
 use super::{
     client::{self, Refusal},
-    request::Malformed,
+    complaints::Complaints,
+    request::{LONGEST, Malformed},
     signals::SignalPipe,
 };
 use crate::Io;
 
-/// A connection that sends no request is closed after this time.
+/// A connection that sends no complete request is closed after this time.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections that may be open without a request; the oldest is closed for the next one.
+/// Connections that may be open without a complete request; the oldest is closed for the next one.
 const WAITING: usize = 256;
 
 /// The origin of connections.
@@ -53,6 +55,16 @@ const END: u64 = 1;
 const STATISTICS: u64 = 2;
 const FIRST: u64 = 3;
 
+/// A connection whose request is not complete, or whose answer has been given.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    since: Instant,
+    request: Vec<u8>,
+    /// Later bytes of the client are read and ignored: a close with unread bytes would look like a reset to it.
+    answered: bool,
+}
+
 /// A process that has ports.
 #[derive(Debug)]
 struct Holder {
@@ -73,12 +85,11 @@ pub(super) struct Server {
     signals: SignalPipe,
     epoll: OwnedFd,
     next: u64,
-    /// Connections that have not sent their request, with the time they came.
-    connections: HashMap<u64, (UnixStream, Instant)>,
+    connections: HashMap<u64, Connection>,
     processes: HashMap<u64, Pid>,
     holders: HashMap<Pid, Holder>,
     statistics: Statistics,
-    complaint: Complaint,
+    complaints: Complaints,
 }
 
 impl Server {
@@ -101,12 +112,18 @@ impl Server {
             processes: HashMap::new(),
             holders: HashMap::new(),
             statistics: Statistics::default(),
-            complaint: Complaint::default(),
+            complaints: Complaints::default(),
         })
     }
 
     /// Serve until SIGTERM or SIGINT, or until root's server has ended. The reservations end with the server.
     pub(super) fn run(mut self, io: &mut Io<'_>) -> io::Result<()> {
+        let ended = self.serve(io);
+        self.complaints.print(io);
+        ended
+    }
+
+    fn serve(&mut self, io: &mut Io<'_>) -> io::Result<()> {
         loop {
             let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
             let (ready, _) = match epoll::wait(&self.epoll, &mut events, self.next_deadline().as_ref()) {
@@ -116,28 +133,30 @@ impl Server {
             for event in ready {
                 match event.data.u64() {
                     SOURCE => {
-                        if !self.take_connections()? {
+                        if !self.take_connections(io)? {
                             return Ok(());
                         }
                     }
                     END => return Ok(()),
                     STATISTICS => self.print_statistics(io),
-                    number if self.connections.contains_key(&number) => self.answer(number, io),
+                    number if self.connections.contains_key(&number) => self.read(number, io),
                     number => self.process_ended(number),
                 }
             }
-            self.connections.retain(|_, (_, since)| since.elapsed() < PATIENCE);
+            self.close_slow(io);
+            self.complaints.print_due(io);
         }
     }
 
     fn next_deadline(&self) -> Option<Timespec> {
-        let oldest = self.connections.values().map(|(_, since)| *since).min()?;
-        let left = PATIENCE.saturating_sub(oldest.elapsed()) + Duration::from_millis(1);
-        Timespec::try_from(left).ok()
+        let oldest = self.connections.values().map(|connection| connection.since).min();
+        let patience = oldest.map(|since| PATIENCE.saturating_sub(since.elapsed()));
+        let left = patience.into_iter().chain(self.complaints.wait()).min()?;
+        Timespec::try_from(left + Duration::from_millis(1)).ok()
     }
 
     /// Returns false if there will be no more.
-    fn take_connections(&mut self) -> io::Result<bool> {
+    fn take_connections(&mut self, io: &mut Io<'_>) -> io::Result<bool> {
         loop {
             let taken = match &self.source {
                 Source::Listener(listener) => listener.accept().map(|(connection, _)| Some(connection)),
@@ -145,7 +164,7 @@ impl Server {
             };
             match taken {
                 // If epoll does not accept a connection, it is closed. It must not end the others.
-                Ok(Some(connection)) => drop(self.admit(connection)),
+                Ok(Some(connection)) => drop(self.admit(connection, io)),
                 Ok(None) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 // The client has closed the connection, or no descriptors are left. The next connection may succeed.
@@ -154,16 +173,27 @@ impl Server {
         }
     }
 
-    fn admit(&mut self, connection: UnixStream) -> io::Result<()> {
-        connection.set_nonblocking(true)?;
+    fn admit(&mut self, stream: UnixStream, io: &mut Io<'_>) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
         if self.connections.len() >= WAITING {
-            let oldest = self.connections.iter().min_by_key(|(_, (_, since))| *since).map(|(number, _)| *number);
-            oldest.and_then(|number| self.connections.remove(&number));
+            let oldest = self.connections.iter().min_by_key(|(_, each)| each.since).map(|(number, _)| *number);
+            if oldest.and_then(|number| self.connections.remove(&number)).is_some_and(|oldest| !oldest.answered) {
+                self.refuse(&Refusal::Crowded(WAITING).into(), io);
+            }
         }
         let number = self.number();
-        watch(&self.epoll, &connection, number)?;
-        self.connections.insert(number, (connection, Instant::now()));
+        watch(&self.epoll, &stream, number)?;
+        let connection = Connection { stream, since: Instant::now(), request: Vec::new(), answered: false };
+        self.connections.insert(number, connection);
         Ok(())
+    }
+
+    fn close_slow(&mut self, io: &mut Io<'_>) {
+        let slow = self.connections.extract_if(|_, connection| connection.since.elapsed() >= PATIENCE);
+        let refused = slow.filter(|(_, connection)| !connection.answered).count();
+        for _ in 0..refused {
+            self.refuse(&Refusal::Slow(PATIENCE.as_secs()).into(), io);
+        }
     }
 
     fn number(&mut self) -> u64 {
@@ -171,26 +201,55 @@ impl Server {
         self.next
     }
 
-    /// The request has arrived. It is read once, as in portpicker's server: bytes that arrive later are not part of it.
-    fn answer(&mut self, number: u64, io: &mut Io<'_>) {
-        let Some((mut connection, _)) = self.connections.remove(&number) else { return };
-        let mut request = [0; 100];
-        let Ok(length) = connection.read(&mut request) else { return };
-        if length == request.len() {
-            // A close with unread bytes would look like a reset to the client.
-            let _ = connection.read(&mut [0; 64 * 1024]);
+    /// Bytes have arrived. A request is complete at the end of its line or of the input, or if it is too long.
+    fn read(&mut self, number: u64, io: &mut Io<'_>) {
+        let Some(mut connection) = self.connections.remove(&number) else { return };
+        let mut bytes = [0; 64 * 1024];
+        loop {
+            let wanted = if connection.answered { bytes.len() } else { LONGEST + 1 - connection.request.len() };
+            let length = match connection.stream.read(&mut bytes[..wanted]) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !connection.answered || connection.request.len() > LONGEST {
+                        self.connections.insert(number, connection);
+                    }
+                    return;
+                }
+                Err(_) => return,
+            };
+            if !connection.answered {
+                let request = &mut connection.request;
+                request.extend(&bytes[..length]);
+                if length == 0 || request.contains(&b'\n') || request.len() > LONGEST {
+                    self.answer(&mut connection, io);
+                }
+            }
+            if length == 0 {
+                return;
+            }
         }
-        match self.allocate(&request[..length], &connection) {
+    }
+
+    fn answer(&mut self, connection: &mut Connection, io: &mut Io<'_>) {
+        connection.answered = true;
+        match self.allocate(&connection.request, &connection.stream) {
             Ok(port) => {
                 self.statistics.allocated += 1;
-                let _ = connection.write_all(format!("{port}\n").as_bytes());
+                let _ = connection.stream.write_all(format!("{port}\n").as_bytes());
             }
-            Err(error) => {
-                let malformed = matches!(error.downcast_ref(), Some(Refusal::Malformed(Malformed::NotANumber)));
-                *(if malformed { &mut self.statistics.malformed } else { &mut self.statistics.denied }) += 1;
-                self.complaint.make(&error, io);
-            }
+            Err(error) => self.refuse(&error, io),
         }
+        let _ = connection.stream.shutdown(Shutdown::Write);
+    }
+
+    fn refuse(&mut self, error: &anyhow::Error, io: &mut Io<'_>) {
+        let malformed = matches!(
+            error.downcast_ref(),
+            Some(Refusal::Malformed(Malformed::NotANumber) | Refusal::Slow(_) | Refusal::Crowded(_))
+        );
+        *(if malformed { &mut self.statistics.malformed } else { &mut self.statistics.denied }) += 1;
+        self.complaints.make(error, io);
     }
 
     fn allocate(&mut self, request: &[u8], connection: &UnixStream) -> anyhow::Result<u16> {
@@ -231,10 +290,15 @@ impl Server {
         let held: usize = self.holders.values().map(|holder| holder.reservations.len()).sum();
         let Statistics { allocated, denied, malformed } = self.statistics;
         io.note(format_args!(
-            "{held} ports for {} processes; {allocated} requests granted, {denied} refused, {malformed} malformed",
-            self.holders.len()
+            "{} for {}; {allocated} requests granted, {denied} refused, {malformed} malformed",
+            counted(held, "port", "ports"),
+            counted(self.holders.len(), "process", "processes"),
         ));
     }
+}
+
+pub(super) fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 fn watch(epoll: &OwnedFd, what: impl AsFd, number: u64) -> io::Result<()> {
@@ -256,25 +320,4 @@ fn receive(channel: &UnixStream) -> io::Result<Option<UnixStream>> {
     });
     let connection = descriptors.flatten().next().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     Ok(Some(connection.into()))
-}
-
-/// Refusals in the log, one a second at most.
-#[derive(Debug, Default)]
-struct Complaint {
-    last: Option<Instant>,
-    unsaid: u64,
-}
-
-impl Complaint {
-    fn make(&mut self, error: &anyhow::Error, io: &mut Io<'_>) {
-        if self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
-            self.unsaid += 1;
-            return;
-        }
-        match std::mem::take(&mut self.unsaid) {
-            0 => io.note(format_args!("{error:#}")),
-            unsaid => io.note(format_args!("{error:#} ({unsaid} more refusals before)")),
-        }
-        self.last = Some(Instant::now());
-    }
 }

@@ -12,14 +12,16 @@ use std::{
         },
     },
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
+use anyhow::Context;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt::socket_peercred},
 };
 
-use super::signals::SignalPipe;
+use super::{complaints::Complaints, server::counted, signals::SignalPipe};
 use crate::Io;
 
 /// A process that serves one user.
@@ -54,46 +56,54 @@ pub(super) fn serve(listener: UnixListener, io: &mut Io<'_>) -> io::Result<()> {
     let signals = SignalPipe::new()?;
     listener.set_nonblocking(true)?;
     let mut workers = HashMap::new();
+    let mut complaints = Complaints::default();
     loop {
         let mut ready = [&listener as &dyn AsFd, &signals.end, &signals.statistics]
             .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
-        match poll(&mut ready, None) {
+        let wait = complaints.wait().and_then(|wait| Timespec::try_from(wait + Duration::from_millis(1)).ok());
+        match poll(&mut ready, wait.as_ref()) {
             Err(rustix::io::Errno::INTR) => continue,
             polled => polled?,
         };
         let [connections, end, statistics] = ready.map(|fd| !fd.revents().is_empty());
         if end {
+            complaints.print(io);
             return Ok(());
         }
+        complaints.print_due(io);
         if statistics {
             ask_for_statistics(&signals, &workers, io);
         }
         if connections {
             match listener.accept() {
-                Ok((connection, _)) => dispatch(&mut workers, connection, io),
+                Ok((connection, _)) => {
+                    if let Err(error) = dispatch(&mut workers, &connection) {
+                        complaints.make(&error, io);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => io.note(format_args!("a connection was lost: {error}")),
+                Err(error) => complaints.make(&format_args!("a connection was lost: {error}"), io),
             }
         }
     }
 }
 
 /// Give the connection to the worker of its user. If the user has killed the worker, a new one is started.
-fn dispatch(workers: &mut HashMap<u32, Worker>, connection: UnixStream, io: &mut Io<'_>) {
-    let Ok(peer) = socket_peercred(&connection) else { return };
+fn dispatch(workers: &mut HashMap<u32, Worker>, connection: &UnixStream) -> anyhow::Result<()> {
+    let peer = socket_peercred(connection)?;
     let uid = peer.uid.as_raw();
     if workers.get_mut(&uid).is_some_and(|worker| !matches!(worker.child.try_wait(), Ok(None))) {
         workers.remove(&uid);
     }
     let worker = match workers.entry(uid) {
         std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-        std::collections::hash_map::Entry::Vacant(entry) => match Worker::start(uid, peer.gid.as_raw()) {
-            Ok(worker) => entry.insert(worker),
-            Err(error) => return io.note(format_args!("no server for user {uid}: {error}")),
-        },
+        std::collections::hash_map::Entry::Vacant(entry) => {
+            let started = Worker::start(uid, peer.gid.as_raw());
+            entry.insert(started.with_context(|| format!("no server for user {uid}"))?)
+        }
     };
     // A user that floods its worker loses its own requests.
-    let _ = pass(&worker.channel, &connection);
+    pass(&worker.channel, connection).with_context(|| format!("a request of user {uid} was lost"))
 }
 
 /// Pass a descriptor to the process at the other end of the channel.
@@ -109,7 +119,10 @@ fn pass(channel: &UnixStream, descriptor: impl AsFd) -> io::Result<()> {
 fn ask_for_statistics(signals: &SignalPipe, workers: &HashMap<u32, Worker>, io: &mut Io<'_>) {
     let mut bytes = [0; 64];
     let _ = io::Read::read(&mut &signals.statistics, &mut bytes);
-    io.note(format_args!("{} users have asked for ports; each one's server reports next", workers.len()));
+    io.note(format_args!(
+        "{} for ports; the server of each reports next",
+        counted(workers.len(), "user has asked", "users have asked")
+    ));
     for worker in workers.values() {
         let pid = rustix::process::Pid::from_child(&worker.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);

@@ -159,13 +159,14 @@ impl Outside {
         if !left.is_empty() && !quiet {
             let names: Vec<String> = left.iter().map(Process::to_string).collect();
             let all: Vec<&str> = grants.iter().map(|grant| grant.ports.as_str()).collect();
-            let (names, all) = (names.join(", "), all.join(" and "));
+            let (left, all) = (names.join(", "), all.join(" and "));
             if main {
                 io.warning(format_args!(
-                    "the command left {names} running; {all} is no longer reserved, so other programs can bind it"
+                    "the command left {left} running; {all} is no longer reserved, so other programs can bind it"
                 ));
             } else {
-                io.note(format_args!("the command left {names} running; {all} stays reserved for it until it ends"));
+                let until = if names.len() == 1 { "it until it ends" } else { "them until they end" };
+                io.note(format_args!("the command left {left} running; {all} stays reserved for {until}"));
             }
         }
         Ok(ended)

@@ -53,7 +53,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 
 /// Report that a command cannot be started. Returns the exit status.
 pub(crate) fn not_started(program: &OsStr, error: &io::Error, io: &mut Io<'_>) -> u8 {
-    io.error(format_args!("{}: {error}", program.display()));
+    let why = match error.kind() {
+        io::ErrorKind::ArgumentListTooLong => {
+            "; a reservation of many ports has as many variables (PORT0, PORT1, ...): reserve fewer"
+        }
+        _ => "",
+    };
+    io.error(format_args!("{}: {error}{why}", program.display()));
     let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::NotExecutable };
     exit.code()
 }

@@ -62,11 +62,14 @@ Only the command and the processes that it starts can bind these ports. The rese
 processes has ended: a server in the background keeps its ports after `run` has returned, and when `run` is killed. \
 A cgroup (portkeep-run-<pid>) marks the processes. If no cgroup can be created, every process of the same user can bind \
 the ports, and the reservation ends with `run`. If kernel enforcement is not up, root brings it up while such a \
-command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports. Each of these \
-is reported on standard error. With --require-kernel, --also or --scope cgroup `run` fails instead of holding the ports.
+command runs. Other users get `held` mode, which prevents accidental but not deliberate use of the ports; there the command can bind \
+its TCP ports only if it sets SO_REUSEADDR, as most servers do. Each of these is reported on standard error. With --require-kernel, --also or --scope cgroup `run` fails instead of holding the ports.
 
 --also is for commands that have another process bind the port: with `docker run -p` that is the Docker engine. The others may \
 bind the ports by number. Binds to port 0 draw from the range of --ephemeral for the command only.
+
+A command that hands its work to a server that runs already (tmux new-window) leaves the reservation: that server's \
+processes have neither the variables nor the right to bind the ports.
 
 With --main the reservation ends with the command itself. Processes that it leaves running are named, and lose their ports.
 
@@ -77,7 +80,7 @@ command is not admitted, so it must run as the user, or in the group, unit or cg
 Warnings about limits of the enforcement are printed once for each job (process group), even if it starts many `run`. With --quiet \
 they are not printed.
 
-SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command. With --wait the command starts when the \
+SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command, not to the processes that it starts. With --wait the command starts when the \
 ports are reserved. One of the first four signals or the end of the time ends that wait.
 
 Exit status:
@@ -217,7 +220,7 @@ impl Args {
         let range = self.ephemeral.map(|count| self.ask.for_range(count));
         let ask = if self.wants_fixed(lent) { Some(&self.ask) } else { range.as_ref() };
         match (ask, level) {
-            (Some(ask), Level::Kernel(_)) if self.scope != RunScope::User => Ok(ask.ports()?.1.iter().next()),
+            (Some(ask), Level::Kernel(_)) if self.scope != RunScope::User => Ok(ask.wanted.ports()?.1.iter().next()),
             _ => Ok(None),
         }
     }
@@ -268,7 +271,7 @@ fn level(args: &Args, lent: bool) -> anyhow::Result<Level> {
         return Ok(Level::Kernel(Served::default()));
     }
     // Checked first: for a request that cannot be granted, the BPF programs must not be brought up.
-    args.ask.ports()?;
+    args.ask.wanted.ports()?;
     let wishes = [
         (args.ask.requires_kernel()?, "--require-kernel"),
         (args.scope == RunScope::Cgroup, "--scope cgroup"),
@@ -297,21 +300,25 @@ fn set_up(
             return Ok(prepared);
         }
         let claim = Claim::held(&args.ask, &args.config, || forwarder.ended_by())?;
-        let udp = match args.ask.ports()?.1 {
+        let udp = match args.ask.wanted.ports()?.1 {
             Transports::Tcp => "",
-            _ => "; the UDP ports are released when the command starts",
+            Transports::Udp | Transports::Both => "; the UDP ports are released when the command starts",
         };
         let no_range = if args.ephemeral.is_some() { format!("; {no_range}") } else { String::new() };
         args.warn(
             io,
             format_args!(
-                "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports{udp}{no_range} \
+                "{}, not enforced by the kernel: programs that set SO_REUSEADDR can still bind TCP ports, and the \
+                 command itself has to set it{udp}{no_range} \
                  ({reason})",
                 only_held(&claim.ports)
             ),
         );
         prepared.claim = Some(claim);
         return Ok(prepared);
+    }
+    if let Some(missing) = args.ask.missing_also() {
+        args.warn(io, format_args!("{missing}"));
     }
     let scope = inside.map_or(Scope::User, |inside| Scope::Cgroup(inside.cgroup));
     let _asking = match (scope, user) {

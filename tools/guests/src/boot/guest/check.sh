@@ -173,6 +173,27 @@ upgrades() {
 	hostiles
 }
 
+# An ordinary user asks the port server, binds the port, and then no longer runs.
+asks_port_server() {
+	setpriv --reuid outsider --clear-groups python3 -c '
+import os, socket
+server = socket.socket(socket.AF_UNIX)
+server.connect("\0portkeep")
+server.sendall(b"%d\n" % os.getpid())
+port = int(server.recv(100))
+socket.socket().bind(("", port))
+print(port)'
+}
+port_server() {
+	check 'the port server is off by default' not systemctl -q is-enabled portkeep-portserver.socket
+	check 'its socket is enabled' systemctl enable --now portkeep-portserver.socket
+	check 'it does not run before a program asks' not systemctl -q is-active portkeep-portserver.service
+	check 'an ordinary user gets a port of it' asks_port_server
+	check 'and systemd has started it' systemctl -q is-active portkeep-portserver.service
+	check 'it starts again' systemctl restart portkeep-portserver.service
+	check 'and serves the same socket' asks_port_server
+}
+
 removed() {
 	systemctl stop early.service outsider.service
 	check 'the package is removed' dpkg --remove portkeep
@@ -180,8 +201,9 @@ removed() {
 	check 'no pins are left' [ -z "$(ls /sys/fs/bpf | grep -v debug)" ]
 	check 'no reserved ports are left' [ -z "$(cat /proc/sys/net/ipv4/ip_local_reserved_ports)" ]
 	check 'the service is gone' not systemctl -q is-active portkeep.service
+	check 'so is the port server' eval '! systemctl -q is-active portkeep-portserver.socket && ! systemctl -q is-active portkeep-portserver.service'
 	check 'it is purged' dpkg --purge portkeep
-	check 'its group, state and configuration are gone' eval '! getent group portkeep && ! getent group portkeep-watch && [ ! -e /var/lib/portkeep ] && [ ! -e /etc/portkeep ] && [ ! -e /run/portkeep ]'
+	check 'its group, state and configuration are gone' eval '! getent group portkeep && ! getent group portkeep-watch && [ ! -e /var/lib/portkeep ] && [ ! -e /etc/portkeep ] && [ ! -e /run/portkeep ] && [ -z "$(find /etc/systemd -name "portkeep-portserver*")" ]'
 }
 
 reloads() {
@@ -458,6 +480,7 @@ second_boot() {
 	check 'the service lacked no right' no_complaints
 	web_serves
 	web_removed
+	port_server
 	[ -n "$short" ] && { removed; end; }
 	check 'it is deleted' portkeep persist delete metrics
 	echo 'pool = ' >/etc/portkeep/portkeep.toml
