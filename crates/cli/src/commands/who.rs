@@ -140,7 +140,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if unseen && !look.usage.all {
         io.note("only root can see other users' processes");
     }
-    if look.facts.redirects.is_none() {
+    if !anybody && look.facts.redirects.is_none() {
         io.note(match rustix::process::geteuid().is_root() {
             true => "NAT rules could not be read: this requires CAP_NET_ADMIN and nft or iptables-save",
             false => "only root can see NAT rules, which can redirect a port",
