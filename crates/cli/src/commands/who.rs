@@ -299,7 +299,7 @@ impl Look {
                 // The notes of the other transport are the same.
                 continue;
             }
-            // What concerns one transport names it.
+            // A fact of one transport names it.
             let same = free.iter().all(|each| each.facts == first.facts && each.elsewhere == first.elsewhere);
             let name = if is_whole && all.len() > 1 { port.to_string() } else { first.name() };
             if anybody {
