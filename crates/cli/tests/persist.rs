@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use portkeep_core::{Align, Transports, persistent::Audience};
@@ -99,7 +99,8 @@ impl Setup {
         // If the build folder is in a home folder, other users cannot start the program there.
         let copy = self.folder.path().join("helper");
         if !copy.exists() {
-            fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+            // Not by this process: a child of another test could have the copy open for writing, and then it cannot start.
+            assert!(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap().success());
         }
         let become_user = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", copy.to_str().unwrap()];
         let helper = ["--exact", "helper_serves", "--ignored", "--nocapture"];

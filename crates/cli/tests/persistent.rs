@@ -716,18 +716,28 @@ fn n1_the_end_of_a_request_that_was_not_granted_is_no_event() {
     agent.signal(Signal::STOP);
     [7777, 7778, 7779].into_iter().for_each(ask_and_close);
     agent.signal(Signal::CONT);
-    let owner = tcp();
-    let granted = || portkeep::control::granted(&owner).unwrap().state == wire::ACTIVE;
-    let request = wire::AcquireRequest { start: 7790, count: 2, ..Default::default() };
-    assert_eq!(errno(acquire(&owner, &request)), Errno::EINPROGRESS);
-    eventually(granted);
-    drop(owner);
-    place.connect().create(&web(9443), Lifetime::UntilReboot).unwrap();
-    let seen = events.map(|event| event.map(|event| (event.what, event.ports.start())).unwrap());
-    let seen: Vec<(EventKind, u16)> = seen.take_while(|(_, start)| *start != 9443).collect();
-    // A request may be granted or denied before its owner has closed its socket.
-    let ended: Vec<_> = seen.iter().filter(|(what, start)| *what == EventKind::Ended || *start == 7790).collect();
-    assert_eq!(ended, [&(EventKind::Granted, 7790), &(EventKind::Ended, 7790)], "{seen:?}");
+    // A user of its own: events of earlier tests are still read, and only so many of an account are reported.
+    in_child(|| {
+        become_user(NOBODY - 1);
+        let owner = tcp();
+        let request = wire::AcquireRequest { start: 7790, count: 2, ..Default::default() };
+        assert_eq!(errno(acquire(&owner, &request)), Errno::EINPROGRESS);
+        eventually(|| portkeep::control::granted(&owner).unwrap().state == wire::ACTIVE);
+    });
+    // The agent may still be reading events of earlier tests; those of declarations come at once.
+    let mut events = events.map(|event| event.map(|event| (event.what, event.ports.start())).unwrap());
+    let mut ended = Vec::new();
+    for marker in 9443..9643 {
+        let other = Proposal { name: name(&format!("web-{marker}")), ..web(marker) };
+        place.connect().create(&other, Lifetime::UntilReboot).unwrap();
+        let seen = events.by_ref().take_while(|(_, start)| *start != marker);
+        ended.extend(seen.filter(|(what, start)| *what == EventKind::Ended && *start < 8000).map(|(_, start)| start));
+        if !ended.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(ended, [7790]);
     agent.stop();
     end_all(&world);
 }

@@ -222,6 +222,7 @@ fn nat_rules_that_redirect_a_port() {
     assert_eq!((free.code, free.out), (Some(3), format!("7005,7006 are free\n{rule}")));
     let _listener = TcpListener::bind("127.0.0.1:7005").unwrap();
     let used = machine.portkeep(&["who", "7005", "7006", "80/udp"]).ok();
+    let rule = rule.replace("7005/udp: ", "");
     assert!(used.out.contains(&format!("7005/udp is free\n{rule}")), "{used:?}");
     assert!(
         used.out.contains("7006 is free\n") && used.out.contains("80/udp is free\n  note      it is priv"),

@@ -39,7 +39,7 @@ impl Model {
                 (Access::Process, Access::Process) => r.owner.pid == pid,
                 (Access::User, Access::User) => r.owner.uid == uid,
                 (Access::Cgroup(one), Access::Cgroup(other)) => one == other && r.persistent == persistent,
-                _ => false,
+                (Access::Process | Access::User | Access::Cgroup(_) | Access::Administrators, _) => false,
             };
             same && r.transports.overlaps(transports)
         })

@@ -116,11 +116,12 @@ impl TestCgroup {
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = root.join(format!("portkeep-test-{name}-{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
-        // The janitor stays outside: it is started before any process moves in. It waits for the end of its input,
-        // which comes when this process ends. Sub-cgroups are removed first. Children that outlive us have twenty
-        // seconds, and are then killed. The janitor is in a process group of its own, so a test runner that kills ours
-        // does not kill it.
-        let janitor = "cat >/dev/null; i=0; while [ $i -lt 150 ]; do i=$((i+1)); \
+        // The janitor waits for the end of its input, which comes when this process ends. Sub-cgroups are removed first.
+        // Children that outlive us have twenty seconds, and are then killed. The janitor moves out of the cgroup that
+        // it was started in: that can be another test cgroup, whose janitor would kill it. It is in a process group of
+        // its own, so a test runner that kills ours does not kill it.
+        let janitor = "echo $$ >\"$0/../cgroup.procs\"; cat >/dev/null; \
+                       i=0; while [ $i -lt 150 ]; do i=$((i+1)); \
                        [ $i = 100 ] && echo 1 >\"$0/cgroup.kill\"; \
                        find \"$0\" -depth -type d -exec rmdir {} + 2>/dev/null; [ -d \"$0\" ] || exit 0; sleep 0.2; done";
         let mut child = Command::new("sh")

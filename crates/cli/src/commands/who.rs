@@ -140,7 +140,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if unseen && !look.usage.all {
         io.note("only root can see other users' processes");
     }
-    if look.facts.redirects.is_none() {
+    if !anybody && look.facts.redirects.is_none() {
         io.note(match rustix::process::geteuid().is_root() {
             true => "NAT rules could not be read: this requires CAP_NET_ADMIN and nft or iptables-save",
             false => "only root can see NAT rules, which can redirect a port",
@@ -299,7 +299,7 @@ impl Look {
                 // The notes of the other transport are the same.
                 continue;
             }
-            // What concerns one transport names it.
+            // A fact of one transport names it.
             let same = free.iter().all(|each| each.facts == first.facts && each.elsewhere == first.elsewhere);
             let name = if is_whole && all.len() > 1 { port.to_string() } else { first.name() };
             if anybody {

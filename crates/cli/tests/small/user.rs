@@ -8,7 +8,7 @@ fn a_user_sees_what_requires_root_and_the_remedy() {
     let by_root = &["bring it up with `portkeep up`, as root"][..];
     let no_agent = &["the agent is not running", "portkeep agent"][..];
     let table: &[(&[&str], i32, &[&str])] = &[
-        (&["up"], 1, &["bringing kernel enforcement up: it requires root"]),
+        (&["up"], 1, &["only root can bring kernel enforcement up (try sudo)"]),
         (&["upgrade"], 1, &["upgrading kernel enforcement: it requires root"]),
         (&["agent"], 3, by_root),
         (&["agent", "--up"], 1, &["it requires root"]),

@@ -1,4 +1,4 @@
-//! The pool, NAT rules, Kubernetes' ports and quotas.
+//! The pool, the ephemeral ports, NAT rules, the node ports of Kubernetes, and quotas.
 
 use portkeep::{Info, PortRange, Transport, persistent::Audience};
 use portkeep_core::PortSet;

@@ -433,7 +433,7 @@ readme() {
 # Everything that the service could not do because a right is missing would be among these.
 no_complaints() {
 	local said
-	said=$(journal -p warning _COMM=portkeep | grep -vE '^declared, but not in force$|ports.d/(alpha|beta).toml|was refused|refused' || true)
+	said=$(journal -p warning _COMM=portkeep | grep -vE '^declared, but not in force$|ports.d/(alpha|beta).toml|was refused|refused|more happened' || true)
 	echo "$said"
 	[ -z "$said" ]
 }
