@@ -159,8 +159,12 @@ mod tests {
         assert_eq!((user_name(0), group_name(0)), ("root".into(), "root".into()));
         assert_eq!((user_name(4_000_000_000), group_name(4_000_000_000)), ("4000000000".into(), "4000000000".into()));
         let name = |name: &str| Account::Name(name.into());
-        assert!(is_user(&name("root")) && is_group(&name("root")) && is_user(&Account::Id(4711)));
-        assert!(!is_user(&name("nobody-has-this-name")) && !is_group(&name("nobody-has-this-name")));
+        for known in [name("root"), Account::Id(0)] {
+            assert!(is_user(&known) && is_group(&known), "{known}");
+        }
+        for unknown in [name("nobody-has-this-name"), Account::Id(4_000_000_000)] {
+            assert!(!is_user(&unknown) && !is_group(&unknown), "{unknown}");
+        }
         assert!(belongs(0, 0) && !belongs(0, 4711) && !belongs(4711, 0));
     }
 }
