@@ -19,6 +19,7 @@ use crate::{
     args::filter::{Filter, Selection},
     commands::persist,
     render::local_time::local,
+    waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -79,7 +80,7 @@ impl Kind {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let selection = args.filter.resolve(&persist::view::of_agent())?;
+    let selection = args.filter.resolve(waiting::ask().declared())?;
     // Connected before the journal is read, so that nothing is missed in between.
     let live = match args.no_follow {
         true => None,
