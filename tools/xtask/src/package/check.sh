@@ -125,7 +125,7 @@ try_portkeep_web() {
 }
 try_portkeep_fleet() {
 	if in_root portkeep-fleet daemon >"$root/run/log" 2>&1; then fail 'it runs without etcd'; fi
-	said 'where is etcd? Write `endpoints` into /etc/portkeep/fleet.toml'
+	said 'no etcd is named: write `endpoints` into /etc/portkeep/fleet.toml'
 	shown 'its configuration is read'
 }
 for package in portkeep-web portkeep-fleet; do
