@@ -66,13 +66,15 @@ for kind in deb rpm; do
 	tries 500
 	shown 'upgraded under load: the same reservations, every bind of the outsider was refused'
 
+	ok in_root systemctl --quiet enable portkeep-portserver.socket
 	kill "$agent"
 	wait "$agent" || true
 	ok ${kind}_remove
+	[ -z "$(find "$root/etc/systemd" -name 'portkeep-portserver*')" ] || fail 'the socket of the port server is still enabled'
 	kill "$hostile" "$run" 2>/dev/null || true
 	gone
 	no_load
-	shown 'removed: nothing is enforced any more'
+	shown 'removed: nothing is enforced any more, and no unit is enabled'
 
 	ok ${kind}_install old 0.0.1
 	ok in_root portkeep up >/dev/null
