@@ -44,7 +44,7 @@ pub use layout::{
 pub use load::{Link, LoadError, Loaded};
 pub use maps::{MapAccessError, Maps};
 pub use object::BUILD;
-pub use obstacle::Obstacle;
+pub use obstacle::{Obstacle, in_first_user_namespace};
 pub use persistent::{Claim, Claimed, CreateError};
 pub use quiet::ForgetError;
 pub use settings::Settings;

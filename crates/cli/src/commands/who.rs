@@ -10,7 +10,7 @@ use anyhow::Context;
 use portkeep::{BoundSocket, Info, PortRange, State, Transport, Transports, persistent::protocol::Reason};
 use portkeep_core::{PortSet, time};
 use portkeep_kernel::netns;
-use portkeep_observe::{Facts, PortFacts, PortUse, Usage, listing, nat, usage};
+use portkeep_observe::{Facts, PortFacts, PortUse, Usage, listing, nat, process, usage};
 use serde::Serialize;
 
 use crate::{
@@ -138,7 +138,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     }
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
-        io.note("only root can see other users' processes");
+        io.note(format_args!("only {} can see other users' processes", process::lacks().unwrap_or("root")));
     }
     if !anybody && look.facts.redirects.is_none() {
         io.note(match rustix::process::geteuid().is_root() {

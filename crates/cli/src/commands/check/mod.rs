@@ -224,6 +224,11 @@ impl Findings {
                 };
                 if audience.each().iter().any(by_name) {
                     warning = warning.with_help("the reservation waits until there is one");
+                } else if audience.each().iter().any(|one| matches!(one, Audience::Unit(_))) {
+                    warning = warning.with_help(
+                        "install it, or correct the name (`systemctl list-unit-files` shows all); until then no process of \
+                         it can bind the ports",
+                    );
                 }
                 self.warnings.push(warning);
             }

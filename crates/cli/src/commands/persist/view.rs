@@ -13,7 +13,7 @@ use crate::{
     Io,
     args::{
         patience,
-        pins::Pins,
+        pins::{Pins, only_by_root},
         sources::{Places, Sources},
     },
     reservations, waiting,
@@ -56,7 +56,8 @@ fn without_agent(sources: &Sources, in_force: &[Info], io: &mut Io<'_>) -> anyho
     let (commands, with_store) = match commands(sources) {
         Ok(commands) => (commands, true),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            io.warning("the store can only be read by root; what commands created is not shown");
+            let store = only_by_root(Path::new("the store"));
+            io.warning(format_args!("{store}; what commands created is not shown"));
             (Vec::new(), false)
         }
         Err(error) => return Err(error).context("reading the store"),
