@@ -86,13 +86,17 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         true => None,
         false => Some(persist::connect(None).and_then(|agent| Ok(agent.watch()?))),
     };
-    let mut shown = HashSet::new();
+    let (mut shown, mut selected) = (HashSet::new(), 0);
     if let Some(since) = &args.since {
         for (event, label) in history(since)? {
             if args.selects(&selection, &event, label.as_deref()) {
                 args.show(&event, io)?;
+                selected += 1;
             }
             shown.insert((event.when, event.message));
+        }
+        if selected == 0 && args.no_follow {
+            io.note(format_args!("no entries since {since}"));
         }
     }
     let Some(live) = live else { return Ok(DONE) };

@@ -129,14 +129,15 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
         }
     }
     heard.silence().into_iter().for_each(|silence| io.warning(silence));
+    let root = process::lacks().unwrap_or("root");
     let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && !usage::is_left(socket);
     let reserved = holders.iter().filter_map(|each| each.reservation.as_ref());
     if reserved.into_iter().any(|info| info.owner.is_none() && info.audience.is_none()) {
-        io.note("only root and the agent see the name of that service or cgroup");
+        io.note(format_args!("only {root} and the agent see the name of that service or cgroup"));
     }
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
-        io.note(format_args!("only {} can see other users' processes", process::lacks().unwrap_or("root")));
+        io.note(format_args!("only {root} can see other users' processes"));
     }
     if !anybody && look.facts.redirects.is_none() {
         io.note(match rustix::process::geteuid().is_root() {
