@@ -14,7 +14,7 @@ use portkeep::{
     persistent::protocol::{Latency, socket_in},
 };
 use portkeep_core::Transport;
-use portkeep_kernel::EventKind;
+use portkeep_kernel::RingEventKind;
 use portkeep_observe::sockets::Listing;
 use portkeep_persist::Diagnostic;
 use rustix::{
@@ -211,9 +211,11 @@ impl<'k> Agent<'k> {
                     self.server.publish(&report);
                 }
                 match event.kind {
-                    EventKind::Pending => self.queue_pending(&event)?,
-                    EventKind::Ended | EventKind::Granted => self.unsettle(event.netns, &[event.tid, event.pid]),
-                    EventKind::Refused | EventKind::Exhausted => {}
+                    RingEventKind::Pending => self.queue_pending(&event)?,
+                    RingEventKind::Ended | RingEventKind::Granted => {
+                        self.unsettle(event.netns, &[event.tid, event.pid])
+                    }
+                    RingEventKind::Refused | RingEventKind::Exhausted => {}
                 }
             }
             self.handle_pending()?;

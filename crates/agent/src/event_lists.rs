@@ -4,7 +4,7 @@ use std::collections::{HashMap, hash_map};
 
 use portkeep::Info;
 use portkeep_core::{ListMark, PortList, PortRange, Transports, wire};
-use portkeep_kernel::{Event, Maps, Reservation};
+use portkeep_kernel::{Maps, Reservation, RingEvent};
 
 /// A reservation of the BPF programs.
 pub(super) fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
@@ -42,8 +42,8 @@ impl Block {
     }
 }
 
-impl From<&Event> for Block {
-    fn from(event: &Event) -> Self {
+impl From<&RingEvent> for Block {
+    fn from(event: &RingEvent) -> Self {
         Self { netns: event.netns, owner: event.owner, ports: event.ports, transports: event.transports }
     }
 }

@@ -109,17 +109,17 @@ impl EventLog {
     /// Log an event of the BPF programs. Returns the event for the watchers.
     pub(super) fn event(
         &mut self,
-        event: &kernel::Event,
+        event: &kernel::RingEvent,
         maps: &Maps,
         registry: &Registry,
         owners: &Owners,
     ) -> Option<protocol::Event> {
         let what = match event.kind {
-            kernel::EventKind::Refused => What::Refused,
-            kernel::EventKind::Granted => What::Granted,
-            kernel::EventKind::Ended => What::Ended,
-            kernel::EventKind::Exhausted => What::Exhausted,
-            kernel::EventKind::Pending => {
+            kernel::RingEventKind::Refused => What::Refused,
+            kernel::RingEventKind::Granted => What::Granted,
+            kernel::RingEventKind::Ended => What::Ended,
+            kernel::RingEventKind::Exhausted => What::Exhausted,
+            kernel::RingEventKind::Pending => {
                 self.lists.requested(event.id);
                 return None;
             }
@@ -316,7 +316,7 @@ impl EventLog {
 
     fn describe(
         &self,
-        event: &kernel::Event,
+        event: &kernel::RingEvent,
         (what, ports): (What, PortList),
         process: Process,
         reservation: Option<Info>,

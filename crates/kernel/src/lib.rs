@@ -34,7 +34,7 @@ mod sys;
 
 pub use admin::{Admin, AdminError, Wanted};
 pub use audience::PLACE_DEPTH;
-pub use events::{Event, EventKind, Events};
+pub use events::{Events, RingEvent, RingEventKind};
 pub use fork::fork;
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use layout::{

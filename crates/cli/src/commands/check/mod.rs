@@ -111,7 +111,7 @@ impl Findings {
             loaded
                 .files
                 .iter()
-                .filter(|file| file.state != dropin::State::Mask && is_read(file))
+                .filter(|file| file.state != dropin::FileState::Mask && is_read(file))
                 .map(|file| file.path.clone()),
         );
         self.errors.extend(loaded.diagnostics);
@@ -267,7 +267,7 @@ impl Findings {
 }
 
 fn is_read(file: &dropin::DropIn) -> bool {
-    !matches!(file.state, dropin::State::Hidden { .. })
+    !matches!(file.state, dropin::FileState::Hidden { .. })
 }
 
 /// For a folder, the files that would be read there, in order.
