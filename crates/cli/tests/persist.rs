@@ -1225,6 +1225,7 @@ fn check_speaks_as_a_compiler_does() {
         (
             Some(0),
             "etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:cups:631`)\n\
+             help: install it, or correct the name (`systemctl list-unit-files` shows all)\n\
              3 files with 2 reservations: 1 warning\n"
                 .into()
         )
@@ -1247,6 +1248,7 @@ help: change one of the two; a file can be masked by a link to /dev/null of the 
 etc/portkeep/ports.d/a.toml:10:1: warning: there is no group voice (`c`)
 help: the reservation waits until there is one
 etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:cups:631`)
+help: install it, or correct the name (`systemctl list-unit-files` shows all)
 4 files with 3 reservations: 3 mistakes, 2 warnings
 ";
     assert_eq!(bad, (Some(1), expected.into()));

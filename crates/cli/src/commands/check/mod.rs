@@ -217,20 +217,21 @@ impl Findings {
                 Diagnostic { line: Some(*line), column: Some(1), ..diagnostic }
             };
             let audience = &declaration.audience;
-            if let Some(missing) = known.missing(audience) {
-                let mut warning = about(missing);
-                let by_name = |one: &Audience| {
-                    matches!(one, Audience::User(Account::Name(_)) | Audience::Group(Account::Name(_)))
+            if let Some((one, missing)) = audience.each().iter().find_map(|one| Some((one, known.missing(one)?))) {
+                let help = match one {
+                    Audience::User(Account::Name(_)) | Audience::Group(Account::Name(_)) => {
+                        Some("the reservation waits until there is one")
+                    }
+                    Audience::Unit(_) => {
+                        Some("install it, or correct the name (`systemctl list-unit-files` shows all)")
+                    }
+                    _ => None,
                 };
-                if audience.each().iter().any(by_name) {
-                    warning = warning.with_help("the reservation waits until there is one");
-                } else if audience.each().iter().any(|one| matches!(one, Audience::Unit(_))) {
-                    warning = warning.with_help(
-                        "install it, or correct the name (`systemctl list-unit-files` shows all); until then no process of \
-                         it can bind the ports",
-                    );
-                }
-                self.warnings.push(warning);
+                let warning = about(missing);
+                self.warnings.push(match help {
+                    Some(help) => warning.with_help(help),
+                    None => warning,
+                });
             }
             if let Some(note) = binds_as_root(audience) {
                 self.notes.push(about(note).with_help("for such a server write `unit` in place of `user`"));
