@@ -140,7 +140,7 @@ impl<'k> Agent<'k> {
         let policy = Policy::load(config.clone(), root.clone(), programs.config).map_err(|wrong| {
             anyhow::anyhow!("{}", wrong.iter().map(Diagnostic::on_one_line).collect::<Vec<_>>().join("\n"))
         })?;
-        let state = state.clone().unwrap_or_else(|| policy.config().state_dir());
+        let state = state.clone().unwrap_or_else(|| policy.config().state_dir(root));
         let folder = runtime.folder()?;
         let now = Instant::now();
         // Made before the maps are read and before the first round, so that no event is missed in between.

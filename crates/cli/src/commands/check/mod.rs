@@ -68,6 +68,7 @@ struct Findings {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    args.sources.is_this_system()?;
     let known = Known::below(args.sources.root());
     let mut findings = Findings::default();
     if args.files.is_empty() {
