@@ -30,7 +30,7 @@ may use it. BOUND counts the ports of the block that have a socket, TCP and UDP 
 hold, without kernel enforcement, are among them: ENFORCED is `held`.
 
 For a persistent reservation, OWNER shows its audience: the unit, cgroup, user or group. The last column shows the file or command that declared it \
-and the processes that have its ports bound. Declarations that are not in force are reported on standard error; `portkeep \
+and the processes that have its ports bound. If the owner process of another reservation has ended, it shows the processes in its cgroup. Declarations that are not in force are reported on standard error; `portkeep \
 persist list` shows them too.
 
 On a narrow terminal some columns are left out and the last one is cut; --columns chooses them. There, reservations that are \
