@@ -97,7 +97,7 @@ fn checks_that_require_root_are_named_to_others() {
     }
     let text = machine.portkeep_as_nobody(&["doctor"]).out;
     assert!(text.contains("not examined: other network namespaces: requires root [pool]\n"), "{text}");
-    assert!(text.contains("not examined: requires root [quotas]\n") && text.contains("not or in part"), "{text}");
+    assert!(text.contains("not examined: requires root [quotas]\n") && text.contains("incomplete"), "{text}");
     // Root of a namespace is root, and has not the rights of root on the machine.
     let copy = machine.for_everybody(PORTKEEP);
     for (namespaces, root) in [

@@ -136,7 +136,7 @@ fn write(checked: &[Checked], colour: bool, out: &mut dyn Write) -> anyhow::Resu
         (errors, warnings) => format!("{errors} error{}, {warnings} warning{}", s(errors), s(warnings)),
     };
     let left = checked.iter().filter(|each| each.skipped.is_some()).count();
-    let left = if left == 0 { String::new() } else { format!(", {left} of them not or in part") };
+    let left = if left == 0 { String::new() } else { format!(", {left} of them incomplete") };
     writeln!(out, "{} checks{left}: {found}", checked.len())?;
     Ok(())
 }
