@@ -14,7 +14,7 @@ use portkeep::{
     persistent::protocol::{Latency, socket_in},
 };
 use portkeep_core::Transport;
-use portkeep_kernel::EventKind;
+use portkeep_kernel::RingEventKind;
 use portkeep_observe::sockets::Listing;
 use portkeep_persist::Diagnostic;
 use rustix::{
@@ -140,7 +140,7 @@ impl<'k> Agent<'k> {
         let policy = Policy::load(config.clone(), root.clone(), programs.config).map_err(|wrong| {
             anyhow::anyhow!("{}", wrong.iter().map(Diagnostic::on_one_line).collect::<Vec<_>>().join("\n"))
         })?;
-        let state = state.clone().unwrap_or_else(|| policy.config().state_dir());
+        let state = state.clone().unwrap_or_else(|| policy.config().state_dir(root));
         let folder = runtime.folder()?;
         let now = Instant::now();
         // Made before the maps are read and before the first round, so that no event is missed in between.
@@ -211,9 +211,11 @@ impl<'k> Agent<'k> {
                     self.server.publish(&report);
                 }
                 match event.kind {
-                    EventKind::Pending => self.queue_pending(&event)?,
-                    EventKind::Ended | EventKind::Granted => self.unsettle(event.netns, &[event.tid, event.pid]),
-                    EventKind::Refused | EventKind::Exhausted => {}
+                    RingEventKind::Pending => self.queue_pending(&event)?,
+                    RingEventKind::Ended | RingEventKind::Granted => {
+                        self.unsettle(event.netns, &[event.tid, event.pid])
+                    }
+                    RingEventKind::Refused | RingEventKind::Exhausted => {}
                 }
             }
             self.handle_pending()?;

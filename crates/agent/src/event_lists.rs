@@ -4,7 +4,7 @@ use std::collections::{HashMap, hash_map};
 
 use portkeep::Info;
 use portkeep_core::{ListMark, PortList, PortRange, Transports, wire};
-use portkeep_kernel::{Event, Maps, Reservation};
+use portkeep_kernel::{Maps, Reservation, RingEvent};
 
 /// A reservation of the BPF programs.
 pub(super) fn info(maps: &Maps, reservation: &Reservation) -> Option<Info> {
@@ -42,10 +42,33 @@ impl Block {
     }
 }
 
-impl From<&Event> for Block {
-    fn from(event: &Event) -> Self {
+impl From<&RingEvent> for Block {
+    fn from(event: &RingEvent) -> Self {
         Self { netns: event.netns, owner: event.owner, ports: event.ports, transports: event.transports }
     }
+}
+
+/// The process that a reservation belongs to, and its label. At the end of a reservation its entry is empty.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) uid: u32,
+    pub(super) comm: [u8; 16],
+    pub(super) label: [u8; 24],
+}
+
+impl Holder {
+    fn of(reservation: &Reservation) -> Self {
+        Self { uid: reservation.uid, comm: reservation.comm, label: reservation.label }
+    }
+}
+
+/// A block that is in force.
+#[derive(Debug)]
+struct InForce {
+    block: Block,
+    list: Option<ListKey>,
+    /// Unknown if the reservation ended before the event of its begin was read.
+    holder: Option<Holder>,
 }
 
 /// The part of its reservation that an event about a block concerns.
@@ -62,7 +85,7 @@ pub(super) enum Part {
 /// a request that was not granted. Such a request reserves nothing, so the log does not report its end.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    in_force: HashMap<u32, (Block, Option<ListKey>)>,
+    in_force: HashMap<u32, InForce>,
     /// Blocks that the agent has confirmed. Their reservation may have ended before the event is read.
     pub(super) confirmed: HashMap<u32, ListKey>,
     lists: HashMap<ListKey, List>,
@@ -83,7 +106,7 @@ impl Lists {
         let in_force = maps.reservations().flatten().filter(|(_, reservation)| reservation.state() == wire::ACTIVE);
         for (id, reservation) in in_force {
             if let Some(block) = Block::of(&reservation) {
-                let _ = lists.granted(id, block, ListKey::of(&reservation));
+                let _ = lists.granted(id, block, Some(&reservation));
             }
         }
         lists
@@ -91,16 +114,21 @@ impl Lists {
 
     /// A request has taken the entry `id`. The event of the end of its last reservation may have been lost.
     pub(super) fn requested(&mut self, id: u32) {
-        if let Some((block, _)) = self.in_force.get(&id) {
+        if let Some(InForce { block, .. }) = self.in_force.get(&id) {
             let _ = self.ended(id, *block);
         }
     }
 
-    /// A block came into force.
-    pub(super) fn granted(&mut self, id: u32, block: Block, list: Option<ListKey>) -> Part {
+    /// A block came into force. `entry` is what its entry contains by now.
+    pub(super) fn granted(&mut self, id: u32, block: Block, entry: Option<&Reservation>) -> Part {
+        let holder = entry.filter(|entry| Block::of(entry) == Some(block)).map(Holder::of);
+        self.listed(id, block, entry.and_then(ListKey::of), holder)
+    }
+
+    fn listed(&mut self, id: u32, block: Block, list: Option<ListKey>, holder: Option<Holder>) -> Part {
         self.requested(id);
         let list = list.or(self.confirmed.remove(&id));
-        self.in_force.insert(id, (block, list));
+        self.in_force.insert(id, InForce { block, list, holder });
         let Some(key) = list else { return Part::Whole };
         let list = self.lists.entry(key).or_default();
         list.blocks.push((id, block.ports));
@@ -111,9 +139,14 @@ impl Lists {
         list.ports.clone().map_or(Part::Other, Part::Last)
     }
 
+    /// The holder of a block that has ended. Call it before [`Self::ended`].
+    pub(super) fn holder(&self, id: u32, block: Block) -> Option<Holder> {
+        self.in_force.get(&id).filter(|in_force| in_force.block == block)?.holder
+    }
+
     /// A block has ended. If it was not granted, or its list was never complete, this is not reported.
     pub(super) fn ended(&mut self, id: u32, block: Block) -> Part {
-        let Some((granted, list)) = self.in_force.remove(&id) else { return Part::Other };
+        let Some(InForce { block: granted, list, .. }) = self.in_force.remove(&id) else { return Part::Other };
         let part = list.map_or(Part::Whole, |key| self.ended_of(key, id));
         // If it is another block, events were lost, and it is not known whether this one was granted.
         if granted == block { part } else { Part::Other }
@@ -152,10 +185,10 @@ mod tests {
         let mut lists = Lists::default();
         let key = ListKey { mark: ListMark::new(2, 7).unwrap(), netns: 1, owner: 2 };
         let nth = |index: u32| block(5000 + 10 * index as u16);
-        assert!(matches!(lists.granted(0, nth(0), Some(key)), Part::Other));
-        assert!(matches!(lists.granted(1, nth(1), Some(key)), Part::Last(_)));
+        assert!(matches!(lists.listed(0, nth(0), Some(key), None), Part::Other));
+        assert!(matches!(lists.listed(1, nth(1), Some(key), None), Part::Last(_)));
         for index in 2..1000 {
-            assert!(matches!(lists.granted(index, nth(index), Some(key)), Part::Other));
+            assert!(matches!(lists.listed(index, nth(index), Some(key), None), Part::Other));
             assert!(matches!(lists.ended(index, nth(index)), Part::Other));
         }
         assert_eq!(lists.lists[&key].blocks.len(), 2);
@@ -168,15 +201,15 @@ mod tests {
     fn the_end_of_what_was_not_granted_is_not_reported_whatever_events_were_lost() {
         let mut lists = Lists::default();
         assert!(matches!(lists.ended(1, block(5000)), Part::Other));
-        assert!(matches!(lists.granted(1, block(5000), None), Part::Whole));
+        assert!(matches!(lists.listed(1, block(5000), None, None), Part::Whole));
         assert!(matches!(lists.ended(1, block(5000)), Part::Whole));
         assert!(matches!(lists.ended(1, block(5000)), Part::Other));
         // The end of 5000 is lost. The entry gets a request that is not granted.
-        let _ = lists.granted(1, block(5000), None);
+        let _ = lists.listed(1, block(5000), None, None);
         lists.requested(1);
         assert!(matches!(lists.ended(1, block(5000)), Part::Other));
         // The event of that request is lost, too.
-        let _ = lists.granted(1, block(5000), None);
+        let _ = lists.listed(1, block(5000), None, None);
         assert!(matches!(lists.ended(1, block(6000)), Part::Other));
         assert!(lists.in_force.is_empty());
     }

@@ -22,7 +22,7 @@ use portkeep_observe::{
 
 use super::{
     budget::{Budget, LeftOut, Pace},
-    event_lists::{ListKey, Lists, Part, info},
+    event_lists::{Holder, ListKey, Lists, Part, info},
     examine::Refusal,
     offenders::Offenders,
     peer::Peer,
@@ -109,24 +109,25 @@ impl EventLog {
     /// Log an event of the BPF programs. Returns the event for the watchers.
     pub(super) fn event(
         &mut self,
-        event: &kernel::Event,
+        event: &kernel::RingEvent,
         maps: &Maps,
         registry: &Registry,
         owners: &Owners,
     ) -> Option<protocol::Event> {
         let what = match event.kind {
-            kernel::EventKind::Refused => What::Refused,
-            kernel::EventKind::Granted => What::Granted,
-            kernel::EventKind::Ended => What::Ended,
-            kernel::EventKind::Exhausted => What::Exhausted,
-            kernel::EventKind::Pending => {
+            kernel::RingEventKind::Refused => What::Refused,
+            kernel::RingEventKind::Granted => What::Granted,
+            kernel::RingEventKind::Ended => What::Ended,
+            kernel::RingEventKind::Exhausted => What::Exhausted,
+            kernel::RingEventKind::Pending => {
                 self.lists.requested(event.id);
                 return None;
             }
         };
         let reservation = maps.reservation(event.id).ok().flatten();
+        let ended = self.lists.holder(event.id, event.into()).filter(|_| what == What::Ended);
         let list = match what {
-            What::Granted => self.lists.granted(event.id, event.into(), reservation.as_ref().and_then(ListKey::of)),
+            What::Granted => self.lists.granted(event.id, event.into(), reservation.as_ref()),
             What::Ended => self.lists.ended(event.id, event.into()),
             What::Refused | What::Exhausted | What::Denied => Part::Whole,
         };
@@ -167,7 +168,7 @@ impl EventLog {
             more = self.offenders.event(event.pid, event.when, event.untold, &key);
             self.recognize(&mut doer, &key);
         }
-        let reported = self.describe(event, (what, ports), doer, info);
+        let reported = self.describe(event, (what, ports), doer, info, ended);
         self.report(&key, more, reported)
     }
 
@@ -316,14 +317,19 @@ impl EventLog {
 
     fn describe(
         &self,
-        event: &kernel::Event,
+        event: &kernel::RingEvent,
         (what, ports): (What, PortList),
         process: Process,
         reservation: Option<Info>,
+        ended: Option<Holder>,
     ) -> protocol::Event {
         let transports = event.transports;
         let process = Some(process).filter(|process| process.pid != 0 || !process.comm.is_empty());
         let who = doer(process.as_ref());
+        let by_owner = process.as_ref().is_some_and(|process| process.pid == event.owner);
+        let owner = ended.map(|ended| self.process(event.owner, ended.uid, wire::text(&ended.comm)));
+        let owner = owner.or_else(|| process.clone().filter(|_| by_owner));
+        let label = ended.map(|ended| wire::text(&ended.label)).filter(|label| !label.is_empty());
         let message = match what {
             What::Refused => {
                 // The reservation may have ended meanwhile.
@@ -339,16 +345,17 @@ impl EventLog {
                 format!("{who} reserved {ports}/{transports}{named}")
             }
             What::Ended | What::Denied => {
-                let by_owner = process.as_ref().is_some_and(|process| process.pid == event.owner);
                 let by = if by_owner { String::new() } else { format!(", ended by {who}") };
-                format!("{ports}/{transports} of pid {} is free again{by}", event.owner)
+                let whose = owner.as_ref().map_or_else(|| format!("pid {}", event.owner), named);
+                let label = label.as_ref().map_or_else(String::new, |label| format!(" as {label:?}"));
+                format!("{ports}/{transports} of {whose}{label} is free again{by}")
             }
         };
         let reservation = match what {
             // The entry belongs to another reservation by now, or is free.
             What::Ended => {
                 let mut ended = Info::of_ports(ports.clone(), transports, State::Ended);
-                ended.owner = process.clone().filter(|process| process.pid == event.owner);
+                (ended.owner, ended.name) = (owner, label);
                 Some(ended)
             }
             What::Granted | What::Denied | What::Refused | What::Exhausted => reservation,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use portkeep_core::{Errno, PortRange, Transports, wire};
-use portkeep_kernel::{Event, Reservation};
+use portkeep_kernel::{Reservation, RingEvent};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -22,7 +22,7 @@ fn waited(reservation: &Reservation) -> Duration {
 
 impl Agent<'_> {
     /// Put a pending request into the queue.
-    pub(super) fn queue_pending(&mut self, event: &Event) -> anyhow::Result<()> {
+    pub(super) fn queue_pending(&mut self, event: &RingEvent) -> anyhow::Result<()> {
         let reservation = self.programs.maps.reservation(event.id)?;
         // If the event is older, its request has ended, and another one may have its entry.
         if let Some(reservation) = reservation.filter(|reservation| reservation.since <= event.when) {

@@ -13,6 +13,7 @@ use crate::{
     },
     commands::persist::view,
     reservations::{in_force, is_here},
+    waiting::Heard,
 };
 
 /// All that can be seen: of the whole machine with root, else of this network namespace.
@@ -29,18 +30,20 @@ pub(crate) fn held() -> Vec<Info> {
 
 /// Put them in order and add facts that the BPF programs lack: the agent's, if one runs, and processes.
 pub(crate) fn complete(found: &mut [Info]) -> anyhow::Result<()> {
-    name(found);
+    name(found, None);
     let blocks = in_use(found)?;
     let usage = if blocks.is_empty() { Usage::default() } else { Usage::bound(&blocks).unwrap_or_default() };
     enter_sockets(found, &usage)
 }
 
-/// Put them in order and add all facts but the sockets.
-pub(crate) fn name(found: &mut [Info]) {
-    let declared = if found.iter().any(|info| info.persistent) {
-        view::all(&Sources::of(&ConfigFile::default()), found)
-    } else {
-        Vec::new()
+/// Put them in order and add all facts but the sockets. Without the agent's answer, it is asked if it can know more.
+pub(crate) fn name(found: &mut [Info], heard: Option<&Heard>) {
+    let sources = || Sources::of(&ConfigFile::default());
+    let declared = match heard {
+        _ if !found.iter().any(|info| info.persistent) => Vec::new(),
+        None => view::all(&sources(), found),
+        Some(Heard::Absent) => view::as_read(&sources(), found),
+        Some(heard) => heard.declared().to_vec(),
     };
     listing::complete(found, &declared);
 }

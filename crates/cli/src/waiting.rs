@@ -10,36 +10,49 @@ use crate::args::patience;
 /// The agent's answer.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// The declarations that wait.
-    Waiting(Vec<Info>),
+    /// All declarations, in force or not.
+    Declared(Vec<Info>),
     /// It answers, but has no list for us now.
     Busy,
     /// It does not answer: it hangs, or was stopped.
     Silence,
-    /// None runs, or its socket is not here (in a container, under another PORTKEEP_RUNTIME_DIR).
-    NotHere,
-}
-
-/// All declarations, in force or not, as the agent reports them.
-pub(crate) fn ask_for_all() -> Result<Vec<Info>, PersistentError> {
-    Connection::open_within(patience::BRIEF)?.list()
+    /// None runs.
+    Absent,
+    /// Its socket cannot be reached from here.
+    Unreachable,
 }
 
 /// Ask the agent.
 pub(crate) fn ask() -> Heard {
-    match ask_for_all() {
-        Ok(declared) => Heard::Waiting(declared.into_iter().filter(|info| info.state != State::Active).collect()),
+    match Connection::open_within(patience::BRIEF).and_then(|mut agent| agent.list()) {
+        Ok(declared) => Heard::Declared(declared),
         Err(PersistentError::Lost(_)) => Heard::Silence,
-        Err(PersistentError::AgentAbsent { .. } | PersistentError::ConnectCall(_)) => Heard::NotHere,
+        Err(PersistentError::AgentAbsent { .. }) => Heard::Absent,
+        Err(PersistentError::ConnectCall(_)) => Heard::Unreachable,
         Err(_) => Heard::Busy,
     }
 }
 
-/// The declarations that wait, if an agent reports them at once.
-pub(crate) fn list() -> Vec<Info> {
-    match ask() {
-        Heard::Waiting(waiting) => waiting,
-        Heard::Busy | Heard::Silence | Heard::NotHere => Vec::new(),
+impl Heard {
+    /// All declarations, if the agent reported them.
+    pub(crate) fn declared(&self) -> &[Info] {
+        if let Self::Declared(declared) = self { declared } else { &[] }
+    }
+
+    /// The declarations that are not in force, if the agent reported them.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Info> {
+        self.declared().iter().filter(|info| info.state != State::Active)
+    }
+
+    /// If the agent hangs: a sentence that says so, with the facts that are therefore missing.
+    pub(crate) fn silence(&self) -> Option<String> {
+        matches!(self, Self::Silence).then(|| {
+            format!(
+                "the agent does not answer (waited {} s): declarations that are not in force are missing, and so are the \
+                 names, audiences and origins that only it knows; restart it (`systemctl restart portkeep`)",
+                patience::BRIEF.as_secs()
+            )
+        })
     }
 }
 

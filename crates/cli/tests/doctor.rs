@@ -9,6 +9,8 @@ use std::{
 };
 
 use portkeep_testkit::{
+    Outcome,
+    bpf::{Other, attach_other},
     eventually, kernel_or_skip,
     machine::{Machine, Running},
     process::{Child, become_user},
@@ -68,10 +70,85 @@ fn a_machine_in_order_has_nothing_wrong() {
         let of_others = ["pool", "node-ports", "kernel"].iter().any(|check| one["check"] == *check);
         assert!(of_others || one["findings"] == serde_json::json!([]), "{one}");
     }
-    assert!(machine.portkeep(&["doctor"]).ok().out.contains("15 checks: "));
-    // An ordinary user sees which checks were left out.
-    let report = machine.portkeep_as_nobody(&["doctor"]);
-    assert!(report.out.contains("not looked at: quotas (it requires root)"), "{report:?}");
+    assert!(machine.portkeep(&["doctor"]).ok().out.contains("15 checks"));
+}
+
+#[test]
+fn checks_that_require_root_are_named_to_others() {
+    let Some(machine) = machine("rights") else { return };
+    machine.portkeep(&["up"]).ok();
+    let _listener = TcpListener::bind("127.0.0.1:22").unwrap();
+    let skipped = |report: &Value, check: &str| {
+        let one = report.as_array().unwrap().iter().find(|one| one["check"] == check).unwrap();
+        one["skipped"].as_str().unwrap_or_default().to_owned()
+    };
+    let report = machine.portkeep_as_nobody(&["doctor", "--json"]).json();
+    for (check, part) in [
+        ("agent", "whether its program was replaced: "),
+        ("files", "reservations that commands created: "),
+        ("server-users", "servers of other users: "),
+        ("pool", "other network namespaces: "),
+        ("hooks", ""),
+        ("containers", ""),
+        ("ephemeral-ports", ""),
+        ("quotas", ""),
+    ] {
+        assert_eq!(skipped(&report, check), format!("{part}requires root"), "{check}: {report}");
+    }
+    let text = machine.portkeep_as_nobody(&["doctor"]).out;
+    assert!(text.contains("not examined: other network namespaces: requires root [pool]\n"), "{text}");
+    assert!(text.contains("not examined: requires root [quotas]\n") && text.contains("incomplete"), "{text}");
+    // Root of a namespace is root, and has not the rights of root on the machine.
+    let copy = machine.for_everybody(PORTKEEP);
+    for (namespaces, root) in [
+        (&["--pid", "--fork", "--mount-proc"][..], "root in the first PID namespace"),
+        (&["--user", "--map-root-user"], "root in the first user namespace"),
+        (
+            &["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"],
+            "root in the first user namespace and the first PID namespace",
+        ),
+    ] {
+        let said = |words: &[&str]| -> Outcome {
+            let words = [&["unshare"], namespaces, &[&copy], words].concat();
+            let as_root = namespaces[0] == "--pid";
+            let mut command = if as_root { machine.program(&words) } else { machine.as_nobody(&words) };
+            command.output().unwrap().into()
+        };
+        let doctor = said(&["doctor", "--json"]);
+        assert_eq!(skipped(&doctor.json(), "containers"), format!("requires {root}"), "{doctor:?}");
+        let who = said(&["who", "22"]);
+        assert!(who.err.contains(&format!("note: only {root} can see other users' processes")), "{who:?}");
+    }
+}
+
+#[test]
+fn programs_of_others_on_the_same_hooks() {
+    let Some(machine) = machine("hooks") else { return };
+    let inner = machine.cgroup.child("enforced").unwrap();
+    let below = inner.join("unit");
+    fs::create_dir(&below).unwrap();
+    let folder = inner.to_str().unwrap();
+    machine.portkeep(&["up", "--enforce", folder, "--serve", folder]).ok();
+    assert_eq!(findings(&machine, "hooks"), [[""; 3]; 0], "Portkeep's own are not reported");
+    for cgroup in [machine.cgroup.path(), &inner, &below] {
+        attach_other(&fs::File::open(cgroup).unwrap(), Other::AllowBind).unwrap();
+    }
+    let found = findings(&machine, "hooks");
+    let home = machine.home();
+    for (cgroup, place) in [
+        (home.clone(), "above the cgroup that is enforced in"),
+        (format!("{home}/enforced"), "the cgroup that is enforced in"),
+        (format!("{home}/enforced/unit"), "for the processes in it alone"),
+    ] {
+        let start = format!("other BPF programs are attached to the cgroup {cgroup} ({place}): program ");
+        let is_it = |[severity, message, help]: &&[String; 3]| {
+            severity == "note" && message.starts_with(&start) && message.contains(" (bind4);") && !help.is_empty()
+        };
+        assert_eq!(found.iter().filter(is_it).count(), 1, "{cgroup}: {found:?}");
+    }
+    assert_eq!(found.len(), 3, "{found:?}");
+    machine.portkeep(&["down"]).ok();
+    fs::remove_dir(below).unwrap();
 }
 
 #[test]
@@ -84,7 +161,8 @@ fn a_mistake_in_a_file_and_a_unit_that_does_not_exist() {
         "etc/portkeep/ports.d/a.toml",
         "[[reservation]]\nname = \"a\"\ntcp = 8443\nunit = \"none.service\"\n",
     );
-    finds(&machine, "files", "warning", &["there is no unit none.service", "a.toml:1"]);
+    let unit = ["there is no unit none.service", "a.toml:1", "install it, or correct the name"];
+    finds(&machine, "files", "warning", &unit);
     finds(&machine, "agent", "error", &["no agent runs, and 1 persistent"]);
     file(&machine, "etc/portkeep/ports.d/a.toml", "[[reservation]]\nname = \"a\"\ntpc = 8443\n");
     let found = findings(&machine, "files");

@@ -830,7 +830,7 @@ fn classic_mistakes_are_answered_with_the_remedy() {
 
 #[test]
 fn another_system_has_declarations_of_its_own() {
-    let setup = setup!("root");
+    let mut setup = setup!("root");
     setup.portkeep(&["persist", "add", "8000", "--name", "a", "--user", "daemon"]).ok();
     setup.portkeep(&["persist", "add", "8001", "--name", "b", "--user", "daemon", "--until-reboot"]).ok();
     let text = "[[reservation]]\nname = \"other\"\ntcp = 8100\nuser = \"daemon\"\n";
@@ -841,7 +841,16 @@ fn another_system_has_declarations_of_its_own() {
         (list.as_array().unwrap().len(), &list[0]["name"], &list[0]["state"]),
         (1, &json!("other"), &json!("waiting"))
     );
-    fails(&setup.portkeep(&["persist", "list", "--root", "/nonexistent"]), 1, "there is no folder /nonexistent");
+    for command in [&["persist", "list"][..], &["check"]] {
+        let said = setup.portkeep(&[command, &["--root", "/nonexistent"]].concat());
+        fails(&said, 1, "there is no folder /nonexistent; correct --root");
+    }
+    // The folder that the environment names is used unchanged, even if the configuration names the same.
+    let text = format!("state_dir = {:?}\n", setup.folder.path().join("state"));
+    setup.file("etc/portkeep/portkeep.toml", &text);
+    setup.stop();
+    let list = setup.portkeep(&["persist", "list", "--json"]).ok().json();
+    assert_eq!(list.as_array().unwrap().iter().map(|each| &each["name"]).collect::<Vec<_>>(), ["a", "b"]);
 }
 
 #[test]
@@ -1225,6 +1234,7 @@ fn check_speaks_as_a_compiler_does() {
         (
             Some(0),
             "etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:cups:631`)\n\
+             help: install it, or correct the name (`systemctl list-unit-files` shows all)\n\
              3 files with 2 reservations: 1 warning\n"
                 .into()
         )
@@ -1247,6 +1257,7 @@ help: change one of the two; a file can be masked by a link to /dev/null of the 
 etc/portkeep/ports.d/a.toml:10:1: warning: there is no group voice (`c`)
 help: the reservation waits until there is one
 etc/portreserve/cups:1:1: warning: there is no unit cups.service (`portreserve:cups:631`)
+help: install it, or correct the name (`systemctl list-unit-files` shows all)
 4 files with 3 reservations: 3 mistakes, 2 warnings
 ";
     assert_eq!(bad, (Some(1), expected.into()));
@@ -1473,7 +1484,13 @@ fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
     let released = setup.portkeep(&["release", words[2].split(',').nth(1).unwrap()]).ok().out;
     assert!(released.starts_with("released 20000,20002,20005-20006/tcp of pid"), "{released}");
     setup.portkeep(&["persist", "add", "30000", "--name", "end"]).ok();
+    let mut ended = Value::Null;
     let seen: Vec<(String, String)> = std::iter::repeat_with(next)
+        .inspect(|event| {
+            if event["what"] == "ended" {
+                ended = event.clone();
+            }
+        })
         .map(|event| (event["what"].as_str().unwrap().to_owned(), event["ports"].as_str().unwrap().to_owned()))
         .filter(|(_, ports)| !ports.starts_with("100"))
         .take_while(|(_, ports)| ports != "30000")
@@ -1481,6 +1498,14 @@ fn l2_a_list_is_one_event_when_it_is_complete_and_one_when_it_has_ended() {
     let list = "20000,20002,20005-20006";
     let expected = [("denied", "20002"), ("granted", list), ("refused", "20006"), ("ended", list)];
     assert_eq!(seen, expected.map(|(what, ports)| (what.to_owned(), ports.to_owned())));
+    // An administrator ended it, and it names whose it was.
+    let (of, pid) = (&ended["reservation"], holding.child.id());
+    assert_eq!(
+        (&of["name"], &of["owner"]["pid"], &of["owner"]["comm"]),
+        (&json!("three"), &json!(pid), &json!("portkeep"))
+    );
+    let message = ended["message"].as_str().unwrap();
+    assert!(message.contains(&format!("of portkeep (pid {pid}, root) as \"three\" is free again")), "{message}");
     watch.kill().unwrap();
     watch.wait().unwrap();
     // `acquire` reports that it lost them.

@@ -127,6 +127,15 @@ print(d)
 }
 
 #[test]
+fn a_listing_shows_the_server_without_internal_options() {
+    let Some(served) = Served::new("portserver_listed") else { return };
+    let list = served.script(&format!(
+        "port = ask(me)\nprint(subprocess.run(['{PORTKEEP}', 'list', '--json'], capture_output=True, text=True).stdout)"
+    ));
+    assert!(list.contains(r#""command":"portkeep portserver","#), "{list}");
+}
+
+#[test]
 fn malformed_requests_get_nothing() {
     let Some(served) = Served::new("portserver_malformed") else { return };
     served.script(

@@ -81,6 +81,7 @@ fn a_time_is_kept_in_the_background() {
     assert_eq!(list.len(), 1);
     let pid = &list[0]["owner"]["pid"];
     assert_eq!(list[0]["owner"]["comm"], "portkeep");
+    assert_eq!(list[0]["owner"]["command"], "portkeep acquire --for 1h --json", "no internal option");
     // It keeps nothing of its caller's: no folder, and no stream.
     let open = machine.shell(&format!("readlink /proc/{pid}/cwd /proc/{pid}/fd/[012]")).ok();
     assert_eq!(open.out, "/\n/dev/null\n/dev/null\n/dev/null\n");

@@ -6,7 +6,12 @@ use std::{
     process::{Child, Stdio},
 };
 
-use portkeep_testkit::{Outcome, eventually, kernel_or_skip, machine::Machine, process};
+use portkeep_testkit::{
+    Outcome, eventually, kernel_or_skip,
+    machine::{Machine, Running},
+    process,
+};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -360,4 +365,76 @@ fn a_failed_request_names_the_holder_in_the_same_words() {
         let said = machine.portkeep(words);
         assert!(said.code != Some(0) && said.err.contains(&shown) && said.err.contains(&how), "{words:?}: {said:?}");
     }
+}
+
+#[test]
+fn a_hanging_agent_is_one_warning_and_the_kernel_answers() {
+    let Some(machine) = machine("hangs") else { return };
+    machine.portkeep(&["up"]).ok();
+    let agent = machine.agent(machine.command(&["agent"]));
+    machine.portkeep(&["persist", "add", "--name", "web", "--tcp", "8443", "--user", "daemon"]).ok();
+    kill_process(Pid::from_child(&agent.0), Signal::STOP).unwrap();
+    for words in [&["list"][..], &["list", "--json"], &["who", "8443"], &["who", "8443", "--json"]] {
+        let said = machine.portkeep(words).ok();
+        assert!(said.out.contains("8443"), "{said:?}");
+        let warnings: Vec<&str> = said.err.lines().filter(|line| line.starts_with("warning: ")).collect();
+        let [warning] = warnings[..] else { panic!("{said:?}") };
+        for part in
+            ["the agent does not answer (waited 2 s)", " are missing", "restart it (`systemctl restart portkeep`)"]
+        {
+            assert!(warning.contains(part), "{part}: {said:?}");
+        }
+    }
+
+    // A request that waits for the agent.
+    let mut asks = machine.command(&["acquire", "--ports", "9000"]);
+    let asks = Running(asks.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let by = format!("9000/tcp is being requested by pid {} (portkeep)", asks.pid());
+    eventually(|| machine.portkeep(&["who", "9000/tcp", "--json"]).json()[0]["reservation"]["state"] == "pending");
+    let text = machine.portkeep(&["who", "9000/tcp"]).ok().out;
+    assert!(text.starts_with(&format!("{by}; the request came ")), "{text}");
+    machine.portkeep(&["acquire", "--ports", "9000"]).fails(1, &[&format!("{by}, requested ")]);
+}
+
+#[test]
+fn a_command_line_is_cut_only_to_the_width_of_a_terminal() {
+    let Some(machine) = machine("width") else { return };
+    let long = "/none".repeat(40);
+    let copy = machine.for_everybody(PORTKEEP);
+    let mut held = machine.as_nobody(&[&copy, "acquire", "--hold", "--pin-dir", &long]);
+    let mut held = held.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(held.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let _held = Running(held);
+    let port = line.split(' ').next().unwrap();
+    for words in [&["who", port][..], &["list"], &["list", "--columns", "command"]] {
+        let text = machine.portkeep(words).ok().out;
+        assert!(text.contains(&format!("{copy} acquire --hold --pin-dir {long}\n")), "{text}");
+        let there = format!("stty cols 100; NO_COLOR=1 {PORTKEEP} {}", words.join(" "));
+        let shown: Outcome = machine.program(&["script", "-qec", &there, "/dev/null"]).output().unwrap().into();
+        let cut = shown.out.lines().filter(|line| line.ends_with("..."));
+        let widths: Vec<usize> = cut.map(|line| line.chars().count()).collect();
+        assert!(!widths.is_empty() && widths.iter().all(|width| *width == 100), "{shown:?}");
+    }
+}
+
+#[test]
+fn processes_that_a_command_of_run_has_left_behind() {
+    let Some(machine) = machine("members") else { return };
+    machine.portkeep(&["up"]).ok();
+    let holding = machine.hold(&[]);
+    assert!(machine.portkeep(&["list", "--json"]).ok().json()[0]["members"].is_null(), "its owner runs");
+    holding.let_go();
+    let daemon = "sleep 300 </dev/null >/dev/null 2>&1 & exit 0";
+    machine.portkeep(&["run", "--", "sh", "-c", daemon]).ok();
+    let list = machine.portkeep(&["list", "--json"]).ok().json();
+    let [member] = &list[0]["members"].as_array().unwrap()[..] else { panic!("{list}") };
+    assert_eq!((member["command"].as_str(), member["user"].as_str()), (Some("sleep 300"), Some("root")));
+    let pid = member["pid"].as_i64().unwrap();
+    let text = machine.portkeep(&["list"]).ok().out;
+    assert!(text.contains(&format!("in its cgroup: pid {pid} (sleep)")), "{text}");
+    let text = machine.portkeep(&["who", list[0]["ports"].as_str().unwrap()]).ok().out;
+    assert!(text.contains(&format!("  members   pid {pid} (sleep) sleep 300\n")), "{text}");
+    kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+    eventually(|| machine.portkeep(&["list", "--json"]).ok().json() == serde_json::json!([]));
 }

@@ -35,7 +35,7 @@ struct Raw {
 
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EventKind {
+pub enum RingEventKind {
     /// A reservation came into force.
     Granted,
     /// A reservation ended.
@@ -51,9 +51,9 @@ pub enum EventKind {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Event {
+pub struct RingEvent {
     /// The kind of event.
-    pub kind: EventKind,
+    pub kind: RingEventKind,
     /// Id of the reservation, 0 if there is none (a pool port that is not reserved).
     pub id: u32,
     /// When, nanoseconds of `CLOCK_MONOTONIC`.
@@ -80,18 +80,18 @@ pub struct Event {
     pub untold: u32,
 }
 
-impl Event {
+impl RingEvent {
     /// Read an event from a record of the ring. `None` if the record is invalid; BPF programs of this ABI write no such
     /// record.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
         Some(Self {
             kind: match raw.kind {
-                1 => EventKind::Granted,
-                2 => EventKind::Ended,
-                3 => EventKind::Refused,
-                4 => EventKind::Pending,
-                5 => EventKind::Exhausted,
+                1 => RingEventKind::Granted,
+                2 => RingEventKind::Ended,
+                3 => RingEventKind::Refused,
+                4 => RingEventKind::Pending,
+                5 => RingEventKind::Exhausted,
                 _ => return None,
             },
             id: raw.id,
@@ -135,10 +135,10 @@ impl Events {
     }
 
     /// The next event, `None` if there is none at the moment. To wait, poll the descriptor for input.
-    pub fn next_event(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<RingEvent> {
         loop {
             let item = self.ring.next()?;
-            if let Some(event) = Event::from_bytes(&item) {
+            if let Some(event) = RingEvent::from_bytes(&item) {
                 return Some(event);
             }
         }

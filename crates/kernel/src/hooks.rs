@@ -1,6 +1,11 @@
 //! The BPF programs on the hooks that Portkeep uses, those of others included.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::loaded_programs;
 
@@ -9,7 +14,7 @@ use crate::{
     sys::{self, AttachPoint},
 };
 
-/// A program that runs for the sockets of a cgroup.
+/// A program that is attached to a cgroup. It runs for the sockets made there and in the cgroups below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// Its number.
@@ -20,22 +25,44 @@ pub struct Attached {
     pub hook: &'static str,
 }
 
-/// All programs on these hooks that run for the sockets of a cgroup, Portkeep's included: those that are attached to
-/// the cgroup and to the cgroups above it.
+/// The programs on these hooks, Portkeep's included, by the folder of the cgroup that they are attached to: this cgroup
+/// and those above it, whose programs run for all its sockets, and those below it, whose programs run for some. Cgroups
+/// without programs are left out.
 ///
 /// # Errors
 ///
 /// If the kernel does not show them: this requires root.
-pub fn programs(cgroup: &Path) -> io::Result<Vec<Attached>> {
-    let folder = File::open(cgroup)?;
+pub fn programs(cgroup: &Path) -> io::Result<BTreeMap<PathBuf, Vec<Attached>>> {
     let names: Vec<(u32, String)> = loaded_programs()
         .filter_map(|info| info.ok().map(|info| (info.id(), info.name_as_str().unwrap_or_default().to_owned())))
         .collect();
-    let mut found = Vec::new();
-    for (_, point) in ENFORCING.into_iter().chain(SERVING) {
-        for id in sys::programs_on(&folder, point)? {
-            let name = names.iter().find(|(other, _)| *other == id).map_or_else(String::new, |(_, name)| name.clone());
-            found.push(Attached { id, name, hook: name_of(point) });
+    let root = crate::cgroup::root().unwrap_or_default();
+    let mut folders: Vec<PathBuf> =
+        cgroup.ancestors().skip(1).filter(|above| above.starts_with(&root)).map(Path::to_owned).collect();
+    let mut below = vec![cgroup.to_owned()];
+    while let Some(folder) = below.pop() {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        below.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
+        folders.push(folder);
+    }
+    let mut found = BTreeMap::new();
+    for folder in folders {
+        let open = match File::open(&folder) {
+            // A cgroup below can be removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && folder != cgroup => continue,
+            open => open?,
+        };
+        let mut here = Vec::new();
+        for (_, point) in ENFORCING.into_iter().chain(SERVING) {
+            for id in sys::programs_on(&open, point)? {
+                let name = names.iter().find(|(other, _)| *other == id).map(|(_, name)| name.clone());
+                here.push(Attached { id, name: name.unwrap_or_default(), hook: name_of(point) });
+            }
+        }
+        if !here.is_empty() {
+            found.insert(folder, here);
         }
     }
     Ok(found)

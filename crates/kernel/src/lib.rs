@@ -34,7 +34,7 @@ mod sys;
 
 pub use admin::{Admin, AdminError, Wanted};
 pub use audience::PLACE_DEPTH;
-pub use events::{Event, EventKind, Events};
+pub use events::{Events, RingEvent, RingEventKind};
 pub use fork::fork;
 pub use instance::{DownReport, Instance, InstanceError, UpOptions};
 pub use layout::{
@@ -44,7 +44,7 @@ pub use layout::{
 pub use load::{Link, LoadError, Loaded};
 pub use maps::{MapAccessError, Maps};
 pub use object::BUILD;
-pub use obstacle::Obstacle;
+pub use obstacle::{Obstacle, in_first_user_namespace};
 pub use persistent::{Claim, Claimed, CreateError};
 pub use quiet::ForgetError;
 pub use settings::Settings;

@@ -104,7 +104,8 @@ impl Obstacle {
     }
 }
 
-/// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`. Without /proc this is unknown.
-fn in_first_user_namespace() -> bool {
+/// Whether this process is in the first user namespace (`PROC_USER_INIT_INO` of `include/linux/proc_ns.h`). Without
+/// /proc this is unknown, and true.
+pub fn in_first_user_namespace() -> bool {
     fs::read_link("/proc/self/ns/user").map_or(true, |link| link == Path::new("user:[4026531837]"))
 }

@@ -96,17 +96,16 @@ struct QueryAttr {
     zero: u32,
 }
 
-/// `BPF_PROG_QUERY`: the ids of all programs that run at a point of a cgroup, including those of the cgroups above it.
+/// `BPF_PROG_QUERY`: the ids of the programs that are attached to a point of a cgroup, at most 64.
 ///
 /// Kernel commit 468e2f64d220 ("bpf: introduce BPF_PROG_QUERY command"), Linux 4.15.
 pub(crate) fn programs_on(cgroup: impl AsFd, point: AttachPoint) -> io::Result<Vec<u32>> {
     const BPF_PROG_QUERY: libc::c_long = 16;
-    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
     let mut ids = [0u32; 64];
     let mut attr = QueryAttr {
         cgroup: cgroup.as_fd().as_raw_fd() as u32,
         point: point as u32,
-        flags: BPF_F_QUERY_EFFECTIVE,
+        flags: 0,
         attach_flags: 0,
         ids: ids.as_mut_ptr() as u64,
         count: ids.len() as u32,

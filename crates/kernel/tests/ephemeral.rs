@@ -8,7 +8,7 @@ use portkeep_core::{
     persistent::Audience,
     wire::{self, AcquireRequest, AgentMark},
 };
-use portkeep_kernel::{CreateError, EventKind, Wanted};
+use portkeep_kernel::{CreateError, RingEventKind, Wanted};
 use portkeep_testkit::{
     Below, REQUIRE, World, audit,
     process::{Child, become_user, in_child, in_groups},
@@ -185,7 +185,7 @@ fn e3_a_range_that_is_used_up_is_reported_once_a_second() {
     }
     let seconds = began.elapsed().as_secs() as usize;
     let reported =
-        std::iter::from_fn(|| events.next_event()).filter(|event| event.kind == EventKind::Exhausted).count();
+        std::iter::from_fn(|| events.next_event()).filter(|event| event.kind == RingEventKind::Exhausted).count();
     assert!((1..=seconds + 2).contains(&reported), "{reported} events in {seconds} s");
     if let Some(server) = mptcp() {
         assert_eq!(errno(bind(&server, 0)), Errno::EADDRINUSE);

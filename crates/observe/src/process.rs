@@ -11,11 +11,12 @@ use std::{
 
 use portkeep::{Info, Process, Time};
 use portkeep_core::wire;
-use portkeep_kernel::cgroup;
+use portkeep_kernel::{cgroup, in_first_user_namespace};
 use rustix::{
     fs::{Mode, OFlags, RawDir, readlinkat_raw},
     io::Errno,
     param::clock_ticks_per_second,
+    process::geteuid,
     time::ClockId,
 };
 
@@ -49,6 +50,18 @@ fn started(pid: u32) -> Option<Time> {
     let now = rustix::time::clock_gettime(ClockId::Boottime);
     let now = Duration::new(now.tv_sec.try_into().ok()?, now.tv_nsec.try_into().ok()?);
     Some(std::time::SystemTime::now().checked_sub(now.saturating_sub(since_boot))?.into())
+}
+
+/// The rights that this process lacks to see every process of the machine, as messages name them; `None` if it lacks
+/// none. Root of a user or PID namespace has only the rights of root there.
+pub fn lacks() -> Option<&'static str> {
+    match (geteuid().is_root(), in_first_user_namespace(), in_first_pid_namespace()) {
+        (false, ..) => Some("root"),
+        (_, false, false) => Some("root in the first user namespace and the first PID namespace"),
+        (_, false, true) => Some("root in the first user namespace"),
+        (_, true, false) => Some("root in the first PID namespace"),
+        (true, true, true) => None,
+    }
 }
 
 /// Whether pids here are the same as those of the BPF programs, which number processes as the first pid namespace does.

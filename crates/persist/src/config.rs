@@ -191,12 +191,18 @@ impl Config {
         if report.is_clean() { Ok((config, given)) } else { Err(report.into_diagnostics()) }
     }
 
-    /// The folder of the store: the environment variable `PORTKEEP_STATE_DIR`, else the configured folder.
-    pub fn state_dir(&self) -> PathBuf {
+    /// The folder of the store of this machine: the environment variable `PORTKEEP_STATE_DIR`, unchanged, else the
+    /// configured folder below `root`.
+    pub fn state_dir(&self, root: &Path) -> PathBuf {
         match std::env::var_os("PORTKEEP_STATE_DIR") {
             Some(folder) if !folder.is_empty() => folder.into(),
-            _ => self.state_dir.clone(),
+            _ => self.state_dir_below(root),
         }
+    }
+
+    /// The configured folder of the store of a system that is mounted at `root`.
+    pub fn state_dir_below(&self, root: &Path) -> PathBuf {
+        root.join(self.state_dir.strip_prefix("/").unwrap_or(&self.state_dir))
     }
 
     /// Read the entries of a table; `prefix` is its name with a dot, empty for the file itself.

@@ -46,13 +46,13 @@ pub struct DropIn {
     #[serde(serialize_with = "crate::diagnostic::path_text")]
     pub path: PathBuf,
     /// Whether it was read, and if not, why.
-    pub state: State,
+    pub state: FileState,
 }
 
 /// The outcome for a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum FileState {
     /// It was read.
     Read,
     /// It could not be read, or is not TOML: see the diagnostics.
@@ -84,7 +84,7 @@ pub fn load(root: &Path) -> Loaded {
             let path = root.path(folder).join(&name);
             match winners.get(&name) {
                 None => drop(winners.insert(name, path)),
-                Some(by) => hidden.push(DropIn { path, state: State::Hidden { by: by.clone() } }),
+                Some(by) => hidden.push(DropIn { path, state: FileState::Hidden { by: by.clone() } }),
             }
         }
     }
@@ -143,14 +143,14 @@ impl Loaded {
                     declaration,
                     origin: Origin::File { path: path.clone(), line },
                 }));
-                if failed { State::Failed } else { State::Read }
+                if failed { FileState::Failed } else { FileState::Read }
             }
-            Ok(Content::Text(_) | Content::Null) => State::Mask,
+            Ok(Content::Text(_) | Content::Null) => FileState::Mask,
             // The file was removed after its folder was listed.
             Ok(Content::Absent) => return,
             Err(wrong) => {
                 self.diagnostics.push(wrong);
-                State::Failed
+                FileState::Failed
             }
         };
         self.files.push(DropIn { path, state });

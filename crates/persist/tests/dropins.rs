@@ -8,7 +8,7 @@ use std::{
 
 use portkeep_persist::{
     Origin, Services,
-    dropin::{self, Loaded, State},
+    dropin::{self, FileState, Loaded},
     merge,
 };
 
@@ -71,7 +71,7 @@ fn the_same_name_in_a_folder_that_counts_more_hides_the_others() {
         .load()
         .files
         .iter()
-        .map(|file| (root.short(file.path.to_str().unwrap()), matches!(file.state, State::Hidden { .. })))
+        .map(|file| (root.short(file.path.to_str().unwrap()), matches!(file.state, FileState::Hidden { .. })))
         .collect();
     let expected = [
         (format!("/{ETC}/50-a.toml"), false),
@@ -101,7 +101,7 @@ fn links_to_dev_null_and_empty_files_mask() {
     }
     root.link(ETC, "a.toml", "/dev/null").file(RUN, "b.toml", "");
     assert_eq!(root.loaded(), (vec!["c".into()], vec![]));
-    let masked = root.load().files.iter().filter(|file| file.state == State::Mask).count();
+    let masked = root.load().files.iter().filter(|file| file.state == FileState::Mask).count();
     assert_eq!(masked, 2);
     // A mask in a folder that counts less is itself hidden.
     root.link(LIB, "d.toml", "/dev/null").file(ETC, "d.toml", stanza("d", 2));

@@ -11,7 +11,7 @@ use portkeep_core::{
     AlignError, Errno, ParsePortsError, PortRange, PortRangeError, Transport, Transports, persistent::AudienceError,
 };
 
-use crate::info::{Info, Owner};
+use crate::info::{Info, Owner, State};
 
 fn raw(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno)
@@ -200,7 +200,10 @@ impl fmt::Display for Conflict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(ports, transports, by) = *self;
         match by.as_ref().and_then(|info| Some((info, info.overlap(*ports, *transports)?))) {
-            Some((info, (port, transport))) => write!(f, "{port}/{transport} belongs to {}", Owner(info)),
+            Some((info, (port, transport))) => {
+                let verb = if info.state == State::Pending { "is being requested by" } else { "belongs to" };
+                write!(f, "{port}/{transport} {verb} {}", Owner(info))
+            }
             None => write!(f, "a socket of another process has a port of {ports}/{transports}"),
         }
     }

@@ -105,6 +105,8 @@ pub struct Info {
     pub origin: Option<Origin>,
     /// The owner process of a runtime reservation.
     pub owner: Option<Process>,
+    /// The first few processes in the cgroup of its scope, if its owner process has ended.
+    pub members: Option<Vec<Process>>,
     /// When it was acquired or came into force.
     pub since: Option<Time>,
     /// The cookie of its network namespace (`SO_NETNS_COOKIE`).
@@ -195,6 +197,7 @@ impl Info {
             force: false,
             origin: None,
             owner: None,
+            members: None,
             since: None,
             netns: None,
             netns_name: None,
@@ -402,7 +405,10 @@ impl fmt::Display for Owner<'_> {
             write!(f, " as `{name}`")?;
         }
         match info.age() {
-            Some(age) => write!(f, ", reserved {}", time::ago(age)),
+            Some(age) => {
+                let verb = if info.state == State::Pending { "requested" } else { "reserved" };
+                write!(f, ", {verb} {}", time::ago(age))
+            }
             None => Ok(()),
         }
     }

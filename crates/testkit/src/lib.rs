@@ -22,6 +22,7 @@ pub mod agent;
 mod attach;
 pub mod audit;
 mod below;
+pub mod bpf;
 pub mod crowd;
 pub mod driven;
 pub mod machine;

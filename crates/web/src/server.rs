@@ -145,7 +145,7 @@ struct Where {
 /// The port of a request, and its network namespace.
 #[derive(Debug, Deserialize)]
 struct Which {
-    port: u16,
+    port: String,
     netns: Option<u64>,
 }
 
@@ -169,8 +169,9 @@ async fn map(State(shared): State<Arc<Shared>>, Query(Where { netns }): Query<Wh
 }
 
 async fn who(State(shared): State<Arc<Shared>>, Query(Which { port, netns }): Query<Which>) -> Response {
-    let Ok(port) = PortRange::single(port) else {
-        return (StatusCode::BAD_REQUEST, "a port is 1 to 65535\n").into_response();
+    let Some(port) = port.parse().ok().and_then(|port| PortRange::single(port).ok()) else {
+        let why = format!("port={port}: a port is a number from 1 to 65535\n");
+        return (StatusCode::BAD_REQUEST, why).into_response();
     };
     let _walk = shared.walks.acquire().await;
     answer(move || data::within(netns, |own| data::who(port, own))).await

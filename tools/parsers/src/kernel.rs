@@ -2,16 +2,16 @@
 
 use portkeep::Info;
 use portkeep_core::wire;
-use portkeep_kernel::Event;
+use portkeep_kernel::RingEvent;
 use zerocopy::FromBytes;
 
 /// A record of the ring of events: no event, or one of the kinds that there are.
 pub fn events(bytes: &[u8]) {
-    if let Some(event) = Event::from_bytes(bytes) {
+    if let Some(event) = RingEvent::from_bytes(bytes) {
         assert!(event.ports.start() > 0);
         assert!(!event.comm.contains(char::is_control), "{:?}", event.comm);
         // A longer record of a later version begins in the same way.
-        assert_eq!(Event::from_bytes(&[bytes, &[0xff; 8]].concat()), Some(event));
+        assert_eq!(RingEvent::from_bytes(&[bytes, &[0xff; 8]].concat()), Some(event));
     }
 }
 

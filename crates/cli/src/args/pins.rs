@@ -1,9 +1,13 @@
 //! Where kernel enforcement is pinned, and what can be seen of it from here.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use portkeep::{QueryError, Version, persistent::protocol::Reason};
 use portkeep_kernel::{Instance, InstanceError, Obstacle};
+use portkeep_observe::process;
 
 use crate::{args::help::ADVANCED, exit::refused};
 
@@ -61,7 +65,7 @@ impl Pins {
 
     pub(crate) fn look(&self) -> Seen {
         let folder = self.folder();
-        let hidden = || Seen::Hidden(format!("{} can only be read by root", folder.display()));
+        let hidden = || Seen::Hidden(only_by_root(&folder));
         // Checked first: without the right to enter the folder, it looks empty.
         match folder.join("maps").try_exists() {
             Ok(true) => {}
@@ -77,6 +81,11 @@ impl Pins {
             Err(error) => Seen::Unusable(error),
         }
     }
+}
+
+/// Why a file or folder of root cannot be read.
+pub(crate) fn only_by_root(path: &Path) -> String {
+    format!("{} can only be read by {}", path.display(), process::lacks().unwrap_or("root"))
 }
 
 /// Kernel enforcement that serves sockets made here; `None` if none does.

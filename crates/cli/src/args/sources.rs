@@ -105,12 +105,11 @@ impl Sources {
         load(&self.config()?)
     }
 
-    /// The folder of the store. A value of the environment is used unchanged, but not for another system.
+    /// The folder of the store. The environment names only that of this system.
     pub(crate) fn state_dir(&self, config: &Config) -> PathBuf {
-        let folder = config.state_dir();
-        match folder == config.state_dir || !self.is_this_system().unwrap_or(true) {
-            true => below(self.root(), &config.state_dir),
-            false => folder,
+        match self.is_this_system().unwrap_or(true) {
+            true => config.state_dir(self.root()),
+            false => config.state_dir_below(self.root()),
         }
     }
 }

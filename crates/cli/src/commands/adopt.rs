@@ -72,7 +72,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let enforced = status::of(pins, io)?.enforced_in;
     let usage = Usage::bound(&[(PortRange::ALL, Transports::Both)]).context("looking for sockets")?;
     if !usage.all {
-        io.warning("only root can see the processes of other users, and services are among them");
+        let root = process::lacks().unwrap_or("root");
+        io.warning(format_args!("only {root} can see the processes of other users, and services are among them"));
     }
     let ephemeral = sysctl::local_port_range().ok().flatten();
     let sockets = units::enabled_sockets(sources.root());
@@ -215,7 +216,8 @@ fn owner(socket: &BoundSocket, place: &Place) -> Result<Owner, String> {
         return Err("a reservation does not concern it while it is bound; declare it for root if it comes late".into());
     }
     let Some(process) = &socket.process else {
-        return Err("which service it belongs to only root can see".into());
+        let root = process::lacks().unwrap_or("root");
+        return Err(format!("only {root} can see which service it belongs to"));
     };
     if process.pid == 1 {
         let mut units = place.sockets.iter().filter(|(_, of, port)| (*of, *port) == (socket.transport, socket.port));

@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use portkeep::{Enforcement, Info, State, persistent::protocol::Reason};
+use portkeep::{Enforcement, Info, Process, State, persistent::protocol::Reason};
 use portkeep_core::time;
 use portkeep_observe::Usage;
 
@@ -20,7 +20,8 @@ use crate::{
     args::{filter::Filter, pins::Pins},
     ran_out,
     render::table::{self, Look, Terminal},
-    reservations, survey, waiting,
+    reservations, survey,
+    waiting::{self, Heard},
 };
 
 const AFTER_HELP: &str = "\
@@ -29,7 +30,7 @@ may use it. BOUND counts the ports of the block that have a socket, TCP and UDP 
 hold, without kernel enforcement, are among them: ENFORCED is `held`.
 
 For a persistent reservation, OWNER shows its audience: the unit, cgroup, user or group. The last column shows the file or command that declared it \
-and the processes that have its ports bound. Declarations that are not in force are reported on standard error; `portkeep \
+and the processes that have its ports bound. If the owner process of another reservation has ended, it shows the processes in its cgroup. Declarations that are not in force are reported on standard error; `portkeep \
 persist list` shows them too.
 
 On a narrow terminal some columns are left out and the last one is cut; --columns chooses them. There, reservations that are \
@@ -135,26 +136,34 @@ fn names() -> Vec<String> {
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     if !args.watch {
-        let found = match with_held(&args.pins) {
+        let (found, heard) = match with_held(&args.pins) {
             // Programs get an empty array as the answer. Scripts see the exit status.
             Err(error) if args.json && Exit::reason(&error) == Reason::NotUp => {
                 io.json(&[(); 0])?;
                 return Err(error);
             }
-            found => args.select(found?)?,
+            found => found?,
         };
-        args.show(&found, io)?;
-        for waiting in waiting::list() {
-            io.warning(waiting::sentence(&waiting));
+        args.show(&args.select(found)?, io)?;
+        for waiting in heard.waiting() {
+            io.warning(waiting::sentence(waiting));
         }
+        heard.silence().into_iter().for_each(|silence| io.warning(silence));
         return Ok(DONE);
     }
     let mut before: Option<Vec<Info>> = None;
     let mut failed = String::new();
+    let mut complain = |text: String, io: &mut Io<'_>| {
+        if text != failed && !text.is_empty() {
+            io.warning(&text);
+        }
+        failed = text;
+    };
     loop {
         match with_held(&args.pins) {
-            Ok(found) => {
+            Ok((found, heard)) => {
                 let found = args.select(found)?;
+                complain(heard.silence().unwrap_or_default(), io);
                 if before.as_ref() != Some(&found) {
                     if stdout().is_terminal() && !args.json {
                         // Move the cursor to the first line, and clear everything below it.
@@ -168,13 +177,7 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
                 }
             }
             // It may be up in a moment.
-            Err(error) => {
-                let text = format!("{error:#}");
-                if text != failed {
-                    io.warning(&text);
-                    failed = text;
-                }
-            }
+            Err(error) => complain(format!("{error:#}"), io),
         }
         thread::sleep(AGAIN);
     }
@@ -183,8 +186,8 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
 /// How often `--watch` looks.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The same as [`survey::all`], and what programs only hold.
-fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
+/// The same as [`survey::all`], and what programs only hold; with the agent's answer.
+fn with_held(pins: &Pins) -> anyhow::Result<(Vec<Info>, Heard)> {
     let found = reservations::in_force(pins, None);
     let blocks = found.as_deref().map_or_else(|_| Ok(Vec::new()), survey::in_use)?;
     // One pass through all sockets and processes finds both.
@@ -194,11 +197,12 @@ fn with_held(pins: &Pins) -> anyhow::Result<Vec<Info>> {
         Err(_) => Vec::new(),
         Ok(found) => found,
     };
-    survey::name(&mut found);
+    let heard = waiting::ask();
+    survey::name(&mut found, Some(&heard));
     survey::enter_sockets(&mut found, &usage)?;
     found.extend(usage.held);
     found.sort_by_key(|info| (info.netns, info.ports.start(), info.transports));
-    Ok(found)
+    Ok((found, heard))
 }
 
 impl Args {
@@ -242,9 +246,12 @@ impl Args {
                 columns.retain(|each| *each != column);
                 table = rows(&columns);
             }
+            for cell in table.iter_mut().flatten() {
+                *cell = table::cut(cell, width);
+            }
             let widths = table::widths(&table);
-            if let Some((_, others)) = widths.split_last() {
-                let rest = width.saturating_sub(table::total(others) + 2).max(LAST);
+            if let Some(last) = widths.last() {
+                let rest = (width + last).saturating_sub(table::total(&widths)).max(LAST);
                 for last in table.iter_mut().filter_map(|row| row.last_mut()) {
                     *last = table::cut(last, rest);
                 }
@@ -311,11 +318,13 @@ fn cell(info: &Info, column: Column) -> String {
     }
 }
 
-/// The command of the owner process. For a persistent reservation: its origin, and the processes that have its ports
-/// bound.
+/// The command of the owner process or, if it has ended, the processes in its cgroup. For a persistent reservation: its
+/// origin, and the processes that have its ports bound.
 fn last(info: &Info) -> Option<String> {
     if let Some(owner) = &info.owner {
-        return owner.command.as_deref().map(|command| table::cut(command, table::COMMAND));
+        let names = |members: &Vec<Process>| members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let members = || info.members.as_ref().map(|members| format!("in its cgroup: {}", names(members)));
+        return owner.command.clone().or_else(members);
     }
     let origin = info.origin.as_ref().map(|origin| format!("from {origin}"));
     let bound = info.bound_by.iter().flatten().filter_map(|socket| socket.process.as_ref());
@@ -327,7 +336,7 @@ fn last(info: &Info) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use portkeep::{PortRange, Process, Transports};
+    use portkeep::{PortRange, Transports};
 
     use super::*;
 

@@ -9,9 +9,8 @@ use portkeep_kernel::{Admin, Maps, Reservation, netns};
 use crate::{
     DONE, Io, NOTHING,
     args::{pins::Pins, ports::ports},
-    commands::persist::view,
     reservations::{self, Kept},
-    survey,
+    survey, waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -145,8 +144,8 @@ fn end(maps: &Maps, admin: &Admin, found: Vec<Kept>) -> anyhow::Result<Vec<Info>
 /// The agent would put a persistent reservation in force again, so this is an error. It says how to end the
 /// reservation.
 fn refuse(info: &Info) -> anyhow::Result<()> {
-    let declared = view::of_agent();
-    let found = declared.iter().find(|each| each.token == info.token).unwrap_or(info);
+    let heard = waiting::ask();
+    let found = heard.declared().iter().find(|each| each.token == info.token).unwrap_or(info);
     let (ports, transports, name) = (&info.ports, info.transports, found.name.as_deref().unwrap_or_default());
     match &found.origin {
         Some(Origin::File { path, .. }) => bail!(

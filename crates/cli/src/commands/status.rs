@@ -137,15 +137,13 @@ impl Status {
         if self.agent != Some(true) {
             return;
         }
-        match waiting::ask() {
-            Heard::Waiting(waiting) => {
-                self.agent_answers = Some(true);
-                self.waiting = waiting;
-            }
-            Heard::Busy => self.agent_answers = Some(true),
-            Heard::Silence => self.agent_answers = Some(false),
-            Heard::NotHere => {}
-        }
+        let heard = waiting::ask();
+        self.waiting = heard.waiting().cloned().collect();
+        self.agent_answers = match heard {
+            Heard::Declared(_) | Heard::Busy => Some(true),
+            Heard::Silence => Some(false),
+            Heard::Absent | Heard::Unreachable => None,
+        };
     }
 
     fn add_version(&mut self, version: &Version) {

@@ -19,6 +19,7 @@ use crate::{
     args::filter::{Filter, Selection},
     commands::persist,
     render::local_time::local,
+    waiting,
 };
 
 const AFTER_HELP: &str = "\
@@ -79,19 +80,23 @@ impl Kind {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
-    let selection = args.filter.resolve(&persist::view::of_agent())?;
+    let selection = args.filter.resolve(waiting::ask().declared())?;
     // Connected before the journal is read, so that nothing is missed in between.
     let live = match args.no_follow {
         true => None,
         false => Some(persist::connect(None).and_then(|agent| Ok(agent.watch()?))),
     };
-    let mut shown = HashSet::new();
+    let (mut shown, mut selected) = (HashSet::new(), 0);
     if let Some(since) = &args.since {
         for (event, label) in history(since)? {
             if args.selects(&selection, &event, label.as_deref()) {
                 args.show(&event, io)?;
+                selected += 1;
             }
             shown.insert((event.when, event.message));
+        }
+        if selected == 0 && args.no_follow {
+            io.note(format_args!("no entries since {since}"));
         }
     }
     let Some(live) = live else { return Ok(DONE) };

@@ -10,7 +10,7 @@ use anyhow::Context;
 use portkeep::{BoundSocket, Info, PortRange, State, Transport, Transports, persistent::protocol::Reason};
 use portkeep_core::{PortSet, time};
 use portkeep_kernel::netns;
-use portkeep_observe::{Facts, PortFacts, PortUse, Usage, listing, nat, usage};
+use portkeep_observe::{Facts, PortFacts, PortUse, Usage, nat, process, usage};
 use serde::Serialize;
 
 use crate::{
@@ -21,7 +21,11 @@ use crate::{
     },
     exit::refused,
     ran_out,
-    render::{conflict, local_time::local, table},
+    render::{
+        conflict,
+        local_time::local,
+        table::{self, Terminal},
+    },
     reservations::{self, Blocks},
     survey, waiting,
 };
@@ -34,7 +38,7 @@ it: the pool, ip_local_port_range, ip_local_reserved_ports, privileges and NAT r
 PORTS is a port, a range, a list of both with names of /etc/services, or the label or name of a reservation. The free \
 ports of a range are left out.
 
-Only root can see other users' processes and NAT rules.
+Only root can see other users' processes and NAT rules. On a terminal command lines are cut to its width.
 
 Examples:
   portkeep who 61004
@@ -85,16 +89,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let by_number = args.ports.iter().all(Asked::is_by_number);
     let mut blocks: Vec<_> = args.ports.iter().filter(|_| by_number).flat_map(|asked| asked.blocks(&[])).collect();
     let mut found = reserved(&args.pins, by_number.then_some(&*blocks), io)?;
-    let waiting = match waiting::ask_for_all() {
-        Ok(declared) => {
-            listing::complete(&mut found, &declared);
-            declared.into_iter().filter(|info| info.state != State::Active).collect()
-        }
-        Err(_) => {
-            survey::name(&mut found);
-            Vec::new()
-        }
-    };
+    let heard = waiting::ask();
+    survey::name(&mut found, Some(&heard));
+    let waiting: Vec<Info> = heard.waiting().cloned().collect();
     let (here, elsewhere): (Vec<Info>, Vec<Info>) =
         found.into_iter().partition(|info| reservations::is_here(info, own));
     if !by_number {
@@ -131,14 +128,16 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
             }
         }
     }
+    heard.silence().into_iter().for_each(|silence| io.warning(silence));
+    let root = process::lacks().unwrap_or("root");
     let is_unseen = |socket: &BoundSocket| socket.process.is_none() && !socket.kernel && !usage::is_left(socket);
     let reserved = holders.iter().filter_map(|each| each.reservation.as_ref());
     if reserved.into_iter().any(|info| info.owner.is_none() && info.audience.is_none()) {
-        io.note("only root and the agent see the name of that service or cgroup");
+        io.note(format_args!("only {root} and the agent see the name of that service or cgroup"));
     }
     let unseen = holders.iter().flat_map(|each| each.sockets.sockets()).any(is_unseen);
     if unseen && !look.usage.all {
-        io.note("only root can see other users' processes");
+        io.note(format_args!("only {root} can see other users' processes"));
     }
     if !anybody && look.facts.redirects.is_none() {
         io.note(match rustix::process::geteuid().is_root() {
@@ -259,6 +258,8 @@ impl Look {
 
     /// Each port that a process or a reservation has. A reservation is described once, at its first port.
     fn write(&self, holders: &[Holders], io: &mut Io<'_>) -> anyhow::Result<()> {
+        // Command lines are cut to the terminal: a whole shell script can be an argument.
+        let width = Terminal::of_output().map_or(usize::MAX, |terminal| terminal.width);
         let mut before: Option<&Info> = None;
         for each in holders.iter().filter(|holders| holders.is_held()) {
             let out = &mut io.out;
@@ -269,11 +270,11 @@ impl Look {
                     }
                     writeln!(out, "{} is of the same reservation", each.name())?;
                 }
-                Some(info) => describe(&each.name(), info, out)?,
+                Some(info) => describe(&each.name(), info, width, out)?,
                 None => writeln!(out, "{} is not reserved", each.name())?,
             }
             before = each.reservation.as_ref();
-            each.write_sockets(out)?;
+            each.write_sockets(width, out)?;
             self.write_facts(each, "", out)?;
         }
         Ok(())
@@ -358,9 +359,12 @@ impl Look {
 }
 
 /// The reservation of a port.
-fn describe(name: &str, info: &Info, out: &mut dyn Write) -> anyhow::Result<()> {
+fn describe(name: &str, info: &Info, width: usize, out: &mut dyn Write) -> anyhow::Result<()> {
     let owner = reservations::owner(info);
     match info.age().filter(|_| !info.persistent) {
+        Some(age) if info.state == State::Pending => {
+            writeln!(out, "{name} is being requested by {owner}; the request came {}", time::ago(age))?;
+        }
         Some(age) => writeln!(out, "{name} belongs to {owner}, reserved {}", time::ago(age))?,
         None => writeln!(out, "{name} is reserved for {owner}")?,
     }
@@ -370,7 +374,11 @@ fn describe(name: &str, info: &Info, out: &mut dyn Write) -> anyhow::Result<()> 
         line(if info.persistent { "name" } else { "label" }, label)?;
     }
     if let Some(command) = info.owner.as_ref().and_then(|owner| owner.command.as_ref()) {
-        line("command", command)?;
+        line("command", &table::cut(command, width.saturating_sub(12)))?;
+    }
+    for (index, process) in info.members.iter().flatten().enumerate() {
+        let text = format!("{process} {}", process.command.as_deref().unwrap_or_default());
+        line(if index == 0 { "members" } else { "" }, &table::cut(text.trim_end(), width.saturating_sub(12)))?;
     }
     if let Some(unit) = info.owner.as_ref().and_then(|owner| owner.unit.as_ref()) {
         line("unit", unit)?;
@@ -418,16 +426,16 @@ impl Holders {
         self.elsewhere.is_empty() && self.facts.redirects.iter().all(Vec::is_empty)
     }
 
-    fn write_sockets(&self, out: &mut dyn Write) -> anyhow::Result<()> {
+    fn write_sockets(&self, width: usize, out: &mut dyn Write) -> anyhow::Result<()> {
         let PortUse { bound_by, connections, connection_count, .. } = &self.sockets;
         if bound_by.is_empty() && self.reservation.is_some() {
             writeln!(out, "  {:<9} no process", "bound by")?;
         }
-        write_each("bound by", bound_by, out)?;
+        write_each("bound by", bound_by, width, out)?;
         // All connections of a server would fill a screen.
         let most = if bound_by.is_empty() { connections.len() } else { FEW };
         let shown = &connections[..connections.len().min(most)];
-        write_each("used by", shown, out)?;
+        write_each("used by", shown, width, out)?;
         let rest = connection_count - shown.len().min(*connection_count);
         if rest > 0 {
             writeln!(out, "  {:<9} and {rest} more connection{}", "", if rest == 1 { "" } else { "s" })?;
@@ -436,13 +444,13 @@ impl Holders {
     }
 }
 
-fn write_each(name: &str, sockets: &[BoundSocket], out: &mut dyn Write) -> anyhow::Result<()> {
+fn write_each(name: &str, sockets: &[BoundSocket], width: usize, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut before = None;
     for (index, socket) in sockets.iter().enumerate() {
         writeln!(out, "  {:<9} {}", if index == 0 { name } else { "" }, about(socket))?;
         let process = socket.process.as_ref();
         if let Some(command) = process.filter(|_| before != process).and_then(|process| process.command.as_ref()) {
-            writeln!(out, "  {:<9}   {}", "", table::cut(command, table::COMMAND))?;
+            writeln!(out, "{}", table::cut(&format!("  {:<9}   {command}", ""), width))?;
         }
         before = process;
     }

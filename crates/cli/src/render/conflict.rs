@@ -7,7 +7,7 @@ use std::{
 };
 
 use portkeep::{AcquireError, Align, Info, PortList, PortRange, Transport, Transports, Version};
-use portkeep_observe::{accounts, usage};
+use portkeep_observe::{accounts, process, usage};
 use portkeep_persist::config::Limit;
 use rustix::process::{getgid, getuid};
 
@@ -70,7 +70,7 @@ pub(crate) fn explain(ask: &Ask, config: &ConfigFile, error: &AcquireError) -> a
 
 pub(crate) fn privileged(ports: &PortList) -> String {
     let s = if ports.count() == 1 { "" } else { "s" };
-    format!("reserving the privileged port{s} {ports} requires root")
+    format!("reserving the privileged port{s} {ports} requires {}", process::lacks().unwrap_or("root"))
 }
 
 /// `None` in held mode: it has no pool that could be full.

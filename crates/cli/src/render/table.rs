@@ -7,9 +7,6 @@ use std::{
 
 use rustix::termios::tcgetwinsize;
 
-/// How much of a command line is shown: a whole shell script can be an argument.
-pub(crate) const COMMAND: usize = 63;
-
 /// Write rows of cells, with the header as one of them. The last cell of a row is not padded.
 ///
 /// # Errors

@@ -10,15 +10,13 @@ use portkeep_core::wire::{self, AcquireRequest};
 use portkeep_kernel::{Loaded, Settings};
 use portkeep_testkit::{
     TestCgroup, World, audit,
+    bpf::{Trick, attach_to_cgroup},
     process::{Child, become_user, in_child},
     sockets::{acquire, bind, reserve, tcp, tcp6, udp},
 };
 use socket2::Socket;
 
-use crate::{
-    bpf::{Trick, attach_to_cgroup},
-    siege::NOBODY,
-};
+use crate::siege::NOBODY;
 
 fn enter(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();

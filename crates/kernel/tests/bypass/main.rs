@@ -8,7 +8,6 @@
 
 mod addresses;
 mod automatic;
-mod bpf;
 mod cgroups;
 mod compat;
 mod descriptors;

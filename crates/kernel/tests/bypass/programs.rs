@@ -15,15 +15,13 @@ use portkeep_kernel::{Loaded, Settings};
 use portkeep_testkit::{
     TestCgroup, World,
     audit::uses,
+    bpf::{Other, attach_other},
     process::in_child,
     sockets::{bind, connect, errno, port, reserve, tcp, udp},
 };
 use socket2::Domain;
 
-use crate::{
-    bpf::{Other, attach_other},
-    siege::owner_binds,
-};
+use crate::siege::owner_binds;
 
 /// A cgroup below with a program of its own.
 fn below(world: &World, other: Other) -> PathBuf {
@@ -88,7 +86,7 @@ fn has_its_say(other: Other) {
         Other::RewriteTos => assert_eq!(socket.tos_v4().unwrap(), 0x10),
         Other::SkipPriority => assert_eq!(read_priority(&socket).unwrap(), 0),
         Other::AnswerOwn => assert_eq!((own, length, answer), (0, 4, [42, 0, 0, 0])),
-        Other::RefuseAfterBind | Other::BindAtConnect(_) => unreachable!("not in the list above"),
+        Other::RefuseAfterBind | Other::AllowBind | Other::BindAtConnect(_) => unreachable!("not in the list above"),
     }
     // Our own options work as before.
     reserve(&socket, 0, 1);

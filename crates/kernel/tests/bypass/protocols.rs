@@ -16,6 +16,7 @@ use portkeep_kernel::WordKey;
 use portkeep_testkit::{
     World,
     audit::uses,
+    bpf,
     process::{become_user, in_child},
     sockets::{acquire, bind, connect, errno, port, reserve, socket, tcp, token, udp},
 };
@@ -220,9 +221,9 @@ fn steering_incoming_connections_is_for_the_networks_administrator() {
     assert_eq!(client().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     in_child(|| {
         become_user(NOBODY);
-        assert!(crate::bpf::steer(&thief, grant.start).is_err(), "an ordinary user steers nothing");
+        assert!(bpf::steer(&thief, grant.start).is_err(), "an ordinary user steers nothing");
     });
-    match crate::bpf::steer(&thief, grant.start) {
+    match bpf::steer(&thief, grant.start) {
         Err(error) => absent("sk_lookup", error),
         Ok(steering) => {
             let stolen = client().unwrap();

@@ -66,13 +66,15 @@ for kind in deb rpm; do
 	tries 500
 	shown 'upgraded under load: the same reservations, every bind of the outsider was refused'
 
+	ok in_root systemctl --quiet enable portkeep-portserver.socket
 	kill "$agent"
 	wait "$agent" || true
 	ok ${kind}_remove
+	[ -z "$(find "$root/etc/systemd" -name 'portkeep-portserver*')" ] || fail 'the socket of the port server is still enabled'
 	kill "$hostile" "$run" 2>/dev/null || true
 	gone
 	no_load
-	shown 'removed: nothing is enforced any more'
+	shown 'removed: nothing is enforced any more, and no unit is enabled'
 
 	ok ${kind}_install old 0.0.1
 	ok in_root portkeep up >/dev/null
@@ -125,7 +127,7 @@ try_portkeep_web() {
 }
 try_portkeep_fleet() {
 	if in_root portkeep-fleet daemon >"$root/run/log" 2>&1; then fail 'it runs without etcd'; fi
-	said 'where is etcd? Write `endpoints` into /etc/portkeep/fleet.toml'
+	said 'no etcd is named: write `endpoints` into /etc/portkeep/fleet.toml'
 	shown 'its configuration is read'
 }
 for package in portkeep-web portkeep-fleet; do

@@ -1,6 +1,7 @@
 //! How long `acquire` keeps its ports, and by which process.
 
 use std::{
+    env,
     ffi::OsString,
     fs::File,
     io::{self, IsTerminal, Read},
@@ -36,8 +37,8 @@ use crate::{
     signals::{Forwarder, is_foreground_of},
 };
 
-/// The option that only this program gives itself.
-const BACKGROUND: &str = "--in-background";
+/// The variable that only this program sets for itself. An option would be in the command line that listings show.
+const BACKGROUND: &str = "PORTKEEP_IN_BACKGROUND";
 const INSTEAD: &str = "add --hold to keep the ports until a signal, --while-pid PID (in a shell: $$) to keep them while \
                        a process runs, or --for 10m";
 
@@ -53,8 +54,11 @@ pub(crate) struct Hold {
     /// Return, and keep them for this time (90s, 10m, 1h30m)
     #[arg(long = "for", id = "time", value_name = "TIME", value_parser = time::duration)]
     time: Option<Duration>,
-    #[arg(long = "in-background", hide = true)]
-    in_background: bool,
+}
+
+/// Whether this is the process in the background.
+fn in_background() -> bool {
+    env::var_os(BACKGROUND).is_some()
 }
 
 /// The event that ends the wait, besides a signal.
@@ -81,7 +85,7 @@ impl Hold {
     /// Whether this process leaves the ports to another one, which goes on after this one has ended.
     pub(crate) fn leaves(&self) -> bool {
         let lasts = self.while_pid.is_some() || self.time.is_some_and(|time| !time.is_zero());
-        lasts && !self.in_background
+        lasts && !in_background()
     }
 
     /// An error if the ports would be lost at once. This is checked before any are reserved.
@@ -98,7 +102,7 @@ impl Hold {
 
     /// If this is the process in the background, close all descriptors of its caller except the streams.
     pub(crate) fn begin(&self) -> anyhow::Result<()> {
-        if self.in_background {
+        if in_background() {
             // It was started as /proc/self/exe, and listings would show "exe".
             set_name(c"portkeep").context("naming this process")?;
             close_inherited(&[]).context("closing inherited descriptors")?;
@@ -116,7 +120,7 @@ impl Hold {
             Until::Signal if io::stderr().is_terminal() => io.note("the ports are kept until Ctrl-C"),
             _ => {}
         }
-        if !self.in_background {
+        if !in_background() {
             return Ok(());
         }
         if io::stderr().is_terminal() {
@@ -193,9 +197,8 @@ pub(crate) fn leave_to_another(words: &[OsString], io: &mut Io<'_>) -> anyhow::R
     let (mut ours, theirs) = UnixStream::pair().context("making a pair of sockets")?;
     let mut child = {
         let mut command = Command::new("/proc/self/exe");
-        // The option comes after the name of the command.
-        let (name, options) = words.get(1..).and_then(<[OsString]>::split_first).context("no command")?;
-        command.arg0("portkeep").arg(name).arg(BACKGROUND).args(options).stdin(OwnedFd::from(theirs));
+        let words = words.get(1..).context("no command")?;
+        command.arg0("portkeep").args(words).env(BACKGROUND, "").stdin(OwnedFd::from(theirs));
         command.spawn().context("starting the process that keeps the ports")?
     };
     // The other process prints the answer or a refusal.

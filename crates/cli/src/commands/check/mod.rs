@@ -68,6 +68,7 @@ struct Findings {
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
+    args.sources.is_this_system()?;
     let known = Known::below(args.sources.root());
     let mut findings = Findings::default();
     if args.files.is_empty() {
@@ -111,7 +112,7 @@ impl Findings {
             loaded
                 .files
                 .iter()
-                .filter(|file| file.state != dropin::State::Mask && is_read(file))
+                .filter(|file| file.state != dropin::FileState::Mask && is_read(file))
                 .map(|file| file.path.clone()),
         );
         self.errors.extend(loaded.diagnostics);
@@ -217,15 +218,21 @@ impl Findings {
                 Diagnostic { line: Some(*line), column: Some(1), ..diagnostic }
             };
             let audience = &declaration.audience;
-            if let Some(missing) = known.missing(audience) {
-                let mut warning = about(missing);
-                let by_name = |one: &Audience| {
-                    matches!(one, Audience::User(Account::Name(_)) | Audience::Group(Account::Name(_)))
+            if let Some((one, missing)) = audience.each().iter().find_map(|one| Some((one, known.missing(one)?))) {
+                let help = match one {
+                    Audience::User(Account::Name(_)) | Audience::Group(Account::Name(_)) => {
+                        Some("the reservation waits until there is one")
+                    }
+                    Audience::Unit(_) => {
+                        Some("install it, or correct the name (`systemctl list-unit-files` shows all)")
+                    }
+                    _ => None,
                 };
-                if audience.each().iter().any(by_name) {
-                    warning = warning.with_help("the reservation waits until there is one");
-                }
-                self.warnings.push(warning);
+                let warning = about(missing);
+                self.warnings.push(match help {
+                    Some(help) => warning.with_help(help),
+                    None => warning,
+                });
             }
             if let Some(note) = binds_as_root(audience) {
                 self.notes.push(about(note).with_help("for such a server write `unit` in place of `user`"));
@@ -262,7 +269,7 @@ impl Findings {
 }
 
 fn is_read(file: &dropin::DropIn) -> bool {
-    !matches!(file.state, dropin::State::Hidden { .. })
+    !matches!(file.state, dropin::FileState::Hidden { .. })
 }
 
 /// For a folder, the files that would be read there, in order.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use portkeep::Info;
-use portkeep_observe::Facts;
+use portkeep_observe::{Facts, process};
 use serde::Serialize;
 
 use crate::{args::sources::Sources, commands::status, reservations};
@@ -42,6 +42,11 @@ impl Finding {
 /// The findings of a check, or why it could not look.
 pub(super) type Findings = Result<Vec<Finding>, String>;
 
+/// Why something was not examined: "requires root".
+pub(super) fn requires_root() -> String {
+    format!("requires {}", process::lacks().unwrap_or("root"))
+}
+
 /// All that the checks look at, gathered once.
 pub(super) struct Examined<'a> {
     pub(super) sources: &'a Sources,
@@ -56,6 +61,11 @@ pub(super) struct Examined<'a> {
 impl Examined<'_> {
     pub(super) fn root(&self) -> &Path {
         self.sources.root()
+    }
+
+    /// A fact of kernel enforcement that only root can read; `None` if it is not up, an error if it is hidden.
+    pub(super) fn of_root<'a, T>(&self, read: &'a Option<T>) -> Result<Option<&'a T>, String> {
+        if read.is_none() && self.status.up != Some(false) { Err(requires_root()) } else { Ok(read.as_ref()) }
     }
 
     /// Reservations of this namespace, and declarations that are not in force, each once.

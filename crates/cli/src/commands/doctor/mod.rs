@@ -8,7 +8,7 @@ mod system;
 
 use std::io::{Write, stdout};
 
-use portkeep_observe::Facts;
+use portkeep_observe::{Facts, process};
 use serde::Serialize;
 
 use crate::{
@@ -18,13 +18,17 @@ use crate::{
     render::table::{self, Look},
     survey,
 };
-use finding::{Examined, Finding, Findings, Severity};
+use finding::{Examined, Finding, Findings, Severity, requires_root};
 
 const AFTER_HELP: &str = "\
 Looks at the kernel, cgroups, other BPF programs, the agent, drop-ins and the configuration (as `portkeep check` does), the pool and \
 the ephemeral ports of every network namespace, declared ports that are in use, units and users that do not exist, .socket units, \
 servers that bind as another user, published ports of containers, NAT rules, the ports of Kubernetes' services, and quotas. It changes \
-nothing. Without root some checks are left out; the output names them.
+nothing. Some checks require root, or examine less without it; the output names them.
+
+`hooks` reports the BPF programs of others on the hooks that Portkeep uses, by cgroup. Those on the cgroup that Portkeep \
+enforces in, and on the cgroups above it, run for all its processes; those on a cgroup below it run for the processes there. \
+Each can refuse a bind that a reservation allows.
 
 Examples:
   portkeep doctor
@@ -46,23 +50,23 @@ pub(crate) struct Args {
 /// A check.
 type Check = fn(&Examined<'_>) -> Findings;
 
-/// In the order of the report.
-const CHECKS: [(&str, Check); 15] = [
-    ("kernel", system::kernel),
-    ("cgroups", system::cgroups),
-    ("enforcement", system::enforcement),
-    ("agent", system::agent),
-    ("hooks", system::hooks),
-    ("files", declarations::files),
-    ("in-force", declarations::in_force),
-    ("socket-units", declarations::socket_units),
-    ("server-users", servers::users),
-    ("containers", servers::containers),
-    ("pool", ports::pool),
-    ("ephemeral-ports", ports::ephemeral),
-    ("nat", ports::nat),
-    ("node-ports", ports::node_ports),
-    ("quotas", ports::quotas),
+/// In the order of the report; with the part that requires root, if a check is of use without it.
+const CHECKS: [(&str, Check, Option<&str>); 15] = [
+    ("kernel", system::kernel, None),
+    ("cgroups", system::cgroups, None),
+    ("enforcement", system::enforcement, None),
+    ("agent", system::agent, Some("whether its program was replaced")),
+    ("hooks", system::hooks, None),
+    ("files", declarations::files, Some("reservations that commands created")),
+    ("in-force", declarations::in_force, None),
+    ("socket-units", declarations::socket_units, None),
+    ("server-users", servers::users, Some("servers of other users")),
+    ("containers", servers::containers, None),
+    ("pool", ports::pool, Some("other network namespaces")),
+    ("ephemeral-ports", ports::ephemeral, None),
+    ("nat", ports::nat, None),
+    ("node-ports", ports::node_ports, None),
+    ("quotas", ports::quotas, None),
 ];
 
 /// The result of one check.
@@ -70,7 +74,7 @@ const CHECKS: [(&str, Check); 15] = [
 struct Checked {
     check: &'static str,
     findings: Vec<Finding>,
-    /// Why it could not look.
+    /// The part that it could not look at, with the reason.
     skipped: Option<String>,
 }
 
@@ -86,8 +90,11 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     let checked: Vec<Checked> = CHECKS
         .into_iter()
-        .map(|(check, look)| match look(&examined) {
-            Ok(findings) => Checked { check, findings, skipped: None },
+        .map(|(check, look, of_root)| match look(&examined) {
+            Ok(findings) => {
+                let skipped = of_root.filter(|_| process::lacks().is_some());
+                Checked { check, findings, skipped: skipped.map(|part| format!("{part}: {}", requires_root())) }
+            }
             Err(why) => Checked { check, findings: Vec::new(), skipped: Some(why) },
         })
         .collect();
@@ -120,7 +127,7 @@ fn write(checked: &[Checked], colour: bool, out: &mut dyn Write) -> anyhow::Resu
     }
     for each in checked {
         if let Some(why) = &each.skipped {
-            writeln!(out, "not looked at: {} ({why})", each.check)?;
+            writeln!(out, "not examined: {why} [{}]", each.check)?;
         }
     }
     let s = |n: usize| if n == 1 { "" } else { "s" };
@@ -128,7 +135,8 @@ fn write(checked: &[Checked], colour: bool, out: &mut dyn Write) -> anyhow::Resu
         (0, 0) => "nothing wrong".into(),
         (errors, warnings) => format!("{errors} error{}, {warnings} warning{}", s(errors), s(warnings)),
     };
-    let looked = checked.iter().filter(|each| each.skipped.is_none()).count();
-    writeln!(out, "{looked} check{}: {found}", s(looked))?;
+    let left = checked.iter().filter(|each| each.skipped.is_some()).count();
+    let left = if left == 0 { String::new() } else { format!(", {left} of them incomplete") };
+    writeln!(out, "{} checks{left}: {found}", checked.len())?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use portkeep::{Info, PortRange, Transport, persistent::Audience};
 use portkeep_core::PortSet;
 use portkeep_observe::{namespaces, process, sysctl};
 
-use super::finding::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity, requires_root};
 use crate::{
     agent::Overlap,
     args::asked,
@@ -31,6 +31,8 @@ pub(super) fn pool(examined: &Examined<'_>) -> Findings {
 
 /// Whether reservations that `force` allowed leave outgoing connections too few ephemeral ports (N5).
 pub(super) fn ephemeral(examined: &Examined<'_>) -> Findings {
+    // The same command that read the quotas read this.
+    examined.of_root(&examined.status.quotas)?;
     let found = examined.status.exhausted.as_ref().map(|exhausted| {
         let severity = if exhausted.left == 0 { Severity::Error } else { Severity::Warning };
         Finding::new(severity, too_few_left(exhausted))
@@ -50,7 +52,8 @@ fn of_overlap(overlap: &Overlap, place: &str) -> Finding {
 /// reservations only keep ports free for such rules: no program can bind their ports by number. They are not reported.
 pub(super) fn nat(examined: &Examined<'_>) -> Findings {
     let Some(redirects) = &examined.facts.redirects else {
-        return Err("nft and iptables-save show nothing: they require root, or are not installed".into());
+        let root = requires_root();
+        return Err(format!("nft and iptables-save show nothing: this {root}, and one of them installed"));
     };
     let mut found = Vec::new();
     let kept_free = |info: &&Info| info.strict && info.audience == Some(Audience::Administrators);
@@ -100,9 +103,7 @@ pub(super) fn node_ports(examined: &Examined<'_>) -> Findings {
 const NEARLY: u64 = 80;
 
 pub(super) fn quotas(examined: &Examined<'_>) -> Findings {
-    let Some(quotas) = &examined.status.quotas else {
-        return if examined.status.up == Some(false) { Ok(Vec::new()) } else { Err("it requires root".into()) };
-    };
+    let quotas = examined.of_root(&examined.status.quotas)?.into_iter().flatten();
     let nearly =
         |quota: &&QuotaUse| quota.limit.is_some_and(|limit| u64::from(quota.used) * 100 >= u64::from(limit) * NEARLY);
     let finding = |quota: &QuotaUse| {
@@ -110,5 +111,5 @@ pub(super) fn quotas(examined: &Examined<'_>) -> Findings {
         Finding::new(Severity::Warning, message)
             .help("raise `quota` in portkeep.toml(5), or end reservations (`portkeep list`)")
     };
-    Ok(quotas.iter().filter(nearly).map(finding).collect())
+    Ok(quotas.filter(nearly).map(finding).collect())
 }

@@ -9,7 +9,7 @@ use portkeep::{
 use portkeep_core::PortSet;
 use portkeep_observe::{Usage, accounts, usage};
 
-use super::finding::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity, requires_root};
 use crate::args::asked;
 
 /// Servers that bind as a user outside the audience of their ports (mostly root), and serve as a user of the audience.
@@ -84,7 +84,7 @@ const OF_DOCKERD: [u16; 4] = [2375, 2376, 2377, 7946];
 pub(super) fn containers(examined: &Examined<'_>) -> Findings {
     let usage = Usage::bound(&[(PortRange::ALL, Transports::Both)]).map_err(|error| error.to_string())?;
     if !usage.all {
-        return Err("it requires root".into());
+        return Err(requires_root());
     }
     let mut found = Vec::new();
     let mut open: BTreeMap<_, (PortSet, &BoundSocket)> = BTreeMap::new();

@@ -1,14 +1,17 @@
 //! The kernel, cgroups, BPF programs and the agent.
 
-use std::{fs, os::unix::net::UnixStream, path::Path};
+use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
 use portkeep::{State, persistent::protocol};
 use portkeep_core::Transport;
-use portkeep_kernel::{Obstacle, cgroup, hooks};
+use portkeep_kernel::{
+    Obstacle, cgroup,
+    hooks::{self, Attached},
+};
 use portkeep_observe::sockets::Listing;
 use rustix::{net::sockopt::socket_peercred, system::uname};
 
-use super::finding::{Examined, Finding, Findings, Severity};
+use super::finding::{Examined, Finding, Findings, Severity, requires_root};
 
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (6, 1);
@@ -116,26 +119,39 @@ fn agents_program() -> Option<(i32, String)> {
 
 /// Other BPF programs that decide about the same binds and connects.
 pub(super) fn hooks(examined: &Examined<'_>) -> Findings {
-    let Some(path) = &examined.status.enforced_in else {
-        return match examined.status.up {
-            Some(false) => Ok(Vec::new()),
-            _ => Err("it requires root".into()),
-        };
-    };
+    let Some(path) = examined.of_root(&examined.status.enforced_in)? else { return Ok(Vec::new()) };
     let root = cgroup::root().ok_or("there is no cgroup v2 hierarchy")?;
-    let folder = root.join(path.trim_start_matches('/'));
-    let programs = hooks::programs(&folder).map_err(|error| error.to_string())?;
-    let others = programs.into_iter().filter(|program| !program.name.starts_with("portkeep_"));
-    Ok(others
-        .map(|program| {
-            let message = format!(
-                "another BPF program, {} (id {}), is attached to {} of {path}: it may refuse what a reservation allows",
-                program.name, program.id, program.hook
-            );
-            Finding::new(Severity::Note, message)
-                .help("systemd's SocketBindAllow= and SocketBindDeny= are such programs")
-        })
-        .collect())
+    let enforced = root.join(path.trim_start_matches('/'));
+    let mut found = Vec::new();
+    let programs = hooks::programs(&enforced).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => requires_root(),
+        _ => error.to_string(),
+    })?;
+    for (folder, programs) in programs {
+        let name = |program: &Attached| match &*program.name {
+            "" => format!("program {} ({})", program.id, program.hook),
+            name => format!("{name} (program {}, {})", program.id, program.hook),
+        };
+        let others = programs.iter().filter(|program| !program.name.starts_with("portkeep_"));
+        let others: Vec<String> = others.map(name).collect();
+        if others.is_empty() {
+            continue;
+        }
+        let cgroup = Path::new("/").join(folder.strip_prefix(&root).unwrap_or(&folder));
+        let place = match () {
+            () if folder == enforced => "the cgroup that is enforced in",
+            () if folder.starts_with(&enforced) => "for the processes in it alone",
+            () => "above the cgroup that is enforced in",
+        };
+        let message = format!(
+            "other BPF programs are attached to the cgroup {} ({place}): {}; they may refuse what a reservation allows",
+            cgroup.display(),
+            others.join(", ")
+        );
+        let help = "`bpftool prog show id NUMBER` shows more; systemd's SocketBindAllow= and SocketBindDeny= are such programs";
+        found.push(Finding::new(Severity::Note, message).help(help));
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

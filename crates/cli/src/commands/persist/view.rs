@@ -13,10 +13,11 @@ use crate::{
     Io,
     args::{
         patience,
-        pins::Pins,
+        pins::{Pins, only_by_root},
         sources::{Places, Sources},
     },
-    reservations, waiting,
+    reservations,
+    waiting::{self, Heard},
 };
 
 /// All that is declared.
@@ -56,7 +57,8 @@ fn without_agent(sources: &Sources, in_force: &[Info], io: &mut Io<'_>) -> anyho
     let (commands, with_store) = match commands(sources) {
         Ok(commands) => (commands, true),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            io.warning("the store can only be read by root; what commands created is not shown");
+            let store = only_by_root(Path::new("the store"));
+            io.warning(format_args!("{store}; what commands created is not shown"));
             (Vec::new(), false)
         }
         Err(error) => return Err(error).context("reading the store"),
@@ -77,23 +79,20 @@ fn in_force(pins: &Pins, io: &mut Io<'_>) -> anyhow::Result<Vec<Info>> {
     Ok(found.into_iter().filter(|info| info.persistent && reservations::is_here(info, own)).collect())
 }
 
-/// All that is declared, if an agent says so at once.
-pub(crate) fn of_agent() -> Vec<Info> {
-    waiting::ask_for_all().unwrap_or_default()
-}
-
 /// All that is declared, without messages about what cannot be read. The agent reports it. If none runs, it is read
 /// from the files, the stores and the reservations in force.
 pub(crate) fn all(sources: &Sources, in_force: &[Info]) -> Vec<Info> {
-    match waiting::ask_for_all() {
-        Ok(declared) => declared,
-        Err(PersistentError::AgentAbsent { .. }) => {
-            let files = dropin::load(sources.root()).declared;
-            let in_force: Vec<Info> = in_force.iter().filter(|info| info.persistent).cloned().collect();
-            stand(commands(sources).unwrap_or_default(), files, &in_force)
-        }
-        Err(_) => Vec::new(),
+    match waiting::ask() {
+        Heard::Absent => as_read(sources, in_force),
+        heard => heard.declared().to_vec(),
     }
+}
+
+/// All that is declared, from the files, the stores and the reservations in force.
+pub(crate) fn as_read(sources: &Sources, in_force: &[Info]) -> Vec<Info> {
+    let files = dropin::load(sources.root()).declared;
+    let in_force: Vec<Info> = in_force.iter().filter(|info| info.persistent).cloned().collect();
+    stand(commands(sources).unwrap_or_default(), files, &in_force)
 }
 
 /// The reservations that commands created, from their two stores.

@@ -59,16 +59,13 @@ pub(crate) struct Args {
     /// Unix socket to listen on; `@` at the beginning stands for the abstract namespace
     #[arg(long, value_name = "ADDRESS", default_value = "@portkeep")]
     address: String,
-    /// Serve the connections that come over standard input: the part of root's server that runs as another user
-    #[arg(long, hide = true)]
-    worker: bool,
 }
 
 pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
-    if args.worker {
+    if std::env::var_os(workers::WORKER).is_some() {
         // The kernel notes the name of the thread that reserves.
         rustix::thread::set_name(c"portkeep")?;
         server::Server::new(server::Source::Channel(rustix::stdio::stdin().try_clone_to_owned()?.into()))?.run(io)?;

@@ -24,6 +24,10 @@ use rustix::{
 use super::{complaints::Complaints, server::counted, signals::SignalPipe};
 use crate::Io;
 
+/// The variable of a process that serves the connections that come over its standard input, as another user. An option
+/// would be in the command line that listings show.
+pub(super) const WORKER: &str = "PORTKEEP_PORTSERVER_WORKER";
+
 /// A process that serves one user.
 struct Worker {
     child: Child,
@@ -34,7 +38,7 @@ impl Worker {
     fn start(uid: u32, gid: u32) -> io::Result<Self> {
         let (channel, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("portkeep").args(["portserver", "--worker"]).stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.arg0("portkeep").arg("portserver").env(WORKER, "").stdin(Stdio::from(OwnedFd::from(theirs)));
         if uid != 0 {
             // `uid` also drops the supplementary groups.
             command.uid(uid).gid(gid);

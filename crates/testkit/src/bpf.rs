@@ -1,4 +1,4 @@
-//! Small BPF programs that an outsider could attach, assembled by hand.
+//! Small BPF programs of others, assembled by hand: those that an outsider could attach.
 
 use std::{
     fs::File,
@@ -62,7 +62,7 @@ fn load(kind: u32, attach: u32, program: &[u64]) -> io::Result<OwnedFd> {
 
 /// A program that an outsider attaches to a cgroup of its own.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Trick {
+pub enum Trick {
     /// Every bind is redirected to this port.
     Rewrite(u16),
     /// Every refusal by an earlier program is undone.
@@ -70,7 +70,7 @@ pub(crate) enum Trick {
 }
 
 /// Attach to a cgroup, for IPv4 binds only: beside other programs (`multi`), or alone (`BPF_F_ALLOW_OVERRIDE`).
-pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::Result<()> {
+pub fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::Result<()> {
     const SET_RETVAL: i32 = 187;
     let program = match trick {
         Trick::Rewrite(port) => vec![
@@ -89,9 +89,9 @@ pub(crate) fn attach_to_cgroup(cgroup: &File, trick: Trick, multi: bool) -> io::
     bpf(PROG_ATTACH, &attr).map(drop)
 }
 
-/// The action of another program in a cgroup below; [`attach_other`] attaches it.
+/// The action of another program on a cgroup; [`attach_other`] attaches it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Other {
+pub enum Other {
     /// Sets every IP_TOS to 0x10.
     RewriteTos,
     /// Reports that SO_PRIORITY is set, and does nothing.
@@ -100,12 +100,14 @@ pub(crate) enum Other {
     AnswerOwn,
     /// Refuses every IPv4 bind once the kernel has done it.
     RefuseAfterBind,
+    /// Allows every IPv4 bind, as without it.
+    AllowBind,
     /// Binds every socket that connects to a port of 127.0.0.1.
     BindAtConnect(u16),
 }
 
 /// Attach to a cgroup, beside others.
-pub(crate) fn attach_other(cgroup: &File, other: Other) -> io::Result<()> {
+pub fn attach_other(cgroup: &File, other: Other) -> io::Result<()> {
     const CGROUP_SOCK: u32 = 9;
     const CGROUP_SOCKOPT: u32 = 25;
     const CONNECT4: u32 = 10;
@@ -166,6 +168,7 @@ pub(crate) fn attach_other(cgroup: &File, other: Other) -> io::Result<()> {
             ];
             (CGROUP_SOCKOPT, GETSOCKOPT, only(0x504c, 7, &then))
         }
+        Other::AllowBind => (CGROUP_SOCK_ADDR, ATTACH_BIND4, pass.to_vec()),
         Other::RefuseAfterBind => (CGROUP_SOCK, POST_BIND4, vec![op(SET, 0, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]),
         Other::BindAtConnect(port) => {
             let family_and_port = i32::from(libc::AF_INET as u16) | i32::from(port.to_be()) << 16;
@@ -188,10 +191,10 @@ pub(crate) fn attach_other(cgroup: &File, other: Other) -> io::Result<()> {
 }
 
 /// While this value exists, traffic to a port of the namespace goes to another socket.
-pub(crate) struct Steering(#[allow(dead_code)] [OwnedFd; 3]);
+pub struct Steering(#[allow(dead_code)] [OwnedFd; 3]);
 
 /// Steer the calling thread's namespace.
-pub(crate) fn steer(to: impl AsFd, port: u16) -> io::Result<Steering> {
+pub fn steer(to: impl AsFd, port: u16) -> io::Result<Steering> {
     const LOOKUP: i32 = 1;
     const RELEASE: i32 = 86;
     const ASSIGN: i32 = 124;
