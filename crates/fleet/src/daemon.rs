@@ -379,7 +379,12 @@ impl<F: Fence> Daemon<F> {
                     }
                 }
                 Ok(DaemonInput::Changes(generation, batch)) if generation == self.generation => match batch {
-                    Ok(batch) => self.apply(&batch)?,
+                    Ok(batch) => {
+                        // etcd may report the end of a job before that of the membership. Then this host was cut off.
+                        if self.apply(&batch)? && !self.is_member()? {
+                            return Ok(Over::LeaseEnded);
+                        }
+                    }
                     Err(error) => {
                         self.note(&format!("{error}; watching again"));
                         // The next attempt may fail at once, too.
@@ -397,7 +402,15 @@ impl<F: Fence> Daemon<F> {
         }
     }
 
-    fn apply(&mut self, batch: &Batch) -> Result<(), EtcdError> {
+    /// Whether the membership has not ended in etcd.
+    fn is_member(&self) -> Result<bool, EtcdError> {
+        let (_, [found]) = self.client.read([Op::get(&self.keys().host(&self.host))])?;
+        Ok(!found.is_empty())
+    }
+
+    /// Returns whether a job is over.
+    fn apply(&mut self, batch: &Batch) -> Result<bool, EtcdError> {
+        let mut over = false;
         for change in &batch.changes {
             match change {
                 Change::Put(found) => {
@@ -416,12 +429,11 @@ impl<F: Fence> Daemon<F> {
                         None => self.reserve(&job, revision, Answer::Asked, None)?,
                     }
                 }
-                Change::Gone(found) => {
-                    self.parts.over(found.name());
-                }
+                Change::Gone(found) => over |= self.parts.over(found.name()),
             }
         }
-        self.memory.reached(self.client.cluster(), batch.revision)
+        self.memory.reached(self.client.cluster(), batch.revision)?;
+        Ok(over)
     }
 
     /// Do a step for each part that is to end. Returns how many there are, and how many have ended.

@@ -215,7 +215,9 @@ mod tests {
         assert_eq!(parts.end("new"), Ending::Vacant);
         let (answer, reason) = parts.reserve(&job("old", 20003), 5);
         assert_eq!(answer, Answer::Refused);
-        assert!(reason.unwrap().message.contains("older (5) than one that this host has acted on (10)"));
+        assert!(
+            reason.unwrap().message.contains("(revision 5 of etcd) is older than one that this host has acted on (10)")
+        );
         assert!(parts.fence.0.is_empty());
         assert_eq!(parts.reserve(&job("elsewhere", 20004), 5).0, Answer::Granted);
     }
