@@ -94,4 +94,12 @@ fn the_playbook_declares_the_same_ports_on_each_host() {
     assert_eq!(in_use.code, Some(2), "{in_use:?}");
     assert!(in_use.out.contains("29510/tcp is in use"), "{in_use:?}");
     drop(taken);
+
+    // A file that is there, and that the agent has not read, is put in force; after that, nothing changes.
+    let installed = declared.replace("29500-29503", "29520-29523");
+    fs::write(root.join("etc/portkeep/ports.d/all-hosts.toml"), &installed).unwrap();
+    let changed = play(&installed).ok().out;
+    assert_eq!(machine.outsider_binds("udp", 29523), "AddrInUse");
+    let unchanged = play(&installed).ok().out;
+    assert!(changed.contains("changed=1 ") && unchanged.contains("changed=0 "), "{changed}{unchanged}");
 }

@@ -8,6 +8,7 @@ use std::{
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     thread,
 };
 
@@ -126,7 +127,7 @@ pub(crate) struct Member {
     pub(crate) address: Ipv4Addr,
     arguments: Vec<String>,
     log: std::path::PathBuf,
-    process: Option<Running>,
+    process: Mutex<Option<Running>>,
 }
 
 /// A cluster of etcd.
@@ -188,7 +189,7 @@ impl Cluster {
             ];
             let arguments = arguments.concat().into_iter().map(str::to_owned).chain(tls.iter().cloned()).collect();
             let log = cluster.folder.path().join(format!("{}.log", name(number)));
-            let mut member = Member { namespace, address: address(number), arguments, log, process: None };
+            let member = Member { namespace, address: address(number), arguments, log, process: Mutex::default() };
             member.start();
             cluster.members.push(member);
         }
@@ -294,11 +295,11 @@ impl Cluster {
 }
 
 impl Member {
-    pub(crate) fn start(&mut self) {
+    pub(crate) fn start(&self) {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = self.namespace.command(&["etcd"]);
         command.args(&self.arguments).env("ETCD_LOGGER", "zap").stdout(log.try_clone().unwrap()).stderr(log);
-        self.process = Some(Running(command.spawn().unwrap()));
+        *self.process.lock().unwrap() = Some(Running(command.spawn().unwrap()));
     }
 
     /// How many requests of each kind it has had.
@@ -318,7 +319,7 @@ impl Member {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.process.as_ref().unwrap().pid()
+        self.process.lock().unwrap().as_ref().unwrap().pid()
     }
 
     pub(crate) fn signal(&self, what: Signal) {
@@ -326,12 +327,12 @@ impl Member {
     }
 
     /// SIGKILL.
-    pub(crate) fn kill(&mut self) {
-        drop(self.process.take());
+    pub(crate) fn kill(&self) {
+        drop(self.process.lock().unwrap().take());
     }
 
     /// Its data moves to a disk of its own, with little room beside etcd's log.
-    pub(crate) fn on_a_small_disk(&mut self) {
+    pub(crate) fn on_a_small_disk(&self) {
         self.kill();
         let script = r#"mkdir "$0.disk" && mount -t tmpfs -o size=192m tmpfs "$0.disk" &&
             cp -a "$0/." "$0.disk" && mount --bind "$0.disk" "$0""#;
@@ -353,8 +354,8 @@ impl Member {
     }
 
     /// Whether its process lives.
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.process.as_mut().is_some_and(|process| process.0.try_wait().unwrap().is_none())
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.lock().unwrap().as_mut().is_some_and(|process| process.0.try_wait().unwrap().is_none())
     }
 
     /// The folder of its data.

@@ -140,7 +140,7 @@ fn f7_a_requester_that_was_cut_off_takes_its_job_back() {
 
 #[test]
 fn f6_members_of_etcd_may_die_or_hang() {
-    let Some(mut fleet) = Fleet::start("f6", 3, &["a", "b", "c"]) else { return };
+    let Some(fleet) = Fleet::start("f6", 3, &["a", "b", "c"]) else { return };
     let job = fleet.acquire("a", &JOB);
     let port = job.start();
     let leader = fleet.cluster.leader();

@@ -21,7 +21,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::world::Fleet;
+use crate::{etcd::signal, world::Fleet};
 
 const JOBS: &str = "PORTKEEP_FLEET_JOBS";
 const SEED: &str = "PORTKEEP_FLEET_SEED";
@@ -194,53 +194,77 @@ fn job(fleet: &Fleet, tally: &Tally, number: usize, random: &mut Random) {
     child.wait().unwrap();
 }
 
+/// Starts daemons anew that have died.
+struct ServiceManager<'f> {
+    fleet: &'f Fleet,
+    started: Mutex<BTreeMap<&'static str, Running>>,
+}
+
+impl ServiceManager<'_> {
+    /// The daemon of a host, if it lives. A process that has died stays until its successor is started, so its pid is
+    /// not used again.
+    fn daemon(&self, host: &str) -> Option<u32> {
+        let first = || self.fleet.host(host).daemon.as_ref().unwrap().pid();
+        let pid = self.started.lock().unwrap().get(host).map_or_else(first, Running::pid);
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        state.rsplit_once(')').filter(|(_, rest)| !rest.starts_with(" Z")).map(|_| pid)
+    }
+
+    /// A daemon that lives.
+    fn any(&self, random: &mut Random) -> u32 {
+        loop {
+            match self.daemon(random.of(&HOSTS)) {
+                Some(pid) => return pid,
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn run(&self, over: &AtomicBool) {
+        let fleet = self.fleet;
+        while !over.load(Ordering::Relaxed) {
+            for host in HOSTS.into_iter().filter(|host| self.daemon(host).is_none()) {
+                let mut command = fleet.command(host, &["daemon"]);
+                let log = fleet.host(host).machine.folder.path().join("fleet.log");
+                let log = fs::File::options().append(true).open(log).unwrap();
+                let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+                self.started.lock().unwrap().insert(host, Running(child));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        // They serve until all is free.
+        fleet.is_free();
+    }
+}
+
 /// One thing fails at a time, and works again before the next one fails.
-fn misfortune(fleet: &Fleet, random: &mut Random) {
+fn misfortune(fleet: &Fleet, manager: &ServiceManager<'_>, random: &mut Random) {
     let pause = Duration::from_millis(200 + random.below(1500));
-    let host = random.of(&HOSTS);
-    let cable = format!("h-{host}");
-    match random.below(3) {
+    let paused = |pid| {
+        signal(pid, Signal::STOP);
+        thread::sleep(pause);
+        signal(pid, Signal::CONT);
+    };
+    let members = &fleet.cluster.members;
+    let member = &members[random.index(members.len())];
+    match random.below(5) {
         0 => {
+            let cable = format!("h-{}", random.of(&HOSTS));
             fleet.switch.cut(&cable);
             thread::sleep(pause);
             fleet.switch.heal(&cable);
         }
-        1 => {
-            let members = &fleet.cluster.members;
-            let victim = &members[random.index(members.len())];
-            victim.signal(Signal::STOP);
+        1 => paused(member.pid()),
+        2 => {
+            member.kill();
             thread::sleep(pause);
-            victim.signal(Signal::CONT);
+            member.start();
         }
-        _ => {
-            // SIGKILL. A service manager acts after that.
-            let daemon = fleet.host(host).daemon.as_ref().unwrap().pid();
-            crate::etcd::signal(daemon, Signal::KILL);
-        }
+        3 => paused(manager.any(random)),
+        // SIGKILL. The service manager acts after that.
+        _ => signal(manager.any(random), Signal::KILL),
     }
     thread::sleep(Duration::from_millis(300));
-}
-
-/// Starts daemons anew that have died.
-fn service_manager(fleet: &Fleet, over: &AtomicBool) {
-    let mut running: BTreeMap<&str, Running> = BTreeMap::new();
-    while !over.load(Ordering::Relaxed) {
-        for host in HOSTS {
-            let first = fleet.host(host).daemon.as_ref().unwrap().pid();
-            let pid = running.get(host).map_or(first, Running::pid);
-            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            if state.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" Z")) {
-                let mut command = fleet.command(host, &["daemon"]);
-                let log =
-                    fs::File::options().append(true).open(fleet.host(host).machine.folder.path().join("fleet.log"));
-                let child = command.stdout(Stdio::null()).stderr(log.unwrap()).spawn().unwrap();
-                running.insert(host, Running(child));
-            }
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    // They serve until all is free.
-    fleet.is_free();
 }
 
 #[test]
@@ -252,14 +276,16 @@ fn f5_random_jobs_leave_no_port_with_two_owners_and_nothing_behind() {
     let hostile = HOSTS.map(|host| Hostile::start(&fleet, host));
     let tally = Tally { granted: Mutex::default(), refused: Mutex::default(), next: AtomicUsize::new(0), jobs };
     let (over, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let manager = ServiceManager { fleet: &fleet, started: Mutex::default() };
     let began = Instant::now();
     thread::scope(|scope| {
         let (fleet, tally, over, done) = (&fleet, &tally, &over, &done);
-        let manager = scope.spawn(move || service_manager(fleet, over));
+        let manager = &manager;
+        let service = scope.spawn(move || manager.run(over));
         let chaos = scope.spawn(move || {
             let mut random = Random::stream(seed, &[99]);
             while !done.load(Ordering::Relaxed) {
-                misfortune(fleet, &mut random);
+                misfortune(fleet, manager, &mut random);
             }
         });
         let requesters: Vec<_> = (0..REQUESTERS)
@@ -281,7 +307,7 @@ fn f5_random_jobs_leave_no_port_with_two_owners_and_nothing_behind() {
         done.store(true, Ordering::Relaxed);
         let failed = chaos.join().is_err() || failed;
         over.store(true, Ordering::Relaxed);
-        assert!(manager.join().is_ok() && !failed, "seed {seed}");
+        assert!(service.join().is_ok() && !failed, "seed {seed}");
     });
     let granted = tally.granted.into_inner().unwrap();
     let taken: Vec<Had> = HOSTS.iter().zip(&hostile).flat_map(|(host, hostile)| hostile.had(host)).collect();
