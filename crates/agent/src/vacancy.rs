@@ -17,8 +17,9 @@
 //! without it left behind, orphaned connections included. It does not listen: bind with SO_REUSEADDR already conflicts
 //! with listeners, and a probe that listened might accept another program's connection.
 //!
-//! While a probe is bound, no other process can bind the port. So the ports with listed sockets are checked first: then
-//! a block with a socket in the way is refused before a probe binds any of its free ports.
+//! While a probe is bound, no other process can bind the port. Any user can request a block that is refused, again and
+//! again. So for a request the ports with listed sockets are checked first: then a block with a socket in the way is
+//! refused before a probe binds any of its free ports.
 //!
 //! Not visible: if a client set SO_REUSEADDR, bound and connected, it looks like an accepted connection and does not
 //! count. Before Linux 6.8 sock_diag does not list TCP sockets that are only bound. The probe conflicts with them all
@@ -71,7 +72,7 @@ impl Prober {
         }
         let mut candidates = Vec::new();
         for look in &looks {
-            candidates.extend(look.candidates()?.into_iter().map(|candidate| (candidate, look)));
+            candidates.extend(look.listed_first()?.into_iter().map(|candidate| (candidate, look)));
         }
         candidates.sort_by_key(|(candidate, _)| *candidate);
         for ((_, port), look) in candidates {
@@ -113,9 +114,18 @@ impl Look<'_> {
         Ok(self.listing.get().expect("set just now"))
     }
 
-    /// The ports that have to be checked one by one, in this order: those with a socket. If the block is short, or
-    /// sock_diag does not list every socket, all of them.
+    /// The ports that have to be checked one by one, in this order. For a short block this needs no listing, which
+    /// costs some milliseconds.
     pub(crate) fn candidates(&self) -> io::Result<Vec<(Listed, u16)>> {
+        if self.prober.mark.is_some() && self.ports.count() <= MANY {
+            return Ok(self.ports.iter().map(|port| (Listed::Nothing, port)).collect());
+        }
+        self.listed_first()
+    }
+
+    /// The same, with the ports of listed sockets first. If the block is long and sock_diag lists every socket, only
+    /// these.
+    fn listed_first(&self) -> io::Result<Vec<(Listed, u16)>> {
         let listing = self.listing()?;
         let mut listed = BTreeMap::new();
         if self.prober.mark.is_some() && (self.ports.count() <= MANY || !listing.complete) {
