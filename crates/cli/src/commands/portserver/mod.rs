@@ -65,10 +65,13 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
+    // Before the socket, so that a signal never leaves its file behind.
+    let signals = signals::SignalPipe::new()?;
     if std::env::var_os(workers::WORKER).is_some() {
         // The kernel notes the name of the thread that reserves.
         rustix::thread::set_name(c"portkeep")?;
-        server::Server::new(server::Source::Channel(rustix::stdio::stdin().try_clone_to_owned()?.into()))?.run(io)?;
+        let channel = server::Source::Channel(rustix::stdio::stdin().try_clone_to_owned()?.into());
+        server::Server::new(channel, signals)?.run(io)?;
         return Ok(DONE);
     }
     portkeep::version().context("a port server needs kernel enforcement (`portkeep up`)")?;
@@ -78,9 +81,9 @@ pub(crate) fn run(args: Args, io: &mut Io<'_>) -> anyhow::Result<u8> {
     };
     io.note(format_args!("serving ports on {}; set PORTSERVER_ADDRESS to it", args.address));
     if geteuid().is_root() {
-        workers::serve(listener, io)?;
+        workers::serve(listener, &signals, io)?;
     } else {
-        server::Server::new(server::Source::Listener(listener))?.run(io)?;
+        server::Server::new(server::Source::Listener(listener), signals)?.run(io)?;
     }
     Ok(DONE)
 }

@@ -93,9 +93,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(source: Source) -> io::Result<Self> {
+    pub(super) fn new(source: Source, signals: SignalPipe) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let signals = SignalPipe::new()?;
         match &source {
             Source::Listener(listener) => listener.set_nonblocking(true)?,
             Source::Channel(channel) => channel.set_nonblocking(true)?,

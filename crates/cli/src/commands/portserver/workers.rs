@@ -56,8 +56,7 @@ impl Drop for Worker {
 }
 
 /// Serve until SIGTERM or SIGINT.
-pub(super) fn serve(listener: UnixListener, io: &mut Io<'_>) -> io::Result<()> {
-    let signals = SignalPipe::new()?;
+pub(super) fn serve(listener: UnixListener, signals: &SignalPipe, io: &mut Io<'_>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let mut workers = HashMap::new();
     let mut complaints = Complaints::default();
@@ -76,7 +75,7 @@ pub(super) fn serve(listener: UnixListener, io: &mut Io<'_>) -> io::Result<()> {
         }
         complaints.print_due(io);
         if statistics {
-            ask_for_statistics(&signals, &workers, io);
+            ask_for_statistics(signals, &workers, io);
         }
         if connections {
             match listener.accept() {
